@@ -1,0 +1,37 @@
+"""The exception tree. Every message says what came, what was expected and what to do.
+
+The command line prints the message alone and ends with exit code 1 (2 for UsageError);
+from Python, `except VizslaError` catches all that this package raises on purpose.
+"""
+
+
+class VizslaError(Exception):
+    """Something could not be done; the message is meant for people."""
+
+
+class UsageError(VizslaError):
+    """The call itself is wrong: an unknown name, options that exclude each other."""
+
+
+class DataError(VizslaError):
+    """Images, labels, rankings or numbers that do not fit what is asked of them."""
+
+
+class ImageError(DataError):
+    """One picture cannot be read. The message is the reason alone, without the path."""
+
+
+class ModelError(VizslaError):
+    """Weights, backbones or embedders that cannot be built, loaded or run."""
+
+
+class StorageError(VizslaError):
+    """An artefact cannot be written, is missing, or is damaged."""
+
+
+class MissingExtraError(VizslaError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an extra: pip install 'vizsla[{extra}]'")
+        self.extra = extra

@@ -1,0 +1,101 @@
+"""The folders that a run leaves behind: results/, submissions/, visualizations/, runs/<run id>/.
+
+Knows folders and JSON, nothing of images or scores.
+"""
+
+import datetime
+import logging
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.errors import DataError, StorageError
+
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: `folder` is <home>/runs/<id>."""
+
+    home: Path
+    id: str
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "runs" / self.id
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration: every `auto` replaced by what was chosen."""
+        return storage.read_sealed_json(self.folder / "config.json")
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        storage.write_sealed_json(self.folder / "config.json", config)
+
+    def result_path(self, model_name: str) -> Path:
+        return self.home / "results" / f"{file_safe(model_name)}_metrics_{self.id}.json"
+
+    def submission_path(self, model_name: str) -> Path:
+        return self.home / "submissions" / f"sub_{file_safe(model_name)}_{self.id}.json"
+
+    def figures_folder(self, model_name: str) -> Path:
+        return self.home / "visualizations" / f"{file_safe(model_name)}_{self.id}"
+
+
+def create_run(home: str | Path = ".") -> Run:
+    """A new run with an empty folder of its own."""
+    home = Path(home)
+    for _ in range(100):
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        run = Run(home, f"{stamp}-{secrets.token_hex(2)}")
+        try:
+            run.folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise storage.storage_error("write", run.folder, error) from error
+        return run
+    raise StorageError(f"cannot make a new folder in {home / 'runs'}: a hundred ids were taken")
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run whose folder this is; DataError when it is not one."""
+    folder = Path(folder)
+    if not is_run(folder):
+        raise DataError(
+            f"{folder} is not a run: expected a folder like runs/20260131-235959-0a1b "
+            "with a config.json inside"
+        )
+    return Run(folder.parent.parent, folder.name)
+
+
+def is_run(folder: str | Path) -> bool:
+    folder = Path(folder)
+    return RUN_ID.fullmatch(folder.name) is not None and (folder / "config.json").is_file()
+
+
+def file_safe(name: str) -> str:
+    """A model's name as part of a file name: `timm:resnet10t` → `timm-resnet10t`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+class log_to:
+    """Context: what is logged under "vizsla" also goes to `path`, with times."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.handler.setLevel(logging.DEBUG)
+        logging.getLogger("vizsla").addHandler(self.handler)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("vizsla").removeHandler(self.handler)
+        self.handler.close()

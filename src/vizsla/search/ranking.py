@@ -1,0 +1,158 @@
+"""Ranking: for every query the gallery ids by falling score. Knows no labels and no vectors."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vizsla import storage
+from vizsla.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """For each of Q queries up to K gallery images, best first.
+
+    queries: Q ids. gallery: the ids that `positions` point into.
+    positions: (Q, K) int64, -1 behind a row's end (rows may differ in length).
+    scores: (Q, K) float64 falling along a row, nan behind its end; None where unknown.
+    gallery_size: G where the whole gallery is known, else None (as from a submission file).
+    origin: what made it (model_id, k, …), for the record.
+    """
+
+    queries: list[str]
+    gallery: list[str]
+    positions: np.ndarray
+    scores: np.ndarray | None = None
+    gallery_size: int | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(set(self.queries)) != len(self.queries):
+            raise DataError("a ranking must hold each query once; some occur twice")
+        if self.positions.ndim != 2 or len(self.positions) != len(self.queries):
+            raise DataError(
+                f"positions have shape {self.positions.shape}, expected ({len(self.queries)}, K)"
+            )
+        if self.scores is not None and self.scores.shape != self.positions.shape:
+            raise DataError(
+                f"scores have shape {self.scores.shape}, positions {self.positions.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def depth(self) -> int:
+        """K: the length of the longest row."""
+        return int(self.positions.shape[1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(Q,) int64: how many gallery images each row holds."""
+        return (self.positions >= 0).sum(axis=1)
+
+    def row(self, i: int) -> list[str]:
+        """The gallery ids of query i, best first."""
+        return [self.gallery[p] for p in self.positions[i] if p >= 0]
+
+    def head(self, k: int) -> "Ranking":
+        """The same ranking, cut to the first k."""
+        return Ranking(
+            self.queries,
+            self.gallery,
+            self.positions[:, :k],
+            None if self.scores is None else self.scores[:, :k],
+            self.gallery_size,
+            self.origin,
+        )
+
+    @staticmethod
+    def from_lists(
+        lists: Mapping[str, Sequence[str]], scores: Mapping[str, Sequence[float]] | None = None
+    ) -> "Ranking":
+        """From {query: [gallery id, …]}, as a submission holds it; G stays unknown."""
+        gallery = sorted({name for row in lists.values() for name in row}, key=str.encode)
+        position = {name: i for i, name in enumerate(gallery)}
+        shape = (len(lists), max((len(row) for row in lists.values()), default=0))
+        positions = np.full(shape, -1, dtype=np.int64)
+        values = None if scores is None else np.full(shape, np.nan)
+        for i, (query, row) in enumerate(lists.items()):
+            positions[i, : len(row)] = [position[name] for name in row]
+            if values is not None and scores is not None:
+                values[i, : len(row)] = scores[query]
+        return Ranking(list(lists), gallery, positions, values)
+
+    def to_lists(self, k: int | None = None) -> dict[str, list[str]]:
+        cut = self if k is None else self.head(k)
+        return {query: cut.row(i) for i, query in enumerate(cut.queries)}
+
+    def save(self, path: str | Path) -> None:
+        """One Parquet file: query, rank (from 1), gallery, score.
+
+        A query without results is one row of rank 0 with a null gallery.
+        """
+        lengths = self.lengths
+        rows = np.maximum(lengths, 1)
+        query = np.repeat(np.arange(len(self)), rows)
+        first = np.repeat(np.cumsum(rows) - rows, rows)
+        column = np.arange(len(query)) - first
+        empty = np.repeat(lengths == 0, rows)
+        if self.depth == 0:
+            position = np.full(len(query), -1)
+            score = np.full(len(query), np.nan)
+        else:
+            position = self.positions[query, column]
+            known = self.scores is not None
+            score = self.scores[query, column] if known else np.full(len(query), np.nan)  # type: ignore[index]
+        table = pa.table(
+            {
+                "query": pa.DictionaryArray.from_arrays(
+                    pa.array(query, pa.int32()), pa.array(self.queries, pa.string())
+                ),
+                "rank": pa.array(np.where(empty, 0, column + 1), pa.int32()),
+                "gallery": pa.DictionaryArray.from_arrays(
+                    pa.array(position, pa.int32(), mask=empty), pa.array(self.gallery, pa.string())
+                ),
+                "score": pa.array(score, pa.float64(), mask=np.isnan(score)),
+            }
+        )
+        about = {"gallery_size": self.gallery_size, "origin": self.origin, "form": "ranking/1"}
+        storage.write_sealed_table(
+            path, table.replace_schema_metadata({"vizsla": json.dumps(about)})
+        )
+
+    @staticmethod
+    def load(path: str | Path) -> "Ranking":
+        """Reads what `save` wrote. StorageError: damaged; DataError: another kind of file."""
+        table = storage.read_sealed_table(path)
+        about = json.loads((table.schema.metadata or {}).get(b"vizsla", b"{}"))
+        if about.get("form") != "ranking/1":
+            raise DataError(f"{path} is not a ranking: it says form={about.get('form')!r}")
+        query_of, queries = _encoded(table["query"])
+        name_of, gallery = _encoded(table["gallery"])
+        rank = table["rank"].to_numpy()
+        filled = rank > 0
+        shape = (len(queries), int(rank.max(initial=0)))
+        positions = np.full(shape, -1, dtype=np.int64)
+        positions[query_of[filled], rank[filled] - 1] = name_of[filled]
+        score = table["score"]
+        scores = None
+        if score.null_count < filled.sum():
+            scores = np.full(shape, np.nan)
+            scores[query_of[filled], rank[filled] - 1] = score.to_numpy()[filled]
+        return Ranking(
+            queries, gallery, positions, scores, about["gallery_size"], about.get("origin", {})
+        )
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """Codes (rows,), -1 for null, and the names in order of first use."""
+    encoded = pc.dictionary_encode(column.cast(pa.string())).combine_chunks()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, encoded.dictionary.to_pylist()

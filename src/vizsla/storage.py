@@ -1,0 +1,253 @@
+"""Artefacts on disk: written whole or not at all, verified before they are read.
+
+Small files (JSON, single Parquet files) carry their own SHA-256, a *seal*: the digest of the file
+with the digest's own 64 digits set to zero. Large files are named, with their SHA-256, in a sealed
+manifest. Knows nothing of what the artefacts mean.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vizsla.errors import StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SEAL_KEY = "vizsla.seal"
+_SEAL_START = "vizsla-sha256:"
+_UNSEALED = _SEAL_START + "0" * 64
+_MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it costs milliseconds
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`; when the block ends well, it becomes `path` in one step.
+
+    Whatever goes wrong (Ctrl-C included), `path` keeps its old content or stays absent.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    with writing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """JSON that people may read and edit: not sealed. NaN is refused, unknown is null."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sealed_json(path: str | Path, content: dict[str, Any]) -> None:
+    text = json.dumps(
+        {**content, SEAL_KEY: _UNSEALED}, indent=1, ensure_ascii=False, allow_nan=False
+    )
+    write_bytes(path, seal(text.encode()))
+
+
+def write_sealed_table(path: str | Path, table: "pa.Table") -> None:
+    """One Parquet file that carries its own hash."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = {**(table.schema.metadata or {}), SEAL_KEY.encode(): _UNSEALED.encode()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, store_schema=False)
+    write_bytes(path, seal(sink.getvalue().to_pybytes()))
+
+
+def write_table(path: str | Path, table: "pa.Table") -> str:
+    """Writes Parquet without a seal; the SHA-256 of the file, for a manifest."""
+    import pyarrow.parquet as pq
+
+    with writing(path) as temporary:
+        pq.write_table(table, temporary, compression="none", store_schema=False)
+        return sha256_of(temporary)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise storage_error("read", Path(path), error) from error
+
+
+def read_json(path: str | Path) -> Any:
+    data = read_bytes(path)
+    try:
+        return json.loads(data)
+    except ValueError as error:  # also invalid UTF-8
+        raise StorageError(f"{path} is not JSON ({error})") from error
+
+
+def read_sealed_json(path: str | Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(unsealed(read_bytes(path), path))
+    del content[SEAL_KEY]
+    return content
+
+
+def read_sealed_table(path: str | Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = unsealed(read_bytes(path), path)
+    return pq.read_table(pa.BufferReader(data))
+
+
+def read_table(path: str | Path, sha256: str, columns: list[str] | None = None) -> "pa.Table":
+    """A Parquet file of a manifest, after its hash was checked. Memory-mapped."""
+    import pyarrow.parquet as pq
+
+    verify(path, sha256)
+    return pq.read_table(str(path), columns=columns, memory_map=True)
+
+
+# ── hashes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def seal(data: bytes) -> bytes:
+    """`data` with the one empty seal in it replaced by its digest."""
+    if data.count(_UNSEALED.encode()) != 1:
+        raise StorageError("cannot seal: the content must hold exactly one empty seal")
+    digest = hashlib.sha256(data).hexdigest()
+    return data.replace(_UNSEALED.encode(), (_SEAL_START + digest).encode())
+
+
+def unsealed(data: bytes, path: str | Path) -> bytes:
+    """`data`, after its seal was found to be right; StorageError otherwise."""
+    start = data.rfind(_SEAL_START.encode())
+    if start < 0:
+        raise StorageError(
+            f"{path} carries no seal: it is damaged, or was not written by vizsla. "
+            "Make it again with the command that wrote it"
+        )
+    digits = slice(start + len(_SEAL_START), start + len(_UNSEALED))
+    blank = data[: digits.start] + b"0" * 64 + data[digits.stop :]
+    if hashlib.sha256(blank).hexdigest().encode() != data[digits]:
+        raise StorageError(
+            f"{path} is damaged: its content does not match its own SHA-256. "
+            "Restore it from a copy, or make it again with the command that wrote it"
+        )
+    return data
+
+
+def sha256_of(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: str | Path, sha256: str, *, force: bool = False) -> None:
+    """StorageError unless the file has this hash.
+
+    A large file is hashed once for each (size, mtime, inode), remembered between processes;
+    `force` hashes it again.
+    """
+    path = Path(path)
+    try:
+        state = path.stat()
+        memo = _memo_path(path, state, sha256) if state.st_size >= _MEMO_FROM_BYTES else None
+        if memo and memo.exists() and not force:
+            return
+        found = sha256_of(path)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if found != sha256:
+        raise StorageError(
+            f"{path} is damaged: its SHA-256 is {found[:12]}…, expected {sha256[:12]}…. "
+            "Restore it from a copy, or delete it and run the command that wrote it again"
+        )
+    if memo:
+        with contextlib.suppress(OSError):  # a read-only cache folder costs time, nothing else
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            memo.touch()
+
+
+def cache_folder() -> Path:
+    """Where this user's vizsla keeps what can be made again. VIZSLA_CACHE sets it."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VIZSLA_CACHE") or Path(base) / "vizsla")
+
+
+def _memo_path(path: Path, state: os.stat_result, sha256: str) -> Path:
+    known = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}|{sha256}"
+    return cache_folder() / "verified" / hashlib.sha256(known.encode()).hexdigest()
+
+
+# ── errors and locks ─────────────────────────────────────────────────────────────────────────────
+
+
+def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
+    """The StorageError that says in words what the operating system said in a number."""
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space and run the command again",
+        errno.EDQUOT: "your disk quota is used up: free some space and run the command again",
+        errno.EROFS: "the file system is read-only: choose another folder",
+        errno.EACCES: "permission denied: choose a folder that you may use",
+        errno.EPERM: "not permitted: choose a folder that you may use",
+        errno.ENOENT: "there is no such file or folder",
+        errno.EISDIR: "it is a folder, a file was expected",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EFBIG: "the file is larger than this file system allows",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return StorageError(f"cannot {verb} {path}: {advice}")
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Holds `folder` for this process; a second process gets a StorageError at once."""
+    import filelock
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StorageError(
+            f"another process is writing to {folder}: wait for it to end, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise storage_error("write", folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
