@@ -1,0 +1,237 @@
+"""Exact nearest neighbours by cosine: chunked matrix products with a reproducible order.
+
+Unit vectors are rounded to multiples of 2^-26. The products of two such numbers and all their
+partial sums are multiples of 2^-52 below 2, so a float64 matrix product adds them without any
+rounding: a score does not depend on chunks, threads, hardware or position, and equal vectors get
+equal scores. Rounding moves a score by about 1e-8, less than float32 arithmetic does. Ties go to
+the earlier gallery position.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vizsla.errors import DataError
+from vizsla.model.embeddings import Embeddings
+from vizsla.search.ranking import Ranking
+
+GRID = 2.0**26
+FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
+LIMITED_DEPTH = 1_000
+SPARE = 32  # candidates beyond k that the float32 pass keeps
+CHUNK_BYTES = 64 * 2**20  # of one score matrix; some four such live at a time
+
+
+def default_depth(gallery_size: int) -> int:
+    return gallery_size if gallery_size <= FULL_DEPTH else LIMITED_DEPTH
+
+
+def search(
+    queries: Embeddings,
+    gallery: Embeddings,
+    k: int | None = None,
+    *,
+    same_set: bool = False,
+    device: str = "cpu",
+) -> Ranking:
+    """The k gallery images nearest to each query (default: DESIGN's depth), best first.
+
+    same_set: queries and gallery are one set, so each query's own id is left out.
+    DataError: models differ, k does not fit.
+    """
+    comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
+    available = len(gallery) - (1 if same_set else 0)
+    k = min(default_depth(len(gallery)), available) if k is None else k
+    check_k(k, available)
+    positions, scores = top_k(queries.vectors, gallery.vectors, k + same_set, device=device)
+    if same_set:
+        positions, scores = _without_self(queries.ids, gallery.ids, positions, scores, k)
+    origin = {"model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set}
+    return Ranking(queries.ids, gallery.ids, positions, scores, len(gallery), origin)
+
+
+def comparable(query_model: str, gallery_model: str, query_dim: int, gallery_dim: int) -> None:
+    """DataError unless vectors of the two may be compared."""
+    if query_model != gallery_model:
+        raise DataError(
+            f"the queries were embedded by model {query_model}, the gallery by {gallery_model}: "
+            "their vectors cannot be compared; embed both with one model"
+        )
+    if query_dim != gallery_dim:
+        raise DataError(f"queries have {query_dim} dimensions, the gallery {gallery_dim}")
+
+
+def check_k(k: int, available: int) -> None:
+    if not 1 <= k <= available:
+        raise DataError(
+            f"k={k}, but the gallery offers {available} images: choose k from 1 to {available}"
+        )
+
+
+def top_k(
+    queries: np.ndarray, gallery: np.ndarray, k: int, *, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (Q, k) int64 and scores (Q, k) float64 of each query's k best.
+
+    queries: (Q, D), gallery: (G, D), float32 or float16 unit rows; may be memory-mapped.
+    """
+    G = len(gallery)
+    positions = np.empty((len(queries), k), np.int64)
+    scores = np.empty((len(queries), k))
+    wanted = k + SPARE
+    for part in _slices(len(queries), 1024 if wanted * 4 < G else _rows(G)):
+        if wanted * 4 < G:
+            found = _by_candidates(queries[part], gallery, k, device)
+        else:
+            found = _by_all(queries[part], gallery, k, device)
+        positions[part], scores[part] = found
+    return positions, scores
+
+
+def exact_scores(queries: Tensor, gallery: Tensor) -> Tensor:
+    """(Q, G) float64 cosines, free of rounding: see the module's docstring.
+
+    Both in grid units, as `on_grid` gives them.
+    """
+    return (queries @ gallery.T) / GRID**2
+
+
+def on_grid(vectors: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
+    """Unit rows (N, D) as whole numbers of 2^-26, float64."""
+    tensor = (
+        torch.as_tensor(np.ascontiguousarray(vectors))
+        if isinstance(vectors, np.ndarray)
+        else vectors
+    )
+    return torch.round(tensor.to(device, torch.float64) * GRID)
+
+
+def relevant_ranks(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    relevant: Sequence[np.ndarray],
+    *,
+    ignored: Sequence[np.ndarray] | None = None,
+    device: str = "cpu",
+) -> list[np.ndarray]:
+    """The ranks (from 1, rising) of each query's relevant images in the whole gallery.
+
+    Counts the scores above, chunk by chunk, so no ranking of the whole gallery is ever made.
+    relevant, ignored: gallery positions for each query; the ignored (junk, self) take no rank.
+    """
+    above = [np.zeros(len(wanted), np.int64) for wanted in relevant]
+    own = [_scores_at(queries[i], gallery, wanted, device) for i, wanted in enumerate(relevant)]
+    for q_part in _slices(len(queries), 256):
+        grid = on_grid(queries[q_part], device)
+        for g_part in _slices(len(gallery), _rows(256)):
+            block = exact_scores(grid, on_grid(gallery[g_part], device)).cpu().numpy()
+            for row, i in enumerate(range(q_part.start, q_part.stop)):
+                skip = None if ignored is None else ignored[i]
+                above[i] += _count_above(block[row], g_part, own[i], relevant[i], skip)
+    return [np.sort(counts) + 1 for counts in above]
+
+
+def _count_above(
+    block: np.ndarray, part: slice, own: np.ndarray, at: np.ndarray, ignored: np.ndarray | None
+) -> np.ndarray:
+    """How many of this block's scores stand before each (score, position) pair."""
+    if ignored is not None and len(ignored):
+        inside = ignored[(ignored >= part.start) & (ignored < part.stop)] - part.start
+        block = block.copy()
+        block[inside] = -np.inf
+    ordered = np.sort(block)
+    greater = len(ordered) - np.searchsorted(ordered, own, side="right")
+    tied = len(ordered) - np.searchsorted(ordered, own, side="left") - greater
+    for j in np.flatnonzero(tied):
+        equal = np.flatnonzero(block == own[j]) + part.start
+        greater[j] += int((equal < at[j]).sum())
+    return greater
+
+
+def _scores_at(query: np.ndarray, gallery: np.ndarray, at: np.ndarray, device: str) -> np.ndarray:
+    return exact_scores(on_grid(query[None], device), on_grid(gallery[at], device))[0].cpu().numpy()
+
+
+def _by_all(
+    queries: np.ndarray, gallery: np.ndarray, k: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every score, exactly, then a stable sort: for deep rankings."""
+    grid = on_grid(queries, device)
+    parts = _slices(len(gallery), _rows(gallery.shape[1]))
+    scores = torch.cat(
+        [exact_scores(grid, on_grid(gallery[p], device)) for p in parts], dim=1
+    )  # (q, G)
+    values, order = torch.sort(scores, dim=1, descending=True, stable=True)
+    return order[:, :k].cpu().numpy(), values[:, :k].cpu().numpy()
+
+
+def _by_candidates(
+    queries: np.ndarray, gallery: np.ndarray, k: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 finds k + SPARE candidates, exact scores order them.
+
+    Where more images than SPARE stand within the float32 error of the k-th, all scores of that
+    query are computed exactly instead.
+    """
+    wanted = k + SPARE
+    found = _candidates(torch.as_tensor(queries, dtype=torch.float32), gallery, wanted, device)
+    exact = np.stack(
+        [_scores_at(queries[i], gallery, row, device) for i, row in enumerate(found.positions)]
+    )
+    order = np.lexsort((found.positions, -exact), axis=1)[:, :k]
+    positions = np.take_along_axis(found.positions, order, axis=1)
+    scores = np.take_along_axis(exact, order, axis=1)
+    tolerance = 2 * 4 * gallery.shape[1] ** 0.5 * 2.0**-24  # float32 errors add up as random steps
+    unsure = np.flatnonzero(found.scores[:, -1] >= found.scores[:, k - 1] - tolerance)
+    for part in _slices(len(unsure), _rows(len(gallery))):
+        rows = unsure[part]
+        positions[rows], scores[rows] = _by_all(queries[rows], gallery, k, device)
+    return positions, scores
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    positions: np.ndarray  # (q, wanted) int64
+    scores: np.ndarray  # (q, wanted) float32, falling
+
+
+def _candidates(queries: Tensor, gallery: np.ndarray, wanted: int, device: str) -> _Candidates:
+    queries = queries.to(device)
+    values = torch.empty((len(queries), 0), device=device)
+    positions = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
+    for part in _slices(len(gallery), max(_rows(len(queries) * 2), wanted)):
+        block = torch.as_tensor(np.ascontiguousarray(gallery[part])).to(device, torch.float32)
+        scores = queries @ block.T  # (q, chunk)
+        best, at = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
+        values = torch.cat([values, best], dim=1)
+        positions = torch.cat([positions, at + part.start], dim=1)
+        values, order = torch.topk(values, min(wanted, values.shape[1]), dim=1)
+        positions = torch.gather(positions, 1, order)
+    return _Candidates(positions.cpu().numpy(), values.cpu().numpy())
+
+
+def _without_self(
+    query_ids: Sequence[str],
+    gallery_ids: Sequence[str],
+    positions: np.ndarray,
+    scores: np.ndarray,
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    place = {name: i for i, name in enumerate(gallery_ids)}
+    own = np.array([place.get(name, -1) for name in query_ids])
+    keep = positions != own[:, None]
+    keep[keep.all(axis=1), -1] = False  # the query is not among its k + 1 nearest
+    return positions[keep].reshape(-1, k), scores[keep].reshape(-1, k)
+
+
+def _rows(width: int) -> int:
+    """How many float64 rows of this width fill one chunk."""
+    return max(1, CHUNK_BYTES // (8 * max(1, width)))
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
