@@ -78,7 +78,7 @@ def write_sealed_table(path: str | Path, table: "pa.Table") -> None:
 
     metadata = {**(table.schema.metadata or {}), SEAL_KEY.encode(): _UNSEALED.encode()}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, store_schema=False)
+    pq.write_table(table.replace_schema_metadata(metadata), sink)
     write_bytes(path, seal(sink.getvalue().to_pybytes()))
 
 
@@ -87,7 +87,7 @@ def write_table(path: str | Path, table: "pa.Table") -> str:
     import pyarrow.parquet as pq
 
     with writing(path) as temporary:
-        pq.write_table(table, temporary, compression="none", store_schema=False)
+        pq.write_table(table, temporary, compression="none")
         return sha256_of(temporary)
 
 

@@ -1,0 +1,122 @@
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vizsla.errors import DataError
+from vizsla.model.embeddings import Embeddings
+from vizsla.search import exact
+
+
+def unit(n: int, d: int, seed: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def reference(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """An independent way to the same order: Python integers, sorted."""
+    q = np.rint(queries.astype(np.float64) * 2**26).astype(object)
+    g = np.rint(gallery.astype(np.float64) * 2**26).astype(object)
+    dots = q.dot(g.T)
+    order = np.array(
+        [sorted(range(len(g)), key=lambda j: (-row[j], j))[:k] for row in dots], dtype=np.int64
+    )
+    values = np.array(
+        [[float(row[j]) / 2.0**52 for j in o] for row, o in zip(dots, order, strict=True)]
+    )
+    return order, values
+
+
+@pytest.mark.parametrize(("G", "k"), [(60, 60), (60, 1), (700, 10), (700, 300)])
+def test_equal_to_integer_arithmetic(G: int, k: int) -> None:
+    queries, gallery = unit(9, 33, 0), unit(G, 33, 1)
+    gallery[G // 2 :: 7] = gallery[0]  # ties
+    positions, scores = exact.top_k(queries, gallery, k)
+    expected, values = reference(queries, gallery, k)
+    np.testing.assert_array_equal(positions, expected)
+    np.testing.assert_array_equal(scores, values)
+
+
+def test_more_ties_than_spare_candidates() -> None:
+    gallery = np.repeat(unit(4, 16, 2), 400, axis=0)
+    positions, scores = exact.top_k(unit(5, 16, 3), gallery, 10)
+    expected, values = reference(unit(5, 16, 3), gallery, 10)
+    np.testing.assert_array_equal(positions, expected)
+    np.testing.assert_array_equal(scores, values)
+
+
+def test_near_ties_beyond_float32_are_ordered_right() -> None:
+    """Neighbours that float32 cannot tell apart, far more of them than spare candidates."""
+    base = unit(1, 64, 4)
+    gallery = base + 2e-8 * unit(2000, 64, 5)
+    gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
+    positions, _ = exact.top_k(base, gallery, 5)
+    np.testing.assert_array_equal(positions, reference(base, gallery, 5)[0])
+
+
+def test_the_order_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, gallery = unit(40, 24, 6), unit(900, 24, 7)
+    found = []
+    for chunk_bytes in (2**26, 2**15, 2**12):
+        monkeypatch.setattr(exact, "CHUNK_BYTES", chunk_bytes)
+        found.append(exact.top_k(queries, gallery, 15) + exact.top_k(queries, gallery, 900))
+    for one, other in itertools.combinations(found, 2):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_scores_are_cosines() -> None:
+    queries, gallery = unit(9, 512, 0), unit(50, 512, 1)
+    positions, scores = exact.top_k(queries, gallery, 50)
+    cosines = queries.astype(np.float64) @ gallery.astype(np.float64).T
+    np.testing.assert_allclose(scores, np.take_along_axis(cosines, positions, 1), atol=5e-8)
+
+
+@pytest.mark.parametrize("chunk_bytes", [2**26, 2**13])
+def test_relevant_ranks_are_those_of_the_whole_ranking(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(exact, "CHUNK_BYTES", chunk_bytes)
+    queries, gallery = unit(20, 8, 8), unit(500, 8, 9)
+    gallery[100:200] = gallery[0]
+    dice = np.random.default_rng(0)
+    relevant = [dice.choice(500, size=n, replace=False) for n in range(20)]
+    ignored = [np.setdiff1d(dice.choice(500, size=30), found) for found in relevant]
+    order, _ = exact.top_k(queries, gallery, 500)
+    ranks = exact.relevant_ranks(queries, gallery, relevant)
+    without = exact.relevant_ranks(queries, gallery, relevant, ignored=ignored)
+    for i in range(20):
+        whole = order[i].tolist()
+        assert ranks[i].tolist() == sorted(whole.index(j) + 1 for j in relevant[i])
+        kept = [j for j in whole if j not in ignored[i]]
+        assert without[i].tolist() == sorted(kept.index(j) + 1 for j in relevant[i])
+
+
+def embeddings(vectors: np.ndarray, prefix: str, model_id: str = "m") -> Embeddings:
+    ids = [f"{prefix}{i}" for i in range(len(vectors))]
+    return Embeddings(ids, vectors, pa.table({}), model_id)
+
+
+def test_search_gives_a_ranking_and_says_what_is_wrong() -> None:
+    queries, gallery = embeddings(unit(3, 8, 0), "q"), embeddings(unit(20, 8, 1), "g")
+    ranking = exact.search(queries, gallery)
+    assert (ranking.depth, ranking.gallery_size) == (20, 20)
+    assert ranking.head(4).to_lists() == exact.search(queries, gallery, 4).to_lists()
+    with pytest.raises(DataError, match="choose k from 1 to 20"):
+        exact.search(queries, gallery, 21)
+    with pytest.raises(DataError, match="cannot be compared"):
+        exact.search(embeddings(unit(3, 8, 0), "q", "other"), gallery)
+    with pytest.raises(DataError, match="dimensions"):
+        exact.search(embeddings(unit(3, 9, 0), "q"), gallery)
+
+
+def test_one_set_leaves_itself_out_by_id() -> None:
+    vectors = unit(30, 8, 2)
+    vectors[3] = vectors[5]
+    both = embeddings(vectors, "x")
+    ranking = exact.search(both, both, 10, same_set=True)
+    assert all(query not in row for query, row in ranking.to_lists().items())
+    assert ranking.to_lists()["x3"][0] == "x5"
+    assert ranking.to_lists()["x5"][0] == "x3"
+    assert exact.search(both, both, same_set=True).depth == 29

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vizsla.errors import DataError, StorageError
+from vizsla.search.ranking import Ranking
+
+
+def example() -> Ranking:
+    return Ranking(
+        ["q1", "q2", "q 3"],
+        ["a", "b/é", "c"],
+        np.array([[2, 0, 1], [1, -1, -1], [-1, -1, -1]]),
+        np.array([[0.9, 0.5, 0.5], [0.1, np.nan, np.nan], [np.nan] * 3]),
+        gallery_size=7,
+        origin={"model_id": "m"},
+    )
+
+
+def test_file_round_trip_keeps_all(tmp_path: Path) -> None:
+    before = example()
+    before.save(tmp_path / "r.parquet")
+    after = Ranking.load(tmp_path / "r.parquet")
+    assert after.to_lists() == {"q1": ["c", "a", "b/é"], "q2": ["b/é"], "q 3": []}
+    assert after.to_lists() == before.to_lists()
+    np.testing.assert_array_equal(after.scores, before.scores)
+    assert (after.gallery_size, after.origin) == (7, {"model_id": "m"})
+    assert after.lengths.tolist() == [3, 1, 0]
+
+
+def test_from_lists_without_scores(tmp_path: Path) -> None:
+    ranking = Ranking.from_lists({"x": ["b", "a"], "y": ["a"]})
+    ranking.save(tmp_path / "r.parquet")
+    again = Ranking.load(tmp_path / "r.parquet")
+    assert again.to_lists() == {"x": ["b", "a"], "y": ["a"]}
+    assert again.scores is None and again.gallery_size is None
+    assert again.to_lists(1) == {"x": ["b"], "y": ["a"]}
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        example().save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="each query once"):
+        Ranking(["a", "a"], [], np.zeros((2, 0), int))
+    with pytest.raises(DataError, match="shape"):
+        Ranking(["a"], [], np.zeros((2, 0), int))
+    (tmp_path / "r.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(StorageError, match="no seal"):
+        Ranking.load(tmp_path / "r.parquet")
