@@ -98,25 +98,25 @@ def embeddings(vectors: np.ndarray, prefix: str, model_id: str = "m") -> Embeddi
     return Embeddings(ids, vectors, pa.table({}), model_id)
 
 
-def test_search_gives_a_ranking_and_says_what_is_wrong() -> None:
+def test_rank_gives_a_ranking_and_says_what_is_wrong() -> None:
     queries, gallery = embeddings(unit(3, 8, 0), "q"), embeddings(unit(20, 8, 1), "g")
-    ranking = exact.search(queries, gallery)
+    ranking = exact.rank(queries, gallery)
     assert (ranking.depth, ranking.gallery_size) == (20, 20)
-    assert ranking.head(4).to_lists() == exact.search(queries, gallery, 4).to_lists()
+    assert ranking.head(4).to_lists() == exact.rank(queries, gallery, 4).to_lists()
     with pytest.raises(DataError, match="choose k from 1 to 20"):
-        exact.search(queries, gallery, 21)
+        exact.rank(queries, gallery, 21)
     with pytest.raises(DataError, match="cannot be compared"):
-        exact.search(embeddings(unit(3, 8, 0), "q", "other"), gallery)
+        exact.rank(embeddings(unit(3, 8, 0), "q", "other"), gallery)
     with pytest.raises(DataError, match="dimensions"):
-        exact.search(embeddings(unit(3, 9, 0), "q"), gallery)
+        exact.rank(embeddings(unit(3, 9, 0), "q"), gallery)
 
 
 def test_one_set_leaves_itself_out_by_id() -> None:
     vectors = unit(30, 8, 2)
     vectors[3] = vectors[5]
     both = embeddings(vectors, "x")
-    ranking = exact.search(both, both, 10, same_set=True)
+    ranking = exact.rank(both, both, 10, same_set=True)
     assert all(query not in row for query, row in ranking.to_lists().items())
     assert ranking.to_lists()["x3"][0] == "x5"
     assert ranking.to_lists()["x5"][0] == "x3"
-    assert exact.search(both, both, same_set=True).depth == 29
+    assert exact.rank(both, both, same_set=True).depth == 29

@@ -29,7 +29,7 @@ def default_depth(gallery_size: int) -> int:
     return gallery_size if gallery_size <= FULL_DEPTH else LIMITED_DEPTH
 
 
-def search(
+def rank(
     queries: Embeddings,
     gallery: Embeddings,
     k: int | None = None,
