@@ -137,10 +137,13 @@ def shards(folder: str | Path) -> Iterator[pa.Table]:
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
-    """(N, D) float32 of a shard's `vector` column."""
+    """(N, D) float32 unit rows of a shard's `vector` column; float16 ones get length 1 again."""
     column = table["vector"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.float32, copy=False).reshape(len(column), column.type.list_size)
+    stored = column.flatten().to_numpy(zero_copy_only=False)
+    vectors = stored.astype(np.float32, copy=False).reshape(len(column), column.type.list_size)
+    if stored.dtype == np.float16:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 class ShardWriter:
