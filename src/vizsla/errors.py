@@ -29,6 +29,10 @@ class StorageError(VizslaError):
     """An artefact cannot be written, is missing, or is damaged."""
 
 
+class SubmitError(VizslaError):
+    """A contest server cannot be reached, refuses a submission, or answers with something else."""
+
+
 class MissingExtraError(VizslaError):
     """An optional dependency is not installed."""
 

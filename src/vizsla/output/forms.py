@@ -1,0 +1,307 @@
+"""{query: [gallery id, …]} ↔ text, in the forms that contests ask for. Knows no files.
+
+What is read says one thing: a damaged text, a key that stands twice, a NaN is a DataError that
+tells where. Whether the lists are what a contest wants is not known here.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vizsla.errors import DataError
+
+Lists = dict[str, list[str]]  # {query: [gallery id, …]}, best first
+Scores = dict[str, list[float]] | None  # in step with Lists
+
+SHOWN = 3  # offenders that a message names; the rest is counted
+ORDER_ONLY = "vizsla-order"  # TREC tag of a run whose scores only count down the ranks
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write_json(lists: Lists, scores: Scores) -> str:
+    return json.dumps(lists, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_records(lists: Lists, scores: Scores) -> str:
+    records = [{"filename": query, "gallery_images": row} for query, row in lists.items()]
+    return json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_kaggle(lists: Lists, scores: Scores) -> str:
+    lines = ["id,images\n"]
+    for query, row in lists.items():
+        lines.append(f"{_quoted(query)},{_quoted(' '.join(map(_without_spaces, row)))}\n")
+    return "".join(lines)
+
+
+def _quoted(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"' if re.search(r'[",\r\n]', cell) else cell
+
+
+def _write_trec(lists: Lists, scores: Scores) -> str:
+    """trec_eval sorts by score alone, in single precision, and breaks ties in its own way:
+    so each score is written strictly below the one before, a single-precision step where needed."""
+    tag = ORDER_ONLY if scores is None else "vizsla"
+    lines = []
+    for query, row in lists.items():
+        values: Iterable[Any] = range(len(row), 0, -1)
+        if scores is not None:
+            values = _falling(scores[query])
+        for rank, (name, value) in enumerate(zip(row, values, strict=False), 1):
+            if not math.isfinite(value):
+                raise DataError(f"the score of {shown(query)} at rank {rank} is {value}")
+            where = f"{_without_spaces(query)} Q0 {_without_spaces(name)}"
+            lines.append(f"{where} {rank} {value!s} {tag}\n")
+    return "".join(lines)
+
+
+def _falling(scores: Sequence[float]) -> Iterable[np.float32]:
+    before = np.float32(np.inf)
+    for score in scores:
+        before = min(np.float32(score), np.nextafter(before, np.float32(-np.inf)))
+        yield before
+
+
+# A name with a space would fall apart in a list that spaces separate, so white space is written as
+# %20 and the like; a % that would otherwise be taken for such a code becomes %25.
+_NOT_IN_LISTS = re.compile(r"\s|%(?=[0-9A-Fa-f]{2})")
+_CODES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+
+
+def _without_spaces(name: str) -> str:
+    return _NOT_IN_LISTS.sub(
+        lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name
+    )
+
+
+def _with_spaces(name: str) -> str:
+    def decoded(found: re.Match[str]) -> str:
+        try:
+            return bytes.fromhex(found[0].replace("%", "")).decode()
+        except UnicodeDecodeError:  # another program's name, which only looks like a code
+            return found[0]
+
+    return _CODES.sub(decoded, name) if "%" in name else name
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_json(data: bytes | str) -> Any:
+    """What the JSON says, if it says one thing: no NaN, no key twice. DataError otherwise."""
+    text = decoded(data) if isinstance(data, bytes) else data
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise DataError("the JSON is nested too deeply: expected lists of names") from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            + (" (the file may have been cut off)" if error.pos >= len(text.rstrip()) else "")
+        ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"not valid JSON: {error}") from error
+
+
+def decoded(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError("the text is UTF-16: save it as UTF-8")
+    if data.startswith(b"PAR1"):
+        raise DataError("this is a Parquet file, not a submission: it may be a ranking")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"not valid UTF-8: byte 0x{data[error.start]:02x} in line {line}"
+        ) from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = [key for key, _ in pairs if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise DataError(counted("keys that stand twice in one object", list(map(shown, twice))))
+    return content
+
+
+def _refuse_constant(word: str) -> None:
+    raise DataError(f"not valid JSON: it holds {word}")
+
+
+def _read_json(text: str) -> tuple[Lists, Scores]:
+    return parse_json(text), None
+
+
+_RECORD = '{"filename": …, "gallery_images": […]}'
+
+
+def _read_records(text: str) -> tuple[Lists, Scores]:
+    records = parse_json(text)
+    if not isinstance(records, list):
+        raise DataError(f"expected a list of records, got {kind_of(records)}")
+    lists: Lists = {}
+    for i, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise DataError(f"record {i} is {kind_of(record)}: expected {_RECORD}")
+        if missing := [key for key in ("filename", "gallery_images") if key not in record]:
+            raise DataError(f"record {i} has no {' and no '.join(missing)}: expected {_RECORD}")
+        query = record["filename"]
+        if not isinstance(query, str):
+            raise DataError(f"record {i}: filename is {kind_of(query)}, expected a text")
+        if query in lists:
+            raise DataError(f"record {i}: the query {shown(query)} stands in two records")
+        lists[query] = record["gallery_images"]
+    return lists, None
+
+
+# Two cells, either of which may be quoted. (The csv module refuses cells above 128 KiB.)
+_CELL = r'("[^"]*(?:""[^"]*)*"|[^",\r\n]*)'
+_CSV_LINE = re.compile(_CELL + "," + _CELL + r"(?:\r?\n|\Z)")
+_BLANK_LINE = re.compile(r"[ \t]*(?:\r?\n|\Z)")
+_ID_COLUMNS = {"id", "query", "query_id", "image", "image_id", "file", "filename"}
+_LIST_COLUMNS = {"images", "gallery", "gallery_images", "predictions", "predicted", "results"}
+
+
+def _read_kaggle(text: str) -> tuple[Lists, Scores]:
+    rows = _csv_rows(text)
+    _, first, second = next(rows, (1, "", ""))
+    if first.lower() not in _ID_COLUMNS and second.strip().lower() not in _LIST_COLUMNS:
+        raise DataError(
+            "line 1: expected a header such as id,images: without one the first query would be lost"
+        )
+    lists: Lists = {}
+    for at, query, names in rows:
+        if query in lists:
+            raise DataError(f"line {_line(text, at)}: the query {shown(query)} stands there twice")
+        lists[query] = list(map(_with_spaces, names.split()))
+    return lists, None
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, str, str]]:
+    """(where the row starts, first cell, second cell)."""
+    at = 0
+    while at < len(text):
+        if blank := _BLANK_LINE.match(text, at):
+            at = blank.end()
+            continue
+        row = _CSV_LINE.match(text, at)
+        if row is None:
+            raise DataError(
+                f"line {_line(text, at)}: expected two cells, a query and names separated by spaces"
+            )
+        yield at, _unquoted(row[1]), _unquoted(row[2])
+        at = row.end()
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if cell.startswith('"') else cell
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _read_trec(text: str) -> tuple[Lists, Scores]:
+    """Sorted by falling score, as trec_eval does; equal scores keep the order of their ranks."""
+    found: dict[str, list[tuple[float, int, str]]] = {}
+    only_order = True
+    for number, line in enumerate(text.split("\n"), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        query, name, rank, score, tag = _trec_fields(fields, number)
+        found.setdefault(query, []).append((-score, rank, name))
+        only_order &= tag == ORDER_ONLY
+    lists = {query: [name for _, _, name in sorted(rows)] for query, rows in found.items()}
+    scores = {query: [-below for below, _, _ in sorted(rows)] for query, rows in found.items()}
+    return lists, None if only_order else scores
+
+
+def _trec_fields(fields: list[str], number: int) -> tuple[str, str, int, float, str]:
+    if len(fields) != 6:
+        raise DataError(
+            f"line {number}: expected six fields (query Q0 image rank score tag), got {len(fields)}"
+        )
+    try:
+        rank, score = int(fields[3]), float(fields[4])
+    except ValueError:
+        rank, score = 0, math.nan
+    if not math.isfinite(score):
+        raise DataError(
+            f"line {number}: expected a whole number and a number as rank and score, "
+            f"got {shown(fields[3])} and {shown(fields[4])}"
+        )
+    return _with_spaces(fields[0]), _with_spaces(fields[2]), rank, score, fields[5]
+
+
+def recognised(text: str) -> str:
+    """Which of FORMATS this looks like."""
+    for name, form in FORMATS.items():
+        if form.looks_like(text.lstrip()):
+            return name
+    if not text.strip():
+        raise DataError("the file is empty")
+    raise DataError(
+        f"not a submission: it starts with {shown(text.strip()[:30])}, "
+        f"expected one of the forms {', '.join(FORMATS)}"
+    )
+
+
+def _looks_like_trec(text: str) -> bool:
+    fields = text.partition("\n")[0].split()
+    return len(fields) == 6 and fields[3].isdigit()
+
+
+# ── the forms ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Format:
+    """One form of file: text from lists, lists from text, and whether a text looks like it."""
+
+    suffix: str
+    write: Callable[[Lists, Scores], str]
+    read: Callable[[str], tuple[Lists, Scores]]
+    looks_like: Callable[[str], bool]
+
+
+FORMATS = {
+    "json": Format(".json", _write_json, _read_json, lambda text: text.startswith("{")),
+    "records": Format(".json", _write_records, _read_records, lambda text: text.startswith("[")),
+    "trec": Format(".trec", _write_trec, _read_trec, _looks_like_trec),
+    "kaggle": Format(
+        ".csv", _write_kaggle, _read_kaggle, lambda text: "," in text.partition("\n")[0]
+    ),
+}
+
+
+# ── words for messages ───────────────────────────────────────────────────────────────────────────
+
+
+def counted(kind: str, offenders: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    rest = len(offenders) - SHOWN
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{kind}: {', '.join(offenders[:SHOWN])}{more}"
+
+
+def shown(name: object) -> str:
+    """In quotes, what cannot be printed escaped, the middle of a long name left out."""
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
+
+
+def kind_of(value: object) -> str:
+    """As JSON would call it."""
+    kinds = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
+    kinds |= {str: "a text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), type(value).__name__)

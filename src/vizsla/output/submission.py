@@ -1,0 +1,194 @@
+"""Ranking ↔ submission files, and the check that stands before both. Knows no labels.
+
+Nothing is written that a contest would refuse; nothing is read that says two things at once.
+`check_submission` is pure: the contest server judges with the same function.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vizsla import storage
+from vizsla.errors import DataError, UsageError
+from vizsla.output.forms import (
+    FORMATS,
+    Format,
+    Lists,
+    Scores,
+    counted,
+    decoded,
+    kind_of,
+    recognised,
+    shown,
+)
+from vizsla.search.ranking import Ranking
+
+# ── what a submission must be ────────────────────────────────────────────────────────────────────
+
+
+def check_submission(
+    lists: Any,
+    *,
+    queries: Collection[str] | None = None,
+    gallery: Collection[str] | None = None,
+    k: int | None = None,
+) -> list[str]:
+    """What is wrong with {query: [gallery id, …]}, a line for each kind; empty when all is well.
+
+    Takes anything that JSON can hold. None leaves out what it would check: which queries there
+    must be, which gallery names exist, how long each list is. Pass sets: others are made into one.
+    A name may be both a query and a gallery image.
+    """
+    if not isinstance(lists, Mapping):
+        return [f"expected an object {{query: [gallery, …]}}, got {kind_of(lists)}"]
+    if not lists:
+        return ["it holds no queries"]
+    found = {"queries that are not texts": [shown(q) for q in lists if not isinstance(q, str)]}
+    if queries is not None:
+        wanted = _as_set(queries)
+        found["unknown queries"] = [shown(q) for q in lists if q not in wanted]
+        found["missing queries"] = [shown(q) for q in wanted if q not in lists]
+    known = None if gallery is None else _as_set(gallery)
+    for query, row in lists.items():
+        if (
+            type(row) is list
+            and set(map(type, row)) <= {str}
+            and len({*row, ""}) == len(row) + 1
+            and (k is None or len(row) == k)
+            and (known is None or all(name in known for name in row))
+        ):
+            continue
+        for kind, what in _row_problems(row, known, k):
+            found.setdefault(kind, []).append(f"{shown(query)} {what}")
+    return [counted(kind, offenders) for kind, offenders in found.items() if offenders]
+
+
+def _row_problems(
+    row: Any, known: Collection[str] | None, k: int | None
+) -> Iterable[tuple[str, str]]:
+    """(kind, what) for each fault of one query's list."""
+    if not isinstance(row, list):
+        yield "queries without a list of names", f"has {kind_of(row)}"
+        return
+    strangers = [name for name in row if not isinstance(name, str)]
+    if strangers:
+        yield "lists that hold something else than names", f"holds {kind_of(strangers[0])}"
+        return
+    if k is not None and len(row) != k:
+        yield f"lists that do not have exactly {k} names", f"has {len(row)}"
+    seen: set[str] = set()
+    for name in row:
+        if name == "":
+            yield "empty names", "holds an empty name"
+        elif name in seen:
+            yield "repeated gallery names", f"repeats {shown(name)}"
+        elif known is not None and name not in known:
+            yield "unknown gallery names", f"names {shown(name)}"
+        seen.add(name)
+
+
+def _as_set(names: Collection[str]) -> Collection[str]:
+    """Fast to look in, and in its own order."""
+    return names if isinstance(names, Set | Mapping) else dict.fromkeys(names)
+
+
+def submission_sha256(lists: Mapping[str, Sequence[str]]) -> str:
+    """The same for the same lists, in whatever order of queries and whatever form they are kept."""
+    text = json.dumps(lists, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_submission(
+    results: Ranking | Mapping[str, Sequence[str]],
+    path: str | Path,
+    *,
+    k: int,
+    queries: Sequence[str] | None = None,
+    gallery: Collection[str] | None = None,
+    format: str = "json",
+) -> None:
+    """Checks, then writes; DataError names what is wrong, and nothing is written.
+
+    A Ranking is cut to its first k; lists must have exactly k names. With `queries` the file
+    follows their order. TREC alone keeps scores.
+    """
+    form = _form(format)
+    if k < 1:
+        raise UsageError(f"k={k}: a submission needs at least one image for each query")
+    lists = as_lists(results, k=k)
+    require_sound(lists, queries=queries, gallery=gallery, k=k, what="the submission")
+    if queries is not None:
+        lists = {query: lists[query] for query in dict.fromkeys(queries)}
+    try:
+        data = form.write(lists, _scores_of(results, k)).encode()
+    except UnicodeEncodeError as error:
+        bad = error.object[max(0, error.start - 20) : error.end + 20]
+        raise DataError(f"the submission holds a name that is not valid text: {bad!a}") from error
+    storage.write_bytes(path, data)
+
+
+def as_lists(results: Ranking | Mapping[str, Any], *, k: int | None = None) -> Lists:
+    """{query: [gallery id, …]}; tuples and arrays become lists, what is neither stays as it is."""
+    if isinstance(results, Ranking):
+        return results.to_lists(k)
+    if not isinstance(results, Mapping):
+        raise UsageError(f"expected a Ranking or {{query: [gallery, …]}}, got {kind_of(results)}")
+    lists = {}
+    for query, row in results.items():
+        row = row.tolist() if isinstance(row, np.ndarray) else row
+        lists[query] = list(row) if isinstance(row, tuple) else row
+    return lists
+
+
+def require_sound(
+    lists: Any,
+    *,
+    queries: Collection[str] | None = None,
+    gallery: Collection[str] | None = None,
+    k: int | None = None,
+    what: str,
+) -> None:
+    """DataError with all that `check_submission` finds, in one line."""
+    problems = check_submission(lists, queries=queries, gallery=gallery, k=k)
+    if problems:
+        raise DataError(f"{what} is not as it must be: " + "; ".join(problems))
+
+
+def _scores_of(results: Ranking | Mapping[str, Any], k: int) -> Scores:
+    if not isinstance(results, Ranking) or results.scores is None:
+        return None
+    return dict(zip(results.queries, results.scores[:, :k].tolist(), strict=True))
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_submission(path: str | Path, format: str = "auto") -> Ranking:
+    """The Ranking that a submission file of any form holds; the gallery's size stays unknown.
+
+    Lists may differ in length. DataError says what is wrong, and where.
+    """
+    try:
+        text = decoded(storage.read_bytes(path))
+        form = FORMATS[recognised(text)] if format == "auto" else _form(format)
+        lists, scores = form.read(text)
+        require_sound(lists, what="the submission")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return Ranking.from_lists(lists, scores)
+
+
+def _form(format: str) -> Format:
+    try:
+        return FORMATS[format]
+    except KeyError:
+        raise UsageError(
+            f"unknown submission format {format!r}: choose one of {', '.join(FORMATS)}"
+        ) from None
