@@ -202,7 +202,7 @@ def _post(target: httpx.URL, body: bytes, headers: dict[str, str], timeout: floa
         with httpx.Client(timeout=timeout, follow_redirects=False) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 with client.stream("POST", url, content=body, headers=headers) as response:
-                    if not response.is_redirect:
+                    if not response.has_redirect_location:
                         content = _read(response, target, time.monotonic() + timeout)
                         return Reply(response.status_code, response.headers, content)
                     url = _redirected(url, response)
@@ -212,7 +212,7 @@ def _post(target: httpx.URL, body: bytes, headers: dict[str, str], timeout: floa
         raise SubmitError(_silence(target, timeout)) from error
     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
         raise SubmitError(
-            f"{target.host} broke off the connection before it answered ({error}). "
+            f"{target.host} gave no answer that can be read ({error}). "
             "The submission may have been counted: look before you send it again"
         ) from error
     except httpx.ProxyError as error:
@@ -240,10 +240,7 @@ def _read(response: httpx.Response, target: httpx.URL, until: float) -> bytes:
 
 
 def _redirected(old: httpx.URL, response: httpx.Response) -> httpx.URL:
-    try:
-        new = old.join(response.headers["location"])
-    except (KeyError, httpx.InvalidURL):
-        raise SubmitError(f"{old.host} redirects to an address that cannot be read") from None
+    new = old.join(response.headers["location"])
     if not _same_server(old, new):
         raise SubmitError(
             f"{old.host} redirects to another address, {_shown_url(new)}: nothing was sent there. "
