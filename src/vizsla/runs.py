@@ -78,6 +78,23 @@ def is_run(folder: str | Path) -> bool:
     return RUN_ID.fullmatch(folder.name) is not None and (folder / "config.json").is_file()
 
 
+def submission_of_run(folder: str | Path) -> Path:
+    """The submission file that a run left; DataError where there is none."""
+    run = open_run(folder)
+    found = sorted((run.home / "submissions").glob(f"sub_*_{run.id}.json"))
+    if not found:
+        raise DataError(f"{folder} left no submission in {run.home / 'submissions'}")
+    return found[0]
+
+
+def run_of_submission(path: str | Path) -> Path | None:
+    """The folder of the run that wrote this submission, where it still is."""
+    path = Path(path).absolute()
+    ids = RUN_ID.findall(path.name)
+    folder = path.parent.parent / "runs" / ids[-1] if ids else None
+    return folder if folder and is_run(folder) else None
+
+
 def file_safe(name: str) -> str:
     """A model's name as part of a file name: `timm:resnet10t` → `timm-resnet10t`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
@@ -99,3 +116,8 @@ class log_to:
     def __exit__(self, *_: object) -> None:
         logging.getLogger("vizsla").removeHandler(self.handler)
         self.handler.close()
+
+
+def canonical_name(name: str) -> str:
+    """One spelling of a model's name: `efficientnet_b0` and `EfficientNet-B0` are one model."""
+    return name.strip().lower().replace("_", "-")

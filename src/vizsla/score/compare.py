@@ -1,0 +1,347 @@
+"""Many result files → one table, and what in them cannot be true.
+
+Reads the starting document's metrics files, whoever wrote them. Nothing is averaged across data
+sets or cut-offs. Knows no per-query values: paired.py compares those.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.runs import canonical_name
+from vizsla.score.tables import Section, Table, to_html
+
+log = logging.getLogger("vizsla.compare")
+
+GROUPS = ("model_name", "is_finetuned", "pooling_type")
+NEVER_ACROSS = ("top_k", "num_classes", "data")  # always part of a group
+SCORES = ("top_k_accuracy", "precision_at_k", "map")
+COSTS = ("final_train_loss", "runtime_seconds")
+_TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", "data_id",
+          "model_id")  # fmt: skip
+_COUNTS = ("top_k", "batch_size", "num_classes", "num_epochs", "queries", "gallery_size",
+           "fewest_relevant")  # fmt: skip
+_SAYS_NOTHING = ("", "none", "null", "nan", "n/a")
+_CHANCE = 0.01  # how near ln C a loss is at chance
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One metrics file. `values`: its known keys with their types, None where not known.
+
+    scores: every score in it, those of our own `scores` included. data: what identifies its data
+    set; None in files that do not say.
+    """
+
+    source: str
+    values: dict[str, Any]
+    scores: dict[str, float]
+
+    @property
+    def model(self) -> str:
+        return canonical_name(self.values["model_name"])
+
+    @property
+    def data(self) -> str | None:
+        name, identity = self.values["data_name"], self.values["data_id"]
+        return " ".join(filter(None, [name, identity and f"({identity[:8]})"])) or None
+
+    def value(self, key: str) -> Any:
+        """A key's value as the tables show it."""
+        if key == "model_name":
+            return self.model
+        if key == "data":
+            return self.data
+        return self.scores.get(key, self.values.get(key))
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What is odd about some results. alarm: it cannot be true; otherwise it is only said."""
+
+    sources: tuple[str, ...]
+    text: str
+    alarm: bool = True
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All results that could be read; `damaged` holds (file, reason) of the others."""
+
+    results: list[Result]
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
+
+    def grouped(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> Table:
+        """Averages of groups of runs. Never across top_k or data sets, whatever `by` says."""
+        keys = [*by, *(key for key in NEVER_ACROSS if key not in by)]
+        self._check_keys(keys)
+        groups: dict[tuple[Any, ...], list[Result]] = {}
+        for result in self.results:
+            groups.setdefault(tuple(result.value(key) for key in keys), []).append(result)
+        columns = [*keys, "runs", *SCORES, *COSTS]
+        rows = [
+            [*key, len(members), *(_mean(members, name) for name in (*SCORES, *COSTS))]
+            for key, members in groups.items()
+        ]
+        return _without_empty(_sorted(Table(columns, rows), sort, first=keys), keep=keys)
+
+    def single(self, *, sort: str | None = None) -> Table:
+        """One row a run."""
+        keys = ["source", "run_id", *GROUPS, *NEVER_ACROSS, "num_epochs"]
+        columns = [*keys, *SCORES, *COSTS]
+        rows = [
+            [r.source if key == "source" else r.value(key) for key in columns] for r in self.results
+        ]
+        return _without_empty(_sorted(Table(columns, rows), sort, first=["source"]), keep=keys)
+
+    def remarks(self) -> tuple[list[str], list[str]]:
+        """(alarms, notes): what cannot be true; what is only said, damaged files among it."""
+        alarms = [f"{', '.join(f.sources)}: {f.text}" for f in self.flags if f.alarm]
+        notes = [f"{', '.join(f.sources)}: {f.text}" for f in self.flags if not f.alarm]
+        return alarms, [*notes, *(f"{file} was passed over: {why}" for file, why in self.damaged)]
+
+    def to_dict(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> dict[str, Any]:
+        return {
+            "groups": self.grouped(by, sort=sort).records(),
+            "runs": self.single().records(),
+            "flags": [
+                {"sources": list(f.sources), "alarm": f.alarm, "text": f.text} for f in self.flags
+            ],
+            "damaged": [{"source": file, "reason": why} for file, why in self.damaged],
+        }
+
+    def html(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> str:
+        """One self-contained page: groups, what is odd, single runs."""
+        alarms, notes = self.remarks()
+        sections = [Section("Averages", self.grouped(by, sort=sort))]
+        if alarms or notes:
+            sections.append(Section("Look at these", alarms=alarms, remarks=notes))
+        sections.append(Section("Single runs", self.single()))
+        return to_html("Results compared", sections)
+
+    def _check_keys(self, keys: Sequence[str]) -> None:
+        known = (*_TEXTS, *_COUNTS, "is_finetuned", "data")
+        for key in keys:
+            if key not in known:
+                raise UsageError(f"cannot group by {key!r}: choose among {', '.join(known)}")
+
+
+def read_results(paths: Sequence[str | Path]) -> Comparison:
+    """From result files, or folders of them. A file that cannot be used is named and passed over.
+
+    Keys may be missing or null, numbers may be texts, and "None" is null.
+    """
+    results: list[Result] = []
+    damaged: list[tuple[str, str]] = []
+    for path in _files(paths):
+        try:
+            results.append(_read(path))
+        except (DataError, StorageError) as error:
+            log.warning("%s was passed over: %s", path, error)
+            damaged.append((path.name, str(error)))
+    if not results:
+        raise DataError(
+            f"none of the {len(damaged)} files holds results: expected the metrics files that "
+            "`vizsla run` writes into results/"
+        )
+    zeros = [_without_unknown_zeros(result) for result in results]
+    results = [result for result, _ in zeros]
+    flags = [flag for _, flag in zeros if flag]
+    return Comparison(results, damaged, flags + find_flags(results))
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _files(paths: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.glob("*.json") if not p.name.startswith("."))
+            if not inside:
+                raise DataError(f"{path} holds no .json files: expected a folder of results")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def _read(path: Path) -> Result:
+    data = storage.read_bytes(path)
+    if b"<<<<<<<" in data and b">>>>>>>" in data:
+        raise DataError("it holds the marks of a merge that was never resolved (<<<<<<<)")
+    try:
+        content = storage.read_json(path)
+    except StorageError as error:
+        raise DataError(str(error).removeprefix(f"{path} ")) from error
+    if not isinstance(content, dict):
+        raise DataError(f"it holds a {type(content).__name__}, expected one JSON object")
+    if not any(key in content for key in ("model_name", *SCORES)):
+        raise DataError("it has neither model_name nor a score: it is no result file")
+    values: dict[str, Any] = {key: _text(content.get(key)) for key in _TEXTS}
+    values |= {key: _count(content.get(key)) for key in _COUNTS}
+    values |= {key: _number(content.get(key)) for key in COSTS}
+    values["is_finetuned"] = _truth_value(content.get("is_finetuned"))
+    stem, _, run_id = path.stem.partition("_metrics_")
+    values["model_name"] = values["model_name"] or stem
+    values["run_id"] = values["run_id"] or run_id or None
+    ours = content.get("scores")
+    everything = {**(ours if isinstance(ours, dict) else {}), **{k: content.get(k) for k in SCORES}}
+    numbers = {str(key): _number(value) for key, value in everything.items()}
+    return Result(path.name, values, {k: v for k, v in numbers.items() if v is not None})
+
+
+def _text(value: Any) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return None if text.lower() in _SAYS_NOTHING else text
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _count(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _truth_value(value: Any) -> bool | None:
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
+        str(value).strip().lower()
+    )
+
+
+def _without_unknown_zeros(result: Result) -> tuple[Result, Flag | None]:
+    """A score of exactly 0 where nothing says that there was a truth is a score nobody knew."""
+    zeros = [key for key, value in result.scores.items() if value == 0]
+    if not zeros or result.values["queries"]:
+        return result, None
+    flag = Flag(
+        (result.source,),
+        f"{', '.join(zeros)} is exactly 0 and nothing says that the truth was known: "
+        "taken as unknown",
+    )
+    known = {key: value for key, value in result.scores.items() if value != 0}
+    return Result(result.source, result.values, known), flag
+
+
+# ── what cannot be true ──────────────────────────────────────────────────────────────────────────
+
+
+def find_flags(results: Sequence[Result]) -> list[Flag]:
+    """Scores and losses that no honest run gives, alarms first."""
+    found = [flag for result in results for flag in _flags_of(result)]
+    for tuned in results:
+        if tuned.values["is_finetuned"]:
+            found += _twin_flags(tuned, [r for r in results if _is_frozen_twin(r, tuned)])
+    return sorted(found, key=lambda flag: not flag.alarm)
+
+
+def _flags_of(result: Result) -> list[Flag]:
+    flags = []
+    loss, classes = result.values["final_train_loss"], result.values["num_classes"]
+    name = (result.values["loss_function"] or "crossentropy").lower()
+    if loss is not None and classes and classes > 1 and "crossentropy" in name.replace("_", ""):
+        chance = math.log(classes)
+        if abs(loss - chance) <= _CHANCE * chance:
+            text = f"final_train_loss {loss:.4f} is at chance (ln {classes} = {chance:.4f}): "
+            flags.append(Flag((result.source,), text + "nothing was learned"))
+    for key in SCORES:
+        score = result.scores.get(key)
+        if score is not None and not 0 <= score <= 1:
+            flags.append(Flag((result.source,), f"{key} {score:g} is not between 0 and 1"))
+    k, fewest = result.values["top_k"], result.values["fewest_relevant"]
+    if k and fewest and k > fewest:
+        text = (
+            f"top_k={k} is more than the {fewest} relevant images that some query has: "
+            f"precision@{k} cannot reach 1"
+        )
+        flags.append(Flag((result.source,), text, alarm=False))
+    return flags
+
+
+def _is_frozen_twin(other: Result, tuned: Result) -> bool:
+    """The same model, pooling, cut-off and data, not fine-tuned. Unknown classes may be any."""
+    same = ("pooling_type", "top_k", "data_id")
+    classes = {other.values["num_classes"], tuned.values["num_classes"]} - {None}
+    return (
+        other.values["is_finetuned"] is False
+        and other.model == tuned.model
+        and all(other.values[key] == tuned.values[key] for key in same)
+        and len(classes) < 2
+    )
+
+
+def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
+    """Equal scores of a tuned run and its frozen twins; twins with the same scores as one."""
+    alike: dict[tuple[tuple[str, float], ...], list[Result]] = {}
+    for twin in twins:
+        alike.setdefault(tuple(sorted(twin.scores.items())), []).append(twin)
+    flags = []
+    for scores, members in alike.items():
+        shared = {key: value for key, value in scores if key in tuned.scores}
+        equal = {key: value for key, value in shared.items() if tuned.scores[key] == value}
+        sources = (tuned.source, *(member.source for member in members))
+        told = ", ".join(f"{key} ({value:g})" for key, value in equal.items())
+        if equal and len(equal) == len(shared):
+            ceiling = all(value == 1 for value in equal.values())
+            ending = "both may be at the top" if ceiling else "was anything trained?"
+            text = f"tuned and frozen have the same scores, {told}: {ending}"
+            flags.append(Flag(sources, text, alarm=not ceiling))
+        elif equal:
+            others = ", ".join(
+                f"{key} ({tuned.scores[key]:g}, {value:g})"
+                for key, value in shared.items()
+                if key not in equal
+            )
+            text = f"tuned and frozen share {told}, but not {others}"
+            flags.append(Flag(sources, text, alarm=False))
+    return flags
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _mean(members: Sequence[Result], key: str) -> float | None:
+    known = [value for value in (member.value(key) for member in members) if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _sorted(table: Table, sort: str | None, *, first: Sequence[str]) -> Table:
+    """By `sort`: scores from the highest, all else from the lowest, unknown last."""
+    order = [table.columns.index(key) for key in first]
+    rows = sorted(table.rows, key=lambda row: [_sort_key(row[i]) for i in order])
+    if sort is not None:
+        if sort not in table.columns:
+            raise UsageError(f"cannot sort by {sort!r}: choose among {', '.join(table.columns)}")
+        column, sign = table.columns.index(sort), -1 if sort in SCORES else 1
+        rows = sorted(rows, key=lambda row: _sort_key(row[column], sign))
+    return Table(table.columns, rows)
+
+
+def _sort_key(value: Any, sign: int = 1) -> tuple[int, float, str]:
+    if value is None:
+        return 1, 0.0, ""
+    return (0, sign * value, "") if isinstance(value, int | float) else (0, 0.0, str(value))
+
+
+def _without_empty(table: Table, *, keep: Sequence[str]) -> Table:
+    """Without the columns that nothing is known of, those of `keep` excepted but `data`."""
+    shown = [
+        i
+        for i, name in enumerate(table.columns)
+        if (name in keep and name != "data") or any(row[i] is not None for row in table.rows)
+    ]
+    return Table([table.columns[i] for i in shown], [[row[i] for i in shown] for row in table.rows])

@@ -1,0 +1,155 @@
+"""Scores of several systems on the same queries → differences that hold, or that may be chance."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vizsla.errors import DataError, UsageError
+from vizsla.score.intervals import difference_interval, holm, sign_flip_p
+from vizsla.score.scores import Scores
+from vizsla.score.tables import Table
+
+NO_DIFFERENCE = "no difference that these queries can show"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a minus b in one metric over the n queries that both are judged by.
+
+    low, high: interval of the difference. p: of the sign-flip test; p_corrected: Holm's, over all
+    differences that were computed together.
+    """
+
+    key: str
+    title: str
+    a: str
+    b: str
+    mean_a: float
+    mean_b: float
+    low: float | None
+    high: float | None
+    p: float
+    p_corrected: float
+    n: int
+    confidence: float = 0.95
+
+    @property
+    def difference(self) -> float:
+        return self.mean_a - self.mean_b
+
+    @property
+    def verdict(self) -> str:
+        if self.p_corrected > 1 - self.confidence:
+            return NO_DIFFERENCE
+        return f"{self.a if self.difference > 0 else self.b} is better"
+
+
+def compare_systems(
+    systems: Mapping[str, Scores],
+    *,
+    keys: Sequence[str] | None = None,
+    cluster: str | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Difference]:
+    """Every pair of systems, metric by metric, on the same queries.
+
+    keys: metrics such as "map"; by default top-k accuracy, and AP or else precision@k. cluster:
+    "label" to draw and flip whole classes. DataError unless all were judged by the same truth.
+    """
+    if len(systems) < 2:
+        raise UsageError(f"{len(systems)} system: give two or more to compare")
+    names = list(systems)
+    for other in names[1:]:
+        _check_same_truth(names[0], systems[names[0]], other, systems[other])
+    chosen = _comparable(systems, keys)
+    drawn = [
+        _difference(key, (a, systems[a]), (b, systems[b]), cluster, confidence, seed)
+        for key in chosen
+        for a, b in itertools.combinations(names, 2)
+    ]
+    corrected = holm([entry["p"] for entry in drawn])
+    return [
+        Difference(**entry, p_corrected=p, confidence=confidence)
+        for entry, p in zip(drawn, corrected, strict=True)
+    ]
+
+
+def differences_table(differences: Sequence[Difference]) -> Table:
+    columns = ["metric", "A", "B", "mean A", "mean B", "A − B", "low", "high", "p", "p (Holm)",
+               "queries", "verdict"]  # fmt: skip
+    rows = [
+        [d.title, d.a, d.b, d.mean_a, d.mean_b, d.difference, d.low, d.high, d.p, d.p_corrected,
+         d.n, d.verdict]
+        for d in differences
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def _check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
+    only = set(left.queries) ^ set(right.queries)
+    if only:
+        raise DataError(
+            f"{a} and {b} were not judged on the same queries: {len(only)} are in one alone "
+            f"({', '.join(sorted(only)[:3])}): evaluate both with one truth"
+        )
+    where = {query: i for i, query in enumerate(right.queries)}
+    at = [where[query] for query in left.queries]
+    labels = left.columns["label"], [right.columns["label"][i] for i in at]
+    if labels[0] != labels[1] or (left.n_relevant != right.n_relevant[at]).any():
+        raise DataError(
+            f"{a} and {b} were judged by different truths or galleries, so their scores do not "
+            "compare: evaluate both with one truth"
+        )
+
+
+def _comparable(systems: Mapping[str, Scores], keys: Sequence[str] | None) -> list[str]:
+    """The metrics that all systems know; DataError for one that was asked for and is not known."""
+    every = list(systems.values())
+    if keys is None:
+        first = every[0]
+        usual = (f"top_k_accuracy@{first.top_k}", "map", f"precision@{first.top_k}")
+        known = [key for key in usual if all(_knows(scores, key) for scores in every)]
+        return known[:2] or ["contest_points"]
+    for key in keys:
+        without = [name for name, scores in systems.items() if not _knows(scores, key)]
+        if without:
+            raise DataError(f"{key} is not known for {', '.join(without)}: choose another metric")
+    return list(keys)
+
+
+def _knows(scores: Scores, key: str) -> bool:
+    return key in scores.metrics and scores.mean(key) is not None
+
+
+def _difference(
+    key: str,
+    left: tuple[str, Scores],
+    right: tuple[str, Scores],
+    cluster: str | None,
+    confidence: float,
+    seed: int,
+) -> dict[str, Any]:
+    (a, first), (b, second) = left, right
+    where = {query: i for i, query in enumerate(second.queries)}
+    other = second.metrics[key].values[[where[query] for query in first.queries]]
+    metric = first.metrics[key]
+    used = metric.over_all | first.answerable
+    values = metric.values[used], other[used]
+    clusters = first.clusters(used, cluster)
+    apart = values[0] - values[1]
+    interval = difference_interval(apart, clusters=clusters, confidence=confidence, seed=seed)
+    low, high = interval or (None, None)
+    return {
+        "key": key,
+        "title": metric.title,
+        "a": a,
+        "b": b,
+        "mean_a": float(values[0].mean()),
+        "mean_b": float(values[1].mean()),
+        "low": low,
+        "high": high,
+        "p": sign_flip_p(apart, clusters=clusters, seed=seed),
+        "n": int(used.sum()),
+    }
