@@ -219,7 +219,7 @@ def _post(target: httpx.URL, body: bytes, headers: dict[str, str], timeout: floa
         raise SubmitError(
             f"the proxy does not let it through ({error}): check HTTP_PROXY and NO_PROXY"
         ) from error
-    except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, UnicodeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
         raise SubmitError(f"cannot send to {_shown_url(target)}: {error}") from error
     raise SubmitError(f"{target.host} redirects in a circle, lastly to {_shown_url(url)}")
 

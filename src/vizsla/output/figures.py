@@ -1,0 +1,465 @@
+"""Ranking + pictures → a sheet for each query: the query on the left, its top-k in order.
+
+Composed with Pillow alone; text in the DejaVu fonts that come with matplotlib, so that every
+machine draws the same. Which image is right is told by plain booleans: relevance is not known here.
+"""
+
+import functools
+import hashlib
+import io
+import logging
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vizsla import storage
+from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.errors import DataError, ImageError, UsageError
+from vizsla.search.ranking import Ranking
+
+log = logging.getLogger("vizsla.figures")
+
+Thumbnail = Callable[[Path, int], "Image.Image | str"]  # (file, box) → picture, or why not
+
+INK, GREY, LINE = "#1f2328", "#59636e", "#d1d9e0"
+PAPER, PANEL, BLANK = "white", "#f3f5f8", "#dfe4ea"
+RIGHT, WRONG = "#1a7f37", "#cf222e"
+
+MARGIN, GAP, PANEL_PAD = 28, 16, 16
+QUERY_BOX = 268  # px, the side of the query's square
+GRID_WIDTH = 1012  # px at most, so that a sheet is 1400 wide
+CACHED_THUMBNAILS = 500  # of about 100 KB each
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a sheet. None: not known. name is what is written below it."""
+
+    file: Path
+    name: str
+    label: str | None = None
+    score: float | None = None
+    correct: bool | None = None
+
+
+# ── many sheets ──────────────────────────────────────────────────────────────────────────────────
+
+
+def draw_ranking(
+    ranking: Ranking,
+    query_root: str | Path,
+    gallery_root: str | Path,
+    out_folder: str | Path,
+    *,
+    k: int = 10,
+    pick: Sequence[int] | np.ndarray | None = None,
+    hits: np.ndarray | None = None,
+    judged: np.ndarray | None = None,
+    ap: np.ndarray | None = None,
+    query_labels: Mapping[str, str | None] | None = None,
+    gallery_labels: Mapping[str, str | None] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """One PNG for each query in `pick`, named after it; the paths, in the order of `pick`.
+
+    pick: row numbers, from `pick_queries`; None draws all.
+    hits: (Q, ≥k) bool, in step with the ranking's rows. judged: (Q,) bool, False where the truth of
+    a query is unknown; (Q, ≥k) where that of single images is. ap: (Q,) float, nan where unknown.
+    A picture that cannot be read is drawn as a grey tile that says why. DataError when a folder
+    holds none of the pictures.
+    """
+    if k < 1:
+        raise UsageError(f"k={k}: draw at least one image for each query")
+    lengths = ranking.lengths
+    rows = np.arange(len(ranking)) if pick is None else np.asarray(pick, dtype=np.int64)
+    truth = _truth(ranking, hits, judged)
+    query_root, gallery_root = Path(query_root), Path(gallery_root)
+    _require_some([ranking.queries[i] for i in rows], query_root, "query")
+    _require_some([name for i in rows for name in ranking.row(i)[:k]], gallery_root, "gallery")
+    names = sheet_names(ranking.queries)
+    thumbnail = functools.lru_cache(CACHED_THUMBNAILS)(
+        functools.partial(_thumbnail, max_pixels=max_pixels)
+    )
+    paths = []
+    for i in rows:
+        query = ranking.queries[i]
+        label = (query_labels or {}).get(query)
+        results = _results(ranking, i, k, gallery_root, truth, gallery_labels or {})
+        row = None if truth is None else truth[i, : lengths[i]]
+        known = None if row is None or not (row >= 0).any() else row > 0
+        notes = _notes(label, known, results, None if ap is None else float(ap[i]))
+        path = Path(out_folder) / names[i]
+        sheet = compose(Picture(_below(query_root, query), query, label), results, notes, thumbnail)
+        _write_png(sheet, path)
+        paths.append(path)
+        if progress:
+            progress(len(paths), len(rows))
+    return paths
+
+
+def pick_queries(
+    n_queries: int,
+    *,
+    hits: np.ndarray | None = None,
+    judged: np.ndarray | None = None,
+    ap: np.ndarray | None = None,
+    k: int = 10,
+    only_wrong: bool = False,
+    worst: int | None = None,
+    random: int | None = None,
+    at_most: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Row numbers of the queries to draw; all of them unless asked otherwise. The wishes add up.
+
+    only_wrong: nothing right among the first k. worst: so many, by AP, then by how late the first
+    right image comes, worst first. random: so many, in the ranking's order. DataError where the
+    truth is needed and not known.
+    """
+    if worst is not None and random is not None:
+        raise UsageError("worst and random exclude each other: choose one")
+    for name, number in {"worst": worst, "random": random, "at_most": at_most}.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{name}={number}: expected 1 or more")
+    rows = np.arange(n_queries)
+    if only_wrong or worst is not None:
+        if hits is None:
+            raise DataError(
+                "the wrong and the worst queries are known only with the truth: give labels"
+            )
+        if judged is not None:
+            rows = rows[judged.reshape(n_queries, -1).any(axis=1)]
+    if only_wrong and hits is not None:
+        rows = rows[~hits[rows, :k].any(axis=1)]
+    if worst is not None and hits is not None:
+        rows = rows[np.lexsort(_badness(hits[rows], None if ap is None else ap[rows]))][:worst]
+    if random is not None and random < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(rows, random, replace=False))
+    return rows[:at_most]
+
+
+def _badness(hits: np.ndarray, ap: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """Keys for lexsort, the last one first: AP, how late the first right image is, how many."""
+    first = np.where(hits.any(axis=1), hits.argmax(axis=1), hits.shape[1])
+    keys = (hits.sum(axis=1), -first)
+    return keys if ap is None else (*keys, np.nan_to_num(ap, nan=np.inf))
+
+
+def _truth(
+    ranking: Ranking, hits: np.ndarray | None, judged: np.ndarray | None
+) -> np.ndarray | None:
+    """(Q, K) int8: 1 right, 0 wrong, -1 unknown."""
+    if hits is None:
+        return None
+    if hits.ndim != 2 or len(hits) != len(ranking):
+        raise DataError(f"hits have shape {hits.shape}, expected ({len(ranking)}, K)")
+    truth = (hits > 0).astype(np.int8)
+    if judged is not None:
+        truth[~np.broadcast_to(judged.reshape(len(hits), -1), hits.shape)] = -1
+    return truth
+
+
+def _results(
+    ranking: Ranking,
+    i: int,
+    k: int,
+    root: Path,
+    truth: np.ndarray | None,
+    labels: Mapping[str, str | None],
+) -> list[Picture]:
+    pictures = []
+    for rank, name in enumerate(ranking.row(i)[:k]):
+        score = None if ranking.scores is None else float(ranking.scores[i, rank])
+        known = truth is not None and rank < truth.shape[1] and truth[i, rank] >= 0
+        correct = bool(truth[i, rank]) if known and truth is not None else None
+        pictures.append(Picture(_below(root, name), name, labels.get(name), score, correct))
+    return pictures
+
+
+def _notes(
+    label: str | None, hits: np.ndarray | None, results: Sequence[Picture], ap: float | None
+) -> list[str]:
+    """What stands below the title. hits: (K,) bool, None where the truth is unknown."""
+    notes = [label] if label else []
+    if ap is not None and not math.isnan(ap):
+        notes.append(f"AP {ap:.3f}")
+    if hits is not None:
+        known = [picture.correct for picture in results if picture.correct is not None]
+        if hits.any():
+            notes.append(f"first correct at rank {hits.argmax() + 1}")
+            notes.append(f"{sum(known)} of {len(known)} correct")
+        else:
+            notes.append(f"nothing correct among the first {len(hits)}")
+    return notes
+
+
+def _below(root: Path, name: str) -> Path:
+    """A name that would lead out of the root leads nowhere: submissions come from others."""
+    parts = PurePosixPath(name)
+    outside = parts.is_absolute() or ".." in parts.parts or "\0" in name
+    return root / "outside of this folder" / "-" if outside else root / name
+
+
+def _require_some(names: Sequence[str], root: Path, role: str) -> None:
+    if names and not any(_below(root, name).exists() for name in names):
+        raise DataError(
+            f"none of the {len(set(names))} {role} images is in {root} ({names[0]!r}, …): "
+            "give the folder of the data set that was ranked"
+        )
+
+
+def sheet_names(queries: Sequence[str]) -> list[str]:
+    """A file name for each query: its id made safe, with part of a hash where two would clash."""
+    plain = [_file_safe(query) for query in queries]
+    met = Counter(_as_file_systems_see_it(name) for name in plain)
+    names = [
+        name if met[_as_file_systems_see_it(name)] == 1 else f"{name}-{_digits(query)[:8]}"
+        for name, query in zip(plain, queries, strict=True)
+    ]
+    if len({_as_file_systems_see_it(name) for name in names}) < len(names):
+        names = [f"{name}-{_digits(query)}" for name, query in zip(plain, queries, strict=True)]
+    return [f"{name}.png" for name in names]
+
+
+def _file_safe(name: str) -> str:
+    """`dogs/rex 1.jpg` → `dogs_rex_1`."""
+    stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name)
+    safe = re.sub(r"[^\w.+-]+", "_", stem).strip("._") or "query"
+    return safe.encode()[:120].decode(errors="ignore")
+
+
+def _as_file_systems_see_it(name: str) -> str:
+    """Some know no difference between small and capital letters, or between ways to write an é."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _digits(query: str) -> str:
+    return hashlib.sha256(query.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+# ── one sheet ────────────────────────────────────────────────────────────────────────────────────
+
+
+def query_sheet(
+    path: str | Path,
+    query: Picture,
+    results: Sequence[Picture],
+    *,
+    notes: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
+) -> None:
+    """Writes one PNG: the query set apart on the left, the results beside it, best first.
+
+    A result whose `correct` is known has a green or red frame, and a mark for those who cannot tell
+    the two apart.
+    """
+    sheet = compose(query, results, notes, functools.partial(_thumbnail, max_pixels=max_pixels))
+    _write_png(sheet, Path(path))
+
+
+def compose(
+    query: Picture, results: Sequence[Picture], notes: Sequence[str], thumbnail: Thumbnail
+) -> Image.Image:
+    """The sheet as a picture, up to 1400 px wide."""
+    columns = _columns(len(results))
+    box = min(QUERY_BOX, (GRID_WIDTH - GAP * (columns - 1)) // columns)
+    small = 14 if box > 180 else 13 if box > 140 else 11
+    labelled = any(picture.label for picture in results)
+    cell = box + (3 if labelled else 2) * (small + 6) + 10  # the picture and the lines below it
+    rows = max(1, math.ceil(len(results) / columns))
+    panel = QUERY_BOX + 2 * PANEL_PAD
+    left = MARGIN + panel + 2 * GAP  # of the grid
+    top = MARGIN + (66 if notes else 42)
+    height = max(rows * cell + (rows - 1) * GAP, panel + 46)
+    width = left + columns * box + (columns - 1) * GAP + MARGIN
+    sheet = Image.new("RGB", (width, top + height + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _draw_title(draw, query.name, notes, width - 2 * MARGIN)
+    _draw_query(sheet, draw, query, (MARGIN, top, MARGIN + panel, top + height), thumbnail)
+    if not results:
+        draw.text((left, top + 8), "no results", GREY, _font(15))
+    for i, picture in enumerate(results):
+        x = left + i % columns * (box + GAP)
+        y = top + i // columns * (cell + GAP)
+        _draw_tile(sheet, draw, picture, (x, y), box, thumbnail)
+        _draw_caption(draw, picture, i + 1, (x, y + box + 8), box, small)
+    return sheet
+
+
+def _columns(k: int) -> int:
+    """Rows of five up to 20; smaller tiles beyond."""
+    for most, columns in ((1, 1), (2, 2), (3, 3), (4, 4), (20, 5), (30, 6)):
+        if k <= most:
+            return columns
+    return 8
+
+
+def _draw_title(draw: ImageDraw.ImageDraw, name: str, notes: Sequence[str], width: int) -> None:
+    bold, plain = _font(22, bold=True), _font(15)
+    draw.text((MARGIN, MARGIN - 6), shortened(name, bold, width), INK, bold)
+    draw.text((MARGIN, MARGIN + 28), shortened("  ·  ".join(notes), plain, width), GREY, plain)
+
+
+def _draw_query(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    query: Picture,
+    panel: tuple[int, int, int, int],
+    thumbnail: Thumbnail,
+) -> None:
+    draw.rectangle((panel[0], panel[1], panel[2] - 1, panel[3] - 1), PANEL)
+    x, y = panel[0] + PANEL_PAD, panel[1] + PANEL_PAD
+    draw.text((x, y - 4), "QUERY", GREY, _font(12, bold=True))
+    y += 20
+    found = thumbnail(query.file, QUERY_BOX)
+    if isinstance(found, str):
+        draw.rectangle((x, y, x + QUERY_BOX - 1, y + QUERY_BOX - 1), BLANK)
+        _draw_reason(draw, found, (x, y), QUERY_BOX)
+        y += QUERY_BOX + 8
+    else:
+        sheet.paste(found, (x + (QUERY_BOX - found.width) // 2, y))
+        y += found.height + 8
+    caption = query.label or PurePosixPath(query.name).name
+    font = _font(15, bold=query.label is not None)
+    draw.text((x, y), shortened(caption, font, QUERY_BOX), INK, font)
+
+
+def _draw_tile(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    picture: Picture,
+    at: tuple[int, int],
+    box: int,
+    thumbnail: Thumbnail,
+) -> None:
+    """The picture in the middle of a square, in its frame."""
+    x, y = at
+    square = (x, y, x + box - 1, y + box - 1)
+    border = max(3, box // 45) if picture.correct is not None else 1
+    colour = {True: RIGHT, False: WRONG, None: LINE}[picture.correct]
+    found = thumbnail(picture.file, box - 2 * border)
+    if isinstance(found, str):
+        draw.rectangle(square, BLANK)
+        _draw_reason(draw, found, at, box)
+    else:
+        draw.rectangle(square, PANEL)
+        sheet.paste(found, (x + (box - found.width) // 2, y + (box - found.height) // 2))
+    draw.rectangle(square, outline=colour, width=border)
+    if picture.correct is not None:
+        badge = _badge(picture.correct, max(20, box // 7))
+        sheet.paste(badge, (x + border + 3, y + border + 3), badge)
+
+
+def _draw_reason(draw: ImageDraw.ImageDraw, reason: str, at: tuple[int, int], box: int) -> None:
+    """Why there is no picture, in the middle of its tile."""
+    size = 13 if box > 140 else 10
+    font = _font(size)
+    lines = ["no picture:", *_wrapped(reason, font, box - 20, box // (size + 4) - 3)]
+    y = at[1] + (box - len(lines) * (size + 4)) // 2
+    for i, line in enumerate(lines):
+        used = _font(size, bold=i == 0)
+        draw.text((at[0] + box // 2, y + i * (size + 4)), line, GREY, used, anchor="ma")
+
+
+def _draw_caption(
+    draw: ImageDraw.ImageDraw, picture: Picture, rank: int, at: tuple[int, int], box: int, size: int
+) -> None:
+    """Rank and score; the label where it is known; the file's name."""
+    x, y = at
+    plain, bold = _font(size), _font(size, bold=True)
+    draw.text((x, y), str(rank), INK, bold)
+    if picture.score is not None and not math.isnan(picture.score):
+        draw.text((x + box, y), f"{picture.score:.3f}", GREY, plain, anchor="ra")
+    if picture.label:
+        y += size + 6
+        draw.text((x, y), shortened(picture.label, plain, box), INK, plain)
+    y += size + 6
+    draw.text((x, y), shortened(PurePosixPath(picture.name).name, plain, box), GREY, plain)
+
+
+@functools.cache
+def _badge(correct: bool, size: int) -> Image.Image:
+    """✓ or ✗, white on a disc; drawn large and made small, so that its edge is smooth."""
+    large = size * 4
+    badge = Image.new("RGBA", (large, large), "#ffffff00")
+    draw = ImageDraw.Draw(badge)
+    draw.ellipse((0, 0, large - 1, large - 1), "white")
+    draw.ellipse((6, 6, large - 7, large - 7), RIGHT if correct else WRONG)
+    font = _font(int(large * 0.62), bold=True)
+    draw.text((large / 2, large / 2), "✓" if correct else "✗", "white", font, anchor="mm")
+    return badge.resize((size, size), Image.Resampling.LANCZOS)
+
+
+# ── pictures and text ────────────────────────────────────────────────────────────────────────────
+
+
+def _thumbnail(file: Path, box: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image | str:
+    """The picture with its longer side `box` long; the reason where there is none."""
+    try:
+        image = read_image(file, max_pixels=max_pixels)
+    except ImageError as error:
+        return str(error)
+    scale = box / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def _write_png(image: Image.Image, path: Path) -> None:
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=4)
+    storage.write_bytes(path, data.getvalue())
+
+
+@functools.cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text on one line, its middle left out where it is wider than `width` pixels."""
+    text = _printable(text)
+    if font.getlength(text) <= width:
+        return text
+    fits, too_many = 0, len(text)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if font.getlength(_without_middle(text, middle)) <= width:
+            fits = middle
+        else:
+            too_many = middle
+    return _without_middle(text, fits)
+
+
+def _without_middle(text: str, kept: int) -> str:
+    """More of the start than of the end, where numbers and the extension are."""
+    tail = kept // 2
+    return text[: kept - tail] + "…" + (text[-tail:] if tail else "")
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+    lines = [""]
+    for word in _printable(text).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(shortened(word, font, width))
+    lines = [line for line in lines if line]
+    return lines if len(lines) <= most else [*lines[: max(1, most) - 1], "…"]
+
+
+def _printable(text: str) -> str:
+    """No line breaks, control characters or halves of characters; at most 400 characters."""
+    text = text if len(text) <= 400 else f"{text[:200]}…{text[-199:]}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
