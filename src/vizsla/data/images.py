@@ -14,7 +14,7 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -394,6 +394,12 @@ def _reason_of_system(error: Exception) -> str:
     return f"the file cannot be opened: {error}"
 
 
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names and how many more there are, for a message; odd characters are escaped."""
+    shown = ", ".join(n if n.isprintable() else ascii(n)[1:-1] for n in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 # ── listing a folder ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -434,9 +440,9 @@ def list_images(root: str | Path, *, follow_links: bool = False) -> Listing:
     walk.run()
     found = walk.listing()
     if walk.unreadable:
-        log.warning("%s: %s cannot be opened and are left out", root, _few(walk.unreadable))
+        log.warning("%s: %s cannot be opened and are left out", root, few(walk.unreadable))
     if found.bad_names:
-        log.warning("%s: names that are not UTF-8, left out: %s", root, _few(found.bad_names))
+        log.warning("%s: names that are not UTF-8, left out: %s", root, few(found.bad_names))
     if not found.ids:
         raise DataError(_nothing_in(root, found))
     return found
@@ -447,7 +453,7 @@ def _nothing_in(root: str | Path, found: Listing) -> str:
     if found.links_outside:
         message += (
             f", but {len(found.links_outside)} links that lead out of it "
-            f"({_few(found.links_outside)}): follow them with --follow-links"
+            f"({few(found.links_outside)}): follow them with --follow-links"
         )
     elif found.passed_over:
         message += (
@@ -456,13 +462,6 @@ def _nothing_in(root: str | Path, found: Listing) -> str:
     else:
         message += ": it is empty"
     return message
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    shown = ", ".join(
-        ascii(name)[1:-1] if not name.isprintable() else name for name in names[:most]
-    )
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class _Walk:

@@ -1,0 +1,383 @@
+"""Folders and tables → ImageSet: ids, labels and attributes, sorted by id. Opens no picture.
+
+A name in a table may be wrong, missing or there twice; what is said here about it is for people.
+"""
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from vizsla.data.images import Listing, few, list_images
+from vizsla.data.tables import (
+    attributes_for,
+    labels_for,
+    labels_from_pattern,
+    read_exclude,
+    read_labels,
+    read_table,
+    row_of_each,
+    rows_of_role,
+    take_rows,
+    texts,
+)
+from vizsla.errors import DataError
+
+__all__ = [
+    "DataFolders",
+    "ImageSet",
+    "attributes_for",
+    "labels_for",
+    "labels_from_pattern",
+    "open_data",
+    "read_exclude",
+    "read_labels",
+]  # with the functions on labels, so that one import line gives all
+
+log = logging.getLogger("vizsla.imageset")
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # Hugging Face's imagefolder
+LABELS = ("labels.csv", "labels.parquet", "labels.tsv")
+LAYOUT = """\
+  DATA/
+  ├── training/<class>/…    labelled, one folder for each class (may be left out)
+  ├── test/
+  │   ├── query/…           the images to search with
+  │   └── gallery/…         the images to search in
+  └── labels.csv            role,file,label: the truth of the test part (may be left out)"""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """ids: N posix paths below root, sorted as UTF-8 bytes. attributes: N rows, or no columns.
+
+    links_outside: links that lead out of the root and were not followed.
+    """
+
+    root: Path
+    ids: list[str]
+    attributes: pa.Table = field(default_factory=lambda: pa.table({}))
+    links_outside: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.attributes.num_columns and self.attributes.num_rows != len(self.ids):
+            raise DataError(
+                f"the attributes have {self.attributes.num_rows} rows, expected one for each of "
+                f"the {len(self.ids)} images"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labels(self) -> list[str | None] | None:
+        """N labels, None for an unknown one; None where there are no labels at all."""
+        if "label" not in self.attributes.column_names:
+            return None
+        labels: list[str | None] = self.attributes["label"].to_pylist()
+        return labels
+
+    def path(self, i: int) -> Path:
+        return self.root / self.ids[i]
+
+    def subset(self, indices: Iterable[int]) -> "ImageSet":
+        """The images at these positions, in the order given."""
+        kept = [int(i) for i in indices]
+        taken = self.attributes.take(kept) if self.attributes.num_columns else self.attributes
+        return replace(self, ids=[self.ids[i] for i in kept], attributes=taken)
+
+    def without(self, ids: Collection[str]) -> "ImageSet":
+        """All but these; ids that it does not hold are no error."""
+        gone = set(ids)
+        return self.subset(i for i, name in enumerate(self.ids) if name not in gone)
+
+    def with_labels(self, labels: Sequence[str | None]) -> "ImageSet":
+        return self.with_attribute("label", labels)
+
+    def with_attribute(self, name: str, values: Sequence[str | None]) -> "ImageSet":
+        """A column of strings, added or replaced."""
+        if len(values) != len(self.ids):
+            raise DataError(
+                f"{len(values)} values of {name} for {len(self.ids)} images: expected one each"
+            )
+        columns = {column: self.attributes[column] for column in self.attributes.column_names}
+        columns[name] = pa.array(values, pa.string())
+        return replace(self, attributes=pa.table(columns))
+
+    @staticmethod
+    def from_class_folders(root: str | Path, *, follow_links: bool = False) -> "ImageSet":
+        """One folder for each class: the label is the first folder below the root.
+
+        Other columns come from a metadata file in the root, as in `from_folder`. Images that lie in
+        the root itself have no class: they are left out with a warning.
+        """
+        listing = _listed(root, follow_links)
+        ids = [name for name in listing.ids if "/" in name]
+        stray = [name for name in listing.ids if "/" not in name]
+        if not ids:
+            raise DataError(
+                f"{root} holds {len(stray)} images but no class folders: expected "
+                f"{Path(root).name}/<class>/… with the images of one class in each folder"
+            )
+        if stray:
+            log.warning(
+                "%s: %d images lie outside the class folders and are left out (%s)",
+                root, len(stray), few(stray),
+            )  # fmt: skip
+        labels = [name.partition("/")[0] for name in ids]
+        _warn_of_classes(Path(root), set(labels))
+        images = ImageSet(Path(root), ids, _metadata_of(root, ids), listing.links_outside)
+        told = zip(images.labels or [], labels, strict=False)
+        if any(label not in (None, folder) for label, folder in told):
+            log.warning("%s: the labels are the folders' names, not the metadata file's", root)
+        return images.with_labels(labels)
+
+    @staticmethod
+    def from_folder(root: str | Path, *, follow_links: bool = False) -> "ImageSet":
+        """All images of a flat or nested folder, without labels.
+
+        Unless the folder holds Hugging Face's metadata.csv, .jsonl or .parquet: its `file_name`
+        says which image a row is for, all its other columns become attributes.
+        """
+        listing = _listed(root, follow_links)
+        attributes = _metadata_of(root, listing.ids)
+        return ImageSet(Path(root), listing.ids, attributes, listing.links_outside)
+
+    @staticmethod
+    def from_table(
+        path: str | Path, root: str | Path | None = None, *, role: str | None = None
+    ) -> "ImageSet":
+        """The images that a CSV, TSV, JSONL or Parquet file names; other columns are attributes.
+
+        Names are relative to `root` (default: the table's folder, or test/<role> beside it), or
+        absolute. role: only the rows with this role or none. Files that do not exist stay, with a
+        warning, and turn out broken when they are read; DataError where none exists.
+        """
+        table = read_table(path)
+        if role is not None:
+            table = rows_of_role(table, role, path)
+        if len(table) == 0:
+            raise DataError(f"{path} names no images: it has a header but no rows")
+        names = table["file"].to_pylist()
+        base = _base_of(path, root, role, names)
+        files, exist = zip(*(_file_of(base, name) for name in names), strict=True)
+        base = _root_of(files, base, fixed=root is not None)
+        ids = [file[len(base) :].lstrip(os.sep).replace(os.sep, "/") for file in files]
+        _warn_of_missing(
+            [i for i, there in zip(ids, exist, strict=True) if not there], len(ids), path
+        )
+        rows = row_of_each(ids, table, str(path))
+        order = sorted(rows)
+        return ImageSet(Path(base), order, take_rows(table, [rows[name] for name in order]))
+
+
+# ── the starting document's layout ───────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False)
+class DataFolders:
+    """folder: the one that holds training/ and test/.
+
+    All three sets carry the columns (domain, group, …) that the labels file has for them; but not
+    its labels: query and gallery have none, unless a metadata file in their own folder gives them.
+    """
+
+    folder: Path
+    training: ImageSet | None
+    query: ImageSet
+    gallery: ImageSet
+    labels_file: Path | None
+
+
+def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
+    """The sets of a folder in the starting document's layout, or of its parent (`…/data`).
+
+    DataError where the layout is another one: it shows what was expected and what was found.
+    """
+    data = _data_folder(Path(folder))
+    training = data / "training"
+    sets = {
+        "training": ImageSet.from_class_folders(training, follow_links=follow_links)
+        if training.is_dir()
+        else None,
+        "query": ImageSet.from_folder(data / "test" / "query", follow_links=follow_links),
+        "gallery": ImageSet.from_folder(data / "test" / "gallery", follow_links=follow_links),
+    }
+    found = (place / name for place in (data, Path(folder)) for name in LABELS)
+    labels_file = next((path for path in found if path.is_file()), None)
+    if labels_file:
+        sets = _with_columns_of(labels_file, sets)
+    query, gallery = sets["query"], sets["gallery"]
+    assert query is not None and gallery is not None
+    return DataFolders(data, sets["training"], query, gallery, labels_file)
+
+
+def _with_columns_of(path: Path, sets: dict[str, ImageSet | None]) -> dict[str, ImageSet | None]:
+    """Adds all but the labels: those are the truth, which only scoring may see."""
+    try:
+        table = read_labels(path)
+        for role, images in sets.items():
+            if images is not None:
+                found = attributes_for(images.ids, table, role)
+                for name in found.column_names:
+                    if found[name].null_count < len(images):
+                        images = images.with_attribute(name, found[name].to_pylist())
+                sets[role] = images
+    except DataError as error:  # scoring will fail on it, unless it is given another file
+        log.warning("attributes are not read: %s", error)
+    return sets
+
+
+_SLIPS = {
+    "training": ("train", "training_set", "train_set", "trainset"),
+    "test": ("testing", "test_set", "testset", "val", "validation"),
+    "query": ("queries", "query_images", "probe"),
+    "gallery": ("galleries", "gallery_images", "galery", "database", "index"),
+}  # our name → what others call it
+
+
+def _data_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}, expected a folder with this layout:\n{LAYOUT}")
+    data = folder
+    if not _holds(folder, "training", "test") and _holds(folder / "data", "training", "test"):
+        data = folder / "data"
+    missing = [n for n in ("test/query", "test/gallery") if not (data / n).is_dir()]
+    problems = [f"{' and '.join(missing)} missing"] if missing else []
+    problems += _slips(data, "training", "test") + _slips(data / "test", "query", "gallery")
+    if missing and _holds(data, "query", "gallery"):
+        problems.append(
+            f"{data} is the test part: give the folder above it"
+            if data.name == "test"
+            else "query/ and gallery/ belong into test/"
+        )
+    if problems:
+        raise DataError(
+            f"{data} does not have the expected layout: {'; '.join(problems)}. "
+            f"Found there: {_contents(data)}. Expected:\n{LAYOUT}"
+        )
+    return data
+
+
+def _holds(folder: Path, *names: str) -> bool:
+    return any((folder / name).is_dir() for name in names)
+
+
+def _slips(folder: Path, *expected: str) -> list[str]:
+    """Folders that seem to be meant for one that is not there."""
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    return [
+        f"{name}/ should be named {wanted}/"
+        for wanted in expected
+        if not (folder / wanted).is_dir()
+        for name in found
+        if name.lower() == wanted or name.lower() in _SLIPS[wanted]
+    ]
+
+
+def _contents(folder: Path) -> str:
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p.name[0] != ".")
+    inside = folder / "test"
+    if inside.is_dir():
+        names += sorted("test/" + p.name + "/" * p.is_dir() for p in inside.iterdir())
+    return few(names, 8) if names else "nothing"
+
+
+# ── folders ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _listed(root: str | Path, follow_links: bool) -> Listing:
+    listing = list_images(root, follow_links=follow_links)
+    if listing.links_outside:
+        log.warning(
+            "%s: %d links lead out of it and are left out (%s); --follow-links takes them in",
+            root, len(listing.links_outside), few(listing.links_outside),
+        )  # fmt: skip
+    return listing
+
+
+def _warn_of_classes(root: Path, labels: set[str]) -> None:
+    folders = (p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+    empty = sorted(set(folders) - labels)
+    if empty:
+        log.warning("%s: %d class folders hold no images: %s", root, len(empty), few(empty))
+    by_case: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        by_case.setdefault(label.casefold(), []).append(label)
+    twins = ["/".join(names) for names in by_case.values() if len(names) > 1]
+    if twins:
+        log.warning("%s: classes that differ only in case stay apart: %s", root, few(twins))
+
+
+def _metadata_of(root: str | Path, ids: list[str]) -> pa.Table:
+    """N rows of the root's metadata file; no columns without one."""
+    path = next((Path(root) / name for name in METADATA if (Path(root) / name).is_file()), None)
+    if path is None:
+        return pa.table({})
+    table = read_table(path)
+    names = [name.strip().replace("\\", "/").removeprefix("./") for name in texts(table, "file")]
+    rows = row_of_each(names, table, str(path))
+    lost, bare = sorted(rows.keys() - set(ids)), [name for name in ids if name not in rows]
+    if len(bare) == len(ids):
+        raise DataError(f"{path} names none of the images beside it, but {few(lost)}")
+    if lost:
+        log.warning("%s names %d images that are not there: %s", path, len(lost), few(lost))
+    if bare:
+        log.warning("%s has no row for %d images: %s", path, len(bare), few(bare))
+    return take_rows(table, [rows.get(name) for name in ids])
+
+
+# ── files that a table names ─────────────────────────────────────────────────────────────────────
+
+
+def _base_of(path: str | Path, root: str | Path | None, role: str | None, names: list[str]) -> str:
+    """The folder that names are relative to: the first in which some of the files exist."""
+    if root is not None:
+        if not Path(root).is_dir():
+            raise DataError(f"{root} is not a folder: give the one that {path} is relative to")
+        return os.path.abspath(root)  # noqa: PTH100 (links stay as they are)
+    beside = Path(os.path.abspath(path)).parent  # noqa: PTH100
+    below = {None: [], "training": ["training"]}.get(role, [f"test/{role}", f"{role}"])
+    places = [str(place) for place in (beside, *(beside / name for name in below))]
+    exists = (place for place in places if any(_file_of(place, n)[1] for n in names[:100]))
+    return next(exists, places[0])
+
+
+def _file_of(base: str, name: str) -> tuple[str, bool]:
+    """The file that a table means by this name, and whether it exists."""
+    file = ""
+    for spelling in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
+        file = os.path.normpath(os.path.join(base, spelling))  # noqa: PTH118
+        if os.path.isfile(file):  # noqa: PTH113 (a Path costs more than the check itself)
+            return file, True
+    return file, False
+
+
+def _root_of(files: Sequence[str], base: str, *, fixed: bool) -> str:
+    """`base`, or where files lie outside of it the folder that holds them all."""
+    outside = [file for file in files if not file.startswith(base.rstrip(os.sep) + os.sep)]
+    if not outside:
+        return base
+    if fixed:
+        raise DataError(
+            f"{len(outside)} files lie outside {base} ({few(outside)}): "
+            "give a root that holds them all"
+        )
+    try:
+        return os.path.commonpath([str(Path(file).parent) for file in files])
+    except ValueError as error:  # several drives
+        raise DataError(f"the files have no folder in common ({few(outside)})") from error
+
+
+def _warn_of_missing(missing: list[str], n_files: int, path: str | Path) -> None:
+    if len(missing) == n_files:
+        raise DataError(
+            f"none of the {n_files} files that {path} names exists ({few(missing)}): "
+            "give the folder that its names are relative to as root, or a role"
+        )
+    if missing:
+        log.warning("%s names %d files that do not exist: %s", path, len(missing), few(missing))
