@@ -115,7 +115,7 @@ def embed(
             "model_id": embedder.model_id,
             "compute_id": compute.id,
             "compute": compute.facts,
-            "images": _fingerprint(images),
+            "images": fingerprint(images),
             "shard_images": _whole_batches(shard_images, compute.batch_size),
         }
         writer = ShardWriter(out, about, embedder.dim, store=store, total=len(images))
@@ -206,7 +206,7 @@ def _report_broken(embeddings: Embeddings, images: ImageSet, out: Path) -> None:
     )  # fmt: skip
 
 
-def _fingerprint(images: ImageSet) -> str:
+def fingerprint(images: ImageSet) -> str:
     """SHA-256 over ids, sizes and attributes: what the vectors and their table are made from."""
     digest = hashlib.sha256()
     for i, name in enumerate(images.ids):

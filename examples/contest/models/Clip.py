@@ -1,0 +1,10 @@
+"""CLIP ViT-L/14 with its own pooling, as in the starting document's table.
+
+Further flags are passed on: python models/Clip.py --pooling gem --weights random --labels labels.csv
+"""
+
+import sys
+
+from vizsla.cli import main
+
+main(["run", "data", "--model", "clip-vit-l14", "--pooling", "native", *sys.argv[1:]])

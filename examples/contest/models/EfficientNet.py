@@ -1,0 +1,10 @@
+"""EfficientNet-B0 with GeM pooling; --model efficientnet-b3 and --pooling gap for the others.
+
+Further flags are passed on: python models/EfficientNet.py --pooling gem --weights random --labels labels.csv
+"""
+
+import sys
+
+from vizsla.cli import main
+
+main(["run", "data", "--model", "efficientnet-b0", "--pooling", "gem", *sys.argv[1:]])

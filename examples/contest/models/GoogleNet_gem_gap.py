@@ -1,0 +1,10 @@
+"""GoogLeNet with GeM pooling; --pooling gap for the other.
+
+Further flags are passed on: python models/GoogleNet_gem_gap.py --pooling gem --weights random --labels labels.csv
+"""
+
+import sys
+
+from vizsla.cli import main
+
+main(["run", "data", "--model", "googlenet", "--pooling", "gem", *sys.argv[1:]])

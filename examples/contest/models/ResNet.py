@@ -1,0 +1,10 @@
+"""ResNet-50 with average pooling; --model resnet18, 34, 101 or 152 for the others.
+
+Further flags are passed on: python models/ResNet.py --pooling gem --weights random --labels labels.csv
+"""
+
+import sys
+
+from vizsla.cli import main
+
+main(["run", "data", "--model", "resnet50", "--pooling", "gap", *sys.argv[1:]])

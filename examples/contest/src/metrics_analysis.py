@@ -1,0 +1,7 @@
+"""Averages of all metrics in results/, grouped for comparison."""
+
+import sys
+
+from vizsla.cli import main
+
+main(["compare", "results", *sys.argv[1:]])

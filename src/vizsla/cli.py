@@ -1,0 +1,706 @@
+"""The command line: every command parses, makes one library call and prints what came back.
+
+Results go to standard output, messages and progress to standard error. Heavy modules are imported
+inside the commands that need them, so that `vizsla --help` answers at once.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vizsla.errors import UsageError, VizslaError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from vizsla.pipeline import RunResult
+    from vizsla.score.relevance import Truth
+    from vizsla.score.tables import Table
+    from vizsla.search.ranking import Ranking
+
+app = typer.Typer(
+    name="vizsla",
+    help="Rank a gallery of images for every query, so that images of the same class come first.",
+    epilog="Start with `vizsla demo`, then `vizsla run DATA`. Docs: README.md.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+log = logging.getLogger("vizsla")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit codes: 0 done; 1 could not be done, in one clear line; 2 wrong use; 130 Ctrl-C."""
+    _log_to_stderr()
+    try:
+        app(arguments)
+    except UsageError as error:
+        _fail(str(error), 2)
+    except VizslaError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept", 130)
+    except BrokenPipeError:  # `vizsla models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _fail("memory ran out: use a smaller --batch-size, or a machine with more memory", 1)
+    except Exception as error:
+        if os.environ.get("VIZSLA_DEBUG"):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _fail(f"{what} (unexpected; VIZSLA_DEBUG=1 shows where, please report it)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"vizsla: {message}", err=True)
+    sys.exit(code)
+
+
+# ── what commands share ──────────────────────────────────────────────────────────────────────────
+
+
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        colour = {"WARNING": typer.colors.YELLOW, "ERROR": typer.colors.RED}.get(record.levelname)
+        word = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        typer.secho(word + record.getMessage(), err=True, fg=colour)
+
+
+def _log_to_stderr() -> None:
+    log.setLevel(logging.DEBUG)
+    handler = _Messages()
+    handler.setLevel(logging.INFO)
+    log.handlers = [h for h in log.handlers if not isinstance(h, _Messages)] + [handler]
+    log.propagate = False
+
+
+def _set_level(level: int) -> None:
+    for handler in log.handlers:
+        if isinstance(handler, _Messages):
+            handler.setLevel(level)
+
+
+def _quiet(value: bool) -> bool:
+    if value:
+        _set_level(logging.ERROR)
+    return value
+
+
+def _verbose(value: bool) -> bool:
+    if value:
+        _set_level(logging.DEBUG)
+    return value
+
+
+def _comma_ints(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a list of numbers such as 1,5,10") from error
+
+
+class _Progress:
+    """Called with (stage, done, total): a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+        self.last = 0.0
+
+    def __enter__(self) -> "_Progress":
+        if not self.quiet and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self.bar = progress.Progress(
+                progress.TextColumn("{task.description:<18}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started = self.started.setdefault(stage, now)
+        rate = f"{done / (now - started):.0f}/s" if now - started > 0.5 else ""
+        if self.bar:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
+            self.bar.update(self.tasks[stage], completed=done, rate=rate)
+        elif not self.quiet and (now - self.last > 10 or done == total):
+            self.last = now
+            left = (now - started) / done * (total - done)
+            wait = f", {left:.0f} s left" if done < total and rate else ""
+            typer.echo(f"{stage}: {done} of {total}{rate and ' at ' + rate}{wait}", err=True)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+Model = Annotated[
+    str, typer.Option("--model", help="A backbone's name (see `vizsla models`), or a folder.")
+]
+Weights = Annotated[
+    str, typer.Option("--weights", help="pretrained, random, or a .safetensors/.pt/.pth file.")
+]
+Pooling = Annotated[
+    str | None, typer.Option("--pooling", help="gap, gem, max, cls, native. [default: the model's]")
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", help="Pixels. [default: the weights' own]")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Decoding threads. [default: by cores]")
+]
+Seed = Annotated[int, typer.Option("--seed", help="For random weights and random choices.")]
+TopK = Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images handed in for a query.")]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="The truth: CSV or Parquet with label and file.")
+]
+LabelsFrom = Annotated[
+    str | None,
+    typer.Option("--labels-from", help="Labels from file names: '{label}_{n}'."),
+]
+Exclude = Annotated[
+    Path | None, typer.Option("--exclude", help="A file that lists images to leave out.")
+]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Also read links that lead out of the folder.")
+]
+MaxPixels = Annotated[
+    int, typer.Option("--max-pixels", min=1, help="Larger images count as broken.")
+]
+Home = Annotated[
+    Path,
+    typer.Option("--home", help="Holds results/, submissions/, visualizations/, runs/."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", callback=_quiet, help="Errors only.", is_eager=True)
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", callback=_verbose, help="More.", is_eager=True)
+]
+
+
+# ── the main job ─────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
+def run(
+    data: Annotated[
+        Path | None, typer.Argument(help="The folder with training/ and test/query, test/gallery.")
+    ] = None,
+    model: Model = "dinov2-s14",
+    weights: Weights = "pretrained",
+    pooling: Pooling = None,
+    image_size: ImageSize = None,
+    top_k: TopK = 10,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    max_pixels: MaxPixels = 100_000_000,
+    follow_links: FollowLinks = False,
+    figures: Annotated[
+        int, typer.Option("--figures", min=-1, help="Query sheets to draw; -1: all of them.")
+    ] = 20,
+    home: Home = Path(),
+    repeat: Annotated[
+        Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Embed, rank, score, hand in and draw: the whole main job."""
+    from vizsla import pipeline
+
+    if (data is None) == (repeat is None):
+        raise UsageError("give either the DATA folder or --again runs/ID")
+    if repeat is not None:
+        config = pipeline.again(repeat)
+    else:
+        config = pipeline.RunConfig(
+            data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
+            top_k=top_k, labels=_text(labels), labels_from=labels_from, device=device,
+            precision=precision, batch_size=batch_size, workers=workers, seed=seed,
+            exclude=_text(exclude), max_pixels=max_pixels, follow_links=follow_links,
+            figures=figures, home=str(home),
+        )  # fmt: skip
+    with _Progress(quiet) as progress:
+        result = pipeline.run(config, progress)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_run(result)
+
+
+def _print_run(result: "RunResult") -> None:
+    typer.echo(
+        f"{result.model_name}: {len(result.ranking)} queries, "
+        f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
+    )
+    if result.scores is None:
+        typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
+    else:
+        typer.echo(result.scores.text())
+    typer.echo(f"metrics     {result.result_path}")
+    typer.echo(f"submission  {result.submission_path}")
+    if result.figure_paths:
+        count = len(result.figure_paths)
+        typer.echo(f"figures     {result.figure_paths[0].parent} ({count} queries)")
+    typer.echo(f"run         {result.run.folder}")
+
+
+@app.command(epilog="Example: vizsla demo")
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put it all.")] = Path("vizsla-demo"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The main job on a small generated data set, without any download."""
+    from vizsla import pipeline
+
+    with _Progress(quiet) as progress:
+        done = pipeline.demo(folder, seed=seed, progress=progress)
+    if as_json:
+        _print_json(done.to_dict())
+    else:
+        typer.echo(done.text())
+
+
+# ── stage by stage ───────────────────────────────────────────────────────────────────────────────
+
+
+@app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
+def embed(
+    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV/Parquet table.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    model: Model = "dinov2-s14",
+    weights: Weights = "pretrained",
+    pooling: Pooling = None,
+    image_size: ImageSize = None,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    class_folders: Annotated[
+        bool, typer.Option("--class-folders", help="The first folder is the label.")
+    ] = False,
+    role: Annotated[
+        str | None, typer.Option("--role", help="Use the table's rows of this role alone.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = 0,
+    store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
+    exclude: Exclude = None,
+    max_pixels: MaxPixels = 100_000_000,
+    follow_links: FollowLinks = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
+    from vizsla import pipeline
+    from vizsla.model import inference
+
+    image_set = pipeline.image_set(
+        images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
+        exclude=exclude, follow_links=follow_links,
+    )  # fmt: skip
+    embedder = pipeline.load_embedder(
+        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
+    )
+    compute = inference.resolve_compute(
+        device=device, precision=precision, batch_size=batch_size, workers=workers
+    )
+    with _Progress(quiet) as progress:
+        embeddings = inference.embed(
+            image_set, embedder, out, compute=compute, store=store, max_pixels=max_pixels,
+            overwrite=overwrite, progress=lambda done, total: progress("embedding", done, total),
+        )  # fmt: skip
+    about = {
+        "embeddings": str(out), "images": len(embeddings), "broken": len(embeddings.broken),
+        "dim": embeddings.dim, "model_id": embeddings.model_id, "compute_id": embeddings.compute_id,
+    }  # fmt: skip
+    if as_json:
+        _print_json(about)
+    else:
+        typer.echo(f"{len(embeddings)} embeddings of {embeddings.dim} dimensions in {out}")
+
+
+@app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
+def search(
+    gallery: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
+    queries: Annotated[Path, typer.Argument(help="The queries' embeddings.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The ranking to write (Parquet).")],
+    top_k: Annotated[
+        int | None,
+        typer.Option("-k", "--top-k", min=1, help="[default: all up to 20,000, else 1,000]"),
+    ] = None,
+    same_set: Annotated[
+        bool, typer.Option("--same-set", help="Both are one set: leave each query itself out.")
+    ] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Embeddings → ranking: for every query the gallery by falling cosine, exactly."""
+    from vizsla.model.embeddings import Embeddings
+    from vizsla.model.inference import resolve_compute
+    from vizsla.search.exact import rank
+
+    device = resolve_compute(device=device).device
+    ranking = rank(
+        Embeddings.open(queries), Embeddings.open(gallery), top_k, same_set=same_set, device=device
+    )
+    ranking.save(out)
+    if as_json:
+        _print_json({"ranking": str(out), "queries": len(ranking), "depth": ranking.depth})
+    else:
+        typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {out}")
+
+
+@app.command(
+    epilog="Example: vizsla submission ranking.parquet -k 10 --data data -o submission.json"
+)
+def submission(
+    ranking: Annotated[Path, typer.Argument(help="A ranking or another submission.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")],
+    top_k: TopK = 10,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Check the names against this data folder.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="json, records, kaggle, trec.")] = "json",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Ranking → submission file, checked before it is written."""
+    from vizsla.output.submission import write_submission
+
+    write_submission(
+        _read_ranking(ranking), out, k=top_k, format=form,
+        **_names_in(data),
+    )  # fmt: skip
+    typer.echo(str(out))
+
+
+def _names_in(data: Path | None) -> dict[str, list[str]]:
+    """The query and gallery names of a data folder, to check a submission against."""
+    from vizsla.data.imageset import open_data
+
+    folders = open_data(data) if data else None
+    return {"queries": folders.query.ids, "gallery": folders.gallery.ids} if folders else {}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _read_ranking(path: Path) -> "Ranking":
+    """From a run's folder, a ranking or a submission in any form."""
+    from vizsla.output.submission import read_submission
+    from vizsla.runs import is_run
+    from vizsla.search.ranking import Ranking
+
+    if is_run(path):
+        path = path / "ranking.parquet"
+    return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command(epilog="Example: vizsla evaluate submission.json --labels-from '{label}_{n}' -k 10")
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="A ranking, a submission or a run's folder.")],
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The data folder: tells the whole gallery, finds labels.csv."),
+    ] = None,
+    top_k: Annotated[
+        str, typer.Option("-k", "--top-k", help="Cut-offs, such as 1,5,10.")
+    ] = "1,5,10",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Also write all of it there (JSON).")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Ranking or submission + truth → scores, with intervals."""
+    from vizsla import storage
+    from vizsla.score.scores import evaluate as score
+
+    ranking = _read_ranking(source)
+    truth = _read_truth(ranking, labels, labels_from, data)
+    scores = score(ranking, truth, ks=_comma_ints(top_k))
+    if out:
+        storage.write_json(out, scores.to_dict())
+    if as_json:
+        _print_json(scores.to_dict())
+    else:
+        typer.echo(scores.text())
+
+
+def _read_truth(
+    ranking: "Ranking", labels: Path | None, labels_from: str | None, data: Path | None
+) -> "Truth":
+    """From --labels, --labels-from, or the labels file in --data."""
+    from vizsla.data.imageset import open_data
+    from vizsla.score.relevance import Truth
+
+    if labels and labels_from:
+        raise UsageError("--labels and --labels-from exclude each other: give one")
+    folders = open_data(data) if data else None
+    if labels_from:
+        return Truth.from_pattern(
+            ranking, labels_from, gallery=folders.gallery.ids if folders else None
+        )
+    file = labels or (folders.labels_file if folders else None)
+    if file is None:
+        raise UsageError(
+            "the truth is needed: --labels FILE, --labels-from '{label}_{n}', "
+            "or --data DATA with a labels.csv in it"
+        )
+    return Truth.from_file(file)
+
+
+@app.command(epilog="Example: vizsla compare results")
+def compare(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of result files, the files; or runs and rankings, by pairs."),
+    ],
+    group: Annotated[
+        str | None, typer.Option("--group", help="Keys to group by, with commas.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option("--sort", help="The column to sort by.")] = None,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The data folder of rankings to compare.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write a CSV file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Also write a Markdown file.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Many result files → one table: grouped averages, and what cannot be true.
+
+    Of runs' folders (or of rankings and submissions with the truth): every pair's difference on the
+    same queries, with interval and p-value.
+    """
+    from vizsla import storage
+    from vizsla.runs import is_run
+    from vizsla.score import compare, tables
+
+    if labels or labels_from or data or all(is_run(source) for source in sources):
+        table, page, content = _compare_pairs(sources, labels, labels_from, data)
+        alarms: list[str] = []
+        notes: list[str] = []
+    else:
+        results = compare.read_results(sources)
+        by = group.split(",") if group else compare.GROUPS
+        table, page = results.grouped(by, sort=sort), results.html(by, sort=sort)
+        content = results.to_dict(by, sort=sort)
+        alarms, notes = results.remarks()
+    for path, text in (
+        (csv, tables.to_csv(table)), (markdown, tables.to_markdown(table)), (html, page),
+    ):  # fmt: skip
+        if path:
+            storage.write_text(path, text)
+    if as_json:
+        _print_json(content)
+        return
+    typer.echo(table.text())
+    for line in alarms:
+        typer.secho(f"! {line}", fg=typer.colors.RED)
+    for line in notes:
+        typer.echo(f"- {line}")
+
+
+def _compare_pairs(
+    sources: list[Path], labels: Path | None, labels_from: str | None, data: Path | None
+) -> tuple["Table", str, Any]:
+    from vizsla.score.paired import compare_systems, differences_table
+    from vizsla.score.scores import Scores, evaluate
+    from vizsla.score.tables import Section, to_html
+
+    systems = {}
+    for source in sources:
+        if labels or labels_from or data:
+            ranking = _read_ranking(source)
+            scores = evaluate(ranking, _read_truth(ranking, labels, labels_from, data))
+        else:
+            scores = Scores.load(source / "scores.json")
+        name = source.name if source.name not in systems else str(source)
+        systems[name] = scores
+    table = differences_table(compare_systems(systems))
+    return table, to_html("Systems compared", [Section("Differences", table)]), table.records()
+
+
+@app.command(epilog="Example: vizsla models")
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Fetch their weights now, for use without network.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The backbones by name: size, dimension, licence of the weights."""
+    if fetch:
+        from vizsla.model.backbones import fetch as fetch_weights
+
+        if not names:
+            raise UsageError("--fetch needs the names of models: vizsla models --fetch dinov2-s14")
+        fetched = {name: str(fetch_weights(name)) for name in names}
+        if as_json:
+            _print_json(fetched)
+        else:
+            typer.echo("\n".join(f"{name}: {where}" for name, where in fetched.items()))
+        return
+    from vizsla.model.catalogue import model_table
+
+    rows = model_table(names)
+    if as_json:
+        _print_json(rows)
+    else:
+        from vizsla.score.tables import Table
+
+        columns = [key.replace("_", " ") for key in rows[0]]
+        typer.echo(Table(columns, [[_plain(cell) for cell in row.values()] for row in rows]).text())
+
+
+def _plain(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+@app.command(epilog="Example: vizsla show runs/ID --data data --worst 10 -o sheets")
+def show(
+    source: Annotated[Path, typer.Argument(help="A run's folder, a ranking or a submission.")],
+    data: Annotated[Path, typer.Option("--data", help="The data folder with the images.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder. [default: visualizations/<name>]")
+    ] = None,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    top_k: TopK = 10,
+    worst: Annotated[int | None, typer.Option("--worst", min=1, help="The N worst only.")] = None,
+    only_wrong: Annotated[
+        bool, typer.Option("--only-wrong", help="Queries whose first result is wrong.")
+    ] = False,
+    random: Annotated[int | None, typer.Option("--random", min=1, help="N at random.")] = None,
+    seed: Seed = 0,
+    home: Home = Path(),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A PNG for each query: the query on the left, its top k on the right."""
+    from vizsla import pipeline
+    from vizsla.data.imageset import open_data
+    from vizsla.runs import file_safe
+
+    ranking = _read_ranking(source)
+    folders = open_data(data)
+    known = bool(labels or labels_from or folders.labels_file)
+    truth = _read_truth(ranking, labels, labels_from, data) if known else None
+    with _Progress(quiet) as progress:
+        paths = pipeline.show(
+            ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
+            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed,
+            progress=lambda done, total: progress("drawing", done, total),
+        )  # fmt: skip
+    if as_json:
+        _print_json([str(path) for path in paths])
+    else:
+        typer.echo(f"{len(paths)} figures in {paths[0].parent}" if paths else "no such queries")
+
+
+@app.command(epilog="Example: vizsla submit submissions/sub_resnet50_….json --group us --url URL")
+def submit(
+    file: Annotated[Path, typer.Argument(help="A submission file, or a run's folder.")],
+    group: Annotated[str, typer.Option("--group", help="The group's name.")],
+    url: Annotated[
+        str | None, typer.Option("--url", help="The server. [default: $VIZSLA_SUBMIT_URL]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Check the names against this data folder first.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar="VIZSLA_SUBMIT_TOKEN", help="If it asks for one."),
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show, send nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Post a submission to the contest's server and print the score."""
+    from vizsla.output.client import record_submission, submit
+    from vizsla.runs import run_of_submission, submission_of_run
+
+    file = submission_of_run(file) if file.is_dir() else file
+    receipt = submit(
+        file, group, url, token=token, timeout=timeout, dry_run=dry_run,
+        **_names_in(data),
+    )  # fmt: skip
+    run_folder = None if dry_run else run_of_submission(file)
+    record = run_folder and record_submission(run_folder, receipt)
+    if as_json:
+        _print_json(dataclasses.asdict(receipt))
+    else:
+        if receipt.accuracy is None:
+            typer.echo(f"would send {receipt.queries} queries, {receipt.bytes} bytes")
+        else:
+            numbers = {"accuracy": receipt.accuracy, **receipt.metrics}
+            typer.echo("\n".join(f"{name:<20} {value:g}" for name, value in numbers.items()))
+        typer.echo(f"to          {receipt.url} as {receipt.groupname}")
+        typer.echo(f"sha256      {receipt.sha256}")
+        if record:
+            typer.echo(f"recorded    {record}")

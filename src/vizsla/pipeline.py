@@ -1,0 +1,547 @@
+"""`run`, the main job: a folder of images → ranking, submission, metrics, pictures.
+
+Stage after stage, each leaving its artefact in the run's folder, where the next one reads it.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vizsla
+from vizsla import storage
+from vizsla.data.demo import make_demo
+from vizsla.data.imageset import (
+    DataFolders,
+    ImageSet,
+    labels_for,
+    labels_from_pattern,
+    open_data,
+    read_exclude,
+    read_labels,
+)
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.model.embeddings import Embeddings
+from vizsla.model.inference import MAX_PIXELS, Compute, embed, fingerprint, resolve_compute
+from vizsla.output.figures import draw_ranking, pick_queries
+from vizsla.output.submission import write_submission
+from vizsla.runs import Run, create_run, is_run, log_to, open_run
+from vizsla.score.relevance import Truth, relevant_and_ignored
+from vizsla.score.scores import Scores, evaluate, result_record
+from vizsla.search import exact
+from vizsla.search.ranking import Ranking
+
+log = logging.getLogger("vizsla.run")
+
+Progress = Callable[[str, int, int], None]  # (stage, images done, images in all)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `vizsla run` was asked. Paths are made absolute and every `auto` resolved in the run."""
+
+    data: str
+    model: str = "dinov2-s14"
+    weights: str = "pretrained"
+    pooling: str | None = None  # None: the model's default
+    image_size: int | None = None  # None: the weights' own
+    top_k: int = 10
+    labels: str | None = None  # None: DATA/labels.csv where there is one
+    labels_from: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 32
+    workers: int | None = None
+    seed: int = 0
+    exclude: str | None = None
+    max_pixels: int = MAX_PIXELS
+    follow_links: bool = False
+    figures: int = 20  # 0: none, -1: one for every query
+    home: str = "."
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """scores is None where no labels are known. warnings: what was logged as such."""
+
+    run: Run
+    model_name: str
+    ranking: Ranking
+    scores: Scores | None
+    result_path: Path
+    submission_path: Path
+    figure_paths: list[Path]
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run.folder),
+            "model_name": self.model_name,
+            "queries": len(self.ranking),
+            "gallery": self.ranking.gallery_size,
+            "scores": self.scores and self.scores.to_dict(),
+            "result": str(self.result_path),
+            "submission": str(self.submission_path),
+            "figures": [str(path) for path in self.figure_paths],
+            "seconds": round(self.seconds, 2),
+            "warnings": self.warnings,
+        }
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
+    """The whole main job in the starting document's layout; see RunConfig."""
+    started = time.monotonic()
+    data = _read_data(config)
+    truth = _truth(config, data)
+    check_top_k(config.top_k, len(data.gallery))
+    embedder = load_embedder(
+        config.model,
+        weights=config.weights,
+        pooling=config.pooling,
+        image_size=config.image_size,
+        seed=config.seed,
+    )
+    compute = resolve_compute(
+        device=config.device,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
+    this = create_run(config.home)
+    with log_to(this.folder / "log.txt"), _Warnings() as warnings:
+        this.write_config(_resolved(config, embedder, compute))
+        embedder.save(this.folder / "embedder")
+        queries = _embed(data.query, "query", embedder, this, config, compute, progress)
+        gallery = _embed(data.gallery, "gallery", embedder, this, config, compute, progress)
+        check_top_k(config.top_k, len(gallery))
+        ranking = exact.rank(queries, gallery, device=_search_device(compute))
+        ranking.save(this.folder / "ranking.parquet")
+        scores = _evaluate(this, ranking, truth, queries, gallery, config)
+        figures = _draw(this, ranking, truth, scores, data, embedder.name, config)
+        submission = this.submission_path(embedder.name)
+        _hand_in(submission, ranking, data, queries, gallery, config.top_k)
+        seconds = time.monotonic() - started
+        result = this.result_path(embedder.name)
+        record = _record(this, scores, embedder, data, config, seconds, warnings.messages)
+        storage.write_json(result, record)
+        log.info("done in %.1f s", seconds)
+    return RunResult(
+        this, embedder.name, ranking, scores, result, submission, figures, seconds,
+        warnings.messages,
+    )  # fmt: skip
+
+
+def again(folder: str | Path) -> RunConfig:
+    """The configuration of an earlier run, as it was resolved then."""
+    asked = open_run(folder).config["options"]
+    known = {f.name for f in dataclasses.fields(RunConfig)}
+    return RunConfig(**{key: value for key, value in asked.items() if key in known})
+
+
+def load_embedder(
+    model: str,
+    *,
+    weights: str = "pretrained",
+    pooling: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Embedder:
+    """From a backbone's name, a saved embedder's folder or a run's folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return Embedder.build(
+            model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
+        )
+    if weights != "pretrained" or pooling or image_size:
+        raise UsageError(
+            f"{model} is a saved embedder: its weights, pooling and image size are fixed. "
+            "Leave out --weights, --pooling and --image-size, or name a backbone"
+        )
+    return Embedder.load(folder / "embedder" if is_run(folder) else folder)
+
+
+def image_set(
+    source: str | Path,
+    *,
+    labels: str | Path | None = None,
+    labels_from: str | None = None,
+    class_folders: bool = False,
+    role: str | None = None,
+    exclude: str | Path | None = None,
+    follow_links: bool = False,
+) -> ImageSet:
+    """The images of a folder or a table, with labels from the one place that was named."""
+    if sum(map(bool, (labels, labels_from, class_folders))) > 1:
+        raise UsageError("--labels, --labels-from and --class-folders exclude each other: give one")
+    if Path(source).is_file():
+        images = ImageSet.from_table(source, role=role)
+    elif class_folders:
+        images = ImageSet.from_class_folders(source, follow_links=follow_links)
+    else:
+        images = ImageSet.from_folder(source, follow_links=follow_links)
+    if labels:
+        images = images.with_labels(labels_for(images.ids, read_labels(labels), role))
+    elif labels_from:
+        images = images.with_labels(labels_from_pattern(images.ids, labels_from))
+    if exclude:
+        names = read_exclude(exclude)
+        images = images.without({name.removeprefix(f"{role}/") for name in names})
+    return images
+
+
+def check_top_k(top_k: int, gallery_size: int) -> None:
+    """DataError before the work starts, not after it."""
+    exact.check_k(top_k, gallery_size)
+
+
+def _read_data(config: RunConfig) -> DataFolders:
+    data = open_data(config.data, follow_links=config.follow_links)
+    if config.exclude:
+        excluded = read_exclude(config.exclude)
+        data = dataclasses.replace(
+            data,
+            query=_without(data.query, "query", excluded),
+            gallery=_without(data.gallery, "gallery", excluded),
+            training=data.training and _without(data.training, "training", excluded),
+        )
+    return data
+
+
+def _without(images: ImageSet, role: str, excluded: set[str]) -> ImageSet:
+    gone = {name.removeprefix(f"{role}/") for name in excluded if name.startswith(f"{role}/")}
+    kept = images.without(gone)
+    if len(kept) < len(images):
+        log.info("%d of %d %s images excluded", len(images) - len(kept), len(images), role)
+    return kept
+
+
+def _truth(config: RunConfig, data: DataFolders) -> Truth | None:
+    """The labels of the test part from --labels, --labels-from or DATA/labels.csv; None without."""
+    if config.labels and config.labels_from:
+        raise UsageError("--labels and --labels-from exclude each other: give one")
+    if config.labels_from:
+        query = labels_from_pattern(data.query.ids, config.labels_from)
+        gallery = labels_from_pattern(data.gallery.ids, config.labels_from)
+        return Truth.from_lists(data.query.ids, query, data.gallery.ids, gallery)
+    path = config.labels or data.labels_file
+    if path is None:
+        return None
+    table = read_labels(path)
+    query = labels_for(data.query.ids, table, "query")
+    gallery = labels_for(data.gallery.ids, table, "gallery")
+    if not any(query) or not any(gallery):
+        raise DataError(
+            f"{path} labels none of the {'query' if not any(query) else 'gallery'} images in "
+            f"{config.data}: its file names must be relative to test/query and test/gallery"
+        )
+    return Truth.from_lists(data.query.ids, query, data.gallery.ids, gallery)
+
+
+def _embed(
+    images: ImageSet,
+    role: str,
+    embedder: Embedder,
+    this: Run,
+    config: RunConfig,
+    compute: Compute,
+    progress: Progress | None,
+) -> Embeddings:
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(f"embedding {role}", done, total)
+
+    folder = this.folder / "embeddings" / role
+    return embed(
+        images, embedder, folder, compute=compute, max_pixels=config.max_pixels, progress=report
+    )
+
+
+def _search_device(compute: Compute) -> str:
+    return "cpu" if compute.device.startswith("mps") else compute.device  # mps has no float64
+
+
+def _hand_in(
+    path: Path,
+    ranking: Ranking,
+    data: DataFolders,
+    queries: Embeddings,
+    gallery: Embeddings,
+    top_k: int,
+) -> None:
+    """The submission. A broken query gets what the average query gets: a list must be there."""
+    lists = ranking.to_lists(top_k)
+    missing = [name for name in data.query.ids if name not in lists]
+    if missing:
+        middle = queries.vectors.mean(axis=0, keepdims=True)
+        length = float(np.linalg.norm(middle))
+        middle = middle / length if length > 1e-6 else queries.vectors[:1]
+        positions, _ = exact.top_k(middle, gallery.vectors, top_k)
+        lists |= {name: [gallery.ids[p] for p in positions[0]] for name in missing}
+        log.warning(
+            "%d broken queries (%s, …) stand in the submission with the list of an average query",
+            len(missing), missing[0],
+        )  # fmt: skip
+    write_submission(lists, path, k=top_k, queries=data.query.ids, gallery=data.gallery.ids)
+
+
+def _evaluate(
+    this: Run,
+    ranking: Ranking,
+    truth: Truth | None,
+    queries: Embeddings,
+    gallery: Embeddings,
+    config: RunConfig,
+) -> Scores | None:
+    """Scores over the whole gallery, however deep the ranking is; None without labels."""
+    if truth is None:
+        log.info("no labels are known: scores are null")
+        return None
+    full_ranks = None
+    if ranking.depth < len(gallery):
+        relevant, ignored = relevant_and_ignored(truth, queries.ids, gallery.ids)
+        full_ranks = exact.relevant_ranks(
+            queries.vectors, gallery.vectors, relevant, ignored=ignored
+        )
+    ks = sorted({1, 5, 10, config.top_k})
+    scores = evaluate(
+        ranking, truth, ks=ks, top_k=config.top_k, full_ranks=full_ranks, seed=config.seed
+    )
+    scores.save(this.folder / "scores.json")
+    return scores
+
+
+def _draw(
+    this: Run,
+    ranking: Ranking,
+    truth: Truth | None,
+    scores: Scores | None,
+    data: DataFolders,
+    model_name: str,
+    config: RunConfig,
+) -> list[Path]:
+    """Sheets of the worst queries and of some at random; at random alone without the truth."""
+    if config.figures == 0:
+        return []
+    judged = judge_rows(ranking, truth, scores, config.top_k)
+    rows = pick_rows(judged, len(ranking), config.figures, config.seed)
+    return draw_ranking(
+        ranking, data.query.root, data.gallery.root, this.figures_folder(model_name),
+        k=config.top_k, pick=rows, **judged, max_pixels=config.max_pixels,
+    )  # fmt: skip
+
+
+def judge_rows(
+    ranking: Ranking, truth: Truth | None, scores: Scores | None, k: int
+) -> dict[str, Any]:
+    """What `draw_ranking` and `pick_queries` know of each row: hits, judged, AP and labels."""
+    if truth is None:
+        return {}
+    query = [truth.query.get(name) for name in ranking.queries]
+    gallery = np.array([truth.gallery.get(name) for name in ranking.gallery] + [None], dtype=object)
+    found = gallery[ranking.positions[:, :k]]  # (Q, k), None at -1
+    asked = np.array(query, dtype=object)[:, None]
+    known = (found != None) & (asked != None)  # noqa: E711 (elementwise)
+    ap = np.full(len(ranking), np.nan)
+    if scores is not None and "map" in scores.metrics:
+        values = dict(zip(scores.queries, scores.metrics["map"].values, strict=True))
+        ap = np.array([values.get(name, np.nan) for name in ranking.queries])
+    return {
+        "hits": known & (found == asked),
+        "judged": known,
+        "ap": ap,
+        "query_labels": truth.query,
+        "gallery_labels": truth.gallery,
+    }
+
+
+def show(
+    ranking: Ranking,
+    data: DataFolders,
+    truth: Truth | None,
+    out: str | Path,
+    *,
+    k: int = 10,
+    worst: int | None = None,
+    only_wrong: bool = False,
+    random: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """A sheet for each query, or for those that were asked for; the paths of the PNGs."""
+    scores = None
+    if truth is not None:
+        scores = evaluate(ranking, truth, ks=[k])
+    judged = judge_rows(ranking, truth, scores, k)
+    known = {key: judged[key] for key in ("hits", "judged", "ap")} if judged else {}
+    rows = pick_queries(
+        len(ranking), **known, k=k, only_wrong=only_wrong, worst=worst, random=random, seed=seed
+    )
+    return draw_ranking(
+        ranking, data.query.root, data.gallery.root, out,
+        k=k, pick=rows, **judged, progress=progress,
+    )  # fmt: skip
+
+
+def pick_rows(judged: dict[str, Any], n: int, figures: int, seed: int) -> np.ndarray:
+    """Half of `figures` the worst, half at random; -1: all rows."""
+    if figures < 0 or figures >= n:
+        return np.arange(n)
+    if not judged or not judged["judged"].any():
+        return pick_queries(n, random=figures, seed=seed)
+    ordered = {key: judged[key] for key in ("hits", "judged", "ap")}
+    worst = pick_queries(n, **ordered, worst=max(1, figures // 2))
+    others = np.setdiff1d(np.arange(n), worst)
+    dice = np.random.default_rng(seed)
+    more = np.sort(dice.choice(others, figures - len(worst), replace=False))
+    return np.concatenate([worst, more])
+
+
+def _record(
+    this: Run,
+    scores: Scores | None,
+    embedder: Embedder,
+    data: DataFolders,
+    config: RunConfig,
+    seconds: float,
+    warnings: list[str],
+) -> dict[str, Any]:
+    classes = set(data.training.labels or []) - {None} if data.training else None
+    return result_record(
+        scores,
+        model_name=embedder.name,
+        run_id=this.id,
+        top_k=config.top_k,
+        batch_size=config.batch_size,
+        is_finetuned=False,
+        num_classes=None if classes is None else len(classes),
+        runtime_seconds=round(seconds, 2),
+        pooling=embedder.pooling,
+        data={
+            "name": Path(config.data).resolve().name,
+            "queries": len(data.query),
+            "gallery": len(data.gallery),
+            "id": data_id(data),
+        },
+        model_id=embedder.model_id,
+        weights=config.weights if config.weights in ("pretrained", "random") else "file",
+        image_size=list(embedder.preprocess.size),
+        warnings=warnings,
+        vizsla_version=vizsla.__version__,
+    )
+
+
+def data_id(data: DataFolders) -> str:
+    """The same for the same query and gallery images: scores on others do not compare."""
+    both = fingerprint(data.query) + fingerprint(data.gallery)
+    return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+
+def _resolved(config: RunConfig, embedder: Embedder, compute: Compute) -> dict[str, Any]:
+    """What `--again` reads: every path absolute, every `auto` decided."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path and Path(path).exists() else path
+
+    options = dataclasses.replace(
+        config,
+        data=str(Path(config.data).absolute()),
+        model=str(absolute(config.model)) if Path(config.model).is_dir() else config.model,
+        weights=str(absolute(config.weights)),
+        pooling=None if Path(config.model).is_dir() else embedder.pooling,
+        labels=absolute(config.labels),
+        exclude=absolute(config.exclude),
+        home=str(Path(config.home).absolute()),
+        device=compute.device,
+        precision=compute.precision,
+        workers=compute.workers,
+    )
+    names = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "pillow", "pyarrow")
+    return {
+        "form": "run/1",
+        "options": dataclasses.asdict(options),
+        "embedder": {"name": embedder.name, "model_id": embedder.model_id},
+        "compute_id": compute.id,
+        "versions": {
+            "vizsla": vizsla.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in names},
+        },
+    }
+
+
+class _Warnings(logging.Handler):
+    """Collects what is logged as a warning while it is entered, for the result file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def __enter__(self) -> "_Warnings":
+        logging.getLogger("vizsla").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("vizsla").removeHandler(self)
+
+
+# ── the demo ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `vizsla demo` did: a run for each row of its table."""
+
+    folder: Path
+    rows: dict[str, RunResult]
+
+    def text(self) -> str:
+        keys = {"top_k_accuracy@1": "top-1", "top_k_accuracy@10": "top-10", "map": "mAP"}
+        lines = [f"{'':<22}" + "".join(f"{title:>8}" for title in keys.values())]
+        for title, result in self.rows.items():
+            figures = [f"{value:>8.3f}" for value in _means(result, keys)]
+            lines.append(f"{title:<22}" + "".join(figures))
+        last = list(self.rows.values())[-1]
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"metrics     {last.result_path}",
+                f"submission  {last.submission_path}",
+                f"figures     {last.run.figures_folder(last.model_name)}",
+                "",
+                "Next, on this data with a real model (fetches its weights), or on your own:",
+                f"  vizsla run {self.folder / 'data'} --model dinov2-s14",
+                "  vizsla run YOUR_DATA",
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {title: result.to_dict() for title, result in self.rows.items()}
+
+
+def _means(result: RunResult, keys: Iterable[str]) -> list[float]:
+    assert result.scores is not None  # the demo's data set has labels
+    return [result.scores.mean(key) or 0.0 for key in keys]
+
+
+def demo(folder: str | Path, *, seed: int = 0, progress: Progress | None = None) -> Demo:
+    """Generates a small cross-domain data set in `folder` and does the main job on it."""
+    folder = Path(folder)
+    make_demo(folder / "data", seed=seed)
+    config = RunConfig(
+        data=str(folder / "data"), model="tiny", weights="random", seed=seed, home=str(folder)
+    )
+    return Demo(folder, {"untrained": run(config, progress)})

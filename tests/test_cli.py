@@ -1,0 +1,102 @@
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from vizsla.cli import app
+
+VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def vizsla(*words: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*VIZSLA, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_help_is_quick_and_light() -> None:
+    heavy = "{'torch', 'numpy', 'pandas', 'pyarrow', 'PIL', 'matplotlib'}"
+    code = f"import sys, vizsla.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).stdout == b"[]\n"
+    seconds = []
+    for _ in range(5):
+        started = time.monotonic()
+        assert vizsla("--help").returncode == 0
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("words", [["evaluate", "--help"], ["compare", "results"]])
+def test_scoring_starts_without_torch(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, vizsla.cli\n"
+        f"try: vizsla.cli.main({words!r})\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text('{"model_name": "a", "top_k": 10}')
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert re.search(rf"Example: vizsla {command}\b", result.output)
+
+
+def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path) -> None:
+    for words, code, said in [
+        (["run"], 2, "DATA"),
+        (["fly"], 2, "No such command"),
+        (["run", "nowhere"], 1, "nowhere"),
+        (["run", str(tmp_path)], 1, "gallery"),
+        (["evaluate", "nowhere.json", "--labels-from", "{label}_{n}"], 1, "nowhere.json"),
+        (["compare", "nowhere"], 1, "nowhere"),
+        (["show", "nowhere.json", "--data", str(tmp_path)], 1, ""),
+        (["models", "no-such-model"], 2, "no-such-model"),
+        (["embed", str(tmp_path), "-o", "x"], 1, str(tmp_path)),
+        (["search", "a", "b", "-o", "c"], 1, "no embeddings"),
+        (["submission", "nowhere.json", "-o", "x"], 1, "nowhere.json"),
+    ]:
+        done = vizsla(*words, cwd=tmp_path)
+        assert done.returncode == code, (words, done.stderr)
+        assert said in done.stderr and "Traceback" not in done.stderr, (words, done.stderr)
+        assert done.stdout == ""
+        if code == 1:
+            assert done.stderr.startswith("vizsla: ")
+
+
+def test_an_unexpected_error_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import vizsla.cli, vizsla.model.catalogue as c\n"
+        "def fail(names): raise KeyError('x')\n"
+        "c.model_table = fail\n"
+        "vizsla.cli.main(['models'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vizsla: KeyError") and done.stderr.count("\n") == 1
+
+
+def test_models_lists_all_names() -> None:
+    result = CliRunner().invoke(app, ["models", "--json"])
+    names = [row["name"] for row in json.loads(result.stdout)]
+    for name in shlex.split(
+        "clip-vit-b32 clip-vit-b16 clip-vit-l14 clip-vit-h14 siglip2-b16 siglip2-l16 "
+        "siglip2-so400m pe-core-b16 pe-core-l14 dinov2-s14 dinov2-b14 dinov2-l14 dinov2-s14-reg "
+        "dinov2-b14-reg dinov2-l14-reg dinov3-s16 dinov3-b16 dinov3-l16 efficientnet-b0 "
+        "efficientnet-b1 efficientnet-b2 efficientnet-b3 resnet18 resnet34 resnet50 resnet101 "
+        "resnet152 mobilenetv2 convnext-tiny convnext-base googlenet"
+    ):
+        assert name in names
+    table = CliRunner().invoke(app, ["models"]).stdout
+    assert "googlenet" in table and "dinov2-s14" in table
