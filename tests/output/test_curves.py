@@ -67,6 +67,13 @@ def test_a_longer_bar_has_more_ink(tmp_path: Path) -> None:
     assert coloured(tmp_path / "high.png") > 1.5 * coloured(tmp_path / "low.png")
 
 
+def test_many_lines_have_their_legend_beside_them(tmp_path: Path) -> None:
+    for n in (8, 9, 30):
+        recall_curve(tmp_path / f"{n}.png", [1, 5], {f"m{i}": [0.1, 0.5] for i in range(n)})
+    widths = [pixels(tmp_path / f"{n}.png").shape[1] for n in (8, 9, 30)]
+    assert widths[0] < widths[1] < widths[2]
+
+
 def test_many_classes_are_cut_to_best_and_worst(tmp_path: Path) -> None:
     for n in (60, 61, 500):
         class_bars(tmp_path / f"{n}.png", [f"c{i}" for i in range(n)], np.ones(n), np.ones(n, int))

@@ -159,6 +159,7 @@ def test_long_names_lose_their_middle() -> None:
     assert re.fullmatch(r"a_long.*….*01\.jpg", short)
     assert font.getlength(short) <= 150
     assert figures.shortened("short.jpg", font, 150) == "short.jpg"
+    assert figures.shortened("a\nb\ud800", font, 150) == "a\ufffdb\ufffd"
     assert figures.shortened("anything", font, 5) == "…"
 
 
@@ -217,6 +218,8 @@ def test_names_are_safe_and_never_clash() -> None:
         assert re.fullmatch(r"[^/\\:*?\"<>|]+\.png", name)
         assert not name.startswith(".")
         assert len(name.encode()) < 200
+    for twins in (["a.png", "A.png"], ["ü.png", "u\u0308.png"]):  # one file on a Mac
+        assert all(re.search(r"-[0-9a-f]{8}\.png$", name) for name in sheet_names(twins))
     assert sheet_names(["dogs/rex 1.jpg", "cat.JPEG"]) == ["dogs_rex_1.png", "cat.png"]
     first = names[0].removesuffix(".png")
     assert re.fullmatch(r"a_b-[0-9a-f]{8}", first)
