@@ -232,7 +232,7 @@ def sheet_names(queries: Sequence[str]) -> list[str]:
 
 def _file_safe(name: str) -> str:
     """`dogs/rex 1.jpg` → `dogs_rex_1`."""
-    stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name)
+    stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", unicodedata.normalize("NFC", name))
     safe = re.sub(r"[^\w.+-]+", "_", stem).strip("._") or "query"
     return safe.encode()[:120].decode(errors="ignore")
 
