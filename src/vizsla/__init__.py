@@ -21,6 +21,7 @@ _HOME = {
     "RunConfig": "pipeline",
     "Scores": "score.scores",
     "StorageError": "errors",
+    "SubmitError": "errors",
     "Truth": "score.relevance",
     "UsageError": "errors",
     "VizslaError": "errors",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from vizsla.errors import MissingExtraError as MissingExtraError
     from vizsla.errors import ModelError as ModelError
     from vizsla.errors import StorageError as StorageError
+    from vizsla.errors import SubmitError as SubmitError
     from vizsla.errors import UsageError as UsageError
     from vizsla.errors import VizslaError as VizslaError
     from vizsla.model.embedder import Embedder as Embedder

@@ -411,19 +411,19 @@ def submission(
     """Ranking → submission file, checked before it is written."""
     from vizsla.output.submission import write_submission
 
+    queries, gallery = _names_in(data)
     write_submission(
-        _read_ranking(ranking), out, k=top_k, format=form,
-        **_names_in(data),
-    )  # fmt: skip
+        _read_ranking(ranking), out, k=top_k, format=form, queries=queries, gallery=gallery
+    )
     typer.echo(str(out))
 
 
-def _names_in(data: Path | None) -> dict[str, list[str]]:
+def _names_in(data: Path | None) -> tuple[list[str] | None, list[str] | None]:
     """The query and gallery names of a data folder, to check a submission against."""
     from vizsla.data.imageset import open_data
 
     folders = open_data(data) if data else None
-    return {"queries": folders.query.ids, "gallery": folders.gallery.ids} if folders else {}
+    return (folders.query.ids, folders.gallery.ids) if folders else (None, None)
 
 
 def _text(path: Path | None) -> str | None:
@@ -686,9 +686,10 @@ def submit(
     from vizsla.runs import run_of_submission, submission_of_run
 
     file = submission_of_run(file) if file.is_dir() else file
+    queries, gallery = _names_in(data)
     receipt = submit(
         file, group, url, token=token, timeout=timeout, dry_run=dry_run,
-        **_names_in(data),
+        queries=queries, gallery=gallery,
     )  # fmt: skip
     run_folder = None if dry_run else run_of_submission(file)
     record = run_folder and record_submission(run_folder, receipt)
