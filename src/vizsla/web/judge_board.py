@@ -1,0 +1,237 @@
+"""Stored submissions → what anyone may see of them now: leaderboard, histories, tables.
+
+The one place that decides which scores are shown: all that leaves the server about scores goes
+through `visible`, except the answer to a submission, which gives the first part alone.
+"""
+
+import csv
+import io
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vizsla.web.judge_rules import Rules, iso
+from vizsla.web.judge_scoring import PartScore, Scorer
+from vizsla.web.judge_store import Standing, Store, Submission
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the leaderboard. scores: by part, what may be seen, the part that ranks first."""
+
+    rank: int
+    group_id: int
+    name: str
+    scores: dict[str, PartScore]
+    count: int
+    last: float
+    counted: int
+    counted_at: float
+
+    @property
+    def score(self) -> PartScore:
+        return next(iter(self.scores.values()))
+
+
+class Board:
+    """The leaderboard and what belongs to it. Safe to use from many threads."""
+
+    def __init__(
+        self, store: Store, scorer: Scorer, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.store, self.scorer, self.clock = store, scorer, clock
+        self._lock = threading.Lock()
+        self._kept: tuple[tuple[int, list[str]], list[Row]] | None = None
+        self._rest_until = 0.0
+
+    @property
+    def rules(self) -> Rules:
+        return self.scorer.rules
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts whose scores may be seen now."""
+        return self.rules.visible_parts(self.clock())
+
+    def rows(self) -> list[Row]:
+        """By rank; equal scores share one, the earlier submission first.
+
+        Made anew when something was handed in, but not so often that it would slow the server.
+        """
+        with self._lock:
+            parts = self.parts
+            state = (self.store.newest(), parts)
+            started = time.monotonic()
+            fresh = self._kept is not None and (
+                self._kept[0] == state or (self._kept[0][1] == parts and started < self._rest_until)
+            )
+            if not fresh:
+                standings = self.store.standings(self.rules.parts()[0], self.rules.counts)
+                self._kept = (state, ranked(standings, parts))
+                took = time.monotonic() - started
+                self._rest_until = started + (10 * took if took > 0.05 else 0)
+            assert self._kept is not None
+            return self._kept[1]
+
+    def row(self, group_id: int) -> Row | None:
+        return next((row for row in self.rows() if row.group_id == group_id), None)
+
+    def history(self, group_id: int) -> list[Submission]:
+        """A group's submissions, oldest first, with the scores that may be seen."""
+        return self._seen(self.store.history(group_id))
+
+    def all_submissions(self) -> list[tuple[str, Submission]]:
+        """(group, submission) of all groups, oldest first, with the scores that may be seen."""
+        found = self.store.history()
+        return list(zip([name for name, _ in found], self._seen(found), strict=True))
+
+    def _seen(self, found: list[tuple[str, Submission]]) -> list[Submission]:
+        parts = self.parts
+        return [
+            Submission(s.id, s.number, s.received, s.sha256, visible(s.scores, parts))
+            for _, s in found
+        ]
+
+    # ── as data ──────────────────────────────────────────────────────────────────────────────────
+
+    def contest(self) -> dict[str, Any]:
+        rules, now = self.rules, self.clock()
+        sizes = self.scorer.part_sizes()
+        return {
+            "title": rules.title,
+            "phase": rules.phase(now),
+            "metric": rules.metric,
+            "top_k": rules.top_k,
+            "queries": len(self.scorer.queries),
+            "gallery": len(self.scorer.gallery),
+            "part": self.parts[0],
+            "queries_in_part": sizes[self.parts[0]],
+            "counts": rules.counts,
+            "groups": rules.groups,
+            "opens": None if rules.opens is None else iso(rules.opens),
+            "closes": None if rules.closes is None else iso(rules.closes),
+            "submissions_per_hour": rules.per_hour,
+            "submissions_in_all": rules.in_all,
+        }
+
+    def leaderboard(self) -> dict[str, Any]:
+        return {"contest": self.contest(), "leaderboard": [_row_record(r) for r in self.rows()]}
+
+    def group(self, group_id: int) -> dict[str, Any] | None:
+        history = self.history(group_id)
+        row = self.row(group_id)
+        if row is None or not history:
+            return None
+        return {
+            "groupname": row.name,
+            "rank": row.rank,
+            "submissions": [_submission_record(submission) for submission in history],
+        }
+
+    def leaderboard_csv(self) -> str:
+        return to_csv([_flat(_row_record(row)) for row in self.rows()])
+
+    def submissions_csv(self) -> str:
+        return to_csv([_flat(record) for record in self.submission_records()])
+
+    def submission_records(self) -> list[dict[str, Any]]:
+        return [
+            {"groupname": name, **_submission_record(submission)}
+            for name, submission in self.all_submissions()
+        ]
+
+
+def visible(scores: dict[str, PartScore], parts: list[str]) -> dict[str, PartScore]:
+    return {part: scores[part] for part in parts if part in scores}
+
+
+def ranked(standings: list[Standing], parts: list[str]) -> list[Row]:
+    seen = [(standing, visible(standing.counted.scores, parts)) for standing in standings]
+    seen.sort(key=lambda pair: (-_first(pair[1]).score, pair[0].counted.received, pair[0].name))
+    rows: list[Row] = []
+    for place, (standing, scores) in enumerate(seen, 1):
+        tied = bool(rows) and rows[-1].score.score == _first(scores).score
+        rows.append(
+            Row(
+                rows[-1].rank if tied else place,
+                standing.group_id,
+                standing.name,
+                scores,
+                standing.count,
+                standing.last,
+                standing.counted.number,
+                standing.counted.received,
+            )
+        )
+    return rows
+
+
+def _first(scores: dict[str, PartScore]) -> PartScore:
+    return next(iter(scores.values()))
+
+
+def _score_record(score: PartScore) -> dict[str, Any]:
+    interval = None if score.low is None else [score.low, score.high]
+    return {"score": score.score, "interval": interval, "metrics": score.metrics}
+
+
+def _row_record(row: Row) -> dict[str, Any]:
+    return {
+        "rank": row.rank,
+        "groupname": row.name,
+        "group": row.group_id,
+        **_score_record(row.score),
+        "parts": {part: _score_record(score) for part, score in row.scores.items()},
+        "submissions": row.count,
+        "last": iso(row.last),
+        "counted": row.counted,
+        "counted_at": iso(row.counted_at),
+    }
+
+
+def _submission_record(submission: Submission) -> dict[str, Any]:
+    return {
+        "id": submission.id,
+        "number": submission.number,
+        "received": iso(submission.received),
+        "sha256": submission.sha256,
+        "parts": {part: _score_record(score) for part, score in submission.scores.items()},
+    }
+
+
+# ── CSV ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """One level: part_score, part_low, part_high and part_<metric> for each part."""
+    flat = {
+        key: value
+        for key, value in record.items()
+        if key not in ("parts", "score", "interval", "metrics")
+    }
+    for part, score in record["parts"].items():
+        low, high = score["interval"] or (None, None)
+        flat |= {f"{part}_score": score["score"], f"{part}_low": low, f"{part}_high": high}
+        flat |= {f"{part}_{name}": value for name, value in score["metrics"].items()}
+    return flat
+
+
+def to_csv(records: list[dict[str, Any]]) -> str:
+    """A header and one line a record; empty without records.
+
+    A text that a spreadsheet would take for a formula gets a quote before it.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    for i, record in enumerate(records):
+        if i == 0:
+            writer.writerow(record)
+        writer.writerow([_harmless(value) for value in record.values()])
+    return text.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value

@@ -1,0 +1,155 @@
+"""A small contest on a real server on loopback, and a browser where there is one."""
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from vizsla.web.judge import build_app
+from vizsla.web.judge_http import listen, make_server
+from vizsla.web.judge_rules import Rules
+from vizsla.web.judge_scoring import Scorer
+from vizsla.web.judge_store import Store
+from vizsla.web.judge_tokens import hashed
+
+ORGANISER = "token-of-the-organiser"
+QUERIES = {f"q{i}.jpg": f"class {i % 4}" for i in range(12)}
+GALLERY = {f"g{i}.jpg": f"class {i % 5}" for i in range(30)}
+
+
+class Contest:
+    """A running contest: its parts, its address, and a clock that tests can turn."""
+
+    def __init__(self, store: Store, rules: Rules, queries: dict, gallery: dict) -> None:
+        self.store, self.rules = store, rules
+        self.queries, self.gallery = queries, gallery
+        self.scorer = Scorer(queries, gallery, rules)
+        self.now: float | None = None
+        self.url = ""
+        self.client = httpx.Client(timeout=30, verify=False)  # without loading certificates
+
+    def clock(self) -> float:
+        return time.time() if self.now is None else self.now
+
+    def lists(self, right: float = 0.5, seed: int = 0) -> dict[str, list[str]]:
+        """A sound submission; `right`: the share of queries with a right image at rank 1."""
+        draw = random.Random(seed)
+        lists = {}
+        for i, (query, label) in enumerate(self.queries.items()):
+            good = sorted(name for name, one in self.gallery.items() if one == label)
+            bad = sorted(name for name, one in self.gallery.items() if one != label)
+            row = draw.sample(bad, self.rules.top_k)
+            if i < right * len(self.queries):
+                row[0] = draw.choice(good)
+            lists[query] = row
+        return lists
+
+    def post(self, body: Any = None, *, group: str = "Hounds", **more: Any) -> httpx.Response:
+        """Posts lists (or, with `content=`, any bytes)."""
+        if "content" not in more:
+            lists = self.lists() if body is None else body
+            more["json"] = {"groupname": group, "images": lists}
+        return self.client.post(self.url + "/retrieval/", **more)
+
+    def get(self, path: str, *, organiser: bool = False, **more: Any) -> httpx.Response:
+        if organiser:
+            more["headers"] = {**more.get("headers", {}), "Authorization": f"Bearer {ORGANISER}"}
+        return self.client.get(self.url + path, **more)
+
+
+@contextmanager
+def _running(contest: Contest, **limits: Any) -> Iterator[Contest]:
+    app = build_app(
+        contest.store,
+        contest.scorer,
+        organiser_hash=hashed(ORGANISER),
+        clock=contest.clock,
+        **limits,
+    )
+    with listen("127.0.0.1", 0) as bound:
+        contest.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server = make_server(app)
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        try:
+            yield contest
+        finally:
+            contest.client.close()
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def open_contest(tmp_path: Path) -> Iterator[Callable[..., Contest]]:
+    """open_contest(rules, queries=…, gallery=…, body_limit=…) → a running Contest."""
+    running = []
+    number = 0
+
+    def start(
+        rules: Rules | None = None,
+        *,
+        queries: dict[str, str | None] | None = None,
+        gallery: dict[str, str | None] | None = None,
+        **limits: Any,
+    ) -> Contest:
+        nonlocal number
+        number += 1
+        store = Store(tmp_path / f"judge{number}.sqlite")
+        contest = Contest(
+            store, rules or Rules(top_k=3), queries or dict(QUERIES), gallery or dict(GALLERY)
+        )
+        manager = _running(contest, **limits)
+        manager.__enter__()
+        running.append((manager, store))
+        return contest
+
+    yield start
+    for manager, store in reversed(running):
+        manager.__exit__(None, None, None)
+        store.close()
+
+
+@pytest.fixture
+def contest(open_contest: Callable[..., Contest]) -> Contest:
+    return open_contest()
+
+
+# ── the browser ──────────────────────────────────────────────────────────────────────────────────
+
+QUIET_BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium: the one that CHROMIUM names, or the machine's own.
+
+    Skips where there is none; with VIZSLA_REQUIRE_BROWSER=1 that is a failure.
+    """
+    names = (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"))
+    path = next((name for name in names if name and Path(name).exists()), None)
+    if path is None:
+        reason = "no Chromium: install it, or set CHROMIUM to its path"
+        if os.environ.get("VIZSLA_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=QUIET_BROWSER)
+        yield chromium
+        chromium.close()
