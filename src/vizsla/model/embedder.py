@@ -1,0 +1,375 @@
+"""Embedder: backbone → pooling → projection → unit vectors, with its preprocessing; and its folder.
+
+Images and texts leave by one door: the same projection, the same normalisation.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizsla import __version__, storage
+from vizsla.data.transforms import Preprocess
+from vizsla.errors import MissingExtraError, ModelError, UsageError
+from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone
+from vizsla.model.catalogue import DEFAULT_BACKBONE, BackboneSpec
+from vizsla.model.networks import Backbone, ClipBackbone
+from vizsla.model.pooling import POOLINGS, check_pooling
+from vizsla.model.weights import digest_of, lasting, load_state, read_state, traces_of
+
+log = logging.getLogger("vizsla.model")
+
+FORM = "embedder/1"
+CONFIG, WEIGHTS, TOKENISER = "config.json", "model.safetensors", "tokeniser"
+TEXTS_AT_ONCE = 64
+
+
+class Embedder(nn.Module):
+    """Images (B, 3, H, W), as `preprocess` makes them → (B, D) float32 of length 1.
+
+    `projection` stands between pooling and normalisation, and texts pass through it too. One that
+    is to be saved has `description` (a dict, for the configuration) and `dim`.
+    """
+
+    def __init__(self, backbone: Backbone, pooling: str, *, name: str | None = None) -> None:
+        super().__init__()
+        self.name = name or backbone.spec.name
+        self.pooling = check_pooling(pooling, backbone.poolings, self.name)
+        if self.pooling != "native":
+            backbone.drop_text()
+        self.backbone = backbone
+        self.preprocess = backbone.preprocess
+        self.pool = POOLINGS[self.pooling]()
+        self.projection: nn.Module = nn.Identity()
+        self._known_digest: tuple[list[Any], str] | None = None
+
+    # ── making ───────────────────────────────────────────────────────────────────────────────────
+
+    @staticmethod
+    def build(
+        name: str = DEFAULT_BACKBONE,
+        *,
+        weights: str | Path = PRETRAINED,
+        pooling: str | None = None,
+        image_size: int | None = None,
+        seed: int = 0,
+    ) -> "Embedder":
+        """From a backbone's name (see `vizsla models`); pooling None is the backbone's default.
+
+        weights: "pretrained", "random" (drawn from `seed`), or a file.
+        """
+        backbone = build_backbone(name, weights, image_size=image_size, seed=seed)
+        return Embedder(backbone, pooling or backbone.spec.pooling).eval()
+
+    @staticmethod
+    def from_module(
+        module: nn.Module,
+        preprocess: Preprocess,
+        *,
+        name: str = "custom",
+        pooling: str | None = None,
+    ) -> "Embedder":
+        """From a network of your own that gives vectors (B, D), a map (B, C, H, W), or tokens
+        (B, T, C). It is tried once, with a black picture, to see which.
+
+        The model_id knows the module's class and state, not its code: name another code otherwise.
+        """
+        backbone = CustomBackbone(module, preprocess, name)
+        return Embedder(backbone, pooling or backbone.spec.pooling).eval()
+
+    # ── embedding ────────────────────────────────────────────────────────────────────────────────
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.pooling == "native":
+            vectors = self.backbone.native(images)
+        elif self.pooling == "cls":
+            vectors = self.backbone.cls(images)
+        else:
+            vectors = self.pool(self.backbone.features(images))
+        return self._finish(vectors)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """(B, D) float32 of length 1, to be compared with images' vectors."""
+        if not self.reads_text:
+            self._refuse_text()
+        texts = [texts] if isinstance(texts, str) else texts
+        parts = [
+            self._finish(self.backbone.encode_text(texts[i : i + TEXTS_AT_ONCE]))
+            for i in range(0, len(texts), TEXTS_AT_ONCE)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def _finish(self, vectors: Tensor) -> Tensor:
+        with torch.autocast(vectors.device.type, enabled=False):
+            return F.normalize(self.projection(vectors.float()).float(), dim=1)  # 0 stays 0
+
+    def _refuse_text(self) -> None:
+        if self.pooling != "native" and self.backbone.spec.reads_text:
+            raise ModelError(
+                f"{self.name} reads text with native pooling only, and this one has {self.pooling} "
+                "pooling: texts and images share no space there. Build it with --pooling native"
+            )
+        raise ModelError(f"{self.name} reads no text: choose a CLIP, SigLIP or PE model")
+
+    # ── what it is ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def dim(self) -> int:
+        own = getattr(self.projection, "dim", None)
+        return int(own) if own is not None else self.backbone.dim(self.pooling)
+
+    @property
+    def reads_text(self) -> bool:
+        return self.pooling == "native" and self.backbone.reads_text
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that rebuilds it, apart from the weights."""
+        spec = self.backbone.spec
+        return {
+            "name": self.name,
+            "backbone": {
+                "library": spec.library,
+                "architecture": spec.architecture,
+                "tag": spec.tag,
+                "pooling": spec.pooling,
+                "poolings": list(self.backbone.poolings),
+                "reads_text": spec.reads_text,
+                "image_size": spec.image_size,
+                "resize": spec.resize,
+            },
+            "pooling": self.pooling,
+            "image_size": self.preprocess.size[0],
+            "preprocess": self.preprocess.to_dict(),
+            "projection": getattr(self.projection, "description", None),
+            "dim": self.dim,
+            "reads_text": self.reads_text,
+            "licence": spec.licence,
+        }
+
+    @property
+    def model_id(self) -> str:
+        """24 hex digits of the weights, the pooling, the projection and the preprocessing.
+
+        Not of the name, the device, or a precision that it was cast to.
+        """
+        parts = {
+            "network": self.backbone.identity,
+            "pooling": self.pooling,
+            "projection": getattr(self.projection, "description", None),
+            "preprocess": self.preprocess.to_dict(),
+            "weights": self._weights_digest(),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _weights_digest(self) -> str:
+        """Remembered as long as no tensor has changed: hashing a large model takes seconds."""
+        state = lasting(self.state_dict())
+        traces = traces_of(state)
+        if self._known_digest is None or self._known_digest[0] != traces:
+            self._known_digest = traces, digest_of(state)
+        return self._known_digest[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Embedder":
+        """`.to()`, `.half()` and the like: a cast rounds the weights, and keeps the model_id."""
+        tensors = self.state_dict().values()
+        dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+        casts = any(fn(torch.zeros(1, dtype=dtype)).dtype != dtype for dtype in dtypes)
+        known = casts and not any(t.is_meta for t in tensors)
+        digest = self._weights_digest() if known else None
+        super()._apply(fn, recurse)
+        if digest is not None:
+            self._known_digest = traces_of(lasting(self.state_dict())), digest
+        return self
+
+    # ── its folder ───────────────────────────────────────────────────────────────────────────────
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the weights, tokeniser files, a model card, and last the sealed configuration."""
+        folder = Path(folder)
+        files = {WEIGHTS: self._save_weights(folder / WEIGHTS), **self._save_tokeniser(folder)}
+        content = {
+            "form": FORM,
+            "vizsla": __version__,
+            **self.config,
+            "model_id": self.model_id,
+            "weights_digest": self._weights_digest(),
+            "files": files,
+        }
+        storage.write_text(folder / "README.md", _card(content))
+        storage.write_sealed_json(folder / CONFIG, content)
+
+    def _save_weights(self, path: Path) -> str:
+        from safetensors.torch import save_file
+
+        state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        seen: set[int] = set()
+        for name, tensor in state.items():  # two names for one tensor are two tensors in the file
+            if tensor.data_ptr() in seen:
+                state[name] = tensor.clone()
+            seen.add(tensor.data_ptr())
+        with storage.writing(path) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
+            return storage.sha256_of(temporary)
+
+    def _save_tokeniser(self, folder: Path) -> dict[str, str]:
+        """Path below `folder` → SHA-256; nothing where the tokeniser lies inside open_clip."""
+        if not (self.reads_text and isinstance(self.backbone, ClipBackbone)):
+            return {}
+        try:
+            write = getattr(self.backbone.tokeniser, "save_pretrained", None)
+        except (MissingExtraError, ModelError) as error:
+            log.warning("%s is saved without its tokeniser: %s", self.name, error)
+            return {}
+        if write is None:
+            return {}
+        hashes = {}
+        with tempfile.TemporaryDirectory() as temporary:
+            write(temporary)
+            for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
+                below = f"{TOKENISER}/{file.relative_to(temporary).as_posix()}"
+                storage.write_bytes(folder / below, file.read_bytes())
+                hashes[below] = storage.sha256_of(folder / below)
+        return hashes
+
+    @staticmethod
+    def load(folder: str | Path, *, module: nn.Module | None = None) -> "Embedder":
+        """From a folder that `save` wrote; nothing is downloaded.
+
+        module: the network of an embedder that was made with `from_module`, and only of that.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        for name, sha256 in config["files"].items():
+            storage.verify(folder / name, sha256)
+        embedder = Embedder(_rebuilt(config, module), config["pooling"], name=config["name"])
+        embedder.preprocess = Preprocess.from_dict(config["preprocess"])
+        if config["projection"] is not None:
+            raise ModelError(f"{folder} has a projection that this version of vizsla cannot build")
+        if isinstance(embedder.backbone, ClipBackbone) and f"{TOKENISER}/" in str(config["files"]):
+            embedder.backbone.tokeniser_folder = folder / TOKENISER
+        load_state(embedder, read_state(folder / WEIGHTS), origin=str(folder / WEIGHTS))
+        traces = traces_of(lasting(embedder.state_dict()))
+        embedder._known_digest = traces, config["weights_digest"]
+        return embedder.eval()
+
+
+class CustomBackbone(Backbone):
+    """A network of the user's own."""
+
+    def __init__(self, module: nn.Module, preprocess: Preprocess, name: str) -> None:
+        shape = _output_shape(module, preprocess)
+        poolings = ("native",) if len(shape) == 2 else ("gap", "gem", "max")
+        spec = BackboneSpec(name, "custom", _class_of(module), None, poolings[0], poolings=poolings)
+        super().__init__(spec, module, preprocess)
+        self.feature_dim = self.native_dim = shape[2] if len(shape) == 3 else shape[1]
+
+    @property
+    def identity(self) -> str:
+        return f"custom:{self.spec.name}:{self.spec.architecture}"
+
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)
+        return features
+
+    native = features
+
+
+def _output_shape(module: nn.Module, preprocess: Preprocess) -> torch.Size:
+    parameter = next(module.parameters(), torch.empty(0))
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        black = torch.zeros(2, 3, *preprocess.size, device=parameter.device)
+        try:
+            found = module(black)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the module cannot take images of shape {tuple(black.shape)}: {error}"
+            ) from error
+    module.train(training)
+    if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4) or len(found) != 2:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(
+            f"for two images the module gives {what}: expected vectors (2, D), "
+            "a map (2, C, H, W) or tokens (2, T, C)"
+        )
+    return found.shape
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+# ── reading a folder ─────────────────────────────────────────────────────────────────────────────
+
+
+def is_embedder(folder: str | Path) -> bool:
+    """Whether `folder` is one that `Embedder.save` wrote."""
+    path = Path(folder) / CONFIG
+    return path.is_file() and f'"form": "{FORM}"' in path.read_text(errors="replace")[:200]
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """An embedder's configuration, after its seal was checked."""
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} is no saved embedder: it has no {CONFIG}")
+    config = storage.read_sealed_json(folder / CONFIG)
+    if config.get("form") != FORM:
+        raise ModelError(f"{folder} is no saved embedder, but {config.get('form')!r}")
+    return config
+
+
+def _rebuilt(config: dict[str, Any], module: nn.Module | None) -> Backbone:
+    """The backbone of a saved embedder, its weights still to be filled in."""
+    stored = config["backbone"]
+    if stored["library"] == "custom":
+        if module is None:
+            raise ModelError(
+                f"{config['name']} was made from a module of your own ({stored['architecture']}), "
+                "whose code is not in the folder: Embedder.load(folder, module=…)"
+            )
+        return CustomBackbone(module, Preprocess.from_dict(config["preprocess"]), config["name"])
+    if module is not None:
+        raise UsageError(f"{config['name']} was not made from a module: leave module= out")
+    facts: dict[str, Any] = {**stored, "poolings": tuple(stored["poolings"])}
+    spec = BackboneSpec(config["name"], **facts, dim=config["dim"], licence=config["licence"])
+    return build_backbone(spec, RANDOM, image_size=config["image_size"])
+
+
+def _card(content: dict[str, Any]) -> str:
+    """The model card."""
+    reads = "images and text" if content["reads_text"] else "images"
+    backbone = content["backbone"]
+    source = f"{backbone['library']}: {backbone['architecture']}"
+    if backbone["tag"]:
+        source += f", {backbone['tag']}"
+    return f"""# {content["name"]}
+
+An embedder for image retrieval, written by vizsla.
+
+| | |
+|---|---|
+| network | {source} |
+| pooling | {content["pooling"]} |
+| reads | {reads} |
+| vectors | {content["dim"]} numbers, of length 1 |
+| images | {Preprocess.from_dict(content["preprocess"])} |
+| licence of the original weights | {content["licence"]} |
+| model id | {content["model_id"]} |
+
+```python
+from vizsla import Embedder, read_image
+
+embedder = Embedder.load("this folder")
+vectors = embedder(embedder.preprocess(read_image("photo.jpg"))[None])  # (1, {content["dim"]})
+```
+"""

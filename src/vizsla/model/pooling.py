@@ -1,0 +1,81 @@
+"""Feature maps and tokens → one vector each. Knows nothing of the networks that made them.
+
+Every pooling takes a map (B, C, H, W) or tokens (B, T, C) and computes in float32: a sum of
+cubes over a map leaves the range of fp16.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vizsla.errors import ModelError, UsageError
+
+
+def as_tokens(features: Tensor) -> Tensor:
+    """(B, T, C) float32 from a map (B, C, H, W) or from tokens."""
+    if features.ndim == 4:
+        features = features.flatten(2).transpose(1, 2)  # (B, H·W, C)
+    if features.ndim != 3:
+        raise ModelError(
+            f"features have shape {tuple(features.shape)}: expected a map (B, C, H, W) "
+            "or tokens (B, T, C)"
+        )
+    return features.float()
+
+
+class GlobalAverage(nn.Module):
+    """Mean over all places: (B, C)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return as_tokens(features).mean(1)
+
+
+class GlobalMax(nn.Module):
+    """Maximum over all places: (B, C)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return as_tokens(features).amax(1)
+
+
+class GeM(nn.Module):
+    """Generalised mean, (mean of x^p)^(1/p), with p learned (Radenović et al., 2018).
+
+    p = 1 is the average, a large p comes close to the maximum. Values below `eps` count as `eps`.
+    """
+
+    P_RANGE = (1.0, 20.0)
+
+    def __init__(self, p: float = 3.0, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(float(p)))
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            x = as_tokens(features).clamp(min=self.eps)  # (B, T, C)
+            p = self.p.float().clamp(*self.P_RANGE)
+            # Divided by its largest value first, no power overflows, and the result is the same.
+            largest = x.amax(1, keepdim=True).detach()  # (B, 1, C)
+            mean = (x / largest).pow(p).mean(1)  # (B, C)
+            return mean.pow(1 / p) * largest[:, 0]
+
+
+# `cls` and `native` vectors come from the network itself: nothing is left to pool.
+POOLINGS: dict[str, Callable[[], nn.Module]] = {
+    "gap": GlobalAverage,
+    "gem": GeM,
+    "max": GlobalMax,
+    "cls": nn.Identity,
+    "native": nn.Identity,
+}
+
+
+def check_pooling(name: str, available: tuple[str, ...], model: str) -> str:
+    """The pooling's name in its own spelling; an error that lists what there is otherwise."""
+    pooling = name.strip().lower()
+    if pooling not in POOLINGS:
+        raise UsageError(f"pooling {name!r}: choose one of {', '.join(POOLINGS)}")
+    if pooling not in available:
+        raise ModelError(f"{model} has no {pooling} pooling: choose one of {', '.join(available)}")
+    return pooling

@@ -1,0 +1,326 @@
+"""Weights files and model hubs → the state of a network. Nothing is ever unpickled."""
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vizsla.errors import MissingExtraError, ModelError
+from vizsla.model.catalogue import BackboneSpec, find_backbone
+
+log = logging.getLogger("vizsla.model")
+
+State = dict[str, Tensor]
+SUFFIXES = (".safetensors", ".pt", ".pth")
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # {"state_dict": {…}, "epoch": 3}
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+SHOWN = 5  # how many names an error lists
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_state(path: str | Path) -> State:
+    """Name → tensor, from a file; ModelError where it holds anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there is no weights file {path}: expected {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in SUFFIXES and path.suffix != ".bin":
+        raise ModelError(f"{path} is not a weights file: expected {', '.join(SUFFIXES)}")
+    try:
+        content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+        raise ModelError(
+            f"{path} cannot be read as weights: it is damaged or holds more than tensors "
+            f"({_first_sentence(error)}). Expected a state dict, as "
+            "safetensors.torch.save_file or torch.save(model.state_dict(), …) writes it"
+        ) from error
+    return _unwrapped(content, path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _read_torch(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*TorchScript archive.*", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unwrapped(content: Any, path: Path) -> State:
+    """The state dict inside the usual wrappings, without the prefix that all its names share."""
+    while isinstance(content, dict):
+        inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = isinstance(content, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    )
+    if not tensors or not content:
+        raise ModelError(f"{path} holds no weights: expected a dict of name → tensor")
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return content
+
+
+def load_state(
+    module: nn.Module,
+    state: State,
+    *,
+    heads: tuple[str, ...] = (),
+    origin: str,
+    convert: Callable[[State], State] | None = None,
+) -> None:
+    """Puts `state` into `module`; ModelError unless every name and shape fits.
+
+    heads: classifiers of the original network that `module` may lack: they are dropped, and the
+    log names them. origin: where the weights come from, for messages. convert: tried once where
+    the names do not fit, for weights in an older form.
+    """
+    state, dropped = _without_heads(module, state, heads)
+    problem = mismatch(module, state)
+    if problem and convert:
+        converted, dropped = _without_heads(module, convert(state), heads)
+        if mismatch(module, converted) is None:
+            state, problem = converted, None
+    if problem:
+        raise ModelError(f"{origin} does not fit: {problem}")
+    module.load_state_dict(state, strict=False)  # strict was `mismatch`
+    if dropped:
+        log.info("%s: the classifier is not used (%s)", origin, ", ".join(dropped))
+
+
+def _without_heads(
+    module: nn.Module, state: State, heads: tuple[str, ...]
+) -> tuple[State, list[str]]:
+    own = module.state_dict().keys()
+    dropped = [
+        name
+        for name in state
+        if name not in own and any(name == h or name.startswith(f"{h}.") for h in heads)
+    ]
+    return {name: value for name, value in state.items() if name not in dropped}, dropped
+
+
+def mismatch(module: nn.Module, state: State) -> str | None:
+    """What does not fit, in words with the first few names; None where all fits."""
+    own = module.state_dict()
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in state if n not in own]
+    shapes = [
+        f"{n} is {_shape(state[n])}, expected {_shape(own[n])}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    return f"of {len(own)} tensors, {'; '.join(parts)}" if parts else None
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a number"
+
+
+# ── hubs ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fetch(name: str) -> Path:
+    """Downloads the pretrained weights of a backbone into the library's cache; where they lie.
+
+    For a model whose tokeniser is on the hub (SigLIP), that too, if transformers is installed.
+    """
+    spec = find_backbone(name)
+    path = download(spec)
+    if spec.reads_text:
+        try:
+            load_tokeniser(spec.architecture)
+        except (MissingExtraError, ModelError) as error:
+            log.warning("%s will not read text: %s", spec.name, error)
+    return path
+
+
+def download(spec: BackboneSpec) -> Path:
+    """The file with the pretrained weights, from the cache or the hub. Honours HF_HUB_OFFLINE."""
+    try:
+        repository, files, url = _whereabouts(spec)
+        return _from_hub(repository, files) if repository else _from_url(url)
+    except Exception as error:  # the hub's client fails with the errors of four libraries
+        raise ModelError(
+            f"cannot get the pretrained weights of {spec.name} ({spec.source}): "
+            f"{_first_sentence(error)}. Two ways out: give a weights file with --weights FILE, or "
+            f"run `vizsla models --fetch {spec.name}` on a machine with network and copy its cache "
+            "(the folder that HF_HOME names, else ~/.cache/huggingface)"
+        ) from error
+
+
+def _whereabouts(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
+    """Repository on the hub or None, its possible files in order, and an address for None."""
+    if spec.library == "torchvision":
+        from torchvision.models import GoogLeNet_Weights
+
+        return None, [], GoogLeNet_Weights[str(spec.tag)].url
+    if spec.library == "openclip":
+        import open_clip
+
+        config = open_clip.get_pretrained_cfg(spec.architecture, spec.tag or "")
+        repository, _, file = config.get("hf_hub", "").rpartition("/")
+        files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        if file.endswith((".bin", ".pth")):
+            files.insert(0, str(Path(file).with_suffix(".safetensors")))
+        return repository or None, files, config.get("url", "")
+    import timm
+
+    cfg = timm.get_pretrained_cfg(spec.source.removeprefix("timm:"))
+    if cfg is None or not cfg.has_weights:
+        raise ModelError("there are no pretrained weights for it")
+    file = cfg.hf_hub_filename
+    return (
+        cfg.hf_hub_id,
+        [file] if file else ["model.safetensors", "pytorch_model.bin"],
+        str(cfg.url or ""),
+    )
+
+
+def _from_hub(repository: str, files: list[str]) -> Path:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository, _, revision = repository.partition("@")
+    for file in files:
+        cached = hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    for file in files[:-1]:
+        try:
+            return Path(hub.hf_hub_download(repository, file, revision=revision or None))
+        except LocalEntryNotFoundError:
+            raise  # no network, or offline: the next name would fare no better
+        except EntryNotFoundError:
+            log.debug("%s has no %s", repository, file)
+    return Path(hub.hf_hub_download(repository, files[-1], revision=revision or None))
+
+
+def _from_url(url: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not url:
+        raise ModelError("there are no pretrained weights for it")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    if HF_HUB_OFFLINE:
+        raise ModelError(f"HF_HUB_OFFLINE is set, and {path} does not exist")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digits = torch.hub.HASH_REGEX.search(path.name)
+    torch.hub.download_url_to_file(url, str(path), digits.group(1) if digits else None)
+    return path
+
+
+def _first_sentence(error: Exception) -> str:
+    """The reason without the advice that libraries append (one tells to switch safety off)."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0].rstrip(".")[:300]
+
+
+# ── tokenisers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def load_tokeniser(architecture: str, folder: str | Path | None = None) -> Any:
+    """open_clip's tokeniser of this architecture: list of texts → (B, T) token numbers.
+
+    CLIP's and PE's lie inside open_clip. SigLIP's comes from `folder`, or from the hub, through
+    transformers: MissingExtraError without it, ModelError where it cannot be had.
+    """
+    import open_clip
+
+    text = (open_clip.get_model_config(architecture) or {})["text_cfg"]
+    options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+    hub_name = text.get("hf_tokenizer_name")
+    if not hub_name:
+        return open_clip.SimpleTokenizer(**options)
+    try:
+        if folder:
+            return open_clip.HFTokenizer(str(folder), local_files_only=True, **options)
+        return open_clip.HFTokenizer(hub_name, **options)
+    except ImportError as error:
+        raise MissingExtraError(f"the tokeniser of {architecture}", "siglip") from error
+    except Exception as error:  # as with weights: the hub's client fails in many ways
+        raise ModelError(
+            f"cannot get the tokeniser of {architecture} ({folder or hub_name}): "
+            f"{_first_sentence(error)}"
+        ) from error
+
+
+# ── random numbers ───────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """New weights are drawn from `seed`; the program's own random numbers go on undisturbed."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+# ── fingerprints of weights ──────────────────────────────────────────────────────────────────────
+
+
+def lasting(state: State) -> State:
+    """Without the counters that batch norm keeps: they change no vector, and files lack them."""
+    return {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def traces_of(state: State) -> list[Any]:
+    """Differs after any change in place, and nearly surely after one that torch does not count
+    (through `.data` or NumPy), by a sample of the values."""
+
+    def one(name: str, tensor: Tensor) -> list[Any]:
+        version = -1 if tensor.is_inference() else tensor._version
+        flat = tensor.detach().flatten()
+        sample = [] if tensor.is_meta else flat[:: max(1, len(flat) // 16)].tolist()
+        return [name, tensor.data_ptr(), version, str(tensor.dtype), tuple(tensor.shape), sample]
+
+    return [one(name, tensor) for name, tensor in state.items()]
+
+
+def digest_of(state: State) -> str:
+    """SHA-256 over names, shapes and values; of values alike in any precision that holds them."""
+
+    def one(item: tuple[str, Tensor]) -> str:
+        name, tensor = item
+        if tensor.is_meta:
+            raise ModelError("the weights are on the meta device and have no values, so no id")
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        values = (tensor.float() if half else tensor).detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+        return hashlib.sha256("".join(pool.map(one, sorted(state.items()))).encode()).hexdigest()
