@@ -1,9 +1,9 @@
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,11 @@ def test_help_is_quick_and_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).stdout == b"[]\n"
     seconds = []
     for _ in range(5):
-        started = time.monotonic()
+        before = os.times()
         assert vizsla("--help").returncode == 0
-        seconds.append(time.monotonic() - started)
+        after = os.times()  # processor time: the clock would count what else the machine does
+        spent = after.children_user + after.children_system
+        seconds.append(spent - before.children_user - before.children_system)
     assert min(seconds) < 0.3
 
 

@@ -151,11 +151,11 @@ def _embed_from(
     max_pixels: int,
     progress: Progress | None,
 ) -> None:
-    embedder.to(compute.device, memory_format=torch.channels_last).eval()
+    embedder.to(compute.device).to(memory_format=torch.channels_last).eval()
     per_shard = writer.about["shard_images"]
     for start in range(done, len(images), per_shard):
         stop = min(start + per_shard, len(images))
-        vectors = np.empty((stop - start, embedder.dim), np.float32)
+        vectors = np.zeros((stop - start, embedder.dim), np.float32)
         broken: dict[int, str] = {}
         for batch in batches(
             images.path,

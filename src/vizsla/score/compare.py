@@ -6,7 +6,7 @@ sets or cut-offs. Knows no per-query values: paired.py compares those.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,10 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
             if not inside:
                 raise DataError(f"{path} holds no .json files: expected a folder of results")
             found += inside
-        else:
+        elif path.exists():
             found.append(path)
+        else:
+            raise DataError(f"there is no {path}: expected a folder of results, or a result file")
     return found
 
 
