@@ -22,6 +22,7 @@ from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone
 from vizsla.model.catalogue import DEFAULT_BACKBONE, BackboneSpec
 from vizsla.model.networks import Backbone, ClipBackbone
 from vizsla.model.pooling import POOLINGS, check_pooling
+from vizsla.model.projection import build_projection
 from vizsla.model.weights import digest_of, lasting, load_state, read_state, traces_of
 
 log = logging.getLogger("vizsla.model")
@@ -87,13 +88,16 @@ class Embedder(nn.Module):
     # ── embedding ────────────────────────────────────────────────────────────────────────────────
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.finished(self.pooled(images))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, C): the backbone's vectors, before projection and normalisation."""
         if self.pooling == "native":
-            vectors = self.backbone.native(images)
-        elif self.pooling == "cls":
-            vectors = self.backbone.cls(images)
-        else:
-            vectors = self.pool(self.backbone.features(images))
-        return self._finish(vectors)
+            return self.backbone.native(images)
+        if self.pooling == "cls":
+            return self.backbone.cls(images)
+        vectors: Tensor = self.pool(self.backbone.features(images))
+        return vectors
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """(B, D) float32 of length 1, to be compared with images' vectors."""
@@ -101,12 +105,13 @@ class Embedder(nn.Module):
             self._refuse_text()
         texts = [texts] if isinstance(texts, str) else texts
         parts = [
-            self._finish(self.backbone.encode_text(texts[i : i + TEXTS_AT_ONCE]))
+            self.finished(self.backbone.encode_text(texts[i : i + TEXTS_AT_ONCE]))
             for i in range(0, len(texts), TEXTS_AT_ONCE)
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
 
-    def _finish(self, vectors: Tensor) -> Tensor:
+    def finished(self, vectors: Tensor) -> Tensor:
+        """(B, D) float32 of length 1 from (B, C) pooled vectors."""
         with torch.autocast(vectors.device.type, enabled=False):
             return F.normalize(self.projection(vectors.float()).float(), dim=1)  # 0 stays 0
 
@@ -251,8 +256,7 @@ class Embedder(nn.Module):
             storage.verify(folder / name, sha256)
         embedder = Embedder(_rebuilt(config, module), config["pooling"], name=config["name"])
         embedder.preprocess = Preprocess.from_dict(config["preprocess"])
-        if config["projection"] is not None:
-            raise ModelError(f"{folder} has a projection that this version of vizsla cannot build")
+        embedder.projection = build_projection(config["projection"])
         if isinstance(embedder.backbone, ClipBackbone) and f"{TOKENISER}/" in str(config["files"]):
             embedder.backbone.tokeniser_folder = folder / TOKENISER
         load_state(embedder, read_state(folder / WEIGHTS), origin=str(folder / WEIGHTS))

@@ -1,0 +1,111 @@
+"""Vectors of the frozen backbone → projections, in seconds: closed forms, and one that is trained.
+
+The backbone's vectors are computed once and kept on disk, as embeddings.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vizsla.data.batches import BatchPlan
+from vizsla.model.losses import TrainingLoss
+from vizsla.model.optimise import rate_at, set_rates
+from vizsla.model.projection import Projection, centred, identity_or_pca, whitened
+
+log = logging.getLogger("vizsla.train")
+
+SHRINKAGES = (0.9, 0.6)
+STEPS = 240
+BATCH = 256
+SECONDS = 12.0  # of training at most
+
+
+@dataclass(frozen=True, eq=False)
+class HeadResult:
+    """projection, and how its loss ended (the mean of the last tenth of the steps)."""
+
+    projection: Projection
+    final_loss: float
+    steps: int
+
+
+def closed_forms(
+    vectors: np.ndarray, labels: np.ndarray, dim: int | None = None
+) -> dict[str, Projection]:
+    """Name → projection that needs no training. vectors: (N, C); labels: (N,) class numbers."""
+    start = identity_or_pca(vectors, dim)
+    if start.outputs != start.inputs:
+        return {"pca": start}
+    found = {"centred": centred(start, vectors)}
+    if len(vectors) > 2 * len(np.unique(labels)):
+        for shrinkage in SHRINKAGES:
+            name = f"whitened {shrinkage:g}"
+            found[name] = whitened(vectors, labels, shrinkage=shrinkage)
+    return found
+
+
+def class_means(vectors: torch.Tensor, labels: np.ndarray, classes: int) -> torch.Tensor:
+    """(C, D): the mean direction of each class; unit rows."""
+    sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype)
+    sums.index_add_(0, torch.as_tensor(labels), F.normalize(vectors, dim=1))
+    return F.normalize(sums, dim=1)
+
+
+def project(projection: nn.Module, vectors: np.ndarray) -> torch.Tensor:
+    """(N, D) of length 1."""
+    with torch.inference_mode():
+        found = F.normalize(projection(torch.from_numpy(np.asarray(vectors, np.float32))), dim=1)
+    return found.clone()
+
+
+def train_head(
+    start: Projection,
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    loss: TrainingLoss,
+    *,
+    learning_rate: float = 1e-3,
+    steps: int = STEPS,
+    seconds: float = SECONDS,
+    order: str = "plain",
+    per_class: int = 4,
+    seed: int = 0,
+) -> HeadResult:
+    """A copy of `start`, trained on vectors (N, C); `loss` is trained along. Runs on the CPU.
+
+    It stops early where `seconds` would not do.
+    """
+    head = start.joined(0.0)
+    data = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
+    batch = min(BATCH, max(2 * per_class, len(labels)))
+    plan = BatchPlan(labels, batch, order=order, per_class=per_class, seed=seed)
+    groups = [
+        {"params": list(head.parameters()), "lr": learning_rate * 0.1},
+        {"params": list(loss.parameters()), "lr": learning_rate},
+    ]
+    groups = [{**group, "full_lr": group["lr"]} for group in groups if group["params"]]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+    losses, started = [], time.monotonic()
+    for step in range(steps):
+        spent = (time.monotonic() - started) / seconds
+        if spent >= 1:
+            break
+        set_rates(optimiser, rate_at(max(step / steps, spent), 0.05))
+        chosen = plan.batch(step)
+        value = loss(F.normalize(head(data[chosen]), dim=1), torch.as_tensor(labels[chosen]))
+        if not torch.isfinite(value):
+            log.warning("the head's loss became %s at step %d: it ends there", value.item(), step)
+            break
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        losses.append(value.item())
+    tail = losses[-max(1, len(losses) // 10) :] or [float("nan")]
+    for p in head.parameters():
+        p.requires_grad_(False)
+    return HeadResult(head, float(np.mean(tail)), len(losses))

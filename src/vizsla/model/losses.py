@@ -1,0 +1,370 @@
+"""LOSSES: name → what tells a good embedding from a bad one; and weighted sums of them.
+
+Built from pytorch-metric-learning. A loss sees unit vectors (B, D) and class numbers (B,), nothing
+of images or networks.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import distances, losses, miners
+from torch import Tensor, nn
+
+from vizsla.errors import UsageError
+
+Options = dict[str, float]
+MINERS: dict[str, Callable[[], nn.Module]] = {
+    "all": lambda: miners.TripletMarginMiner(margin=0.2, type_of_triplets="all"),
+    "semihard": lambda: miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard"),
+    "hard": lambda: miners.TripletMarginMiner(margin=0.2, type_of_triplets="hard"),
+    "batch-hard": miners.BatchHardMiner,
+    "easy-positive": lambda: miners.BatchEasyHardMiner(
+        pos_strategy="easy", neg_strategy="semihard"
+    ),
+    "multi-similarity": miners.MultiSimilarityMiner,
+}
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """How a loss is built and what kind it is.
+
+    build: (C, D, class sizes (C,), options) → module. of_pairs: needs several images of a class in
+    a batch, and a batch in one piece. chance: (C, B, options) → the value that says nothing was
+    learned, None where there is none. minable: takes a miner. remembers: works with a memory.
+    """
+
+    title: str
+    build: Callable[[int, int, np.ndarray, Options], nn.Module]
+    options: Options
+    of_pairs: bool
+    chance: Callable[[int, int, Options], float] | None = None
+    minable: bool = False
+    remembers: bool = False
+
+
+# ── losses that are not in the library as they are needed ────────────────────────────────────────
+
+
+class CosineCrossEntropy(nn.Module):
+    """Cross-entropy over scaled cosines to one learned vector a class (Zhai & Wu, 2018)."""
+
+    def __init__(self, classes: int, dim: int, *, scale: float, smoothing: float) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(dim, classes) / dim**0.5)  # (D, C), as the library's
+        self.scale, self.smoothing = scale, smoothing
+
+    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        logits = self.scale * vectors @ F.normalize(self.W, dim=0)  # (B, C)
+        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+
+
+class ArcFace(losses.SubCenterArcFaceLoss):
+    """ArcFace with sub-centers whose margin may differ by class (Deng et al., 2020)."""
+
+    def __init__(self, margins: np.ndarray, **options: Any) -> None:
+        super().__init__(margin=float(np.mean(margins)), **options)
+        radians = torch.as_tensor(np.radians(margins), dtype=torch.float32)
+        self.register_buffer("margins", radians, persistent=False)  # (C,)
+
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, *rest: Any) -> Any:
+        self.of_targets = self.margins[labels]  # (B,)
+        return super().compute_loss(embeddings, labels, *rest)
+
+    def modify_cosine_of_target_classes(self, cosines: Tensor) -> Tensor:
+        margin = self.of_targets
+        angles = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))  # at ±1 the slope is infinite
+        beyond = cosines - margin * torch.sin(margin)  # keeps the loss falling beyond π - margin
+        return torch.where(angles <= math.pi - margin, torch.cos(angles + margin), beyond)
+
+
+def margins_by_size(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(C,) degrees: `high` for the smallest class, `low` for the largest (Ha et al., 2020)."""
+    rarity = np.maximum(sizes, 1).astype(float) ** -0.25
+    span = rarity.max() - rarity.min()
+    share = (rarity - rarity.min()) / span if span > 0 else np.full(len(sizes), 0.5)
+    return low + (high - low) * share
+
+
+def _arcface(classes: int, dim: int, sizes: np.ndarray, o: Options) -> nn.Module:
+    least = o["margin"] if o["least_margin"] < 0 else o["least_margin"]
+    return ArcFace(
+        margins_by_size(sizes, least, o["margin"]),
+        scale=o["scale"],
+        sub_centers=int(o["centers"]),
+        num_classes=classes,
+        embedding_size=dim,
+    )
+
+
+# ── the dict in sight ────────────────────────────────────────────────────────────────────────────
+
+_ARC = {"scale": 30.0, "margin": 17.0, "least_margin": -1.0, "centers": 1.0}  # -1: all alike
+
+LOSSES: dict[str, LossSpec] = {
+    "cross-entropy": LossSpec(
+        "CrossEntropyLoss",
+        lambda C, D, sizes, o: CosineCrossEntropy(C, D, scale=o["scale"], smoothing=o["smoothing"]),
+        {"scale": 16.0, "smoothing": 0.0},
+        of_pairs=False,
+        chance=lambda C, B, o: math.log(C),
+    ),
+    "arcface": LossSpec(
+        "ArcFaceLoss",
+        _arcface,
+        _ARC,
+        of_pairs=False,
+        chance=lambda C, B, o: _chance_with_margin(C, o["scale"] * math.sin(_rad(o["margin"]))),
+    ),
+    "subcenter-arcface": LossSpec(
+        "SubCenterArcFaceLoss",
+        _arcface,
+        {**_ARC, "centers": 3.0},
+        of_pairs=False,
+        chance=lambda C, B, o: _chance_with_margin(C, o["scale"] * math.sin(_rad(o["margin"]))),
+    ),
+    "cosface": LossSpec(
+        "CosFaceLoss",
+        lambda C, D, sizes, o: losses.CosFaceLoss(C, D, margin=o["margin"], scale=o["scale"]),
+        {"scale": 30.0, "margin": 0.2},
+        of_pairs=False,
+        chance=lambda C, B, o: _chance_with_margin(C, o["scale"] * o["margin"]),
+    ),
+    "triplet": LossSpec(
+        "TripletMarginLoss",
+        lambda C, D, sizes, o: losses.TripletMarginLoss(
+            margin=o["margin"], distance=distances.LpDistance(normalize_embeddings=False)
+        ),
+        {"margin": 0.2},
+        of_pairs=True,
+        chance=lambda C, B, o: o["margin"],
+        minable=True,
+        remembers=True,
+    ),
+    "contrastive": LossSpec(
+        "ContrastiveLoss",
+        lambda C, D, sizes, o: losses.ContrastiveLoss(
+            pos_margin=o["positive"],
+            neg_margin=o["negative"],
+            distance=distances.CosineSimilarity(),
+        ),
+        {"positive": 1.0, "negative": 0.3},
+        of_pairs=True,
+        minable=True,
+        remembers=True,
+    ),
+    "supcon": LossSpec(
+        "SupConLoss",
+        lambda C, D, sizes, o: losses.SupConLoss(temperature=o["temperature"]),
+        {"temperature": 0.1},
+        of_pairs=True,
+        chance=lambda C, B, o: math.log(max(2, B - 1)),
+        remembers=True,
+    ),
+    "multi-similarity": LossSpec(
+        "MultiSimilarityLoss",
+        lambda C, D, sizes, o: losses.MultiSimilarityLoss(
+            alpha=o["alpha"], beta=o["beta"], base=o["base"]
+        ),
+        {"alpha": 2.0, "beta": 50.0, "base": 0.5},
+        of_pairs=True,
+        minable=True,
+        remembers=True,
+    ),
+    "proxy-anchor": LossSpec(
+        "ProxyAnchorLoss",
+        lambda C, D, sizes, o: losses.ProxyAnchorLoss(C, D, margin=o["margin"], alpha=o["alpha"]),
+        {"margin": 0.1, "alpha": 32.0},
+        of_pairs=True,
+    ),
+}
+
+
+def _chance_with_margin(classes: int, margin: float) -> float:
+    """ln(1 + (C - 1) e^margin): all cosines alike, the own one lowered by the margin."""
+    return margin + math.log(classes - 1 + math.exp(-margin))
+
+
+def _rad(degrees: float) -> float:
+    return math.radians(degrees)
+
+
+# ── sums with weights ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss: its weight, its name and its options, defaults filled in."""
+
+    weight: float
+    name: str
+    options: Options
+
+    @property
+    def spec(self) -> LossSpec:
+        return LOSSES[self.name]
+
+
+_TERM = re.compile(r"(?:(?P<weight>[\d.]+)\*)?(?P<name>[a-z-]+)(?:\((?P<options>[^()]*)\))?")
+
+
+def parse_loss(text: str) -> list[Term]:
+    """The terms of e.g. `cross-entropy(smoothing=0.1)+0.5*supcon`; UsageError: what is wrong."""
+    terms = []
+    for part in re.split(r"\+(?![^(]*\))", text.replace(" ", "")):
+        match = _TERM.fullmatch(part)
+        if not match or match["name"] not in LOSSES:
+            raise UsageError(
+                f"--loss {text!r}: {part!r} is not one of {', '.join(LOSSES)}; a sum is written "
+                "like 'cross-entropy+0.5*supcon', an option like 'arcface(margin=20)'"
+            )
+        spec = LOSSES[match["name"]]
+        weight = _number(match["weight"] or "1", text)
+        terms.append(Term(weight, match["name"], spec.options | _options(match, spec, text)))
+    if len({term.name for term in terms}) < len(terms):
+        raise UsageError(f"--loss {text!r} names one loss twice: give each once, with its weight")
+    return terms
+
+
+def _options(match: re.Match[str], spec: LossSpec, text: str) -> Options:
+    found: Options = {}
+    for pair in filter(None, (match["options"] or "").split(",")):
+        key, _, value = pair.partition("=")
+        if key not in spec.options:
+            raise UsageError(
+                f"--loss {text!r}: {match['name']} has no option {key!r}: "
+                f"it has {', '.join(spec.options)}"
+            )
+        found[key] = _number(value, text)
+    return found
+
+
+def _number(value: str, text: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UsageError(f"--loss {text!r}: {value!r} is not a number") from error
+
+
+class TrainingLoss(nn.Module):
+    """The sum of all terms. of_pairs: whether any term needs the batch in one piece."""
+
+    def __init__(
+        self,
+        terms: list[Term],
+        classes: int,
+        dim: int,
+        sizes: np.ndarray,
+        *,
+        miner: str | None = None,
+        memory: int = 0,
+    ) -> None:
+        super().__init__()
+        self.terms, self.classes = terms, classes
+        self.of_pairs = any(term.spec.of_pairs for term in terms)
+        self.title = "+".join(
+            ("" if term.weight == 1 else f"{term.weight:g}*") + term.spec.title for term in terms
+        )
+        self.parts = nn.ModuleList(
+            [_part(term, classes, dim, sizes, miner, memory) for term in terms]
+        )
+
+    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """vectors: (B, D) unit rows; labels: (B,) int64 → one number."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            found = [
+                term.weight * part(vectors.float(), labels)
+                for term, part in zip(self.terms, self.parts, strict=True)
+            ]
+            return torch.stack(found).sum()
+
+    def chance(self, batch_size: int) -> float | None:
+        """The value at which nothing was learned; None where a term has none."""
+        known = [(t.weight, t.spec.chance, t.options) for t in self.terms]
+        if any(chance is None for _, chance, _ in known):
+            return None
+        return sum(w * c(self.classes, batch_size, o) for w, c, o in known if c)
+
+    def start_from(self, means: Tensor) -> None:
+        """Sets what stands for a class (its weight or proxy) to the mean vector of its images.
+
+        means: (C, D). Sub-centers start around it.
+        """
+        with torch.no_grad():
+            for name, own in self.named_parameters():
+                if name.endswith(".W"):  # (D, C · centers)
+                    centers = own.shape[1] // self.classes
+                    spread = means.repeat_interleave(centers, dim=0)  # (C · centers, D)
+                    if centers > 1:
+                        spread = spread + torch.randn_like(spread) * 0.1 / spread.shape[1] ** 0.5
+                    own.copy_(spread.T)
+                elif name.endswith(".proxies"):  # (C, D)
+                    own.copy_(means)
+
+
+class _Mined(nn.Module):
+    """A pair loss on the pairs or triplets that a miner picks."""
+
+    def __init__(self, loss: nn.Module, miner: nn.Module) -> None:
+        super().__init__()
+        self.loss, self.miner = loss, miner
+
+    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        found: Tensor = self.loss(vectors, labels, self.miner(vectors.detach(), labels))
+        return found
+
+
+class _Memory(losses.CrossBatchMemory):
+    """A pair loss that also sees vectors of past batches (Wang et al., 2020); saved whole."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.queue_idx, int(self.has_been_filled)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.queue_idx, self.has_been_filled = int(state[0]), bool(state[1])
+
+
+def _part(
+    term: Term, classes: int, dim: int, sizes: np.ndarray, miner: str | None, memory: int
+) -> nn.Module:
+    loss = term.spec.build(classes, dim, sizes, term.options)
+    chosen = _miner(miner) if miner and term.spec.minable else None
+    if memory and term.spec.remembers:
+        return _Memory(loss, dim, memory_size=memory, miner=chosen)
+    return _Mined(loss, chosen) if chosen else loss
+
+
+def _miner(name: str) -> nn.Module:
+    if name not in MINERS:
+        raise UsageError(f"miner {name!r}: choose one of {', '.join(MINERS)}")
+    return MINERS[name]()
+
+
+def build_loss(
+    text: str,
+    classes: int,
+    dim: int,
+    sizes: np.ndarray | None = None,
+    *,
+    miner: str | None = None,
+    memory: int = 0,
+) -> TrainingLoss:
+    """From its text. miner: for terms that take one. memory: vectors of past batches, 0 for none.
+
+    sizes: (C,) images of each class, for margins that depend on them.
+    """
+    terms = parse_loss(text)
+    if miner and not any(term.spec.minable for term in terms):
+        minable = [name for name, spec in LOSSES.items() if spec.minable]
+        raise UsageError(f"--miner {miner} needs one of the losses {', '.join(minable)}")
+    if memory and not any(term.spec.remembers for term in terms):
+        able = [name for name, spec in LOSSES.items() if spec.remembers]
+        raise UsageError(f"--memory {memory} needs one of the losses {', '.join(able)}")
+    sizes = np.ones(classes) if sizes is None else sizes
+    return TrainingLoss(terms, classes, dim, sizes, miner=miner, memory=memory)

@@ -1,0 +1,139 @@
+"""Projections: pooled vectors (B, C) → (B, D), to be made unit vectors by the embedder.
+
+A projection starts as the identity (or as the PCA where D changes), so that the frozen model is one
+point of what training can reach. Closed forms for the start are here too: PCA and whitening.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizsla.errors import DataError, ModelError
+
+FORM = "linear"
+
+
+class Projection(nn.Module):
+    """unit(x) → weight · unit(x) + bias, or that joined to unit(x) itself.
+
+    frozen_share: how much of a joined vector's squared length, and so of a cosine, the frozen part
+    makes: 0 leaves it away, and then D rows come out; otherwise D + C.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, frozen_share: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= frozen_share < 1:
+            raise ModelError(f"frozen share {frozen_share}: choose from 0 to below 1")
+        self.inputs, self.outputs, self.share = inputs, outputs, float(frozen_share)
+        self.weight = nn.Parameter(torch.eye(outputs, inputs))  # (D, C)
+        self.bias = nn.Parameter(torch.zeros(outputs))  # (D,)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        unit = F.normalize(pooled, dim=1)  # (B, C)
+        projected = F.linear(unit, self.weight, self.bias)  # (B, D)
+        if not self.share:
+            return projected
+        projected = F.normalize(projected, dim=1) * (1 - self.share) ** 0.5
+        return torch.cat([projected, unit * self.share**0.5], dim=1)  # (B, D + C)
+
+    @property
+    def dim(self) -> int:
+        return self.outputs + (self.inputs if self.share else 0)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """For the embedder's configuration; `build_projection` gives an equal one back."""
+        return {
+            "form": FORM,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "frozen_share": self.share,
+        }
+
+    def joined(self, frozen_share: float) -> "Projection":
+        """A copy of the same weights with another share of the frozen vector."""
+        copy = Projection(self.inputs, self.outputs, frozen_share=frozen_share)
+        copy.load_state_dict(self.state_dict())
+        return copy.to(self.weight.device)
+
+
+def build_projection(description: dict[str, Any] | None) -> nn.Module:
+    """From an embedder's configuration, its weights still to be filled in."""
+    if description is None:
+        return nn.Identity()
+    if description.get("form") != FORM:
+        raise ModelError(
+            f"a projection of the form {description.get('form')!r}: this version of vizsla builds "
+            f"{FORM}; use the version that saved it"
+        )
+    return Projection(
+        int(description["inputs"]),
+        int(description["outputs"]),
+        frozen_share=float(description["frozen_share"]),
+    )
+
+
+def identity_or_pca(vectors: np.ndarray, dim: int | None = None) -> Projection:
+    """The start of a head on vectors (N, C): the identity for D = C, else their first D axes."""
+    inputs = vectors.shape[1]
+    projection = Projection(inputs, dim or inputs)
+    if dim and dim != inputs:
+        mean, axes = pca(vectors, dim)
+        _set(projection, axes, -axes @ mean)
+    return projection
+
+
+def centred(projection: Projection, vectors: np.ndarray) -> Projection:
+    """The same, moved so that the mean of unit(vectors) comes out as 0. In place."""
+    unit = torch.as_tensor(_unit(vectors)).to(projection.weight)
+    with torch.no_grad():
+        projection.bias.copy_(-(unit @ projection.weight.T).mean(0))
+    return projection
+
+
+def pca(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (C,) and the first `dim` axes (D, C) of the unit vectors, float64."""
+    unit = _unit(vectors)
+    if not 1 <= dim <= min(unit.shape):
+        raise DataError(
+            f"{dim} dimensions from {len(unit)} vectors of {unit.shape[1]}: "
+            f"choose from 1 to {min(unit.shape)}"
+        )
+    mean = unit.mean(axis=0)
+    _, _, axes = np.linalg.svd(unit - mean, full_matrices=False)
+    return mean, axes[:dim]
+
+
+def whitened(vectors: np.ndarray, labels: np.ndarray, *, shrinkage: float = 0.9) -> Projection:
+    """The projection that evens out how members of one class vary (WCCN; Hatch et al., 2006).
+
+    shrinkage: 1 only moves the mean to 0; small values trust the covariance of few vectors.
+    """
+    unit = _unit(vectors)  # (N, C)
+    mean = unit.mean(axis=0)
+    codes = np.unique(labels, return_inverse=True)[1]
+    sums = np.zeros((codes.max() + 1, unit.shape[1]))
+    np.add.at(sums, codes, unit)
+    inside = unit - (sums / np.bincount(codes)[:, None])[codes]
+    covariance = inside.T @ inside / len(unit)  # (C, C)
+    level = max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * level * np.eye(len(covariance))
+    values, axes = np.linalg.eigh(shrunk)
+    weight = (axes * (level / values) ** 0.5) @ axes.T  # symmetric: the nearest to the identity
+    projection = Projection(unit.shape[1], unit.shape[1])
+    _set(projection, weight, -weight @ mean)
+    return projection
+
+
+def _set(projection: Projection, weight: np.ndarray, bias: np.ndarray) -> None:
+    with torch.no_grad():
+        projection.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+        projection.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    double = np.asarray(vectors, dtype=np.float64)
+    return double / np.maximum(np.linalg.norm(double, axis=1, keepdims=True), 1e-12)
