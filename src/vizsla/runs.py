@@ -110,11 +110,15 @@ class log_to:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.handler = logging.FileHandler(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self.handler.setLevel(logging.DEBUG)
-        logging.getLogger("vizsla").addHandler(self.handler)
+        logger = logging.getLogger("vizsla")
+        logger.addHandler(self.handler)
+        self.level = logger.level
+        logger.setLevel(logging.DEBUG)  # the file holds all, whatever the program shows
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("vizsla").removeHandler(self.handler)
+        logger = logging.getLogger("vizsla")
+        logger.setLevel(self.level)
+        logger.removeHandler(self.handler)
         self.handler.close()
 
 

@@ -1,0 +1,62 @@
+"""The starting document's own commands, from inside examples/contest, as written there."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from vizsla.data.demo import make_demo
+
+CONTEST = Path(__file__).parents[1] / "examples" / "contest"
+SCRIPTS = [*sorted((CONTEST / "models").glob("*.py")), *sorted((CONTEST / "src").glob("*.py"))]
+OFFLINE = ["--model", "tiny", "--weights", "random", "--image-size", "64", "--figures", "2"]
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contest") / "here"
+    shutil.copytree(CONTEST, folder)
+    make_demo(folder / "data")
+    return folder
+
+
+def python(script: str, *words: str) -> int:
+    """Runs a script as `python script words…` would; its exit code."""
+    before = sys.argv
+    sys.argv = [script, *words]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, CONTEST / "submit.py"], ids=lambda p: p.name)
+def test_scripts_are_short(script: Path) -> None:
+    code = script.read_text().split('"""')[2]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+
+
+def test_the_commands_work_as_written(
+    contest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(contest)
+    models = sorted(p.relative_to(contest).as_posix() for p in contest.glob("models/*.py"))
+    assert len(models) >= 5
+    for script in models:
+        assert python(script, *OFFLINE) == 0, capsys.readouterr().err
+    assert len(list(contest.glob("submissions/*.json"))) == len(models)
+    records = [json.loads(path.read_text()) for path in contest.glob("results/*.json")]
+    assert {record["pooling_type"] for record in records} == {"internal", "GeM", "GAP"}
+    capsys.readouterr()
+    assert python("src/metrics_analysis.py") == 0
+    assert "pooling_type" in capsys.readouterr().out
+    assert python("src/visualize_submission.py", "--random", "2") == 0
+    assert len(list(contest.glob("visualizations/sub_*/*.png"))) == 2
+    assert python("submit.py", "--group", "us", "--url", "http://127.0.0.1:9/", "--dry-run") == 0
+    assert "would send 120 queries" in capsys.readouterr().out
