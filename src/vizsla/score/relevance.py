@@ -88,10 +88,10 @@ class Truth:
 
     @staticmethod
     def from_labels(table: "pa.Table", *, one_set: bool = False) -> "Truth":
-        """From a table with file, label and, at best, role ("query", "gallery").
+        """From a table with file, label and, at best, role ("query", "gallery"), as `read_labels`.
 
-        Without roles every row may be either: the ranking says which are queries, and the gallery
-        is known only where the ranking knows it. Other columns become attributes.
+        A row without a role may be either: then the ranking says which are queries, and the
+        gallery is known only where the ranking knows it. Other columns become attributes.
         """
         names = table.column_names
         if "file" not in names or "label" not in names:
@@ -100,13 +100,14 @@ class Truth:
             )
         files, labels = table["file"].to_pylist(), _texts(table["label"].to_pylist())
         roles = table["role"].to_pylist() if "role" in names else None
+        told = roles is not None and all(roles)
         asked = _labels_of("query", files, labels, roles)
         others = [name for name in names if name not in ("file", "label", "role")]
         return Truth(
             asked,
             _labels_of("gallery", files, labels, roles),
-            query_complete=roles is not None,
-            gallery_complete=roles is not None,
+            query_complete=told,
+            gallery_complete=told,
             one_set=one_set,
             attributes={
                 name: _labels_of("query", files, _texts(table[name].to_pylist()), roles, name)
@@ -117,7 +118,7 @@ class Truth:
     @staticmethod
     def from_file(path: str | Path, *, one_set: bool = False) -> "Truth":
         """From a labels file; see from_labels."""
-        from vizsla.data.imageset import read_labels
+        from vizsla.data.tables import read_labels
 
         return Truth.from_labels(read_labels(path), one_set=one_set)
 
@@ -134,7 +135,7 @@ class Truth:
         Otherwise the gallery is complete only if the ranking knows all of it; the names in a
         submission are those it happened to retrieve.
         """
-        from vizsla.data.imageset import labels_from_pattern
+        from vizsla.data.tables import labels_from_pattern
 
         listed = ranking.gallery if gallery is None else gallery
         return Truth.from_lists(
@@ -275,13 +276,13 @@ def _labels_of(
     role: str,
     files: Sequence[str],
     labels: Sequence[str | None],
-    roles: Sequence[str] | None,
+    roles: Sequence[str | None] | None,
     what: str = "label",
 ) -> dict[str, str | None]:
     """File → label over the rows of one role; DataError where two rows disagree."""
     found: dict[str, str | None] = {}
     for i, (file, label) in enumerate(zip(files, labels, strict=True)):
-        if roles is not None and roles[i] != role:
+        if roles is not None and roles[i] not in (role, None):
             continue
         if found.setdefault(file, label) != label:
             raise DataError(

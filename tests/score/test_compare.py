@@ -1,0 +1,213 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vizsla.errors import DataError, UsageError
+from vizsla.score.compare import Comparison, read_results
+
+BASE = {
+    "model_name": "resnet50", "run_id": "1", "top_k": 10, "top_k_accuracy": 0.9,
+    "precision_at_k": 0.5, "batch_size": 32, "is_finetuned": False, "num_classes": 30,
+    "runtime_seconds": 10.0, "loss_function": None, "num_epochs": None, "final_train_loss": None,
+    "pooling_type": "GeM",
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Writes result files that differ from BASE as told and reads them."""
+
+    def write(*changes: dict[str, Any]) -> Comparison:
+        for i, change in enumerate(changes):
+            content = {k: v for k, v in {**BASE, **change}.items() if v != "missing"}
+            (tmp_path / f"m{i}_metrics_{i}.json").write_text(json.dumps(content))
+        return read_results([tmp_path])
+
+    return write
+
+
+def test_groups_are_averaged_and_spellings_are_one_model(results) -> None:  # type: ignore[no-untyped-def]
+    found = results(
+        {"model_name": "efficientnet_b0", "top_k_accuracy": 0.8},
+        {"model_name": "EfficientNet-B0", "top_k_accuracy": 0.9, "precision_at_k": None},
+        {"model_name": "efficientnet_b0", "is_finetuned": True, "final_train_loss": 0.3},
+    )
+    frozen, tuned = found.grouped().records()
+    assert frozen["model_name"] == "efficientnet-b0"
+    assert frozen["runs"] == 2
+    assert frozen["top_k_accuracy"] == pytest.approx(0.85)
+    assert frozen["precision_at_k"] == 0.5  # the mean of what is known
+    assert frozen["final_train_loss"] is None
+    assert tuned["is_finetuned"] is True and tuned["runs"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"top_k": 9}, {"num_classes": 31}, {"data_id": "b", "data_name": "other"}],
+)
+def test_nothing_is_averaged_across_cut_offs_or_data_sets(results, change) -> None:  # type: ignore[no-untyped-def]
+    assert len(results({}, change).grouped(["model_name"]).rows) == 2
+
+
+def test_groups_and_order_by_any_key(results) -> None:  # type: ignore[no-untyped-def]
+    found = results(
+        {"batch_size": 64, "top_k_accuracy": 0.7},
+        {"batch_size": 32, "top_k_accuracy": None, "model_name": "a"},
+        {"batch_size": 32, "top_k_accuracy": 0.9},
+    )
+    by_batch = found.grouped(["batch_size"])
+    assert [row[0] for row in by_batch.rows] == [32, 64]
+    best = found.grouped(["model_name", "batch_size"], sort="top_k_accuracy").records()
+    assert [row["top_k_accuracy"] for row in best] == [0.9, 0.7, None]
+    slow = found.single(sort="runtime_seconds")
+    assert len(slow.rows) == 3
+    with pytest.raises(UsageError, match="cannot group by 'colour': choose among model_name"):
+        found.grouped(["colour"])
+    with pytest.raises(UsageError, match="cannot sort by 'colour'"):
+        found.grouped(sort="colour")
+
+
+def test_odd_values_are_read_with_patience(results) -> None:  # type: ignore[no-untyped-def]
+    found = results(
+        {"loss_function": "None", "top_k": "10", "top_k_accuracy": "0.75", "num_classes": "nan"},
+        {"model_name": "missing", "run_id": "missing", "is_finetuned": "True", "map": True},
+    )
+    first, second = found.results
+    assert first.values["loss_function"] is None
+    assert first.values["top_k"] == 10
+    assert first.scores["top_k_accuracy"] == 0.75
+    assert first.values["num_classes"] is None
+    assert (second.model, second.values["run_id"]) == ("m1", "1")
+    assert second.values["is_finetuned"] is True
+    assert "map" not in second.scores
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[1, 2]", "holds a list"),
+        ('{"query.jpg": ["a", "b"]}', "no result file"),
+        ('{\n<<<<<<< HEAD\n"a": 1\n=======\n>>>>>>> other\n}', "merge that was never resolved"),
+        ("\x00\xff", "is not JSON"),
+    ],
+)
+def test_a_damaged_file_is_named_and_passed_over(results, tmp_path, content, reason) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "broken.json").write_bytes(content.encode("latin-1"))
+    found = results({})
+    assert len(found.results) == 1
+    [(name, why)] = found.damaged
+    assert name == "broken.json" and reason in why
+    assert any("broken.json was passed over" in note for note in found.remarks()[1])
+
+
+def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no \.json files"):
+        read_results([tmp_path])
+    with pytest.raises(DataError, match="none of the 1 files holds results"):
+        read_results([tmp_path / "absent.json"])
+
+
+# ── what cannot be true ──────────────────────────────────────────────────────────────────────────
+
+
+def alarms(found: Comparison) -> list[str]:
+    return found.remarks()[0]
+
+
+def test_a_loss_at_chance_is_flagged(results) -> None:  # type: ignore[no-untyped-def]
+    tuned = {"is_finetuned": True, "loss_function": "CrossEntropyLoss", "top_k_accuracy": 0.8}
+    assert "ln 30 = 3.4012" in alarms(results({**tuned, "final_train_loss": 3.43}))[0]
+    assert not alarms(results({**tuned, "final_train_loss": 3.36}))
+    other = {**tuned, "final_train_loss": 3.4, "loss_function": "TripletMarginLoss"}
+    assert not alarms(results(other))
+
+
+def test_a_tuned_run_with_all_scores_of_its_frozen_twin_is_flagged(results) -> None:  # type: ignore[no-untyped-def]
+    found = results({}, {"is_finetuned": True, "num_classes": None})
+    assert "same scores, precision_at_k (0.5), top_k_accuracy (0.9)" in alarms(found)[0]
+    assert alarms(found)[0].startswith("m1_metrics_1.json, m0_metrics_0.json: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pooling_type": "GAP"}, {"model_name": "resnet18"}, {"top_k": 5}, {"num_classes": 9},
+     {"data_id": "x"}],
+)  # fmt: skip
+def test_only_a_true_twin_counts(results, change) -> None:  # type: ignore[no-untyped-def]
+    assert not results({}, {"is_finetuned": True, **change}).flags
+
+
+def test_twins_that_share_some_scores_are_only_mentioned(results) -> None:  # type: ignore[no-untyped-def]
+    found = results({}, {"is_finetuned": True, "precision_at_k": 0.6})
+    assert not alarms(found)
+    assert "share top_k_accuracy (0.9), but not precision_at_k (0.6, 0.5)" in found.remarks()[1][0]
+
+
+def test_twins_at_the_top_are_no_alarm(results) -> None:  # type: ignore[no-untyped-def]
+    top = {"top_k_accuracy": 1.0, "precision_at_k": 1.0}
+    assert not alarms(results(top, {**top, "is_finetuned": True}))
+
+
+def test_zero_with_unknown_truth_is_flagged_and_not_averaged(results) -> None:  # type: ignore[no-untyped-def]
+    found = results({"top_k_accuracy": 0.0}, {"top_k_accuracy": 0.6})
+    assert "top_k_accuracy is exactly 0" in alarms(found)[0]
+    assert found.grouped().records()[0]["top_k_accuracy"] == 0.6
+    known = results({"top_k_accuracy": 0.0, "queries": 50}, {"top_k_accuracy": 0.6})
+    assert not alarms(known)
+    assert known.grouped().records()[0]["top_k_accuracy"] == pytest.approx(0.3)
+
+
+def test_k_beyond_a_class_is_mentioned(results) -> None:  # type: ignore[no-untyped-def]
+    found = results({"fewest_relevant": 8, "queries": 3})
+    assert "top_k=10 is more than the 8 relevant images" in found.remarks()[1][0]
+
+
+def test_scores_that_are_no_shares_are_flagged(results) -> None:  # type: ignore[no-untyped-def]
+    assert "top_k_accuracy 90 is not between 0 and 1" in alarms(results({"top_k_accuracy": 90}))[0]
+
+
+# ── output ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_html_and_json_hold_groups_runs_and_flags(results) -> None:  # type: ignore[no-untyped-def]
+    found = results({"model_name": "<b>x</b>", "top_k_accuracy": 0.0}, {})
+    html = found.html()
+    assert "&lt;b&gt;x" in html and "<b>x" not in html
+    assert "exactly 0" in html and "Single runs" in html
+    content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert len(content["groups"]) == 2 and len(content["runs"]) == 2
+    assert content["flags"][0]["alarm"] is True
+
+
+def test_compare_starts_without_torch() -> None:
+    code = "import sys, vizsla.score.compare; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ── the contest's own results ────────────────────────────────────────────────────────────────────
+
+
+def test_the_contests_results(shared: Path) -> None:
+    found = read_results([shared / "contest/results"])
+    assert len(found.results) == 23
+    assert [name for name, _ in found.damaged] == ["resnet50_metrics_20250526-1304.json"]
+    told = alarms(found)
+    assert len(told) == 3
+    assert any("4.4864 is at chance (ln 90 = 4.4998)" in text for text in told)
+    assert any("6.8125 is at chance (ln 921 = 6.825" in text for text in told)
+    assert any("20250528-1234.json: top_k_accuracy is exactly 0" in text for text in told)
+    notes = found.remarks()[1]
+    assert any("share top_k_accuracy (0.8877), but not precision_at_k" in text for text in notes)
+    rows = {
+        (r["model_name"], r["is_finetuned"], r.get("pooling_type"), r["num_classes"]): r
+        for r in found.grouped().records()
+    }
+    assert rows["efficientnet-b0", False, "GeM", 90]["runs"] == 2
+    assert rows["clip-vit-b32", True, None, 921]["top_k_accuracy"] is None
+    assert rows["resnet50", True, None, 90]["top_k_accuracy"] == pytest.approx(0.96485)
+    assert found.results[2].values["loss_function"] is None  # "None" in the file

@@ -1,0 +1,222 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vizsla.errors import DataError
+from vizsla.score import metrics
+
+# One query by hand. Ranks 1, 3 and 6 are right; 4 images are relevant, one of them never found.
+HITS = np.array([[True, False, True, False, False, True, False]])
+R = np.array([4])
+
+
+def one(values: np.ndarray) -> float:
+    assert values.shape == (1,)
+    return float(values[0])
+
+
+def test_cut_off_metrics_by_hand() -> None:
+    assert one(metrics.hit_rate_at_k(HITS, 1)) == 1
+    assert one(metrics.precision_at_k(HITS, 5)) == 2 / 5
+    assert one(metrics.recall_at_k(HITS, R, 5)) == 2 / 4
+    assert one(metrics.reciprocal_rank_at_k(HITS, 3)) == 1
+    late = np.array([[False, False, True]])
+    assert one(metrics.hit_rate_at_k(late, 2)) == 0
+    assert one(metrics.reciprocal_rank_at_k(late, 2)) == 0
+    assert one(metrics.reciprocal_rank_at_k(late, 3)) == 1 / 3
+
+
+def test_average_precision_by_hand() -> None:
+    assert one(metrics.average_precision_at_k(HITS, R, 3)) == pytest.approx((1 + 2 / 3) / 3)
+    assert one(metrics.average_precision_at_k(HITS, R, 6)) == pytest.approx((1 + 2 / 3 + 3 / 6) / 4)
+    assert one(metrics.average_precision(HITS, R)) == pytest.approx((1 + 2 / 3 + 3 / 6) / 4)
+
+
+def test_metrics_at_r_by_hand() -> None:
+    assert one(metrics.map_at_r(HITS, R)) == pytest.approx((1 + 2 / 3) / 4)  # ranks 1 to 4
+    assert one(metrics.r_precision(HITS, R)) == 2 / 4
+
+
+def test_ndcg_by_hand() -> None:
+    gain = 1 / math.log2(2) + 1 / math.log2(4)
+    best = 1 / math.log2(2) + 1 / math.log2(3) + 1 / math.log2(4) + 1 / math.log2(5)
+    assert one(metrics.ndcg_at_k(HITS, R, 5)) == pytest.approx(gain / best)
+
+
+@pytest.mark.parametrize(
+    ("first", "points"), [(1, 1000), (2, 400), (5, 400), (6, 100), (10, 100), (11, 0), (0, 0)]
+)
+def test_contest_points_by_hand(first: int, points: float) -> None:
+    hits = np.arange(1, 13)[None] == first
+    assert one(metrics.contest_points(hits)) == points
+
+
+def test_contest_points_take_other_levels_and_count_missing_ranks_as_wrong() -> None:
+    assert one(metrics.contest_points(HITS[:, :1], {1: 1.0, 20: 2.0})) == 3
+    assert one(metrics.contest_points(np.zeros((1, 0), bool))) == 0
+
+
+def test_first_rank_by_hand() -> None:
+    hits = np.array([[True, True], [False, True], [False, False]])
+    assert metrics.first_hit_rank(hits).tolist() == [1, 2, math.inf]
+    assert metrics.reciprocal_rank(hits).tolist() == [1, 0.5, 0]
+
+
+def test_first_rank_statistics_leave_out_what_nobody_saw() -> None:
+    full = metrics.first_rank_statistics(np.array([1.0, 2.0, 6.0]))
+    assert full == {"found": 1, "mean": 3, "median": 2, "p90": 6}
+    part = metrics.first_rank_statistics(np.array([1.0, 2.0, math.inf]))
+    assert part == {"found": pytest.approx(2 / 3), "mean": None, "median": 2, "p90": None}
+    assert metrics.first_rank_statistics(np.array([]))["mean"] is None
+
+
+def test_nothing_relevant_or_unknown_is_nan_never_zero() -> None:
+    hits = np.zeros((2, 3), dtype=bool)
+    for values in (
+        metrics.recall_at_k(hits, np.array([0, -1]), 2),
+        metrics.average_precision_at_k(hits, np.array([0, -1]), 2),
+        metrics.average_precision(hits, np.array([0, -1])),
+        metrics.map_at_r(hits, np.array([0, -1])),
+        metrics.r_precision(hits, np.array([0, -1])),
+        metrics.ndcg_at_k(hits, np.array([0, -1]), 2),
+    ):
+        assert np.isnan(values).all()
+
+
+def test_cut_offs_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(DataError, match="lists end at rank 7"):
+        metrics.precision_at_k(HITS, 8)
+    with pytest.raises(DataError, match="must be 1 or more"):
+        metrics.precision_at_k(HITS, 0)
+
+
+# ── properties ───────────────────────────────────────────────────────────────────────────────────
+
+rankings = hnp.arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 12)))
+
+
+def relevant(hits: np.ndarray, more: int = 0) -> np.ndarray:
+    return hits.sum(axis=1) + more
+
+
+@given(rankings, st.integers(0, 3))
+def test_ranks_alone_give_what_hits_give(hits: np.ndarray, more: int) -> None:
+    n, ranks, k = relevant(hits, more), metrics.hit_ranks(hits), hits.shape[1]
+    for measure in (metrics.average_precision, metrics.map_at_r, metrics.r_precision):
+        np.testing.assert_array_equal(measure(hits, n), measure(ranks, n))
+    for measure in (metrics.recall_at_k, metrics.average_precision_at_k, metrics.ndcg_at_k):
+        np.testing.assert_array_equal(measure(hits, n, k), measure(ranks, n, k))
+    np.testing.assert_array_equal(metrics.contest_points(hits), metrics.contest_points(ranks))
+
+
+def all_metrics(hits: np.ndarray, n: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    return {
+        "hit_rate": metrics.hit_rate_at_k(hits, k),
+        "precision": metrics.precision_at_k(hits, k),
+        "recall": metrics.recall_at_k(hits, n, k),
+        "ap_at_k": metrics.average_precision_at_k(hits, n, k),
+        "ndcg": metrics.ndcg_at_k(hits, n, k),
+        "ap": metrics.average_precision(hits, n),
+        "map_at_r": metrics.map_at_r(hits, n),
+        "r_precision": metrics.r_precision(hits, n),
+        "reciprocal": metrics.reciprocal_rank(hits),
+        "points": metrics.contest_points(hits) / 1000,
+    }
+
+
+@given(st.integers(1, 8), st.integers(0, 8), st.data())
+def test_a_perfect_ranking_scores_1(n: int, others: int, data: st.DataObject) -> None:
+    hits = np.array([[True] * n + [False] * others])
+    k = data.draw(st.integers(1, n + others))
+    for name, values in all_metrics(hits, relevant(hits), k).items():
+        best = min(n, k) / (k if name == "precision" else n)
+        expected = best if name in ("precision", "recall") else 1
+        assert one(values) == pytest.approx(expected), name
+
+
+@given(rankings, st.data())
+def test_moving_a_hit_up_lowers_nothing(hits: np.ndarray, data: st.DataObject) -> None:
+    row = hits[:1]
+    lower = [j for j in range(1, row.shape[1]) if row[0, j] and not row[0, j - 1]]
+    if not lower:
+        return
+    j = data.draw(st.sampled_from(lower))
+    better = row.copy()
+    better[0, [j - 1, j]] = [True, False]
+    k = data.draw(st.integers(1, row.shape[1]))
+    before, after = (all_metrics(h, relevant(row), k) for h in (row, better))
+    for name in before:
+        assert after[name][0] >= before[name][0] - 1e-12, name
+    assert after["ap"][0] > before["ap"][0]
+
+
+@given(rankings, st.integers(0, 3), st.data())
+def test_values_lie_between_0_and_1(hits: np.ndarray, more: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, hits.shape[1]))
+    for name, values in all_metrics(hits, relevant(hits, more), k).items():
+        known = values[~np.isnan(values)]
+        assert ((known >= 0) & (known <= 1 + 1e-12)).all(), name
+
+
+# ── match or no match ────────────────────────────────────────────────────────────────────────────
+
+
+def test_auc_by_hand() -> None:
+    scores = np.array([0.9, 0.8, 0.8, 0.1])
+    matches = np.array([True, True, False, False])
+    assert metrics.match_auc(scores, matches) == (1 + 1 + 0.5 + 1) / 4
+    assert metrics.match_auc(scores, np.ones(4, bool)) is None
+
+
+def test_threshold_table_by_hand() -> None:
+    scores = np.array([0.9, 0.8, 0.7, 0.6])
+    matches = np.array([True, False, True, False])
+    high, low = metrics.threshold_table(scores, matches, [0.65, 0.85])
+    assert high == metrics.Cutoff(0.85, 1, 1.0, 0.5, 0.0)
+    assert low == metrics.Cutoff(0.65, 3, 2 / 3, 1.0, 0.5)
+    assert metrics.threshold_table(scores, matches, [2.0])[0].precision is None
+    assert len(metrics.threshold_table(scores, matches)) == 4  # as many as there are scores
+    assert metrics.threshold_table(np.array([]), np.array([], bool)) == []
+
+
+def test_pairs_must_fit_and_have_scores() -> None:
+    with pytest.raises(DataError, match="one a pair"):
+        metrics.match_auc(np.zeros(3), np.zeros(2, bool))
+    with pytest.raises(DataError, match="have no score"):
+        metrics.match_auc(np.array([math.nan]), np.zeros(1, bool))
+
+
+def test_calibrated_cutoff_keeps_its_promise_on_other_pairs() -> None:
+    """Right with probability equal to the score's own logistic curve; many draws."""
+    kept, n = 0, 60
+    for seed in range(n):
+        generator = np.random.default_rng(seed)
+
+        def draw(size: int, generator: np.random.Generator = generator):  # type: ignore[no-untyped-def]
+            scores = generator.uniform(-2, 6, size)
+            return scores, generator.random(size) < 1 / (1 + np.exp(-2 * scores))
+
+        found = metrics.calibrated_cutoff(*draw(500))
+        assert found is not None and found.precision is not None and found.precision >= 0.95
+        scores, matches = draw(20_000)
+        kept += matches[scores >= found.score].mean() >= 0.95
+    assert kept >= 0.8 * n  # asked for with confidence .9
+
+
+def test_no_calibrated_cutoff_from_too_few_or_bad_pairs() -> None:
+    assert metrics.calibrated_cutoff(np.arange(20.0), np.ones(20, bool)) is None  # 20 can be luck
+    assert metrics.calibrated_cutoff(np.arange(40.0), np.ones(40, bool)) is not None
+    assert metrics.calibrated_cutoff(np.arange(400.0), np.arange(400) % 2 == 0) is None
+    assert metrics.calibrated_cutoff(np.array([]), np.array([], bool)) is None
+
+
+def test_calibrated_cutoff_never_splits_a_tie() -> None:
+    scores = np.repeat([0.9, 0.5], 100)
+    matches = np.ones(200, bool)
+    matches[150:] = False
+    found = metrics.calibrated_cutoff(scores, matches)
+    assert found is not None and found.score == 0.9 and found.called == 100
