@@ -108,8 +108,11 @@ def test_a_damaged_file_is_named_and_passed_over(results, tmp_path, content, rea
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.json files"):
         read_results([tmp_path])
-    with pytest.raises(DataError, match="none of the 1 files holds results"):
+    with pytest.raises(DataError, match=r"there is no .*absent\.json"):
         read_results([tmp_path / "absent.json"])
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(DataError, match="none of the 1 files holds results"):
+        read_results([tmp_path])
 
 
 # ── what cannot be true ──────────────────────────────────────────────────────────────────────────
