@@ -47,13 +47,20 @@ def batches(
     batch_size: int,
     workers: int,
     max_pixels: int,
+    picture: Callable[[int], Image.Image] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the images start…stop-1, in order, all of one shape."""
+    """Batches of the images start…stop-1, in order, all of one shape.
+
+    picture: gives the i-th picture instead of its file, from a memory for instance.
+    """
     path_of = paths if callable(paths) else paths.__getitem__
+
+    def opened(i: int) -> Image.Image:
+        return picture(i) if picture else read_image(path_of(i), max_pixels=max_pixels)
 
     def read(i: int) -> Tensor | str:
         try:
-            return transform(read_image(path_of(i), max_pixels=max_pixels))
+            return transform(opened(i))
         except ImageError as error:
             return str(error)
 

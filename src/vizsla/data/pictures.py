@@ -52,6 +52,19 @@ class Pictures:
                 self.room -= pixels.nbytes
         return picture
 
+    def of(self, images: ImageSet) -> "Pictures":
+        """The same memory for a part of the images."""
+        part = Pictures(
+            images, short_side=self.short_side, max_bytes=self.room, max_pixels=self.max_pixels
+        )
+        place = {name: i for i, name in enumerate(self.images.ids)}
+        part._kept = {
+            i: self._kept[place[name]]
+            for i, name in enumerate(images.ids)
+            if place.get(name) in self._kept
+        }
+        return part
+
     def _smaller(self, picture: Image.Image) -> Image.Image:
         short = min(picture.size)
         if self.short_side is None or short <= self.short_side:

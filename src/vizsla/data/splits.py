@@ -111,6 +111,13 @@ def class_codes(images: ImageSet) -> np.ndarray:
     return np.unique(np.array(labels), return_inverse=True)[1]
 
 
+def domain_codes(images: ImageSet) -> np.ndarray | None:
+    """(N,) int64: the number of each image's domain; None where no domains are known."""
+    if "domain" not in images.attributes.column_names:
+        return None
+    return _codes(images, "domain", default=np.arange(len(images)))
+
+
 def _codes(images: ImageSet, column: str, default: np.ndarray) -> np.ndarray:
     """(N,) int64; an image without a value stands for itself."""
     if column not in images.attributes.column_names:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+from PIL import Image
 
 from vizsla import storage
 from vizsla.data.batches import Batch, batches, choose_workers
@@ -97,12 +98,14 @@ def embed(
     max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
     progress: Progress | None = None,
+    picture: Callable[[int], Image.Image] | None = None,
 ) -> Embeddings:
     """Writes the embeddings of `images` into the folder `out` and returns them.
 
     Run again after an interruption, it goes on behind the last whole shard; with another model,
     other images or another `compute_id` it refuses (DataError), unless `overwrite`.
     Broken images are left out and listed in `Embeddings.broken`; DataError if all are broken.
+    picture: gives the i-th picture instead of its file (see data/pictures.py).
     """
     if len(images) == 0:
         raise DataError(f"{images.root} holds no images to embed")
@@ -122,7 +125,7 @@ def embed(
         done = writer.resume()
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
-        _embed_from(done, images, embedder, writer, compute, max_pixels, progress)
+        _embed_from(done, images, embedder, writer, compute, max_pixels, progress, picture)
         writer.finish()
     embeddings = Embeddings.open(out)
     _report_broken(embeddings, images, out)
@@ -150,6 +153,7 @@ def _embed_from(
     compute: Compute,
     max_pixels: int,
     progress: Progress | None,
+    picture: Callable[[int], Image.Image] | None = None,
 ) -> None:
     embedder.to(compute.device).to(memory_format=torch.channels_last).eval()
     per_shard = writer.about["shard_images"]
@@ -165,6 +169,7 @@ def _embed_from(
             batch_size=compute.batch_size,
             workers=compute.workers,
             max_pixels=max_pixels,
+            picture=picture,
         ):
             filled = slice(batch.first - start, batch.first - start + batch.filled)
             if len(batch.reasons) < batch.filled:
