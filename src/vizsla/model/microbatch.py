@@ -56,6 +56,16 @@ class Processes:
         ):
             gradient.copy_(part.view_as(gradient))
 
+    def from_first(self, number: float) -> float:
+        """The first process's number, in all of them: clocks differ, decisions must not."""
+        if self.size == 1:
+            return number
+        return float(self.fabric.broadcast(number, src=0))
+
+    def wait(self) -> None:
+        if self.size > 1:
+            self.fabric.barrier()
+
     def all_say(self, yes: bool, device: torch.device) -> bool:
         if self.size == 1:
             return yes
