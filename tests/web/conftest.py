@@ -6,7 +6,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ class Contest:
 
     def __init__(self, store: Store, rules: Rules, queries: dict, gallery: dict) -> None:
         self.store, self.rules = store, rules
+        self.store_folder = store.path.parent
         self.queries, self.gallery = queries, gallery
         self.scorer = Scorer(queries, gallery, rules)
         self.now: float | None = None
@@ -65,34 +65,33 @@ class Contest:
         return self.client.get(self.url + path, **more)
 
 
-@contextmanager
-def _running(contest: Contest, **limits: Any) -> Iterator[Contest]:
-    app = build_app(
-        contest.store,
-        contest.scorer,
-        organiser_hash=hashed(ORGANISER),
-        clock=contest.clock,
-        **limits,
-    )
+class Switch:
+    """An ASGI application that is another one in each test: starting a server takes its time."""
+
+    app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+@pytest.fixture(scope="session")
+def serving() -> Iterator[tuple[Switch, str]]:
+    """A server on loopback, and its address."""
+    switch = Switch()
     with listen("127.0.0.1", 0) as bound:
-        contest.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        server = make_server(app)
+        server = make_server(switch)
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
-        try:
-            yield contest
-        finally:
-            contest.client.close()
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
+        yield switch, f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 @pytest.fixture
-def open_contest(tmp_path: Path) -> Iterator[Callable[..., Contest]]:
-    """open_contest(rules, queries=…, gallery=…, body_limit=…) → a running Contest."""
-    running = []
-    number = 0
+def open_contest(tmp_path: Path, serving: tuple[Switch, str]) -> Iterator[Callable[..., Contest]]:
+    """open_contest(rules, queries=…, gallery=…, body_limit=…) → a running Contest, one a test."""
+    opened = []
 
     def start(
         rules: Rules | None = None,
@@ -101,21 +100,28 @@ def open_contest(tmp_path: Path) -> Iterator[Callable[..., Contest]]:
         gallery: dict[str, str | None] | None = None,
         **limits: Any,
     ) -> Contest:
-        nonlocal number
-        number += 1
-        store = Store(tmp_path / f"judge{number}.sqlite")
+        assert not opened
         contest = Contest(
-            store, rules or Rules(top_k=3), queries or dict(QUERIES), gallery or dict(GALLERY)
+            Store(tmp_path / "judge.sqlite"),
+            rules or Rules(top_k=3),
+            queries or dict(QUERIES),
+            gallery or dict(GALLERY),
         )
-        manager = _running(contest, **limits)
-        manager.__enter__()
-        running.append((manager, store))
+        opened.append(contest)
+        switch, contest.url = serving
+        switch.app = build_app(
+            contest.store,
+            contest.scorer,
+            organiser_hash=hashed(ORGANISER),
+            clock=contest.clock,
+            **limits,
+        )
         return contest
 
     yield start
-    for manager, store in reversed(running):
-        manager.__exit__(None, None, None)
-        store.close()
+    for contest in opened:
+        contest.client.close()
+        contest.store.close()
 
 
 @pytest.fixture

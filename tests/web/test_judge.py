@@ -238,7 +238,7 @@ def test_compressed_bodies_are_refused(contest: Any) -> None:
 
 def test_groups_by_token(open_contest: Open, tmp_path: Path) -> None:
     contest = open_contest(Rules(top_k=3, groups="token"))
-    token = judging.add_token("Zoë", database=tmp_path / "judge1.sqlite")
+    token = judging.add_token("Zoë", database=tmp_path / "judge.sqlite")
     body = {"groupname": "Zoe\u0308", "images": contest.lists()}
     url = contest.url + "/retrieval/"
     wrong = ["", "Bearer", "Bearer " + token[:-1], "Bearer x" + token, "Basic " + token, token]
@@ -252,19 +252,19 @@ def test_groups_by_token(open_contest: Open, tmp_path: Path) -> None:
     right = {"Authorization": "bearer " + token}
     assert contest.client.post(url, json=body, headers=right).status_code == 200
     assert contest.client.post(url, json={**body, "token": token}).status_code == 200
-    newer = judging.add_token("Zoë", database=tmp_path / "judge1.sqlite")
+    newer = judging.add_token("Zoë", database=tmp_path / "judge.sqlite")
     assert contest.client.post(url, json={**body, "token": token}).status_code == 401
     assert contest.client.post(url, json={**body, "token": newer}).status_code == 200
-    assert judging.list_tokens(database=tmp_path / "judge1.sqlite") == ["Zoë"]
-    judging.remove_token("Zoë", database=tmp_path / "judge1.sqlite")
+    assert judging.list_tokens(database=tmp_path / "judge.sqlite") == ["Zoë"]
+    judging.remove_token("Zoë", database=tmp_path / "judge.sqlite")
     assert contest.client.post(url, json={**body, "token": newer}).status_code == 401
     with pytest.raises(UsageError, match="has no token"):
-        judging.remove_token("Zoë", database=tmp_path / "judge1.sqlite")
+        judging.remove_token("Zoë", database=tmp_path / "judge.sqlite")
 
 
 def test_an_open_contest_keeps_names_that_have_a_token(open_contest: Open, tmp_path: Path) -> None:
     contest = open_contest()
-    token = judging.add_token("Hounds", database=tmp_path / "judge1.sqlite")
+    token = judging.add_token("Hounds", database=tmp_path / "judge.sqlite")
     assert contest.post().status_code == 401
     assert contest.post(group="Others").status_code == 200
     assert contest.post(headers={"Authorization": f"Bearer {token}"}).status_code == 200
@@ -272,10 +272,10 @@ def test_an_open_contest_keeps_names_that_have_a_token(open_contest: Open, tmp_p
 
 def test_tokens_are_nowhere_in_the_file(open_contest: Open, tmp_path: Path) -> None:
     contest = open_contest(Rules(top_k=3, groups="token"))
-    token = judging.add_token("Hounds", database=tmp_path / "judge1.sqlite")
+    token = judging.add_token("Hounds", database=tmp_path / "judge.sqlite")
     body = {"groupname": "Hounds", "images": contest.lists(), "token": token}
     assert contest.client.post(contest.url + "/retrieval/", json=body).status_code == 200
-    for file in tmp_path.glob("judge1.sqlite*"):
+    for file in tmp_path.glob("judge.sqlite*"):
         assert token.encode() not in file.read_bytes()
 
 
@@ -474,7 +474,7 @@ def test_no_file_path_truth_or_trace_in_any_answer(open_contest: Open, tmp_path:
         texts.append(contest.get(path, headers={"Accept": "text/html"}).text)
     for text in texts:
         assert "secret label" not in text
-        assert str(tmp_path) not in text and "judge1.sqlite" not in text
+        assert str(tmp_path) not in text and "judge.sqlite" not in text
         assert "Traceback" not in text and ".py" not in text and "site-packages" not in text
 
 
@@ -538,7 +538,7 @@ def test_rescore_scores_all_anew_from_the_file(open_contest: Open, tmp_path: Pat
     for right in (0.25, 0.5, 1.0):
         contest.post(contest.lists(right, seed=int(right * 4)))
     judging.adopt(contest.store, contest.scorer)
-    database = tmp_path / "judge1.sqlite"
+    database = tmp_path / "judge.sqlite"
     same = judging.rescore(
         labels_file(tmp_path, contest.queries, contest.gallery), database=database
     )

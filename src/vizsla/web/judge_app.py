@@ -56,6 +56,8 @@ def create_app(
     _add_organiser(app, board, Pages(board), organiser_hash)
     _add_pages(app, Pages(board))
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+    described = app.openapi()  # made once and kept by the app
+    described.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
     return app
 
 

@@ -65,6 +65,7 @@ class Store:
     """The contest's file, as a context manager or with `close`. Safe to use from many threads."""
 
     def __init__(self, path: str | Path, *, create: bool = True) -> None:
+        self.path = Path(path)
         self._database = Database(path, create=create)
 
     def close(self) -> None:
