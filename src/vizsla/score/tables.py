@@ -12,11 +12,11 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --line: #3a3a40; --soft: #a0a0a8; --band: #222226; --warn: #f08a7a; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 75rem; }
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 90rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: left;
          white-space: nowrap; }
 td.number, th.number { text-align: right; }
 tbody tr:nth-child(even) { background: var(--band); }
