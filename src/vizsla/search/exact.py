@@ -101,12 +101,9 @@ def exact_scores(queries: Tensor, gallery: Tensor) -> Tensor:
 
 def on_grid(vectors: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
     """Unit rows (N, D) as whole numbers of 2^-26, float64."""
-    tensor = (
-        torch.as_tensor(np.ascontiguousarray(vectors))
-        if isinstance(vectors, np.ndarray)
-        else vectors
-    )
-    return torch.round(tensor.to(device, torch.float64) * GRID)
+    if isinstance(vectors, np.ndarray):
+        vectors = torch.from_numpy(np.array(vectors, np.float64))
+    return vectors.to(device, torch.float64).mul(GRID).round_()
 
 
 def relevant_ranks(
@@ -123,7 +120,9 @@ def relevant_ranks(
     relevant, ignored: gallery positions for each query; the ignored (junk, self) take no rank.
     """
     above = [np.zeros(len(wanted), np.int64) for wanted in relevant]
-    own = [_scores_at(queries[i], gallery, wanted, device) for i, wanted in enumerate(relevant)]
+    own = [np.empty(len(wanted)) for wanted in relevant]
+    for i, wanted in enumerate(relevant):
+        own[i][:] = _scores_at(queries[i], gallery, wanted, device)
     for q_part in _slices(len(queries), 256):
         grid = on_grid(queries[q_part], device)
         for g_part in _slices(len(gallery), _rows(256)):
@@ -178,9 +177,9 @@ def _by_candidates(
     """
     wanted = k + SPARE
     found = _candidates(torch.as_tensor(queries, dtype=torch.float32), gallery, wanted, device)
-    exact = np.stack(
-        [_scores_at(queries[i], gallery, row, device) for i, row in enumerate(found.positions)]
-    )
+    exact = np.empty(found.positions.shape)  # made first: small rows kept between large ones
+    for i, row in enumerate(found.positions):  # would tear the heap into unusable pieces
+        exact[i] = _scores_at(queries[i], gallery, row, device)
     order = np.lexsort((found.positions, -exact), axis=1)[:, :k]
     positions = np.take_along_axis(found.positions, order, axis=1)
     scores = np.take_along_axis(exact, order, axis=1)
@@ -202,8 +201,9 @@ def _candidates(queries: Tensor, gallery: np.ndarray, wanted: int, device: str) 
     queries = queries.to(device)
     values = torch.empty((len(queries), 0), device=device)
     positions = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
-    for part in _slices(len(gallery), max(_rows(len(queries) * 2), wanted)):
-        block = torch.as_tensor(np.ascontiguousarray(gallery[part])).to(device, torch.float32)
+    rows = min(_rows(2 * len(queries)), _rows(gallery.shape[1]))
+    for part in _slices(len(gallery), max(rows, wanted)):
+        block = torch.from_numpy(np.array(gallery[part], np.float32)).to(device)
         scores = queries @ block.T  # (q, chunk)
         best, at = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
         values = torch.cat([values, best], dim=1)
