@@ -353,8 +353,8 @@ def judge_rows(
     known = (found != None) & (asked != None)  # noqa: E711 (elementwise)
     ap = np.full(len(ranking), np.nan)
     if scores is not None and "map" in scores.metrics:
-        values = dict(zip(scores.queries, scores.metrics["map"].values, strict=True))
-        ap = np.array([values.get(name, np.nan) for name in ranking.queries])
+        values = dict(zip(scores.queries, scores.per_query("map"), strict=True))
+        ap = np.array([values.get(name) for name in ranking.queries], dtype=float)  # None → nan
     return {
         "hits": known & (found == asked),
         "judged": known,
