@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vizsla.data.images import IMAGE_EXTENSIONS, is_image_name, list_images, read_image
+from vizsla.data.images import (
+    IMAGE_EXTENSIONS,
+    Header,
+    is_image_name,
+    list_images,
+    read_header,
+    read_image,
+)
 from vizsla.errors import DataError, ImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -57,6 +64,37 @@ def png(path: Path, size: tuple[int, int], depth: int, colour: int, *chunks: tup
         content += struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
     path.write_bytes(content)
     return path
+
+
+# ── smaller, and without pixels ──────────────────────────────────────────────────────────────────
+
+
+def test_a_large_jpeg_can_come_smaller(tmp_path: Path) -> None:
+    large = np.linspace(0, 255, 640 * 480 * 3).reshape(480, 640, 3).astype(np.uint8)
+    path = saved(Image.fromarray(large), tmp_path / "large.jpg", quality=95)
+    small = read_image(path, at_least=200)
+    assert small.size == (320, 240)
+    exact = np.asarray(Image.fromarray(large).reduce(2)).astype(int)
+    assert np.abs(np.asarray(small).astype(int) - exact).max() <= 6
+    assert read_image(path, at_least=300).size == read_image(path).size == (640, 480)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(path, at_least=50)
+
+
+def test_a_header_says_what_the_file_holds(tmp_path: Path) -> None:
+    grey = saved(Image.new("L", (30, 20)), tmp_path / "grey.jpg")
+    assert read_header(grey) == Header("JPEG", (30, 20), "L")
+    wrong = saved(Image.new("RGBA", (5, 6)), tmp_path / "wrong.jpg", format="PNG")
+    assert read_header(wrong) == Header("PNG", (5, 6), "RGBA")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert read_header(tmp_path / "moving.gif").animated
+    with pytest.raises(ImageError, match="pixels"):
+        read_header(grey, max_pixels=100)
+    grey.write_bytes(b"")
+    with pytest.raises(ImageError, match="empty"):
+        read_header(grey)
 
 
 # ── real odd files ───────────────────────────────────────────────────────────────────────────────

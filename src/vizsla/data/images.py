@@ -6,6 +6,7 @@ formats below are tried, the size is judged before pixels are unpacked, and no p
 
 import contextlib
 import errno
+import functools
 import heapq
 import logging
 import os
@@ -14,10 +15,10 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -42,6 +43,7 @@ from PIL import (
 from vizsla.errors import DataError, ImageError, MissingExtraError
 
 log = logging.getLogger("vizsla.images")
+_Result = TypeVar("_Result")
 
 MAX_PIXELS = 100_000_000
 PLUGINS = (
@@ -68,7 +70,9 @@ IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())  # without the dot, in small l
 # ── reading one picture ──────────────────────────────────────────────────────────────────────────
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
+) -> Image.Image:
     """The picture as people see it: RGB, turned upright by EXIF, alpha on white, first frame only.
 
     Raises ImageError with the reason alone, in plain words, for whatever cannot be read.
@@ -76,14 +80,37 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     misleading vector. A broken EXIF block does no harm: the picture stays as it lies.
     16 bits become 8 by scaling, never by clipping. Grey numbers without a known range (32-bit
     integers, floats) are read as 0…1, 0…255 or 0…65535, whichever they fit, else stretched.
+    at_least: a large JPEG may come at 1/2, 1/4 or 1/8 of its size, which is faster, but with no
+    side shorter than this.
     """
+    return _from_file(path, max_pixels, functools.partial(_decode, at_least=at_least))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture. size: as it lies. format and mode: Pillow's names."""
+
+    format: str
+    size: tuple[int, int]
+    mode: str
+    animated: bool = False
+
+
+def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """The pixels are not read, so they may still turn out broken. Raises what `read_image` does."""
+    return _from_file(path, max_pixels, _header)
+
+
+def _from_file(
+    path: str | Path, max_pixels: int, read: Callable[[BinaryIO, str, int], _Result]
+) -> _Result:
     n_bytes = _size_of_file(path, max_pixels)
     kind = "image"
     try:
         with Path(path).open("rb") as file, _pillow_at_ease(max_pixels):
             head = file.read(512)
             kind = _kind_of(head)
-            return _decode(file, kind, max_pixels)
+            return read(file, kind, max_pixels)
     except ImageError:
         raise
     except Exception as error:  # a broken file can make a decoder raise anything at all
@@ -111,14 +138,14 @@ def _size_of_file(path: str | Path, max_pixels: int) -> int:
     return found.st_size
 
 
-def _decode(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:
+def _decode(
+    file: BinaryIO, kind: str, max_pixels: int, *, at_least: int | None = None
+) -> Image.Image:
     if kind == "HEIC":
         return _finished(_read_heic(file, max_pixels), "")
-    if kind == "ICO":  # Pillow unpacks icons while it opens them
-        _check_pixels(_size_inside_icon(file), max_pixels)
-    file.seek(0)
-    with Image.open(file, formats=FORMATS) as image:
-        _check_pixels(image.size, max_pixels)
+    with _opened(file, kind, max_pixels) as image:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             tile = (image.tag_v2.get(322, 1), image.tag_v2.get(323, 1))
             _check_pixels(tile, max(max_pixels, 2**24))
@@ -127,7 +154,27 @@ def _decode(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:
         return _finished(image, rawmode)
 
 
-def _read_heic(file: BinaryIO, max_pixels: int) -> Image.Image:
+def _header(file: BinaryIO, kind: str, max_pixels: int) -> Header:
+    if kind == "HEIC":
+        heif = _open_heic(file, max_pixels)
+        return Header("HEIC", heif.size, heif.mode)
+    with _opened(file, kind, max_pixels) as image:
+        animated = image.format != "MPO" and getattr(image, "is_animated", False)
+        return Header(image.format or "", image.size, image.mode, animated)
+
+
+def _opened(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:
+    """Its pixels are not unpacked yet, and are not too many."""
+    if kind == "ICO":  # Pillow unpacks icons while it opens them
+        _check_pixels(_size_inside_icon(file), max_pixels)
+    file.seek(0)
+    image = Image.open(file, formats=FORMATS)
+    _check_pixels(image.size, max_pixels)
+    return image
+
+
+def _open_heic(file: BinaryIO, max_pixels: int) -> Any:
+    """Its pixels are not unpacked yet."""
     try:
         import pillow_heif
     except ImportError:
@@ -135,7 +182,11 @@ def _read_heic(file: BinaryIO, max_pixels: int) -> Image.Image:
     file.seek(0)
     heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
     _check_pixels(heif.size, max_pixels)
-    image: Image.Image = heif.to_pillow()  # already turned upright
+    return heif
+
+
+def _read_heic(file: BinaryIO, max_pixels: int) -> Image.Image:
+    image: Image.Image = _open_heic(file, max_pixels).to_pillow()  # already turned upright
     image.info.pop("exif", None)
     image.info.pop("xmp", None)
     return image
