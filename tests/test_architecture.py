@@ -7,15 +7,19 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "vizsla"
 ORDER = [
-    "errors", "storage", "runs", "data", "model", "search", "score", "choose", "audit", "output",
-    "pipeline", "sweep", "web", "cli",
+    "errors", "storage", "runs", "data", "model", "search", "score", "tuning", "choose", "audit",
+    "output", "pipeline", "sweep", "web", "cli",
 ]  # fmt: skip
 TORCH = {
-    "data/transforms.py", "data/batches.py",
+    "data/transforms.py", "data/batches.py", "data/augment.py",
     "model/backbones.py", "model/networks.py", "model/weights.py", "model/pooling.py",
     "model/projection.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
     "model/inference.py", "search/exact.py",
+    # the parts of training
+    "model/checkpoint.py", "model/choice.py", "model/heads.py", "model/held.py", "model/loop.py",
+    "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/silence.py",
+    "model/trainlog.py",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "lightning", "pytorch_metric_learning"}
 FILES = sorted(SRC.rglob("*.py"))

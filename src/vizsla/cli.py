@@ -206,6 +206,51 @@ Verbose = Annotated[
 ]
 
 
+Finetune = Annotated[
+    str | None, typer.Option("--finetune", help="none, head, last, full, lora. [default: frozen]")
+]
+Loss = Annotated[
+    str | None, typer.Option("--loss", help="E.g. arcface, or 'cross-entropy+0.5*supcon'.")
+]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="Time for all of training: 90s, 30m, 1.5h.")
+]
+Epochs = Annotated[
+    float | None, typer.Option("--epochs", help="Passes over the images, without --budget.")
+]
+Augment = Annotated[str | None, typer.Option("--augment", help="none, light, medium, strong.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", help="Of the last block; it falls with depth.")
+]
+ValidateOn = Annotated[
+    str | None,
+    typer.Option("--validate-on", help="new-classes (default), or seen-classes."),
+]
+QueryDomain = Annotated[
+    str | None, typer.Option("--query-domain", help="Validate with queries of this domain.")
+]
+GalleryDomain = Annotated[
+    str | None, typer.Option("--gallery-domain", help="Validate on a gallery of this domain.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting of docs/training.md as name=value. Repeatable."),
+]
+
+
+def _training_options(settings: list[str] | None, **given: Any) -> dict[str, Any]:
+    """What was given, by the names that TuneConfig has; --set values by their type there."""
+    from vizsla.tuning import parse_setting, seconds
+
+    options = {key: value for key, value in given.items() if value is not None}
+    if "budget" in options:
+        options["budget"] = seconds(options["budget"])
+    for setting in settings or []:
+        key, value = parse_setting(setting)
+        options[key] = value
+    return options
+
+
 # ── the main job ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -233,6 +278,16 @@ def run(
         int, typer.Option("--figures", min=-1, help="Query sheets to draw; -1: all of them.")
     ] = 20,
     home: Home = Path(),
+    finetune: Finetune = None,
+    loss: Loss = None,
+    budget: Budget = None,
+    epochs: Epochs = None,
+    augment: Augment = None,
+    learning_rate: LearningRate = None,
+    validate_on: ValidateOn = None,
+    query_domain: QueryDomain = None,
+    gallery_domain: GalleryDomain = None,
+    settings: Settings = None,
     repeat: Annotated[
         Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
     ] = None,
@@ -248,9 +303,16 @@ def run(
     if repeat is not None:
         config = pipeline.again(repeat)
     else:
+        tuning = _training_options(
+            settings, finetune=finetune, loss=loss, budget=budget, epochs=epochs, augment=augment,
+            learning_rate=learning_rate, validate_on=validate_on, query_domain=query_domain,
+            gallery_domain=gallery_domain,
+        )  # fmt: skip
+        if tuning and finetune is None:
+            raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
         config = pipeline.RunConfig(
             data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-            top_k=top_k, labels=_text(labels), labels_from=labels_from, device=device,
+            tuning=tuning or None, top_k=top_k, labels=_text(labels), labels_from=labels_from, device=device,
             precision=precision, batch_size=batch_size, workers=workers, seed=seed,
             exclude=_text(exclude), max_pixels=max_pixels, follow_links=follow_links,
             figures=figures, home=str(home),
@@ -297,6 +359,107 @@ def demo(
         _print_json(done.to_dict())
     else:
         typer.echo(done.text())
+
+
+@app.command(epilog="Example: vizsla train data --model resnet18 --budget 10m -o tuned")
+def train(
+    data: Annotated[
+        Path, typer.Argument(help="A data folder with training/, or a folder of class folders.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Log, checkpoint and embedder go there.")
+    ],
+    model: Model = "dinov2-s14",
+    weights: Weights = "pretrained",
+    pooling: Pooling = None,
+    image_size: ImageSize = None,
+    finetune: Finetune = "full",
+    blocks: Annotated[
+        int | None, typer.Option("--blocks", min=1, help="How many, with --finetune last.")
+    ] = None,
+    loss: Loss = None,
+    miner: Annotated[
+        str | None, typer.Option("--miner", help="Of pairs or triplets: semihard, hard, …")
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option("--memory", help="Vectors of past batches for pair losses.")
+    ] = None,
+    batches: Annotated[
+        str | None, typer.Option("--batches", help="plain, balanced, classes. [default: by loss]")
+    ] = None,
+    per_class: Annotated[
+        int | None, typer.Option("--per-class", help="Images of a class in a batch of classes.")
+    ] = None,
+    train_size: Annotated[
+        int | None, typer.Option("--train-size", help="Pixels in training. [default: the model's]")
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option("--dim", help="Of the vectors. [default: the backbone's]")
+    ] = None,
+    budget: Budget = None,
+    epochs: Epochs = None,
+    augment: Augment = None,
+    learning_rate: LearningRate = None,
+    layer_decay: Annotated[
+        float | None, typer.Option("--layer-decay", help="Of the learning rate, block by block.")
+    ] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option("--ema-decay", help="Of the weights' average; 0 turns it off.")
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory for more time.")
+    ] = False,
+    validate_on: ValidateOn = None,
+    query_domain: QueryDomain = None,
+    gallery_domain: GalleryDomain = None,
+    settings: Settings = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", help="Labels of the images, by file, where the folder does not tell them."
+        ),
+    ] = None,
+    labels_from: LabelsFrom = None,
+    devices: Annotated[
+        int, typer.Option("--devices", min=1, help="Processes on this machine; 1 for torchrun.")
+    ] = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = 0,
+    max_pixels: MaxPixels = 100_000_000,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write for TensorBoard (an extra).")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
+    from vizsla import pipeline
+
+    options = _training_options(
+        settings, finetune=finetune, blocks=blocks, loss=loss, miner=miner, memory=memory,
+        batches=batches, per_class=per_class, train_size=train_size, dim=dim, budget=budget,
+        epochs=epochs, augment=augment, learning_rate=learning_rate, layer_decay=layer_decay,
+        ema_decay=ema_decay, checkpointing=checkpointing or None, validate_on=validate_on,
+        query_domain=query_domain, gallery_domain=gallery_domain, batch_size=batch_size,
+        tensorboard=tensorboard or None,
+    )  # fmt: skip
+    config = pipeline.RunConfig(
+        data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
+        labels=_text(labels), labels_from=labels_from, device=device, precision=precision,
+        workers=workers, seed=seed, max_pixels=max_pixels, tuning=options,
+    )  # fmt: skip
+    with _Progress(quiet) as progress:
+        result = pipeline.train(config, out, devices=devices, progress=progress)
+    if result is None:  # a process that helps the first one
+        return
+    if as_json:
+        _print_json({**result.record(), "embedder": str(out / "embedder"), "log": str(out)})
+    else:
+        typer.echo(result.text())
 
 
 # ── stage by stage ───────────────────────────────────────────────────────────────────────────────
@@ -619,7 +782,10 @@ def _plain(value: Any) -> Any:
 
 @app.command(epilog="Example: vizsla show runs/ID --data data --worst 10 -o sheets")
 def show(
-    source: Annotated[Path, typer.Argument(help="A run's folder, a ranking or a submission.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="A run's folder, a ranking or a submission.")
+    ] = None,
+    *,
     data: Annotated[Path, typer.Option("--data", help="The data folder with the images.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder. [default: visualizations/<name>]")
@@ -632,6 +798,9 @@ def show(
         bool, typer.Option("--only-wrong", help="Queries whose first result is wrong.")
     ] = False,
     random: Annotated[int | None, typer.Option("--random", min=1, help="N at random.")] = None,
+    augmentations: Annotated[
+        bool, typer.Option("--augmentations", help="Training pictures of each preset instead.")
+    ] = False,
     seed: Seed = 0,
     home: Home = Path(),
     as_json: AsJson = False,
@@ -639,6 +808,14 @@ def show(
     verbose: Verbose = False,
 ) -> None:
     """A PNG for each query: the query on the left, its top k on the right."""
+    if augmentations:
+        from vizsla.output.augmentations import draw_augmentations
+
+        drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
+        typer.echo("\n".join(map(str, drawn)))
+        return
+    if source is None:
+        raise UsageError("give a run, a ranking or a submission, or --augmentations")
     from vizsla import pipeline
     from vizsla.data.imageset import open_data
     from vizsla.runs import file_safe

@@ -28,10 +28,13 @@ from vizsla.data.imageset import (
     read_exclude,
     read_labels,
 )
+from vizsla.data.splits import Target
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import MAX_PIXELS, Compute, embed, fingerprint, resolve_compute
+from vizsla.model.microbatch import open_processes
+from vizsla.model.training import TrainResult, training_compute
 from vizsla.output.figures import draw_ranking, pick_queries
 from vizsla.output.submission import write_submission
 from vizsla.runs import Run, create_run, is_run, log_to, open_run
@@ -39,6 +42,7 @@ from vizsla.score.relevance import Truth, relevant_and_ignored
 from vizsla.score.scores import Scores, evaluate, result_record
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
+from vizsla.tuning import TuneConfig, target_of, training_part, tune
 
 log = logging.getLogger("vizsla.run")
 
@@ -67,6 +71,7 @@ class RunConfig:
     follow_links: bool = False
     figures: int = 20  # 0: none, -1: one for every query
     home: str = "."
+    tuning: dict[str, Any] | None = None  # options of TuneConfig; None: run frozen
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
     this = create_run(config.home)
     with log_to(this.folder / "log.txt"), _Warnings() as warnings:
         this.write_config(_resolved(config, embedder, compute))
+        tuned = _tune(data, truth, embedder, this, config, progress)
+        embedder = tuned.embedder if tuned else embedder
         embedder.save(this.folder / "embedder")
         queries = _embed(data.query, "query", embedder, this, config, compute, progress)
         gallery = _embed(data.gallery, "gallery", embedder, this, config, compute, progress)
@@ -132,13 +139,55 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
         _hand_in(submission, ranking, data, queries, gallery, config.top_k)
         seconds = time.monotonic() - started
         result = this.result_path(embedder.name)
-        record = _record(this, scores, embedder, data, config, seconds, warnings.messages)
+        record = _record(this, scores, embedder, data, config, seconds, warnings.messages, tuned)
         storage.write_json(result, record)
         log.info("done in %.1f s", seconds)
     return RunResult(
         this, embedder.name, ranking, scores, result, submission, figures, seconds,
         warnings.messages,
     )  # fmt: skip
+
+
+def train(
+    config: RunConfig, out: str | Path, *, devices: int = 1, progress: Progress | None = None
+) -> TrainResult | None:
+    """Tunes a model into the folder `out`. `data` has the layout, or is a folder of classes.
+
+    devices: processes on this machine. None in all of them but the first.
+    """
+    processes = open_processes(devices, config.device)
+    images, target = _training_set(config)
+    embedder = load_embedder(
+        config.model,
+        weights=config.weights,
+        pooling=config.pooling,
+        image_size=config.image_size,
+        seed=config.seed,
+    )
+    result = tune(
+        training_part(images, config.data),
+        embedder,
+        tune_config(config, config.tuning or {}),
+        out,
+        target=target,
+        processes=processes,
+        progress=progress,
+    )
+    return result if processes.rank == 0 else None
+
+
+def _training_set(config: RunConfig) -> tuple[ImageSet | None, Target | None]:
+    """The labelled images of a data folder, of a folder of classes, or of one with a labels file;
+    and what is known of the test part."""
+    data = Path(config.data)
+    if config.labels or config.labels_from:
+        return image_set(data, labels=config.labels, labels_from=config.labels_from), None
+    if (data / "training").is_dir() and (data / "test").is_dir():
+        folders = open_data(data, follow_links=config.follow_links)
+        return folders.training, target_of(folders.query, folders.gallery)
+    below = data / "training"
+    root = below if below.is_dir() else data
+    return ImageSet.from_class_folders(root, follow_links=config.follow_links), None
 
 
 def again(folder: str | Path) -> RunConfig:
@@ -245,6 +294,42 @@ def _truth(config: RunConfig, data: DataFolders) -> Truth | None:
             f"{config.data}: its file names must be relative to test/query and test/gallery"
         )
     return Truth.from_lists(data.query.ids, query, data.gallery.ids, gallery)
+
+
+def _tune(
+    data: DataFolders,
+    truth: Truth | None,
+    embedder: Embedder,
+    this: Run,
+    config: RunConfig,
+    progress: Progress | None,
+) -> TrainResult | None:
+    """Trains on the training folder, where training was asked for; the test part stays unseen."""
+    if config.tuning is None:
+        return None
+    images = training_part(data.training, config.data)
+    gallery_labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
+    return tune(
+        images,
+        embedder,
+        tune_config(config, config.tuning),
+        this.folder / "training",
+        target=target_of(data.query, data.gallery, gallery_labels),
+        progress=progress,
+    )
+
+
+def tune_config(config: RunConfig, options: dict[str, Any]) -> TuneConfig:
+    """The options of training, with what it shares with the run."""
+    shared = {
+        "seed": config.seed,
+        "device": config.device,
+        "precision": config.precision,
+        "workers": config.workers,
+        "max_pixels": config.max_pixels,
+        "real_weights": config.weights != "random",
+    }
+    return TuneConfig.from_options({**shared, **options})
 
 
 def _embed(
@@ -414,16 +499,21 @@ def _record(
     config: RunConfig,
     seconds: float,
     warnings: list[str],
+    tuned: TrainResult | None = None,
 ) -> dict[str, Any]:
     classes = set(data.training.labels or []) - {None} if data.training else None
+    trained = tuned.record() if tuned else {}
     return result_record(
         scores,
         model_name=embedder.name,
         run_id=this.id,
         top_k=config.top_k,
         batch_size=config.batch_size,
-        is_finetuned=False,
+        is_finetuned=trained.get("is_finetuned", False),
         num_classes=None if classes is None else len(classes),
+        loss_function=trained.get("loss_function"),
+        num_epochs=trained.get("num_epochs"),
+        final_train_loss=trained.get("final_train_loss"),
         runtime_seconds=round(seconds, 2),
         pooling=embedder.pooling,
         data={
@@ -437,6 +527,7 @@ def _record(
         image_size=list(embedder.preprocess.size),
         warnings=warnings,
         vizsla_version=vizsla.__version__,
+        **({"training": trained["training"]} if trained else {}),
     )
 
 
@@ -452,8 +543,13 @@ def _resolved(config: RunConfig, embedder: Embedder, compute: Compute) -> dict[s
     def absolute(path: str | None) -> str | None:
         return str(Path(path).absolute()) if path and Path(path).exists() else path
 
+    tuning = config.tuning
+    if tuning is not None:  # its own `auto`: training may use another precision than embedding
+        compute_of_training = training_compute(tune_config(config, tuning).train)
+        tuning = {**tuning, "precision": compute_of_training.precision}
     options = dataclasses.replace(
         config,
+        tuning=tuning,
         data=str(Path(config.data).absolute()),
         model=str(absolute(config.model)) if Path(config.model).is_dir() else config.model,
         weights=str(absolute(config.weights)),

@@ -7,7 +7,7 @@ threads decode nearly twice as fast as one, without copies, forks or a second st
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -196,7 +196,7 @@ def training_batches(
     start: int,
     workers: int,
     part: slice = slice(None),
-) -> Iterator[tuple[Tensor, np.ndarray]]:
+) -> Generator[tuple[Tensor, np.ndarray], None, None]:
     """Endless (images (B, 3, H, W), positions (B,)) from step `start` on.
 
     The same step gives the same pictures, whatever came before. part: the slots of the joint batch

@@ -6,6 +6,7 @@ through the pieces again. Either way the gradient is that of the undivided batch
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,27 @@ class Processes:
         if self.size == 1:
             return yes
         return int(self.summed(torch.tensor(int(yes), device=device))) == self.size
+
+
+def open_processes(devices: int = 1, device: str = "auto") -> Processes:
+    """As many processes as asked for, or as torchrun started; through Lightning Fabric.
+
+    Further processes on this machine run the same command again; each gets its own rank.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if devices == 1 and started == 1:
+        return Processes()
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    kind = (
+        "cuda" if device.split(":")[0] in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+    )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    nodes = max(1, started // here)
+    fabric = Fabric(accelerator=kind, devices=here, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    return Processes(fabric)
 
 
 class GradientMaker:

@@ -152,6 +152,20 @@ class TrainResult:
             f"({kept.gain:+.4f} ± {kept.error:.4f})"
         )
 
+    def text(self) -> str:
+        """For people: what each candidate scored, what was kept, and where it is."""
+        loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
+        return "\n".join(
+            [
+                table(self.candidates),
+                "",
+                self.verdict,
+                f"{self.steps} steps, {self.num_epochs} epochs{loss}, {self.seconds:.0f} s",
+                f"embedder    {self.folder / 'embedder'}",
+                f"log         {self.log_path}",
+            ]
+        )
+
     def record(self) -> dict[str, Any]:
         """For the result file: the starting document's keys, then ours."""
         return {

@@ -1,6 +1,6 @@
-"""A split's held-out images → one value a query for any embedder, scored as the real evaluation is.
+"""A split's held-out images → one value a query for any embedder, scored as the evaluation is.
 
-The builder of `train`'s `validate`. Each draw is ranked and evaluated by itself; a query that occurs
+This builds `train`'s `validate`. Each draw is ranked and evaluated by itself; a query that occurs
 in several draws has the mean of its values.
 """
 

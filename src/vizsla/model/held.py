@@ -1,0 +1,96 @@
+"""A few images kept as tensors, to be embedded again and again by models that are being compared.
+
+Pooled vectors of the last two backbones are remembered: another projection on one costs nothing.
+"""
+
+import hashlib
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vizsla.data.batches import batches
+from vizsla.data.imageset import ImageSet
+from vizsla.data.pictures import available_memory
+from vizsla.errors import DataError
+from vizsla.model.embedder import Embedder
+from vizsla.model.inference import MAX_PIXELS, PRECISIONS, Compute
+
+log = logging.getLogger("vizsla.train")
+
+SHARE_OF_MEMORY = 0.15
+REMEMBERED = 2
+
+
+class HeldImages:
+    """`vectors(embedder)`: (N, D) float32 unit vectors of the images; zeros for broken ones."""
+
+    def __init__(self, images: ImageSet, compute: Compute, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.images, self.compute, self.max_pixels = images, compute, max_pixels
+        self.broken: dict[int, str] = {}
+        self._tensors: list[Tensor] | None = None  # in batches, where they fit
+        self._prepared_for: str | None = None
+        self._pooled: dict[str, Tensor] = {}
+
+    def vectors(self, embedder: Embedder) -> np.ndarray:
+        key = _backbone_id(embedder)
+        if key not in self._pooled:
+            while len(self._pooled) >= REMEMBERED:
+                self._pooled.pop(next(iter(self._pooled)))
+            self._pooled[key] = self._embedded(embedder)
+        pooled = self._pooled[key].to(self.compute.device)
+        with torch.inference_mode():
+            vectors = embedder.finished(pooled).float().cpu().numpy()
+        vectors[list(self.broken)] = 0
+        return vectors
+
+    def _embedded(self, embedder: Embedder) -> Tensor:
+        """(N, C) float32, on the CPU."""
+        device = torch.device(self.compute.device)
+        embedder = embedder.to(device=device)
+        embedder.eval()
+        precision = PRECISIONS[self.compute.precision]
+        parts = []
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, precision, enabled=precision != torch.float32),
+        ):
+            for images in self._batches(embedder):
+                on_device = images.to(device, memory_format=torch.channels_last)
+                parts.append(embedder.pooled(on_device).float().cpu())
+        return torch.cat(parts)[: len(self.images)]
+
+    def _batches(self, embedder: Embedder) -> list[Tensor]:
+        """All batches; kept for the next time where memory allows."""
+        prepared_for = str(embedder.preprocess.to_dict())
+        if self._tensors is not None and self._prepared_for == prepared_for:
+            return self._tensors
+        found = []
+        for batch in batches(
+            self.images.path,
+            embedder.preprocess,
+            start=0,
+            stop=len(self.images),
+            batch_size=self.compute.batch_size,
+            workers=self.compute.workers,
+            max_pixels=self.max_pixels,
+        ):
+            self.broken |= {batch.first + slot: why for slot, why in batch.reasons.items()}
+            found.append(batch.images)
+        if len(self.broken) == len(self.images):
+            raise DataError(f"none of the {len(self.images)} images held out can be read")
+        size = sum(t.nbytes for t in found)
+        if size <= SHARE_OF_MEMORY * (available_memory() or 2**31):
+            self._tensors, self._prepared_for = found, prepared_for
+        return found
+
+
+def _backbone_id(embedder: Embedder) -> str:
+    """Of all weights that make pooled vectors, and of the preprocessing."""
+    digest = hashlib.sha256(str(embedder.preprocess.to_dict()).encode())
+    for part in (embedder.backbone, embedder.pool):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""A labelled set of images → a tuned embedder: hold out, build the validation, train, choose.
+
+The stage of the main job that `vizsla train` and `vizsla run --finetune` share.
+"""
+
+import dataclasses
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import DRAWS, SHARE, Target, split
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.model.loop import Clock
+from vizsla.model.microbatch import Processes
+from vizsla.model.training import Progress, TrainConfig, TrainResult, train, training_compute
+from vizsla.score.validation import BALANCED, Validation
+
+log = logging.getLogger("vizsla.train")
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How a model is tuned, and how validation imitates the test part.
+
+    validate_on: "new-classes" holds out classes, "seen-classes" images of every class.
+    value: what decides between candidates; see score/validation.py.
+    """
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validate_on: str = "new-classes"
+    query_domain: str | None = None
+    gallery_domain: str | None = None
+    value: str = BALANCED
+    draws: int = DRAWS
+    share: float = SHARE  # of the training images that are held out, at most
+
+    @staticmethod
+    def from_options(options: dict[str, Any]) -> "TuneConfig":
+        """From one flat dict of both dataclasses' fields; UsageError for unknown names."""
+        ours = {f.name for f in dataclasses.fields(TuneConfig)} - {"train"}
+        theirs = {f.name for f in dataclasses.fields(TrainConfig)}
+        unknown = sorted(set(options) - ours - theirs)
+        if unknown:
+            raise UsageError(
+                f"no option of training is called {', '.join(unknown)}: there are "
+                f"{', '.join(sorted(ours | theirs))}"
+            )
+        config = TrainConfig(**{k: v for k, v in options.items() if k in theirs})
+        return TuneConfig(config, **{k: v for k, v in options.items() if k in ours})
+
+
+def tune(
+    images: ImageSet,
+    embedder: Embedder,
+    config: TuneConfig,
+    out: str | Path,
+    *,
+    target: Target | None = None,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Trains on a part of the labelled `images` and keeps what scores best on the rest.
+
+    target: the test part, as far as it is known, for validation to imitate.
+    """
+    clock = Clock(config.train.budget)
+    parts = split(
+        images,
+        config.validate_on,
+        target=target,
+        query_domain=config.query_domain,
+        gallery_domain=config.gallery_domain,
+        draws=config.draws,
+        share=config.share,
+        seed=config.train.seed,
+    )
+    log.info(
+        "training on %d images; %d held out (%s), %d draws of %d queries and %d gallery images",
+        len(parts.training), len(parts.held_out), config.validate_on, len(parts.draws),
+        len(parts.draws[0].query), len(parts.draws[0].gallery),
+    )  # fmt: skip
+    validation = Validation(
+        images,
+        parts,
+        training_compute(config.train),
+        value=config.value,
+        max_pixels=config.train.max_pixels,
+    )
+    chosen = images.subset(parts.training)
+    return train(
+        chosen,
+        embedder,
+        config.train,
+        validation,
+        out,
+        clock=clock,
+        processes=processes,
+        progress=progress,
+    )
+
+
+def target_of(
+    query: ImageSet | None, gallery: ImageSet | None, labels: Sequence[str | None] | None = None
+) -> Target:
+    """What is known of a test part. labels: of its gallery images, where they are."""
+    known = [label for label in labels or [] if label is not None]
+    per_class = len(known) / len(Counter(known)) if known else None
+    return Target(
+        queries=len(query) if query else None,
+        gallery=len(gallery) if gallery else None,
+        per_class=per_class,
+    )
+
+
+def seconds(text: str) -> float:
+    """`90s`, `30m`, `1.5h` → seconds; a bare number is minutes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"--budget {text!r}: write a time such as 90s, 30m or 1.5h")
+    return float(match[1]) * UNITS[match[2] or "m"]
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`name=value` → the setting's name and its value, of the type that it has."""
+    key, equals, value = text.partition("=")
+    key = key.strip().replace("-", "_")
+    kinds = {f.name: str(f.type) for c in (TrainConfig, TuneConfig) for f in dataclasses.fields(c)}
+    if not equals or key not in kinds or key == "train":
+        names = ", ".join(sorted(set(kinds) - {"train"}))
+        raise UsageError(f"--set {text!r}: expected name=value with a name of {names}")
+    if key == "budget":
+        return key, seconds(value)
+    kind = kinds[key].split(" | ")[0]
+    try:
+        return key, _read(value.strip(), kind)
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"--set {text!r}: {value!r} is no {kind}") from error
+
+
+def _read(text: str, kind: str) -> Any:
+    if kind == "int":
+        return int(text)
+    if kind == "float":
+        return float(text)
+    if kind == "bool":
+        return {"true": True, "false": False}[text.lower()]
+    return text
+
+
+def training_part(images: ImageSet | None, data: str) -> ImageSet:
+    """DataError where a data folder has nothing to train on."""
+    if images is None or len(images) == 0:
+        raise DataError(
+            f"{data} has no training folder: put labelled images into {data}/training/<class>/, "
+            "or run without --finetune"
+        )
+    return images
