@@ -312,8 +312,8 @@ def run(
             raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
         config = pipeline.RunConfig(
             data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-            tuning=tuning or None, top_k=top_k, labels=_text(labels), labels_from=labels_from, device=device,
-            precision=precision, batch_size=batch_size, workers=workers, seed=seed,
+            tuning=tuning or None, top_k=top_k, labels=_text(labels), labels_from=labels_from,
+            device=device, precision=precision, batch_size=batch_size, workers=workers, seed=seed,
             exclude=_text(exclude), max_pixels=max_pixels, follow_links=follow_links,
             figures=figures, home=str(home),
         )  # fmt: skip

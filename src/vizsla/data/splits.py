@@ -157,7 +157,7 @@ def _hold_out_classes(
 ) -> np.ndarray:
     """(N,) bool: whole classes, drawn until they hold `share` of the images, two at least."""
     sizes = np.bincount(labels)
-    usable = [c for c in range(len(sizes)) if _can_be_queried(labels == c, asks, answers)]
+    usable = np.flatnonzero(_can_be_queried(labels, asks, answers))
     if len(usable) < 2 or len(sizes) < 4:
         raise DataError(
             f"{len(sizes)} classes, of which {len(usable)} have images enough to be queried: "
@@ -173,11 +173,13 @@ def _hold_out_classes(
     return np.isin(labels, chosen)
 
 
-def _can_be_queried(members: np.ndarray, asks: np.ndarray, answers: np.ndarray) -> bool:
-    """Whether one image of the class can ask and another one answer."""
-    both = int((members & asks & answers).sum())
-    one, other = int((members & asks).sum()), int((members & answers).sum())
-    return one > 0 and other > 0 and not (one == other == both == 1)
+def _can_be_queried(labels: np.ndarray, asks: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """(C,) bool: whether one image of the class can ask and another one answer."""
+    one, other, both = (
+        np.bincount(labels, weights=role.astype(float)) for role in (asks, answers, asks & answers)
+    )
+    alone = (one == 1) & (other == 1) & (both == 1)
+    return (one > 0) & (other > 0) & ~alone
 
 
 def _hold_out_images(
@@ -226,6 +228,11 @@ def _finished(
             f"after holding out {int(held.sum())} images for validation, and {int(aside.sum())} "
             "that share a group with them, fewer than 2 classes are left to train on: give more "
             "classes, or correct the group column"
+        )
+    if not held.any():
+        raise DataError(
+            "no class has images enough to hold one out for validation and keep one to train on: "
+            "give more images of each class"
         )
     if aside.any():
         log.info("%d images are set aside: their group is held out", int(aside.sum()))

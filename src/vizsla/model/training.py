@@ -31,7 +31,7 @@ from vizsla.model import checkpoint, heads, silence
 from vizsla.model.choice import Candidate, Contest, Validate, interpolated, table
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import MAX_PIXELS, PRECISIONS, Compute, embed, resolve_compute
-from vizsla.model.loop import Clock, Loop, LoopConfig, LoopResult
+from vizsla.model.loop import SAVE_SECONDS, Clock, Loop, LoopConfig, LoopResult
 from vizsla.model.losses import TrainingLoss, build_loss
 from vizsla.model.microbatch import GradientMaker, Processes, fitting_micro_batch
 from vizsla.model.optimise import checkpoint_activations, open_weights, parameter_groups
@@ -84,6 +84,7 @@ class TrainConfig:
     workers: int | None = None
     max_pixels: int = MAX_PIXELS
     tensorboard: bool = False
+    save_seconds: float = SAVE_SECONDS  # between checkpoints
     real_weights: bool = True  # False for random ones, of which nothing is expected
     seed: int = 0
 
@@ -529,6 +530,7 @@ class _Training:
                 ema_decay=config.ema_decay,
                 batch_norm=config.batch_norm,
                 workers=self.compute.workers,
+                save_seconds=config.save_seconds,
             ),
             folder=self.out / "checkpoint",
             about=self.about,
@@ -665,7 +667,7 @@ def _labelled(images: ImageSet) -> ImageSet:
 def _identity(images: ImageSet, embedder: Embedder, config: TrainConfig) -> str:
     """What a checkpoint belongs to: the same images, model and settings."""
     settings = dataclasses.asdict(config)
-    for key in ("workers", "micro_batch", "tensorboard"):
+    for key in ("workers", "micro_batch", "tensorboard", "save_seconds"):
         settings.pop(key)  # they do not change what is computed
     content = [images.ids, images.labels, embedder.model_id, settings, torch.__version__]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,0 +1,148 @@
+"""Splits imitate the test part, keep groups whole and say what is in the way."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Target, class_codes, split, warn_of_labels
+from vizsla.errors import DataError, UsageError
+
+
+def image_set(labels: list[str], **columns: list[str | None]) -> ImageSet:
+    ids = [f"{i:04d}.png" for i in range(len(labels))]
+    table = pa.table({"label": labels, **columns})
+    return ImageSet(Path("nowhere"), ids, table)
+
+
+def even(classes: int, each: int) -> list[str]:
+    return [f"c{c}" for c in range(classes) for _ in range(each)]
+
+
+def test_new_classes_are_whole_and_disjoint() -> None:
+    images = image_set(even(20, 10))
+    found = split(images, "new-classes", seed=3)
+    labels = np.array(images.labels)
+    assert not set(labels[found.training]) & set(labels[found.held_out])
+    assert len(set(labels[found.held_out])) == 4  # a fifth of 20
+    for draw in found.draws:
+        assert not set(draw.query) & set(draw.gallery)
+        assert set(labels[draw.query]) <= set(labels[draw.gallery])
+
+
+def test_seen_classes_hold_out_images_of_every_class() -> None:
+    images = image_set(even(10, 50))
+    target = Target(queries=40, gallery=40)
+    found = split(images, "seen-classes", target=target)
+    labels = np.array(images.labels)
+    assert set(labels[found.training]) == set(labels[found.held_out]) == set(labels)
+    assert not set(found.training) & set(found.held_out)
+    assert 70 <= len(found.held_out) <= 80  # as many as the test part has
+    assert len(found.draws[0].query) == pytest.approx(40, abs=6)
+
+
+def test_the_test_parts_sizes_are_imitated() -> None:
+    images = image_set(even(20, 40))
+    target = Target(queries=24, gallery=60, per_class=15)
+    draw = split(images, "new-classes", target=target).draws[0]
+    labels = np.array(images.labels)
+    assert len(draw.query) == 24
+    assert len(draw.gallery) == 60
+    assert np.unique(labels[draw.gallery], return_counts=True)[1].max() <= 15
+
+
+def test_draws_differ_and_the_seed_decides() -> None:
+    images = image_set(even(12, 12))
+    one, again, other = (split(images, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(one.training, again.training)
+    assert all(
+        np.array_equal(a.query, b.query) for a, b in zip(one.draws, again.draws, strict=True)
+    )
+    assert not np.array_equal(one.draws[0].query, one.draws[1].query)
+    assert not np.array_equal(one.held_out, other.held_out)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(["new-classes", "seen-classes"]),
+    groups=st.lists(st.integers(0, 25), min_size=80, max_size=80),
+    seed=st.integers(0, 5),
+)
+def test_groups_never_straddle(kind: str, groups: list[int], seed: int) -> None:
+    images = image_set(even(8, 10), group=[f"g{g}" for g in groups])
+    try:
+        found = split(images, kind, seed=seed)
+    except DataError:
+        return  # groups so tangled that nothing is left: said in words
+    own = np.array(groups)
+    assert not set(own[found.training]) & set(own[found.held_out])
+
+
+def test_query_and_gallery_of_a_class_share_no_group_where_it_has_several() -> None:
+    images = image_set(even(10, 12), group=[f"{i // 3}" for i in range(120)])
+    own = np.arange(120) // 3
+    for draw in split(images).draws:
+        assert not set(own[draw.query]) & set(own[draw.gallery])
+
+
+def test_a_class_of_one_group_can_still_be_queried() -> None:
+    images = image_set(even(10, 12), group=even(10, 12))  # products: the label is the group
+    assert len(split(images).draws[0].query) > 0
+
+
+def test_domains_play_their_roles() -> None:
+    domains = ["photo", "drawn"] * 60
+    images = image_set(even(10, 12), domain=domains)
+    for kind in ("new-classes", "seen-classes"):
+        found = split(images, kind, query_domain="photo", gallery_domain="drawn")
+        for draw in found.draws:
+            assert {domains[i] for i in draw.query} == {"photo"}
+            assert {domains[i] for i in draw.gallery} == {"drawn"}
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        (image_set(even(1, 9)), {}, "1 classes"),
+        (image_set(even(3, 9)), {}, "--validate-on seen-classes"),
+        (image_set(even(9, 1)), {}, "images enough"),
+        (image_set(even(9, 1)), {"validate_on": "seen-classes"}, "more images"),
+        (image_set(even(9, 9)), {"query_domain": "photo"}, "no domain column"),
+        (image_set(even(2, 2), domain=["a"] * 4), {"query_domain": "b"}, "there are a"),
+        (image_set(even(4, 4), group=["g"] * 16), {}, "group"),
+    ],
+)
+def test_what_cannot_be_split_is_said(images: ImageSet, options: dict, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        split(images, **options)
+
+
+def test_wrong_use() -> None:
+    with pytest.raises(UsageError, match="new-classes or seen-classes"):
+        split(image_set(even(9, 9)), "classes")
+    with pytest.raises(UsageError, match="share"):
+        split(image_set(even(9, 9)), share=1.5)
+
+
+def test_missing_labels_are_named() -> None:
+    labels: list = [*even(2, 2), None]
+    with pytest.raises(DataError, match=r"1 of 5 .*0004\.png"):
+        class_codes(image_set(labels))
+    with pytest.raises(DataError, match="no labels"):
+        class_codes(ImageSet(Path("nowhere"), ["a.png"]))
+
+
+def test_ten_thousand_classes_split_in_a_moment() -> None:
+    found = split(image_set(even(10_000, 3)))
+    assert len(found.held_out) == pytest.approx(6000, rel=0.1)
+
+
+def test_odd_labels_are_told() -> None:
+    said = warn_of_labels(["Cat", "cat", "dog", "dog"])
+    assert any("upper and lower case" in s and "'Cat' and 'cat'" in s for s in said)
+    assert any("2 of 3 classes have one image" in s for s in said)
+    assert warn_of_labels(["a", "a", "b", "b"]) == []
