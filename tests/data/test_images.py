@@ -227,6 +227,8 @@ def test_16_bit_pgm_and_colour_png_are_scaled(tmp_path: Path) -> None:
     values = np.array([0, 257 * 100, 65535], ">u2")
     (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + values.tobytes())
     assert pixels(tmp_path / "a.pgm")[0, :, 0].tolist() == [0, 100, 255]
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + bytes([0, 0, 0, 100, 0, 250]))
+    assert pixels(tmp_path / "a.pgm")[0, :, 0].tolist() == [0, 0, 1]  # dark, not stretched
     rows = b"\0" + struct.pack(">6H", 65535, 0, 257 * 100, 0, 65535, 0)
     path = png(tmp_path / "b.png", (2, 1), 16, 2, ("IDAT", zlib.compress(rows)))
     assert pixels(path)[0].tolist() == [[255, 0, 100], [0, 255, 0]]
@@ -528,6 +530,16 @@ def test_threads_leave_pillow_and_warnings_as_they_were(
     assert list(warnings.filters) == filters
 
 
+def test_the_last_reader_restores_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    filters = list(warnings.filters)
+    with _pillow_at_ease(5000):
+        with _pillow_at_ease(3000):
+            assert Image.MAX_IMAGE_PIXELS == 5000
+        assert Image.MAX_IMAGE_PIXELS == 5000 and len(warnings.filters) == len(filters) + 1
+    assert Image.MAX_IMAGE_PIXELS == 1000 and list(warnings.filters) == filters
+
+
 def test_pillow_would_have_warned(shared: Path) -> None:
     """Or the test above proves nothing."""
     with (
@@ -602,16 +614,19 @@ def test_links_out_of_the_root_are_named_and_followed_on_request(tmp_path: Path)
     root, other = tmp_path / "root", tmp_path / "root-other"
     touch(root, "a.jpg")
     touch(other, "x.jpg", "sub/y.jpg", "notes.txt")
-    (root / "file.jpg").symlink_to(other / "x.jpg")
+    for name in ("z.jpg", "file.jpg", "b.jpg", "m.jpg"):
+        (root / name).symlink_to(other / "x.jpg")
     (root / "folder").symlink_to(other, target_is_directory=True)
     (root / "notes.txt").symlink_to(other / "notes.txt")
     (root / ".hidden.jpg").symlink_to(other / "x.jpg")
     found = list_images(root)
     assert found.ids == ["a.jpg"]
-    assert found.links_outside == ["file.jpg", "folder"]
+    assert found.links_outside == ["b.jpg", "file.jpg", "folder", "m.jpg", "z.jpg"]
     assert found.passed_over == 2
     followed = list_images(root, follow_links=True)
-    assert followed.ids == ["a.jpg", "file.jpg", "folder/sub/y.jpg", "folder/x.jpg"]
+    assert followed.ids == [
+        "a.jpg", "b.jpg", "file.jpg", "folder/sub/y.jpg", "folder/x.jpg", "m.jpg", "z.jpg",
+    ]  # fmt: skip
     assert followed.links_outside == []
 
 

@@ -206,7 +206,7 @@ def test_parquet_becomes_strings(tmp_path: Path, warned: Callable[[], str]) -> N
     touch(tmp_path, "a.jpg", "b.jpg")
     columns = {
         "path": pa.array(["b.jpg", "a.jpg"]).dictionary_encode(),
-        "label": pa.array([7.0, float("nan")]),
+        "label": pa.array([12345678901.0, float("nan")]),
         "size": pa.array([1.5, 2.0]),
         "good": pa.array([True, None]),
         "image": pa.array([{"bytes": b"x"}, {"bytes": b"y"}]),
@@ -215,7 +215,7 @@ def test_parquet_becomes_strings(tmp_path: Path, warned: Callable[[], str]) -> N
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     images = ImageSet.from_table(tmp_path / "t.parquet")
     assert images.attributes.to_pydict() == {
-        "label": [None, "7"], "size": ["2", "1.5"], "good": [None, "true"],
+        "label": [None, "12345678901"], "size": ["2", "1.5"], "good": [None, "true"],
     }  # fmt: skip
     assert "image is left out" in warned()
 
@@ -509,6 +509,13 @@ def test_a_labels_file_that_cannot_be_read_does_not_stop_the_opening(
     write(data / "labels.csv", "nothing,here\n1,2\n")
     assert open_data(data).labels_file == data / "labels.csv"
     assert "expected one of file" in warned()
+
+
+def test_the_labels_file_is_found_from_above(data: Path) -> None:
+    write(data / "labels.csv", "file,label\n1.jpg,x\n")
+    assert open_data(data.parent).labels_file == data / "labels.csv"
+    (data / "labels.csv").rename(data.parent / "labels.csv")
+    assert open_data(data.parent).labels_file == data.parent / "labels.csv"
 
 
 def test_labels_as_parquet(data: Path) -> None:
