@@ -46,9 +46,7 @@ def build_backbone(
     weights: "pretrained" (from the cache or the hub), "random" (drawn from `seed`), or a file,
     which takes the named backbone's preprocessing. image_size: None is the weights' own.
     """
-    spec = find_backbone(name) if isinstance(name, str) else name
-    if spec.poolings is None:
-        spec = measured(spec)
+    spec = resolve(name) if isinstance(name, str) else name
     with seeded(seed):
         backbone = _construct(spec)
     size = image_size or backbone.preprocess.size[0]
@@ -63,6 +61,12 @@ def build_backbone(
     if weights not in (PRETRAINED, RANDOM):
         log.info("%s takes the preprocessing of %s: %s", weights, spec.name, backbone.preprocess)
     return backbone.eval()
+
+
+def resolve(name: str) -> BackboneSpec:
+    """The backbone of this name, with nothing left to be looked up."""
+    spec = find_backbone(name)
+    return spec if spec.poolings is not None else measured(spec)
 
 
 def _construct(spec: BackboneSpec) -> Backbone:
@@ -81,7 +85,7 @@ def open_spec(library: str, rest: str) -> BackboneSpec:
         return _open_clip(rest)
     known = named_like(library, *rest.partition(".")[::2])
     if known is None:
-        raise UsageError(f"no backbone is called {library}:{rest!r}: expected {OPEN_FORMS}")
+        raise UsageError(f"no backbone is called '{library}:{rest}': expected {OPEN_FORMS}")
     return known
 
 
@@ -121,9 +125,10 @@ def _open_clip(name: str) -> BackboneSpec:
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tags and tag not in tags:
+        nearest = difflib.get_close_matches(tag, tags, n=5, cutoff=0.4) or tags[:5]
         raise UsageError(
-            f"openclip:{architecture} needs one of its weights, which also say how pictures are "
-            f"prepared: openclip:{architecture}/TAG with TAG one of {', '.join(tags)}"
+            f"openclip:{architecture}/TAG needs a TAG, which says also how pictures are prepared: "
+            f"{', '.join(nearest)}, … (open_clip.list_pretrained_tags_by_model({architecture!r}))"
         )
     quick = f"{architecture}-quickgelu"
     needs_quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")

@@ -3,6 +3,7 @@
 Images and texts leave by one door: the same projection, the same normalisation.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from vizsla import __version__, storage
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, UsageError
-from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone
+from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone, resolve
 from vizsla.model.catalogue import DEFAULT_BACKBONE, BackboneSpec
 from vizsla.model.networks import Backbone, ClipBackbone
 from vizsla.model.pooling import POOLINGS, check_pooling
@@ -66,8 +67,11 @@ class Embedder(nn.Module):
 
         weights: "pretrained", "random" (drawn from `seed`), or a file.
         """
-        backbone = build_backbone(name, weights, image_size=image_size, seed=seed)
-        return Embedder(backbone, pooling or backbone.spec.pooling).eval()
+        spec = resolve(name)
+        pooling = check_pooling(pooling or spec.pooling, spec.poolings or (), spec.name)
+        return Embedder(
+            build_backbone(spec, weights, image_size=image_size, seed=seed), pooling
+        ).eval()
 
     @staticmethod
     def from_module(
@@ -112,7 +116,9 @@ class Embedder(nn.Module):
 
     def finished(self, vectors: Tensor) -> Tensor:
         """(B, D) float32 of length 1 from (B, C) pooled vectors."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        device = vectors.device.type
+        known = torch.amp.is_autocast_available(device)  # the meta device is not
+        with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
             return F.normalize(self.projection(vectors.float()).float(), dim=1)  # 0 stays 0
 
     def _refuse_text(self) -> None:

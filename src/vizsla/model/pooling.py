@@ -52,13 +52,12 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            x = as_tokens(features).clamp(min=self.eps)  # (B, T, C)
-            p = self.p.float().clamp(*self.P_RANGE)
-            # Divided by its largest value first, no power overflows, and the result is the same.
-            largest = x.amax(1, keepdim=True).detach()  # (B, 1, C)
-            mean = (x / largest).pow(p).mean(1)  # (B, C)
-            return mean.pow(1 / p) * largest[:, 0]
+        x = as_tokens(features).clamp(min=self.eps)  # (B, T, C)
+        p = self.p.float().clamp(*self.P_RANGE)
+        # Divided by its largest value first, no power overflows, and the result is the same.
+        largest = x.amax(1, keepdim=True).detach()  # (B, 1, C)
+        mean = (x / largest).pow(p).mean(1)  # (B, C)
+        return mean.pow(1 / p) * largest[:, 0]
 
 
 # `cls` and `native` vectors come from the network itself: nothing is left to pool.

@@ -123,6 +123,7 @@ def mismatch(module: nn.Module, state: State) -> str | None:
     own = module.state_dict()
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in state if n not in own]
+    unexpected.sort(key=lambda name: name.endswith("num_batches_tracked"))  # they tell least
     shapes = [
         f"{n} is {_shape(state[n])}, expected {_shape(own[n])}"
         for n in own
@@ -168,11 +169,17 @@ def download(spec: BackboneSpec) -> Path:
         repository, files, url = _whereabouts(spec)
         return _from_hub(repository, files) if repository else _from_url(url)
     except Exception as error:  # the hub's client fails with the errors of four libraries
+        reason = _first_sentence(error)
+        if error.__cause__ and not isinstance(error, ModelError):
+            reason += f" ({_first_sentence(error.__cause__)})"
+        folder = "HF_HOME names, else ~/.cache/huggingface"
+        if spec.library == "torchvision":
+            folder = "TORCH_HOME names, else ~/.cache/torch"
         raise ModelError(
-            f"cannot get the pretrained weights of {spec.name} ({spec.source}): "
-            f"{_first_sentence(error)}. Two ways out: give a weights file with --weights FILE, or "
-            f"run `vizsla models --fetch {spec.name}` on a machine with network and copy its cache "
-            "(the folder that HF_HOME names, else ~/.cache/huggingface)"
+            f"cannot get the pretrained weights of {spec.name} ({spec.source}): {reason}. "
+            "Two ways out: give a weights file with --weights FILE, or run "
+            f"`vizsla models --fetch {spec.name}` on a machine with network and copy its cache "
+            f"(the folder that {folder})"
         ) from error
 
 
@@ -206,6 +213,7 @@ def _whereabouts(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
 
 def _from_hub(repository: str, files: list[str]) -> Path:
     import huggingface_hub as hub
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, _, revision = repository.partition("@")
@@ -213,6 +221,8 @@ def _from_hub(repository: str, files: list[str]) -> Path:
         cached = hub.try_to_load_from_cache(repository, file, revision=revision or None)
         if isinstance(cached, str):
             return Path(cached)
+    if HF_HUB_OFFLINE:
+        raise ModelError(f"HF_HUB_OFFLINE is set, and the cache {HF_HUB_CACHE} does not hold them")
     for file in files[:-1]:
         try:
             return Path(hub.hf_hub_download(repository, file, revision=revision or None))
@@ -232,14 +242,14 @@ def _from_url(url: str) -> Path:
     if path.is_file():
         return path
     if HF_HUB_OFFLINE:
-        raise ModelError(f"HF_HUB_OFFLINE is set, and {path} does not exist")
+        raise ModelError(f"HF_HUB_OFFLINE is set, and there is no {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     digits = torch.hub.HASH_REGEX.search(path.name)
     torch.hub.download_url_to_file(url, str(path), digits.group(1) if digits else None)
     return path
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_sentence(error: BaseException) -> str:
     """The reason without the advice that libraries append (one tells to switch safety off)."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(". ")[0].rstrip(".")[:300]
@@ -255,6 +265,7 @@ def load_tokeniser(architecture: str, folder: str | Path | None = None) -> Any:
     transformers: MissingExtraError without it, ModelError where it cannot be had.
     """
     import open_clip
+    from open_clip.tokenizer import HFTokenizer
 
     text = (open_clip.get_model_config(architecture) or {})["text_cfg"]
     options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
@@ -263,8 +274,8 @@ def load_tokeniser(architecture: str, folder: str | Path | None = None) -> Any:
         return open_clip.SimpleTokenizer(**options)
     try:
         if folder:
-            return open_clip.HFTokenizer(str(folder), local_files_only=True, **options)
-        return open_clip.HFTokenizer(hub_name, **options)
+            return HFTokenizer(str(folder), local_files_only=True, **options)
+        return HFTokenizer(hub_name, **options)
     except ImportError as error:
         raise MissingExtraError(f"the tokeniser of {architecture}", "siglip") from error
     except Exception as error:  # as with weights: the hub's client fails in many ways
