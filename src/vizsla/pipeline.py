@@ -281,7 +281,7 @@ def _truth(config: RunConfig, data: DataFolders) -> Truth | None:
     if config.labels_from:
         query = labels_from_pattern(data.query.ids, config.labels_from)
         gallery = labels_from_pattern(data.gallery.ids, config.labels_from)
-        return Truth.from_lists(data.query.ids, query, data.gallery.ids, gallery)
+        return Truth.from_sets(data.query.with_labels(query), data.gallery.with_labels(gallery))
     path = config.labels or data.labels_file
     if path is None:
         return None
@@ -293,7 +293,7 @@ def _truth(config: RunConfig, data: DataFolders) -> Truth | None:
             f"{path} labels none of the {'query' if not any(query) else 'gallery'} images in "
             f"{config.data}: its file names must be relative to test/query and test/gallery"
         )
-    return Truth.from_lists(data.query.ids, query, data.gallery.ids, gallery)
+    return Truth.from_sets(data.query.with_labels(query), data.gallery.with_labels(gallery))
 
 
 def _tune(
