@@ -16,6 +16,7 @@ from PIL import Image
 from vizsla.data.images import (
     IMAGE_EXTENSIONS,
     Header,
+    _pillow_at_ease,
     is_image_name,
     list_images,
     read_header,
