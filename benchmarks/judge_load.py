@@ -204,7 +204,9 @@ def kill(contest: Contest, *, times: int, clients: int) -> list[dict[str, float]
         tally, stop = Tally(), threading.Event()
         with server(contest) as (process, port):
             threads = run_clients(contest, port, tally, clients, stop)
-            after = 0.4 + draw.random() * 1.6
+            while not tally.answered:
+                time.sleep(0.01)
+            after = draw.random() * 2
             time.sleep(after)
             process.kill()
             for thread in threads:
@@ -213,7 +215,7 @@ def kill(contest: Contest, *, times: int, clients: int) -> list[dict[str, float]
         rounds.append(
             {
                 "kill": number,
-                "after_s": round(after, 2),
+                "seconds_after_first_answer": round(after, 2),
                 "answered": len(tally.answered),
                 "refused": len(tally.refused),
                 "wrong_scores": wrong_scores(contest, tally),

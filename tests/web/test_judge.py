@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import requests
 
 import vizsla
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.output.submission import submission_sha256
 from vizsla.web import judge as judging
 from vizsla.web.judge_rules import Rules, parse_time
@@ -576,6 +577,21 @@ def test_the_data_folder_is_held_against_the_labels(paint: Any, tmp_path: Path) 
     paint("data/test/query/q2.png", (1, 2, 3))
     with pytest.raises(DataError, match=r"not in the labels: q2\.png"):
         judging.read_truth(good, data)
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'vizsla\[web\]'"):
+        judging.judge(tmp_path / "labels.csv", database=tmp_path / "judge.sqlite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_one_line(serving: Any, tmp_path: Path) -> None:
+    labels = labels_file(tmp_path, {"q": "a"}, {"g": "a"})
+    port = int(serving[1].rsplit(":", 1)[1])
+    with pytest.raises(UsageError, match="--port chooses another"):
+        judging.judge(labels, database=tmp_path / "judge.sqlite", port=port)
+    assert not (tmp_path / "judge.sqlite").exists()
 
 
 def test_the_organiser_s_token_is_made_once(tmp_path: Path) -> None:

@@ -171,6 +171,12 @@ def test_a_client_that_sends_too_much_still_learns_why(open_contest: Open) -> No
         assert (response.status_code, response.json()["error"]) == (
             413, "the body is larger than 10000 bytes, which is the limit here",
         )  # fmt: skip
+    with raw(contest) as connection:  # one that sends all before it reads
+        connection.sendall(head("Content-Length: 3000000"))
+        for _ in range(30):
+            time.sleep(0.01)
+            connection.sendall(b" " * 100_000)
+        assert all_of(connection).startswith(b"HTTP/1.1 413 ")
     assert contest.post(content=b" " * 10_000).status_code == 400
 
 
@@ -340,6 +346,7 @@ def test_killed_during_load_twenty_times(benchmark: ModuleType, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_a_minute_of_load(benchmark: ModuleType, tmp_path: Path) -> None:
     made = benchmark.Contest(tmp_path, queries=1500, k=10, bodies=50)
     found = benchmark.load(made, clients=32, seconds=60)

@@ -48,6 +48,7 @@ def test_what_was_stored_is_read_back_in_order(path: Path) -> None:
         assert [one.scores["all"] for _, one in store.history(1)] == [
             part_score(0.5), part_score(0.7)
         ]  # fmt: skip
+        assert [one.id for _, one in store.history(newest=2)] == [2, 3]
         assert (store.count(), store.newest(), store.group(2), store.group(3)) == (3, 3, "b", None)
 
 

@@ -54,7 +54,7 @@ def judge(
     from vizsla.web.judge_http import listen, make_server
 
     scorer = Scorer(*read_truth(labels, data), rules or Rules())
-    with held(database), Store(database) as store, listen(host, port) as bound:
+    with listen(host, port) as bound, held(database), Store(database) as store:
         adopt(store, scorer)
         organiser_hash, made = _organiser(store, organiser_token)
         app = build_app(store, scorer, organiser_hash=organiser_hash)
@@ -186,8 +186,8 @@ def remove_token(name: str, *, database: str | Path = DATABASE) -> None:
         name = group_name(name)
         known = store.groups_with_token()
         if name not in known:
-            there = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
-            raise UsageError(f"{name!r} has no token" + (f": {there} have" if known else ""))
+            have = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+            raise UsageError(f"{name!r} has no token; groups that have one: {have or 'none'}")
         store.set_token_hash(name, None)
 
 

@@ -82,9 +82,9 @@ class Board:
         """A group's submissions, oldest first, with the scores that may be seen."""
         return self._seen(self.store.history(group_id))
 
-    def all_submissions(self) -> list[tuple[str, Submission]]:
+    def all_submissions(self, *, newest: int | None = None) -> list[tuple[str, Submission]]:
         """(group, submission) of all groups, oldest first, with the scores that may be seen."""
-        found = self.store.history()
+        found = self.store.history(newest=newest)
         return list(zip([name for name, _ in found], self._seen(found), strict=True))
 
     def _seen(self, found: list[tuple[str, Submission]]) -> list[Submission]:

@@ -88,13 +88,12 @@ class Pages:
 
     def organiser(self, request: Request) -> Response:
         rows = self.board.rows()
-        everything = self.board.all_submissions()
         return self._page(
             "judge_organiser.html",
             "",
             rows=rows,
-            submissions=len(everything),
-            newest=everything[::-1][:50],
+            submissions=self.board.store.count(),
+            newest=self.board.all_submissions(newest=50)[::-1],
             tokens=self.board.store.groups_with_token(),
         )
 

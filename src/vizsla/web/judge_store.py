@@ -206,15 +206,19 @@ class Store:
             for row, submission in zip(rows, counted, strict=True)
         ]
 
-    def history(self, group_id: int | None = None) -> list[tuple[str, Submission]]:
-        """(group, submission) of one group or of all, oldest first."""
+    def history(
+        self, group_id: int | None = None, *, newest: int | None = None
+    ) -> list[tuple[str, Submission]]:
+        """(group, submission) of one group or of all, oldest first; the newest N alone if given."""
         rows = self._database.read(
             "SELECT s.id, s.received, s.sha256, g.name, ROW_NUMBER() OVER "
             "(PARTITION BY s.group_id ORDER BY s.received, s.id) AS number "
             "FROM submissions s JOIN groups g ON g.id = s.group_id "
-            "WHERE ?1 IS NULL OR s.group_id = ?1 ORDER BY s.received, s.id",
+            "WHERE ? IS NULL OR s.group_id = ? ORDER BY s.received DESC, s.id DESC LIMIT ?",
             group_id,
-        )
+            group_id,
+            -1 if newest is None else newest,
+        )[::-1]
         return list(zip([row["name"] for row in rows], self._with_scores(rows), strict=True))
 
     def rescore(

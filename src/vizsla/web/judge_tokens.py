@@ -15,7 +15,7 @@ SHORTEST = 16  # characters of a token that somebody chose
 
 
 def new_token() -> str:
-    return secrets.token_urlsafe(32)
+    return secrets.token_hex(32)  # no character that a shell or a header could misread
 
 
 def hashed(token: str) -> str:
