@@ -64,6 +64,20 @@ class Contest:
             more["headers"] = {**more.get("headers", {}), "Authorization": f"Bearer {ORGANISER}"}
         return self.client.get(self.url + path, **more)
 
+    def everything(self) -> list[str]:
+        """All that can be read from the server, by anyone and by the organiser."""
+        texts = [self.post(self.lists(1.0)).text, self.post(self.lists(0.0)).text]
+        public = ("/", "/groups/1", "/groups/1.json", "/leaderboard.json", "/leaderboard.csv")
+        own = ("", "/scores.json", "/scores.csv", "/submissions.jsonl")
+        for path in (*public, *(f"/organiser{name}" for name in own)):
+            for organiser in (False, True):
+                for accept in ("text/html", "application/json"):
+                    answer = self.get(path, organiser=organiser, headers={"Accept": accept})
+                    open_to_all = organiser or path in public
+                    assert answer.status_code == (200 if open_to_all else 401)
+                    texts.append(answer.text)
+        return texts
+
 
 class Switch:
     """An ASGI application that is another one in each test: starting a server takes its time."""
