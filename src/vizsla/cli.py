@@ -742,6 +742,26 @@ def _compare_pairs(
     return table, to_html("Systems compared", [Section("Differences", table)]), table.records()
 
 
+@app.command(epilog="Example: vizsla report runs/ID -o report.html")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where its images lie now, if elsewhere.")
+    ] = None,
+    projection: Annotated[str, typer.Option("--map", help="tsne, or pca (faster).")] = "tsne",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A run → one HTML page without network: scores, curves, pictures, a map."""
+    from vizsla import pipeline
+
+    page = pipeline.report(run, out, data=data, projection=projection)
+    typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
 @app.command(epilog="Example: vizsla models")
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,

@@ -35,6 +35,7 @@ from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import MAX_PIXELS, Compute, embed, fingerprint, resolve_compute
 from vizsla.model.microbatch import open_processes
 from vizsla.model.training import TrainResult, training_compute
+from vizsla.output import html, material
 from vizsla.output.figures import draw_ranking, pick_queries
 from vizsla.output.submission import write_submission
 from vizsla.runs import Run, create_run, is_run, log_to, open_run
@@ -475,6 +476,19 @@ def show(
         ranking, data.query.root, data.gallery.root, out,
         k=k, pick=rows, **judged, progress=progress,
     )  # fmt: skip
+
+
+def report(
+    folder: str | Path, out: str | Path, *, data: str | Path | None = None, projection: str = "tsne"
+) -> Path:
+    """One self-contained page about a run. data: where its images lie now, if elsewhere."""
+    config = again(folder)
+    if data is not None:
+        config = dataclasses.replace(config, data=str(data))
+    folders = _read_data(config)
+    found = material.gather(open_run(folder), folders, _truth(config, folders))
+    storage.write_text(out, html.report(found, projection=projection))
+    return Path(out)
 
 
 def pick_rows(judged: dict[str, Any], n: int, figures: int, seed: int) -> np.ndarray:

@@ -21,7 +21,7 @@ _NAMED = 10  # how many classes a note names
 
 def table_lines(scores: "Scores") -> list[str]:
     """The known figures, aligned: metric, value, interval, how many queries it divides by."""
-    rows = [_row(key, figure) for key, figure in scores.known.items() if _is_shown(scores, key)]
+    rows = [_row(key, figure) for key, figure in scores.known.items() if is_shown(scores, key)]
     percent = f"{100 * scores.settings.confidence:g} % interval"
     header = ("metric", "value", percent, "queries", "with the other denominator")
     width = 5 if any(row[4] for row in rows) else 4
@@ -132,7 +132,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), _DIGITS)
 
 
-def _is_shown(scores: "Scores", key: str) -> bool:
+def is_shown(scores: "Scores", key: str) -> bool:
     """At k = 1 all metrics are one; AP@k and MRR@k stand in where mAP and MRR are unknown."""
     kind, _, k = key.partition("@")
     if kind == "top_k_accuracy" or not k:

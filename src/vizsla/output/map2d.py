@@ -1,0 +1,162 @@
+"""Embeddings → a map of them in the plane, drawn as SVG, and a sheet of small pictures beside it.
+
+Near on the map means similar; far means little, and the axes mean nothing. Knows no relevance.
+"""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.errors import ImageError, UsageError
+
+MOST_POINTS = 2000  # queries and gallery images together; beyond that some at random
+TILE, TILE_COLUMNS = 72, 25  # px of a small picture; how many stand beside each other
+WIDTH, HEIGHT, BORDER = 1000, 700, 24  # of the drawing
+NAMED_CLASSES = 25  # with more of them the names would cover the points
+GOLDEN_ANGLE = 137.508
+
+
+@dataclass(frozen=True)
+class Point:
+    """One picture on the map."""
+
+    id: str
+    role: str  # "query" or "gallery"
+    file: Path
+    label: str | None
+
+
+def choose(
+    queries: Sequence[Point], gallery: Sequence[Point], *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which queries and which gallery images are drawn: all, or so many at random of each."""
+    dice = np.random.default_rng(seed)
+    wanted = min(len(queries), max(MOST_POINTS // 2, MOST_POINTS - len(gallery)))
+    left = min(len(gallery), MOST_POINTS - wanted)
+    return (
+        np.sort(dice.permutation(len(queries))[:wanted]),
+        np.sort(dice.permutation(len(gallery))[:left]),
+    )
+
+
+# ── vectors → the plane ──────────────────────────────────────────────────────────────────────────
+
+
+def pca(vectors: np.ndarray, dim: int = 2) -> np.ndarray:
+    """(N, dim): along the directions in which the vectors differ most; the same on every run."""
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)  # (min(N, D), D)
+    kept = directions[:dim]
+    kept = kept * np.sign(kept[np.arange(len(kept)), np.abs(kept).argmax(axis=1)])[:, None]
+    found = centred @ kept.T  # (N, ≤ dim)
+    return np.pad(found, ((0, 0), (0, dim - found.shape[1])))
+
+
+def tsne(vectors: np.ndarray) -> np.ndarray:
+    """(N, 2) by t-SNE (van der Maaten & Hinton, 2008), started from the PCA; PCA for a few."""
+    if len(vectors) < 10:
+        return pca(vectors)
+    from sklearn.manifold import TSNE
+
+    short = pca(vectors, min(50, *vectors.shape)).astype(np.float32)
+    spread = float(short[:, 0].std()) or 1.0
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    start = short[:, :2] / spread * 1e-4
+    model = TSNE(perplexity=perplexity, init=start, random_state=0, learning_rate="auto")
+    found: np.ndarray = model.fit_transform(short)
+    return found
+
+
+PROJECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tsne": tsne, "pca": pca}
+
+
+def in_the_plane(vectors: np.ndarray, projection: str = "tsne") -> np.ndarray:
+    """(N, 2) places in the drawing."""
+    if projection not in PROJECTIONS:
+        raise UsageError(f"no map {projection!r}: choose one of {', '.join(PROJECTIONS)}")
+    places = PROJECTIONS[projection](vectors)  # (N, 2)
+    low, high = places.min(axis=0), places.max(axis=0)
+    room = np.array([WIDTH, HEIGHT]) - 2 * BORDER
+    return BORDER + (places - low) / np.maximum(high - low, 1e-12) * room
+
+
+# ── the drawing ──────────────────────────────────────────────────────────────────────────────────
+
+
+def draw_map(points: Sequence[Point], places: np.ndarray) -> str:
+    """The map as SVG. The i-th point's small picture is the i-th of `draw_tiles`."""
+    classes = sorted({point.label for point in points if point.label is not None})
+    number = {label: i for i, label in enumerate(classes)}
+    marks = [
+        _mark(i, point, number.get(point.label or "", -1), x, y)
+        for i, (point, (x, y)) in enumerate(zip(points, places.tolist(), strict=True))
+    ]
+    roles = Counter(point.role for point in points)
+    about = (
+        f"Map of {roles['query']} queries and {roles['gallery']} gallery images"
+        + (f" of {len(classes)} classes" if classes else "")
+        + "; arrow keys go from picture to picture"
+    )
+    names = _names(points, places, classes) if len(classes) <= NAMED_CLASSES else ""
+    return (
+        f'<svg class="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
+        f'aria-label="{escape(about)}">{"".join(marks)}{names}</svg>'
+    )
+
+
+def draw_tiles(points: Sequence[Point], *, max_pixels: int = MAX_PIXELS) -> str:
+    """All small pictures as one WebP in a data URI; one that cannot be read stays grey."""
+    rows = -(-len(points) // TILE_COLUMNS)
+    sheet = Image.new("RGB", (TILE * TILE_COLUMNS, TILE * rows), "#8a8a8a")
+    for i, point in enumerate(points):
+        try:
+            picture = read_image(point.file, max_pixels=max_pixels, at_least=TILE)
+        except ImageError:
+            continue
+        tile = ImageOps.pad(picture, (TILE, TILE), Image.Resampling.BILINEAR, color="#8a8a8a")
+        sheet.paste(tile, (i % TILE_COLUMNS * TILE, i // TILE_COLUMNS * TILE))
+    return data_uri(sheet, quality=60)
+
+
+def data_uri(image: Image.Image, *, quality: int = 75) -> str:
+    """A picture inside a page."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def colour(number: int) -> str:
+    """A class's colour: hues by the golden angle, three degrees of lightness; grey without one."""
+    if number < 0:
+        return "hsl(0 0% 55%)"
+    return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 70% {(48, 60, 38)[number % 3]}%)"
+
+
+def _mark(i: int, point: Point, number: int, x: float, y: float) -> str:
+    """A disc for a gallery image, a diamond for a query."""
+    what = escape(f"{point.role} {point.id}" + (f", {point.label}" if point.label else ""))
+    about = f'data-i="{i}" data-c="{number}" fill="{colour(number)}"><title>{what}</title>'
+    if point.role == "query":
+        return f'<path class="pt" d="M{x:.1f} {y - 7:.1f}l7 7-7 7-7-7z" {about}</path>'
+    return f'<circle class="pt" cx="{x:.1f}" cy="{y:.1f}" r="5" {about}</circle>'
+
+
+def _names(points: Sequence[Point], places: np.ndarray, classes: Sequence[str]) -> str:
+    """Each class's name on the one of its points that is nearest to its middle."""
+    labels = np.array([point.label or "" for point in points], dtype=object)
+    parts = []
+    for label in classes:
+        own = places[labels == label]
+        middle = own[np.abs(own - np.median(own, axis=0)).sum(axis=1).argmin()]
+        x, y = np.clip(middle[0], 70, WIDTH - 70), max(18.0, middle[1] - 10)
+        text = label if len(label) <= 24 else label[:23] + "…"
+        parts.append(f'<text class="name" x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>')
+    return f'<g aria-hidden="true">{"".join(parts)}</g>'
