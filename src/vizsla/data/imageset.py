@@ -86,7 +86,8 @@ class ImageSet:
     def subset(self, indices: Iterable[int]) -> "ImageSet":
         """The images at these positions, in the order given."""
         kept = [int(i) for i in indices]
-        taken = self.attributes.take(kept) if self.attributes.num_columns else self.attributes
+        rows = pa.array(kept, pa.int64())
+        taken = self.attributes.take(rows) if self.attributes.num_columns else self.attributes
         return replace(self, ids=[self.ids[i] for i in kept], attributes=taken)
 
     def without(self, ids: Collection[str]) -> "ImageSet":

@@ -92,7 +92,7 @@ def train_head(
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
     losses, started = [], time.monotonic()
     for step in range(steps):
-        spent = (time.monotonic() - started) / seconds
+        spent = (time.monotonic() - started) / max(seconds, 1e-9)
         if spent >= 1:
             break
         set_rates(optimiser, rate_at(max(step / steps, spent), 0.05))

@@ -181,7 +181,7 @@ def _embed_from(
         writer.add(
             [images.ids[i] for i in good],
             vectors[[i - start for i in good]],
-            images.attributes.take(good) if images.attributes.num_columns else images.attributes,
+            images.subset(good).attributes,
             [(images.ids[i], reason) for i, reason in sorted(broken.items())],
         )
 

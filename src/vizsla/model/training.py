@@ -314,15 +314,15 @@ class _Training:
         if found is None:
             found = heads.closed_forms(vectors, self.labels, self.config.dim)
             start = found.get("centred") or next(iter(found.values()))
-            self.loss = self._new_loss(start, vectors)
+            loss = self._new_loss(start, vectors, memory=0)
             trained = heads.train_head(
                 start,
                 vectors,
                 self.labels,
-                self.loss,
+                loss,
                 learning_rate=self.config.head_learning_rate,
                 seconds=min(heads.SECONDS, 0.06 * (self.config.budget or math.inf)),
-                order=self._order(),
+                order=self._order(loss),
                 per_class=self.config.per_class,
                 seed=self.config.seed,
             )
@@ -342,9 +342,7 @@ class _Training:
         start_at = max(entered, key=lambda pair: pair[0])[1]
         projection = start_at.projection
         assert isinstance(projection, Projection)
-        self.loss = self._new_loss(projection, vectors) if self.loss is None else self.loss
-        means = heads.class_means(heads.project(projection, vectors), self.labels, self.classes)
-        self.loss.start_from(means)
+        self.loss = self._new_loss(projection, vectors, memory=self.config.memory)
         return start_at
 
     def _backbone(self, contest: Contest, start: Embedder) -> None:
@@ -454,13 +452,15 @@ class _Training:
     def _placed(self, embedder: Embedder) -> Embedder:
         return embedder.to(device=self.compute.device).to(memory_format=torch.channels_last)
 
-    def _order(self) -> str:
+    def _order(self, loss: TrainingLoss) -> str:
         if self.config.batches != "auto":
             return self.config.batches
-        loss = self.loss
-        return "classes" if loss is not None and loss.of_pairs else "plain"
+        return "classes" if loss.of_pairs else "plain"
 
-    def _new_loss(self, projection: Projection, vectors: np.ndarray) -> TrainingLoss:
+    def _new_loss(
+        self, projection: Projection, vectors: np.ndarray, *, memory: int
+    ) -> TrainingLoss:
+        """What stands for a class starts at the mean of its projected vectors."""
         torch.manual_seed(self.config.seed)
         sizes = np.bincount(self.labels, minlength=self.classes)
         loss = build_loss(
@@ -469,7 +469,7 @@ class _Training:
             projection.outputs,
             sizes,
             miner=self.config.miner,
-            memory=self.config.memory,
+            memory=memory,
         )
         means = heads.class_means(heads.project(projection, vectors), self.labels, self.classes)
         loss.start_from(means)
@@ -499,7 +499,7 @@ class _Training:
         plan = BatchPlan(
             self.labels,
             batch,
-            order=self._order(),
+            order=self._order(self.loss),
             per_class=config.per_class,
             domains=domain_codes(self.images),
             seed=config.seed,

@@ -1,0 +1,124 @@
+"""Projections: the start is the frozen model; closed forms do what they say."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vizsla.errors import DataError, ModelError
+from vizsla.model.heads import class_means, closed_forms, project, train_head
+from vizsla.model.losses import build_loss
+from vizsla.model.projection import (
+    Projection,
+    build_projection,
+    centred,
+    identity_or_pca,
+    pca,
+    whitened,
+)
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(120) % 6
+
+
+def clusters(spread: float = 0.6, dim: int = 10) -> np.ndarray:
+    """Six classes; their members differ mostly along the last axis, which tells nothing."""
+    centers = RNG.normal(size=(6, dim))
+    noise = RNG.normal(size=(120, dim)) * spread
+    noise[:, -1] *= 8
+    return (centers[LABELS] + noise + 1.0).astype(np.float32)
+
+
+def cosines(vectors: torch.Tensor) -> torch.Tensor:
+    unit = F.normalize(vectors, dim=1)
+    return unit @ unit.T
+
+
+def separation(vectors: torch.Tensor) -> float:
+    """Mean cosine within classes minus between them."""
+    all_of_them, same = cosines(vectors.detach()), torch.as_tensor(LABELS[:, None] == LABELS[None])
+    return float(all_of_them[same].mean() - all_of_them[~same].mean())
+
+
+def test_the_identity_changes_no_cosine() -> None:
+    x = torch.from_numpy(clusters())
+    assert torch.allclose(cosines(identity_or_pca(x.numpy())(x)), cosines(x), atol=1e-5)
+
+
+def test_pca_keeps_what_lies_in_its_axes() -> None:
+    x = clusters()
+    mean, axes = pca(x, 10)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert np.allclose((unit - mean) @ axes.T @ axes + mean, unit, atol=1e-6)
+    head = identity_or_pca(x, 4)
+    assert head(torch.from_numpy(x)).shape == (120, 4)
+    assert head.dim == 4
+    with pytest.raises(DataError, match="choose from 1 to 10"):
+        pca(x, 11)
+
+
+def test_centring_moves_the_mean_to_zero() -> None:
+    x = clusters()
+    head = centred(identity_or_pca(x), x)
+    assert head(torch.from_numpy(x)).mean(0).abs().max() < 1e-6
+
+
+def test_whitening_forgets_what_varies_within_classes() -> None:
+    x = clusters()
+    before = separation(torch.from_numpy(x))
+    after = separation(whitened(x, LABELS, shrinkage=0.1)(torch.from_numpy(x)))
+    assert after > before + 0.2
+    only_centred = whitened(x, LABELS, shrinkage=1.0)
+    assert torch.allclose(only_centred.weight, torch.eye(10), atol=1e-6)
+
+
+def test_joined_vectors_mix_both_cosines() -> None:
+    x = torch.from_numpy(clusters())
+    head = whitened(x.numpy(), LABELS)
+    joined = head.joined(0.3)
+    assert joined.dim == 20
+    assert joined(x).shape == (120, 20)
+    expected = 0.7 * cosines(head(x)) + 0.3 * cosines(x)
+    assert torch.allclose(cosines(joined(x)), expected, atol=1e-5)
+    with pytest.raises(ModelError, match="below 1"):
+        head.joined(1.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_a_description_builds_it_again(share: float) -> None:
+    head = Projection(10, 4, frozen_share=share)
+    again = build_projection(head.description)
+    again.load_state_dict(head.state_dict())
+    x = torch.from_numpy(clusters())
+    assert torch.equal(again(x), head(x))
+    assert isinstance(build_projection(None), torch.nn.Identity)
+    with pytest.raises(ModelError, match="use the version"):
+        build_projection({"form": "mlp"})
+
+
+def test_a_trained_head_separates_better_and_leaves_its_start_alone() -> None:
+    x = clusters()
+    start = centred(identity_or_pca(x), x)
+    loss = build_loss("cross-entropy", 6, 10)
+    loss.start_from(class_means(project(start, x), LABELS, 6))
+    found = train_head(start, x, LABELS, loss, steps=80, learning_rate=5e-2)
+    tensor = torch.from_numpy(x)
+    assert separation(found.projection(tensor)) > separation(start(tensor)) + 0.02
+    assert torch.equal(start.weight, torch.eye(10))
+    assert found.steps == 80
+    assert 0 < found.final_loss < 1.7
+
+
+def test_a_head_stops_in_time_and_at_bad_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    x = clusters()
+    loss = build_loss("cross-entropy", 6, 10)
+    assert train_head(identity_or_pca(x), x, LABELS, loss, seconds=0.0).steps == 0
+    x[:] = np.nan
+    found = train_head(Projection(10, 10), x, LABELS, loss)
+    assert found.steps == 0
+    assert torch.isfinite(found.projection.weight).all()
+
+
+def test_closed_forms_are_named() -> None:
+    assert list(closed_forms(clusters(), LABELS)) == ["centred", "whitened 0.9", "whitened 0.6"]
+    assert list(closed_forms(clusters(), LABELS, dim=3)) == ["pca"]
