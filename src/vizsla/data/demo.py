@@ -21,7 +21,7 @@ from vizsla.errors import DataError
 
 SIDE = 96  # pixels
 FINE = 3  # shapes are drawn this many times larger, then scaled down
-TRAINING_EACH = 16  # a class has this many photos and as many drawings to learn from
+TRAINING_EACH = 20  # a class has this many photos and as many drawings to learn from
 QUERIES_EACH = 5
 GALLERY_EACH = 10
 MARKER = ".vizsla-demo"  # says that a folder is ours to write over
@@ -106,8 +106,8 @@ def _placed(parts: list[Part], rng: np.random.Generator) -> list[Part]:
     """In pixels of the fine canvas: bent a little, stretched, turned, scaled and moved."""
     phase = rng.uniform(0, 2 * math.pi, 2)
     bend = rng.uniform(0.02, 0.06, 2)
-    angle = math.radians(rng.normal(0, 12))
-    stretch = np.exp(rng.normal(0, 0.08, 2))
+    angle = math.radians(rng.normal(0, 10))
+    stretch = np.exp(rng.normal(0, 0.07, 2))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     flip = np.array([rng.choice([-1, 1]), 1])
     scale = SIDE * FINE * rng.uniform(0.33, 0.41)
@@ -173,7 +173,9 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     for x, y, radius, grey in rng.uniform((0, 0, 4, 60), (SIDE, SIDE, 16, 200), (7, 4)):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=int(grey))
     soft = discs.filter(ImageFilter.GaussianBlur(2))
-    lights = (np.asarray(soft, np.float32)[..., None] / 128 - 1) * np.float32(rng.uniform(0.2, 0.6))
+    lights = (np.asarray(soft, np.float32)[..., None] / 128 - 1) * np.float32(
+        rng.uniform(0.15, 0.45)
+    )
     mixed: np.ndarray = first * mix + second * (1 - mix) + lights
     return mixed.clip(0, 1)
 
@@ -219,7 +221,7 @@ def _shadow(whole: Image.Image, light: np.ndarray) -> np.ndarray:
 
 def _drawing(parts: list[Part], rng: np.random.Generator) -> Image.Image:
     page = Image.new("L", (SIDE * FINE, SIDE * FINE), 255)
-    width = int(rng.integers(5, 9))
+    width = int(rng.integers(6, 9))
     for part in parts:
         if not part.is_line:
             page.paste(255, mask=_mask(part, width))  # what lies behind is hidden
