@@ -102,3 +102,9 @@ def test_own_vectors_are_normalised_and_checked() -> None:
         Embeddings.from_arrays([1.0, 2.0])
     with pytest.raises(DataError, match="shape"):
         Embeddings(["a"], unit(2), pa.table({}), "m")
+
+
+def test_an_attribute_never_takes_the_place_of_the_ids(tmp_path: Path) -> None:
+    own = Embeddings(["a"], unit(1), pa.table({"id": ["b"]}), "m")
+    with pytest.raises(DataError, match="cannot be called id"):
+        own.save(tmp_path / "e")

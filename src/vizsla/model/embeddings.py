@@ -193,7 +193,9 @@ class ShardWriter:
         broken: Sequence[tuple[str, str]],
     ) -> None:
         name = f"shard-{len(self.shards):05d}.parquet"
-        kept = {column: attributes[column] for column in attributes.column_names}
+        kept = {name: attributes[name] for name in attributes.column_names}
+        if reserved := {"id", "vector"} & kept.keys():
+            raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
         flat = pa.array(vectors.reshape(-1).astype(STORES[self.store].to_pandas_dtype()))
         table = pa.table(
             {
