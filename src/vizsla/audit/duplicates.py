@@ -1,0 +1,181 @@
+"""Looks at all files → pairs that show one photo, which of them leak, and which copy to leave out.
+
+Knows roles and labels, but not how pictures are compared.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from vizsla.audit import alike
+from vizsla.audit.look import Facts, Looks
+from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.errors import ImageError
+
+TEST = ("query", "gallery")
+HOWS = {
+    "same file": "byte for byte",
+    "same picture": "the same pixels in another file",
+    "near": "resized, compressed, cropped or retouched",
+    "mirrored": "as in a mirror",
+    "turned": "on its side or upside down",
+    "model": "almost the same vector: perhaps two photos of one thing",
+}  # how two files are alike, the surest first
+
+
+MANY = 8  # files in one group of equal ones: up to here every pair is listed
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two positions among the looks, a < b; how they are alike (HOWS); 1 is equal."""
+
+    a: int
+    b: int
+    how: str
+    likeness: float
+    turn: str = "as it is"
+
+
+# ── finding pairs ────────────────────────────────────────────────────────────────────────────────
+
+
+def find_pairs(
+    looks: Looks,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Pair]:
+    """All pairs of copies, the surest kind first.
+
+    Where more than MANY files are equal, each is paired with the first one alone. That is one of
+    the test part where there is one, so every leak is among the pairs.
+    """
+    facts = looks.facts
+    whole = [i for i in range(len(facts)) if not facts[i].broken]
+    in_order = sorted(whole, key=lambda i: (_rank(facts[i]), i))
+    groups = _equal([facts[i].pixel_hash for i in in_order], in_order)
+    pictures = sorted(groups)  # one file of each picture
+    pairs = {
+        (a, b): Pair(a, b, "same file" if _same_file(facts, a, b) else "same picture", 1.0)
+        for group in groups.values()
+        for a, b in _within(group)
+    }
+
+    def read(i: int) -> Image.Image | None:
+        try:
+            path = facts[pictures[i]].path
+            return read_image(path, max_pixels=max_pixels, at_least=alike.LARGE).convert("L")
+        except ImageError:  # gone since the first look
+            return None
+
+    for match in alike.matches(
+        looks.grey[pictures], looks.colours[pictures], read, workers=workers, progress=progress
+    ):
+        how = {"as it is": "near", "mirrored": "mirrored"}.get(match.turn, "turned")
+        likeness = min(match.likeness, 1.0)
+        for a, b in _between(groups[pictures[match.a]], groups[pictures[match.b]]):
+            pairs[a, b] = Pair(a, b, how, likeness, match.turn)
+    return sorted(pairs.values(), key=by_sureness)
+
+
+def by_sureness(pair: Pair) -> tuple[int, float, int, int]:
+    return list(HOWS).index(pair.how), -pair.likeness, pair.a, pair.b
+
+
+def _rank(facts: Facts) -> int:
+    return TEST.index(facts.role) if facts.role in TEST else len(TEST)
+
+
+def _equal(keys: Sequence[str], positions: Sequence[int]) -> dict[int, list[int]]:
+    """First position of each key → all positions of that key."""
+    groups: dict[str, list[int]] = {}
+    for key, i in zip(keys, positions, strict=True):
+        groups.setdefault(key, []).append(i)
+    return {group[0]: group for group in groups.values()}
+
+
+def _same_file(facts: Sequence[Facts], a: int, b: int) -> bool:
+    return facts[a].file_hash == facts[b].file_hash
+
+
+def _within(group: Sequence[int]) -> Iterator[tuple[int, int]]:
+    firsts = group if len(group) <= MANY else group[:1]
+    for k, first in enumerate(firsts):
+        for other in group[k + 1 :]:
+            yield min(first, other), max(first, other)
+
+
+def _between(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[int, int]]:
+    few = max(len(a), len(b)) <= MANY
+    pairs = ((x, y) for i, x in enumerate(a) for j, y in enumerate(b) if few or not (i and j))
+    return ((min(pair), max(pair)) for pair in pairs)
+
+
+# ── what pairs mean ──────────────────────────────────────────────────────────────────────────────
+
+
+def leaks(facts: Sequence[Facts], pairs: Iterable[Pair]) -> list[Pair]:
+    """A photo of the test part that is also among the training images, or query and gallery."""
+    return [pair for pair in pairs if facts[pair.a].role != facts[pair.b].role]
+
+
+def conflicts(facts: Sequence[Facts], pairs: Iterable[Pair]) -> list[Pair]:
+    """Copies whose labels differ."""
+    return [pair for pair in pairs if _conflict(facts[pair.a].label, facts[pair.b].label)]
+
+
+def _conflict(a: str | None, b: str | None) -> bool:
+    return a is not None and b is not None and a != b
+
+
+def groups_of(n: int, pairs: Iterable[Pair]) -> list[list[int]]:
+    """Copies, and copies of copies, together; largest groups first."""
+    first = list(range(n))
+
+    def top(i: int) -> int:
+        while first[i] != i:
+            first[i] = first[first[i]]
+            i = first[i]
+        return i
+
+    for pair in pairs:
+        a, b = sorted((top(pair.a), top(pair.b)))
+        first[b] = a
+    groups: dict[int, list[int]] = {}
+    for i in range(n):
+        groups.setdefault(top(i), []).append(i)
+    return sorted((g for g in groups.values() if len(g) > 1), key=lambda g: (-len(g), g))
+
+
+def to_exclude(facts: Sequence[Facts], pairs: Iterable[Pair]) -> dict[int, str]:
+    """Position → why to leave it out. Training images alone: the test part stays as it is.
+
+    What is broken; what is a copy of a test image; all copies whose labels contradict each other;
+    of other copies all but the largest. Pairs that only a model finds alike are left to people.
+    """
+    gone = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
+    copies: dict[int, list[Pair]] = {}
+    for pair in sorted(pairs, key=by_sureness):
+        if pair.how != "model":
+            copies.setdefault(pair.a, []).append(pair)
+            copies.setdefault(pair.b, []).append(pair)
+    training = [i for i in copies if facts[i].role == "training"]
+    for i in training:
+        for pair in copies[i]:
+            other = facts[_other(pair, i)]
+            if other.role in TEST:
+                gone.setdefault(i, f"a copy of {other.name} ({pair.how})")
+            elif _conflict(facts[i].label, other.label):
+                gone.setdefault(i, f"a copy of {other.name}, which is labelled otherwise")
+    for i in sorted(training, key=lambda i: (-facts[i].pixels, i)):
+        if i not in gone:
+            for pair in copies[i]:
+                gone.setdefault(_other(pair, i), f"a copy of {facts[i].name} ({pair.how})")
+    return {i: gone[i] for i in sorted(gone) if facts[i].role == "training"}
+
+
+def _other(pair: Pair, i: int) -> int:
+    return pair.b if pair.a == i else pair.a
