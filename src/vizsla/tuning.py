@@ -132,7 +132,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """`name=value` → the setting's name and its value, of the type that it has."""
     key, equals, value = text.partition("=")
     key = key.strip().replace("-", "_")
-    kinds = {f.name: str(f.type) for c in (TrainConfig, TuneConfig) for f in dataclasses.fields(c)}
+    kinds = {
+        f.name: getattr(f.type, "__name__", str(f.type))  # "float", "int | None"
+        for c in (TrainConfig, TuneConfig)
+        for f in dataclasses.fields(c)
+    }
     if not equals or key not in kinds or key == "train":
         names = ", ".join(sorted(set(kinds) - {"train"}))
         raise UsageError(f"--set {text!r}: expected name=value with a name of {names}")

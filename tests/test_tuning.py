@@ -1,0 +1,150 @@
+"""Tuning as a stage: options by name, times, targets; `run --finetune` and `train` on pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vizsla import cli, pipeline
+from vizsla.data.imageset import ImageSet
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.pipeline import RunConfig
+from vizsla.tuning import TuneConfig, parse_setting, seconds, target_of, training_part
+
+FAST = {
+    "epochs": 1, "validate_on": "seen-classes", "share": 0.3, "precision": "fp32",
+    "learning_rate": 1e-3, "loss": "cross-entropy", "workers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five classes of coloured noise in the starting document's layout, with its truth."""
+    root, rng = tmp_path_factory.mktemp("tuning") / "data", np.random.default_rng(0)
+    rows = ["role,file,label"]
+    for label in range(5):
+        colour = rng.uniform(50, 200, 3)
+        for role, count in (("training", 8), ("query", 2), ("gallery", 3)):
+            for i in range(count):
+                folder = f"training/c{label}" if role == "training" else f"test/{role}"
+                name = f"{label}_{i}.png"
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                pixels = (colour + rng.normal(0, 40, (48, 48, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / folder / name)
+                if role != "training":
+                    rows.append(f"{role},{name},c{label}")
+    (root / "labels.csv").write_text("\n".join(rows))
+    return root
+
+
+def test_times() -> None:
+    assert [seconds(t) for t in ("90s", "4m", "1.5h", "2")] == [90, 240, 5400, 120]
+    for wrong in ("", "soon", "-4m", "0s", "4 days"):
+        with pytest.raises(UsageError, match=r"90s, 30m or 1\.5h"):
+            seconds(wrong)
+
+
+def test_settings_have_the_type_of_their_field() -> None:
+    assert parse_setting("learning-rate=1e-3") == ("learning_rate", 1e-3)
+    assert parse_setting("micro_batch=4") == ("micro_batch", 4)
+    assert parse_setting("checkpointing=true") == ("checkpointing", True)
+    assert parse_setting("budget=2m") == ("budget", 120)
+    assert parse_setting("value=map") == ("value", "map")
+    for wrong in ("learning_rate", "speed=3", "micro_batch=x", "checkpointing=maybe", "train=x"):
+        with pytest.raises(UsageError, match="--set"):
+            parse_setting(wrong)
+
+
+def test_options_find_their_dataclass() -> None:
+    config = TuneConfig.from_options({"loss": "supcon", "validate_on": "seen-classes"})
+    assert config.train.loss == "supcon"
+    assert config.validate_on == "seen-classes"
+    with pytest.raises(UsageError, match="no option of training is called lr"):
+        TuneConfig.from_options({"lr": 1})
+
+
+def test_what_is_known_of_the_test_part() -> None:
+    query = ImageSet(Path("nowhere"), ["a", "b"])
+    target = target_of(query, query, ["x", "y", "x", None])
+    assert (target.queries, target.gallery, target.per_class) == (2, 2, 1.5)
+    assert target_of(None, None).queries is None
+    with pytest.raises(DataError, match="no training folder"):
+        training_part(None, "data")
+
+
+def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Path) -> None:
+    config = RunConfig(
+        data=str(data), model="tiny", weights="random", image_size=32, top_k=3, figures=0,
+        home=str(tmp_path), tuning=FAST,
+    )  # fmt: skip
+    result = pipeline.run(config)
+    record = json.loads(result.result_path.read_text())
+    training = record["training"]
+    assert record["num_epochs"] == 1
+    assert isinstance(record["final_train_loss"], float)
+    assert record["is_finetuned"] == (training["kept"] != "frozen")
+    assert (record["loss_function"] == "CrossEntropyLoss") == record["is_finetuned"]
+    assert {row["name"] for row in training["candidates"]} >= {"frozen", "last weights"}
+    saved = Embedder.load(result.run.folder / "embedder")
+    assert saved.model_id == record["model_id"]
+    assert (result.run.folder / "training" / "log.jsonl").is_file()
+    again = pipeline.again(result.run.folder)
+    assert again.tuning is not None
+    assert again.tuning["loss"] == "cross-entropy"
+    assert again.tuning["precision"] == "fp32"
+
+
+def test_run_without_training_images_says_what_to_do(data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(data / "test", tmp_path / "bare" / "test")
+    config = RunConfig(
+        data=str(tmp_path / "bare"), model="tiny", weights="random", image_size=32, top_k=3,
+        home=str(tmp_path), tuning={},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="run without --finetune"):
+        pipeline.run(config)
+
+
+def test_the_train_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tuned"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
+             "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
+             "--set", "share=0.3", "--loss", "arcface", "--json", "-q"]
+        )  # fmt: skip
+    assert ended.value.code == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["training"]["candidates"][0]["name"] == "frozen"
+    assert Embedder.load(record["embedder"]).dim > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "x", "--loss", "arcface"], "need --finetune"),
+        (["run", "x", "--finetune", "full", "--budget", "soon"], "90s, 30m"),
+        (["train", "x", "-o", "y", "--set", "speed=3"], "--set"),
+        (["show", "--data", "x"], "--augmentations"),
+    ],
+)
+def test_wrong_use_exits_with_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["show", "--augmentations", "--data", str(data), "-o", str(tmp_path / "sheets")])
+    sheets = sorted(path.name for path in (tmp_path / "sheets").iterdir())
+    assert sheets == ["light.png", "medium.png", "none.png", "strong.png"]
+    with Image.open(tmp_path / "sheets" / "strong.png") as sheet:
+        assert len(sheet.convert("RGB").getcolors(2**24) or []) > 100
