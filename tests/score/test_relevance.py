@@ -202,3 +202,64 @@ def test_relevant_and_ignored_positions() -> None:
     relevant, ignored = relevant_and_ignored(truth, ["q1", "q2", "g1"], ["g3", "g2", "g1"])
     assert [list(found) for found in relevant] == [[2], [1], [0]]
     assert [list(found) for found in ignored] == [[0], [], [2]]
+
+
+# ── judgements instead of labels ─────────────────────────────────────────────────────────────────
+
+GRADES = {"q1": {"g1": 0, "g2": 3, "g3": 1}, "q2": {"g3": -1, "g1": 1}, "q3": {"g1": 0}}
+
+
+def test_judgements_by_hand() -> None:
+    lists = {**LISTS, "q3": ["g2", "g1"], "q4": ["g1"]}
+    judged = relevance(Ranking.from_lists(lists), Truth.from_grades(GRADES))
+    assert judged.queries == ["q1", "q2", "q3"]
+    assert judged.unlabelled == ["q4"]
+    assert judged.hits.tolist() == [
+        [False, True, True],
+        [True, False, False],  # g3 is junk: g1 closes up to rank 1
+        [False, False, False],
+    ]
+    assert judged.lengths.tolist() == [3, 2, 2]
+    assert judged.n_relevant.tolist() == [2, 1, 0]
+    assert judged.labels == [None, None, None]
+
+
+def test_judged_images_that_the_ranking_never_shows_count_as_relevant() -> None:
+    truth = Truth.from_grades({"q1": {"g1": 1, "elsewhere": 1}})
+    judged = relevance(Ranking.from_lists({"q1": ["g1", "g2"]}), truth)
+    assert judged.n_relevant.tolist() == [2]
+
+
+def test_judgements_take_labels_for_slices_alone() -> None:
+    labels = Truth(QUERY, GALLERY, attributes={"domain": {"q1": "photo"}})
+    truth = Truth.from_grades({"q1": {"g2": 1}, "q2": {"g2": 1}}, labels=labels)
+    judged = relevance(Ranking.from_lists(LISTS), truth)
+    assert judged.hits.tolist() == [[False, True, False], [False, False, True]]
+    assert judged.labels == ["cat", "dog"]
+    assert judged.first_labels == ["cat", "cat"]
+    assert truth.attributes["domain"] == {"q1": "photo"}
+
+
+def test_judgements_without_self_in_one_set() -> None:
+    truth = Truth.from_grades({"a": {"a": 1, "b": 1}}, one_set=True)
+    judged = relevance(Ranking.from_lists({"a": ["a", "c", "b"]}), truth)
+    assert judged.hits.tolist() == [[False, True, False]]
+    assert judged.n_relevant.tolist() == [1]
+
+
+def test_judgements_of_another_data_set_are_refused() -> None:
+    ranking = Ranking(["q1"], ["g1", "g2"], np.array([[0, 1]]), gallery_size=2)
+    with pytest.raises(DataError, match=r"none of the ranking's 1 queries \(q1"):
+        relevance(ranking, Truth.from_grades({"other": {"g1": 1}}))
+    with pytest.raises(DataError, match="none of the gallery's 2 images"):
+        relevance(ranking, Truth.from_grades({"q1": {"x.jpg": 1}}))
+    with pytest.raises(DataError, match="judges no query"):
+        Truth.from_grades({})
+
+
+def test_relevant_positions_come_from_judgements_too() -> None:
+    relevant, ignored = relevant_and_ignored(
+        Truth.from_grades(GRADES), ["q1", "q2", "q3"], ["g1", "g2", "g3"]
+    )
+    assert [row.tolist() for row in relevant] == [[1, 2], [0], []]
+    assert [row.tolist() for row in ignored] == [[], [2], []]

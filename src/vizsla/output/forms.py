@@ -37,7 +37,7 @@ def _write_records(lists: Lists, scores: Scores) -> str:
 def _write_kaggle(lists: Lists, scores: Scores) -> str:
     lines = ["id,images\n"]
     for query, row in lists.items():
-        lines.append(f"{_quoted(query)},{_quoted(' '.join(map(_without_spaces, row)))}\n")
+        lines.append(f"{_quoted(query)},{_quoted(' '.join(map(without_spaces, row)))}\n")
     return "".join(lines)
 
 
@@ -57,7 +57,7 @@ def _write_trec(lists: Lists, scores: Scores) -> str:
         for rank, (name, value) in enumerate(zip(row, values, strict=False), 1):
             if not math.isfinite(value):
                 raise DataError(f"the score of {shown(query)} at rank {rank} is {value}")
-            where = f"{_without_spaces(query)} Q0 {_without_spaces(name)}"
+            where = f"{without_spaces(query)} Q0 {without_spaces(name)}"
             lines.append(f"{where} {rank} {value!s} {tag}\n")
     return "".join(lines)
 
@@ -75,13 +75,13 @@ _NOT_IN_LISTS = re.compile(r"\s|%(?=[0-9A-Fa-f]{2})")
 _CODES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 
 
-def _without_spaces(name: str) -> str:
+def without_spaces(name: str) -> str:
     return _NOT_IN_LISTS.sub(
         lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name
     )
 
 
-def _with_spaces(name: str) -> str:
+def with_spaces(name: str) -> str:
     def decoded(found: re.Match[str]) -> str:
         try:
             return bytes.fromhex(found[0].replace("%", "")).decode()
@@ -182,7 +182,7 @@ def _read_kaggle(text: str) -> tuple[Lists, Scores]:
     for at, query, names in rows:
         if query in lists:
             raise DataError(f"line {_line(text, at)}: the query {shown(query)} stands there twice")
-        lists[query] = list(map(_with_spaces, names.split()))
+        lists[query] = list(map(with_spaces, names.split()))
     return lists, None
 
 
@@ -240,7 +240,7 @@ def _trec_fields(fields: list[str], number: int) -> tuple[str, str, int, float, 
             f"line {number}: expected a whole number and a number as rank and score, "
             f"got {shown(fields[3])} and {shown(fields[4])}"
         )
-    return _with_spaces(fields[0]), _with_spaces(fields[2]), rank, score, fields[5]
+    return with_spaces(fields[0]), with_spaces(fields[2]), rank, score, fields[5]
 
 
 def recognised(text: str) -> str:

@@ -1,10 +1,11 @@
 """Ranking + Truth → Relevance: which retrieved image counts. Knows no metric.
 
-An image is relevant to a query when both carry the same label. Junk (neither right nor wrong) and
-the query itself, where query and gallery are one set, are taken out first and the ranks close up.
+An image is relevant to a query when both carry the same label, or when a list of judgements says
+so. Junk (neither right nor wrong) and the query itself, where query and gallery are one set, are
+taken out first and the ranks close up.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ class Truth:
     one_set: query and gallery are one set; an id in both is one image, and never its own match.
     junk: query id → gallery ids that are neither right nor wrong for it.
     attributes: column → query id → value, to slice scores by.
+    relevant: query id → the gallery ids that are right for it, in place of equal labels. Labels
+      then only slice; what is in no set is wrong, and a query without a set is left out.
     """
 
     query: Mapping[str, str | None]
@@ -44,8 +47,13 @@ class Truth:
     one_set: bool = False
     junk: Mapping[str, Collection[str]] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    relevant: Mapping[str, Collection[str]] | None = None
 
     def __post_init__(self) -> None:
+        if self.relevant is not None:
+            if not self.relevant:
+                raise DataError("the truth judges no query at all, so nothing can be scored")
+            return
         for role, labels in (("query", self.query), ("gallery", self.gallery)):
             if not any(label is not None for label in labels.values()):
                 raise DataError(
@@ -116,6 +124,31 @@ class Truth:
         )
 
     @staticmethod
+    def from_grades(
+        grades: Mapping[str, Mapping[str, int]],
+        *,
+        labels: "Truth | None" = None,
+        one_set: bool = False,
+    ) -> "Truth":
+        """From judgements, as `read_qrels` gives them: query id → gallery id → grade.
+
+        A grade above 0 is right (however high), 0 is wrong, one below 0 is junk. Images that are
+        not judged are wrong. labels: what the queries and the gallery are called, for slices.
+        """
+        return Truth(
+            {query: labels.query.get(query) if labels else None for query in grades},
+            labels.gallery if labels else {},
+            gallery_complete=False,
+            one_set=one_set,
+            junk=_graded(grades, lambda grade: grade < 0),
+            attributes=labels.attributes if labels else {},
+            relevant={
+                **dict.fromkeys(grades, frozenset[str]()),
+                **_graded(grades, lambda g: g > 0),
+            },
+        )
+
+    @staticmethod
     def from_file(path: str | Path, *, one_set: bool = False) -> "Truth":
         """From a labels file; see from_labels."""
         from vizsla.data.tables import read_labels
@@ -153,18 +186,19 @@ class Relevance:
     """What a Ranking is worth, rank by rank, for the Q queries of the truth that have a label.
 
     queries, labels: Q, in the truth's order. rows: (Q,) where each stands in the ranking, -1 where
-      the ranking lacks it (or holds an empty list for it): such a query is all wrong.
+      the ranking lacks it (or holds an empty list for it): such a query is all wrong. A label is
+      None where the truth is a list of judgements and has none.
     hits: (Q, K) bool, junk and self removed. lengths: (Q,) ranks that are left in each list.
     scores: (Q, K) as in the ranking, nan behind a row's end; None where it has none.
     whole: (Q,) bool: the list holds the whole gallery, so what it lacks does not exist.
     n_relevant: (Q,) relevant images in the gallery, -1 where unknown.
     first_labels: the label of each query's first image, None where there is none.
-    unlabelled: queries that the truth names without a label; they are left out.
-    unlabelled_gallery: gallery images without a label; they count as wrong.
+    unlabelled: queries that the truth names without a label, or that it does not judge; they are
+      left out. unlabelled_gallery: gallery images without a label; they count as wrong.
     """
 
     queries: list[str]
-    labels: list[str]
+    labels: list[str | None]
     rows: np.ndarray
     hits: np.ndarray
     lengths: np.ndarray
@@ -198,12 +232,7 @@ def relevance(ranking: Ranking, truth: Truth) -> Relevance:
     _check_names(ranking, truth)
     _refuse_repeats(ranking)
     in_ranking = {query: i for i, query in enumerate(ranking.queries)}
-    asked = truth.query if truth.query_complete else ranking.queries
-    queries = [query for query in asked if truth.query[query] is not None]
-    unlabelled = [query for query in asked if truth.query[query] is None]
-    if not queries:
-        raise DataError(f"the truth has a label for none of the {len(unlabelled)} queries")
-    labels = [str(truth.query[query]) for query in queries]
+    queries, unlabelled = _asked(ranking, truth)
     rows = np.array([in_ranking.get(query, -1) for query in queries])
     rows[np.append(ranking.lengths, 0)[rows] == 0] = -1
 
@@ -215,9 +244,10 @@ def relevance(ranking: Ranking, truth: Truth) -> Relevance:
     lengths = (positions >= 0).sum(axis=1)
     full = lengths + missable >= (np.inf if size is None else size)
     first = positions[:, 0] if positions.shape[1] else np.full(len(queries), -1)
-    n_relevant, unlabelled_gallery = _count_relevant(ranking, truth, queries, labels)
+    n_relevant, unlabelled_gallery = _count_relevant(ranking, truth, queries)
     return Relevance(
-        queries, labels, rows, _hits(positions, labels, gallery_labels), lengths, scores,
+        queries, [truth.query.get(query) for query in queries], rows,
+        _hits(positions, queries, ranking, truth), lengths, scores,
         full | (rows < 0), n_relevant, [gallery_labels[p] if p >= 0 else None for p in first],
         unlabelled, unlabelled_gallery, size,
     )  # fmt: skip
@@ -231,20 +261,23 @@ def relevant_and_ignored(
     What a search over the whole gallery needs to give `evaluate` its `full_ranks`. A query without
     a label has no relevant images.
     """
-    places: dict[str, list[int]] = {}
-    for position, name in enumerate(gallery):
-        label = truth.gallery.get(name)
-        if label is not None:
-            places.setdefault(label, []).append(position)
-    of_label = {label: np.array(found) for label, found in places.items()}
-    nothing = np.array([], dtype=np.int64)
     at = {name: i for i, name in enumerate(gallery)}
-    ignored = [_positions(_ignored_names(truth, query), at) for query in queries]
-    relevant = []
-    for query, gone in zip(queries, ignored, strict=True):
-        found = of_label.get(truth.query.get(query) or "", nothing)
-        relevant.append(found[~np.isin(found, gone)] if len(gone) else found)
+    ignored = [_positions(ignored_names(truth, query), at) for query in queries]
+    if truth.relevant is not None:
+        right = [_positions(truth.relevant.get(query, ()), at) for query in queries]
+    else:
+        right = _of_same_label(truth, queries, gallery)
+    relevant = [
+        found[~np.isin(found, gone)] if len(gone) else found
+        for found, gone in zip(right, ignored, strict=True)
+    ]
     return relevant, ignored
+
+
+def ignored_names(truth: Truth, query: str) -> list[str]:
+    """The images that take no rank for this query: itself, in one set, and junk."""
+    own = [query] if truth.one_set else []
+    return [*own, *truth.junk.get(query, ())]
 
 
 def match_pairs(relevance: Relevance, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -294,16 +327,60 @@ def _labels_of(
     return found
 
 
+def _graded(
+    grades: Mapping[str, Mapping[str, int]], wanted: Callable[[int], bool]
+) -> dict[str, frozenset[str]]:
+    """Query → the images whose grade is wanted; queries without any are left out."""
+    found = {
+        query: frozenset(name for name, grade in row.items() if wanted(grade))
+        for query, row in grades.items()
+    }
+    return {query: names for query, names in found.items() if names}
+
+
+def _asked(ranking: Ranking, truth: Truth) -> tuple[list[str], list[str]]:
+    """The queries that are judged, and those that are left out for want of a label or judgement."""
+    if truth.relevant is not None:
+        return list(truth.relevant), [q for q in ranking.queries if q not in truth.relevant]
+    asked = truth.query if truth.query_complete else ranking.queries
+    queries = [query for query in asked if truth.query[query] is not None]
+    unlabelled = [query for query in asked if truth.query[query] is None]
+    if not queries:
+        raise DataError(f"the truth has a label for none of the {len(unlabelled)} queries")
+    return queries, unlabelled
+
+
 def _knows_gallery(ranking: Ranking) -> bool:
     return ranking.gallery_size is not None and ranking.gallery_size == len(ranking.gallery)
 
 
 def _check_names(ranking: Ranking, truth: Truth) -> None:
+    if truth.relevant is not None:
+        _refuse_strangers(ranking, truth.relevant)
+        return
     _refuse_unknown([q for q in ranking.queries if q not in truth.query], "queries")
     used = np.zeros(len(ranking.gallery) + 1, dtype=bool)  # the last for -1: behind a row's end
     used[ranking.positions.ravel()] = True
     names = [ranking.gallery[p] for p in np.flatnonzero(used[:-1])]
     _refuse_unknown([name for name in names if name not in truth.gallery], "gallery images")
+
+
+def _refuse_strangers(ranking: Ranking, relevant: Mapping[str, Collection[str]]) -> None:
+    """Judgements need not name all; where they name nothing of a ranking they are another's."""
+    judged = [query for query in ranking.queries if query in relevant]
+    if not judged:
+        raise DataError(
+            f"the judgements name none of the ranking's {len(ranking)} queries ("
+            f"{', '.join(ranking.queries[:_NAMED])}, …), but {', '.join([*relevant][:_NAMED])}, …: "
+            "give the judgements of this data set"
+        )
+    known, wanted = set(ranking.gallery), [name for query in judged for name in relevant[query]]
+    if wanted and _knows_gallery(ranking) and known.isdisjoint(wanted):
+        raise DataError(
+            f"the judgements name none of the gallery's {len(known)} images ("
+            f"{', '.join(ranking.gallery[:_NAMED])}, …), but {wanted[0]}, …: "
+            "give the judgements of this data set"
+        )
 
 
 def _refuse_unknown(names: list[str], what: str) -> None:
@@ -338,12 +415,7 @@ def _rows_of(array: np.ndarray, rows: np.ndarray, missing: float) -> np.ndarray:
     return taken
 
 
-def _ignored_names(truth: Truth, query: str) -> list[str]:
-    own = [query] if truth.one_set else []
-    return [*own, *truth.junk.get(query, ())]
-
-
-def _positions(names: list[str], position: Mapping[str, int]) -> np.ndarray:
+def _positions(names: Collection[str], position: Mapping[str, int]) -> np.ndarray:
     return np.array(sorted({position[n] for n in names if n in position}), dtype=np.int64)
 
 
@@ -361,9 +433,10 @@ def _without_ignored(
     positions = positions.copy()
     scores = None if scores is None else scores.copy()
     position = {name: i for i, name in enumerate(ranking.gallery)}
+    known: Collection[str] = truth.gallery if truth.relevant is None else position
     for i, query in enumerate(queries):
-        names = _ignored_names(truth, query)
-        missable[i] = len({name for name in names if name in truth.gallery})
+        names = ignored_names(truth, query)
+        missable[i] = len({name for name in names if name in known})
         kept = ~np.isin(positions[i], _positions(names, position))
         n = int(kept.sum())
         positions[i, :n], positions[i, n:] = positions[i, kept], -1
@@ -372,10 +445,17 @@ def _without_ignored(
     return positions, scores, missable
 
 
-def _hits(positions: np.ndarray, labels: list[str], gallery_labels: list[str | None]) -> np.ndarray:
+def _hits(positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Truth) -> np.ndarray:
+    if truth.relevant is not None:
+        at = {name: i for i, name in enumerate(ranking.gallery)}
+        rows = [_positions(truth.relevant[query], at) for query in queries]
+        found = [np.isin(row, right) for row, right in zip(positions, rows, strict=True)]
+        return np.stack(found) if found else np.zeros(positions.shape, dtype=bool)
+    labels = [str(truth.query[query]) for query in queries]
     code = {label: i for i, label in enumerate(sorted(set(labels)))}
     wanted = np.array([code[label] for label in labels])[:, None]
-    codes = np.array([code.get(label or "", -1) for label in gallery_labels] + [-1])
+    found_labels = [truth.gallery.get(name) for name in ranking.gallery]
+    codes = np.array([code.get(label or "", -1) for label in found_labels] + [-1])
     hits = np.empty(positions.shape, dtype=bool)
     for start in range(0, len(positions), _ROWS):
         part = slice(start, start + _ROWS)
@@ -383,10 +463,25 @@ def _hits(positions: np.ndarray, labels: list[str], gallery_labels: list[str | N
     return hits
 
 
-def _count_relevant(
-    ranking: Ranking, truth: Truth, queries: list[str], labels: list[str]
-) -> tuple[np.ndarray, int]:
+def _of_same_label(
+    truth: Truth, queries: Sequence[str], gallery: Sequence[str]
+) -> list[np.ndarray]:
+    """For each query the positions of the gallery images with its label."""
+    places: dict[str, list[int]] = {}
+    for position, name in enumerate(gallery):
+        label = truth.gallery.get(name)
+        if label is not None:
+            places.setdefault(label, []).append(position)
+    of_label = {label: np.array(found) for label, found in places.items()}
+    nothing = np.array([], dtype=np.int64)
+    return [of_label.get(truth.query.get(query) or "", nothing) for query in queries]
+
+
+def _count_relevant(ranking: Ranking, truth: Truth, queries: list[str]) -> tuple[np.ndarray, int]:
     """n_relevant (Q,), and how many of the gallery images that are known carry no label."""
+    if truth.relevant is not None:  # also those that the gallery lacks: TREC's R
+        counts = [len({*truth.relevant[q]} - {*ignored_names(truth, q)}) for q in queries]
+        return np.array(counts, dtype=np.int64), 0
     whole = list(truth.gallery) if truth.gallery_complete else ranking.gallery
     unlabelled = sum(truth.gallery.get(name) is None for name in whole)
     if not truth.gallery_complete and not _knows_gallery(ranking):

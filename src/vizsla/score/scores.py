@@ -23,6 +23,7 @@ from vizsla.score.summary import result_record as result_record  # a public name
 from vizsla.search.ranking import Ranking
 
 FORM = "scores/1"
+MISSING_RANKS = ("unknown", "wrong", "absent")
 UNLABELLED = "(none)"  # the slice of the queries that have no value in a column
 
 
@@ -148,13 +149,14 @@ class Scores:
         """(value, mean, queries) of the n values of a column with the lowest mean."""
         key = key or self.headline
         means = [(value, part.mean(key), len(part)) for value, part in self.by(column).items()]
-        known = [(value, mean, size) for value, mean, size in means if mean is not None]
+        known = [(v, mean, size) for v, mean, size in means if mean is not None and v != UNLABELLED]
         return sorted(known, key=lambda entry: (entry[1], entry[0]))[:n]
 
     def zero_classes(self) -> list[str]:
         """Classes none of whose queries has a hit in the first top_k."""
         key = f"top_k_accuracy@{self.top_k}"
-        return [label for label, part in self.by("label").items() if part.mean(key) == 0]
+        parts = self.by("label").items()
+        return [label for label, part in parts if label != UNLABELLED and part.mean(key) == 0]
 
     def confused(self, n: int = 10) -> list[tuple[str, str, int]]:
         """(label, label of the first image, queries) of the n most frequent wrong pairs."""
@@ -356,12 +358,13 @@ def evaluate(
       known, and max(ks) otherwise.
     full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
       the whole gallery, junk and self taken out: AP, MAP@R and the like from a shallow ranking.
-    missing_ranks: of a list that is shorter than others: "unknown" (no mean at that cut-off), or
-      "wrong" as a judge has it.
+    missing_ranks: behind a list's end: "unknown" (no mean at that cut-off); "wrong" as a judge has
+      it; or "absent" as trec_eval has it: wrong, and what a list lacks is never found, so that AP
+      and the like are known too.
     cluster: "label" or another column, to draw whole classes for the intervals.
     """
-    if missing_ranks not in ("unknown", "wrong"):
-        raise UsageError(f"missing_ranks={missing_ranks!r}: choose unknown or wrong")
+    if missing_ranks not in MISSING_RANKS:
+        raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
     judged = relevance(ranking, truth)
     if top_k is None:
         top_k = ranking.depth if judged.gallery_size is None else min(max(ks), ranking.depth)
@@ -371,9 +374,10 @@ def evaluate(
     if full_ranks is not None and len(full_ranks) != len(ranking):
         raise DataError(f"full_ranks holds {len(full_ranks)} rows for {len(ranking)} queries")
     seen = Seen.of(judged, full_ranks)
-    if missing_ranks == "wrong":
+    if missing_ranks != "unknown":
         deepest = np.full(len(judged), max(cutoffs[-1], seen.depth))
-        seen = dataclasses.replace(seen, lengths=deepest)
+        whole = seen.whole | (missing_ranks == "absent")
+        seen = dataclasses.replace(seen, lengths=deepest, whole=whole)
     columns: dict[str, list[str | None]] = {"label": list(judged.labels)}
     for name, values in truth.attributes.items():
         columns[name] = [values.get(query) for query in judged.queries]
