@@ -1,9 +1,13 @@
-"""What all tests share: the shared data where there is some, and small real pictures."""
+"""What all tests share: the shared data where there is some, small real pictures, a browser."""
 
+import csv
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -36,3 +40,65 @@ def paint(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with labels.csv: 4 classes by tint, of 6 training, 4 query, 6 gallery images.
+
+    One class has any of the others' tints. Tests read it only, or copy it.
+    """
+    folder = tmp_path_factory.mktemp("tinted") / "data"
+    dice = np.random.default_rng(0)
+    tints = {"red & <b>": (220, 60, 50), "green": (60, 190, 80), "blue": (60, 80, 220),
+             "any": (0, 0, 0)}  # fmt: skip
+    rows = []
+    for label, tint in tints.items():
+        for role, n in (("training", 6), ("query", 4), ("gallery", 6)):
+            for i in range(n):
+                name = f"{role[0]}-{label.split()[0]}-{i}.png"
+                below = f"training/{label}" if role == "training" else f"test/{role}"
+                path = folder / below / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shown = tint if label != "any" else list(tints.values())[dice.integers(3)]
+                pixels = np.array(shown) + dice.integers(-60, 60, (48, 56, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+                if role != "training":
+                    rows.append({"role": role, "file": name, "label": label})
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["role", "file", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+# ── the browser ──────────────────────────────────────────────────────────────────────────────────
+
+QUIET_BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium: the one that CHROMIUM names, or the machine's own.
+
+    Skips where there is none; with VIZSLA_REQUIRE_BROWSER=1 that is a failure.
+    """
+    names = (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"))
+    path = next((name for name in names if name and Path(name).exists()), None)
+    if path is None:
+        reason = "no Chromium: install it, or set CHROMIUM to its path"
+        if os.environ.get("VIZSLA_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=QUIET_BROWSER)
+        yield chromium
+        chromium.close()

@@ -1,8 +1,6 @@
-"""A small contest on a real server on loopback, and a browser where there is one."""
+"""A small contest on a real server on loopback."""
 
-import os
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -141,35 +139,3 @@ def open_contest(tmp_path: Path, serving: tuple[Switch, str]) -> Iterator[Callab
 @pytest.fixture
 def contest(open_contest: Callable[..., Contest]) -> Contest:
     return open_contest()
-
-
-# ── the browser ──────────────────────────────────────────────────────────────────────────────────
-
-QUIET_BROWSER = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Headless Chromium: the one that CHROMIUM names, or the machine's own.
-
-    Skips where there is none; with VIZSLA_REQUIRE_BROWSER=1 that is a failure.
-    """
-    names = (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"))
-    path = next((name for name in names if name and Path(name).exists()), None)
-    if path is None:
-        reason = "no Chromium: install it, or set CHROMIUM to its path"
-        if os.environ.get("VIZSLA_REQUIRE_BROWSER") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=QUIET_BROWSER)
-        yield chromium
-        chromium.close()

@@ -107,8 +107,8 @@ def draw_map(points: Sequence[Point], places: np.ndarray) -> str:
     )
     names = _names(points, places, classes) if len(classes) <= NAMED_CLASSES else ""
     return (
-        f'<svg class="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
-        f'aria-label="{escape(about)}">{"".join(marks)}{names}</svg>'
+        f'<svg class="plane" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
+        f'aria-label="{escape(about)}"><g class="marks">{"".join(marks)}</g>{names}</svg>'
     )
 
 
@@ -152,11 +152,14 @@ def _mark(i: int, point: Point, number: int, x: float, y: float) -> str:
 def _names(points: Sequence[Point], places: np.ndarray, classes: Sequence[str]) -> str:
     """Each class's name on the one of its points that is nearest to its middle."""
     labels = np.array([point.label or "" for point in points], dtype=object)
-    parts = []
+    taken: list[tuple[float, float, str]] = []
     for label in classes:
         own = places[labels == label]
         middle = own[np.abs(own - np.median(own, axis=0)).sum(axis=1).argmin()]
-        x, y = np.clip(middle[0], 70, WIDTH - 70), max(18.0, middle[1] - 10)
+        x, y = float(np.clip(middle[0], 90, WIDTH - 90)), max(24.0, float(middle[1]) - 10)
         text = label if len(label) <= 24 else label[:23] + "…"
-        parts.append(f'<text class="name" x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>')
+        while any(abs(x - a) < 8 * len(text + b) and abs(y - c) < 26 for a, c, b in taken):
+            y += 9  # below a name that stands there already
+        taken.append((x, y, text))
+    parts = [f'<text class="name" x="{x:.0f}" y="{y:.0f}">{escape(t)}</text>' for x, y, t in taken]
     return f'<g aria-hidden="true">{"".join(parts)}</g>'

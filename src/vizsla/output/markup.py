@@ -27,8 +27,9 @@ def table(
         + "</tr>"
         for row in rows
     )
+    kind = ' class="bars"' if bar >= 0 else ""
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

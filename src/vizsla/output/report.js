@@ -1,5 +1,5 @@
 // The map: the picture of the point that is nearest to the pointer, and one class picked out.
-const map = document.querySelector(".map");
+const map = document.querySelector(".plane");
 if (map) {
   document.body.classList.add("live");
   const seen = document.getElementById("seen");

@@ -12,7 +12,7 @@ from vizsla.score import metrics, summary
 from vizsla.score.relevance import Relevance, match_pairs
 from vizsla.score.scores import Figure, Scores
 
-MATRIX_CLASSES = 40  # a larger confusion matrix cannot be read
+MATRIX_CLASSES = 50  # a larger confusion matrix cannot be read
 SHOWN_CLASSES = 60  # of more classes the worst and the best are shown
 CURVE_DEPTH = 1000
 

@@ -32,7 +32,7 @@ def sheets_part(material: Material) -> str:
     known.sort()
     worst = known[:WORST]
     best = [entry for entry in reversed(known) if entry not in worst][:BEST]
-    title = scores.metrics[scores.headline].title
+    title = "AP" if scores.headline == "map" else scores.metrics[scores.headline].title
     body = ""
     for name, entries in (("Worst", worst), ("Best", best)):
         sheets = [_sheet(material, row, f"{title} {value:.3f}") for value, _, row, _ in entries]
@@ -110,7 +110,8 @@ def map_part(material: Material, projection: str) -> str:
     points = [own[i] for own, at in zip(everything, chosen, strict=True) for i in at]
     places = map2d.in_the_plane(np.concatenate(vectors), projection)
     drawn = map2d.draw_map(points, places).replace(
-        'class="map"', f'class="map" data-tile="{map2d.TILE}" data-columns="{map2d.TILE_COLUMNS}"'
+        'class="plane"',
+        f'class="plane" data-tile="{map2d.TILE}" data-columns="{map2d.TILE_COLUMNS}"',
     )
     tiles = map2d.draw_tiles(points, max_pixels=material.max_pixels)
     total = sum(map(len, everything))
