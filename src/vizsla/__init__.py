@@ -28,12 +28,15 @@ _HOME = {
     "draw_ranking": "output.figures",
     "embed": "model.inference",
     "evaluate": "score.scores",
+    "evaluate_embeddings": "score.embedded",
     "open_data": "data.imageset",
     "rank": "search.exact",
     "read_image": "data.images",
+    "read_qrels": "output.qrels",
     "read_submission": "output.submission",
     "run": "pipeline",
     "submit": "output.client",
+    "write_qrels": "output.qrels",
     "write_submission": "output.submission",
 }
 __all__ = ["__version__", *sorted(_HOME)]
@@ -69,10 +72,13 @@ if TYPE_CHECKING:
     from vizsla.model.inference import embed as embed
     from vizsla.output.client import submit as submit
     from vizsla.output.figures import draw_ranking as draw_ranking
+    from vizsla.output.qrels import read_qrels as read_qrels
+    from vizsla.output.qrels import write_qrels as write_qrels
     from vizsla.output.submission import read_submission as read_submission
     from vizsla.output.submission import write_submission as write_submission
     from vizsla.pipeline import RunConfig as RunConfig
     from vizsla.pipeline import run as run
+    from vizsla.score.embedded import evaluate_embeddings as evaluate_embeddings
     from vizsla.score.relevance import Truth as Truth
     from vizsla.score.scores import Scores as Scores
     from vizsla.score.scores import evaluate as evaluate

@@ -4,6 +4,7 @@ Stage after stage, each leaving its artefact in the run's folder, where the next
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import platform
@@ -38,8 +39,10 @@ from vizsla.model.training import TrainResult, training_compute
 from vizsla.output import html, material
 from vizsla.output.figures import draw_ranking, pick_queries
 from vizsla.output.submission import write_submission
+from vizsla.output.why import draw_why
 from vizsla.runs import Run, create_run, is_run, log_to, open_run
-from vizsla.score.relevance import Truth, relevant_and_ignored
+from vizsla.score.embedded import evaluate_ranked
+from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores, evaluate, result_record
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
@@ -392,15 +395,9 @@ def _evaluate(
     if truth is None:
         log.info("no labels are known: scores are null")
         return None
-    full_ranks = None
-    if ranking.depth < len(gallery):
-        relevant, ignored = relevant_and_ignored(truth, queries.ids, gallery.ids)
-        full_ranks = exact.relevant_ranks(
-            queries.vectors, gallery.vectors, relevant, ignored=ignored
-        )
     ks = sorted({1, 5, 10, config.top_k})
-    scores = evaluate(
-        ranking, truth, ks=ks, top_k=config.top_k, full_ranks=full_ranks, seed=config.seed
+    scores = evaluate_ranked(
+        ranking, truth, queries, gallery, ks=ks, top_k=config.top_k, seed=config.seed
     )
     scores.save(this.folder / "scores.json")
     return scores
@@ -461,9 +458,13 @@ def show(
     only_wrong: bool = False,
     random: int | None = None,
     seed: int = 0,
+    why: Embedder | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """A sheet for each query, or for those that were asked for; the paths of the PNGs."""
+    """A sheet for each query, or for those that were asked for; the paths of the PNGs.
+
+    why: the embedder behind the ranking, to draw which parts of the pictures it found alike.
+    """
     scores = None
     if truth is not None:
         scores = evaluate(ranking, truth, ks=[k])
@@ -472,7 +473,8 @@ def show(
     rows = pick_queries(
         len(ranking), **known, k=k, only_wrong=only_wrong, worst=worst, random=random, seed=seed
     )
-    return draw_ranking(
+    draw = draw_ranking if why is None else functools.partial(draw_why, embedder=why)
+    return draw(
         ranking, data.query.root, data.gallery.root, out,
         k=k, pick=rows, **judged, progress=progress,
     )  # fmt: skip

@@ -33,15 +33,7 @@ def read_table(path: str | Path) -> pa.Table:
     File names stay as they are written; all other cells are trimmed. DataError, with the line where
     there is one, for what is not a table or does not name files.
     """
-    path = Path(path)
-    if path.is_dir() or not path.exists():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {what}, expected a CSV, TSV, JSONL or Parquet file")
-    readers = {
-        ".parquet": _read_parquet, ".pq": _read_parquet,
-        ".jsonl": _read_jsonl, ".ndjson": _read_jsonl,
-    }  # fmt: skip
-    table = readers.get(path.suffix.lower(), _read_csv)(path)
+    table = read_rows(path)
     names = table.column_names
     key = next((name for name in FILE_COLUMNS if name in names), None)
     if key is None:
@@ -53,6 +45,19 @@ def read_table(path: str | Path) -> pa.Table:
     if nameless:
         raise DataError(f"{path}: row {nameless[0] + 1} below the header has no {key}")
     return table.rename_columns(["file" if name == key else name for name in names])
+
+
+def read_rows(path: str | Path) -> pa.Table:
+    """All columns as strings, whether or not one of them names files; an empty cell is null."""
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {what}, expected a CSV, TSV, JSONL or Parquet file")
+    readers = {
+        ".parquet": _read_parquet, ".pq": _read_parquet,
+        ".jsonl": _read_jsonl, ".ndjson": _read_jsonl,
+    }  # fmt: skip
+    return readers.get(path.suffix.lower(), _read_csv)(path)
 
 
 def read_text(path: str | Path) -> str:

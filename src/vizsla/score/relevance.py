@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from vizsla.data.imageset import ImageSet
+    from vizsla.model.embeddings import Embeddings
 
 _ROWS = 256  # queries judged at once: bounds the memory
 _CHECKED_DEPTH = 1000
@@ -80,8 +81,10 @@ class Truth:
         )
 
     @staticmethod
-    def from_sets(query: "ImageSet", gallery: "ImageSet", *, one_set: bool = False) -> "Truth":
-        """From two sets of images with labels; all the query's attributes can be sliced by."""
+    def from_sets(
+        query: "ImageSet | Embeddings", gallery: "ImageSet | Embeddings", *, one_set: bool = False
+    ) -> "Truth":
+        """From images or embeddings with labels; all the query's attributes can be sliced by."""
         table = query.attributes
         columns = [name for name in table.column_names if name != "label"]
         return Truth(

@@ -1,0 +1,116 @@
+"""Embeddings + truth → Scores over the whole gallery, however large it is.
+
+A ranking of a large gallery ends at some depth; the ranks behind it are counted, not sorted.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embeddings import Embeddings
+from vizsla.model.own import own_embeddings
+from vizsla.score.relevance import Truth, relevant_and_ignored
+from vizsla.score.scores import Scores, evaluate
+from vizsla.search import exact
+from vizsla.search.ranking import Ranking
+
+WHOLE = 20_000_000  # scores: above that a ranking is cut, and the ranks behind are counted
+DEPTH = 1000
+
+
+def evaluate_embeddings(
+    queries: Any,
+    gallery: Any = None,
+    query_labels: Any = None,
+    gallery_labels: Any = None,
+    *,
+    same_set: bool = False,
+    ks: Sequence[int] = (1, 5, 10),
+    device: str = "cpu",
+    **options: Any,
+) -> Scores:
+    """The scores of vectors of one's own: by cosine, exactly, over the whole gallery.
+
+    queries, gallery: NumPy arrays, torch tensors (anything with DLPack), .npy, .npz, .safetensors
+    or Parquet files, embeddings folders. The labels: arrays, lists or files; None where the
+    vectors' file holds them. same_set: `queries` alone, each searched for among the others.
+    options: of `evaluate`, such as cluster="label".
+    """
+    asked, searched = own_pair(queries, gallery, query_labels, gallery_labels, same_set=same_set)
+    ranking, truth = judged_ranking(asked, searched, ks=ks, same_set=same_set, device=device)
+    return evaluate_ranked(ranking, truth, asked, searched, device=device, ks=ks, **options)
+
+
+def own_pair(
+    queries: Any,
+    gallery: Any = None,
+    query_labels: Any = None,
+    gallery_labels: Any = None,
+    *,
+    same_set: bool = False,
+) -> tuple[Embeddings, Embeddings]:
+    """Both sides with labels; the same one twice for same_set. DataError where they do not fit."""
+    if same_set != (gallery is None):
+        raise UsageError(
+            "one set for queries and gallery is given as queries alone, with same_set (--same-set)"
+            if same_set
+            else "give the gallery's vectors too (--gallery), or same_set (--same-set) where "
+            "queries and gallery are one set"
+        )
+    if same_set and gallery_labels is not None:
+        raise UsageError("one set has one list of labels: give the query labels alone")
+    asked = _with_labels(queries, query_labels, "query")
+    if same_set:
+        return asked, asked
+    searched = _with_labels(gallery, gallery_labels, "gallery")
+    exact.comparable(asked.model_id, searched.model_id, asked.dim, searched.dim)
+    return asked, searched
+
+
+def judged_ranking(
+    queries: Embeddings,
+    gallery: Embeddings,
+    *,
+    ks: Sequence[int] = (),
+    same_set: bool = False,
+    device: str = "cpu",
+) -> tuple[Ranking, Truth]:
+    """The ranking, as deep as memory allows and at least to max(ks), and what its labels say."""
+    available = len(gallery) - (1 if same_set else 0)
+    if available < 1:
+        raise DataError(f"{len(gallery)} images: one set needs two or more to search among")
+    deep = len(queries) * len(gallery) <= WHOLE
+    depth = exact.default_depth(len(gallery)) if deep else max(DEPTH, *ks)
+    ranking = exact.rank(queries, gallery, min(depth, available), same_set=same_set, device=device)
+    return ranking, Truth.from_sets(queries, gallery, one_set=same_set)
+
+
+def evaluate_ranked(
+    ranking: Ranking,
+    truth: Truth,
+    queries: Embeddings,
+    gallery: Embeddings,
+    *,
+    device: str = "cpu",
+    **options: Any,
+) -> Scores:
+    """Scores over the whole gallery, however deep the ranking of these vectors is.
+
+    options: of `evaluate`.
+    """
+    full_ranks = None
+    if ranking.depth < len(gallery) - (1 if truth.one_set else 0):
+        relevant, ignored = relevant_and_ignored(truth, queries.ids, gallery.ids)
+        full_ranks = exact.relevant_ranks(
+            queries.vectors, gallery.vectors, relevant, ignored=ignored, device=device
+        )
+    return evaluate(ranking, truth, full_ranks=full_ranks, **options)
+
+
+def _with_labels(vectors: Any, labels: Any, role: str) -> Embeddings:
+    found = own_embeddings(vectors, labels, role=role)
+    if not found.labels or not any(found.labels):
+        raise DataError(
+            f"the {role} vectors come without labels: give {role} labels (--{role}-labels FILE)"
+        )
+    return found
