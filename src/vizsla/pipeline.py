@@ -649,11 +649,34 @@ def _means(result: RunResult, keys: Iterable[str]) -> list[float]:
     return [result.scores.mean(key) or 0.0 for key in keys]
 
 
+DEMO_TUNING = {
+    "finetune": "full",
+    "loss": "cross-entropy+0.5*supcon",
+    "augment": "light",
+    "epochs": 14,
+    "learning_rate": 2e-3,  # from scratch: all layers alike, and batch norms learn with them
+    "head_learning_rate": 2e-3,
+    "layer_decay": 1.0,
+    "batch_norm": "trained",
+    "validate_on": "seen-classes",
+    "query_domain": "photo",
+    "gallery_domain": "drawn",
+}
+
+
 def demo(folder: str | Path, *, seed: int = 0, progress: Progress | None = None) -> Demo:
-    """Generates a small cross-domain data set in `folder` and does the main job on it."""
+    """Generates a small cross-domain data set in `folder` and does the main job on it, twice:
+    with an untrained network, and after training it."""
     folder = Path(folder)
     make_demo(folder / "data", seed=seed)
-    config = RunConfig(
-        data=str(folder / "data"), model="tiny", weights="random", seed=seed, home=str(folder)
+    untrained = RunConfig(
+        data=str(folder / "data"),
+        model="tiny",
+        weights="random",
+        image_size=64,
+        seed=seed,
+        home=str(folder),
     )
-    return Demo(folder, {"untrained": run(config, progress)})
+    trained = dataclasses.replace(untrained, tuning=DEMO_TUNING)
+    rows = {"untrained": run(untrained, progress), "trained": run(trained, progress)}
+    return Demo(folder, rows)

@@ -222,8 +222,10 @@ class Loop:
                 micro_batch=self.maker.micro_batch,
                 seconds=round(seconds, 1),
             )
-        if progress:
-            progress(round(1000 * done), 1000)
+        if progress and self.config.seconds is None:
+            progress(self.step, self.config.steps)
+        elif progress and self.config.seconds:
+            progress(min(round(seconds), int(self.config.seconds)), int(self.config.seconds))
 
     # ── when the loss is no number ───────────────────────────────────────────────────────────────
 

@@ -263,7 +263,6 @@ class _Training:
         return self._finished(contest, kept)
 
     def _frozen(self) -> Contest:
-        self.progress("validating", 0, 1)
         before = self.clock.spent()
         contest = Contest(copy.deepcopy(self.embedder), self.validate)
         self.choice_seconds = self.clock.spent() - before
@@ -333,12 +332,12 @@ class _Training:
         base = self._with_projection(identity_or_pca(vectors, self.config.dim))
         entered = [(contest.frozen.value, base)]
         for i, name in enumerate(names):
-            self.progress("validating heads", i, len(names))
             head = self._with_projection(found[name])
             entered.append((contest.enter(name, head).value, head))
             for share in SHARES if name == "head" else ():
                 joined = self._with_projection(found[name].joined(share))
                 contest.enter(f"{name} + {share:g} frozen", joined)
+            self.progress("validating heads", i + 1, len(names))
         start_at = max(entered, key=lambda pair: pair[0])[1]
         projection = start_at.projection
         assert isinstance(projection, Projection)
