@@ -20,6 +20,7 @@ from vizsla.errors import UsageError, VizslaError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from vizsla.model.embedder import Embedder
     from vizsla.pipeline import RunResult
     from vizsla.score.relevance import Truth
     from vizsla.score.tables import Table
@@ -148,7 +149,7 @@ class _Progress:
             self.bar.update(self.tasks[stage], completed=done, rate=rate)
         elif not self.quiet and (now - self.last > 10 or done == total):
             self.last = now
-            left = (now - started) / done * (total - done)
+            left = (now - started) / max(done, 1) * (total - done)
             wait = f", {left:.0f} s left" if done < total and rate else ""
             typer.echo(f"{stage}: {done} of {total}{rate and ' at ' + rate}{wait}", err=True)
 
@@ -818,6 +819,13 @@ def show(
         bool, typer.Option("--only-wrong", help="Queries whose first result is wrong.")
     ] = False,
     random: Annotated[int | None, typer.Option("--random", min=1, help="N at random.")] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Heat maps of what made query and result alike.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="With --why, for a ranking that is no run: its embedder."),
+    ] = None,
     augmentations: Annotated[
         bool, typer.Option("--augmentations", help="Training pictures of each preset instead.")
     ] = False,
@@ -841,6 +849,7 @@ def show(
     from vizsla.runs import file_safe
 
     ranking = _read_ranking(source)
+    embedder = _embedder_behind(source, model) if why else None
     folders = open_data(data)
     known = bool(labels or labels_from or folders.labels_file)
     truth = _read_truth(ranking, labels, labels_from, data) if known else None
@@ -848,12 +857,24 @@ def show(
         paths = pipeline.show(
             ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
             k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed,
-            progress=lambda done, total: progress("drawing", done, total),
+            why=embedder, progress=lambda done, total: progress("drawing", done, total),
         )  # fmt: skip
     if as_json:
         _print_json([str(path) for path in paths])
     else:
         typer.echo(f"{len(paths)} figures in {paths[0].parent}" if paths else "no such queries")
+
+
+def _embedder_behind(source: Path, model: str | None) -> "Embedder":
+    """The embedder that made a ranking: the run's own, or the one that is named."""
+    from vizsla import pipeline
+    from vizsla.model.inference import resolve_compute
+    from vizsla.runs import is_run
+
+    if model is None and not is_run(source):
+        raise UsageError(f"--why needs the model behind {source}: give a run, or --model")
+    embedder = pipeline.load_embedder(model or str(source))
+    return embedder.to(resolve_compute().device)
 
 
 @app.command(epilog="Example: vizsla submit submissions/sub_resnet50_….json --group us --url URL")
