@@ -92,7 +92,7 @@ def test_green_and_red_where_the_truth_is_known_and_grey_elsewhere(
 
 
 def test_the_mark_tells_right_from_wrong_without_colour() -> None:
-    right, wrong = (figures._badge(correct, 40).getchannel("G") for correct in (True, False))
+    right, wrong = (figures.badge_of(correct, 40).getchannel("G") for correct in (True, False))
     white = [np.asarray(mark) > 200 for mark in (right, wrong)]
     assert (white[0] != white[1]).mean() > 0.03
 
@@ -154,7 +154,7 @@ def test_any_name_can_be_drawn(photos: tuple[Path, Path], tmp_path: Path, name: 
 
 
 def test_long_names_lose_their_middle() -> None:
-    font = figures._font(14)
+    font = figures.font_of(14)
     short = figures.shortened("a_long_name_of_a_picture_0001.jpg", font, 150)
     assert re.fullmatch(r"a_long.*….*01\.jpg", short)
     assert font.getlength(short) <= 150
@@ -172,16 +172,16 @@ def test_a_query_without_results(tmp_path: Path, photos: tuple[Path, Path]) -> N
 def test_the_notes_say_what_is_known() -> None:
     hits = np.array([False, False, True, True])
     results = [Picture(Path(), "", correct=bool(hit)) for hit in hits[:3]]
-    assert figures._notes("dog", hits, results, 0.25) == [
+    assert figures.notes_of("dog", hits, results, 0.25) == [
         "dog",
         "AP 0.250",
         "first correct at rank 3",
         "1 of 3 correct",
     ]
-    assert figures._notes(None, hits & False, results, float("nan")) == [
+    assert figures.notes_of(None, hits & False, results, float("nan")) == [
         "nothing correct among the first 4"
     ]
-    assert figures._notes(None, None, results, None) == []
+    assert figures.notes_of(None, None, results, None) == []
 
 
 def test_the_same_sheet_twice_is_the_same_file(photos: tuple[Path, Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from vizsla.output.markup import table
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42  # of the plot inside the drawing
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 42  # of the plot inside the drawing
 BINS = 40
 
 Points = Sequence[tuple[float, float]]

@@ -81,10 +81,10 @@ def draw_ranking(
         raise UsageError(f"k={k}: draw at least one image for each query")
     lengths = ranking.lengths
     rows = np.arange(len(ranking)) if pick is None else np.asarray(pick, dtype=np.int64)
-    truth = _truth(ranking, hits, judged)
+    truth = truth_of(ranking, hits, judged)
     query_root, gallery_root = Path(query_root), Path(gallery_root)
-    _require_some([ranking.queries[i] for i in rows], query_root, "query")
-    _require_some([name for i in rows for name in ranking.row(i)[:k]], gallery_root, "gallery")
+    require_some([ranking.queries[i] for i in rows], query_root, "query")
+    require_some([name for i in rows for name in ranking.row(i)[:k]], gallery_root, "gallery")
     names = sheet_names(ranking.queries)
     thumbnail = functools.lru_cache(CACHED_THUMBNAILS)(
         functools.partial(_thumbnail, max_pixels=max_pixels)
@@ -93,13 +93,13 @@ def draw_ranking(
     for i in rows:
         query = ranking.queries[i]
         label = (query_labels or {}).get(query)
-        results = _results(ranking, i, k, gallery_root, truth, gallery_labels or {})
+        results = results_of(ranking, i, k, gallery_root, truth, gallery_labels or {})
         row = None if truth is None else truth[i, : lengths[i]]
         known = None if row is None or not (row >= 0).any() else row > 0
-        notes = _notes(label, known, results, None if ap is None else float(ap[i]))
+        notes = notes_of(label, known, results, None if ap is None else float(ap[i]))
         path = Path(out_folder) / names[i]
-        sheet = compose(Picture(_below(query_root, query), query, label), results, notes, thumbnail)
-        _write_png(sheet, path)
+        sheet = compose(Picture(below(query_root, query), query, label), results, notes, thumbnail)
+        write_png(sheet, path)
         paths.append(path)
         if progress:
             progress(len(paths), len(rows))
@@ -154,7 +154,7 @@ def _badness(hits: np.ndarray, ap: np.ndarray | None) -> tuple[np.ndarray, ...]:
     return keys if ap is None else (*keys, np.nan_to_num(ap, nan=np.inf))
 
 
-def _truth(
+def truth_of(
     ranking: Ranking, hits: np.ndarray | None, judged: np.ndarray | None
 ) -> np.ndarray | None:
     """(Q, K) int8: 1 right, 0 wrong, -1 unknown."""
@@ -168,7 +168,7 @@ def _truth(
     return truth
 
 
-def _results(
+def results_of(
     ranking: Ranking,
     i: int,
     k: int,
@@ -181,11 +181,11 @@ def _results(
         score = None if ranking.scores is None else float(ranking.scores[i, rank])
         known = truth is not None and rank < truth.shape[1] and truth[i, rank] >= 0
         correct = bool(truth[i, rank]) if known and truth is not None else None
-        pictures.append(Picture(_below(root, name), name, labels.get(name), score, correct))
+        pictures.append(Picture(below(root, name), name, labels.get(name), score, correct))
     return pictures
 
 
-def _notes(
+def notes_of(
     label: str | None, hits: np.ndarray | None, results: Sequence[Picture], ap: float | None
 ) -> list[str]:
     """What stands below the title. hits: (K,) bool, None where the truth is unknown."""
@@ -202,15 +202,15 @@ def _notes(
     return notes
 
 
-def _below(root: Path, name: str) -> Path:
+def below(root: Path, name: str) -> Path:
     """A name that would lead out of the root leads nowhere: submissions come from others."""
     parts = PurePosixPath(name)
     outside = parts.is_absolute() or ".." in parts.parts or "\0" in name
     return root / "outside of this folder" / "-" if outside else root / name
 
 
-def _require_some(names: Sequence[str], root: Path, role: str) -> None:
-    if names and not any(_below(root, name).exists() for name in names):
+def require_some(names: Sequence[str], root: Path, role: str) -> None:
+    if names and not any(below(root, name).exists() for name in names):
         raise DataError(
             f"none of the {len(set(names))} {role} images is in {root} ({names[0]!r}, …): "
             "give the folder of the data set that was ranked"
@@ -263,7 +263,7 @@ def query_sheet(
     the two apart.
     """
     sheet = compose(query, results, notes, functools.partial(_thumbnail, max_pixels=max_pixels))
-    _write_png(sheet, Path(path))
+    write_png(sheet, Path(path))
 
 
 def compose(
@@ -283,15 +283,15 @@ def compose(
     width = left + columns * box + (columns - 1) * GAP + MARGIN
     sheet = Image.new("RGB", (width, top + height + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _draw_title(draw, query.name, notes, width - 2 * MARGIN)
+    draw_title(draw, query.name, notes, width - 2 * MARGIN)
     _draw_query(sheet, draw, query, (MARGIN, top, MARGIN + panel, top + height), thumbnail)
     if not results:
-        draw.text((left, top + 8), "no results", GREY, _font(15))
+        draw.text((left, top + 8), "no results", GREY, font_of(15))
     for i, picture in enumerate(results):
         x = left + i % columns * (box + GAP)
         y = top + i // columns * (cell + GAP)
         _draw_tile(sheet, draw, picture, (x, y), box, thumbnail)
-        _draw_caption(draw, picture, i + 1, (x, y + box + 8), box, small)
+        draw_caption(draw, picture, i + 1, (x, y + box + 8), box, small)
     return sheet
 
 
@@ -303,8 +303,8 @@ def _columns(k: int) -> int:
     return 8
 
 
-def _draw_title(draw: ImageDraw.ImageDraw, name: str, notes: Sequence[str], width: int) -> None:
-    bold, plain = _font(22, bold=True), _font(15)
+def draw_title(draw: ImageDraw.ImageDraw, name: str, notes: Sequence[str], width: int) -> None:
+    bold, plain = font_of(22, bold=True), font_of(15)
     draw.text((MARGIN, MARGIN - 6), shortened(name, bold, width), INK, bold)
     draw.text((MARGIN, MARGIN + 28), shortened("  ·  ".join(notes), plain, width), GREY, plain)
 
@@ -318,7 +318,7 @@ def _draw_query(
 ) -> None:
     draw.rectangle((panel[0], panel[1], panel[2] - 1, panel[3] - 1), PANEL)
     x, y = panel[0] + PANEL_PAD, panel[1] + PANEL_PAD
-    draw.text((x, y - 4), "QUERY", GREY, _font(12, bold=True))
+    draw.text((x, y - 4), "QUERY", GREY, font_of(12, bold=True))
     y += 20
     found = thumbnail(query.file, QUERY_BOX)
     if isinstance(found, str):
@@ -329,7 +329,7 @@ def _draw_query(
         sheet.paste(found, (x + (QUERY_BOX - found.width) // 2, y))
         y += found.height + 8
     caption = query.label or PurePosixPath(query.name).name
-    font = _font(15, bold=query.label is not None)
+    font = font_of(15, bold=query.label is not None)
     draw.text((x, y), shortened(caption, font, QUERY_BOX), INK, font)
 
 
@@ -355,27 +355,27 @@ def _draw_tile(
         sheet.paste(found, (x + (box - found.width) // 2, y + (box - found.height) // 2))
     draw.rectangle(square, outline=colour, width=border)
     if picture.correct is not None:
-        badge = _badge(picture.correct, max(20, box // 7))
+        badge = badge_of(picture.correct, max(20, box // 7))
         sheet.paste(badge, (x + border + 3, y + border + 3), badge)
 
 
 def _draw_reason(draw: ImageDraw.ImageDraw, reason: str, at: tuple[int, int], box: int) -> None:
     """Why there is no picture, in the middle of its tile."""
     size = 13 if box > 140 else 10
-    font = _font(size)
+    font = font_of(size)
     lines = ["no picture:", *_wrapped(reason, font, box - 20, box // (size + 4) - 3)]
     y = at[1] + (box - len(lines) * (size + 4)) // 2
     for i, line in enumerate(lines):
-        used = _font(size, bold=i == 0)
+        used = font_of(size, bold=i == 0)
         draw.text((at[0] + box // 2, y + i * (size + 4)), line, GREY, used, anchor="ma")
 
 
-def _draw_caption(
+def draw_caption(
     draw: ImageDraw.ImageDraw, picture: Picture, rank: int, at: tuple[int, int], box: int, size: int
 ) -> None:
     """Rank and score; the label where it is known; the file's name."""
     x, y = at
-    plain, bold = _font(size), _font(size, bold=True)
+    plain, bold = font_of(size), font_of(size, bold=True)
     draw.text((x, y), str(rank), INK, bold)
     if picture.score is not None and not math.isnan(picture.score):
         draw.text((x + box, y), f"{picture.score:.3f}", GREY, plain, anchor="ra")
@@ -387,14 +387,14 @@ def _draw_caption(
 
 
 @functools.cache
-def _badge(correct: bool, size: int) -> Image.Image:
+def badge_of(correct: bool, size: int) -> Image.Image:
     """✓ or ✗, white on a disc; drawn large and made small, so that its edge is smooth."""
     large = size * 4
     badge = Image.new("RGBA", (large, large), "#ffffff00")
     draw = ImageDraw.Draw(badge)
     draw.ellipse((0, 0, large - 1, large - 1), "white")
     draw.ellipse((6, 6, large - 7, large - 7), RIGHT if correct else WRONG)
-    font = _font(int(large * 0.62), bold=True)
+    font = font_of(int(large * 0.62), bold=True)
     draw.text((large / 2, large / 2), "✓" if correct else "✗", "white", font, anchor="mm")
     return badge.resize((size, size), Image.Resampling.LANCZOS)
 
@@ -413,14 +413,14 @@ def _thumbnail(file: Path, box: int, *, max_pixels: int = MAX_PIXELS) -> Image.I
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
-def _write_png(image: Image.Image, path: Path) -> None:
+def write_png(image: Image.Image, path: Path) -> None:
     data = io.BytesIO()
     image.save(data, "PNG", compress_level=4)
     storage.write_bytes(path, data.getvalue())
 
 
 @functools.cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
