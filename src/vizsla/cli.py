@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from vizsla.model.embedder import Embedder
     from vizsla.pipeline import RunResult
-    from vizsla.score.relevance import Truth
+    from vizsla.score.calibration import Calibration
+    from vizsla.score.relevance import Relevance, Truth
+    from vizsla.score.scores import Scores
     from vizsla.score.tables import Table
     from vizsla.search.ranking import Ranking
 
@@ -197,6 +199,10 @@ MaxPixels = Annotated[
 Home = Annotated[
     Path,
     typer.Option("--home", help="Holds results/, submissions/, visualizations/, runs/."),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Draw whole classes (label, or a column) for the intervals."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
 Quiet = Annotated[
@@ -610,16 +616,89 @@ def _read_ranking(path: Path) -> "Ranking":
 
 @app.command(epilog="Example: vizsla evaluate submission.json --labels-from '{label}_{n}' -k 10")
 def evaluate(
-    source: Annotated[Path, typer.Argument(help="A ranking, a submission or a run's folder.")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="A ranking, a submission, a TREC run or a run's folder."),
+    ] = None,
     labels: Labels = None,
     labels_from: LabelsFrom = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="The data folder: tells the whole gallery, finds labels.csv."),
     ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="TREC judgements in place of labels.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries",
+            help="Vectors instead of a ranking: .npy, .npz, .safetensors, Parquet, a folder.",
+        ),
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option("--gallery", help="The gallery's vectors.")
+    ] = None,
+    query_labels: Annotated[
+        Path | None,
+        typer.Option("--query-labels", help=".npy, CSV with a column label, or one a line."),
+    ] = None,
+    gallery_labels: Annotated[
+        Path | None, typer.Option("--gallery-labels", help="The same for the gallery.")
+    ] = None,
+    same_set: Annotated[
+        bool, typer.Option("--same-set", help="Queries and gallery are one set: leave self out.")
+    ] = False,
     top_k: Annotated[
         str, typer.Option("-k", "--top-k", help="Cut-offs, such as 1,5,10.")
     ] = "1,5,10",
+    missing_ranks: Annotated[
+        str,
+        typer.Option(
+            "--missing-ranks",
+            help="Behind a list's end: unknown; wrong; or absent, as trec_eval has it.",
+        ),
+    ] = "unknown",
+    cluster: Cluster = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", help="Slices by label, group, domain, any column. Repeatable."),
+    ] = None,
+    worst: Annotated[
+        int | None,
+        typer.Option(
+            "--worst", min=1, help="The N worst classes (or slices), most confused pairs."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="AUC, thresholds, and the score that can be trusted."),
+    ] = False,
+    sure: Annotated[
+        float, typer.Option("--sure", help="How often a match above that score is right.")
+    ] = 0.95,
+    training: Annotated[
+        Path | None,
+        typer.Option("--training", help="Embeddings of labelled training images to calibrate on."),
+    ] = None,
+    validate_on: ValidateOn = None,
+    per_query: Annotated[
+        Path | None, typer.Option("--per-query", help="Every query's values: .csv or .parquet.")
+    ] = None,
+    curve: Annotated[
+        Path | None, typer.Option("--curve", help="Draw recall by cut-off (PNG).")
+    ] = None,
+    bars: Annotated[Path | None, typer.Option("--bars", help="Draw the classes (PNG).")] = None,
+    histogram: Annotated[
+        Path | None, typer.Option("--histogram", help="Draw scores of right and wrong (PNG).")
+    ] = None,
+    write_run: Annotated[
+        Path | None, typer.Option("--write-run", help="The ranking as a TREC run.")
+    ] = None,
+    write_qrels: Annotated[
+        Path | None, typer.Option("--write-qrels", help="The truth as TREC judgements.")
+    ] = None,
+    device: Device = "cpu",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Also write all of it there (JSON).")
     ] = None,
@@ -627,42 +706,187 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ranking or submission + truth → scores, with intervals."""
+    """Ranking, submission or vectors + truth → scores, with intervals."""
     from vizsla import storage
+    from vizsla.output import evaluation
+    from vizsla.output import qrels as trec
+    from vizsla.score.relevance import relevance
+    from vizsla.score.slices import write_queries
+
+    if (source is None) == (queries is None):
+        raise UsageError("give either a ranking, submission or run, or --queries with vectors")
+    if (training or validate_on) and not calibrate:
+        raise UsageError("--training and --validate-on are options of --calibrate: give it too")
+    told = _Truth(labels, labels_from, data, qrels, query_labels, gallery_labels, same_set)
+    options = {"ks": _comma_ints(top_k), "missing_ranks": missing_ranks, "cluster": cluster}
+    if queries is not None:
+        ranking, truth, scores = _evaluate_vectors(queries, gallery, told, device, options)
+    else:
+        assert source is not None
+        ranking, truth, scores = _evaluate_ranking(source, told, options)
+    judged = relevance(ranking, truth) if calibrate or curve or histogram else None
+    calibration, applied = None, ""
+    if calibrate and judged is not None:
+        calibration, elsewhere = _calibrated(
+            source or queries, ranking, judged, told, sure, training, validate_on, quiet
+        )
+        applied = calibration.applied(judged) if elsewhere else ""
+    found = evaluation.detailed(
+        scores, by=by or (), worst=worst, calibration=calibration, applied=applied
+    )
+    if out:
+        storage.write_json(out, found.to_dict())
+    if per_query:
+        write_queries(scores, per_query)
+    if curve and judged is not None:
+        evaluation.draw_curve(curve, judged)
+    if bars:
+        evaluation.draw_bars(bars, scores)
+    if histogram and judged is not None:
+        evaluation.draw_histogram(histogram, judged, calibration)
+    if write_run:
+        trec.write_run(ranking, truth, write_run)
+    if write_qrels:
+        trec.write_qrels(trec.grades_of(ranking, truth), write_qrels)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        typer.echo(found.text())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Truth:
+    """What the options say of the truth."""
+
+    labels: Path | None = None
+    labels_from: str | None = None
+    data: Path | None = None
+    qrels: Path | None = None
+    query_labels: Path | None = None
+    gallery_labels: Path | None = None
+    same_set: bool = False
+
+    @property
+    def given(self) -> bool:
+        return bool(self.labels or self.labels_from or self.data or self.qrels)
+
+
+def _evaluate_vectors(
+    queries: Path, gallery: Path | None, told: _Truth, device: str, options: dict[str, Any]
+) -> "tuple[Ranking, Truth, Scores]":
+    from vizsla.model.inference import resolve_compute
+    from vizsla.score.embedded import evaluate_ranked, own_pair, ranked, truth_of
+
+    if told.labels_from or told.data:
+        raise UsageError("vectors take --query-labels and --gallery-labels, --labels or --qrels")
+    query_labels = told.query_labels or told.labels
+    gallery_labels = told.gallery_labels or (None if told.same_set else told.labels)
+    device = resolve_compute(device=device).device
+    asked, searched = own_pair(
+        queries, gallery, query_labels, gallery_labels, same_set=told.same_set
+    )
+    grades = _read_grades(told.qrels) if told.qrels else None
+    truth = truth_of(asked, searched, grades, told.same_set)
+    ranking = ranked(asked, searched, ks=options["ks"], same_set=told.same_set, device=device)
+    return (
+        ranking,
+        truth,
+        evaluate_ranked(ranking, truth, asked, searched, device=device, **options),
+    )
+
+
+def _evaluate_ranking(
+    source: Path, told: _Truth, options: dict[str, Any]
+) -> "tuple[Ranking, Truth, Scores]":
+    """A run without any word on the truth has its own."""
+    from vizsla.runs import is_run
     from vizsla.score.scores import evaluate as score
 
+    if told.query_labels or told.gallery_labels:
+        raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
+    if is_run(source) and not told.given:
+        from vizsla import pipeline
+
+        return pipeline.judge_run(source, **options)
     ranking = _read_ranking(source)
-    truth = _read_truth(ranking, labels, labels_from, data)
-    scores = score(ranking, truth, ks=_comma_ints(top_k))
-    if out:
-        storage.write_json(out, scores.to_dict())
-    if as_json:
-        _print_json(scores.to_dict())
-    else:
-        typer.echo(scores.text())
+    truth = _read_truth(ranking, told)
+    if is_run(source) and ranking.depth < (ranking.gallery_size or 0):
+        from vizsla import pipeline
+
+        return pipeline.rescore(source, truth, **options)
+    return ranking, truth, score(ranking, truth, **options)
 
 
-def _read_truth(
-    ranking: "Ranking", labels: Path | None, labels_from: str | None, data: Path | None
-) -> "Truth":
-    """From --labels, --labels-from, or the labels file in --data."""
+def _calibrated(
+    source: Path | None,
+    ranking: "Ranking",
+    judged: "Relevance",
+    told: _Truth,
+    sure: float,
+    training: Path | None,
+    validate_on: str | None,
+    quiet: bool,
+) -> "tuple[Calibration, bool]":
+    """The cut-off, and whether it was learned on other queries than those that are judged."""
+    from vizsla.runs import is_run
+    from vizsla.score.calibration import calibrate
+
+    if training is not None:
+        from vizsla.data.imageset import open_data
+        from vizsla.model.embeddings import Embeddings
+        from vizsla.score.calibration import calibrate_on_training
+        from vizsla.tuning import target_of
+
+        folders = open_data(told.data) if told.data else None
+        target = target_of(folders.query, folders.gallery) if folders else None
+        learned = calibrate_on_training(
+            Embeddings.open(training), target=target, validate_on=validate_on or "new-classes",
+            precision=sure, source=training, model_id=ranking.origin.get("model_id"),
+        )  # fmt: skip
+        return learned, True
+    if source is not None and is_run(source) and not told.given:
+        from vizsla import pipeline
+
+        with _Progress(quiet) as progress:
+            learned = pipeline.calibrate_run(
+                source, precision=sure, validate_on=validate_on, progress=progress
+            )
+        return learned, True
+    words = f"the {len(judged)} queries of {source} (this must be a validation part: a cut-off "
+    words += "learned on the test part looks better than it is)"
+    return calibrate(judged, precision=sure, learned_on=words), False
+
+
+def _read_grades(path: Path) -> "dict[str, dict[str, int]]":
+    from vizsla.output.qrels import read_qrels
+
+    return read_qrels(path)
+
+
+def _read_truth(ranking: "Ranking", told: _Truth) -> "Truth":
+    """From --qrels, --labels, --labels-from, or the labels file in --data."""
     from vizsla.data.imageset import open_data
     from vizsla.score.relevance import Truth
 
-    if labels and labels_from:
+    if told.labels and told.labels_from:
         raise UsageError("--labels and --labels-from exclude each other: give one")
-    folders = open_data(data) if data else None
-    if labels_from:
-        return Truth.from_pattern(
-            ranking, labels_from, gallery=folders.gallery.ids if folders else None
-        )
-    file = labels or (folders.labels_file if folders else None)
-    if file is None:
+    folders = open_data(told.data) if told.data else None
+    file = told.labels or (folders.labels_file if folders else None)
+    one_set = told.same_set or bool(ranking.origin.get("same_set"))
+    labels = None
+    if told.labels_from:
+        known = folders.gallery.ids if folders else None
+        labels = Truth.from_pattern(ranking, told.labels_from, gallery=known, one_set=one_set)
+    elif file is not None:
+        labels = Truth.from_file(file, one_set=one_set)
+    if told.qrels is not None:
+        return Truth.from_grades(_read_grades(told.qrels), labels=labels, one_set=one_set)
+    if labels is None:
         raise UsageError(
-            "the truth is needed: --labels FILE, --labels-from '{label}_{n}', "
+            "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "
             "or --data DATA with a labels.csv in it"
         )
-    return Truth.from_file(file)
+    return labels
 
 
 @app.command(epilog="Example: vizsla compare results")
@@ -680,6 +904,10 @@ def compare(
     data: Annotated[
         Path | None, typer.Option("--data", help="The data folder of rankings to compare.")
     ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="TREC judgements of rankings to compare.")
+    ] = None,
+    cluster: Cluster = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write a CSV file.")] = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", help="Also write a Markdown file.")
@@ -698,8 +926,9 @@ def compare(
     from vizsla.runs import is_run
     from vizsla.score import compare, tables
 
-    if labels or labels_from or data or all(is_run(source) for source in sources):
-        table, page, content = _compare_pairs(sources, labels, labels_from, data)
+    told = _Truth(labels, labels_from, data, qrels)
+    if told.given or all(is_run(source) for source in sources):
+        table, page, content = _compare_pairs(sources, told, cluster)
         alarms: list[str] = []
         notes: list[str] = []
     else:
@@ -724,7 +953,7 @@ def compare(
 
 
 def _compare_pairs(
-    sources: list[Path], labels: Path | None, labels_from: str | None, data: Path | None
+    sources: list[Path], told: _Truth, cluster: str | None
 ) -> tuple["Table", str, Any]:
     from vizsla.score.paired import compare_systems, differences_table
     from vizsla.score.scores import Scores, evaluate
@@ -732,14 +961,14 @@ def _compare_pairs(
 
     systems = {}
     for source in sources:
-        if labels or labels_from or data:
+        if told.given:
             ranking = _read_ranking(source)
-            scores = evaluate(ranking, _read_truth(ranking, labels, labels_from, data))
+            scores = evaluate(ranking, _read_truth(ranking, told))
         else:
             scores = Scores.load(source / "scores.json")
         name = source.name if source.name not in systems else str(source)
         systems[name] = scores
-    table = differences_table(compare_systems(systems))
+    table = differences_table(compare_systems(systems, cluster=cluster))
     return table, to_html("Systems compared", [Section("Differences", table)]), table.records()
 
 
@@ -852,7 +1081,7 @@ def show(
     embedder = _embedder_behind(source, model) if why else None
     folders = open_data(data)
     known = bool(labels or labels_from or folders.labels_file)
-    truth = _read_truth(ranking, labels, labels_from, data) if known else None
+    truth = _read_truth(ranking, _Truth(labels, labels_from, data)) if known else None
     with _Progress(quiet) as progress:
         paths = pipeline.show(
             ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),

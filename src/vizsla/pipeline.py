@@ -34,19 +34,21 @@ from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import MAX_PIXELS, Compute, embed, fingerprint, resolve_compute
-from vizsla.model.microbatch import open_processes
+from vizsla.model.microbatch import Processes, open_processes
+from vizsla.model.shared import key_of, lent
 from vizsla.model.training import TrainResult, training_compute
 from vizsla.output import html, material
 from vizsla.output.figures import draw_ranking, pick_queries
 from vizsla.output.submission import write_submission
 from vizsla.output.why import draw_why
 from vizsla.runs import Run, create_run, is_run, log_to, open_run
+from vizsla.score.calibration import Calibration, calibrate_on_split
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores, evaluate, result_record
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
-from vizsla.tuning import TuneConfig, target_of, training_part, tune
+from vizsla.tuning import TuneConfig, held_out, target_of, training_part, tune
 
 log = logging.getLogger("vizsla.run")
 
@@ -76,6 +78,7 @@ class RunConfig:
     figures: int = 20  # 0: none, -1: one for every query
     home: str = "."
     tuning: dict[str, Any] | None = None  # options of TuneConfig; None: run frozen
+    cache: str | None = None  # a folder of embeddings that runs share; None: each makes its own
 
 
 @dataclass(frozen=True)
@@ -168,15 +171,10 @@ def train(
         image_size=config.image_size,
         seed=config.seed,
     )
-    result = tune(
-        training_part(images, config.data),
-        embedder,
-        tune_config(config, config.tuning or {}),
-        out,
-        target=target,
+    result = _tuned(
+        training_part(images, config.data), embedder, Path(out), target, config, progress,
         processes=processes,
-        progress=progress,
-    )
+    )  # fmt: skip
     return result if processes.rank == 0 else None
 
 
@@ -313,14 +311,30 @@ def _tune(
         return None
     images = training_part(data.training, config.data)
     gallery_labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
-    return tune(
-        images,
-        embedder,
-        tune_config(config, config.tuning),
-        this.folder / "training",
-        target=target_of(data.query, data.gallery, gallery_labels),
-        progress=progress,
-    )
+    target = target_of(data.query, data.gallery, gallery_labels)
+    return _tuned(images, embedder, this.folder / "training", target, config, progress)
+
+
+def _tuned(
+    images: ImageSet,
+    embedder: Embedder,
+    out: Path,
+    target: Target | None,
+    config: RunConfig,
+    progress: Progress | None,
+    *,
+    processes: Processes | None = None,
+) -> TrainResult:
+    """Other trainings with the same images held out lend the vectors of the frozen model."""
+    chosen = tune_config(config, config.tuning or {})
+    splitting = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
+    splitting["train"], splitting["target"] = chosen.train.seed, target and str(target)
+    compute = training_compute(chosen.train)
+    key = key_of(embedder, images, compute, **splitting) if config.cache else ""
+    with lent(out / "features", config.cache, key):
+        return tune(
+            images, embedder, chosen, out, target=target, processes=processes, progress=progress
+        )
 
 
 def tune_config(config: RunConfig, options: dict[str, Any]) -> TuneConfig:
@@ -350,9 +364,11 @@ def _embed(
             progress(f"embedding {role}", done, total)
 
     folder = this.folder / "embeddings" / role
-    return embed(
-        images, embedder, folder, compute=compute, max_pixels=config.max_pixels, progress=report
-    )
+    key = key_of(embedder, images, compute) if config.cache else ""
+    with lent(folder, config.cache, key):
+        return embed(
+            images, embedder, folder, compute=compute, max_pixels=config.max_pixels, progress=report
+        )
 
 
 def _search_device(compute: Compute) -> str:
@@ -493,6 +509,63 @@ def report(
     return Path(out)
 
 
+def judge_run(folder: str | Path, **options: Any) -> tuple[Ranking, Truth, Scores]:
+    """A run's ranking, its truth, and its scores with other options of `evaluate`."""
+    config = again(folder)
+    truth = _truth(config, _read_data(config))
+    if truth is None:
+        raise DataError(
+            f"{folder} has no scores, since no labels were known: give --labels, --labels-from, "
+            "--qrels or --data DATA with a labels.csv in it"
+        )
+    return rescore(folder, truth, **options)
+
+
+def rescore(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, Truth, Scores]:
+    """The same by another truth; a ranking that ends early is completed from the embeddings."""
+    ranking = Ranking.load(Path(folder) / "ranking.parquet")
+    parts = (Embeddings.open(Path(folder) / "embeddings" / role) for role in ("query", "gallery"))
+    return ranking, truth, evaluate_ranked(ranking, truth, *parts, **options)
+
+
+def calibrate_run(
+    folder: str | Path,
+    *,
+    precision: float = 0.95,
+    validate_on: str | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """The cut-off of a run, learned on a validation part of its training images.
+
+    A tuned run uses the images that its training held out: others the model has seen. The vectors
+    go into the run's folder, so that a second time costs nothing.
+    """
+    config = again(folder)
+    data = _read_data(config)
+    truth = _truth(config, data)
+    tuning = tune_config(config, config.tuning or {})
+    if config.tuning is not None and validate_on not in (None, tuning.validate_on):
+        raise UsageError(
+            f"{folder} was tuned with {tuning.validate_on} held out, and has seen all else: "
+            f"leave out --validate-on {validate_on}"
+        )
+    images = training_part(data.training, config.data)
+    labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
+    tuning = dataclasses.replace(tuning, validate_on=validate_on or tuning.validate_on)
+    parts = held_out(images, tuning, target_of(data.query, data.gallery, labels))
+    compute = resolve_compute(
+        device=config.device, precision=config.precision, batch_size=config.batch_size,
+        workers=config.workers,
+    )  # fmt: skip
+    vectors = _embed(
+        images.subset(parts.held_out), f"validation-{tuning.validate_on}",
+        Embedder.load(Path(folder) / "embedder"), open_run(folder), config, compute, progress,
+    )  # fmt: skip
+    return calibrate_on_split(
+        vectors, images, parts, precision=precision, source=f"{config.data}/training"
+    )
+
+
 def pick_rows(judged: dict[str, Any], n: int, figures: int, seed: int) -> np.ndarray:
     """Half of `figures` the worst, half at random; -1: all rows."""
     if figures < 0 or figures >= n:
@@ -573,6 +646,7 @@ def _resolved(config: RunConfig, embedder: Embedder, compute: Compute) -> dict[s
         labels=absolute(config.labels),
         exclude=absolute(config.exclude),
         home=str(Path(config.home).absolute()),
+        cache=None,  # whoever repeats this run need not have it
         device=compute.device,
         precision=compute.precision,
         workers=compute.workers,

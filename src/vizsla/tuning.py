@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import DRAWS, SHARE, Target, split
+from vizsla.data.splits import DRAWS, SHARE, Split, Target, split
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.loop import Clock
@@ -72,16 +72,7 @@ def tune(
     target: the test part, as far as it is known, for validation to imitate.
     """
     clock = Clock(config.train.budget)
-    parts = split(
-        images,
-        config.validate_on,
-        target=target,
-        query_domain=config.query_domain,
-        gallery_domain=config.gallery_domain,
-        draws=config.draws,
-        share=config.share,
-        seed=config.train.seed,
-    )
+    parts = held_out(images, config, target)
     log.info(
         "training on %d images; %d held out (%s), %d draws of %d queries and %d gallery images",
         len(parts.training), len(parts.held_out), config.validate_on, len(parts.draws),
@@ -104,6 +95,20 @@ def tune(
         clock=clock,
         processes=processes,
         progress=progress,
+    )
+
+
+def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Split:
+    """What training holds out for validation; the same for the same images and settings."""
+    return split(
+        images,
+        config.validate_on,
+        target=target,
+        query_domain=config.query_domain,
+        gallery_domain=config.gallery_domain,
+        draws=config.draws,
+        share=config.share,
+        seed=config.train.seed,
     )
 
 

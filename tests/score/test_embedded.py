@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DataError, match="8 dimensions, the gallery 3"):
         own_pair(QUERY, GALLERY[:, :3], QUERY_LABELS, GALLERY_LABELS)
     with pytest.raises(DataError, match="gallery vectors come without labels"):
-        own_pair(QUERY, GALLERY, QUERY_LABELS)
+        evaluate_embeddings(QUERY, GALLERY, QUERY_LABELS)
     with pytest.raises(UsageError, match="--gallery"):
         own_pair(QUERY, query_labels=QUERY_LABELS)
     with pytest.raises(UsageError, match="queries alone"):

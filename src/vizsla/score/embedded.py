@@ -3,7 +3,7 @@
 A ranking of a large gallery ends at some depth; the ranks behind it are counted, not sorted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vizsla.errors import DataError, UsageError
@@ -37,7 +37,8 @@ def evaluate_embeddings(
     options: of `evaluate`, such as cluster="label".
     """
     asked, searched = own_pair(queries, gallery, query_labels, gallery_labels, same_set=same_set)
-    ranking, truth = judged_ranking(asked, searched, ks=ks, same_set=same_set, device=device)
+    truth = truth_of(asked, searched, None, same_set)
+    ranking = ranked(asked, searched, ks=ks, same_set=same_set, device=device)
     return evaluate_ranked(ranking, truth, asked, searched, device=device, ks=ks, **options)
 
 
@@ -49,7 +50,7 @@ def own_pair(
     *,
     same_set: bool = False,
 ) -> tuple[Embeddings, Embeddings]:
-    """Both sides with labels; the same one twice for same_set. DataError where they do not fit."""
+    """Both sides; the same one twice for same_set. DataError where they cannot be compared."""
     if same_set != (gallery is None):
         raise UsageError(
             "one set for queries and gallery is given as queries alone, with same_set (--same-set)"
@@ -59,30 +60,48 @@ def own_pair(
         )
     if same_set and gallery_labels is not None:
         raise UsageError("one set has one list of labels: give the query labels alone")
-    asked = _with_labels(queries, query_labels, "query")
+    asked = own_embeddings(queries, query_labels, role="query")
     if same_set:
         return asked, asked
-    searched = _with_labels(gallery, gallery_labels, "gallery")
+    searched = own_embeddings(gallery, gallery_labels, role="gallery")
     exact.comparable(asked.model_id, searched.model_id, asked.dim, searched.dim)
     return asked, searched
 
 
-def judged_ranking(
+def truth_of(
+    queries: Embeddings,
+    gallery: Embeddings,
+    grades: Mapping[str, Mapping[str, int]] | None = None,
+    same_set: bool = False,
+) -> Truth:
+    """By the labels of both, or by judgements (then labels only slice)."""
+    labelled = [bool(side.labels and any(side.labels)) for side in (queries, gallery)]
+    labels = Truth.from_sets(queries, gallery, one_set=same_set) if all(labelled) else None
+    if grades is not None:
+        return Truth.from_grades(grades, labels=labels, one_set=same_set)
+    if labels is None:
+        role = "gallery" if labelled[0] else "query"
+        raise DataError(
+            f"the {role} vectors come without labels: give {role} labels (--{role}-labels FILE)"
+        )
+    return labels
+
+
+def ranked(
     queries: Embeddings,
     gallery: Embeddings,
     *,
     ks: Sequence[int] = (),
     same_set: bool = False,
     device: str = "cpu",
-) -> tuple[Ranking, Truth]:
-    """The ranking, as deep as memory allows and at least to max(ks), and what its labels say."""
+) -> Ranking:
+    """The ranking, as deep as memory allows and at least to max(ks)."""
     available = len(gallery) - (1 if same_set else 0)
     if available < 1:
-        raise DataError(f"{len(gallery)} images: one set needs two or more to search among")
+        raise DataError(f"{len(gallery)} image: one set needs two or more to search among")
     deep = len(queries) * len(gallery) <= WHOLE
     depth = exact.default_depth(len(gallery)) if deep else max(DEPTH, *ks)
-    ranking = exact.rank(queries, gallery, min(depth, available), same_set=same_set, device=device)
-    return ranking, Truth.from_sets(queries, gallery, one_set=same_set)
+    return exact.rank(queries, gallery, min(depth, available), same_set=same_set, device=device)
 
 
 def evaluate_ranked(
@@ -105,12 +124,3 @@ def evaluate_ranked(
             queries.vectors, gallery.vectors, relevant, ignored=ignored, device=device
         )
     return evaluate(ranking, truth, full_ranks=full_ranks, **options)
-
-
-def _with_labels(vectors: Any, labels: Any, role: str) -> Embeddings:
-    found = own_embeddings(vectors, labels, role=role)
-    if not found.labels or not any(found.labels):
-        raise DataError(
-            f"the {role} vectors come without labels: give {role} labels (--{role}-labels FILE)"
-        )
-    return found
