@@ -15,10 +15,11 @@ TORCH = {
     "model/backbones.py", "model/networks.py", "model/weights.py", "model/pooling.py",
     "model/projection.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
-    "model/inference.py", "search/exact.py",
+    "model/inference.py", "model/shared.py", "search/exact.py",
     # the parts of training
     "model/checkpoint.py", "model/choice.py", "model/heads.py", "model/held.py", "model/loop.py",
-    "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/silence.py",
+    "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/settings.py",
+    "model/silence.py",
     "model/trainlog.py",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "lightning", "pytorch_metric_learning"}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vizsla.score.scores import Scores
     from vizsla.score.tables import Table
     from vizsla.search.ranking import Ranking
+    from vizsla.sweep import SweepResult
 
 app = typer.Typer(
     name="vizsla",
@@ -467,6 +468,96 @@ def train(
         _print_json({**result.record(), "embedder": str(out / "embedder"), "log": str(out)})
     else:
         typer.echo(result.text())
+
+
+@app.command(
+    epilog="Example: vizsla sweep data --model resnet50 --pooling gap,gem --finetune none,head"
+)
+def sweep(
+    data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Repeatable. [default: dinov2-s14]")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="One for all models, or one for each.")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option("--pooling", help="With commas. [default: each model's]")
+    ] = None,
+    finetune: Annotated[str, typer.Option("--finetune", help="With commas.")] = "none",
+    loss: Annotated[
+        list[str] | None, typer.Option("--loss", help="Repeatable. [default: the training's]")
+    ] = None,
+    trials: Annotated[
+        int,
+        typer.Option("--trials", min=0, help="Search rates and losses instead; an extra."),
+    ] = 0,
+    image_size: ImageSize = None,
+    top_k: TopK = 10,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    max_pixels: MaxPixels = 100_000_000,
+    follow_links: FollowLinks = False,
+    figures: Annotated[int, typer.Option("--figures", min=-1, help="Sheets of each run.")] = 0,
+    home: Home = Path(),
+    budget: Budget = None,
+    epochs: Epochs = None,
+    augment: Augment = None,
+    learning_rate: LearningRate = None,
+    validate_on: ValidateOn = None,
+    query_domain: QueryDomain = None,
+    gallery_domain: GalleryDomain = None,
+    settings: Settings = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Models × pooling × fine-tuning: a run of each, one table. Run again, it goes on."""
+    from vizsla import storage
+    from vizsla import sweep as sweeping
+    from vizsla.pipeline import RunConfig
+
+    tuning = _training_options(
+        settings, budget=budget, epochs=epochs, augment=augment, learning_rate=learning_rate,
+        validate_on=validate_on, query_domain=query_domain, gallery_domain=gallery_domain,
+    )  # fmt: skip
+    shared = RunConfig(
+        data=str(data), image_size=image_size, top_k=top_k, labels=_text(labels),
+        labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
+        workers=workers, seed=seed, exclude=_text(exclude), max_pixels=max_pixels,
+        follow_links=follow_links, figures=figures, home=str(home), tuning=tuning or None,
+    )  # fmt: skip
+    config = sweeping.SweepConfig(
+        shared, model or ["dinov2-s14"], weights or ["pretrained"],
+        pooling.split(",") if pooling else [None], finetune.split(","), loss or [], trials,
+    )  # fmt: skip
+    with _Progress(quiet) as progress:
+        result = sweeping.sweep(config, progress)
+    if html:
+        storage.write_text(html, result.html())
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_sweep(result)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+def _print_sweep(result: "SweepResult") -> None:
+    if any(outcome.result for outcome in result.outcomes):
+        typer.echo(result.table().text())
+    alarms, notes = result.remarks()
+    for line in alarms:
+        typer.secho(f"! {line}", fg=typer.colors.RED)
+    for line in notes:
+        typer.echo(f"- {line}")
 
 
 # ── stage by stage ───────────────────────────────────────────────────────────────────────────────

@@ -72,7 +72,7 @@ def _resource(name: str) -> str:
 def _subtitle(material: Material) -> str:
     stamp = material.run.id
     when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}"
-    pooling = material.record.get("pooling") or material.config["options"].get("pooling")
+    pooling = material.config["options"].get("pooling") or material.record.get("pooling_type")
     tuned = material.record.get("is_finetuned")
     parts = [
         f"{len(material.ranking)} queries",
