@@ -23,10 +23,10 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.inference import fingerprint, resolve_compute
 from vizsla.model.pooling import POOLINGS
 from vizsla.model.shared import TOGETHER, embed_together
-from vizsla.model.training import FINETUNES
 from vizsla.pipeline import Progress, RunConfig
 from vizsla.score.compare import read_results
 from vizsla.score.tables import Section, Table, to_html
+from vizsla.tuning import TuneConfig
 
 log = logging.getLogger("vizsla.sweep")
 
@@ -173,12 +173,11 @@ def _check(config: SweepConfig) -> None:
             f"{len(config.weights)} --weights for {len(config.models)} models: give one for all, "
             "or one for each"
         )
-    for name, given, known in (
-        ("--pooling", config.poolings, POOLINGS), ("--finetune", config.finetunes, FINETUNES),
-    ):  # fmt: skip
-        for one in given:
-            if one is not None and one not in known:
-                raise UsageError(f"{name} {one}: choose among {', '.join(known)}")
+    for pooling in config.poolings:
+        if pooling is not None and pooling not in POOLINGS:
+            raise UsageError(f"--pooling {pooling}: choose among {', '.join(POOLINGS)}")
+    for finetune in config.finetunes:
+        TuneConfig.from_options({"finetune": finetune})  # refuses what it does not know
 
 
 # ── one combination ──────────────────────────────────────────────────────────────────────────────
