@@ -4,7 +4,7 @@ Knows unit vectors and labels, no files.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import linalg
@@ -30,18 +30,19 @@ def stacked(sets: Mapping[str, ImageSet], embeddings: Mapping[str, Embeddings]) 
     DataError where roles were embedded by different models.
     """
     models = {found.model_id for found in embeddings.values()}
-    if len(models) != 1 or sets.keys() != embeddings.keys():
+    if len(models) != 1:
         raise DataError(
-            f"embeddings of {', '.join(embeddings) or 'nothing'} by {len(models)} models, expected "
-            f"one model and {', '.join(sets)}: embed all of them again"
+            f"embeddings by {len(models)} models cannot be compared: embed all images with one"
         )
     dim = next(iter(embeddings.values())).dim
     rows = []
     for role, images in sets.items():
         vectors = np.full((len(images), dim), np.nan, np.float32)
-        places = {name: i for i, name in enumerate(images.ids)}
-        known = [k for k, name in enumerate(embeddings[role].ids) if name in places]
-        vectors[[places[embeddings[role].ids[k]] for k in known]] = embeddings[role].vectors[known]
+        if role in embeddings:
+            places = {name: i for i, name in enumerate(images.ids)}
+            found = embeddings[role]
+            known = [k for k, name in enumerate(found.ids) if name in places]
+            vectors[[places[found.ids[k]] for k in known]] = found.vectors[known]
         rows.append(vectors)
     return np.concatenate(rows)
 
@@ -102,6 +103,9 @@ class Suspect:
     other: str
     other_fit: float
     doubt: float
+
+    def at(self, i: int) -> "Suspect":
+        return replace(self, i=i)
 
 
 def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> list[Suspect]:
