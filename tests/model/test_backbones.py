@@ -12,7 +12,13 @@ from torch import nn
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import ModelError, UsageError
 from vizsla.model.backbones import build_backbone, measured, resolve
-from vizsla.model.catalogue import BACKBONES, DEFAULT_BACKBONE, find_backbone, model_table
+from vizsla.model.catalogue import (
+    BACKBONES,
+    DEFAULT_BACKBONE,
+    BackboneSpec,
+    find_backbone,
+    model_table,
+)
 from vizsla.model.networks import Backbone, ClipBackbone, GoogLeNetBackbone, TimmBackbone
 from vizsla.model.pooling import POOLINGS, GlobalAverage
 from vizsla.model.weights import digest_of
@@ -33,12 +39,10 @@ SMALL = {  # those that run here with real numbers, and at which image size
     "googlenet": 64,
     "convnext-tiny": 64,
     "dinov2-s14": 56,
-    "dinov2-s14-reg": 56,
-    "dinov3-s16": 64,
 }
 
 
-def on_meta(name: str, image_size: int | None = None) -> Backbone:
+def on_meta(name: str | BackboneSpec, image_size: int | None = None) -> Backbone:
     """Built without any memory for its weights: the shapes are all there."""
     with torch.device("meta"):
         return build_backbone(name, "random", image_size=image_size)
@@ -64,6 +68,8 @@ def test_recorded_facts_are_true_and_every_pooling_runs(name: str) -> None:
     with torch.no_grad():
         features = backbone.features(images)
         for pooling in backbone.poolings:
+            if pooling == "cls" and spec.parameters > 1e8:
+                continue  # the same path as `features`
             own = pooling in ("cls", "native")
             found = getattr(backbone, pooling)(images) if own else POOLINGS[pooling]()(features)
             assert found.shape == (2, backbone.dim(pooling)), pooling
@@ -128,6 +134,11 @@ def test_the_same_seed_gives_the_same_weights_and_disturbs_nothing() -> None:
     ]
     assert torch.equal(torch.rand(2), expected)
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_every_block_of_an_untrained_resnet_has_a_say() -> None:
+    network = build_backbone("tiny", "random").network
+    assert all(block.bn2.weight.abs().min() > 0 for block in (*network.layer1, *network.layer4))
 
 
 def test_a_built_backbone_is_ready_to_embed() -> None:
@@ -282,7 +293,7 @@ def test_googlenet_transforms_its_input_for_a_weights_file_too(tmp_path: Path) -
     ours = build_backbone("googlenet", tmp_path / "googlenet.pth")
     assert ours.network.transform_input
     theirs.fc = theirs.dropout = nn.Identity()
-    images = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(ours.native(images), theirs(images), rtol=1e-4)
 
@@ -315,7 +326,9 @@ def test_dinov3_cuts_by_16_and_its_own_pooling_is_cls() -> None:
 
 def test_other_tags_of_dinov3_have_cls_too() -> None:
     spec = find_backbone("timm:vit_small_plus_patch16_dinov3")
-    assert TimmBackbone(dataclasses.replace(spec, poolings=())).network.global_pool == "token"
+    with torch.device("meta"):
+        backbone = TimmBackbone(dataclasses.replace(spec, poolings=()))
+    assert backbone.network.global_pool == "token"
 
 
 @pytest.mark.parametrize("name", ["siglip2-b16", "siglip2-l16", "siglip2-so400m"])
@@ -406,11 +419,12 @@ def test_a_size_that_the_patch_does_not_divide(name: str, size: int, near: str) 
         on_meta(name, size)
 
 
-@pytest.mark.parametrize("name", ["timm:coat_tiny", "openclip:RN50/openai"])
+@pytest.mark.parametrize("name", ["timm:mixer_s32_224", "openclip:RN50/openai"])
 def test_a_network_of_one_size_says_so(name: str) -> None:
+    spec = resolve(name)
     with pytest.raises(ModelError, match="of 224 pixels only"):
-        on_meta(name, 256)
-    assert on_meta(name, 224).preprocess.size == (224, 224)
+        on_meta(spec, 256)
+    assert on_meta(spec, 224).preprocess.size == (224, 224)
 
 
 @pytest.mark.parametrize("size", [-1, 8, 10_000])

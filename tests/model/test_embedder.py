@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import logging
 import re
@@ -71,11 +72,18 @@ def test_poolings_differ() -> None:
 
 def test_under_autocast_vectors_are_float32_of_length_one() -> None:
     embedder = tiny(pooling="gem")
-    embedder.projection = nn.Linear(512, 8)
     with torch.autocast("cpu", torch.bfloat16):
         vectors = embed(embedder)
     assert vectors.dtype == torch.float32
     assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-6)
+
+
+def test_the_projection_is_computed_in_float32_always() -> None:
+    embedder = Embedder.from_module(MeanColour(), PLAIN)
+    embedder.projection = nn.Linear(3, 8)
+    plain = embed(embedder)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embed(embedder), plain)
 
 
 def test_a_zero_vector_stays_zero() -> None:
@@ -148,6 +156,14 @@ def test_a_saved_embedder_comes_back_bit_for_bit(
     assert second.model_id == first.model_id and not second.training
     second._known_digest = None  # and not because it was written down
     assert second.model_id == first.model_id
+
+
+def test_the_preprocessing_comes_back_as_it_was_left(tmp_path: Path) -> None:
+    embedder = tiny()
+    embedder.preprocess = dataclasses.replace(embedder.preprocess, interpolation="lanczos")
+    embedder.save(tmp_path)
+    again = Embedder.load(tmp_path)
+    assert again.preprocess == embedder.preprocess and again.model_id == embedder.model_id
 
 
 def test_a_folder_holds_what_the_design_says(tmp_path: Path) -> None:

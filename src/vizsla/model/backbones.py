@@ -49,7 +49,7 @@ def build_backbone(
     spec = resolve(name) if isinstance(name, str) else name
     with seeded(seed):
         backbone = _construct(spec)
-    size = image_size or backbone.preprocess.size[0]
+    size = backbone.preprocess.size[0] if image_size is None else image_size
     backbone.check_size(size)  # before the download
     if weights == PRETRAINED:
         origin = f"the pretrained weights of {spec.name}"

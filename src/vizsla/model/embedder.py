@@ -294,7 +294,6 @@ class CustomBackbone(Backbone):
 
 def _output_shape(module: nn.Module, preprocess: Preprocess) -> torch.Size:
     parameter = next(module.parameters(), torch.empty(0))
-    training = module.training
     module.eval()
     with torch.no_grad():
         black = torch.zeros(2, 3, *preprocess.size, device=parameter.device)
@@ -304,7 +303,6 @@ def _output_shape(module: nn.Module, preprocess: Preprocess) -> torch.Size:
             raise ModelError(
                 f"the module cannot take images of shape {tuple(black.shape)}: {error}"
             ) from error
-    module.train(training)
     if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4) or len(found) != 2:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(

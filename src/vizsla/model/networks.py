@@ -149,6 +149,7 @@ def _timm_network(spec: BackboneSpec) -> Any:
 
 
 def _timm_preprocess(cfg: dict[str, Any], spec: BackboneSpec) -> Preprocess:
+    """At the size of the training, not at the larger one that timm names for tests."""
     modes = {"center": "crop", "squash": "squash"}
     if cfg["crop_mode"] not in modes:
         raise ModelError(
@@ -322,8 +323,6 @@ def _clip_network(config: dict[str, Any], spec: BackboneSpec) -> Any:
             f"{spec.name}: open_clip models with a text decoder, or with a text tower of "
             "transformers, are not supported"
         )
-    if _tag_config(spec).get("quick_gelu"):
-        config["quick_gelu"] = True
     custom = config.pop("custom_text", False)
     return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
 

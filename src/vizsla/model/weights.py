@@ -227,7 +227,7 @@ def _from_hub(repository: str, files: list[str]) -> Path:
         try:
             return Path(hub.hf_hub_download(repository, file, revision=revision or None))
         except LocalEntryNotFoundError:
-            raise  # no network, or offline: the next name would fare no better
+            raise  # no network: the next name would fare no better
         except EntryNotFoundError:
             log.debug("%s has no %s", repository, file)
     return Path(hub.hf_hub_download(repository, files[-1], revision=revision or None))
@@ -328,7 +328,7 @@ def digest_of(state: State) -> str:
         if tensor.is_meta:
             raise ModelError("the weights are on the meta device and have no values, so no id")
         half = tensor.dtype in (torch.float16, torch.bfloat16)
-        values = (tensor.float() if half else tensor).detach().cpu().contiguous()
+        values = (tensor.float() if half else tensor).detach().cpu()
         digest = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
