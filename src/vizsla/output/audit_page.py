@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from vizsla.audit.check import CLASS_FINDINGS, Report
 from vizsla.audit.duplicates import HOWS, Pair
 from vizsla.audit.look import ODD, REMARKS, Facts
+from vizsla.audit.report import CLASS_FINDINGS, Report
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
 from vizsla.output.map2d import data_uri
