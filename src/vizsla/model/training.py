@@ -11,8 +11,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,170 +21,32 @@ from torch import Tensor
 
 from vizsla import storage
 from vizsla.data.augment import augmenter
-from vizsla.data.batches import BatchPlan
+from vizsla.data.batches import BatchPlan, batches
 from vizsla.data.imageset import ImageSet
 from vizsla.data.pictures import Pictures
 from vizsla.data.splits import class_codes, domain_codes, warn_of_labels
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError
 from vizsla.model import checkpoint, heads, silence
-from vizsla.model.choice import Candidate, Contest, Validate, interpolated, table
+from vizsla.model.choice import Contest, Validate, interpolated, table
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import MAX_PIXELS, PRECISIONS, Compute, embed, resolve_compute
-from vizsla.model.loop import SAVE_SECONDS, Clock, Loop, LoopConfig, LoopResult
+from vizsla.model.inference import PRECISIONS, embed
+from vizsla.model.loop import Clock, Loop, LoopConfig, LoopResult
 from vizsla.model.losses import TrainingLoss, build_loss
 from vizsla.model.microbatch import GradientMaker, Processes, fitting_micro_batch
 from vizsla.model.optimise import checkpoint_activations, open_weights, parameter_groups
+from vizsla.model.outcome import TrainResult
 from vizsla.model.projection import Projection, identity_or_pca
+from vizsla.model.settings import TrainConfig, training_compute
 from vizsla.model.trainlog import TrainLog, draw_curve
 
 log = logging.getLogger("vizsla.train")
 
-FINETUNES = ("none", "head", "last", "full", "lora")
 ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, in order of promise
 SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
+REFITTED = 1000  # images whose vectors a tuned backbone's projections are fitted to
 SAVING_SECONDS = 3.0  # kept back of a budget for writing the embedder
 
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What `vizsla train` was asked; see docs/training.md. None and "auto" are resolved in `train`.
-
-    budget: seconds for everything from the first image read to the saved embedder; without it
-    `epochs` count. train_size: pixels in training, None for the embedder's own.
-    """
-
-    finetune: str = "full"
-    blocks: int = 3  # how many are trained with finetune="last"
-    loss: str = "cross-entropy+0.5*supcon"
-    miner: str | None = None
-    memory: int = 0  # vectors of past batches that pair losses see; 0 turns it off
-    batches: str = "auto"  # classes for pair losses, else plain
-    per_class: int = 4
-    batch_size: int = 32
-    micro_batch: int | None = None
-    augment: str = "light"
-    train_size: int | None = None
-    dim: int | None = None  # of the projection, None for the backbone's
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-3
-    layer_decay: float = 0.85
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    clip: float = 5.0  # 0 turns it off
-    ema_decay: float = 0.99  # 0 turns it off
-    batch_norm: str = "frozen"
-    checkpointing: bool = False
-    epochs: float = 10.0
-    budget: float | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    workers: int | None = None
-    max_pixels: int = MAX_PIXELS
-    tensorboard: bool = False
-    save_seconds: float = SAVE_SECONDS  # between checkpoints
-    real_weights: bool = True  # False for random ones, of which nothing is expected
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.finetune not in FINETUNES:
-            raise UsageError(f"--finetune {self.finetune}: choose one of {', '.join(FINETUNES)}")
-        if self.batch_norm not in ("frozen", "trained"):
-            raise UsageError(f"--batch-norm {self.batch_norm}: choose frozen or trained")
-        if self.batch_size < 2 or self.epochs <= 0 or (self.budget or 1) <= 0:
-            raise UsageError(
-                f"batch size {self.batch_size}, {self.epochs} epochs, budget {self.budget}: choose "
-                "a batch of 2 images or more, and epochs and budget above 0"
-            )
-        if self.memory and self.memory < self.batch_size:
-            raise UsageError(
-                f"--memory {self.memory} is less than a batch of {self.batch_size}: choose more"
-            )
-
-
-@dataclass(eq=False)
-class TrainResult:
-    """What a training gave, all that a result file needs.
-
-    embedder: the one that was kept. is_finetuned: whether it is not the frozen one.
-    num_epochs: passes over the training images, rounded. final_train_loss: None where none was.
-    """
-
-    embedder: Embedder
-    candidates: list[Candidate]
-    loss_function: str
-    num_classes: int
-    num_epochs: int
-    final_train_loss: float | None
-    steps: int
-    seconds: float
-    warnings: list[str]
-    folder: Path
-    log_path: Path
-    curve_path: Path | None
-    precision: str
-    images_per_second: float
-    broken: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def kept(self) -> Candidate:
-        return next(c for c in self.candidates if c.kept)
-
-    @property
-    def is_finetuned(self) -> bool:
-        return self.kept is not self.candidates[0]
-
-    @property
-    def verdict(self) -> str:
-        """In a sentence, what became of it."""
-        frozen, kept = self.candidates[0], self.kept
-        if not self.is_finetuned:
-            best = max(self.candidates[1:], key=lambda c: c.value, default=None)
-            reason = (
-                f"the best candidate, {best.name}, gained {best.gain:+.4f} ± {best.error:.4f}"
-                if best
-                else "there was no candidate"
-            )
-            return f"the frozen model stays: {reason} on validation, which chance may explain"
-        return (
-            f"{kept.name} is kept: {frozen.value:.4f} → {kept.value:.4f} on validation "
-            f"({kept.gain:+.4f} ± {kept.error:.4f})"
-        )
-
-    def text(self) -> str:
-        """For people: what each candidate scored, what was kept, and where it is."""
-        loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
-        return "\n".join(
-            [
-                table(self.candidates),
-                "",
-                self.verdict,
-                f"{self.steps} steps, {self.num_epochs} epochs{loss}, {self.seconds:.0f} s",
-                f"embedder    {self.folder / 'embedder'}",
-                f"log         {self.log_path}",
-            ]
-        )
-
-    def record(self) -> dict[str, Any]:
-        """For the result file: the starting document's keys, then ours."""
-        return {
-            "is_finetuned": self.is_finetuned,
-            "num_classes": self.num_classes,
-            "loss_function": self.loss_function if self.is_finetuned else None,
-            "num_epochs": self.num_epochs,
-            "final_train_loss": self.final_train_loss,
-            "training": {
-                "kept": self.kept.name,
-                "verdict": self.verdict,
-                "candidates": [c.row() for c in self.candidates],
-                "steps": self.steps,
-                "seconds": round(self.seconds, 1),
-                "images_per_second": round(self.images_per_second, 1),
-                "precision": self.precision,
-                "warnings": self.warnings,
-            },
-        }
 
 
 def train(
@@ -247,7 +108,7 @@ class _Training:
         self.about = {"id": _identity(self.images, embedder, config)}
         self.loss: TrainingLoss | None = None
         self.head_loss, self.loop_result = math.nan, None  # type: float, LoopResult | None
-        self.choice_seconds = 0.0
+        self.choice_seconds = self.reading_seconds = 0.0
 
     # ── stage after stage ────────────────────────────────────────────────────────────────────────
 
@@ -284,6 +145,7 @@ class _Training:
         if self.processes.rank > 0:
             self.processes.wait()
         plain = self.embedder
+        before = self.clock.spent()
         own, plain.projection = plain.projection, torch.nn.Identity()
         try:
             found = embed(
@@ -297,6 +159,7 @@ class _Training:
             )
         finally:
             plain.projection = own
+        self.reading_seconds = self.clock.spent() - before
         if self.processes.rank == 0:
             self.processes.wait()
         if found.broken:
@@ -404,6 +267,7 @@ class _Training:
             if best is None or candidate.value > best[0]:
                 best = candidate.value, plain
         assert best is not None
+        leader = best
         between = copy.deepcopy(origin)
         for alpha in ALPHAS:
             if not self._time_for_one_more():
@@ -411,7 +275,44 @@ class _Training:
                 break
             state = interpolated(origin.state_dict(), best[1].state_dict(), alpha)
             between.load_state_dict(state)
-            contest.enter(f"{alpha:g} of the way", between)
+            candidate = contest.enter(f"{alpha:g} of the way", between)
+            if candidate.value > leader[0]:
+                leader = candidate.value, copy.deepcopy(between)
+        if self.clock.left() > self._refit_seconds() + SAVING_SECONDS:
+            self._enter_whitened(contest, leader[1])
+
+    def _enter_whitened(self, contest: Contest, tuned: Embedder) -> None:
+        """The best tuned backbone behind projections that are fitted to its own vectors."""
+        chosen = np.random.default_rng((self.config.seed, 31)).permutation(len(self.images))
+        chosen = np.sort(chosen[:REFITTED])
+        vectors = np.concatenate(list(self._pooled(tuned, chosen)))
+        found = heads.closed_forms(vectors, self.labels[chosen], self.config.dim)
+        for name, projection in found.items():
+            candidate = copy.copy(tuned)
+            candidate._modules = dict(tuned._modules)
+            candidate.projection = projection.to(self.compute.device)
+            contest.enter(f"tuned, {name}", candidate)
+
+    def _pooled(self, embedder: Embedder, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """(b, C) of these images, batch by batch."""
+        device, precision = torch.device(self.compute.device), PRECISIONS[self.compute.precision]
+        embedder.eval()
+        for batch in batches(
+            [self.images.path(int(i)) for i in chosen],
+            embedder.preprocess,
+            start=0,
+            stop=len(chosen),
+            batch_size=self.compute.batch_size,
+            workers=self.compute.workers,
+            max_pixels=self.config.max_pixels,
+            picture=lambda i: self.pictures[int(chosen[i])],
+        ):
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, precision, enabled=precision != torch.float32),
+            ):
+                images = batch.images.to(device, memory_format=torch.channels_last)
+                yield embedder.pooled(images).float().cpu().numpy()[: batch.filled]
 
     def _finished(self, contest: Contest, broken: list[tuple[str, str]]) -> TrainResult:
         kept = contest.decided()
@@ -444,7 +345,19 @@ class _Training:
             broken=broken,
         )
         log.info("%s", result.verdict)
+        self._tell_of_text(result)
         return result
+
+    def _tell_of_text(self, result: TrainResult) -> None:
+        before, after = (c.means.get("text") for c in (result.candidates[0], result.kept))
+        if before is not None and after is not None:
+            log.info("text: %.3f of the held-out images are nearest to their label's text, "
+                     "%.3f with the frozen model", after, before)  # fmt: skip
+        elif self.embedder.backbone.spec.reads_text and not self.embedder.reads_text:
+            log.info(
+                "text is off: %s pooling shares no space with texts, native pooling does",
+                self.embedder.pooling,
+            )
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────────
 
@@ -553,7 +466,7 @@ class _Training:
         """What a budget leaves for the loop: the choice at the end is planned for."""
         if self.config.budget is None:
             return None
-        reserve = (2 + len(ALPHAS)) * self.choice_seconds + SAVING_SECONDS
+        reserve = (2 + len(ALPHAS)) * self.choice_seconds + SAVING_SECONDS + self._refit_seconds()
         seconds = self.clock.left() - min(reserve, 0.5 * self.clock.left())
         if seconds < 1:
             self._warn(
@@ -561,6 +474,10 @@ class _Training:
                 f"{self.clock.spent():.0f} s went into reading and the head. Give more time"
             )
         return max(0.0, seconds)
+
+    def _refit_seconds(self) -> float:
+        """How long fitting projections to the tuned backbone will take, by the first reading."""
+        return self.reading_seconds * min(1.0, REFITTED / max(1, len(self.images)))
 
     def _time_for_one_more(self) -> bool:
         return self.clock.left() > self.choice_seconds + SAVING_SECONDS
@@ -616,33 +533,6 @@ class _Training:
 
 
 # ── before the start ─────────────────────────────────────────────────────────────────────────────
-
-
-def training_compute(config: TrainConfig) -> Compute:
-    """Every `auto` resolved: bf16 where the device multiplies it fast, else fp32."""
-    compute = resolve_compute(
-        device=config.device, precision="fp32", batch_size=32, workers=config.workers
-    )
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if has_fast_bf16(compute.device) else "fp32"
-    return resolve_compute(
-        device=compute.device, precision=precision, batch_size=32, workers=compute.workers
-    )
-
-
-def has_fast_bf16(device: str) -> bool:
-    """Tensor cores, or a processor's own instructions for it."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != "cpu":
-        return False
-    cpu: Any = torch.cpu
-    return any(
-        bool(getattr(cpu, name, bool)())
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
 
 
 def _labelled(images: ImageSet) -> ImageSet:

@@ -4,11 +4,13 @@ This builds `train`'s `validate`. Each draw is ranked and evaluated by itself; a
 in several draws has the mean of its values.
 """
 
+import logging
+
 import numpy as np
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Split
-from vizsla.errors import UsageError
+from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.held import HeldImages
@@ -17,6 +19,10 @@ from vizsla.score.relevance import Truth
 from vizsla.score.scores import evaluate
 from vizsla.search import exact
 
+log = logging.getLogger("vizsla.train")
+
+PROMPT = "a photo of a {}"
+MOST_TEXTS = 1000  # labels that are encoded for every candidate
 # What decides: half of it whether the first image is right, half how all of them are ranked.
 BALANCED = "balanced"
 VALUES = {BALANCED: "mean of AP and top-1", "map": "AP", "top1": "top-1", "points": "points/1000"}
@@ -69,6 +75,8 @@ class Validation:
         seen = counts > 0
         sums = {key: total[seen] / counts[seen] for key, total in totals.items()}
         self.means = {key: float(values.mean()) for key, values in sums.items()}
+        if embedder.reads_text:
+            self.means |= self._text_score(embedder, vectors)
         if self.value == BALANCED:
             return (sums["map"] + sums["top1"]) / 2
         return sums[self.value]
@@ -81,6 +89,20 @@ class Validation:
         for query, gallery in self.draws:
             shares += [float((labels[gallery] == labels[q]).mean()) for q in query]
         return float(np.mean(shares))
+
+    def _text_score(self, embedder: Embedder, vectors: np.ndarray) -> dict[str, float]:
+        """Share of the images that are nearest to their own label, said as a sentence."""
+        names = sorted(set(self.labels))
+        if not 2 <= len(names) <= MOST_TEXTS:
+            return {}
+        try:
+            texts = embedder.encode_text([PROMPT.format(name.replace("_", " ")) for name in names])
+        except (MissingExtraError, ModelError) as error:
+            log.info("no text score: %s", error)
+            return {}
+        nearest = (vectors @ texts.detach().float().cpu().numpy().T).argmax(axis=1)
+        right = np.array(names)[nearest] == np.array(self.labels)
+        return {"text": float(right.mean())}
 
     def _scored(
         self, vectors: np.ndarray, query: np.ndarray, gallery: np.ndarray, model_id: str
