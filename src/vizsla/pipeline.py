@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ from vizsla.output.figures import draw_ranking, pick_queries
 from vizsla.output.submission import write_submission
 from vizsla.output.why import draw_why
 from vizsla.runs import Run, create_run, is_run, log_to, open_run
-from vizsla.score.calibration import Calibration, calibrate_on_split
+from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores, evaluate, result_record
@@ -537,8 +538,8 @@ def calibrate_run(
 ) -> Calibration:
     """The cut-off of a run, learned on a validation part of its training images.
 
-    A tuned run uses the images that its training held out: others the model has seen. The vectors
-    go into the run's folder, so that a second time costs nothing.
+    A tuned run uses the images that its training held out: others the model has seen. A frozen one
+    may use nearly all. The vectors go into the run's folder, so that a second time costs nothing.
     """
     config = again(folder)
     data = _read_data(config)
@@ -551,16 +552,22 @@ def calibrate_run(
         )
     images = training_part(data.training, config.data)
     labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
+    target = target_of(data.query, data.gallery, labels)
     tuning = dataclasses.replace(tuning, validate_on=validate_on or tuning.validate_on)
-    parts = held_out(images, tuning, target_of(data.query, data.gallery, labels))
+    if config.tuning is None:
+        tuning = dataclasses.replace(tuning, share=share_like(images, target))
+    parts = held_out(images, tuning, target)
     compute = resolve_compute(
         device=config.device, precision=config.precision, batch_size=config.batch_size,
         workers=config.workers,
     )  # fmt: skip
-    vectors = _embed(
-        images.subset(parts.held_out), f"validation-{tuning.validate_on}",
-        Embedder.load(Path(folder) / "embedder"), open_run(folder), config, compute, progress,
-    )  # fmt: skip
+    embedder = Embedder.load(Path(folder) / "embedder")
+    job = (images.subset(parts.held_out), f"validation-{tuning.validate_on}", embedder)
+    try:
+        vectors = _embed(*job, open_run(folder), config, compute, progress)
+    except DataError:  # those of an earlier call, on other images or by other software
+        shutil.rmtree(Path(folder) / "embeddings" / job[1], ignore_errors=True)
+        vectors = _embed(*job, open_run(folder), config, compute, progress)
     return calibrate_on_split(
         vectors, images, parts, precision=precision, source=f"{config.data}/training"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Split, Target, split
+from vizsla.data.splits import SHARE, Split, Target, split
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.score.metrics import Cutoff, calibrated_cutoff, match_auc, threshold_table
@@ -21,6 +21,7 @@ from vizsla.score.tables import Table
 
 CONFIDENCE = 0.9  # one-sided, that the precision is reached
 STEPS = 10  # rows of the table
+MOST = 0.9  # of the training images, held out
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,11 @@ def calibrate_on_split(
             f"({images.ids[parts.held_out[0]]}, …): embed these very images"
         )
     count = len({name for part in judged for name in part.queries})
-    told = f"{count} queries of a validation part of {source} that imitates the test part"
+    gallery = images.subset(parts.draws[0].gallery)
+    told = (
+        f"{count} queries of a validation part of {source} (each among {len(gallery)} images of "
+        f"{len(set(gallery.labels or []))} classes), drawn to imitate the test part"
+    )
     return calibrate(judged, precision=precision, learned_on=told)
 
 
@@ -157,8 +162,24 @@ def calibrate_on_training(
             f"{source} holds no labels: embed the training images with --class-folders or --labels"
         )
     images = ImageSet(Path(source), training.ids, training.attributes)
-    parts = split(images, validate_on, target=target)
+    parts = split(images, validate_on, target=target, share=share_like(images, target))
     return calibrate_on_split(training, images, parts, precision=precision, source=str(source))
+
+
+def share_like(images: ImageSet, target: Target | None) -> float:
+    """The share of the images to hold out, so that validation is as hard as the test part.
+
+    Among few classes a first match is more often right than among many. A frozen model needs no
+    image to train on, so nearly all may be held out.
+    """
+    target = target or Target()
+    if target.gallery is None or target.queries is None:
+        return MOST
+    if target.per_class:
+        share = target.gallery / target.per_class / len(set(images.labels or []))
+    else:
+        share = (target.gallery + target.queries) / len(images)
+    return float(np.clip(share, SHARE, MOST))
 
 
 def _first_matches(judged: Relevance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
