@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -q --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 -n auto --dist loadfile
 
 test-all: lint
 	$(BIN)/python -m pytest -q --durations=15 -m ''

@@ -2,8 +2,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,35 @@ def test_an_unexpected_error_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("vizsla: KeyError") and done.stderr.count("\n") == 1
+
+
+def test_again_heeds_no_other_flag(tmp_path: Path) -> None:
+    done = vizsla("run", "--again", str(tmp_path), "--pooling", "gem", "-k", "3")
+    assert done.returncode == 2
+    assert "--pooling" in done.stderr and "--top-k" in done.stderr
+
+
+def test_ctrl_c_says_so_and_an_embed_goes_on(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(1500):
+        Image.new("RGB", (40, 40), (i % 256, i // 256, 99)).save(tmp_path / f"images/{i:04}.png")
+    words = ["embed", "images", "-o", "e", "--model", "tiny", "--weights", "random"]
+    words += ["--image-size", "32"]
+    process = subprocess.Popen([*VIZSLA, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "e" / "manifest.json").exists():  # the first shard is safe
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    if process.wait() == 0:
+        pytest.skip("the second shard was done before the signal came")
+    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    again = vizsla(*words, cwd=tmp_path)
+    assert again.returncode == 0 and "going on behind image 1024 of 1500" in again.stderr
 
 
 def test_models_lists_all_names() -> None:

@@ -4,15 +4,18 @@ Only the weights differ: no model hub can be reached from a test, so the README'
 by the small untrained one.
 """
 
+import csv
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
-from vizsla.data.demo import make_demo
 
 from vizsla.cli import app
+from vizsla.data.demo import make_demo
+from vizsla.model.embeddings import Embeddings
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,6 +66,42 @@ def test_readme_python_works(
     exec(compile(code, "README.md", "exec"), {})
     assert "mAP" in capsys.readouterr().out
     assert (demo_data / "submission.json").is_file()
+
+
+@pytest.fixture
+def own_vectors(demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/metrics.md takes as given: vectors, labels, embeddings and a ranking."""
+    monkeypatch.chdir(demo_data)
+    if Path("q.npy").exists():
+        return
+    rows = list(csv.DictReader(Path("data/labels.csv").open()))
+    truth = {(row["role"], row["file"]): row["label"] for row in rows}
+    for role in ("query", "gallery"):
+        words = ["embed", f"data/test/{role}", "--model", "tiny", "--weights", "random"]
+        folder = f"{role}.emb"
+        done = CliRunner().invoke(app, [*words, "-o", folder, "--overwrite"])
+        assert done.exit_code == 0, done.output
+        found = Embeddings.open(folder)
+        np.save(f"{role[0]}.npy", found.vectors)
+        labels = [truth[role, name] for name in found.ids]
+        Path(f"{role[0]}.txt").write_text("\n".join(labels) + "\n")
+    words = ["search", "gallery.emb", "query.emb", "-o", "ranking.parquet"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+def test_commands_on_metrics_work(own_vectors: None) -> None:
+    todo = commands(ROOT / "docs/metrics.md")
+    assert len(todo) >= 6
+    for words in todo:
+        result = CliRunner().invoke(app, offline(words[1:]), catch_exceptions=False)
+        assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
+    assert Path("qrels.txt").is_file() and Path("scores.png").is_file()
+
+
+def test_python_on_metrics_works(own_vectors: None, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python", (ROOT / "docs/metrics.md").read_text())
+    exec(compile(code, "metrics.md", "exec"), {})
+    assert "mAP" in capsys.readouterr().out
 
 
 def test_links_lead_somewhere() -> None:

@@ -46,10 +46,17 @@ def test_the_commands_work_as_written(
     contest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(contest)
+    monkeypatch.setenv("VIZSLA_SUBMIT_URL", "http://127.0.0.1:9/retrieval/")
+    for early in ("src/visualize_submission.py", "submit.py"):
+        assert python(early) == 1
+        assert "submissions holds no submissions" in capsys.readouterr().err
     models = sorted(p.relative_to(contest).as_posix() for p in contest.glob("models/*.py"))
-    assert len(models) >= 5
+    assert len(models) == 6
     for script in models:
-        assert python(script, *OFFLINE) == 0, capsys.readouterr().err
+        tuning = ["--finetune", "head", "--epochs", "1"] if script.endswith("_finetune.py") else []
+        if script.endswith("no_finetune.py"):
+            tuning = []
+        assert python(script, *OFFLINE, *tuning) == 0, capsys.readouterr().err
     assert len(list(contest.glob("submissions/*.json"))) == len(models)
     records = [json.loads(path.read_text()) for path in contest.glob("results/*.json")]
     assert {record["pooling_type"] for record in records} == {"internal", "GeM", "GAP"}
@@ -57,6 +64,8 @@ def test_the_commands_work_as_written(
     assert python("src/metrics_analysis.py") == 0
     assert "pooling_type" in capsys.readouterr().out
     assert python("src/visualize_submission.py", "--random", "2") == 0
-    assert len(list(contest.glob("visualizations/sub_*/*.png"))) == 2
-    assert python("submit.py", "--group", "us", "--url", "http://127.0.0.1:9/", "--dry-run") == 0
+    assert len(list(contest.glob("visualizations/submissions/*.png"))) == 2
+    assert python("submit.py", "--dry-run") == 0
     assert "would send 120 queries" in capsys.readouterr().out
+    assert python("submit.py") == 1  # nobody listens there
+    assert "127.0.0.1:9" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vizsla import pipeline
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.pipeline import RunConfig, run
 from vizsla.search.ranking import Ranking
 
@@ -130,6 +130,56 @@ def test_again_gives_the_same_ranking(data: Path) -> None:
     second = run(dataclasses.replace(repeated, home=str(data.parent / "elsewhere")))
     assert second.ranking.to_lists() == first.ranking.to_lists()
     assert second.submission_path.read_bytes() == first.submission_path.read_bytes()
+
+
+def test_again_finds_moved_data_and_refuses_other_weights(data: Path, tmp_path: Path) -> None:
+    first = run(config(data, figures=0))
+    data.rename(tmp_path / "moved")
+    repeated = pipeline.again(first.run.folder, data=tmp_path / "moved")
+    assert run(repeated).ranking.to_lists() == first.ranking.to_lists()
+    with pytest.raises(ModelError, match="another model"):
+        run(dataclasses.replace(repeated, seed=7))
+
+
+def test_again_keeps_to_the_labels_that_there_were(data: Path) -> None:
+    (data / "labels.csv").rename(data.parent / "kept.csv")
+    first = run(config(data, figures=0))
+    (data.parent / "kept.csv").rename(data / "labels.csv")
+    assert first.scores is None
+    second = run(config(data, figures=0))
+    assert pipeline.again(second.run.folder).labels == str(data / "labels.csv")
+
+
+def test_labels_from_the_folders_own_metadata(data: Path) -> None:
+    rows = table(data / "labels.csv")
+    expected = run(config(data, figures=0)).scores
+    (data / "labels.csv").unlink()
+    for role in ("query", "gallery"):
+        lines = [f"{row['file']},{row['label']}" for row in rows if row["role"] == role]
+        (data / "test" / role / "metadata.csv").write_text("file_name,label\n" + "\n".join(lines))
+    found = run(config(data, figures=0)).scores
+    assert found is not None and expected is not None
+    assert found.mean("map") == expected.mean("map")
+
+
+def test_all_of_a_gallery_with_a_broken_image(data: Path) -> None:
+    broken = sorted((data / "test/gallery").iterdir())[0]
+    broken.write_bytes(b"no picture")
+    done = run(config(data, top_k=24, figures=0))
+    submission = json.loads(done.submission_path.read_text())
+    assert all(len(set(row)) == 24 and row[-1] == broken.name for row in submission.values())
+    assert any("stand last" in w for w in done.warnings)
+
+
+def test_the_log_holds_what_was_said_before_the_run_had_a_folder(
+    data: Path, tmp_path: Path
+) -> None:
+    (data / "training" / "stray.png").write_bytes(b"")
+    (tmp_path / "exclude.txt").write_text("gallery/none.png\n")
+    done = run(config(data, exclude=str(tmp_path / "exclude.txt"), figures=0))
+    log = (done.run.folder / "log.txt").read_text()
+    assert "stray.png" in log and "exclude nothing" in log
+    assert any("stray.png" in w for w in done.warnings)
 
 
 def test_a_saved_embedder_and_a_run_are_models_too(data: Path) -> None:

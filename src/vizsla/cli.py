@@ -40,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 log = logging.getLogger("vizsla")
+INTERRUPTED = "interrupted; nothing is half-written, and `embed` and `train` go on when run again"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,12 +48,16 @@ def main(arguments: list[str] | None = None) -> None:
     _log_to_stderr()
     try:
         app(arguments)
+    except SystemExit as end:  # so Typer ends, also after Ctrl-C
+        if end.code != 130:
+            raise
+        _fail(INTERRUPTED, 130)
     except UsageError as error:
         _fail(str(error), 2)
     except VizslaError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; what was finished is kept", 130)
+        _fail(INTERRUPTED, 130)
     except BrokenPipeError:  # `vizsla models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -172,7 +177,7 @@ Pooling = Annotated[
     str | None, typer.Option("--pooling", help="gap, gem, max, cls, native. [default: the model's]")
 ]
 ImageSize = Annotated[
-    int | None, typer.Option("--image-size", help="Pixels. [default: the weights' own]")
+    int | None, typer.Option("--image-size", min=1, help="Pixels. [default: the weights' own]")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
@@ -265,6 +270,7 @@ def _training_options(settings: list[str] | None, **given: Any) -> dict[str, Any
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
 def run(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Argument(help="The folder with training/ and test/query, test/gallery.")
     ] = None,
@@ -307,10 +313,11 @@ def run(
     """Embed, rank, score, hand in and draw: the whole main job."""
     from vizsla import pipeline
 
-    if (data is None) == (repeat is None):
-        raise UsageError("give either the DATA folder or --again runs/ID")
     if repeat is not None:
-        config = pipeline.again(repeat)
+        _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
+        config = pipeline.again(repeat, data=data)
+    elif data is None:
+        raise UsageError("give the DATA folder, or --again runs/ID")
     else:
         tuning = _training_options(
             settings, finetune=finetune, loss=loss, budget=budget, epochs=epochs, augment=augment,
@@ -332,6 +339,21 @@ def run(
         _print_json(result.to_dict())
     else:
         _print_run(result)
+
+
+def _refuse_others(context: typer.Context, *allowed: str) -> None:
+    """UsageError where an option was given that would go unheeded."""
+    given = [
+        option.opts[-1]
+        for option in context.command.params
+        if option.name not in allowed
+        and getattr(context.get_parameter_source(str(option.name)), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(
+            f"--again repeats a run as it was, so {', '.join(given)} would change nothing: leave "
+            "it out, or start a new run without --again (DATA may be given, where it has moved)"
+        )
 
 
 def _print_run(result: "RunResult") -> None:
@@ -779,11 +801,11 @@ def _text(path: Path | None) -> str | None:
 def _read_ranking(path: Path) -> "Ranking":
     """From a run's folder, a ranking or a submission in any form."""
     from vizsla.output.submission import read_submission
-    from vizsla.runs import is_run
+    from vizsla.runs import is_run, submission_in
     from vizsla.search.ranking import Ranking
 
-    if is_run(path):
-        path = path / "ranking.parquet"
+    if path.is_dir() or not path.suffix:
+        path = path / "ranking.parquet" if is_run(path) else submission_in(path)
     return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
 
 
@@ -1051,8 +1073,11 @@ def _read_truth(ranking: "Ranking", told: _Truth) -> "Truth":
     one_set = told.same_set or bool(ranking.origin.get("same_set"))
     labels = None
     if told.labels_from:
-        known = folders.gallery.ids if folders else None
-        labels = Truth.from_pattern(ranking, told.labels_from, gallery=known, one_set=one_set)
+        labels = Truth.from_pattern(
+            ranking, told.labels_from, one_set=one_set,
+            queries=folders.query.ids if folders else None,
+            gallery=folders.gallery.ids if folders else None,
+        )  # fmt: skip
     elif file is not None:
         labels = Truth.from_file(file, one_set=one_set)
     if told.qrels is not None:
@@ -1303,9 +1328,9 @@ def submit(
 ) -> None:
     """Post a submission to the contest's server and print the score."""
     from vizsla.output.client import record_submission, submit
-    from vizsla.runs import run_of_submission, submission_of_run
+    from vizsla.runs import run_of_submission, submission_in
 
-    file = submission_of_run(file) if file.is_dir() else file
+    file = submission_in(file) if file.is_dir() or not file.suffix else file
     queries, gallery = _names_in(data)
     receipt = submit(
         file, group, url, token=token, timeout=timeout, dry_run=dry_run,

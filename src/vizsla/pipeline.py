@@ -31,7 +31,7 @@ from vizsla.data.imageset import (
     read_labels,
 )
 from vizsla.data.splits import Target
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import MAX_PIXELS, Compute, embed, fingerprint, resolve_compute
@@ -42,7 +42,7 @@ from vizsla.output import html, material
 from vizsla.output.figures import draw_ranking, pick_queries
 from vizsla.output.submission import write_submission
 from vizsla.output.why import draw_why
-from vizsla.runs import Run, create_run, is_run, log_to, open_run
+from vizsla.runs import Messages, Run, create_run, is_run, log_to, open_run
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
@@ -79,6 +79,7 @@ class RunConfig:
     figures: int = 20  # 0: none, -1: one for every query
     home: str = "."
     tuning: dict[str, Any] | None = None  # options of TuneConfig; None: run frozen
+    model_id: str | None = None  # what --again must find; None: anything
     cache: str | None = None  # a folder of embeddings that runs share; None: each makes its own
 
 
@@ -113,6 +114,11 @@ class RunResult:
 
 def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
     """The whole main job in the starting document's layout; see RunConfig."""
+    with Messages() as messages:
+        return _run(config, messages, progress)
+
+
+def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> RunResult:
     started = time.monotonic()
     data = _read_data(config)
     truth = _truth(config, data)
@@ -124,6 +130,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
         image_size=config.image_size,
         seed=config.seed,
     )
+    _require_same_model(embedder, config)
     compute = resolve_compute(
         device=config.device,
         precision=config.precision,
@@ -131,14 +138,13 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
         workers=config.workers,
     )
     this = create_run(config.home)
-    with log_to(this.folder / "log.txt"), _Warnings() as warnings:
-        this.write_config(_resolved(config, embedder, compute))
+    with log_to(this.folder / "log.txt", earlier=messages.records):
+        this.write_config(_resolved(config, embedder, compute, data))
         tuned = _tune(data, truth, embedder, this, config, progress)
         embedder = tuned.embedder if tuned else embedder
         embedder.save(this.folder / "embedder")
         queries = _embed(data.query, "query", embedder, this, config, compute, progress)
         gallery = _embed(data.gallery, "gallery", embedder, this, config, compute, progress)
-        check_top_k(config.top_k, len(gallery))
         ranking = exact.rank(queries, gallery, device=_search_device(compute))
         ranking.save(this.folder / "ranking.parquet")
         scores = _evaluate(this, ranking, truth, queries, gallery, config)
@@ -147,12 +153,12 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
         _hand_in(submission, ranking, data, queries, gallery, config.top_k)
         seconds = time.monotonic() - started
         result = this.result_path(embedder.name)
-        record = _record(this, scores, embedder, data, config, seconds, warnings.messages, tuned)
+        record = _record(this, scores, embedder, data, config, seconds, messages.warnings, tuned)
         storage.write_json(result, record)
         log.info("done in %.1f s", seconds)
     return RunResult(
         this, embedder.name, ranking, scores, result, submission, figures, seconds,
-        warnings.messages,
+        messages.warnings,
     )  # fmt: skip
 
 
@@ -193,11 +199,29 @@ def _training_set(config: RunConfig) -> tuple[ImageSet | None, Target | None]:
     return ImageSet.from_class_folders(root, follow_links=config.follow_links), None
 
 
-def again(folder: str | Path) -> RunConfig:
-    """The configuration of an earlier run, as it was resolved then."""
-    asked = open_run(folder).config["options"]
+def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
+    """The configuration of an earlier run, as it was resolved then. data: where it lies now."""
+    recorded = open_run(folder).config
     known = {f.name for f in dataclasses.fields(RunConfig)}
-    return RunConfig(**{key: value for key, value in asked.items() if key in known})
+    asked = {key: value for key, value in recorded["options"].items() if key in known}
+    asked["model_id"] = recorded["embedder"]["model_id"]
+    if data is not None:
+        before, now = Path(asked["data"]), Path(data).absolute()
+        asked["data"] = str(now)
+        for key in ("labels", "exclude"):  # those that lay inside moved along
+            if asked[key] and Path(asked[key]).is_relative_to(before):
+                asked[key] = str(now / Path(asked[key]).relative_to(before))
+    return RunConfig(**asked)
+
+
+def _require_same_model(embedder: Embedder, config: RunConfig) -> None:
+    """ModelError where a repeated run would use other weights than the run that it repeats."""
+    if config.model_id not in (None, embedder.model_id):
+        raise ModelError(
+            f"{config.model} with weights {config.weights} is now another model "
+            f"({embedder.model_id}) than in the run to repeat ({config.model_id}): restore the "
+            "weights, or start a new run without --again"
+        )
 
 
 def load_embedder(
@@ -214,7 +238,7 @@ def load_embedder(
         return Embedder.build(
             model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
         )
-    if weights != "pretrained" or pooling or image_size:
+    if weights != "pretrained" or pooling is not None or image_size is not None:
         raise UsageError(
             f"{model} is a saved embedder: its weights, pooling and image size are fixed. "
             "Leave out --weights, --pooling and --image-size, or name a backbone"
@@ -259,7 +283,8 @@ def check_top_k(top_k: int, gallery_size: int) -> None:
 def _read_data(config: RunConfig) -> DataFolders:
     data = open_data(config.data, follow_links=config.follow_links)
     if config.exclude:
-        excluded = read_exclude(config.exclude)
+        excluded = {name.removeprefix("test/") for name in read_exclude(config.exclude)}
+        _warn_of_unknown(excluded, data, config.exclude)
         data = dataclasses.replace(
             data,
             query=_without(data.query, "query", excluded),
@@ -267,6 +292,18 @@ def _read_data(config: RunConfig) -> DataFolders:
             training=data.training and _without(data.training, "training", excluded),
         )
     return data
+
+
+def _warn_of_unknown(excluded: set[str], data: DataFolders, source: str) -> None:
+    known = {f"query/{name}" for name in data.query.ids}
+    known |= {f"gallery/{name}" for name in data.gallery.ids}
+    known |= {f"training/{name}" for name in (data.training.ids if data.training else [])}
+    if unknown := sorted(excluded - known):
+        log.warning(
+            "%d of %d names in %s are no images here and exclude nothing (%r, …): expected such as "
+            "gallery/a.jpg, query/b.jpg, training/class/c.jpg",
+            len(unknown), len(excluded), source, unknown[0],
+        )  # fmt: skip
 
 
 def _without(images: ImageSet, role: str, excluded: set[str]) -> ImageSet:
@@ -287,7 +324,8 @@ def _truth(config: RunConfig, data: DataFolders) -> Truth | None:
         return Truth.from_sets(data.query.with_labels(query), data.gallery.with_labels(gallery))
     path = config.labels or data.labels_file
     if path is None:
-        return None
+        found = any(data.query.labels or []) and any(data.gallery.labels or [])
+        return Truth.from_sets(data.query, data.gallery) if found else None
     table = read_labels(path)
     query = labels_for(data.query.ids, table, "query")
     gallery = labels_for(data.gallery.ids, table, "gallery")
@@ -391,11 +429,19 @@ def _hand_in(
         middle = queries.vectors.mean(axis=0, keepdims=True)
         length = float(np.linalg.norm(middle))
         middle = middle / length if length > 1e-6 else queries.vectors[:1]
-        positions, _ = exact.top_k(middle, gallery.vectors, top_k)
+        positions, _ = exact.top_k(middle, gallery.vectors, min(top_k, len(gallery)))
         lists |= {name: [gallery.ids[p] for p in positions[0]] for name in missing}
         log.warning(
             "%d broken queries (%s, …) stand in the submission with the list of an average query",
             len(missing), missing[0],
+        )  # fmt: skip
+    lacking = top_k - len(gallery)
+    if lacking > 0:
+        last = [name for name, _ in gallery.broken][:lacking]
+        lists = {query: [*row, *last] for query, row in lists.items()}
+        log.warning(
+            "only %d gallery images can be read: %d broken ones stand last in every list of the "
+            "submission", len(gallery), lacking,
         )  # fmt: skip
     write_submission(lists, path, k=top_k, queries=data.query.ids, gallery=data.gallery.ids)
 
@@ -633,7 +679,9 @@ def data_id(data: DataFolders) -> str:
     return hashlib.sha256(both.encode()).hexdigest()[:16]
 
 
-def _resolved(config: RunConfig, embedder: Embedder, compute: Compute) -> dict[str, Any]:
+def _resolved(
+    config: RunConfig, embedder: Embedder, compute: Compute, data: DataFolders
+) -> dict[str, Any]:
     """What `--again` reads: every path absolute, every `auto` decided."""
 
     def absolute(path: str | None) -> str | None:
@@ -650,7 +698,7 @@ def _resolved(config: RunConfig, embedder: Embedder, compute: Compute) -> dict[s
         model=str(absolute(config.model)) if Path(config.model).is_dir() else config.model,
         weights=str(absolute(config.weights)),
         pooling=None if Path(config.model).is_dir() else embedder.pooling,
-        labels=absolute(config.labels),
+        labels=absolute(_labels_used(config, data)),
         exclude=absolute(config.exclude),
         home=str(Path(config.home).absolute()),
         cache=None,  # whoever repeats this run need not have it
@@ -672,22 +720,11 @@ def _resolved(config: RunConfig, embedder: Embedder, compute: Compute) -> dict[s
     }
 
 
-class _Warnings(logging.Handler):
-    """Collects what is logged as a warning while it is entered, for the result file."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-    def __enter__(self) -> "_Warnings":
-        logging.getLogger("vizsla").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("vizsla").removeHandler(self)
+def _labels_used(config: RunConfig, data: DataFolders) -> str | None:
+    """The labels file of this run, so that --again does not find another one."""
+    if config.labels_from or config.labels:
+        return config.labels
+    return None if data.labels_file is None else str(data.labels_file)
 
 
 # ── the demo ─────────────────────────────────────────────────────────────────────────────────────

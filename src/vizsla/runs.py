@@ -7,6 +7,7 @@ import datetime
 import logging
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,14 @@ def is_run(folder: str | Path) -> bool:
     return RUN_ID.fullmatch(folder.name) is not None and (folder / "config.json").is_file()
 
 
-def submission_of_run(folder: str | Path) -> Path:
-    """The submission file that a run left; DataError where there is none."""
+def submission_in(folder: str | Path) -> Path:
+    """The submission that a run left, or the newest one in a folder of submissions."""
+    folder = Path(folder)
+    if not is_run(folder):
+        files = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
+        if not files:
+            raise DataError(f"{folder} holds no submissions: make one with `vizsla run DATA`")
+        return max(files, key=lambda path: path.stat().st_mtime)
     run = open_run(folder)
     found = sorted((run.home / "submissions").glob(f"sub_*_{run.id}.json"))
     if not found:
@@ -100,16 +107,45 @@ def file_safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
+class Messages(logging.Handler):
+    """Context: keeps what is logged under "vizsla" while it is entered, whatever is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [r.getMessage() for r in self.records if r.levelno >= logging.WARNING]
+
+    def __enter__(self) -> "Messages":
+        logger = logging.getLogger("vizsla")
+        self.before = logger.level
+        logger.addHandler(self)
+        logger.setLevel(logging.DEBUG)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logger = logging.getLogger("vizsla")
+        logger.setLevel(self.before)
+        logger.removeHandler(self)
+
+
 class log_to:
     """Context: what is logged under "vizsla" also goes to `path`, with times."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, earlier: Sequence[logging.LogRecord] = ()) -> None:
+        self.path, self.earlier = Path(path), earlier
 
     def __enter__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.handler = logging.FileHandler(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for record in self.earlier:
+            self.handler.handle(record)
         logger = logging.getLogger("vizsla")
         logger.addHandler(self.handler)
         self.level = logger.level

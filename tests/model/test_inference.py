@@ -2,15 +2,16 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from torch import nn
-from vizsla.model.embedder import Embedder
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import Compute, embed, resolve_compute
 
@@ -137,6 +138,8 @@ def test_another_model_or_input_is_never_mixed_in(photos: Path, tmp_path: Path) 
     embed(images, embedder(), tmp_path / "e", compute=compute())
     with pytest.raises(DataError, match="differ in compute, compute_id"):
         embed(images, embedder(), tmp_path / "e", compute=compute(batch_size=5))
+    with pytest.raises(DataError, match="differ in max_pixels"):
+        embed(images, embedder(), tmp_path / "e", compute=compute(), max_pixels=9)
     Image.new("RGB", (9, 9)).save(photos / "00.png")
     with pytest.raises(DataError, match="differ in images"):
         embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=compute())
@@ -144,6 +147,16 @@ def test_another_model_or_input_is_never_mixed_in(photos: Path, tmp_path: Path) 
         ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=compute(), overwrite=True
     )
     assert len(again) == 23
+
+
+def test_a_picture_that_changed_and_kept_its_size_is_noticed(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(photos / "00.bmp")
+    embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=compute())
+    size = (photos / "00.bmp").stat().st_size
+    Image.new("RGB", (40, 30), (0, 0, 255)).save(photos / "00.bmp")
+    assert (photos / "00.bmp").stat().st_size == size
+    with pytest.raises(DataError, match="differ in images"):
+        embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=compute())
 
 
 def test_two_at_once_are_not_mixed(photos: Path, tmp_path: Path) -> None:
@@ -181,6 +194,8 @@ def test_half_precision_stays_close(photos: Path, tmp_path: Path) -> None:
 def test_what_the_machine_does_not_have_is_said() -> None:
     with pytest.raises(UsageError, match="choose auto, cpu"):
         resolve_compute(device="tpu")
+    with pytest.raises(UsageError, match="choose fp32 or fp16"):
+        embed(ImageSet(Path(), ["a"], pa.table({})), embedder(), "x", store="fp8")
     with pytest.raises(UsageError, match="choose auto, fp32"):
         resolve_compute(precision="int4")
     if not torch.cuda.is_available():

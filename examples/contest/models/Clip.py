@@ -1,6 +1,6 @@
 """CLIP ViT-L/14 with its own pooling, as in the starting document's table.
 
-Further flags are passed on: python models/Clip.py --pooling gem --weights random --labels labels.csv
+Further flags are passed on: python models/Clip.py --pooling gem
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""EfficientNet-B0 with GeM pooling; --model efficientnet-b3 and --pooling gap for the others.
+"""EfficientNet-B0 with GeM pooling; --model efficientnet-b3, --pooling gap for the others.
 
-Further flags are passed on: python models/EfficientNet.py --pooling gem --weights random --labels labels.csv
+Further flags are passed on: python models/EfficientNet.py --pooling gem
 """
 
 import sys

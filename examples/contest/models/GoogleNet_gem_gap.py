@@ -1,6 +1,6 @@
 """GoogLeNet with GeM pooling; --pooling gap for the other.
 
-Further flags are passed on: python models/GoogleNet_gem_gap.py --pooling gem --weights random --labels labels.csv
+Further flags are passed on: python models/GoogleNet_gem_gap.py --pooling gem
 """
 
 import sys

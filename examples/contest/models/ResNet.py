@@ -1,6 +1,6 @@
 """ResNet-50 with average pooling; --model resnet18, 34, 101 or 152 for the others.
 
-Further flags are passed on: python models/ResNet.py --pooling gem --weights random --labels labels.csv
+Further flags are passed on: python models/ResNet.py --pooling gem
 """
 
 import sys

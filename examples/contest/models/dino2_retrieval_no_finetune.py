@@ -1,6 +1,6 @@
 """DINOv2 ViT-B/14, frozen, with average pooling.
 
-Further flags are passed on: python models/dino2_retrieval_no_finetune.py --pooling gem --weights random --labels labels.csv
+Further flags are passed on: python models/dino2_retrieval_no_finetune.py --pooling gem
 """
 
 import sys

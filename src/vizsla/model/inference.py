@@ -7,6 +7,7 @@ number of batches, every batch has one shape, and a broken image keeps its slot.
 import hashlib
 import json
 import logging
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,14 +24,15 @@ from vizsla.data.batches import Batch, batches, choose_workers
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import Embeddings, ShardWriter
+from vizsla.model.embeddings import STORES, Embeddings, ShardWriter
 
 log = logging.getLogger("vizsla.embed")
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHARD_IMAGES = 8192
+SHARD_IMAGES = 1024  # what an interruption costs at most
 MAX_PIXELS = 100_000_000
+PIECE = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def embed(
     """
     if len(images) == 0:
         raise DataError(f"{images.root} holds no images to embed")
+    if store not in STORES:
+        raise UsageError(f"store={store!r}: choose {' or '.join(STORES)}")
     compute = compute or resolve_compute()
     out = Path(out)
     with storage.locked(out):
@@ -119,6 +123,7 @@ def embed(
             "compute_id": compute.id,
             "compute": compute.facts,
             "images": fingerprint(images),
+            "max_pixels": max_pixels,
             "shard_images": _whole_batches(shard_images, compute.batch_size),
         }
         writer = ShardWriter(out, about, embedder.dim, store=store, total=len(images))
@@ -212,19 +217,32 @@ def _report_broken(embeddings: Embeddings, images: ImageSet, out: Path) -> None:
 
 
 def fingerprint(images: ImageSet) -> str:
-    """SHA-256 over ids, sizes and attributes: what the vectors and their table are made from."""
+    """SHA-256 over ids, contents and attributes: what the vectors and their table are made from.
+
+    Of a file's content its size and three pieces are read, from its start, middle and end.
+    """
     digest = hashlib.sha256()
     for i, name in enumerate(images.ids):
-        try:
-            size = images.path(i).stat().st_size
-        except OSError:
-            size = -1
-        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        digest.update(_pieces(images.path(i)))
     for column in images.attributes.column_names:
         digest.update(f"{column}\0".encode())
         for value in images.attributes[column].to_pylist():
             digest.update(f"{value!r}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _pieces(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            pieces = [str(size).encode()]
+            for start in (0, size // 2, max(0, size - PIECE)):
+                file.seek(start)
+                pieces.append(file.read(PIECE))
+    except OSError:
+        return b"unreadable"
+    return b"\0".join(pieces)
 
 
 def _whole_batches(shard_images: int, batch_size: int) -> int:

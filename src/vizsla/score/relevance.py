@@ -163,10 +163,11 @@ class Truth:
         ranking: Ranking,
         pattern: str = "{label}_{n}",
         *,
+        queries: Sequence[str] | None = None,
         gallery: Sequence[str] | None = None,
         one_set: bool = False,
     ) -> "Truth":
-        """From the names in a ranking. `gallery`: all gallery ids, where they are known.
+        """From the names in a ranking. queries, gallery: all their ids, where they are known.
 
         Otherwise the gallery is complete only if the ranking knows all of it; the names in a
         submission are those it happened to retrieve.
@@ -174,9 +175,10 @@ class Truth:
         from vizsla.data.tables import labels_from_pattern
 
         listed = ranking.gallery if gallery is None else gallery
+        asked = ranking.queries if queries is None else queries
         return Truth.from_lists(
-            ranking.queries,
-            labels_from_pattern(ranking.queries, pattern),
+            asked,
+            labels_from_pattern(asked, pattern),
             listed,
             labels_from_pattern(listed, pattern),
             gallery_complete=gallery is not None or _knows_gallery(ranking),

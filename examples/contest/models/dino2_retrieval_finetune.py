@@ -1,0 +1,11 @@
+"""DINOv2 ViT-B/14, fine-tuned for ten epochs, with average pooling.
+
+Further flags are passed on: python models/dino2_retrieval_finetune.py --pooling gem
+"""
+
+import sys
+
+from vizsla.cli import main
+
+tuning = ["--finetune", "last", "--epochs", "10"]
+main(["run", "data", "--model", "dinov2-b14", "--pooling", "gap", *tuning, *sys.argv[1:]])
