@@ -1,5 +1,7 @@
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -211,3 +213,43 @@ def test_a_closed_store_says_so(path: Path) -> None:
     store.close()
     with pytest.raises(StorageError, match="closed"):
         add(store, "a", 0.1)
+
+
+SERVING = """
+import os, sys
+from vizsla.web.judge_rules import Rules
+from vizsla.web.judge_scoring import PartScore
+from vizsla.web.judge_store import Store, packed
+Store(sys.argv[1]).close()
+store = Store(sys.argv[1])
+store.fact("rules")
+score = {"all": PartScore(0.5, None, None, {})}
+def add(times):
+    for _ in range(times):
+        store.add("a", packed(b"{}"), "0" * 64, score, received=1.0, rules=Rules()).result()
+add(2)
+print("ready", flush=True)
+sys.stdin.readline()
+add(5)
+print(store.count(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_a_token_added_from_outside_loses_nothing(path: Path) -> None:
+    """The other process must not take the WAL away from the one that is killed afterwards."""
+    command = [sys.executable, "-c", SERVING, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        adding = "import sys, vizsla.web.judge as j; j.add_token('t', database=sys.argv[1])"
+        subprocess.run([sys.executable, "-c", adding, str(path)], check=True)
+        server.stdin.write("\n")
+        server.stdin.flush()
+        assert server.stdout.readline() == "7\n"
+        server.wait(20)
+    with Store(path, create=False) as store:
+        assert store.count() == 7

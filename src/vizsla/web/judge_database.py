@@ -187,7 +187,7 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
         raise StorageError(f"there is no contest in {path}: `vizsla judge` starts one")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        _make_private(path)
         connection = sqlite3.connect(
             path, timeout=30, isolation_level=None, check_same_thread=False
         )
@@ -201,6 +201,16 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
             raise StorageError(f"cannot use {path} as a contest's file: {error}") from error
         raise
     return connection
+
+
+def _make_private(path: Path) -> None:
+    """An empty file for its owner alone, if there is none.
+
+    A file that is there is not opened: closing any descriptor of a file drops all POSIX locks that
+    this process has on it, SQLite's too, and another process could then remove the WAL in use.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
