@@ -74,7 +74,7 @@ def own_vectors(demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo_data)
     if Path("q.npy").exists():
         return
-    rows = list(csv.DictReader(Path("data/labels.csv").open()))
+    rows = csv.DictReader(Path("data/labels.csv").read_text().splitlines())
     truth = {(row["role"], row["file"]): row["label"] for row in rows}
     for role in ("query", "gallery"):
         words = ["embed", f"data/test/{role}", "--model", "tiny", "--weights", "random"]
