@@ -1,3 +1,4 @@
+import time
 import unicodedata
 
 import pytest
@@ -79,6 +80,50 @@ def test_names_that_differ_in_normal_form_alone_are_one() -> None:
 def test_names_that_cannot_be_shown_are_refused(name: object) -> None:
     with pytest.raises(UsageError, match="groupname"):
         group_name(name)
+
+
+def test_a_very_long_name_takes_no_time() -> None:
+    name = "a" + "\u0316\u0301" * 50_000
+    started = time.process_time()
+    with pytest.raises(UsageError, match="100001 characters"):
+        group_name(name)
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    "code",
+    # fmt: off
+    [
+        0x034F,
+        0x115F,
+        0x1160,
+        0x17B4,
+        0x17B5,
+        0x180B,
+        0x180F,
+        0x200B,
+        0x200F,
+        0x2060,
+        0x206F,
+        0x2800,
+        0x3164,
+        0xFE00,
+        0xFE0F,
+        0xFEFF,
+        0xFFA0,
+        0xE0000,
+        0xE0100,
+        0xE0FFF,
+    ],
+    # fmt: on
+)
+def test_characters_without_ink_are_refused(code: int) -> None:
+    with pytest.raises(UsageError, match=f"U\\+{code:04X}, which cannot be shown"):
+        group_name(f"a{chr(code)}b")
+
+
+def test_names_that_differ_in_the_width_of_a_gap_are_one() -> None:
+    assert group_name("two   words") == group_name("two words") == "two words"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import unicodedata
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -22,6 +23,10 @@ COUNTS = {
     "last": "each group's last submission counts",
 }
 LONGEST_NAME = 60  # characters of a group's name
+_UNSEEN = re.compile(  # what takes no ink: two names that differ in it alone would look the same
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True)
@@ -100,19 +105,21 @@ class Rules:
 
 
 def group_name(given: Any) -> str:
-    """The name as it is kept: NFC, without spaces around it. UsageError says why it cannot be.
+    """The name as it is kept: NFC, single spaces, none around it. UsageError says why it cannot be.
 
     Two spellings that differ in Unicode's normal form alone are one name.
     """
     if not isinstance(given, str):
         raise UsageError("groupname must be a text")
-    name = unicodedata.normalize("NFC", given).strip()
+    if len(given) > 4 * LONGEST_NAME:  # before it is normalised, which takes quadratic time
+        raise UsageError(f"groupname has {len(given)} characters, at most {LONGEST_NAME} may be")
+    name = re.sub(" {2,}", " ", unicodedata.normalize("NFC", given).strip())
     if not name:
         raise UsageError("groupname is empty")
     if len(name) > LONGEST_NAME:
         raise UsageError(f"groupname has {len(name)} characters, at most {LONGEST_NAME} may be")
-    if not name.isprintable():
-        bad = next(c for c in name if not c.isprintable())
+    bad = next((c for c in name if not c.isprintable() or _UNSEEN.match(c)), None)
+    if bad is not None:
         raise UsageError(f"groupname holds the character U+{ord(bad):04X}, which cannot be shown")
     if unicodedata.combining(name[0]) or max(map(len, _stacks(name))) > 4:
         raise UsageError("groupname piles up accents: at most 3 may stand on a letter")
