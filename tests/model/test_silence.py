@@ -64,3 +64,7 @@ def test_tuned_exactly_as_frozen(change: float) -> None:
     values = np.array([0.5, 1.0, 0.0])
     said = silence.tuned_like_frozen(values + change, values)
     assert bool(said) == (change == 0)
+
+
+def test_two_perfect_models_are_no_sign() -> None:
+    assert silence.tuned_like_frozen(np.ones(5), np.ones(5)) == []

@@ -74,7 +74,7 @@ def frozen_near_chance(
 
 
 def tuned_like_frozen(tuned: np.ndarray, frozen: np.ndarray) -> list[str]:
-    if len(tuned) != len(frozen) or not np.array_equal(tuned, frozen):
+    if not np.array_equal(tuned, frozen) or frozen.min(initial=1.0) >= 1:  # perfect: no sign
         return []
     return [
         "the tuned model scores exactly as the frozen one on every query: nothing was trained. "

@@ -172,25 +172,14 @@ class _Training:
 
     def _heads(self, contest: Contest, vectors: np.ndarray) -> Embedder:
         """Enters all heads; the best one without a frozen part is where the backbone starts."""
+        if self.processes.rank > 0:
+            self.processes.wait()  # a head that stops by the clock is the first process's own
         found = self._saved_heads()
         if found is None:
-            found = heads.closed_forms(vectors, self.labels, self.config.dim)
-            start = found.get("centred") or next(iter(found.values()))
-            loss = self._new_loss(start, vectors, memory=0)
-            trained = heads.train_head(
-                start,
-                vectors,
-                self.labels,
-                loss,
-                learning_rate=self.config.head_learning_rate,
-                seconds=min(heads.SECONDS, 0.06 * (self.config.budget or math.inf)),
-                order=self._order(loss),
-                per_class=self.config.per_class,
-                seed=self.config.seed,
-            )
-            self.head_loss = trained.final_loss
-            found["head"] = trained.projection
+            found = self._fitted_heads(vectors)
             self._save_heads(found)
+        if self.processes.rank == 0:
+            self.processes.wait()
         names = list(found)
         base = self._with_projection(identity_or_pca(vectors, self.config.dim))
         entered = [(contest.frozen.value, base)]
@@ -206,6 +195,25 @@ class _Training:
         assert isinstance(projection, Projection)
         self.loss = self._new_loss(projection, vectors, memory=self.config.memory)
         return start_at
+
+    def _fitted_heads(self, vectors: np.ndarray) -> dict[str, Projection]:
+        """Closed forms, and a head that is trained from the first of them on."""
+        found = heads.closed_forms(vectors, self.labels, self.config.dim)
+        start = found.get("centred") or next(iter(found.values()))
+        loss = self._new_loss(start, vectors, memory=0)
+        trained = heads.train_head(
+            start,
+            vectors,
+            self.labels,
+            loss,
+            learning_rate=self.config.head_learning_rate,
+            seconds=min(heads.SECONDS, 0.06 * (self.config.budget or math.inf)),
+            order=self._order(loss),
+            per_class=self.config.per_class,
+            seed=self.config.seed,
+        )
+        self.head_loss = trained.final_loss
+        return {**found, "head": trained.projection}
 
     def _backbone(self, contest: Contest, start: Embedder) -> None:
         from vizsla.model import lora
