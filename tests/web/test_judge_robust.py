@@ -1,5 +1,6 @@
 """What the contest's server bears: odd bodies, slow clients, load, and being killed."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -228,6 +229,48 @@ def test_slow_clients_hold_nobody_up(open_contest: Open, monkeypatch: pytest.Mon
         assert answer.startswith(b"HTTP/1.1 408 ") if i % 3 == 2 else answer == b""
         connection.close()
     assert time.monotonic() - started < 8
+
+
+def test_a_client_that_does_not_read_is_cut_off(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_http.PatientProtocol, "read_seconds", 0.5)
+    switch, url = serving
+    given_up = threading.Event()
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(200):
+            await send({"type": "http.response.body", "body": b"x" * 2**20, "more_body": True})
+        given_up.set()
+
+    monkeypatch.setattr(switch, "app", large)
+    port = int(url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert given_up.wait(5)
+    given_up.clear()
+    with httpx.stream("GET", url, timeout=20) as answer:  # one that reads gets all of it
+        received = 0
+        for block in answer.iter_raw():
+            received += len(block)
+            if received >= 200 * 2**20:
+                break
+    assert given_up.wait(5)
+
+
+def test_a_body_in_very_many_tiny_chunks_is_refused(contest: Any) -> None:
+    body = json.dumps({"groupname": "a", "images": contest.lists()}).encode()
+    for spaces, statuses in ((0, [b"200"]), (20_000, [b"400", b""])):
+        chunks = [b"1\r\n%c\r\n" % byte for byte in body + b" " * spaces]
+        answer = b""
+        with raw(contest) as connection:
+            connection.sendall(head("Connection: close\r\nTransfer-Encoding: chunked"))
+            with contextlib.suppress(OSError):
+                connection.sendall(b"".join(chunks) + b"0\r\n\r\n")
+                answer = connection.recv(12)
+        assert answer[9:] in statuses
+    assert contest.store.count() == 1
 
 
 def test_headers_without_end_are_refused(contest: Any) -> None:

@@ -92,7 +92,6 @@ def test_a_very_long_name_takes_no_time() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    # fmt: off
     [
         0x034F,
         0x115F,
@@ -115,7 +114,6 @@ def test_a_very_long_name_takes_no_time() -> None:
         0xE0100,
         0xE0FFF,
     ],
-    # fmt: on
 )
 def test_characters_without_ink_are_refused(code: int) -> None:
     with pytest.raises(UsageError, match=f"U\\+{code:04X}, which cannot be shown"):

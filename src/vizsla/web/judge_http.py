@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -26,7 +27,9 @@ log = logging.getLogger("vizsla.judge")
 
 HEADER_SECONDS = 15.0  # for the headers of a request to arrive
 BODY_SECONDS = 60.0  # for its body
+READ_SECONDS = 30.0  # for a client to go on reading its answer
 DRAIN_SECONDS, DRAIN_BYTES = 1.0, 4 * 2**20  # read and thrown away after a refusal, see LastWord
+TINY_PIECES, TINY_BYTES = 5000, 64  # no more pieces of a body may be smaller than that
 CONNECTIONS = 900  # at once; further ones get 503
 
 SECURITY_HEADERS = {
@@ -142,14 +145,36 @@ async def _drain(receive: Receive) -> None:
 # ── the server ───────────────────────────────────────────────────────────────────────────────────
 
 
+class FewPieces(h11.Connection):
+    """Refuses a body in very many tiny chunks: the loop would do nothing else meanwhile."""
+
+    _tiny = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._tiny = 0
+        elif isinstance(event, h11.Data) and len(event.data) < TINY_BYTES:
+            self._tiny += 1
+            if self._tiny > TINY_PIECES:
+                raise h11.RemoteProtocolError("too many tiny chunks")
+        return event
+
+
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that waits for headers only so long; the connection is closed then."""
+    """HTTP/1.1 that waits for headers, and for a client that does not read, only so long.
+
+    The connection is closed then.
+    """
 
     header_seconds = HEADER_SECONDS
+    read_seconds = READ_SECONDS
     _header_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.conn = FewPieces(h11.SERVER, self.config.h11_max_incomplete_event_size)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -163,7 +188,28 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # an answer has begun already
+            self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_later(self.read_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_waiting()
+        super().resume_writing()
+
+    def _stop_waiting(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
