@@ -3,6 +3,7 @@
 Stage after stage, each leaving its artefact in the run's folder, where the next one reads it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -137,9 +138,10 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         batch_size=config.batch_size,
         workers=config.workers,
     )
-    this = create_run(config.home)
+    resolved = _resolved(config, embedder, compute, data)
+    this = _interrupted(config, resolved, embedder.name) or create_run(config.home)
     with log_to(this.folder / "log.txt", earlier=messages.records):
-        this.write_config(_resolved(config, embedder, compute, data))
+        this.write_config(resolved)
         tuned = _tune(data, truth, embedder, this, config, progress)
         embedder = tuned.embedder if tuned else embedder
         embedder.save(this.folder / "embedder")
@@ -160,6 +162,21 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         this, embedder.name, ranking, scores, result, submission, figures, seconds,
         messages.warnings,
     )  # fmt: skip
+
+
+def _interrupted(config: RunConfig, resolved: dict[str, Any], model_name: str) -> Run | None:
+    """The latest run of the same command whose training was begun and that left no result."""
+    if config.tuning is None:
+        return None
+    for folder in sorted((Path(config.home) / "runs").glob("*/training"), reverse=True):
+        if not is_run(folder.parent):
+            continue
+        with contextlib.suppress(StorageError):
+            earlier = open_run(folder.parent)
+            if earlier.config == resolved and not earlier.result_path(model_name).exists():
+                log.info("going on with the interrupted run %s", earlier.id)
+                return earlier
+    return None
 
 
 def train(
@@ -548,8 +565,9 @@ def report(
 ) -> Path:
     """One self-contained page about a run. data: where its images lie now, if elsewhere."""
     config = again(folder)
-    if data is not None:
-        config = dataclasses.replace(config, data=str(data))
+    if data is not None:  # a labels file that lay there has moved with it
+        labels = config.labels if config.labels and Path(config.labels).exists() else None
+        config = dataclasses.replace(config, data=str(data), labels=labels)
     folders = _read_data(config)
     found = material.gather(open_run(folder), folders, _truth(config, folders))
     storage.write_text(out, html.report(found, projection=projection))
