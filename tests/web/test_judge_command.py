@@ -24,7 +24,7 @@ def test_a_contest_from_the_command_line(tmp_path: Path) -> None:
     token = vizsla("judge", "token", "add", "us", cwd=tmp_path).stdout.strip()
     assert vizsla("judge", "token", "list", cwd=tmp_path).stdout.split() == ["us"]
     server = subprocess.Popen(
-        [VIZSLA, *"judge --labels labels.csv -k 2 --port 0 --groups token".split()],
+        [VIZSLA, "judge", "--labels", "labels.csv", "-k", "2", "--port", "0", "--groups", "token"],
         cwd=tmp_path, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert server.stdout is not None
