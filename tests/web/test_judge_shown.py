@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.web import judge as judging
 from vizsla.web.judge_rules import Rules
 from vizsla.web.judge_scoring import Scorer
 from vizsla.web.judge_store import Store, unpacked
+from vizsla.web.judge_tokens import hashed
 
 Open = Callable[..., Any]
 
@@ -59,6 +61,15 @@ def test_csv_and_json_say_the_same(contest: Any) -> None:
     assert contest.get("/groups/1.json").json()["submissions"][0]["number"] == 1
 
 
+def test_the_csv_of_an_empty_leaderboard_has_its_header(contest: Any) -> None:
+    empty = contest.get("/leaderboard.csv").text
+    none = contest.get("/organiser/scores.csv", organiser=True).text
+    contest.post()
+    assert empty and empty == contest.get("/leaderboard.csv").text.splitlines(True)[0]
+    filled = contest.get("/organiser/scores.csv", organiser=True).text
+    assert none and none == filled.splitlines(True)[0]
+
+
 def test_names_are_shown_escaped(contest: Any) -> None:
     contest.post(group="<script>alert(1)</script>")
     for path in ("/", "/groups/1"):
@@ -100,6 +111,25 @@ def test_private_scores_cannot_be_had_before_closing_by_any_route(open_contest: 
         assert private in contest.get(path).text, path
     for path in ("/organiser", "/organiser/scores.json", "/organiser/scores.csv"):
         assert private in contest.get(path, organiser=True).text, path
+
+
+def test_an_answer_is_of_one_moment(open_contest: Open) -> None:
+    """The contest may close between two lines of the server's code."""
+    contest, _ = private_contest(open_contest)
+    before: list[float] = []  # what the clock shows still before the closing time
+    app = judging.build_app(
+        contest.store, contest.scorer, organiser_hash=hashed("token-of-the-organiser"),
+        clock=lambda: before.pop() if before else 10_000.0,
+    )  # fmt: skip
+    headers = {"Authorization": "Bearer token-of-the-organiser"}
+    client = TestClient(app, headers=headers)
+    for path in ("/", "/groups/1", "/groups/1.json", "/leaderboard.json", "/leaderboard.csv",
+                 "/organiser", "/organiser/scores.json", "/organiser/scores.csv"):  # fmt: skip
+        for times in range(1, 7):
+            before[:] = [9_999.0] * times
+            answer = client.get(path)
+            assert answer.status_code == 200
+            assert len(before) == times - 1, path
 
 
 def test_the_public_part_chooses_and_the_private_part_ranks(open_contest: Open) -> None:

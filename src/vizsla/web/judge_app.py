@@ -145,9 +145,7 @@ def _add_organiser(app: FastAPI, board: Board, pages: Pages, organiser_hash: str
         return refused(request) or pages.organiser(request)
 
     def scores_json(request: Request) -> Response:
-        return refused(request) or Json(
-            {"contest": board.contest(), "submissions": board.submission_records()}
-        )
+        return refused(request) or Json(board.scores())
 
     def scores_csv(request: Request) -> Response:
         return refused(request) or _csv(board.submissions_csv(), "scores.csv")

@@ -36,7 +36,11 @@ class Row:
 
 
 class Board:
-    """The leaderboard and what belongs to it. Safe to use from many threads."""
+    """The leaderboard and what belongs to it. Safe to use from many threads.
+
+    now: the moment of the request, read once by who answers it: one answer must not show the
+    contest before and after its closing.
+    """
 
     def __init__(
         self, store: Store, scorer: Scorer, *, clock: Callable[[], float] = time.time
@@ -50,18 +54,17 @@ class Board:
     def rules(self) -> Rules:
         return self.scorer.rules
 
-    @property
-    def parts(self) -> list[str]:
-        """The parts whose scores may be seen now."""
-        return self.rules.visible_parts(self.clock())
+    def parts(self, now: float) -> list[str]:
+        """The parts whose scores may be seen."""
+        return self.rules.visible_parts(now)
 
-    def rows(self) -> list[Row]:
+    def rows(self, now: float) -> list[Row]:
         """By rank; equal scores share one, the earlier submission first.
 
         Made anew when something was handed in, but not so often that it would slow the server.
         """
         with self._lock:
-            parts = self.parts
+            parts = self.parts(now)
             state = (self.store.newest(), parts)
             started = time.monotonic()
             fresh = self._kept is not None and (
@@ -75,20 +78,22 @@ class Board:
             assert self._kept is not None
             return self._kept[1]
 
-    def row(self, group_id: int) -> Row | None:
-        return next((row for row in self.rows() if row.group_id == group_id), None)
+    def row(self, group_id: int, now: float) -> Row | None:
+        return next((row for row in self.rows(now) if row.group_id == group_id), None)
 
-    def history(self, group_id: int) -> list[Submission]:
+    def history(self, group_id: int, now: float) -> list[Submission]:
         """A group's submissions, oldest first, with the scores that may be seen."""
-        return self._seen(self.store.history(group_id))
+        return self._seen(self.store.history(group_id), now)
 
-    def all_submissions(self, *, newest: int | None = None) -> list[tuple[str, Submission]]:
+    def all_submissions(
+        self, now: float, *, newest: int | None = None
+    ) -> list[tuple[str, Submission]]:
         """(group, submission) of all groups, oldest first, with the scores that may be seen."""
         found = self.store.history(newest=newest)
-        return list(zip([name for name, _ in found], self._seen(found), strict=True))
+        return list(zip([name for name, _ in found], self._seen(found, now), strict=True))
 
-    def _seen(self, found: list[tuple[str, Submission]]) -> list[Submission]:
-        parts = self.parts
+    def _seen(self, found: list[tuple[str, Submission]], now: float) -> list[Submission]:
+        parts = self.parts(now)
         return [
             Submission(s.id, s.number, s.received, s.sha256, visible(s.scores, parts))
             for _, s in found
@@ -96,8 +101,8 @@ class Board:
 
     # ── as data ──────────────────────────────────────────────────────────────────────────────────
 
-    def contest(self) -> dict[str, Any]:
-        rules, now = self.rules, self.clock()
+    def contest(self, now: float) -> dict[str, Any]:
+        rules = self.rules
         sizes = self.scorer.part_sizes()
         return {
             "title": rules.title,
@@ -106,8 +111,8 @@ class Board:
             "top_k": rules.top_k,
             "queries": len(self.scorer.queries),
             "gallery": len(self.scorer.gallery),
-            "part": self.parts[0],
-            "queries_in_part": sizes[self.parts[0]],
+            "part": self.parts(now)[0],
+            "queries_in_part": sizes[self.parts(now)[0]],
             "counts": rules.counts,
             "groups": rules.groups,
             "opens": None if rules.opens is None else iso(rules.opens),
@@ -117,11 +122,14 @@ class Board:
         }
 
     def leaderboard(self) -> dict[str, Any]:
-        return {"contest": self.contest(), "leaderboard": [_row_record(r) for r in self.rows()]}
+        now = self.clock()
+        rows = [_row_record(row) for row in self.rows(now)]
+        return {"contest": self.contest(now), "leaderboard": rows}
 
     def group(self, group_id: int) -> dict[str, Any] | None:
-        history = self.history(group_id)
-        row = self.row(group_id)
+        now = self.clock()
+        history = self.history(group_id, now)
+        row = self.row(group_id, now)
         if row is None or not history:
             return None
         return {
@@ -131,15 +139,29 @@ class Board:
         }
 
     def leaderboard_csv(self) -> str:
-        return to_csv([_flat(_row_record(row)) for row in self.rows()])
+        now = self.clock()
+        sample = Row(0, 0, "", self._sample(now), 0, 0.0, 0, 0.0)
+        rows = [_flat(_row_record(row)) for row in self.rows(now)]
+        return to_csv(rows, columns=list(_flat(_row_record(sample))))
 
     def submissions_csv(self) -> str:
-        return to_csv([_flat(record) for record in self.submission_records()])
+        now = self.clock()
+        sample = _submission_record(Submission(0, 0, 0.0, "", self._sample(now)))
+        rows = [_flat(record) for record in self.submission_records(now)]
+        return to_csv(rows, columns=["groupname", *_flat(sample)])
 
-    def submission_records(self) -> list[dict[str, Any]]:
+    def _sample(self, now: float) -> dict[str, PartScore]:
+        """Scores of nobody, for the columns that they take."""
+        return visible(self.scorer.scores({}), self.parts(now))
+
+    def scores(self) -> dict[str, Any]:
+        now = self.clock()
+        return {"contest": self.contest(now), "submissions": self.submission_records(now)}
+
+    def submission_records(self, now: float) -> list[dict[str, Any]]:
         return [
             {"groupname": name, **_submission_record(submission)}
-            for name, submission in self.all_submissions()
+            for name, submission in self.all_submissions(now)
         ]
 
 
@@ -218,17 +240,16 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def to_csv(records: list[dict[str, Any]]) -> str:
-    """A header and one line a record; empty without records.
+def to_csv(records: list[dict[str, Any]], *, columns: list[str]) -> str:
+    """A header and one line a record.
 
     A text that a spreadsheet would take for a formula gets a quote before it.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    for i, record in enumerate(records):
-        if i == 0:
-            writer.writerow(record)
-        writer.writerow([_harmless(value) for value in record.values()])
+    writer.writerow(columns)
+    for record in records:
+        writer.writerow([_harmless(record[column]) for column in columns])
     return text.getvalue()
 
 

@@ -29,6 +29,7 @@ HEADER_SECONDS = 15.0  # for the headers of a request to arrive
 BODY_SECONDS = 60.0  # for its body
 READ_SECONDS = 30.0  # for a client to go on reading its answer
 DRAIN_SECONDS, DRAIN_BYTES = 1.0, 4 * 2**20  # read and thrown away after a refusal, see LastWord
+LARGEST_HEADERS = 64 * 1024  # bytes
 TINY_PIECES, TINY_BYTES = 5000, 64  # no more pieces of a body may be smaller than that
 CONNECTIONS = 900  # at once; further ones get 503
 
@@ -174,7 +175,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.conn = FewPieces(h11.SERVER, self.config.h11_max_incomplete_event_size)
+        self.conn = FewPieces(h11.SERVER, LARGEST_HEADERS)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -258,7 +259,7 @@ def make_server(app: ASGIApp) -> Server:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=CONNECTIONS,
-        h11_max_incomplete_event_size=64 * 1024,
+        h11_max_incomplete_event_size=LARGEST_HEADERS,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=10,
     )

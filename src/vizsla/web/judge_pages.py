@@ -54,10 +54,12 @@ class Pages:
         }
 
     def leaderboard(self, request: Request) -> Response:
-        rows = self.board.rows()
+        now = self.board.clock()
+        rows = self.board.rows(now)
         return self._page(
             "judge_leaderboard.html",
             "",
+            now,
             rows=rows[:MOST_ROWS],
             hidden=max(0, len(rows) - MOST_ROWS),
             whiskers=_whiskers(rows[:MOST_ROWS], METRICS[self.board.rules.metric]),
@@ -66,14 +68,16 @@ class Pages:
         )
 
     def group(self, request: Request, group_id: int) -> Response:
-        row = self.board.row(group_id) if group_id else None
+        now = self.board.clock()
+        row = self.board.row(group_id, now) if group_id else None
         if row is None:
             return self.error(request, 404, "there is no such group", None)
-        history = self.board.history(group_id)
-        part = self.board.parts[0]
+        history = self.board.history(group_id, now)
+        part = self.board.parts(now)[0]
         return self._page(
             "judge_group.html",
             "../",
+            now,
             row=row,
             history=history[::-1][:MOST_ROWS],
             hidden=max(0, len(history) - MOST_ROWS),
@@ -87,13 +91,15 @@ class Pages:
         )
 
     def organiser(self, request: Request) -> Response:
-        rows = self.board.rows()
+        now = self.board.clock()
+        rows = self.board.rows(now)
         return self._page(
             "judge_organiser.html",
             "",
+            now,
             rows=rows,
             submissions=self.board.store.count(),
-            newest=self.board.all_submissions(newest=50)[::-1],
+            newest=self.board.all_submissions(now, newest=50)[::-1],
             tokens=self.board.store.groups_with_token(),
         )
 
@@ -108,10 +114,10 @@ class Pages:
         text = page.render(up="../" * depth, status=status, message=message)
         return HTMLResponse(text, status, dict(headers or {}))
 
-    def _page(self, name: str, up: str, **values: Any) -> Response:
+    def _page(self, name: str, up: str, now: float, **values: Any) -> Response:
         """`up`: the way from the page to the start page, so that it works below any prefix."""
-        board, now = self.board, self.board.clock()
-        sizes, parts = board.scorer.part_sizes(), board.parts
+        board = self.board
+        sizes, parts = board.scorer.part_sizes(), board.parts(now)
         text = self._templates.get_template(name).render(
             up=up,
             phase=board.rules.phase(now),
