@@ -7,6 +7,7 @@ by the small untrained one.
 import csv
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from typer.testing import CliRunner
 from vizsla.cli import app
 from vizsla.data.demo import make_demo
 from vizsla.model.embeddings import Embeddings
+from vizsla.search.exact import rank
 
 ROOT = Path(__file__).parents[1]
+FEW = ("anchor", "apple", "bell", "boat")
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +71,38 @@ def test_readme_python_works(
     assert (demo_data / "submission.json").is_file()
 
 
-@pytest.fixture
-def own_vectors(demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What docs/metrics.md takes as given: vectors, labels, embeddings and a ranking."""
-    monkeypatch.chdir(demo_data)
-    if Path("q.npy").exists():
-        return
-    rows = csv.DictReader(Path("data/labels.csv").read_text().splitlines())
-    truth = {(row["role"], row["file"]): row["label"] for row in rows}
+@pytest.fixture(scope="module")
+def vectors_folder(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What docs/metrics.md takes as given, of a few classes: vectors, labels, a ranking."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rows = csv.DictReader((demo_data / "data/labels.csv").read_text().splitlines())
+    kept = [row for row in rows if row["label"] in FEW]
+    for row in kept:
+        place = Path("training" if row["role"] == "training" else f"test/{row['role']}")
+        target = folder / "data" / place / row["file"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(demo_data / "data" / place / row["file"], target)
+    with (folder / "data/labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, kept[0])
+        writer.writeheader()
+        writer.writerows(kept)
+    truth = {(row["role"], row["file"]): row["label"] for row in kept}
     for role in ("query", "gallery"):
-        words = ["embed", f"data/test/{role}", "--model", "tiny", "--weights", "random"]
-        folder = f"{role}.emb"
-        done = CliRunner().invoke(app, [*words, "-o", folder, "--overwrite"])
-        assert done.exit_code == 0, done.output
-        found = Embeddings.open(folder)
-        np.save(f"{role[0]}.npy", found.vectors)
+        images = ["embed", str(folder / f"data/test/{role}"), "--model", "tiny"]
+        words = [*images, "--weights", "random", "-o", str(folder / f"{role}.emb")]
+        assert CliRunner().invoke(app, words).exit_code == 0
+        found = Embeddings.open(folder / f"{role}.emb")
+        np.save(folder / f"{role[0]}.npy", found.vectors)
         labels = [truth[role, name] for name in found.ids]
-        Path(f"{role[0]}.txt").write_text("\n".join(labels) + "\n")
-    words = ["search", "gallery.emb", "query.emb", "-o", "ranking.parquet"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+        (folder / f"{role[0]}.txt").write_text("\n".join(labels) + "\n")
+    ranking = rank(Embeddings.open(folder / "query.emb"), Embeddings.open(folder / "gallery.emb"))
+    ranking.save(folder / "ranking.parquet")
+    return folder
+
+
+@pytest.fixture
+def own_vectors(vectors_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(vectors_folder)
 
 
 def test_commands_on_metrics_work(own_vectors: None) -> None:
