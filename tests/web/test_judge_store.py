@@ -1,3 +1,4 @@
+import hashlib
 import sqlite3
 import stat
 import subprocess
@@ -25,8 +26,10 @@ def part_score(score: float) -> PartScore:
 def add(
     store: Store, group: str, score: float, *, at: float = 0.0, rules: Rules = RULES
 ) -> "Future[Any]":
-    lists = packed(canonical({"q": [group, str(score)]}))
-    return store.add(group, lists, "0" * 64, {"all": part_score(score)}, received=at, rules=rules)
+    text = canonical({"q": [group, str(score)]})
+    sha256 = hashlib.sha256(text).hexdigest()
+    scores = {"all": part_score(score)}
+    return store.add(group, packed(text), sha256, scores, received=at, rules=rules)
 
 
 @pytest.fixture
@@ -72,8 +75,13 @@ def test_submissions_cannot_be_changed_or_deleted(path: Path) -> None:
     with Store(path) as store:
         add(store, "a", 0.5).result()
     connection = sqlite3.connect(path)
-    for statement in ("UPDATE submissions SET received = 1", "DELETE FROM submissions"):
-        with pytest.raises(sqlite3.IntegrityError, match="submissions are never"):
+    for statement in (
+        "UPDATE submissions SET received = 1",
+        "DELETE FROM submissions",
+        "INSERT OR REPLACE INTO submissions VALUES (1, 1, 0, '', '')",
+        "UPDATE groups SET name = 'b'",
+    ):
+        with pytest.raises(sqlite3.IntegrityError, match=r"(submissions|groups) are never"):
             connection.execute(statement)
     connection.close()
 
@@ -179,6 +187,20 @@ def test_rescoring_is_all_or_nothing(path: Path) -> None:
         assert {one.scores["all"].score for _, one in store.history()} == {0.9}
 
 
+@pytest.mark.parametrize("damaged", [b"no zlib", packed(b'{"q":["x","0.1"]}')])
+def test_rescoring_names_a_damaged_submission(path: Path, damaged: bytes) -> None:
+    with Store(path) as store:
+        for score in (0.1, 0.2):
+            add(store, "a", score).result()
+        with sqlite3.connect(path) as connection:
+            connection.execute("DROP TRIGGER submissions_stay")
+            connection.execute("UPDATE submissions SET lists = ? WHERE id = 2", (damaged,))
+        connection.close()
+        with pytest.raises(StorageError, match="submission 2 is damaged"):
+            store.rescore(lambda lists: {"all": part_score(0.9)}, {})
+        assert [one.scores["all"].score for _, one in store.history()] == [0.1, 0.2]
+
+
 def test_the_file_is_for_its_owner_alone(path: Path) -> None:
     with Store(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -204,6 +226,10 @@ def test_one_judge_a_file(path: Path) -> None:
     with held(path), pytest.raises(StorageError, match="stop it first"), held(path):
         pass
     with held(path), Store(path):
+        pass
+    other = path.with_name("other.sqlite")
+    other.symlink_to(path)
+    with held(path), pytest.raises(StorageError, match="stop it first"), held(other):
         pass
 
 

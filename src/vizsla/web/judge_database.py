@@ -54,6 +54,11 @@ CREATE TRIGGER submissions_stay BEFORE UPDATE ON submissions
     BEGIN SELECT RAISE(ABORT, 'submissions are never changed'); END;
 CREATE TRIGGER submissions_are_kept BEFORE DELETE ON submissions
     BEGIN SELECT RAISE(ABORT, 'submissions are never deleted'); END;
+CREATE TRIGGER submissions_are_not_replaced BEFORE INSERT ON submissions
+    WHEN EXISTS (SELECT 1 FROM submissions WHERE id = NEW.id)
+    BEGIN SELECT RAISE(ABORT, 'submissions are never replaced'); END;
+CREATE TRIGGER groups_keep_their_name BEFORE UPDATE OF id, name ON groups
+    BEGIN SELECT RAISE(ABORT, 'groups are never renamed'); END;
 """
 
 Work = Callable[[sqlite3.Connection], Any]
@@ -165,7 +170,7 @@ def _outcome(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseExcep
 @contextlib.contextmanager
 def held(path: str | Path) -> Iterator[None]:
     """This process alone judges with this file; tokens may still be added from elsewhere."""
-    lock = filelock.FileLock(f"{path}.lock")
+    lock = filelock.FileLock(f"{Path(path).resolve()}.lock")  # of the file, whatever leads to it
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:

@@ -4,6 +4,7 @@ A submission is written once and never changed: triggers in the file itself refu
 stand in a table of their own and can be written anew.
 """
 
+import hashlib
 import json
 import sqlite3
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vizsla.errors import VizslaError
+from vizsla.errors import StorageError, VizslaError
 from vizsla.web.judge_database import Database
 from vizsla.web.judge_rules import Rules
 from vizsla.web.judge_scoring import PartScore
@@ -234,8 +235,8 @@ class Store:
         def write(connection: sqlite3.Connection) -> int:
             connection.execute("DELETE FROM scores")
             done = 0
-            for row in connection.execute("SELECT id, lists FROM submissions"):
-                _write_scores(connection, row["id"], score(unpacked(row["lists"])))
+            for row in connection.execute("SELECT id, sha256, lists FROM submissions"):
+                _write_scores(connection, row["id"], score(_sound_lists(row)))
                 done += 1
             _write_facts(connection, facts)
             return done
@@ -267,6 +268,20 @@ def packed(canonical: bytes) -> bytes:
 def unpacked(blob: bytes) -> dict[str, list[str]]:
     lists: dict[str, list[str]] = json.loads(zlib.decompress(blob))
     return lists
+
+
+def _sound_lists(row: sqlite3.Row) -> dict[str, list[str]]:
+    """The lists of a submission; StorageError if they are not those that were handed in."""
+    try:
+        sound = hashlib.sha256(zlib.decompress(row["lists"])).hexdigest() == row["sha256"]
+    except zlib.error:
+        sound = False
+    if not sound:
+        raise StorageError(
+            f"submission {row['id']} is damaged: its lists do not fit their SHA-256. "
+            "Nothing was scored anew; take the contest's file from a backup"
+        )
+    return unpacked(row["lists"])
 
 
 def _check_limits(
