@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vizsla.web.judge_rules import Rules, parse_time
+from vizsla.web.judge_store import Store
+
 VIZSLA = str(Path(sys.executable).parent / "vizsla")
 
 
@@ -44,3 +47,32 @@ def test_a_contest_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\n".join(rows).replace("q1.jpg,b", "q1.jpg,a"))
     again = vizsla("judge", "rescore", "--labels", "labels.csv", "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["changed"] == 1, again.stderr
+
+
+def test_every_rule_reaches_the_contest(tmp_path: Path) -> None:
+    rows = ["role,file,label"]
+    rows += [f"query,q{i}.jpg,{'ab'[i % 2]}" for i in range(4)]
+    rows += [f"gallery,g{i}.jpg,{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    server = subprocess.Popen(
+        [VIZSLA, "judge", "--labels", "labels.csv", "-k", "2", "--port", "0",
+         "--title", "Two words",
+         "--metric", "map_at_k", "--public-share", "0.5", "--seed", "3", "--per-hour", "5",
+         "--in-all", "9", "--counts", "last", "--opens", "2020-01-01T00:00Z",
+         "--closes", "2090-01-01T00:00Z"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    try:
+        assert "http://" in server.stdout.readline()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+        server.stdout.close()
+    with Store(tmp_path / "judge.sqlite", create=False) as store:
+        kept = Rules.from_json(store.fact("rules") or "")
+    assert kept == Rules(
+        title="Two words", top_k=2, metric="map_at_k", public_share=0.5, seed=3, per_hour=5,
+        in_all=9, counts="last", opens=parse_time("2020-01-01T00:00Z"),
+        closes=parse_time("2090-01-01T00:00Z"),
+    )  # fmt: skip
