@@ -102,9 +102,16 @@ def test_removing_a_query_hardly_moves_the_parts() -> None:
     assert len(before ^ after) <= 3
 
 
+def test_a_list_longer_than_the_gallery_is_refused() -> None:
+    queries, gallery = {"q": "a"}, {"g0": "a", "g1": "b"}
+    Scorer(queries, gallery, Rules(top_k=2))
+    with pytest.raises(DataError, match="top_k=3, but the gallery has 2 images"):
+        Scorer(queries, gallery, Rules(top_k=3))
+
+
 def test_a_part_without_queries_is_refused() -> None:
     with pytest.raises(DataError, match="both parts need some"):
-        Scorer(QUERIES, GALLERY, Rules(public_share=0.01, closes=1.0))
+        Scorer(QUERIES, GALLERY, Rules(top_k=2, public_share=0.01, closes=1.0))
 
 
 def test_queries_without_a_label_are_handed_in_but_do_not_count() -> None:
@@ -116,7 +123,7 @@ def test_queries_without_a_label_are_handed_in_but_do_not_count() -> None:
     assert scorer.problems(lists) == []
     assert scorer.scores(lists)["all"].score == 1.0
     with pytest.raises(DataError, match="none of its queries"):
-        Scorer({"d": None}, GALLERY, Rules())
+        Scorer({"d": None}, GALLERY, Rules(top_k=2))
 
 
 def test_old_submissions_can_be_scored_by_a_mended_truth() -> None:

@@ -244,7 +244,7 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_port_that_is_taken_is_one_line(serving: Any, tmp_path: Path) -> None:
-    labels = labels_file(tmp_path, {"q": "a"}, {"g": "a"})
+    labels = labels_file(tmp_path, {"q": "a"}, {f"g{i}": "a" for i in range(10)})
     port = int(serving[1].rsplit(":", 1)[1])
     with pytest.raises(UsageError, match="--port chooses another"):
         judging.judge(labels, database=tmp_path / "judge.sqlite", port=port)

@@ -43,6 +43,11 @@ class Scorer:
     """
 
     def __init__(self, queries: Labels, gallery: Labels, rules: Rules) -> None:
+        if rules.top_k > len(gallery):
+            raise DataError(
+                f"top_k={rules.top_k}, but the gallery has {len(gallery)} images: "
+                "no list could be that long; give a smaller -k"
+            )
         self.rules = rules
         self.queries = list(queries)
         self.gallery = frozenset(gallery)
