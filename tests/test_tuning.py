@@ -97,6 +97,24 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     assert again.tuning["precision"] == "fp32"
 
 
+def test_the_same_command_goes_on_with_an_interrupted_run(data: Path, tmp_path: Path) -> None:
+    config = RunConfig(
+        data=str(data), model="tiny", weights="random", image_size=32, top_k=3, figures=0,
+        home=str(tmp_path), tuning={**FAST, "finetune": "head"},
+    )  # fmt: skip
+
+    def killed(stage: str, done: int, total: int) -> None:
+        if stage == "validating heads":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config, killed)
+    first = [path.name for path in (tmp_path / "runs").iterdir()]
+    result = pipeline.run(config)
+    assert [result.run.id] == first
+    assert pipeline.run(config).run.id not in first  # that one was finished: a new run
+
+
 def test_run_without_training_images_says_what_to_do(data: Path, tmp_path: Path) -> None:
     import shutil
 

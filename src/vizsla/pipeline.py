@@ -32,7 +32,7 @@ from vizsla.data.imageset import (
     read_labels,
 )
 from vizsla.data.splits import Target
-from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.errors import DataError, ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import MAX_PIXELS, Compute, embed, fingerprint, resolve_compute
@@ -384,6 +384,7 @@ def _tuned(
     """Other trainings with the same images held out lend the vectors of the frozen model."""
     chosen = tune_config(config, config.tuning or {})
     splitting = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
+    splitting["max_pixels"] = chosen.train.max_pixels
     splitting["train"], splitting["target"] = chosen.train.seed, target and str(target)
     compute = training_compute(chosen.train)
     key = key_of(embedder, images, compute, **splitting) if config.cache else ""
@@ -420,7 +421,8 @@ def _embed(
             progress(f"embedding {role}", done, total)
 
     folder = this.folder / "embeddings" / role
-    key = key_of(embedder, images, compute) if config.cache else ""
+    cached = config.cache is not None
+    key = key_of(embedder, images, compute, max_pixels=config.max_pixels) if cached else ""
     with lent(folder, config.cache, key):
         return embed(
             images, embedder, folder, compute=compute, max_pixels=config.max_pixels, progress=report
