@@ -97,4 +97,5 @@ def test_judgements_without_labels_make_one_nameless_class() -> None:
     assert scores.per_query("map") == [0.5, 0]
     assert scores.zero_classes() == [] and scores.worst() == [] and scores.confused() == []
     assert [row[0] for row in slice_table(scores, "label").rows] == ["(none)"]
+    assert evaluate(Ranking.from_lists(lists), truth, ks=[1]).top_k == 1  # not the run's length
     assert np.isclose(scores.mean("map") or 0, 0.25)

@@ -355,7 +355,7 @@ def evaluate(
     """Scores of a ranking at the cut-offs `ks` and `top_k`.
 
     top_k: the contest's k. By default the lists' length for a submission, whose gallery is not
-      known, and max(ks) otherwise.
+      known, and max(ks) otherwise; also for a run with judgements, which may be long.
     full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
       the whole gallery, junk and self taken out: AP, MAP@R and the like from a shallow ranking.
     missing_ranks: behind a list's end: "unknown" (no mean at that cut-off); "wrong" as a judge has
@@ -367,7 +367,8 @@ def evaluate(
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
     judged = relevance(ranking, truth)
     if top_k is None:
-        top_k = ranking.depth if judged.gallery_size is None else min(max(ks), ranking.depth)
+        handed_in = judged.gallery_size is None and truth.relevant is None
+        top_k = ranking.depth if handed_in else min(max(ks), ranking.depth)
     cutoffs = sorted({*ks, top_k})
     if not cutoffs or cutoffs[0] < 1:
         raise UsageError(f"cut-offs {cutoffs}: choose whole numbers from 1")

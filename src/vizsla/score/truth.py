@@ -1,0 +1,233 @@
+"""Labels, judgements and names of images → Truth: which gallery image is right for which query.
+
+Knows no scores and no ranks; a Ranking is looked at for its names alone.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vizsla.errors import DataError
+from vizsla.search.ranking import Ranking
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vizsla.data.imageset import ImageSet
+    from vizsla.model.embeddings import Embeddings
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is right: the labels of the queries and of the gallery, by id. None: no label.
+
+    query_complete: these are all the queries that were asked, so those that a ranking lacks count
+      as wrong. False where roles are unknown: then the ranking's own queries are judged.
+    gallery_complete: these are all the gallery images, so what a ranking misses is known. False
+      where labels were read off a submission's names: recall and AP cannot be known then.
+    one_set: query and gallery are one set; an id in both is one image, and never its own match.
+    junk: query id → gallery ids that are neither right nor wrong for it.
+    attributes: column → query id → value, to slice scores by.
+    relevant: query id → the gallery ids that are right for it, in place of equal labels. Labels
+      then only slice; what is in no set is wrong, and a query without a set is left out.
+    """
+
+    query: Mapping[str, str | None]
+    gallery: Mapping[str, str | None]
+    query_complete: bool = True
+    gallery_complete: bool = True
+    one_set: bool = False
+    junk: Mapping[str, Collection[str]] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    relevant: Mapping[str, Collection[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.relevant is not None:
+            if not self.relevant:
+                raise DataError("the truth judges no query at all, so nothing can be scored")
+            return
+        for role, labels in (("query", self.query), ("gallery", self.gallery)):
+            if not any(label is not None for label in labels.values()):
+                raise DataError(
+                    f"the truth labels none of its {len(labels)} {role} images, so nothing can be "
+                    "scored: give a labels file or a file-name pattern that does"
+                )
+
+    @staticmethod
+    def from_lists(
+        query: Sequence[str],
+        query_labels: Sequence[str | None],
+        gallery: Sequence[str],
+        gallery_labels: Sequence[str | None],
+        *,
+        gallery_complete: bool = True,
+        one_set: bool = False,
+    ) -> "Truth":
+        """From ids and, in the same order, their labels."""
+        return Truth(
+            _paired(query, query_labels, "query"),
+            _paired(gallery, gallery_labels, "gallery"),
+            gallery_complete=gallery_complete,
+            one_set=one_set,
+        )
+
+    @staticmethod
+    def from_sets(
+        query: "ImageSet | Embeddings", gallery: "ImageSet | Embeddings", *, one_set: bool = False
+    ) -> "Truth":
+        """From images or embeddings with labels; all the query's attributes can be sliced by."""
+        table = query.attributes
+        columns = [name for name in table.column_names if name != "label"]
+        return Truth(
+            _paired(query.ids, query.labels or [None] * len(query.ids), "query"),
+            _paired(gallery.ids, gallery.labels or [None] * len(gallery.ids), "gallery"),
+            one_set=one_set,
+            attributes={
+                name: dict(zip(query.ids, _texts(table[name].to_pylist()), strict=True))
+                for name in columns
+            },
+        )
+
+    @staticmethod
+    def from_labels(table: "pa.Table", *, one_set: bool = False) -> "Truth":
+        """From a table with file, label and, at best, role ("query", "gallery"), as `read_labels`.
+
+        A row without a role may be either: then the ranking says which are queries, and the
+        gallery is known only where the ranking knows it. Other columns become attributes.
+        """
+        names = table.column_names
+        if "file" not in names or "label" not in names:
+            raise DataError(
+                f"the truth has the columns {', '.join(names)}: it needs file and label"
+            )
+        files, labels = table["file"].to_pylist(), _texts(table["label"].to_pylist())
+        roles = table["role"].to_pylist() if "role" in names else None
+        told = roles is not None and all(roles)
+        asked = _labels_of("query", files, labels, roles)
+        others = [name for name in names if name not in ("file", "label", "role")]
+        return Truth(
+            asked,
+            _labels_of("gallery", files, labels, roles),
+            query_complete=told,
+            gallery_complete=told,
+            one_set=one_set,
+            attributes={
+                name: _labels_of("query", files, _texts(table[name].to_pylist()), roles, name)
+                for name in others
+            },
+        )
+
+    @staticmethod
+    def from_grades(
+        grades: Mapping[str, Mapping[str, int]],
+        *,
+        labels: "Truth | None" = None,
+        one_set: bool = False,
+    ) -> "Truth":
+        """From judgements, as `read_qrels` gives them: query id → gallery id → grade.
+
+        A grade above 0 is right (however high), 0 is wrong, one below 0 is junk. Images that are
+        not judged are wrong. labels: what the queries and the gallery are called, for slices.
+        """
+        return Truth(
+            {query: labels.query.get(query) if labels else None for query in grades},
+            labels.gallery if labels else {},
+            gallery_complete=False,
+            one_set=one_set,
+            junk=_graded(grades, lambda grade: grade < 0),
+            attributes=labels.attributes if labels else {},
+            relevant={
+                **dict.fromkeys(grades, frozenset[str]()),
+                **_graded(grades, lambda g: g > 0),
+            },
+        )
+
+    @staticmethod
+    def from_file(path: str | Path, *, one_set: bool = False) -> "Truth":
+        """From a labels file; see from_labels."""
+        from vizsla.data.tables import read_labels
+
+        return Truth.from_labels(read_labels(path), one_set=one_set)
+
+    @staticmethod
+    def from_pattern(
+        ranking: Ranking,
+        pattern: str = "{label}_{n}",
+        *,
+        queries: Sequence[str] | None = None,
+        gallery: Sequence[str] | None = None,
+        one_set: bool = False,
+    ) -> "Truth":
+        """From the names in a ranking. queries, gallery: all their ids, where they are known.
+
+        Otherwise the gallery is complete only if the ranking knows all of it; the names in a
+        submission are those it happened to retrieve.
+        """
+        from vizsla.data.tables import labels_from_pattern
+
+        listed = ranking.gallery if gallery is None else gallery
+        asked = ranking.queries if queries is None else queries
+        return Truth.from_lists(
+            asked,
+            labels_from_pattern(asked, pattern),
+            listed,
+            labels_from_pattern(listed, pattern),
+            gallery_complete=gallery is not None or knows_gallery(ranking),
+            one_set=one_set,
+        )
+
+
+def knows_gallery(ranking: Ranking) -> bool:
+    """Whether `ranking.gallery` is the whole gallery, and not only what was retrieved of it."""
+    return ranking.gallery_size is not None and ranking.gallery_size == len(ranking.gallery)
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _paired(ids: Sequence[str], labels: Sequence[str | None], role: str) -> dict[str, str | None]:
+    if len(ids) != len(labels):
+        raise DataError(f"{len(labels)} labels for {len(ids)} {role} ids: expected one each")
+    paired = dict(zip(ids, _texts(labels), strict=True))
+    if len(paired) != len(ids):
+        raise DataError(f"some {role} ids occur twice among the {len(ids)}: they must be unique")
+    return paired
+
+
+def _texts(values: Sequence[Any]) -> list[str | None]:
+    """Values as text; None for null and for an empty cell."""
+    return [None if value is None or value == "" else str(value) for value in values]
+
+
+def _labels_of(
+    role: str,
+    files: Sequence[str],
+    labels: Sequence[str | None],
+    roles: Sequence[str | None] | None,
+    what: str = "label",
+) -> dict[str, str | None]:
+    """File → label over the rows of one role; DataError where two rows disagree."""
+    found: dict[str, str | None] = {}
+    for i, (file, label) in enumerate(zip(files, labels, strict=True)):
+        if roles is not None and roles[i] not in (role, None):
+            continue
+        if found.setdefault(file, label) != label:
+            raise DataError(
+                f"the truth gives {role} {file} two values of {what}, {found[file]} and {label}: "
+                "keep one"
+            )
+    if not found:
+        raise DataError(f"the truth has no rows with role {role}")
+    return found
+
+
+def _graded(
+    grades: Mapping[str, Mapping[str, int]], wanted: Callable[[int], bool]
+) -> dict[str, frozenset[str]]:
+    """Query → the images whose grade is wanted; queries without any are left out."""
+    found = {
+        query: frozenset(name for name, grade in row.items() if wanted(grade))
+        for query, row in grades.items()
+    }
+    return {query: names for query, names in found.items() if names}
