@@ -17,7 +17,7 @@ from vizsla.errors import UsageError
 from vizsla.model import inference
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import embed, resolve_compute
+from vizsla.model.inference import MAX_PIXELS, embed, resolve_compute
 from vizsla.model.shared import embed_together, key_of
 from vizsla.pipeline import RunConfig
 from vizsla.sweep import Combination, SweepConfig, combinations
@@ -126,7 +126,9 @@ def test_shared_embeddings_are_those_of_each_alone(tinted: Path, tmp_path: Path)
     embed_together(images, embedders, tmp_path / "cache", compute=compute)
     for embedder in embedders:
         alone = embed(images, embedder, tmp_path / embedder.pooling, compute=compute)
-        shared = Embeddings.open(tmp_path / "cache" / key_of(embedder, images, compute))
+        shared = Embeddings.open(
+            tmp_path / "cache" / key_of(embedder, images, compute, max_pixels=MAX_PIXELS)
+        )
         assert np.array_equal(alone.vectors, shared.vectors) and alone.ids == shared.ids
         assert alone.broken == shared.broken and len(shared.broken) == 1
         assert (alone.model_id, alone.compute_id) == (shared.model_id, shared.compute_id)

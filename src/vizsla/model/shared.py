@@ -27,6 +27,7 @@ from vizsla.model.inference import MAX_PIXELS, Compute, Progress, embed, fingerp
 log = logging.getLogger("vizsla.embed")
 
 TOGETHER = ("gap", "gem", "max")  # poolings of one feature map
+OF_A_WRITER = ("form", "dim", "store", "total", "complete", "done", "shards")
 PARTS = 4  # parts of a joint vector, each of length 1/2, so that its own length is 1
 
 
@@ -91,7 +92,7 @@ def embed_together(
     One pass of the first one's backbone serves all; each vector is bit for bit what its own
     embedder gives. At most 4, of gap, gem and max pooling.
     """
-    keys = [key_of(embedder, images, compute) for embedder in embedders]
+    keys = [key_of(e, images, compute, max_pixels=max_pixels) for e in embedders]
     wanted = [
         (e, k) for e, k in zip(embedders, keys, strict=True) if not (Path(cache) / k).exists()
     ]
@@ -114,9 +115,7 @@ def embed_together(
 
 def _write(folder: Path, found: Embeddings, vectors: np.ndarray, about: dict[str, Any]) -> None:
     """As `embed` would have written it, so that it takes it over as its own."""
-    header = {
-        key: about[key] for key in ("model_id", "compute_id", "compute", "images", "shard_images")
-    }
+    header = {key: value for key, value in about.items() if key not in OF_A_WRITER}
     writer = ShardWriter(folder, header, vectors.shape[1], total=about["total"])
     start = 0
     for shard in about["shards"]:
