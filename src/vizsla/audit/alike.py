@@ -161,20 +161,28 @@ def _candidates(grey: np.ndarray) -> Iterator[tuple[str, _Pairs]]:
         for second in starts[first // BLOCK :]:
             for turn in TURNS:
                 other = turned(grey[second : second + BLOCK], turn)
-                found = _close_in_block(views, other, CUTS.get(turn, ()))
-                a, b = found.a + first, found.b + second
-                yield turn, _Pairs(a, b, found.place).part(a < b)
+                found = _close_in_block(views, other, CUTS.get(turn, ()), same=first == second)
+                yield turn, _Pairs(found.a + first, found.b + second, found.place)
 
 
-def _close_in_block(views: dict[Box, np.ndarray], other: np.ndarray, cuts: Sequence[Box]) -> _Pairs:
-    """Whole against whole, and either picture's cuts against the other one's whole."""
+def _close_in_block(
+    views: dict[Box, np.ndarray], other: np.ndarray, cuts: Sequence[Box], *, same: bool
+) -> _Pairs:
+    """Whole against whole, and either picture's cuts against the other one's whole.
+
+    same: both are one block, where each pair stands twice, and each picture beside itself.
+    """
     whole = fingerprints(other)
     places: list[np.ndarray] = []
     rows = []
     for place, x, y in _comparisons(views, other, whole, cuts):
         similar = x @ y.T  # (block, block)
         at = np.flatnonzero(similar >= CLOSE)
-        rows.append((*np.divmod(at, len(y)), similar.flat[at], np.full(len(at), len(places))))
+        a, b = np.divmod(at, len(y))
+        if same:
+            kept = a < b
+            a, b, at = a[kept], b[kept], at[kept]
+        rows.append((a, b, similar.flat[at], np.full(len(at), len(places))))
         places.append(place)
     a, b, similar, which = (np.concatenate(column) for column in zip(*rows, strict=True))
     kept = _best_of_each(a, b, similar)

@@ -93,7 +93,7 @@ def _nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 class Suspect:
     """A position whose label its surroundings contradict.
 
-    fit, other_fit: how much the image looks like its own class and like the other one, about 0…1.
+    fit, other_fit: how much the image looks like its own class and like the other one, 0…1.
     doubt: what suspects are ranked by, 0 for a label that is beyond doubt.
     """
 
@@ -127,7 +127,7 @@ def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> li
     for i, row, doubt in zip(judged, fits, _doubts(fits, y[judged]), strict=True):
         own, best = int(y[i]), int(row.argmax())
         if best != own:
-            fit, other = float(row[own]), float(row[best])
+            fit, other = (min(max(float(row[c]), 0.0), 1.0) for c in (own, best))
             found.append(Suspect(int(i), classes[own], fit, classes[best], other, float(doubt)))
     return sorted(found, key=lambda suspect: (-suspect.doubt, suspect.i))
 

@@ -155,7 +155,8 @@ def _alarms(report: Report) -> list[str]:
         lines.append(f"{_n(len(shown), 'image')} cannot be read: {few(shown)}")
     for (first, second), pairs in between.items():
         copied = {pair.a for pair in pairs}
-        what = f"{_n(len(copied), f'{first} image')} also in the {second} part"
+        are = "is" if len(copied) == 1 else "are"
+        what = f"{_n(len(copied), f'{first} image')} {are} also in the {second} part"
         lines.append(f"{what}: {few([_said(facts, pair) for pair in pairs])}")
     against = report.conflicts()
     if against:
@@ -200,11 +201,12 @@ def _said(facts: Sequence[Facts], pair: Pair) -> str:
 
 def _odd_line(report: Report, kind: str) -> str:
     found = report.odd()[kind]
-    return f"{_n(len(found), 'image')} {kind} ({ODD[kind]}): {few([f.name for f in found])}"
+    names = few([f.name for f in found])
+    return f"{kind} ({ODD[kind]}): {_n(len(found), 'image')}, {names}"
 
 
 def _class_line(kind: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {CLASS_FINDINGS[kind]}: {few(names, 8)}"
+    return f"{CLASS_FINDINGS[kind]} ({len(names)}): {few(names, 8)}"
 
 
 def _n(count: int, what: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from vizsla.audit.duplicates import HOWS, Pair
+from vizsla.audit.duplicates import HOWS, TEST, Pair
 from vizsla.audit.look import ODD, REMARKS, Facts
 from vizsla.audit.report import CLASS_FINDINGS, Report
 from vizsla.data.images import MAX_PIXELS, read_image
@@ -113,19 +113,14 @@ class _Album:
         return f'<ol class="tiles many">{"".join(tiles)}</ol>'
 
     def _card(self, group: Sequence[int], pairs: Sequence[Pair]) -> str:
-        kinds = []
-        for how in HOWS:
-            found = [pair for pair in pairs if pair.how == how]
-            if found:
-                turns = sorted({pair.turn for pair in found} - {"as it is", "mirrored"})
-                lowest = min(pair.likeness for pair in found)
-                kinds.append(", ".join([how, *turns]) + (f" {lowest:.3f}" if lowest < 1 else ""))
-        about = escape("; ".join(kinds))
+        kinds = [_kind(how, [p for p in pairs if p.how == how]) for how in HOWS]
+        about = escape("; ".join(filter(None, kinds)))
         if any((pair.a, pair.b) in self.clashing for pair in pairs):
             about += ' · <span class="bad">labels differ</span>'
         if len(group) > MOST_TILES:
             about += f" · {MOST_TILES} of {len(group)} are shown"
-        tiles = [self._tile(i, self._caption(i)) for i in group[:MOST_TILES]]
+        test_first = sorted(group, key=lambda i: (self.facts[i].role not in TEST, i))
+        tiles = [self._tile(i, self._caption(i)) for i in test_first[:MOST_TILES]]
         kind = "card wide-card" if len(group) > 2 else "card"
         return (
             f'<article class="{kind}"><p>{about}</p><ol class="tiles">{"".join(tiles)}</ol>'
@@ -154,8 +149,20 @@ class _Album:
         width, height = image.size
         return (
             f'<img src="{data_uri(image, quality=70)}" alt="{escape(facts.name)}" '
-            f'width="{width}" height="{height}" loading="lazy" decoding="async">'
+            f'width="{width}" height="{height}">'
         )
+
+
+def _kind(how: str, pairs: Sequence[Pair]) -> str:
+    """Such as `near 0.97`; the lowest likeness of the pairs, rounded down."""
+    if not pairs:
+        return ""
+    lowest = min(pair.likeness for pair in pairs)
+    if how == "turned":
+        how = ", ".join(sorted({pair.turn for pair in pairs}))
+    elif how == "model":
+        how = "cosine"
+    return f"{how} {int(lowest * 100) / 100:.2f}" if lowest < 1 else how
 
 
 def _cards(cards: Sequence[str], total: int) -> str:
@@ -200,8 +207,8 @@ def _odd(report: Report, album: _Album) -> str:
     positions = {facts.name: i for i, facts in enumerate(report.facts)}
     parts = []
     for kind, found in report.odd().items():
-        title = f"<h3>{escape(kind.capitalize())}: {len(found)}</h3>"
-        about = f'<p class="soft">{escape(ODD[kind].capitalize())}.</p>'
+        title = f"<h3>{escape(kind[0].upper() + kind[1:])}: {len(found)}</h3>"
+        about = f'<p class="soft">{escape(ODD[kind])}</p>'
         if kind in REMARKS:
             names = bullets([f"{f.name} ({f.form})" for f in found[:MOST_ROWS]])
             parts.append(f"{title}{about}<details><summary>Which</summary>{names}</details>")
