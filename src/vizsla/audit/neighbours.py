@@ -155,8 +155,8 @@ def _fits_without_self(vectors: np.ndarray, y: np.ndarray, n_classes: int) -> np
     targets = np.full((len(y), n_classes), -1 / n_classes)
     targets[np.arange(len(y)), y] += 1
     residuals = (inverse @ targets) / np.diag(inverse)[:, None]
-    result: np.ndarray = targets - residuals
-    return result
+    fits: np.ndarray = targets - residuals + 1 / n_classes
+    return fits
 
 
 def _doubts(fits: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,0 +1,245 @@
+"""The whole check, from Python and from the command line."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vizsla.audit.check import check, labelled_sets
+from vizsla.audit.report import Report
+from vizsla.cli import app, main
+from vizsla.data.imageset import ImageSet, open_data, read_exclude
+from vizsla.errors import DataError
+from vizsla.model.embeddings import Embeddings
+
+Photo = Callable[..., Image.Image]
+CLASSES = ("cat", "dog", "bird")
+
+
+@pytest.fixture(scope="session")
+def clean(photo: Photo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, nothing wrong with them. Tests copy it."""
+    folder = tmp_path_factory.mktemp("clean") / "data"
+    rows = []
+    for k, label in enumerate(CLASSES):
+        for role, n in (("training", 4), ("query", 2), ("gallery", 3)):
+            for i in range(n):
+                below = f"training/{label}" if role == "training" else f"test/{role}"
+                path = folder / below / f"{label}-{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                photo(1000 * k + 100 * len(role) + i).save(path)
+                if role != "training":
+                    rows.append([role, path.name, label])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["role", "file", "label"], *rows])
+    return folder
+
+
+@pytest.fixture
+def data(clean: Path, tmp_path: Path) -> Path:
+    shutil.copytree(clean, tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def messy(data: Path, photo: Photo) -> Path:
+    """`data` with one of each fault."""
+    training, test = data / "training", data / "test"
+    Image.open(test / "query/cat-0.png").convert("RGB").save(training / "cat/leak.jpg", quality=60)
+    Image.open(test / "gallery/dog-1.png").save(test / "query/dog-9.bmp")
+    Image.open(training / "cat/cat-0.png").resize((90, 70)).save(training / "cat/small.png")
+    shutil.copy(training / "dog/dog-0.png", training / "bird/wrong.png")
+    (training / "bird/broken.png").write_bytes(b"\x89PNG\r\n")
+    (training / "Cat").mkdir()
+    photo(77).save(training / "Cat/one & <b>.png")
+    (training / "none").mkdir()
+    Image.new("RGB", (20, 90), "red").save(training / "dog/line\nbreak.png")
+    with (data / "labels.csv").open("a", newline="") as file:
+        csv.writer(file).writerows([["query", "dog-9.bmp", "fish"]])
+    return data
+
+
+def checked(folder: Path, **options: Any) -> Report:
+    return check(folder, labelled_sets(open_data(folder)), **options)
+
+
+def vizsla(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, ["check", *map(str, words)], catch_exceptions=False)
+
+
+# ── what is found ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_is_found_in_clean_data(data: Path) -> None:
+    report = checked(data)
+    assert report.pairs == [] and report.broken == [] and report.excluded() == {}
+    assert report.class_findings == {} and report.odd() == {} and report.suspects is None
+    alarms, notes = report.remarks()
+    assert alarms == [] and len(notes) == 1 and "--model" in notes[0]
+    assert report.class_table().rows == [
+        ["bird", 4, 2, 3], ["cat", 4, 2, 3], ["dog", 4, 2, 3], ["all", 12, 6, 9],
+    ]  # fmt: skip
+
+
+def test_every_fault_is_found_and_only_those(messy: Path) -> None:
+    report = checked(messy, workers=2)
+    found = report.to_dict()
+    pairs = {tuple(pair["images"]): pair for pair in found["pairs"]}
+    assert {names: pair["how"] for names, pair in pairs.items()} == {
+        ("training/cat/leak.jpg", "query/cat-0.png"): "near",
+        ("query/dog-9.bmp", "gallery/dog-1.png"): "same picture",
+        ("training/cat/cat-0.png", "training/cat/small.png"): "near",
+        ("training/bird/wrong.png", "training/dog/dog-0.png"): "same file",
+    }
+    assert [pair["leak"] for pair in pairs.values()].count(True) == 2
+    assert {pair["labels"][0] for pair in pairs.values() if pair["conflict"]} == {"bird", "fish"}
+    assert [entry["image"] for entry in found["broken"]] == ["training/bird/broken.png"]
+    assert found["odd"] == {
+        kind: ["training/dog/line\nbreak.png"] for kind in ("tiny", "thin", "one colour")
+    }
+    assert found["class_findings"] == {
+        "empty": ["none"], "one image": ["Cat"], "alike in name": ["Cat/cat"],
+        "not in the gallery": ["fish"],
+    }  # fmt: skip
+    assert found["images"] == {"training": 18, "query": 7, "gallery": 9}
+    assert found["classes"]["fish"] == {"training": 0, "query": 1, "gallery": 0}
+    assert found["suspects"] is None and len(found["groups"]) == 4
+    assert found["exclude"].keys() == {
+        "training/cat/leak.jpg", "training/cat/small.png", "training/bird/wrong.png",
+        "training/dog/dog-0.png", "training/bird/broken.png",
+    }  # fmt: skip
+    text = "\n".join([*report.remarks()[0], *report.remarks()[1]])
+    for words in (
+        "1 training image is also in the query part: training/cat/leak.jpg = query/cat-0.png",
+        "1 query image is also in the gallery part", "2 pairs of copies with different labels",
+        "1 image cannot be read", "tiny (", "Cat/cat", "5 training images better left out",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_without_labels_there_are_no_conflicts(messy: Path) -> None:
+    (messy / "labels.csv").unlink()
+    report = checked(messy)
+    assert [pair.how for pair in report.conflicts()] == ["same file"]
+    assert "not in the gallery" not in report.class_findings
+    assert report.class_table().rows[-2] == ["no label", 0, 7, 9]
+
+
+def test_labels_of_another_folder_are_an_error(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("role,file,label\nquery,elsewhere.png,cat\n")
+    with pytest.raises(DataError, match="label for none of the 6 query images"):
+        labelled_sets(open_data(data), tmp_path / "other.csv")
+
+
+def test_a_folder_without_training_images_is_checked_too(data: Path) -> None:
+    shutil.rmtree(data / "training")
+    (data / "test/query/broken.png").write_bytes(b"")
+    report = checked(data)
+    assert report.class_table().columns == ["class", "query", "gallery"]
+    assert len(report.broken) == 1 and report.excluded() == {}
+
+
+def test_with_embeddings_swapped_labels_and_near_pairs_are_found(data: Path) -> None:
+    sets = labelled_sets(open_data(data))
+    (data / "training/bird/broken.png").write_bytes(b"")
+    swapped = data / "training/dog/cat-0-again.png"
+    shutil.move(data / "training/cat/cat-0.png", swapped)
+    asked = []
+
+    def embed(role: str, images: ImageSet) -> Embeddings:
+        asked.extend(images.ids)
+        dice = np.random.default_rng(len(role))
+        vectors = dice.normal(size=(len(images), 32))
+        for i, name in enumerate(images.ids):
+            vectors[i, CLASSES.index(Path(name).name.partition("-")[0])] += 4
+        if role == "training":
+            vectors[1] = vectors[0] + 0.001
+        return Embeddings.from_arrays(vectors, images.ids)
+
+    report = checked(data, embed=embed)
+    assert len(asked) == sum(map(len, sets.values())) and "bird/broken.png" not in asked
+    assert report.suspects is not None
+    first = report.suspects[0]
+    assert report.facts[first.i].name == "training/dog/cat-0-again.png"
+    assert (first.label, first.other) == ("dog", "cat")
+    (pair,) = report.pairs
+    assert pair.how == "model" and report.facts[pair.a].name == "training/bird/bird-0.png"
+    assert report.copies == [] and report.excluded().keys() == {"training/bird/broken.png"}
+    assert "Labels in doubt" in report.text() and "cat-0-again.png" in report.text()
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_list_to_leave_out_is_one_that_run_reads(messy: Path, tmp_path: Path) -> None:
+    (messy / "training/dog/a\nb.png").write_bytes(b"")
+    done = vizsla(messy, "--write-exclude", tmp_path / "out.txt", "-q")
+    assert done.exit_code == 0
+    assert read_exclude(tmp_path / "out.txt") == checked(messy).excluded().keys()
+    assert "training/dog/a\nb.png" in read_exclude(tmp_path / "out.txt")
+    left = open_data(messy).training
+    assert left is not None
+    gone = {name.removeprefix("training/") for name in read_exclude(tmp_path / "out.txt")}
+    assert len(left.without(gone)) == len(left) - 6
+
+
+def test_findings_are_no_failure_and_json_is_all_there_is_on_stdout(
+    messy: Path, tmp_path: Path
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in messy.rglob("*"))
+    done = vizsla(messy, "--json", "-o", tmp_path / "all.json", "--html", tmp_path / "page.html")
+    assert done.exit_code == 0
+    printed = json.loads(done.stdout)
+    assert printed == json.loads((tmp_path / "all.json").read_text())
+    assert printed["pairs"] and (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert sorted((path, path.stat().st_mtime_ns) for path in messy.rglob("*")) == before
+
+
+def test_the_summary_counts_classes_and_names_what_to_mend(messy: Path) -> None:
+    done = vizsla(messy, "-q")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["class", "training", "query", "gallery"]
+    assert ["all", "18", "7", "9"] in [line.split() for line in lines]
+    assert any(line.startswith("! 1 training image is also in the query part") for line in lines)
+    assert any(line.startswith("- labels in doubt") for line in lines)
+
+
+def test_many_classes_are_shortened_on_the_terminal(data: Path) -> None:
+    for i in range(60):
+        shutil.copytree(data / "training/cat", data / f"training/class{i:02d}")
+    text = checked(data).text()
+    assert len(text.splitlines()) < 30 and "more classes" in text and "class30" not in text
+
+
+def test_a_model_from_the_command_line(data: Path, tmp_path: Path) -> None:
+    done = vizsla(data, "--model", "tiny", "--weights", "random", "-q", "-o", tmp_path / "a.json")
+    assert done.exit_code == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert isinstance(found["suspects"], list)
+
+
+def test_what_cannot_be_checked_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", str(tmp_path / "nowhere")])
+    assert stopped.value.code == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_check_without_a_model_starts_no_torch(data: Path) -> None:
+    code = (
+        "import sys, vizsla.cli\n"
+        f"try: vizsla.cli.main(['check', {str(data)!r}, '--html', {str(data / 'p.html')!r}])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,163 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vizsla.audit.duplicates import (
+    HOWS,
+    MANY,
+    Pair,
+    conflicts,
+    find_pairs,
+    groups_of,
+    leaks,
+    to_exclude,
+)
+from vizsla.audit.look import Facts, look
+from vizsla.data.imageset import ImageSet
+
+Photo = Callable[..., Image.Image]
+
+
+def facts(*files: str) -> list[Facts]:
+    """`training/a:cat` or `query/b`: role, id and label; a `!` behind it makes it broken."""
+    made = []
+    for i, file in enumerate(files):
+        name, _, label = file.rstrip("!").partition(":")
+        role, _, below = name.partition("/")
+        broken = "cut off" if file.endswith("!") else None
+        size = (100 + i, 100)
+        made.append(Facts(role, below, Path(name), label or None, broken, size=size))
+    return made
+
+
+def pair(a: int, b: int, how: str = "near", likeness: float = 0.95) -> Pair:
+    return Pair(a, b, how, likeness)
+
+
+# ── finding them ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def sets(photo: Photo, tmp_path: Path) -> dict[str, ImageSet]:
+    files = {
+        "training/cat/a.jpg": photo(0), "training/cat/b.png": photo(1),
+        "training/dog/a-smaller.jpg": photo(0).resize((80, 60)), "training/dog/c.png": photo(2),
+        "query/b.bmp": photo(1), "query/d.png": photo(3),
+        "gallery/c-mirrored.png": photo(2).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "gallery/e.png": photo(4), "gallery/broken.png": photo(5),
+    }  # fmt: skip
+    for name, picture in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / name)
+    (tmp_path / "gallery/broken.png").write_bytes(b"\x89PNG")
+    (tmp_path / "query/d2.png").write_bytes((tmp_path / "query/d.png").read_bytes())
+    return {
+        "training": ImageSet.from_class_folders(tmp_path / "training"),
+        "query": ImageSet.from_folder(tmp_path / "query"),
+        "gallery": ImageSet.from_folder(tmp_path / "gallery"),
+    }
+
+
+def test_copies_inside_and_between_roles_are_found_and_named(sets: dict[str, ImageSet]) -> None:
+    looks = look(sets)
+    pairs = find_pairs(looks)
+    named = {(looks.facts[p.a].name, looks.facts[p.b].name): p.how for p in pairs}
+    assert named == {
+        ("query/d.png", "query/d2.png"): "same file",
+        ("training/cat/b.png", "query/b.bmp"): "same picture",
+        ("training/cat/a.jpg", "training/dog/a-smaller.jpg"): "near",
+        ("training/dog/c.png", "gallery/c-mirrored.png"): "mirrored",
+    }
+    assert [p.how for p in pairs] == ["same file", "same picture", "near", "mirrored"]
+    assert [p.likeness for p in pairs][:2] == [1.0, 1.0]
+    assert {looks.facts[p.b].name for p in leaks(looks.facts, pairs)} == {
+        "query/b.bmp", "gallery/c-mirrored.png",
+    }  # fmt: skip
+    assert [looks.facts[p.a].name for p in conflicts(looks.facts, pairs)] == ["training/cat/a.jpg"]
+
+
+def test_of_many_equal_files_every_leak_is_still_a_pair(photo: Photo, tmp_path: Path) -> None:
+    for i in range(MANY + 4):
+        (tmp_path / "training/x").mkdir(parents=True, exist_ok=True)
+        photo(0).save(tmp_path / f"training/x/{i:02d}.png")
+    (tmp_path / "query").mkdir()
+    photo(0).save(tmp_path / "query/q.png")
+    photo(0).resize((80, 60)).save(tmp_path / "query/small.png")
+    looks = look(
+        {
+            "training": ImageSet.from_class_folders(tmp_path / "training"),
+            "query": ImageSet.from_folder(tmp_path / "query"),
+        }
+    )
+    n = MANY + 4
+    pairs = find_pairs(looks)
+    assert {(p.a, p.b) for p in pairs if p.how == "same file"} == {(i, n) for i in range(n)}
+    assert {(p.a, p.b) for p in pairs if p.how == "near"} == {(i, n + 1) for i in range(n + 1)}
+    assert len(to_exclude(looks.facts, pairs)) == n
+
+
+# ── what they mean ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_groups_go_along_chains_and_come_largest_first() -> None:
+    assert groups_of(7, [pair(5, 6), pair(0, 2), pair(2, 4)]) == [[0, 2, 4], [5, 6]]
+    assert groups_of(3, []) == []
+
+
+def test_a_conflict_needs_two_known_labels() -> None:
+    known = facts("training/a:cat", "training/b:dog", "query/c", "query/d:cat")
+    pairs = [pair(0, 1), pair(0, 2), pair(0, 3), pair(1, 3)]
+    assert conflicts(known, pairs) == [pair(0, 1), pair(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("files", "pairs", "gone"),
+    [
+        (["training/a:x", "training/b:x"], [pair(0, 1)], {0}),  # the larger one stays
+        (["training/a:x", "query/b:x"], [pair(0, 1)], {0}),
+        (["training/a:x", "query/b:x"], [pair(0, 1, "mirrored")], {0}),
+        (["training/a:x", "query/b:x"], [pair(0, 1, "model")], set()),
+        (["training/a:x", "training/b:y"], [pair(0, 1)], {0, 1}),
+        (["query/a:x", "gallery/b:x"], [pair(0, 1)], set()),
+        (["gallery/a:x", "gallery/b:x"], [pair(0, 1, "same file")], set()),
+        (["training/a:x!", "gallery/b:x!"], [], {0}),
+        (["training/a:x", "training/b:x", "query/c"], [pair(0, 1), pair(1, 2)], {1}),
+        (["training/a:x", "training/b:x", "training/c:x"], [pair(0, 1), pair(1, 2)], {1}),
+    ],
+)
+def test_what_is_left_out(files: list[str], pairs: list[Pair], gone: set[int]) -> None:
+    assert to_exclude(facts(*files), pairs).keys() == gone
+
+
+def test_the_reason_names_the_other_image() -> None:
+    known = facts("training/a:x", "training/b:y", "training/c:x", "query/d", "training/e!")
+    reasons = to_exclude(known, [pair(0, 1), pair(2, 3, "mirrored")])
+    assert reasons == {
+        0: "a copy of training/b, which is labelled otherwise",
+        1: "a copy of training/a, which is labelled otherwise",
+        2: "a copy of query/d (mirrored)",
+        4: "broken: cut off",
+    }
+
+
+@given(
+    st.lists(st.sampled_from(["training:x", "training:y", "query", "gallery"]), max_size=9),
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from(list(HOWS)))),
+)
+def test_what_stays_is_clean_and_the_test_part_is_whole(
+    roles: list[str], drawn: list[tuple[int, int, str]]
+) -> None:
+    known = facts(
+        *(f"{r.partition(':')[0]}/{i}:{r.partition(':')[2]}" for i, r in enumerate(roles))
+    )
+    pairs = [pair(a, b, how) for a, b, how in drawn if a < b < len(known)]
+    gone = to_exclude(known, pairs)
+    assert {known[i].role for i in gone} <= {"training"}
+    left = [p for p in pairs if p.how != "model" and not {p.a, p.b} & gone.keys()]
+    assert all("training" not in (known[p.a].role, known[p.b].role) for p in left)
+    copied = {i for p in pairs if p.how != "model" for i in (p.a, p.b)}
+    assert gone.keys() <= copied

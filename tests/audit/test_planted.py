@@ -1,0 +1,134 @@
+"""Real photos with known faults: every one is found, and nothing else."""
+
+import csv
+import io
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageEnhance
+
+from vizsla.audit.check import check, embedding_in, labelled_sets
+from vizsla.audit.report import Report
+from vizsla.data.images import read_image
+from vizsla.data.imageset import open_data
+from vizsla.model.embedder import Embedder
+from vizsla.model.inference import resolve_compute
+
+Change = Callable[[Image.Image, random.Random], Image.Image]
+
+
+def cropped(picture: Image.Image, dice: random.Random) -> Image.Image:
+    width, height = picture.size
+    left, top, right, bottom = (dice.uniform(0.01, 0.05) for _ in range(4))
+    return picture.crop(
+        (int(width * left), int(height * top), int(width * (1 - right)), int(height * (1 - bottom)))
+    )
+
+
+def compressed(picture: Image.Image, dice: random.Random) -> Image.Image:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=dice.randint(30, 60))
+    return Image.open(file).convert("RGB")
+
+
+def resized(picture: Image.Image, dice: random.Random) -> Image.Image:
+    scale = dice.choice([0.5, 0.66, 2])
+    return picture.resize((int(picture.width * scale), int(picture.height * scale)))
+
+
+def relit(picture: Image.Image, dice: random.Random) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(dice.choice([0.75, 1.25]))
+
+
+CHANGES: list[list[Change]] = [
+    [], [compressed], [compressed], [resized], [resized], [resized], [cropped], [cropped],
+    [cropped], [cropped], [relit], [relit], [relit], [cropped, compressed], [resized, compressed],
+    [relit, cropped], [relit, compressed], [cropped, resized], [cropped, relit, resized],
+    [lambda picture, dice: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)],
+]  # fmt: skip
+
+
+class Planted:
+    """A copy of a data folder with 20 duplicates, 5 leaks and 5 wrong labels, drawn by the seed."""
+
+    def __init__(self, source: Path, folder: Path, seed: int) -> None:
+        shutil.copytree(source, folder)
+        self.folder, self.dice = folder, random.Random(seed)
+        self.training = sorted((folder / "training").rglob("*.jpg"))
+        self.classes = sorted(path.name for path in (folder / "training").iterdir())
+        picked = self.dice.sample(self.training, len(CHANGES) + 5)
+        self.copies = {self._copy(*item) for item in enumerate(picked[:-5])}
+        self.leaks = self._leaks()
+        self.moved = dict(self._mislabel(path) for path in picked[-5:])
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix().removeprefix("test/")
+
+    def _copy(self, i: int, path: Path) -> tuple[str, str]:
+        picture = read_image(path)
+        for change in CHANGES[i]:
+            picture = change(picture, self.dice)
+        out = path.with_name(f"planted-{i}.png")
+        picture.save(out)
+        return self.name(path), self.name(out)
+
+    def _leaks(self) -> set[tuple[str, str]]:
+        with (self.folder / "labels.csv").open() as file:
+            labels = {(row["role"], row["file"]): row["label"] for row in csv.DictReader(file)}
+        found = set()
+        for path in self.dice.sample(sorted((self.folder / "test").rglob("*.jpg")), 5):
+            label = labels[path.parent.name, path.name]
+            label = label if label in self.classes else self.classes[0]
+            out = self.folder / "training" / label / f"leak-{path.parent.name}-{path.name}"
+            read_image(path).save(out, quality=60)
+            found.add((self.name(out), self.name(path)))
+        return found
+
+    def _mislabel(self, path: Path) -> tuple[str, str]:
+        other = self.dice.choice([name for name in self.classes if name != path.parent.name])
+        out = self.folder / "training" / other / f"moved-{path.name}"
+        path.rename(out)
+        return self.name(path), self.name(out)
+
+
+def copies_of(report: Report) -> set[tuple[str, str]]:
+    return {(report.facts[p.a].name, report.facts[p.b].name) for p in report.copies}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clothing", "caltech101"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_that_was_planted_is_found_and_nothing_else(
+    shared: Path, tmp_path: Path, name: str, seed: int
+) -> None:
+    source = shared / "data" / name
+    planted = Planted(source, tmp_path / "data", seed)
+    report = check(planted.folder, labelled_sets(open_data(planted.folder)))
+    before = copies_of(check(source, labelled_sets(open_data(source))))
+    before = {(planted.moved.get(a, a), planted.moved.get(b, b)) for a, b in before}
+    found = {tuple(sorted(pair)) for pair in copies_of(report)}
+    wanted = {tuple(sorted(pair)) for pair in planted.copies | planted.leaks}
+    known = {tuple(sorted(pair)) for pair in before}
+    assert found >= wanted | known
+    paired = {image for pair in known for image in pair}  # a copy of one is a copy of the other too
+    assert all(paired & set(pair) for pair in found - wanted - known)
+    assert report.excluded().keys() >= {leak for leak, _ in planted.leaks}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("clothing", 4), ("caltech101", 5)])
+def test_wrong_labels_are_among_the_first_suspects(
+    shared: Path, tmp_path: Path, name: str, least: int
+) -> None:
+    planted = Planted(shared / "data" / name, tmp_path / "data", 0)
+    embedder = Embedder.build(
+        "mobilenetv2", weights=str(shared / "weights/mobilenetv2_100.safetensors")
+    )
+    embed = embedding_in(tmp_path / "embeddings", embedder, resolve_compute(device="cpu"))
+    report = check(planted.folder, labelled_sets(open_data(planted.folder)), embed=embed)
+    assert report.suspects is not None
+    first = {report.facts[suspect.i].name for suspect in report.suspects[:20]}
+    assert len(first & set(planted.moved.values())) >= least
