@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from vizsla import pipeline
+from vizsla.cli.main import main
 from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.output.submission import read_submission
 from vizsla.pipeline import RunConfig, run
+from vizsla.score.relevance import Truth
+from vizsla.score.scores import evaluate
 from vizsla.search.ranking import Ranking
 
 SEED_KEYS = {
@@ -198,6 +202,42 @@ def test_excluded_images_are_left_out(data: Path, tmp_path: Path) -> None:
     (tmp_path / "exclude.txt").write_text("".join(f"gallery/{name}\n" for name in gone))
     done = run(config(data, exclude=str(tmp_path / "exclude.txt"), figures=0))
     assert done.ranking.gallery_size == 22 and not set(gone) & set(done.ranking.gallery)
+
+
+def test_contest_points_are_those_of_the_lists_handed_in(data: Path) -> None:
+    done = run(config(data, top_k=1, figures=0))
+    assert done.scores is not None
+    handed_in = evaluate(
+        read_submission(done.submission_path), Truth.from_file(data / "labels.csv")
+    )
+    assert done.scores.mean("contest_points") == handed_in.mean("contest_points")
+    assert done.scores.mean("contest_points") < evaluate(
+        done.ranking, Truth.from_file(data / "labels.csv")
+    ).mean("contest_points")
+
+
+def test_an_unlabelled_query_is_left_out_everywhere(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (data / "labels.csv").read_text().splitlines()
+    gone = next(i for i, line in enumerate(lines) if line.startswith("query,"))
+    (data / "labels.csv").write_text("\n".join([*lines[:gone], *lines[gone + 1 :]]))
+    done = run(config(data, figures=0))
+    assert done.scores is not None and done.scores.unlabelled == 1
+    for source in (done.run.folder, done.submission_path):
+        for words in (["evaluate"], ["show", "--worst", "2", "-o", str(data.parent / "sheets")]):
+            with pytest.raises(SystemExit) as end:
+                main([words[0], str(source), "--data", str(data), *words[1:]])
+            assert end.value.code == 0, capsys.readouterr().err
+
+
+def test_show_knows_the_labels_of_a_run(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "labels.csv").rename(data.parent / "truth.csv")
+    done = run(config(data, labels=str(data.parent / "truth.csv"), figures=0))
+    out = data.parent / "sheets"
+    with pytest.raises(SystemExit) as end:
+        main(["show", str(done.run.folder), "--data", str(data), "--worst", "2", "-o", str(out)])
+    assert end.value.code == 0 and len(list(out.glob("*.png"))) == 2, capsys.readouterr().err
 
 
 def test_labels_from_file_names(data: Path) -> None:

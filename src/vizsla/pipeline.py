@@ -48,6 +48,7 @@ from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores, evaluate, result_record
+from vizsla.score.truth import truth_of_folders
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
 from vizsla.tuning import TuneConfig, held_out, target_of, training_part, tune
@@ -332,26 +333,13 @@ def _without(images: ImageSet, role: str, excluded: set[str]) -> ImageSet:
 
 
 def _truth(config: RunConfig, data: DataFolders) -> Truth | None:
-    """The labels of the test part from --labels, --labels-from or DATA/labels.csv; None without."""
-    if config.labels and config.labels_from:
-        raise UsageError("--labels and --labels-from exclude each other: give one")
-    if config.labels_from:
-        query = labels_from_pattern(data.query.ids, config.labels_from)
-        gallery = labels_from_pattern(data.gallery.ids, config.labels_from)
-        return Truth.from_sets(data.query.with_labels(query), data.gallery.with_labels(gallery))
-    path = config.labels or data.labels_file
-    if path is None:
-        found = any(data.query.labels or []) and any(data.gallery.labels or [])
-        return Truth.from_sets(data.query, data.gallery) if found else None
-    table = read_labels(path)
-    query = labels_for(data.query.ids, table, "query")
-    gallery = labels_for(data.gallery.ids, table, "gallery")
-    if not any(query) or not any(gallery):
-        raise DataError(
-            f"{path} labels none of the {'query' if not any(query) else 'gallery'} images in "
-            f"{config.data}: its file names must be relative to test/query and test/gallery"
-        )
-    return Truth.from_sets(data.query.with_labels(query), data.gallery.with_labels(gallery))
+    return truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
+
+
+def truth_of_run(folder: str | Path) -> Truth | None:
+    """The truth that a run was scored with; None where it had none."""
+    config = again(folder)
+    return _truth(config, _read_data(config))
 
 
 def _tune(
@@ -578,8 +566,7 @@ def report(
 
 def judge_run(folder: str | Path, **options: Any) -> tuple[Ranking, Truth, Scores]:
     """A run's ranking, its truth, and its scores with other options of `evaluate`."""
-    config = again(folder)
-    truth = _truth(config, _read_data(config))
+    truth = truth_of_run(folder)
     if truth is None:
         raise DataError(
             f"{folder} has no scores, since no labels were known: give --labels, --labels-from, "

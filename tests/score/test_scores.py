@@ -304,3 +304,17 @@ def test_result_record_needs_scores_at_its_k(scores: Scores) -> None:
     with pytest.raises(DataError, match="no cut-off 3"):
         record(scores, top_k=3)
     assert not math.isnan(record(scores)["top_k_accuracy"])
+
+
+def test_intervals_do_not_depend_on_the_order_of_the_truth() -> None:
+    dice = np.random.default_rng(0)
+    names = [f"q{i:02}" for i in range(30)]
+    lists = {name: [f"g{j}" for j in dice.permutation(20)] for name in names}
+    gallery = {f"g{j}": "abc"[j % 3] for j in range(20)}
+    query = {name: "abc"[i % 3] for i, name in enumerate(names)}
+    backwards = dict(reversed(query.items()))
+    one, other = (
+        evaluate(Ranking.from_lists(lists), Truth(order, gallery)) for order in (query, backwards)
+    )
+    assert one["map"].low is not None
+    assert (one["map"].low, one["map"].high) == (other["map"].low, other["map"].high)

@@ -66,11 +66,19 @@ class Seen:
 
 
 def measure(
-    seen: Seen, ks: Sequence[int], points: Mapping[int, float] | None = None
+    seen: Seen,
+    ks: Sequence[int],
+    points: Mapping[int, float] | None = None,
+    *,
+    handed_in: int | None = None,
 ) -> dict[str, Metric]:
-    """All metrics by key ("precision@10", "map", …), by kind and then by cut-off."""
+    """All metrics by key ("precision@10", "map", …), by kind and then by cut-off.
+
+    handed_in: how many ranks a contest sees; those behind win no points. None: all.
+    """
     levels = metrics.CONTEST_POINTS if points is None else dict(points)
-    worth = metrics.contest_points(seen.ranks, levels)
+    ranks = seen.ranks if handed_in is None else np.where(seen.ranks > handed_in, 0, seen.ranks)
+    worth = metrics.contest_points(ranks, levels)
     table = {"contest_points": Metric("contest points", worth, True, sum(levels.values()))}
     for k in ks:
         table |= _at(seen, k)

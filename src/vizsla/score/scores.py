@@ -290,9 +290,10 @@ class Scores:
         found: dict[str, tuple[float, float]] = {}
         for over_all in (True, False):
             keys = [k for k, m in self.metrics.items() if m.over_all == over_all and not m.unknown]
-            used = self.answerable | over_all
-            if not keys or not used.any():
+            used = np.flatnonzero(self.answerable | over_all)
+            if not keys or not len(used):
                 continue
+            used = used[np.argsort([self.queries[i] for i in used])]  # draws know no file's order
             shares = [k for k in keys if self._is_share(k, used)]
             drawn = [k for k in keys if k not in shares]
             for key in shares:
@@ -354,8 +355,9 @@ def evaluate(
 ) -> Scores:
     """Scores of a ranking at the cut-offs `ks` and `top_k`.
 
-    top_k: the contest's k. By default the lists' length for a submission, whose gallery is not
-      known, and max(ks) otherwise; also for a run with judgements, which may be long.
+    top_k: the contest's k, beyond which no contest points are won. By default the lists' length
+      for a submission, whose gallery is not known, and max(ks) otherwise; also for a run with
+      judgements, which may be long.
     full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
       the whole gallery, junk and self taken out: AP, MAP@R and the like from a shallow ranking.
     missing_ranks: behind a list's end: "unknown" (no mean at that cut-off); "wrong" as a judge has
@@ -366,6 +368,7 @@ def evaluate(
     if missing_ranks not in MISSING_RANKS:
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
     judged = relevance(ranking, truth)
+    asked_k = top_k
     if top_k is None:
         handed_in = judged.gallery_size is None and truth.relevant is None
         top_k = ranking.depth if handed_in else min(max(ks), ranking.depth)
@@ -384,7 +387,7 @@ def evaluate(
         columns[name] = [values.get(query) for query in judged.queries]
     scores = Scores(
         queries=judged.queries,
-        metrics=measure(seen, cutoffs, points),
+        metrics=measure(seen, cutoffs, points, handed_in=asked_k),
         top_k=top_k,
         answerable=~judged.nothing_relevant,
         n_relevant=judged.n_relevant,

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.search.ranking import Ranking
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vizsla.data.imageset import ImageSet
+    from vizsla.data.imageset import DataFolders, ImageSet
     from vizsla.model.embeddings import Embeddings
 
 
@@ -231,3 +231,51 @@ def _graded(
         for query, row in grades.items()
     }
     return {query: names for query, names in found.items() if names}
+
+
+# ── the truth of a data folder ───────────────────────────────────────────────────────────────────
+
+
+def truth_of_folders(
+    data: "DataFolders",
+    *,
+    labels: str | Path | None = None,
+    labels_from: str | None = None,
+    one_set: bool = False,
+) -> Truth | None:
+    """Of all images in a data folder: from a labels file, their names, or what lies there.
+
+    An image that has no label is known all the same. None where nothing gives labels.
+    """
+    from vizsla.data.tables import labels_from_pattern
+
+    query, gallery = data.query, data.gallery
+    path = labels or data.labels_file
+    if labels and labels_from:
+        raise UsageError("--labels and --labels-from exclude each other: give one")
+    if labels_from:
+        query = query.with_labels(labels_from_pattern(query.ids, labels_from))
+        gallery = gallery.with_labels(labels_from_pattern(gallery.ids, labels_from))
+    elif path is not None:
+        query = _labelled(query, "query", path)
+        gallery = _labelled(gallery, "gallery", path)
+    elif not (any(query.labels or []) and any(gallery.labels or [])):
+        return None
+    return Truth.from_sets(query, gallery, one_set=one_set)
+
+
+def _labelled(images: "ImageSet", role: str, path: str | Path) -> "ImageSet":
+    """The same images with the labels and the further columns of a labels file."""
+    from vizsla.data.tables import attributes_for, labels_for, read_labels
+
+    table = read_labels(path)
+    found = labels_for(images.ids, table, role)
+    if not any(found):
+        raise DataError(
+            f"{path} labels none of the {role} images in {images.root}: its file names must be "
+            f"relative to test/{role}, and its labels must not be empty"
+        )
+    attributes = attributes_for(images.ids, table, role)
+    for name in attributes.column_names:
+        images = images.with_attribute(name, attributes[name].to_pylist())
+    return images.with_labels(found)
