@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vizsla.cli import app
+from vizsla.cli.main import app
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -24,7 +24,7 @@ def vizsla(*words: str, cwd: Path | None = None) -> "subprocess.CompletedProcess
 
 def test_help_is_quick_and_light() -> None:
     heavy = "{'torch', 'numpy', 'pandas', 'pyarrow', 'PIL', 'matplotlib'}"
-    code = f"import sys, vizsla.cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, vizsla.cli.main; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).stdout == b"[]\n"
     seconds = []
     for _ in range(5):
@@ -39,8 +39,8 @@ def test_help_is_quick_and_light() -> None:
 @pytest.mark.parametrize("words", [["evaluate", "--help"], ["compare", "results"]])
 def test_scoring_starts_without_torch(words: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys, vizsla.cli\n"
-        f"try: vizsla.cli.main({words!r})\n"
+        "import sys, vizsla.cli.main\n"
+        f"try: vizsla.cli.main.main({words!r})\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
@@ -81,10 +81,10 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path) -> None:
 
 def test_an_unexpected_error_is_one_line(tmp_path: Path) -> None:
     code = (
-        "import vizsla.cli, vizsla.model.catalogue as c\n"
+        "import vizsla.cli.main, vizsla.model.catalogue as c\n"
         "def fail(names): raise KeyError('x')\n"
         "c.model_table = fail\n"
-        "vizsla.cli.main(['models'])"
+        "vizsla.cli.main.main(['models'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

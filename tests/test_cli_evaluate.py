@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vizsla.cli import app
+from vizsla.cli.main import app
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.exact import rank
 
@@ -183,9 +183,9 @@ def test_wrong_use_is_told(folder: Path, words: str, said: str) -> None:
 
 def test_a_ranking_is_evaluated_without_torch(folder: Path) -> None:
     code = (
-        "import sys, vizsla.cli\n"
-        "try: vizsla.cli.main('evaluate ranking.parquet --labels labels.csv --worst 3 --calibrate"
-        " --curve c.png --write-qrels q.rels'.split())\n"
+        "import sys, vizsla.cli.main\n"
+        "try: vizsla.cli.main.main('evaluate ranking.parquet --labels labels.csv --worst 3"
+        " --calibrate --curve c.png --write-qrels q.rels'.split())\n"
         "except SystemExit as end: assert not end.code\n"
         "assert 'torch' not in sys.modules"
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vizsla.cli import app
+from vizsla.cli.main import app
 from vizsla.data.demo import make_demo
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.exact import rank

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla import pipeline, sweep
-from vizsla.cli import app
+from vizsla.cli.main import app
 from vizsla.data.imageset import open_data
 from vizsla.errors import UsageError
 from vizsla.model import inference

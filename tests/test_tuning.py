@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vizsla import cli, pipeline
+from vizsla import pipeline
+from vizsla.cli.main import main
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
@@ -130,7 +131,7 @@ def test_run_without_training_images_says_what_to_do(data: Path, tmp_path: Path)
 def test_the_train_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tuned"
     with pytest.raises(SystemExit) as ended:
-        cli.main(
+        main(
             ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
              "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
              "--set", "share=0.3", "--loss", "arcface", "--json", "-q"]
@@ -154,14 +155,14 @@ def test_wrong_use_exits_with_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        main(arguments)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
 
 
 def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["show", "--augmentations", "--data", str(data), "-o", str(tmp_path / "sheets")])
+        main(["show", "--augmentations", "--data", str(data), "-o", str(tmp_path / "sheets")])
     sheets = sorted(path.name for path in (tmp_path / "sheets").iterdir())
     assert sheets == ["light.png", "medium.png", "none.png", "strong.png"]
     with Image.open(tmp_path / "sheets" / "strong.png") as sheet:

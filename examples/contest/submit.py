@@ -6,7 +6,7 @@ python submit.py --group NAME --url URL, or set the two names below (or VIZSLA_S
 import os
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 GROUP = "my group"
 URL = os.environ.get("VIZSLA_SUBMIT_URL", "http://tatooine.disi.unitn.it:3001/retrieval/")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from vizsla.audit.check import check, labelled_sets
 from vizsla.audit.report import Report
-from vizsla.cli import app, main
+from vizsla.cli.main import app, main
 from vizsla.data.imageset import ImageSet, open_data, read_exclude
 from vizsla.errors import DataError
 from vizsla.model.embeddings import Embeddings
@@ -236,8 +236,8 @@ def test_what_cannot_be_checked_is_1(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_check_without_a_model_starts_no_torch(data: Path) -> None:
     code = (
-        "import sys, vizsla.cli\n"
-        f"try: vizsla.cli.main(['check', {str(data)!r}, '--html', {str(data / 'p.html')!r}])\n"
+        "import sys, vizsla.cli.main\n"
+        f"try: vizsla.cli.main.main(['check', {str(data)!r}, '--html', {str(data / 'p.html')!r}])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'torch' not in sys.modules"
     )

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vizsla import pipeline
-from vizsla.cli import app
+from vizsla.cli.main import app
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import UsageError
 from vizsla.output.why import as_seen, overlaid

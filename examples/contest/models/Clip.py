@@ -5,6 +5,6 @@ Further flags are passed on: python models/Clip.py --pooling gem
 
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 main(["run", "data", "--model", "clip-vit-l14", "--pooling", "native", *sys.argv[1:]])

@@ -5,6 +5,6 @@ Further flags are passed on: python models/EfficientNet.py --pooling gem
 
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 main(["run", "data", "--model", "efficientnet-b0", "--pooling", "gem", *sys.argv[1:]])

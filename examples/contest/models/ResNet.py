@@ -5,6 +5,6 @@ Further flags are passed on: python models/ResNet.py --pooling gem
 
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 main(["run", "data", "--model", "resnet50", "--pooling", "gap", *sys.argv[1:]])

@@ -5,7 +5,7 @@ Further flags are passed on: python models/dino2_retrieval_finetune.py --pooling
 
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 tuning = ["--finetune", "last", "--epochs", "10"]
 main(["run", "data", "--model", "dinov2-b14", "--pooling", "gap", *tuning, *sys.argv[1:]])

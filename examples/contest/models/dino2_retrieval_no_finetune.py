@@ -5,6 +5,6 @@ Further flags are passed on: python models/dino2_retrieval_no_finetune.py --pool
 
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 main(["run", "data", "--model", "dinov2-b14", "--pooling", "gap", *sys.argv[1:]])

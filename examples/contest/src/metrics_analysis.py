@@ -2,6 +2,6 @@
 
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 main(["compare", "results", *sys.argv[1:]])

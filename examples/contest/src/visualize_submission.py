@@ -2,6 +2,6 @@
 
 import sys
 
-from vizsla.cli import main
+from vizsla.cli.main import main
 
 main(["show", "submissions", "--data", "data", *sys.argv[1:]])

@@ -1,0 +1,101 @@
+"""What all commands share: the app they register with, messages, progress, output."""
+
+import json
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+app = typer.Typer(
+    name="vizsla",
+    help="Rank a gallery of images for every query, so that images of the same class come first.",
+    epilog="Start with `vizsla demo`, then `vizsla run DATA`. Docs: README.md.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+log = logging.getLogger("vizsla")
+
+
+class Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        colour = {"WARNING": typer.colors.YELLOW, "ERROR": typer.colors.RED}.get(record.levelname)
+        word = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        typer.secho(word + record.getMessage(), err=True, fg=colour)
+
+
+def log_to_stderr() -> None:
+    log.setLevel(logging.DEBUG)
+    handler = Messages()
+    handler.setLevel(logging.INFO)
+    log.handlers = [h for h in log.handlers if not isinstance(h, Messages)] + [handler]
+    log.propagate = False
+
+
+def set_level(level: int) -> None:
+    for handler in log.handlers:
+        if isinstance(handler, Messages):
+            handler.setLevel(level)
+
+
+class ProgressShown:
+    """Called with (stage, done, total): a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+        self.last = 0.0
+
+    def __enter__(self) -> "ProgressShown":
+        if not self.quiet and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self.bar = progress.Progress(
+                progress.TextColumn("{task.description:<18}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started = self.started.setdefault(stage, now)
+        rate = f"{done / (now - started):.0f}/s" if now - started > 0.5 else ""
+        if self.bar:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
+            self.bar.update(self.tasks[stage], completed=done, rate=rate)
+        elif not self.quiet and (now - self.last > 10 or done == total):
+            self.last = now
+            left = (now - started) / max(done, 1) * (total - done)
+            wait = f", {left:.0f} s left" if done < total and rate else ""
+            typer.echo(f"{stage}: {done} of {total}{rate and ' at ' + rate}{wait}", err=True)
+
+
+def print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_remarks(alarms: list[str], notes: list[str]) -> None:
+    for line in alarms:
+        typer.secho(f"! {line}", fg=typer.colors.RED)
+    for line in notes:
+        typer.echo(f"- {line}")

@@ -1,0 +1,210 @@
+"""Commands of a contest: submit, and judge, its server."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vizsla.cli.console import app, print_json
+from vizsla.cli.options import AsJson, Labels, Quiet, TopK, Verbose
+from vizsla.cli.sources import names_in
+from vizsla.errors import UsageError
+
+
+@app.command(epilog="Example: vizsla submit submissions/sub_resnet50_….json --group us --url URL")
+def submit(
+    file: Annotated[Path, typer.Argument(help="A submission file, or a run's folder.")],
+    group: Annotated[str, typer.Option("--group", help="The group's name.")],
+    url: Annotated[
+        str | None, typer.Option("--url", help="The server. [default: $VIZSLA_SUBMIT_URL]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Check the names against this data folder first.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar="VIZSLA_SUBMIT_TOKEN", help="If it asks for one."),
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show, send nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Post a submission to the contest's server and print the score."""
+    from vizsla.output.client import record_submission, submit
+    from vizsla.runs import run_of_submission, submission_in
+
+    file = submission_in(file) if file.is_dir() or not file.suffix else file
+    queries, gallery = names_in(data)
+    receipt = submit(
+        file, group, url, token=token, timeout=timeout, dry_run=dry_run,
+        queries=queries, gallery=gallery,
+    )  # fmt: skip
+    run_folder = None if dry_run else run_of_submission(file)
+    record = run_folder and record_submission(run_folder, receipt)
+    if as_json:
+        print_json(dataclasses.asdict(receipt))
+    else:
+        if receipt.accuracy is None:
+            typer.echo(f"would send {receipt.queries} queries, {receipt.bytes} bytes")
+        else:
+            numbers = {"accuracy": receipt.accuracy, **receipt.metrics}
+            typer.echo("\n".join(f"{name:<20} {value:g}" for name, value in numbers.items()))
+        typer.echo(f"to          {receipt.url} as {receipt.groupname}")
+        typer.echo(f"sha256      {receipt.sha256}")
+        if record:
+            typer.echo(f"recorded    {record}")
+
+
+judge_commands = typer.Typer(
+    help="Run a contest: a server that takes submissions and shows a leaderboard.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+token_commands = typer.Typer(help="Tokens of groups.", no_args_is_help=True)
+judge_commands.add_typer(token_commands, name="token")
+app.add_typer(judge_commands, name="judge")
+
+Database = Annotated[
+    Path, typer.Option("--database", help="The contest's file: submissions, scores, tokens.")
+]
+Share = Annotated[
+    float | None,
+    typer.Option("--public-share", help="Share of the queries scored live; needs --closes."),
+]
+
+
+@judge_commands.callback(
+    invoke_without_command=True,
+    epilog="Example: vizsla judge --labels labels.csv --top-k 10 --port 3001",
+)
+def judge(
+    context: typer.Context,
+    labels: Labels = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Check the labels against this data folder.")
+    ] = None,
+    top_k: TopK = 10,
+    metric: Annotated[
+        str, typer.Option("--metric", help="top_k_accuracy, contest_points or map_at_k.")
+    ] = "top_k_accuracy",
+    title: Annotated[str, typer.Option("--title")] = "Image retrieval contest",
+    public_share: Share = None,
+    seed: Annotated[int, typer.Option("--seed", help="Which queries are public.")] = 0,
+    groups: Annotated[
+        str, typer.Option("--groups", help="open: any name; token: those with a token.")
+    ] = "open",
+    per_hour: Annotated[
+        int | None, typer.Option("--per-hour", min=1, help="Submissions of a group an hour.")
+    ] = None,
+    in_all: Annotated[
+        int | None, typer.Option("--in-all", min=1, help="Submissions of a group in all.")
+    ] = None,
+    opens: Annotated[
+        str | None, typer.Option("--opens", help="Such as 2026-05-28T12:00 (local) or …Z (UTC).")
+    ] = None,
+    closes: Annotated[str | None, typer.Option("--closes")] = None,
+    counts: Annotated[str, typer.Option("--counts", help="best or last submission.")] = "best",
+    database: Database = Path("judge.sqlite"),
+    host: Annotated[
+        str, typer.Option("--host", help="0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 3001,
+    organiser_token: Annotated[
+        str | None,
+        typer.Option(
+            "--organiser-token", envvar="VIZSLA_ORGANISER_TOKEN", help="[default: made once]"
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Take submissions at /retrieval/ and show the leaderboard, until Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        return
+    from vizsla.web import judge as judging
+    from vizsla.web.judge_rules import Rules, parse_time
+
+    if labels is None:
+        raise UsageError("give the truth: --labels FILE")
+    rules = Rules(
+        title=title, top_k=top_k, metric=metric, public_share=public_share, seed=seed,
+        groups=groups, per_hour=per_hour, in_all=in_all, counts=counts,
+        opens=parse_time(opens) if opens else None,
+        closes=parse_time(closes) if closes else None,
+    )  # fmt: skip
+
+    def started(url: str, made: str | None) -> None:
+        typer.echo(f"submissions  {url}/retrieval/")
+        typer.echo(f"leaderboard  {url}/")
+        typer.echo(f"organiser    {url}/organiser")
+        if made:
+            typer.echo(f"             token {made} (shown this once; any user name)")
+
+    judging.judge(
+        labels, database=database, data=data, rules=rules, host=host, port=port,
+        organiser_token=organiser_token, started=started,
+    )  # fmt: skip
+
+
+@judge_commands.command(epilog="Example: vizsla judge rescore --labels mended.csv")
+def rescore(
+    labels: Annotated[Path, typer.Option("--labels", help="The truth to score with.")],
+    data: Annotated[Path | None, typer.Option("--data")] = None,
+    top_k: Annotated[int | None, typer.Option("-k", "--top-k", min=1, help="[as before]")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="[as before]")] = None,
+    public_share: Annotated[
+        float | None, typer.Option("--public-share", help="[as before]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="[as before]")] = None,
+    database: Database = Path("judge.sqlite"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score every stored submission anew, as after a mended label. Stop the server first."""
+    from vizsla.web import judge as judging
+
+    done = judging.rescore(
+        labels, database=database, data=data, top_k=top_k, metric=metric,
+        public_share=public_share, seed=seed,
+    )  # fmt: skip
+    if as_json:
+        print_json(dataclasses.asdict(done))
+    else:
+        typer.echo(f"{done.submissions} submissions scored anew, {done.changed} scores changed")
+        if done.misfits:
+            typer.echo(f"{done.misfits} name images that the truth lacks, or lack queries of it")
+
+
+@token_commands.command("add", epilog="Example: vizsla judge token add 'Team 7'")
+def token_add(
+    name: Annotated[str, typer.Argument(help="The group.")],
+    database: Database = Path("judge.sqlite"),
+) -> None:
+    """Make a token for a group and print it; an older one is no longer valid."""
+    from vizsla.web.judge import add_token
+
+    typer.echo(add_token(name, database=database))
+
+
+@token_commands.command("list")
+def token_list(database: Database = Path("judge.sqlite")) -> None:
+    """The groups that have a token."""
+    from vizsla.web.judge import list_tokens
+
+    typer.echo("\n".join(list_tokens(database=database)))
+
+
+@token_commands.command("remove")
+def token_remove(
+    name: Annotated[str, typer.Argument(help="The group.")],
+    database: Database = Path("judge.sqlite"),
+) -> None:
+    """Take a group's token away; its submissions stay."""
+    from vizsla.web.judge import remove_token
+
+    remove_token(name, database=database)

@@ -1,0 +1,361 @@
+"""Commands that do the whole job: run, demo, train, sweep."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.options import (
+    AsJson,
+    Augment,
+    BatchSize,
+    Budget,
+    Device,
+    Epochs,
+    Exclude,
+    Finetune,
+    FollowLinks,
+    GalleryDomain,
+    Home,
+    ImageSize,
+    Labels,
+    LabelsFrom,
+    LearningRate,
+    Loss,
+    MaxPixels,
+    Model,
+    Pooling,
+    Precision,
+    QueryDomain,
+    Quiet,
+    Seed,
+    Settings,
+    TopK,
+    ValidateOn,
+    Verbose,
+    Weights,
+    Workers,
+    training_options,
+)
+from vizsla.cli.sources import text_or_none
+from vizsla.errors import UsageError
+
+if TYPE_CHECKING:
+    from vizsla.pipeline import RunResult
+    from vizsla.sweep import SweepResult
+
+
+@app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
+def run(
+    context: typer.Context,
+    data: Annotated[
+        Path | None, typer.Argument(help="The folder with training/ and test/query, test/gallery.")
+    ] = None,
+    model: Model = "dinov2-s14",
+    weights: Weights = "pretrained",
+    pooling: Pooling = None,
+    image_size: ImageSize = None,
+    top_k: TopK = 10,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    max_pixels: MaxPixels = 100_000_000,
+    follow_links: FollowLinks = False,
+    figures: Annotated[
+        int, typer.Option("--figures", min=-1, help="Query sheets to draw; -1: all of them.")
+    ] = 20,
+    home: Home = Path(),
+    finetune: Finetune = None,
+    loss: Loss = None,
+    budget: Budget = None,
+    epochs: Epochs = None,
+    augment: Augment = None,
+    learning_rate: LearningRate = None,
+    validate_on: ValidateOn = None,
+    query_domain: QueryDomain = None,
+    gallery_domain: GalleryDomain = None,
+    settings: Settings = None,
+    repeat: Annotated[
+        Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Embed, rank, score, hand in and draw: the whole main job."""
+    from vizsla import pipeline
+
+    if repeat is not None:
+        _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
+        config = pipeline.again(repeat, data=data)
+    elif data is None:
+        raise UsageError("give the DATA folder, or --again runs/ID")
+    else:
+        tuning = training_options(
+            settings, finetune=finetune, loss=loss, budget=budget, epochs=epochs, augment=augment,
+            learning_rate=learning_rate, validate_on=validate_on, query_domain=query_domain,
+            gallery_domain=gallery_domain,
+        )  # fmt: skip
+        if tuning and finetune is None:
+            raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
+        config = pipeline.RunConfig(
+            data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
+            tuning=tuning or None, top_k=top_k, labels=text_or_none(labels),
+            labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
+            workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
+            follow_links=follow_links, figures=figures, home=str(home),
+        )  # fmt: skip
+    with ProgressShown(quiet) as progress:
+        result = pipeline.run(config, progress)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print_run(result)
+
+
+def _refuse_others(context: typer.Context, *allowed: str) -> None:
+    """UsageError where an option was given that would go unheeded."""
+    given = [
+        option.opts[-1]
+        for option in context.command.params
+        if option.name not in allowed
+        and getattr(context.get_parameter_source(str(option.name)), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(
+            f"--again repeats a run as it was, so {', '.join(given)} would change nothing: leave "
+            "it out, or start a new run without --again (DATA may be given, where it has moved)"
+        )
+
+
+def _print_run(result: "RunResult") -> None:
+    typer.echo(
+        f"{result.model_name}: {len(result.ranking)} queries, "
+        f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
+    )
+    if result.scores is None:
+        typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
+    else:
+        typer.echo(result.scores.text())
+    typer.echo(f"metrics     {result.result_path}")
+    typer.echo(f"submission  {result.submission_path}")
+    if result.figure_paths:
+        count = len(result.figure_paths)
+        typer.echo(f"figures     {result.figure_paths[0].parent} ({count} queries)")
+    typer.echo(f"run         {result.run.folder}")
+
+
+@app.command(epilog="Example: vizsla demo")
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put it all.")] = Path("vizsla-demo"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The main job on a small generated data set, without any download."""
+    from vizsla import pipeline
+
+    with ProgressShown(quiet) as progress:
+        done = pipeline.demo(folder, seed=seed, progress=progress)
+    if as_json:
+        print_json(done.to_dict())
+    else:
+        typer.echo(done.text())
+
+
+@app.command(epilog="Example: vizsla train data --model resnet18 --budget 10m -o tuned")
+def train(
+    data: Annotated[
+        Path, typer.Argument(help="A data folder with training/, or a folder of class folders.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Log, checkpoint and embedder go there.")
+    ],
+    model: Model = "dinov2-s14",
+    weights: Weights = "pretrained",
+    pooling: Pooling = None,
+    image_size: ImageSize = None,
+    finetune: Finetune = "full",
+    blocks: Annotated[
+        int | None, typer.Option("--blocks", min=1, help="How many, with --finetune last.")
+    ] = None,
+    loss: Loss = None,
+    miner: Annotated[
+        str | None, typer.Option("--miner", help="Of pairs or triplets: semihard, hard, …")
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option("--memory", help="Vectors of past batches for pair losses.")
+    ] = None,
+    batches: Annotated[
+        str | None, typer.Option("--batches", help="plain, balanced, classes. [default: by loss]")
+    ] = None,
+    per_class: Annotated[
+        int | None, typer.Option("--per-class", help="Images of a class in a batch of classes.")
+    ] = None,
+    train_size: Annotated[
+        int | None, typer.Option("--train-size", help="Pixels in training. [default: the model's]")
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option("--dim", help="Of the vectors. [default: the backbone's]")
+    ] = None,
+    budget: Budget = None,
+    epochs: Epochs = None,
+    augment: Augment = None,
+    learning_rate: LearningRate = None,
+    layer_decay: Annotated[
+        float | None, typer.Option("--layer-decay", help="Of the learning rate, block by block.")
+    ] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option("--ema-decay", help="Of the weights' average; 0 turns it off.")
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory for more time.")
+    ] = False,
+    validate_on: ValidateOn = None,
+    query_domain: QueryDomain = None,
+    gallery_domain: GalleryDomain = None,
+    settings: Settings = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", help="Labels of the images, by file, where the folder does not tell them."
+        ),
+    ] = None,
+    labels_from: LabelsFrom = None,
+    devices: Annotated[
+        int, typer.Option("--devices", min=1, help="Processes on this machine; 1 for torchrun.")
+    ] = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = 0,
+    max_pixels: MaxPixels = 100_000_000,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write for TensorBoard (an extra).")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
+    from vizsla import pipeline
+
+    options = training_options(
+        settings, finetune=finetune, blocks=blocks, loss=loss, miner=miner, memory=memory,
+        batches=batches, per_class=per_class, train_size=train_size, dim=dim, budget=budget,
+        epochs=epochs, augment=augment, learning_rate=learning_rate, layer_decay=layer_decay,
+        ema_decay=ema_decay, checkpointing=checkpointing or None, validate_on=validate_on,
+        query_domain=query_domain, gallery_domain=gallery_domain, batch_size=batch_size,
+        tensorboard=tensorboard or None,
+    )  # fmt: skip
+    config = pipeline.RunConfig(
+        data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
+        labels=text_or_none(labels), labels_from=labels_from, device=device, precision=precision,
+        workers=workers, seed=seed, max_pixels=max_pixels, tuning=options,
+    )  # fmt: skip
+    with ProgressShown(quiet) as progress:
+        result = pipeline.train(config, out, devices=devices, progress=progress)
+    if result is None:  # a process that helps the first one
+        return
+    if as_json:
+        print_json({**result.record(), "embedder": str(out / "embedder"), "log": str(out)})
+    else:
+        typer.echo(result.text())
+
+
+@app.command(
+    epilog="Example: vizsla sweep data --model resnet50 --pooling gap,gem --finetune none,head"
+)
+def sweep(
+    data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Repeatable. [default: dinov2-s14]")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="One for all models, or one for each.")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option("--pooling", help="With commas. [default: each model's]")
+    ] = None,
+    finetune: Annotated[str, typer.Option("--finetune", help="With commas.")] = "none",
+    loss: Annotated[
+        list[str] | None, typer.Option("--loss", help="Repeatable. [default: the training's]")
+    ] = None,
+    trials: Annotated[
+        int,
+        typer.Option("--trials", min=0, help="Search rates and losses instead; an extra."),
+    ] = 0,
+    image_size: ImageSize = None,
+    top_k: TopK = 10,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    max_pixels: MaxPixels = 100_000_000,
+    follow_links: FollowLinks = False,
+    figures: Annotated[int, typer.Option("--figures", min=-1, help="Sheets of each run.")] = 0,
+    home: Home = Path(),
+    budget: Budget = None,
+    epochs: Epochs = None,
+    augment: Augment = None,
+    learning_rate: LearningRate = None,
+    validate_on: ValidateOn = None,
+    query_domain: QueryDomain = None,
+    gallery_domain: GalleryDomain = None,
+    settings: Settings = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Models × pooling × fine-tuning: a run of each, one table. Run again, it goes on."""
+    from vizsla import storage
+    from vizsla import sweep as sweeping
+    from vizsla.pipeline import RunConfig
+
+    tuning = training_options(
+        settings, budget=budget, epochs=epochs, augment=augment, learning_rate=learning_rate,
+        validate_on=validate_on, query_domain=query_domain, gallery_domain=gallery_domain,
+    )  # fmt: skip
+    shared = RunConfig(
+        data=str(data), image_size=image_size, top_k=top_k, labels=text_or_none(labels),
+        labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
+        workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
+        follow_links=follow_links, figures=figures, home=str(home), tuning=tuning or None,
+    )  # fmt: skip
+    config = sweeping.SweepConfig(
+        shared, model or ["dinov2-s14"], weights or ["pretrained"],
+        pooling.split(",") if pooling else [None], finetune.split(","), loss or [], trials,
+    )  # fmt: skip
+    with ProgressShown(quiet) as progress:
+        result = sweeping.sweep(config, progress)
+    if html:
+        storage.write_text(html, result.html())
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print_sweep(result)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+def _print_sweep(result: "SweepResult") -> None:
+    if any(outcome.result for outcome in result.outcomes):
+        typer.echo(result.table().text())
+    alarms, notes = result.remarks()
+    for line in alarms:
+        typer.secho(f"! {line}", fg=typer.colors.RED)
+    for line in notes:
+        typer.echo(f"- {line}")

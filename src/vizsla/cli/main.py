@@ -1,0 +1,52 @@
+"""The command line: every command parses, makes one library call and prints what came back.
+
+Results go to standard output, messages and progress to standard error. Heavy modules are imported
+inside the commands that need them, so that `vizsla --help` answers at once.
+"""
+
+import os
+import sys
+
+import typer
+
+# importing registers the commands, and `vizsla --help` lists them in this order
+# isort: off
+from vizsla.cli import jobs, checking, stages, scoring, showing, contest  # noqa: F401
+
+# isort: on
+from vizsla.cli.console import app, log_to_stderr
+from vizsla.errors import UsageError, VizslaError
+
+INTERRUPTED = "interrupted; nothing is half-written, and `embed` and `train` go on when run again"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit codes: 0 done; 1 could not be done, in one clear line; 2 wrong use; 130 Ctrl-C."""
+    log_to_stderr()
+    try:
+        app(arguments)
+    except SystemExit as end:  # so Typer ends, also after Ctrl-C
+        if end.code != 130:
+            raise
+        _fail(INTERRUPTED, 130)
+    except UsageError as error:
+        _fail(str(error), 2)
+    except VizslaError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, 130)
+    except BrokenPipeError:  # `vizsla models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _fail("memory ran out: use a smaller --batch-size, or a machine with more memory", 1)
+    except Exception as error:
+        if os.environ.get("VIZSLA_DEBUG"):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _fail(f"{what} (unexpected; VIZSLA_DEBUG=1 shows where, please report it)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"vizsla: {message}", err=True)
+    sys.exit(code)

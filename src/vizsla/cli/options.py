@@ -1,0 +1,127 @@
+"""The flags that mean the same in every command."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vizsla.cli.console import set_level
+from vizsla.errors import UsageError
+
+
+def _quiet(value: bool) -> bool:
+    if value:
+        set_level(logging.ERROR)
+    return value
+
+
+def _verbose(value: bool) -> bool:
+    if value:
+        set_level(logging.DEBUG)
+    return value
+
+
+def comma_ints(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a list of numbers such as 1,5,10") from error
+
+
+Model = Annotated[
+    str, typer.Option("--model", help="A backbone's name (see `vizsla models`), or a folder.")
+]
+Weights = Annotated[
+    str, typer.Option("--weights", help="pretrained, random, or a .safetensors/.pt/.pth file.")
+]
+Pooling = Annotated[
+    str | None, typer.Option("--pooling", help="gap, gem, max, cls, native. [default: the model's]")
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="Pixels. [default: the weights' own]")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Decoding threads. [default: by cores]")
+]
+Seed = Annotated[int, typer.Option("--seed", help="For random weights and random choices.")]
+TopK = Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images handed in for a query.")]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="The truth: CSV or Parquet with label and file.")
+]
+LabelsFrom = Annotated[
+    str | None,
+    typer.Option("--labels-from", help="Labels from file names: '{label}_{n}'."),
+]
+Exclude = Annotated[
+    Path | None, typer.Option("--exclude", help="A file that lists images to leave out.")
+]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Also read links that lead out of the folder.")
+]
+MaxPixels = Annotated[
+    int, typer.Option("--max-pixels", min=1, help="Larger images count as broken.")
+]
+Home = Annotated[
+    Path,
+    typer.Option("--home", help="Holds results/, submissions/, visualizations/, runs/."),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Draw whole classes (label, or a column) for the intervals."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", callback=_quiet, help="Errors only.", is_eager=True)
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", callback=_verbose, help="More.", is_eager=True)
+]
+
+# of training
+Finetune = Annotated[
+    str | None, typer.Option("--finetune", help="none, head, last, full, lora. [default: frozen]")
+]
+Loss = Annotated[
+    str | None, typer.Option("--loss", help="E.g. arcface, or 'cross-entropy+0.5*supcon'.")
+]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="Time for all of training: 90s, 30m, 1.5h.")
+]
+Epochs = Annotated[
+    float | None, typer.Option("--epochs", help="Passes over the images, without --budget.")
+]
+Augment = Annotated[str | None, typer.Option("--augment", help="none, light, medium, strong.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", help="Of the last block; it falls with depth.")
+]
+ValidateOn = Annotated[
+    str | None,
+    typer.Option("--validate-on", help="new-classes (default), or seen-classes."),
+]
+QueryDomain = Annotated[
+    str | None, typer.Option("--query-domain", help="Validate with queries of this domain.")
+]
+GalleryDomain = Annotated[
+    str | None, typer.Option("--gallery-domain", help="Validate on a gallery of this domain.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting of docs/training.md as name=value. Repeatable."),
+]
+
+
+def training_options(settings: list[str] | None, **given: Any) -> dict[str, Any]:
+    """What was given, by the names that TuneConfig has; --set values by their type there."""
+    from vizsla.tuning import parse_setting, seconds
+
+    options = {key: value for key, value in given.items() if value is not None}
+    if "budget" in options:
+        options["budget"] = seconds(options["budget"])
+    for setting in settings or []:
+        key, value = parse_setting(setting)
+        options[key] = value
+    return options

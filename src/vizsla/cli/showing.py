@@ -1,0 +1,150 @@
+"""Commands that show something: models, show, report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, TopK, Verbose
+from vizsla.cli.sources import read_ranking
+from vizsla.errors import UsageError
+
+if TYPE_CHECKING:
+    from vizsla.model.embedder import Embedder
+
+
+@app.command(epilog="Example: vizsla report runs/ID -o report.html")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where its images lie now, if elsewhere.")
+    ] = None,
+    projection: Annotated[str, typer.Option("--map", help="tsne, or pca (faster).")] = "tsne",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A run → one HTML page without network: scores, curves, pictures, a map."""
+    from vizsla import pipeline
+
+    page = pipeline.report(run, out, data=data, projection=projection)
+    typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command(epilog="Example: vizsla models")
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Fetch their weights now, for use without network.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The backbones by name: size, dimension, licence of the weights."""
+    if fetch:
+        from vizsla.model.weights import fetch as fetch_weights
+
+        if not names:
+            raise UsageError("--fetch needs the names of models: vizsla models --fetch dinov2-s14")
+        fetched = {name: str(fetch_weights(name)) for name in names}
+        if as_json:
+            print_json(fetched)
+        else:
+            typer.echo("\n".join(f"{name}: {where}" for name, where in fetched.items()))
+        return
+    from vizsla.model.catalogue import model_table
+
+    rows = model_table(names)
+    if as_json:
+        print_json(rows)
+    else:
+        from vizsla.score.tables import Table
+
+        columns = [key.replace("_", " ") for key in rows[0]]
+        typer.echo(Table(columns, [[_plain(cell) for cell in row.values()] for row in rows]).text())
+
+
+def _plain(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+@app.command(epilog="Example: vizsla show runs/ID --data data --worst 10 -o sheets")
+def show(
+    source: Annotated[
+        Path | None, typer.Argument(help="A run's folder, a ranking or a submission.")
+    ] = None,
+    *,
+    data: Annotated[Path, typer.Option("--data", help="The data folder with the images.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder. [default: visualizations/<name>]")
+    ] = None,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    top_k: TopK = 10,
+    worst: Annotated[int | None, typer.Option("--worst", min=1, help="The N worst only.")] = None,
+    only_wrong: Annotated[
+        bool, typer.Option("--only-wrong", help="Queries with nothing right in their top k.")
+    ] = False,
+    random: Annotated[int | None, typer.Option("--random", min=1, help="N at random.")] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Heat maps of what made query and result alike.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="With --why, for a ranking that is no run: its embedder."),
+    ] = None,
+    augmentations: Annotated[
+        bool, typer.Option("--augmentations", help="Training pictures of each preset instead.")
+    ] = False,
+    seed: Seed = 0,
+    home: Home = Path(),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A PNG for each query: the query on the left, its top k on the right."""
+    if augmentations:
+        from vizsla.output.augmentations import draw_augmentations
+
+        drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
+        typer.echo("\n".join(map(str, drawn)))
+        return
+    if source is None:
+        raise UsageError("give a run, a ranking or a submission, or --augmentations")
+    from vizsla import pipeline
+    from vizsla.data.imageset import open_data
+    from vizsla.runs import file_safe, is_run
+    from vizsla.score.truth import truth_of_folders
+
+    ranking = read_ranking(source)
+    embedder = _embedder_behind(source, model) if why else None
+    folders = open_data(data)
+    truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
+    if truth is None and is_run(source):
+        truth = pipeline.truth_of_run(source)
+    with ProgressShown(quiet) as progress:
+        paths = pipeline.show(
+            ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
+            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed,
+            why=embedder, progress=lambda done, total: progress("drawing", done, total),
+        )  # fmt: skip
+    if as_json:
+        print_json([str(path) for path in paths])
+    else:
+        typer.echo(f"{len(paths)} figures in {paths[0].parent}" if paths else "no such queries")
+
+
+def _embedder_behind(source: Path, model: str | None) -> "Embedder":
+    """The embedder that made a ranking: the run's own, or the one that is named."""
+    from vizsla import pipeline
+    from vizsla.model.inference import resolve_compute
+    from vizsla.runs import is_run
+
+    if model is None and not is_run(source):
+        raise UsageError(f"--why needs the model behind {source}: give a run, or --model")
+    embedder = pipeline.load_embedder(model or str(source))
+    return embedder.to(resolve_compute().device)
