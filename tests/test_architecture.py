@@ -8,7 +8,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "vizsla"
 ORDER = [
     "errors", "storage", "runs", "data", "model", "search", "score", "tuning", "choose", "audit",
-    "output", "pipeline", "sweep", "web", "cli",
+    "output", "opening", "runconfig", "pipeline", "revisit", "demonstration", "sweep", "web", "cli",
 ]  # fmt: skip
 TORCH = {
     "data/transforms.py", "data/batches.py", "data/augment.py",

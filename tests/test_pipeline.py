@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vizsla import pipeline
+from vizsla import pipeline, runconfig
 from vizsla.cli.main import main
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.output.submission import read_submission
-from vizsla.pipeline import RunConfig, run
+from vizsla.pipeline import run
+from vizsla.runconfig import RunConfig
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import evaluate
 from vizsla.search.ranking import Ranking
@@ -129,7 +130,7 @@ def test_broken_images_never_stop_a_run(data: Path, caplog: pytest.LogCaptureFix
 
 def test_again_gives_the_same_ranking(data: Path) -> None:
     first = run(config(data, pooling="gem", figures=0, seed=3))
-    repeated = pipeline.again(first.run.folder)
+    repeated = runconfig.again(first.run.folder)
     assert repeated.pooling == "gem" and repeated.device != "auto" and repeated.precision == "fp32"
     second = run(dataclasses.replace(repeated, home=str(data.parent / "elsewhere")))
     assert second.ranking.to_lists() == first.ranking.to_lists()
@@ -139,7 +140,7 @@ def test_again_gives_the_same_ranking(data: Path) -> None:
 def test_again_finds_moved_data_and_refuses_other_weights(data: Path, tmp_path: Path) -> None:
     first = run(config(data, figures=0))
     data.rename(tmp_path / "moved")
-    repeated = pipeline.again(first.run.folder, data=tmp_path / "moved")
+    repeated = runconfig.again(first.run.folder, data=tmp_path / "moved")
     assert run(repeated).ranking.to_lists() == first.ranking.to_lists()
     with pytest.raises(ModelError, match="another model"):
         run(dataclasses.replace(repeated, seed=7))
@@ -151,7 +152,7 @@ def test_again_keeps_to_the_labels_that_there_were(data: Path) -> None:
     (data.parent / "kept.csv").rename(data / "labels.csv")
     assert first.scores is None
     second = run(config(data, figures=0))
-    assert pipeline.again(second.run.folder).labels == str(data / "labels.csv")
+    assert runconfig.again(second.run.folder).labels == str(data / "labels.csv")
 
 
 def test_labels_from_the_folders_own_metadata(data: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vizsla import pipeline, sweep
+from vizsla import opening, pipeline, sweep
 from vizsla.cli.main import app
 from vizsla.data.imageset import open_data
 from vizsla.errors import UsageError
@@ -19,7 +19,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import MAX_PIXELS, embed, resolve_compute
 from vizsla.model.shared import embed_together, key_of
-from vizsla.pipeline import RunConfig
+from vizsla.runconfig import RunConfig
 from vizsla.sweep import Combination, SweepConfig, combinations
 
 
@@ -119,7 +119,7 @@ def test_a_pooling_that_a_model_lacks_is_left_out(tinted: Path, tmp_path: Path) 
 def test_shared_embeddings_are_those_of_each_alone(tinted: Path, tmp_path: Path) -> None:
     shutil.copytree(tinted / "test/query", tmp_path / "query")
     (tmp_path / "query/broken.png").write_bytes(b"\x89PNG")
-    images = pipeline.image_set(tmp_path / "query")
+    images = opening.image_set(tmp_path / "query")
     build = {"weights": "random", "image_size": 64}
     embedders = [Embedder.build("tiny", pooling=p, **build) for p in ("gap", "gem", "max")]
     compute = resolve_compute(device="cpu", batch_size=8, workers=1)

@@ -18,7 +18,7 @@ _HOME = {
     "ModelError": "errors",
     "Preprocess": "data.transforms",
     "Ranking": "search.ranking",
-    "RunConfig": "pipeline",
+    "RunConfig": "runconfig",
     "Scores": "score.scores",
     "StorageError": "errors",
     "SubmitError": "errors",
@@ -76,8 +76,8 @@ if TYPE_CHECKING:
     from vizsla.output.qrels import write_qrels as write_qrels
     from vizsla.output.submission import read_submission as read_submission
     from vizsla.output.submission import write_submission as write_submission
-    from vizsla.pipeline import RunConfig as RunConfig
     from vizsla.pipeline import run as run
+    from vizsla.runconfig import RunConfig as RunConfig
     from vizsla.score.embedded import evaluate_embeddings as evaluate_embeddings
     from vizsla.score.relevance import Truth as Truth
     from vizsla.score.scores import Scores as Scores

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vizsla import pipeline, storage
+from vizsla import opening, pipeline, storage
 from vizsla.data.imageset import open_data
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.backbones import resolve
@@ -23,7 +23,8 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.inference import fingerprint, resolve_compute
 from vizsla.model.pooling import POOLINGS
 from vizsla.model.shared import TOGETHER, embed_together
-from vizsla.pipeline import Progress, RunConfig
+from vizsla.pipeline import Progress
+from vizsla.runconfig import RunConfig
 from vizsla.score.compare import read_results
 from vizsla.score.tables import Section, Table, to_html
 from vizsla.tuning import TuneConfig
@@ -270,7 +271,7 @@ def _embed_ahead(
     if one.finetune != "none" or len(poolings) < 2 or one.pooling != poolings[0] or run.exclude:
         return
     data = open_data(run.data, follow_links=run.follow_links)
-    first = pipeline.load_embedder(
+    first = opening.load_embedder(
         one.model, weights=one.weights, pooling=one.pooling, image_size=run.image_size,
         seed=run.seed,
     )  # fmt: skip

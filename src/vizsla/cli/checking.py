@@ -69,10 +69,10 @@ def check_data(
     with ProgressShown(quiet) as progress, tempfile.TemporaryDirectory() as scratch:
         embed = None
         if model:
-            from vizsla import pipeline
+            from vizsla import opening
             from vizsla.model.inference import resolve_compute
 
-            embedder = pipeline.load_embedder(
+            embedder = opening.load_embedder(
                 model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
             )
             compute = resolve_compute(

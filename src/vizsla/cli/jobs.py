@@ -89,11 +89,11 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Embed, rank, score, hand in and draw: the whole main job."""
-    from vizsla import pipeline
+    from vizsla import pipeline, runconfig
 
     if repeat is not None:
         _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
-        config = pipeline.again(repeat, data=data)
+        config = runconfig.again(repeat, data=data)
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:
@@ -104,7 +104,7 @@ def run(
         )  # fmt: skip
         if tuning and finetune is None:
             raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
-        config = pipeline.RunConfig(
+        config = runconfig.RunConfig(
             data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
             tuning=tuning or None, top_k=top_k, labels=text_or_none(labels),
             labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
@@ -160,10 +160,10 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """The main job on a small generated data set, without any download."""
-    from vizsla import pipeline
+    from vizsla import demonstration
 
     with ProgressShown(quiet) as progress:
-        done = pipeline.demo(folder, seed=seed, progress=progress)
+        done = demonstration.demo(folder, seed=seed, progress=progress)
     if as_json:
         print_json(done.to_dict())
     else:
@@ -246,7 +246,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
-    from vizsla import pipeline
+    from vizsla import pipeline, runconfig
 
     options = training_options(
         settings, finetune=finetune, blocks=blocks, loss=loss, miner=miner, memory=memory,
@@ -256,7 +256,7 @@ def train(
         query_domain=query_domain, gallery_domain=gallery_domain, batch_size=batch_size,
         tensorboard=tensorboard or None,
     )  # fmt: skip
-    config = pipeline.RunConfig(
+    config = runconfig.RunConfig(
         data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
         labels=text_or_none(labels), labels_from=labels_from, device=device, precision=precision,
         workers=workers, seed=seed, max_pixels=max_pixels, tuning=options,
@@ -323,7 +323,7 @@ def sweep(
     """Models × pooling × fine-tuning: a run of each, one table. Run again, it goes on."""
     from vizsla import storage
     from vizsla import sweep as sweeping
-    from vizsla.pipeline import RunConfig
+    from vizsla.runconfig import RunConfig
 
     tuning = training_options(
         settings, budget=budget, epochs=epochs, augment=augment, learning_rate=learning_rate,

@@ -203,15 +203,15 @@ def _evaluate_ranking(
     if told.query_labels or told.gallery_labels:
         raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
     if is_run(source) and not told.given:
-        from vizsla import pipeline
+        from vizsla import revisit
 
-        return pipeline.judge_run(source, **options)
+        return revisit.judge_run(source, **options)
     ranking = read_ranking(source)
     truth = read_truth(ranking, told)
     if is_run(source) and ranking.depth < (ranking.gallery_size or 0):
-        from vizsla import pipeline
+        from vizsla import revisit
 
-        return pipeline.rescore(source, truth, **options)
+        return revisit.rescore(source, truth, **options)
     return ranking, truth, score(ranking, truth, **options)
 
 
@@ -243,10 +243,10 @@ def _calibrated(
         )  # fmt: skip
         return learned, True
     if source is not None and is_run(source) and not told.given:
-        from vizsla import pipeline
+        from vizsla import revisit
 
         with ProgressShown(quiet) as progress:
-            learned = pipeline.calibrate_run(
+            learned = revisit.calibrate_run(
                 source, precision=sure, validate_on=validate_on, progress=progress
             )
         return learned, True

@@ -28,9 +28,9 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """A run → one HTML page without network: scores, curves, pictures, a map."""
-    from vizsla import pipeline
+    from vizsla import revisit
 
-    page = pipeline.report(run, out, data=data, projection=projection)
+    page = revisit.report(run, out, data=data, projection=projection)
     typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -115,8 +115,9 @@ def show(
         return
     if source is None:
         raise UsageError("give a run, a ranking or a submission, or --augmentations")
-    from vizsla import pipeline
+    from vizsla import revisit
     from vizsla.data.imageset import open_data
+    from vizsla.output import sheets
     from vizsla.runs import file_safe, is_run
     from vizsla.score.truth import truth_of_folders
 
@@ -125,9 +126,9 @@ def show(
     folders = open_data(data)
     truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
     if truth is None and is_run(source):
-        truth = pipeline.truth_of_run(source)
+        truth = revisit.truth_of_run(source)
     with ProgressShown(quiet) as progress:
-        paths = pipeline.show(
+        paths = sheets.show(
             ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
             k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed,
             why=embedder, progress=lambda done, total: progress("drawing", done, total),
@@ -140,11 +141,11 @@ def show(
 
 def _embedder_behind(source: Path, model: str | None) -> "Embedder":
     """The embedder that made a ranking: the run's own, or the one that is named."""
-    from vizsla import pipeline
+    from vizsla import opening
     from vizsla.model.inference import resolve_compute
     from vizsla.runs import is_run
 
     if model is None and not is_run(source):
         raise UsageError(f"--why needs the model behind {source}: give a run, or --model")
-    embedder = pipeline.load_embedder(model or str(source))
+    embedder = opening.load_embedder(model or str(source))
     return embedder.to(resolve_compute().device)

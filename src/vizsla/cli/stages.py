@@ -63,14 +63,14 @@ def embed(
     verbose: Verbose = False,
 ) -> None:
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
-    from vizsla import pipeline
+    from vizsla import opening
     from vizsla.model import inference
 
-    image_set = pipeline.image_set(
+    image_set = opening.image_set(
         images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
         exclude=exclude, follow_links=follow_links,
     )  # fmt: skip
-    embedder = pipeline.load_embedder(
+    embedder = opening.load_embedder(
         model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
     )
     compute = inference.resolve_compute(
