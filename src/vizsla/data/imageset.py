@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vizsla.data.images import Listing, few, list_images
+from vizsla.data.listing import Listing, few, list_images
 from vizsla.data.tables import (
     attributes_for,
     labels_for,
