@@ -31,8 +31,8 @@ from vizsla.model.microbatch import Processes, open_processes
 from vizsla.model.shared import key_of, lent
 from vizsla.model.training import TrainResult, training_compute
 from vizsla.opening import image_set, load_embedder, open_folders
-from vizsla.output.figures import draw_ranking
-from vizsla.output.sheets import judge_rows, pick_rows
+from vizsla.output.figures import draw_ranking, with_unanswered
+from vizsla.output.sheets import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
 from vizsla.runconfig import RunConfig, resolved, tune_config
 from vizsla.runs import Messages, Run, create_run, is_run, log_to, open_run
@@ -115,7 +115,8 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         ranking = exact.rank(queries, gallery, device=_search_device(compute))
         ranking.save(this.folder / "ranking.parquet")
         scores = _evaluate(this, ranking, truth, queries, gallery, config)
-        figures = _draw(this, ranking, truth, scores, data, embedder.name, config)
+        drawn = with_unanswered(ranking, [name for name, _ in queries.broken])
+        figures = _draw(this, drawn, truth, scores, data, embedder.name, config)
         submission = this.submission_path(embedder.name)
         _hand_in(submission, ranking, data, queries, gallery, config.top_k)
         seconds = time.monotonic() - started
@@ -326,11 +327,15 @@ def _draw(
     model_name: str,
     config: RunConfig,
 ) -> list[Path]:
-    """Sheets of the worst queries and of some at random; at random alone without the truth."""
+    """Sheets of the worst queries and of some at random; at random alone without the truth.
+
+    Of the queries that could not be read, which have empty rows, a few are always among them.
+    """
     if config.figures == 0:
         return []
     judged = judge_rows(ranking, truth, scores, config.top_k)
     rows = pick_rows(judged, len(ranking), config.figures, config.seed)
+    rows = with_some_empty(rows, ranking.lengths)
     return draw_ranking(
         ranking, data.query.root, data.gallery.root, this.figures_folder(model_name),
         k=config.top_k, pick=rows, **judged, max_pixels=config.max_pixels,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import storage
+from vizsla.data.imageset import DataFolders
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
@@ -26,6 +27,26 @@ def truth_of_run(folder: str | Path) -> Truth | None:
     """The truth that a run was scored with; None where it had none."""
     config = again(folder)
     return truth_in(config, folders_of(config))
+
+
+def data_of_run(folder: str | Path, data: str | Path | None = None) -> DataFolders:
+    """The images that a run ranked; `data` is where they lie now. DataError for other ones."""
+    folders = folders_of(again(folder, data=data))
+    for role, images in (("query", folders.query), ("gallery", folders.gallery)):
+        ranked = Embeddings.open(Path(folder) / "embeddings" / role)
+        names = {*ranked.ids, *(name for name, _ in ranked.broken)}
+        if names != set(images.ids):
+            raise DataError(
+                f"{folders.folder} does not hold the images that {folder} ranked: of its "
+                f"{len(names)} {role} images {len(names - set(images.ids))} are missing, and "
+                f"{len(set(images.ids) - names)} others are there: give the data of that run"
+            )
+    return folders
+
+
+def broken_queries(folder: str | Path) -> list[str]:
+    """The queries of a run that could not be read, so that nothing was ranked for them."""
+    return [name for name, _ in Embeddings.open(Path(folder) / "embeddings" / "query").broken]
 
 
 def report(

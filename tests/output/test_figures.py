@@ -10,8 +10,7 @@ from PIL import Image, ImageColor
 
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.output import figures
-from vizsla.output.figures import draw_ranking, pick_queries, sheet_names
-from vizsla.output.sheet import (
+from vizsla.output.drawing import (
     BLANK,
     LINE,
     PAPER,
@@ -23,6 +22,7 @@ from vizsla.output.sheet import (
     query_sheet,
     shortened,
 )
+from vizsla.output.figures import draw_ranking, pick_queries, sheet_names
 from vizsla.search.ranking import Ranking
 
 RIGHT, WRONG, LINE, BLANK, PAPER = (

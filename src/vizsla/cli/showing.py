@@ -7,7 +7,7 @@ import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, TopK, Verbose
-from vizsla.cli.sources import read_ranking
+from vizsla.cli.sources import images_behind, read_ranking
 from vizsla.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,9 +78,17 @@ def show(
         Path | None, typer.Argument(help="A run's folder, a ranking or a submission.")
     ] = None,
     *,
-    data: Annotated[Path, typer.Option("--data", help="The data folder with the images.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The folder with the images. [default: a run's own]"),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder. [default: visualizations/<name>]")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder; earlier sheets in it are replaced. [default: visualizations/<name>]",
+        ),
     ] = None,
     labels: Labels = None,
     labels_from: LabelsFrom = None,
@@ -108,6 +116,8 @@ def show(
 ) -> None:
     """A PNG for each query: the query on the left, its top k on the right."""
     if augmentations:
+        if data is None:
+            raise UsageError("--augmentations draws training pictures: give their folder by --data")
         from vizsla.output.augmentations import draw_augmentations
 
         drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
@@ -116,22 +126,22 @@ def show(
     if source is None:
         raise UsageError("give a run, a ranking or a submission, or --augmentations")
     from vizsla import revisit
-    from vizsla.data.imageset import open_data
     from vizsla.output import sheets
     from vizsla.runs import file_safe, is_run
     from vizsla.score.truth import truth_of_folders
 
     ranking = read_ranking(source)
     embedder = _embedder_behind(source, model) if why else None
-    folders = open_data(data)
+    folders = images_behind(source, ranking, data)
     truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
     if truth is None and is_run(source):
         truth = revisit.truth_of_run(source)
     with ProgressShown(quiet) as progress:
         paths = sheets.show(
             ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
-            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed,
-            why=embedder, progress=lambda done, total: progress("drawing", done, total),
+            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed, why=embedder,
+            broken=revisit.broken_queries(source) if is_run(source) else (),
+            progress=lambda done, total: progress("drawing", done, total),
         )  # fmt: skip
     if as_json:
         print_json([str(path) for path in paths])

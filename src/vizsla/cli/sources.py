@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from vizsla.data.imageset import DataFolders
     from vizsla.score.truth import Truth
     from vizsla.search.ranking import Ranking
 
@@ -32,6 +33,33 @@ def read_ranking(path: Path) -> "Ranking":
     if path.is_dir() or not path.suffix:
         path = path / "ranking.parquet" if is_run(path) else submission_in(path)
     return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
+
+
+def images_behind(source: Path, ranking: "Ranking", data: Path | None) -> "DataFolders":
+    """The images that a run, a ranking or a submission is about; DataError where `data` lacks some.
+
+    A run knows where its own lie.
+    """
+    from vizsla import revisit
+    from vizsla.data.imageset import open_data
+    from vizsla.data.listing import few
+    from vizsla.runs import is_run
+
+    if is_run(source):
+        return revisit.data_of_run(source, data)
+    if data is None:
+        raise UsageError(f"{source} does not tell where its images lie: give --data DATA")
+    folders = open_data(data)
+    for role, names, images in (
+        ("query", ranking.queries, folders.query),
+        ("gallery", ranking.gallery, folders.gallery),
+    ):
+        if lost := sorted(set(names) - set(images.ids)):
+            raise DataError(
+                f"{len(lost)} of the {len(names)} {role} images that {source} names are not in "
+                f"{images.root} ({few(lost)}): give the data that it is about"
+            )
+    return folders
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Which image is right is told by plain booleans: relevance is not known here.
 """
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -17,7 +18,7 @@ import numpy as np
 
 from vizsla.data.images import MAX_PIXELS
 from vizsla.errors import DataError, UsageError
-from vizsla.output.sheet import Picture, compose, thumbnail_of, write_png
+from vizsla.output.drawing import Picture, compose, thumbnail_of, write_png
 from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.figures")
@@ -66,8 +67,8 @@ def draw_ranking(
         query = ranking.queries[i]
         label = (query_labels or {}).get(query)
         results = results_of(ranking, i, k, gallery_root, truth, gallery_labels or {})
-        row = None if truth is None else truth[i, : lengths[i]]
-        known = None if row is None or not (row >= 0).any() else row > 0
+        judgeable = truth is not None and (truth[i] >= 0).any()
+        known = truth[i, : lengths[i]] > 0 if truth is not None and judgeable else None
         notes = notes_of(label, known, results, None if ap is None else float(ap[i]))
         path = Path(out_folder) / names[i]
         sheet = compose(Picture(below(query_root, query), query, label), results, notes, thumbnail)
@@ -76,6 +77,22 @@ def draw_ranking(
         if progress:
             progress(len(paths), len(rows))
     return paths
+
+
+def with_unanswered(ranking: Ranking, queries: Sequence[str]) -> Ranking:
+    """The ranking with an empty row for each of these queries that it lacks."""
+    known = set(ranking.queries)
+    more = [name for name in queries if name not in known]
+    if not more:
+        return ranking
+    below = ((0, len(more)), (0, 0))
+    scores = ranking.scores
+    return dataclasses.replace(
+        ranking,
+        queries=[*ranking.queries, *more],
+        positions=np.pad(ranking.positions, below, constant_values=-1),
+        scores=None if scores is None else np.pad(scores, below, constant_values=np.nan),
+    )
 
 
 def pick_queries(
@@ -169,8 +186,10 @@ def notes_of(
         if hits.any():
             notes.append(f"first correct at rank {hits.argmax() + 1}")
             notes.append(f"{sum(known)} of {len(known)} correct")
-        else:
+        elif results:
             notes.append(f"nothing correct among the first {len(hits)}")
+        else:
+            notes.append("counts as wrong")
     return notes
 
 

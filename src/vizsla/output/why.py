@@ -18,7 +18,7 @@ from vizsla.errors import ImageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import EXACT, Explanation, explain
 from vizsla.output import figures
-from vizsla.output.sheet import (
+from vizsla.output.drawing import (
     GAP,
     GREY,
     INK,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vizsla import storage
 from vizsla.data.images import MAX_PIXELS, read_image
@@ -25,6 +25,7 @@ PAPER, PANEL, BLANK = "white", "#f3f5f8", "#dfe4ea"
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
 MARGIN, GAP, PANEL_PAD = 28, 16, 16
+MAKER = "vizsla sheet"  # stands in every sheet's own metadata
 QUERY_BOX = 268  # px, the side of the query's square
 GRID_WIDTH = 1012  # px at most, so that a sheet is 1400 wide
 
@@ -77,7 +78,9 @@ def compose(
     draw_title(draw, query.name, notes, width - 2 * MARGIN)
     _draw_query(sheet, draw, query, (MARGIN, top, MARGIN + panel, top + height), thumbnail)
     if not results:
-        draw.text((left, top + 8), "no results", GREY, font_of(15))
+        broken = isinstance(thumbnail(query.file, QUERY_BOX), str)
+        why = "No results: the query cannot be read." if broken else "No results."
+        draw.text((left, top + 8), why, GREY, font_of(15))
     for i, picture in enumerate(results):
         x = left + i % columns * (box + GAP)
         y = top + i // columns * (cell + GAP)
@@ -205,9 +208,27 @@ def thumbnail_of(file: Path, box: int, *, max_pixels: int = MAX_PIXELS) -> Image
 
 
 def write_png(image: Image.Image, path: Path) -> None:
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", MAKER)
     data = io.BytesIO()
-    image.save(data, "PNG", compress_level=4)
+    image.save(data, "PNG", compress_level=4, pnginfo=mark)
     storage.write_bytes(path, data.getvalue())
+
+
+def remove_other_sheets(kept: Sequence[Path]) -> None:
+    """Deletes the sheets of earlier calls beside those in `kept`; no picture from elsewhere."""
+    names = {path.name for path in kept}
+    for path in {p for folder in {path.parent for path in kept} for p in folder.glob("*.png")}:
+        if path.name not in names and _is_sheet(path):
+            path.unlink()
+
+
+def _is_sheet(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == MAKER
+    except Exception:  # whatever it is, it is not ours
+        return False
 
 
 @functools.cache
