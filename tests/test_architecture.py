@@ -12,7 +12,8 @@ ORDER = [
 ]  # fmt: skip
 TORCH = {
     "data/transforms.py", "data/batches.py", "data/augment.py",
-    "model/backbones.py", "model/networks.py", "model/weights.py", "model/pooling.py",
+    "model/backbones.py", "model/networks.py", "model/hub.py", "model/weights.py",
+    "model/pooling.py",
     "model/projection.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
     "model/inference.py", "model/shared.py", "search/exact.py",

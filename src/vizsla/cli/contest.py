@@ -28,7 +28,7 @@ def submit(
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and show, send nothing.")
+        bool, typer.Option("--dry-run", help="Check and show, send nothing; needs no URL.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -54,10 +54,10 @@ def submit(
         else:
             numbers = {"accuracy": receipt.accuracy, **receipt.metrics}
             typer.echo("\n".join(f"{name:<20} {value:g}" for name, value in numbers.items()))
-        typer.echo(f"to          {receipt.url} as {receipt.groupname}")
-        typer.echo(f"sha256      {receipt.sha256}")
+        typer.echo(f"{'to':<20} {receipt.url or 'no server named yet'} as {receipt.groupname}")
+        typer.echo(f"{'sha256':<20} {receipt.sha256}")
         if record:
-            typer.echo(f"recorded    {record}")
+            typer.echo(f"{'recorded':<20} {record}")
 
 
 judge_commands = typer.Typer(
@@ -93,7 +93,10 @@ def judge(
     ] = "top_k_accuracy",
     title: Annotated[str, typer.Option("--title")] = "Image retrieval contest",
     public_share: Share = None,
-    seed: Annotated[int, typer.Option("--seed", help="Which queries are public.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Which queries are public. [default: drawn once, and kept]"),
+    ] = None,
     groups: Annotated[
         str, typer.Option("--groups", help="open: any name; token: those with a token.")
     ] = "open",

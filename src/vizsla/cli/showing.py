@@ -46,7 +46,7 @@ def models(
 ) -> None:
     """The backbones by name: size, dimension, licence of the weights."""
     if fetch:
-        from vizsla.model.weights import fetch as fetch_weights
+        from vizsla.model.hub import fetch as fetch_weights
 
         if not names:
             raise UsageError("--fetch needs the names of models: vizsla models --fetch dinov2-s14")

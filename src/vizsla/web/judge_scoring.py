@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.output.submission import check_submission
 from vizsla.score import intervals, metrics
 from vizsla.web.judge_rules import METRICS, Rules
@@ -140,13 +140,16 @@ class Scorer:
         share = self.rules.public_share
         if share is None:
             return {"all": labelled}
+        seed = self.rules.seed
+        if seed is None:
+            raise UsageError("a public share needs a seed: one that nobody guesses")
         n_public = round(share * len(labelled))
         if not 0 < n_public < len(labelled):
             raise DataError(
                 f"a public share of {share:g} leaves {n_public} of {len(labelled)} queries public: "
                 "both parts need some"
             )
-        drawn = sorted(labelled, key=lambda row: _draw(self.rules.seed, self.queries[row]))
+        drawn = sorted(labelled, key=lambda row: _draw(seed, self.queries[row]))
         return {"public": np.sort(drawn[:n_public]), "private": np.sort(drawn[n_public:])}
 
     def _fingerprint(self, queries: Labels, gallery: Labels) -> str:
