@@ -9,6 +9,7 @@ from vizsla.score.paired import (
     compare_systems,
     correction_note,
     differences_table,
+    in_words,
 )
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores, evaluate
@@ -101,6 +102,17 @@ def test_the_table_says_it_in_words() -> None:
     table = differences_table(compare_systems({"a": system(1.0, 1), "b": system(1.0, 2)}))
     assert table.records()[0]["verdict"] == NO_DIFFERENCE
     assert "A − B" in table.lines()[0]
+
+
+def test_a_comparison_in_words_names_the_better_system_first() -> None:
+    found = compare_systems({"weak": system(0.5, 1), "strong": system(2.0, 2)}, keys=["map"])[0]
+    assert found.low is not None and found.high is not None
+    assert in_words(found) == (
+        f"mAP: strong is better than weak by {-found.difference:.4f}, 95 % interval "
+        f"{-found.high:.4f} to {-found.low:.4f}"
+    )
+    same = compare_systems({"a": system(1.0, 1), "b": system(1.0, 2)}, keys=["map"])[0]
+    assert NO_DIFFERENCE in in_words(same)
 
 
 def test_intervals_are_corrected_as_the_p_values_are() -> None:

@@ -329,7 +329,12 @@ def compare(
 def _compare_pairs(
     sources: list[Path], told: ToldTruth, metrics: list[str] | None, cluster: str | None
 ) -> tuple["Table", str, Any, list[str]]:
-    from vizsla.score.paired import compare_systems, correction_note, differences_table
+    from vizsla.score.paired import (
+        compare_systems,
+        correction_note,
+        differences_table,
+        in_words,
+    )
     from vizsla.score.scores import Scores, evaluate
     from vizsla.score.tables import Section, to_html
 
@@ -346,5 +351,7 @@ def _compare_pairs(
         log.warning("%s", doubt)
     differences = compare_systems(systems, keys=metrics or None, cluster=cluster)
     table, notes = differences_table(differences), [correction_note(differences)]
-    page = to_html("Systems compared", [Section("Differences", table, remarks=notes)])
+    words = [*map(in_words, differences), *notes]
+    sections = [Section("In words", remarks=words), Section("Differences", table)]
+    page = to_html("Systems compared", sections)
     return table, page, table.records(), notes

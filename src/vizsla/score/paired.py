@@ -102,8 +102,21 @@ def correction_note(differences: Sequence[Difference]) -> str:
     return (
         f"corrected for {n} comparisons: the intervals hold all together with "
         f"{100 * confidence:g} % (each alone with {each:.4g} %, Bonferroni); the verdict goes by "
-        "p (Holm), which can show a little more"
+        "p (Holm)"
     )
+
+
+def in_words(difference: Difference) -> str:
+    """One comparison as a sentence, the better system first."""
+    d = difference
+    first, second, sign = (d.a, d.b, 1) if d.difference >= 0 else (d.b, d.a, -1)
+    ends = sorted(sign * end for end in (d.low, d.high) if end is not None)
+    told = f"{sign * d.difference:.4f}"
+    if ends:
+        told += f", {100 * d.confidence:g} % interval {ends[0]:.4f} to {ends[1]:.4f}"
+    if d.verdict == NO_DIFFERENCE:
+        return f"{d.title}, {first} and {second}: {d.verdict} ({told})"
+    return f"{d.title}: {first} is better than {second} by {told}"
 
 
 def _check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
