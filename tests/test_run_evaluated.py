@@ -95,3 +95,16 @@ def test_vectors_of_an_earlier_call_that_do_not_fit_are_made_again(run_folder: P
     storage.write_sealed_json(held / "manifest.json", {**manifest, "compute_id": "another"})
     assert revisit.calibrate_run(run_folder, precision=0.5) == learned
     assert storage.read_sealed_json(held / "manifest.json") == manifest
+
+
+def test_a_run_warns_of_labels_that_are_none(run_folder: Path, tmp_path: Path) -> None:
+    data = Path(open_run(run_folder).config["options"]["data"])
+    names = {role: sorted((data / "test" / role).iterdir()) for role in ("query", "gallery")}
+    rows = [f"{role},{path.name},{role}{i}" for role in names for i, path in enumerate(names[role])]
+    (tmp_path / "labels.csv").write_text("\n".join(["role,file,label", *rows]) + "\n")
+    config = RunConfig(
+        data=str(data), model="tiny", weights="random", figures=0, home=str(tmp_path),
+        labels=str(tmp_path / "labels.csv"),
+    )  # fmt: skip
+    result = pipeline.run(config)
+    assert any("there is nothing to find: every query has" in w for w in result.warnings)

@@ -315,6 +315,8 @@ def _evaluate(
         ranking, truth, queries, gallery, ks=ks, top_k=config.top_k, seed=config.seed
     )
     scores.save(this.folder / "scores.json")
+    for doubt in scores.doubts:
+        log.warning("%s", doubt)
     return scores
 
 

@@ -71,6 +71,30 @@ def test_groups_and_order_by_any_key(results) -> None:  # type: ignore[no-untype
         found.grouped(sort="colour")
 
 
+def test_keys_that_only_some_files_have_group_and_sort_too(results) -> None:  # type: ignore[no-untyped-def]
+    found = results(
+        {"augment": "light", "learning_rate": 0.1, "scores": {"ndcg@5": 0.5}},
+        {"augment": "strong", "learning_rate": 0.01, "scores": {"ndcg@5": 0.8}},
+        {"augment": "light", "learning_rate": 0.2, "config": {"nested": 1}},
+    )
+    light, strong = found.grouped(["augment"]).records()
+    assert (light["augment"], light["runs"], strong["runs"]) == ("light", 2, 1)
+    by_score = found.grouped(["augment"], sort="ndcg@5").records()
+    assert [(row["augment"], row["ndcg@5"]) for row in by_score] == [
+        ("strong", 0.8),
+        ("light", 0.5),
+    ]
+    by_rate = found.grouped(["augment"], sort="learning_rate").records()
+    assert [row["learning_rate"] for row in by_rate] == pytest.approx([0.01, 0.15])
+    with pytest.raises(UsageError, match=r"cannot group by 'nested': choose among .*augment"):
+        found.grouped(["nested"])
+    assert [row["source"][:2] for row in found.single(sort="ndcg@5").records()] == [
+        "m1",
+        "m0",
+        "m2",
+    ]
+
+
 def test_odd_values_are_read_with_patience(results) -> None:  # type: ignore[no-untyped-def]
     found = results(
         {"loss_function": "None", "top_k": "10", "top_k_accuracy": "0.75", "num_classes": "nan"},
