@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import app, print_json
+from vizsla.cli.console import Group, app, print_json
 from vizsla.cli.options import AsJson, Labels, Quiet, TopK, Verbose
 from vizsla.cli.sources import names_in
 from vizsla.errors import UsageError
@@ -17,7 +17,7 @@ def submit(
     file: Annotated[Path, typer.Argument(help="A submission file, or a run's folder.")],
     group: Annotated[str, typer.Option("--group", help="The group's name.")],
     url: Annotated[
-        str | None, typer.Option("--url", help="The server. [default: $VIZSLA_SUBMIT_URL]")
+        str | None, typer.Option("--url", help="The server.", show_default="$VIZSLA_SUBMIT_URL")
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Check the names against this data folder first.")
@@ -61,10 +61,11 @@ def submit(
 
 
 judge_commands = typer.Typer(
+    cls=Group,
     help="Run a contest: a server that takes submissions and shows a leaderboard.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-token_commands = typer.Typer(help="Tokens of groups.", no_args_is_help=True)
+token_commands = typer.Typer(cls=Group, help="Tokens of groups.", no_args_is_help=True)
 judge_commands.add_typer(token_commands, name="token")
 app.add_typer(judge_commands, name="judge")
 
@@ -91,11 +92,15 @@ def judge(
     metric: Annotated[
         str, typer.Option("--metric", help="top_k_accuracy, contest_points or map_at_k.")
     ] = "top_k_accuracy",
-    title: Annotated[str, typer.Option("--title")] = "Image retrieval contest",
+    title: Annotated[
+        str, typer.Option("--title", help="Stands above the leaderboard.")
+    ] = "Image retrieval contest",
     public_share: Share = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Which queries are public. [default: drawn once, and kept]"),
+        typer.Option(
+            "--seed", help="Which queries are public.", show_default="drawn once, and kept"
+        ),
     ] = None,
     groups: Annotated[
         str, typer.Option("--groups", help="open: any name; token: those with a token.")
@@ -109,7 +114,9 @@ def judge(
     opens: Annotated[
         str | None, typer.Option("--opens", help="Such as 2026-05-28T12:00 (local) or …Z (UTC).")
     ] = None,
-    closes: Annotated[str | None, typer.Option("--closes")] = None,
+    closes: Annotated[
+        str | None, typer.Option("--closes", help="The same form; never, if not given.")
+    ] = None,
     counts: Annotated[str, typer.Option("--counts", help="best or last submission.")] = "best",
     database: Database = Path("judge.sqlite"),
     host: Annotated[
@@ -119,7 +126,7 @@ def judge(
     organiser_token: Annotated[
         str | None,
         typer.Option(
-            "--organiser-token", envvar="VIZSLA_ORGANISER_TOKEN", help="[default: made once]"
+            "--organiser-token", envvar="VIZSLA_ORGANISER_TOKEN", show_default="made once"
         ),
     ] = None,
     quiet: Quiet = False,
@@ -157,12 +164,14 @@ def judge(
 def rescore(
     labels: Annotated[Path, typer.Option("--labels", help="The truth to score with.")],
     data: Annotated[Path | None, typer.Option("--data")] = None,
-    top_k: Annotated[int | None, typer.Option("-k", "--top-k", min=1, help="[as before]")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="[as before]")] = None,
-    public_share: Annotated[
-        float | None, typer.Option("--public-share", help="[as before]")
+    top_k: Annotated[
+        int | None, typer.Option("-k", "--top-k", min=1, show_default="as before")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="[as before]")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", show_default="as before")] = None,
+    public_share: Annotated[
+        float | None, typer.Option("--public-share", show_default="as before")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", show_default="as before")] = None,
     database: Database = Path("judge.sqlite"),
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -194,16 +194,18 @@ def train(
         int | None, typer.Option("--memory", help="Vectors of past batches for pair losses.")
     ] = None,
     batches: Annotated[
-        str | None, typer.Option("--batches", help="plain, balanced, classes. [default: by loss]")
+        str | None,
+        typer.Option("--batches", help="plain, balanced, classes.", show_default="by loss"),
     ] = None,
     per_class: Annotated[
         int | None, typer.Option("--per-class", help="Images of a class in a batch of classes.")
     ] = None,
     train_size: Annotated[
-        int | None, typer.Option("--train-size", help="Pixels in training. [default: the model's]")
+        int | None,
+        typer.Option("--train-size", help="Pixels in training.", show_default="the model's"),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option("--dim", help="Of the vectors. [default: the backbone's]")
+        int | None, typer.Option("--dim", help="Of the vectors.", show_default="the backbone's")
     ] = None,
     budget: Budget = None,
     epochs: Epochs = None,
@@ -277,17 +279,17 @@ def train(
 def sweep(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Repeatable. [default: dinov2-s14]")
+        list[str] | None, typer.Option("--model", help="Repeatable.", show_default="dinov2-s14")
     ] = None,
     weights: Annotated[
         list[str] | None, typer.Option("--weights", help="One for all models, or one for each.")
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option("--pooling", help="With commas. [default: each model's]")
+        str | None, typer.Option("--pooling", help="With commas.", show_default="each model's")
     ] = None,
     finetune: Annotated[str, typer.Option("--finetune", help="With commas.")] = "none",
     loss: Annotated[
-        list[str] | None, typer.Option("--loss", help="Repeatable. [default: the training's]")
+        list[str] | None, typer.Option("--loss", help="Repeatable.", show_default="the training's")
     ] = None,
     trials: Annotated[
         int,

@@ -36,16 +36,17 @@ Weights = Annotated[
     str, typer.Option("--weights", help="pretrained, random, or a .safetensors/.pt/.pth file.")
 ]
 Pooling = Annotated[
-    str | None, typer.Option("--pooling", help="gap, gem, max, cls, native. [default: the model's]")
+    str | None,
+    typer.Option("--pooling", help="gap, gem, max, cls, native.", show_default="the model's"),
 ]
 ImageSize = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="Pixels. [default: the weights' own]")
+    int | None, typer.Option("--image-size", min=1, help="Pixels.", show_default="the weights' own")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Decoding threads. [default: by cores]")
+    int | None, typer.Option("--workers", min=1, help="Decoding threads.", show_default="by cores")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="For random weights and random choices.")]
 TopK = Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images handed in for a query.")]
@@ -78,12 +79,13 @@ Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", callback=_quiet, help="Errors only.", is_eager=True)
 ]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", callback=_verbose, help="More.", is_eager=True)
+    bool, typer.Option("-v", "--verbose", callback=_verbose, help="More messages.", is_eager=True)
 ]
 
 # of training
 Finetune = Annotated[
-    str | None, typer.Option("--finetune", help="none, head, last, full, lora. [default: frozen]")
+    str | None,
+    typer.Option("--finetune", help="none, head, last, full, lora.", show_default="frozen"),
 ]
 Loss = Annotated[
     str | None, typer.Option("--loss", help="E.g. arcface, or 'cross-entropy+0.5*supcon'.")

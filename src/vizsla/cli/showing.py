@@ -44,7 +44,7 @@ def models(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """The backbones by name: size, dimension, licence of the weights."""
+    """The backbones by name: dimension, size, licence of the weights; with -v also their source."""
     if fetch:
         from vizsla.model.hub import fetch as fetch_weights
 
@@ -62,14 +62,30 @@ def models(
     if as_json:
         print_json(rows)
     else:
-        from vizsla.score.tables import Table
-
-        columns = [key.replace("_", " ") for key in rows[0]]
-        typer.echo(Table(columns, [[_plain(cell) for cell in row.values()] for row in rows]).text())
+        typer.echo(_models_text(rows, all_columns=verbose))
 
 
-def _plain(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+def _models_text(rows: list[dict[str, Any]], *, all_columns: bool) -> str:
+    from vizsla.score.tables import Table
+
+    shown = ["name", "dim", "parameters", "image_size", "reads_text", "licence", "pooling"]
+    shown += ["poolings", "source"] * all_columns
+    cells = [
+        {
+            **row,
+            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+            "poolings": ", ".join(row["poolings"]),
+        }
+        for row in rows
+    ]
+    text = Table([key.replace("_", " ") for key in shown], [[c[k] for k in shown] for c in cells])
+    smaller = sorted({r["trained_size"] for r in rows if r["trained_size"] != r["image_size"]})
+    notes = [
+        f"\n{', '.join(r['name'] for r in rows if r['trained_size'] == size)}: last trained at "
+        f"{size} pixels; --image-size {size} reads them so, in several times the time"
+        for size in smaller
+    ]
+    return text.text() + "".join(notes)
 
 
 @app.command(epilog="Example: vizsla show runs/ID --data data --worst 10 -o sheets")
@@ -80,14 +96,15 @@ def show(
     *,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="The folder with the images. [default: a run's own]"),
+        typer.Option("--data", help="The folder with the images.", show_default="a run's own"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--out",
-            help="Folder; earlier sheets in it are replaced. [default: visualizations/<name>]",
+            help="Folder; earlier sheets in it are replaced.",
+            show_default="visualizations/<name>",
         ),
     ] = None,
     labels: Labels = None,

@@ -98,7 +98,7 @@ def search(
     out: Annotated[Path, typer.Option("-o", "--out", help="The ranking to write (Parquet).")],
     top_k: Annotated[
         int | None,
-        typer.Option("-k", "--top-k", min=1, help="[default: all up to 20,000, else 1,000]"),
+        typer.Option("-k", "--top-k", min=1, show_default="all up to 20,000, else 1,000"),
     ] = None,
     same_set: Annotated[
         bool, typer.Option("--same-set", help="Both are one set: leave each query itself out.")

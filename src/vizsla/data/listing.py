@@ -3,6 +3,7 @@
 import heapq
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,10 +64,20 @@ def list_images(root: str | Path, *, follow_links: bool = False) -> Listing:
     if walk.unreadable:
         log.warning("%s: %s cannot be opened and are left out", root, few(walk.unreadable))
     if found.bad_names:
-        log.warning("%s: names that are not UTF-8, left out: %s", root, few(found.bad_names))
+        log.warning(
+            "%s: names that are not UTF-8, left out: %s%s",
+            root, few(found.bad_names), _locale_hint(),
+        )  # fmt: skip
     if not found.ids:
         raise DataError(_nothing_in(root, found))
     return found
+
+
+def _locale_hint() -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return ""
+    return f" (this Python takes all names for {encoding}: start it with PYTHONUTF8=1)"
 
 
 def _nothing_in(root: str | Path, found: Listing) -> str:
@@ -76,6 +87,8 @@ def _nothing_in(root: str | Path, found: Listing) -> str:
             f", but {len(found.links_outside)} links that lead out of it "
             f"({few(found.links_outside)}): follow them with --follow-links"
         )
+    elif found.bad_names:
+        message += f" with a name that can be read, but {len(found.bad_names)} others"
     elif found.passed_over:
         message += (
             f" among {found.passed_over} files: expected names that end in .jpg, .png, .webp, …"

@@ -95,9 +95,8 @@ def submit(
     target = None if unnamed else _target(url)
     headers = _headers(token or os.environ.get("VIZSLA_SUBMIT_TOKEN"))
     body = json.dumps({"groupname": groupname, "images": lists}).encode()
-    receipt = Receipt(
-        groupname, target and _shown_url(target), len(lists), len(body), submission_sha256(lists)
-    )
+    shown = None if target is None else _shown_url(target)
+    receipt = Receipt(groupname, shown, len(lists), len(body), submission_sha256(lists))
     if dry_run or target is None:
         return receipt
     reply = _post_with_tries(target, body, headers, timeout, waits)
