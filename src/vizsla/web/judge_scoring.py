@@ -60,7 +60,10 @@ class Scorer:
         self._codes = np.array([*found, -1])  # (G + 1,): the last for position -1, no image
         of_label = np.bincount(self._codes[self._codes >= 0], minlength=len(codes) + 2)
         self._n_relevant = of_label[self._wanted]  # (Q,): those without a label read the last, 0
-        self._rows = self._rows_of_parts()
+        self._rows = {  # by name, as `evaluate` draws them, so that intervals are the same
+            part: np.array(sorted(rows, key=self.queries.__getitem__))
+            for part, rows in self._rows_of_parts().items()
+        }
         self.fingerprint = self._fingerprint(queries, gallery)
 
     def part_sizes(self) -> dict[str, int]:
@@ -150,7 +153,7 @@ class Scorer:
                 "both parts need some"
             )
         drawn = sorted(labelled, key=lambda row: _draw(seed, self.queries[row]))
-        return {"public": np.sort(drawn[:n_public]), "private": np.sort(drawn[n_public:])}
+        return {"public": np.array(drawn[:n_public]), "private": np.array(drawn[n_public:])}
 
     def _fingerprint(self, queries: Labels, gallery: Labels) -> str:
         """Of all that a score depends on."""
