@@ -345,8 +345,8 @@ def _compare_pairs(
             scores = evaluate(ranking, read_truth(ranking, told))
         else:
             scores = Scores.load(source / "scores.json")
-        name = source.name if source.name not in systems else str(source)
-        systems[name] = scores
+        name = source.name if source.is_dir() else source.stem
+        systems[name if name not in systems else str(source)] = scores
     for doubt in dict.fromkeys(doubt for scores in systems.values() for doubt in scores.doubts):
         log.warning("%s", doubt)
     differences = compare_systems(systems, keys=metrics or None, cluster=cluster)

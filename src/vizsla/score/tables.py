@@ -22,17 +22,17 @@ th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align:
          white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; }
 td.number, th.number { text-align: right; }
-td.long { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; max-width: 18rem; }
+td.long { white-space: normal; min-width: 9rem; max-width: 18rem; }
 tbody tr:nth-child(even), tr:nth-child(even) td:first-child { background: var(--band); }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground); }
 li { overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   body { margin: 1rem auto; padding: 0 .75rem; font-size: 13px; } ul { padding-left: 1.1rem; }
-  td:first-child { white-space: normal; overflow-wrap: anywhere; max-width: 8rem; }
+  td:first-child { white-space: normal; max-width: 8rem; }
 }
 .unknown { color: var(--soft); } .alarm { color: var(--warn); } li { margin: .2rem 0; }
 """
-_LONG = 20  # characters from which a cell of a page may break into lines
+_LONG = 20  # characters from which words in a cell of a page may stand in several lines
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,11 @@ def _html_table(table: Table, title: str) -> str:
     numeric = [table.is_number(i) for i in range(len(table.columns))]
 
     def cell(value: Any, text: str, number: bool) -> str:
-        marks = {"number": number, "unknown": value is None, "long": len(text) > _LONG}
+        marks = {
+            "number": number,
+            "unknown": value is None,
+            "long": " " in text and len(text) > _LONG,
+        }
         kind = " ".join(name for name, holds in marks.items() if holds)
         return f'<td class="{kind}">{html.escape(text)}</td>'
 
