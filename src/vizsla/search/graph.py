@@ -193,7 +193,7 @@ def _in_blocks(
 
 
 def _take(best: Tensor, at: Tensor, rows: slice, scores: Tensor, first: int) -> None:
-    """Merges a block's scores (b, c) of `rows` against the columns from `first` into their lists."""
+    """Merges the scores (b, c) of `rows` and the columns from `first` into the rows' lists."""
     own = best[rows]
     K = own.shape[1]
     row, column = (scores > own[:, -1:].to(scores.device)).nonzero(as_tuple=True)

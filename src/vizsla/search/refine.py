@@ -118,8 +118,8 @@ def _lists_of_all(
     together: bool,
     device: str,
 ) -> tuple[np.ndarray, sp.csr_matrix, sp.csr_matrix]:
-    """Neighbours (G + Q, k1), the gallery first; and, where the gallery's lists do not hold queries,
-    which images would count a query among their k1, or half: (N, N), entries (query, image)."""
+    """Neighbours (G + Q, k1), the gallery first; and, where its lists do not hold queries, which
+    images would count a query among their k1, or half: (N, N), entries (query, image)."""
     G, Q = len(gallery), len(queries)
     half = _half(k1)
     at, scores = exact.top_k(queries, gallery, min(k1, G), device=device)
