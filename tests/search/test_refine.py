@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused() -> None:
     gallery = clustered(6, 8, 15)
     with pytest.raises(DataError, match="choose k from 1 to 6"):
         refine.expanded_queries(gallery, gallery, n=7)
-    with pytest.raises(DataError, match="weight in 0…1"):
+    with pytest.raises(DataError, match="expected 0…1"):
         refine.k_reciprocal(gallery, gallery, build_graph(gallery), weight=1.2)
     with pytest.raises(DataError, match="alpha from 0"):
         refine.diffused(gallery, gallery, build_graph(gallery), alpha=1.0)

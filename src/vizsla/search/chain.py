@@ -4,7 +4,6 @@ Knows which step uses which of the other test images, since contests may forbid 
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,6 +224,7 @@ class Refiner:
             (): (queries, gallery)
         }
         self._graphs: dict[tuple[Step, ...], NeighbourGraph] = {}
+        self._around: tuple[Any, refine.Neighbourhoods] | None = None
 
     def top_k(self, chain: Chain, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions (Q, k) and scores, best first."""
@@ -235,14 +235,29 @@ class Refiner:
         before = chain.steps[:-1]
         queries, gallery = self.vectors(before)
         options: dict[str, Any] = dict(last.options)
-        depth = options["k1"] if last.name == "kreciprocal" else options["k"]
-        work: Callable[..., tuple[np.ndarray, np.ndarray]] = (
-            refine.k_reciprocal if last.name == "kreciprocal" else refine.diffused
-        )
-        return work(
-            queries, gallery, self.graph(before, depth),
+        if last.name == "kreciprocal":
+            weight = options.pop("weight")
+            return refine.by_neighbourhoods(
+                self._neighbourhoods(before, options), queries, gallery,
+                weight=weight, depth=k, device=self.device,
+            )  # fmt: skip
+        return refine.diffused(
+            queries, gallery, self.graph(before, options["k"]),
             **options, own=self.own, depth=k, device=self.device,
         )  # fmt: skip
+
+    def _neighbourhoods(
+        self, before: tuple[Step, ...], options: dict[str, Any]
+    ) -> refine.Neighbourhoods:
+        """The last ones are remembered: they do not depend on the weight."""
+        key = (before, *options.items())
+        if self._around is None or self._around[0] != key:
+            found = refine.neighbourhoods(
+                *self.vectors(before), self.graph(before, options["k1"]),
+                **options, own=self.own, device=self.device,
+            )  # fmt: skip
+            self._around = key, found
+        return self._around[1]
 
     def vectors(self, steps: tuple[Step, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Queries and gallery behind these steps, each of which changes one of them."""

@@ -5,6 +5,7 @@ memory grows with images × neighbours, never with images × images.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +17,7 @@ from vizsla.search.graph import NeighbourGraph
 
 PAIRS_AT_ONCE = 4_000_000  # of sparse entries, and so of memory
 CELLS_AT_ONCE = 8_000_000  # of a dense (queries, gallery) part, float64
+DENSE = 32  # one pair in so many: then all are computed
 CG_STEPS, CG_ACCURACY = 100, 1e-7
 
 
@@ -89,25 +91,80 @@ def k_reciprocal(
     """Positions (Q, depth) and scores 1 - d* (Zhong et al., 2017, eq. 12), best first.
 
     d = 1 - cosine; d* = weight · d + (1 - weight) · Jaccard distance of k-reciprocal neighbours.
-    k1: neighbours, beside the image itself. k2: images whose features are averaged, the image
-    itself among them; 1 leaves that out. together: the neighbourhoods are those among all queries
-    and the gallery, as in the paper; otherwise each query meets the gallery alone, whose own
-    neighbourhoods do not know it. own: each query's gallery position, where both are one set.
+    The other options are those of `neighbourhoods`.
     """
-    if not (k1 >= 1 and k2 >= 1 and 0 <= weight <= 1):
-        raise DataError(
-            f"k1={k1}, k2={k2}, weight={weight}: expected k1 and k2 of 1 or more, weight in 0…1"
-        )
+    around = neighbourhoods(
+        queries, gallery, graph, k1=k1, k2=k2, together=together, own=own, device=device
+    )
+    return by_neighbourhoods(
+        around, queries, gallery, weight=weight, depth=depth or len(gallery), device=device
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhoods:
+    """features: (N, N), a row for each image, of its k-reciprocal neighbours; the G gallery images
+    first. rows: (Q,) which of them are the queries."""
+
+    features: sp.csr_matrix
+    rows: np.ndarray
+
+
+def neighbourhoods(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    graph: NeighbourGraph,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    together: bool = True,
+    own: np.ndarray | None = None,
+    device: str = "cpu",
+) -> Neighbourhoods:
+    """The paper's features of all images (eq. 2-7 and 11).
+
+    k1: neighbours, beside the image itself. k2: images whose features are averaged, the image
+    itself among them; 1 leaves that out. together: the neighbours are those among all queries and
+    the gallery, as in the paper; otherwise each query meets the gallery alone, whose own lists do
+    not know it. own: each query's gallery position, where both are one set.
+    """
+    if k1 < 1 or k2 < 1:
+        raise DataError(f"k1={k1}, k2={k2}: expected 1 or more")
     G = len(gallery)
     k1 = min(k1, graph.depth, G - 1)
     if own is not None:
-        lists, back = graph.positions[:, :k1], _no_entries(G)
-        half_back, vectors, rows = back, gallery, own
-    else:
-        lists, back, half_back = _lists_of_all(queries, gallery, graph, k1, together, device)
-        vectors, rows = np.concatenate([gallery, queries]), np.arange(G, G + len(queries))
-    features = _reciprocal_features(vectors, lists, back, half_back, k2)
-    return _by_jaccard(features, rows, queries, gallery, weight, depth or G, device)
+        lists, none = graph.positions[:, :k1], _no_entries(G)
+        return Neighbourhoods(_reciprocal_features(gallery, lists, none, none, k2), own)
+    lists, back, half_back = _lists_of_all(queries, gallery, graph, k1, together, device)
+    every = np.concatenate([gallery, queries])
+    features = _reciprocal_features(every, lists, back, half_back, k2)
+    return Neighbourhoods(features, np.arange(G, G + len(queries)))
+
+
+def by_neighbourhoods(
+    around: Neighbourhoods,
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    *,
+    weight: float = 0.3,
+    depth: int,
+    device: str = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (Q, depth) and scores by the Jaccard distance of neighbourhoods and the cosine."""
+    if not 0 <= weight <= 1:
+        raise DataError(f"weight={weight}: expected 0…1")
+    features, G = around.features, len(gallery)
+    of_queries = features[around.rows]
+    by_column = features[:G].tocsc()  # (G, N): for each image, in whose neighbourhood it is
+    gallery_sums = np.asarray(features[:G].sum(axis=1), np.float64).ravel()
+    query_sums = np.asarray(of_queries.sum(axis=1), np.float64).ravel()
+
+    def scored(part: slice, cosines: np.ndarray) -> np.ndarray:
+        shared = _min_sums(of_queries[part], by_column)  # (q, G)
+        jaccard = shared / (query_sums[part, None] + gallery_sums - shared)
+        return (1 - weight) * jaccard + weight * cosines
+
+    return _ordered(queries, gallery, depth, device, scored)
 
 
 def _lists_of_all(
@@ -147,16 +204,20 @@ def _newcomers(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(query, gallery position, score) wherever the score beats the gallery image's limit (G,)."""
     asked = torch.as_tensor(np.asarray(queries, np.float32)).to(device)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for part in _slices(len(gallery), max(1, CELLS_AT_ONCE // max(1, len(queries)))):
         searched = torch.from_numpy(np.array(gallery[part], np.float32)).to(device)
         least = torch.from_numpy(limits[part] - 1e-5).to(device)
-        g, q = (searched @ asked.T > least[:, None]).nonzero(as_tuple=True)
-        found.append((q.cpu().numpy(), g.cpu().numpy() + part.start))
-    who, whom = (np.concatenate(side) for side in zip(*found, strict=True))
-    scores = _pair_scores(queries, gallery, who, whom, np.float64).astype(np.float32)
-    sure = scores > limits[whom]
-    return who[sure], whom[sure], scores[sure]
+        close = searched @ asked.T > least[:, None]  # (chunk, Q)
+        g, q = (side.cpu().numpy() for side in close.nonzero(as_tuple=True))
+        if len(g) > close.numel() / DENSE:
+            scores = _cosines(gallery[part], queries, device)[g, q]
+        else:
+            scores = _pair_scores(queries, gallery[part], q, g, np.float64)
+        sure = scores.astype(np.float32) > limits[part][g]
+        found.append((q[sure], g[sure] + part.start, scores[sure].astype(np.float32)))
+    who, whom, how = (np.concatenate(side) for side in zip(*found, strict=True))
+    return who, whom, how
 
 
 def _merged(
@@ -220,29 +281,6 @@ def _mutual(lists: np.ndarray, back: sp.csr_matrix) -> sp.csr_matrix:
     far = (near.T + back).tocsr()
     far.data[:] = 1
     return near.multiply(far).tocsr()
-
-
-def _by_jaccard(
-    features: sp.csr_matrix,
-    rows: np.ndarray,
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    weight: float,
-    depth: int,
-    device: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    G = len(gallery)
-    of_queries = features[rows]
-    by_column = features[:G].tocsc()  # (G, N): for each image, in whose set it is
-    gallery_sums = np.asarray(features[:G].sum(axis=1), np.float64).ravel()
-    query_sums = np.asarray(of_queries.sum(axis=1), np.float64).ravel()
-
-    def scored(part: slice, cosines: np.ndarray) -> np.ndarray:
-        shared = _min_sums(of_queries[part], by_column)  # (q, G)
-        jaccard = shared / (query_sums[part, None] + gallery_sums - shared)
-        return (1 - weight) * jaccard + weight * cosines
-
-    return _ordered(queries, gallery, depth, device, scored)
 
 
 def _min_sums(queries: sp.csr_matrix, by_column: sp.csc_matrix) -> np.ndarray:
