@@ -72,17 +72,20 @@ class Chain:
         return max((step.uses for step in self.steps), key=LEVELS.index, default=NOTHING)
 
     @property
-    def kind(self) -> str:
-        """The steps' names alone."""
-        return "+".join(step.name for step in self.steps) or "none"
+    def words(self) -> str:
+        return USES[self.uses]
 
     def record(self) -> dict[str, Any]:
         """For result files."""
-        return {"chain": str(self), "uses": self.uses, "uses_in_words": USES[self.uses]}
+        return {"chain": str(self), "uses": self.uses, "uses_in_words": self.words}
 
 
-def parse_chain(text: str) -> Chain:
-    """From `none`, or steps joined by +, options in brackets. UsageError says what there is."""
+def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
+    """From `none`, or steps joined by +, options in brackets. UsageError says what there is.
+
+    uses: the most that it may use of the other test images.
+    """
+    check_uses(uses)
     if text.strip() in ("", "none"):
         return Chain()
     steps = tuple(_parsed_step(part, text) for part in text.split("+"))
@@ -92,7 +95,23 @@ def parse_chain(text: str) -> Chain:
                 f"--refine {text!r}: {step.name} gives the final order, so it comes last; "
                 f"{' and '.join(EXPAND)} may stand before it"
             )
-    return Chain(steps)
+    chain = Chain(steps)
+    if LEVELS.index(chain.uses) > LEVELS.index(uses):
+        raise UsageError(
+            f"--refine {text!r} uses {USES[chain.uses]}, but --refine-uses {uses} allows "
+            f"{USES[uses]}"
+            + (
+                ": kreciprocal(together=false) asks about one query at a time"
+                if uses == GALLERY
+                else ""
+            )
+        )
+    return chain
+
+
+def check_uses(uses: str) -> None:
+    if uses not in LEVELS:
+        raise UsageError(f"--refine-uses {uses}: choose one of {', '.join(LEVELS)}")
 
 
 def _parsed_step(part: str, text: str) -> Step:

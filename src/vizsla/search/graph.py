@@ -133,7 +133,7 @@ def vectors_id(vectors: np.ndarray) -> str:
     digest = hashlib.sha256(str(vectors.shape).encode())
     for start in range(0, len(vectors), 65_536):
         part = np.ascontiguousarray(vectors[start : start + 65_536], dtype=np.float32)
-        digest.update(memoryview(part).cast("B"))
+        digest.update(part.data)
     return digest.hexdigest()[:16]
 
 

@@ -434,7 +434,7 @@ def _pair_scores(
     a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, kind: type = np.float32
 ) -> np.ndarray:
     """(P,) of the given kind: the cosines of a[i] and b[j]."""
-    scores = np.empty(len(i), kind)
+    scores: np.ndarray = np.empty(len(i), kind)
     for part in _slices(len(i), max(1, PAIRS_AT_ONCE // a.shape[1])):
         one, other = a[i[part]].astype(kind, copy=False), b[j[part]].astype(kind, copy=False)
         scores[part] = np.einsum("pd,pd->p", one, other)
