@@ -17,6 +17,7 @@ TORCH = {
     "model/projection.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
     "model/inference.py", "model/shared.py", "search/exact.py",
+    "search/graph.py", "search/refine.py",
     # the parts of training
     "model/checkpoint.py", "model/choice.py", "model/heads.py", "model/held.py", "model/loop.py",
     "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/settings.py",

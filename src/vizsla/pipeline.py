@@ -17,6 +17,7 @@ import numpy as np
 
 import vizsla
 from vizsla import storage
+from vizsla.choose.refinement import Choice, chain_for
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
@@ -34,13 +35,14 @@ from vizsla.opening import image_set, load_embedder, open_folders
 from vizsla.output.figures import draw_ranking, with_unanswered
 from vizsla.output.sheets import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
-from vizsla.runconfig import RunConfig, resolved, tune_config
+from vizsla.runconfig import REFINEMENT, RunConfig, resolved, tune_config
 from vizsla.runs import Messages, Run, create_run, is_run, log_to, open_run
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores, result_record
 from vizsla.score.truth import truth_of_folders
 from vizsla.search import exact
+from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
 from vizsla.search.ranking import Ranking
 from vizsla.tuning import target_of, training_part, tune
 
@@ -62,6 +64,8 @@ class RunResult:
     figure_paths: list[Path]
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    chain: Chain = field(default_factory=Chain)
+    choice: Choice | None = None  # of the chain, where it was `auto`
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -73,6 +77,7 @@ class RunResult:
             "result": str(self.result_path),
             "submission": str(self.submission_path),
             "figures": [str(path) for path in self.figure_paths],
+            "refine": _refine_record(self.chain, self.choice),
             "seconds": round(self.seconds, 2),
             "warnings": self.warnings,
         }
@@ -89,6 +94,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
     data = folders_of(config)
     truth = truth_in(config, data)
     exact.check_k(config.top_k, len(data.gallery))
+    _check_refine(config, data)
     embedder = load_embedder(
         config.model,
         weights=config.weights,
@@ -112,7 +118,10 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         embedder.save(this.folder / "embedder")
         queries = embed_role(data.query, "query", embedder, this, config, compute, progress)
         gallery = embed_role(data.gallery, "gallery", embedder, this, config, compute, progress)
-        ranking = exact.rank(queries, gallery, device=_search_device(compute))
+        chain, choice = _refinement(data, truth, embedder, this, config, compute, tuned, progress)
+        ranking = rank_refined(
+            queries, gallery, chain, device=_search_device(compute), graphs=this.folder / "graphs"
+        )
         ranking.save(this.folder / "ranking.parquet")
         scores = _evaluate(this, ranking, truth, queries, gallery, config)
         drawn = with_unanswered(ranking, [name for name, _ in queries.broken])
@@ -122,11 +131,12 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         seconds = time.monotonic() - started
         result = this.result_path(embedder.name)
         record = _record(this, scores, embedder, data, config, seconds, messages.warnings, tuned)
+        record["refine"] = _refine_record(chain, choice)
         storage.write_json(result, record)
         log.info("done in %.1f s", seconds)
     return RunResult(
         this, embedder.name, ranking, scores, result, submission, figures, seconds,
-        messages.warnings,
+        messages.warnings, chain, choice,
     )  # fmt: skip
 
 
@@ -212,9 +222,14 @@ def _tune(
     if config.tuning is None:
         return None
     images = training_part(data.training, config.data)
-    gallery_labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
-    target = target_of(data.query, data.gallery, gallery_labels)
+    target = target_in(data, truth)
     return _tuned(images, embedder, this.folder / "training", target, config, progress)
+
+
+def target_in(data: DataFolders, truth: Truth | None) -> Target:
+    """What validation is to imitate: of the truth only how many gallery images a class has."""
+    gallery_labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
+    return target_of(data.query, data.gallery, gallery_labels)
 
 
 def _tuned(
@@ -260,6 +275,47 @@ def embed_role(
         return embed(
             images, embedder, folder, compute=compute, max_pixels=config.max_pixels, progress=report
         )
+
+
+def _check_refine(config: RunConfig, data: DataFolders) -> None:
+    """Before the work: whether the chain can be read, and `auto` has images to choose on."""
+    if config.refine != "auto":
+        parse_chain(config.refine, uses=config.refine_uses)
+    else:
+        check_uses(config.refine_uses)
+        training_part(data.training, config.data, "--refine auto")
+
+
+def _refinement(
+    data: DataFolders,
+    truth: Truth | None,
+    embedder: Embedder,
+    this: Run,
+    config: RunConfig,
+    compute: Compute,
+    tuned: TrainResult | None,
+    progress: Progress | None,
+) -> tuple[Chain, Choice | None]:
+    """The chain that was given, or the one that does best on validation."""
+    if config.refine != "auto":
+        return parse_chain(config.refine), None
+    choice = chain_for(
+        training_part(data.training, config.data),
+        tune_config(config, config.tuning or config.validating or {}),
+        target_in(data, truth),
+        frozen=tuned is None or not tuned.is_finetuned,
+        embed=lambda images: embed_role(
+            images, "validation", embedder, this, config, compute, progress
+        ),
+        uses=config.refine_uses,
+    )
+    choice.save(this.folder / REFINEMENT)
+    return choice.chain, choice
+
+
+def _refine_record(chain: Chain, choice: Choice | None) -> dict[str, Any]:
+    """For result files: the chain, what it uses of the other test images, how it was chosen."""
+    return {**chain.record(), "chosen_on": choice and choice.record()}
 
 
 def _search_device(compute: Compute) -> str:

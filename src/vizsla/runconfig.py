@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import vizsla
+from vizsla.choose.refinement import kept_chain
 from vizsla.data.imageset import DataFolders
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import MAX_PIXELS, Compute
 from vizsla.model.training import training_compute
 from vizsla.runs import open_run
 from vizsla.tuning import TuneConfig
+
+REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class RunConfig:
     figures: int = 20  # 0: none, -1: one for every query
     home: str = "."
     tuning: dict[str, Any] | None = None  # options of TuneConfig; None: run frozen
+    refine: str = "none"  # auto, or a chain (search/chain.py)
+    refine_uses: str = "queries"  # the most that it may use of the other test images
+    validating: dict[str, Any] | None = None  # options of TuneConfig, for choices without training
     model_id: str | None = None  # what --again must find; None: anything
     cache: str | None = None  # a folder of embeddings that runs share; None: each makes its own
 
@@ -49,6 +55,8 @@ def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     known = {f.name for f in dataclasses.fields(RunConfig)}
     asked = {key: value for key, value in recorded["options"].items() if key in known}
     asked["model_id"] = recorded["embedder"]["model_id"]
+    if asked.get("refine") == "auto":
+        asked["refine"] = kept_chain(Path(folder) / REFINEMENT) or "auto"
     if data is not None:
         before, now = Path(asked["data"]), Path(data).absolute()
         asked["data"] = str(now)

@@ -29,6 +29,8 @@ from vizsla.cli.options import (
     Precision,
     QueryDomain,
     Quiet,
+    Refine,
+    RefineUses,
     Seed,
     Settings,
     TopK,
@@ -44,6 +46,9 @@ from vizsla.errors import UsageError
 if TYPE_CHECKING:
     from vizsla.pipeline import RunResult
     from vizsla.sweep import SweepResult
+
+
+VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # of use without training too
 
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
@@ -81,6 +86,8 @@ def run(
     query_domain: QueryDomain = None,
     gallery_domain: GalleryDomain = None,
     settings: Settings = None,
+    refine: Refine = "none",
+    refine_uses: RefineUses = "queries",
     repeat: Annotated[
         Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
     ] = None,
@@ -102,11 +109,15 @@ def run(
             learning_rate=learning_rate, validate_on=validate_on, query_domain=query_domain,
             gallery_domain=gallery_domain,
         )  # fmt: skip
+        validating = None
+        if refine == "auto" and finetune is None:
+            validating = {key: tuning.pop(key) for key in VALIDATING if key in tuning} or None
         if tuning and finetune is None:
             raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
         config = runconfig.RunConfig(
             data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-            tuning=tuning or None, top_k=top_k, labels=text_or_none(labels),
+            tuning=tuning or None, refine=refine, refine_uses=refine_uses, validating=validating,
+            top_k=top_k, labels=text_or_none(labels),
             labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
             workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
             follow_links=follow_links, figures=figures, home=str(home),
@@ -139,6 +150,10 @@ def _print_run(result: "RunResult") -> None:
         f"{result.model_name}: {len(result.ranking)} queries, "
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
     )
+    if result.choice is not None:
+        typer.echo("\n".join([*result.choice.lines(), ""]))
+    elif result.chain.steps:
+        typer.echo(f"refined by {result.chain}, which uses {result.chain.words}")
     if result.scores is None:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
     else:

@@ -74,6 +74,24 @@ Cluster = Annotated[
     str | None,
     typer.Option("--cluster", help="Draw whole classes (label, or a column) for the intervals."),
 ]
+Refine = Annotated[
+    str,
+    typer.Option(
+        "--refine",
+        help="none; auto: chosen on validation images; or a chain such as "
+        "'dba(n=3)+aqe+kreciprocal(k1=20,k2=6,weight=.3)' of dba, aqe (expand gallery, queries), "
+        "kreciprocal, diffusion (re-rank). All of them use the other gallery images, kreciprocal "
+        "also the other queries unless together=false: contests may forbid it. docs/refine.md",
+    ),
+]
+RefineUses = Annotated[
+    str,
+    typer.Option(
+        "--refine-uses",
+        help="The most that --refine may use of the other test images: queries (and gallery), "
+        "gallery, nothing.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", callback=_quiet, help="Errors only.", is_eager=True)
