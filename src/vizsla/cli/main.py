@@ -11,7 +11,7 @@ import typer
 
 # importing registers the commands, and `vizsla --help` lists them in this order
 # isort: off
-from vizsla.cli import jobs, checking, stages, scoring, showing, contest  # noqa: F401
+from vizsla.cli import jobs, checking, stages, indexing, scoring, showing, contest  # noqa: F401
 
 # isort: on
 from vizsla.cli.console import app, log_to_stderr

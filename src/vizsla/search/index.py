@@ -343,6 +343,15 @@ def open_index(
     return FolderIndex(disk.read(path, verify=verify), device=device, precision=precision)
 
 
+def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
+    """An exact index of embeddings as they are, without a folder: to search in and nothing else."""
+    manifest = {"kind": "exact", "model_id": embeddings.model_id, "dim": embeddings.dim}
+    nowhere, none = Path("an index in memory"), np.empty(0, np.int64)
+    attributes = embeddings.attributes
+    stored = Stored(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)
+    return FolderIndex(stored, device=device)
+
+
 def as_queries(
     queries: Embeddings | np.ndarray, model_id: str | None, gallery: list[str] | None = None
 ) -> Embeddings:
