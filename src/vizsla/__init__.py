@@ -12,6 +12,7 @@ _HOME = {
     "DataError": "errors",
     "Embedder": "model.embedder",
     "Embeddings": "model.embeddings",
+    "Filter": "search.filters",
     "ImageError": "errors",
     "ImageSet": "data.imageset",
     "MissingExtraError": "errors",
@@ -25,11 +26,13 @@ _HOME = {
     "Truth": "score.relevance",
     "UsageError": "errors",
     "VizslaError": "errors",
+    "build_index": "search.index",
     "draw_ranking": "output.figures",
     "embed": "model.inference",
     "evaluate": "score.scores",
     "evaluate_embeddings": "score.embedded",
     "open_data": "data.imageset",
+    "open_index": "search.index",
     "rank": "search.exact",
     "read_image": "data.images",
     "read_qrels": "output.qrels",
@@ -83,4 +86,7 @@ if TYPE_CHECKING:
     from vizsla.score.scores import Scores as Scores
     from vizsla.score.scores import evaluate as evaluate
     from vizsla.search.exact import rank as rank
+    from vizsla.search.filters import Filter as Filter
+    from vizsla.search.index import build_index as build_index
+    from vizsla.search.index import open_index as open_index
     from vizsla.search.ranking import Ranking as Ranking

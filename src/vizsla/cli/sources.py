@@ -1,14 +1,18 @@
-"""What paths and flags name → rankings, truths, names."""
+"""What paths and flags name → rankings, truths, names, galleries, queries."""
 
 import dataclasses
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from vizsla.data.imageset import DataFolders
+    from vizsla.model.embeddings import Embeddings
     from vizsla.score.truth import Truth
+    from vizsla.search.index import Index
     from vizsla.search.ranking import Ranking
 
 
@@ -110,3 +114,56 @@ def read_grades(path: Path) -> "dict[str, dict[str, int]]":
     from vizsla.output.qrels import read_qrels
 
     return read_qrels(path)
+
+
+def open_gallery(path: str, device: str) -> "Index":
+    """An index, or embeddings as an exact one in memory."""
+    from vizsla.model.embeddings import Embeddings
+    from vizsla.search.index import in_memory, open_index
+    from vizsla.search.store import is_index
+
+    if is_index(path):
+        return open_index(path, device=device)
+    return in_memory(Embeddings.open(path), device=device)
+
+
+def embedded_queries(
+    sources: list[Path],
+    model_id: str,
+    *,
+    model: str | None,
+    device: str,
+    progress: Callable[[int, int], None],
+    **options: Any,
+) -> "Embeddings":
+    """One folder of embeddings as it is; images embedded by `model`, which must be the gallery's.
+
+    options: of opening.load_embedder.
+    """
+    from vizsla.model.embeddings import Embeddings, is_embeddings
+
+    folders = [path for path in sources if path.is_dir() or not path.exists()]
+    if len(sources) > 1 and folders:
+        raise UsageError(f"{folders[0]}: several queries must all be image files")
+    if is_embeddings(sources[0]) or (folders and model is None):
+        return Embeddings.open(sources[0])
+    if model is None:
+        raise UsageError("the queries are images: --model says what embeds them")
+    from vizsla import opening
+    from vizsla.data.imageset import ImageSet
+    from vizsla.model import inference
+
+    embedder = opening.load_embedder(model, **options)
+    if embedder.model_id != model_id:
+        raise DataError(
+            f"{model} is model {embedder.model_id} here, the gallery was embedded by {model_id}: "
+            "give the same --model, --weights, --pooling and --image-size as the gallery had"
+        )
+    if folders:
+        images = ImageSet.from_folder(sources[0])
+    else:
+        names = dict.fromkeys(path.as_posix() for path in sources)
+        images = ImageSet(Path(), sorted(names, key=str.encode))
+    with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
+        compute = inference.resolve_compute(device=device)
+        return inference.embed(images, embedder, folder, compute=compute, progress=progress)

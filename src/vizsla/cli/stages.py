@@ -1,7 +1,7 @@
-"""Commands of one stage each: embed, search, submission."""
+"""Commands of one stage each: embed, submission. (search: indexing.py)"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,9 +27,6 @@ from vizsla.cli.options import (
     Workers,
 )
 from vizsla.cli.sources import names_in, read_ranking
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
@@ -89,39 +86,6 @@ def embed(
         print_json(about)
     else:
         typer.echo(f"{len(embeddings)} embeddings of {embeddings.dim} dimensions in {out}")
-
-
-@app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
-def search(
-    gallery: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
-    queries: Annotated[Path, typer.Argument(help="The queries' embeddings.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The ranking to write (Parquet).")],
-    top_k: Annotated[
-        int | None,
-        typer.Option("-k", "--top-k", min=1, show_default="all up to 20,000, else 1,000"),
-    ] = None,
-    same_set: Annotated[
-        bool, typer.Option("--same-set", help="Both are one set: leave each query itself out.")
-    ] = False,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Embeddings → ranking: for every query the gallery by falling cosine, exactly."""
-    from vizsla.model.embeddings import Embeddings
-    from vizsla.model.inference import resolve_compute
-    from vizsla.search.exact import rank
-
-    device = resolve_compute(device=device).device
-    ranking = rank(
-        Embeddings.open(queries), Embeddings.open(gallery), top_k, same_set=same_set, device=device
-    )
-    ranking.save(out)
-    if as_json:
-        print_json({"ranking": str(out), "queries": len(ranking), "depth": ranking.depth})
-    else:
-        typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {out}")
 
 
 @app.command(

@@ -25,6 +25,31 @@ SPARE = 32  # candidates beyond k that the float32 pass keeps
 CHUNK_BYTES = 64 * 2**20  # of one score matrix; some four such live at a time
 
 
+class Rows:
+    """Rows of stored vectors as (G, D) float32 unit rows, read where they are asked for.
+
+    vectors: (N, D) float32 or float16, may be memory-mapped. rows: (G,) rising; None: all.
+    """
+
+    def __init__(self, vectors: np.ndarray, rows: np.ndarray | None = None) -> None:
+        whole = rows is None or len(rows) == len(vectors)
+        self.vectors, self.rows = vectors, None if whole else rows
+        self.shape = (len(vectors) if self.rows is None else len(self.rows), vectors.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
+        found = self.vectors[at if self.rows is None else self.rows[at]]
+        if found.dtype == np.float16:
+            found = found.astype(np.float32)
+            found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(found)
+
+
+Gallery = np.ndarray | Rows
+
+
 def default_depth(gallery_size: int) -> int:
     return gallery_size if gallery_size <= FULL_DEPTH else LIMITED_DEPTH
 
@@ -72,7 +97,12 @@ def check_k(k: int, available: int) -> None:
 
 
 def top_k(
-    queries: np.ndarray, gallery: np.ndarray, k: int, *, device: str = "cpu"
+    queries: np.ndarray,
+    gallery: Gallery,
+    k: int,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (Q, k) int64 and scores (Q, k) float64 of each query's k best.
 
@@ -108,7 +138,7 @@ def on_grid(vectors: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
 
 def relevant_ranks(
     queries: np.ndarray,
-    gallery: np.ndarray,
+    gallery: Gallery,
     relevant: Sequence[np.ndarray],
     *,
     ignored: Sequence[np.ndarray] | None = None,
@@ -150,12 +180,12 @@ def _count_above(
     return greater
 
 
-def _scores_at(query: np.ndarray, gallery: np.ndarray, at: np.ndarray, device: str) -> np.ndarray:
+def _scores_at(query: np.ndarray, gallery: Gallery, at: np.ndarray, device: str) -> np.ndarray:
     return exact_scores(on_grid(query[None], device), on_grid(gallery[at], device))[0].cpu().numpy()
 
 
 def _by_all(
-    queries: np.ndarray, gallery: np.ndarray, k: int, device: str
+    queries: np.ndarray, gallery: Gallery, k: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every score, exactly, then a stable sort: for deep rankings."""
     grid = on_grid(queries, device)
@@ -168,7 +198,7 @@ def _by_all(
 
 
 def _by_candidates(
-    queries: np.ndarray, gallery: np.ndarray, k: int, device: str
+    queries: np.ndarray, gallery: Gallery, k: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """float32 finds k + SPARE candidates, exact scores order them.
 
@@ -197,7 +227,7 @@ class _Candidates:
     scores: np.ndarray  # (q, wanted) float32, falling
 
 
-def _candidates(queries: Tensor, gallery: np.ndarray, wanted: int, device: str) -> _Candidates:
+def _candidates(queries: Tensor, gallery: Gallery, wanted: int, device: str) -> _Candidates:
     queries = queries.to(device)
     values = torch.empty((len(queries), 0), device=device)
     positions = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
