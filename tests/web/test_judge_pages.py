@@ -63,7 +63,7 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
 def fits(page: Any) -> bool:
     """The page is no wider than the window, and no cell of a table wider than its column."""
     clipped = """[...document.querySelectorAll("th, td")].filter(
-        cell => cell.offsetWidth && cell.scrollWidth > cell.clientWidth + 1).map(c => c.innerText)"""
+        c => c.offsetWidth && c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)"""
     assert page.evaluate(clipped) == []
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
