@@ -43,6 +43,7 @@ from vizsla.score.scores import Scores, result_record
 from vizsla.score.truth import truth_of_folders
 from vizsla.search import exact
 from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
+from vizsla.search.graph import KeptIn
 from vizsla.search.ranking import Ranking
 from vizsla.tuning import target_of, training_part, tune
 
@@ -120,8 +121,9 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         gallery = embed_role(data.gallery, "gallery", embedder, this, config, compute, progress)
         chain, choice = _refinement(data, truth, embedder, this, config, compute, tuned, progress)
         ranking = rank_refined(
-            queries, gallery, chain, device=_search_device(compute), graphs=this.folder / "graphs"
-        )
+            queries, gallery, chain, device=_search_device(compute),
+            graphs=KeptIn(this.folder / "graphs"),
+        )  # fmt: skip
         ranking.save(this.folder / "ranking.parquet")
         scores = _evaluate(this, ranking, truth, queries, gallery, config)
         drawn = with_unanswered(ranking, [name for name, _ in queries.broken])

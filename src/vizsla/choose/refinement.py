@@ -110,6 +110,19 @@ def chain_for(
     return choose_chain(vectors, ground_of(images, vectors.ids, draws), uses=uses)
 
 
+def chain_learned_on(
+    training: Embeddings, queries: int, gallery: int, *, validate_on: str, uses: str = QUERIES
+) -> Choice:
+    """The chain for so many queries and gallery images, chosen on labelled training embeddings.
+
+    They must be of images that the model was not trained on. DataError without labels.
+    """
+    images = ImageSet(Path("the embeddings to learn on"), training.ids, training.attributes)
+    config = TuneConfig(validate_on=validate_on)
+    draws = validation_draws(images, config, Target(queries, gallery), frozen=True)
+    return choose_chain(training, ground_of(images, training.ids, draws), uses=uses)
+
+
 def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) -> Choice:
     """The chain with the highest mean of top-1 and mAP among those that keep top-1.
 

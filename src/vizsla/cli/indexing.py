@@ -11,12 +11,17 @@ from vizsla.cli.options import (
     AsJson,
     Device,
     ImageSize,
+    LearnOn,
     Pooling,
     Quiet,
+    Refine,
+    RefineUses,
     Seed,
+    ValidateOn,
     Verbose,
     Weights,
 )
+from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined
 from vizsla.cli.sources import embedded_queries, open_gallery
 from vizsla.errors import UsageError
 
@@ -173,12 +178,16 @@ def search(
     pooling: Pooling = None,
     image_size: ImageSize = None,
     seed: Seed = 0,
+    refine: Refine = "none",
+    refine_uses: RefineUses = "queries",
+    learn_on: LearnOn = None,
+    validate_on: ValidateOn = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Embeddings or images → ranking: for every query the gallery by falling cosine."""
+    """Embeddings or images → ranking: for every query the gallery by falling cosine, or refined."""
     from vizsla.model.inference import resolve_compute
     from vizsla.search.exact import default_depth
 
@@ -190,21 +199,35 @@ def search(
             image_size=image_size, seed=seed, device=device,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
+        chain, choice = chain_of(
+            refine, refine_uses, learn_on, validate_on, queries=asked, gallery_size=len(found)
+        )
     most = len(found) - same_set
     k = min(SHOWN if out is None else default_depth(len(found)), most) if top_k is None else top_k
-    ranking = found.search(asked, max(k, 1), _filter(conditions), same_set=same_set)
+    condition = _filter(conditions)
+    if chain.steps:
+        with ProgressShown(quiet) as progress:
+            ranking = search_refined(
+                found, gallery, asked, chain, max(k, 1), condition, same_set=same_set,
+                device=device, progress=lambda done, total: progress("graph", done, total),
+            )  # fmt: skip
+    else:
+        ranking = found.search(asked, max(k, 1), condition, same_set=same_set)
+    if not as_json:
+        print_refined(chain, choice)
     if out is not None:
         ranking.save(out)
-        _say_written(ranking, out, as_json)
+        _say_written(ranking, out, as_json, refine=refine_record(chain, choice))
     elif as_json:
         print_json({"model_id": found.model_id, "rankings": _listed(ranking)})
     else:
         _print_ranking(ranking)
 
 
-def _say_written(ranking: "Ranking", out: Path, as_json: bool) -> None:
+def _say_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) -> None:
     if as_json:
-        print_json({"ranking": str(out), "queries": len(ranking), "depth": ranking.depth})
+        about = {"ranking": str(out), "queries": len(ranking), "depth": ranking.depth}
+        print_json({**about, **more})
     else:
         typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {out}")
 

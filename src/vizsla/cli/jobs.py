@@ -40,6 +40,7 @@ from vizsla.cli.options import (
     Workers,
     training_options,
 )
+from vizsla.cli.refining import print_refined
 from vizsla.cli.sources import text_or_none
 from vizsla.errors import UsageError
 
@@ -150,10 +151,7 @@ def _print_run(result: "RunResult") -> None:
         f"{result.model_name}: {len(result.ranking)} queries, "
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
     )
-    if result.choice is not None:
-        typer.echo("\n".join([*result.choice.lines(), ""]))
-    elif result.chain.steps:
-        typer.echo(f"refined by {result.chain}, which uses {result.chain.words}")
+    print_refined(result.chain, result.choice)
     if result.scores is None:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
     else:

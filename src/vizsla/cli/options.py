@@ -92,6 +92,14 @@ RefineUses = Annotated[
         "gallery, nothing.",
     ),
 ]
+LearnOn = Annotated[
+    Path | None,
+    typer.Option(
+        "--learn-on",
+        help="For auto: embeddings of labelled training images (embed --class-folders), such as "
+        "the model was not trained on.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", callback=_quiet, help="Errors only.", is_eager=True)

@@ -5,7 +5,6 @@ Knows which step uses which of the other test images, since contests may forbid 
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact, refine
-from vizsla.search.graph import NeighbourGraph, Progress, kept_graph
+from vizsla.search.graph import Keeper, NeighbourGraph, Progress, kept_graph
 from vizsla.search.ranking import Ranking
 
 NOTHING, GALLERY, QUERIES = "nothing", "gallery", "queries"  # each uses what stands before it too
@@ -179,12 +178,12 @@ def rank_refined(
     *,
     same_set: bool = False,
     device: str = "cpu",
-    graphs: str | Path | None = None,
+    graphs: Keeper | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
     """The ranking by a chain, its scores those of the last step; see `exact.rank` for the rest.
 
-    graphs: a folder that keeps the gallery's neighbour graphs, for the next time.
+    graphs: where the gallery's neighbour graphs are kept for the next time.
     """
     if not chain.steps:
         return exact.rank(queries, gallery, k, same_set=same_set, device=device)
@@ -235,7 +234,7 @@ class Refiner:
         *,
         own: np.ndarray | None = None,
         device: str = "cpu",
-        graphs: str | Path | None = None,
+        graphs: Keeper | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.own, self.device, self.graphs, self.progress = own, device, graphs, progress

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -96,33 +97,55 @@ def build_graph(
     return graph
 
 
+class Keeper(Protocol):
+    """Where graphs are kept: an index (search/index.py), or a folder."""
+
+    def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None: ...
+
+    def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None: ...
+
+
+@dataclass(frozen=True)
+class KeptIn:
+    """A folder as a Keeper."""
+
+    folder: Path
+
+    def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None:
+        write(self.folder / f"{name}{suffix}")
+
+    def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+        found = next(iter(sorted(self.folder.glob(f"{name}.*"))), None)
+        return None if found is None else (found, {})
+
+
 def kept_graph(
     vectors: np.ndarray,
-    folder: str | Path | None,
+    keeper: Keeper | None,
     depth: int = DEPTH,
     *,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> NeighbourGraph:
-    """The graph that `folder` keeps for these vectors, else a new one, kept there from now on.
+    """The graph that is kept for these vectors, else a new one, kept from now on.
 
-    Without a folder nothing is kept. A damaged graph, or one that is too shallow, is built again.
+    Without a keeper nothing is kept. A damaged graph, or one that is too shallow, is built again.
     """
     depth = max(DEPTH, depth)
-    if folder is None:
+    if keeper is None:
         return build_graph(vectors, depth, device=device, progress=progress)
-    path = Path(folder) / f"graph-{vectors_id(vectors)}.parquet"
+    name = f"graph-{vectors_id(vectors)}"
     wanted = min(depth, len(vectors) - 1)
-    if path.exists():
-        try:
-            graph = NeighbourGraph.load(path)
+    try:
+        if (found := keeper.kept(name)) is not None:
+            graph = NeighbourGraph.load(found[0])
             if graph.depth >= wanted and len(graph) == len(vectors):
                 return graph
-        except VizslaError as error:
-            log.warning("%s, so the graph is built again", error)
+    except VizslaError as error:
+        log.warning("%s, so the graph is built again", error)
     graph = build_graph(vectors, depth, device=device, progress=progress)
     try:
-        graph.save(path)
+        keeper.keep(name, ".parquet", graph.save)
     except StorageError as error:
         log.warning("the neighbour graph is not kept: %s", error)
     return graph
