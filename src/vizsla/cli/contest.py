@@ -187,9 +187,12 @@ def rescore(
     if as_json:
         print_json(dataclasses.asdict(done))
     else:
-        typer.echo(f"{done.submissions} submissions scored anew, {done.changed} scores changed")
+        typer.echo(f"scored anew: {done.submissions}, of which with another score: {done.changed}")
         if done.misfits:
-            typer.echo(f"{done.misfits} name images that the truth lacks, or lack queries of it")
+            typer.echo(
+                f"naming images that the truth lacks, or lacking queries of it: {done.misfits} "
+                "(are these the right labels?)"
+            )
 
 
 @token_commands.command("add", epilog="Example: vizsla judge token add 'Team 7'")

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.console import ProgressShown, app, log, print_json
 from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, TopK, Verbose
 from vizsla.cli.sources import images_behind, read_ranking
-from vizsla.errors import UsageError
+from vizsla.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
@@ -50,11 +50,19 @@ def models(
 
         if not names:
             raise UsageError("--fetch needs the names of models: vizsla models --fetch dinov2-s14")
-        fetched = {name: str(fetch_weights(name)) for name in names}
+        fetched, failed = {}, []
+        for name in names:
+            try:
+                fetched[name] = str(fetch_weights(name))
+            except ModelError as error:  # the others may still be had
+                failed.append(error)
+                log.error("%s", error)
         if as_json:
             print_json(fetched)
         else:
-            typer.echo("\n".join(f"{name}: {where}" for name, where in fetched.items()))
+            typer.echo("".join(f"{name}: {where}\n" for name, where in fetched.items()), nl=False)
+        if failed:
+            raise ModelError(f"{len(failed)} of {len(names)} models could not be fetched")
         return
     from vizsla.model.catalogue import model_table
 
