@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import ProgressShown, app, log, print_json
-from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, TopK, Verbose
+from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
 from vizsla.cli.sources import images_behind, read_ranking
 from vizsla.errors import ModelError, UsageError
 
@@ -117,7 +117,9 @@ def show(
     ] = None,
     labels: Labels = None,
     labels_from: LabelsFrom = None,
-    top_k: TopK = 10,
+    top_k: Annotated[
+        int, typer.Option("-k", "--top-k", min=1, help="Images drawn for a query.")
+    ] = 10,
     worst: Annotated[int | None, typer.Option("--worst", min=1, help="The N worst only.")] = None,
     only_wrong: Annotated[
         bool, typer.Option("--only-wrong", help="Queries with nothing right in their top k.")
