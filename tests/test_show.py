@@ -91,6 +91,8 @@ def test_only_the_sheets_of_this_call_stay(done: RunResult, tmp_path: Path) -> N
     show(done.run.folder, "--random", 2, "--seed", 5, "-o", tmp_path)
     assert len(sheets(tmp_path)) == 2 + 2
     assert {"holiday.png", "odd.png"} < sheets(tmp_path)  # what is not ours is left alone
+    none = show(done.run.folder, "--only-wrong", "-k", 24, "--worst", 1, "-o", tmp_path)
+    assert none.exit_code == 0 and sheets(tmp_path) == {"holiday.png", "odd.png", BROKEN}
 
 
 def test_a_run_knows_where_its_images_lie(done: RunResult, tmp_path: Path) -> None:

@@ -215,10 +215,10 @@ def write_png(image: Image.Image, path: Path) -> None:
     storage.write_bytes(path, data.getvalue())
 
 
-def remove_other_sheets(kept: Sequence[Path]) -> None:
-    """Deletes the sheets of earlier calls beside those in `kept`; no picture from elsewhere."""
+def remove_other_sheets(folder: Path, kept: Sequence[Path]) -> None:
+    """Deletes the sheets of earlier calls in a folder; no picture from elsewhere."""
     names = {path.name for path in kept}
-    for path in {p for folder in {path.parent for path in kept} for p in folder.glob("*.png")}:
+    for path in folder.glob("*.png"):
         if path.name not in names and _is_sheet(path):
             path.unlink()
 

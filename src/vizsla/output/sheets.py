@@ -51,7 +51,7 @@ def show(
         ranking, data.query.root, data.gallery.root, out,
         k=k, pick=rows, **judged, progress=progress,
     )  # fmt: skip
-    remove_other_sheets(paths)
+    remove_other_sheets(Path(out), paths)
     return paths
 
 
