@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -63,6 +64,20 @@ def test_the_help_tells_defaults_and_no_type_behind_a_flag() -> None:
     assert "[default: (frozen)]" in shown and "<bool>" not in shown
     judge = CliRunner().invoke(app, ["judge", "rescore", "--help"], env={"COLUMNS": "200"}).output
     assert judge.count("(as before)") == 4 and "<bool>" not in judge
+
+
+def test_every_option_has_a_help_that_is_shown_whole() -> None:
+    """Rich takes [default: …] inside a help for markup and shows nothing of it."""
+
+    def check(command: Any, words: str) -> None:
+        for parameter in command.params:
+            if type(parameter).__name__ == "TyperOption":
+                assert parameter.help, f"{words} {parameter.opts}"
+                assert "[" not in parameter.help, f"{words} {parameter.opts}: {parameter.help}"
+        for name, below in getattr(command, "commands", {}).items():
+            check(below, f"{words} {name}")
+
+    check(typer.main.get_command(app), "vizsla")
 
 
 def test_version() -> None:

@@ -126,7 +126,10 @@ def judge(
     organiser_token: Annotated[
         str | None,
         typer.Option(
-            "--organiser-token", envvar="VIZSLA_ORGANISER_TOKEN", show_default="made once"
+            "--organiser-token",
+            help="Opens /organiser.",
+            envvar="VIZSLA_ORGANISER_TOKEN",
+            show_default="made once",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -163,15 +166,26 @@ def judge(
 @judge_commands.command(epilog="Example: vizsla judge rescore --labels mended.csv")
 def rescore(
     labels: Annotated[Path, typer.Option("--labels", help="The truth to score with.")],
-    data: Annotated[Path | None, typer.Option("--data")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Check the labels against this folder.")
+    ] = None,
     top_k: Annotated[
-        int | None, typer.Option("-k", "--top-k", min=1, show_default="as before")
+        int | None,
+        typer.Option("-k", "--top-k", min=1, help="Images of a list.", show_default="as before"),
     ] = None,
-    metric: Annotated[str | None, typer.Option("--metric", show_default="as before")] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="What accuracy holds.", show_default="as before")
+    ] = None,
     public_share: Annotated[
-        float | None, typer.Option("--public-share", show_default="as before")
+        float | None,
+        typer.Option(
+            "--public-share", help="Share that was scored live.", show_default="as before"
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", show_default="as before")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Which queries are public.", show_default="as before"),
+    ] = None,
     database: Database = Path("judge.sqlite"),
     as_json: AsJson = False,
     quiet: Quiet = False,

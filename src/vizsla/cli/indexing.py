@@ -156,7 +156,7 @@ def search(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The ranking to write (Parquet). [default: printed]"),
+        typer.Option("-o", "--out", help="The ranking to write (Parquet).", show_default="printed"),
     ] = None,
     top_k: Annotated[
         int | None,
@@ -164,7 +164,8 @@ def search(
             "-k",
             "--top-k",
             min=1,
-            help="[default: printed 10; written all up to 20,000, else 1,000]",
+            help="Images for a query.",
+            show_default="printed 10; written all up to 20,000, else 1,000",
         ),
     ] = None,
     conditions: Conditions = None,

@@ -44,7 +44,7 @@ ImageSize = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Decoding threads.", show_default="by cores")
 ]

@@ -297,8 +297,7 @@ def compare(
 ) -> None:
     """Many result files → one table: grouped averages, and what cannot be true.
 
-    Of runs' folders (or of rankings and submissions with the truth): every pair's difference on the
-    same queries, with interval and p-value.
+    Runs, or rankings with the truth: every pair's difference, with interval and p-value.
     """
     from vizsla import storage
     from vizsla.runs import is_run
