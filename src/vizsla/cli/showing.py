@@ -173,7 +173,8 @@ def show(
     if as_json:
         print_json([str(path) for path in paths])
     else:
-        typer.echo(f"{len(paths)} figures in {paths[0].parent}" if paths else "no such queries")
+        count = f"{len(paths)} sheet{'s' if len(paths) > 1 else ''}"
+        typer.echo(f"{count} in {paths[0].parent}" if paths else "no such queries")
 
 
 def _embedder_behind(source: Path, model: str | None) -> "Embedder":
