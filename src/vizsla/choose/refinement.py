@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
-from vizsla.choose.validation import Ground, Judge, Trial, ground_of, positions_of, validation_draws
+from vizsla.choose.validation import (
+    Ground,
+    Judge,
+    Trial,
+    Tried,
+    ground_of,
+    positions_of,
+    validation_draws,
+)
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.model.embeddings import Embeddings
-from vizsla.score.tables import Table
 from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, check_uses
 from vizsla.tuning import TuneConfig
 
@@ -21,56 +28,33 @@ FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
 
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
-SHOWN = 12  # rows of the table in terminal and log
 
 
 @dataclass(frozen=True)
 class Choice:
-    """chain: what was chosen. trials: all that was tried, `none` first. ground: in words."""
+    """chain: what was chosen. tried: all that was."""
 
     chain: Chain
-    trials: list[Trial]
-    ground: str
-    about: dict[str, Any]
+    tried: Tried
+
+    @property
+    def trials(self) -> list[Trial]:
+        return self.tried.trials
 
     @property
     def chosen(self) -> Trial:
-        return next(trial for trial in self.trials if trial.name == str(self.chain))
-
-    def table(self, shown: int | None = None) -> Table:
-        """By falling value; `none` and the chosen one are always there."""
-        base = self.trials[0]
-        ordered = sorted(self.trials, key=lambda trial: -trial.value)
-        kept = [t for i, t in enumerate(ordered) if shown is None or i < shown]
-        best_of_kind = {t.name.split("(")[0]: t for t in reversed(ordered) if "+" not in t.name}
-        wanted = {t.name for t in [*kept, *best_of_kind.values(), base, self.chosen]}
-        columns = ["", "refinement", "top-1", "mAP", "mean", "gain", "top-1 change", "± error",
-                   "uses"]  # fmt: skip
-        rows: list[list[Any]] = [
-            [
-                "kept" if t is self.chosen else "rejected" if t.costs_too_much else "",
-                t.name,
-                *(round(v, 4) for v in (t.top1, t.map, t.value, t.value - base.value)),
-                round(t.change, 4),
-                round(t.error, 4),
-                t.uses,
-            ]
-            for t in ordered
-            if t.name in wanted
-        ]
-        return Table(columns, rows)
+        return self.tried.chosen
 
     def lines(self) -> list[str]:
+        """For a terminal and the log."""
         return [
-            f"refinement chosen on {self.ground}:",
-            *self.table(SHOWN).lines(),
-            "rejected: loses more top-1 than one standard error",
+            *self.tried.lines("refinement"),
             f"kept: {self.chain} (uses {USES[self.chain.uses]})",
         ]
 
     def record(self) -> dict[str, Any]:
         """For the result file: on what it was chosen, and each candidate's gain."""
-        return {**self.about, "candidates": [_plain(row) for row in self.table().records()]}
+        return self.tried.record("refinement")
 
     def save(self, path: str | Path) -> None:
         """Sealed JSON, so that a repeated run need not choose again."""
@@ -81,14 +65,6 @@ class Choice:
 def kept_chain(path: str | Path) -> str | None:
     """The chain that `Choice.save` wrote down; None where nothing was."""
     return str(storage.read_sealed_json(path)["chain"]) if Path(path).exists() else None
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table by names for machines."""
-    keys = {"": "verdict", "top-1": "top1", "mAP": "map", "top-1 change": "top1_change",
-            "± error": "top1_error"}  # fmt: skip
-    return {keys.get(name, name): value or None if not name else value
-            for name, value in row.items()}  # fmt: skip
 
 
 def chain_for(
@@ -137,7 +113,7 @@ def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) ->
         search.together(alone)
     best = judge.best(judge.trials)
     chain = search.chains[best.name]
-    choice = Choice(chain, list(judge.trials.values()), ground.words(), ground.record())
+    choice = Choice(chain, judge.tried(best.name))
     for line in choice.lines():
         log.info("%s", line)
     return choice

@@ -16,9 +16,11 @@ from vizsla.data.splits import Draw, Target
 from vizsla.errors import DataError
 from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
+from vizsla.score.tables import Table
 from vizsla.tuning import TuneConfig, held_out
 
 DRAWS = 5  # where a frozen model may be tried on any training images
+SHOWN = 12  # rows of the table in terminal and log
 MOST_QUERIES, MOST_GALLERY = 1_000, 5_000  # of a draw: more would only take longer
 
 
@@ -187,3 +189,64 @@ class Judge:
         base = next(iter(self.trials.values()))
         allowed = [self.trials[name] for name in names if not self.trials[name].costs_too_much]
         return max([base, *allowed], key=lambda trial: trial.value)
+
+    def tried(self, kept: str) -> "Tried":
+        return Tried(kept, list(self.trials.values()), self.ground.words(), self.ground.record())
+
+
+@dataclass(frozen=True)
+class Tried:
+    """All that was tried, the baseline first, and which was kept. ground: in words. about: too."""
+
+    kept: str
+    trials: list[Trial]
+    ground: str
+    about: dict[str, Any]
+
+    @property
+    def chosen(self) -> Trial:
+        return next(trial for trial in self.trials if trial.name == self.kept)
+
+    def table(self, what: str, shown: int | None = None) -> Table:
+        """By falling value; the baseline, the kept one and the best of each kind are always there.
+
+        what: the candidates' column.
+        """
+        base = self.trials[0]
+        ordered = sorted(self.trials, key=lambda trial: -trial.value)
+        best = [t for i, t in enumerate(ordered) if shown is None or i < shown]
+        best_of_kind = {t.name.split("(")[0]: t for t in reversed(ordered) if "+" not in t.name}
+        wanted = {t.name for t in [*best, *best_of_kind.values(), base, self.chosen]}
+        columns = ["", what, "top-1", "mAP", "mean", "gain", "top-1 change", "± error", "uses"]
+        rows: list[list[Any]] = [
+            [
+                "kept" if t is self.chosen else "rejected" if t.costs_too_much else "",
+                t.name,
+                *(round(v, 4) for v in (t.top1, t.map, t.value, t.value - base.value)),
+                round(t.change, 4),
+                round(t.error, 4),
+                t.uses,
+            ]
+            for t in ordered
+            if t.name in wanted
+        ]
+        return Table(columns, rows)
+
+    def lines(self, what: str) -> list[str]:
+        return [
+            f"{what} chosen on {self.ground}:",
+            *self.table(what, SHOWN).lines(),
+            "rejected: loses more top-1 than one standard error",
+        ]
+
+    def record(self, what: str) -> dict[str, Any]:
+        """For the result file: on what it was chosen, and each candidate's gain."""
+        rows = self.table(what).records()
+        return {**self.about, "candidates": [_plain(row) for row in rows]}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table by names for machines."""
+    keys = {"": "verdict", "top-1": "top1", "mAP": "map", "top-1 change": "top1_change",
+            "± error": "top1_error"}  # fmt: skip
+    return {keys.get(name, name): value if value != "" else None for name, value in row.items()}
