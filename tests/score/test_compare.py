@@ -156,7 +156,7 @@ def test_a_loss_at_chance_is_flagged(results) -> None:  # type: ignore[no-untype
 
 def test_a_tuned_run_with_all_scores_of_its_frozen_twin_is_flagged(results) -> None:  # type: ignore[no-untyped-def]
     found = results({}, {"is_finetuned": True, "num_classes": None})
-    assert "same scores, precision_at_k (0.5), top_k_accuracy (0.9)" in alarms(found)[0]
+    assert "same scores, top_k_accuracy (0.9), precision_at_k (0.5)" in alarms(found)[0]
     assert alarms(found)[0].startswith("m1_metrics_1.json, m0_metrics_0.json: ")
 
 
