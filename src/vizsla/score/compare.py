@@ -329,19 +329,22 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
         shared = {key: value for key, value in scores if key in tuned.scores}
         equal = {key: value for key, value in shared.items() if tuned.scores[key] == value}
         sources = (tuned.source, *(member.source for member in members))
-        told = ", ".join(f"{key} ({value:g})" for key, value in equal.items())
+        main = {key: equal[key] for key in SCORES if key in equal} or equal
+        told = ", ".join(f"{key} ({value:g})" for key, value in main.items())
         if equal and len(equal) == len(shared):
-            ceiling = all(value == 1 for value in equal.values())
+            more = f" and {len(equal) - len(main)} more" if len(equal) > len(main) else ""
+            ceiling = all(value == 1 for value in main.values())
             ending = "both may be at the top" if ceiling else "was anything trained?"
-            text = f"tuned and frozen have the same scores, {told}: {ending}"
+            text = f"tuned and frozen have the same scores, {told}{more}: {ending}"
             flags.append(Flag(sources, text, alarm=not ceiling))
-        elif equal:
+        elif main.keys() & set(SCORES):  # of few queries some other score is the same by chance
             others = ", ".join(
-                f"{key} ({tuned.scores[key]:g}, {value:g})"
-                for key, value in shared.items()
-                if key not in equal
+                f"{key} ({tuned.scores[key]:g}, {shared[key]:g})"
+                for key in SCORES
+                if key in shared and key not in equal
             )
-            text = f"tuned and frozen share {told}, but not {others}"
+            but = f"but not {others}" if others else "but not the others"
+            text = f"tuned and frozen share {told}, {but}"
             flags.append(Flag(sources, text, alarm=False))
     return flags
 
