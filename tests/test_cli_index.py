@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vizsla.cli.main import app
+from vizsla.cli.options import byte_count
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.ranking import Ranking
@@ -52,6 +53,25 @@ def test_build_add_remove_info(here: Path) -> None:
     assert told("index", "info", "i", "--verify")["images"] == 207
     shown = vizsla("index", "info", "i").stdout
     assert "kind" in shown and "exact" in shown and "label, price" in shown
+
+
+def test_an_approximate_index_tells_its_curve(here: Path) -> None:
+    embeddings(1500, 3, "m").save("many.emb")
+    about = told("index", "many.emb", "-o", "i", "--kind", "ivf", "--recall", "0.9",
+                 "--sample", "query.emb")  # fmt: skip
+    assert about["kind"] == "ivf" and about["target"] == 0.9 <= float(str(about["recall"]))
+    curve = about["curve"]
+    assert isinstance(curve, list) and [about["effort"], about["recall"]] in curve
+    shown = vizsla("index", "info", "i").stdout
+    assert f"{about['effort']}  {about['recall']:.4f}  ← chosen" in shown
+    assert told("index", "rebuild", "i")["images"] == 1500
+    small = told("index", "many.emb", "-o", "j", "--memory", "1MB")
+    assert small["kind"] == "exact" and "1500 images" in str(small["chosen"])
+
+
+@pytest.mark.parametrize(("text", "size"), [("500MB", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("7", 7)])
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert byte_count(text) == size
 
 
 def test_search_prints_or_writes(here: Path) -> None:
@@ -98,6 +118,8 @@ def test_what_does_not_fit_is_said(here: Path) -> None:
         (["index", "nowhere", "-o", "j"], DataError, "no embeddings"),
         (["index", "gallery.emb", "-o", "new.emb"], DataError, "other things"),
         (["index", "gallery.emb", "-o", "j", "--kind", "magic"], UsageError, "choose one of"),
+        (["index", "gallery.emb", "-o", "j", "--memory", "much"], UsageError, "amount of memory"),
+        (["index", "gallery.emb", "-o", "j", "--recall", "99"], UsageError, "a share"),
         (["index", "info", "new.emb"], DataError, "no index"),
         (["index", "add", "i", "gallery.emb"], DataError, "already"),
         (["index", "remove", "i"], UsageError, "which images"),
@@ -110,7 +132,7 @@ def test_what_does_not_fit_is_said(here: Path) -> None:
             vizsla(*words)
 
 
-@pytest.mark.parametrize("command", ["build", "add", "remove", "info"])
+@pytest.mark.parametrize("command", ["build", "add", "remove", "rebuild", "info"])
 def test_help_has_an_example(command: str) -> None:
     result = vizsla("index", command, "--help")
     assert "Example: vizsla index" in " ".join(result.stdout.split())

@@ -20,6 +20,7 @@ from vizsla.cli.options import (
     ValidateOn,
     Verbose,
     Weights,
+    byte_count,
 )
 from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined
 from vizsla.cli.sources import embedded_queries, open_gallery
@@ -61,20 +62,44 @@ Conditions = Annotated[
 ]
 
 
-@index.command(epilog="Example: vizsla index gallery.emb -o gallery.index --kind exact")
+@index.command(epilog="Example: vizsla index gallery.emb -o gallery.index --kind hnsw")
 def build(
     embeddings: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
     out: Annotated[str, typer.Option("-o", "--out", help="The folder to write.")],
-    kind: Annotated[str, typer.Option("--kind", help="exact, auto.")] = "auto",
+    kind: Annotated[
+        str,
+        typer.Option("--kind", help="exact, hnsw, ivf, ivfsq8, ivfpq; auto goes by size, memory."),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            help="What auto may use beside the vectors, e.g. 500MB, 4GB. [default: half of all]",
+        ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option("--recall", help="Of the ten nearest: sets the search effort. [default: .99]"),
+    ] = None,
+    sample: Annotated[
+        Path | None,
+        typer.Option("--sample", help="Measure recall on these embeddings, not on the gallery's."),
+    ] = None,
     store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Embeddings → a new index."""
+    from vizsla.model.embeddings import Embeddings
     from vizsla.search.index import build_index
 
-    _say(build_index(embeddings, out, kind=kind, store=store).about(), out, as_json)
+    made = build_index(
+        embeddings, out, kind=kind, store=store, recall=recall,
+        memory=None if memory is None else byte_count(memory),
+        sample=None if sample is None else Embeddings.open(sample),
+    )  # fmt: skip
+    _say(made.about(), out, as_json)
 
 
 @index.command(epilog="Example: vizsla index add gallery.index new.emb")
@@ -117,6 +142,21 @@ def remove(
     _say({"taken_out": gone, **found.about()}, where, as_json)
 
 
+@index.command(epilog="Example: vizsla index rebuild gallery.index")
+def rebuild(
+    where: Where,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Writes it anew without what was removed, and finds its search effort again."""
+    from vizsla.search.index import open_index
+
+    found = open_index(where)
+    found.rebuild()
+    _say(found.about(), where, as_json)
+
+
 @index.command(epilog="Example: vizsla index info gallery.index --verify")
 def info(
     where: Where,
@@ -125,7 +165,7 @@ def info(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """What an index holds."""
+    """What an index holds, and the recall that was measured at every search effort tried."""
     from vizsla.search.index import open_index
 
     _say(open_index(where, verify=verify).about(), where, as_json)
@@ -136,10 +176,17 @@ def _say(about: dict[str, Any], where: str, as_json: bool) -> None:
         print_json({"index": where, **about})
         return
     typer.echo(where)
+    curve = about.pop("curve", [])
     for key, value in about.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
-        typer.echo(f"  {key.replace('_', ' '):<12} {value}")
+        if value is not None:
+            typer.echo(f"  {key.replace('_', ' '):<12} {value}")
+    if curve:
+        typer.echo(f"  {'effort':>10}  recall@10")
+    for effort, recall in curve:
+        mark = "  ← chosen" if effort == about["effort"] else ""
+        typer.echo(f"  {effort:>10}  {recall:.4f}{mark}")
 
 
 def _filter(conditions: list[str] | None) -> "Filter | None":

@@ -1,6 +1,7 @@
 """The flags that mean the same in every command."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,17 @@ def comma_ints(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"{text!r} is not a list of numbers such as 1,5,10") from error
+
+
+def byte_count(text: str) -> int:
+    """From 500MB, 4GB, 2.5GiB or a plain number."""
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+             "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+    found = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text.lower())
+    try:
+        return int(float(found[1]) * units[found[2]]) if found else int("")
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{text!r} is no amount of memory such as 500MB or 4GB") from error
 
 
 Model = Annotated[

@@ -7,6 +7,7 @@ Searching is safe from many threads, also while another one adds or removes. Kno
 and never interprets an attribute.
 """
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -20,24 +21,37 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.embeddings import Embeddings
-from vizsla.search import exact
+from vizsla.search import ann, exact
 from vizsla.search import store as disk
+from vizsla.search.ann import Structure
+from vizsla.search.effort import Sample, find_effort
+from vizsla.search.exact import Rows
 from vizsla.search.filters import Filter
 from vizsla.search.ranking import Ranking
 from vizsla.search.store import Stored
 
-KINDS = ("exact",)
+log = logging.getLogger("vizsla.index")
+
+KINDS = ("exact", *ann.KINDS)
+EXACT_UP_TO = 50_000  # images; so many are looked at in some milliseconds
+RECALL = 0.99  # of the ten nearest; what an approximate kind is held to
+FOLD_AT = 0.01  # share of new rows at which they go into the structure
 COMPACT_AT = 0.2  # share of removed rows at which the folder is rewritten without them
 
 
 class Index(Protocol):
     """What every kind of index can do. Its images are counted without the removed ones."""
 
-    kind: str
-    model_id: str
-    dim: int
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
 
     @property
     def ids(self) -> list[str]:
@@ -83,16 +97,50 @@ class Index(Protocol):
         """What `vizsla index info` prints."""
 
 
+class _Loaded:
+    """The structure of an index, read when it is first needed."""
+
+    def __init__(self, structure: Structure | None = None) -> None:
+        self._structure = structure
+        self._reading = threading.Lock()
+
+    def of(self, stored: Stored) -> Structure | None:
+        entry = stored.manifest.get("structure")
+        if entry is None:
+            return None
+        with self._reading:
+            if self._structure is None:
+                self._structure = Structure.load(
+                    stored.folder / entry["file"], stored.manifest["kind"]
+                )
+            return self._structure
+
+
 @dataclass(frozen=True, eq=False)
 class _State:
     """What one search sees, whatever is added meanwhile."""
 
     stored: Stored
+    loaded: _Loaded
+    device: str
+    precision: str
+
+    @cached_property
+    def resident(self) -> Any:
+        """The vectors on a GPU, where they fit."""
+        return exact.on_device(self.stored.vectors, self.device, self.precision)
 
     @cached_property
     def rows(self) -> np.ndarray:
         """The row of every gallery position."""
         return np.flatnonzero(self.stored.alive)
+
+    @cached_property
+    def position_of(self) -> np.ndarray:
+        """The gallery position of every row; -1 for the removed, and for row -1."""
+        positions = np.full(len(self.stored.ids) + 1, -1)
+        positions[self.rows] = np.arange(len(self.rows))
+        return positions
 
     @cached_property
     def ids(self) -> list[str]:
@@ -114,11 +162,9 @@ class FolderIndex:
     """An index in a folder of its own."""
 
     def __init__(self, stored: Stored, *, device: str = "cpu", precision: str = "fp32") -> None:
-        self.kind: str = stored.manifest["kind"]
-        self.model_id: str = stored.manifest["model_id"]
-        self.dim: int = stored.manifest["dim"]
         self.device, self.precision = device, precision
-        self._state = _State(stored)
+        self._state = _State(stored, _Loaded(), device, precision)
+        self._fresh: Structure | None = None
         self._changing = threading.RLock()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -140,6 +186,18 @@ class FolderIndex:
         return FolderIndex(disk.read(folder, verify=options.pop("verify", False)), **options)
 
     # ── what it holds ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def kind(self) -> str:
+        return str(self._state.stored.manifest["kind"])
+
+    @property
+    def model_id(self) -> str:
+        return str(self._state.stored.manifest["model_id"])
+
+    @property
+    def dim(self) -> int:
+        return int(self._state.stored.manifest["dim"])
 
     @property
     def folder(self) -> Path:
@@ -168,7 +226,7 @@ class FolderIndex:
         """(n, D) float32 unit rows of these gallery positions (default: of all, a copy)."""
         state = self._state
         rows = state.rows if positions is None else state.rows[positions]
-        return exact.Rows(state.stored.vectors, rows)[:]
+        return Rows(state.stored.vectors, rows)[:]
 
     def embeddings(self) -> Embeddings:
         """The gallery, read into memory."""
@@ -177,13 +235,21 @@ class FolderIndex:
     def about(self) -> dict[str, Any]:
         stored = self._state.stored
         manifest = stored.manifest
-        files = [stored.folder / name for name in (*disk.files_of(manifest), manifest["vectors"])]
-        return {
-            "kind": self.kind, "images": len(self), "removed": len(stored.removed),
+        names = [*disk.files_of(manifest), manifest["vectors"]]
+        about = {
+            "kind": self.kind, "chosen": manifest["reason"],
+            "images": len(self), "removed": len(stored.removed),
             "dim": self.dim, "store": manifest["store"], "model_id": self.model_id,
             "attributes": stored.attributes.column_names,
-            "bytes": sum(path.stat().st_size for path in files),
+            "bytes": sum((stored.folder / name).stat().st_size for name in names),
         }  # fmt: skip
+        structure = manifest["structure"]
+        if structure is None:
+            return about
+        told = ("target", "recall", "effort", "candidates", "curve")
+        about |= {key: structure[key] for key in told}
+        about["advice"] = _advice(structure)
+        return about
 
     # ── searching ────────────────────────────────────────────────────────────────────────────────
 
@@ -203,7 +269,13 @@ class FolderIndex:
         check_k(k, len(state) - same_set)
         allowed = None if filter is None else filter.mask(state.ids, state.attributes)
         wanted = min(k + same_set, len(state) if allowed is None else int(allowed.sum()))
-        positions, scores = self._nearest(state, queries.vectors, wanted, allowed)
+        try:
+            rows, scores = self._nearest(state, queries.vectors, wanted, allowed)
+        except StorageError:
+            if not self.refresh():  # another process has replaced a file that was not read yet
+                raise
+            return self.search(queries, k, filter, same_set=same_set)
+        positions = state.position_of[rows]
         if same_set:
             positions, scores = without_self(queries.ids, state.ids, positions, scores, k)
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
@@ -214,24 +286,61 @@ class FolderIndex:
     def _nearest(
         self, state: _State, queries: np.ndarray, k: int, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Gallery positions (Q, k) and scores (Q, k)."""
+        """Rows (Q, k) and exact scores (Q, k); allowed: (G,) bool by gallery position."""
         if k == 0:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
-        chosen = None if allowed is None else np.flatnonzero(allowed)
-        rows = state.rows if chosen is None else state.rows[chosen]
-        gallery = exact.Rows(state.stored.vectors, rows)
+        stored = state.stored
+        rows = state.rows if allowed is None else state.rows[allowed]
+        structure = state.loaded.of(stored)
+        if (
+            structure is None
+            or len(rows) < ann.EXACT_BELOW * len(state)
+            or len(rows) < 4 * ann.candidates_for(k)
+        ):
+            return self._exactly(state, queries, k, rows)
+        mask = None
+        if len(rows) < len(stored.ids):
+            mask = np.zeros(len(stored.ids), bool)
+            mask[rows] = True
+        entry = stored.manifest["structure"]
+        found, scores = ann.nearest(
+            structure, Rows(stored.vectors), queries, k, covered=entry["rows"],
+            effort=entry["effort"], candidates=entry["candidates"], allowed=mask,
+        )  # fmt: skip
+        unsure = np.flatnonzero(found[:, k - 1] < 0)
+        if len(unsure):
+            found[unsure], scores[unsure] = self._exactly(state, queries[unsure], k, rows)
+        return found, scores
+
+    def _exactly(
+        self, state: _State, queries: np.ndarray, k: int, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        gallery = Rows(state.stored.vectors, rows, state.resident)
         found, scores = exact.top_k(
             queries, gallery, k, device=self.device, precision=self.precision
         )
-        return (found if chosen is None else chosen[found]), scores
+        return rows[found], scores
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
 
     def add(self, embeddings: Embeddings) -> None:
-        """See Index.add."""
+        """See Index.add.
+
+        What is new is looked at one and all, until it is a hundredth of the gallery: then it goes
+        into the structure, and recall is measured again.
+        """
         exact.comparable(embeddings.model_id, self.model_id, embeddings.dim, self.dim)
-        if len(embeddings):
-            self._change(lambda stored: disk.append(stored, embeddings))
+        if not len(embeddings):
+            return
+
+        def change(stored: Stored) -> Stored:
+            stored = disk.append(stored, embeddings)
+            known = (stored.manifest["structure"] or {"rows": 0})["rows"]
+            if len(stored.ids) - known > max(ann.MIN_ROWS, FOLD_AT * known):
+                stored = self._folded(stored)
+            return stored
+
+        self._change(change)
 
     def remove(self, ids: Sequence[str]) -> int:
         """See Index.remove. Where a fifth of the rows is removed, the folder is rewritten."""
@@ -247,22 +356,80 @@ class FolderIndex:
             rows = np.array([stored.row_of[name] for name in set(ids)], np.int64)
             stored = disk.remove(stored, rows)
             if len(stored.removed) >= COMPACT_AT * len(stored.ids):
-                stored = self._compacted(stored)
+                stored = self._rebuilt(stored)
             return stored
 
         if ids:
             self._change(change)
         return len(set(ids))
 
-    def _compacted(self, stored: Stored) -> Stored:
-        return disk.rewrite(stored)
+    def rebuild(self) -> None:
+        """Writes the folder anew, without the removed rows, with a new structure."""
+        self._change(self._rebuilt)
+
+    def _rebuilt(self, stored: Stored) -> Stored:
+        before = stored.manifest["structure"]
+        sample = self._sample(stored)
+        given = None if sample is None or (sample.own >= 0).any() else sample.queries
+        stored = disk.rewrite(stored)
+        self._fresh = None
+        if self.kind == "exact" or len(stored.ids) < ann.MIN_ROWS:
+            return stored
+        return self._built(stored, before["target"] if before else RECALL, given)
+
+    def _built(self, stored: Stored, target: float, queries: np.ndarray | None) -> Stored:
+        """With a new structure over all rows, and the search effort that reaches the target."""
+        gallery = Rows(stored.vectors)
+        structure = Structure.build(self.kind, gallery)
+        sample = Sample.draw(gallery, queries)
+        measured = find_effort(structure, gallery, sample, target)
+        return self._written(stored, structure, sample, measured)
+
+    def _folded(self, stored: Stored) -> Stored:
+        """With all rows in the structure, and its recall measured again."""
+        if self.kind == "exact":
+            return stored
+        structure, sample = self._state.loaded.of(stored), self._sample(stored)
+        if structure is None or sample is None:
+            return self._built(stored, RECALL, None)
+        entry, gallery = stored.manifest["structure"], Rows(stored.vectors)
+        structure.add(gallery)
+        sample = sample.extended(gallery)
+        recall = sample.recall(
+            structure, gallery, effort=entry["effort"], candidates=entry["candidates"],
+            alive=stored.alive if len(stored.removed) else None,
+        )  # fmt: skip
+        entry = {**entry, "recall": recall}
+        if advice := _advice(entry):
+            log.warning("%s: %s", stored.folder, advice)
+        return self._written(stored, structure, sample, entry)
+
+    def _written(
+        self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
+    ) -> Stored:
+        about = {key: value for key, value in entry.items() if key not in ("file", "sha256")}
+        about["rows"] = len(structure)
+        self._fresh = structure
+        stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
+        return disk.keep(stored, "structure", ".faiss", structure.save, about)
+
+    def _sample(self, stored: Stored) -> Sample | None:
+        entry = stored.manifest["sample"]
+        if entry is None:
+            return None
+        table = storage.read_table(stored.folder / entry["file"], entry["sha256"])
+        return Sample.from_table(table)
 
     def _change(self, change: Callable[[Stored], Stored]) -> None:
         with self._changing:
             stored = self._state.stored
             with disk.changing(stored):
+                self._fresh = None
                 try:
-                    self._state = _State(change(stored))
+                    changed = change(stored)
+                    same = changed.manifest["structure"] == stored.manifest["structure"]
+                    loaded = self._state.loaded if same else _Loaded(self._fresh)
+                    self._state = self._seen(changed, loaded)
                 except BaseException:
                     self.refresh()  # a first step may be on disk
                     raise
@@ -270,10 +437,14 @@ class FolderIndex:
     def refresh(self) -> bool:
         """Takes over what another process has changed; whether there was something."""
         with self._changing:
-            if disk.read_manifest(self.folder) == self._state.stored.manifest:
+            before = self._state.stored.manifest
+            if disk.read_manifest(self.folder) == before:
                 return False
-            self._state = _State(disk.read(self.folder))
+            self._state = self._seen(disk.read(self.folder), _Loaded())
             return True
+
+    def _seen(self, stored: Stored, loaded: _Loaded) -> _State:
+        return _State(stored, loaded, self.device, self.precision)
 
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 
@@ -319,21 +490,69 @@ def build_index(
     store: str = "fp32",
     memory: int | None = None,
     recall: float | None = None,
+    sample: Embeddings | np.ndarray | None = None,
     device: str = "cpu",
     precision: str = "fp32",
 ) -> FolderIndex:
     """The index of a gallery, in the folder `out`.
 
     embeddings: in memory, or their folder, which is read shard by shard.
+    kind: exact, hnsw, ivf, ivfsq8, ivfpq; auto chooses by size and `memory`.
+    memory: bytes that the structure may take beside the vectors (default: half of this machine's).
+    recall: of the ten nearest, that the search effort is chosen for (default .99), measured on rows
+    of the gallery or, where given, on `sample`: vectors such as the later queries, (S, D).
     store: fp16 halves what is kept; scores then are those of the rounded vectors.
     """
     if kind not in {"auto", *KINDS}:
         raise UsageError(f"kind={kind!r}: choose one of auto, {', '.join(KINDS)}")
-    kind = "exact" if kind == "auto" else kind
+    if recall is not None and not 0 < recall <= 1:
+        raise UsageError(f"recall={recall}: choose a share above 0 and up to 1")
+    model_id, dim, size, _ = disk.parts_of(embeddings)
+    reason = "as asked for"
+    if kind == "auto":
+        kind, reason = choose_kind(size, dim, memory)
+    if sample is not None:
+        sample = as_queries(sample, model_id)
+        exact.comparable(sample.model_id, model_id, sample.dim, dim)
     out = Path(out)
     with storage.locked(out):
-        stored = disk.create(out, embeddings, kind, store)
-    return FolderIndex(stored, device=device, precision=precision)
+        stored = disk.create(out, embeddings, {"kind": kind, "reason": reason}, store)
+        index = FolderIndex(stored, device=device, precision=precision)
+        if kind != "exact" and size >= ann.MIN_ROWS:
+            vectors = None if sample is None else sample.vectors
+            stored = index._built(stored, RECALL if recall is None else recall, vectors)
+            index._state = index._seen(stored, _Loaded(index._fresh))
+    return index
+
+
+def choose_kind(size: int, dim: int, memory: int | None = None) -> tuple[str, str]:
+    """The kind for so many images, and why: the quickest whose structure fits the memory."""
+    if size <= EXACT_UP_TO:
+        return "exact", f"{size} images: exact search takes some milliseconds up to {EXACT_UP_TO}"
+    limit = ann.memory_here() if memory is None else memory
+    said = "half of this machine's memory" if memory is None else "the memory given"
+    needed = {kind: ann.bytes_needed(kind, size, dim) for kind in ("hnsw", "ivfsq8", "ivfpq")}
+    for kind, taken in needed.items():
+        if taken <= limit:
+            return kind, (
+                f"{size} images: the quickest that fits, {taken / 1e6:.0f} MB of {said} "
+                f"({limit / 1e6:.0f} MB)"
+            )
+    return "exact", (
+        f"{size} images: even ivfpq takes {needed['ivfpq'] / 1e6:.0f} MB, more than {said} "
+        f"({limit / 1e6:.0f} MB)"
+    )
+
+
+def _advice(structure: dict[str, Any]) -> str | None:
+    if not structure["reached"]:
+        return "the target was not reached: try --kind hnsw, or exact"
+    if structure["recall"] >= structure["target"]:
+        return None
+    return (
+        f"recall has fallen to {structure['recall']:.4f}, below {structure['target']}: "
+        "`vizsla index rebuild` brings it back"
+    )
 
 
 def open_index(
@@ -345,7 +564,8 @@ def open_index(
 
 def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
     """An exact index of embeddings as they are, without a folder: to search in and nothing else."""
-    manifest = {"kind": "exact", "model_id": embeddings.model_id, "dim": embeddings.dim}
+    manifest = {"kind": "exact", "model_id": embeddings.model_id, "dim": embeddings.dim,
+                "structure": None}  # fmt: skip
     nowhere, none = Path("an index in memory"), np.empty(0, np.int64)
     attributes = embeddings.attributes
     stored = Stored(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)

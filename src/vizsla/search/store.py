@@ -30,8 +30,14 @@ MANIFEST = "manifest.json"
 FORM = "index/1"
 STORES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 HEADER = 128  # bytes before the first row of vectors.npy
+LASTING = ("structure", "sample")  # files that an addition or removal leaves valid
+NOTHING: dict[str, Any] = {
+    "segments": [], "removed": None, "structure": None, "sample": None, "extras": {},
+}  # fmt: skip
 COPY_ROWS = 8192  # rows written or hashed at a time
-OURS = re.compile(r"(vectors|items|removed|structure|extra)[\w.-]*|\..*\.tmp|\.lock|manifest\.json")
+OURS = re.compile(
+    r"(vectors|items|removed|structure|sample|extra)[\w.-]*|\..*\.tmp|\.lock|manifest\.json"
+)
 CHANGED = "another process has changed {}: open it again"
 
 
@@ -119,7 +125,7 @@ def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
 def files_of(manifest: dict[str, Any]) -> dict[str, str]:
     """File → SHA-256 of all that the manifest names, but `vectors.npy`."""
     named = {segment["items"]: segment["sha256"] for segment in manifest["segments"]}
-    others = [manifest["removed"], manifest["structure"], *manifest["extras"].values()]
+    others = [manifest[key] for key in ("removed", *LASTING)] + [*manifest["extras"].values()]
     return named | {entry["file"]: entry["sha256"] for entry in others if entry}
 
 
@@ -176,30 +182,36 @@ def _remember(memo: Path | None) -> None:
 Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n, D) float32 unit rows, attributes
 
 
-def parts_of(source: Embeddings | str | Path) -> tuple[str, int, Iterator[Part]]:
-    """model_id, D, and the parts of embeddings in memory or, shard by shard, of their folder."""
+def parts_of(source: Embeddings | str | Path) -> tuple[str, int, int, Iterator[Part]]:
+    """model_id, D, N, and the parts of embeddings in memory or, shard by shard, of their folder."""
     if isinstance(source, Embeddings):
         part = (source.ids, source.vectors, source.attributes)
-        return source.model_id, source.dim, iter([part])
+        return source.model_id, source.dim, len(source), iter([part])
     manifest = emb.read_manifest(source)
-    return manifest["model_id"], manifest["dim"], map(_part, emb.shards(source))
+    size = sum(shard["rows"] for shard in manifest["shards"])
+    return manifest["model_id"], manifest["dim"], size, map(_part, emb.shards(source))
 
 
 def _part(table: pa.Table) -> Part:
     return table["id"].to_pylist(), emb.vectors_of(table), table.drop_columns(["id", "vector"])
 
 
-def create(folder: Path, source: Embeddings | str | Path, kind: str, store: str) -> Stored:
-    """A new index in `folder`; one that is there stays whole until the new one is."""
+def create(
+    folder: Path, source: Embeddings | str | Path, about: dict[str, Any], store: str
+) -> Stored:
+    """A new index in `folder`; one that is there stays whole until the new one is.
+
+    about: goes into the manifest as it is.
+    """
     if store not in STORES:
         raise DataError(f"store={store!r}: choose {' or '.join(STORES)}")
     check_place(folder)
-    model_id, dim, parts = parts_of(source)
+    model_id, dim, _, parts = parts_of(source)
     number = read_manifest(folder)["next"] if is_index(folder) else 0
     manifest: dict[str, Any] = {
-        "form": FORM, "kind": kind, "model_id": model_id, "dim": dim, "store": store,
+        "form": FORM, **about, "model_id": model_id, "dim": dim, "store": store,
         "vectors": f"vectors-{number:05d}.npy" if number else "vectors.npy",
-        "segments": [], "removed": None, "structure": None, "extras": {}, "next": number + 1,
+        "next": number + 1, **NOTHING,
     }  # fmt: skip
     return _write_all(folder, manifest, parts)
 
@@ -322,7 +334,7 @@ def rewrite(stored: Stored, folder: Path | None = None) -> Stored:
     check_place(target)
     number = read_manifest(target)["next"] if is_index(target) else 0
     manifest: dict[str, Any] = {
-        **stored.manifest, "segments": [], "removed": None, "structure": None, "extras": {},
+        **stored.manifest, **NOTHING,
         "vectors": f"vectors-{number:05d}.npy" if number else "vectors.npy", "next": number + 1,
     }  # fmt: skip
     return _write_all(target, manifest, _kept(stored))
@@ -338,15 +350,15 @@ def _kept(stored: Stored) -> Iterator[Part]:
 def keep(
     stored: Stored, key: str, suffix: str, write: Callable[[Path], None], about: dict[str, Any]
 ) -> Stored:
-    """A file made by `write` beside the vectors: the `structure`, or an extra of that name."""
-    stem = "structure" if key == "structure" else f"extra-{key}"
+    """A file made by `write` beside the vectors: a lasting one, or an extra of that name."""
+    stem = key if key in LASTING else f"extra-{key}"
     name, manifest = _numbered(stored.manifest, stem + "-{:05d}" + suffix)
     with storage.writing(stored.folder / name) as temporary:
         write(temporary)
         sha256 = storage.sha256_of(temporary)
     entry = {"file": name, "sha256": sha256, **about}
-    if key == "structure":
-        manifest = {**manifest, "structure": entry}
+    if key in LASTING:
+        manifest = {**manifest, key: entry}
     else:
         manifest = {**manifest, "extras": {**manifest["extras"], key: entry}}
     return note(stored, manifest)
