@@ -47,14 +47,10 @@ class Framing:
         """(H, W, 3) uint8 of an RGB picture."""
         if self.mode == "crop":
             image = _without_long_ends(image)
-        wide, high = self.scaled(*image.size)
+        scaled = image.resize(self.scaled(*image.size), INTERPOLATIONS[self.interpolation])
         height, width = self.size
-        left, top = round((wide - width) / 2), round((high - height) / 2)
-        # only what is kept is computed: within one step of 255 of resizing all and cutting then
-        across, down = image.width / wide, image.height / high
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        method = INTERPOLATIONS[self.interpolation]
-        return np.asarray(image.resize((width, height), method, box=box))
+        left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
+        return np.asarray(scaled.crop((left, top, left + width, top + height)))
 
     def scaled(self, wide: int, high: int) -> tuple[int, int]:
         """Width and height of the whole picture after resizing, before the centre is cut out."""

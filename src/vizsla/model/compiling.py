@@ -136,8 +136,12 @@ def _seconds(work: Callable[[], Any], compute: "Compute") -> float:
 
 
 def _own_cache() -> None:
-    """Torch keeps its work in this user's cache folder, which nobody else may enter."""
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+    """Torch keeps its work in this user's cache folder, which nobody else may enter.
+
+    Unless the user chose another one: torch itself names one below the folder for temporary files.
+    """
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    if chosen and not Path(chosen).name.startswith("torchinductor_"):
         return
     folder = storage.cache_folder() / "inductor"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
