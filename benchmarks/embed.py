@@ -37,7 +37,6 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.inference import write_embeddings
 from vizsla.model.network import Network
 
-DECODES_IN_PROCESSES = True  # this script may be started again (see inference.py)
 PLAIN_BATCH = 32
 
 
@@ -171,7 +170,7 @@ def photos(source: Path, out: Path, n: int, side: int | None) -> Path:
     for i in range(n):
         target = out / f"{i:06}.jpg"
         if i >= distinct:
-            target.write_bytes((out / f"{i % distinct:06}.jpg").read_bytes())
+            os.link(out / f"{i % distinct:06}.jpg", target)
         elif side is None:
             target.write_bytes(found[i % len(found)].read_bytes())
         else:
@@ -297,7 +296,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = photos(args.photos, Path(scratch) / "photos", args.images, args.side)
             result["photos"] = f"{args.images}, shorter side {args.side or 'as they are'}"
-            result["speed"] = [measure(name, folder, args) for name in args.models]
+            result["speed"] = []
+            for name in args.models:
+                result["speed"].append(measure(name, folder, args))
+                say(json.dumps(result["speed"][-1]))
     if args.scores:
         result["scores"] = scores(args.scores, args)
     if args.memory:

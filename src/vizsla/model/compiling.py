@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +83,7 @@ def compiled(
     known = _known(embedder, compute)
     try:
         _own_cache()
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # the compiler's remarks on its own work
+        with _quiet(), torch.inference_mode():
             made = torch.compile(function, dynamic=False, fullgraph=True, options=options)
             pixels = blank.to(compute.device)
             made(pixels)
@@ -99,6 +98,20 @@ def compiled(
     known.pop("failed", None)
     _remember(embedder, compute, known)
     return made
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's remarks on its own work."""
+    talkative = logging.getLogger("torch.utils.cpp_extension")
+    before = talkative.level
+    talkative.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        talkative.setLevel(before)
 
 
 def compiler_missing(kind: str) -> str | None:

@@ -33,7 +33,6 @@ COMPILING = ("auto", "on", "off")
 CPU_BATCH = 32  # larger ones are no faster, and leave the processor's caches
 GPU_BATCHES = (16, 512)  # the smallest and the largest that `auto` chooses
 SHARE_OF_GPU = 0.4  # of what is free may be filled by a batch
-DECODED_BY = {"cuda": "processes"}  # else threads
 
 
 @dataclass(frozen=True)

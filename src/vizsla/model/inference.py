@@ -8,7 +8,6 @@ grow with the number of images.
 import hashlib
 import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -211,7 +210,7 @@ def embed_shards(
         max_pixels=source.max_pixels,
         picture=source.picture,
         ahead=2 if on_gpu else 0,  # on a CPU both need all cores, and take turns
-        processes=on_gpu and _can_start_processes(),
+        processes=on_gpu,
         pinned=on_gpu,
     ) as loader:
         drafts: deque[_Draft] = deque()
@@ -334,14 +333,6 @@ def _no_direction(vector: np.ndarray) -> str | None:
         return None
     said = f"length {length:.3g}" if np.isfinite(length) else "not finite"
     return f"the model gives it no direction ({said})"
-
-
-def _can_start_processes() -> bool:
-    """A new process runs the main script again: harmless for ours, not for a script without the
-    `if __name__ == "__main__"` that it would need."""
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    return path is None or Path(path).stem == "vizsla" or hasattr(main, "DECODES_IN_PROCESSES")
 
 
 def _report_broken(written: Written, images: ImageSet) -> None:
