@@ -16,6 +16,7 @@ TORCH = {
     "model/pooling.py",
     "model/projection.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
+    "model/compute.py", "model/compiling.py", "model/network.py", "model/export.py",
     "model/inference.py", "model/shared.py", "search/exact.py",
     "search/graph.py", "search/refine.py",
     # the parts of training

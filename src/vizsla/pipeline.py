@@ -25,10 +25,12 @@ from vizsla.data.imageset import (
 )
 from vizsla.data.splits import Target
 from vizsla.errors import ModelError, StorageError
+from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import Compute, embed, fingerprint, resolve_compute
+from vizsla.model.inference import embed, fingerprint
 from vizsla.model.microbatch import Processes, open_processes
+from vizsla.model.network import Network
 from vizsla.model.shared import key_of, lent
 from vizsla.model.training import TrainResult, training_compute
 from vizsla.opening import image_set, load_embedder, open_folders
@@ -107,19 +109,28 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
     compute = resolve_compute(
         device=config.device,
         precision=config.precision,
+        compiling=config.compiling,
         batch_size=config.batch_size,
         workers=config.workers,
+        embedder=embedder,
+        images=len(data.query) + len(data.gallery),
     )
     written = resolved(config, embedder, compute, data)
-    this = _interrupted(config, written, embedder.name) or create_run(config.home)
+    earlier = _interrupted(config, written, embedder.name)
+    if earlier is not None:  # whether it pays may look otherwise now: what is written stands
+        written = earlier.config
+        on = written["options"].get("compiling") == "on"
+        compute = dataclasses.replace(compute, compiled=on)
+    this = earlier or create_run(config.home)
     with log_to(this.folder / "log.txt", earlier=messages.records):
         this.write_config(written)
         tuned = _tune(data, truth, embedder, this, config, progress)
         embedder = tuned.embedder if tuned else embedder
         embedder.save(this.folder / "embedder")
-        queries = embed_role(data.query, "query", embedder, this, config, compute, progress)
-        gallery = embed_role(data.gallery, "gallery", embedder, this, config, compute, progress)
-        chain, choice = _refinement(data, truth, embedder, this, config, compute, tuned, progress)
+        network = Network(embedder, compute)
+        queries = embed_role(data.query, "query", network, this, config, progress)
+        gallery = embed_role(data.gallery, "gallery", network, this, config, progress)
+        chain, choice = _refinement(data, truth, network, this, config, tuned, progress)
         ranking = rank_refined(
             queries, gallery, chain, device=_search_device(compute),
             graphs=KeptIn(this.folder / "graphs"),
@@ -132,7 +143,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         _hand_in(submission, ranking, data, queries, gallery, config.top_k)
         seconds = time.monotonic() - started
         result = this.result_path(embedder.name)
-        record = _record(this, scores, embedder, data, config, seconds, messages.warnings, tuned)
+        record = _record(this, scores, network, data, config, seconds, messages.warnings, tuned)
         record["refine"] = _refine_record(chain, choice)
         storage.write_json(result, record)
         log.info("done in %.1f s", seconds)
@@ -151,10 +162,16 @@ def _interrupted(config: RunConfig, resolved: dict[str, Any], model_name: str) -
             continue
         with contextlib.suppress(StorageError):
             earlier = open_run(folder.parent)
-            if earlier.config == resolved and not earlier.result_path(model_name).exists():
+            same = _but_for_compiling(earlier.config) == _but_for_compiling(resolved)
+            if same and not earlier.result_path(model_name).exists():
                 log.info("going on with the interrupted run %s", earlier.id)
                 return earlier
     return None
+
+
+def _but_for_compiling(written: dict[str, Any]) -> dict[str, Any]:
+    options = {k: v for k, v in written["options"].items() if k != "compiling"}
+    return {**written, "options": options, "compute_id": None}
 
 
 def train(
@@ -260,23 +277,19 @@ def _tuned(
 def embed_role(
     images: ImageSet,
     role: str,
-    embedder: Embedder,
+    network: Network,
     this: Run,
     config: RunConfig,
-    compute: Compute,
     progress: Progress | None,
 ) -> Embeddings:
     def report(done: int, total: int) -> None:
         if progress:
             progress(f"embedding {role}", done, total)
 
-    folder = this.folder / "embeddings" / role
-    cached = config.cache is not None
-    key = key_of(embedder, images, compute, max_pixels=config.max_pixels) if cached else ""
-    with lent(folder, config.cache, key):
-        return embed(
-            images, embedder, folder, compute=compute, max_pixels=config.max_pixels, progress=report
-        )
+    return embed(
+        images, network.embedder, this.folder / "embeddings" / role, network=network,
+        max_pixels=config.max_pixels, cache=config.cache, progress=report,
+    )  # fmt: skip
 
 
 def _check_refine(config: RunConfig, data: DataFolders) -> None:
@@ -291,10 +304,9 @@ def _check_refine(config: RunConfig, data: DataFolders) -> None:
 def _refinement(
     data: DataFolders,
     truth: Truth | None,
-    embedder: Embedder,
+    network: Network,
     this: Run,
     config: RunConfig,
-    compute: Compute,
     tuned: TrainResult | None,
     progress: Progress | None,
 ) -> tuple[Chain, Choice | None]:
@@ -306,9 +318,7 @@ def _refinement(
         tune_config(config, config.tuning or config.validating or {}),
         target_in(data, truth),
         frozen=tuned is None or not tuned.is_finetuned,
-        embed=lambda images: embed_role(
-            images, "validation", embedder, this, config, compute, progress
-        ),
+        embed=lambda images: embed_role(images, "validation", network, this, config, progress),
         uses=config.refine_uses,
     )
     choice.save(this.folder / REFINEMENT)
@@ -405,13 +415,14 @@ def _draw(
 def _record(
     this: Run,
     scores: Scores | None,
-    embedder: Embedder,
+    network: Network,
     data: DataFolders,
     config: RunConfig,
     seconds: float,
     warnings: list[str],
     tuned: TrainResult | None = None,
 ) -> dict[str, Any]:
+    embedder = network.embedder
     classes = set(data.training.labels or []) - {None} if data.training else None
     trained = tuned.record() if tuned else {}
     return result_record(
@@ -419,7 +430,7 @@ def _record(
         model_name=embedder.name,
         run_id=this.id,
         top_k=config.top_k,
-        batch_size=config.batch_size,
+        batch_size=network.compute.batch_size,
         is_finetuned=trained.get("is_finetuned", False),
         num_classes=None if classes is None else len(classes),
         loss_function=trained.get("loss_function"),

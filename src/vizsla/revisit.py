@@ -8,9 +8,10 @@ from typing import Any
 from vizsla import storage
 from vizsla.data.imageset import DataFolders
 from vizsla.errors import DataError, UsageError
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import resolve_compute
+from vizsla.model.network import Network
 from vizsla.output import html, material
 from vizsla.pipeline import Progress, embed_role, folders_of, truth_in
 from vizsla.runconfig import again, tune_config
@@ -110,16 +111,17 @@ def calibrate_run(
         tuning = dataclasses.replace(tuning, share=share_like(images, target))
     parts = held_out(images, tuning, target)
     compute = resolve_compute(
-        device=config.device, precision=config.precision, batch_size=config.batch_size,
+        device=config.device, precision=config.precision, compiling=config.compiling,
+        batch_size=config.batch_size,
         workers=config.workers,
     )  # fmt: skip
-    embedder = Embedder.load(Path(folder) / "embedder")
-    job = (images.subset(parts.held_out), f"validation-{tuning.validate_on}", embedder)
+    network = Network(Embedder.load(Path(folder) / "embedder"), compute)
+    job = (images.subset(parts.held_out), f"validation-{tuning.validate_on}", network)
     try:
-        vectors = embed_role(*job, open_run(folder), config, compute, progress)
+        vectors = embed_role(*job, open_run(folder), config, progress)
     except DataError:  # those of an earlier call, on other images or by other software
         shutil.rmtree(Path(folder) / "embeddings" / job[1], ignore_errors=True)
-        vectors = embed_role(*job, open_run(folder), config, compute, progress)
+        vectors = embed_role(*job, open_run(folder), config, progress)
     return calibrate_on_split(
         vectors, images, parts, precision=precision, source=f"{config.data}/training"
     )

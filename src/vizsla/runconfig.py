@@ -10,8 +10,9 @@ from typing import Any
 import vizsla
 from vizsla.choose.refinement import kept_chain
 from vizsla.data.imageset import DataFolders
+from vizsla.model.compute import Compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import MAX_PIXELS, Compute
+from vizsla.model.inference import MAX_PIXELS
 from vizsla.model.training import training_compute
 from vizsla.runs import open_run
 from vizsla.tuning import TuneConfig
@@ -33,7 +34,8 @@ class RunConfig:
     labels_from: str | None = None
     device: str = "auto"
     precision: str = "auto"
-    batch_size: int = 32
+    compiling: str = "auto"
+    batch_size: int | str = "auto"
     workers: int | None = None
     seed: int = 0
     exclude: str | None = None
@@ -46,7 +48,7 @@ class RunConfig:
     refine_uses: str = "queries"  # the most that it may use of the other test images
     validating: dict[str, Any] | None = None  # options of TuneConfig, for choices without training
     model_id: str | None = None  # what --again must find; None: anything
-    cache: str | None = None  # a folder of embeddings that runs share; None: each makes its own
+    cache: str | None = None  # a folder of vectors by content; None: each run makes its own
 
 
 def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
@@ -104,6 +106,8 @@ def resolved(
         cache=None,  # whoever repeats this run need not have it
         device=compute.device,
         precision=compute.precision,
+        compiling="on" if compute.compiled else "off",
+        batch_size=compute.batch_size,
         workers=compute.workers,
     )
     names = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "pillow", "pyarrow")

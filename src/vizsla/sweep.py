@@ -19,8 +19,9 @@ from vizsla import opening, pipeline, storage
 from vizsla.data.imageset import open_data
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.backbones import resolve
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import fingerprint, resolve_compute
+from vizsla.model.inference import fingerprint
 from vizsla.model.pooling import POOLINGS
 from vizsla.model.shared import TOGETHER, embed_together
 from vizsla.pipeline import Progress
@@ -138,7 +139,11 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> SweepResult:
     if config.trials and all(one.finetune == "none" for one in grid):
         raise UsageError("--trials searches the settings of a training: give --finetune head, …")
     place = Path(config.run.home) / "sweeps"
-    shared = dataclasses.replace(config.run, cache=str(place / "cache"))
+    shared = dataclasses.replace(
+        config.run,
+        cache=config.run.cache or str(place / "cache"),
+        compiling="off",  # one pass then serves several poolings, bit for bit
+    )
     outcomes = []
     ahead = [one for one in grid if one.finetune == "none"]
     with storage.locked(place):
@@ -277,8 +282,9 @@ def _embed_ahead(
     )  # fmt: skip
     others = [Embedder(first.backbone, str(p), name=first.name).eval() for p in poolings[1:]]
     compute = resolve_compute(
-        device=run.device, precision=run.precision, batch_size=run.batch_size, workers=run.workers
-    )
+        device=run.device, precision=run.precision, compiling=run.compiling,
+        batch_size=run.batch_size, workers=run.workers, embedder=first,
+    )  # fmt: skip
 
     def report(done: int, total: int) -> None:
         if progress:

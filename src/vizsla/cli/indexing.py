@@ -236,7 +236,7 @@ def search(
     verbose: Verbose = False,
 ) -> None:
     """Embeddings or images → ranking: for every query the gallery by falling cosine, or refined."""
-    from vizsla.model.inference import resolve_compute
+    from vizsla.model.compute import resolve_compute
     from vizsla.search.exact import default_depth
 
     device = resolve_compute(device=device).device

@@ -56,9 +56,19 @@ ImageSize = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+Compile = Annotated[
+    str, typer.Option("--compile", help="auto, on, off: pays from some hundred images on.")
+]
+BatchSize = Annotated[
+    str, typer.Option("--batch-size", help="A number; auto: by a GPU's memory, 32 on a CPU.")
+]
+TrainBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="A folder of vectors: no image is embedded twice."),
+]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Decoding threads.", show_default="by cores")
+    int | None, typer.Option("--workers", min=1, help="That decode.", show_default="by cores")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="For random weights and random choices.")]
 TopK = Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images handed in for a query.")]

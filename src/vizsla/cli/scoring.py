@@ -178,7 +178,7 @@ def evaluate(
 def _evaluate_vectors(
     queries: Path, gallery: Path | None, told: ToldTruth, device: str, options: dict[str, Any]
 ) -> "tuple[Ranking, Truth, Scores]":
-    from vizsla.model.inference import resolve_compute
+    from vizsla.model.compute import resolve_compute
     from vizsla.score.embedded import evaluate_ranked, own_pair, ranked, truth_of
 
     if told.labels_from or told.data:

@@ -180,7 +180,7 @@ def show(
 def _embedder_behind(source: Path, model: str | None) -> "Embedder":
     """The embedder that made a ranking: the run's own, or the one that is named."""
     from vizsla import opening
-    from vizsla.model.inference import resolve_compute
+    from vizsla.model.compute import resolve_compute
     from vizsla.runs import is_run
 
     if model is None and not is_run(source):

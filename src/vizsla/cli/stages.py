@@ -9,6 +9,8 @@ from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.options import (
     AsJson,
     BatchSize,
+    Cache,
+    Compile,
     Device,
     Exclude,
     FollowLinks,
@@ -47,13 +49,15 @@ def embed(
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 32,
+    compiling: Compile = "auto",
+    batch_size: BatchSize = "auto",
     workers: Workers = None,
     seed: Seed = 0,
     store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
     exclude: Exclude = None,
     max_pixels: MaxPixels = 100_000_000,
     follow_links: FollowLinks = False,
+    cache: Cache = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -61,7 +65,8 @@ def embed(
 ) -> None:
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
     from vizsla import opening
-    from vizsla.model import inference
+    from vizsla.model.compute import resolve_compute, written_compute
+    from vizsla.model.inference import write_embeddings
 
     image_set = opening.image_set(
         images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
@@ -70,22 +75,26 @@ def embed(
     embedder = opening.load_embedder(
         model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
     )
-    compute = inference.resolve_compute(
-        device=device, precision=precision, batch_size=batch_size, workers=workers
-    )
+    compute = resolve_compute(
+        device=device, precision=precision, compiling=compiling, batch_size=batch_size,
+        workers=workers, embedder=embedder, images=len(image_set),
+        written=None if overwrite else written_compute(out),
+    )  # fmt: skip
     with ProgressShown(quiet) as progress:
-        embeddings = inference.embed(
+        written = write_embeddings(
             image_set, embedder, out, compute=compute, store=store, max_pixels=max_pixels,
-            overwrite=overwrite, progress=lambda done, total: progress("embedding", done, total),
+            overwrite=overwrite, cache=cache,
+            progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
     about = {
-        "embeddings": str(out), "images": len(embeddings), "broken": len(embeddings.broken),
-        "dim": embeddings.dim, "model_id": embeddings.model_id, "compute_id": embeddings.compute_id,
+        "embeddings": str(out), "images": written.images, "broken": len(written.broken),
+        "dim": written.dim, "model_id": written.model_id, "compute_id": written.compute.id,
+        "compute": written.compute.facts,
     }  # fmt: skip
     if as_json:
         print_json(about)
     else:
-        typer.echo(f"{len(embeddings)} embeddings of {embeddings.dim} dimensions in {out}")
+        typer.echo(f"{written.images} embeddings of {written.dim} dimensions in {out}")
 
 
 @app.command(
