@@ -11,7 +11,7 @@ ORDER = [
     "output", "opening", "runconfig", "pipeline", "revisit", "demonstration", "sweep", "web", "cli",
 ]  # fmt: skip
 TORCH = {
-    "data/transforms.py", "data/batches.py", "data/augment.py",
+    "data/transforms.py", "data/batches.py", "data/augment.py", "web/serve_model.py",
     "model/backbones.py", "model/networks.py", "model/hub.py", "model/weights.py",
     "model/pooling.py",
     "model/projection.py",
