@@ -202,7 +202,8 @@ def scores(shared: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     embedder = Embedder.build("mobilenetv2", weights=weights, pooling="gap")
     ways = {
         "fp32, eager": resolve_compute(device=args.device, precision="fp32"),
-        "auto": resolve_compute(device=args.device, compiling=args.compile, embedder=embedder,
+        "auto, eager": resolve_compute(device=args.device),
+        "auto, compiled": resolve_compute(device=args.device, compiling=args.compile, embedder=embedder,
                                 images=10**6),
     }  # fmt: skip
     rows = []
