@@ -203,9 +203,10 @@ def scores(shared: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     ways = {
         "fp32, eager": resolve_compute(device=args.device, precision="fp32"),
         "auto, eager": resolve_compute(device=args.device),
-        "auto, compiled": resolve_compute(device=args.device, compiling=args.compile, embedder=embedder,
-                                images=10**6),
-    }  # fmt: skip
+        "auto, compiled": resolve_compute(
+            device=args.device, compiling=args.compile, embedder=embedder, images=10**6
+        ),
+    }
     rows = []
     for name in ("clothing", "caltech101"):
         data = open_data(shared / "data" / name)
