@@ -39,7 +39,7 @@ class Network:
     def __init__(self, embedder: Embedder, compute: Compute) -> None:
         self.embedder, self.compute = embedder, compute
         self.device = torch.device(compute.device)
-        embedder.to(device=self.device, memory_format=torch.channels_last).eval()
+        embedder.to(self.device).to(memory_format=torch.channels_last).eval()
         self._pass: Callable[[Tensor], Tensor] | None = None
 
     def submit(self, pixels: Tensor) -> Pending:
