@@ -74,12 +74,15 @@ def build(
         str | None,
         typer.Option(
             "--memory",
-            help="What auto may use beside the vectors, e.g. 500MB, 4GB. [default: half of all]",
+            help="What auto may use beside the vectors, e.g. 500MB, 4GB.",
+            show_default="half of all",
         ),
     ] = None,
     recall: Annotated[
         float | None,
-        typer.Option("--recall", help="Of the ten nearest: sets the search effort. [default: .99]"),
+        typer.Option(
+            "--recall", help="Of the ten nearest: sets the search effort.", show_default=".99"
+        ),
     ] = None,
     sample: Annotated[
         Path | None,

@@ -27,7 +27,11 @@ def serve(
     ],
     model: Annotated[
         str | None,
-        typer.Option("--model", help="[default: the run's own; dinov2-s14 for a folder]"),
+        typer.Option(
+            "--model",
+            help="What embeds the queries.",
+            show_default="the run's own; dinov2-s14 for a folder",
+        ),
     ] = None,
     weights: Weights = "pretrained",
     pooling: Pooling = None,
@@ -67,7 +71,10 @@ def serve(
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", min=1, help="Of a picture to search with.")
     ] = 40_000_000,
-    title: Annotated[str, typer.Option("--title", help="[default: the source's name]")] = "",
+    title: Annotated[
+        str,
+        typer.Option("--title", help="Of the page.", show_default="the source's name"),
+    ] = "",
     device: Device = "auto",
     precision: Precision = "auto",
     quiet: Quiet = False,
