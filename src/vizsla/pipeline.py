@@ -17,6 +17,7 @@ import numpy as np
 
 import vizsla
 from vizsla import storage
+from vizsla.choose.fusion import WeightsChoice
 from vizsla.choose.refinement import Choice, chain_for
 from vizsla.data.imageset import (
     DataFolders,
@@ -41,7 +42,7 @@ from vizsla.runconfig import REFINEMENT, RunConfig, resolved, tune_config
 from vizsla.runs import Messages, Run, create_run, is_run, log_to, open_run
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, result_record
+from vizsla.score.scores import Scores, evaluate, result_record
 from vizsla.score.truth import truth_of_folders
 from vizsla.search import exact
 from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
@@ -69,6 +70,9 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     chain: Chain = field(default_factory=Chain)
     choice: Choice | None = None  # of the chain, where it was `auto`
+    members: list["RunResult"] = field(default_factory=list)  # of several models (ensemble.py)
+    weights: WeightsChoice | None = None  # of their fusion, where they were `auto`
+    fusion: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -80,9 +84,11 @@ class RunResult:
             "result": str(self.result_path),
             "submission": str(self.submission_path),
             "figures": [str(path) for path in self.figure_paths],
-            "refine": _refine_record(self.chain, self.choice),
+            "refine": refine_record(self.chain, self.choice),
             "seconds": round(self.seconds, 2),
             "warnings": self.warnings,
+            **({"fusion": self.fusion} if self.fusion else {}),
+            **({"members": [one.to_dict() for one in self.members]} if self.members else {}),
         }
 
 
@@ -136,15 +142,15 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
             graphs=KeptIn(this.folder / "graphs"),
         )  # fmt: skip
         ranking.save(this.folder / "ranking.parquet")
-        scores = _evaluate(this, ranking, truth, queries, gallery, config)
+        scores = score_run(this, ranking, truth, config, (queries, gallery))
         drawn = with_unanswered(ranking, [name for name, _ in queries.broken])
-        figures = _draw(this, drawn, truth, scores, data, embedder.name, config)
+        figures = draw_sheets(this, drawn, truth, scores, data, embedder.name, config)
         submission = this.submission_path(embedder.name)
         _hand_in(submission, ranking, data, queries, gallery, config.top_k)
         seconds = time.monotonic() - started
         result = this.result_path(embedder.name)
         record = _record(this, scores, network, data, config, seconds, messages.warnings, tuned)
-        record["refine"] = _refine_record(chain, choice)
+        record["refine"] = refine_record(chain, choice)
         storage.write_json(result, record)
         log.info("done in %.1f s", seconds)
     return RunResult(
@@ -325,7 +331,7 @@ def _refinement(
     return choice.chain, choice
 
 
-def _refine_record(chain: Chain, choice: Choice | None) -> dict[str, Any]:
+def refine_record(chain: Chain, choice: Choice | None) -> dict[str, Any]:
     """For result files: the chain, what it uses of the other test images, how it was chosen."""
     return {**chain.record(), "chosen_on": choice and choice.record()}
 
@@ -366,29 +372,32 @@ def _hand_in(
     write_submission(lists, path, k=top_k, queries=data.query.ids, gallery=data.gallery.ids)
 
 
-def _evaluate(
+def score_run(
     this: Run,
     ranking: Ranking,
     truth: Truth | None,
-    queries: Embeddings,
-    gallery: Embeddings,
     config: RunConfig,
+    vectors: tuple[Embeddings, Embeddings] | None = None,
 ) -> Scores | None:
-    """Scores over the whole gallery, however deep the ranking is; None without labels."""
+    """Scores, over the whole gallery where the vectors that made the ranking are given; None
+    without labels."""
     if truth is None:
         log.info("no labels are known: scores are null")
         return None
-    ks = sorted({1, 5, 10, config.top_k})
-    scores = evaluate_ranked(
-        ranking, truth, queries, gallery, ks=ks, top_k=config.top_k, seed=config.seed
-    )
+    options: dict[str, Any] = {
+        "ks": sorted({1, 5, 10, config.top_k}), "top_k": config.top_k, "seed": config.seed,
+    }  # fmt: skip
+    if vectors is None:
+        scores = evaluate(ranking, truth, **options)
+    else:
+        scores = evaluate_ranked(ranking, truth, *vectors, **options)
     scores.save(this.folder / "scores.json")
     for doubt in scores.doubts:
         log.warning("%s", doubt)
     return scores
 
 
-def _draw(
+def draw_sheets(
     this: Run,
     ranking: Ranking,
     truth: Truth | None,

@@ -16,7 +16,7 @@ import vizsla
 # importing registers the commands, and `vizsla --help` lists them in this order
 # isort: off
 from vizsla.cli import (  # noqa: F401
-    jobs, checking, stages, indexing, scoring, showing, exporting, serving, contest
+    jobs, checking, stages, indexing, fusing, scoring, showing, exporting, serving, contest
 )  # fmt: skip
 
 # isort: on
