@@ -15,7 +15,7 @@ TORCH = {
     "data/transforms.py", "data/batches.py", "data/augment.py", "web/serve_model.py",
     "model/backbones.py", "model/networks.py", "model/hub.py", "model/weights.py",
     "model/pooling.py",
-    "model/projection.py",
+    "model/projection.py", "model/views.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
     "model/compute.py", "model/compiling.py", "model/network.py", "model/export.py",
     "model/inference.py", "model/shared.py", "search/exact.py",

@@ -25,16 +25,17 @@ from vizsla.data.imageset import (
     open_data,
 )
 from vizsla.data.splits import Target
-from vizsla.errors import ModelError, StorageError
+from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import embed, fingerprint
 from vizsla.model.microbatch import Processes, open_processes
 from vizsla.model.network import Network
+from vizsla.model.projection import WHITENINGS
 from vizsla.model.shared import key_of, lent
 from vizsla.model.training import TrainResult, training_compute
-from vizsla.opening import image_set, load_embedder, open_folders
+from vizsla.opening import image_set, load_embedder, open_folders, whiten_embedder
 from vizsla.output.figures import draw_ranking, with_unanswered
 from vizsla.output.sheets import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
@@ -103,13 +104,14 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
     data = folders_of(config)
     truth = truth_in(config, data)
     exact.check_k(config.top_k, len(data.gallery))
-    _check_refine(config, data)
+    _check_options(config, data)
     embedder = load_embedder(
         config.model,
         weights=config.weights,
         pooling=config.pooling,
         image_size=config.image_size,
         seed=config.seed,
+        views=config.views,
     )
     _require_same_model(embedder, config)
     compute = resolve_compute(
@@ -132,6 +134,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         this.write_config(written)
         tuned = _tune(data, truth, embedder, this, config, progress)
         embedder = tuned.embedder if tuned else embedder
+        embedder = _whitened(data, embedder, this, config, compute, progress)
         embedder.save(this.folder / "embedder")
         network = Network(embedder, compute)
         queries = embed_role(data.query, "query", network, this, config, progress)
@@ -257,6 +260,23 @@ def target_in(data: DataFolders, truth: Truth | None) -> Target:
     return target_of(data.query, data.gallery, gallery_labels)
 
 
+def _whitened(
+    data: DataFolders,
+    embedder: Embedder,
+    this: Run,
+    config: RunConfig,
+    compute: Compute,
+    progress: Progress | None,
+) -> Embedder:
+    """The embedder with a whitening, or a PCA, that was learned on the training folder."""
+    if config.whiten == "none" and config.dim is None:
+        return embedder
+    images = training_part(data.training, config.data, "--whiten and --dim")
+    network = Network(embedder, compute)
+    training = embed_role(images, "training", network, this, config, progress)
+    return whiten_embedder(embedder, training, config.whiten, config.dim)
+
+
 def _tuned(
     images: ImageSet,
     embedder: Embedder,
@@ -298,8 +318,12 @@ def embed_role(
     )  # fmt: skip
 
 
-def _check_refine(config: RunConfig, data: DataFolders) -> None:
-    """Before the work: whether the chain can be read, and `auto` has images to choose on."""
+def _check_options(config: RunConfig, data: DataFolders) -> None:
+    """Before the work: whether they can be read, and have the training images that they need."""
+    if config.whiten not in WHITENINGS:
+        raise UsageError(f"--whiten {config.whiten}: choose one of {', '.join(WHITENINGS)}")
+    if config.whiten != "none" or config.dim is not None:
+        training_part(data.training, config.data, "--whiten and --dim")
     if config.refine != "auto":
         parse_chain(config.refine, uses=config.refine_uses)
     else:
@@ -456,6 +480,9 @@ def _record(
         model_id=embedder.model_id,
         weights=config.weights if config.weights in ("pretrained", "random") else "file",
         image_size=list(embedder.preprocess.size),
+        views=None if embedder.views is None else str(embedder.views),
+        whiten=config.whiten,
+        dim=embedder.dim,
         warnings=warnings,
         vizsla_version=vizsla.__version__,
         **({"training": trained["training"]} if trained else {}),

@@ -114,6 +114,26 @@ RefineUses = Annotated[
         "gallery, nothing.",
     ),
 ]
+Views = Annotated[
+    str | None,
+    typer.Option(
+        "--views",
+        help="Average over views of each picture: flip, scales, or both: 'flip,1,0.7,1.4'. "
+        "[default: one, or the saved embedder's]",
+    ),
+]
+Whiten = Annotated[
+    str,
+    typer.Option(
+        "--whiten",
+        help="none, plain, shrunk (for few images): learned on training images alone, kept in the "
+        "embedder.",
+    ),
+]
+Dim = Annotated[
+    int | None,
+    typer.Option("--dim", min=1, help="Of the vectors, by PCA on training images. [default: all]"),
+]
 Fusion = Annotated[
     str,
     typer.Option(

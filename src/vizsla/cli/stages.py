@@ -12,6 +12,7 @@ from vizsla.cli.options import (
     Cache,
     Compile,
     Device,
+    Dim,
     Exclude,
     FollowLinks,
     ImageSize,
@@ -25,10 +26,13 @@ from vizsla.cli.options import (
     Seed,
     TopK,
     Verbose,
+    Views,
     Weights,
+    Whiten,
     Workers,
 )
 from vizsla.cli.sources import names_in, read_ranking
+from vizsla.errors import UsageError
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
@@ -58,6 +62,21 @@ def embed(
     max_pixels: MaxPixels = 100_000_000,
     follow_links: FollowLinks = False,
     cache: Cache = None,
+    views: Views = None,
+    whiten: Whiten = "none",
+    dim: Dim = None,
+    whiten_on: Annotated[
+        Path | None,
+        typer.Option(
+            "--whiten-on",
+            help="For --whiten and --dim: embeddings of training images by the same model and "
+            "views, without whitening.",
+        ),
+    ] = None,
+    save_embedder: Annotated[
+        Path | None,
+        typer.Option("--save-embedder", help="Also write the embedder, for --model elsewhere."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -67,14 +86,24 @@ def embed(
     from vizsla import opening
     from vizsla.model.compute import resolve_compute, written_compute
     from vizsla.model.inference import write_embeddings
+    from vizsla.model.embeddings import Embeddings
 
     image_set = opening.image_set(
         images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
         exclude=exclude, follow_links=follow_links,
     )  # fmt: skip
     embedder = opening.load_embedder(
-        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
+        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed, views=views
     )
+    if (whiten != "none" or dim is not None) != (whiten_on is not None):
+        raise UsageError(
+            "--whiten and --dim are learned on training images: give them together with "
+            "--whiten-on EMBEDDINGS (vizsla embed data/training --class-folders -o training.emb)"
+        )
+    if whiten_on is not None:
+        opening.whiten_embedder(embedder, Embeddings.open(whiten_on), whiten, dim)
+    if save_embedder is not None:
+        embedder.save(save_embedder)
     compute = resolve_compute(
         device=device, precision=precision, compiling=compiling, batch_size=batch_size,
         workers=workers, embedder=embedder, images=len(image_set),

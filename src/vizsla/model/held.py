@@ -90,7 +90,7 @@ class HeldImages:
 
 def _backbone_id(embedder: Embedder) -> str:
     """Of all weights that make pooled vectors, and of the preprocessing."""
-    digest = hashlib.sha256(str(embedder.preprocess.to_dict()).encode())
+    digest = hashlib.sha256(f"{embedder.preprocess.to_dict()} {embedder.views}".encode())
     for part in (embedder.backbone, embedder.pool):
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())
