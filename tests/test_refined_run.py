@@ -48,7 +48,7 @@ def test_auto_chooses_without_looking_at_the_test_part(tinted: Path, tmp_path: P
     assert isinstance(done.choice, Choice) and done.choice.chain == done.chain
     record = json.loads(done.result_path.read_text())["refine"]
     assert record["chain"] == str(done.chain)
-    assert record["chosen_on"]["candidates"] and record["chosen_on"]["draws"] == 5
+    assert record["chosen_on"]["candidates"] and record["chosen_on"]["draws"] == 8
     assert "refinement chosen on" in (done.run.folder / "log.txt").read_text()
     held = Embeddings.open(done.run.folder / "embeddings" / "validation")
     assert set(held.ids) <= {f"{p.parent.name}/{p.name}" for p in tinted.glob("training/*/*")}

@@ -19,9 +19,8 @@ import vizsla
 from vizsla import storage
 from vizsla.choose.fusion import WeightsChoice, choose_weights
 from vizsla.choose.refinement import Choice, choose_chain
-from vizsla.choose.validation import ground_of, positions_of, validation_draws
+from vizsla.choose.validation import Drawn, drawn_like, ground_of, nearness
 from vizsla.data.imageset import DataFolders, ImageSet
-from vizsla.data.splits import Draw
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
@@ -194,28 +193,32 @@ def _require_same_data(members: Sequence[Member]) -> None:
 def _chosen_weights(
     members: Sequence[Member], method: str, progress: Progress | None
 ) -> WeightsChoice:
-    images, draws = _validation(members)
-    used = images.subset(positions_of(draws))
-    vectors = [member.embed(used, "validation-fusion", progress) for member in members]
+    drawn = _validation(members, progress)
+    others = [m.embed(drawn.images, "validation-fusion", progress) for m in members[1:]]
     chains = [member.chain for member in members]
-    return choose_weights(vectors, chains, images, draws, method=method)
+    return choose_weights([drawn.vectors, *others], chains, drawn, method=method)
 
 
-def _validation(members: Sequence[Member]) -> tuple[ImageSet, list[Draw]]:
-    """Labelled images that no member was trained on."""
+def _validation(members: Sequence[Member], progress: Progress | None) -> Drawn:
+    """Labelled images that no member was trained on, with the first one's vectors."""
     tuned = [member for member in members if member.is_tuned]
-    config = (tuned or list(members))[0].config
-    data = folders_of(config)
-    images = training_part(data.training, config.data, "--fusion-weights auto")
-    options = [m.config.tuning for m in tuned]
+    first = members[0]
+    config = (tuned or [first])[0].config
     if any(_splitting(m.config) != _splitting(config) for m in tuned):
         raise DataError(
             "the models were tuned with different images held out, so that no image is new to all: "
             "tune them with the same --validate-on and --seed, or give --fusion-weights"
         )
-    asked = tune_config(config, (options[0] if options else config.validating) or {})
-    target = target_in(data, truth_in(config, data))
-    return images, validation_draws(images, asked, target, frozen=not tuned)
+    data = folders_of(config)
+    near = nearness(*(first.embeddings(role).vectors for role in ("query", "gallery")))
+    return drawn_like(
+        training_part(data.training, config.data, "--fusion-weights auto"),
+        tune_config(config, (config.tuning if tuned else config.validating) or {}),
+        target_in(data, truth_in(config, data)),
+        frozen=not tuned,
+        embed=lambda images: first.embed(images, "validation-fusion", progress),
+        near=near,
+    )
 
 
 def _splitting(config: RunConfig) -> tuple[Any, ...]:
@@ -246,8 +249,8 @@ def _concatenated(
             parts = (queries, gallery, training)
             queries, gallery, training = _whitened(parts, training.vectors, fusion.whiten)
         if fusion.refine == AUTO:
-            images, draws = _validation(members)
-            ground = ground_of(images, training.ids, draws)
+            drawn = _validation(members, progress)
+            ground = ground_of(drawn.images, training.ids, drawn.draws, near=drawn.near)
             choice = choose_chain(training, ground, uses=fusion.refine_uses)
     chain = choice.chain if choice else parse_chain(fusion.refine)
     ranking = rank_refined(queries, gallery, chain)

@@ -19,6 +19,7 @@ import vizsla
 from vizsla import storage
 from vizsla.choose.fusion import WeightsChoice
 from vizsla.choose.refinement import Choice, chain_for
+from vizsla.choose.validation import nearness
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
@@ -139,7 +140,8 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         network = Network(embedder, compute)
         queries = embed_role(data.query, "query", network, this, config, progress)
         gallery = embed_role(data.gallery, "gallery", network, this, config, progress)
-        chain, choice = _refinement(data, truth, network, this, config, tuned, progress)
+        near = nearness(queries.vectors, gallery.vectors)
+        chain, choice = _refinement(data, truth, near, network, this, config, tuned, progress)
         ranking = rank_refined(
             queries, gallery, chain, device=_search_device(compute),
             graphs=KeptIn(this.folder / "graphs"),
@@ -334,6 +336,7 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
 def _refinement(
     data: DataFolders,
     truth: Truth | None,
+    near: float,
     network: Network,
     this: Run,
     config: RunConfig,
@@ -349,6 +352,7 @@ def _refinement(
         target_in(data, truth),
         frozen=tuned is None or not tuned.is_finetuned,
         embed=lambda images: embed_role(images, "validation", network, this, config, progress),
+        near=near,
         uses=config.refine_uses,
     )
     choice.save(this.folder / REFINEMENT)

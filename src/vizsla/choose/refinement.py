@@ -14,9 +14,8 @@ from vizsla.choose.validation import (
     Judge,
     Trial,
     Tried,
-    ground_of,
-    positions_of,
-    validation_draws,
+    drawn_like,
+    nearness,
 )
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
@@ -74,29 +73,39 @@ def chain_for(
     *,
     frozen: bool,
     embed: Callable[[ImageSet], Embeddings],
+    near: float | None = None,
     uses: str = QUERIES,
 ) -> Choice:
-    """The chain for a test part of which `target` is known, chosen on labelled `images`.
+    """The chain for a test part of which `target` and `near` are known, chosen on labelled images.
 
-    frozen: the model has seen none of them; else those count that its training held out. embed:
-    gives the vectors of some of the images.
+    See `drawn_like` for frozen, embed and near.
     """
-    draws = validation_draws(images, config, target, frozen=frozen)
-    vectors = embed(images.subset(positions_of(draws)))
-    return choose_chain(vectors, ground_of(images, vectors.ids, draws), uses=uses)
+    drawn = drawn_like(images, config, target, frozen=frozen, embed=embed, near=near)
+    return choose_chain(drawn.vectors, drawn.ground, uses=uses)
 
 
 def chain_learned_on(
-    training: Embeddings, queries: int, gallery: int, *, validate_on: str, uses: str = QUERIES
+    training: Embeddings,
+    queries: Embeddings,
+    gallery: Embeddings,
+    *,
+    validate_on: str,
+    uses: str = QUERIES,
 ) -> Choice:
-    """The chain for so many queries and gallery images, chosen on labelled training embeddings.
+    """The chain for these queries and this gallery, chosen on labelled training embeddings.
 
     They must be of images that the model was not trained on. DataError without labels.
     """
     images = ImageSet(Path("the embeddings to learn on"), training.ids, training.attributes)
-    config = TuneConfig(validate_on=validate_on)
-    draws = validation_draws(images, config, Target(queries, gallery), frozen=True)
-    return choose_chain(training, ground_of(images, training.ids, draws), uses=uses)
+    return chain_for(
+        images,
+        TuneConfig(validate_on=validate_on),
+        Target(len(queries), len(gallery)),
+        frozen=True,
+        embed=lambda _: training,
+        near=nearness(queries.vectors, gallery.vectors),
+        uses=uses,
+    )
 
 
 def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) -> Choice:
