@@ -23,6 +23,11 @@ from vizsla.model.embeddings import Embeddings
 from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, check_uses
 from vizsla.tuning import TuneConfig
 
+# what is varied at the end, of the last step; (): sizes of a neighbourhood
+VARIED: dict[str, dict[str, tuple[int | float, ...]]] = {
+    "kreciprocal": {"weight": (0.3, *WEIGHTS), "k1": (), "k2": (1, 2, 3, 6)},
+    "diffusion": {"weight": (0.05, 0.1, 0.2, 0.3, 0.5), "alpha": (0.5, 0.8, 0.95), "k": ()},
+}
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
 
@@ -118,8 +123,8 @@ def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) ->
     search = _Search(vectors.vectors, judge, LEVELS.index(uses))
     search.try_out([Chain()])
     if uses != LEVELS[0]:
-        alone = search.alone()
-        search.together(alone)
+        search.together(search.alone())
+        search.varied(search.chains[judge.best(judge.trials).name])
     best = judge.best(judge.trials)
     chain = search.chains[best.name]
     choice = Choice(chain, judge.tried(best.name))
@@ -181,6 +186,17 @@ class _Search:
         expansions: list[tuple[Step, ...]] = [(dba,), (aqe,), (dba, aqe)]
         last: list[tuple[Step, ...]] = [(), (best["kreciprocal"],), (best["diffusion"],)]
         self.try_out([Chain((*some, *end)) for some in expansions for end in last])
+
+    def varied(self, chain: Chain) -> None:
+        """Other forms of the last step behind these first ones, one option at a time."""
+        if not chain.steps or chain.steps[-1].name not in VARIED:
+            return
+        *first, last = chain.steps
+        ks = neighbourhood_sizes(self.judge.ground.per_class)
+        for option, values in VARIED[last.name].items():
+            tried = [{**dict(last.options), option: value} for value in values or ks]
+            steps = [Step.of(last.name, **options) for options in tried]
+            last = self.try_out([Chain((*first, step)) for step in [last, *steps]]).steps[-1]
 
     def _best_step(self, steps: Iterable[Step]) -> Step:
         return self.try_out([Chain((step,)) for step in steps]).steps[0]
