@@ -23,15 +23,15 @@ from vizsla.model.embeddings import Embeddings
 from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, check_uses
 from vizsla.tuning import TuneConfig
 
+FORM = "refinement/1"
+log = logging.getLogger("vizsla.choose")
+
+WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
 # what is varied at the end, of the last step; (): sizes of a neighbourhood
 VARIED: dict[str, dict[str, tuple[int | float, ...]]] = {
     "kreciprocal": {"weight": (0.3, *WEIGHTS), "k1": (), "k2": (1, 2, 3, 6)},
     "diffusion": {"weight": (0.05, 0.1, 0.2, 0.3, 0.5), "alpha": (0.5, 0.8, 0.95), "k": ()},
 }
-FORM = "refinement/1"
-log = logging.getLogger("vizsla.choose")
-
-WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
 
 
 @dataclass(frozen=True)
