@@ -399,7 +399,7 @@ def photos(tmp_path: Path) -> ImageSet:
 def test_a_model_that_reads_text_keeps_doing_so(tiny_clip: str, tmp_path: Path) -> None:
     model = Embedder.build(tiny_clip, weights="random", pooling="native")
     config = TrainConfig(**{**FAST, "epochs": 1})
-    rising = iter(np.linspace(0.1, 0.9, 20))
+    rising = iter(np.linspace(0.1, 0.9, 90))
     result = train(photos(tmp_path), model, config, lambda m: np.full(4, next(rising)), tmp_path)
     assert result.is_finetuned
     texts = result.embedder.encode_text(["a dog", "a cat"])
@@ -414,7 +414,7 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
     model = Embedder.build("timm:test_vit", weights="random", image_size=160)
     names = set(model.state_dict())
     config = TrainConfig(**{**FAST, "finetune": "lora", "epochs": 1, "learning_rate": 1e-2})
-    rising = iter(np.linspace(0.1, 0.9, 20))
+    rising = iter(np.linspace(0.1, 0.9, 90))
     result = train(photos(tmp_path), model, config, lambda m: np.full(4, next(rising)), tmp_path)
     assert {n for n in result.embedder.state_dict() if "lora" in n} == set()
     assert names <= set(result.embedder.state_dict())
