@@ -156,7 +156,7 @@ def test_less_is_trained_when_asked(finetune: str, images: ImageSet, tmp_path: P
         {"loss": "contrastive", "memory": 64},
         {"loss": "subcenter-arcface(least_margin=5)", "batches": "balanced", "dim": 8},
         {"loss": "proxy-anchor", "augment": "strong", "train_size": 12, "ema_decay": 0},
-        {"batch_norm": "trained", "precision": "bf16", "clip": 0},
+        {"batch_norm": "trained", "precision": "bf16", "clip": 0, "finetune": "full"},
     ],
 )
 def test_ways_to_train(options: dict, images: ImageSet, tmp_path: Path) -> None:
@@ -420,6 +420,18 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
     assert names <= set(result.embedder.state_dict())
     assert not any("did not move" in sentence for sentence in result.warnings)
     assert Embedder.load(tmp_path / "embedder").model_id == result.embedder.model_id
+
+
+def test_tensorboard_reads_what_is_logged(images: ImageSet, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(images, tmp_path, tensorboard=True, epochs=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [json.loads(line) for line in result.log_path.read_text().splitlines()]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in logged])
+    assert "images_per_second" in events.Tags()["scalars"]
 
 
 def test_a_missing_extra_names_itself(
