@@ -67,7 +67,7 @@ class TunedEntries:
         best = self._ends(ends)
         leader = self._between(origin, best)
         seen = [leader, *self._views(leader)]
-        for candidate in sorted(seen, key=lambda c: -c.value):
+        for candidate in sorted(seen, key=lambda c: -c.value)[:2]:
             if self.clock.left() > self._fitting_seconds(candidate) + SAVING_SECONDS:
                 self._refitted(candidate)
 
