@@ -21,10 +21,10 @@ TORCH = {
     "model/inference.py", "model/shared.py", "search/exact.py",
     "search/graph.py", "search/refine.py",
     # the parts of training
-    "model/checkpoint.py", "model/choice.py", "model/heads.py", "model/held.py", "model/loop.py",
-    "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/settings.py",
-    "model/silence.py",
-    "model/trainlog.py",
+    "model/candidates.py", "model/checkpoint.py", "model/choice.py", "model/heads.py",
+    "model/held.py", "model/loop.py",
+    "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/planning.py",
+    "model/settings.py", "model/silence.py", "model/trainlog.py",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "lightning", "pytorch_metric_learning"}
 FILES = sorted(SRC.rglob("*.py"))

@@ -265,9 +265,10 @@ def train(
     weights: Weights = "pretrained",
     pooling: Pooling = None,
     image_size: ImageSize = None,
-    finetune: Finetune = "full",
+    finetune: Finetune = "last",
     blocks: Annotated[
-        int | None, typer.Option("--blocks", min=1, help="How many, with --finetune last.")
+        int | None,
+        typer.Option("--blocks", min=1, help="How many, with --finetune last. [default: most]"),
     ] = None,
     loss: Loss = None,
     miner: Annotated[
