@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from vizsla.data.imageset import ImageSet
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder, Preprocess
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.compute import resolve_compute
 from vizsla.model.inference import embed
 from vizsla.search.index import FolderIndex
 from vizsla.web.http import listen, make_server

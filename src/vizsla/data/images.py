@@ -7,11 +7,7 @@ formats below are tried, the size is judged before pixels are unpacked, and no p
 import contextlib
 import errno
 import functools
-<<<<<<< ours
-=======
-import heapq
 import io
->>>>>>> theirs
 import logging
 import re
 import stat

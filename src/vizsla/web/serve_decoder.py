@@ -261,7 +261,7 @@ def _answer(about: dict[str, Any], body: bytes, max_pixels: int) -> bytes:
         image = read_image(
             about.get("path", body),
             max_pixels=max_pixels,
-            at_least=framing and framing.least_side,  # as `embed` reads it
+            at_least=None if framing is None else framing.least_side,  # as `embed` reads it
         )
         pixels = None if framing is None else framing.pixels(image)
         jpeg = _as_jpeg(image, about["jpeg_side"]) if about["jpeg_side"] else b""
