@@ -129,7 +129,7 @@ class Model:
             self.text("a dog").result()
 
     def explain(self, query: np.ndarray, result: np.ndarray) -> Explanation:
-        """Where the two, (H, W, 3) as `Framing.pixels` gives them, are alike: a pair at a time."""
+        """Where two pictures, (H, W, 3) as for `image`, are alike; one pair at a time."""
         both = torch.from_numpy(np.stack([query, result]))
         seen = self.embedder.preprocess.normalised(both)  # (2, 3, H, W)
         with self._explaining:
