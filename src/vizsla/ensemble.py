@@ -22,10 +22,8 @@ from vizsla.choose.refinement import Choice, choose_chain
 from vizsla.choose.validation import Drawn, drawn_like, ground_of, nearness
 from vizsla.data.imageset import DataFolders, ImageSet
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.heads import project
-from vizsla.model.inference import resolve_compute
 from vizsla.model.projection import WHITENINGS, whitening
 from vizsla.output.figures import with_unanswered
 from vizsla.output.submission import read_submission, write_submission
@@ -36,6 +34,7 @@ from vizsla.pipeline import (
     draw_sheets,
     embed_role,
     folders_of,
+    network_of_run,
     refine_record,
     run,
     score_run,
@@ -126,13 +125,8 @@ class Member:
 
     def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
         """Vectors of more images by this run's model, kept in its folder."""
-        config = self.config
-        compute = resolve_compute(
-            device=config.device, precision=config.precision, batch_size=config.batch_size,
-            workers=config.workers,
-        )  # fmt: skip
-        embedder = Embedder.load(self.run.folder / "embedder")
-        return embed_role(images, role, embedder, self.run, config, compute, progress)
+        network = network_of_run(self.run, self.config)
+        return embed_role(images, role, network, self.run, self.config, progress)
 
 
 # ── fusing runs ──────────────────────────────────────────────────────────────────────────────────

@@ -302,6 +302,15 @@ def _tuned(
         )
 
 
+def network_of_run(this: Run, config: RunConfig) -> Network:
+    """A finished run's embedder, ready to embed more images as the run did."""
+    compute = resolve_compute(
+        device=config.device, precision=config.precision, compiling=config.compiling,
+        batch_size=config.batch_size, workers=config.workers,
+    )  # fmt: skip
+    return Network(Embedder.load(this.folder / "embedder"), compute)
+
+
 def embed_role(
     images: ImageSet,
     role: str,
