@@ -10,8 +10,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 SEAL_KEY = "vizsla.seal"
 _SEAL_START = "vizsla-sha256:"
 _UNSEALED = _SEAL_START + "0" * 64
+LOCK = ".lock"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it costs milliseconds
 
 
@@ -231,15 +235,34 @@ def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot {verb} {path}: {advice}")
 
 
+@dataclass(frozen=True)
+class Held:
+    """A folder that this process alone writes to."""
+
+    folder: Path
+    state: tuple[int, int]  # device and inode of the lock's file
+
+    def check(self) -> None:
+        """StorageError where the folder was deleted meanwhile, also where it is there again."""
+        if _identity(self.folder / LOCK) != self.state:
+            raise StorageError(
+                f"{self.folder} was deleted or replaced while it was written to: nothing more is "
+                "written there. Run the same command again"
+            )
+
+
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Holds `folder` for this process; a second process gets a StorageError at once."""
+def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[Held]:
+    """Holds `folder` for this process; a second process gets a StorageError at once.
+
+    What a killed process left half-written is removed, there and in the folders `parts` below it.
+    """
     import filelock
 
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
+        lock = filelock.FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise StorageError(
@@ -248,6 +271,24 @@ def locked(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise storage_error("write", folder, error) from error
     try:
-        yield
+        for place in (folder, *(folder / name for name in parts)):
+            _remove_leftovers(place)
+        yield Held(folder, _identity(folder / LOCK) or (0, 0))
     finally:
         lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Temporary files of `writing` whose process was killed."""
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
 def embed(
-    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV/Parquet table.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of images, a CSV/Parquet table, a URL (s3://…), or WebDataset tar files "
+            "(a folder of them, 'part-{000..099}.tar', 's3://b/*.tar')."
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     model: Model = "dinov2-s14",
     weights: Weights = "pretrained",

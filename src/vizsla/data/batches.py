@@ -39,7 +39,7 @@ class Batch:
 
 
 def batches(
-    paths: Sequence[Path] | Callable[[int], Path],
+    paths: Sequence[Path | bytes] | Callable[[int], Path | bytes],
     transform: Callable[[Image.Image], Tensor],
     *,
     start: int,

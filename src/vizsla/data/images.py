@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import heapq
+import io
 import logging
 import os
 import re
@@ -71,7 +72,7 @@ IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())  # without the dot, in small l
 
 
 def read_image(
-    path: str | Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
+    path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
 ) -> Image.Image:
     """The picture as people see it: RGB, turned upright by EXIF, alpha on white, first frame only.
 
@@ -102,12 +103,13 @@ def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def _from_file(
-    path: str | Path, max_pixels: int, read: Callable[[BinaryIO, str, int], _Result]
+    path: str | Path | bytes, max_pixels: int, read: Callable[[BinaryIO, str, int], _Result]
 ) -> _Result:
     n_bytes = _size_of_file(path, max_pixels)
     kind = "image"
     try:
-        with Path(path).open("rb") as file, _pillow_at_ease(max_pixels):
+        opened = io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb")
+        with opened as file, _pillow_at_ease(max_pixels):
             head = file.read(512)
             kind = _kind_of(head)
             return read(file, kind, max_pixels)
@@ -117,8 +119,21 @@ def _from_file(
         raise ImageError(_reason(error, kind, n_bytes, max_pixels)) from error
 
 
-def _size_of_file(path: str | Path, max_pixels: int) -> int:
+def _size_of_file(path: str | Path | bytes, max_pixels: int) -> int:
     """Bytes; ImageError for what is no file, or too large to hold one picture of `max_pixels`."""
+    n_bytes = len(path) if isinstance(path, bytes) else _size_on_disk(path)
+    if n_bytes == 0:
+        raise ImageError("the file is empty (0 bytes)")
+    limit = 2**26 + 16 * max_pixels  # some decoders read the whole file into memory first
+    if n_bytes > limit:
+        raise ImageError(
+            f"the file has {n_bytes:,} bytes, more than a picture of {max_pixels:,} pixels "
+            "needs (raise --max-pixels to read it)"
+        )
+    return n_bytes
+
+
+def _size_on_disk(path: str | Path) -> int:
     try:
         found = Path(path).stat()
     except (OSError, ValueError) as error:
@@ -127,14 +142,6 @@ def _size_of_file(path: str | Path, max_pixels: int) -> int:
         raise ImageError("a folder, not a picture")
     if not stat.S_ISREG(found.st_mode):
         raise ImageError("not a regular file")  # opening a pipe would wait for ever
-    if found.st_size == 0:
-        raise ImageError("the file is empty (0 bytes)")
-    limit = 2**26 + 16 * max_pixels  # some decoders read the whole file into memory first
-    if found.st_size > limit:
-        raise ImageError(
-            f"the file has {found.st_size:,} bytes, more than a picture of {max_pixels:,} pixels "
-            "needs (raise --max-pixels to read it)"
-        )
     return found.st_size
 
 

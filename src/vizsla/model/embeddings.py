@@ -4,7 +4,7 @@ Knows nothing of images. The folder's sealed manifest names every shard with its
 `complete` is false, an interrupted `embed` goes on behind the last shard that it names.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,10 +150,19 @@ class ShardWriter:
     """Writes shard after shard; after each the manifest names all that is safely on disk."""
 
     def __init__(
-        self, folder: Path, about: dict[str, Any], dim: int, *, store: str = "fp32", total: int = 0
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        dim: int,
+        *,
+        store: str = "fp32",
+        total: int = 0,
+        before_write: Callable[[], None] | None = None,
     ) -> None:
         self.folder, self.about, self.dim, self.store, self.total = folder, about, dim, store, total
+        self.before_write = before_write or (lambda: None)
         self.shards: list[dict[str, Any]] = []
+        self.early: dict[int, dict[str, Any]] = {}  # by number: written, a shard before is not
         self.done = 0  # images read, broken ones included
 
     def resume(self) -> int:
@@ -191,8 +200,30 @@ class ShardWriter:
         vectors: np.ndarray,
         attributes: pa.Table,
         broken: Sequence[tuple[str, str]],
+        *,
+        number: int | None = None,
     ) -> None:
-        name = f"shard-{len(self.shards):05d}.parquet"
+        """number: the shard's place, when shards come out of turn; None: the next one.
+
+        The manifest names a shard as soon as all before it are on disk.
+        """
+        number = len(self.shards) if number is None else number
+        self.early[number] = self._write_shard(number, ids, vectors, attributes, broken)
+        while (entry := self.early.pop(len(self.shards), None)) is not None:
+            self.shards.append(entry)
+            self.done += entry["rows"] + len(entry["broken"])
+            if len(self.shards) not in self.early:
+                self._write(complete=False)
+
+    def _write_shard(
+        self,
+        number: int,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        attributes: pa.Table,
+        broken: Sequence[tuple[str, str]],
+    ) -> dict[str, Any]:
+        """The manifest's entry for it."""
         kept = {name: attributes[name] for name in attributes.column_names}
         if reserved := {"id", "vector"} & kept.keys():
             raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
@@ -204,16 +235,10 @@ class ShardWriter:
                 "vector": pa.FixedSizeListArray.from_arrays(flat, self.dim),
             }
         )
+        name = f"shard-{number:05d}.parquet"
+        self.before_write()
         sha256 = storage.write_table(self.folder / name, table)
-        entry = {
-            "file": name,
-            "rows": len(ids),
-            "sha256": sha256,
-            "broken": list(map(list, broken)),
-        }
-        self.shards.append(entry)
-        self.done += len(ids) + len(broken)
-        self._write(complete=False)
+        return {"file": name, "rows": len(ids), "sha256": sha256, "broken": list(map(list, broken))}
 
     def finish(self) -> None:
         self._write(complete=True)
@@ -222,6 +247,7 @@ class ShardWriter:
         return {**self.about, "dim": self.dim, "store": self.store, "total": self.total}
 
     def _write(self, *, complete: bool) -> None:
+        self.before_write()
         progress = {"complete": complete, "done": self.done, "shards": self.shards}
         storage.write_sealed_json(
             self.folder / MANIFEST, {"form": FORM, **self._header(), **progress}

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ def embed(
     overwrite: bool = False,
     progress: Progress | None = None,
     picture: Callable[[int], Image.Image] | None = None,
+    engine: "Engine | None" = None,
 ) -> Embeddings:
     """Writes the embeddings of `images` into the folder `out` and returns them.
 
@@ -108,33 +109,118 @@ def embed(
     other images or another `compute_id` it refuses (DataError), unless `overwrite`.
     Broken images are left out and listed in `Embeddings.broken`; DataError if all are broken.
     picture: gives the i-th picture instead of its file (see data/pictures.py).
+    engine: where the shards are computed (default: here); it changes nothing that is written.
     """
     if len(images) == 0:
-        raise DataError(f"{images.root} holds no images to embed")
+        raise DataError(f"{images.place} holds no images to embed")
     if store not in STORES:
         raise UsageError(f"store={store!r}: choose {' or '.join(STORES)}")
     compute = compute or resolve_compute()
     out = Path(out)
-    with storage.locked(out):
+    with storage.locked(out) as held:
         if overwrite:
             _clear(out)
+        per_shard = _whole_batches(shard_images, compute.batch_size)
         about = {
             "model_id": embedder.model_id,
             "compute_id": compute.id,
             "compute": compute.facts,
             "images": fingerprint(images),
             "max_pixels": max_pixels,
-            "shard_images": _whole_batches(shard_images, compute.batch_size),
+            "shard_images": per_shard,
         }
-        writer = ShardWriter(out, about, embedder.dim, store=store, total=len(images))
+        writer = ShardWriter(
+            out, about, embedder.dim, store=store, total=len(images), before_write=held.check
+        )
         done = writer.resume()
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
-        _embed_from(done, images, embedder, writer, compute, max_pixels, progress, picture)
+        parts = [
+            range(start, min(start + per_shard, len(images)))
+            for start in range(done, len(images), per_shard)
+        ]
+        job = Job(images, embedder, compute, max_pixels, picture)
+        for part in (engine or embed_here)(job, parts, progress):
+            _write(part, images, writer, per_shard)
         writer.finish()
     embeddings = Embeddings.open(out)
     _report_broken(embeddings, images, out)
     return embeddings
+
+
+# ── shard by shard ───────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is to embed, and how."""
+
+    images: ImageSet
+    embedder: Embedder
+    compute: Compute
+    max_pixels: int = MAX_PIXELS
+    picture: Callable[[int], Image.Image] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One shard's images, computed: vectors (n, D); broken: position in the set → why."""
+
+    images: range
+    vectors: np.ndarray
+    broken: dict[int, str]
+
+
+Engine = Callable[[Job, Sequence[range], Progress | None], Iterator[Part]]  # in any order
+
+
+def embed_here(job: Job, parts: Sequence[range], progress: Progress | None) -> Iterator[Part]:
+    """The engine of one machine: part after part in this process."""
+    for part in parts:
+        yield embed_part(job, part, progress)
+
+
+def embed_part(job: Job, part: range, progress: Progress | None = None) -> Part:
+    """The function that every engine runs, wherever it does."""
+    place_embedder(job.embedder, job.compute)
+    vectors = np.zeros((len(part), job.embedder.dim), np.float32)
+    broken: dict[int, str] = {}
+    for batch in batches(
+        job.images.file,
+        job.embedder.preprocess,
+        start=part.start,
+        stop=part.stop,
+        batch_size=job.compute.batch_size,
+        workers=job.compute.workers,
+        max_pixels=job.max_pixels,
+        picture=job.picture,
+    ):
+        first = batch.first - part.start
+        filled = slice(first, first + batch.filled)
+        if len(batch.reasons) < batch.filled:
+            found = embed_batch(job.embedder, batch.images, job.compute)
+            vectors[filled] = found[: batch.filled]
+        broken |= _broken_in(batch, vectors[filled])
+        if progress:
+            progress(batch.first + batch.filled, len(job.images))
+    return Part(part, vectors, broken)
+
+
+def place_embedder(embedder: Embedder, compute: Compute) -> None:
+    embedder.to(compute.device).to(memory_format=torch.channels_last).eval()
+
+
+def _write(part: Part, images: ImageSet, writer: ShardWriter, per_shard: int) -> None:
+    good = [i for i in part.images if i not in part.broken]
+    if part.broken:
+        images.require_root()  # gone altogether, it would make all that follow broken
+    writer.add(
+        [images.ids[i] for i in good],
+        part.vectors[[i - part.images.start for i in good]],
+        images.subset(good).attributes,
+        [(images.ids[i], reason) for i, reason in sorted(part.broken.items())],
+        number=part.images.start // per_shard,
+    )
 
 
 def embed_batch(embedder: Embedder, images: torch.Tensor, compute: Compute) -> np.ndarray:
@@ -148,47 +234,6 @@ def embed_batch(embedder: Embedder, images: torch.Tensor, compute: Compute) -> n
     ):
         vectors = embedder(images)
     return vectors.float().cpu().numpy()
-
-
-def _embed_from(
-    done: int,
-    images: ImageSet,
-    embedder: Embedder,
-    writer: ShardWriter,
-    compute: Compute,
-    max_pixels: int,
-    progress: Progress | None,
-    picture: Callable[[int], Image.Image] | None = None,
-) -> None:
-    embedder.to(compute.device).to(memory_format=torch.channels_last).eval()
-    per_shard = writer.about["shard_images"]
-    for start in range(done, len(images), per_shard):
-        stop = min(start + per_shard, len(images))
-        vectors = np.zeros((stop - start, embedder.dim), np.float32)
-        broken: dict[int, str] = {}
-        for batch in batches(
-            images.path,
-            embedder.preprocess,
-            start=start,
-            stop=stop,
-            batch_size=compute.batch_size,
-            workers=compute.workers,
-            max_pixels=max_pixels,
-            picture=picture,
-        ):
-            filled = slice(batch.first - start, batch.first - start + batch.filled)
-            if len(batch.reasons) < batch.filled:
-                vectors[filled] = embed_batch(embedder, batch.images, compute)[: batch.filled]
-            broken |= _broken_in(batch, vectors[filled])
-            if progress:
-                progress(batch.first + batch.filled, len(images))
-        good = [i for i in range(start, stop) if i not in broken]
-        writer.add(
-            [images.ids[i] for i in good],
-            vectors[[i - start for i in good]],
-            images.subset(good).attributes,
-            [(images.ids[i], reason) for i, reason in sorted(broken.items())],
-        )
 
 
 def _broken_in(batch: Batch, vectors: np.ndarray) -> dict[int, str]:
@@ -206,13 +251,13 @@ def _report_broken(embeddings: Embeddings, images: ImageSet, out: Path) -> None:
         return
     first = "; ".join(f"{name}: {reason}" for name, reason in embeddings.broken[:3])
     if len(embeddings) == 0:
-        raise DataError(f"none of the {len(images)} images in {images.root} can be used: {first}")
+        raise DataError(f"none of the {len(images)} images in {images.place} can be used: {first}")
     for name, reason in embeddings.broken:
         log.debug("broken: %s: %s", name, reason)
     more = f"; and {len(embeddings.broken) - 3} more" if len(embeddings.broken) > 3 else ""
     log.warning(
         "%d of %d images in %s are broken and left out (%s%s); all are listed in %s",
-        len(embeddings.broken), len(images), images.root, first, more, out / "manifest.json",
+        len(embeddings.broken), len(images), images.place, first, more, out / "manifest.json",
     )  # fmt: skip
 
 
@@ -224,7 +269,7 @@ def fingerprint(images: ImageSet) -> str:
     digest = hashlib.sha256()
     for i, name in enumerate(images.ids):
         digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        digest.update(_pieces(images.path(i)))
+        digest.update(_pieces(images.path(i)) if images.source is None else images.stamp(i))
     for column in images.attributes.column_names:
         digest.update(f"{column}\0".encode())
         for value in images.attributes[column].to_pylist():

@@ -67,13 +67,10 @@ def train(
     out: a folder for log, checkpoint and embedder; a run that was killed goes on from there.
     """
     run = _Training(images, embedder, config, validate, Path(out), clock, processes, progress)
-    with storage.locked(run.out) if run.processes.rank == 0 else _nothing():
+    if run.processes.rank > 0:
         return run.result()
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
+    with storage.locked(run.out, parts=("heads", "checkpoint", "embedder")):
+        return run.result()
 
 
 class _Training:
@@ -306,7 +303,7 @@ class _Training:
         device, precision = torch.device(self.compute.device), PRECISIONS[self.compute.precision]
         embedder.eval()
         for batch in batches(
-            [self.images.path(int(i)) for i in chosen],
+            lambda i: self.images.file(int(chosen[i])),
             embedder.preprocess,
             start=0,
             stop=len(chosen),
