@@ -15,7 +15,7 @@ TORCH = {
     "model/backbones.py", "model/networks.py", "model/weights.py", "model/pooling.py",
     "model/projection.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
-    "model/inference.py", "model/shared.py", "search/exact.py",
+    "model/inference.py", "model/ray_engine.py", "model/shared.py", "search/exact.py",
     # the parts of training
     "model/checkpoint.py", "model/choice.py", "model/heads.py", "model/held.py", "model/loop.py",
     "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/settings.py",

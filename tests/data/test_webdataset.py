@@ -60,9 +60,12 @@ def test_ids_are_those_of_the_unpacked_folder(tars: Path, tmp_path: Path) -> Non
     assert read_image(few.file(0)).size == (24, 20) and few.ids == ["part-001/sub/1.png"]
 
 
-@pytest.mark.parametrize(
-    "pattern", ["{}", "{}/part-*.tar", "{}/part-{{000..001}}.tar", "{0}/part-000.tar::{0}/part-001.tar"]
-)  # fmt: skip
+WAYS = [
+    "{}", "{}/part-*.tar", "{}/part-{{000..001}}.tar", "{0}/part-000.tar::{0}/part-001.tar",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", WAYS)
 def test_all_ways_to_name_them(tars: Path, pattern: str) -> None:
     place = pattern.format(tars)
     assert is_tars(place)

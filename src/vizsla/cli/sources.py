@@ -1,12 +1,15 @@
-"""What paths and flags name → rankings, truths, names."""
+"""What paths and flags name → rankings, truths, names, engines."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import UsageError
 
 if TYPE_CHECKING:
+    from vizsla.model.inference import Compute, Engine
     from vizsla.score.truth import Truth
     from vizsla.search.ranking import Ranking
 
@@ -82,3 +85,23 @@ def read_grades(path: Path) -> "dict[str, dict[str, int]]":
     from vizsla.output.qrels import read_qrels
 
     return read_qrels(path)
+
+
+@contextmanager
+def open_engine(
+    name: str, address: str | None, **options: Any
+) -> "Iterator[tuple[Compute, Engine | None]]":
+    """What `embed` computes with, and where. options: those of `resolve_compute`."""
+    from vizsla.model import inference
+
+    if name not in ("local", "ray"):
+        raise UsageError(f"--engine {name}: choose local or ray")
+    if name == "local" and address is not None:
+        raise UsageError("--address names a Ray cluster: add --engine ray")
+    if name == "local":
+        yield inference.resolve_compute(**options), None
+        return
+    from vizsla.model import ray_engine
+
+    with ray_engine.connected(address) as ray:
+        yield ray_engine.resolve_on(ray, **options), ray_engine.ray_engine(ray)

@@ -26,7 +26,7 @@ from vizsla.cli.options import (
     Weights,
     Workers,
 )
-from vizsla.cli.sources import names_in, read_ranking
+from vizsla.cli.sources import names_in, open_engine, read_ranking
 
 if TYPE_CHECKING:
     pass
@@ -64,6 +64,13 @@ def embed(
     max_pixels: MaxPixels = 100_000_000,
     follow_links: FollowLinks = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray for a cluster (see docs/scale.md).")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="A Ray cluster: auto or HOST:PORT. [default: one here]"),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -79,13 +86,17 @@ def embed(
     embedder = pipeline.load_embedder(
         model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
     )
-    compute = inference.resolve_compute(
-        device=device, precision=precision, batch_size=batch_size, workers=workers
-    )
-    with ProgressShown(quiet) as progress:
+    with (
+        open_engine(
+            engine, address, device=device, precision=precision, batch_size=batch_size,
+            workers=workers,
+        ) as (compute, run_parts),
+        ProgressShown(quiet) as progress,
+    ):  # fmt: skip
         embeddings = inference.embed(
             image_set, embedder, out, compute=compute, store=store, max_pixels=max_pixels,
-            overwrite=overwrite, progress=lambda done, total: progress("embedding", done, total),
+            overwrite=overwrite, engine=run_parts,
+            progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
     about = {
         "embeddings": str(out), "images": len(embeddings), "broken": len(embeddings.broken),

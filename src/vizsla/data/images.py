@@ -108,8 +108,7 @@ def _from_file(
     n_bytes = _size_of_file(path, max_pixels)
     kind = "image"
     try:
-        opened = io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb")
-        with opened as file, _pillow_at_ease(max_pixels):
+        with _open(path) as file, _pillow_at_ease(max_pixels):
             head = file.read(512)
             kind = _kind_of(head)
             return read(file, kind, max_pixels)
@@ -117,6 +116,10 @@ def _from_file(
         raise
     except Exception as error:  # a broken file can make a decoder raise anything at all
         raise ImageError(_reason(error, kind, n_bytes, max_pixels)) from error
+
+
+def _open(path: str | Path | bytes) -> BinaryIO:
+    return io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb")
 
 
 def _size_of_file(path: str | Path | bytes, max_pixels: int) -> int:

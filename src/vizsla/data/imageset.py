@@ -54,7 +54,9 @@ LAYOUT = """\
 class Source(Protocol):
     """Where images are that are no files on this machine: data/remote.py, data/webdataset.py."""
 
-    place: str  # as the user named it
+    @property
+    def place(self) -> str:
+        """As the user named it."""
 
     def read(self, name: str) -> bytes:
         """ImageError where this one image cannot be had, StorageError where none can."""

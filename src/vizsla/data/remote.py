@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from vizsla.data.images import few, is_image_name
-from vizsla.data.imageset import ImageSet
+from vizsla.data.imageset import ImageSet, Source
 from vizsla.errors import DataError, ImageError, StorageError
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -108,7 +108,7 @@ class RemoteFolder:
     def stamp(self, name: str) -> bytes:
         return self.stamps[_place_of(name, self.names)].encode()
 
-    def part(self, names: Sequence[str]) -> "RemoteFolder":
+    def part(self, names: Sequence[str]) -> Source:
         """The same for a few names alone: small enough to be sent away."""
         stamps = [self.stamps[_place_of(name, self.names)] for name in names]
         return RemoteFolder(self.place, self.filesystem, self.top, list(names), stamps)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 
 from vizsla.data.images import few, is_image_name
-from vizsla.data.imageset import ImageSet
+from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.remote import BlockReader, files_in, is_url, open_filesystem
 from vizsla.errors import DataError, ImageError
 
@@ -81,7 +81,7 @@ class TarFiles:
         where = f"{member.tar}|{member.offset}|{member.size}|{member.broken}"
         return where.encode("utf-8", "surrogateescape") + self.reader.stamp(member)
 
-    def part(self, names: Sequence[str]) -> "TarFiles":
+    def part(self, names: Sequence[str]) -> Source:
         return TarFiles(self.place, self.reader, {name: self.members[name] for name in names})
 
     def require(self) -> None:
@@ -148,7 +148,9 @@ def _reader_of(place: str) -> tuple[Reader, list[str]]:
     if len({(folder.split("/")[:3][0], query) for folder, _, query in folders}) > 1:
         raise DataError(f"{place}: all tar files of one call must lie in one store")
     opened = [open_filesystem(folder + query) for folder, _, query in folders]
-    paths = [f"{top.rstrip('/')}/{rest}" for (_, top), (_, rest, _) in zip(opened, folders)]
+    paths = [
+        f"{top.rstrip('/')}/{rest}" for (_, top), (_, rest, _) in zip(opened, folders, strict=True)
+    ]
     return RemoteReader(opened[0][0], place), paths
 
 
@@ -171,7 +173,7 @@ def _expanded(pattern: str, reader: Reader) -> list[str]:
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """`a-{08..11}.tar` → a-08.tar, a-09.tar, …; `{x,y}` → both. As the webdataset package has it."""
+    """`a-{08..11}.tar` → a-08.tar, a-09.tar, …; `{x,y}` → both. As webdataset expands them."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if found is None:
         yield pattern
@@ -224,10 +226,10 @@ def _members(tar: str, folder: str, reader: Reader) -> Iterator[tuple[Member, di
 
 
 def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Of each file that is not hidden. TarError where the archive does not go on to its end mark."""
+    """Of each file that is not hidden. TarError where the archive is not whole to its end mark."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for info in archive:
-            archive.members = []  # type: ignore[misc]  # or it would keep every header
+            archive.members = []  # type: ignore[attr-defined]  # or it would keep every header
             info.name = info.name.removeprefix("./")
             if info.isfile() and not any(part[:1] == "." for part in info.name.split("/")):
                 yield info

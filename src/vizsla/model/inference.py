@@ -43,10 +43,13 @@ class Compute:
     precision: str
     batch_size: int
     workers: int
+    elsewhere: dict[str, Any] | None = None  # the facts of the machines that compute, if not here
 
     @property
     def facts(self) -> dict[str, Any]:
         """All that may change the last bits of a vector; the number of workers does not."""
+        if self.elsewhere is not None:
+            return self.elsewhere
         kind = torch.device(self.device).type
         return {
             "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
