@@ -60,6 +60,10 @@ def embed(
     workers: Workers = None,
     seed: Seed = 0,
     store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
+    shard_images: Annotated[
+        int,
+        typer.Option("--shard-images", min=1, help="Of one file; an interruption costs as many."),
+    ] = 1024,
     exclude: Exclude = None,
     max_pixels: MaxPixels = 100_000_000,
     follow_links: FollowLinks = False,
@@ -95,7 +99,7 @@ def embed(
     ):  # fmt: skip
         embeddings = inference.embed(
             image_set, embedder, out, compute=compute, store=store, max_pixels=max_pixels,
-            overwrite=overwrite, engine=run_parts,
+            overwrite=overwrite, engine=run_parts, shard_images=shard_images,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
     about = {

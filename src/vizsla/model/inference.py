@@ -299,7 +299,7 @@ def _whole_batches(shard_images: int, batch_size: int) -> int:
 
 def _clear(folder: Path) -> None:
     """Removes what `embed` writes there, and nothing else."""
-    for path in [*folder.glob("shard-*.parquet"), folder / "manifest.json"]:
+    for path in [folder / "manifest.json", *folder.glob("shard-*.parquet")]:
         path.unlink(missing_ok=True)
 
 

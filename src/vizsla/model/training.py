@@ -204,7 +204,7 @@ class _Training:
             self.labels,
             loss,
             learning_rate=self.config.head_learning_rate,
-            seconds=min(heads.SECONDS, 0.06 * (self.config.budget or math.inf)),
+            seconds=self._head_seconds(),
             order=self._order(loss),
             per_class=self.config.per_class,
             seed=self.config.seed,
@@ -479,6 +479,10 @@ class _Training:
                 f"{self.clock.spent():.0f} s went into reading and the head. Give more time"
             )
         return max(0.0, seconds)
+
+    def _head_seconds(self) -> float:
+        """Without a budget no clock decides: the same command must end with the same weights."""
+        return min(heads.SECONDS, 0.06 * self.config.budget) if self.config.budget else math.inf
 
     def _refit_seconds(self) -> float:
         """How long fitting projections to the tuned backbone will take, by the first reading."""
