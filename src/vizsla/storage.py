@@ -13,7 +13,6 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ SEAL_KEY = "vizsla.seal"
 _SEAL_START = "vizsla-sha256:"
 _UNSEALED = _SEAL_START + "0" * 64
 LOCK = ".lock"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")  # ours, safetensors'
 _MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it costs milliseconds
 
 
@@ -37,21 +36,59 @@ _MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it c
 def writing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; when the block ends well, it becomes `path` in one step.
 
-    Whatever goes wrong (Ctrl-C included), `path` keeps its old content or stays absent.
+    Whatever goes wrong (Ctrl-C included), `path` keeps its old content or stays absent. Nothing is
+    written into a folder that was `locked` and is gone.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        check_held(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # safetensors would let nobody else read it
         _fsync(temporary)
+        check_held(path)
         temporary.replace(path)
         _fsync(path.parent)
     except OSError as error:
+        check_held(path)  # a folder that was deleted is the better reason
         raise storage_error("write", path, error) from error
+    except Exception as error:
+        if (found := _system_error_in(error)) is not None:
+            raise storage_error("write", path, found) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def append_line(path: str | Path, text: str) -> None:
+    """For logs alone: what is appended may be cut off by a crash."""
+    path = Path(path)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        check_held(path)
+        raise storage_error("write", path, error) from error
+
+
+def remove(*paths: Path) -> None:
+    """Files that may be there or not, in this order."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error("delete", path, error) from error
+
+
+def _system_error_in(error: Exception) -> OSError | None:
+    """What the system said to a library in Rust, which tells it in words alone."""
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
+    number = int(found[1] or found[2]) if found else 0
+    return OSError(number, os.strerror(number)) if found else None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -235,24 +272,25 @@ def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot {verb} {path}: {advice}")
 
 
-@dataclass(frozen=True)
-class Held:
-    """A folder that this process alone writes to."""
+_held: dict[Path, tuple[int, int]] = {}  # folder that this process holds → its lock's identity
 
-    folder: Path
-    state: tuple[int, int]  # device and inode of the lock's file
 
-    def check(self) -> None:
-        """StorageError where the folder was deleted meanwhile, also where it is there again."""
-        if _identity(self.folder / LOCK) != self.state:
+def check_held(path: Path) -> None:
+    """StorageError where `path` lies in a folder of this process's that was deleted meanwhile.
+
+    Also where the folder is there again: another process may be writing to it by now.
+    """
+    here = path.absolute()
+    for folder, identity in list(_held.items()):
+        if here.is_relative_to(folder) and _identity(folder / LOCK) != identity:
             raise StorageError(
-                f"{self.folder} was deleted or replaced while it was written to: nothing more is "
+                f"{folder} was deleted or replaced while it was written to: nothing more is "
                 "written there. Run the same command again"
             )
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[Held]:
+def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[None]:
     """Holds `folder` for this process; a second process gets a StorageError at once.
 
     What a killed process left half-written is removed, there and in the folders `parts` below it.
@@ -273,8 +311,10 @@ def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[Held]:
     try:
         for place in (folder, *(folder / name for name in parts)):
             _remove_leftovers(place)
-        yield Held(folder, _identity(folder / LOCK) or (0, 0))
+        _held[folder.absolute()] = _identity(folder / LOCK) or (0, 0)
+        yield
     finally:
+        _held.pop(folder.absolute(), None)
         lock.release()
 
 
@@ -288,7 +328,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Temporary files of `writing` whose process was killed."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(".*tmp*"):
         if _TEMPORARY.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -139,10 +139,20 @@ def _by_name(node: dict[str, Any], name: str) -> Any:
 
 
 def leftovers(out: Path) -> list[str]:
-    return [str(path) for path in out.rglob(".*.tmp")]
+    return [str(path) for path in out.rglob(".*tmp*")]
 
 
-TINY = ["--model", "tiny", "--weights", "random", "--image-size", "16", "--device", "cpu", "-q"]
+TINY = [
+    "--model",
+    "timm:test_resnet",
+    "--weights",
+    "random",
+    "--image-size",
+    "32",
+    "--device",
+    "cpu",
+    "-q",
+]
 
 
 @pytest.fixture(scope="session")

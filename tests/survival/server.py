@@ -4,7 +4,8 @@ Reads one JSON order a line, answers with one JSON line. An order may have its p
 some time, or at the n-th step of writing; or have that step fail.
 
     {"words": ["embed", …], "out": "file for what it prints", "notes": "file for what it did",
-     "kill_after": seconds, "at": n, "kinds": ["write", "fsync", "rename"], "act": "kill" | errno}
+     "kill_after": seconds, "at": n, "kinds": ["write", "fsync", "rename"],
+     "act": "kill" | errno | "delete" | "delete back", "place": "what is deleted"}
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -28,12 +30,12 @@ class Steps:
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.at, self.kinds = order.get("at"), order.get("kinds", ["write", "fsync", "rename"])
-        self.act, self.count = order.get("act"), 0
+        self.act, self.place, self.count = order.get("act"), order.get("place"), 0
         self.notes = order.get("notes")
 
     def note(self, *words: object) -> None:
         if self.notes:
-            with open(self.notes, "a") as file:
+            with Path(self.notes).open("a") as file:
                 file.write(" ".join(map(str, words)) + "\n")
 
     def step(self, kind: str, path: object, half: Callable[[], None] | None = None) -> None:
@@ -43,18 +45,23 @@ class Steps:
         if self.count != self.at:
             return
         self.note("fault", kind, path)
+        if str(self.act).startswith("delete"):
+            shutil.rmtree(self.place)
+            if self.act == "delete back":
+                Path(str(self.place)).mkdir()
+            return
         if half:
             with contextlib.suppress(Exception):
                 half()
         if self.act == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        number = int(self.act or 5)
-        raise OSError(number, os.strerror(number), str(path))
+        assert isinstance(self.act, int)
+        raise OSError(self.act, os.strerror(self.act), str(path))
 
     def install(self) -> None:
         import pyarrow.parquet as pq
         import safetensors.torch
-        from vizsla import storage
+
         from vizsla.model import inference, loop
 
         self._before(os, "fsync", "fsync", lambda *a: None)
@@ -78,7 +85,6 @@ class Steps:
         self._noted(inference, "embed_part", lambda job, part, *_: ("part", part.start))
         self._noted(loop.Loop, "_update", lambda this, share: ("step", this.step))
         self._noted(loop.Loop, "save", lambda this: ("save", this.step))
-        assert storage
 
     def _before(
         self, owner: Any, name: str, kind: str, half: Callable[..., None], where: int = 0
@@ -104,12 +110,12 @@ class Steps:
 
 
 def _half_file(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(data[: len(data) // 2])
 
 
 def _cut(path: Any) -> None:
-    os.truncate(path, os.path.getsize(path) // 2)
+    os.truncate(path, Path(path).stat().st_size // 2)
 
 
 def run_here(order: dict[str, Any]) -> None:
@@ -118,13 +124,16 @@ def run_here(order: dict[str, Any]) -> None:
 
     code = 70
     try:
-        with open(order["out"], "w") as out:
+        with Path(order["out"]).open("w") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
-        sys.stdout, sys.stderr = (open(i, "w", closefd=False) for i in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(i, "w", closefd=False) for i in (1, 2))
         os.chdir(order.get("folder", "."))
-        if uid := order.get("user"):
-            os.setuid(uid)
+        if user := order.get("user"):
+            for name in ("out", "notes"):
+                Path(order[name]).touch()
+                os.chown(order[name], user, -1)
+            os.setuid(user)
         steps = Steps(order)
         steps.install()
         try:
@@ -134,8 +143,9 @@ def run_here(order: dict[str, Any]) -> None:
             code = int(end.code or 0)
         sys.stdout.flush()
         sys.stderr.flush()
-        with open(order["out"] + ".count", "w") as file:
-            file.write(str(steps.count))
+        count = str(steps.count)
+        with contextlib.suppress(PermissionError):
+            Path(order["out"] + ".count").write_text(count)
     except BaseException:
         import traceback
 
@@ -165,13 +175,14 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def warm_up() -> None:
-    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.backends.backend_agg
     import pyarrow.parquet  # noqa: F401
     import pytorch_metric_learning.losses  # noqa: F401
     import safetensors.torch  # noqa: F401
     import timm  # noqa: F401
     import torch
     from matplotlib.figure import Figure
+
     from vizsla import pipeline, tuning  # noqa: F401
     from vizsla.cli import main  # noqa: F401
     from vizsla.model.embedder import Embedder

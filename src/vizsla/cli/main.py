@@ -6,6 +6,7 @@ inside the commands that need them, so that `vizsla --help` answers at once.
 
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -16,6 +17,7 @@ from vizsla.cli import jobs, checking, stages, scoring, showing, contest  # noqa
 # isort: on
 from vizsla.cli.console import app, log_to_stderr
 from vizsla.errors import UsageError, VizslaError
+from vizsla.storage import storage_error
 
 INTERRUPTED = "interrupted; nothing is half-written, and `embed` and `train` go on when run again"
 
@@ -38,6 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `vizsla models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if os.environ.get("VIZSLA_DEBUG"):
+            raise
+        _fail(str(storage_error("use", Path(error.filename or "a file"), error)), 1)
     except MemoryError:
         _fail("memory ran out: use a smaller --batch-size, or a machine with more memory", 1)
     except Exception as error:

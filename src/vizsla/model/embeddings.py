@@ -4,7 +4,7 @@ Knows nothing of images. The folder's sealed manifest names every shard with its
 `complete` is false, an interrupted `embed` goes on behind the last shard that it names.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,10 +157,8 @@ class ShardWriter:
         *,
         store: str = "fp32",
         total: int = 0,
-        before_write: Callable[[], None] | None = None,
     ) -> None:
         self.folder, self.about, self.dim, self.store, self.total = folder, about, dim, store, total
-        self.before_write = before_write or (lambda: None)
         self.shards: list[dict[str, Any]] = []
         self.early: dict[int, dict[str, Any]] = {}  # by number: written, a shard before is not
         self.done = 0  # images read, broken ones included
@@ -236,7 +234,6 @@ class ShardWriter:
             }
         )
         name = f"shard-{number:05d}.parquet"
-        self.before_write()
         sha256 = storage.write_table(self.folder / name, table)
         return {"file": name, "rows": len(ids), "sha256": sha256, "broken": list(map(list, broken))}
 
@@ -247,7 +244,6 @@ class ShardWriter:
         return {**self.about, "dim": self.dim, "store": self.store, "total": self.total}
 
     def _write(self, *, complete: bool) -> None:
-        self.before_write()
         progress = {"complete": complete, "done": self.done, "shards": self.shards}
         storage.write_sealed_json(
             self.folder / MANIFEST, {"form": FORM, **self._header(), **progress}

@@ -120,7 +120,7 @@ def embed(
         raise UsageError(f"store={store!r}: choose {' or '.join(STORES)}")
     compute = compute or resolve_compute()
     out = Path(out)
-    with storage.locked(out) as held:
+    with storage.locked(out):
         if overwrite:
             _clear(out)
         per_shard = _whole_batches(shard_images, compute.batch_size)
@@ -132,9 +132,7 @@ def embed(
             "max_pixels": max_pixels,
             "shard_images": per_shard,
         }
-        writer = ShardWriter(
-            out, about, embedder.dim, store=store, total=len(images), before_write=held.check
-        )
+        writer = ShardWriter(out, about, embedder.dim, store=store, total=len(images))
         done = writer.resume()
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
@@ -299,8 +297,7 @@ def _whole_batches(shard_images: int, batch_size: int) -> int:
 
 def _clear(folder: Path) -> None:
     """Removes what `embed` writes there, and nothing else."""
-    for path in [folder / "manifest.json", *folder.glob("shard-*.parquet")]:
-        path.unlink(missing_ok=True)
+    storage.remove(folder / "manifest.json", *folder.glob("shard-*.parquet"))
 
 
 def _resolve_device(device: str) -> str:
