@@ -159,7 +159,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         seconds = time.monotonic() - started
         result = this.result_path(embedder.name)
         record = _record(this, scores, embedder, data, config, seconds, messages.warnings, tuned)
-        storage.write_json(result, record)
+        storage.write_sealed_json(result, record)
         log.info("done in %.1f s", seconds)
     return RunResult(
         this, embedder.name, ranking, scores, result, submission, figures, seconds,

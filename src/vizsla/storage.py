@@ -101,7 +101,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """JSON that people may read and edit: not sealed. NaN is refused, unknown is null."""
+    """JSON that people may edit: not sealed. NaN is refused, unknown is null."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -153,11 +153,25 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
+    """Anybody's JSON; where it carries a seal, the seal is checked and left out."""
     data = read_bytes(path)
+    sealed = (
+        SEAL_KEY.encode() in data or _SEAL_START.encode() in data
+    )  # a byte breaks one
+    if sealed:
+        try:
+            unsealed(data, path)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}. If it was changed on purpose, take the line {SEAL_KEY!r} out of it"
+            ) from error
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except ValueError as error:  # also invalid UTF-8
         raise StorageError(f"{path} is not JSON ({error})") from error
+    if sealed:
+        del content[SEAL_KEY]
+    return content
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:
