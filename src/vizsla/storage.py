@@ -155,9 +155,7 @@ def read_bytes(path: str | Path) -> bytes:
 def read_json(path: str | Path) -> Any:
     """Anybody's JSON; where it carries a seal, the seal is checked and left out."""
     data = read_bytes(path)
-    sealed = (
-        SEAL_KEY.encode() in data or _SEAL_START.encode() in data
-    )  # a byte breaks one
+    sealed = SEAL_KEY.encode() in data or _SEAL_START.encode() in data  # a byte breaks one
     if sealed:
         try:
             unsealed(data, path)

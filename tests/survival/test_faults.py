@@ -224,8 +224,11 @@ def test_a_folder_of_somebody_else(
 # ── folders that vanish ──────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize(
+    ("name", "back"),
+    [("embed", False), ("embed", True), ("train", True),
+     pytest.param("train", False, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_a_folder_that_is_deleted_meanwhile(
     name: str, back: bool, jobs: dict[str, Job], commands: Commands, tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """`kill -9` at any moment, then the same command again: the artefacts of an unbroken run.
 
-VIZSLA_KILLS sets the number of random moments in the slow tests (100).
+VIZSLA_KILLS sets the number of random moments in the slow tests (100), VIZSLA_KILLS_SEED which.
 """
 
 import os
@@ -14,6 +14,7 @@ import pytest
 from .conftest import KILLED, Commands, Job, leftovers
 
 KILLS = int(os.environ.get("VIZSLA_KILLS", "100"))
+SEED = int(os.environ.get("VIZSLA_KILLS_SEED", "0"))
 JOBS = ["embed", "train"]
 
 
@@ -80,7 +81,7 @@ def test_killed_at_random_moments(
 ) -> None:
     job = jobs[name]
     hashes, seconds, units, _ = whole_run(job, commands, tmp_path / "whole")
-    dice, redone, killed = random.Random(0), Counter[int](), 0
+    dice, redone, killed = random.Random(SEED), Counter[int](), 0
     for n in range(KILLS):
         out = tmp_path / str(n)
         answer = job.run(commands, out, kill_after=dice.uniform(0, seconds))
