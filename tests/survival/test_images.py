@@ -19,9 +19,10 @@ EDGE = Path(os.environ.get("VIZSLA_SHARED") or Path(__file__).parents[3] / "shar
 
 
 def fuzz(n: str, tool: str, tmp_path: Path) -> dict[str, Any]:
-    seeds = ["--seeds", str(EDGE)] if EDGE.is_dir() else []
+    words = ["--images", n, "--with", tool, "--keep", str(tmp_path / "last")]
+    words += ["--seeds", str(EDGE)] if EDGE.is_dir() else []
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--images", n, "--with", tool, "--keep", tmp_path / "last", *seeds],
+        [sys.executable, str(SCRIPT), *words],
         capture_output=True, text=True, errors="replace", timeout=1500,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
