@@ -30,6 +30,7 @@ class Answer:
     said: str
     steps: int | None
     notes: list[list[str]] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)  # where several ran at once
 
     def noted(self, word: str) -> list[str]:
         return [note[1] for note in self.notes if note[0] == word]
@@ -62,10 +63,13 @@ class Commands:
         self.server.stdin.flush()
         answer = json.loads(self._line())
         count = Path(f"{out}.count")
+        others = sorted(set(self.folder.glob(f"{out.name}.*")) - {count})
+        said = [path.read_text() for path in (out, *others) if path.exists()]
         return Answer(
-            answer["code"], answer["seconds"], out.read_text() if out.exists() else "",
+            answer["code"], answer["seconds"], "".join(said),
             int(count.read_text()) if count.exists() else None,
             [line.split() for line in notes.read_text().splitlines()] if notes.exists() else [],
+            answer["codes"],
         )  # fmt: skip
 
     def close(self) -> None:

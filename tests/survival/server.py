@@ -5,7 +5,8 @@ some time, or at the n-th step of writing; or have that step fail.
 
     {"words": ["embed", …], "out": "file for what it prints", "notes": "file for what it did",
      "kill_after": seconds, "at": n, "kinds": ["write", "fsync", "rename"],
-     "act": "kill" | errno | "delete" | "delete back", "place": "what is deleted"}
+     "act": "kill" | errno | "delete" | "delete back", "place": "what is deleted",
+     "times": how many at once}
 """
 
 import contextlib
@@ -157,21 +158,26 @@ def run_here(order: dict[str, Any]) -> None:
 
 def answer(order: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        run_here(order)
+    waiting = {}
+    for n in range(order.get("times", 1)):
+        pid = os.fork()
+        if pid == 0:
+            run_here({**order, "out": order["out"] + ("" if n == 0 else f".{n}")})
+        waiting[pid] = n
     deadline = started + (order.get("kill_after") or 120.0)
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() >= deadline:
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            break
+    codes = {}
+    while waiting:
+        for pid, n in list(waiting.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done and time.monotonic() >= deadline:
+                os.kill(pid, signal.SIGKILL)
+                done, status = os.waitpid(pid, 0)
+            if done:
+                codes[n] = os.waitstatus_to_exitcode(status)
+                del waiting[pid]
         time.sleep(0.001)
-    code = os.waitstatus_to_exitcode(status)
-    return {"code": code, "seconds": time.monotonic() - started}
+    ordered = [codes[n] for n in sorted(codes)]
+    return {"code": ordered[0], "codes": ordered, "seconds": time.monotonic() - started}
 
 
 def warm_up() -> None:
