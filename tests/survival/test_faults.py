@@ -185,8 +185,8 @@ def _full_disks(job: Job, commands: Commands, mount: Mount, tmp_path: Path, n: i
         assert job.hashes(out) == hashes, kib
         shutil.rmtree(out)
     print(
-        f"\n{job.name}: disks of {len(chosen)} sizes below {used} KiB, {full} of them too small and said so; "
-        "after they had grown all end with the same hashes"
+        f"\n{job.name}: disks of {len(chosen)} sizes below {used} KiB, {full} of them too small "
+        "and said so; after they had grown all end with the same hashes"
     )
     assert full >= len(chosen) // 2
 
