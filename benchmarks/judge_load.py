@@ -195,11 +195,11 @@ def load(contest: Contest, *, clients: int, seconds: float) -> dict[str, float]:
     }
 
 
-def kill(contest: Contest, *, times: int, clients: int) -> list[dict[str, float]]:
-    """kill -9 while clients post, again and again on one database."""
+def kill(contest: Contest, *, times: int, clients: int) -> Iterator[dict[str, float]]:
+    """kill -9 while clients post, again and again on one database. What each round found."""
     from vizsla.web.judge import rescore
 
-    draw, all_answered, rounds = random.Random(1), Tally(), []
+    draw, all_answered = random.Random(1), Tally()
     for number in range(1, times + 1):
         tally, stop = Tally(), threading.Event()
         with server(contest) as (process, port):
@@ -212,29 +212,28 @@ def kill(contest: Contest, *, times: int, clients: int) -> list[dict[str, float]
             for thread in threads:
                 thread.join()
         all_answered.answered += tally.answered
-        rounds.append(
-            {
-                "kill": number,
-                "seconds_after_first_answer": round(after, 2),
-                "answered": len(tally.answered),
-                "refused": len(tally.refused),
-                "wrong_scores": wrong_scores(contest, tally),
-                "lost_so_far": lost_submissions(contest, all_answered),
-            }
-        )
+        yield {
+            "kill": number,
+            "seconds_after_first_answer": round(after, 2),
+            "answered": len(tally.answered),
+            "refused": len(tally.refused),
+            "wrong_scores": wrong_scores(contest, tally),
+            "lost_so_far": lost_submissions(contest, all_answered),
+        }
     again = rescore(contest.labels, database=contest.database)
-    rounds.append({"rescored": again.submissions, "changed": again.changed})
-    return rounds
+    yield {"rescored": again.submissions, "changed": again.changed}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=60, help="at least 6")
     parser.add_argument("--queries", type=int, default=1500)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--kills", type=int, default=0, help="kill -9 this often instead")
     options = parser.parse_args()
+    if options.seconds < 6:
+        parser.error("--seconds: at least 6, since memory is first looked at after 5")
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(Path(folder), queries=options.queries, k=options.top_k, bodies=50)
         if options.kills:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -55,6 +56,74 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert re.search(rf"Example: vizsla {command}\b", result.output)
+
+
+def test_the_help_tells_defaults_and_no_type_behind_a_flag() -> None:
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    assert "Pixels. [default: (the weights' own)]" in shown
+    assert "[default: (frozen)]" in shown and "<bool>" not in shown
+    judge = CliRunner().invoke(app, ["judge", "rescore", "--help"], env={"COLUMNS": "200"}).output
+    assert judge.count("(as before)") == 4 and "<bool>" not in judge
+
+
+def test_every_option_has_a_help_that_is_shown_whole() -> None:
+    """Rich takes [default: …] inside a help for markup and shows nothing of it."""
+
+    def check(command: Any, words: str) -> None:
+        for parameter in command.params:
+            if type(parameter).__name__ == "TyperOption":
+                assert parameter.help, f"{words} {parameter.opts}"
+                assert "[" not in parameter.help, f"{words} {parameter.opts}: {parameter.help}"
+        for name, below in getattr(command, "commands", {}).items():
+            check(below, f"{words} {name}")
+
+    check(typer.main.get_command(app), "vizsla")
+
+
+def test_version() -> None:
+    from vizsla import __version__
+
+    done = vizsla("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"vizsla {__version__}\n", "")
+
+
+@pytest.mark.parametrize("variable", ["LC_ALL", "PYTHONIOENCODING"])
+def test_names_are_utf8_under_any_locale(tmp_path: Path, variable: str) -> None:
+    """As in a container or a cron job, where the locale is C and Python takes names for ASCII."""
+    from PIL import Image
+
+    for name in ("größe/ä.png", "größe/ö.png", "b.png"):
+        (tmp_path / "bilder" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (len(name), 90, 9)).save(tmp_path / "bilder" / name)
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {**os.environ, **(plain if variable == "LC_ALL" else {variable: "ascii"})}
+    words = ["embed", "bilder", "-o", "ü.emb", "--model", "tiny", "--weights", "random"]
+    done = subprocess.run(
+        [*VIZSLA, *words, "--image-size", "32", "--json"],
+        cwd=tmp_path, env=environment, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    from vizsla.model.embeddings import Embeddings
+
+    assert Embeddings.open(tmp_path / "ü.emb").ids == ["b.png", "größe/ä.png", "größe/ö.png"]
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    """`vizsla compare | head -1`, with more to say than a pipe holds."""
+    (tmp_path / "results").mkdir()
+    for i in range(900):
+        row = {"model_name": f"a-model-with-a-long-name-{i:04}", "top_k": 10, "top_k_accuracy": 0.5}
+        (tmp_path / "results" / f"{i}.json").write_text(json.dumps(row))
+    process = subprocess.Popen(
+        [*VIZSLA, "compare", "results"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 0
 
 
 def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path) -> None:
@@ -133,3 +202,16 @@ def test_models_lists_all_names() -> None:
         assert name in names
     table = CliRunner().invoke(app, ["models"]).stdout
     assert "googlenet" in table and "dinov2-s14" in table
+
+
+def test_models_tells_the_size_at_which_dinov2_was_trained_last() -> None:
+    rows = json.loads(CliRunner().invoke(app, ["models", "--json"]).stdout)
+    sizes = {row["name"]: (row["image_size"], row["trained_size"]) for row in rows}
+    assert sizes["dinov2-s14"] == sizes["dinov2-l14-reg"] == (224, 518)
+    assert sizes["clip-vit-b32"] == sizes["mobilenetv2"] == (224, 224)
+    assert (
+        "dinov2-l14-reg: last trained at 518 pixels" in CliRunner().invoke(app, ["models"]).stdout
+    )
+    plain = CliRunner().invoke(app, ["models", "resnet18"]).stdout
+    assert "last trained" not in plain and "11.2 M" in plain and "timm:" not in plain
+    assert "timm:resnet18.tv_in1k" in CliRunner().invoke(app, ["models", "resnet18", "-v"]).stdout

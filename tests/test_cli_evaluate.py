@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from vizsla.cli.main import app
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.exact import rank
+from vizsla.search.ranking import Ranking
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox")
 PNG = b"\x89PNG"
@@ -191,3 +193,28 @@ def test_a_ranking_is_evaluated_without_torch(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_that_are_no_labels_are_said_loudly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lists = {f"a{i}_1.jpg": ["b_1.jpg", "c_2.jpg"] for i in range(3)}
+    (tmp_path / "sub.json").write_text(json.dumps(lists))
+    words = ["evaluate", str(tmp_path / "sub.json"), "--labels-from", "{label}_{n}"]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 0
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage().startswith("not one right image in 3 lists")
+    assert "not one right image" in json.loads(result.stdout)["notes"][0]
+
+
+def test_pairs_are_compared_by_any_metric_with_corrected_intervals(folder: Path) -> None:
+    ranking = Ranking.load("ranking.parquet")
+    replace(ranking, positions=ranking.positions[::-1], scores=None).save("other.parquet")
+    words = ["compare", "ranking.parquet", "other.parquet", "--labels", "labels.csv"]
+    result = CliRunner().invoke(app, [*words, "--metric", "map", "--metric", "precision@5"])
+    assert result.exit_code == 0, result.output
+    table, note = result.stdout.rsplit("\n- ", 1)
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["mAP", "precision@5"]
+    assert "low (Bonferroni)" in table.splitlines()[0]
+    assert note.startswith("corrected for 2 comparisons")

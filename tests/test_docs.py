@@ -8,6 +8,7 @@ import csv
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,9 @@ def vectors_folder(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         (folder / f"{role[0]}.txt").write_text("\n".join(labels) + "\n")
     ranking = rank(Embeddings.open(folder / "query.emb"), Embeddings.open(folder / "gallery.emb"))
     ranking.save(folder / "ranking.parquet")
+    replace(ranking, positions=ranking.positions[:, ::-1], scores=None).save(
+        folder / "other.parquet"
+    )
     return folder
 
 
@@ -105,19 +109,27 @@ def own_vectors(vectors_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(vectors_folder)
 
 
-def test_commands_on_metrics_work(own_vectors: None) -> None:
-    todo = commands(ROOT / "docs/metrics.md")
-    assert len(todo) >= 6
+@pytest.mark.parametrize(("page", "least"), [("metrics", 6), ("check", 3), ("speed", 3)])
+def test_commands_on_pages_work(own_vectors: None, page: str, least: int) -> None:
+    todo = commands(ROOT / f"docs/{page}.md")
+    assert len(todo) >= least
     for words in todo:
         result = CliRunner().invoke(app, offline(words[1:]), catch_exceptions=False)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
-    assert Path("qrels.txt").is_file() and Path("scores.png").is_file()
+    made = {"metrics": ("qrels.txt", "scores.png", "compared.html"), "check": ("exclude.txt",),
+            "speed": ("fast.emb/manifest.json", "model.onnx", "model.json")}  # fmt: skip
+    assert all(Path(name).is_file() for name in made[page])
 
 
 def test_python_on_metrics_works(own_vectors: None, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("python", (ROOT / "docs/metrics.md").read_text())
     exec(compile(code, "metrics.md", "exec"), {})
     assert "mAP" in capsys.readouterr().out
+
+
+def test_python_on_check_works(own_vectors: None) -> None:
+    (code,) = blocks("python", (ROOT / "docs/check.md").read_text())
+    exec(compile(code, "check.md", "exec"), {})
 
 
 def test_links_lead_somewhere() -> None:

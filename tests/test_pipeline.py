@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vizsla import pipeline
+from vizsla import pipeline, runconfig
 from vizsla.cli.main import main
 from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model.embeddings import Embeddings
 from vizsla.output.submission import read_submission
-from vizsla.pipeline import RunConfig, run
+from vizsla.pipeline import run
+from vizsla.runconfig import RunConfig
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import evaluate
 from vizsla.search.ranking import Ranking
@@ -129,7 +131,7 @@ def test_broken_images_never_stop_a_run(data: Path, caplog: pytest.LogCaptureFix
 
 def test_again_gives_the_same_ranking(data: Path) -> None:
     first = run(config(data, pooling="gem", figures=0, seed=3))
-    repeated = pipeline.again(first.run.folder)
+    repeated = runconfig.again(first.run.folder)
     assert repeated.pooling == "gem" and repeated.device != "auto" and repeated.precision == "fp32"
     second = run(dataclasses.replace(repeated, home=str(data.parent / "elsewhere")))
     assert second.ranking.to_lists() == first.ranking.to_lists()
@@ -139,7 +141,7 @@ def test_again_gives_the_same_ranking(data: Path) -> None:
 def test_again_finds_moved_data_and_refuses_other_weights(data: Path, tmp_path: Path) -> None:
     first = run(config(data, figures=0))
     data.rename(tmp_path / "moved")
-    repeated = pipeline.again(first.run.folder, data=tmp_path / "moved")
+    repeated = runconfig.again(first.run.folder, data=tmp_path / "moved")
     assert run(repeated).ranking.to_lists() == first.ranking.to_lists()
     with pytest.raises(ModelError, match="another model"):
         run(dataclasses.replace(repeated, seed=7))
@@ -151,7 +153,7 @@ def test_again_keeps_to_the_labels_that_there_were(data: Path) -> None:
     (data.parent / "kept.csv").rename(data / "labels.csv")
     assert first.scores is None
     second = run(config(data, figures=0))
-    assert pipeline.again(second.run.folder).labels == str(data / "labels.csv")
+    assert runconfig.again(second.run.folder).labels == str(data / "labels.csv")
 
 
 def test_labels_from_the_folders_own_metadata(data: Path) -> None:
@@ -277,6 +279,49 @@ def test_wrong_wishes_are_said_before_the_work(data: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="labels none of"):
         run(config(data, labels=str(tmp_path / "other.csv")))
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+
+
+@pytest.fixture(scope="module")
+def few_photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real photos of 6 classes: 2 queries and 4 gallery images of each."""
+    whole, few = shared / "data" / "caltech101", tmp_path_factory.mktemp("few") / "data"
+    rows = [row for row in table(whole / "labels.csv") if row["role"] != "training"]
+    kept = []
+    for label in sorted({row["label"] for row in rows})[:6]:
+        for role, n in (("query", 2), ("gallery", 4)):
+            kept += [r for r in rows if r["label"] == label and r["role"] == role][:n]
+    for row in kept:
+        target = few / "test" / row["role"] / row["file"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(whole / "test" / row["role"] / row["file"], target)
+    with (few / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["role", "file", "label"])
+        writer.writeheader()
+        writer.writerows(kept)
+    return few
+
+
+def test_real_weights_with_both_poolings(
+    shared: Path, few_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`vizsla run` as people call it: GeM and GAP find what they search for, each in its way."""
+    words = ["run", str(few_photos), "--model", "mobilenetv2", "-k", "4", "--figures", "2"]
+    words += ["--json", "--weights", str(shared / "weights" / "mobilenetv2_100.safetensors")]
+    vectors = {}
+    for pooling in ("gap", "gem"):
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--pooling", pooling, "--home", str(tmp_path)])
+        out, err = capsys.readouterr()
+        assert end.value.code == 0, err
+        assert "takes the preprocessing of mobilenetv2" in err
+        done = json.loads(out)
+        record = json.loads(Path(done["result"]).read_text())
+        assert record["pooling_type"] == {"gap": "GAP", "gem": "GeM"}[pooling]
+        assert record["weights"] == "file" and len(done["figures"]) == 2
+        assert record["top_k_accuracy"] > 0.9 and record["scores"]["map"] > 0.6
+        vectors[pooling] = Embeddings.open(Path(done["run"]) / "embeddings" / "query").vectors
+    cosines = (vectors["gap"] * vectors["gem"]).sum(axis=1)
+    assert cosines.min() > 0.5 and cosines.max() < 0.999
 
 
 FAMILIES = ["clip-vit-b32", "dinov2-s14", "efficientnet-b0", "resnet18", "googlenet"]

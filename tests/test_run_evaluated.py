@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vizsla import pipeline, storage
+from vizsla import pipeline, revisit, storage
 from vizsla.errors import DataError, UsageError
-from vizsla.pipeline import RunConfig
+from vizsla.runconfig import RunConfig
 from vizsla.runs import open_run
 from vizsla.score.scores import Scores
 
@@ -44,7 +44,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_scores_of_a_run_come_out_again(run_folder: Path) -> None:
-    ranking, _, scores = pipeline.judge_run(run_folder, ks=(1, 5, 10), cluster="label")
+    ranking, _, scores = revisit.judge_run(run_folder, ks=(1, 5, 10), cluster="label")
     stored = Scores.load(run_folder / "scores.json")
     assert scores.queries == stored.queries and len(ranking) == 16
     assert scores.per_query("map") == stored.per_query("map")
@@ -52,14 +52,14 @@ def test_the_scores_of_a_run_come_out_again(run_folder: Path) -> None:
 
 
 def test_the_cut_off_is_learned_on_training_images_alone(run_folder: Path) -> None:
-    learned = pipeline.calibrate_run(run_folder, precision=0.5)
+    learned = revisit.calibrate_run(run_folder, precision=0.5)
     assert learned.learned_on.count("training") == 1
     held = run_folder / "embeddings" / "validation-new-classes"
     assert (held / "manifest.json").is_file()
     before = (held / "shard-00000.parquet").stat().st_mtime_ns
-    assert pipeline.calibrate_run(run_folder, precision=0.5) == learned
+    assert revisit.calibrate_run(run_folder, precision=0.5) == learned
     assert (held / "shard-00000.parquet").stat().st_mtime_ns == before
-    other = pipeline.calibrate_run(run_folder, precision=0.5, validate_on="seen-classes")
+    other = revisit.calibrate_run(run_folder, precision=0.5, validate_on="seen-classes")
     assert "of 8 classes" in other.learned_on
 
 
@@ -70,7 +70,7 @@ def test_a_tuned_run_is_never_calibrated_on_what_it_has_seen(run_folder: Path) -
     run.write_config(tuned)
     try:
         with pytest.raises(UsageError, match="has seen all else"):
-            pipeline.calibrate_run(run_folder, validate_on="seen-classes")
+            revisit.calibrate_run(run_folder, validate_on="seen-classes")
     finally:
         run.write_config(config)
 
@@ -82,7 +82,7 @@ def test_a_run_without_labels_says_what_to_give(run_folder: Path) -> None:
     run.write_config({**config, "options": {**config["options"], "labels": None}})
     try:
         with pytest.raises(DataError, match="no labels were known: give --labels"):
-            pipeline.judge_run(run_folder)
+            revisit.judge_run(run_folder)
     finally:
         labels.write_text(text)
         run.write_config(config)
@@ -90,8 +90,21 @@ def test_a_run_without_labels_says_what_to_give(run_folder: Path) -> None:
 
 def test_vectors_of_an_earlier_call_that_do_not_fit_are_made_again(run_folder: Path) -> None:
     held = run_folder / "embeddings" / "validation-new-classes"
-    learned = pipeline.calibrate_run(run_folder, precision=0.5)
+    learned = revisit.calibrate_run(run_folder, precision=0.5)
     manifest = storage.read_sealed_json(held / "manifest.json")
     storage.write_sealed_json(held / "manifest.json", {**manifest, "compute_id": "another"})
-    assert pipeline.calibrate_run(run_folder, precision=0.5) == learned
+    assert revisit.calibrate_run(run_folder, precision=0.5) == learned
     assert storage.read_sealed_json(held / "manifest.json") == manifest
+
+
+def test_a_run_warns_of_labels_that_are_none(run_folder: Path, tmp_path: Path) -> None:
+    data = Path(open_run(run_folder).config["options"]["data"])
+    names = {role: sorted((data / "test" / role).iterdir()) for role in ("query", "gallery")}
+    rows = [f"{role},{path.name},{role}{i}" for role in names for i, path in enumerate(names[role])]
+    (tmp_path / "labels.csv").write_text("\n".join(["role,file,label", *rows]) + "\n")
+    config = RunConfig(
+        data=str(data), model="tiny", weights="random", figures=0, home=str(tmp_path),
+        labels=str(tmp_path / "labels.csv"),
+    )  # fmt: skip
+    result = pipeline.run(config)
+    assert any("there is nothing to find: every query has" in w for w in result.warnings)

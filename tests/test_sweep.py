@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vizsla import pipeline, sweep
+from vizsla import opening, pipeline, sweep
 from vizsla.cli.main import app
 from vizsla.data.imageset import open_data
 from vizsla.errors import UsageError
-from vizsla.model import inference
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import MAX_PIXELS, embed, resolve_compute
-from vizsla.model.shared import embed_together, key_of
-from vizsla.pipeline import RunConfig
+from vizsla.model.inference import embed
+from vizsla.model.network import Network
+from vizsla.model.shared import embed_together
+from vizsla.runconfig import RunConfig
 from vizsla.sweep import Combination, SweepConfig, combinations
 
 
@@ -34,13 +35,13 @@ def config(data: Path, home: Path, **options: Any) -> SweepConfig:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images every batch that is embedded holds, in order."""
     sizes: list[int] = []
-    original = inference.embed_batch
+    original = Network.submit
 
-    def counted(embedder: Any, images: Any, compute: Any) -> np.ndarray:
-        sizes.append(len(images))
-        return original(embedder, images, compute)
+    def counted(network: Network, pixels: Any) -> Any:
+        sizes.append(len(pixels))
+        return original(network, pixels)
 
-    monkeypatch.setattr(inference, "embed_batch", counted)
+    monkeypatch.setattr(Network, "submit", counted)
     return sizes
 
 
@@ -116,19 +117,24 @@ def test_a_pooling_that_a_model_lacks_is_left_out(tinted: Path, tmp_path: Path) 
     assert not result.failures and "left out" in result.remarks()[1][0]
 
 
-def test_shared_embeddings_are_those_of_each_alone(tinted: Path, tmp_path: Path) -> None:
+def test_shared_embeddings_are_those_of_each_alone(
+    tinted: Path, tmp_path: Path, seen: list[int]
+) -> None:
     shutil.copytree(tinted / "test/query", tmp_path / "query")
     (tmp_path / "query/broken.png").write_bytes(b"\x89PNG")
-    images = pipeline.image_set(tmp_path / "query")
+    images = opening.image_set(tmp_path / "query")
     build = {"weights": "random", "image_size": 64}
     embedders = [Embedder.build("tiny", pooling=p, **build) for p in ("gap", "gem", "max")]
     compute = resolve_compute(device="cpu", batch_size=8, workers=1)
     embed_together(images, embedders, tmp_path / "cache", compute=compute)
     for embedder in embedders:
         alone = embed(images, embedder, tmp_path / embedder.pooling, compute=compute)
-        shared = Embeddings.open(
-            tmp_path / "cache" / key_of(embedder, images, compute, max_pixels=MAX_PIXELS)
-        )
+        del seen[:]
+        shared = embed(
+            images, embedder, tmp_path / f"{embedder.pooling}-shared",
+            compute=compute, cache=tmp_path / "cache",
+        )  # fmt: skip
+        assert seen == []  # what the broken one was tried with is no batch
         assert np.array_equal(alone.vectors, shared.vectors) and alone.ids == shared.ids
         assert alone.broken == shared.broken and len(shared.broken) == 1
         assert (alone.model_id, alone.compute_id) == (shared.model_id, shared.compute_id)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vizsla import pipeline
+from vizsla import pipeline, runconfig
 from vizsla.cli.main import main
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.pipeline import RunConfig
+from vizsla.runconfig import RunConfig
 from vizsla.tuning import TuneConfig, parse_setting, seconds, target_of, training_part
 
 FAST = {
@@ -92,7 +92,7 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     saved = Embedder.load(result.run.folder / "embedder")
     assert saved.model_id == record["model_id"]
     assert (result.run.folder / "training" / "log.jsonl").is_file()
-    again = pipeline.again(result.run.folder)
+    again = runconfig.again(result.run.folder)
     assert again.tuning is not None
     assert again.tuning["loss"] == "cross-entropy"
     assert again.tuning["precision"] == "fp32"

@@ -12,24 +12,27 @@ _HOME = {
     "DataError": "errors",
     "Embedder": "model.embedder",
     "Embeddings": "model.embeddings",
+    "Filter": "search.filters",
     "ImageError": "errors",
     "ImageSet": "data.imageset",
     "MissingExtraError": "errors",
     "ModelError": "errors",
     "Preprocess": "data.transforms",
     "Ranking": "search.ranking",
-    "RunConfig": "pipeline",
+    "RunConfig": "runconfig",
     "Scores": "score.scores",
     "StorageError": "errors",
     "SubmitError": "errors",
     "Truth": "score.relevance",
     "UsageError": "errors",
     "VizslaError": "errors",
+    "build_index": "search.index",
     "draw_ranking": "output.figures",
     "embed": "model.inference",
     "evaluate": "score.scores",
     "evaluate_embeddings": "score.embedded",
     "open_data": "data.imageset",
+    "open_index": "search.index",
     "rank": "search.exact",
     "read_image": "data.images",
     "read_qrels": "output.qrels",
@@ -76,11 +79,14 @@ if TYPE_CHECKING:
     from vizsla.output.qrels import write_qrels as write_qrels
     from vizsla.output.submission import read_submission as read_submission
     from vizsla.output.submission import write_submission as write_submission
-    from vizsla.pipeline import RunConfig as RunConfig
     from vizsla.pipeline import run as run
+    from vizsla.runconfig import RunConfig as RunConfig
     from vizsla.score.embedded import evaluate_embeddings as evaluate_embeddings
     from vizsla.score.relevance import Truth as Truth
     from vizsla.score.scores import Scores as Scores
     from vizsla.score.scores import evaluate as evaluate
     from vizsla.search.exact import rank as rank
+    from vizsla.search.filters import Filter as Filter
+    from vizsla.search.index import build_index as build_index
+    from vizsla.search.index import open_index as open_index
     from vizsla.search.ranking import Ranking as Ranking

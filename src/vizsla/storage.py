@@ -26,7 +26,7 @@ _SEAL_START = "vizsla-sha256:"
 _UNSEALED = _SEAL_START + "0" * 64
 LOCK = ".lock"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")  # ours, safetensors'
-_MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it costs milliseconds
+MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it costs milliseconds
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -237,7 +237,7 @@ def verify(path: str | Path, sha256: str, *, force: bool = False) -> None:
     path = Path(path)
     try:
         state = path.stat()
-        memo = _memo_path(path, state, sha256) if state.st_size >= _MEMO_FROM_BYTES else None
+        memo = memo_path(path, state, sha256) if state.st_size >= MEMO_FROM_BYTES else None
         if memo and memo.exists() and not force:
             return
         found = sha256_of(path)
@@ -260,7 +260,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VIZSLA_CACHE") or Path(base) / "vizsla")
 
 
-def _memo_path(path: Path, state: os.stat_result, sha256: str) -> Path:
+def memo_path(path: Path, state: os.stat_result, sha256: str) -> Path:
     known = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}|{sha256}"
     return cache_folder() / "verified" / hashlib.sha256(known.encode()).hexdigest()
 

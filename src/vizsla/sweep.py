@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vizsla import pipeline, storage
+from vizsla import opening, pipeline, storage
 from vizsla.data.imageset import open_data
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.backbones import resolve
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import fingerprint, resolve_compute
+from vizsla.model.inference import fingerprint
 from vizsla.model.pooling import POOLINGS
 from vizsla.model.shared import TOGETHER, embed_together
-from vizsla.pipeline import Progress, RunConfig
+from vizsla.pipeline import Progress
+from vizsla.runconfig import RunConfig
 from vizsla.score.compare import read_results
 from vizsla.score.tables import Section, Table, to_html
 from vizsla.tuning import TuneConfig
@@ -137,7 +139,11 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> SweepResult:
     if config.trials and all(one.finetune == "none" for one in grid):
         raise UsageError("--trials searches the settings of a training: give --finetune head, …")
     place = Path(config.run.home) / "sweeps"
-    shared = dataclasses.replace(config.run, cache=str(place / "cache"))
+    shared = dataclasses.replace(
+        config.run,
+        cache=config.run.cache or str(place / "cache"),
+        compiling="off",  # one pass then serves several poolings, bit for bit
+    )
     outcomes = []
     ahead = [one for one in grid if one.finetune == "none"]
     with storage.locked(place):
@@ -270,14 +276,15 @@ def _embed_ahead(
     if one.finetune != "none" or len(poolings) < 2 or one.pooling != poolings[0] or run.exclude:
         return
     data = open_data(run.data, follow_links=run.follow_links)
-    first = pipeline.load_embedder(
+    first = opening.load_embedder(
         one.model, weights=one.weights, pooling=one.pooling, image_size=run.image_size,
         seed=run.seed,
     )  # fmt: skip
     others = [Embedder(first.backbone, str(p), name=first.name).eval() for p in poolings[1:]]
     compute = resolve_compute(
-        device=run.device, precision=run.precision, batch_size=run.batch_size, workers=run.workers
-    )
+        device=run.device, precision=run.precision, compiling=run.compiling,
+        batch_size=run.batch_size, workers=run.workers, embedder=first,
+    )  # fmt: skip
 
     def report(done: int, total: int) -> None:
         if progress:

@@ -164,11 +164,11 @@ def _read(text: str, kind: str) -> Any:
     return text
 
 
-def training_part(images: ImageSet | None, data: str) -> ImageSet:
+def training_part(images: ImageSet | None, data: str, needed_by: str = "--finetune") -> ImageSet:
     """DataError where a data folder has nothing to train on."""
     if images is None or len(images) == 0:
         raise DataError(
             f"{data} has no training folder: put labelled images into {data}/training/<class>/, "
-            "or run without --finetune"
+            f"or run without {needed_by}"
         )
     return images

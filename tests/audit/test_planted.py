@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -14,7 +15,7 @@ from vizsla.audit.check import Embed, check, embedding_in, labelled_sets
 from vizsla.audit.neighbours import stacked, suspects
 from vizsla.audit.report import Report
 from vizsla.data.images import read_image
-from vizsla.data.imageset import open_data
+from vizsla.data.imageset import ImageSet, open_data
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import resolve_compute
 
@@ -126,31 +127,43 @@ def embed(shared: Path, tmp_path: Path) -> Embed:
     return embedding_in(tmp_path / "embeddings", embedder, resolve_compute(device="cpu"))
 
 
+def first_suspects_with_swaps(
+    sets: dict[str, ImageSet], vectors: np.ndarray, seed: int
+) -> tuple[set[int], set[int]]:
+    """The first 20 suspects where 5 training labels are swapped, and those 5."""
+    labels = [str(label) for images in sets.values() for label in images.labels or []]
+    dice = random.Random(seed)
+    moved = dice.sample(range(len(sets["training"])), 5)
+    names = sorted({str(label) for label in sets["training"].labels or []})
+    for i in moved:
+        labels[i] = dice.choice([name for name in names if name != labels[i]])
+    return {suspect.i for suspect in suspects(vectors, labels)[:20]}, set(moved)
+
+
 @pytest.mark.slow
-def test_wrong_labels_are_among_the_first_suspects(
-    shared: Path, tmp_path: Path, embed: Embed
+@pytest.mark.parametrize(
+    ("name", "average", "mostly"), [("clothing", 3.8, 14), ("caltech101", 4.5, 19)]
+)
+def test_swapped_labels_are_among_the_first_suspects(
+    shared: Path, embed: Embed, name: str, average: float, mostly: int
 ) -> None:
-    planted = Planted(shared / "data/caltech101", tmp_path / "data", 0)
+    """Of clothes in most draws: shirt, longsleeve and outwear are hard to tell apart."""
+    sets = labelled_sets(open_data(shared / "data" / name))
+    vectors = stacked(sets, {role: embed(role, images) for role, images in sets.items()})
+    draws = [first_suspects_with_swaps(sets, vectors, seed) for seed in range(1000, 1020)]
+    found = [len(first & moved) for first, moved in draws]
+    print(name, found, sum(found) / len(found))
+    assert sum(found) / len(found) >= average, found  # of 5
+    assert sum(count >= 4 for count in found) >= mostly, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clothing", "caltech101"])
+def test_a_check_with_a_model_finds_the_wrong_labels(
+    shared: Path, tmp_path: Path, embed: Embed, name: str
+) -> None:
+    planted = Planted(shared / "data" / name, tmp_path / "data", 0)
     report = check(planted.folder, labelled_sets(open_data(planted.folder)), embed=embed)
     assert report.suspects is not None
     first = {report.facts[suspect.i].name for suspect in report.suspects[:20]}
     assert len(first & set(planted.moved.values())) >= 4
-
-
-@pytest.mark.slow
-def test_most_wrong_labels_are_found_where_classes_are_hard_to_tell_apart(
-    shared: Path, embed: Embed
-) -> None:
-    sets = labelled_sets(open_data(shared / "data/clothing"))
-    vectors = stacked(sets, {role: embed(role, images) for role, images in sets.items()})
-    labels = [str(label) for images in sets.values() for label in images.labels or []]
-    found = []
-    for seed in range(20):
-        dice, told = random.Random(seed), list(labels)
-        moved = dice.sample(range(len(sets["training"])), 5)
-        for i in moved:
-            told[i] = dice.choice(sorted(set(labels) - {labels[i]}))
-        first = {suspect.i for suspect in suspects(vectors, told)[:20]}
-        found.append(len(first & set(moved)))
-    assert sum(found) / len(found) >= 3.4, found  # of 5
-    assert sum(count >= 4 for count in found) >= 10, found

@@ -24,8 +24,9 @@ from vizsla.data.remote import BLOCK, BlockReader, image_set_at, is_url, open_fi
 from vizsla.data.transforms import Preprocess
 from vizsla.data.webdataset import image_set_in_tars
 from vizsla.errors import DataError, ImageError, StorageError
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import embed, resolve_compute
+from vizsla.model.inference import embed
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from torch import nn
 from vizsla.data.imageset import ImageSet
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import Compute, embed, resolve_compute
+from vizsla.model.inference import embed
 
 
 class Patches(nn.Module):
@@ -44,7 +45,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def compute(batch_size: int = 4, workers: int = 1) -> Compute:
-    return resolve_compute(device="cpu", batch_size=batch_size, workers=workers)
+    return resolve_compute(device="cpu", precision="fp32", batch_size=batch_size, workers=workers)
 
 
 def test_every_image_gets_its_own_unit_vector(photos: Path, tmp_path: Path) -> None:

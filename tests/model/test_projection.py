@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from vizsla.errors import DataError, ModelError
+from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.heads import class_means, closed_forms, project, train_head
 from vizsla.model.losses import build_loss
 from vizsla.model.projection import (
     Projection,
+    behind,
     build_projection,
     centred,
     identity_or_pca,
     pca,
     whitened,
+    whitening,
 )
 
 RNG = np.random.default_rng(0)
@@ -122,3 +125,73 @@ def test_a_head_stops_in_time_and_at_bad_numbers(caplog: pytest.LogCaptureFixtur
 def test_closed_forms_are_named() -> None:
     assert list(closed_forms(clusters(), LABELS)) == ["centred", "whitened 0.9", "whitened 0.6"]
     assert list(closed_forms(clusters(), LABELS, dim=3)) == ["pca"]
+
+
+# ── PCA and whitening without labels ──
+
+
+def stretched(n: int = 400, d: int = 12) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    return rng.standard_normal((n, d)) * np.linspace(3, 0.2, d) + 2
+
+
+def applied(projection: nn.Module, vectors: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        found: np.ndarray = projection(torch.from_numpy(vectors.astype(np.float32))).numpy()
+    return found
+
+
+def test_plain_whitening_makes_all_axes_equal() -> None:
+    vectors = stretched()
+    out = applied(whitening(vectors, "plain"), vectors)
+    covariance = np.cov(out.T, bias=True)
+    np.testing.assert_allclose(covariance, np.eye(12) * covariance[0, 0], atol=1e-4)
+    np.testing.assert_allclose(out.mean(axis=0), 0, atol=1e-5)
+
+
+def test_pca_alone_keeps_the_largest_axes_as_they_are() -> None:
+    vectors = stretched()
+    out = applied(whitening(vectors, "none", 5), vectors)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    from sklearn.decomposition import PCA
+
+    expected = PCA(5).fit_transform(unit)
+    np.testing.assert_allclose(np.abs(out), np.abs(expected), atol=1e-4)
+
+
+def test_shrinking_trusts_few_vectors_less() -> None:
+    few, many = stretched(15), stretched(4000)
+
+    def ratio(vectors: np.ndarray, kind: str) -> float:
+        rows = whitening(vectors, kind, 10).weight.detach().norm(dim=1)
+        return float(rows.max() / rows.min())
+
+    assert ratio(few, "shrunk") < 0.7 * ratio(few, "plain")
+    assert ratio(many, "shrunk") == pytest.approx(ratio(many, "plain"), rel=0.05)
+    assert whitening(few, "shrunk").outputs == 12
+
+
+def test_too_few_vectors_or_no_such_kind_are_refused() -> None:
+    with pytest.raises(DataError, match="choose from 1 to 4"):
+        whitening(stretched(5), "plain", 8)
+    with pytest.raises(DataError, match="choose from 1 to 12"):
+        whitening(stretched(50), "shrunk", 13)
+    with pytest.raises(DataError, match="two or more"):
+        whitening(stretched(1), "shrunk")
+    with pytest.raises(UsageError, match="none, plain, shrunk"):
+        whitening(stretched(), "bleach")
+
+
+def test_a_whitening_behind_a_head_is_saved_with_it() -> None:
+    vectors = stretched()
+    head = identity_or_pca(vectors, 8)
+    second = whitening(applied(head, vectors), "shrunk", 4)
+    both = behind(head, second)
+    assert both.dim == 4 and behind(nn.Identity(), second) is second
+    again = build_projection(both.description)
+    again.load_state_dict(both.state_dict())
+    np.testing.assert_array_equal(applied(again, vectors), applied(both, vectors))
+    expected = applied(second, applied(head, vectors))
+    np.testing.assert_allclose(applied(both, vectors), expected, atol=1e-6)
+    third = behind(both, whitening(applied(both, vectors), "plain", 2))
+    assert [part["outputs"] for part in third.description["parts"]] == [8, 4, 2]

@@ -24,9 +24,10 @@ from vizsla.data.remote import image_set_at
 from vizsla.data.transforms import Preprocess
 from vizsla.data.webdataset import image_set_in_tars
 from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import embed, resolve_compute
+from vizsla.model.inference import embed
 from vizsla.model.ray_engine import connected, ray_engine, resolve_on
 
 pytestmark = [

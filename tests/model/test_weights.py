@@ -1,25 +1,15 @@
-import http.server
 import logging
 import re
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vizsla.errors import ModelError
-from vizsla.model.backbones import build_backbone
-from vizsla.model.catalogue import BACKBONES
 from vizsla.model.weights import (
     digest_of,
-    download,
-    fetch,
     load_state,
     read_state,
     seeded,
@@ -186,151 +176,6 @@ def test_an_older_form_is_converted_only_where_names_do_not_fit() -> None:
     with pytest.raises(ModelError, match=r"unexpected \(new\.0\.weight"):
         new = {f"new.{name}": value for name, value in state_of(source).items()}
         load_state(target, new, origin="f", convert=convert)
-
-
-# ── hubs ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, and torch's, in a folder of their own."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path
-
-
-@pytest.fixture
-def offline(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return empty_cache
-
-
-def put_into_cache(cache: Path, repository: str, file: str, state: dict[str, Tensor]) -> Path:
-    folder = cache / "hub" / f"models--{repository.replace('/', '--')}"
-    path = folder / "snapshots" / ("0" * 40) / file
-    path.parent.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0" * 40)
-    if file.endswith("safetensors"):
-        save_file(state, path)
-    else:
-        torch.save(state, path)
-    return path
-
-
-def tiny_state(seed: int) -> dict[str, Tensor]:
-    """As timm has it on the hub: with the classifier."""
-    state = state_of(build_backbone("tiny", "random", seed=seed).network)
-    return {**state, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-def test_cached_weights_need_no_network(offline: Path, file: str) -> None:
-    path = put_into_cache(offline, "timm/resnet10t.c3_in1k", file, tiny_state(7))
-    assert fetch("tiny") == path
-    built, expected = build_backbone("tiny"), build_backbone("tiny", "random", seed=7)
-    assert digest_of(built.state_dict()) == digest_of(expected.state_dict())
-
-
-@pytest.mark.parametrize("name", ["dinov2-s14", "clip-vit-b32", "googlenet", "timm:regnety_002"])
-def test_offline_without_cache_the_error_shows_two_ways_out(offline: Path, name: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        build_backbone(name)
-    text = str(caught.value)
-    assert text.startswith(f"cannot get the pretrained weights of {name}")
-    assert "--weights FILE" in text and "vizsla models --fetch" in text
-    assert ("TORCH_HOME" if name == "googlenet" else "HF_HOME") in text
-    assert "HF_HUB_OFFLINE is set" in text
-
-
-def test_the_environment_variable_is_honoured(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "from vizsla.errors import ModelError\n"
-        "from vizsla.model.weights import fetch\n"
-        "try: fetch('tiny')\n"
-        "except ModelError as error: sys.exit(f'{error}')\n"
-    )
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "HOME": "/nowhere"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("cannot get the pretrained weights of tiny (timm:resnet10t")
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-@pytest.fixture
-def hub(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[dict[str, bytes], list[str]]]:
-    """A real server on loopback in place of the hub: its files by path, and what was asked."""
-    files: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            asked.append(self.path)
-            content = files.get(self.path)
-            self.send_response(404 if content is None else 200)
-            if content is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("X-Repo-Commit", "1" * 40)
-            self.send_header("ETag", f'"{len(content or b"")}"')
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            self.do_HEAD()
-            self.wfile.write(files.get(self.path, b""))
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    yield files, asked
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-def test_weights_come_from_the_hub_once(
-    hub: tuple[dict[str, bytes], list[str]], tmp_path: Path, file: str
-) -> None:
-    files, asked = hub
-    source = tmp_path / file
-    save_file(tiny_state(3), source) if "safe" in file else torch.save(tiny_state(3), source)
-    files[f"/timm/resnet10t.c3_in1k/resolve/main/{file}"] = source.read_bytes()
-    path = fetch("tiny")
-    assert path.read_bytes() == source.read_bytes()
-    questions = len(asked)
-    assert questions
-    built, expected = build_backbone("tiny"), build_backbone("tiny", "random", seed=3)
-    assert digest_of(built.state_dict()) == digest_of(expected.state_dict())
-    assert len(asked) == questions
-
-
-def test_a_repository_without_weights_is_named(hub: tuple[dict[str, bytes], list[str]]) -> None:
-    with pytest.raises(ModelError, match=r"weights of tiny .*404"):
-        fetch("tiny")
-
-
-def test_googlenet_comes_from_torchs_cache(offline: Path) -> None:
-    from torchvision.models import GoogLeNet
-
-    path = offline / "torch" / "hub" / "checkpoints" / "googlenet-1378be20.pth"
-    path.parent.mkdir(parents=True)
-    with seeded(5):
-        torch.save(GoogLeNet(init_weights=False).state_dict(), path)  # auxiliary heads and all
-    assert download(BACKBONES["googlenet"]) == path
-    built = build_backbone("googlenet").network.state_dict()
-    stored = torch.load(path, weights_only=True)
-    assert built and all(torch.equal(tensor, stored[name]) for name, tensor in built.items())
 
 
 # ── random numbers and fingerprints ──────────────────────────────────────────────────────────────

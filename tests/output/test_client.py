@@ -160,6 +160,18 @@ def test_url_and_token_from_the_environment(serve: Serve, monkeypatch: pytest.Mo
     assert sent == [None, "Bearer from-outside", "Bearer given"]
 
 
+def test_a_dry_run_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VIZSLA_SUBMIT_URL", raising=False)
+    dry = submit(LISTS, "dogs", dry_run=True)
+    assert (dry.url, dry.queries, dry.accuracy) == (None, 2, None)
+    with pytest.raises(UsageError, match="not a web address"):
+        submit(LISTS, "dogs", "ftp://x", dry_run=True)  # one that is given must be sound
+    monkeypatch.setenv("VIZSLA_SUBMIT_URL", "http://127.0.0.1/x")
+    assert submit(LISTS, "dogs", dry_run=True).url == "http://127.0.0.1/x"
+    with pytest.raises(DataError, match="extra"):
+        submit({**LISTS, "extra": ["a.jpg", "b.jpg"]}, "dogs", dry_run=True, queries=list(LISTS))
+
+
 def test_a_dry_run_sends_nothing_and_says_what_it_would(serve: Serve) -> None:
     server = serve(GOOD)
     dry = submit(LISTS, "dogs", server.url, dry_run=True)

@@ -10,12 +10,23 @@ from PIL import Image, ImageColor
 
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.output import figures
-from vizsla.output.figures import Picture, draw_ranking, pick_queries, query_sheet, sheet_names
+from vizsla.output.drawing import (
+    BLANK,
+    LINE,
+    PAPER,
+    RIGHT,
+    WRONG,
+    Picture,
+    badge_of,
+    font_of,
+    query_sheet,
+    shortened,
+)
+from vizsla.output.figures import draw_ranking, pick_queries, sheet_names
 from vizsla.search.ranking import Ranking
 
 RIGHT, WRONG, LINE, BLANK, PAPER = (
-    ImageColor.getrgb(colour)
-    for colour in (figures.RIGHT, figures.WRONG, figures.LINE, figures.BLANK, figures.PAPER)
+    ImageColor.getrgb(colour) for colour in (RIGHT, WRONG, LINE, BLANK, PAPER)
 )
 LEFT, TOP, TOP_WITH_NOTES = 360, 70, 94  # of the first tile
 
@@ -92,7 +103,7 @@ def test_green_and_red_where_the_truth_is_known_and_grey_elsewhere(
 
 
 def test_the_mark_tells_right_from_wrong_without_colour() -> None:
-    right, wrong = (figures.badge_of(correct, 40).getchannel("G") for correct in (True, False))
+    right, wrong = (badge_of(correct, 40).getchannel("G") for correct in (True, False))
     white = [np.asarray(mark) > 200 for mark in (right, wrong)]
     assert (white[0] != white[1]).mean() > 0.03
 
@@ -154,13 +165,13 @@ def test_any_name_can_be_drawn(photos: tuple[Path, Path], tmp_path: Path, name: 
 
 
 def test_long_names_lose_their_middle() -> None:
-    font = figures.font_of(14)
-    short = figures.shortened("a_long_name_of_a_picture_0001.jpg", font, 150)
+    font = font_of(14)
+    short = shortened("a_long_name_of_a_picture_0001.jpg", font, 150)
     assert re.fullmatch(r"a_long.*….*01\.jpg", short)
     assert font.getlength(short) <= 150
-    assert figures.shortened("short.jpg", font, 150) == "short.jpg"
-    assert figures.shortened("a\nb\ud800", font, 150) == "a\ufffdb\ufffd"
-    assert figures.shortened("anything", font, 5) == "…"
+    assert shortened("short.jpg", font, 150) == "short.jpg"
+    assert shortened("a\nb\ud800", font, 150) == "a\ufffdb\ufffd"
+    assert shortened("anything", font, 5) == "…"
 
 
 def test_a_query_without_results(tmp_path: Path, photos: tuple[Path, Path]) -> None:

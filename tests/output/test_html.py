@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vizsla import pipeline
+from vizsla import revisit
 from vizsla.errors import DataError, UsageError
 from vizsla.output import charts, map2d
-from vizsla.pipeline import RunConfig, run
+from vizsla.pipeline import run
+from vizsla.runconfig import RunConfig
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -36,7 +37,7 @@ def page(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "training").mkdir()
     lines = [json.dumps({"step": i, "loss": 1 / i}) for i in range(1, 6)]
     (folder / "training/log.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
-    return pipeline.report(folder, home / "report.html")
+    return revisit.report(folder, home / "report.html")
 
 
 def text_of(page: Path) -> str:
@@ -92,7 +93,7 @@ def test_the_matrix_counts_every_query_once(page: Path) -> None:
 def test_without_labels_it_is_still_a_report(tinted: Path, tmp_path: Path) -> None:
     shutil.copytree(tinted, tmp_path / "data")
     (tmp_path / "data/labels.csv").unlink()
-    page = pipeline.report(small_run(tmp_path / "data", tmp_path), tmp_path / "r.html")
+    page = revisit.report(small_run(tmp_path / "data", tmp_path), tmp_path / "r.html")
     whole = page.read_text()
     assert "No labels are known" in whole and '<section id="map"' in whole
     assert '<section id="scores"' not in whole and whole.count('<article class="sheet">') == 8
@@ -103,8 +104,8 @@ def test_pictures_that_have_moved_are_asked_for(tinted: Path, tmp_path: Path) ->
     folder = small_run(tmp_path / "data", tmp_path)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="data"):
-        pipeline.report(folder, tmp_path / "r.html")
-    pipeline.report(folder, tmp_path / "r.html", data=tmp_path / "elsewhere", projection="pca")
+        revisit.report(folder, tmp_path / "r.html")
+    revisit.report(folder, tmp_path / "r.html", data=tmp_path / "elsewhere", projection="pca")
     assert "first two principal components" in (tmp_path / "r.html").read_text()
 
 

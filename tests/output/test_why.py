@@ -13,7 +13,7 @@ from vizsla.cli.main import app
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import UsageError
 from vizsla.output.why import as_seen, overlaid
-from vizsla.pipeline import RunConfig
+from vizsla.runconfig import RunConfig
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,30 @@ def test_groups_and_order_by_any_key(results) -> None:  # type: ignore[no-untype
         found.grouped(sort="colour")
 
 
+def test_keys_that_only_some_files_have_group_and_sort_too(results) -> None:  # type: ignore[no-untyped-def]
+    found = results(
+        {"augment": "light", "learning_rate": 0.1, "scores": {"ndcg@5": 0.5}},
+        {"augment": "strong", "learning_rate": 0.01, "scores": {"ndcg@5": 0.8}},
+        {"augment": "light", "learning_rate": 0.2, "config": {"nested": 1}},
+    )
+    light, strong = found.grouped(["augment"]).records()
+    assert (light["augment"], light["runs"], strong["runs"]) == ("light", 2, 1)
+    by_score = found.grouped(["augment"], sort="ndcg@5").records()
+    assert [(row["augment"], row["ndcg@5"]) for row in by_score] == [
+        ("strong", 0.8),
+        ("light", 0.5),
+    ]
+    by_rate = found.grouped(["augment"], sort="learning_rate").records()
+    assert [row["learning_rate"] for row in by_rate] == pytest.approx([0.01, 0.15])
+    with pytest.raises(UsageError, match=r"cannot group by 'nested': choose among .*augment"):
+        found.grouped(["nested"])
+    assert [row["source"][:2] for row in found.single(sort="ndcg@5").records()] == [
+        "m1",
+        "m0",
+        "m2",
+    ]
+
+
 def test_odd_values_are_read_with_patience(results) -> None:  # type: ignore[no-untyped-def]
     found = results(
         {"loss_function": "None", "top_k": "10", "top_k_accuracy": "0.75", "num_classes": "nan"},
@@ -132,7 +156,7 @@ def test_a_loss_at_chance_is_flagged(results) -> None:  # type: ignore[no-untype
 
 def test_a_tuned_run_with_all_scores_of_its_frozen_twin_is_flagged(results) -> None:  # type: ignore[no-untyped-def]
     found = results({}, {"is_finetuned": True, "num_classes": None})
-    assert "same scores, precision_at_k (0.5), top_k_accuracy (0.9)" in alarms(found)[0]
+    assert "same scores, top_k_accuracy (0.9), precision_at_k (0.5)" in alarms(found)[0]
     assert alarms(found)[0].startswith("m1_metrics_1.json, m0_metrics_0.json: ")
 
 
@@ -214,3 +238,16 @@ def test_the_contests_results(shared: Path) -> None:
     assert rows["clip-vit-b32", True, None, 921]["top_k_accuracy"] is None
     assert rows["resnet50", True, None, 90]["top_k_accuracy"] == pytest.approx(0.96485)
     assert found.results[2].values["loss_function"] is None  # "None" in the file
+
+
+def test_twins_are_told_by_the_main_scores(results) -> None:  # type: ignore[no-untyped-def]
+    """Of forty queries two runs share some score by chance: that is no news."""
+    many = {f"ndcg@{k}": k / 100 for k in range(1, 30)}
+    tuned = {"is_finetuned": True, "scores": {**many, "top_k_accuracy@5": 0.5}}
+    [flag] = results({"scores": {**many, "top_k_accuracy@5": 0.5}}, tuned).flags
+    assert "top_k_accuracy (0.9), precision_at_k (0.5) and 30 more: was anything" in flag.text
+    other = {**tuned, "top_k_accuracy": 0.8, "precision_at_k": 0.4}
+    assert results({"scores": many}, other).flags == []
+    [flag] = results({"scores": many}, {**tuned, "precision_at_k": 0.4}).flags
+    assert not flag.alarm
+    assert flag.text.endswith("share top_k_accuracy (0.9), but not precision_at_k (0.4, 0.5)")

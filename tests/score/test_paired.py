@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from vizsla.errors import DataError, UsageError
-from vizsla.score.paired import NO_DIFFERENCE, compare_systems, differences_table
+from vizsla.score.intervals import difference_interval
+from vizsla.score.paired import (
+    NO_DIFFERENCE,
+    compare_systems,
+    correction_note,
+    differences_table,
+    in_words,
+)
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores, evaluate
 from vizsla.search.ranking import Ranking
@@ -94,3 +102,54 @@ def test_the_table_says_it_in_words() -> None:
     table = differences_table(compare_systems({"a": system(1.0, 1), "b": system(1.0, 2)}))
     assert table.records()[0]["verdict"] == NO_DIFFERENCE
     assert "A − B" in table.lines()[0]
+
+
+def test_a_comparison_in_words_names_the_better_system_first() -> None:
+    found = compare_systems({"weak": system(0.5, 1), "strong": system(2.0, 2)}, keys=["map"])[0]
+    assert found.low is not None and found.high is not None
+    assert in_words(found) == (
+        f"mAP: strong is better than weak by {-found.difference:.4f}, 95 % interval "
+        f"{-found.high:.4f} to {-found.low:.4f}"
+    )
+    same = compare_systems({"a": system(1.0, 1), "b": system(1.0, 2)}, keys=["map"])[0]
+    assert NO_DIFFERENCE in in_words(same)
+
+
+def test_intervals_are_corrected_as_the_p_values_are() -> None:
+    alone = compare_systems({"a": system(1.0, 0), "b": system(1.1, 1)}, keys=["map"])[0]
+    systems = {name: system(1.0 + 0.1 * i, i) for i, name in enumerate("abcd")}
+    found = compare_systems(systems, keys=["map"])
+    [same] = [d for d in found if (d.a, d.b) == ("a", "b")]
+    assert (same.difference, same.p) == (alone.difference, alone.p)
+    assert same.comparisons == 6 and alone.comparisons == 1
+    wider = stats.norm.ppf(1 - 0.025 / 6) / stats.norm.ppf(1 - 0.025)
+    for end, other in ((alone.low, same.low), (alone.high, same.high)):
+        assert end is not None and other is not None
+        assert other - same.difference == pytest.approx((end - same.difference) * wider, rel=0.03)
+    assert "6 comparisons" in correction_note(found) and "99.17 %" in correction_note(found)
+    assert "had to be corrected" in correction_note([alone])
+    assert {"low (Bonferroni)", "p (Holm)"} <= set(differences_table(found).columns)
+
+
+def test_intervals_of_many_comparisons_hold_all_together() -> None:
+    """Of three pairs of systems that are equal, in 19 of 20 cases every interval holds 0."""
+    generator, held = np.random.default_rng(3), 0
+    for _ in range(400):
+        values = generator.beta(2, 0.5, (3, 150))
+        values = 0.5 * values + 0.5 * generator.random(150)  # the queries are hard or easy for all
+        pairs = [values[0] - values[1], values[0] - values[2], values[1] - values[2]]
+        intervals = [
+            difference_interval(pair, comparisons=3, resamples=400) or (1, 1) for pair in pairs
+        ]
+        held += all(low <= 0 <= high for low, high in intervals)
+    assert held / 400 >= 0.93
+
+
+def test_a_clear_difference_stands_out_among_hundreds_of_comparisons() -> None:
+    """With 10,000 permutations no p-value could be small enough after Holm's correction."""
+    systems = {f"s{i}": system(1.0, 1) for i in range(32)}
+    systems["strong"] = system(4.0, 2)
+    found = compare_systems(systems, keys=["map"])
+    assert len(found) == 528
+    assert {d.verdict for d in found if d.b == "strong"} == {"strong is better"}
+    assert {d.verdict for d in found if d.b != "strong"} == {NO_DIFFERENCE}

@@ -83,7 +83,7 @@ class Steps:
             _cut(path)
 
         self._before(safetensors.torch, "save_file", "write", half_tensors, where=1)
-        self._noted(inference, "embed_part", lambda job, part, *_: ("part", part.start))
+        self._noted(inference._Draft, "__init__", lambda this, part, *_: ("part", part.start))
         self._noted(loop.Loop, "_update", lambda this, share: ("step", this.step))
         self._noted(loop.Loop, "save", lambda this: ("save", this.step))
 

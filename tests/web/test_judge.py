@@ -90,6 +90,24 @@ def test_our_own_client(contest: Any) -> None:
     )
 
 
+def test_a_real_contest_s_size_of_more_than_a_mebibyte(open_contest: Open) -> None:
+    """1,500 queries × 10 long names, all of them escaped; and the limit is not far above that."""
+    queries = {f"query/ü/{'q' * 60}{i:04}.jpg": f"class {i % 40}" for i in range(1500)}
+    gallery = {f"gallery/ü/{'g' * 60}{i:04}.jpg": f"class {i % 50}" for i in range(400)}
+    contest = open_contest(Rules(top_k=10), queries=queries, gallery=gallery)
+    lists = contest.lists(right=0.5)
+    body = json.dumps({"groupname": "Hounds", "images": lists}).encode()
+    assert len(body) > 1.3 * 2**20
+    answer = contest.post(content=body)
+    assert answer.status_code == 200 and answer.json()["accuracy"] >= 0.5
+    ours = vizsla.submit(lists, groupname="Pointers", url=contest.url + "/retrieval/")
+    assert ours.accuracy == answer.json()["accuracy"]
+    indented = json.dumps({"groupname": "Hounds", "images": lists}, indent=8).encode()
+    assert contest.post(content=indented).status_code == 200
+    assert contest.post(content=body + b" " * 6 * len(body)).status_code == 413
+    assert contest.store.count() == 3
+
+
 def test_our_own_client_passes_tokens_and_shows_refusals(open_contest: Open) -> None:
     contest = open_contest(Rules(top_k=3, groups="token", in_all=1))
     url = contest.url + "/retrieval/"

@@ -61,6 +61,10 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
 
 
 def fits(page: Any) -> bool:
+    """The page is no wider than the window, and no cell of a table wider than its column."""
+    clipped = """[...document.querySelectorAll("th, td")].filter(
+        c => c.offsetWidth && c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)"""
+    assert page.evaluate(clipped) == []
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
@@ -157,7 +161,7 @@ def test_the_history_of_a_group(browser: Any, open_contest: Open) -> None:
 
 
 def test_the_organiser_s_page(browser: Any, open_contest: Open) -> None:
-    contest = open_contest(Rules(top_k=3, public_share=0.5, closes=9e9))
+    contest = open_contest(Rules(top_k=3, public_share=0.5, closes=9e9, seed=4_711_000))
     fill(contest, 20)
     contest.store.set_token_hash("Zoë", "0" * 64)
     login = {"username": "organiser", "password": "token-of-the-organiser"}
@@ -166,6 +170,7 @@ def test_the_organiser_s_page(browser: Any, open_contest: Open) -> None:
         with opened(browser, url, viewport=viewport, http_credentials=login) as page:
             assert fits(page)
             assert page.get_by_text("Zoë").is_visible()
+            assert page.get_by_text("4711000").is_visible()
             with page.expect_download() as download:
                 page.get_by_role("link", name="All submissions").click()
             assert len(download.value.path().read_text().splitlines()) == contest.store.count()

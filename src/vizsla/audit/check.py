@@ -23,8 +23,8 @@ from vizsla.errors import DataError
 from vizsla.model.embeddings import Embeddings
 
 if TYPE_CHECKING:
+    from vizsla.model.compute import Compute
     from vizsla.model.embedder import Embedder
-    from vizsla.model.inference import Compute
 
 Embed = Callable[[str, ImageSet], Embeddings]
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, optimize
 
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError
@@ -15,11 +15,13 @@ from vizsla.model.embeddings import Embeddings
 
 AROUND = 10  # the neighbour whose distance says how crowded a place is
 NEAR = 1 / 3  # of that distance: from here on two images count as almost the same
-WIDTH = 3.0  # of the kernel exp(WIDTH · (cosine − 1)) on centred vectors
-NOISE = 0.3  # how far one label is trusted against its surroundings: 0 trusts it fully
-SOFTNESS = (
-    0.2  # of the doubt: 0 asks for the other class alone, a large one for the own class alone
-)
+WIDTH = 2.0  # of the kernel exp(WIDTH · (cosine − 1)) on centred vectors
+NOISE = 0.1  # how far one label is trusted against its surroundings: 0 trusts it fully
+SHARP = 5.0  # fits → logits, before it is learned which classes are mistaken for each other
+RIDGE = 5.0  # how firmly that stays at "none more than others"
+FOLDS = 3
+SOFTNESS = 2.0  # of the doubt: 0 asks for the other class alone, a large one for the own one alone
+MIXED = 200  # classes; with more of them no mistakes are learned (C² numbers, and few of each)
 AT_ONCE = 6000  # images of one kernel matrix (140 MB); more are split into parts of equal make-up
 CHUNK = 1000
 
@@ -93,7 +95,7 @@ def _nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 class Suspect:
     """A position whose label its surroundings contradict.
 
-    fit, other_fit: how much the image looks like its own class and like the other one, 0…1.
+    fit, other_fit: how likely its own class and the other one are for an image like it, 0…1.
     doubt: what suspects are ranked by, 0 for a label that is beyond doubt.
     """
 
@@ -113,7 +115,8 @@ def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> li
 
     vectors: (N, D) unit rows, each photo once for each label, or copies would vouch for each other.
     Every image is judged by all others (kernel ridge regression on the classes, leaving one out in
-    closed form), so its own label has no say. Classes of one image are not judged.
+    closed form; then which classes are mistaken for each other), so its own label has no say.
+    Classes of one image are not judged.
     """
     classes, y = np.unique(np.asarray(labels, dtype=object), return_inverse=True)
     counts = np.bincount(y)
@@ -123,11 +126,12 @@ def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> li
     fits = np.empty((len(judged), len(classes)))
     for part in _parts(y[judged], seed):
         fits[part] = _fits_without_self(vectors[judged[part]], y[judged[part]], len(classes))
+    logs = _calibrated(fits, y[judged], seed)
     found = []
-    for i, row, doubt in zip(judged, fits, _doubts(fits, y[judged]), strict=True):
+    for i, row, doubt in zip(judged, np.exp(logs), _doubts(logs, y[judged]), strict=True):
         own, best = int(y[i]), int(row.argmax())
         if best != own:
-            fit, other = (min(max(float(row[c]), 0.0), 1.0) for c in (own, best))
+            fit, other = float(row[own]), float(row[best])
             found.append(Suspect(int(i), classes[own], fit, classes[best], other, float(doubt)))
     return sorted(found, key=lambda suspect: (-suspect.doubt, suspect.i))
 
@@ -159,10 +163,51 @@ def _fits_without_self(vectors: np.ndarray, y: np.ndarray, n_classes: int) -> np
     return fits
 
 
-def _doubts(fits: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _calibrated(fits: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+    """(N, C) logarithms of shares: how likely each class is for an image that fits so.
+
+    That a longsleeve looks like a shirt says little where many do. So a softmax regression from
+    fits to labels is learned, held to the identity by RIDGE, and each image judged by one that was
+    learned on the others (FOLDS of them).
+    """
+    n, classes = fits.shape
+    inputs = np.column_stack([SHARP * fits, np.ones(n)])
+    weights = np.eye(classes + 1, classes)
+    logs = np.empty_like(fits)
+    fold = np.random.default_rng(seed).permutation(n) % FOLDS
+    for k in range(FOLDS):
+        inside, outside = fold == k, fold != k
+        if classes <= MIXED:
+            weights = _softmax_regression(inputs[outside], y[outside], classes)
+        logs[inside] = _log_softmax(inputs[inside] @ weights)
+    return logs
+
+
+def _softmax_regression(inputs: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
+    """(K, C) weights; inputs: (N, K), the last column a constant."""
+    identity = np.eye(inputs.shape[1], classes)
+    hits = np.eye(classes)[y]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        off = flat.reshape(identity.shape) - identity
+        logs = _log_softmax(inputs @ (identity + off))
+        slope = inputs.T @ (np.exp(logs) - hits) + RIDGE * off
+        return RIDGE / 2 * float((off**2).sum()) - float((logs * hits).sum()), slope.ravel()
+
+    found = optimize.minimize(
+        loss, identity.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 30}
+    )
+    weights: np.ndarray = found.x.reshape(identity.shape)
+    return weights
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits - logits.max(axis=1, keepdims=True)
+    logs: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logs
+
+
+def _doubts(logs: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(N,): minus the logarithm of the share of the own class among all, softened."""
-    logits = fits / SOFTNESS
-    logits -= logits.max(axis=1, keepdims=True)
-    shares = np.log(np.exp(logits).sum(axis=1))
-    doubts: np.ndarray = shares - logits[np.arange(len(y)), y]
+    doubts: np.ndarray = -_log_softmax(logs / SOFTNESS)[np.arange(len(y)), y]
     return doubts

@@ -12,7 +12,7 @@ from typing import Any
 from vizsla.audit.duplicates import HOWS, Pair, conflicts, groups_of, leaks, to_exclude
 from vizsla.audit.look import ODD, REMARKS, Facts
 from vizsla.audit.neighbours import Suspect
-from vizsla.data.images import few
+from vizsla.data.listing import few
 from vizsla.score.tables import Table
 
 SHOWN_SUSPECTS = 20  # on the terminal

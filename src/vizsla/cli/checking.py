@@ -39,7 +39,7 @@ def check_data(
     labels: Labels = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = "auto",
     workers: Workers = None,
     seed: Seed = 0,
     max_pixels: MaxPixels = 100_000_000,
@@ -69,10 +69,10 @@ def check_data(
     with ProgressShown(quiet) as progress, tempfile.TemporaryDirectory() as scratch:
         embed = None
         if model:
-            from vizsla import pipeline
-            from vizsla.model.inference import resolve_compute
+            from vizsla import opening
+            from vizsla.model.compute import resolve_compute
 
-            embedder = pipeline.load_embedder(
+            embedder = opening.load_embedder(
                 model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
             )
             compute = resolve_compute(

@@ -7,13 +7,34 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+class _FlagsWithoutType:
+    """Typer writes <bool> behind a flag, as if it took a value."""
+
+    def get_params(self, context: Any) -> Any:
+        parameters = super().get_params(context)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(_FlagsWithoutType, TyperCommand):
+    pass
+
+
+class Group(_FlagsWithoutType, TyperGroup):
+    pass
+
+
 app = typer.Typer(
     name="vizsla",
+    cls=Group,
     help="Rank a gallery of images for every query, so that images of the same class come first.",
     epilog="Start with `vizsla demo`, then `vizsla run DATA`. Docs: README.md.",
     no_args_is_help=True,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import app, print_json
+from vizsla.cli.console import Group, app, print_json
 from vizsla.cli.options import AsJson, Labels, Quiet, TopK, Verbose
 from vizsla.cli.sources import names_in
 from vizsla.errors import UsageError
@@ -17,7 +17,7 @@ def submit(
     file: Annotated[Path, typer.Argument(help="A submission file, or a run's folder.")],
     group: Annotated[str, typer.Option("--group", help="The group's name.")],
     url: Annotated[
-        str | None, typer.Option("--url", help="The server. [default: $VIZSLA_SUBMIT_URL]")
+        str | None, typer.Option("--url", help="The server.", show_default="$VIZSLA_SUBMIT_URL")
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Check the names against this data folder first.")
@@ -28,7 +28,7 @@ def submit(
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and show, send nothing.")
+        bool, typer.Option("--dry-run", help="Check and show, send nothing; needs no URL.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -54,17 +54,18 @@ def submit(
         else:
             numbers = {"accuracy": receipt.accuracy, **receipt.metrics}
             typer.echo("\n".join(f"{name:<20} {value:g}" for name, value in numbers.items()))
-        typer.echo(f"to          {receipt.url} as {receipt.groupname}")
-        typer.echo(f"sha256      {receipt.sha256}")
+        typer.echo(f"{'to':<20} {receipt.url or 'no server named yet'} as {receipt.groupname}")
+        typer.echo(f"{'sha256':<20} {receipt.sha256}")
         if record:
-            typer.echo(f"recorded    {record}")
+            typer.echo(f"{'recorded':<20} {record}")
 
 
 judge_commands = typer.Typer(
+    cls=Group,
     help="Run a contest: a server that takes submissions and shows a leaderboard.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-token_commands = typer.Typer(help="Tokens of groups.", no_args_is_help=True)
+token_commands = typer.Typer(cls=Group, help="Tokens of groups.", no_args_is_help=True)
 judge_commands.add_typer(token_commands, name="token")
 app.add_typer(judge_commands, name="judge")
 
@@ -91,9 +92,16 @@ def judge(
     metric: Annotated[
         str, typer.Option("--metric", help="top_k_accuracy, contest_points or map_at_k.")
     ] = "top_k_accuracy",
-    title: Annotated[str, typer.Option("--title")] = "Image retrieval contest",
+    title: Annotated[
+        str, typer.Option("--title", help="Stands above the leaderboard.")
+    ] = "Image retrieval contest",
     public_share: Share = None,
-    seed: Annotated[int, typer.Option("--seed", help="Which queries are public.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", help="Which queries are public.", show_default="drawn once, and kept"
+        ),
+    ] = None,
     groups: Annotated[
         str, typer.Option("--groups", help="open: any name; token: those with a token.")
     ] = "open",
@@ -106,7 +114,9 @@ def judge(
     opens: Annotated[
         str | None, typer.Option("--opens", help="Such as 2026-05-28T12:00 (local) or …Z (UTC).")
     ] = None,
-    closes: Annotated[str | None, typer.Option("--closes")] = None,
+    closes: Annotated[
+        str | None, typer.Option("--closes", help="The same form; never, if not given.")
+    ] = None,
     counts: Annotated[str, typer.Option("--counts", help="best or last submission.")] = "best",
     database: Database = Path("judge.sqlite"),
     host: Annotated[
@@ -116,7 +126,10 @@ def judge(
     organiser_token: Annotated[
         str | None,
         typer.Option(
-            "--organiser-token", envvar="VIZSLA_ORGANISER_TOKEN", help="[default: made once]"
+            "--organiser-token",
+            help="Opens /organiser.",
+            envvar="VIZSLA_ORGANISER_TOKEN",
+            show_default="made once",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -153,13 +166,26 @@ def judge(
 @judge_commands.command(epilog="Example: vizsla judge rescore --labels mended.csv")
 def rescore(
     labels: Annotated[Path, typer.Option("--labels", help="The truth to score with.")],
-    data: Annotated[Path | None, typer.Option("--data")] = None,
-    top_k: Annotated[int | None, typer.Option("-k", "--top-k", min=1, help="[as before]")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="[as before]")] = None,
-    public_share: Annotated[
-        float | None, typer.Option("--public-share", help="[as before]")
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Check the labels against this folder.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="[as before]")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("-k", "--top-k", min=1, help="Images of a list.", show_default="as before"),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="What accuracy holds.", show_default="as before")
+    ] = None,
+    public_share: Annotated[
+        float | None,
+        typer.Option(
+            "--public-share", help="Share that was scored live.", show_default="as before"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Which queries are public.", show_default="as before"),
+    ] = None,
     database: Database = Path("judge.sqlite"),
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -175,9 +201,12 @@ def rescore(
     if as_json:
         print_json(dataclasses.asdict(done))
     else:
-        typer.echo(f"{done.submissions} submissions scored anew, {done.changed} scores changed")
+        typer.echo(f"scored anew: {done.submissions}, of which with another score: {done.changed}")
         if done.misfits:
-            typer.echo(f"{done.misfits} name images that the truth lacks, or lack queries of it")
+            typer.echo(
+                f"naming images that the truth lacks, or lacking queries of it: {done.misfits} "
+                "(are these the right labels?)"
+            )
 
 
 @token_commands.command("add", epilog="Example: vizsla judge token add 'Team 7'")

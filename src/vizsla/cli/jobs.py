@@ -11,6 +11,8 @@ from vizsla.cli.options import (
     Augment,
     BatchSize,
     Budget,
+    Cache,
+    Compile,
     Device,
     Epochs,
     Exclude,
@@ -29,21 +31,28 @@ from vizsla.cli.options import (
     Precision,
     QueryDomain,
     Quiet,
+    Refine,
+    RefineUses,
     Seed,
     Settings,
     TopK,
+    TrainBatchSize,
     ValidateOn,
     Verbose,
     Weights,
     Workers,
     training_options,
 )
+from vizsla.cli.refining import print_refined
 from vizsla.cli.sources import text_or_none
 from vizsla.errors import UsageError
 
 if TYPE_CHECKING:
     from vizsla.pipeline import RunResult
     from vizsla.sweep import SweepResult
+
+
+VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # of use without training too
 
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
@@ -61,8 +70,10 @@ def run(
     labels_from: LabelsFrom = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 32,
+    compiling: Compile = "auto",
+    batch_size: BatchSize = "auto",
     workers: Workers = None,
+    cache: Cache = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     max_pixels: MaxPixels = 100_000_000,
@@ -81,6 +92,8 @@ def run(
     query_domain: QueryDomain = None,
     gallery_domain: GalleryDomain = None,
     settings: Settings = None,
+    refine: Refine = "none",
+    refine_uses: RefineUses = "queries",
     repeat: Annotated[
         Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
     ] = None,
@@ -89,11 +102,11 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Embed, rank, score, hand in and draw: the whole main job."""
-    from vizsla import pipeline
+    from vizsla import pipeline, runconfig
 
     if repeat is not None:
         _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
-        config = pipeline.again(repeat, data=data)
+        config = runconfig.again(repeat, data=data)
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:
@@ -102,12 +115,17 @@ def run(
             learning_rate=learning_rate, validate_on=validate_on, query_domain=query_domain,
             gallery_domain=gallery_domain,
         )  # fmt: skip
+        validating = None
+        if refine == "auto" and finetune is None:
+            validating = {key: tuning.pop(key) for key in VALIDATING if key in tuning} or None
         if tuning and finetune is None:
             raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
-        config = pipeline.RunConfig(
+        config = runconfig.RunConfig(
             data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-            tuning=tuning or None, top_k=top_k, labels=text_or_none(labels),
+            tuning=tuning or None, refine=refine, refine_uses=refine_uses, validating=validating,
+            top_k=top_k, labels=text_or_none(labels),
             labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
+            compiling=compiling, cache=text_or_none(cache),
             workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
             follow_links=follow_links, figures=figures, home=str(home),
         )  # fmt: skip
@@ -139,6 +157,7 @@ def _print_run(result: "RunResult") -> None:
         f"{result.model_name}: {len(result.ranking)} queries, "
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
     )
+    print_refined(result.chain, result.choice)
     if result.scores is None:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
     else:
@@ -160,10 +179,10 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """The main job on a small generated data set, without any download."""
-    from vizsla import pipeline
+    from vizsla import demonstration
 
     with ProgressShown(quiet) as progress:
-        done = pipeline.demo(folder, seed=seed, progress=progress)
+        done = demonstration.demo(folder, seed=seed, progress=progress)
     if as_json:
         print_json(done.to_dict())
     else:
@@ -194,16 +213,18 @@ def train(
         int | None, typer.Option("--memory", help="Vectors of past batches for pair losses.")
     ] = None,
     batches: Annotated[
-        str | None, typer.Option("--batches", help="plain, balanced, classes. [default: by loss]")
+        str | None,
+        typer.Option("--batches", help="plain, balanced, classes.", show_default="by loss"),
     ] = None,
     per_class: Annotated[
         int | None, typer.Option("--per-class", help="Images of a class in a batch of classes.")
     ] = None,
     train_size: Annotated[
-        int | None, typer.Option("--train-size", help="Pixels in training. [default: the model's]")
+        int | None,
+        typer.Option("--train-size", help="Pixels in training.", show_default="the model's"),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option("--dim", help="Of the vectors. [default: the backbone's]")
+        int | None, typer.Option("--dim", help="Of the vectors.", show_default="the backbone's")
     ] = None,
     budget: Budget = None,
     epochs: Epochs = None,
@@ -234,7 +255,7 @@ def train(
     ] = 1,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: TrainBatchSize = 32,
     workers: Workers = None,
     seed: Seed = 0,
     max_pixels: MaxPixels = 100_000_000,
@@ -246,7 +267,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
-    from vizsla import pipeline
+    from vizsla import pipeline, runconfig
 
     options = training_options(
         settings, finetune=finetune, blocks=blocks, loss=loss, miner=miner, memory=memory,
@@ -256,7 +277,7 @@ def train(
         query_domain=query_domain, gallery_domain=gallery_domain, batch_size=batch_size,
         tensorboard=tensorboard or None,
     )  # fmt: skip
-    config = pipeline.RunConfig(
+    config = runconfig.RunConfig(
         data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
         labels=text_or_none(labels), labels_from=labels_from, device=device, precision=precision,
         workers=workers, seed=seed, max_pixels=max_pixels, tuning=options,
@@ -277,17 +298,17 @@ def train(
 def sweep(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Repeatable. [default: dinov2-s14]")
+        list[str] | None, typer.Option("--model", help="Repeatable.", show_default="dinov2-s14")
     ] = None,
     weights: Annotated[
         list[str] | None, typer.Option("--weights", help="One for all models, or one for each.")
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option("--pooling", help="With commas. [default: each model's]")
+        str | None, typer.Option("--pooling", help="With commas.", show_default="each model's")
     ] = None,
     finetune: Annotated[str, typer.Option("--finetune", help="With commas.")] = "none",
     loss: Annotated[
-        list[str] | None, typer.Option("--loss", help="Repeatable. [default: the training's]")
+        list[str] | None, typer.Option("--loss", help="Repeatable.", show_default="the training's")
     ] = None,
     trials: Annotated[
         int,
@@ -299,8 +320,9 @@ def sweep(
     labels_from: LabelsFrom = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = "auto",
     workers: Workers = None,
+    cache: Cache = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     max_pixels: MaxPixels = 100_000_000,
@@ -323,7 +345,7 @@ def sweep(
     """Models × pooling × fine-tuning: a run of each, one table. Run again, it goes on."""
     from vizsla import storage
     from vizsla import sweep as sweeping
-    from vizsla.pipeline import RunConfig
+    from vizsla.runconfig import RunConfig
 
     tuning = training_options(
         settings, budget=budget, epochs=epochs, augment=augment, learning_rate=learning_rate,
@@ -332,6 +354,7 @@ def sweep(
     shared = RunConfig(
         data=str(data), image_size=image_size, top_k=top_k, labels=text_or_none(labels),
         labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
+        cache=text_or_none(cache),
         workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
         follow_links=follow_links, figures=figures, home=str(home), tuning=tuning or None,
     )  # fmt: skip

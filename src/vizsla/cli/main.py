@@ -4,26 +4,51 @@ Results go to standard output, messages and progress to standard error. Heavy mo
 inside the commands that need them, so that `vizsla --help` answers at once.
 """
 
+import io
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+import vizsla
+
 # importing registers the commands, and `vizsla --help` lists them in this order
 # isort: off
-from vizsla.cli import jobs, checking, stages, scoring, showing, contest  # noqa: F401
+from vizsla.cli import jobs, checking, stages, indexing, scoring, showing, exporting, contest  # noqa: F401
 
 # isort: on
-from vizsla.cli.console import app, log_to_stderr
+from vizsla.cli.console import Command, app, log_to_stderr
 from vizsla.errors import UsageError, VizslaError
 from vizsla.storage import storage_error
+
+for _commands in (app, contest.judge_commands, contest.token_commands):
+    for _command in _commands.registered_commands:
+        _command.cls = Command
 
 INTERRUPTED = "interrupted; nothing is half-written, and `embed` and `train` go on when run again"
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vizsla {vizsla.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def vizsla_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+    ] = False,
+) -> None:
+    """Rank a gallery of images for every query, so that images of the same class come first."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Exit codes: 0 done; 1 could not be done, in one clear line; 2 wrong use; 130 Ctrl-C."""
+    if arguments is None:
+        _speak_utf8()
     log_to_stderr()
     try:
         app(arguments)
@@ -51,6 +76,15 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         _fail(f"{what} (unexpected; VIZSLA_DEBUG=1 shows where, please report it)", 1)
+
+
+def _speak_utf8() -> None:
+    """Names of files are UTF-8, whatever the locale says (LC_ALL=C in cron jobs and containers)."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # Python decides it as it starts, so it must start again
+        os.execv(sys.executable, sys.orig_argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does by itself
 
 
 def _fail(message: str, code: int) -> None:

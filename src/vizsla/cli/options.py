@@ -1,6 +1,7 @@
 """The flags that mean the same in every command."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,17 @@ def comma_ints(text: str) -> list[int]:
         raise UsageError(f"{text!r} is not a list of numbers such as 1,5,10") from error
 
 
+def byte_count(text: str) -> int:
+    """From 500MB, 4GB, 2.5GiB or a plain number."""
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+             "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+    found = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text.lower())
+    try:
+        return int(float(found[1]) * units[found[2]]) if found else int("")
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{text!r} is no amount of memory such as 500MB or 4GB") from error
+
+
 Model = Annotated[
     str, typer.Option("--model", help="A backbone's name (see `vizsla models`), or a folder.")
 ]
@@ -36,16 +48,27 @@ Weights = Annotated[
     str, typer.Option("--weights", help="pretrained, random, or a .safetensors/.pt/.pth file.")
 ]
 Pooling = Annotated[
-    str | None, typer.Option("--pooling", help="gap, gem, max, cls, native. [default: the model's]")
+    str | None,
+    typer.Option("--pooling", help="gap, gem, max, cls, native.", show_default="the model's"),
 ]
 ImageSize = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="Pixels. [default: the weights' own]")
+    int | None, typer.Option("--image-size", min=1, help="Pixels.", show_default="the weights' own")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Compile = Annotated[
+    str, typer.Option("--compile", help="auto, on, off: pays from some hundred images on.")
+]
+BatchSize = Annotated[
+    str, typer.Option("--batch-size", help="A number; auto: by a GPU's memory, 32 on a CPU.")
+]
+TrainBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="A folder of vectors: no image is embedded twice."),
+]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Decoding threads. [default: by cores]")
+    int | None, typer.Option("--workers", min=1, help="That decode.", show_default="by cores")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="For random weights and random choices.")]
 TopK = Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images handed in for a query.")]
@@ -73,17 +96,44 @@ Cluster = Annotated[
     str | None,
     typer.Option("--cluster", help="Draw whole classes (label, or a column) for the intervals."),
 ]
+Refine = Annotated[
+    str,
+    typer.Option(
+        "--refine",
+        help="none; auto: chosen on validation images; or a chain such as "
+        "'dba(n=3)+aqe+kreciprocal(k1=20,k2=6,weight=.3)' of dba, aqe (expand gallery, queries), "
+        "kreciprocal, diffusion (re-rank). All of them use the other gallery images, kreciprocal "
+        "also the other queries unless together=false: contests may forbid it. docs/refine.md",
+    ),
+]
+RefineUses = Annotated[
+    str,
+    typer.Option(
+        "--refine-uses",
+        help="The most that --refine may use of the other test images: queries (and gallery), "
+        "gallery, nothing.",
+    ),
+]
+LearnOn = Annotated[
+    Path | None,
+    typer.Option(
+        "--learn-on",
+        help="For auto: embeddings of labelled training images (embed --class-folders), such as "
+        "the model was not trained on.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", callback=_quiet, help="Errors only.", is_eager=True)
 ]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", callback=_verbose, help="More.", is_eager=True)
+    bool, typer.Option("-v", "--verbose", callback=_verbose, help="More messages.", is_eager=True)
 ]
 
 # of training
 Finetune = Annotated[
-    str | None, typer.Option("--finetune", help="none, head, last, full, lora. [default: frozen]")
+    str | None,
+    typer.Option("--finetune", help="none, head, last, full, lora.", show_default="frozen"),
 ]
 Loss = Annotated[
     str | None, typer.Option("--loss", help="E.g. arcface, or 'cross-entropy+0.5*supcon'.")

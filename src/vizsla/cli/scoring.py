@@ -1,5 +1,6 @@
 """Commands that give numbers: evaluate, compare."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from vizsla.score.tables import Table
     from vizsla.score.truth import Truth
     from vizsla.search.ranking import Ranking
+
+
+log = logging.getLogger("vizsla")
 
 
 @app.command(epilog="Example: vizsla evaluate submission.json --labels-from '{label}_{n}' -k 10")
@@ -139,6 +143,8 @@ def evaluate(
     else:
         assert source is not None
         ranking, truth, scores = _evaluate_ranking(source, told, options)
+    for doubt in scores.doubts:
+        log.warning("%s", doubt)
     judged = relevance(ranking, truth) if calibrate or curve or histogram else None
     calibration, applied = None, ""
     if calibrate and judged is not None:
@@ -172,7 +178,7 @@ def evaluate(
 def _evaluate_vectors(
     queries: Path, gallery: Path | None, told: ToldTruth, device: str, options: dict[str, Any]
 ) -> "tuple[Ranking, Truth, Scores]":
-    from vizsla.model.inference import resolve_compute
+    from vizsla.model.compute import resolve_compute
     from vizsla.score.embedded import evaluate_ranked, own_pair, ranked, truth_of
 
     if told.labels_from or told.data:
@@ -203,15 +209,15 @@ def _evaluate_ranking(
     if told.query_labels or told.gallery_labels:
         raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
     if is_run(source) and not told.given:
-        from vizsla import pipeline
+        from vizsla import revisit
 
-        return pipeline.judge_run(source, **options)
+        return revisit.judge_run(source, **options)
     ranking = read_ranking(source)
     truth = read_truth(ranking, told)
     if is_run(source) and ranking.depth < (ranking.gallery_size or 0):
-        from vizsla import pipeline
+        from vizsla import revisit
 
-        return pipeline.rescore(source, truth, **options)
+        return revisit.rescore(source, truth, **options)
     return ranking, truth, score(ranking, truth, **options)
 
 
@@ -243,10 +249,10 @@ def _calibrated(
         )  # fmt: skip
         return learned, True
     if source is not None and is_run(source) and not told.given:
-        from vizsla import pipeline
+        from vizsla import revisit
 
         with ProgressShown(quiet) as progress:
-            learned = pipeline.calibrate_run(
+            learned = revisit.calibrate_run(
                 source, precision=sure, validate_on=validate_on, progress=progress
             )
         return learned, True
@@ -273,6 +279,12 @@ def compare(
     qrels: Annotated[
         Path | None, typer.Option("--qrels", help="TREC judgements of rankings to compare.")
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", help="What pairs are compared by, such as map, precision@5. Repeatable."
+        ),
+    ] = None,
     cluster: Cluster = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write a CSV file.")] = None,
     markdown: Annotated[
@@ -285,8 +297,7 @@ def compare(
 ) -> None:
     """Many result files → one table: grouped averages, and what cannot be true.
 
-    Of runs' folders (or of rankings and submissions with the truth): every pair's difference on the
-    same queries, with interval and p-value.
+    Runs, or rankings with the truth: every pair's difference, with interval and p-value.
     """
     from vizsla import storage
     from vizsla.runs import is_run
@@ -294,9 +305,8 @@ def compare(
 
     told = ToldTruth(labels, labels_from, data, qrels)
     if told.given or all(is_run(source) for source in sources):
-        table, page, content = _compare_pairs(sources, told, cluster)
+        table, page, content, notes = _compare_pairs(sources, told, metric, cluster)
         alarms: list[str] = []
-        notes: list[str] = []
     else:
         results = compare.read_results(sources)
         by = group.split(",") if group else compare.GROUPS
@@ -316,9 +326,14 @@ def compare(
 
 
 def _compare_pairs(
-    sources: list[Path], told: ToldTruth, cluster: str | None
-) -> tuple["Table", str, Any]:
-    from vizsla.score.paired import compare_systems, differences_table
+    sources: list[Path], told: ToldTruth, metrics: list[str] | None, cluster: str | None
+) -> tuple["Table", str, Any, list[str]]:
+    from vizsla.score.paired import (
+        compare_systems,
+        correction_note,
+        differences_table,
+        in_words,
+    )
     from vizsla.score.scores import Scores, evaluate
     from vizsla.score.tables import Section, to_html
 
@@ -329,7 +344,13 @@ def _compare_pairs(
             scores = evaluate(ranking, read_truth(ranking, told))
         else:
             scores = Scores.load(source / "scores.json")
-        name = source.name if source.name not in systems else str(source)
-        systems[name] = scores
-    table = differences_table(compare_systems(systems, cluster=cluster))
-    return table, to_html("Systems compared", [Section("Differences", table)]), table.records()
+        name = source.name if source.is_dir() else source.stem
+        systems[name if name not in systems else str(source)] = scores
+    for doubt in dict.fromkeys(doubt for scores in systems.values() for doubt in scores.doubts):
+        log.warning("%s", doubt)
+    differences = compare_systems(systems, keys=metrics or None, cluster=cluster)
+    table, notes = differences_table(differences), [correction_note(differences)]
+    words = [*map(in_words, differences), *notes]
+    sections = [Section("In words", remarks=words), Section("Differences", table)]
+    page = to_html("Systems compared", sections)
+    return table, page, table.records(), notes

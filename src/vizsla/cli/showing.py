@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json
-from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, TopK, Verbose
-from vizsla.cli.sources import read_ranking
-from vizsla.errors import UsageError
+from vizsla.cli.console import ProgressShown, app, log, print_json
+from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
+from vizsla.cli.sources import images_behind, read_ranking
+from vizsla.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
@@ -28,9 +28,9 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """A run → one HTML page without network: scores, curves, pictures, a map."""
-    from vizsla import pipeline
+    from vizsla import revisit
 
-    page = pipeline.report(run, out, data=data, projection=projection)
+    page = revisit.report(run, out, data=data, projection=projection)
     typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -44,17 +44,25 @@ def models(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """The backbones by name: size, dimension, licence of the weights."""
+    """The backbones by name: dimension, size, licence of the weights; with -v also their source."""
     if fetch:
-        from vizsla.model.weights import fetch as fetch_weights
+        from vizsla.model.hub import fetch as fetch_weights
 
         if not names:
             raise UsageError("--fetch needs the names of models: vizsla models --fetch dinov2-s14")
-        fetched = {name: str(fetch_weights(name)) for name in names}
+        fetched, failed = {}, []
+        for name in names:
+            try:
+                fetched[name] = str(fetch_weights(name))
+            except ModelError as error:  # the others may still be had
+                failed.append(error)
+                log.error("%s", error)
         if as_json:
             print_json(fetched)
         else:
-            typer.echo("\n".join(f"{name}: {where}" for name, where in fetched.items()))
+            typer.echo("".join(f"{name}: {where}\n" for name, where in fetched.items()), nl=False)
+        if failed:
+            raise ModelError(f"{len(failed)} of {len(names)} models could not be fetched")
         return
     from vizsla.model.catalogue import model_table
 
@@ -62,14 +70,30 @@ def models(
     if as_json:
         print_json(rows)
     else:
-        from vizsla.score.tables import Table
-
-        columns = [key.replace("_", " ") for key in rows[0]]
-        typer.echo(Table(columns, [[_plain(cell) for cell in row.values()] for row in rows]).text())
+        typer.echo(_models_text(rows, all_columns=verbose))
 
 
-def _plain(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+def _models_text(rows: list[dict[str, Any]], *, all_columns: bool) -> str:
+    from vizsla.score.tables import Table
+
+    shown = ["name", "dim", "parameters", "image_size", "reads_text", "licence", "pooling"]
+    shown += ["poolings", "source"] * all_columns
+    cells = [
+        {
+            **row,
+            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+            "poolings": ", ".join(row["poolings"]),
+        }
+        for row in rows
+    ]
+    text = Table([key.replace("_", " ") for key in shown], [[c[k] for k in shown] for c in cells])
+    smaller = sorted({r["trained_size"] for r in rows if r["trained_size"] != r["image_size"]})
+    notes = [
+        f"\n{', '.join(r['name'] for r in rows if r['trained_size'] == size)}: last trained at "
+        f"{size} pixels; --image-size {size} reads them so, in several times the time"
+        for size in smaller
+    ]
+    return text.text() + "".join(notes)
 
 
 @app.command(epilog="Example: vizsla show runs/ID --data data --worst 10 -o sheets")
@@ -78,13 +102,24 @@ def show(
         Path | None, typer.Argument(help="A run's folder, a ranking or a submission.")
     ] = None,
     *,
-    data: Annotated[Path, typer.Option("--data", help="The data folder with the images.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The folder with the images.", show_default="a run's own"),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder. [default: visualizations/<name>]")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder; earlier sheets in it are replaced.",
+            show_default="visualizations/<name>",
+        ),
     ] = None,
     labels: Labels = None,
     labels_from: LabelsFrom = None,
-    top_k: TopK = 10,
+    top_k: Annotated[
+        int, typer.Option("-k", "--top-k", min=1, help="Images drawn for a query.")
+    ] = 10,
     worst: Annotated[int | None, typer.Option("--worst", min=1, help="The N worst only.")] = None,
     only_wrong: Annotated[
         bool, typer.Option("--only-wrong", help="Queries with nothing right in their top k.")
@@ -108,6 +143,8 @@ def show(
 ) -> None:
     """A PNG for each query: the query on the left, its top k on the right."""
     if augmentations:
+        if data is None:
+            raise UsageError("--augmentations draws training pictures: give their folder by --data")
         from vizsla.output.augmentations import draw_augmentations
 
         drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
@@ -115,36 +152,38 @@ def show(
         return
     if source is None:
         raise UsageError("give a run, a ranking or a submission, or --augmentations")
-    from vizsla import pipeline
-    from vizsla.data.imageset import open_data
+    from vizsla import revisit
+    from vizsla.output import sheets
     from vizsla.runs import file_safe, is_run
     from vizsla.score.truth import truth_of_folders
 
     ranking = read_ranking(source)
     embedder = _embedder_behind(source, model) if why else None
-    folders = open_data(data)
+    folders = images_behind(source, ranking, data)
     truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
     if truth is None and is_run(source):
-        truth = pipeline.truth_of_run(source)
+        truth = revisit.truth_of_run(source)
     with ProgressShown(quiet) as progress:
-        paths = pipeline.show(
+        paths = sheets.show(
             ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
-            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed,
-            why=embedder, progress=lambda done, total: progress("drawing", done, total),
+            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed, why=embedder,
+            broken=revisit.broken_queries(source) if is_run(source) else (),
+            progress=lambda done, total: progress("drawing", done, total),
         )  # fmt: skip
     if as_json:
         print_json([str(path) for path in paths])
     else:
-        typer.echo(f"{len(paths)} figures in {paths[0].parent}" if paths else "no such queries")
+        count = f"{len(paths)} sheet{'s' if len(paths) > 1 else ''}"
+        typer.echo(f"{count} in {paths[0].parent}" if paths else "no such queries")
 
 
 def _embedder_behind(source: Path, model: str | None) -> "Embedder":
     """The embedder that made a ranking: the run's own, or the one that is named."""
-    from vizsla import pipeline
-    from vizsla.model.inference import resolve_compute
+    from vizsla import opening
+    from vizsla.model.compute import resolve_compute
     from vizsla.runs import is_run
 
     if model is None and not is_run(source):
         raise UsageError(f"--why needs the model behind {source}: give a run, or --model")
-    embedder = pipeline.load_embedder(model or str(source))
+    embedder = opening.load_embedder(model or str(source))
     return embedder.to(resolve_compute().device)

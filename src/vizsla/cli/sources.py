@@ -1,16 +1,21 @@
-"""What paths and flags name → rankings, truths, names, engines."""
+"""What paths and flags name → rankings, truths, names, galleries, queries, engines."""
 
 import dataclasses
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from vizsla.model.inference import Compute, Engine
+    from vizsla.data.imageset import DataFolders
+    from vizsla.model.compute import Compute
+    from vizsla.model.embeddings import Embeddings
+    from vizsla.model.inference import Engine
     from vizsla.score.truth import Truth
+    from vizsla.search.index import Index
     from vizsla.search.ranking import Ranking
 
 
@@ -35,6 +40,33 @@ def read_ranking(path: Path) -> "Ranking":
     if path.is_dir() or not path.suffix:
         path = path / "ranking.parquet" if is_run(path) else submission_in(path)
     return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
+
+
+def images_behind(source: Path, ranking: "Ranking", data: Path | None) -> "DataFolders":
+    """The images that a run, a ranking or a submission is about; DataError where `data` lacks some.
+
+    A run knows where its own lie.
+    """
+    from vizsla import revisit
+    from vizsla.data.imageset import open_data
+    from vizsla.data.listing import few
+    from vizsla.runs import is_run
+
+    if is_run(source):
+        return revisit.data_of_run(source, data)
+    if data is None:
+        raise UsageError(f"{source} does not tell where its images lie: give --data DATA")
+    folders = open_data(data)
+    for role, names, images in (
+        ("query", ranking.queries, folders.query),
+        ("gallery", ranking.gallery, folders.gallery),
+    ):
+        if lost := sorted(set(names) - set(images.ids)):
+            raise DataError(
+                f"{len(lost)} of the {len(names)} {role} images that {source} names are not in "
+                f"{images.root} ({few(lost)}): give the data that it is about"
+            )
+    return folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +119,72 @@ def read_grades(path: Path) -> "dict[str, dict[str, int]]":
     return read_qrels(path)
 
 
+def open_gallery(path: str, device: str) -> "Index":
+    """An index, or embeddings as an exact one in memory."""
+    from vizsla.model.embeddings import Embeddings
+    from vizsla.search.index import in_memory, open_index
+    from vizsla.search.store import is_index
+
+    if is_index(path):
+        return open_index(path, device=device)
+    return in_memory(Embeddings.open(path), device=device)
+
+
+def embedded_queries(
+    sources: list[Path],
+    model_id: str,
+    *,
+    model: str | None,
+    device: str,
+    progress: Callable[[int, int], None],
+    **options: Any,
+) -> "Embeddings":
+    """One folder of embeddings as it is; images embedded by `model`, which must be the gallery's.
+
+    options: of opening.load_embedder.
+    """
+    from vizsla.model.embeddings import Embeddings, is_embeddings
+
+    folders = [path for path in sources if path.is_dir() or not path.exists()]
+    if len(sources) > 1 and folders:
+        raise UsageError(f"{folders[0]}: several queries must all be image files")
+    if is_embeddings(sources[0]) or (folders and model is None):
+        return Embeddings.open(sources[0])
+    if model is None:
+        raise UsageError("the queries are images: --model says what embeds them")
+    from vizsla import opening
+    from vizsla.data.imageset import ImageSet
+    from vizsla.model import inference
+
+    embedder = opening.load_embedder(model, **options)
+    if embedder.model_id != model_id:
+        raise DataError(
+            f"{model} is model {embedder.model_id} here, the gallery was embedded by {model_id}: "
+            "give the same --model, --weights, --pooling and --image-size as the gallery had"
+        )
+    if folders:
+        images = ImageSet.from_folder(sources[0])
+    else:
+        names = dict.fromkeys(path.as_posix() for path in sources)
+        images = ImageSet(Path(), sorted(names, key=str.encode))
+    with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
+        compute = inference.resolve_compute(device=device)
+        return inference.embed(images, embedder, folder, compute=compute, progress=progress)
+
+
 @contextmanager
 def open_engine(
     name: str, address: str | None, **options: Any
 ) -> "Iterator[tuple[Compute, Engine | None]]":
     """What `embed` computes with, and where. options: those of `resolve_compute`."""
-    from vizsla.model import inference
-
     if name not in ("local", "ray"):
         raise UsageError(f"--engine {name}: choose local or ray")
     if name == "local" and address is not None:
         raise UsageError("--address names a Ray cluster: add --engine ray")
     if name == "local":
-        yield inference.resolve_compute(**options), None
+        from vizsla.model.compute import resolve_compute
+
+        yield resolve_compute(**options), None
         return
     from vizsla.model import ray_engine
 

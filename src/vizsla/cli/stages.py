@@ -1,7 +1,7 @@
-"""Commands of one stage each: embed, search, submission."""
+"""Commands of one stage each: embed, submission. (search: indexing.py)"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -9,6 +9,8 @@ from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.options import (
     AsJson,
     BatchSize,
+    Cache,
+    Compile,
     Device,
     Exclude,
     FollowLinks,
@@ -27,9 +29,6 @@ from vizsla.cli.options import (
     Workers,
 )
 from vizsla.cli.sources import names_in, open_engine, read_ranking
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
@@ -56,7 +55,8 @@ def embed(
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 32,
+    compiling: Compile = "auto",
+    batch_size: BatchSize = "auto",
     workers: Workers = None,
     seed: Seed = 0,
     store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
@@ -67,6 +67,7 @@ def embed(
     exclude: Exclude = None,
     max_pixels: MaxPixels = 100_000_000,
     follow_links: FollowLinks = False,
+    cache: Cache = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     engine: Annotated[
         str, typer.Option("--engine", help="local, or ray for a cluster (see docs/scale.md).")
@@ -80,69 +81,39 @@ def embed(
     verbose: Verbose = False,
 ) -> None:
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
-    from vizsla import pipeline
-    from vizsla.model import inference
+    from vizsla import opening
+    from vizsla.model.compute import written_compute
+    from vizsla.model.inference import write_embeddings
 
-    image_set = pipeline.image_set(
+    image_set = opening.image_set(
         images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
         exclude=exclude, follow_links=follow_links,
     )  # fmt: skip
-    embedder = pipeline.load_embedder(
+    embedder = opening.load_embedder(
         model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
     )
     with (
         open_engine(
-            engine, address, device=device, precision=precision, batch_size=batch_size,
-            workers=workers,
-        ) as (compute, run_parts),
+            engine, address, device=device, precision=precision, compiling=compiling,
+            batch_size=batch_size, workers=workers, embedder=embedder, images=len(image_set),
+            written=None if overwrite else written_compute(out),
+        ) as (compute, engine_there),
         ProgressShown(quiet) as progress,
     ):  # fmt: skip
-        embeddings = inference.embed(
+        written = write_embeddings(
             image_set, embedder, out, compute=compute, store=store, max_pixels=max_pixels,
-            overwrite=overwrite, engine=run_parts, shard_images=shard_images,
+            overwrite=overwrite, cache=cache, shard_images=shard_images, engine=engine_there,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
     about = {
-        "embeddings": str(out), "images": len(embeddings), "broken": len(embeddings.broken),
-        "dim": embeddings.dim, "model_id": embeddings.model_id, "compute_id": embeddings.compute_id,
+        "embeddings": str(out), "images": written.images, "broken": len(written.broken),
+        "dim": written.dim, "model_id": written.model_id, "compute_id": written.compute.id,
+        "compute": written.compute.facts,
     }  # fmt: skip
     if as_json:
         print_json(about)
     else:
-        typer.echo(f"{len(embeddings)} embeddings of {embeddings.dim} dimensions in {out}")
-
-
-@app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
-def search(
-    gallery: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
-    queries: Annotated[Path, typer.Argument(help="The queries' embeddings.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The ranking to write (Parquet).")],
-    top_k: Annotated[
-        int | None,
-        typer.Option("-k", "--top-k", min=1, help="[default: all up to 20,000, else 1,000]"),
-    ] = None,
-    same_set: Annotated[
-        bool, typer.Option("--same-set", help="Both are one set: leave each query itself out.")
-    ] = False,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Embeddings → ranking: for every query the gallery by falling cosine, exactly."""
-    from vizsla.model.embeddings import Embeddings
-    from vizsla.model.inference import resolve_compute
-    from vizsla.search.exact import rank
-
-    device = resolve_compute(device=device).device
-    ranking = rank(
-        Embeddings.open(queries), Embeddings.open(gallery), top_k, same_set=same_set, device=device
-    )
-    ranking.save(out)
-    if as_json:
-        print_json({"ranking": str(out), "queries": len(ranking), "depth": ranking.depth})
-    else:
-        typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {out}")
+        typer.echo(f"{written.images} embeddings of {written.dim} dimensions in {out}")
 
 
 @app.command(

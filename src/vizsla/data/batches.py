@@ -1,105 +1,153 @@
-"""Images on disk → batches of tensors, decoded by threads while the network works.
+"""Images on disk → batches of pixels, decoded by threads or processes; and batches to train on.
 
-Threads and not processes: Pillow lets go of the interpreter while it decodes and resizes, so two
-threads decode nearly twice as fast as one, without copies, forks or a second start of torch.
+Threads where the network needs the processor too: Pillow lets go of the interpreter while it
+decodes and resizes. Processes beside a GPU, where many cores only decode (see decoding.py).
 """
 
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vizsla.data.images import read_image
-from vizsla.errors import ImageError, UsageError
+from vizsla.data.decoding import ProcessDecoder, ThreadDecoder
+from vizsla.data.framing import Framing
+from vizsla.errors import UsageError
 
 AHEAD = 2  # batches being decoded while one is in use
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: (B, 3, H, W) float32; a broken or missing image keeps its slot, filled with zeros.
+    """pixels: (B, H, W, 3) uint8; a broken or missing image keeps its slot, filled with zeros.
 
-    first: the position of the first slot in the image set. reasons: why, for each broken slot.
-    filled: how many of the B slots stand for an image (the last batch is padded to B).
+    The memory of `pixels` is used again: it holds until the next batch but one is asked for.
+    positions: of the images that stand in the first slots; the last batch is padded to B.
+    reasons: why not, for each broken slot.
     """
 
-    images: Tensor
-    first: int
-    filled: int
+    pixels: Tensor
+    positions: Sequence[int]
     reasons: dict[int, str]
 
+    @property
+    def filled(self) -> int:
+        return len(self.positions)
 
-def batches(
-    paths: Sequence[Path | bytes] | Callable[[int], Path | bytes],
-    transform: Callable[[Image.Image], Tensor],
-    *,
-    start: int,
-    stop: int,
-    batch_size: int,
-    workers: int,
-    max_pixels: int,
-    picture: Callable[[int], Image.Image] | None = None,
-) -> Iterator[Batch]:
-    """Batches of the images start…stop-1, in order, all of one shape.
+
+class Loader:
+    """Pictures by position → batches of one shape. Holds its threads or processes while open.
 
     picture: gives the i-th picture instead of its file, from a memory for instance.
+    ahead: how many batches are decoded while one is in use; 0 takes turns with the network.
+    processes: decode in processes of their own, not in threads.
     """
-    path_of = paths if callable(paths) else paths.__getitem__
 
-    def opened(i: int) -> Image.Image:
-        return picture(i) if picture else read_image(path_of(i), max_pixels=max_pixels)
+    def __init__(
+        self,
+        path: Callable[[int], Path | bytes],
+        framing: Framing,
+        *,
+        batch_size: int,
+        workers: int,
+        max_pixels: int,
+        picture: Callable[[int], Image.Image] | None = None,
+        ahead: int = AHEAD,
+        processes: bool = False,
+        pinned: bool = False,
+    ) -> None:
+        self.batch_size, self.ahead = batch_size, ahead
+        shape = (ahead + 3, batch_size, *framing.size, 3)  # two more are in use at the network
+        self._decoder: ThreadDecoder | ProcessDecoder
+        if processes and picture is None:
+            self._decoder = ProcessDecoder(path, framing, shape, workers, max_pixels)
+        else:
+            self._decoder = ThreadDecoder(path, framing, shape, workers, max_pixels, picture)
+        self._pixels = torch.from_numpy(self._decoder.memory)
+        self._pinned = pinned and _pin(self._pixels)
 
-    def read(i: int) -> Tensor | str:
-        try:
-            return transform(opened(i))
-        except ImageError as error:
-            return str(error)
+    def __enter__(self) -> "Loader":
+        return self
 
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
-        pending: deque[tuple[int, list[Future[Tensor | str]]]] = deque()
-        firsts = iter(range(start, stop, batch_size))
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._pinned:
+            _unpin(self._pixels)
+        del self._pixels
+        self._decoder.close()
+
+    def batches(self, chunks: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """A batch for every chunk of positions, in order. A chunk holds B positions at most."""
+        rings, waiting = itertools.cycle(range(len(self._pixels))), iter(chunks)
+        pending: deque[tuple[int, Sequence[int], list[Future[list[str | None]]]]] = deque()
 
         def submit_next() -> None:
-            first = next(firsts, None)
-            if first is not None:
-                slots = range(first, min(first + batch_size, stop))
-                pending.append((first, [pool.submit(read, i) for i in slots]))
+            positions = next(waiting, None)
+            if positions is not None:
+                ring = next(rings)
+                self._pixels[ring, len(positions) :] = 0
+                pending.append((ring, positions, self._decoder.submit(ring, positions)))
 
         try:
-            for _ in range(AHEAD):
+            for _ in range(self.ahead):
                 submit_next()
-            while pending:
-                first, futures = pending.popleft()
+            while True:
                 submit_next()
-                yield _collate(first, [future.result() for future in futures], batch_size)
+                if not pending:
+                    return
+                ring, positions, futures = pending.popleft()
+                reasons = itertools.chain.from_iterable(future.result() for future in futures)
+                broken = {slot: why for slot, why in enumerate(reasons) if why is not None}
+                for slot in broken:
+                    self._pixels[ring, slot] = 0
+                yield Batch(self._pixels[ring], positions, broken)
         finally:  # the reader may stop early: what waits is dropped, what runs is soon done
-            pool.shutdown(wait=False, cancel_futures=True)
+            for _, _, futures in pending:
+                for future in futures:
+                    future.cancel()
 
 
-def _collate(first: int, slots: list[Tensor | str], batch_size: int) -> Batch:
-    good = [(i, slot) for i, slot in enumerate(slots) if isinstance(slot, Tensor)]
-    reasons = {i: slot for i, slot in enumerate(slots) if isinstance(slot, str)}
-    shape = good[0][1].shape if good else torch.Size((3, 1, 1))
-    images = torch.zeros((batch_size, *shape))  # (B, 3, H, W)
-    for i, slot in good:
-        images[i] = slot
-    return Batch(images, first, len(slots), reasons)
+def in_chunks(positions: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(positions), size):
+        yield positions[start : start + size]
+
+
+def _pin(pixels: Tensor) -> bool:
+    """Whether the memory is now page-locked, so that a GPU copies it by itself."""
+    if not torch.cuda.is_available():
+        return False
+    return int(torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.nbytes, 0)) == 0
+
+
+def _unpin(pixels: Tensor) -> None:
+    torch.cuda.synchronize()
+    torch.cuda.cudart().cudaHostUnregister(pixels.data_ptr())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_workers(device_type: str) -> int:
-    """Decoding threads: on a CPU the network needs cores too, a GPU waits for decoding alone."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
-    return max(1, min(16, cores if device_type != "cpu" else cores // 2))
+    """Threads or processes that decode: every core. On a CPU they take turns with the network; a
+    GPU waits for decoding alone, and one core is left to feed it."""
+    return max(1, min(64, cores() if device_type == "cpu" else cores() - 1))
 
 
 # ── batches to train on ──────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""One file → one upright RGB picture, or a plain reason why not; one folder → the pictures in it.
+"""One file → one upright RGB picture, or a plain reason why not.
 
 Knows nothing of labels or tensors. A file from a stranger may be broken, huge or hostile: only the
 formats below are tried, the size is judged before pixels are unpacked, and no program is started.
@@ -7,21 +7,17 @@ formats below are tried, the size is judged before pixels are unpacked, and no p
 import contextlib
 import errno
 import functools
-import heapq
 import io
 import logging
-import os
 import re
 import stat
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-
-import numpy as np
 
 # Each plugin registers itself with Pillow. Named here, so that Pillow never loads all of them, and
 # above all not the one for EPS, which starts Ghostscript.
@@ -41,7 +37,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from vizsla.errors import DataError, ImageError, MissingExtraError
+from vizsla.data.rgb import finished, rawmode_of
+from vizsla.errors import ImageError, MissingExtraError
 
 log = logging.getLogger("vizsla.images")
 _Result = TypeVar("_Result")
@@ -61,11 +58,6 @@ PLUGINS = (
     WebPImagePlugin,
 )
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "JPEG2000")
-_EXTENSIONS = """
-    jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif avifs ppm pgm pbm pnm pfm ico
-    jp2 j2k j2c jpc jpf jpx heic heif hif
-"""
-IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())  # without the dot, in small letters
 
 
 # ── reading one picture ──────────────────────────────────────────────────────────────────────────
@@ -152,16 +144,16 @@ def _decode(
     file: BinaryIO, kind: str, max_pixels: int, *, at_least: int | None = None
 ) -> Image.Image:
     if kind == "HEIC":
-        return _finished(_read_heic(file, max_pixels), "")
+        return finished(_read_heic(file, max_pixels), "")
     with _opened(file, kind, max_pixels) as image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             tile = (image.tag_v2.get(322, 1), image.tag_v2.get(323, 1))
             _check_pixels(tile, max(max_pixels, 2**24))
-        rawmode = _rawmode(image)
+        rawmode = rawmode_of(image)
         image.load()
-        return _finished(image, rawmode)
+        return finished(image, rawmode)
 
 
 def _header(file: BinaryIO, kind: str, max_pixels: int) -> Header:
@@ -228,111 +220,6 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 
 def _too_many(pixels: int, max_pixels: int) -> str:
     return f"{pixels:,} pixels, more than the limit of {max_pixels:,} (--max-pixels)"
-
-
-# ── from any mode to upright RGB ─────────────────────────────────────────────────────────────────
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation → what makes it upright
-
-
-def _finished(image: Image.Image, rawmode: str) -> Image.Image:
-    turn = TURNS.get(_orientation(image))
-    rgb = _to_rgb(image, rawmode)
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    elif rgb is image:
-        rgb = image.copy()  # a plain Image, no longer tied to its file
-    rgb.info = {}  # or a later save would turn it again, and carry profiles along
-    return rgb
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(0x0112, 1)
-        return int(value)
-    except Exception as error:  # EXIF is a file format of its own, and as often broken
-        log.debug("EXIF cannot be read (%s): the picture stays as it lies", error)
-        return 1
-
-
-def _to_rgb(image: Image.Image, rawmode: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _from_grey16(image)
-    if image.mode in ("I", "F"):
-        numbers = np.asarray(image)
-        black, white = (0, 65535) if image.format == "PPM" and image.mode == "I" else _span(numbers)
-        return _to_grey8(numbers, black, white).convert("RGB")
-    if image.has_transparency_data:
-        _scale_transparent_colour(image, rawmode)
-        rgba = image.convert("RGBA")
-        white_page = Image.new("RGB", image.size, "white")
-        white_page.paste(rgba, mask=rgba.getchannel("A"))
-        return white_page
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _rawmode(image: Any) -> str:
-    """How the pixels lie in the file, such as `L;2` or `RGB;16B`; known until they are loaded."""
-    args = image.tile[0][3] if image.tile else ""
-    return str(args[0] if isinstance(args, tuple) and args else args)
-
-
-def _scale_transparent_colour(image: Image.Image, rawmode: str) -> None:
-    """A PNG names its transparent colour in the file's own depth; Pillow compares it in 8 bits."""
-    colour = image.info.get("transparency")
-    if image.format != "PNG" or image.mode not in ("L", "RGB"):
-        return
-    if isinstance(colour, tuple):
-        shift = 8 if "16" in rawmode else 0
-        image.info["transparency"] = tuple(value >> shift & 255 for value in colour)
-    elif isinstance(colour, int):
-        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}.get(rawmode, 1) & 255
-
-
-def _from_grey16(image: Image.Image) -> Image.Image:
-    numbers = np.asarray(image)
-    black, white = 0, 65535
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(258, (16,))[0]
-        white = 2**bits - 1
-        if image.tag_v2.get(262) == 0:  # white is zero
-            black, white = white, black
-    grey = _to_grey8(numbers, black, white)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey.paste(255, mask=Image.fromarray(numbers == clear))
-    return grey.convert("RGB")
-
-
-def _span(numbers: np.ndarray) -> tuple[float, float]:
-    """The values of black and of white, guessed from the numbers themselves."""
-    finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
-    if finite.size == 0:
-        return 0, 1
-    lowest, highest = float(finite.min()), float(finite.max())
-    for white in (1, 255, 65535) if numbers.dtype.kind == "f" else (255, 65535):
-        if lowest >= 0 and highest <= white:
-            return 0, white
-    return lowest, highest if highest > lowest else lowest + 1
-
-
-def _to_grey8(numbers: np.ndarray, black: float, white: float) -> Image.Image:
-    """Mode L; black and white may stand in either order. In strips, to stay small in memory."""
-    grey = np.empty(numbers.shape, np.uint8)
-    rows = max(1, 2**20 // max(1, numbers.shape[1]))
-    for start in range(0, len(numbers), rows):
-        part = numbers[start : start + rows].astype(np.float64)
-        part = np.nan_to_num((part - black) / (white - black), nan=0, posinf=1, neginf=0)
-        grey[start : start + rows] = np.clip(part * 255 + 0.5, 0, 255)
-    return Image.fromarray(grey)
 
 
 # ── Pillow's own limits and warnings ─────────────────────────────────────────────────────────────
@@ -453,158 +340,3 @@ def _reason_of_system(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"the file cannot be read: {error.strerror.lower()}"
     return f"the file cannot be opened: {error}"
-
-
-def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names and how many more there are, for a message; odd characters are escaped."""
-    shown = ", ".join(n if n.isprintable() else ascii(n)[1:-1] for n in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-# ── listing a folder ─────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Listing:
-    """ids: posix paths below the root, sorted as UTF-8 bytes.
-
-    links_outside: links that lead out of the root and were not followed. passed_over: how many
-    hidden entries and files of other kinds there are. bad_names: pictures left out because their
-    names are not valid UTF-8 (in Python's escaped form); no artefact could hold such a name.
-    """
-
-    ids: list[str]
-    links_outside: list[str] = field(default_factory=list)
-    passed_over: int = 0
-    bad_names: list[str] = field(default_factory=list)
-
-
-def is_image_name(name: str) -> bool:
-    """By its extension, in any case; hidden files are no images."""
-    stem, dot, extension = name.rpartition(".")
-    return bool(stem) and bool(dot) and name[0] != "." and extension.lower() in IMAGE_EXTENSIONS
-
-
-def list_images(root: str | Path, *, follow_links: bool = False) -> Listing:
-    """All pictures below `root`, by name; they are not opened.
-
-    A link to a file below the root is one more picture. A linked folder is listed once, under its
-    real name where that lies below the root, so links in a circle end. A link that leads nowhere is
-    listed too, and turns out broken when it is read. DataError for no folder, or no pictures.
-    """
-    start = Path(root)
-    if not start.exists():
-        raise DataError(f"{root} does not exist: give the folder that holds the images")
-    if not start.is_dir():
-        raise DataError(f"{root} is a file, expected a folder of images")
-    walk = _Walk(os.path.realpath(start), follow_links)
-    walk.run()
-    found = walk.listing()
-    if walk.unreadable:
-        log.warning("%s: %s cannot be opened and are left out", root, few(walk.unreadable))
-    if found.bad_names:
-        log.warning("%s: names that are not UTF-8, left out: %s", root, few(found.bad_names))
-    if not found.ids:
-        raise DataError(_nothing_in(root, found))
-    return found
-
-
-def _nothing_in(root: str | Path, found: Listing) -> str:
-    message = f"{root} holds no images"
-    if found.links_outside:
-        message += (
-            f", but {len(found.links_outside)} links that lead out of it "
-            f"({few(found.links_outside)}): follow them with --follow-links"
-        )
-    elif found.passed_over:
-        message += (
-            f" among {found.passed_over} files: expected names that end in .jpg, .png, .webp, …"
-        )
-    else:
-        message += ": it is empty"
-    return message
-
-
-class _Walk:
-    """One pass over a tree: real folders first, then the linked ones that were not among them."""
-
-    def __init__(self, root: str, follow_links: bool) -> None:
-        self.root, self.follow_links = root, follow_links
-        self.ids: list[str] = []
-        self.outside: list[str] = []
-        self.bad_names: list[str] = []
-        self.unreadable: list[str] = []
-        self.passed_over = 0
-        self.seen: set[tuple[int, int]] = set()
-        self.linked: list[tuple[int, str, str]] = []  # (depth, id prefix, folder), not yet walked
-
-    def run(self) -> None:
-        self._folders([("", self.root)])
-        while self.linked:
-            _, prefix, folder = heapq.heappop(self.linked)
-            self._folders([(prefix, folder)])
-
-    def listing(self) -> Listing:
-        # Python sorts by code points, which is the order of their UTF-8 bytes.
-        return Listing(
-            sorted(self.ids), sorted(self.outside), self.passed_over, sorted(self.bad_names)
-        )
-
-    def _folders(self, waiting: list[tuple[str, str]]) -> None:
-        while waiting:
-            prefix, folder = waiting.pop()
-            try:
-                found = Path(folder).stat()
-                if (found.st_dev, found.st_ino) in self.seen:
-                    continue
-                self.seen.add((found.st_dev, found.st_ino))
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        self._entry(entry, prefix, waiting)
-            except OSError as error:
-                self.unreadable.append(f"{prefix or folder} ({error.strerror})")
-
-    def _entry(
-        self, entry: "os.DirEntry[str]", prefix: str, waiting: list[tuple[str, str]]
-    ) -> None:
-        name = entry.name
-        if name[0] == ".":
-            self.passed_over += 1
-        elif entry.is_symlink():
-            self._link(entry, prefix + name)
-        elif entry.is_dir(follow_symlinks=False):
-            waiting.append((f"{prefix}{name}/", entry.path))
-        elif is_image_name(name) and entry.is_file(follow_symlinks=False):
-            self._image(prefix + name)
-        else:
-            self.passed_over += 1
-
-    def _link(self, entry: "os.DirEntry[str]", name: str) -> None:
-        is_folder = Path(entry.path).is_dir()  # False for links in a circle; entry.is_dir() raises
-        if not is_folder and not is_image_name(entry.name):
-            self.passed_over += 1
-        elif not is_folder and self.follow_links:
-            self._image(name)
-        else:
-            target = os.path.realpath(entry.path)
-            inside = target == self.root or target.startswith(self.root.rstrip(os.sep) + os.sep)
-            if not inside and not self.follow_links:
-                self.outside.append(name)
-            elif is_folder:
-                heapq.heappush(self.linked, (name.count("/"), f"{name}/", target))
-            else:
-                self._image(name)
-
-    def _image(self, name: str) -> None:
-        if name.isascii() or _is_utf8(name):
-            self.ids.append(name)
-        else:
-            self.bad_names.append(ascii(name)[1:-1])
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:  # undecodable bytes of a name arrive as lone surrogates
-        return False
-    return True

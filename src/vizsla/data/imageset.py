@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from vizsla.data.images import Listing, few, list_images
+from vizsla.data.listing import Listing, few, list_images
 from vizsla.data.tables import (
     attributes_for,
     labels_for,

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from vizsla.data.images import few, is_image_name
+from vizsla.data.listing import few, is_image_name
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.errors import DataError, ImageError, StorageError
 

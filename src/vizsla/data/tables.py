@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vizsla.data.images import few
+from vizsla.data.listing import few
 from vizsla.errors import DataError, UsageError
 
 log = logging.getLogger("vizsla.tables")

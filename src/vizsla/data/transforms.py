@@ -1,6 +1,7 @@
 """A picture → the tensor that a network expects. Knows only sizes and colours, no networks."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vizsla.data.framing import INTERPOLATIONS, Framing
 from vizsla.errors import ModelError, UsageError
 
 MODES = ("crop", "squash")
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -52,25 +48,19 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, H, W) float32, the colours normalised by mean and std."""
-        if self.mode == "crop":
-            image = _without_long_ends(image)
-        scaled = image.resize(self._scaled(*image.size), INTERPOLATIONS[self.interpolation])
-        height, width = self.size
-        left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
-        pixels = np.array(scaled.crop((left, top, left + width, top + height)))  # (H, W, 3)
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return tensor.sub_(mean[:, None, None]).div_(std[:, None, None])  # (3, H, W)
+        pixels = torch.from_numpy(np.array(self.framing.pixels(image)))  # (H, W, 3)
+        return self.normalised(pixels[None])[0].contiguous()
 
-    def _scaled(self, wide: int, high: int) -> tuple[int, int]:
-        """Width and height of the whole picture after resizing, before the centre is cut out."""
-        if self.mode == "squash":
-            height, width = (self.resize, self.resize) if self.resize else self.size
-            return width, height
-        short = self.resize or max(self.size)
-        if wide <= high:
-            return short, int(short * high / wide)
-        return int(short * wide / high), short
+    @cached_property
+    def framing(self) -> Framing:
+        """What happens to a picture before it becomes a tensor."""
+        return Framing(self.size, self.resize, self.mode, self.interpolation)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) float32, channels last, from (B, H, W, 3) uint8, on the same device."""
+        mean, std = (torch.tensor(v, device=pixels.device) for v in (self.mean, self.std))
+        colours = pixels.permute(0, 3, 1, 2).float().div(255)
+        return colours.sub(mean[:, None, None]).div(std[:, None, None])
 
     def with_size(self, size: int) -> "Preprocess":
         """The same for square tensors of another size; the share that is cut off stays."""
@@ -99,17 +89,6 @@ class Preprocess:
         if self.mode == "squash":
             return f"squashed to {size}"
         return f"shorter side to {self.resize or max(self.size)}, centre {size}"
-
-
-def _without_long_ends(image: Image.Image) -> Image.Image:
-    """A strip of 1 × 10,000 pixels, its shorter side resized to 256, would need gigabytes:
-    what is far from the centre is cut off before, and not after."""
-    wide, high = image.size
-    longest = 8 * min(wide, high)
-    if max(wide, high) <= longest:
-        return image
-    left, top = max(0, wide - longest) // 2, max(0, high - longest) // 2
-    return image.crop((left, top, left + min(wide, longest), top + min(high, longest)))
 
 
 def check_image_size(size: int) -> None:

@@ -20,6 +20,7 @@ from vizsla.model.catalogue import (
     find_backbone,
     named_like,
 )
+from vizsla.model.hub import download
 from vizsla.model.networks import (
     Backbone,
     ClipBackbone,
@@ -27,7 +28,7 @@ from vizsla.model.networks import (
     TimmBackbone,
     trunk_poolings,
 )
-from vizsla.model.weights import download, load_state, read_state, seeded
+from vizsla.model.weights import load_state, read_state, seeded
 
 log = logging.getLogger("vizsla.model")
 

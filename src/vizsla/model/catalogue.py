@@ -33,6 +33,7 @@ class BackboneSpec:
     licence: str = "unknown"
     reads_text: bool = False
     resize: int | None = None  # with image_size in place of what the library's configuration says
+    trained_size: int | None = None  # pixels of the last training phase, where image_size is less
 
     @property
     def source(self) -> str:
@@ -103,6 +104,7 @@ def _named(line: str) -> BackboneSpec:
         # timm gives DINOv2 at 518 pixels, the size of its last training phase: over five times the
         # patches of 224, at which its paper evaluates (shorter side to 256, centre 224).
         resize=256 if "dinov2" in architecture else None,
+        trained_size=518 if "dinov2" in architecture else None,
     )
 
 
@@ -156,6 +158,7 @@ def _row(spec: BackboneSpec) -> dict[str, Any]:
         "dim": spec.dim,
         "parameters": spec.parameters,
         "image_size": spec.image_size,
+        "trained_size": spec.trained_size or spec.image_size,
         "reads_text": spec.reads_text,
         "licence": spec.licence,
         "pooling": spec.pooling,

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizsla.data.batches import batches
+from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.imageset import ImageSet
 from vizsla.data.pictures import available_memory
 from vizsla.errors import DataError
+from vizsla.model.compute import PRECISIONS, Compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import MAX_PIXELS, PRECISIONS, Compute
+from vizsla.model.inference import MAX_PIXELS
 
 log = logging.getLogger("vizsla.train")
 
@@ -67,17 +68,18 @@ class HeldImages:
         if self._tensors is not None and self._prepared_for == prepared_for:
             return self._tensors
         found = []
-        for batch in batches(
+        with Loader(
             self.images.path,
-            embedder.preprocess,
-            start=0,
-            stop=len(self.images),
+            embedder.preprocess.framing,
             batch_size=self.compute.batch_size,
             workers=self.compute.workers,
             max_pixels=self.max_pixels,
-        ):
-            self.broken |= {batch.first + slot: why for slot, why in batch.reasons.items()}
-            found.append(batch.images)
+        ) as loader:
+            chunks = in_chunks(range(len(self.images)), self.compute.batch_size)
+            for batch in loader.batches(chunks):
+                broken = {batch.positions[slot]: why for slot, why in batch.reasons.items()}
+                self.broken |= broken
+                found.append(embedder.preprocess.normalised(batch.pixels))
         if len(self.broken) == len(self.images):
             raise DataError(f"none of the {len(self.images)} images held out can be read")
         size = sum(t.nbytes for t in found)

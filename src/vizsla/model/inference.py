@@ -1,95 +1,57 @@
 """Images → Embeddings: batch by batch through an Embedder, shard by shard to disk, resumable.
 
 What is written depends on the images, the embedder and `compute_id` alone: a shard holds a whole
-number of batches, every batch has one shape, and a broken image keeps its slot.
+number of batches, every batch has one shape, and a broken image keeps its slot. Memory does not
+grow with the number of images.
 """
 
 import hashlib
-import json
 import logging
 import os
-import platform
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import PIL
-import torch
+import pyarrow as pa
 from PIL import Image
 
 from vizsla import storage
-from vizsla.data.batches import Batch, batches, choose_workers
+from vizsla.data.batches import Batch, Loader, in_chunks
 from vizsla.data.imageset import ImageSet
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, ImageError, UsageError
+from vizsla.model.cache import VectorCache, content_of, space_of
+from vizsla.model.compiling import CompilingError
+from vizsla.model.compute import PRECISIONS as PRECISIONS
+from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import STORES, Embeddings, ShardWriter
+from vizsla.model.network import Network, Pending
 
 log = logging.getLogger("vizsla.embed")
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_IMAGES = 1024  # what an interruption costs at most
 MAX_PIXELS = 100_000_000
 PIECE = 4096  # bytes
 
 
+# ── a whole set, into a folder ───────────────────────────────────────────────────────────────────
+
+
 @dataclass(frozen=True)
-class Compute:
-    """How vectors are computed, every `auto` resolved. `id` says what is bit-equal."""
+class Written:
+    """What `write_embeddings` left in a folder, without the vectors."""
 
-    device: str
-    precision: str
-    batch_size: int
-    workers: int
-    elsewhere: dict[str, Any] | None = None  # the facts of the machines that compute, if not here
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """All that may change the last bits of a vector; the number of workers does not."""
-        if self.elsewhere is not None:
-            return self.elsewhere
-        kind = torch.device(self.device).type
-        return {
-            "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
-            "machine": platform.machine(),
-            "precision": self.precision,
-            "compiled": False,
-            "batch_size": self.batch_size,
-            "threads": torch.get_num_threads(),
-            "decoder": f"pillow {PIL.__version__}",
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        }
-
-    @property
-    def id(self) -> str:
-        facts = json.dumps(self.facts, sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-def resolve_compute(
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 32,
-    workers: int | None = None,
-) -> Compute:
-    """Every `auto` resolved for this machine; UsageError for what it does not have."""
-    device = _resolve_device(device)
-    if precision not in ("auto", *PRECISIONS):
-        raise UsageError(f"precision={precision!r}: choose auto, {', '.join(PRECISIONS)}")
-    if batch_size < 1:
-        raise UsageError(f"batch size {batch_size}: choose 1 or more")
-    if workers is not None and workers < 1:
-        raise UsageError(f"{workers} workers: choose 1 or more")
-    return Compute(
-        device,
-        "fp32" if precision == "auto" else precision,
-        batch_size,
-        workers or choose_workers(torch.device(device).type),
-    )
+    folder: Path
+    images: int  # that have a vector
+    broken: list[tuple[str, str]]  # (id, why not)
+    dim: int
+    model_id: str
+    compute: Compute
 
 
 def embed(
@@ -98,167 +60,327 @@ def embed(
     out: str | Path,
     *,
     compute: Compute | None = None,
+    network: Network | None = None,
     store: str = "fp32",
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
     picture: Callable[[int], Image.Image] | None = None,
     engine: "Engine | None" = None,
 ) -> Embeddings:
-    """Writes the embeddings of `images` into the folder `out` and returns them.
+    """Writes the embeddings of `images` into the folder `out` and returns them, all in memory.
+
+    The same as `write_embeddings`, which see, and `Embeddings.open`.
+    """
+    write_embeddings(
+        images, embedder, out, compute=compute, network=network, store=store,
+        shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
+        progress=progress, picture=picture, engine=engine,
+    )  # fmt: skip
+    return Embeddings.open(out)
+
+
+def write_embeddings(
+    images: ImageSet,
+    embedder: Embedder,
+    out: str | Path,
+    *,
+    compute: Compute | None = None,
+    network: Network | None = None,
+    store: str = "fp32",
+    shard_images: int = SHARD_IMAGES,
+    max_pixels: int = MAX_PIXELS,
+    overwrite: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+    picture: Callable[[int], Image.Image] | None = None,
+    engine: "Engine | None" = None,
+) -> Written:
+    """Writes the embeddings of `images` into the folder `out`, shard by shard.
 
     Run again after an interruption, it goes on behind the last whole shard; with another model,
     other images or another `compute_id` it refuses (DataError), unless `overwrite`.
-    Broken images are left out and listed in `Embeddings.broken`; DataError if all are broken.
-    picture: gives the i-th picture instead of its file (see data/pictures.py).
-    engine: where the shards are computed (default: here); it changes nothing that is written.
+    Broken images are left out and listed in `broken`; DataError if all are broken.
+    network: an open one to be used again, instead of `compute`. cache: a folder of vectors by the
+    content of their files (see cache.py). picture: gives the i-th picture instead of its file
+    (see data/pictures.py), and then nothing is cached. engine: where shards are computed (default:
+    here); it changes nothing that is written.
     """
     if len(images) == 0:
         raise DataError(f"{images.place} holds no images to embed")
     if store not in STORES:
         raise UsageError(f"store={store!r}: choose {' or '.join(STORES)}")
-    compute = compute or resolve_compute()
+    network = network or Network(embedder, compute or resolve_compute())
+    vectors = VectorCache(cache) if cache is not None and picture is None else None
     out = Path(out)
     with storage.locked(out):
         if overwrite:
             _clear(out)
-        per_shard = _whole_batches(shard_images, compute.batch_size)
-        about = {
-            "model_id": embedder.model_id,
-            "compute_id": compute.id,
-            "compute": compute.facts,
-            "images": fingerprint(images),
-            "max_pixels": max_pixels,
-            "shard_images": per_shard,
-        }
-        writer = ShardWriter(out, about, embedder.dim, store=store, total=len(images))
+        source = Source(images, max_pixels, picture, vectors)
+        writer = _writer(source, network, out, store, shard_images)
         done = writer.resume()
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
-        parts = [
-            range(start, min(start + per_shard, len(images)))
-            for start in range(done, len(images), per_shard)
-        ]
-        job = Job(images, embedder, compute, max_pixels, picture)
-        for part in (engine or embed_here)(job, parts, progress):
-            _write(part, images, writer, per_shard)
+        try:
+            _write_from(done, source, network, writer, engine or embed_here, progress)
+        except CompilingError as error:
+            if writer.done > done or done:  # nothing may be mixed
+                raise
+            log.warning("%s: goes on without compiling", error)
+            network.compute = replace(network.compute, compiled=False)
+            writer = _writer(source, network, out, store, shard_images)
+            _write_from(0, source, network, writer, engine or embed_here, progress)
         writer.finish()
-    embeddings = Embeddings.open(out)
-    _report_broken(embeddings, images, out)
-    return embeddings
+    broken = [(name, why) for shard in writer.shards for name, why in shard["broken"]]
+    written = Written(
+        out, writer.done - len(broken), broken, embedder.dim, embedder.model_id, network.compute
+    )
+    _report_broken(written, images)
+    return written
 
 
-# ── shard by shard ───────────────────────────────────────────────────────────────────────────────
+def _writer(
+    source: "Source", network: Network, out: Path, store: str, shard_images: int
+) -> ShardWriter:
+    compute = network.compute
+    about = {
+        "model_id": network.embedder.model_id,
+        "compute_id": compute.id,
+        "compute": compute.facts,
+        "images": fingerprint(source.images),
+        "max_pixels": source.max_pixels,
+        "shard_images": whole_batches(shard_images, compute.batch_size),
+    }
+    return ShardWriter(out, about, network.embedder.dim, store=store, total=len(source.images))
+
+
+def _write_from(
+    done: int,
+    source: "Source",
+    network: Network,
+    writer: ShardWriter,
+    engine: "Engine",
+    progress: Progress | None,
+) -> None:
+    per_shard, total = writer.about["shard_images"], len(source.images)
+    ranges = [range(i, min(i + per_shard, total)) for i in range(done, total, per_shard)]
+    report = (lambda count: progress(count, total)) if progress else None
+    for positions, shard in engine(source, network, ranges, report):
+        if shard.broken:
+            source.images.require_root()  # gone altogether, it would make all that follow broken
+        writer.add(
+            shard.ids, shard.vectors, shard.attributes, shard.broken,
+            number=positions.start // per_shard,
+        )  # fmt: skip
+
+
+# ── shards ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
-class Job:
-    """What an engine is to embed, and how."""
+class Source:
+    """Where pictures come from. cache: their vectors may be known already."""
 
     images: ImageSet
-    embedder: Embedder
-    compute: Compute
     max_pixels: int = MAX_PIXELS
     picture: Callable[[int], Image.Image] | None = None
+    cache: VectorCache | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One shard's images, computed: vectors (n, D); broken: position in the set → why."""
+@dataclass(frozen=True)
+class Shard:
+    """ids and attributes of the n good images, (n, D) float32; and (id, reason) of the others."""
 
-    images: range
+    ids: list[str]
     vectors: np.ndarray
-    broken: dict[int, str]
+    attributes: pa.Table
+    broken: list[tuple[str, str]]
 
 
-Engine = Callable[[Job, Sequence[range], Progress | None], Iterator[Part]]  # in any order
+Engine = Callable[
+    [Source, Network, Sequence[range], Callable[[int], None] | None],
+    Iterator[tuple[range, Shard]],
+]  # the shards of some ranges of positions, in any order
 
 
-def embed_here(job: Job, parts: Sequence[range], progress: Progress | None) -> Iterator[Part]:
-    """The engine of one machine: part after part in this process."""
-    for part in parts:
-        yield embed_part(job, part, progress)
+def embed_here(
+    source: Source,
+    network: Network,
+    ranges: Sequence[range],
+    progress: Callable[[int], None] | None,
+) -> Iterator[tuple[range, Shard]]:
+    """The engine of this process."""
+    return zip(ranges, embed_shards(source, network, ranges, progress=progress), strict=True)
 
 
-def embed_part(job: Job, part: range, progress: Progress | None = None) -> Part:
-    """The function that every engine runs, wherever it does."""
-    place_embedder(job.embedder, job.compute)
-    vectors = np.zeros((len(part), job.embedder.dim), np.float32)
-    broken: dict[int, str] = {}
-    for batch in batches(
-        job.images.file,
-        job.embedder.preprocess,
-        start=part.start,
-        stop=part.stop,
-        batch_size=job.compute.batch_size,
-        workers=job.compute.workers,
-        max_pixels=job.max_pixels,
-        picture=job.picture,
-    ):
-        first = batch.first - part.start
-        filled = slice(first, first + batch.filled)
-        if len(batch.reasons) < batch.filled:
-            found = embed_batch(job.embedder, batch.images, job.compute)
-            vectors[filled] = found[: batch.filled]
-        broken |= _broken_in(batch, vectors[filled])
-        if progress:
-            progress(batch.first + batch.filled, len(job.images))
-    return Part(part, vectors, broken)
+def embed_shards(
+    source: Source,
+    network: Network,
+    ranges: Sequence[range],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Shard]:
+    """The shard of every range of positions, in order. Whoever writes them makes the artefact.
+
+    Decoding runs on from one shard into the next. progress: how many images are done.
+    """
+    compute = network.compute
+    on_gpu = compute.kind == "cuda"
+    with Loader(
+        source.images.file,
+        network.embedder.preprocess.framing,
+        batch_size=compute.batch_size,
+        workers=compute.workers,
+        max_pixels=source.max_pixels,
+        picture=source.picture,
+        ahead=2 if on_gpu else 0,  # on a CPU both need all cores, and take turns
+        processes=on_gpu and source.images.source is None,
+        pinned=on_gpu,
+    ) as loader:
+        drafts: deque[_Draft] = deque()
+        chunks = _chunks(source, network, ranges, drafts)
+        for batch, vectors in _through(network, loader.batches(chunks)):
+            if batch.filled:
+                drafts[0].take(batch, vectors)
+            if batch.filled and progress:
+                progress(batch.positions[-1] + 1)
+            yield from _finished(drafts, source, network)
+    if progress and source.cache is not None and ranges:
+        progress(ranges[-1].stop)
 
 
-def place_embedder(embedder: Embedder, compute: Compute) -> None:
-    embedder.to(compute.device).to(memory_format=torch.channels_last).eval()
+@dataclass
+class _Draft:
+    """A shard that is being filled."""
+
+    positions: range
+    vectors: np.ndarray  # (N, D)
+    waiting: int  # images that are still to be embedded
+    broken: dict[int, str] = field(default_factory=dict)
+    contents: dict[int, bytes | None] = field(default_factory=dict)  # only with a cache
+    fresh: list[int] = field(default_factory=list)  # positions that were embedded now
+
+    def take(self, batch: Batch, vectors: np.ndarray) -> None:
+        for slot, i in enumerate(batch.positions):
+            row = vectors[slot]
+            reason = batch.reasons.get(slot) or _no_direction(row)
+            if reason:
+                self.broken[i] = reason
+            else:
+                self.vectors[i - self.positions.start] = row
+                self.fresh.append(i)
+        self.waiting -= batch.filled
+
+    def shard(self, images: ImageSet) -> Shard:
+        good = [i for i in self.positions if i not in self.broken]
+        rows = self.vectors[[i - self.positions.start for i in good]]
+        broken = [(images.ids[i], reason) for i, reason in sorted(self.broken.items())]
+        return Shard([images.ids[i] for i in good], rows, images.subset(good).attributes, broken)
 
 
-def _write(part: Part, images: ImageSet, writer: ShardWriter, per_shard: int) -> None:
-    good = [i for i in part.images if i not in part.broken]
-    if part.broken:
-        images.require_root()  # gone altogether, it would make all that follow broken
-    writer.add(
-        [images.ids[i] for i in good],
-        part.vectors[[i - part.images.start for i in good]],
-        images.subset(good).attributes,
-        [(images.ids[i], reason) for i, reason in sorted(part.broken.items())],
-        number=part.images.start // per_shard,
-    )
+def _chunks(
+    source: Source, network: Network, ranges: Sequence[range], drafts: "deque[_Draft]"
+) -> Iterator[Sequence[int]]:
+    """What is to be embedded, a batch at a time; opens the drafts that take the vectors."""
+    dim, size = network.embedder.dim, network.compute.batch_size
+    for positions in ranges:
+        zeros = np.zeros((len(positions), dim), np.float32)
+        draft = _Draft(positions, zeros, len(positions))
+        missing: Sequence[int] = positions
+        if source.cache is not None:
+            missing = _fill_from_cache(draft, source, network)
+            draft.waiting = len(missing)
+        drafts.append(draft)
+        yield from in_chunks(missing, size)
+        if not missing:
+            yield ()  # wakes the reader, who takes the shard before the next one is opened
 
 
-def embed_batch(embedder: Embedder, images: torch.Tensor, compute: Compute) -> np.ndarray:
-    """(B, D) float32 unit vectors of (B, 3, H, W) normalised images."""
-    device = torch.device(compute.device)
-    images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-    cast = compute.precision != "fp32"
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, PRECISIONS[compute.precision], enabled=cast),
-    ):
-        vectors = embedder(images)
-    return vectors.float().cpu().numpy()
+def _fill_from_cache(draft: _Draft, source: Source, network: Network) -> list[int]:
+    """The positions whose vectors the cache does not hold."""
+    assert source.cache is not None
+    with ThreadPoolExecutor(network.compute.workers) as pool:
+        found = pool.map(partial(_content, source.images), draft.positions)
+        draft.contents = dict(zip(draft.positions, found, strict=True))
+    wanted = list({content for content in draft.contents.values() if content})
+    known = source.cache.get(_space(source, network), wanted, network.embedder.dim)
+    missing = []
+    for i, content in draft.contents.items():
+        if content in known:
+            draft.vectors[i - draft.positions.start] = known[content]
+        else:
+            missing.append(i)
+    return missing
 
 
-def _broken_in(batch: Batch, vectors: np.ndarray) -> dict[int, str]:
-    """Position in the image set → why it has no vector."""
-    broken = {batch.first + slot: reason for slot, reason in batch.reasons.items()}
-    lengths = np.linalg.norm(vectors, axis=1)
-    for slot in np.flatnonzero(~np.isclose(lengths, 1, atol=1e-3)):
-        length = f"length {lengths[slot]:.3g}" if np.isfinite(lengths[slot]) else "not finite"
-        broken.setdefault(batch.first + int(slot), f"the model gives it no direction ({length})")
-    return broken
+def _content(images: ImageSet, i: int) -> bytes | None:
+    try:
+        return content_of(images.file(i))
+    except ImageError:
+        return None
 
 
-def _report_broken(embeddings: Embeddings, images: ImageSet, out: Path) -> None:
-    if not embeddings.broken:
+def _finished(drafts: "deque[_Draft]", source: Source, network: Network) -> Iterator[Shard]:
+    """The first shards, as far as nothing of them is waited for."""
+    while drafts and not drafts[0].waiting:
+        draft = drafts.popleft()
+        if source.cache is not None and draft.fresh:
+            first = draft.positions.start
+            new = {draft.contents[i]: draft.vectors[i - first] for i in draft.fresh}
+            known = {content: vector for content, vector in new.items() if content is not None}
+            source.cache.put(_space(source, network), known)
+        yield draft.shard(source.images)
+
+
+def _space(source: Source, network: Network) -> str:
+    return space_of(network.embedder.model_id, network.compute.id, source.max_pixels)
+
+
+def _through(network: Network, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Each batch with its vectors (B, D). Beside a GPU the next batch is sent before one is
+    waited for."""
+    behind: tuple[Batch, Pending | None] | None = None
+    depth = 1 if network.compute.kind == "cuda" else 0
+    for batch in batches:
+        whole = len(batch.reasons) < batch.filled
+        now = batch, network.submit(batch.pixels) if whole else None
+        if depth:
+            now, behind = behind, now  # type: ignore[assignment]
+        if now is not None:
+            yield now[0], _vectors(network, *now)
+    if behind is not None:
+        yield behind[0], _vectors(network, *behind)
+
+
+def _vectors(network: Network, batch: Batch, pending: Pending | None) -> np.ndarray:
+    if pending is None:  # nothing but broken images
+        return np.zeros((batch.filled, network.embedder.dim), np.float32)
+    return pending.result()[: batch.filled]
+
+
+def _no_direction(vector: np.ndarray) -> str | None:
+    length = float(np.linalg.norm(vector))
+    if np.isclose(length, 1, atol=1e-3):
+        return None
+    said = f"length {length:.3g}" if np.isfinite(length) else "not finite"
+    return f"the model gives it no direction ({said})"
+
+
+def _report_broken(written: Written, images: ImageSet) -> None:
+    broken = written.broken
+    if not broken:
         return
-    first = "; ".join(f"{name}: {reason}" for name, reason in embeddings.broken[:3])
-    if len(embeddings) == 0:
+    first = "; ".join(f"{name}: {reason}" for name, reason in broken[:3])
+    if written.images == 0:
         raise DataError(f"none of the {len(images)} images in {images.place} can be used: {first}")
-    for name, reason in embeddings.broken:
+    for name, reason in broken:
         log.debug("broken: %s: %s", name, reason)
-    more = f"; and {len(embeddings.broken) - 3} more" if len(embeddings.broken) > 3 else ""
+    more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
     log.warning(
         "%d of %d images in %s are broken and left out (%s%s); all are listed in %s",
-        len(embeddings.broken), len(images), images.place, first, more, out / "manifest.json",
+        len(broken), len(images), images.place, first, more, written.folder / "manifest.json",
     )  # fmt: skip
 
 
@@ -291,24 +413,10 @@ def _pieces(path: Path) -> bytes:
     return b"\0".join(pieces)
 
 
-def _whole_batches(shard_images: int, batch_size: int) -> int:
+def whole_batches(shard_images: int, batch_size: int) -> int:
     return max(1, -(-shard_images // batch_size)) * batch_size
 
 
 def _clear(folder: Path) -> None:
     """Removes what `embed` writes there, and nothing else."""
     storage.remove(folder / "manifest.json", *folder.glob("shard-*.parquet"))
-
-
-def _resolve_device(device: str) -> str:
-    mps = torch.backends.mps.is_available()
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"device={device!r}: choose auto, cpu, cuda, cuda:1, … or mps")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda, but torch sees no CUDA GPU here: use --device cpu")
-    if kind == "mps" and not mps:
-        raise UsageError("device=mps, but torch sees no Apple GPU here: use --device cpu")
-    return device

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vizsla.data.transforms import Preprocess, check_image_size
 from vizsla.errors import ModelError
 from vizsla.model.catalogue import NO_CLS, WITH_CLS, BackboneSpec
-from vizsla.model.weights import State, load_tokeniser
+from vizsla.model.hub import load_tokeniser
+from vizsla.model.weights import State
 
 
 class Backbone(nn.Module):

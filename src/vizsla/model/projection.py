@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
-from vizsla.errors import DataError, ModelError
+from vizsla.errors import DataError, ModelError, UsageError
 
-FORM = "linear"
+FORM, CHAINED = "linear", "chained"
+WHITENINGS = ("none", "plain", "shrunk")
 
 
 class Projection(nn.Module):
@@ -60,10 +62,41 @@ class Projection(nn.Module):
         return copy.to(self.weight.device)
 
 
+class Chained(nn.Module):
+    """One projection after another, such as a tuned head and then a whitening."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        for part in self.parts:
+            pooled = part(pooled)  # each takes unit vectors, and makes them itself
+        return pooled
+
+    @property
+    def dim(self) -> int:
+        return int(self.parts[-1].dim)  # type: ignore[arg-type]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"form": CHAINED, "parts": [part.description for part in self.parts]}
+
+
+def behind(first: nn.Module, second: Projection) -> nn.Module:
+    """Both, one after the other; `second` alone where the first does nothing."""
+    if isinstance(first, nn.Identity):
+        return second
+    parts = list(first.parts) if isinstance(first, Chained) else [first]
+    return Chained(*parts, second)
+
+
 def build_projection(description: dict[str, Any] | None) -> nn.Module:
     """From an embedder's configuration, its weights still to be filled in."""
     if description is None:
         return nn.Identity()
+    if description.get("form") == CHAINED:
+        return Chained(*(build_projection(part) for part in description["parts"]))
     if description.get("form") != FORM:
         raise ModelError(
             f"a projection of the form {description.get('form')!r}: this version of vizsla builds "
@@ -105,6 +138,43 @@ def pca(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
     mean = unit.mean(axis=0)
     _, _, axes = np.linalg.svd(unit - mean, full_matrices=False)
     return mean, axes[:dim]
+
+
+def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None) -> Projection:
+    """PCA of vectors (N, C), then axes of equal variance (Jégou and Chum, 2012): C → D.
+
+    kind "plain" takes the variances as they are and so at most N - 1 axes; "shrunk" moves them
+    towards their mean as far as so few vectors ask for (Ledoit and Wolf, 2004); "none" is the PCA
+    alone. dim: None keeps all axes. DataError where there are too few vectors for it.
+    """
+    if kind not in WHITENINGS:
+        raise UsageError(f"whitening {kind!r}: choose one of {', '.join(WHITENINGS)}")
+    unit = _unit(vectors)
+    N, C = unit.shape
+    if N < 2:
+        raise DataError(f"{N} training vectors: whitening needs two or more, better thousands")
+    mean = unit.mean(axis=0)
+    centred_rows = unit - mean
+    values, axes = np.linalg.eigh(centred_rows.T @ centred_rows / N)
+    values, axes = values[::-1].clip(min=0), axes[:, ::-1].T  # falling; axes in rows
+    known = int((values > 1e-9 * values[0]).sum()) if values[0] > 0 else 0
+    most = C if kind == "shrunk" else min(known, N - 1)
+    dim = most if dim is None else dim
+    if not 1 <= dim <= most:
+        raise DataError(
+            f"{dim} dimensions of {kind} whitening from {N} vectors of {C}: choose from 1 to {most}"
+            + ("" if kind == "shrunk" else ", give more training images, or use shrunk")
+        )
+    if kind == "none":
+        weight = axes[:dim]
+    else:
+        level = values.mean()
+        share = ledoit_wolf_shrinkage(centred_rows, assume_centered=True) if kind == "shrunk" else 0
+        shrunk = (1 - share) * values + share * level
+        weight = axes[:dim] * (level / np.maximum(shrunk[:dim], 1e-12))[:, None] ** 0.5
+    projection = Projection(C, dim)
+    _set(projection, weight, -weight @ mean)
+    return projection
 
 
 def whitened(vectors: np.ndarray, labels: np.ndarray, *, shrinkage: float = 0.9) -> Projection:

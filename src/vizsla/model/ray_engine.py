@@ -10,7 +10,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,9 @@ import torch
 
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import MissingExtraError, ModelError, UsageError, VizslaError
-from vizsla.model.inference import Compute, Engine, Job, Part, Progress, embed_part, resolve_compute
+from vizsla.model.compute import Compute, resolve_compute
+from vizsla.model.inference import Engine, Shard, Source, embed_shards
+from vizsla.model.network import Network
 
 log = logging.getLogger("vizsla.embed")
 
@@ -73,25 +75,15 @@ def connected(address: str | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def resolve_on(
-    ray: Any,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 32,
-    workers: int | None = None,
-) -> Compute:
+def resolve_on(ray: Any, *, device: str = "auto", **options: Any) -> Compute:
     """`resolve_compute` for the machines of the cluster; a GPU of theirs is used where one is.
 
     The number of threads is this process's (OMP_NUM_THREADS), there as here: it is part of what
     is bit-equal.
     """
-    options: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "workers": workers}
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if device == "auto" and not gpus:
-        device = "cpu"
-    elif device == "auto":
-        device = "cuda"
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
     if device == "cpu":
         return resolve_compute(device="cpu", **options)
     if not (device == "cuda" and gpus):
@@ -108,32 +100,47 @@ def resolve_on(
 
 
 def ray_engine(ray: Any) -> Engine:
-    """The engine that gives parts to the actors of a connected Ray."""
+    """The engine that gives the ranges to the actors of a connected Ray."""
 
-    def engine(job: Job, parts: Sequence[range], progress: Progress | None) -> Iterator[Part]:
-        if job.picture is not None:
-            raise UsageError("--engine ray reads files, not pictures in memory")
-        if not parts:
+    def engine(
+        source: Source,
+        network: Network,
+        ranges: Sequence[range],
+        progress: Callable[[int], None] | None,
+    ) -> Iterator[tuple[range, Shard]]:
+        if source.picture is not None or source.cache is not None:
+            raise UsageError("--engine ray takes no --cache: its machines share no folder for it")
+        if not ranges:
             return
-        done = parts[0].start
-        for part in _computed(ray, job, parts):
-            yield part
-            done += len(part.images)
+        done = ranges[0].start
+        for positions, vectors, broken in _computed(ray, source, network, ranges):
+            yield positions, _shard(source, positions, vectors, broken)
+            done += len(positions)
             if progress:
-                progress(done, len(job.images))
+                progress(done)
 
     return engine
 
 
-def _computed(ray: Any, job: Job, parts: Sequence[range]) -> Iterator[Part]:
-    needs = _needs(job.compute)
+def _shard(source: Source, positions: range, vectors: np.ndarray, broken: dict[str, str]) -> Shard:
+    """With the attributes, which stay here."""
+    ids = source.images.ids
+    good = [i for i in positions if ids[i] not in broken]
+    attributes = source.images.subset(good).attributes
+    return Shard([ids[i] for i in good], vectors, attributes, list(broken.items()))
+
+
+def _computed(
+    ray: Any, source: Source, network: Network, ranges: Sequence[range]
+) -> Iterator[tuple[range, np.ndarray, dict[str, str]]]:
+    needs = _needs(network.compute)
     most = _room(ray, needs)
     log.info("Ray: up to %d actors with %d CPUs, %d GPUs each", most, needs.cpus, needs.gpus)
-    plain = replace(job, images=job.images.sent(range(0)), embedder=job.embedder.cpu())
-    held = ray.put((plain, job.compute.facts))
+    plain = replace(source, images=source.images.sent(range(0)))
+    held = ray.put((plain, network.embedder.cpu(), network.compute, network.compute.facts))
     rows = [
-        {"start": p.start, "stop": p.stop, "images": pickle.dumps(job.images.sent(p))}
-        for p in parts
+        {"start": r.start, "stop": r.stop, "images": pickle.dumps(source.images.sent(r))}
+        for r in ranges
     ]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     _at_ease(dataset.context)
@@ -143,7 +150,7 @@ def _computed(ray: Any, job: Job, parts: Sequence[range]) -> Iterator[Part]:
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(  # one is enough to begin with
-            min_size=1, max_size=min(most, len(parts))
+            min_size=1, max_size=min(most, len(ranges))
         ),
         num_cpus=needs.cpus,
         num_gpus=needs.gpus,
@@ -152,10 +159,8 @@ def _computed(ray: Any, job: Job, parts: Sequence[range]) -> Iterator[Part]:
         for row in dataset.iter_rows():
             if row["error"]:
                 raise ModelError(row["error"])
-            images = range(row["start"], row["stop"])
-            vectors = np.frombuffer(row["vectors"], np.float32).reshape(len(images), -1)
-            broken = {int(i): reason for i, reason in json.loads(row["broken"]).items()}
-            yield Part(images, vectors, broken)
+            vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, network.embedder.dim)
+            yield range(row["start"], row["stop"]), vectors, dict(json.loads(row["broken"]))
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
@@ -196,9 +201,10 @@ class _Actor:
     def __init__(self, held: Any) -> None:
         import ray
 
-        self.job, facts = ray.get(held)
+        self.source, embedder, compute, facts = ray.get(held)
         torch.set_num_threads(facts["threads"])
-        own = replace(self.job.compute, elsewhere=None).facts
+        self.network = Network(embedder, replace(compute, elsewhere=None))
+        own = self.network.compute.facts
         self.differs = "; ".join(
             f"{key} is {own.get(key)!r}, expected {facts.get(key)!r}"
             for key in sorted(own.keys() | facts.keys())
@@ -209,17 +215,17 @@ class _Actor:
         start, stop = int(rows["start"][0]), int(rows["stop"][0])
         row = {"start": start, "stop": stop, "vectors": b"", "broken": "{}", "error": ""}
         try:
-            row |= self._computed(start, pickle.loads(rows["images"][0]))
+            row |= self._computed(pickle.loads(rows["images"][0]))
         except VizslaError as error:
             row["error"] = f"{error} (on {socket.gethostname()})"
         return {key: [value] for key, value in row.items()}
 
-    def _computed(self, start: int, images: ImageSet) -> dict[str, Any]:
+    def _computed(self, images: ImageSet) -> dict[str, Any]:
         if self.differs:
             raise ModelError(
                 f"this machine is another one: {self.differs}. Vectors of both would not be "
                 "bit-equal: give all machines the same software"
             )
-        part = embed_part(replace(self.job, images=images), range(len(images)))
-        broken = {str(start + i): reason for i, reason in part.broken.items()}
-        return {"vectors": part.vectors.tobytes(), "broken": json.dumps(broken)}
+        source = replace(self.source, images=images)
+        (shard,) = embed_shards(source, self.network, [range(len(images))])
+        return {"vectors": shard.vectors.tobytes(), "broken": json.dumps(shard.broken)}

@@ -1,12 +1,10 @@
 """What a training is asked to do, with every default; and what it computes with."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from vizsla.errors import UsageError
-from vizsla.model.inference import MAX_PIXELS, Compute, resolve_compute
+from vizsla.model.compute import Compute, has_fast_bf16, resolve_compute
+from vizsla.model.inference import MAX_PIXELS
 from vizsla.model.loop import SAVE_SECONDS
 
 FINETUNES = ("none", "head", "last", "full", "lora")
@@ -78,18 +76,4 @@ def training_compute(config: TrainConfig) -> Compute:
         precision = "bf16" if has_fast_bf16(compute.device) else "fp32"
     return resolve_compute(
         device=compute.device, precision=precision, batch_size=32, workers=compute.workers
-    )
-
-
-def has_fast_bf16(device: str) -> bool:
-    """Tensor cores, or a processor's own instructions for it."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != "cpu":
-        return False
-    cpu: Any = torch.cpu
-    return any(
-        bool(getattr(cpu, name, bool)())
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )

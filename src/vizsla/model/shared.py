@@ -1,7 +1,8 @@
-"""Embeddings that several runs share: found again by what they are made of, and made together.
+"""Vectors that several runs share: one pass for several poolings, and the features of trainings.
 
-A cache is a folder of embeddings' folders. Files are linked where the disk can, else copied; none
-is ever changed in place, so a run may be deleted or go on by itself.
+Vectors of files go into the cache by content (cache.py). What a training computes of pictures in
+its memory has no file behind it: that is kept as whole folders, found again by what they are made
+of. Files are linked where the disk can, else copied; none is ever changed in place.
 """
 
 import hashlib
@@ -14,20 +15,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vizsla.data.imageset import ImageSet
-from vizsla.errors import VizslaError
+from vizsla.errors import UsageError, VizslaError
+from vizsla.model.cache import VectorCache, content_of, space_of
+from vizsla.model.compute import Compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import MANIFEST, Embeddings, ShardWriter, read_manifest
-from vizsla.model.inference import MAX_PIXELS, Compute, Progress, embed, fingerprint
+from vizsla.model.embeddings import MANIFEST, read_manifest
+from vizsla.model.inference import (
+    MAX_PIXELS,
+    SHARD_IMAGES,
+    Progress,
+    Shard,
+    Source,
+    embed_shards,
+    fingerprint,
+    whole_batches,
+)
+from vizsla.model.network import Network
 
 log = logging.getLogger("vizsla.embed")
 
 TOGETHER = ("gap", "gem", "max")  # poolings of one feature map
-OF_A_WRITER = ("form", "dim", "store", "total", "complete", "done", "shards")
 PARTS = 4  # parts of a joint vector, each of length 1/2, so that its own length is 1
 
 
@@ -87,44 +98,55 @@ def embed_together(
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> None:
-    """Fills the cache with the embeddings of embedders that differ in their pooling alone.
+    """Fills the cache with the vectors of embedders that differ in their pooling alone.
 
     One pass of the first one's backbone serves all; each vector is bit for bit what its own
-    embedder gives. At most 4, of gap, gem and max pooling.
+    embedder gives without compiling. At most 4, of gap, gem and max pooling.
     """
-    keys = [key_of(e, images, compute, max_pixels=max_pixels) for e in embedders]
-    wanted = [
-        (e, k) for e, k in zip(embedders, keys, strict=True) if not (Path(cache) / k).exists()
-    ]
-    if len(wanted) < 2:
-        return  # one alone is embedded by its run
-    joint = _Joint([embedder for embedder, _ in wanted])
-    whole = Path(cache) / f"joint-{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}"
-    found = embed(
-        images, joint, whole,  # type: ignore[arg-type]  # all that `embed` asks of an embedder
-        compute=compute, max_pixels=max_pixels, progress=progress,
-    )  # fmt: skip
-    about = read_manifest(whole)
+    if compute.compiled:
+        raise UsageError("one pass for several poolings is not compiled: give --compile off")
+    kept = VectorCache(cache)
+    network = Network(_Joint(embedders), compute)  # type: ignore[arg-type]  # all that is asked of it
+    per_shard = whole_batches(SHARD_IMAGES, compute.batch_size)
+    for start in range(0, len(images), per_shard):
+        positions = range(start, min(start + per_shard, len(images)))
+        contents = [content_of(images.file(i)) for i in positions]
+        spaces = [space_of(e.model_id, compute.id, max_pixels) for e in embedders]
+        if not _all_known(kept, spaces, embedders, contents):
+            part = images.subset(positions)
+            (shard,) = embed_shards(Source(part, max_pixels), network, [range(len(part))])
+            _keep_parts(kept, spaces, embedders, dict(zip(part.ids, contents, strict=True)), shard)
+        if progress:
+            progress(positions.stop, len(images))
+
+
+def _all_known(
+    kept: VectorCache,
+    spaces: Sequence[str],
+    embedders: Sequence[Embedder],
+    contents: Sequence[bytes | None],
+) -> bool:
+    wanted = list({content for content in contents if content})
+    return all(
+        len(kept.get(space, wanted, embedder.dim)) == len(wanted)
+        for space, embedder in zip(spaces, embedders, strict=True)
+    )
+
+
+def _keep_parts(
+    kept: VectorCache,
+    spaces: Sequence[str],
+    embedders: Sequence[Embedder],
+    content: dict[str, bytes | None],
+    shard: Shard,
+) -> None:
+    """Takes the joint vectors apart. Doubling is exact: a power of two."""
     start = 0
-    for embedder, key in wanted:
-        vectors = found.vectors[:, start : start + embedder.dim] * 2  # exact: a power of two
+    for space, embedder in zip(spaces, embedders, strict=True):
+        own = shard.vectors[:, start : start + embedder.dim] * 2
         start += embedder.dim
-        _write(Path(cache) / key, found, vectors, {**about, "model_id": embedder.model_id})
-    shutil.rmtree(whole)
-
-
-def _write(folder: Path, found: Embeddings, vectors: np.ndarray, about: dict[str, Any]) -> None:
-    """As `embed` would have written it, so that it takes it over as its own."""
-    header = {key: value for key, value in about.items() if key not in OF_A_WRITER}
-    writer = ShardWriter(folder, header, vectors.shape[1], total=about["total"])
-    start = 0
-    for shard in about["shards"]:
-        rows = slice(start, start + shard["rows"])
-        start = rows.stop
-        attributes = found.attributes.slice(rows.start, shard["rows"])
-        broken = [(name, reason) for name, reason in shard["broken"]]
-        writer.add(found.ids[rows], vectors[rows], attributes, broken)
-    writer.finish()
+        named = zip((content[name] for name in shard.ids), own, strict=True)
+        kept.put(space, {key: vector for key, vector in named if key is not None})
 
 
 class _Joint(nn.Module):
@@ -137,7 +159,6 @@ class _Joint(nn.Module):
         self.preprocess = embedders[0].preprocess
         self.filling = PARTS - len(embedders)
         self.dim = sum(embedder.dim for embedder in embedders) + self.filling
-        self.model_id = "+".join(embedder.model_id for embedder in embedders)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone.features(images)

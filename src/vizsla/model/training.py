@@ -21,15 +21,16 @@ from torch import Tensor
 
 from vizsla import storage
 from vizsla.data.augment import augmenter
-from vizsla.data.batches import BatchPlan, batches
+from vizsla.data.batches import BatchPlan, Loader, in_chunks
 from vizsla.data.imageset import ImageSet
 from vizsla.data.pictures import Pictures
 from vizsla.data.splits import class_codes, domain_codes, warn_of_labels
 from vizsla.errors import DataError
 from vizsla.model import checkpoint, heads, silence
 from vizsla.model.choice import Contest, Validate, interpolated, table
+from vizsla.model.compute import PRECISIONS
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import PRECISIONS, embed
+from vizsla.model.inference import embed
 from vizsla.model.loop import Clock, Loop, LoopConfig, LoopResult
 from vizsla.model.losses import TrainingLoss, build_loss
 from vizsla.model.microbatch import GradientMaker, Processes, fitting_micro_batch
@@ -302,22 +303,23 @@ class _Training:
         """(b, C) of these images, batch by batch."""
         device, precision = torch.device(self.compute.device), PRECISIONS[self.compute.precision]
         embedder.eval()
-        for batch in batches(
-            lambda i: self.images.file(int(chosen[i])),
-            embedder.preprocess,
-            start=0,
-            stop=len(chosen),
+        loader = Loader(
+            self.images.file,
+            embedder.preprocess.framing,
             batch_size=self.compute.batch_size,
             workers=self.compute.workers,
             max_pixels=self.config.max_pixels,
-            picture=lambda i: self.pictures[int(chosen[i])],
-        ):
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, precision, enabled=precision != torch.float32),
-            ):
-                images = batch.images.to(device, memory_format=torch.channels_last)
-                yield embedder.pooled(images).float().cpu().numpy()[: batch.filled]
+            picture=self.pictures.__getitem__,
+        )
+        chunks = in_chunks([int(i) for i in chosen], self.compute.batch_size)
+        with loader:
+            for batch in loader.batches(chunks):
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(device.type, precision, enabled=precision != torch.float32),
+                ):
+                    images = embedder.preprocess.normalised(batch.pixels.to(device))
+                    yield embedder.pooled(images).float().cpu().numpy()[: batch.filled]
 
     def _finished(self, contest: Contest, broken: list[tuple[str, str]]) -> TrainResult:
         kept = contest.decided()

@@ -7,7 +7,8 @@ from PIL import Image
 
 from vizsla import storage
 from vizsla.data.augment import AUGMENTATIONS, augmenter
-from vizsla.data.images import list_images, read_image
+from vizsla.data.images import read_image
+from vizsla.data.listing import list_images
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import DataError
 

@@ -57,7 +57,8 @@ def histogram(
     low, high = float(everything.min()), float(everything.max())
     if high - low < 1e-9:
         low, high = low - 0.05, high + 0.05
-    edges = np.linspace(low, high, BINS + 1)
+    bins = min(BINS, max(8, round(2 * math.sqrt(len(everything)))))
+    edges = np.linspace(low, high, bins + 1)
     shares = {
         name: np.histogram(values, edges)[0] / max(1, len(values))
         for name, values in series.items()
@@ -74,7 +75,7 @@ def histogram(
     legend = [f"{name} ({len(values):,})" for name, values in series.items()]
     rows = [
         [f"{edges[j]:.3f} to {edges[j + 1]:.3f}", *(f"{part[j]:.4f}" for part in shares.values())]
-        for j in range(BINS)
+        for j in range(bins)
     ]
     return _figure(
         title, parts, legend, table([x_name, *series], rows, numbers=range(len(series) + 1))

@@ -40,14 +40,15 @@ LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for between t
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was sent, and what came back. accuracy is None after a dry run only.
+    """What was sent, and what came back. accuracy is None after a dry run only, which may lack a
+    url as well.
 
     metrics: the other numbers of the answer. answer: all of it. sha256: of the lists
     (`submission_sha256`), not of the request. sent_at: UTC, when the answer came.
     """
 
     groupname: str
-    url: str
+    url: str | None
     queries: int
     bytes: int
     sha256: str
@@ -90,13 +91,13 @@ def submit(
         raise UsageError("the name of the group is empty: give the one that the contest knows")
     if timeout <= 0:
         raise UsageError(f"timeout={timeout:g}: expected seconds above 0")
-    target = _target(url)
+    unnamed = dry_run and not (url or os.environ.get("VIZSLA_SUBMIT_URL"))
+    target = None if unnamed else _target(url)
     headers = _headers(token or os.environ.get("VIZSLA_SUBMIT_TOKEN"))
     body = json.dumps({"groupname": groupname, "images": lists}).encode()
-    receipt = Receipt(
-        groupname, _shown_url(target), len(lists), len(body), submission_sha256(lists)
-    )
-    if dry_run:
+    shown = None if target is None else _shown_url(target)
+    receipt = Receipt(groupname, shown, len(lists), len(body), submission_sha256(lists))
+    if dry_run or target is None:
         return receipt
     reply = _post_with_tries(target, body, headers, timeout, waits)
     answer = _answer(reply, target)

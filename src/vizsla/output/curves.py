@@ -6,7 +6,7 @@ matplotlib through its objects alone: no pyplot, no settings of the process are 
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -42,7 +42,7 @@ def recall_curve(
     wide = max(ks) > 20 * min(ks) > 0
     if wide:
         axes.set_xscale("log")
-    shown = _few_of(sorted(set(ks)), 10, even=np.geomspace if wide else np.linspace)
+    shown = _round_numbers(max(ks)) if wide else _few_of(sorted(set(ks)), 10)
     axes.set_xticks(shown, labels=[str(k) for k in shown])
     axes.minorticks_off()
     axes.set_ylim(0, 1.02)
@@ -115,7 +115,8 @@ def score_histogram(
         raise DataError("nothing to draw: no scores were given")
     figure, axes = _figure(8, 5, "scores of right and wrong matches")
     low, high = float(both.min()), float(both.max())
-    edges = np.linspace(low, high, 41) if high > low else np.array([low - 0.05, low + 0.05])
+    bins = min(40, max(8, round(2 * math.sqrt(both.size))))
+    edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.05, low + 0.05])
     hatches = {"right": "", "wrong": "////"}
     for (name, scores), colour in zip(parts.items(), (COLOURS[2], COLOURS[1]), strict=True):
         if scores.size == 0:
@@ -197,13 +198,19 @@ def _finite(values: Numbers) -> np.ndarray:
     return numbers[np.isfinite(numbers)]
 
 
-def _few_of(
-    values: Sequence[int], most: int, *, even: Callable[[int, int, int], np.ndarray]
-) -> list[int]:
+def _few_of(values: Sequence[int], most: int) -> list[int]:
     """At most so many of them, evenly spread, the first and the last among them."""
-    wanted = even(values[0], values[-1], min(most, len(values)))
+    wanted = np.linspace(values[0], values[-1], min(most, len(values)))
     nearest = [int(np.abs(np.asarray(values) - one).argmin()) for one in wanted]
     return [values[i] for i in sorted(set(nearest))]
+
+
+def _round_numbers(largest: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, … up to the largest: cut-offs that people ask for."""
+    powers = range(len(str(largest)))
+    return [
+        step * 10**power for power in powers for step in (1, 2, 5) if step * 10**power <= largest
+    ]
 
 
 def drawable(text: str, most: int = 200) -> str:

@@ -84,7 +84,8 @@ def draw_curve(path: str | Path, judged: Relevance) -> None:
     deepest = min(int(reach.min(initial=DEEPEST)), DEEPEST)
     if deepest < 1:
         raise DataError("nothing to draw: the ranking's lists are empty")
-    ks = np.unique(np.geomspace(1, deepest, POINTS).round().astype(int)).tolist()
+    usual = [k for k in (1, 5, 10) if k <= deepest]
+    ks = np.unique([*np.geomspace(1, deepest, POINTS).round().astype(int), *usual]).tolist()
     ranks, answerable = metrics.hit_ranks(judged.hits), ~judged.nothing_relevant
     lines: dict[str, list[float | None]] = {
         "top-k accuracy": [float(metrics.hit_rate_at_k(ranks, k).mean()) for k in ks]

@@ -1,56 +1,29 @@
-"""Ranking + pictures → a sheet for each query: the query on the left, its top-k in order.
+"""Ranking + pictures → a sheet for each query, and which queries to draw.
 
-Composed with Pillow alone; text in the DejaVu fonts that come with matplotlib, so that every
-machine draws the same. Which image is right is told by plain booleans: relevance is not known here.
+Which image is right is told by plain booleans: relevance is not known here.
 """
 
+import dataclasses
 import functools
 import hashlib
-import io
 import logging
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from vizsla import storage
-from vizsla.data.images import MAX_PIXELS, read_image
-from vizsla.errors import DataError, ImageError, UsageError
+from vizsla.data.images import MAX_PIXELS
+from vizsla.errors import DataError, UsageError
+from vizsla.output.drawing import Picture, compose, thumbnail_of, write_png
 from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.figures")
 
-Thumbnail = Callable[[Path, int], "Image.Image | str"]  # (file, box) → picture, or why not
-
-INK, GREY, LINE = "#1f2328", "#59636e", "#d1d9e0"
-PAPER, PANEL, BLANK = "white", "#f3f5f8", "#dfe4ea"
-RIGHT, WRONG = "#1a7f37", "#cf222e"
-
-MARGIN, GAP, PANEL_PAD = 28, 16, 16
-QUERY_BOX = 268  # px, the side of the query's square
-GRID_WIDTH = 1012  # px at most, so that a sheet is 1400 wide
 CACHED_THUMBNAILS = 500  # of about 100 KB each
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a sheet. None: not known. name is what is written below it."""
-
-    file: Path
-    name: str
-    label: str | None = None
-    score: float | None = None
-    correct: bool | None = None
-
-
-# ── many sheets ──────────────────────────────────────────────────────────────────────────────────
 
 
 def draw_ranking(
@@ -87,15 +60,15 @@ def draw_ranking(
     require_some([name for i in rows for name in ranking.row(i)[:k]], gallery_root, "gallery")
     names = sheet_names(ranking.queries)
     thumbnail = functools.lru_cache(CACHED_THUMBNAILS)(
-        functools.partial(_thumbnail, max_pixels=max_pixels)
+        functools.partial(thumbnail_of, max_pixels=max_pixels)
     )
     paths = []
     for i in rows:
         query = ranking.queries[i]
         label = (query_labels or {}).get(query)
         results = results_of(ranking, i, k, gallery_root, truth, gallery_labels or {})
-        row = None if truth is None else truth[i, : lengths[i]]
-        known = None if row is None or not (row >= 0).any() else row > 0
+        judgeable = truth is not None and (truth[i] >= 0).any()
+        known = truth[i, : lengths[i]] > 0 if truth is not None and judgeable else None
         notes = notes_of(label, known, results, None if ap is None else float(ap[i]))
         path = Path(out_folder) / names[i]
         sheet = compose(Picture(below(query_root, query), query, label), results, notes, thumbnail)
@@ -104,6 +77,22 @@ def draw_ranking(
         if progress:
             progress(len(paths), len(rows))
     return paths
+
+
+def with_unanswered(ranking: Ranking, queries: Sequence[str]) -> Ranking:
+    """The ranking with an empty row for each of these queries that it lacks."""
+    known = set(ranking.queries)
+    more = [name for name in queries if name not in known]
+    if not more:
+        return ranking
+    below = ((0, len(more)), (0, 0))
+    scores = ranking.scores
+    return dataclasses.replace(
+        ranking,
+        queries=[*ranking.queries, *more],
+        positions=np.pad(ranking.positions, below, constant_values=-1),
+        scores=None if scores is None else np.pad(scores, below, constant_values=np.nan),
+    )
 
 
 def pick_queries(
@@ -197,8 +186,10 @@ def notes_of(
         if hits.any():
             notes.append(f"first correct at rank {hits.argmax() + 1}")
             notes.append(f"{sum(known)} of {len(known)} correct")
-        else:
+        elif results:
             notes.append(f"nothing correct among the first {len(hits)}")
+        else:
+            notes.append("counts as wrong")
     return notes
 
 
@@ -244,222 +235,3 @@ def _as_file_systems_see_it(name: str) -> str:
 
 def _digits(query: str) -> str:
     return hashlib.sha256(query.encode(errors="surrogatepass")).hexdigest()[:32]
-
-
-# ── one sheet ────────────────────────────────────────────────────────────────────────────────────
-
-
-def query_sheet(
-    path: str | Path,
-    query: Picture,
-    results: Sequence[Picture],
-    *,
-    notes: Sequence[str] = (),
-    max_pixels: int = MAX_PIXELS,
-) -> None:
-    """Writes one PNG: the query set apart on the left, the results beside it, best first.
-
-    A result whose `correct` is known has a green or red frame, and a mark for those who cannot tell
-    the two apart.
-    """
-    sheet = compose(query, results, notes, functools.partial(_thumbnail, max_pixels=max_pixels))
-    write_png(sheet, Path(path))
-
-
-def compose(
-    query: Picture, results: Sequence[Picture], notes: Sequence[str], thumbnail: Thumbnail
-) -> Image.Image:
-    """The sheet as a picture, up to 1400 px wide."""
-    columns = _columns(len(results))
-    box = min(QUERY_BOX, (GRID_WIDTH - GAP * (columns - 1)) // columns)
-    small = 14 if box > 180 else 13 if box > 140 else 11
-    labelled = any(picture.label for picture in results)
-    cell = box + (3 if labelled else 2) * (small + 6) + 10  # the picture and the lines below it
-    rows = max(1, math.ceil(len(results) / columns))
-    panel = QUERY_BOX + 2 * PANEL_PAD
-    left = MARGIN + panel + 2 * GAP  # of the grid
-    top = MARGIN + (66 if notes else 42)
-    height = max(rows * cell + (rows - 1) * GAP, panel + 46)
-    width = left + columns * box + (columns - 1) * GAP + MARGIN
-    sheet = Image.new("RGB", (width, top + height + MARGIN), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw_title(draw, query.name, notes, width - 2 * MARGIN)
-    _draw_query(sheet, draw, query, (MARGIN, top, MARGIN + panel, top + height), thumbnail)
-    if not results:
-        draw.text((left, top + 8), "no results", GREY, font_of(15))
-    for i, picture in enumerate(results):
-        x = left + i % columns * (box + GAP)
-        y = top + i // columns * (cell + GAP)
-        _draw_tile(sheet, draw, picture, (x, y), box, thumbnail)
-        draw_caption(draw, picture, i + 1, (x, y + box + 8), box, small)
-    return sheet
-
-
-def _columns(k: int) -> int:
-    """Rows of five up to 20; smaller tiles beyond."""
-    for most, columns in ((1, 1), (2, 2), (3, 3), (4, 4), (20, 5), (30, 6)):
-        if k <= most:
-            return columns
-    return 8
-
-
-def draw_title(draw: ImageDraw.ImageDraw, name: str, notes: Sequence[str], width: int) -> None:
-    bold, plain = font_of(22, bold=True), font_of(15)
-    draw.text((MARGIN, MARGIN - 6), shortened(name, bold, width), INK, bold)
-    draw.text((MARGIN, MARGIN + 28), shortened("  ·  ".join(notes), plain, width), GREY, plain)
-
-
-def _draw_query(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    query: Picture,
-    panel: tuple[int, int, int, int],
-    thumbnail: Thumbnail,
-) -> None:
-    draw.rectangle((panel[0], panel[1], panel[2] - 1, panel[3] - 1), PANEL)
-    x, y = panel[0] + PANEL_PAD, panel[1] + PANEL_PAD
-    draw.text((x, y - 4), "QUERY", GREY, font_of(12, bold=True))
-    y += 20
-    found = thumbnail(query.file, QUERY_BOX)
-    if isinstance(found, str):
-        draw.rectangle((x, y, x + QUERY_BOX - 1, y + QUERY_BOX - 1), BLANK)
-        _draw_reason(draw, found, (x, y), QUERY_BOX)
-        y += QUERY_BOX + 8
-    else:
-        sheet.paste(found, (x + (QUERY_BOX - found.width) // 2, y))
-        y += found.height + 8
-    caption = query.label or PurePosixPath(query.name).name
-    font = font_of(15, bold=query.label is not None)
-    draw.text((x, y), shortened(caption, font, QUERY_BOX), INK, font)
-
-
-def _draw_tile(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    picture: Picture,
-    at: tuple[int, int],
-    box: int,
-    thumbnail: Thumbnail,
-) -> None:
-    """The picture in the middle of a square, in its frame."""
-    x, y = at
-    square = (x, y, x + box - 1, y + box - 1)
-    border = max(3, box // 45) if picture.correct is not None else 1
-    colour = {True: RIGHT, False: WRONG, None: LINE}[picture.correct]
-    found = thumbnail(picture.file, box - 2 * border)
-    if isinstance(found, str):
-        draw.rectangle(square, BLANK)
-        _draw_reason(draw, found, at, box)
-    else:
-        draw.rectangle(square, PANEL)
-        sheet.paste(found, (x + (box - found.width) // 2, y + (box - found.height) // 2))
-    draw.rectangle(square, outline=colour, width=border)
-    if picture.correct is not None:
-        badge = badge_of(picture.correct, max(20, box // 7))
-        sheet.paste(badge, (x + border + 3, y + border + 3), badge)
-
-
-def _draw_reason(draw: ImageDraw.ImageDraw, reason: str, at: tuple[int, int], box: int) -> None:
-    """Why there is no picture, in the middle of its tile."""
-    size = 13 if box > 140 else 10
-    font = font_of(size)
-    lines = ["no picture:", *_wrapped(reason, font, box - 20, box // (size + 4) - 3)]
-    y = at[1] + (box - len(lines) * (size + 4)) // 2
-    for i, line in enumerate(lines):
-        used = font_of(size, bold=i == 0)
-        draw.text((at[0] + box // 2, y + i * (size + 4)), line, GREY, used, anchor="ma")
-
-
-def draw_caption(
-    draw: ImageDraw.ImageDraw, picture: Picture, rank: int, at: tuple[int, int], box: int, size: int
-) -> None:
-    """Rank and score; the label where it is known; the file's name."""
-    x, y = at
-    plain, bold = font_of(size), font_of(size, bold=True)
-    draw.text((x, y), str(rank), INK, bold)
-    if picture.score is not None and not math.isnan(picture.score):
-        draw.text((x + box, y), f"{picture.score:.3f}", GREY, plain, anchor="ra")
-    if picture.label:
-        y += size + 6
-        draw.text((x, y), shortened(picture.label, plain, box), INK, plain)
-    y += size + 6
-    draw.text((x, y), shortened(PurePosixPath(picture.name).name, plain, box), GREY, plain)
-
-
-@functools.cache
-def badge_of(correct: bool, size: int) -> Image.Image:
-    """✓ or ✗, white on a disc; drawn large and made small, so that its edge is smooth."""
-    large = size * 4
-    badge = Image.new("RGBA", (large, large), "#ffffff00")
-    draw = ImageDraw.Draw(badge)
-    draw.ellipse((0, 0, large - 1, large - 1), "white")
-    draw.ellipse((6, 6, large - 7, large - 7), RIGHT if correct else WRONG)
-    font = font_of(int(large * 0.62), bold=True)
-    draw.text((large / 2, large / 2), "✓" if correct else "✗", "white", font, anchor="mm")
-    return badge.resize((size, size), Image.Resampling.LANCZOS)
-
-
-# ── pictures and text ────────────────────────────────────────────────────────────────────────────
-
-
-def _thumbnail(file: Path, box: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image | str:
-    """The picture with its longer side `box` long; the reason where there is none."""
-    try:
-        image = read_image(file, max_pixels=max_pixels)
-    except ImageError as error:
-        return str(error)
-    scale = box / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-
-
-def write_png(image: Image.Image, path: Path) -> None:
-    data = io.BytesIO()
-    image.save(data, "PNG", compress_level=4)
-    storage.write_bytes(path, data.getvalue())
-
-
-@functools.cache
-def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text on one line, its middle left out where it is wider than `width` pixels."""
-    text = _printable(text)
-    if font.getlength(text) <= width:
-        return text
-    fits, too_many = 0, len(text)
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if font.getlength(_without_middle(text, middle)) <= width:
-            fits = middle
-        else:
-            too_many = middle
-    return _without_middle(text, fits)
-
-
-def _without_middle(text: str, kept: int) -> str:
-    """More of the start than of the end, where numbers and the extension are."""
-    tail = kept // 2
-    return text[: kept - tail] + "…" + (text[-tail:] if tail else "")
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
-    lines = [""]
-    for word in _printable(text).split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(shortened(word, font, width))
-    lines = [line for line in lines if line]
-    return lines if len(lines) <= most else [*lines[: max(1, most) - 1], "…"]
-
-
-def _printable(text: str) -> str:
-    """No line breaks, control characters or halves of characters; at most 400 characters."""
-    text = text if len(text) <= 400 else f"{text[:200]}…{text[-199:]}"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -75,8 +75,8 @@ def _tile(
     return (
         f'<li class="{kind}">{picture}<span><b aria-hidden="true">{mark}</b> {rank}'
         f'<span class="unseen">{kind}</span>{value}</span>'
-        + (f"<span>{escape(label)}</span>" if label else "")
-        + f'<span class="soft" title="{escape(name)}">{escape(Path(name).name)}</span></li>'
+        + (f'<span class="name-of">{escape(label)}</span>' if label else "")
+        + f'<span class="soft name-of" title="{escape(name)}">{escape(Path(name).name)}</span></li>'
     )
 
 

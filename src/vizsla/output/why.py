@@ -18,7 +18,22 @@ from vizsla.errors import ImageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import EXACT, Explanation, explain
 from vizsla.output import figures
-from vizsla.output.figures import GAP, GREY, INK, MARGIN, PANEL, PAPER, Picture
+from vizsla.output.drawing import (
+    GAP,
+    GREY,
+    INK,
+    MARGIN,
+    PANEL,
+    PAPER,
+    RIGHT,
+    WRONG,
+    Picture,
+    badge_of,
+    draw_caption,
+    draw_title,
+    font_of,
+    write_png,
+)
 from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.figures")
@@ -78,9 +93,7 @@ def draw_why(
         notes = figures.notes_of(label, known, results, None if ap is None else float(ap[i]))
         pairs = _pairs(embedder, image, results, max_pixels)
         paths.append(Path(out_folder) / names[i])
-        figures.write_png(
-            why_sheet(query, image, pairs, embedder.preprocess, notes=notes), paths[-1]
-        )
+        write_png(why_sheet(query, image, pairs, embedder.preprocess, notes=notes), paths[-1])
         if progress:
             progress(done, len(rows))
     return paths
@@ -122,11 +135,11 @@ def why_sheet(
     height = top + max(1, rows) * (pair_height + GAP) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    figures.draw_title(draw, query.name, notes, width - 2 * MARGIN)
+    draw_title(draw, query.name, notes, width - 2 * MARGIN)
     seen = as_seen(image, preprocess)
     sheet.paste(seen.resize((BOX, BOX)), (MARGIN, top))
-    draw.text((MARGIN, top + BOX + 8), query.label or "query", INK, figures.font_of(15, bold=True))
-    small = figures.font_of(13)
+    draw.text((MARGIN, top + BOX + 8), query.label or "query", INK, font_of(15, bold=True))
+    small = font_of(13)
     draw.text((MARGIN, top + BOX + 30), "as the model sees it", GREY, small)
     methods = {pair.explanation.method for pair in pairs if pair.explanation}
     for line, text in enumerate(_legend(methods)):
@@ -182,7 +195,7 @@ def _draw_pair(
     explained = pair.explanation
     if isinstance(pair.image, str) or explained is None:
         draw.rectangle((x, y, x + 2 * BOX + 5, y + BOX - 1), PANEL)
-        draw.text((x + 12, y + 12), f"no picture: {pair.image}"[:70], GREY, figures.font_of(13))
+        draw.text((x + 12, y + 12), f"no picture: {pair.image}"[:70], GREY, font_of(13))
     else:
         densities = [heat * heat.size for heat in (explained.query, explained.result)]
         highest = max(float(heat.max()) for heat in densities)
@@ -190,8 +203,8 @@ def _draw_pair(
         for one, heat, place in zip(seen, densities, (at, right), strict=True):
             sheet.paste(overlaid(one.resize((BOX, BOX)), heat, highest), place)
     if pair.result.correct is not None:
-        colour = figures.RIGHT if pair.result.correct else figures.WRONG
+        colour = RIGHT if pair.result.correct else WRONG
         draw.rectangle((x - 2, y - 2, x + 2 * BOX + 7, y + BOX + 1), outline=colour, width=3)
-        badge = figures.badge_of(pair.result.correct, 30)
+        badge = badge_of(pair.result.correct, 30)
         sheet.paste(badge, (right[0] + 5, y + 5), badge)
-    figures.draw_caption(draw, pair.result, rank, (x, y + BOX + 8), 2 * BOX + 6, 13)
+    draw_caption(draw, pair.result, rank, (x, y + BOX + 8), 2 * BOX + 6, 13)

@@ -4,6 +4,7 @@ Reads the starting document's metrics files, whoever wrote them. Nothing is aver
 sets or cut-offs. Knows no per-query values: paired.py compares those.
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -34,13 +35,14 @@ _CHANCE = 0.01  # how near ln C a loss is at chance
 class Result:
     """One metrics file. `values`: its known keys with their types, None where not known.
 
-    scores: every score in it, those of our own `scores` included. data: what identifies its data
-    set; None in files that do not say.
+    scores: every score in it, those of our own `scores` included. more: its other keys with one
+    value each, as they are. data: what identifies its data set; None in files that do not say.
     """
 
     source: str
     values: dict[str, Any]
     scores: dict[str, float]
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -57,7 +59,9 @@ class Result:
             return self.model
         if key == "data":
             return self.data
-        return self.scores.get(key, self.values.get(key))
+        if key in self.scores:
+            return self.scores[key]
+        return self.values[key] if key in self.values else self.more.get(key)
 
 
 @dataclass(frozen=True)
@@ -78,27 +82,34 @@ class Comparison:
     flags: list[Flag] = field(default_factory=list)
 
     def grouped(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> Table:
-        """Averages of groups of runs. Never across top_k or data sets, whatever `by` says."""
+        """Averages of groups of runs. Never across top_k or data sets, whatever `by` says.
+
+        by, sort: any key of any of the files; one that the table lacks becomes a column.
+        """
         keys = [*by, *(key for key in NEVER_ACROSS if key not in by)]
-        self._check_keys(keys)
+        self._check_keys(keys, "group by")
         groups: dict[tuple[Any, ...], list[Result]] = {}
         for result in self.results:
             groups.setdefault(tuple(result.value(key) for key in keys), []).append(result)
-        columns = [*keys, "runs", *SCORES, *COSTS]
+        averaged = [*SCORES, *COSTS, *self._one_more(sort, [*keys, "runs", *SCORES, *COSTS])]
+        columns = [*keys, "runs", *averaged]
         rows = [
-            [*key, len(members), *(_mean(members, name) for name in (*SCORES, *COSTS))]
+            [*key, len(members), *(_mean(members, name) for name in averaged)]
             for key, members in groups.items()
         ]
-        return _without_empty(_sorted(Table(columns, rows), sort, first=keys), keep=keys)
+        table = self._sorted(Table(columns, rows), sort, first=keys)
+        return _without_empty(table, keep=keys)
 
     def single(self, *, sort: str | None = None) -> Table:
         """One row a run."""
-        keys = ["source", "run_id", *GROUPS, *NEVER_ACROSS, "num_epochs"]
-        columns = [*keys, *SCORES, *COSTS]
+        keys = ["run_id", *GROUPS, *NEVER_ACROSS, "num_epochs"]
+        columns = [*GROUPS, *SCORES, *COSTS, *NEVER_ACROSS, "num_epochs", "run_id", "source"]
+        columns += self._one_more(sort, columns)
         rows = [
             [r.source if key == "source" else r.value(key) for key in columns] for r in self.results
         ]
-        return _without_empty(_sorted(Table(columns, rows), sort, first=["source"]), keep=keys)
+        table = self._sorted(Table(columns, rows), sort, first=["source"])
+        return _without_empty(table, keep=[*keys, "source"])
 
     def remarks(self) -> tuple[list[str], list[str]]:
         """(alarms, notes): what cannot be true; what is only said, damaged files among it."""
@@ -125,11 +136,30 @@ class Comparison:
         sections.append(Section("Single runs", self.single()))
         return to_html("Results compared", sections)
 
-    def _check_keys(self, keys: Sequence[str]) -> None:
-        known = (*_TEXTS, *_COUNTS, "is_finetuned", "data")
+    def _check_keys(self, keys: Sequence[str], what: str) -> None:
+        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data"))
+        for result in self.results:
+            known |= dict.fromkeys([*result.scores, *result.more])
         for key in keys:
             if key not in known:
-                raise UsageError(f"cannot group by {key!r}: choose among {', '.join(known)}")
+                raise UsageError(f"cannot {what} {key!r}: choose among {', '.join(known)}")
+
+    def _one_more(self, sort: str | None, columns: Sequence[str]) -> list[str]:
+        """The key to sort by, where no column has it yet."""
+        if sort is None or sort in columns:
+            return []
+        self._check_keys([sort], "sort by")
+        return [sort]
+
+    def _sorted(self, table: Table, sort: str | None, *, first: Sequence[str]) -> Table:
+        """By `sort`: scores from the highest, all else from the lowest, unknown last."""
+        order = [table.columns.index(key) for key in first]
+        rows = sorted(table.rows, key=lambda row: [_sort_key(row[i]) for i in order])
+        if sort is not None:
+            is_score = sort in SCORES or any(sort in result.scores for result in self.results)
+            column, sign = table.columns.index(sort), -1 if is_score else 1
+            rows = sorted(rows, key=lambda row: _sort_key(row[column], sign))
+        return Table(table.columns, rows)
 
 
 def read_results(paths: Sequence[str | Path]) -> Comparison:
@@ -196,7 +226,10 @@ def _read(path: Path) -> Result:
     ours = content.get("scores")
     everything = {**(ours if isinstance(ours, dict) else {}), **{k: content.get(k) for k in SCORES}}
     numbers = {str(key): _number(value) for key, value in everything.items()}
-    return Result(path.name, values, {k: v for k, v in numbers.items() if v is not None})
+    scores = {key: value for key, value in numbers.items() if value is not None}
+    plain = (str, int, float, bool)
+    more = {k: v for k, v in content.items() if isinstance(v, plain) and k not in everything}
+    return Result(path.name, values, scores, {k: v for k, v in more.items() if k not in values})
 
 
 def _text(value: Any) -> str | None:
@@ -236,7 +269,7 @@ def _without_unknown_zeros(result: Result) -> tuple[Result, Flag | None]:
         "taken as unknown",
     )
     known = {key: value for key, value in result.scores.items() if value != 0}
-    return Result(result.source, result.values, known), flag
+    return dataclasses.replace(result, scores=known), flag
 
 
 # ── what cannot be true ──────────────────────────────────────────────────────────────────────────
@@ -296,19 +329,22 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
         shared = {key: value for key, value in scores if key in tuned.scores}
         equal = {key: value for key, value in shared.items() if tuned.scores[key] == value}
         sources = (tuned.source, *(member.source for member in members))
-        told = ", ".join(f"{key} ({value:g})" for key, value in equal.items())
+        main = {key: equal[key] for key in SCORES if key in equal} or equal
+        told = ", ".join(f"{key} ({value:g})" for key, value in main.items())
         if equal and len(equal) == len(shared):
-            ceiling = all(value == 1 for value in equal.values())
+            more = f" and {len(equal) - len(main)} more" if len(equal) > len(main) else ""
+            ceiling = all(value == 1 for value in main.values())
             ending = "both may be at the top" if ceiling else "was anything trained?"
-            text = f"tuned and frozen have the same scores, {told}: {ending}"
+            text = f"tuned and frozen have the same scores, {told}{more}: {ending}"
             flags.append(Flag(sources, text, alarm=not ceiling))
-        elif equal:
+        elif main.keys() & set(SCORES):  # of few queries some other score is the same by chance
             others = ", ".join(
-                f"{key} ({tuned.scores[key]:g}, {value:g})"
-                for key, value in shared.items()
-                if key not in equal
+                f"{key} ({tuned.scores[key]:g}, {shared[key]:g})"
+                for key in SCORES
+                if key in shared and key not in equal
             )
-            text = f"tuned and frozen share {told}, but not {others}"
+            but = f"but not {others}" if others else "but not the others"
+            text = f"tuned and frozen share {told}, {but}"
             flags.append(Flag(sources, text, alarm=False))
     return flags
 
@@ -316,21 +352,12 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _mean(members: Sequence[Result], key: str) -> float | None:
+def _mean(members: Sequence[Result], key: str) -> Any:
+    """Of numbers; of anything else the one value that all have, None where they differ."""
     known = [value for value in (member.value(key) for member in members) if value is not None]
+    if any(isinstance(value, bool | str) for value in known):
+        return known[0] if len(set(known)) == 1 else None
     return sum(known) / len(known) if known else None
-
-
-def _sorted(table: Table, sort: str | None, *, first: Sequence[str]) -> Table:
-    """By `sort`: scores from the highest, all else from the lowest, unknown last."""
-    order = [table.columns.index(key) for key in first]
-    rows = sorted(table.rows, key=lambda row: [_sort_key(row[i]) for i in order])
-    if sort is not None:
-        if sort not in table.columns:
-            raise UsageError(f"cannot sort by {sort!r}: choose among {', '.join(table.columns)}")
-        column, sign = table.columns.index(sort), -1 if sort in SCORES else 1
-        rows = sorted(rows, key=lambda row: _sort_key(row[column], sign))
-    return Table(table.columns, rows)
 
 
 def _sort_key(value: Any, sign: int = 1) -> tuple[int, float, str]:

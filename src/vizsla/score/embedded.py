@@ -115,10 +115,12 @@ def evaluate_ranked(
 ) -> Scores:
     """Scores over the whole gallery, however deep the ranking of these vectors is.
 
-    options: of `evaluate`.
+    One that was refined or fused is no longer that of the vectors: what is behind its end is
+    unknown. options: of `evaluate`.
     """
     full_ranks = None
-    if ranking.depth < len(gallery) - (1 if truth.one_set else 0):
+    by_cosine = not {"refine", "fusion"} & ranking.origin.keys()
+    if by_cosine and ranking.depth < len(gallery) - (1 if truth.one_set else 0):
         relevant, ignored = relevant_and_ignored(truth, queries.ids, gallery.ids)
         full_ranks = exact.relevant_ranks(
             queries.vectors, gallery.vectors, relevant, ignored=ignored, device=device

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from vizsla.errors import DataError, UsageError
-from vizsla.score.intervals import difference_interval, holm, sign_flip_p
+from vizsla.score.intervals import PERMUTATIONS, difference_interval, holm, sign_flip_p
 from vizsla.score.scores import Scores
 from vizsla.score.tables import Table
 
 NO_DIFFERENCE = "no difference that these queries can show"
+FINEST = 40  # permutations a comparison: the smallest p, corrected, can then reach .025
 
 
 @dataclass(frozen=True)
 class Difference:
     """a minus b in one metric over the n queries that both are judged by.
 
-    low, high: interval of the difference. p: of the sign-flip test; p_corrected: Holm's, over all
-    differences that were computed together.
+    low, high: interval of the difference; those of all `comparisons` that were computed together
+    hold together with this confidence (Bonferroni). p: of the sign-flip test; p_corrected: Holm's,
+    over the same.
     """
 
     key: str
@@ -32,6 +34,7 @@ class Difference:
     p: float
     p_corrected: float
     n: int
+    comparisons: int = 1
     confidence: float = 0.95
 
     @property
@@ -64,27 +67,56 @@ def compare_systems(
     for other in names[1:]:
         _check_same_truth(names[0], systems[names[0]], other, systems[other])
     chosen = _comparable(systems, keys)
+    wanted = [(key, *pair) for key in chosen for pair in itertools.combinations(names, 2)]
     drawn = [
-        _difference(key, (a, systems[a]), (b, systems[b]), cluster, confidence, seed)
-        for key in chosen
-        for a, b in itertools.combinations(names, 2)
-    ]
+        _difference(
+            key, (a, systems[a]), (b, systems[b]), cluster=cluster, comparisons=len(wanted),
+            confidence=confidence, seed=seed,
+        )
+        for key, a, b in wanted
+    ]  # fmt: skip
     corrected = holm([entry["p"] for entry in drawn])
     return [
-        Difference(**entry, p_corrected=p, confidence=confidence)
+        Difference(**entry, p_corrected=p, comparisons=len(wanted), confidence=confidence)
         for entry, p in zip(drawn, corrected, strict=True)
     ]
 
 
 def differences_table(differences: Sequence[Difference]) -> Table:
-    columns = ["metric", "A", "B", "mean A", "mean B", "A − B", "low", "high", "p", "p (Holm)",
-               "queries", "verdict"]  # fmt: skip
+    columns = ["metric", "A", "B", "mean A", "mean B", "A − B", "low (Bonferroni)",
+               "high (Bonferroni)", "p", "p (Holm)", "queries", "verdict"]  # fmt: skip
     rows = [
         [d.title, d.a, d.b, d.mean_a, d.mean_b, d.difference, d.low, d.high, d.p, d.p_corrected,
          d.n, d.verdict]
         for d in differences
     ]  # fmt: skip
     return Table(columns, rows)
+
+
+def correction_note(differences: Sequence[Difference]) -> str:
+    """How the intervals and the verdicts are to be read: a line below the table."""
+    n, confidence = len(differences), differences[0].confidence
+    if n == 1:
+        return "one comparison, so neither interval nor p-value had to be corrected"
+    each = 100 * (1 - (1 - confidence) / n)
+    return (
+        f"corrected for {n} comparisons: the intervals hold all together with "
+        f"{100 * confidence:g} % (each alone with {each:.4g} %, Bonferroni); the verdict goes by "
+        "p (Holm)"
+    )
+
+
+def in_words(difference: Difference) -> str:
+    """One comparison as a sentence, the better system first."""
+    d = difference
+    first, second, sign = (d.a, d.b, 1) if d.difference >= 0 else (d.b, d.a, -1)
+    ends = sorted(sign * end for end in (d.low, d.high) if end is not None)
+    told = f"{sign * d.difference:.4f}"
+    if ends:
+        told += f", {100 * d.confidence:g} % interval {ends[0]:.4f} to {ends[1]:.4f}"
+    if d.verdict == NO_DIFFERENCE:
+        return f"{d.title}, {first} and {second}: {d.verdict} ({told})"
+    return f"{d.title}: {first} is better than {second} by {told}"
 
 
 def _check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
@@ -127,7 +159,9 @@ def _difference(
     key: str,
     left: tuple[str, Scores],
     right: tuple[str, Scores],
+    *,
     cluster: str | None,
+    comparisons: int,
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
@@ -139,8 +173,11 @@ def _difference(
     values = metric.values[used], other[used]
     clusters = first.clusters(used, cluster)
     apart = values[0] - values[1]
-    interval = difference_interval(apart, clusters=clusters, confidence=confidence, seed=seed)
+    interval = difference_interval(
+        apart, clusters=clusters, comparisons=comparisons, confidence=confidence, seed=seed
+    )
     low, high = interval or (None, None)
+    permutations = max(PERMUTATIONS, FINEST * comparisons)
     return {
         "key": key,
         "title": metric.title,
@@ -148,8 +185,8 @@ def _difference(
         "b": b,
         "mean_a": float(values[0].mean()),
         "mean_b": float(values[1].mean()),
-        "low": low,
-        "high": high,
-        "p": sign_flip_p(apart, clusters=clusters, seed=seed),
+        "low": low if low is None else max(low, -metric.highest),
+        "high": high if high is None else min(high, metric.highest),
+        "p": sign_flip_p(apart, clusters=clusters, permutations=permutations, seed=seed),
         "n": int(used.sum()),
     }

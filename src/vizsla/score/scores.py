@@ -175,6 +175,11 @@ class Scores:
         """What a reader of the numbers must know: queries left out, unknowns, classes at zero."""
         return summary.notes(self)
 
+    @property
+    def doubts(self) -> list[str]:
+        """Why the labels may be none, so that the numbers say nothing; the first of the notes."""
+        return summary.doubts(self)
+
     def lines(self) -> list[str]:
         """The table and the notes for a terminal."""
         notes = self.notes

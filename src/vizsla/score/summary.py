@@ -30,7 +30,9 @@ def table_lines(scores: "Scores") -> list[str]:
 
 def notes(scores: "Scores") -> list[str]:
     """What a reader of the numbers must know: what was left out, what is unknown, and why."""
-    found = [_unknown_note(scores), *_left_out_notes(scores), _reach_note(scores)]
+    found = [
+        *doubts(scores), _unknown_note(scores), *_left_out_notes(scores), _reach_note(scores)
+    ]  # fmt: skip
     zero = scores.zero_classes()
     if zero:
         found.append(
@@ -38,6 +40,34 @@ def notes(scores: "Scores") -> list[str]:
             f"of any query: {_listed(zero)}"
         )
     return [note for note in found if note]
+
+
+def doubts(scores: "Scores") -> list[str]:
+    """Why the labels may be none: names that were misread give 0, or 1, whatever the ranking."""
+    labels = sorted({label for label in scores.columns["label"] if label is not None})
+    if not labels:  # judgements, no labels
+        return []
+    found, known = np.isfinite(scores.first_ranks), scores.n_relevant >= 0
+    shown = _listed(labels, 3)
+    if known.all() and not scores.answerable.any():
+        if len(labels) == len(scores) > 1:
+            how = "every query has a label of its own"
+        else:
+            how = "no gallery image carries the label of any query"
+        return [f"there is nothing to find: {how} ({shown}). Are these labels?"]
+    if not found.any() and not known.any():
+        seen = sorted({label for label in scores.first_labels if label is not None})
+        return [
+            f"not one right image in {_count(len(scores), 'list', 'lists')}: queries are labelled "
+            f"{shown}, the images found first {_listed(seen, 3)}. Are these labels of one kind?"
+        ]
+    key = f"precision@{scores.top_k}"
+    if len(labels) == 1 and len(scores) > 1 and key in scores.metrics and scores.mean(key) == 1:
+        return [
+            f"all {len(scores)} queries and all that was found carry the one label {labels[0]}, so "
+            "any ranking is right. Is it a label?"
+        ]
+    return []
 
 
 def figure_dict(figure: "Figure") -> dict[str, Any]:
@@ -221,6 +251,6 @@ def _count(n: int, one: str, many: str) -> str:
     return f"{n} {one if n == 1 else many}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _listed(names: Sequence[str], most: int = _NAMED) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

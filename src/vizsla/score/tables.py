@@ -8,20 +8,31 @@ from dataclasses import dataclass
 from typing import Any
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #d0d0d5; --soft: #66666e; --band: #f4f4f6; --warn: #a33; }
+:root { color-scheme: light dark; --line: #d0d0d5; --soft: #66666e; --band: #f4f4f6; --warn: #a33;
+        --ground: #fff; }
 @media (prefers-color-scheme: dark) {
-  :root { --line: #3a3a40; --soft: #a0a0a8; --band: #222226; --warn: #f08a7a; }
+  :root { --line: #3a3a40; --soft: #a0a0a8; --band: #222226; --warn: #f08a7a; --ground: #131316; }
 }
-body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 90rem; }
+body { background: var(--ground); font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto;
+       padding: 0 1rem; max-width: 90rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide:focus-visible { outline: 2px solid var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: left;
          white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 td.number, th.number { text-align: right; }
-tbody tr:nth-child(even) { background: var(--band); }
+td.long { white-space: normal; min-width: 9rem; max-width: 18rem; }
+tbody tr:nth-child(even), tr:nth-child(even) td:first-child { background: var(--band); }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground); }
+li { overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; padding: 0 .75rem; font-size: 13px; } ul { padding-left: 1.1rem; }
+  td:first-child { white-space: normal; max-width: 8rem; }
+}
 .unknown { color: var(--soft); } .alarm { color: var(--warn); } li { margin: .2rem 0; }
 """
+_LONG = 20  # characters from which words in a cell of a page may stand in several lines
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     if section.table is not None:
-        parts.append(_html_table(section.table))
+        parts.append(_html_table(section.table, section.title))
     items = [f'<li class="alarm">{html.escape(text)}</li>' for text in section.alarms]
     items += [f"<li>{html.escape(text)}</li>" for text in section.remarks]
     if items:
@@ -130,11 +141,16 @@ def _section(section: Section) -> str:
     return "\n".join(parts)
 
 
-def _html_table(table: Table) -> str:
+def _html_table(table: Table, title: str) -> str:
     numeric = [table.is_number(i) for i in range(len(table.columns))]
 
     def cell(value: Any, text: str, number: bool) -> str:
-        kind = " ".join(["number"] * number + ["unknown"] * (value is None))
+        marks = {
+            "number": number,
+            "unknown": value is None,
+            "long": " " in text and len(text) > _LONG,
+        }
+        kind = " ".join(name for name, holds in marks.items() if holds)
         return f'<td class="{kind}">{html.escape(text)}</td>'
 
     head = "".join(
@@ -146,6 +162,7 @@ def _html_table(table: Table) -> str:
         for row, texts in zip(table.rows, table.texts(), strict=True)
     )
     return (
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(title)}"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{rows}\n</tbody>\n</table></div>"
     )

@@ -11,10 +11,11 @@ import numpy as np
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Split
 from vizsla.errors import MissingExtraError, ModelError, UsageError
+from vizsla.model.compute import Compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.held import HeldImages
-from vizsla.model.inference import MAX_PIXELS, Compute
+from vizsla.model.inference import MAX_PIXELS
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import evaluate
 from vizsla.search import exact

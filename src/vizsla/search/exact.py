@@ -14,15 +14,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.ranking import Ranking
 
 GRID = 2.0**26
 FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
 LIMITED_DEPTH = 1_000
-SPARE = 32  # candidates beyond k that the float32 pass keeps
+SPARE = {"fp32": 32, "bf16": 128}  # candidates beyond k that the first pass keeps
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHUNK_BYTES = 64 * 2**20  # of one score matrix; some four such live at a time
+
+
+class Rows:
+    """Rows of stored vectors as (G, D) float32 unit rows, read where they are asked for.
+
+    vectors: (N, D) float32 or float16, may be memory-mapped. rows: (G,) rising; None: all.
+    resident: the N vectors on the searching device, where they fit (see `on_device`).
+    """
+
+    def __init__(
+        self, vectors: np.ndarray, rows: np.ndarray | None = None, resident: Tensor | None = None
+    ) -> None:
+        whole = rows is None or len(rows) == len(vectors)
+        self.vectors, self.rows, self.resident = vectors, None if whole else rows, resident
+        self.shape = (len(vectors) if self.rows is None else len(self.rows), vectors.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
+        found = self.vectors[at if self.rows is None else self.rows[at]]
+        if found.dtype == np.float16:
+            found = found.astype(np.float32)
+            found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(found)
+
+    def resident_block(self, part: slice) -> Tensor:
+        assert self.resident is not None
+        if self.rows is None:
+            return self.resident[part]
+        return self.resident[torch.from_numpy(self.rows[part]).to(self.resident.device)]
+
+
+def on_device(vectors: np.ndarray, device: str, precision: str) -> Tensor | None:
+    """All vectors on a GPU, if they take at most half of what is free there; else None."""
+    if torch.device(device).type != "cuda" or not len(vectors):
+        return None
+    dtype = PRECISIONS[precision]
+    free, _ = torch.cuda.mem_get_info(device)
+    if vectors.size * dtype.itemsize > free // 2:
+        return None
+    kept = torch.empty(vectors.shape, dtype=dtype, device=device)
+    gallery = Rows(vectors)
+    for part in _slices(len(vectors), _rows(vectors.shape[1])):
+        kept[part] = _block(gallery, part, device, dtype)
+    return kept
+
+
+Gallery = np.ndarray | Rows
 
 
 def default_depth(gallery_size: int) -> int:
@@ -72,19 +122,29 @@ def check_k(k: int, available: int) -> None:
 
 
 def top_k(
-    queries: np.ndarray, gallery: np.ndarray, k: int, *, device: str = "cpu"
+    queries: np.ndarray,
+    gallery: Gallery,
+    k: int,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (Q, k) int64 and scores (Q, k) float64 of each query's k best.
 
     queries: (Q, D), gallery: (G, D), float32 or float16 unit rows; may be memory-mapped.
+    precision: of the first pass (fp32, bf16); the result is the same.
     """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision={precision!r}: choose {' or '.join(PRECISIONS)}")
     G = len(gallery)
     positions = np.empty((len(queries), k), np.int64)
     scores = np.empty((len(queries), k))
-    wanted = k + SPARE
-    for part in _slices(len(queries), 1024 if wanted * 4 < G else _rows(G)):
-        if wanted * 4 < G:
-            found = _by_candidates(queries[part], gallery, k, device)
+    if (k + SPARE[precision]) * 4 >= G:
+        precision = "fp32"
+    few = (k + SPARE[precision]) * 4 < G
+    for part in _slices(len(queries), 1024 if few else _rows(G)):
+        if few:
+            found = _by_candidates(queries[part], gallery, k, device, precision)
         else:
             found = _by_all(queries[part], gallery, k, device)
         positions[part], scores[part] = found
@@ -108,7 +168,7 @@ def on_grid(vectors: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
 
 def relevant_ranks(
     queries: np.ndarray,
-    gallery: np.ndarray,
+    gallery: Gallery,
     relevant: Sequence[np.ndarray],
     *,
     ignored: Sequence[np.ndarray] | None = None,
@@ -150,12 +210,12 @@ def _count_above(
     return greater
 
 
-def _scores_at(query: np.ndarray, gallery: np.ndarray, at: np.ndarray, device: str) -> np.ndarray:
+def _scores_at(query: np.ndarray, gallery: Gallery, at: np.ndarray, device: str) -> np.ndarray:
     return exact_scores(on_grid(query[None], device), on_grid(gallery[at], device))[0].cpu().numpy()
 
 
 def _by_all(
-    queries: np.ndarray, gallery: np.ndarray, k: int, device: str
+    queries: np.ndarray, gallery: Gallery, k: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every score, exactly, then a stable sort: for deep rankings."""
     grid = on_grid(queries, device)
@@ -168,27 +228,68 @@ def _by_all(
 
 
 def _by_candidates(
-    queries: np.ndarray, gallery: np.ndarray, k: int, device: str
+    queries: np.ndarray, gallery: Gallery, k: int, device: str, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float32 finds k + SPARE candidates, exact scores order them.
+    """A pass in float32 or bfloat16 finds more than k candidates, exact scores order them.
 
-    Where more images than SPARE stand within the float32 error of the k-th, all scores of that
-    query are computed exactly instead.
+    Where more images than it keeps stand within its error of the k-th, the query is asked again: in
+    float32 after bfloat16, and by all its exact scores after float32.
     """
-    wanted = k + SPARE
-    found = _candidates(torch.as_tensor(queries, dtype=torch.float32), gallery, wanted, device)
-    exact = np.empty(found.positions.shape)  # made first: small rows kept between large ones
-    for i, row in enumerate(found.positions):  # would tear the heap into unusable pieces
-        exact[i] = _scores_at(queries[i], gallery, row, device)
-    order = np.lexsort((found.positions, -exact), axis=1)[:, :k]
-    positions = np.take_along_axis(found.positions, order, axis=1)
-    scores = np.take_along_axis(exact, order, axis=1)
-    tolerance = 2 * 4 * gallery.shape[1] ** 0.5 * 2.0**-24  # float32 errors add up as random steps
-    unsure = np.flatnonzero(found.scores[:, -1] >= found.scores[:, k - 1] - tolerance)
-    for part in _slices(len(unsure), _rows(len(gallery))):
+    found = _candidates(queries, gallery, k + SPARE[precision], device, precision)
+    tolerance = _error(queries, found.scores[:, k - 1], precision)
+    near = found.scores >= (found.scores[:, k - 1] - 2 * tolerance)[:, None]
+    exact = rescored(queries, gallery, np.where(near, found.positions, -1), device)
+    positions, scores = ordered(found.positions, exact, k)
+    unsure = np.flatnonzero(near[:, -1])
+    for part in _slices(len(unsure), 1024 if precision != "fp32" else _rows(len(gallery))):
         rows = unsure[part]
-        positions[rows], scores[rows] = _by_all(queries[rows], gallery, k, device)
+        if precision != "fp32":
+            again = _by_candidates(queries[rows], gallery, k, device, "fp32")
+        else:
+            again = _by_all(queries[rows], gallery, k, device)
+        positions[rows], scores[rows] = again
     return positions, scores
+
+
+def _error(queries: np.ndarray, scores: np.ndarray, precision: str) -> np.ndarray:
+    """(Q,) how far the first pass may be off for scores near these: roundings as random steps.
+
+    bfloat16 keeps 8 bits. Both factors of every product are rounded, which adds up to a normal
+    deviation of at most 2^-9 times the query's largest number, taken six times; so is the sum.
+    """
+    if precision == "fp32":
+        return np.full(len(queries), 4 * queries.shape[1] ** 0.5 * 2.0**-24)
+    largest = np.abs(queries).max(axis=1).astype(np.float64)
+    return 2.0**-9 * (6 * largest + np.abs(scores) + 2.0**-9)
+
+
+def best_candidates(queries: np.ndarray, gallery: Gallery, n: int) -> np.ndarray:
+    """(Q, n) positions of the n best by float32 scores, in no exact order."""
+    parts = [
+        _candidates(queries[part], gallery, n, "cpu", "fp32").positions
+        for part in _slices(len(queries), 1024)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, n), np.int64)
+
+
+def rescored(
+    queries: np.ndarray, gallery: Gallery, positions: np.ndarray, device: str = "cpu"
+) -> np.ndarray:
+    """(Q, K) float64 exact scores at these positions; -inf where a position is -1."""
+    scores = np.full(positions.shape, -np.inf)
+    query, column = np.nonzero(positions >= 0)
+    grid = on_grid(queries, device)
+    for part in _slices(len(query), max(1, _rows(queries.shape[1]) // 8)):
+        at = positions[query[part], column[part]]
+        pairs = on_grid(gallery[at], device) * grid[torch.from_numpy(query[part]).to(device)]
+        scores[query[part], column[part]] = (pairs.sum(dim=1) / GRID**2).cpu().numpy()
+    return scores
+
+
+def ordered(positions: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each row, by falling score, ties by rising position."""
+    order = np.lexsort((positions, -scores), axis=1)[:, :k]
+    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 @dataclass(frozen=True)
@@ -197,20 +298,72 @@ class _Candidates:
     scores: np.ndarray  # (q, wanted) float32, falling
 
 
-def _candidates(queries: Tensor, gallery: np.ndarray, wanted: int, device: str) -> _Candidates:
-    queries = queries.to(device)
+def _candidates(
+    queries: np.ndarray, gallery: Gallery, wanted: int, device: str, precision: str
+) -> _Candidates:
+    dtype = PRECISIONS[precision]
+    asked = torch.as_tensor(queries, dtype=torch.float32).to(device, dtype)
     values = torch.empty((len(queries), 0), device=device)
     positions = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
-    rows = min(_rows(2 * len(queries)), _rows(gallery.shape[1]))
-    for part in _slices(len(gallery), max(rows, wanted)):
-        block = torch.from_numpy(np.array(gallery[part], np.float32)).to(device)
-        scores = queries @ block.T  # (q, chunk)
-        best, at = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
-        values = torch.cat([values, best], dim=1)
-        positions = torch.cat([positions, at + part.start], dim=1)
-        values, order = torch.topk(values, min(wanted, values.shape[1]), dim=1)
-        positions = torch.gather(positions, 1, order)
+    rows = max(wanted, min(_rows(2 * len(queries)), _rows(gallery.shape[1])))
+    for part in _slices(len(gallery), rows):
+        scores = (asked @ _block(gallery, part, device, dtype).T).float()  # (q, chunk)
+        if device == "cpu" and part.start > 0:
+            values, positions = _with_hits(values, positions, scores, part.start)
+        else:
+            best, at = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
+            values, positions = _best_of(
+                torch.cat([values, best], 1), torch.cat([positions, at + part.start], 1), wanted
+            )
     return _Candidates(positions.cpu().numpy(), values.cpu().numpy())
+
+
+def _with_hits(
+    values: Tensor, positions: Tensor, scores: Tensor, start: int
+) -> tuple[Tensor, Tensor]:
+    """The best of what was found before and of a chunk that begins at gallery position `start`.
+
+    Few of a chunk's scores beat what was found before: comparing all and sorting those few is much
+    faster on a processor than `topk` of every row.
+    """
+    wanted = values.shape[1]
+    hits = np.flatnonzero((scores > values[:, -1:]).numpy())
+    if not len(hits):
+        return values, positions
+    row, at = np.divmod(hits, scores.shape[1])
+    rows, first, counts = np.unique(row, return_index=True, return_counts=True)
+    if counts.max() > 8 * wanted:
+        best, at_best = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
+        values, positions = torch.cat([values, best], 1), torch.cat([positions, at_best + start], 1)
+        return _best_of(values, positions, wanted)
+    beside = np.arange(len(hits)) - np.repeat(first, counts)
+    place = np.repeat(np.arange(len(rows)), counts)
+    more = np.full((len(rows), counts.max()), -np.inf, np.float32)
+    where = np.full(more.shape, -1, np.int64)
+    more[place, beside] = scores.numpy().reshape(-1)[hits]
+    where[place, beside] = at + start
+    changed = torch.from_numpy(rows)
+    values[changed], positions[changed] = _best_of(
+        torch.cat([values[changed], torch.from_numpy(more)], 1),
+        torch.cat([positions[changed], torch.from_numpy(where)], 1),
+        wanted,
+    )
+    return values, positions
+
+
+def _best_of(values: Tensor, positions: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    values, order = torch.topk(values, min(wanted, values.shape[1]), dim=1)
+    return values, torch.gather(positions, 1, order)
+
+
+def _block(gallery: Gallery, part: slice, device: str, dtype: torch.dtype) -> Tensor:
+    """(chunk, D) on the device; a writable float32 array (such as a copy-on-write map) uncopied."""
+    if isinstance(gallery, Rows) and gallery.resident is not None:
+        return gallery.resident_block(part).to(dtype)
+    rows = gallery[part]
+    if rows.dtype != np.float32 or not rows.flags.writeable:
+        rows = rows.astype(np.float32)
+    return torch.from_numpy(rows).to(device, dtype)
 
 
 def _without_self(

@@ -5,6 +5,7 @@ The commands `vizsla judge`, `vizsla judge rescore` and `vizsla judge token` cal
 
 import dataclasses
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ def judge(
         raise MissingExtraError("the contest's server", "web") from error
     from vizsla.web.judge_http import listen, make_server
 
-    scorer = Scorer(*read_truth(labels, data), rules or Rules())
+    truth = read_truth(labels, data)
     with listen(host, port) as bound, held(database), Store(database) as store:
+        scorer = Scorer(*truth, seeded(rules or Rules(), store))
         adopt(store, scorer)
         organiser_hash, made = _organiser(store, organiser_token)
         app = build_app(store, scorer, organiser_hash=organiser_hash)
@@ -104,6 +106,17 @@ def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labe
     return query, gallery
 
 
+def seeded(rules: Rules, store: Store) -> Rules:
+    """The rules with the seed of the public part: as given, else the file's, else a new one.
+
+    It is drawn once, since nobody could guess it then, and every start must split alike.
+    """
+    if rules.public_share is None or rules.seed is not None:
+        return rules
+    kept = Rules.from_json(store.fact("rules") or "{}").seed
+    return dataclasses.replace(rules, seed=secrets.randbits(64) if kept is None else kept)
+
+
 def adopt(store: Store, scorer: Scorer) -> None:
     """Makes this truth and these rules the file's; DataError if it holds other scores."""
     before = store.fact("scored_by")
@@ -146,7 +159,7 @@ def rescore(
     with held(database), Store(database, create=False) as store:
         kept = Rules.from_json(store.fact("rules") or "{}")
         given = {name: value for name, value in changes.items() if value is not None}
-        rules = dataclasses.replace(kept, **given)
+        rules = seeded(dataclasses.replace(kept, **given), store)
         scorer = Scorer(*read_truth(labels, data), rules)
         before = [submission.scores for _, submission in store.history()]
         misfits = 0

@@ -35,14 +35,14 @@ class Rules:
 
     public_share: None shows all queries at once; a share in (0, 1) shows the scores of that part
     of the queries while the contest runs, and those of the rest once it is closed.
-    seed: which queries are public.
+    seed: which queries are public, for whoever knows it; None: `judge` draws one, once.
     """
 
     title: str = "Image retrieval contest"
     top_k: int = 10
     metric: str = "top_k_accuracy"
     public_share: float | None = None
-    seed: int = 0
+    seed: int | None = None
     groups: str = "open"
     per_hour: int | None = None
     in_all: int | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.output.submission import check_submission
 from vizsla.score import intervals, metrics
 from vizsla.web.judge_rules import METRICS, Rules
@@ -60,7 +60,10 @@ class Scorer:
         self._codes = np.array([*found, -1])  # (G + 1,): the last for position -1, no image
         of_label = np.bincount(self._codes[self._codes >= 0], minlength=len(codes) + 2)
         self._n_relevant = of_label[self._wanted]  # (Q,): those without a label read the last, 0
-        self._rows = self._rows_of_parts()
+        self._rows = {  # by name, as `evaluate` draws them, so that intervals are the same
+            part: np.array(sorted(rows, key=self.queries.__getitem__))
+            for part, rows in self._rows_of_parts().items()
+        }
         self.fingerprint = self._fingerprint(queries, gallery)
 
     def part_sizes(self) -> dict[str, int]:
@@ -140,14 +143,17 @@ class Scorer:
         share = self.rules.public_share
         if share is None:
             return {"all": labelled}
+        seed = self.rules.seed
+        if seed is None:
+            raise UsageError("a public share needs a seed: one that nobody guesses")
         n_public = round(share * len(labelled))
         if not 0 < n_public < len(labelled):
             raise DataError(
                 f"a public share of {share:g} leaves {n_public} of {len(labelled)} queries public: "
                 "both parts need some"
             )
-        drawn = sorted(labelled, key=lambda row: _draw(self.rules.seed, self.queries[row]))
-        return {"public": np.sort(drawn[:n_public]), "private": np.sort(drawn[n_public:])}
+        drawn = sorted(labelled, key=lambda row: _draw(seed, self.queries[row]))
+        return {"public": np.array(drawn[:n_public]), "private": np.array(drawn[n_public:])}
 
     def _fingerprint(self, queries: Labels, gallery: Labels) -> str:
         """Of all that a score depends on."""

@@ -1,0 +1,311 @@
+"""Images a second from files to unit vectors: a plain loop, ours, and what the machine allows.
+
+    python benchmarks/embed.py --photos ../shared/data/clothing/test/gallery --models mobilenetv2
+    python benchmarks/embed.py --photos PHOTOS --side 1200         # photos as a camera makes them
+    python benchmarks/embed.py --photos PHOTOS --scores ../shared  # and what the speed costs
+    python benchmarks/embed.py --photos PHOTOS --memory 1000000    # memory, by generated ids
+
+The plain loop is what one writes with timm and a DataLoader: fp32, eager, a process for each core.
+Ours is `write_embeddings` as `vizsla embed` calls it. The limit is 1 / (seconds of decoding +
+seconds of the network), each measured alone with all cores; on a GPU, where both run at once, the
+smaller of the two rates. All are measured in turn, round by round, and medians are compared. Prints
+JSON; progress goes to standard error. What compiling costs is given apart.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+from vizsla.data.batches import Loader, in_chunks
+from vizsla.data.imageset import ImageSet
+from vizsla.model.compute import Compute, resolve_compute
+from vizsla.model.embedder import Embedder
+from vizsla.model.inference import write_embeddings
+from vizsla.model.network import Network
+
+PLAIN_BATCH = 32
+
+
+class Files(torch.utils.data.Dataset):
+    def __init__(self, paths: list[Path], transform: Any) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.transform(Image.open(self.paths[i]).convert("RGB"))
+
+
+def plain_loop(paths: list[Path], model: Any, transform: Any, device: str) -> np.ndarray:
+    loader = torch.utils.data.DataLoader(
+        Files(paths, transform), batch_size=PLAIN_BATCH, num_workers=cores(),
+        pin_memory=device == "cuda",
+    )  # fmt: skip
+    found = []
+    with torch.inference_mode():
+        for images in loader:
+            vectors = model(images.to(device))
+            found.append(torch.nn.functional.normalize(vectors, dim=1).cpu())
+    return torch.cat(found).numpy()
+
+
+def plain_model(embedder: Embedder, device: str) -> tuple[Any, Any]:
+    """timm's own model with the same weights and its own transform at the same size."""
+    spec = embedder.backbone.spec
+    size = embedder.preprocess.size[0]
+    vit = {"img_size": size} if spec.architecture.startswith("vit") else {}
+    model = timm.create_model(spec.architecture, num_classes=0, **vit)
+    model.load_state_dict(embedder.backbone.network.state_dict())
+    config = timm.data.resolve_model_data_config(model)
+    crop = size / (embedder.preprocess.resize or size)
+    transform = timm.data.create_transform(**{**config, "input_size": (3, size, size),
+                                              "crop_pct": crop})  # fmt: skip
+    return model.eval().to(device), transform
+
+
+def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    images = ImageSet.from_folder(folder)
+    paths = [images.path(i) for i in range(len(images))]
+    embedder = Embedder.build(name, weights=args.weights.get(name, "random"), pooling=args.pooling)
+    compute = resolve_compute(
+        device=args.device, precision=args.precision, compiling=args.compile,
+        batch_size=args.batch_size, workers=args.workers, embedder=embedder, images=10**6,
+    )  # fmt: skip
+    say(f"{name}: {compute}")
+    model, transform = plain_model(embedder, compute.kind)
+    network = Network(embedder, compute)
+    started = time.monotonic()
+    network.submit(network.blank()).result()
+    compiling = time.monotonic() - started
+    few = paths[: 2 * PLAIN_BATCH]
+    reference = plain_loop(few, model, transform, compute.kind)
+    plan: dict[str, Callable[[], int]] = {
+        "plain": lambda: len(plain_loop(paths[: args.plain_images or None], model, transform,
+                                        compute.kind)),
+        "ours": lambda: ours(images, embedder, network),
+        "decoding": lambda: decoding(images, embedder, compute),
+        "network": lambda: passes(network, args.passes),
+    }  # fmt: skip
+    times: dict[str, list[float]] = {key: [] for key in plan}
+    for round_ in range(args.rounds):
+        for key, work in plan.items():
+            started = time.monotonic()
+            count = work()
+            times[key].append((time.monotonic() - started) / count)
+            say(f"{name} round {round_ + 1}: {key} {1 / times[key][-1]:.1f} images/s")
+    with tempfile.TemporaryDirectory() as scratch:
+        write_embeddings(images.subset(range(len(few))), embedder, Path(scratch) / "e",
+                         network=network)  # fmt: skip
+        from vizsla.model.embeddings import Embeddings
+
+        mine = Embeddings.open(Path(scratch) / "e").vectors
+    seconds = {key: statistics.median(values) for key, values in times.items()}
+    if compute.kind == "cuda":
+        limit = min(1 / seconds["decoding"], 1 / seconds["network"])
+    else:
+        limit = 1 / (seconds["decoding"] + seconds["network"])
+    rates = {key: round(1 / value, 1) for key, value in seconds.items()}
+    return {
+        "model": name, **rates, "limit": round(limit, 1),
+        "ours / plain": round(seconds["plain"] / seconds["ours"], 2),
+        "ours / limit": round(1 / seconds["ours"] / limit, 3),
+        "first pass, with compiling (s)": round(compiling, 1),
+        "lowest cosine to the plain loop": round(float((mine * reference).sum(axis=1).min()), 5),
+        "compute": dataclasses.asdict(network.compute),
+    }  # fmt: skip
+
+
+def ours(images: ImageSet, embedder: Embedder, network: Network) -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        return write_embeddings(images, embedder, Path(scratch) / "e", network=network).images
+
+
+def decoding(images: ImageSet, embedder: Embedder, compute: Compute) -> int:
+    """What the loader alone gives, started as `embed` starts it."""
+    with Loader(
+        images.path, embedder.preprocess.framing, batch_size=compute.batch_size,
+        workers=compute.workers, max_pixels=10**8, ahead=2 if compute.kind == "cuda" else 0,
+        processes=compute.kind == "cuda",
+    ) as loader:  # fmt: skip
+        chunks = in_chunks(range(len(images)), compute.batch_size)
+        return sum(batch.filled for batch in loader.batches(chunks))
+
+
+def passes(network: Network, count: int) -> int:
+    """The network alone, on pixels that lie ready."""
+    pixels = network.blank()
+    if network.compute.kind == "cuda":
+        pixels = pixels.pin_memory()
+    pending = [network.submit(pixels)]
+    for _ in range(count - 1):
+        pending.append(network.submit(pixels))
+        pending.pop(0).result()
+    pending.pop().result()
+    return count * network.compute.batch_size
+
+
+# ── photos ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def photos(source: Path, out: Path, n: int, side: int | None) -> Path:
+    """n files: those of `source` as they lie, or mosaics of them with a shorter side of `side`."""
+    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    out.mkdir(parents=True, exist_ok=True)
+    distinct = min(n, 64) if side else n
+    for i in range(n):
+        target = out / f"{i:06}.jpg"
+        if i >= distinct:
+            os.link(out / f"{i % distinct:06}.jpg", target)
+        elif side is None:
+            target.write_bytes(found[i % len(found)].read_bytes())
+        else:
+            mosaic(found, i, side).save(target, quality=88)
+    return out
+
+
+def mosaic(found: list[Path], i: int, side: int) -> Image.Image:
+    """As much detail in every pixel as a photo has that was not enlarged."""
+    page = Image.new("RGB", (side * 4 // 3, side))
+    dice = np.random.default_rng(i)
+    for top in range(0, page.height, 200):
+        for left in range(0, page.width, 200):
+            tile = Image.open(found[dice.integers(len(found))]).convert("RGB")
+            page.paste(tile.crop((0, 0, 200, 200)), (left, top))
+    return page
+
+
+# ── what the speed costs ─────────────────────────────────────────────────────────────────────────
+
+
+def scores(shared: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """top-1 and mAP of MobileNetV2 with real weights: fp32 and eager, and as `auto` computes."""
+    from vizsla import Truth, evaluate, rank
+    from vizsla.data.imageset import open_data
+    from vizsla.model.inference import embed
+
+    weights = str(shared / "weights" / "mobilenetv2_100.safetensors")
+    embedder = Embedder.build("mobilenetv2", weights=weights, pooling="gap")
+    ways = {
+        "fp32, eager": resolve_compute(device=args.device, precision="fp32"),
+        "auto": resolve_compute(device=args.device, compiling=args.compile, embedder=embedder,
+                                images=10**6),
+    }  # fmt: skip
+    rows = []
+    for name in ("clothing", "caltech101"):
+        data = open_data(shared / "data" / name)
+        truth = Truth.from_file(shared / "data" / name / "labels.csv")
+        for way, compute in ways.items():
+            with tempfile.TemporaryDirectory() as scratch:
+                query, gallery = (
+                    embed(part, embedder, Path(scratch) / role, compute=compute)
+                    for role, part in (("query", data.query), ("gallery", data.gallery))
+                )
+            found = evaluate(rank(query, gallery), truth)
+            rows.append({"data": name, "way": way, "precision": compute.precision,
+                         "compiled": compute.compiled,
+                         "top-1": round(found.mean("top_k_accuracy@1") or 0, 4),
+                         "mAP": round(found.mean("map") or 0, 4)})  # fmt: skip
+            say(str(rows[-1]))
+    return rows
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Colours(torch.nn.Module):
+    """(B, 3, H, W) → (B, 512): small enough that a million images take minutes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dice = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(512, 3, generator=dice))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3)) @ self.weight.T
+
+
+def memory(n: int) -> dict[str, Any]:
+    """How much the process grows while n generated ids are embedded to 512 dimensions."""
+    from vizsla.data.transforms import Preprocess
+
+    embedder = Embedder.from_module(Colours(), Preprocess((8, 8), 8), name="colours")
+    pictures = [Image.new("RGB", (8, 8), (i * 5 % 256, i * 3 % 256, i % 256)) for i in range(256)]
+    network = Network(embedder, resolve_compute(device="cpu", precision="fp32", batch_size=256))
+    network.submit(network.blank()).result()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        images = ImageSet(Path(scratch), [f"{i // 1000:04}/{i:07}.jpg" for i in range(n)])
+        done = write_embeddings(
+            images, embedder, Path(scratch) / "e", network=network, shard_images=8192,
+            picture=lambda i: pictures[i % 256],
+        )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"images": done.images, "before (MB)": before // 10**6,
+            "highest (MB)": after // 10**6, "grown by (MB)": (after - before) // 10**6,
+            "seconds": round(time.monotonic() - started)}  # fmt: skip
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How fast images are embedded.")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEGs to take photos from")
+    parser.add_argument("--side", type=int, help="make mosaics with this shorter side")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--plain-images", type=int, default=0, help="fewer for the plain loop")
+    parser.add_argument("--models", nargs="*", default=["mobilenetv2", "resnet50", "dinov2-s14"])
+    parser.add_argument("--weights", nargs="*", default=[], help="model=FILE; else random")
+    parser.add_argument("--pooling", default=None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=4, help="batches of the network alone")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", default="on")
+    parser.add_argument("--batch-size", default="auto")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--scores", type=Path, help="the folder with data/ and weights/")
+    parser.add_argument("--memory", type=int, help="embed so many generated ids")
+    args = parser.parse_args()
+    args.weights = dict(word.split("=", 1) for word in args.weights)
+    result: dict[str, Any] = {"torch": torch.__version__, "cores": cores()}
+    if torch.cuda.is_available():
+        result["gpu"] = torch.cuda.get_device_name()
+    if args.photos:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = photos(args.photos, Path(scratch) / "photos", args.images, args.side)
+            result["photos"] = f"{args.images}, shorter side {args.side or 'as they are'}"
+            result["speed"] = []
+            for name in args.models:
+                result["speed"].append(measure(name, folder, args))
+                say(json.dumps(result["speed"][-1]))
+    if args.scores:
+        result["scores"] = scores(args.scores, args)
+    if args.memory:
+        result["memory"] = memory(args.memory)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

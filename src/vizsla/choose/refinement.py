@@ -1,0 +1,187 @@
+"""Which chain of refinements: tried on a validation part, never on the test part."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vizsla import storage
+from vizsla.choose.validation import (
+    Ground,
+    Judge,
+    Trial,
+    Tried,
+    ground_of,
+    positions_of,
+    validation_draws,
+)
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Target
+from vizsla.model.embeddings import Embeddings
+from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, check_uses
+from vizsla.tuning import TuneConfig
+
+FORM = "refinement/1"
+log = logging.getLogger("vizsla.choose")
+
+WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
+
+
+@dataclass(frozen=True)
+class Choice:
+    """chain: what was chosen. tried: all that was."""
+
+    chain: Chain
+    tried: Tried
+
+    @property
+    def trials(self) -> list[Trial]:
+        return self.tried.trials
+
+    @property
+    def chosen(self) -> Trial:
+        return self.tried.chosen
+
+    def lines(self) -> list[str]:
+        """For a terminal and the log."""
+        return [
+            *self.tried.lines("refinement"),
+            f"kept: {self.chain} (uses {USES[self.chain.uses]})",
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """For the result file: on what it was chosen, and each candidate's gain."""
+        return self.tried.record("refinement")
+
+    def save(self, path: str | Path) -> None:
+        """Sealed JSON, so that a repeated run need not choose again."""
+        content = {"form": FORM, **self.chain.record(), **self.record()}
+        storage.write_sealed_json(path, content)
+
+
+def kept_chain(path: str | Path) -> str | None:
+    """The chain that `Choice.save` wrote down; None where nothing was."""
+    return str(storage.read_sealed_json(path)["chain"]) if Path(path).exists() else None
+
+
+def chain_for(
+    images: ImageSet,
+    config: TuneConfig,
+    target: Target | None,
+    *,
+    frozen: bool,
+    embed: Callable[[ImageSet], Embeddings],
+    uses: str = QUERIES,
+) -> Choice:
+    """The chain for a test part of which `target` is known, chosen on labelled `images`.
+
+    frozen: the model has seen none of them; else those count that its training held out. embed:
+    gives the vectors of some of the images.
+    """
+    draws = validation_draws(images, config, target, frozen=frozen)
+    vectors = embed(images.subset(positions_of(draws)))
+    return choose_chain(vectors, ground_of(images, vectors.ids, draws), uses=uses)
+
+
+def chain_learned_on(
+    training: Embeddings, queries: int, gallery: int, *, validate_on: str, uses: str = QUERIES
+) -> Choice:
+    """The chain for so many queries and gallery images, chosen on labelled training embeddings.
+
+    They must be of images that the model was not trained on. DataError without labels.
+    """
+    images = ImageSet(Path("the embeddings to learn on"), training.ids, training.attributes)
+    config = TuneConfig(validate_on=validate_on)
+    draws = validation_draws(images, config, Target(queries, gallery), frozen=True)
+    return choose_chain(training, ground_of(images, training.ids, draws), uses=uses)
+
+
+def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) -> Choice:
+    """The chain with the highest mean of top-1 and mAP among those that keep top-1.
+
+    Steps alone first, then the best of each together. uses: the most that a chain may use.
+    """
+    check_uses(uses)
+    judge = Judge(ground)
+    search = _Search(vectors.vectors, judge, LEVELS.index(uses))
+    search.try_out([Chain()])
+    if uses != LEVELS[0]:
+        alone = search.alone()
+        search.together(alone)
+    best = judge.best(judge.trials)
+    chain = search.chains[best.name]
+    choice = Choice(chain, judge.tried(best.name))
+    for line in choice.lines():
+        log.info("%s", line)
+    return choice
+
+
+class _Search:
+    """Tries chains on every part; what chains share is made once."""
+
+    def __init__(self, vectors: np.ndarray, judge: Judge, level: int) -> None:
+        self.judge, self.level = judge, level
+        self.refiners = [Refiner(vectors[p.query], vectors[p.gallery]) for p in judge.ground.parts]
+        self.chains: dict[str, Chain] = {}
+
+    def try_out(self, chains: Iterable[Chain]) -> Chain:
+        """The best of them that is not too costly; of costly ones alone the best anyway."""
+        allowed = [c for c in chains if LEVELS.index(c.uses) <= self.level]
+        for chain in allowed:
+            if str(chain) not in self.judge.trials:
+                found = [
+                    refiner.top_k(chain, len(part.gallery))[0]
+                    for refiner, part in zip(self.refiners, self.judge.ground.parts, strict=True)
+                ]
+                self.judge.judge(str(chain), found, chain.uses)
+                self.chains[str(chain)] = chain
+        trials = [(self.judge.trials[str(chain)], chain) for chain in allowed]
+        return max(trials, key=lambda pair: (not pair[0].costs_too_much, pair[0].value))[1]
+
+    def alone(self) -> dict[str, Step]:
+        """The best form of each step."""
+        per_class = self.judge.ground.per_class
+        sizes = [n for n in (1, 3, 8) if n == 1 or n <= per_class]
+        found = {}
+        for name in ("dba", "aqe"):
+            tried = [Step.of(name, n=n, alpha=a) for n in sizes for a in (0.0, 3.0, 8.0)]
+            found[name] = self._best_step(tried)
+        ks = neighbourhood_sizes(per_class)
+        spread = [
+            Step.of("diffusion", k=k, alpha=a, weight=w)
+            for k in ks[:2] for a in (0.5, 0.8) for w in (0.1, 0.3)
+        ]  # fmt: skip
+        found["diffusion"] = self._best_step(spread)
+        both = (True, False) if self.level == LEVELS.index(QUERIES) else (False,)
+        first = self._best_step(
+            [Step.of("kreciprocal", k1=k, k2=k2, together=both[0]) for k in ks for k2 in (3, 6)]
+        )
+        found["kreciprocal"] = self._best_step(
+            Step.of("kreciprocal", **{**dict(first.options), "together": b, "weight": w})
+            for b in both
+            for w in (first["weight"], *WEIGHTS)
+        )
+        return found
+
+    def together(self, best: dict[str, Step]) -> None:
+        """Expansion by gallery and queries, then re-ranking."""
+        dba, aqe = best["dba"], best["aqe"]
+        expansions: list[tuple[Step, ...]] = [(dba,), (aqe,), (dba, aqe)]
+        last: list[tuple[Step, ...]] = [(), (best["kreciprocal"],), (best["diffusion"],)]
+        self.try_out([Chain((*some, *end)) for some in expansions for end in last])
+
+    def _best_step(self, steps: Iterable[Step]) -> Step:
+        return self.try_out([Chain((step,)) for step in steps]).steps[0]
+
+
+def neighbourhood_sizes(per_class: float) -> list[int]:
+    """k1 to be tried: about half a class, a whole one, one and a half; and the paper's 20."""
+    wanted = [20, *(int(np.clip(round(per_class * f), 3, 60)) for f in (0.5, 1.0, 1.5))]
+    found: list[int] = []
+    for k in wanted:
+        if all(abs(k - other) > 0.15 * other for other in found):
+            found.append(k)
+    return sorted(found)

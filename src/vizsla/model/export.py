@@ -1,0 +1,184 @@
+"""Embedder → ONNX, for those who serve elsewhere: the file, and in JSON what goes in and comes out.
+
+The network takes normalised images and gives unit vectors; pooling, projection and normalisation
+are inside. How a picture becomes such an image stands in the JSON, in words that need no Python.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vizsla import __version__, storage
+from vizsla.errors import MissingExtraError, ModelError
+from vizsla.model.embedder import Embedder
+
+log = logging.getLogger("vizsla.model")
+
+FORM = "onnx/1"
+OPSET = 18
+INPUT, OUTPUT = "images", "vectors"
+TRIED = 3  # images of the parity check
+BOUND = 1e-3  # 1 - cosine that ONNX Runtime's vectors may differ by, fp32 on both sides
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote. difference: the largest 1 - cosine to torch; None if it was not run."""
+
+    path: Path
+    description: Path
+    dim: int
+    difference: float | None
+
+
+class _Whole(nn.Module):
+    """fp32 from end to end; no context managers, which ONNX has no word for."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, images: Tensor) -> Tensor:
+        vectors = self.embedder.projection(self.embedder.pooled(images))
+        return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def export(embedder: Embedder, out: str | Path) -> Exported:
+    """Writes `out` (ONNX, any batch size) and beside it `<stem>.json`; checks the file with ONNX
+    Runtime. ModelError where the network cannot be exported or gives other vectors."""
+    onnx = _onnx()
+    out = Path(out)
+    embedder = embedder.to(device="cpu", memory_format=torch.contiguous_format).float().eval()
+    height, width = embedder.preprocess.size
+    dice = torch.Generator().manual_seed(0)
+    images = torch.randn((2, 3, height, width), generator=dice)
+    data = _exported(_Whole(embedder), images, embedder.name)
+    onnx.checker.check_model(onnx.load_model_from_string(data))
+    difference = _difference(embedder, data, dice)
+    storage.write_bytes(out, data)
+    description = out.with_suffix(".json")
+    storage.write_json(description, describe(embedder, out))
+    return Exported(out, description, embedder.dim, difference)
+
+
+def describe(embedder: Embedder, path: Path) -> dict[str, Any]:
+    """All that is needed to use the file without this package."""
+    preprocess = embedder.preprocess
+    height, width = preprocess.size
+    return {
+        "form": FORM,
+        "vizsla": __version__,
+        "file": path.name,
+        "sha256": storage.sha256_of(path),
+        "name": embedder.name,
+        "model_id": embedder.model_id,
+        "pooling": embedder.pooling,
+        "licence": embedder.backbone.spec.licence,
+        "input": {
+            "name": INPUT,
+            "type": "float32",
+            "shape": ["batch", 3, height, width],
+            "channels": "RGB",
+        },
+        "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", embedder.dim],
+                   "length": 1},
+        "preprocess": {**preprocess.to_dict(), "steps": _steps(embedder)},
+    }  # fmt: skip
+
+
+def _steps(embedder: Embedder) -> list[str]:
+    p = embedder.preprocess
+    height, width = p.size
+    first = (
+        f"resize so that the shorter side is {p.resize or max(p.size)} pixels, the aspect ratio "
+        f"kept, {p.interpolation}, antialiased"
+    )
+    if p.mode == "squash":
+        sides = f"{p.resize} × {p.resize}" if p.resize else f"{width} × {height}"
+        first = f"resize to {sides} (width × height) whatever the aspect ratio, {p.interpolation}"
+    return [
+        "decode, turn upright by EXIF, RGB, transparency on white",
+        first,
+        f"cut out the centre, {width} × {height}",
+        "divide by 255",
+        f"subtract {list(p.mean)}, divide by {list(p.std)}, channel by channel",
+        "order as batch, channel, row, column",
+    ]
+
+
+def _exported(network: nn.Module, images: Tensor, name: str) -> bytes:
+    """The bytes of the ONNX file, weights included."""
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with _quiet(), torch.inference_mode(False), torch.no_grad():
+            program = torch.onnx.export(
+                network, (images,), dynamo=True, opset_version=OPSET, input_names=[INPUT],
+                output_names=[OUTPUT], dynamic_shapes=({0: batch},), verbose=False,
+                optimize=False,  # the runtime that loads it does that
+            )  # fmt: skip
+            assert program is not None
+            data: bytes = program.model_proto.SerializeToString()
+            return data
+    except Exception as error:  # whatever an exporter may say of somebody's network
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise ModelError(
+            f"{name} cannot be exported to ONNX ({type(error).__name__}: {first[:300]})"
+        ) from error
+
+
+def _difference(embedder: Embedder, data: bytes, dice: torch.Generator) -> float | None:
+    """The largest 1 - cosine between torch and ONNX Runtime, on another batch size than exported;
+    None where ONNX Runtime is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        log.warning("onnxruntime is not installed, so the file was not checked against torch")
+        return None
+    height, width = embedder.preprocess.size
+    images = torch.randn((TRIED, 3, height, width), generator=dice)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
+    with torch.inference_mode():
+        expected = embedder(images).numpy()
+    cosines = np.sum(found.astype(np.float64) * expected, axis=1)
+    difference = float(np.max(np.abs(1 - cosines)))
+    if not difference < BOUND:
+        raise ModelError(
+            f"the ONNX file of {embedder.name} gives other vectors than torch (1 - cosine is "
+            f"{difference:.2g}, expected below {BOUND}): it was not written"
+        )
+    return difference
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on its own work."""
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loud]
+    for logger in loud:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loud, before, strict=True):
+            logger.setLevel(level)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # what torch exports with
+    except ImportError as error:
+        raise MissingExtraError("exporting to ONNX", "onnx") from error
+    return onnx

@@ -1,0 +1,116 @@
+"""What a command is pointed at → images, folders, an embedder."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from vizsla.data.imageset import (
+    DataFolders,
+    ImageSet,
+    labels_for,
+    labels_from_pattern,
+    open_data,
+    read_exclude,
+    read_labels,
+)
+from vizsla.data.remote import image_set_at, is_url
+from vizsla.data.webdataset import image_set_in_tars, is_tars
+from vizsla.errors import UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.runs import is_run
+
+log = logging.getLogger("vizsla.run")
+
+
+def load_embedder(
+    model: str,
+    *,
+    weights: str = "pretrained",
+    pooling: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Embedder:
+    """From a backbone's name, a saved embedder's folder or a run's folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return Embedder.build(
+            model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
+        )
+    if weights != "pretrained" or pooling is not None or image_size is not None:
+        raise UsageError(
+            f"{model} is a saved embedder: its weights, pooling and image size are fixed. "
+            "Leave out --weights, --pooling and --image-size, or name a backbone"
+        )
+    return Embedder.load(folder / "embedder" if is_run(folder) else folder)
+
+
+def image_set(
+    source: str | Path,
+    *,
+    labels: str | Path | None = None,
+    labels_from: str | None = None,
+    class_folders: bool = False,
+    role: str | None = None,
+    exclude: str | Path | None = None,
+    follow_links: bool = False,
+) -> ImageSet:
+    """The images of a folder, a table, tar files or a URL, labels from the one place named."""
+    if sum(map(bool, (labels, labels_from, class_folders))) > 1:
+        raise UsageError("--labels, --labels-from and --class-folders exclude each other: give one")
+    if is_tars(str(source)):
+        if class_folders:
+            raise UsageError("tar files carry their labels in them: leave out --class-folders")
+        images = image_set_in_tars(str(source))
+    elif is_url(str(source)):
+        images = image_set_at(str(source), class_folders=class_folders)
+    elif Path(source).is_file():
+        images = ImageSet.from_table(source, role=role)
+    elif class_folders:
+        images = ImageSet.from_class_folders(source, follow_links=follow_links)
+    else:
+        images = ImageSet.from_folder(source, follow_links=follow_links)
+    if labels:
+        images = images.with_labels(labels_for(images.ids, read_labels(labels), role))
+    elif labels_from:
+        images = images.with_labels(labels_from_pattern(images.ids, labels_from))
+    if exclude:
+        names = read_exclude(exclude)
+        images = images.without({name.removeprefix(f"{role}/") for name in names})
+    return images
+
+
+def open_folders(
+    path: str | Path, *, exclude: str | Path | None = None, follow_links: bool = False
+) -> DataFolders:
+    """A data folder without the images that the file `exclude` lists."""
+    data = open_data(path, follow_links=follow_links)
+    if exclude:
+        excluded = {name.removeprefix("test/") for name in read_exclude(exclude)}
+        _warn_of_unknown(excluded, data, exclude)
+        data = dataclasses.replace(
+            data,
+            query=_without(data.query, "query", excluded),
+            gallery=_without(data.gallery, "gallery", excluded),
+            training=data.training and _without(data.training, "training", excluded),
+        )
+    return data
+
+
+def _warn_of_unknown(excluded: set[str], data: DataFolders, source: str | Path) -> None:
+    known = {f"query/{name}" for name in data.query.ids}
+    known |= {f"gallery/{name}" for name in data.gallery.ids}
+    known |= {f"training/{name}" for name in (data.training.ids if data.training else [])}
+    if unknown := sorted(excluded - known):
+        log.warning(
+            "%d of %d names in %s are no images here and exclude nothing (%r, …): expected such as "
+            "gallery/a.jpg, query/b.jpg, training/class/c.jpg",
+            len(unknown), len(excluded), source, unknown[0],
+        )  # fmt: skip
+
+
+def _without(images: ImageSet, role: str, excluded: set[str]) -> ImageSet:
+    gone = {name.removeprefix(f"{role}/") for name in excluded if name.startswith(f"{role}/")}
+    kept = images.without(gone)
+    if len(kept) < len(images):
+        log.info("%d of %d %s images excluded", len(images) - len(kept), len(images), role)
+    return kept

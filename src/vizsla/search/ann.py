@@ -1,0 +1,247 @@
+"""Unit vectors → candidates, by FAISS, without looking at every vector.
+
+A structure covers the first rows of an index's vectors, in their order. What it finds are
+candidates alone: their exact scores are computed from the stored vectors afterwards (`nearest`), so
+it may keep coarse codes. On unit vectors the inner product orders as the distance does. Knows
+nothing of ids, attributes or folders. FAISS crashes on a damaged file: whoever calls `load` has
+checked the file's hash.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vizsla.errors import StorageError
+from vizsla.search import exact
+from vizsla.search.exact import Rows
+
+log = logging.getLogger("vizsla.index")
+
+KINDS = {
+    "hnsw": "graph of near neighbours over 8-bit codes",
+    "ivf": "cells, and a second copy of the vectors in them",
+    "ivfsq8": "cells with 8-bit codes",
+    "ivfpq": "cells with product codes of at most 64 bytes",
+}
+MIN_ROWS = 1000  # below, looking at every vector is quicker than anything
+CANDIDATES = 100
+LINKS = 32  # of a node of the graph; twice as many on its lowest level
+BUILD_EFFORT = 80  # candidates for a node's links
+TRAIN_PER_CELL = 64
+TRAIN_PASSES = 10
+ADD_ROWS = 65_536
+EXACT_BELOW = 0.05  # share of the rows that a filter allows
+
+
+class Structure:
+    """A FAISS index over rows 0 … n-1. Searching is safe beside an addition: it waits for it."""
+
+    def __init__(self, kind: str, index: Any) -> None:
+        self.kind, self.index = kind, index
+        self._turns = _Turns()
+
+    @staticmethod
+    def build(kind: str, gallery: Rows, *, seed: int = 0) -> "Structure":
+        structure = Structure(kind, _untrained(kind, len(gallery), gallery.shape[1]))
+        n = min(len(gallery), _train_rows(kind, len(gallery)))
+        chosen = np.random.default_rng(seed).choice(len(gallery), n, replace=False)
+        structure.index.train(gallery[np.sort(chosen)])
+        structure.add(gallery)
+        return structure
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    @property
+    def cells(self) -> int | None:
+        """How many there are; None for a graph."""
+        return None if self.kind == "hnsw" else int(self.index.nlist)
+
+    def add(self, gallery: Rows) -> None:
+        """The rows of the gallery behind those that are in already."""
+        start = len(self)
+        for at in range(start, len(gallery), ADD_ROWS):
+            part = np.ascontiguousarray(gallery[at : at + ADD_ROWS])
+            with self._turns.changing():
+                self.index.add(part)
+            if len(gallery) - start > ADD_ROWS:
+                log.debug("%s: %d of %d rows", self.kind, len(self), len(gallery))
+
+    def candidates(
+        self, queries: np.ndarray, n: int, effort: int, allowed: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(Q, n) int64 rows, best first by the structure's own coarse scores, -1 behind the last.
+
+        effort: candidates that the graph's search holds, or cells looked into.
+        allowed: (n,) bool; rows behind it are not.
+        """
+        import faiss as typed
+
+        faiss: Any = typed  # its own annotations do not know its Python constructors
+        queries = np.ascontiguousarray(queries, np.float32)
+        with self._turns.reading():
+            wanted: dict[str, Any] = {}
+            if allowed is not None:
+                wanted["sel"] = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            if self.kind == "hnsw":
+                options = faiss.SearchParametersHNSW(efSearch=max(effort, n), **wanted)
+            else:
+                wanted["nprobe"] = min(effort, self.index.nlist)
+                options = faiss.SearchParametersIVF(**wanted)
+            _, found = self.index.search(queries, n, params=options)
+        return np.asarray(found, np.int64)
+
+    def efforts(self, n: int) -> list[int]:
+        """Rising steps of about a fourth, from the least to what is like looking everywhere."""
+        most = 32 * n if self.kind == "hnsw" else int(self.index.nlist)
+        steps = [n if self.kind == "hnsw" else 1]
+        while steps[-1] < most:
+            steps.append(min(most, max(steps[-1] + 1, round(steps[-1] * 1.25))))
+        return steps
+
+    def save(self, path: Path) -> None:
+        import faiss
+
+        with self._turns.reading():
+            faiss.write_index(self.index, str(path))
+
+    @staticmethod
+    def load(path: Path, kind: str) -> "Structure":
+        import faiss
+
+        if not path.is_file():
+            raise StorageError(f"{path} is gone: the index was changed, open it again")
+        return Structure(kind, faiss.read_index(str(path)))
+
+
+def nearest(
+    structure: Structure,
+    gallery: Rows,
+    queries: np.ndarray,
+    k: int,
+    *,
+    covered: int,
+    effort: int,
+    candidates: int = CANDIDATES,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (Q, k) and exact scores (Q, k); -1 in a row that only exact search can answer.
+
+    gallery: all N rows; those behind the first `covered` are looked at one and all.
+    allowed: (N,) bool, the rows that may be found. What a filter lets through by the share s, is
+    looked for with 1/s of the effort.
+    """
+    n = candidates_for(k, candidates)
+    newer = np.arange(covered, len(gallery))
+    mask = None
+    if allowed is not None:
+        effort = int(np.ceil(effort / max(allowed[:covered].mean(), EXACT_BELOW)))
+        newer, mask = newer[allowed[covered:]], allowed[:covered]
+    found = structure.candidates(queries, n, effort, mask)
+    found[found >= covered] = -1  # added while this search is under way
+    complete = found[:, -1] >= 0
+    if len(newer):
+        also = exact.best_candidates(queries, Rows(gallery.vectors, newer), min(n, len(newer)))
+        found = np.concatenate([found, newer[also]], axis=1)
+    every = exact.rescored(queries, gallery, found)
+    positions, scores = exact.ordered(found, every, k)
+    positions = np.where(np.isinf(scores), -1, positions)
+    # as good as the k-th is even the last candidate: among equals, earlier ones may be missing
+    positions[complete & (every[:, :n].min(axis=1) >= scores[:, -1])] = -1
+    return positions, scores
+
+
+def candidates_for(k: int, candidates: int = CANDIDATES) -> int:
+    """A hundred or what was measured to be needed, and always some more than k."""
+    return max(candidates, k + k // 4 + 32)
+
+
+def bytes_needed(kind: str, n: int, dim: int) -> int:
+    """Memory that the structure takes beside the vectors, which stay on disk."""
+    code = {"hnsw": dim + 8 * LINKS + 16, "ivf": 4 * dim + 8, "ivfsq8": dim + 8,
+            "ivfpq": _parts(dim) + 8}  # fmt: skip
+    return n * code[kind] + (0 if kind == "hnsw" else 4 * dim * _cells(n))
+
+
+def _untrained(kind: str, n: int, dim: int) -> Any:
+    import faiss as typed
+
+    faiss: Any = typed
+    inner = faiss.METRIC_INNER_PRODUCT
+    if kind == "hnsw":
+        graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, LINKS, inner)
+        graph.hnsw.efConstruction = BUILD_EFFORT
+        return graph
+    cells, centres = _cells(n), faiss.IndexFlatIP(dim)
+    if kind == "ivf":
+        index = faiss.IndexIVFFlat(centres, dim, cells, inner)
+    elif kind == "ivfsq8":
+        quantizer = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(centres, dim, cells, quantizer, inner)
+    else:
+        index = faiss.IndexIVFPQ(centres, dim, cells, _parts(dim), 8, inner)
+        index.pq.cp.min_points_per_centroid = 1
+    index.cp.spherical, index.cp.niter = True, TRAIN_PASSES
+    index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = TRAIN_PER_CELL, 1
+    return index
+
+
+def _cells(n: int) -> int:
+    """A power of two near 2 √N."""
+    return int(2 ** np.round(np.log2(max(1.0, 2 * n**0.5))))
+
+
+def _parts(dim: int) -> int:
+    """Of a product code, one byte each: the most up to 64 that split the dimensions evenly."""
+    return max(m for m in range(1, 65) if dim % m == 0 and 2 * m <= max(dim, 2))
+
+
+def _train_rows(kind: str, n: int) -> int:
+    wanted = 65_536 if kind == "hnsw" else TRAIN_PER_CELL * _cells(n)
+    return max(wanted, 65_536 if kind == "ivfpq" else 0)
+
+
+def memory_here() -> int:
+    """Half of this machine's memory, in bytes: what a structure may take unless told otherwise."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError):  # Windows
+        return 4 * 2**30
+
+
+class _Turns:
+    """Any number read at a time, or one changes."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._readers = 0
+        self._waiting = 0
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        with self._free:
+            self._free.wait_for(lambda: self._waiting == 0)  # or a change might never come
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._readers -= 1
+                self._free.notify_all()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        with self._free:
+            self._waiting += 1
+            try:
+                self._free.wait_for(lambda: self._readers == 0)
+                yield
+            finally:
+                self._waiting -= 1
+                self._free.notify_all()

@@ -1,0 +1,203 @@
+"""Several rankings → one Ranking; several embeddings of the same images → one.
+
+Rankings may come from different models, end at different depths and lack queries or images. Scores
+of different models have different scales: they are normalised query by query before they are added.
+An image that a ranking lacks stands behind its last one there, and so gets that one's share.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embeddings import Embeddings
+from vizsla.search.ranking import Ranking
+
+METHODS = ("zscore", "minmax", "rrf")
+RRF_K = 60  # Cormack, Clarke and Büttcher (2009)
+ENTRIES_AT_ONCE = 4_000_000
+
+
+def fused(
+    rankings: Sequence[Ranking],
+    *,
+    method: str = "zscore",
+    weights: Sequence[float] | None = None,
+    depth: int | None = None,
+    rrf_k: int = RRF_K,
+) -> Ranking:
+    """One ranking by the weighted sum of normalised scores (zscore, minmax) or of 1 / (k + rank),
+    reciprocal rank fusion. Ties go to the image whose id comes first.
+
+    weights: one for each ranking, 0 or more; equal by default. depth: how far it reaches (default:
+    as the longest). DataError: a ranking without scores, where the method needs them.
+    """
+    weights = checked_weights(weights, len(rankings))
+    if method not in METHODS:
+        raise UsageError(f"fusion by {method!r}: choose one of {', '.join(METHODS)}")
+    for i, ranking in enumerate(rankings, 1):
+        if method != "rrf" and ranking.scores is None:
+            raise DataError(
+                f"ranking {i} holds no scores, as {method} needs them: use rrf, which takes ranks"
+            )
+    queries = list(dict.fromkeys(name for ranking in rankings for name in ranking.queries))
+    gallery = sorted({name for r in rankings for name in _named(r)}, key=_utf8)
+    depth = min(len(gallery), depth or max(r.depth for r in rankings))
+    placed = [_Placed.of(r, queries, gallery, method, rrf_k) for r in rankings]
+    positions = np.full((len(queries), depth), -1, np.int64)
+    scores = np.full((len(queries), depth), np.nan)
+    rows = max(1, ENTRIES_AT_ONCE // max(1, sum(r.depth for r in rankings)))
+    for start in range(0, len(queries), rows):
+        part = slice(start, min(start + rows, len(queries)))
+        _fill(positions[part], scores[part], placed, weights, part, len(gallery))
+    return Ranking(queries, gallery, positions, scores, _gallery_size(rankings, gallery), {
+        "fusion": {"method": method, "weights": list(weights), "of": [r.origin for r in rankings]},
+        "depth": depth,
+    })  # fmt: skip
+
+
+def checked_weights(weights: Sequence[float] | None, n: int) -> list[float]:
+    """Weights that add up to 1. UsageError where they do not fit."""
+    if n < 1:
+        raise UsageError("nothing to fuse: give two rankings or more")
+    if weights is None:
+        return [1 / n] * n
+    if len(weights) != n:
+        raise UsageError(f"{len(weights)} weights for {n} rankings: give one for each")
+    if not all(np.isfinite(w) and w >= 0 for w in weights) or sum(weights) <= 0:
+        raise UsageError(f"weights {', '.join(f'{w:g}' for w in weights)}: 0 or more, not all 0")
+    return [float(w) / float(sum(weights)) for w in weights]
+
+
+class _Placed:
+    """A ranking's rows by the joint queries and gallery. codes: (Q, K), -1 for none.
+
+    values: (Q, K) normalised. absent: (Q,) the value of what a row lacks.
+    """
+
+    def __init__(self, codes: np.ndarray, values: np.ndarray, absent: np.ndarray) -> None:
+        self.codes, self.values, self.absent = codes, values, absent
+
+    @staticmethod
+    def of(
+        ranking: Ranking, queries: list[str], gallery: list[str], method: str, rrf_k: int
+    ) -> "_Placed":
+        place = {name: i for i, name in enumerate(gallery)}
+        own = np.array([place.get(name, -1) for name in ranking.gallery] + [-1], np.int64)
+        row_of = {name: i for i, name in enumerate(ranking.queries)}
+        rows = np.array([row_of.get(name, -1) for name in queries])
+        codes = own[ranking.positions]  # (Q', K); -1 stays -1
+        codes = np.where(rows[:, None] >= 0, codes[rows], -1)
+        if method == "rrf":
+            ranks = np.arange(1, ranking.depth + 1)
+            values = np.where(codes >= 0, 1 / (rrf_k + ranks), 0.0)
+            return _Placed(codes, values, np.zeros(len(queries)))
+        assert ranking.scores is not None
+        scores = np.where(codes >= 0, ranking.scores[rows], np.nan)
+        values = _normalised(scores, method)
+        least = np.where(codes >= 0, values, np.inf).min(axis=1, initial=np.inf)
+        return _Placed(codes, values, np.where(np.isfinite(least), least, 0.0))
+
+
+def _normalised(scores: np.ndarray, method: str) -> np.ndarray:
+    """(Q, K) by row: mean 0 and variance 1, or from 0 to 1; 0 where there is no entry."""
+    there = ~np.isnan(scores)
+    counts = np.maximum(there.sum(axis=1, keepdims=True), 1)
+    filled = np.where(there, scores, 0)
+    if method == "zscore":
+        middle = filled.sum(axis=1, keepdims=True) / counts
+        apart = np.where(there, scores - middle, 0)
+        width = (apart**2).sum(axis=1, keepdims=True) / counts
+        return apart / np.maximum(width**0.5, 1e-9)
+    low = np.where(there, scores, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    high = np.where(there, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
+    width = np.maximum(high - np.where(np.isfinite(low), low, 0), 1e-9)
+    return np.where(there, (scores - np.where(there, low, 0)) / width, 0)
+
+
+def _fill(
+    positions: np.ndarray,
+    scores: np.ndarray,
+    placed: Sequence[_Placed],
+    weights: Sequence[float],
+    part: slice,
+    G: int,
+) -> None:
+    """The joint rows of some queries, best first, into (q, depth)."""
+    q, depth = positions.shape
+    base = sum(w * one.absent[part] for w, one in zip(weights, placed, strict=True))
+    keys, gains = [], []
+    for w, one in zip(weights, placed, strict=True):
+        codes = one.codes[part]
+        row, column = np.nonzero(codes >= 0)
+        keys.append(row * G + codes[row, column])
+        gains.append(w * (one.values[part][row, column] - one.absent[part][row]))
+    cells, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    row, code = np.divmod(cells, G)
+    value = (
+        np.bincount(inverse, np.concatenate(gains), minlength=len(cells)) + np.asarray(base)[row]
+    )
+    order = np.lexsort((code, -value, row))
+    row, code, value = row[order], code[order], value[order]
+    counts = np.bincount(row, minlength=q)
+    rank = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
+    kept = rank < depth
+    positions[row[kept], rank[kept]] = code[kept]
+    scores[row[kept], rank[kept]] = value[kept]
+
+
+def _named(ranking: Ranking) -> list[str]:
+    """The gallery ids that stand in some row."""
+    used = np.unique(ranking.positions)
+    return [ranking.gallery[i] for i in used[used >= 0]]
+
+
+def _gallery_size(rankings: Sequence[Ranking], gallery: list[str]) -> int | None:
+    sizes = [ranking.gallery_size for ranking in rankings]
+    if any(size is None for size in sizes):
+        return None
+    return max(len(gallery), *(size for size in sizes if size is not None))
+
+
+def _utf8(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+# ── vectors ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def joined(parts: Sequence[Embeddings], weights: Sequence[float] | None = None) -> Embeddings:
+    """The vectors of several models in a row, (N, ΣD): a cosine is the weighted mean of theirs.
+
+    Images that a part lacks are left out and stand among `broken`.
+    """
+    weights = checked_weights(weights, len(parts))
+    common = set(parts[0].ids).intersection(*(part.ids for part in parts[1:]))
+    if not common:
+        raise DataError("the embeddings to join have no image in common: are they of one data set?")
+    ids = [name for name in parts[0].ids if name in common]
+    columns: list[np.ndarray] = []
+    for weight, part in zip(weights, parts, strict=True):
+        place = {name: i for i, name in enumerate(part.ids)}
+        columns.append(part.vectors[[place[name] for name in ids]] * weight**0.5)
+    first = {name: i for i, name in enumerate(parts[0].ids)}
+    rows = [first[name] for name in ids]
+    attributes = parts[0].attributes
+    every = dict.fromkeys(name for part in parts for name in part.ids if name not in common)
+    broken: dict[str, str] = dict.fromkeys(every, "another model could not read it")
+    broken |= {name: reason for part in parts for name, reason in part.broken}
+    return Embeddings(
+        ids,
+        np.concatenate(columns, axis=1).astype(np.float32),
+        attributes.take(rows) if attributes.num_columns else attributes,
+        "+".join(f"{part.model_id}*{w:g}" for w, part in zip(weights, parts, strict=True)),
+        None,
+        list(broken.items()),
+    )
+
+
+def fusion_record(ranking: Ranking) -> dict[str, Any] | None:
+    """For result files: how a ranking was fused; None where it was not."""
+    found: dict[str, Any] | None = ranking.origin.get("fusion")
+    return found

@@ -1,0 +1,249 @@
+"""Unit vectors → each one's nearest others: the k-NN graph that re-ranking walks on, and its file.
+
+Built once for a gallery and kept. Up to SMALL vectors it is exact with the ties of exact.py; above,
+float32 blocks of the symmetric score matrix, each computed once and used for both of its sides.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from vizsla import storage
+from vizsla.errors import DataError, StorageError, VizslaError
+from vizsla.search import exact
+
+log = logging.getLogger("vizsla.search")
+
+FORM = "neighbour-graph/1"
+DEPTH = 64  # neighbours that are kept, where a method asks for fewer
+SMALL = 8192
+BLOCK = 2048
+SAMPLE = 200  # vectors whose neighbours are checked
+RECALL = 0.99
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourGraph:
+    """positions: (N, K) int32, each vector's K nearest others, best first. scores: (N, K) float32.
+
+    vectors_id: of the vectors it was built from. recall: of a sample, against exact search.
+    """
+
+    positions: np.ndarray
+    scores: np.ndarray
+    vectors_id: str
+    recall: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def depth(self) -> int:
+        return int(self.positions.shape[1])
+
+    def save(self, path: str | Path) -> None:
+        """One sealed Parquet file."""
+        table = pa.table({"neighbours": _lists(self.positions), "scores": _lists(self.scores)})
+        about = {"form": FORM, "vectors_id": self.vectors_id, "recall": self.recall}
+        metadata = {"vizsla": json.dumps(about)}
+        storage.write_sealed_table(path, table.replace_schema_metadata(metadata))
+
+    @staticmethod
+    def load(path: str | Path) -> "NeighbourGraph":
+        """StorageError: damaged; DataError: another kind of file."""
+        table = storage.read_sealed_table(path)
+        about = json.loads((table.schema.metadata or {}).get(b"vizsla", b"{}"))
+        if about.get("form") != FORM:
+            raise DataError(f"{path} is no neighbour graph: it says form={about.get('form')!r}")
+        positions, scores = (_matrix(table[name]) for name in ("neighbours", "scores"))
+        return NeighbourGraph(positions, scores, about["vectors_id"], about["recall"])
+
+
+def build_graph(
+    vectors: np.ndarray,
+    depth: int = DEPTH,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> NeighbourGraph:
+    """The graph of unit rows (N, D); at most N - 1 neighbours each. DataError below two rows."""
+    N = len(vectors)
+    if N < 2:
+        raise DataError(f"{N} image: neighbours need two or more")
+    K = min(depth, N - 1)
+    if N <= SMALL:
+        positions, scores = _exactly(vectors, K, device)
+        return NeighbourGraph(positions, scores, vectors_id(vectors))
+    positions, scores = _in_blocks(vectors, K, device, progress)
+    recall = recall_of_sample(vectors, positions, device=device)
+    graph = NeighbourGraph(positions, scores, vectors_id(vectors), recall)
+    log.info("neighbour graph of %d images: recall %.4f on a sample", N, recall)
+    if recall < RECALL:
+        log.warning(
+            "the neighbour graph finds %.4f of the true neighbours, less than %.2f: many images "
+            "are nearly the same; re-ranking is less exact", recall, RECALL,
+        )  # fmt: skip
+    return graph
+
+
+class Keeper(Protocol):
+    """Where graphs are kept: an index (search/index.py), or a folder."""
+
+    def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None: ...
+
+    def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None: ...
+
+
+@dataclass(frozen=True)
+class KeptIn:
+    """A folder as a Keeper."""
+
+    folder: Path
+
+    def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None:
+        write(self.folder / f"{name}{suffix}")
+
+    def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+        found = next(iter(sorted(self.folder.glob(f"{name}.*"))), None)
+        return None if found is None else (found, {})
+
+
+def kept_graph(
+    vectors: np.ndarray,
+    keeper: Keeper | None,
+    depth: int = DEPTH,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> NeighbourGraph:
+    """The graph that is kept for these vectors, else a new one, kept from now on.
+
+    Without a keeper nothing is kept. A damaged graph, or one that is too shallow, is built again.
+    """
+    depth = max(DEPTH, depth)
+    if keeper is None:
+        return build_graph(vectors, depth, device=device, progress=progress)
+    name = f"graph-{vectors_id(vectors)}"
+    wanted = min(depth, len(vectors) - 1)
+    try:
+        if (found := keeper.kept(name)) is not None:
+            graph = NeighbourGraph.load(found[0])
+            if graph.depth >= wanted and len(graph) == len(vectors):
+                return graph
+    except VizslaError as error:
+        log.warning("%s, so the graph is built again", error)
+    graph = build_graph(vectors, depth, device=device, progress=progress)
+    try:
+        keeper.keep(name, ".parquet", graph.save)
+    except StorageError as error:
+        log.warning("the neighbour graph is not kept: %s", error)
+    return graph
+
+
+def vectors_id(vectors: np.ndarray) -> str:
+    """16 hex digits of the vectors' shape and content."""
+    digest = hashlib.sha256(str(vectors.shape).encode())
+    for start in range(0, len(vectors), 65_536):
+        part = np.ascontiguousarray(vectors[start : start + 65_536], dtype=np.float32)
+        digest.update(part.data)
+    return digest.hexdigest()[:16]
+
+
+def recall_of_sample(
+    vectors: np.ndarray, positions: np.ndarray, *, device: str = "cpu", seed: int = 0
+) -> float:
+    """The share of the true neighbours of SAMPLE vectors that the lists hold."""
+    rng = np.random.default_rng((seed, 31))
+    rows = np.sort(rng.choice(len(vectors), min(SAMPLE, len(vectors)), replace=False))
+    K = positions.shape[1]
+    true, _ = exact.top_k(vectors[rows], vectors, K + 1, device=device)
+    found = 0
+    for row, own, listed in zip(rows, true, positions[rows], strict=True):
+        others = own[own != row][:K]
+        found += len(np.intersect1d(others, listed))
+    return found / (len(rows) * K)
+
+
+def _exactly(vectors: np.ndarray, K: int, device: str) -> tuple[np.ndarray, np.ndarray]:
+    N = len(vectors)
+    positions, scores = exact.top_k(vectors, vectors, K + 1, device=device)
+    own = positions == np.arange(N)[:, None]
+    own[~own.any(axis=1), -1] = True  # copies stand before it: then the last one goes
+    keep = ~own
+    return (
+        positions[keep].reshape(N, K).astype(np.int32),
+        scores[keep].reshape(N, K).astype(np.float32),
+    )
+
+
+# ── blocks of a large score matrix ───────────────────────────────────────────────────────────────
+
+
+def _in_blocks(
+    vectors: np.ndarray, K: int, device: str, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lists by float32 scores: of each block of the upper triangle only what beats a row's K-th."""
+    N = len(vectors)
+    best = torch.full((N, K), -2.0)
+    at = torch.full((N, K), -1, dtype=torch.int32)
+    parts = [slice(start, min(start + BLOCK, N)) for start in range(0, N, BLOCK)]
+    total = len(parts) * (len(parts) + 1) // 2
+    blocks = [torch.from_numpy(np.array(vectors[p], np.float32)).to(device) for p in parts]
+    done = 0
+    for i, one in enumerate(parts):
+        for j in range(i, len(parts)):
+            scores = blocks[i] @ blocks[j].T  # (b, b)
+            if i == j:
+                scores.fill_diagonal_(-2.0)
+            _take(best, at, one, scores, parts[j].start)
+            if i != j:
+                _take(best, at, parts[j], scores.T.contiguous(), one.start)
+            done += 1
+            if progress:
+                progress(done, total)
+    return at.numpy(), best.numpy()
+
+
+def _take(best: Tensor, at: Tensor, rows: slice, scores: Tensor, first: int) -> None:
+    """Merges the scores (b, c) of `rows` and the columns from `first` into the rows' lists."""
+    own = best[rows]
+    K = own.shape[1]
+    row, column = (scores > own[:, -1:].to(scores.device)).nonzero(as_tuple=True)
+    if len(row) == 0:
+        return
+    values = scores[row, column].cpu()
+    row, column = row.cpu(), column.cpu()
+    counts = torch.bincount(row, minlength=len(own))
+    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    width = int(counts.max())
+    more = torch.full((len(own), width), -2.0)
+    where = torch.full((len(own), width), -1, dtype=torch.int32)
+    more[row, place] = values
+    where[row, place] = (column + first).int()
+    changed = counts.nonzero().squeeze(1)
+    joined = torch.cat([own[changed], more[changed]], dim=1)
+    merged, order = torch.topk(joined, K, dim=1)
+    places = torch.cat([at[rows][changed], where[changed]], dim=1)
+    best[rows.start + changed] = merged
+    at[rows.start + changed] = torch.gather(places, 1, order)
+
+
+def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    whole = column.combine_chunks()
+    flat = whole.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(whole), whole.type.list_size)

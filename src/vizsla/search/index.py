@@ -1,0 +1,607 @@
+"""Embeddings → Index → Ranking: one protocol for every way of searching a gallery.
+
+An index is a folder. Whatever its kind, it holds the vectors themselves, memory-mapped; a kind but
+`exact` adds a structure that finds candidates without looking at every vector, and their scores are
+then computed as exact search computes them. `add` and `remove` are on disk when they return.
+Searching is safe from many threads, also while another one adds or removes. Knows nothing of images
+and never interprets an attribute.
+"""
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from vizsla import storage
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.model.embeddings import Embeddings
+from vizsla.search import ann, exact
+from vizsla.search import store as disk
+from vizsla.search.ann import Structure
+from vizsla.search.effort import Sample, find_effort
+from vizsla.search.exact import Rows
+from vizsla.search.filters import Filter
+from vizsla.search.ranking import Ranking
+from vizsla.search.store import Stored
+
+log = logging.getLogger("vizsla.index")
+
+KINDS = ("exact", *ann.KINDS)
+EXACT_UP_TO = 50_000  # images; so many are looked at in some milliseconds
+RECALL = 0.99  # of the ten nearest; what an approximate kind is held to
+FOLD_AT = 0.01  # share of new rows at which they go into the structure
+COMPACT_AT = 0.2  # share of removed rows at which the folder is rewritten without them
+
+
+class Index(Protocol):
+    """What every kind of index can do. Its images are counted without the removed ones."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def ids(self) -> list[str]:
+        """G ids, by gallery position."""
+
+    @property
+    def attributes(self) -> pa.Table:
+        """G rows."""
+
+    @property
+    def labels(self) -> list[str | None] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def search(
+        self,
+        queries: Embeddings | np.ndarray,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        model_id: str | None = None,
+        same_set: bool = False,
+    ) -> Ranking:
+        """The k nearest images of each query, best first; fewer only where a filter leaves fewer.
+
+        queries: Embeddings, or (Q, D) numbers together with the model_id that made them.
+        same_set: the queries are images of the gallery, so each one's own id is left out.
+        DataError: another model or dimension, k beyond the gallery, no such attribute.
+        """
+
+    def add(self, embeddings: Embeddings) -> None:
+        """DataError where an id is there already, or the model or dimension is another."""
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """How many images were removed. DataError where an id is not there; then none is."""
+
+    def save(self, folder: str | Path) -> None: ...
+
+    def verify(self) -> None:
+        """StorageError unless every byte is as it was written."""
+
+    def about(self) -> dict[str, Any]:
+        """What `vizsla index info` prints."""
+
+
+class _Loaded:
+    """The structure of an index, read when it is first needed."""
+
+    def __init__(self, structure: Structure | None = None) -> None:
+        self._structure = structure
+        self._reading = threading.Lock()
+
+    def of(self, stored: Stored) -> Structure | None:
+        entry = stored.manifest.get("structure")
+        if entry is None:
+            return None
+        with self._reading:
+            if self._structure is None:
+                self._structure = Structure.load(
+                    stored.folder / entry["file"], stored.manifest["kind"]
+                )
+            return self._structure
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What one search sees, whatever is added meanwhile."""
+
+    stored: Stored
+    loaded: _Loaded
+    device: str
+    precision: str
+
+    @cached_property
+    def resident(self) -> Any:
+        """The vectors on a GPU, where they fit."""
+        return exact.on_device(self.stored.vectors, self.device, self.precision)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The row of every gallery position."""
+        return np.flatnonzero(self.stored.alive)
+
+    @cached_property
+    def position_of(self) -> np.ndarray:
+        """The gallery position of every row; -1 for the removed, and for row -1."""
+        positions = np.full(len(self.stored.ids) + 1, -1)
+        positions[self.rows] = np.arange(len(self.rows))
+        return positions
+
+    @cached_property
+    def ids(self) -> list[str]:
+        if not len(self.stored.removed):
+            return self.stored.ids
+        return [self.stored.ids[row] for row in self.rows]
+
+    @cached_property
+    def attributes(self) -> pa.Table:
+        if not len(self.stored.removed):
+            return self.stored.attributes
+        return self.stored.attributes.take(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.stored.ids) - len(self.stored.removed)
+
+
+class FolderIndex:
+    """An index in a folder of its own."""
+
+    def __init__(self, stored: Stored, *, device: str = "cpu", precision: str = "fp32") -> None:
+        self.device, self.precision = device, precision
+        self._state = _State(stored, _Loaded(), device, precision)
+        self._fresh: Structure | None = None
+        self._changing = threading.RLock()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @staticmethod
+    def build(
+        embeddings: Embeddings | str | Path, folder: str | Path | None = None, **options: Any
+    ) -> "FolderIndex":
+        """As `build_index`; without a folder the index lives in a temporary one."""
+        if folder is not None:
+            return build_index(embeddings, folder, **options)
+        temporary = tempfile.TemporaryDirectory(prefix="vizsla-index-")
+        index = build_index(embeddings, temporary.name, **options)
+        index._temporary = temporary
+        return index
+
+    @staticmethod
+    def load(folder: str | Path, **options: Any) -> "FolderIndex":
+        """As `open_index`."""
+        return FolderIndex(disk.read(folder, verify=options.pop("verify", False)), **options)
+
+    # ── what it holds ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def kind(self) -> str:
+        return str(self._state.stored.manifest["kind"])
+
+    @property
+    def model_id(self) -> str:
+        return str(self._state.stored.manifest["model_id"])
+
+    @property
+    def dim(self) -> int:
+        return int(self._state.stored.manifest["dim"])
+
+    @property
+    def folder(self) -> Path:
+        return self._state.stored.folder
+
+    @property
+    def ids(self) -> list[str]:
+        return self._state.ids
+
+    @property
+    def attributes(self) -> pa.Table:
+        return self._state.attributes
+
+    @property
+    def labels(self) -> list[str | None] | None:
+        attributes = self._state.attributes
+        if "label" not in attributes.column_names:
+            return None
+        labels: list[str | None] = attributes["label"].to_pylist()
+        return labels
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def vectors(self, positions: np.ndarray | slice | None = None) -> np.ndarray:
+        """(n, D) float32 unit rows of these gallery positions (default: of all, a copy)."""
+        state = self._state
+        rows = state.rows if positions is None else state.rows[positions]
+        return Rows(state.stored.vectors, rows)[:]
+
+    def embeddings(self) -> Embeddings:
+        """The gallery, read into memory."""
+        return Embeddings(self.ids, self.vectors(), self.attributes, self.model_id)
+
+    def about(self) -> dict[str, Any]:
+        stored = self._state.stored
+        manifest = stored.manifest
+        names = [*disk.files_of(manifest), manifest["vectors"]]
+        about = {
+            "kind": self.kind, "chosen": manifest["reason"],
+            "images": len(self), "removed": len(stored.removed),
+            "dim": self.dim, "store": manifest["store"], "model_id": self.model_id,
+            "attributes": stored.attributes.column_names,
+            "bytes": sum((stored.folder / name).stat().st_size for name in names),
+        }  # fmt: skip
+        structure = manifest["structure"]
+        if structure is None:
+            return about
+        told = ("target", "recall", "effort", "candidates", "curve")
+        about |= {key: structure[key] for key in told}
+        about["advice"] = _advice(structure)
+        return about
+
+    # ── searching ────────────────────────────────────────────────────────────────────────────────
+
+    def search(
+        self,
+        queries: Embeddings | np.ndarray,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        model_id: str | None = None,
+        same_set: bool = False,
+    ) -> Ranking:
+        """See Index.search."""
+        state = self._state
+        queries = as_queries(queries, model_id, state.ids if same_set else None)
+        exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
+        check_k(k, len(state) - same_set)
+        allowed = None if filter is None else filter.mask(state.ids, state.attributes)
+        wanted = min(k + same_set, len(state) if allowed is None else int(allowed.sum()))
+        try:
+            rows, scores = self._nearest(state, queries.vectors, wanted, allowed)
+        except StorageError:
+            if not self.refresh():  # another process has replaced a file that was not read yet
+                raise
+            return self.search(queries, k, filter, same_set=same_set)
+        positions = state.position_of[rows]
+        if same_set:
+            positions, scores = without_self(queries.ids, state.ids, positions, scores, k)
+        origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
+        if filter is not None:
+            origin["filter"] = str(filter)
+        return Ranking(queries.ids, state.ids, positions, scores, len(state), origin)
+
+    def _nearest(
+        self, state: _State, queries: np.ndarray, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (Q, k) and exact scores (Q, k); allowed: (G,) bool by gallery position."""
+        if k == 0:
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
+        stored = state.stored
+        rows = state.rows if allowed is None else state.rows[allowed]
+        structure = state.loaded.of(stored)
+        if (
+            structure is None
+            or len(rows) < ann.EXACT_BELOW * len(state)
+            or len(rows) < 4 * ann.candidates_for(k)
+        ):
+            return self._exactly(state, queries, k, rows)
+        mask = None
+        if len(rows) < len(stored.ids):
+            mask = np.zeros(len(stored.ids), bool)
+            mask[rows] = True
+        entry = stored.manifest["structure"]
+        found, scores = ann.nearest(
+            structure, Rows(stored.vectors), queries, k, covered=entry["rows"],
+            effort=entry["effort"], candidates=entry["candidates"], allowed=mask,
+        )  # fmt: skip
+        unsure = np.flatnonzero(found[:, k - 1] < 0)
+        if len(unsure):
+            found[unsure], scores[unsure] = self._exactly(state, queries[unsure], k, rows)
+        return found, scores
+
+    def _exactly(
+        self, state: _State, queries: np.ndarray, k: int, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        gallery = Rows(state.stored.vectors, rows, state.resident)
+        found, scores = exact.top_k(
+            queries, gallery, k, device=self.device, precision=self.precision
+        )
+        return rows[found], scores
+
+    # ── changing ─────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, embeddings: Embeddings) -> None:
+        """See Index.add.
+
+        What is new is looked at one and all, until it is a hundredth of the gallery: then it goes
+        into the structure, and recall is measured again.
+        """
+        exact.comparable(embeddings.model_id, self.model_id, embeddings.dim, self.dim)
+        if not len(embeddings):
+            return
+
+        def change(stored: Stored) -> Stored:
+            stored = disk.append(stored, embeddings)
+            known = (stored.manifest["structure"] or {"rows": 0})["rows"]
+            if len(stored.ids) - known > max(ann.MIN_ROWS, FOLD_AT * known):
+                stored = self._folded(stored)
+            return stored
+
+        self._change(change)
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """See Index.remove. Where a fifth of the rows is removed, the folder is rewritten."""
+
+        def change(stored: Stored) -> Stored:
+            missing = [name for name in ids if name not in stored.row_of]
+            if missing:
+                raise DataError(
+                    f"the index holds no {missing[0]!r}"
+                    + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+                    + ": nothing was removed"
+                )
+            rows = np.array([stored.row_of[name] for name in set(ids)], np.int64)
+            stored = disk.remove(stored, rows)
+            if len(stored.removed) >= COMPACT_AT * len(stored.ids):
+                stored = self._rebuilt(stored)
+            return stored
+
+        if ids:
+            self._change(change)
+        return len(set(ids))
+
+    def rebuild(self) -> None:
+        """Writes the folder anew, without the removed rows, with a new structure."""
+        self._change(self._rebuilt)
+
+    def _rebuilt(self, stored: Stored) -> Stored:
+        before = stored.manifest["structure"]
+        sample = self._sample(stored)
+        given = None if sample is None or (sample.own >= 0).any() else sample.queries
+        stored = disk.rewrite(stored)
+        self._fresh = None
+        if self.kind == "exact" or len(stored.ids) < ann.MIN_ROWS:
+            return stored
+        return self._built(stored, before["target"] if before else RECALL, given)
+
+    def _built(self, stored: Stored, target: float, queries: np.ndarray | None) -> Stored:
+        """With a new structure over all rows, and the search effort that reaches the target."""
+        gallery = Rows(stored.vectors)
+        structure = Structure.build(self.kind, gallery)
+        sample = Sample.draw(gallery, queries)
+        measured = find_effort(structure, gallery, sample, target)
+        return self._written(stored, structure, sample, measured)
+
+    def _folded(self, stored: Stored) -> Stored:
+        """With all rows in the structure, and its recall measured again."""
+        if self.kind == "exact":
+            return stored
+        structure, sample = self._state.loaded.of(stored), self._sample(stored)
+        if structure is None or sample is None:
+            return self._built(stored, RECALL, None)
+        entry, gallery = stored.manifest["structure"], Rows(stored.vectors)
+        structure.add(gallery)
+        sample = sample.extended(gallery)
+        recall = sample.recall(
+            structure, gallery, effort=entry["effort"], candidates=entry["candidates"],
+            alive=stored.alive if len(stored.removed) else None,
+        )  # fmt: skip
+        entry = {**entry, "recall": recall}
+        if advice := _advice(entry):
+            log.warning("%s: %s", stored.folder, advice)
+        return self._written(stored, structure, sample, entry)
+
+    def _written(
+        self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
+    ) -> Stored:
+        about = {key: value for key, value in entry.items() if key not in ("file", "sha256")}
+        about["rows"] = len(structure)
+        self._fresh = structure
+        stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
+        return disk.keep(stored, "structure", ".faiss", structure.save, about)
+
+    def _sample(self, stored: Stored) -> Sample | None:
+        entry = stored.manifest["sample"]
+        if entry is None:
+            return None
+        table = storage.read_table(stored.folder / entry["file"], entry["sha256"])
+        return Sample.from_table(table)
+
+    def _change(self, change: Callable[[Stored], Stored]) -> None:
+        with self._changing:
+            stored = self._state.stored
+            with disk.changing(stored):
+                self._fresh = None
+                try:
+                    changed = change(stored)
+                    same = changed.manifest["structure"] == stored.manifest["structure"]
+                    loaded = self._state.loaded if same else _Loaded(self._fresh)
+                    self._state = self._seen(changed, loaded)
+                except BaseException:
+                    self.refresh()  # a first step may be on disk
+                    raise
+
+    def refresh(self) -> bool:
+        """Takes over what another process has changed; whether there was something."""
+        with self._changing:
+            before = self._state.stored.manifest
+            if disk.read_manifest(self.folder) == before:
+                return False
+            self._state = self._seen(disk.read(self.folder), _Loaded())
+            return True
+
+    def _seen(self, stored: Stored, loaded: _Loaded) -> _State:
+        return _State(stored, loaded, self.device, self.precision)
+
+    # ── keeping ──────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, folder: str | Path) -> None:
+        """A copy of the folder, whole or not at all."""
+        stored, folder = self._state.stored, Path(folder)
+        if folder.resolve() == stored.folder.resolve():
+            return  # every change is there already
+        disk.check_place(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = stored.manifest
+        for name in (*disk.files_of(manifest), manifest["vectors"]):
+            with storage.writing(folder / name) as temporary:
+                shutil.copyfile(stored.folder / name, temporary)
+        disk.commit(folder, manifest)
+
+    def verify(self) -> None:
+        """See Index.verify. Hashes every file again."""
+        disk.read(self.folder, verify=True)
+
+    def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None:
+        """Keeps a file that belongs to exactly these images, such as a graph of neighbours.
+
+        `write` gets the path to write to. The file is gone after the next `add` or `remove`.
+        """
+        self._change(lambda stored: disk.keep(stored, name, suffix, write, about))
+
+    def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+        """The file of that name, verified, and what was said about it; None where there is none."""
+        stored = self._state.stored
+        entry = stored.manifest["extras"].get(name)
+        if entry is None:
+            return None
+        storage.verify(stored.folder / entry["file"], entry["sha256"])
+        return stored.folder / entry["file"], entry
+
+
+def build_index(
+    embeddings: Embeddings | str | Path,
+    out: str | Path,
+    *,
+    kind: str = "auto",
+    store: str = "fp32",
+    memory: int | None = None,
+    recall: float | None = None,
+    sample: Embeddings | np.ndarray | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> FolderIndex:
+    """The index of a gallery, in the folder `out`.
+
+    embeddings: in memory, or their folder, which is read shard by shard.
+    kind: exact, hnsw, ivf, ivfsq8, ivfpq; auto chooses by size and `memory`.
+    memory: bytes that the structure may take beside the vectors (default: half of this machine's).
+    recall: of the ten nearest, that the search effort is chosen for (default .99), measured on rows
+    of the gallery or, where given, on `sample`: vectors such as the later queries, (S, D).
+    store: fp16 halves what is kept; scores then are those of the rounded vectors.
+    """
+    if kind not in {"auto", *KINDS}:
+        raise UsageError(f"kind={kind!r}: choose one of auto, {', '.join(KINDS)}")
+    if recall is not None and not 0 < recall <= 1:
+        raise UsageError(f"recall={recall}: choose a share above 0 and up to 1")
+    model_id, dim, size, _ = disk.parts_of(embeddings)
+    reason = "as asked for"
+    if kind == "auto":
+        kind, reason = choose_kind(size, dim, memory)
+    if sample is not None:
+        sample = as_queries(sample, model_id)
+        exact.comparable(sample.model_id, model_id, sample.dim, dim)
+    out = Path(out)
+    with storage.locked(out):
+        stored = disk.create(out, embeddings, {"kind": kind, "reason": reason}, store)
+        index = FolderIndex(stored, device=device, precision=precision)
+        if kind != "exact" and size >= ann.MIN_ROWS:
+            vectors = None if sample is None else sample.vectors
+            stored = index._built(stored, RECALL if recall is None else recall, vectors)
+            index._state = index._seen(stored, _Loaded(index._fresh))
+    return index
+
+
+def choose_kind(size: int, dim: int, memory: int | None = None) -> tuple[str, str]:
+    """The kind for so many images, and why: the quickest whose structure fits the memory."""
+    if size <= EXACT_UP_TO:
+        return "exact", f"{size} images: exact search takes some milliseconds up to {EXACT_UP_TO}"
+    limit = ann.memory_here() if memory is None else memory
+    said = "half of this machine's memory" if memory is None else "the memory given"
+    needed = {kind: ann.bytes_needed(kind, size, dim) for kind in ("hnsw", "ivfsq8", "ivfpq")}
+    for kind, taken in needed.items():
+        if taken <= limit:
+            return kind, (
+                f"{size} images: the quickest that fits, {taken / 1e6:.0f} MB of {said} "
+                f"({limit / 1e6:.0f} MB)"
+            )
+    return "exact", (
+        f"{size} images: even ivfpq takes {needed['ivfpq'] / 1e6:.0f} MB, more than {said} "
+        f"({limit / 1e6:.0f} MB)"
+    )
+
+
+def _advice(structure: dict[str, Any]) -> str | None:
+    if not structure["reached"]:
+        return "the target was not reached: try --kind hnsw, or exact"
+    if structure["recall"] >= structure["target"]:
+        return None
+    return (
+        f"recall has fallen to {structure['recall']:.4f}, below {structure['target']}: "
+        "`vizsla index rebuild` brings it back"
+    )
+
+
+def open_index(
+    path: str | Path, *, verify: bool = False, device: str = "cpu", precision: str = "fp32"
+) -> FolderIndex:
+    """The index in a folder. StorageError where a file is damaged; `verify` hashes all again."""
+    return FolderIndex(disk.read(path, verify=verify), device=device, precision=precision)
+
+
+def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
+    """An exact index of embeddings as they are, without a folder: to search in and nothing else."""
+    manifest = {"kind": "exact", "model_id": embeddings.model_id, "dim": embeddings.dim,
+                "structure": None}  # fmt: skip
+    nowhere, none = Path("an index in memory"), np.empty(0, np.int64)
+    attributes = embeddings.attributes
+    stored = Stored(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)
+    return FolderIndex(stored, device=device)
+
+
+def as_queries(
+    queries: Embeddings | np.ndarray, model_id: str | None, gallery: list[str] | None = None
+) -> Embeddings:
+    """Embeddings as they are; numbers as unit vectors of that model, called 0, 1, …"""
+    if isinstance(queries, Embeddings):
+        return queries
+    if model_id is None:
+        raise UsageError("which model made these vectors? Give their model_id, or Embeddings")
+    if gallery is not None:
+        raise UsageError("same_set needs the queries' ids: give Embeddings")
+    return Embeddings.from_arrays(queries, model_id=model_id)
+
+
+def check_k(k: int, available: int) -> None:
+    if available < 1:
+        raise DataError("the index holds no image to be found: add some first (`vizsla index add`)")
+    exact.check_k(k, available)
+
+
+def without_self(
+    query_ids: Sequence[str], gallery_ids: Sequence[str],
+    positions: np.ndarray, scores: np.ndarray, k: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Each row without the query itself, k long; the last may be missing (-1, nan)."""
+    wanted = set(query_ids)
+    place = {name: i for i, name in enumerate(gallery_ids) if name in wanted}
+    own = np.array([place.get(name, -2) for name in query_ids])
+    found = positions == own[:, None]
+    order = np.argsort(found, axis=1, kind="stable")  # the own one last
+    positions = np.where(np.take_along_axis(found, order, 1), -1,
+                         np.take_along_axis(positions, order, 1))[:, :k]  # fmt: skip
+    scores = np.take_along_axis(scores, order, 1)[:, :k]
+    return positions, np.where(positions < 0, np.nan, scores)

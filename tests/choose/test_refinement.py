@@ -1,0 +1,152 @@
+"""Choosing on vectors where it is known which refinement helps."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vizsla.choose.refinement import choose_chain, kept_chain, neighbourhood_sizes
+from vizsla.choose.validation import Ground, Judge, Part, ground_of, validation_draws
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Draw, Target
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.model.embeddings import Embeddings
+from vizsla.tuning import TuneConfig
+
+
+def labelled(classes: int, each: int) -> ImageSet:
+    ids = sorted(f"{c:02}/{i:02}.png" for c in range(classes) for i in range(each))
+    labels = [name.split("/")[0] for name in ids]
+    return ImageSet(Path("nowhere"), ids, pa.table({"label": labels}))
+
+
+def curled(images: ImageSet, seed: int = 0) -> Embeddings:
+    """Each class lies along an arc, so that far members are found by way of near ones alone."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name in images.ids:
+        c, i = int(name[:2]), int(name[3:5])
+        base = np.random.default_rng((7, c)).standard_normal((2, 24))
+        angle = 1.9 * i / 12
+        point = np.cos(angle) * base[0] + np.sin(angle) * base[1]
+        rows.append(point + 0.35 * rng.standard_normal(24))
+    return Embeddings.from_arrays(np.array(rows), images.ids, images.labels)
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return labelled(16, 12)
+
+
+@pytest.fixture(scope="module")
+def ground(images: ImageSet) -> Ground:
+    draws = validation_draws(images, TuneConfig(), Target(24, 72, 9.0), frozen=True)
+    return ground_of(images, images.ids, draws)
+
+
+def test_what_helps_is_chosen_and_said(images: ImageSet, ground: Ground, tmp_path: Path) -> None:
+    choice = choose_chain(curled(images), ground)
+    base, kept = choice.trials[0], choice.chosen
+    assert base.name == "none" and kept is not base
+    assert kept.value == max(t.value for t in choice.trials if not t.costs_too_much)
+    assert kept.map > base.map + 0.03 and kept.change >= -kept.error
+    text = "\n".join(choice.lines())
+    assert "kept: " + str(choice.chain) in text and "uses" in text
+    rows = choice.record()["candidates"]
+    assert {"refinement", "top1", "map", "gain", "top1_change", "top1_error", "uses"} <= set(
+        rows[0]
+    )
+    assert [row["refinement"] for row in rows if row["verdict"] == "kept"] == [str(choice.chain)]
+    choice.save(tmp_path / "refinement.json")
+    assert kept_chain(tmp_path / "refinement.json") == str(choice.chain)
+    assert kept_chain(tmp_path / "absent.json") is None
+    (tmp_path / "refinement.json").write_text("{}")
+    with pytest.raises(StorageError):
+        kept_chain(tmp_path / "refinement.json")
+
+
+def test_only_what_is_allowed_is_tried(images: ImageSet, ground: Ground) -> None:
+    vectors = curled(images)
+    gallery = choose_chain(vectors, ground, uses="gallery")
+    assert {trial.uses for trial in gallery.trials} == {"nothing", "gallery"}
+    nothing = choose_chain(vectors, ground, uses="nothing")
+    assert str(nothing.chain) == "none" and len(nothing.trials) == 1
+    with pytest.raises(UsageError, match="choose one of"):
+        choose_chain(vectors, ground, uses="everything")
+
+
+def test_the_same_is_chosen_again(images: ImageSet, ground: Ground) -> None:
+    first, second = (choose_chain(curled(images), ground, uses="gallery") for _ in range(2))
+    assert first.trials == second.trials
+
+
+def test_where_nothing_helps_none_stays(images: ImageSet, ground: Ground) -> None:
+    """Vectors that are right already: no refinement can gain."""
+    rows = np.eye(16)[[int(name[:2]) for name in images.ids]]
+    choice = choose_chain(Embeddings.from_arrays(rows, images.ids, images.labels), ground)
+    assert str(choice.chain) == "none"
+
+
+def test_a_chain_that_costs_top_1_is_rejected() -> None:
+    labels = np.array(["a", "a", "a", "b"])
+    part = Part(np.array([0]), np.array([1, 2, 3]))
+    many = Ground(labels, [part] * 1, [np.array([2])])
+    judge = Judge(many)
+    judge.judge("none", [np.array([[0, 2, 1]])])
+    worse = judge.judge("worse", [np.array([[2, 0, 1]])])
+    assert worse.change == -1 and worse.costs_too_much
+    assert judge.best(["none", "worse"]).name == "none"
+
+
+def test_means_are_by_query_and_the_error_by_pairs() -> None:
+    labels = np.array(["a"] * 4 + ["b"] * 2)
+    parts = [Part(np.array([0, 1]), np.array([2, 4])), Part(np.array([0]), np.array([3, 5]))]
+    judge = Judge(Ground(labels, parts, [np.array([1, 1]), np.array([1])]))
+    right, wrong = [0, 1], [1, 0]
+    base = judge.judge("none", [np.array([right, wrong]), np.array([wrong])])
+    assert base.top1 == pytest.approx((0.5 + 0) / 2)  # query 0 has two draws
+    assert base.map == pytest.approx((0.75 + 0.5) / 2)
+    other = judge.judge("other", [np.array([right, right]), np.array([right])])
+    apart = np.array([0.5, 1.0])
+    assert other.change == pytest.approx(apart.mean())
+    assert other.error == pytest.approx(apart.std(ddof=1) / 2**0.5)
+
+
+def test_a_tuned_model_is_tried_on_what_it_has_not_seen() -> None:
+    images = labelled(20, 10)
+    config = TuneConfig(share=0.3)
+    tuned = validation_draws(images, config, Target(20, 80), frozen=False)
+    frozen = validation_draws(images, config, Target(20, 80), frozen=True)
+
+    def used(draws: list[Draw]) -> int:
+        return len(np.unique(np.concatenate([np.append(d.query, d.gallery) for d in draws])))
+
+    assert used(tuned) <= 0.4 * len(images) < used(frozen)
+
+
+def test_validation_is_like_the_test_part() -> None:
+    images = labelled(30, 20)
+    draws = validation_draws(images, TuneConfig(), Target(40, 120, 8.0), frozen=True)
+    ground = ground_of(images, images.ids, draws)
+    about = ground.record()
+    assert (about["draws"], about["queries"]) == (5, 40)
+    assert about["gallery"] == pytest.approx(120, abs=8)
+    assert about["per_class"] == pytest.approx(8, abs=0.5)
+    large = validation_draws(images, TuneConfig(), Target(10**6, 10**6), frozen=True)
+    assert max(len(draw.gallery) for draw in large) <= len(images)
+
+
+def test_broken_images_are_left_out() -> None:
+    images = labelled(6, 4)
+    draw = Draw(np.array([0, 4]), np.array([1, 2, 5, 6]))
+    ground = ground_of(images, [name for name in images.ids if name != images.ids[4]], [draw])
+    assert len(ground.parts[0].query) == 1
+    with pytest.raises(DataError, match="can be queried"):
+        ground_of(images, images.ids[:1], [draw])
+
+
+def test_sizes_of_neighbourhoods_follow_the_class() -> None:
+    assert neighbourhood_sizes(24) == [12, 20, 24, 36]
+    assert neighbourhood_sizes(4) == [3, 4, 6, 20]
+    assert max(neighbourhood_sizes(500)) == 60

@@ -1,0 +1,173 @@
+"""No image is embedded twice: whatever it is called, wherever it lies, whoever asks."""
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vizsla.data.imageset import ImageSet
+from vizsla.model.cache import FILE, VectorCache, content_of
+from vizsla.model.compute import Compute
+from vizsla.model.embedder import Embedder
+from vizsla.model.inference import embed
+from vizsla.model.network import Network
+
+COMPUTE = Compute("cpu", "fp32", 4, 1)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder.build("tiny", weights="random", image_size=32)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    dice = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(10):
+        pixels = dice.integers(0, 255, (40, 44, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every batch that goes through a network."""
+    seen: list[int] = []
+    original = Network.submit
+
+    def counted(network: Network, pixels: object) -> object:
+        seen.append(1)
+        return original(network, pixels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Network, "submit", counted)
+    return seen
+
+
+def run(photos: Path, embedder: Embedder, out: Path, **options: object) -> object:
+    known = {"compute": COMPUTE, "cache": photos.parent / "cache", "shard_images": 4, **options}
+    return embed(ImageSet.from_folder(photos), embedder, out, **known)  # type: ignore[arg-type]
+
+
+def test_moved_and_renamed_images_cost_nothing(
+    photos: Path, embedder: Embedder, tmp_path: Path, batches: list[int]
+) -> None:
+    (photos / "broken.png").write_bytes(b"broken")
+    alone = run(photos, embedder, tmp_path / "alone", cache=None)
+    first = run(photos, embedder, tmp_path / "a")
+    assert len(batches) == 3 + 3
+    del batches[:]
+    (photos / "sub").mkdir()
+    for i in range(10):
+        (photos / f"{i}.png").rename(photos / "sub" / f"{9 - i}.png")
+    second = run(photos, embedder, tmp_path / "b")
+    assert batches == []
+    np.testing.assert_array_equal(second.vectors, first.vectors[::-1])
+    np.testing.assert_array_equal(alone.vectors, first.vectors)
+    assert [name for name, _ in second.broken] == ["broken.png"]
+
+
+def test_a_grown_gallery_costs_its_growth(
+    photos: Path, embedder: Embedder, tmp_path: Path, batches: list[int]
+) -> None:
+    run(photos, embedder, tmp_path / "a")
+    for i in (3, 20, 21):
+        Image.new("RGB", (30, 30), (i, 2 * i, 100)).save(photos / f"{i}.png")
+    del batches[:]
+    seen: list[int] = []
+    found = run(photos, embedder, tmp_path / "b", progress=lambda done, total: seen.append(done))
+    assert len(batches) == 2 and seen[-1] == 12  # three new ones, in two of the three shards
+    alone = run(photos, embedder, tmp_path / "c", cache=None)
+    assert found.ids == alone.ids
+    np.testing.assert_allclose(found.vectors, alone.vectors, atol=1e-6)
+
+
+def test_another_model_computation_or_limit_is_another_vector(
+    photos: Path, embedder: Embedder, tmp_path: Path, batches: list[int]
+) -> None:
+    other = Embedder.build("tiny", weights="random", image_size=32, seed=1)
+    ways = [(embedder, {}), (other, {}), (embedder, {"compute": Compute("cpu", "fp32", 5, 1)}),
+            (embedder, {"max_pixels": 10**6})]  # fmt: skip
+    for i, (model, options) in enumerate(ways):
+        del batches[:]
+        run(photos, model, tmp_path / str(i), **options)
+        assert len(batches) >= 2, i
+
+
+def test_damaged_entries_are_computed_again(
+    photos: Path, embedder: Embedder, tmp_path: Path, batches: list[int]
+) -> None:
+    first = run(photos, embedder, tmp_path / "a")
+    path = tmp_path / "cache" / FILE
+    base = sqlite3.connect(path)
+    (content,) = base.execute("SELECT content FROM vectors LIMIT 1").fetchone()
+    (vector,) = base.execute("SELECT vector FROM vectors WHERE content = ?", (content,)).fetchone()
+    wrong = bytes([vector[0] ^ 1]) + vector[1:]
+    base.execute("UPDATE vectors SET vector = ? WHERE content = ?", (wrong, content))
+    base.commit()
+    base.close()
+    del batches[:]
+    again = run(photos, embedder, tmp_path / "b")
+    assert len(batches) == 1
+    np.testing.assert_allclose(again.vectors, first.vectors, atol=1e-6)
+
+
+def test_a_file_that_is_no_cache_any_more_is_begun_anew(
+    photos: Path, embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(photos, embedder, tmp_path / "a")
+    (tmp_path / "cache" / FILE).write_bytes(b"no database at all" * 1000)
+    again = run(photos, embedder, tmp_path / "b")
+    assert "begun anew" in caplog.text
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+    caplog.clear()
+    run(photos, embedder, tmp_path / "c")
+    assert not caplog.text
+
+
+def test_it_stays_within_its_limit_and_forgets_what_was_not_asked_for_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("vizsla.model.cache.time.time", lambda: clock[0])
+    cache = VectorCache(tmp_path, max_bytes=400_000)
+    vector = np.ones(256, np.float32)
+    first = b"first".ljust(32)
+    for i in range(30):
+        clock[0] += 10
+        cache.put("s", {b"%032d" % (100 * i + j): vector for j in range(40)} | {first: vector})
+        assert first in cache.get("s", [first], 256)
+    kept = [i for i in range(30) if cache.get("s", [b"%032d" % (100 * i)], 256)]
+    assert kept and kept[-1] == 29 and 0 not in kept
+    assert (tmp_path / FILE).stat().st_size < 600_000
+
+
+def _fill(folder: Path, start: int) -> None:
+    cache = VectorCache(folder)
+    for i in range(start, start + 200):
+        cache.put("s", {b"%032d" % i: np.full(8, i, np.float32)})
+
+
+def test_several_processes_write_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_fill, args=(tmp_path, 150 * n)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    keys = [b"%032d" % i for i in range(500)]
+    found = VectorCache(tmp_path).get("s", keys, 8)
+    assert len(found) == 500 and all((v == int(k)).all() for k, v in found.items())
+
+
+def test_a_cache_that_cannot_be_used_costs_time_alone(
+    photos: Path, embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache" / FILE).mkdir(parents=True)
+    assert len(run(photos, embedder, tmp_path / "a")) == 10  # type: ignore[arg-type]
+    assert "cannot be used" in caplog.text
+    assert content_of(tmp_path / "nowhere") is None

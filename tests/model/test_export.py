@@ -1,0 +1,113 @@
+"""What ONNX Runtime computes from the file is what torch computes from the embedder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from vizsla import storage
+from vizsla.cli.main import app
+from vizsla.data.transforms import Preprocess
+from vizsla.errors import MissingExtraError, ModelError
+from vizsla.model.embedder import Embedder
+from vizsla.model.export import export
+from vizsla.model.projection import Projection
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def vectors(path: Path, images: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["vectors"], {"images": images.numpy()})
+    return np.asarray(found)
+
+
+def pictures(embedder: Embedder, n: int) -> torch.Tensor:
+    dice = np.random.default_rng(0)
+    made = [dice.integers(0, 255, (90, 120, 3), dtype=np.uint8) for _ in range(n)]
+    return torch.stack([embedder.preprocess(Image.fromarray(pixels)) for pixels in made])
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "size"),
+    [
+        ("tiny", "gem", 64),
+        pytest.param("mobilenetv2", "gap", 96, marks=pytest.mark.slow),
+        pytest.param("resnet18", "gem", 96, marks=pytest.mark.slow),
+        pytest.param("dinov2-s14", "cls", 56, marks=pytest.mark.slow),
+        pytest.param("clip-vit-b32", "native", 224, marks=pytest.mark.slow),
+    ],
+)
+def test_the_vectors_are_those_of_torch_at_any_batch_size(
+    tmp_path: Path, name: str, pooling: str, size: int
+) -> None:
+    embedder = Embedder.build(name, weights="random", pooling=pooling, image_size=size)
+    done = export(embedder, tmp_path / "model.onnx")
+    assert done.difference is not None and done.difference < 1e-4
+    for n in (1, 5):
+        images = pictures(embedder, n)
+        with torch.inference_mode():
+            expected = embedder(images).numpy()
+        found = vectors(done.path, images)
+        assert found.shape == (n, embedder.dim) == (n, done.dim)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_tuned_embedder_goes_out_with_its_projection_and_a_description(tmp_path: Path) -> None:
+    embedder = Embedder.build("tiny", weights="random", image_size=64)
+    torch.manual_seed(0)
+    embedder.projection = Projection(embedder.dim, 12, frozen_share=0.3)
+    nn.init.normal_(embedder.projection.weight)
+    embedder.eval().save(tmp_path / "tuned")
+    words = ["export", str(tmp_path / "tuned"), "-o", str(tmp_path / "m.onnx"), "--json"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["dim"] == embedder.dim == 12 + embedder.backbone.feature_dim
+    images = pictures(embedder, 3)
+    with torch.inference_mode():
+        expected = embedder(images).numpy()
+    np.testing.assert_allclose(vectors(tmp_path / "m.onnx", images), expected, atol=1e-4)
+
+    about = json.loads((tmp_path / "m.json").read_text())
+    assert about["model_id"] == embedder.model_id
+    assert about["sha256"] == storage.sha256_of(tmp_path / "m.onnx")
+    check_description(about, embedder)
+
+
+def check_description(about: dict[str, Any], embedder: Embedder) -> None:
+    """It is enough to prepare a picture."""
+    told = about["preprocess"]
+    pixels = np.random.default_rng(1).integers(0, 255, (100, 80, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    short = told["resize"] or max(told["size"])
+    scaled = picture.resize(
+        (short, int(short * 100 / 80)), Image.Resampling[told["interpolation"].upper()]
+    )
+    height, width = told["size"]
+    left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
+    cut = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32)
+    mine = ((cut / 255 - told["mean"]) / told["std"]).transpose(2, 0, 1).astype(np.float32)
+    np.testing.assert_allclose(mine, embedder.preprocess(picture).numpy(), atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)) * (1 if images.mean() > 0 else 2)
+
+    preprocess = Preprocess(size=(16, 16), resize=16)
+    odd = Embedder.from_module(Odd(), preprocess, name="odd")
+    with pytest.raises(ModelError, match="odd cannot be exported"):
+        export(odd, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match=r"vizsla\[onnx\]"):
+        export(odd, tmp_path / "m.onnx")

@@ -1,0 +1,472 @@
+"""One suite for every kind of index."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.model.embeddings import Embeddings
+from vizsla.search import exact
+from vizsla.search.filters import Filter
+from vizsla.search.index import KINDS, Index, build_index, open_index
+
+D = 16
+Make = Callable[..., Index]
+
+
+def unit(n: int, seed: int, d: int = D) -> np.ndarray:
+    """Clustered, as images are: 40 centres and some noise."""
+    dice = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((40, d))
+    rows = centres[dice.integers(40, size=n)] + 0.6 * dice.standard_normal((n, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embeddings(vectors: np.ndarray, prefix: str, model_id: str = "m") -> Embeddings:
+    n = len(vectors)
+    table = pa.table(
+        {
+            "label": pa.array(
+                [None if i % 7 == 3 else "abc"[i % 3] for i in range(n)], pa.string()
+            ),
+            "price": pa.array([i * 0.5 for i in range(n)], pa.float64()),
+        }
+    )
+    return Embeddings([f"{prefix}{i:04}" for i in range(n)], vectors, table, model_id)
+
+
+GALLERY = embeddings(unit(2500, 0), "g")
+QUERIES = embeddings(unit(12, 1), "q")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def built(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gallery's index, to be copied."""
+    folder = tmp_path_factory.mktemp(kind) / "index"
+    return build_index(GALLERY, folder, kind=kind).folder
+
+
+@pytest.fixture
+def make(kind: str, built: Path, tmp_path: Path) -> Make:
+    """make(embeddings) → an index of the kind under test."""
+
+    def made(gallery: Embeddings = GALLERY, **options: Any) -> Index:
+        folder = tmp_path / f"index-{len(list(tmp_path.iterdir()))}"
+        if gallery is not GALLERY or options or folder.name != "index-0":
+            return build_index(gallery, folder, kind=kind, **options)
+        shutil.copytree(built, folder)
+        return open_index(folder)
+
+    return made
+
+
+def nearest(queries: Embeddings, gallery: Embeddings, k: int, rows: np.ndarray) -> list[list[str]]:
+    """By exact search over these rows alone."""
+    found, _ = exact.top_k(queries.vectors, gallery.vectors[rows], k)
+    return [[gallery.ids[rows[i]] for i in row] for row in found]
+
+
+def agreement(found: list[list[str]], expected: list[list[str]]) -> float:
+    pairs = zip(found, expected, strict=True)
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs]))
+
+
+def lists(index: Index, k: int, **options: Any) -> list[list[str]]:
+    return list(index.search(QUERIES, k, **options).to_lists().values())
+
+
+# ── what it finds ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_finds_what_exact_search_finds(make: Make) -> None:
+    index = make()
+    ranking = index.search(QUERIES, 10)
+    expected = exact.rank(QUERIES, GALLERY, 10)
+    assert ranking.queries == QUERIES.ids and ranking.gallery_size == len(GALLERY) == len(index)
+    assert agreement(lists(index, 10), list(expected.to_lists().values())) >= 0.97
+    assert ranking.scores is not None and expected.scores is not None
+    for i in range(len(QUERIES)):  # the same images have the very same scores
+        known = dict(zip(expected.row(i), expected.scores[i], strict=True))
+        for name, score in zip(ranking.row(i), ranking.scores[i], strict=True):
+            assert known.get(name, score) == score
+    assert (np.diff(ranking.scores, axis=1) <= 0).all()
+
+
+def test_a_ranking_is_the_same_on_every_run(make: Make) -> None:
+    index = make()
+    one, other = index.search(QUERIES, 10), index.search(QUERIES, 10)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    assert one.to_lists() == other.to_lists()
+
+
+def test_equal_vectors_get_equal_scores_and_the_order_of_the_gallery(make: Make) -> None:
+    vectors = unit(2500, 0)
+    vectors[5::3] = vectors[5]  # far more than there are candidates
+    index = make(embeddings(vectors, "g"))
+    ranking = index.search(vectors[5:6], 50, model_id="m")
+    assert ranking.row(0) == [f"g{i:04}" for i in range(5, 5 + 150, 3)]
+    assert ranking.scores is not None and len(set(ranking.scores[0])) == 1
+
+
+def test_numbers_are_queries_too(make: Make) -> None:
+    index = make()
+    assert index.search(3 * QUERIES.vectors, 1, model_id="m").queries[:2] == ["0", "1"]
+    with pytest.raises(UsageError, match="model_id"):
+        index.search(QUERIES.vectors, 1)
+
+
+def test_one_set_leaves_itself_out(make: Make) -> None:
+    index = make()
+    some = Embeddings(GALLERY.ids[:20], GALLERY.vectors[:20], GALLERY.attributes[:20], "m")
+    ranking = index.search(some, 5, same_set=True)
+    assert all(query not in row and len(row) == 5 for query, row in ranking.to_lists().items())
+    assert index.search(some, 1).to_lists() == {name: [name] for name in some.ids}
+
+
+# ── filters ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["label=a"], ["label=b|c", "price<300"], ["label=null"], ["price>=1240"], ["label!=a"],
+     ["price>300", "price<=303"], ["id=g0007|g0011|g2001|nowhere"]],
+)  # fmt: skip
+def test_a_filter_gives_k_where_there_are_k(make: Make, texts: list[str]) -> None:
+    index, chosen = make(), Filter.parse(texts)
+    rows = np.flatnonzero(chosen.mask(GALLERY.ids, GALLERY.attributes))
+    k = min(10, len(rows))
+    found = lists(index, 10, filter=chosen)
+    assert [len(row) for row in found] == [k] * len(QUERIES)
+    allowed = {GALLERY.ids[row] for row in rows}
+    assert all(name in allowed for row in found for name in row)
+    expected = nearest(QUERIES, GALLERY, k, rows)
+    assert agreement(found, expected) >= 0.97
+    if len(rows) < 0.05 * len(GALLERY):
+        assert found == expected
+
+
+def test_a_filter_that_nothing_fulfils(make: Make) -> None:
+    assert lists(make(), 10, filter=Filter.parse("price<0")) == [[]] * len(QUERIES)
+    with pytest.raises(DataError, match="no attribute 'colour'"):
+        lists(make(), 10, filter=Filter.parse("colour=red"))
+
+
+# ── add, remove ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_added_is_found_and_what_is_removed_is_not(make: Make) -> None:
+    index = make()
+    added = embeddings(unit(30, 2), "new")
+    index.add(added)
+    assert len(index) == 2530 and index.ids[-30:] == added.ids
+    assert index.search(added, 1).to_lists() == {name: [name] for name in added.ids}
+    assert index.remove(added.ids[:10] + GALLERY.ids[:5]) == 15
+    assert len(index) == 2515 and index.ids[0] == "g0005" and index.labels[0] == "c"  # type: ignore[index]
+    gone = {*added.ids[:10], *GALLERY.ids[:5]}
+    assert not gone & {name for row in index.search(added, 10).to_lists().values() for name in row}
+    index.add(embeddings(unit(30, 2)[:10], "new"))  # once removed, an id may come back
+    assert index.search(added, 1).to_lists() == {name: [name] for name in added.ids}
+
+
+def test_after_many_changes_it_finds_what_a_new_index_finds(make: Make) -> None:
+    index = make(embeddings(unit(1500, 0), "g"))
+    everything = dict(zip(GALLERY.ids, unit(1500, 0), strict=False))
+    dice = np.random.default_rng(0)
+    for step in range(6):
+        fresh = embeddings(unit(400, 10 + step), f"s{step}-")
+        index.add(fresh)
+        everything |= dict(zip(fresh.ids, fresh.vectors, strict=True))
+        gone = dice.choice(sorted(everything), 250, replace=False).tolist()
+        index.remove(gone)
+        for name in gone:
+            del everything[name]
+    assert index.ids == list(everything)
+    ids, vectors = list(everything), np.stack(list(everything.values()))
+    whole = Embeddings(ids, vectors, pa.table({}), "m")
+    expected = exact.rank(QUERIES, whole, 10)
+    assert agreement(lists(index, 10), list(expected.to_lists().values())) >= 0.97
+    index.verify()
+
+
+def test_a_change_that_cannot_be_made_changes_nothing(make: Make) -> None:
+    index = make()
+    for wrong, said in [
+        (embeddings(unit(3, 3), "g"), "holds 'g0000' already"),
+        (embeddings(unit(3, 3), "x", "other"), "cannot be compared"),
+        (embeddings(unit(3, 3, 8), "x"), "8 dimensions"),
+        (embeddings(2 * unit(3, 3), "x"), "length 2, expected 1"),
+        (Embeddings(["x", "x"], unit(2, 3), pa.table({}), "m"), "holds 'x' already"),
+        (Embeddings(["x"], unit(1, 3), pa.table({"price": ["cheap"]}), "m"), "do not fit"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            index.add(wrong)
+    with pytest.raises(DataError, match=r"holds no 'nobody' \(and 1 more\)"):
+        index.remove(["g0001", "nobody", "nothing"])
+    assert index.ids == GALLERY.ids
+    index.verify()
+    index.add(embeddings(unit(0, 3), "x"))
+    assert index.remove([]) == 0 and len(index) == 2500
+
+
+# ── wrong questions ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_questions_that_do_not_fit(make: Make) -> None:
+    index = make()
+    with pytest.raises(DataError, match=r"k=2501.*choose k from 1 to 2500"):
+        index.search(QUERIES, 2501)
+    with pytest.raises(DataError, match="k=0"):
+        index.search(QUERIES, 0)
+    with pytest.raises(DataError, match="cannot be compared"):
+        index.search(embeddings(unit(2, 0), "q", "other"), 1)
+    with pytest.raises(DataError, match="8 dimensions"):
+        index.search(embeddings(unit(2, 0, 8), "q"), 1)
+    with pytest.raises(DataError, match="zero or not finite"):
+        index.search(np.zeros((1, D)), 1, model_id="m")
+    assert index.search(embeddings(unit(0, 0), "q"), 3).positions.shape == (0, 3)
+
+
+def test_an_empty_gallery_can_be_filled(make: Make) -> None:
+    index = make(embeddings(unit(0, 0), "g"))
+    assert len(index) == 0 and index.ids == []
+    with pytest.raises(DataError, match="holds no image"):
+        index.search(QUERIES, 1)
+    few = embeddings(unit(40, 0), "g")
+    index.add(few)
+    assert lists(index, 10) == nearest(QUERIES, few, 10, np.arange(40))
+    index.remove(index.ids)
+    assert len(index) == 0
+
+
+def test_the_whole_gallery_can_be_asked_for(make: Make) -> None:
+    index = make(embeddings(unit(1300, 0), "g"))
+    expected = exact.rank(QUERIES, embeddings(unit(1300, 0), "g"), 1300)
+    assert index.search(QUERIES, 1300).to_lists() == expected.to_lists()
+
+
+# ── threads ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_many_threads_search_while_one_changes(make: Make) -> None:
+    index = make()
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                for query, row in index.search(QUERIES, 10).to_lists().items():
+                    if len(set(row)) != 10:
+                        wrong.append((query, row))
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for step in range(4):
+        index.add(embeddings(unit(300, 20 + step), f"t{step}-"))
+        index.remove(index.ids[:350])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and len(index) == 2500 + 4 * 300 - 4 * 350
+
+
+# ── on disk ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def folder_index(make: Make, gallery: Embeddings = GALLERY, **options: Any) -> Any:
+    index = make(gallery, **options)
+    if not hasattr(index, "folder"):
+        pytest.skip("not in a folder")
+    return index
+
+
+def test_round_trip(make: Make, tmp_path: Path) -> None:
+    index = folder_index(make)
+    index.add(embeddings(unit(30, 2), "new"))
+    index.remove(["g0001"])
+    index.save(tmp_path / "copy")
+    for opened in (open_index(index.folder), open_index(tmp_path / "copy", verify=True)):
+        assert opened.ids == index.ids and opened.attributes.equals(index.attributes)
+        assert opened.kind == index.kind and opened.model_id == "m" and opened.dim == D
+        assert lists(opened, 10) == lists(index, 10)
+    copied = open_index(tmp_path / "copy")
+    copied.remove(["g0002"])
+    assert "g0002" in index.ids and "g0002" not in open_index(tmp_path / "copy").ids
+
+
+def test_half_the_size(make: Make) -> None:
+    index, half = folder_index(make), folder_index(make, store="fp16")
+    sizes = [i.folder.joinpath("vectors.npy").stat().st_size - 128 for i in (index, half)]
+    assert sizes[0] == 2 * sizes[1] == 2500 * D * 4
+    assert agreement(lists(half, 10), lists(index, 10)) >= 0.97
+    np.testing.assert_allclose(half.vectors(), GALLERY.vectors, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(half.vectors(), axis=1), 1, atol=1e-6)
+
+
+def test_numpy_reads_the_vectors(make: Make) -> None:
+    index = folder_index(make)
+    index.add(embeddings(unit(30, 2), "new"))
+    np.testing.assert_array_equal(np.load(index.folder / "vectors.npy"), index.vectors())
+
+
+def test_every_changed_byte_is_found(make: Make) -> None:
+    index = folder_index(make, embeddings(unit(1100, 0), "g"))
+    index.add(embeddings(unit(20, 2), "new"))
+    index.remove(["g0001"])
+    assert change_bytes(index.folder, 60) == 60
+
+
+@pytest.mark.slow
+def test_a_thousand_changed_bytes_are_found(make: Make) -> None:
+    index = folder_index(make, embeddings(unit(1100, 0), "g"))
+    index.add(embeddings(unit(20, 2), "new"))
+    index.remove(["g0001"])
+    assert change_bytes(index.folder, 1000) == 1000
+
+
+def change_bytes(folder: Path, changes: int) -> int:
+    """How many of so many single-byte changes keep the index from opening.
+
+    Half of them anywhere, half in a file drawn first, so that small files get their share.
+    """
+    files = sorted(path for path in folder.iterdir() if path.name != ".lock")
+    sizes = np.array([path.stat().st_size for path in files])
+    dice = np.random.default_rng(0)
+    found = 0
+    for i in range(changes):
+        path = files[dice.choice(len(files), p=sizes / sizes.sum() if i % 2 else None)]
+        at, by = int(dice.integers(path.stat().st_size)), int(dice.integers(1, 256))
+        with path.open("r+b") as file:
+            file.seek(at)
+            old = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([old ^ by]))
+        try:
+            open_index(folder)
+        except (StorageError, DataError):
+            found += 1
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([old]))
+    assert len(open_index(folder)) > 0
+    return found
+
+
+def test_a_missing_or_truncated_file_is_found(make: Make) -> None:
+    index = folder_index(make)
+    for path in sorted(index.folder.iterdir()):
+        whole = path.read_bytes()
+        if path.name == ".lock":
+            continue
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises((StorageError, DataError)):
+            open_index(index.folder)
+        path.unlink()
+        with pytest.raises((StorageError, DataError)):
+            open_index(index.folder)
+        path.write_bytes(whole)
+    assert open_index(index.folder).ids == GALLERY.ids
+
+
+def test_an_add_that_was_cut_short(make: Make) -> None:
+    """Rows that no manifest names count for nothing; a header that is behind is put right."""
+    index = folder_index(make)
+    path = index.folder / "vectors.npy"
+    before = path.read_bytes()
+    path.write_bytes(before + b"rows of an add that never ended")
+    again = open_index(index.folder)
+    assert lists(again, 5) == lists(index, 5)
+    again.add(embeddings(unit(30, 2), "new"))
+    after = path.read_bytes()
+    assert len(after) == len(before) + 30 * D * 4
+    path.write_bytes(before[:128] + after[128:])
+    once_more = open_index(index.folder)
+    assert len(once_more) == 2530
+    once_more.add(embeddings(unit(30, 3), "newer"))
+    assert np.load(path).shape == (2560, D)
+    assert len(open_index(index.folder, verify=True)) == 2560
+
+
+def test_two_processes_do_not_mix(make: Make) -> None:
+    index = folder_index(make)
+    other = open_index(index.folder)
+    other.add(embeddings(unit(30, 2), "new"))
+    with pytest.raises(StorageError, match="open it again"):
+        index.add(embeddings(unit(30, 3), "newer"))
+    assert len(index) == 2500 and lists(index, 10)
+    assert index.refresh() and len(index) == 2530 and not index.refresh()
+    other.remove(other.ids[:600])  # a fifth: everything is written anew
+    assert len(lists(index, 10)[0]) == 10  # the old files are still open here
+    index.refresh()
+    assert len(index) == 1930
+
+
+def test_a_fifth_removed_is_rewritten(make: Make) -> None:
+    index = folder_index(make)
+    index.remove(index.ids[:499])
+    assert index.about()["removed"] == 499
+    index.remove(index.ids[:1])
+    assert index.about()["removed"] == 0 and len(open_index(index.folder)) == 2000
+    assert len([*index.folder.glob("vectors*"), *index.folder.glob("items*")]) == 2
+
+
+def test_many_small_adds_leave_few_files(make: Make) -> None:
+    index = folder_index(make)
+    for i in range(40):
+        index.add(embeddings(unit(1, 100 + i), f"one-{i}-"))
+    assert len(list(index.folder.iterdir())) < 15
+    assert open_index(index.folder, verify=True).ids == index.ids
+
+
+def test_what_is_kept_beside_goes_with_a_change(make: Make) -> None:
+    index = folder_index(make)
+    assert index.kept("graph") is None
+    index.keep("graph", ".txt", lambda path: path.write_text("1 2"), k=7)
+    path, about = open_index(index.folder).kept("graph")  # type: ignore[misc]
+    assert path.read_text() == "1 2" and about["k"] == 7
+    path.write_text("1 3")
+    with pytest.raises(StorageError, match="damaged"):
+        open_index(index.folder)
+    path.write_text("1 2")
+    index.remove(["g0001"])
+    assert index.kept("graph") is None and not path.exists()
+
+
+def test_a_folder_of_other_things_is_left_alone(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "index-1").mkdir()
+    (tmp_path / "index-1" / "thesis.doc").write_text("x")
+    with pytest.raises(DataError, match=r"thesis\.doc"):
+        make()
+    with pytest.raises(DataError, match="no index"):
+        open_index(tmp_path / "index-1")
+    with pytest.raises(UsageError, match="choose one of"):
+        build_index(GALLERY, tmp_path / "x", kind="magic")
+
+
+def test_built_again_in_its_place(make: Make) -> None:
+    index = folder_index(make)
+    again = build_index(embeddings(unit(1200, 5), "h"), index.folder, kind=index.kind)
+    assert len(again) == 1200 and len(index) == 2500 and lists(index, 10)
+    index.refresh()
+    assert index.ids == again.ids
+
+
+def test_from_a_folder_of_embeddings(make: Make, tmp_path: Path) -> None:
+    GALLERY.save(tmp_path / "g.emb")
+    index = build_index(tmp_path / "g.emb", tmp_path / "i", kind=folder_index(make).kind)
+    assert index.ids == GALLERY.ids and index.attributes.equals(GALLERY.attributes)
+    np.testing.assert_array_equal(index.embeddings().vectors, GALLERY.vectors)
