@@ -85,10 +85,15 @@ def remove(*paths: Path) -> None:
 
 
 def _system_error_in(error: Exception) -> OSError | None:
-    """What the system said to a library in Rust, which tells it in words alone."""
-    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
-    number = int(found[1] or found[2]) if found else 0
-    return OSError(number, os.strerror(number)) if found else None
+    """What the system said to a library in Rust or C++, which tells it in words alone."""
+    said = str(error)
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", said)
+    if found:
+        number = int(found[1] or found[2])
+        return OSError(number, os.strerror(number))
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    number = next((n for n in known if os.strerror(n) in said), 0)
+    return OSError(number, os.strerror(number)) if number else None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -22,6 +22,7 @@ from vizsla.model import checkpoint
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.exact import rank
+from vizsla.search.index import build_index, open_index
 from vizsla.search.ranking import Ranking
 
 from .conftest import Commands
@@ -80,10 +81,9 @@ def training_state(folder: Path) -> Artefact:
 
 
 def index(folder: Path) -> Artefact:
-    module = pytest.importorskip("vizsla.search.index")
-    module.build(vectors(50), folder)
+    build_index(vectors(3000), folder, kind="hnsw")
     files = [p for p in folder.iterdir() if p.name[0] != "."]
-    return Artefact(files, lambda: module.open_index(folder))
+    return Artefact(files, lambda: open_index(folder))
 
 
 KINDS = [embedder, embeddings, ranking, result, training_state, index]

@@ -20,7 +20,7 @@ from vizsla.model.embeddings import Embeddings
 
 from .conftest import Answer, Commands, Job, leftovers, my_part
 
-JOBS = ["embed", "train"]
+JOBS = ["embed", "index", "train"]
 KINDS = ["write", "fsync", "rename"]
 
 
@@ -226,7 +226,7 @@ def test_a_folder_of_somebody_else(
 
 @pytest.mark.parametrize(
     ("name", "back"),
-    [("embed", False), ("embed", True), ("train", True),
+    [("embed", False), ("embed", True), ("index", True), ("train", True),
      pytest.param("train", False, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_folder_that_is_deleted_meanwhile(

@@ -15,7 +15,7 @@ from .conftest import KILLED, Commands, Job, leftovers, my_part
 
 KILLS = int(os.environ.get("VIZSLA_KILLS", "100"))
 SEED = int(os.environ.get("VIZSLA_KILLS_SEED", "0"))
-JOBS = ["embed", "train"]
+JOBS = ["embed", "index", "train"]
 
 
 def whole_run(job: Job, commands: Commands, out: Path) -> tuple[dict[str, str], float, int, int]:

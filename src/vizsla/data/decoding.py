@@ -71,8 +71,9 @@ class ThreadDecoder:
 class ProcessDecoder:
     """The same by processes, for many cores. A decoder that crashes costs its image alone.
 
-    They are programs of their own and not copies of this one, so whoever calls need not be written
-    for it, and images must be files; they end when their input does, and so with this process, however it ends.
+    Images must be files. They are programs of their own and not copies of this one, so whoever
+    calls need not be written for it; they end when their input does, and so with this process,
+    however it ends.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from vizsla.data.listing import few, is_image_name
 from vizsla.data.imageset import ImageSet, Source
+from vizsla.data.listing import few, is_image_name
 from vizsla.errors import DataError, ImageError, StorageError
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from vizsla.data.listing import few, is_image_name
 from vizsla.data.imageset import ImageSet, Source
+from vizsla.data.listing import few, is_image_name
 from vizsla.data.remote import BlockReader, files_in, is_url, open_filesystem
 from vizsla.errors import DataError, ImageError
 
