@@ -176,13 +176,17 @@ def test_tar_files_too(photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_machine_costs_its_shard(photos: Path, tmp_path: Path) -> None:
+def test_a_lost_machine_costs_its_shard(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two machines of one core each, one of them killed in the middle."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # all of it on loopback
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
     images = ImageSet.from_folder(photos)
     whole = embed_here(images, tmp_path / "here")
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
     try:
         machines = [cluster.add_node(**node) for _ in range(2)]
