@@ -18,7 +18,7 @@ TORCH = {
     "model/projection.py", "model/views.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
     "model/compute.py", "model/compiling.py", "model/network.py", "model/export.py",
-    "model/inference.py", "model/shared.py", "search/exact.py",
+    "model/inference.py", "model/ray_engine.py", "model/shared.py", "search/exact.py",
     "search/graph.py", "search/refine.py",
     # the parts of training
     "model/candidates.py", "model/checkpoint.py", "model/choice.py", "model/heads.py",

@@ -43,7 +43,7 @@ def test_every_single_byte_change_is_found(tmp_path: Path, kind: str) -> None:
         read(path)
 
 
-@pytest.mark.parametrize("size", [100, storage._MEMO_FROM_BYTES + 1])
+@pytest.mark.parametrize("size", [100, storage.MEMO_FROM_BYTES + 1])
 def test_verify_finds_a_change_also_behind_the_memo(tmp_path: Path, size: int) -> None:
     path = tmp_path / "big"
     path.write_bytes(b"a" * size)
@@ -59,7 +59,7 @@ def test_memo_saves_hashing_and_force_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "big"
-    path.write_bytes(b"a" * (storage._MEMO_FROM_BYTES + 1))
+    path.write_bytes(b"a" * (storage.MEMO_FROM_BYTES + 1))
     sha256 = storage.sha256_of(path)
     storage.verify(path, sha256)
     monkeypatch.setattr(storage, "sha256_of", lambda path: "another")

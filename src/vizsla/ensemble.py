@@ -330,7 +330,7 @@ def _joint_run(
             ],
         )  # fmt: skip
         result = this.result_path(name)
-        storage.write_json(result, record)
+        storage.write_sealed_json(result, record)
     return RunResult(
         this, name, ranking, scores, result, submission, figures, seconds, messages.warnings,
         found.chain, found.refined, weights=found.choice, fusion=record["fusion"],

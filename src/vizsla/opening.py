@@ -13,6 +13,8 @@ from vizsla.data.imageset import (
     read_exclude,
     read_labels,
 )
+from vizsla.data.remote import image_set_at, is_url
+from vizsla.data.webdataset import image_set_in_tars, is_tars
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
@@ -83,10 +85,16 @@ def image_set(
     exclude: str | Path | None = None,
     follow_links: bool = False,
 ) -> ImageSet:
-    """The images of a folder or a table, with labels from the one place that was named."""
+    """The images of a folder, a table, tar files or a URL, labels from the one place named."""
     if sum(map(bool, (labels, labels_from, class_folders))) > 1:
         raise UsageError("--labels, --labels-from and --class-folders exclude each other: give one")
-    if Path(source).is_file():
+    if is_tars(str(source)):
+        if class_folders:
+            raise UsageError("tar files carry their labels in them: leave out --class-folders")
+        images = image_set_in_tars(str(source))
+    elif is_url(str(source)):
+        images = image_set_at(str(source), class_folders=class_folders)
+    elif Path(source).is_file():
         images = ImageSet.from_table(source, role=role)
     elif class_folders:
         images = ImageSet.from_class_folders(source, follow_links=follow_links)

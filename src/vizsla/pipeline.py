@@ -156,7 +156,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         result = this.result_path(embedder.name)
         record = _record(this, scores, network, data, config, seconds, messages.warnings, tuned)
         record["refine"] = refine_record(chain, choice)
-        storage.write_json(result, record)
+        storage.write_sealed_json(result, record)
         log.info("done in %.1f s", seconds)
     return RunResult(
         this, embedder.name, ranking, scores, result, submission, figures, seconds,

@@ -134,6 +134,11 @@ class Messages(logging.Handler):
         logger.removeHandler(self)
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A disk that is full loses a line here; the next artefact says what is wrong."""
+
+
 class log_to:
     """Context: what is logged under "vizsla" also goes to `path`, with times."""
 
@@ -141,8 +146,11 @@ class log_to:
         self.path, self.earlier = Path(path), earlier
 
     def __enter__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.handler = _LogFile(self.path, encoding="utf-8")
+        except OSError as error:
+            raise storage.storage_error("write", self.path, error) from error
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for record in self.earlier:
             self.handler.handle(record)

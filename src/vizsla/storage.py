@@ -10,8 +10,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SEAL_KEY = "vizsla.seal"
 _SEAL_START = "vizsla-sha256:"
 _UNSEALED = _SEAL_START + "0" * 64
+LOCK = ".lock"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")  # ours, safetensors'
 MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it costs milliseconds
 
 
@@ -33,21 +36,64 @@ MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it co
 def writing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; when the block ends well, it becomes `path` in one step.
 
-    Whatever goes wrong (Ctrl-C included), `path` keeps its old content or stays absent.
+    Whatever goes wrong (Ctrl-C included), `path` keeps its old content or stays absent. Nothing is
+    written into a folder that was `locked` and is gone.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        check_held(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # safetensors would let nobody else read it
         _fsync(temporary)
+        check_held(path)
         temporary.replace(path)
         _fsync(path.parent)
     except OSError as error:
+        check_held(path)  # a folder that was deleted is the better reason
         raise storage_error("write", path, error) from error
+    except Exception as error:
+        if (found := _system_error_in(error)) is not None:
+            raise storage_error("write", path, found) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def append_line(path: str | Path, text: str) -> None:
+    """For logs alone: what is appended may be cut off by a crash."""
+    path = Path(path)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        check_held(path)
+        raise storage_error("write", path, error) from error
+
+
+def remove(*paths: Path) -> None:
+    """Files that may be there or not, in this order."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error("delete", path, error) from error
+
+
+def _system_error_in(error: Exception) -> OSError | None:
+    """What the system said to a library in Rust or C++, which tells it in words alone."""
+    said = str(error)
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", said)
+    if found:
+        number = int(found[1] or found[2])
+        return OSError(number, os.strerror(number))
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    number = next((n for n in known if os.strerror(n) in said), 0)
+    return OSError(number, os.strerror(number)) if number else None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -60,7 +106,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """JSON that people may read and edit: not sealed. NaN is refused, unknown is null."""
+    """JSON that people may edit: not sealed. NaN is refused, unknown is null."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -112,11 +158,23 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
+    """Anybody's JSON; where it carries a seal, the seal is checked and left out."""
     data = read_bytes(path)
+    sealed = SEAL_KEY.encode() in data or _SEAL_START.encode() in data  # a byte breaks one
+    if sealed:
+        try:
+            unsealed(data, path)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}. If it was changed on purpose, take the line {SEAL_KEY!r} out of it"
+            ) from error
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except ValueError as error:  # also invalid UTF-8
         raise StorageError(f"{path} is not JSON ({error})") from error
+    if sealed:
+        del content[SEAL_KEY]
+    return content
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:
@@ -231,15 +289,35 @@ def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot {verb} {path}: {advice}")
 
 
+_held: dict[Path, tuple[int, int]] = {}  # folder that this process holds → its lock's identity
+
+
+def check_held(path: Path) -> None:
+    """StorageError where `path` lies in a folder of this process's that was deleted meanwhile.
+
+    Also where the folder is there again: another process may be writing to it by now.
+    """
+    here = path.absolute()
+    for folder, identity in list(_held.items()):
+        if here.is_relative_to(folder) and _identity(folder / LOCK) != identity:
+            raise StorageError(
+                f"{folder} was deleted or replaced while it was written to: nothing more is "
+                "written there. Run the same command again"
+            )
+
+
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Holds `folder` for this process; a second process gets a StorageError at once."""
+def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[None]:
+    """Holds `folder` for this process; a second process gets a StorageError at once.
+
+    What a killed process left half-written is removed, there and in the folders `parts` below it.
+    """
     import filelock
 
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
+        lock = filelock.FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise StorageError(
@@ -248,6 +326,26 @@ def locked(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise storage_error("write", folder, error) from error
     try:
+        for place in (folder, *(folder / name for name in parts)):
+            _remove_leftovers(place)
+        _held[folder.absolute()] = _identity(folder / LOCK) or (0, 0)
         yield
     finally:
+        _held.pop(folder.absolute(), None)
         lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Temporary files of `writing` whose process was killed."""
+    for path in folder.glob(".*tmp*"):
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -74,15 +74,16 @@ def run(
         typer.Option(
             "--model",
             help="A backbone's name (see `vizsla models`), or a folder. Repeated: all of them, "
-            "fused. [default: dinov2-s14]",
+            "fused.",
+            show_default="dinov2-s14",
         ),
     ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
             "--weights",
-            help="pretrained, random, or a file: one for all models, or one for each. "
-            "[default: pretrained]",
+            help="pretrained, random, or a file: one for all models, or one for each.",
+            show_default="pretrained",
         ),
     ] = None,
     pooling: Pooling = None,
@@ -268,7 +269,9 @@ def train(
     finetune: Finetune = "last",
     blocks: Annotated[
         int | None,
-        typer.Option("--blocks", min=1, help="How many, with --finetune last. [default: most]"),
+        typer.Option(
+            "--blocks", min=1, help="How many, with --finetune last.", show_default="most"
+        ),
     ] = None,
     loss: Loss = None,
     miner: Annotated[

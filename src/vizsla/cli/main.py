@@ -7,6 +7,7 @@ inside the commands that need them, so that `vizsla --help` answers at once.
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from vizsla.cli import (  # noqa: F401
 # isort: on
 from vizsla.cli.console import Command, app, log_to_stderr
 from vizsla.errors import UsageError, VizslaError
+from vizsla.storage import storage_error
 
 for _commands in (app, contest.judge_commands, contest.token_commands):
     for _command in _commands.registered_commands:
@@ -65,6 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `vizsla models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if os.environ.get("VIZSLA_DEBUG"):
+            raise
+        _fail(str(storage_error("use", Path(error.filename or "a file"), error)), 1)
     except MemoryError:
         _fail("memory ran out: use a smaller --batch-size, or a machine with more memory", 1)
     except Exception as error:

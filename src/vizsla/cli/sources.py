@@ -1,8 +1,9 @@
-"""What paths and flags name → rankings, truths, names, galleries, queries."""
+"""What paths and flags name → rankings, truths, names, galleries, queries, engines."""
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from vizsla.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from vizsla.data.imageset import DataFolders
+    from vizsla.model.compute import Compute
     from vizsla.model.embeddings import Embeddings
+    from vizsla.model.inference import Engine
     from vizsla.score.truth import Truth
     from vizsla.search.index import Index
     from vizsla.search.ranking import Ranking
@@ -167,3 +170,23 @@ def embedded_queries(
     with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
         compute = inference.resolve_compute(device=device)
         return inference.embed(images, embedder, folder, compute=compute, progress=progress)
+
+
+@contextmanager
+def open_engine(
+    name: str, address: str | None, **options: Any
+) -> "Iterator[tuple[Compute, Engine | None]]":
+    """What `embed` computes with, and where. options: those of `resolve_compute`."""
+    if name not in ("local", "ray"):
+        raise UsageError(f"--engine {name}: choose local or ray")
+    if name == "local" and address is not None:
+        raise UsageError("--address names a Ray cluster: add --engine ray")
+    if name == "local":
+        from vizsla.model.compute import resolve_compute
+
+        yield resolve_compute(**options), None
+        return
+    from vizsla.model import ray_engine
+
+    with ray_engine.connected(address) as ray:
+        yield ray_engine.resolve_on(ray, **options), ray_engine.ray_engine(ray)

@@ -31,13 +31,19 @@ from vizsla.cli.options import (
     Whiten,
     Workers,
 )
-from vizsla.cli.sources import names_in, read_ranking
+from vizsla.cli.sources import names_in, open_engine, read_ranking
 from vizsla.errors import UsageError
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
 def embed(
-    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV/Parquet table.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of images, a CSV/Parquet table, a URL (s3://…), or WebDataset tar files "
+            "(a folder of them, 'part-{000..099}.tar', 's3://b/*.tar')."
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     model: Model = "dinov2-s14",
     weights: Weights = "pretrained",
@@ -58,6 +64,10 @@ def embed(
     workers: Workers = None,
     seed: Seed = 0,
     store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
+    shard_images: Annotated[
+        int,
+        typer.Option("--shard-images", min=1, help="Of one file; an interruption costs as many."),
+    ] = 1024,
     exclude: Exclude = None,
     max_pixels: MaxPixels = 100_000_000,
     follow_links: FollowLinks = False,
@@ -78,13 +88,22 @@ def embed(
         typer.Option("--save-embedder", help="Also write the embedder, for --model elsewhere."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray for a cluster (see docs/scale.md).")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="A Ray cluster: auto or HOST:PORT.", show_default="one started here"
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
     from vizsla import opening
-    from vizsla.model.compute import resolve_compute, written_compute
+    from vizsla.model.compute import written_compute
     from vizsla.model.embeddings import Embeddings
     from vizsla.model.inference import write_embeddings
 
@@ -104,15 +123,17 @@ def embed(
         opening.whiten_embedder(embedder, Embeddings.open(whiten_on), whiten, dim)
     if save_embedder is not None:
         embedder.save(save_embedder)
-    compute = resolve_compute(
-        device=device, precision=precision, compiling=compiling, batch_size=batch_size,
-        workers=workers, embedder=embedder, images=len(image_set),
-        written=None if overwrite else written_compute(out),
-    )  # fmt: skip
-    with ProgressShown(quiet) as progress:
+    with (
+        open_engine(
+            engine, address, device=device, precision=precision, compiling=compiling,
+            batch_size=batch_size, workers=workers, embedder=embedder, images=len(image_set),
+            written=None if overwrite else written_compute(out),
+        ) as (compute, engine_there),
+        ProgressShown(quiet) as progress,
+    ):  # fmt: skip
         written = write_embeddings(
             image_set, embedder, out, compute=compute, store=store, max_pixels=max_pixels,
-            overwrite=overwrite, cache=cache,
+            overwrite=overwrite, cache=cache, shard_images=shard_images, engine=engine_there,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
     about = {

@@ -29,11 +29,11 @@ Reasons = list[str | None]  # None: the image is whole
 
 
 class ThreadDecoder:
-    """memory: (rings, B, H, W, 3) uint8."""
+    """memory: (rings, B, H, W, 3) uint8. path: where the i-th image lies, or its content."""
 
     def __init__(
         self,
-        path: Callable[[int], Path],
+        path: Callable[[int], Path | bytes],
         framing: Framing,
         shape: tuple[int, ...],
         workers: int,
@@ -71,13 +71,14 @@ class ThreadDecoder:
 class ProcessDecoder:
     """The same by processes, for many cores. A decoder that crashes costs its image alone.
 
-    They are programs of their own and not copies of this one, so whoever calls need not be written
-    for it; they end when their input does, and so with this process, however it ends.
+    Images must be files. They are programs of their own and not copies of this one, so whoever
+    calls need not be written for it; they end when their input does, and so with this process,
+    however it ends.
     """
 
     def __init__(
         self,
-        path: Callable[[int], Path],
+        path: Callable[[int], Path | bytes],
         framing: Framing,
         shape: tuple[int, ...],
         workers: int,
@@ -101,7 +102,7 @@ class ProcessDecoder:
             raise
 
     def submit(self, ring: int, positions: Sequence[int]) -> list[Future[Reasons]]:
-        paths = [os.fspath(self._path(i)) for i in positions]
+        paths = [str(self._path(i)) for i in positions]
         return [
             self._pool.submit(self._read, ring, start, paths[start : start + self._run])
             for start in range(0, len(paths), self._run)

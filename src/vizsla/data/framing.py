@@ -30,7 +30,7 @@ class Framing:
     mode: str
     interpolation: str
 
-    def read(self, path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    def read(self, path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """(H, W, 3) uint8 of a file; ImageError with the reason where it cannot be read.
 
         A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, where that is still REDUCED times

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -50,17 +51,38 @@ LAYOUT = """\
   └── labels.csv            role,file,label: the truth of the test part (may be left out)"""
 
 
+class Source(Protocol):
+    """Where images are that are no files on this machine: data/remote.py, data/webdataset.py."""
+
+    @property
+    def place(self) -> str:
+        """As the user named it."""
+
+    def read(self, name: str) -> bytes:
+        """ImageError where this one image cannot be had, StorageError where none can."""
+
+    def stamp(self, name: str) -> bytes:
+        """Changes when the image does, without reading it."""
+
+    def part(self, names: Sequence[str]) -> "Source": ...
+
+    def require(self) -> None:
+        """DataError where all of it is gone."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """ids: N posix paths below root, sorted as UTF-8 bytes. attributes: N rows, or no columns.
 
     links_outside: links that lead out of the root and were not followed.
+    source: where the images are, unless they are files below `root`.
     """
 
     root: Path
     ids: list[str]
     attributes: pa.Table = field(default_factory=lambda: pa.table({}))
     links_outside: list[str] = field(default_factory=list)
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.attributes.num_columns and self.attributes.num_rows != len(self.ids):
@@ -82,6 +104,44 @@ class ImageSet:
 
     def path(self, i: int) -> Path:
         return self.root / self.ids[i]
+
+    def file(self, i: int) -> Path | bytes:
+        """What `read_image` takes: the path, or the content of what is no file here."""
+        return self.path(i) if self.source is None else self.source.read(self.ids[i])
+
+    def stamp(self, i: int) -> bytes:
+        """Of an image that is no file here: it changes when the image does."""
+        assert self.source is not None
+        return self.source.stamp(self.ids[i])
+
+    @property
+    def place(self) -> str:
+        """The root, as people named it."""
+        return str(self.root) if self.source is None else self.source.place
+
+    def require_root(self) -> None:
+        """DataError where the folder of images is gone, as when a disk was unmounted."""
+        if self.source is not None:
+            self.source.require()
+        elif not self.root.is_dir():
+            raise DataError(
+                f"{self.root} is gone, so its images cannot be read: when it is back, run the "
+                "same command again"
+            )
+
+    def sent(self, part: range) -> "ImageSet":
+        """These images alone, without attributes: small enough to be sent to another machine."""
+        ids = self.ids[part.start : part.stop]
+        root = Path(os.path.abspath(self.root))  # noqa: PTH100 (links stay as they are)
+        return ImageSet(root, ids, source=self.source and self.source.part(ids))
+
+    @staticmethod
+    def elsewhere(
+        place: str, ids: list[str], source: Source, attributes: pa.Table | None = None
+    ) -> "ImageSet":
+        """Images that are no files on this machine."""
+        return ImageSet(Path(place), ids, pa.table({}) if attributes is None else attributes,
+                        source=source)  # fmt: skip
 
     def subset(self, indices: Iterable[int]) -> "ImageSet":
         """The images at these positions, in the order given."""

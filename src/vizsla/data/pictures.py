@@ -44,7 +44,7 @@ class Pictures:
         kept = self._kept.get(i)
         if kept is not None:
             return Image.fromarray(kept)
-        picture = self._smaller(read_image(self.images.path(i), max_pixels=self.max_pixels))
+        picture = self._smaller(read_image(self.images.file(i), max_pixels=self.max_pixels))
         pixels = np.asarray(picture)
         with self._lock:
             if i not in self._kept and pixels.nbytes <= self.room:

@@ -39,11 +39,13 @@ def space_of(model_id: str, compute_id: str, max_pixels: int) -> str:
     return f"{model_id} {compute_id} {max_pixels}"
 
 
-def content_of(path: Path) -> bytes | None:
+def content_of(file: Path | bytes) -> bytes | None:
     """SHA-256 of a file; None where it cannot be read, which the decoder will put into words."""
+    if isinstance(file, bytes):
+        return hashlib.sha256(file).digest()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").digest()
     except (OSError, ValueError):
         return None
 

@@ -23,7 +23,6 @@ def save_state(folder: Path, state: Any, *, about: dict[str, Any]) -> None:
 
     tensors: dict[str, Tensor] = {}
     skeleton = _without_tensors(state, "", tensors)
-    folder.mkdir(parents=True, exist_ok=True)
     old = _named_file(folder)
     name = "tensors-a.safetensors" if old != "tensors-a.safetensors" else "tensors-b.safetensors"
     with storage.writing(folder / name) as temporary:
@@ -43,8 +42,8 @@ def load_state(folder: Path, *, about: dict[str, Any]) -> Any:
         content = storage.read_sealed_json(folder / STATE)
         if content["about"] != about:
             return None
+        storage.verify(folder / content["tensors"], content["sha256"], force=True)
         data = storage.read_bytes(folder / content["tensors"])
-        storage.verify(folder / content["tensors"], content["sha256"])
     except StorageError:
         return None
     return _with_tensors(content["state"], load(data))

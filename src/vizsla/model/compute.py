@@ -44,6 +44,7 @@ class Compute:
     batch_size: int
     workers: int
     compiled: bool = False
+    elsewhere: dict[str, Any] | None = None  # the facts of the machines that compute, if not here
 
     @property
     def kind(self) -> str:
@@ -57,10 +58,13 @@ class Compute:
         The decoder is here and not in the model_id: what it changes is less than a photo saved
         again as JPEG would, so its vectors may be compared, and are not bit-equal.
         """
+        if self.elsewhere is not None:
+            return self.elsewhere
         kind = self.kind
         return {
             "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
             "machine": platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability() if kind == "cpu" else None,
             "precision": self.precision,
             "compiled": self.compiled,
             "batch_size": self.batch_size,

@@ -150,10 +150,17 @@ class ShardWriter:
     """Writes shard after shard; after each the manifest names all that is safely on disk."""
 
     def __init__(
-        self, folder: Path, about: dict[str, Any], dim: int, *, store: str = "fp32", total: int = 0
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        dim: int,
+        *,
+        store: str = "fp32",
+        total: int = 0,
     ) -> None:
         self.folder, self.about, self.dim, self.store, self.total = folder, about, dim, store, total
         self.shards: list[dict[str, Any]] = []
+        self.early: dict[int, dict[str, Any]] = {}  # by number: written, a shard before is not
         self.done = 0  # images read, broken ones included
 
     def resume(self) -> int:
@@ -191,8 +198,30 @@ class ShardWriter:
         vectors: np.ndarray,
         attributes: pa.Table,
         broken: Sequence[tuple[str, str]],
+        *,
+        number: int | None = None,
     ) -> None:
-        name = f"shard-{len(self.shards):05d}.parquet"
+        """number: the shard's place, when shards come out of turn; None: the next one.
+
+        The manifest names a shard as soon as all before it are on disk.
+        """
+        number = len(self.shards) if number is None else number
+        self.early[number] = self._write_shard(number, ids, vectors, attributes, broken)
+        while (entry := self.early.pop(len(self.shards), None)) is not None:
+            self.shards.append(entry)
+            self.done += entry["rows"] + len(entry["broken"])
+            if len(self.shards) not in self.early:
+                self._write(complete=False)
+
+    def _write_shard(
+        self,
+        number: int,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        attributes: pa.Table,
+        broken: Sequence[tuple[str, str]],
+    ) -> dict[str, Any]:
+        """The manifest's entry for it."""
         kept = {name: attributes[name] for name in attributes.column_names}
         if reserved := {"id", "vector"} & kept.keys():
             raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
@@ -204,16 +233,9 @@ class ShardWriter:
                 "vector": pa.FixedSizeListArray.from_arrays(flat, self.dim),
             }
         )
+        name = f"shard-{number:05d}.parquet"
         sha256 = storage.write_table(self.folder / name, table)
-        entry = {
-            "file": name,
-            "rows": len(ids),
-            "sha256": sha256,
-            "broken": list(map(list, broken)),
-        }
-        self.shards.append(entry)
-        self.done += len(ids) + len(broken)
-        self._write(complete=False)
+        return {"file": name, "rows": len(ids), "sha256": sha256, "broken": list(map(list, broken))}
 
     def finish(self) -> None:
         self._write(complete=True)

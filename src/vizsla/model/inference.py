@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import Image
 from vizsla import storage
 from vizsla.data.batches import Batch, Loader, in_chunks
 from vizsla.data.imageset import ImageSet
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, ImageError, UsageError
 from vizsla.model.cache import VectorCache, content_of, space_of
 from vizsla.model.compiling import CompilingError
 from vizsla.model.compute import PRECISIONS as PRECISIONS
@@ -67,6 +68,7 @@ def embed(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     picture: Callable[[int], Image.Image] | None = None,
+    engine: "Engine | None" = None,
 ) -> Embeddings:
     """Writes the embeddings of `images` into the folder `out` and returns them, all in memory.
 
@@ -75,7 +77,7 @@ def embed(
     write_embeddings(
         images, embedder, out, compute=compute, network=network, store=store,
         shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
-        progress=progress, picture=picture,
+        progress=progress, picture=picture, engine=engine,
     )  # fmt: skip
     return Embeddings.open(out)
 
@@ -94,6 +96,7 @@ def write_embeddings(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     picture: Callable[[int], Image.Image] | None = None,
+    engine: "Engine | None" = None,
 ) -> Written:
     """Writes the embeddings of `images` into the folder `out`, shard by shard.
 
@@ -102,10 +105,11 @@ def write_embeddings(
     Broken images are left out and listed in `broken`; DataError if all are broken.
     network: an open one to be used again, instead of `compute`. cache: a folder of vectors by the
     content of their files (see cache.py). picture: gives the i-th picture instead of its file
-    (see data/pictures.py), and then nothing is cached.
+    (see data/pictures.py), and then nothing is cached. engine: where shards are computed (default:
+    here); it changes nothing that is written.
     """
     if len(images) == 0:
-        raise DataError(f"{images.root} holds no images to embed")
+        raise DataError(f"{images.place} holds no images to embed")
     if store not in STORES:
         raise UsageError(f"store={store!r}: choose {' or '.join(STORES)}")
     network = network or Network(embedder, compute or resolve_compute())
@@ -120,14 +124,14 @@ def write_embeddings(
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
         try:
-            _write_from(done, source, network, writer, progress)
+            _write_from(done, source, network, writer, engine or embed_here, progress)
         except CompilingError as error:
             if writer.done > done or done:  # nothing may be mixed
                 raise
             log.warning("%s: goes on without compiling", error)
             network.compute = replace(network.compute, compiled=False)
             writer = _writer(source, network, out, store, shard_images)
-            _write_from(0, source, network, writer, progress)
+            _write_from(0, source, network, writer, engine or embed_here, progress)
         writer.finish()
     broken = [(name, why) for shard in writer.shards for name, why in shard["broken"]]
     written = Written(
@@ -157,13 +161,19 @@ def _write_from(
     source: "Source",
     network: Network,
     writer: ShardWriter,
+    engine: "Engine",
     progress: Progress | None,
 ) -> None:
     per_shard, total = writer.about["shard_images"], len(source.images)
     ranges = [range(i, min(i + per_shard, total)) for i in range(done, total, per_shard)]
     report = (lambda count: progress(count, total)) if progress else None
-    for shard in embed_shards(source, network, ranges, progress=report):
-        writer.add(shard.ids, shard.vectors, shard.attributes, shard.broken)
+    for positions, shard in engine(source, network, ranges, report):
+        if shard.broken:
+            source.images.require_root()  # gone altogether, it would make all that follow broken
+        writer.add(
+            shard.ids, shard.vectors, shard.attributes, shard.broken,
+            number=positions.start // per_shard,
+        )  # fmt: skip
 
 
 # ── shards ───────────────────────────────────────────────────────────────────────────────────────
@@ -189,6 +199,22 @@ class Shard:
     broken: list[tuple[str, str]]
 
 
+Engine = Callable[
+    [Source, Network, Sequence[range], Callable[[int], None] | None],
+    Iterator[tuple[range, Shard]],
+]  # the shards of some ranges of positions, in any order
+
+
+def embed_here(
+    source: Source,
+    network: Network,
+    ranges: Sequence[range],
+    progress: Callable[[int], None] | None,
+) -> Iterator[tuple[range, Shard]]:
+    """The engine of this process."""
+    return zip(ranges, embed_shards(source, network, ranges, progress=progress), strict=True)
+
+
 def embed_shards(
     source: Source,
     network: Network,
@@ -203,14 +229,14 @@ def embed_shards(
     compute = network.compute
     on_gpu = compute.kind == "cuda"
     with Loader(
-        source.images.path,
+        source.images.file,
         network.embedder.preprocess.framing,
         batch_size=compute.batch_size,
         workers=compute.workers,
         max_pixels=source.max_pixels,
         picture=source.picture,
         ahead=2 if on_gpu else 0,  # on a CPU both need all cores, and take turns
-        processes=on_gpu,
+        processes=on_gpu and source.images.source is None,
         pinned=on_gpu,
     ) as loader:
         drafts: deque[_Draft] = deque()
@@ -274,7 +300,7 @@ def _fill_from_cache(draft: _Draft, source: Source, network: Network) -> list[in
     """The positions whose vectors the cache does not hold."""
     assert source.cache is not None
     with ThreadPoolExecutor(network.compute.workers) as pool:
-        found = pool.map(content_of, [source.images.path(i) for i in draft.positions])
+        found = pool.map(partial(_content, source.images), draft.positions)
         draft.contents = dict(zip(draft.positions, found, strict=True))
     wanted = list({content for content in draft.contents.values() if content})
     known = source.cache.get(_space(source, network), wanted, network.embedder.dim)
@@ -285,6 +311,13 @@ def _fill_from_cache(draft: _Draft, source: Source, network: Network) -> list[in
         else:
             missing.append(i)
     return missing
+
+
+def _content(images: ImageSet, i: int) -> bytes | None:
+    try:
+        return content_of(images.file(i))
+    except ImageError:
+        return None
 
 
 def _finished(drafts: "deque[_Draft]", source: Source, network: Network) -> Iterator[Shard]:
@@ -341,13 +374,13 @@ def _report_broken(written: Written, images: ImageSet) -> None:
         return
     first = "; ".join(f"{name}: {reason}" for name, reason in broken[:3])
     if written.images == 0:
-        raise DataError(f"none of the {len(images)} images in {images.root} can be used: {first}")
+        raise DataError(f"none of the {len(images)} images in {images.place} can be used: {first}")
     for name, reason in broken:
         log.debug("broken: %s: %s", name, reason)
     more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
     log.warning(
         "%d of %d images in %s are broken and left out (%s%s); all are listed in %s",
-        len(broken), len(images), images.root, first, more, written.folder / "manifest.json",
+        len(broken), len(images), images.place, first, more, written.folder / "manifest.json",
     )  # fmt: skip
 
 
@@ -359,7 +392,7 @@ def fingerprint(images: ImageSet) -> str:
     digest = hashlib.sha256()
     for i, name in enumerate(images.ids):
         digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        digest.update(_pieces(images.path(i)))
+        digest.update(_pieces(images.path(i)) if images.source is None else images.stamp(i))
     for column in images.attributes.column_names:
         digest.update(f"{column}\0".encode())
         for value in images.attributes[column].to_pylist():
@@ -386,5 +419,4 @@ def whole_batches(shard_images: int, batch_size: int) -> int:
 
 def _clear(folder: Path) -> None:
     """Removes what `embed` writes there, and nothing else."""
-    for path in [*folder.glob("shard-*.parquet"), folder / "manifest.json"]:
-        path.unlink(missing_ok=True)
+    storage.remove(folder / "manifest.json", *folder.glob("shard-*.parquet"))

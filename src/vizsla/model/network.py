@@ -39,7 +39,6 @@ class Network:
     def __init__(self, embedder: Embedder, compute: Compute) -> None:
         self.embedder, self.compute = embedder, compute
         self.device = torch.device(compute.device)
-        embedder.to(self.device).to(memory_format=torch.channels_last).eval()
         self._pass: Callable[[Tensor], Tensor] | None = None
 
     def submit(self, pixels: Tensor) -> Pending:
@@ -61,8 +60,9 @@ class Network:
         )
 
     def _ready(self) -> Callable[[Tensor], Tensor]:
-        """Compiled when the first batch comes, so that nothing to do costs nothing."""
+        """On its device, and compiled, when the first batch comes: it may come elsewhere."""
         if self._pass is None:
+            self.embedder.to(self.device).to(memory_format=torch.channels_last).eval()
             self._pass = self._eager()
             if self.compute.compiled:
                 self._pass = compiled(self._pass, self.embedder, self.compute, self.blank())

@@ -110,7 +110,7 @@ def embed_together(
     per_shard = whole_batches(SHARD_IMAGES, compute.batch_size)
     for start in range(0, len(images), per_shard):
         positions = range(start, min(start + per_shard, len(images)))
-        contents = [content_of(images.path(i)) for i in positions]
+        contents = [content_of(images.file(i)) for i in positions]
         spaces = [space_of(e.model_id, compute.id, max_pixels) for e in embedders]
         if not _all_known(kept, spaces, embedders, contents):
             part = images.subset(positions)

@@ -71,13 +71,10 @@ def train(
     out: a folder for log, checkpoint and embedder; a run that was killed goes on from there.
     """
     run = _Training(images, embedder, config, validate, Path(out), clock, processes, progress)
-    with storage.locked(run.out) if run.processes.rank == 0 else _nothing():
+    if run.processes.rank > 0:
         return run.result()
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
+    with storage.locked(run.out, parts=("heads", "checkpoint", "embedder")):
+        return run.result()
 
 
 class _Training:
@@ -215,7 +212,7 @@ class _Training:
             self.labels,
             loss,
             learning_rate=self.config.head_learning_rate,
-            seconds=min(heads.SECONDS, 0.06 * (self.config.budget or math.inf)),
+            seconds=self._head_seconds(),
             order=order_of(self.config, loss),
             per_class=self.config.per_class,
             seed=self.config.seed,
@@ -388,6 +385,10 @@ class _Training:
         """Of the choice at the end, by the first reading."""
         share = min(1.0, REFITTED / max(1, len(self.images)))
         return Costs(self.choice_seconds, self.reading_seconds * share)
+
+    def _head_seconds(self) -> float:
+        """Without a budget no clock decides: the same command must end with the same weights."""
+        return min(heads.SECONDS, 0.06 * self.config.budget) if self.config.budget else math.inf
 
     def _warn_of_silence(
         self, before: dict[str, Tensor], tuned: Embedder, result: LoopResult, first_step: int

@@ -23,8 +23,7 @@ class TrainLog:
 
     def add(self, step: int, **values: Any) -> None:
         record = {"step": step, **{k: _plain(v) for k, v in values.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        storage.append_line(self.path, json.dumps(record))
         if self.board:
             for key, value in record.items():
                 if isinstance(value, int | float) and key != "step":

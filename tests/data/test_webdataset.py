@@ -1,0 +1,205 @@
+"""Tar files are read as the folders that they would unpack to; what is damaged is listed."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vizsla.data.images import read_image
+from vizsla.data.imageset import ImageSet
+from vizsla.data.webdataset import _braces, image_set_in_tars, is_tars
+from vizsla.errors import DataError, ImageError
+
+
+def png(seed: int, size: tuple[int, int] = (20, 24)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """Two tar files of three images each, the second with folders inside."""
+    folder = tmp_path / "tars"
+    for n, below in enumerate(("", "sub/")):
+        members = {}
+        for i in range(3):
+            members[f"{below}{i}.png"] = png(10 * n + i)
+            members[f"{below}{i}.cls"] = f"class-{i % 2}\n".encode()
+        write_tar(folder / f"part-{n:03}.tar", members)
+    return folder
+
+
+def test_ids_are_those_of_the_unpacked_folder(tars: Path, tmp_path: Path) -> None:
+    found = image_set_in_tars(str(tars))
+    for path in tars.glob("*.tar"):
+        with tarfile.open(path) as archive:
+            archive.extractall(tmp_path / "plain" / path.stem, filter="data")
+    plain = ImageSet.from_folder(tmp_path / "plain")
+    assert found.ids == plain.ids and len(found) == 6
+    for i in range(6):
+        assert found.file(i) == plain.path(i).read_bytes()
+    assert found.labels == ["class-0", "class-1", "class-0"] * 2
+    few = found.subset([4])
+    assert read_image(few.file(0)).size == (24, 20) and few.ids == ["part-001/sub/1.png"]
+
+
+WAYS = [
+    "{}", "{}/part-*.tar", "{}/part-{{000..001}}.tar", "{0}/part-000.tar::{0}/part-001.tar",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", WAYS)
+def test_all_ways_to_name_them(tars: Path, pattern: str) -> None:
+    place = pattern.format(tars)
+    assert is_tars(place)
+    assert len(image_set_in_tars(place)) == 6
+
+
+def test_urls(tars: Path) -> None:
+    names = [f"part-00{n}/{'sub/' * n}{i}.png" for n in range(2) for i in range(3)]
+    for place in (f"file://{tars}/part-*.tar", f"file://{tars}/part-{{000..001}}.tar"):
+        found = image_set_in_tars(place)
+        assert found.ids == names
+        assert found.file(5) == png(12)
+        assert found.labels == image_set_in_tars(str(tars)).labels
+    with pytest.raises(DataError, match="does not exist"):
+        image_set_in_tars(f"file://{tars}/none.tar")
+
+
+def test_braces_as_others_expand_them() -> None:
+    assert list(_braces("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert list(_braces("{a,b}-{1..2}")) == ["a-1", "a-2", "b-1", "b-2"]
+    braceexpand = pytest.importorskip("braceexpand").braceexpand
+    for pattern in ("x/{000..012}.tar", "{a,b}{1..3}.tar", "plain.tar"):
+        assert list(_braces(pattern)) == list(braceexpand(pattern))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # it leaves files open
+def test_the_webdataset_package_reads_the_same(tars: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    found = image_set_in_tars(str(tars))
+    path = str(tars / "part-000.tar")
+    samples = list(webdataset.WebDataset(path, shardshuffle=False))
+    assert [sample["png"] for sample in samples] == [found.file(i) for i in range(3)]
+    assert [sample["cls"].decode().strip() for sample in samples] == found.labels[:3]  # type: ignore[index]
+
+
+def test_labels_from_json_and_text(tmp_path: Path) -> None:
+    about = {"label": "cat", "group": 7, "domain": "photo", "caption": "not ours", "url": None}
+    members = {
+        "a.png": png(0), "a.json": json.dumps(about).encode(),
+        "b.png": png(1), "b.txt": b"dog\n",
+        "c.png": png(2), "c.json": b"{broken", "c.cls": b"3",
+        "d.png": png(3),
+    }  # fmt: skip
+    found = image_set_in_tars(str(write_tar(tmp_path / "x.tar", members)))
+    assert found.labels == ["cat", "dog", "3", None]
+    assert found.attributes["group"].to_pylist() == ["7", None, None, None]
+    assert found.attributes.column_names == ["label", "group", "domain"]
+
+
+def test_several_pictures_of_one_key_share_its_label(tmp_path: Path) -> None:
+    members = {"a.left.png": png(0), "a.right.png": png(1), "a.cls": b"x"}
+    found = image_set_in_tars(str(write_tar(tmp_path / "x.tar", members)))
+    assert found.ids == ["x/a.left.png", "x/a.right.png"] and found.labels == ["x", "x"]
+
+
+def reasons(images: ImageSet) -> dict[str, str]:
+    found = {}
+    for i, name in enumerate(images.ids):
+        try:
+            read_image(images.file(i))
+        except ImageError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_broken_members_are_listed(tmp_path: Path) -> None:
+    members = {
+        "a.png": png(0), "b.png": b"no picture", "c.png": b"", "d.cls": b"x", "e.png": png(1),
+    }  # fmt: skip
+    found = reasons(image_set_in_tars(str(write_tar(tmp_path / "x.tar", members))))
+    assert sorted(found) == ["x/b.png", "x/c.png", "x/d"]
+    assert "no picture under this key, but cls" in found["x/d"] and "empty" in found["x/c.png"]
+
+
+@pytest.mark.parametrize("kept", [0, 100, 700, 2048, 3000, 4096, -1024, -512])
+def test_a_cut_off_tar_file_keeps_what_is_whole(tmp_path: Path, kept: int) -> None:
+    path = write_tar(tmp_path / "x.tar", {f"{i}.png": png(i) for i in range(4)})
+    whole = path.read_bytes().rstrip(b"\0")
+    data = (whole + bytes(1024 + -len(whole) % 512))[: kept if kept > 0 else None]
+    path.write_bytes(data[:kept] if kept < 0 else data if kept else b"")
+    write_tar(tmp_path / "y.tar", {"9.png": png(9)})
+    images = image_set_in_tars(str(tmp_path))
+    found = reasons(images)
+    assert "y/9.png" in images.ids and "y/9.png" not in found
+    good = [name for name in images.ids if name not in found]
+    assert all(name in ("y/9.png", *(f"x/{i}.png" for i in range(4))) for name in good)
+    if kept != -512:  # one block of zeros is an end mark too
+        assert "damaged tar file" in found["x.tar"]
+    if kept == -1024:
+        assert len(good) == 5
+
+
+def test_a_garbled_header_loses_what_is_behind_it_and_says_so(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {f"{i}.png": png(i) for i in range(4)})
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        data[archive.getmembers()[2].offset + 150] ^= 1
+    path.write_bytes(data)
+    images = image_set_in_tars(str(path))
+    assert images.ids == ["x.tar", "x/0.png", "x/1.png"]
+    assert "damaged tar file" in reasons(images)["x.tar"]
+
+
+def test_every_byte_may_change(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.png": png(0, (4, 4)), "a.cls": b"x", "b.txt": b"y"})
+    good = path.read_bytes()
+    dice = np.random.default_rng(0)
+    for at in dice.integers(0, 4096, 300):
+        bad = bytearray(good)
+        bad[at] ^= 1 << int(dice.integers(8))
+        path.write_bytes(bad)
+        try:
+            reasons(image_set_in_tars(str(path)))
+        except DataError as error:
+            assert "no images" in str(error)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="matches no tar files"):
+        image_set_in_tars(str(tmp_path / "*.tar"))
+    with pytest.raises(DataError, match="cannot read"):
+        image_set_in_tars(str(tmp_path / "none.tar"))
+    path = write_tar(tmp_path / "x.tar", {"a.png": png(0)})
+    with pytest.raises(DataError, match="named twice"):
+        image_set_in_tars(f"{path}::{path}")
+    images = image_set_in_tars(str(path))
+    path.unlink()
+    assert reasons(images) == {"x/a.png": "its tar file is missing"}
+    images.require_root()
+
+
+def test_a_folder_of_images_stays_one(tars: Path, paint: Callable[..., Path]) -> None:
+    paint("tars/a.png", (1, 2, 3))
+    assert not is_tars(str(tars))
+    assert len(ImageSet.from_folder(tars)) == 1

@@ -1,0 +1,289 @@
+"""Embedding on Ray writes what embedding here writes, byte for byte, whatever is lost meanwhile.
+
+Most need a cluster of several processes and are slow; one runs always.
+"""
+
+import importlib.util
+import os
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vizsla.data.imageset import ImageSet
+from vizsla.data.remote import image_set_at
+from vizsla.data.transforms import Preprocess
+from vizsla.data.webdataset import image_set_in_tars
+from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model.compute import resolve_compute
+from vizsla.model.embedder import Embedder
+from vizsla.model.embeddings import Embeddings
+from vizsla.model.inference import embed
+from vizsla.model.ray_engine import connected, ray_engine, resolve_on
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's own
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.timeout(300),
+]
+SHARD = 4  # images
+IMAGES = 40
+
+
+class Patches(nn.Module):
+    """(B, 3, H, W) → (B, 48): the mean colour of each cell of a 4 × 4 grid. Slow, and counts.
+
+    notes: a file that gets a line for each batch.
+    """
+
+    def __init__(self, notes: str | None = None, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.notes, self.seconds = notes, seconds
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        if self.notes:
+            with Path(self.notes).open("a") as file:
+                file.write(f"{os.getpid()} {float(images.sum()):.6f}\n")
+        return (nn.functional.adaptive_avg_pool2d(images, 4) * self.scale).flatten(1)
+
+
+def embedder(notes: Path | None = None, seconds: float = 0.0) -> Embedder:
+    preprocess = Preprocess(size=(16, 16), resize=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    made = Embedder.from_module(Patches(), preprocess, name="patches")
+    module: Any = made.backbone.network
+    module.notes, module.seconds = notes and str(notes), seconds  # not while it is made
+    return made
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dice = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(IMAGES):
+        pixels = dice.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    (folder / "07.png").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name[0] != "."}
+
+
+def embed_here(images: ImageSet, out: Path) -> dict[str, bytes]:
+    compute = resolve_compute(device="cpu", batch_size=2)
+    embed(images, embedder(), out, compute=compute, shard_images=SHARD)
+    return files(out)
+
+
+def embed_there(
+    ray: Any, images: ImageSet, out: Path, made: Embedder | None = None, **more: Any
+) -> Embeddings:
+    from ray import cloudpickle  # not before `connected`, which decides where Ray listens
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+    return embed(
+        images, made or embedder(), out, compute=resolve_on(ray, batch_size=2),
+        shard_images=SHARD, engine=ray_engine(ray), **more,
+    )  # fmt: skip
+
+
+def listening(pids: set[int]) -> list[str]:
+    """Addresses that these processes accept connections at."""
+    import psutil
+
+    found = []
+    for pid in pids:
+        try:
+            connections = psutil.Process(pid).net_connections(kind="inet")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        found += [c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN]
+    return found
+
+
+def test_the_same_files_as_here(photos: Path, tmp_path: Path) -> None:
+    import psutil
+
+    images = ImageSet.from_folder(photos).subset(range(12))
+    whole = embed_here(images, tmp_path / "here")
+    with connected() as ray:
+        children = {p.pid for p in psutil.Process().children(recursive=True)}
+        assert set(listening(children)) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+        embed_there(ray, images, tmp_path / "there")
+    assert files(tmp_path / "there") == whole
+
+
+@pytest.mark.slow
+def test_either_engine_goes_on_where_the_other_stopped(photos: Path, tmp_path: Path) -> None:
+    images = ImageSet.from_folder(photos)
+    whole = embed_here(images, tmp_path / "here")
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= 14:
+            raise KeyboardInterrupt
+
+    with connected() as ray:
+        with pytest.raises(KeyboardInterrupt):
+            embed(
+                images, embedder(), tmp_path / "a", shard_images=SHARD, progress=interrupt,
+                compute=resolve_compute(device="cpu", batch_size=2),
+            )  # fmt: skip
+        assert 0 < len(files(tmp_path / "a")) < len(whole)
+        embed_there(ray, images, tmp_path / "a")
+        assert files(tmp_path / "a") == whole
+
+        with pytest.raises(KeyboardInterrupt):
+            embed_there(ray, images, tmp_path / "b", progress=interrupt)
+        assert 0 < len(files(tmp_path / "b")) < len(whole)
+    assert embed_here(images, tmp_path / "b") == whole
+
+
+@pytest.mark.slow
+def test_tar_files_too(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tars" / "x.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+        for name in ("03.png", "07.png", "09.png"):
+            archive.add(photos / name, name)
+    tars = image_set_in_tars(str(path))
+    with connected() as ray:
+        assert embed_there(ray, tars, tmp_path / "there").broken[0][0] == "x/07.png"
+    assert files(tmp_path / "there") == embed_here(tars, tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_lost_machine_costs_its_shard(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines of one core each, one of them killed in the middle."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # all of it on loopback
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    images = ImageSet.from_folder(photos)
+    whole = embed_here(images, tmp_path / "here")
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
+    try:
+        machines = [cluster.add_node(**node) for _ in range(2)]
+        notes = tmp_path / "notes"
+
+        def kill() -> None:
+            while not notes.exists() or len(_pids(notes)) < 2:
+                time.sleep(0.1)
+            time.sleep(1)
+            cluster.remove_node(machines[1], allow_graceful=False)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with connected(cluster.address) as ray:
+            embed_there(ray, images, tmp_path / "there", embedder(notes, seconds=0.5))
+        killer.join(60)
+        assert not killer.is_alive()
+    finally:
+        cluster.shutdown()
+    assert files(tmp_path / "there") == whole
+    lines = notes.read_text().splitlines()
+    sums = [line.split()[1] for line in lines]
+    again = len(sums) - len(set(sums))
+    print(f"{len(set(sums))} batches, {again} of them twice; {len(_pids(notes))} actors")
+    assert len(set(sums)) == IMAGES // 2
+    assert again <= SHARD // 2  # batches of one shard
+
+
+def _pids(notes: Path) -> set[str]:
+    return {line.split()[0] for line in notes.read_text().splitlines()}
+
+
+@pytest.mark.slow
+def test_killed_actors_are_replaced(photos: Path, tmp_path: Path) -> None:
+    import signal
+
+    images = ImageSet.from_folder(photos)
+    whole = embed_here(images, tmp_path / "here")
+    notes = tmp_path / "notes"
+    stop = threading.Event()
+
+    def kill() -> None:
+        """Every actor after its third batch, three times at most."""
+        killed: set[str] = set()
+        while not stop.wait(0.05) and len(killed) < 3:
+            lines = notes.read_text().splitlines() if notes.exists() else []
+            pids = [line.split()[0] for line in lines]
+            for pid in set(pids) - killed:
+                if pids.count(pid) >= 3:
+                    os.kill(int(pid), signal.SIGKILL)
+                    killed.add(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with connected() as ray:
+            embed_there(ray, images, tmp_path / "there", embedder(notes, seconds=0.3))
+    finally:
+        stop.set()
+        killer.join()
+    assert files(tmp_path / "there") == whole
+    sums = [line.split()[1] for line in notes.read_text().splitlines()]
+    again = len(sums) - len(set(sums))
+    print(f"{len(_pids(notes))} actors, {again} of {len(set(sums))} batches twice")
+    assert len(_pids(notes)) >= 3 and again <= 3 * SHARD // 2
+
+
+@pytest.mark.slow
+def test_from_a_bucket(photos: Path, tmp_path: Path) -> None:
+    """file:// is a bucket of Arrow's like any other; what s3:// adds is tested in tests/data."""
+    images = image_set_at(f"file://{photos}")
+    whole = embed_here(images, tmp_path / "here")
+    with connected() as ray:
+        embed_there(ray, images, tmp_path / "there")
+    assert files(tmp_path / "there") == whole
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_said(photos: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    images = ImageSet.from_folder(photos)
+    with (
+        pytest.raises(UsageError, match=r"cannot reach Ray at 127\.0\.0\.1:1"),
+        connected("127.0.0.1:1"),
+    ):
+        pass
+    with connected() as ray:
+        compute = resolve_on(ray, batch_size=2)
+        other = replace(compute, elsewhere={**compute.facts, "torch": "0.1"})
+        with pytest.raises(ModelError, match=r"torch is '.*', expected '0\.1'"):
+            embed(images, embedder(), tmp_path / "e", compute=other, engine=ray_engine(ray))
+        with pytest.raises(UsageError, match="0 GPUs"):
+            resolve_on(ray, device="cuda")
+        many = replace(compute, elsewhere={**compute.facts, "threads": 999})
+        with pytest.raises(UsageError, match="999 CPUs"):
+            embed(images, embedder(), tmp_path / "f", compute=many, engine=ray_engine(ray))
+        with pytest.raises(DataError, match="is gone"):
+            gone = ImageSet(tmp_path / "none", ["a.png"])
+            embed_there(ray, gone, tmp_path / "g")
