@@ -143,7 +143,9 @@ def test_a_head_stops_in_time_and_at_bad_numbers(caplog: pytest.LogCaptureFixtur
 
 
 def test_closed_forms_are_named() -> None:
-    assert list(closed_forms(clusters(), LABELS)) == ["centred", "whitened 0.9", "whitened 0.6"]
+    assert list(closed_forms(clusters(), LABELS)) == [
+        "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6", "discriminant 0.3"
+    ]  # fmt: skip
     assert list(closed_forms(clusters(), LABELS, dim=3)) == ["pca"]
 
 
