@@ -200,6 +200,7 @@ def train(
         pooling=config.pooling,
         image_size=config.image_size,
         seed=config.seed,
+        views=config.views,
     )
     result = _tuned(
         training_part(images, config.data), embedder, Path(out), target, config, progress,

@@ -13,9 +13,9 @@ from vizsla.model.candidates import (
     Costs,
     TunedEntries,
     behind,
+    framings_of,
     seen_as,
     takes_any_size,
-    views_of,
 )
 from vizsla.model.choice import Contest
 from vizsla.model.embedder import Embedder
@@ -78,7 +78,7 @@ def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest
     return contest, warned
 
 
-def test_ends_line_views_and_projections_are_tried_in_turn() -> None:
+def test_ends_line_framings_and_projections_are_tried_in_turn() -> None:
     contest, warned = entered()
     names = [c.name for c in contest.candidates]
     assert names[:3] == ["frozen", "average of weights", "last weights"]
@@ -114,13 +114,13 @@ def test_costs_count_what_is_planned() -> None:
 def test_only_networks_of_any_size_see_larger_pictures(net: nn.Module, names: int) -> None:
     model = embedder(net=net)
     assert takes_any_size(model) == (names == 2)
-    views = views_of(model)
-    assert list(views) == ["whole picture", "whole picture at 256"][:names]
-    assert all(view.resize is None for view in views.values())
+    found = framings_of(model)
+    assert list(found) == ["whole picture", "whole picture at 256"][:names]
+    assert all(view.resize is None for view in found.values())
 
 
-def test_squashed_pictures_have_no_other_views() -> None:
+def test_squashed_pictures_have_no_other_framings() -> None:
     model = Embedder.from_module(Net(), Preprocess((224, 224), mode="squash"))
-    assert views_of(model) == {}
+    assert framings_of(model) == {}
     borderless = Embedder.from_module(Net(), Preprocess((224, 224)))
-    assert list(views_of(borderless)) == ["whole picture at 256"]
+    assert list(framings_of(borderless)) == ["whole picture at 256"]

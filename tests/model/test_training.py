@@ -166,6 +166,20 @@ def test_ways_to_train(options: dict, images: ImageSet, tmp_path: Path) -> None:
     assert result.embedder.dim in (8, 16, 32)
 
 
+def test_views_are_looked_at_by_candidates_and_not_in_training(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    sizes: list[int] = []
+    model = embedder().with_views("flip")
+    model.backbone.network.register_forward_hook(lambda m, x, y: sizes.append(len(x[0])))
+    result = run(images, tmp_path, model, epochs=1)
+    flipped = [c.embedder for c in result.candidates if c.embedder is not None]
+    assert all(str(e.views) == "flip,1" for e in flipped)
+    assert str(Embedder.load(tmp_path / "embedder", module=Net()).views) == "flip,1"
+    training = [e for e in sizes if e == FAST["batch_size"]]
+    assert len(training) == result.steps
+
+
 def test_when_frozen_wins_it_says_so(images: ImageSet, tmp_path: Path) -> None:
     class Falling:
         """Each embedder scores worse than the one before."""

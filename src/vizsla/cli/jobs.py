@@ -266,6 +266,7 @@ def train(
     weights: Weights = "pretrained",
     pooling: Pooling = None,
     image_size: ImageSize = None,
+    views: Views = None,
     finetune: Finetune = "last",
     blocks: Annotated[
         int | None,
@@ -347,8 +348,8 @@ def train(
     )  # fmt: skip
     config = runconfig.RunConfig(
         data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-        labels=text_or_none(labels), labels_from=labels_from, device=device, precision=precision,
-        workers=workers, seed=seed, max_pixels=max_pixels, tuning=options,
+        views=views, labels=text_or_none(labels), labels_from=labels_from, device=device,
+        precision=precision, workers=workers, seed=seed, max_pixels=max_pixels, tuning=options,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
         result = pipeline.train(config, out, devices=devices, progress=progress)

@@ -34,9 +34,9 @@ class Costs:
     validating: float
     refitting: float
 
-    def of_all(self, views: int) -> float:
+    def of_all(self, framings: int) -> float:
         """What is kept back of a budget for the choice at the end."""
-        validations = 2 + len(ALPHAS) + views * LARGER**2
+        validations = 2 + len(ALPHAS) + framings * LARGER**2
         return validations * self.validating + LARGER**2 * self.refitting + SAVING_SECONDS
 
 
@@ -66,7 +66,7 @@ class TunedEntries:
         """origin: where the training started. ends: name → what it ended with, the better first."""
         best = self._ends(ends)
         leader = self._between(origin, best)
-        seen = [leader, *self._views(leader)]
+        seen = [leader, *self._framings(leader)]
         for candidate in sorted(seen, key=lambda c: -c.value)[:2]:
             if self.clock.left() > self._fitting_seconds(candidate) + SAVING_SECONDS:
                 self._refitted(candidate)
@@ -93,11 +93,11 @@ class TunedEntries:
             leader = max(leader, candidate, key=lambda c: c.value)
         return leader
 
-    def _views(self, tuned: Candidate) -> list[Candidate]:
+    def _framings(self, tuned: Candidate) -> list[Candidate]:
         """The same weights on pictures prepared in other ways."""
         assert tuned.embedder is not None
         found = []
-        for name, preprocess in views_of(tuned.embedder).items():
+        for name, preprocess in framings_of(tuned.embedder).items():
             if not self._time_for_one_more(preprocess):
                 break
             found.append(
@@ -132,7 +132,7 @@ class TunedEntries:
 # ── other eyes, other projections ────────────────────────────────────────────────────────────────
 
 
-def views_of(embedder: Embedder) -> dict[str, Preprocess]:
+def framings_of(embedder: Embedder) -> dict[str, Preprocess]:
     """Name → preprocessing that leaves no border away; larger too where the network allows."""
     own = embedder.preprocess
     if own.mode != "crop" or own.size[0] != own.size[1]:

@@ -23,7 +23,7 @@ from vizsla.data.pictures import Pictures
 from vizsla.data.splits import class_codes, warn_of_labels
 from vizsla.errors import DataError
 from vizsla.model import heads, silence
-from vizsla.model.candidates import REFITTED, Costs, TunedEntries, behind, views_of
+from vizsla.model.candidates import REFITTED, Costs, TunedEntries, behind, framings_of
 from vizsla.model.choice import Contest, Validate, table
 from vizsla.model.embedder import Embedder
 from vizsla.model.held import pooled_of
@@ -226,6 +226,7 @@ class _Training:
         config = self.config
         origin = self._placed(copy.deepcopy(start))
         tuned = copy.deepcopy(origin)
+        tuned.views = None  # training draws views of its own
         if config.checkpointing:
             checkpoint_activations(tuned)
         adapted = config.finetune == "lora"
@@ -289,6 +290,8 @@ class _Training:
             seed=self.config.seed,
             warn=self._warn,
         )
+        for _, end in ends:
+            end.views = origin.views
         entries.enter(origin, [(n, lora.merged(m) if adapted else m) for n, m in ends])
         for candidate in contest.candidates:
             if candidate.name == "last weights":
@@ -372,7 +375,7 @@ class _Training:
         """What a budget leaves for the loop: the choice at the end is planned for."""
         if self.config.budget is None:
             return None
-        reserve = self._costs().of_all(len(views_of(tuned)))
+        reserve = self._costs().of_all(len(framings_of(tuned)))
         seconds = self.clock.left() - min(reserve, 0.5 * self.clock.left())
         if seconds < 1:
             self._warn(
