@@ -1,10 +1,14 @@
 """Fine-tuning against the frozen model and an ordinary recipe, on the test parts of two data sets.
 
     python benchmarks/finetune.py table  -o finetune.json    frozen / ordinary / ours, three seeds
+    python benchmarks/finetune.py views  -o finetune.json    ours, each picture also mirrored
     python benchmarks/finetune.py third  -o finetune.json    ours in a third of the ordinary's time
     python benchmarks/finetune.py safety -o finetune.json    6 losses × {1, 4} minutes × 3 seeds
     python benchmarks/finetune.py head   -o finetune.json    a head on vectors that are there
     python benchmarks/finetune.py show   -o finetune.json    all tables from what is in the file
+
+`--images N` trains on N images in place of minutes, on whatever device there is: a GPU can then say
+what a budget on a slow processor would give (docs/recipes.md has the numbers).
 
 Every job's figures go into the file as they come; a job that is there is not run again. The test
 part is embedded and scored after all choices are made, and decides nothing.
@@ -30,15 +34,15 @@ from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, labels_for, open_data, read_labels
 from vizsla.data.splits import class_codes
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import embed, resolve_compute
+from vizsla.model.compute import resolve_compute
+from vizsla.model.inference import embed
 from vizsla.model.optimise import freeze_norms
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import evaluate
 from vizsla.search import exact
-from vizsla.tuning import TuneConfig, target_of, tune
+from vizsla.tuning import TuneConfig, held_out, target_of, tune
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
-RECIPES: dict[str, dict[str, Any]] = {"caltech101": {}, "clothing": {}}  # see docs/recipes.md
 SAFETY = ("cross-entropy", "arcface", "triplet", "supcon", "multi-similarity", "proxy-anchor")
 WEIGHTS = "weights/mobilenetv2_100.safetensors"
 
@@ -48,15 +52,16 @@ Figures = dict[str, float]
 class Bench:
     """The shared data, and a file of figures by job."""
 
-    def __init__(self, shared: Path, out: Path) -> None:
-        self.shared, self.out = shared, out
+    def __init__(self, shared: Path, out: Path, images: int | None = None) -> None:
+        self.shared, self.out, self.images = shared, out, images
         self.found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
 
     def data(self, name: str) -> DataFolders:
         return open_data(self.shared / "data" / name)
 
-    def embedder(self) -> Embedder:
-        return Embedder.build("mobilenetv2", weights=self.shared / WEIGHTS, pooling="gap")
+    def embedder(self, views: str = "none") -> Embedder:
+        built = Embedder.build("mobilenetv2", weights=self.shared / WEIGHTS, pooling="gap")
+        return built.with_views(views)
 
     def once(self, job: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The figures of a job, made now or earlier; with the load that the machine had."""
@@ -76,7 +81,7 @@ def score(embedder: Embedder, data: DataFolders) -> Figures:
     table = read_labels(data.labels_file)
     with tempfile.TemporaryDirectory() as folder:
         query, gallery = (
-            embed(images, embedder, Path(folder) / role, compute=resolve_compute())
+            embed(images, embedder, Path(folder) / role, compute=resolve_compute(precision="fp32"))
             for role, images in (("query", data.query), ("gallery", data.gallery))
         )
     truth = Truth.from_lists(
@@ -87,24 +92,36 @@ def score(embedder: Embedder, data: DataFolders) -> Figures:
     return {"top1": scores.mean("top_k_accuracy@1") or 0.0, "map": scores.mean("map") or 0.0}
 
 
-def frozen(bench: Bench, name: str) -> dict[str, Any]:
-    return bench.once(f"frozen {name}", lambda: score(bench.embedder(), bench.data(name)))
+def frozen(bench: Bench, name: str, views: str = "none") -> dict[str, Any]:
+    job = "frozen" if views == "none" else f"frozen {views}"
+    return bench.once(f"{job} {name}", lambda: score(bench.embedder(views), bench.data(name)))
 
 
 def ours(
-    bench: Bench, name: str, seed: int, seconds: float, job: str, **options: Any
+    bench: Bench,
+    name: str,
+    seed: int,
+    seconds: float,
+    job: str,
+    views: str = "none",
+    **options: Any,
 ) -> dict[str, Any]:
-    """`vizsla train` with the recipe of this data set, within `seconds` in all."""
+    """`vizsla train` with its defaults for such a data set, within `seconds` in all."""
 
     def work() -> dict[str, Any]:
         data = bench.data(name)
         assert data.training is not None
-        settings = {**RECIPES[name], "validate_on": SETS[name], "budget": seconds, "seed": seed}
-        config = TuneConfig.from_options({**settings, **options})
+        settings = {"validate_on": SETS[name], "budget": seconds, "seed": seed, **options}
+        config = TuneConfig.from_options(settings)
+        target = target_of(data.query, data.gallery)
+        if bench.images:
+            training = len(held_out(data.training, config, target).training)
+            epochs = bench.images * seconds / 240 / training
+            config = TuneConfig.from_options({**settings, "budget": None, "epochs": epochs})
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            target = target_of(data.query, data.gallery)
-            result = tune(data.training, bench.embedder(), config, folder, target=target)
+            embedder = bench.embedder(views)
+            result = tune(data.training, embedder, config, folder, target=target)
             took = time.monotonic() - started
             return {
                 **score(result.embedder, data),
@@ -171,6 +188,13 @@ def run_table(bench: Bench, sets: list[str], seeds: list[int]) -> None:
             ours(bench, name, seed, 240, "ours")
         for seed in seeds:
             ordinary(bench, name, seed, 240)
+
+
+def run_views(bench: Bench, sets: list[str], seeds: list[int]) -> None:
+    for name in sets:
+        frozen(bench, name, "flip")
+        for seed in seeds:
+            ours(bench, name, seed, 240, "ours, flip", "flip")
 
 
 def run_third(bench: Bench, sets: list[str], seeds: list[int]) -> None:
@@ -260,20 +284,23 @@ def _spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["table", "third", "safety", "head", "show"])
+    parser.add_argument("what", choices=["table", "views", "third", "safety", "head", "show"])
     parser.add_argument("-o", "--out", type=Path, default=Path("finetune.json"))
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", default="1,4")
+    parser.add_argument("--images", type=int, help="Train on as many as 4 minutes would.")
     options = parser.parse_args()
-    bench = Bench(options.shared, options.out)
+    bench = Bench(options.shared, options.out, options.images)
     sets = options.sets.split(",")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     for name in sets:
         frozen(bench, name)
     if options.what == "table":
         run_table(bench, sets, seeds)
+    elif options.what == "views":
+        run_views(bench, sets, seeds)
     elif options.what == "third":
         run_third(bench, sets, seeds)
     elif options.what == "safety":
