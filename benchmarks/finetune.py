@@ -33,8 +33,8 @@ from vizsla.data.batches import BatchPlan, training_batches
 from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, labels_for, open_data, read_labels
 from vizsla.data.splits import class_codes
-from vizsla.model.embedder import Embedder
 from vizsla.model.compute import resolve_compute
+from vizsla.model.embedder import Embedder
 from vizsla.model.inference import embed
 from vizsla.model.optimise import freeze_norms
 from vizsla.score.relevance import Truth
