@@ -74,7 +74,9 @@ def embed(
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option("--address", help="A Ray cluster: auto or HOST:PORT. [default: one here]"),
+        typer.Option(
+            "--address", help="A Ray cluster: auto or HOST:PORT; without it Ray runs here."
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -134,8 +134,8 @@ def _computed(
     ray: Any, source: Source, network: Network, ranges: Sequence[range]
 ) -> Iterator[tuple[range, np.ndarray, dict[str, str]]]:
     needs = _needs(network.compute)
-    most = _room(ray, needs)
-    log.info("Ray: up to %d actors with %d CPUs, %d GPUs each", most, needs.cpus, needs.gpus)
+    actors = min(_room(ray, needs), len(ranges))
+    log.info("Ray: %d actors with %d CPUs, %d GPUs each", actors, needs.cpus, needs.gpus)
     plain = replace(source, images=source.images.sent(range(0)))
     held = ray.put((plain, network.embedder.cpu(), network.compute, network.compute.facts))
     rows = [
@@ -149,8 +149,8 @@ def _computed(
         fn_constructor_args=(held,),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(  # one is enough to begin with
-            min_size=1, max_size=min(most, len(ranges))
+        compute=ray.data.ActorPoolStrategy(  # one is enough to go on with
+            min_size=1, max_size=actors, initial_size=actors
         ),
         num_cpus=needs.cpus,
         num_gpus=needs.gpus,
