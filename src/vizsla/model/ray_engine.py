@@ -60,19 +60,27 @@ def connected(address: str | None = None) -> Iterator[Any]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
+        _knock(address)
         ray.init(
             address=address or "local",
             logging_level=logging.ERROR,
             log_to_driver=False,
             **({} if address else here),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise UsageError(f"cannot reach Ray at {address or 'this machine'}: {said}") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """OSError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def resolve_on(ray: Any, *, device: str = "auto", **options: Any) -> Compute:
