@@ -286,11 +286,6 @@ def test_what_goes_wrong_is_said(photos: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     images = ImageSet.from_folder(photos)
-    with (
-        pytest.raises(UsageError, match=r"cannot reach Ray at 127\.0\.0\.1:1"),
-        connected("127.0.0.1:1"),
-    ):
-        pass
     with connected() as ray:
         compute = resolve_on(ray, batch_size=2)
         other = replace(compute, elsewhere={**compute.facts, "torch": "0.1"})
@@ -318,6 +313,12 @@ def test_wrong_use_is_said(photos: Path, tmp_path: Path) -> None:
     ):
         error = CliRunner().invoke(app, [*words, *more]).exception
         assert isinstance(error, UsageError) and said in str(error)
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    reason = pytest.raises(UsageError, match=r"cannot reach Ray at 127\.0\.0\.1:1")
+    with reason, connected("127.0.0.1:1"):
+        pass
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
