@@ -202,9 +202,11 @@ def scores(shared: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     embedder = Embedder.build("mobilenetv2", weights=weights, pooling="gap")
     ways = {
         "fp32, eager": resolve_compute(device=args.device, precision="fp32"),
-        "auto": resolve_compute(device=args.device, compiling=args.compile, embedder=embedder,
-                                images=10**6),
-    }  # fmt: skip
+        "auto, eager": resolve_compute(device=args.device),
+        "auto, compiled": resolve_compute(
+            device=args.device, compiling=args.compile, embedder=embedder, images=10**6
+        ),
+    }
     rows = []
     for name in ("clothing", "caltech101"):
         data = open_data(shared / "data" / name)

@@ -4,9 +4,9 @@
     python benchmarks/search_data.py real FOLDER --size 1000000
     python benchmarks/search_data.py clustered FOLDER --size 1000000
 
-Real-like: random crops of the photos in SHARED (folders data/clothing and data/caltech101), embedded
-by the MobileNetV2 there (weights/), reduced by PCA to 512 dimensions; beyond the views there are,
-each further vector is a view plus noise with, in every dimension, the spread that a photo's views
+Real-like: random crops of the photos in SHARED (data/clothing and data/caltech101), embedded by
+the MobileNetV2 there (weights/), reduced by PCA to 512 dimensions; beyond the views there are, each
+further vector is a view plus noise with, in every dimension, the spread that a photo's views
 have. Queries are other views of the same photos. Clustered: Gaussian clouds around 2,000 centres.
 All are unit vectors, float32.
 """

@@ -8,22 +8,23 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "vizsla"
 ORDER = [
     "errors", "storage", "runs", "data", "model", "search", "score", "tuning", "choose", "audit",
-    "output", "opening", "runconfig", "pipeline", "revisit", "demonstration", "sweep", "web", "cli",
+    "output", "opening", "runconfig", "pipeline", "revisit", "ensemble", "demonstration",
+    "sweep", "web", "cli",
 ]  # fmt: skip
 TORCH = {
-    "data/transforms.py", "data/batches.py", "data/augment.py",
+    "data/transforms.py", "data/batches.py", "data/augment.py", "web/serve_model.py",
     "model/backbones.py", "model/networks.py", "model/hub.py", "model/weights.py",
     "model/pooling.py",
-    "model/projection.py",
+    "model/projection.py", "model/views.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
     "model/compute.py", "model/compiling.py", "model/network.py", "model/export.py",
     "model/inference.py", "model/ray_engine.py", "model/shared.py", "search/exact.py",
     "search/graph.py", "search/refine.py",
     # the parts of training
-    "model/checkpoint.py", "model/choice.py", "model/heads.py", "model/held.py", "model/loop.py",
-    "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/settings.py",
-    "model/silence.py",
-    "model/trainlog.py",
+    "model/candidates.py", "model/checkpoint.py", "model/choice.py", "model/heads.py",
+    "model/held.py", "model/loop.py",
+    "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/planning.py",
+    "model/settings.py", "model/silence.py", "model/trainlog.py",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "lightning", "pytorch_metric_learning"}
 FILES = sorted(SRC.rglob("*.py"))

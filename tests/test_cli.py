@@ -139,6 +139,7 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path) -> None:
         (["embed", str(tmp_path), "-o", "x"], 1, str(tmp_path)),
         (["search", "a", "b", "-o", "c"], 1, "no embeddings"),
         (["submission", "nowhere.json", "-o", "x"], 1, "nowhere.json"),
+        (["serve", "nowhere"], 1, "nowhere does not exist"),
     ]:
         done = vizsla(*words, cwd=tmp_path)
         assert done.returncode == code, (words, done.stderr)

@@ -10,8 +10,13 @@ from typer.testing import CliRunner
 
 from vizsla.choose.refinement import Choice
 from vizsla.cli.main import app
+from vizsla.data.imageset import open_data
 from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
+from vizsla.model.heads import project
+from vizsla.model.inference import embed
+from vizsla.model.projection import whitening
 from vizsla.pipeline import run
 from vizsla.runconfig import RunConfig, again
 from vizsla.search.chain import parse_chain, rank_refined
@@ -43,7 +48,7 @@ def test_auto_chooses_without_looking_at_the_test_part(tinted: Path, tmp_path: P
     assert isinstance(done.choice, Choice) and done.choice.chain == done.chain
     record = json.loads(done.result_path.read_text())["refine"]
     assert record["chain"] == str(done.chain)
-    assert record["chosen_on"]["candidates"] and record["chosen_on"]["draws"] == 5
+    assert record["chosen_on"]["candidates"] and record["chosen_on"]["draws"] == 8
     assert "refinement chosen on" in (done.run.folder / "log.txt").read_text()
     held = Embeddings.open(done.run.folder / "embeddings" / "validation")
     assert set(held.ids) <= {f"{p.parent.name}/{p.name}" for p in tinted.glob("training/*/*")}
@@ -104,3 +109,43 @@ def test_a_refined_ranking_is_not_completed_by_cosines(
     plain = run(config(tinted, tmp_path))
     assert plain.scores is not None and plain.scores.mean("map") is not None
     assert np.isfinite(plain.scores.mean("map") or np.nan)
+
+
+def test_whitening_and_views_are_kept_in_the_embedder(tinted: Path, tmp_path: Path) -> None:
+    plain = run(config(tinted, tmp_path))
+    done = run(config(tinted, tmp_path, whiten="shrunk", dim=6, views="flip"))
+    kept, first = (Embedder.load(r.run.folder / "embedder") for r in (done, plain))
+    assert kept.dim == 6 and str(kept.views) == "flip,1" and kept.model_id != first.model_id
+    gallery = Embeddings.open(done.run.folder / "embeddings/gallery")
+    assert gallery.dim == 6 and gallery.model_id == kept.model_id
+    training = Embeddings.open(done.run.folder / "embeddings/training")
+    expected = project(whitening(training.vectors, "shrunk", 6), training.vectors)
+    vectors = embed(open_data(tinted).training, kept, tmp_path / "t")  # type: ignore[arg-type]
+    np.testing.assert_allclose(vectors.vectors, expected, atol=1e-5)
+    record = json.loads(done.result_path.read_text())
+    assert (record["whiten"], record["dim"], record["views"]) == ("shrunk", 6, "flip,1")
+    repeated = run(again(done.run.folder))
+    assert repeated.ranking.to_lists() == done.ranking.to_lists()
+    with pytest.raises(DataError, match="choose from 1 to 23"):
+        run(config(tinted, tmp_path, whiten="plain", dim=24))
+    with pytest.raises(UsageError, match="none, plain, shrunk"):
+        run(config(tinted, tmp_path, whiten="bleach"))
+
+
+def test_embed_whitens_by_embeddings(tinted: Path, tmp_path: Path) -> None:
+    def embedded(*words: str) -> None:
+        options = ["--model", "tiny", "--weights", "random", "--image-size", "32"]
+        result = CliRunner().invoke(app, ["embed", *words, *options], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+
+    train, query = str(tinted / "training"), str(tinted / "test/query")
+    embedded(train, "--class-folders", "-o", str(tmp_path / "t.emb"))
+    white = ["--whiten", "plain", "--dim", "5", "--whiten-on", str(tmp_path / "t.emb")]
+    embedded(query, "-o", str(tmp_path / "q.emb"), *white, "--save-embedder", str(tmp_path / "e"))
+    saved = Embedder.load(tmp_path / "e")
+    found = Embeddings.open(tmp_path / "q.emb")
+    assert found.dim == 5 and found.model_id == saved.model_id
+    with pytest.raises(UsageError, match="together with"):
+        embedded(query, "-o", str(tmp_path / "x.emb"), "--whiten", "plain")
+    with pytest.raises(DataError, match="cannot be compared"):
+        embedded(query, "-o", str(tmp_path / "x.emb"), "--views", "flip", *white)

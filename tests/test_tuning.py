@@ -63,6 +63,11 @@ def test_options_find_their_dataclass() -> None:
     config = TuneConfig.from_options({"loss": "supcon", "validate_on": "seen-classes"})
     assert config.train.loss == "supcon"
     assert config.validate_on == "seen-classes"
+    rates = [
+        TuneConfig.from_options({"validate_on": kind, **more}).train.learning_rate
+        for kind in ("new-classes", "seen-classes") for more in ({}, {"learning_rate": 3e-4})
+    ]  # fmt: skip
+    assert rates == [1e-4, 3e-4, 2e-4, 3e-4]
     with pytest.raises(UsageError, match="no option of training is called lr"):
         TuneConfig.from_options({"lr": 1})
 

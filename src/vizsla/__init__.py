@@ -21,6 +21,7 @@ _HOME = {
     "Ranking": "search.ranking",
     "RunConfig": "runconfig",
     "Scores": "score.scores",
+    "SearchClient": "web.serve_client",
     "StorageError": "errors",
     "SubmitError": "errors",
     "Truth": "score.relevance",
@@ -90,3 +91,4 @@ if TYPE_CHECKING:
     from vizsla.search.index import build_index as build_index
     from vizsla.search.index import open_index as open_index
     from vizsla.search.ranking import Ranking as Ranking
+    from vizsla.web.serve_client import SearchClient as SearchClient

@@ -17,7 +17,10 @@ from vizsla.data.remote import image_set_at, is_url
 from vizsla.data.webdataset import image_set_in_tars, is_tars
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.model.embeddings import Embeddings
+from vizsla.model.projection import behind, whitening
 from vizsla.runs import is_run
+from vizsla.search.exact import comparable
 
 log = logging.getLogger("vizsla.run")
 
@@ -29,8 +32,36 @@ def load_embedder(
     pooling: str | None = None,
     image_size: int | None = None,
     seed: int = 0,
+    views: str | None = None,
 ) -> Embedder:
-    """From a backbone's name, a saved embedder's folder or a run's folder."""
+    """From a backbone's name, a saved embedder's folder or a run's folder.
+
+    views: None keeps a saved embedder's own.
+    """
+    embedder = _loaded(model, weights=weights, pooling=pooling, image_size=image_size, seed=seed)
+    return embedder if views is None else embedder.with_views(views)
+
+
+def whiten_embedder(
+    embedder: Embedder, training: Embeddings, kind: str, dim: int | None
+) -> Embedder:
+    """The same, its vectors whitened (or reduced alone) by those of training images. In place.
+
+    training: embedded by this embedder as it is. DataError: by another one, or too few.
+    """
+    comparable(embedder.model_id, training.model_id, embedder.dim, training.dim)
+    projection = whitening(training.vectors, kind, dim)
+    embedder.projection = behind(embedder.projection, projection)
+    log.info(
+        "%s of %d dimensions, learned on %d training images",
+        "PCA" if kind == "none" else f"{kind} whitening", projection.outputs, len(training),
+    )  # fmt: skip
+    return embedder
+
+
+def _loaded(
+    model: str, *, weights: str, pooling: str | None, image_size: int | None, seed: int
+) -> Embedder:
     folder = Path(model)
     if not folder.is_dir():
         return Embedder.build(

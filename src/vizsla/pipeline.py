@@ -17,23 +17,26 @@ import numpy as np
 
 import vizsla
 from vizsla import storage
+from vizsla.choose.fusion import WeightsChoice
 from vizsla.choose.refinement import Choice, chain_for
+from vizsla.choose.validation import nearness
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
     open_data,
 )
 from vizsla.data.splits import Target
-from vizsla.errors import ModelError, StorageError
+from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import embed, fingerprint
 from vizsla.model.microbatch import Processes, open_processes
 from vizsla.model.network import Network
+from vizsla.model.projection import WHITENINGS
 from vizsla.model.shared import key_of, lent
 from vizsla.model.training import TrainResult, training_compute
-from vizsla.opening import image_set, load_embedder, open_folders
+from vizsla.opening import image_set, load_embedder, open_folders, whiten_embedder
 from vizsla.output.figures import draw_ranking, with_unanswered
 from vizsla.output.sheets import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
@@ -41,7 +44,7 @@ from vizsla.runconfig import REFINEMENT, RunConfig, resolved, tune_config
 from vizsla.runs import Messages, Run, create_run, is_run, log_to, open_run
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, result_record
+from vizsla.score.scores import Scores, evaluate, result_record
 from vizsla.score.truth import truth_of_folders
 from vizsla.search import exact
 from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
@@ -69,6 +72,9 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     chain: Chain = field(default_factory=Chain)
     choice: Choice | None = None  # of the chain, where it was `auto`
+    members: list["RunResult"] = field(default_factory=list)  # of several models (ensemble.py)
+    weights: WeightsChoice | None = None  # of their fusion, where they were `auto`
+    fusion: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -80,9 +86,11 @@ class RunResult:
             "result": str(self.result_path),
             "submission": str(self.submission_path),
             "figures": [str(path) for path in self.figure_paths],
-            "refine": _refine_record(self.chain, self.choice),
+            "refine": refine_record(self.chain, self.choice),
             "seconds": round(self.seconds, 2),
             "warnings": self.warnings,
+            **({"fusion": self.fusion} if self.fusion else {}),
+            **({"members": [one.to_dict() for one in self.members]} if self.members else {}),
         }
 
 
@@ -97,13 +105,14 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
     data = folders_of(config)
     truth = truth_in(config, data)
     exact.check_k(config.top_k, len(data.gallery))
-    _check_refine(config, data)
+    _check_options(config, data)
     embedder = load_embedder(
         config.model,
         weights=config.weights,
         pooling=config.pooling,
         image_size=config.image_size,
         seed=config.seed,
+        views=config.views,
     )
     _require_same_model(embedder, config)
     compute = resolve_compute(
@@ -126,25 +135,27 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         this.write_config(written)
         tuned = _tune(data, truth, embedder, this, config, progress)
         embedder = tuned.embedder if tuned else embedder
+        embedder = _whitened(data, embedder, this, config, compute, progress)
         embedder.save(this.folder / "embedder")
         network = Network(embedder, compute)
         queries = embed_role(data.query, "query", network, this, config, progress)
         gallery = embed_role(data.gallery, "gallery", network, this, config, progress)
-        chain, choice = _refinement(data, truth, network, this, config, tuned, progress)
+        near = nearness(queries.vectors, gallery.vectors)
+        chain, choice = _refinement(data, truth, near, network, this, config, tuned, progress)
         ranking = rank_refined(
             queries, gallery, chain, device=_search_device(compute),
             graphs=KeptIn(this.folder / "graphs"),
         )  # fmt: skip
         ranking.save(this.folder / "ranking.parquet")
-        scores = _evaluate(this, ranking, truth, queries, gallery, config)
+        scores = score_run(this, ranking, truth, config, (queries, gallery))
         drawn = with_unanswered(ranking, [name for name, _ in queries.broken])
-        figures = _draw(this, drawn, truth, scores, data, embedder.name, config)
+        figures = draw_sheets(this, drawn, truth, scores, data, embedder.name, config)
         submission = this.submission_path(embedder.name)
         _hand_in(submission, ranking, data, queries, gallery, config.top_k)
         seconds = time.monotonic() - started
         result = this.result_path(embedder.name)
         record = _record(this, scores, network, data, config, seconds, messages.warnings, tuned)
-        record["refine"] = _refine_record(chain, choice)
+        record["refine"] = refine_record(chain, choice)
         storage.write_sealed_json(result, record)
         log.info("done in %.1f s", seconds)
     return RunResult(
@@ -251,6 +262,23 @@ def target_in(data: DataFolders, truth: Truth | None) -> Target:
     return target_of(data.query, data.gallery, gallery_labels)
 
 
+def _whitened(
+    data: DataFolders,
+    embedder: Embedder,
+    this: Run,
+    config: RunConfig,
+    compute: Compute,
+    progress: Progress | None,
+) -> Embedder:
+    """The embedder with a whitening, or a PCA, that was learned on the training folder."""
+    if config.whiten == "none" and config.dim is None:
+        return embedder
+    images = training_part(data.training, config.data, "--whiten and --dim")
+    network = Network(embedder, compute)
+    training = embed_role(images, "training", network, this, config, progress)
+    return whiten_embedder(embedder, training, config.whiten, config.dim)
+
+
 def _tuned(
     images: ImageSet,
     embedder: Embedder,
@@ -274,6 +302,15 @@ def _tuned(
         )
 
 
+def network_of_run(this: Run, config: RunConfig) -> Network:
+    """A finished run's embedder, ready to embed more images as the run did."""
+    compute = resolve_compute(
+        device=config.device, precision=config.precision, compiling=config.compiling,
+        batch_size=config.batch_size, workers=config.workers,
+    )  # fmt: skip
+    return Network(Embedder.load(this.folder / "embedder"), compute)
+
+
 def embed_role(
     images: ImageSet,
     role: str,
@@ -292,8 +329,12 @@ def embed_role(
     )  # fmt: skip
 
 
-def _check_refine(config: RunConfig, data: DataFolders) -> None:
-    """Before the work: whether the chain can be read, and `auto` has images to choose on."""
+def _check_options(config: RunConfig, data: DataFolders) -> None:
+    """Before the work: whether they can be read, and have the training images that they need."""
+    if config.whiten not in WHITENINGS:
+        raise UsageError(f"--whiten {config.whiten}: choose one of {', '.join(WHITENINGS)}")
+    if config.whiten != "none" or config.dim is not None:
+        training_part(data.training, config.data, "--whiten and --dim")
     if config.refine != "auto":
         parse_chain(config.refine, uses=config.refine_uses)
     else:
@@ -304,6 +345,7 @@ def _check_refine(config: RunConfig, data: DataFolders) -> None:
 def _refinement(
     data: DataFolders,
     truth: Truth | None,
+    near: float,
     network: Network,
     this: Run,
     config: RunConfig,
@@ -319,13 +361,14 @@ def _refinement(
         target_in(data, truth),
         frozen=tuned is None or not tuned.is_finetuned,
         embed=lambda images: embed_role(images, "validation", network, this, config, progress),
+        near=near,
         uses=config.refine_uses,
     )
     choice.save(this.folder / REFINEMENT)
     return choice.chain, choice
 
 
-def _refine_record(chain: Chain, choice: Choice | None) -> dict[str, Any]:
+def refine_record(chain: Chain, choice: Choice | None) -> dict[str, Any]:
     """For result files: the chain, what it uses of the other test images, how it was chosen."""
     return {**chain.record(), "chosen_on": choice and choice.record()}
 
@@ -366,29 +409,32 @@ def _hand_in(
     write_submission(lists, path, k=top_k, queries=data.query.ids, gallery=data.gallery.ids)
 
 
-def _evaluate(
+def score_run(
     this: Run,
     ranking: Ranking,
     truth: Truth | None,
-    queries: Embeddings,
-    gallery: Embeddings,
     config: RunConfig,
+    vectors: tuple[Embeddings, Embeddings] | None = None,
 ) -> Scores | None:
-    """Scores over the whole gallery, however deep the ranking is; None without labels."""
+    """Scores, over the whole gallery where the vectors that made the ranking are given; None
+    without labels."""
     if truth is None:
         log.info("no labels are known: scores are null")
         return None
-    ks = sorted({1, 5, 10, config.top_k})
-    scores = evaluate_ranked(
-        ranking, truth, queries, gallery, ks=ks, top_k=config.top_k, seed=config.seed
-    )
+    options: dict[str, Any] = {
+        "ks": sorted({1, 5, 10, config.top_k}), "top_k": config.top_k, "seed": config.seed,
+    }  # fmt: skip
+    if vectors is None:
+        scores = evaluate(ranking, truth, **options)
+    else:
+        scores = evaluate_ranked(ranking, truth, *vectors, **options)
     scores.save(this.folder / "scores.json")
     for doubt in scores.doubts:
         log.warning("%s", doubt)
     return scores
 
 
-def _draw(
+def draw_sheets(
     this: Run,
     ranking: Ranking,
     truth: Truth | None,
@@ -447,6 +493,9 @@ def _record(
         model_id=embedder.model_id,
         weights=config.weights if config.weights in ("pretrained", "random") else "file",
         image_size=list(embedder.preprocess.size),
+        views=None if embedder.views is None else str(embedder.views),
+        whiten=config.whiten,
+        dim=embedder.dim,
         warnings=warnings,
         vizsla_version=vizsla.__version__,
         **({"training": trained["training"]} if trained else {}),

@@ -8,12 +8,9 @@ from typing import Any
 from vizsla import storage
 from vizsla.data.imageset import DataFolders
 from vizsla.errors import DataError, UsageError
-from vizsla.model.compute import resolve_compute
-from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.network import Network
 from vizsla.output import html, material
-from vizsla.pipeline import Progress, embed_role, folders_of, truth_in
+from vizsla.pipeline import Progress, embed_role, folders_of, network_of_run, truth_in
 from vizsla.runconfig import again, tune_config
 from vizsla.runs import open_run
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
@@ -110,18 +107,14 @@ def calibrate_run(
     if config.tuning is None:
         tuning = dataclasses.replace(tuning, share=share_like(images, target))
     parts = held_out(images, tuning, target)
-    compute = resolve_compute(
-        device=config.device, precision=config.precision, compiling=config.compiling,
-        batch_size=config.batch_size,
-        workers=config.workers,
-    )  # fmt: skip
-    network = Network(Embedder.load(Path(folder) / "embedder"), compute)
+    this = open_run(folder)
+    network = network_of_run(this, config)
     job = (images.subset(parts.held_out), f"validation-{tuning.validate_on}", network)
     try:
-        vectors = embed_role(*job, open_run(folder), config, progress)
+        vectors = embed_role(*job, this, config, progress)
     except DataError:  # those of an earlier call, on other images or by other software
         shutil.rmtree(Path(folder) / "embeddings" / job[1], ignore_errors=True)
-        vectors = embed_role(*job, open_run(folder), config, progress)
+        vectors = embed_role(*job, this, config, progress)
     return calibrate_on_split(
         vectors, images, parts, precision=precision, source=f"{config.data}/training"
     )

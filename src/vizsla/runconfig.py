@@ -44,6 +44,9 @@ class RunConfig:
     figures: int = 20  # 0: none, -1: one for every query
     home: str = "."
     tuning: dict[str, Any] | None = None  # options of TuneConfig; None: run frozen
+    views: str | None = None  # None: the embedder's own
+    whiten: str = "none"  # or plain, shrunk: learned on the training images
+    dim: int | None = None  # of the vectors, by PCA; None: all
     refine: str = "none"  # auto, or a chain (search/chain.py)
     refine_uses: str = "queries"  # the most that it may use of the other test images
     validating: dict[str, Any] | None = None  # options of TuneConfig, for choices without training

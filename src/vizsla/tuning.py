@@ -23,6 +23,8 @@ from vizsla.score.validation import BALANCED, Validation
 
 log = logging.getLogger("vizsla.train")
 
+# Test classes that are new lose by what the training classes gain beyond some point.
+LEARNING_RATES = {"new-classes": 1e-4, "seen-classes": 2e-4}
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -44,7 +46,10 @@ class TuneConfig:
 
     @staticmethod
     def from_options(options: dict[str, Any]) -> "TuneConfig":
-        """From one flat dict of both dataclasses' fields; UsageError for unknown names."""
+        """From one flat dict of both dataclasses' fields; UsageError for unknown names.
+
+        Without a learning rate it is the one that suits what is validated on.
+        """
         ours = {f.name for f in dataclasses.fields(TuneConfig)} - {"train"}
         theirs = {f.name for f in dataclasses.fields(TrainConfig)}
         unknown = sorted(set(options) - ours - theirs)
@@ -53,8 +58,12 @@ class TuneConfig:
                 f"no option of training is called {', '.join(unknown)}: there are "
                 f"{', '.join(sorted(ours | theirs))}"
             )
-        config = TrainConfig(**{k: v for k, v in options.items() if k in theirs})
-        return TuneConfig(config, **{k: v for k, v in options.items() if k in ours})
+        own = {k: v for k, v in options.items() if k in ours}
+        rate = LEARNING_RATES.get(str(own.get("validate_on", TuneConfig.validate_on)))
+        default = {"learning_rate": rate} if rate else {}
+        return TuneConfig(
+            TrainConfig(**default | {k: v for k, v in options.items() if k in theirs}), **own
+        )
 
 
 def tune(

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from vizsla.choose.fusion import choose_weights
-from vizsla.choose.validation import validation_draws
+from vizsla.choose.validation import Drawn, drawn_like
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.errors import UsageError
@@ -30,27 +30,31 @@ def model(images: ImageSet, noise: float, seed: int) -> Embeddings:
     return Embeddings.from_arrays(rows, images.ids, images.labels, model_id=f"m{seed}")
 
 
+def drawn(images: ImageSet, first: Embeddings) -> Drawn:
+    return drawn_like(images, TuneConfig(), Target(20, 70), frozen=True, embed=lambda _: first)
+
+
 def test_a_useless_model_gets_little_and_two_good_ones_help_each_other(images: ImageSet) -> None:
-    draws = validation_draws(images, TuneConfig(), Target(20, 70), frozen=True)
     good, also, bad = model(images, 1.2, 1), model(images, 1.2, 2), model(images, 30, 3)
-    choice = choose_weights([good, bad], [Chain(), Chain()], images, draws)
+    choice = choose_weights([good, bad], [Chain(), Chain()], drawn(images, good))
     assert choice.weights[0] > 0.75 and sum(choice.weights) == pytest.approx(1)
-    both = choose_weights([good, also], [Chain(), Chain()], images, draws)
+    both = choose_weights([good, also], [Chain(), Chain()], drawn(images, good))
     alone = [t for t in both.tried.trials if t.name in ("1.000 0.000", "0.000 1.000")]
     assert 0.2 < both.weights[0] < 0.8
     assert both.tried.chosen.value > max(t.value for t in alone) + 0.02
-    three = choose_weights([good, bad, also], [parse_chain("aqe"), Chain(), Chain()], images, draws)
+    three = choose_weights(
+        [good, bad, also], [parse_chain("aqe"), Chain(), Chain()], drawn(images, good)
+    )
     assert three.weights[1] < 0.2
     assert three.tried.chosen.value >= three.tried.trials[0].value
     assert "kept: " in three.lines()[-1] and three.record()["candidates"][0]["weights"]
 
 
 def test_models_may_lack_images(images: ImageSet) -> None:
-    draws = validation_draws(images, TuneConfig(), Target(20, 70), frozen=True)
     whole = model(images, 1.2, 1)
     kept = [i for i in range(len(images)) if i % 9]
     part = Embeddings.from_arrays(whole.vectors[kept], [images.ids[i] for i in kept])
-    choice = choose_weights([whole, part], [Chain(), Chain()], images, draws, method="rrf")
+    choice = choose_weights([whole, part], [Chain(), Chain()], drawn(images, whole), method="rrf")
     assert sum(choice.weights) == pytest.approx(1)
     with pytest.raises(UsageError, match="one for each"):
-        choose_weights([whole], [], images, draws)
+        choose_weights([whole], [], drawn(images, whole))

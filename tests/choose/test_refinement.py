@@ -7,7 +7,17 @@ import pyarrow as pa
 import pytest
 
 from vizsla.choose.refinement import choose_chain, kept_chain, neighbourhood_sizes
-from vizsla.choose.validation import Ground, Judge, Part, ground_of, validation_draws
+from vizsla.choose.validation import (
+    Drawn,
+    Ground,
+    Judge,
+    Part,
+    as_near,
+    drawn_like,
+    ground_of,
+    nearness,
+    validation_draws,
+)
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
 from vizsla.errors import DataError, StorageError, UsageError
@@ -130,9 +140,11 @@ def test_validation_is_like_the_test_part() -> None:
     draws = validation_draws(images, TuneConfig(), Target(40, 120, 8.0), frozen=True)
     ground = ground_of(images, images.ids, draws)
     about = ground.record()
-    assert (about["draws"], about["queries"]) == (5, 40)
+    assert (about["draws"], about["queries"], about["near"]) == (8, 40, None)
     assert about["gallery"] == pytest.approx(120, abs=8)
     assert about["per_class"] == pytest.approx(8, abs=0.5)
+    middling = validation_draws(images, TuneConfig(), Target(300, 800), frozen=True)
+    assert len(middling) == 5
     large = validation_draws(images, TuneConfig(), Target(10**6, 10**6), frozen=True)
     assert max(len(draw.gallery) for draw in large) <= len(images)
 
@@ -150,3 +162,66 @@ def test_sizes_of_neighbourhoods_follow_the_class() -> None:
     assert neighbourhood_sizes(24) == [12, 20, 24, 36]
     assert neighbourhood_sizes(4) == [3, 4, 6, 20]
     assert max(neighbourhood_sizes(500)) == 60
+
+
+# ── nearness ──
+
+
+def in_pairs(images: ImageSet) -> Embeddings:
+    """Each two images of a class show the same thing."""
+    rows = []
+    for name in images.ids:
+        c, i = int(name[:2]), int(name[3:5])
+        thing = np.random.default_rng((c, i // 2)).standard_normal(24)
+        own = np.random.default_rng((c, i, 1)).standard_normal(24)
+        rows.append(np.random.default_rng(c).standard_normal(24) + thing + 0.3 * own)
+    return Embeddings.from_arrays(np.array(rows), images.ids, images.labels)
+
+
+@pytest.mark.parametrize("validate_on", ["seen-classes", "new-classes"])
+def test_validation_is_as_near_as_the_test_part(validate_on: str) -> None:
+    """A test part that was cut between the two photos of many a thing."""
+    images = labelled(12, 40)
+    vectors = in_pairs(images)
+    pairs = nearness(vectors.vectors[::2], vectors.vectors[1::2])
+
+    def drawn(wanted: float | None) -> Drawn:
+        return drawn_like(
+            images, TuneConfig(validate_on=validate_on), Target(30, 60, 10.0), frozen=True,
+            embed=lambda some: _subset(vectors, some.ids), near=wanted,
+        )  # fmt: skip
+
+    def there(drawn: Drawn) -> float:
+        rows = drawn.vectors.vectors[[drawn.vectors.ids.index(name) for name in drawn.images.ids]]
+        return float(np.mean([nearness(rows[d.query], rows[d.gallery]) for d in drawn.draws]))
+
+    plain = drawn(None)
+    wanted = (there(plain) + pairs) / 2
+    near = drawn(wanted)
+    assert plain.near is None and there(plain) < wanted - 0.02
+    assert near.near and there(near) == pytest.approx(wanted, abs=0.01)
+    for before, after in zip(plain.draws, near.draws, strict=True):
+        assert len(before.query) == len(after.query)
+        assert abs(len(after.gallery) - len(before.gallery)) <= 0.25 * len(before.gallery)
+        assert not set(after.query) & set(after.gallery)
+    assert "nearest relative" in near.ground.words() and near.ground.record()["near"] == near.near
+
+
+def _subset(vectors: Embeddings, ids: list[str]) -> Embeddings:
+    rows = [vectors.ids.index(name) for name in ids]
+    labels = [str((vectors.labels or [])[i]) for i in rows]
+    return Embeddings.from_arrays(vectors.vectors[rows], ids, labels)
+
+
+def test_a_validation_part_that_is_near_enough_stays(images: ImageSet) -> None:
+    vectors, labels = curled(images).vectors, np.array(images.labels)
+    draws = validation_draws(images, TuneConfig(), Target(24, 40, 5.0), frozen=True)
+    same, share = as_near(draws, vectors, labels, wanted=-1.0)
+    assert share == 0
+    for one, other in zip(draws, same, strict=True):
+        np.testing.assert_array_equal(one.gallery, other.gallery)
+    again, share = as_near(draws, vectors, labels, wanted=0.99)
+    twice, _ = as_near(draws, vectors, labels, wanted=0.99)
+    assert share > 0
+    for one, other in zip(again, twice, strict=True):
+        np.testing.assert_array_equal(one.gallery, other.gallery)

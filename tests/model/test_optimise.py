@@ -70,6 +70,13 @@ def test_what_is_opened(embedder: Embedder) -> None:
         open_weights(embedder, "last", 4)
 
 
+def test_most_blocks_are_opened_unless_asked() -> None:
+    with torch.device("meta"):
+        model = Embedder.build("mobilenetv2", weights="random")
+    assert (len(blocks_of(model)), len(open_weights(model, "last"))) == (16, 11)
+    assert len(open_weights(model, "last", 3)) == 3
+
+
 def test_rates_fall_with_depth_and_little_decays(embedder: Embedder) -> None:
     blocks = open_weights(embedder, "full", 1)
     loss = nn.Linear(8, 4)

@@ -14,8 +14,10 @@ from vizsla.model.projection import (
     behind,
     build_projection,
     centred,
+    discriminant,
     identity_or_pca,
     pca,
+    spread_of,
     whitened,
     whitening,
 )
@@ -69,15 +71,33 @@ def test_centring_moves_the_mean_to_zero() -> None:
 def test_whitening_forgets_what_varies_within_classes() -> None:
     x = clusters()
     before = separation(torch.from_numpy(x))
-    after = separation(whitened(x, LABELS, shrinkage=0.1)(torch.from_numpy(x)))
+    after = separation(whitened(spread_of(x, LABELS), shrinkage=0.1)(torch.from_numpy(x)))
     assert after > before + 0.2
-    only_centred = whitened(x, LABELS, shrinkage=1.0)
+    only_centred = whitened(spread_of(x, LABELS), shrinkage=1.0)
     assert torch.allclose(only_centred.weight, torch.eye(10), atol=1e-6)
+
+
+def test_whitening_gives_members_the_same_spread_in_all_directions() -> None:
+    x = F.normalize(torch.from_numpy(clusters()), dim=1)
+    projected = whitened(spread_of(x.numpy(), LABELS), shrinkage=0.0)(x).detach().numpy()
+    inside = projected - np.stack([projected[c == LABELS].mean(0) for c in LABELS])
+    variances = np.linalg.eigvalsh(inside.T @ inside / len(inside))[-8:]
+    assert variances.max() < 1.1 * variances.min()
+
+
+def test_discriminants_keep_what_tells_the_classes_apart() -> None:
+    x = clusters()
+    spread = spread_of(x, LABELS)
+    white, told = whitened(spread, shrinkage=0.6), discriminant(spread, shrinkage=0.6)
+    one, other = (separation(head(torch.from_numpy(x))) for head in (white, told))
+    assert other > one + 0.05
+    everything = discriminant(spread, shrinkage=0.6, rest=1.0)
+    assert torch.allclose(everything.weight, white.weight, atol=1e-5)
 
 
 def test_joined_vectors_mix_both_cosines() -> None:
     x = torch.from_numpy(clusters())
-    head = whitened(x.numpy(), LABELS)
+    head = whitened(spread_of(x.numpy(), LABELS))
     joined = head.joined(0.3)
     assert joined.dim == 20
     assert joined(x).shape == (120, 20)

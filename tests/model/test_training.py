@@ -156,7 +156,7 @@ def test_less_is_trained_when_asked(finetune: str, images: ImageSet, tmp_path: P
         {"loss": "contrastive", "memory": 64},
         {"loss": "subcenter-arcface(least_margin=5)", "batches": "balanced", "dim": 8},
         {"loss": "proxy-anchor", "augment": "strong", "train_size": 12, "ema_decay": 0},
-        {"batch_norm": "trained", "precision": "bf16", "clip": 0},
+        {"batch_norm": "trained", "precision": "bf16", "clip": 0, "finetune": "full"},
     ],
 )
 def test_ways_to_train(options: dict, images: ImageSet, tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def photos(tmp_path: Path) -> ImageSet:
 def test_a_model_that_reads_text_keeps_doing_so(tiny_clip: str, tmp_path: Path) -> None:
     model = Embedder.build(tiny_clip, weights="random", pooling="native")
     config = TrainConfig(**{**FAST, "epochs": 1})
-    rising = iter(np.linspace(0.1, 0.9, 20))
+    rising = iter(np.linspace(0.1, 0.9, 90))
     result = train(photos(tmp_path), model, config, lambda m: np.full(4, next(rising)), tmp_path)
     assert result.is_finetuned
     texts = result.embedder.encode_text(["a dog", "a cat"])
@@ -414,12 +414,24 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
     model = Embedder.build("timm:test_vit", weights="random", image_size=160)
     names = set(model.state_dict())
     config = TrainConfig(**{**FAST, "finetune": "lora", "epochs": 1, "learning_rate": 1e-2})
-    rising = iter(np.linspace(0.1, 0.9, 20))
+    rising = iter(np.linspace(0.1, 0.9, 90))
     result = train(photos(tmp_path), model, config, lambda m: np.full(4, next(rising)), tmp_path)
     assert {n for n in result.embedder.state_dict() if "lora" in n} == set()
     assert names <= set(result.embedder.state_dict())
     assert not any("did not move" in sentence for sentence in result.warnings)
     assert Embedder.load(tmp_path / "embedder").model_id == result.embedder.model_id
+
+
+def test_tensorboard_reads_what_is_logged(images: ImageSet, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(images, tmp_path, tensorboard=True, epochs=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [json.loads(line) for line in result.log_path.read_text().splitlines()]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in logged])
+    assert "images_per_second" in events.Tags()["scalars"]
 
 
 def test_a_missing_extra_names_itself(

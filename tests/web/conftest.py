@@ -1,21 +1,33 @@
-"""A small contest on a real server on loopback."""
+"""A small contest, and a small gallery to search, on a real server on loopback."""
 
+import io
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
+from PIL import Image
 
+from vizsla.data.imageset import ImageSet
+from vizsla.model.compute import resolve_compute
+from vizsla.model.embedder import Embedder, Preprocess
+from vizsla.model.embeddings import Embeddings
+from vizsla.model.inference import embed
+from vizsla.search.index import FolderIndex
+from vizsla.web.http import listen, make_server
 from vizsla.web.judge import build_app
-from vizsla.web.judge_http import listen, make_server
 from vizsla.web.judge_rules import Rules
 from vizsla.web.judge_scoring import Scorer
 from vizsla.web.judge_store import Store
-from vizsla.web.judge_tokens import hashed
+from vizsla.web.tokens import hashed
 
 ORGANISER = "token-of-the-organiser"
 QUERIES = {f"q{i}.jpg": f"class {i % 4}" for i in range(12)}
@@ -139,3 +151,188 @@ def open_contest(tmp_path: Path, serving: tuple[Switch, str]) -> Iterator[Callab
 @pytest.fixture
 def contest(open_contest: Callable[..., Contest]) -> Contest:
     return open_contest()
+
+
+# ── a gallery to search ──────────────────────────────────────────────────────────────────────────
+
+
+class MeanColour(torch.nn.Module):
+    """The colours of the four quarters, and a constant, so that grey has a direction too."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)  # (B, 12)
+        return torch.cat([quarters, torch.full((len(images), 1), 0.1)], dim=1)
+
+
+def colours() -> Embedder:
+    """Sees pictures of 16 × 16; no weights, no time."""
+    return Embedder.from_module(MeanColour(), Preprocess((16, 16)), name="colours")
+
+
+TINTS = {"red": (220, 60, 50), "green": (60, 190, 80), "blue": (60, 80, 220), "a & <b>": (9, 9, 9)}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 classes by tint of 6 pictures each, in class folders. Tests read it only, or copy it."""
+    folder = tmp_path_factory.mktemp("pictures")
+    dice = np.random.default_rng(0)
+    for label, tint in TINTS.items():
+        for i in range(6):
+            grid = np.array(tint) + dice.integers(-50, 50, (6, 8, 3))
+            path = folder / label / f"{label.split()[0]}-{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            small = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
+            small.resize((80, 60), Image.Resampling.NEAREST).save(path)
+    return folder
+
+
+def embedded(folder: Path, embedder: Embedder, out: Path) -> Embeddings:
+    """With labels, a `domain` and a `price`, which is not known for every image."""
+    found = embed(ImageSet.from_class_folders(folder), embedder, out)
+    n = len(found)
+    table = found.attributes.append_column("domain", pa.array(["photo", "drawing"] * (n // 2)))
+    price = pa.array([None if i % 5 == 0 else i for i in range(n)], pa.int64())
+    return Embeddings(found.ids, found.vectors, table.append_column("price", price), found.model_id)
+
+
+class Served:
+    """A running search server: its engine, its address, and requests to it."""
+
+    def __init__(self, engine: Any, url: str, folder: Path, token: str | None) -> None:
+        self.engine, self.url, self.folder, self.token = engine, url, folder, token
+        self.client = httpx.Client(timeout=30, verify=False, base_url=url)
+
+    def ids(self) -> list[str]:
+        return list(self.engine.gallery.ids)
+
+    def bytes_of(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def post(self, path: str = "/v1/search", **more: Any) -> httpx.Response:
+        image = more.pop("image", None)
+        if image is not None:
+            data = image if isinstance(image, bytes) else self.bytes_of(image)
+            more["files"] = [("image", ("x", data))]
+        return self.client.post(path, **more)
+
+    def search(self, **more: Any) -> list[str]:
+        """The ids that were found."""
+        answer = self.post(**more)
+        assert answer.status_code == 200, answer.text
+        return [one["id"] for one in answer.json()["results"]]
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return self.client.get(path, **more)
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Any]:
+    from vizsla.web.serve_decoder import Decoder
+
+    decoder = Decoder(max_pixels=4_000_000)
+    yield decoder
+    decoder.close()
+
+
+@pytest.fixture
+def open_search(
+    tmp_path: Path, serving: tuple[Switch, str], pictures: Path, decoder: Any
+) -> Iterator[Callable[..., Served]]:
+    """open_search(embedder=…, token=…, changes=True, …) → a running Served, one a test."""
+    from vizsla.web.serve_app import create_app
+    from vizsla.web.serve_desk import Limits
+    from vizsla.web.serve_engine import Engine
+    from vizsla.web.serve_gallery import Gallery
+    from vizsla.web.serve_limits import Access
+    from vizsla.web.serve_model import Model
+    from vizsla.web.serve_pictures import Thumbnails
+    from vizsla.web.serve_state import Serving
+
+    opened: list[Served] = []
+
+    def start(
+        embedder: Embedder | None = None,
+        *,
+        folder: Path = pictures,
+        token: str | None = None,
+        changes: str | None = None,
+        watched: bool = False,
+        hosts: frozenset[str] | None = None,
+        **limits: Any,
+    ) -> Served:
+        embedder = embedder or colours()
+        vectors = embedded(folder, embedder, tmp_path / "gallery.emb")
+        index = FolderIndex.build(vectors, tmp_path / "gallery.index")
+        state = Serving()
+        engine = Engine(
+            Model(embedder, resolve_compute(device="cpu"), seen=state.metrics.batch),
+            Gallery.of(index, folder),
+            decoder,
+            metrics=state.metrics,
+            thumbnails=Thumbnails(decoder, tmp_path / "thumbnails"),
+            watched=watched,
+        )
+        engine.warm_up()
+        state.engine = engine
+        limits.setdefault("per_minute", 0)
+        access = Access(
+            hashed(token) if token else None, hashed(changes) if changes else None, hosts
+        )
+        switch, url = serving
+        switch.app = create_app(state, limits=Limits(**limits), access=access, title="Colours")
+        opened.append(Served(engine, url, folder, token))
+        return opened[-1]
+
+    yield start
+    for served in opened:
+        served.client.close()
+        served.engine.close(keep_decoder=True)
+
+
+@pytest.fixture
+def served(open_search: Callable[..., Served]) -> Served:
+    return open_search()
+
+
+def png(colour: tuple[int, int, int] = (200, 30, 40), size: tuple[int, int] = (40, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+# ── pages in a browser ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def visit(browser: Any) -> Callable[..., Any]:
+    """`with visit(url, viewport=…) as page`: a script error, a blocked resource or a dialog fails.
+
+    expected: texts in whose presence a fault is none.
+    """
+
+    @contextmanager
+    def opened(url: str, *, expected: tuple[str, ...] = (), **options: Any) -> Iterator[Any]:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        page = context.new_page()
+        faults: list[str] = []
+
+        def fault(text: str) -> None:
+            if not any(known in text for known in expected):
+                faults.append(text)
+
+        page.on("console", lambda m: fault(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: fault(str(error)))
+        page.on("dialog", lambda dialog: (fault(dialog.message), dialog.dismiss()))
+        page.on(
+            "requestfailed",
+            lambda request: None if "ABORTED" in request.failure else fault(request.url),
+        )  # aborted: it became a download
+        try:
+            page.goto(url)
+            yield page
+            assert faults == []
+        finally:
+            context.close()
+
+    return opened

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from vizsla.web import judge_http
+from vizsla.web import http as web_http
 from vizsla.web.judge_rules import Rules
 
 Open = Callable[..., Any]
@@ -181,7 +181,7 @@ def test_a_client_that_sends_too_much_still_learns_why(open_contest: Open) -> No
 
 
 def test_lengths_that_lie(open_contest: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_http.PatientProtocol, "header_seconds", 0.5)
+    monkeypatch.setattr(web_http.PatientProtocol, "header_seconds", 0.5)
     contest = open_contest(body_seconds=0.5)
     body = json.dumps({"groupname": "a", "images": contest.lists()}).encode()
     with raw(contest) as connection:  # more is promised than comes
@@ -214,7 +214,7 @@ def test_a_body_that_breaks_off_is_not_scored(contest: Any) -> None:
 
 
 def test_slow_clients_hold_nobody_up(open_contest: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_http.PatientProtocol, "header_seconds", 1.0)
+    monkeypatch.setattr(web_http.PatientProtocol, "header_seconds", 1.0)
     contest = open_contest(body_seconds=1.0)
     slow = [raw(contest) for _ in range(60)]
     for i, connection in enumerate(slow):
@@ -233,7 +233,7 @@ def test_slow_clients_hold_nobody_up(open_contest: Open, monkeypatch: pytest.Mon
 def test_a_client_that_does_not_read_is_cut_off(
     serving: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_http.PatientProtocol, "read_seconds", 0.5)
+    monkeypatch.setattr(web_http.PatientProtocol, "read_seconds", 0.5)
     switch, url = serving
     given_up = threading.Event()
 

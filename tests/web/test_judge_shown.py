@@ -17,7 +17,7 @@ from vizsla.web import judge as judging
 from vizsla.web.judge_rules import Rules
 from vizsla.web.judge_scoring import Scorer
 from vizsla.web.judge_store import Store, unpacked
-from vizsla.web.judge_tokens import hashed
+from vizsla.web.tokens import hashed
 
 Open = Callable[..., Any]
 

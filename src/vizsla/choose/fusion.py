@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vizsla.choose.validation import Ground, Judge, Trial, Tried, ground_of
-from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Draw
+from vizsla.choose.validation import Drawn, Ground, Judge, Trial, Tried, ground_of
 from vizsla.errors import UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.chain import Chain, Refiner
@@ -42,21 +40,20 @@ class WeightsChoice:
 def choose_weights(
     models: Sequence[Embeddings],
     chains: Sequence[Chain],
-    images: ImageSet,
-    draws: Sequence[Draw],
+    drawn: Drawn,
     *,
     method: str = "zscore",
 ) -> WeightsChoice:
     """The weights with the highest mean of top-1 and mAP among those that keep top-1.
 
-    models: the vectors of the labelled `images` that `draws` use, by each model; images that one of
-    them lacks are left out. chains: how each one's ranking is refined.
+    models: the vectors of the images of `drawn` by each model; images that one of them lacks are
+    left out. chains: how each one's ranking is refined.
     """
     if len(models) != len(chains) or not models:
         raise UsageError(f"{len(models)} models, {len(chains)} chains: expected one for each")
     common = set(models[0].ids).intersection(*(m.ids for m in models[1:]))
     ids = [name for name in models[0].ids if name in common]
-    ground = ground_of(images, ids, draws)
+    ground = ground_of(drawn.images, ids, drawn.draws, near=drawn.near)
     rankings = [_rankings(m, ids, chain, ground) for m, chain in zip(models, chains, strict=True)]
     judge, weights_of = Judge(ground), {}
 

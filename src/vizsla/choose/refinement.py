@@ -14,9 +14,8 @@ from vizsla.choose.validation import (
     Judge,
     Trial,
     Tried,
-    ground_of,
-    positions_of,
-    validation_draws,
+    drawn_like,
+    nearness,
 )
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
@@ -28,6 +27,11 @@ FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
 
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
+# what is varied at the end, of the last step; (): sizes of a neighbourhood
+VARIED: dict[str, dict[str, tuple[int | float, ...]]] = {
+    "kreciprocal": {"weight": (0.3, *WEIGHTS), "k1": (), "k2": (1, 2, 3, 6)},
+    "diffusion": {"weight": (0.05, 0.1, 0.2, 0.3, 0.5), "alpha": (0.5, 0.8, 0.95), "k": ()},
+}
 
 
 @dataclass(frozen=True)
@@ -74,29 +78,39 @@ def chain_for(
     *,
     frozen: bool,
     embed: Callable[[ImageSet], Embeddings],
+    near: float | None = None,
     uses: str = QUERIES,
 ) -> Choice:
-    """The chain for a test part of which `target` is known, chosen on labelled `images`.
+    """The chain for a test part of which `target` and `near` are known, chosen on labelled images.
 
-    frozen: the model has seen none of them; else those count that its training held out. embed:
-    gives the vectors of some of the images.
+    See `drawn_like` for frozen, embed and near.
     """
-    draws = validation_draws(images, config, target, frozen=frozen)
-    vectors = embed(images.subset(positions_of(draws)))
-    return choose_chain(vectors, ground_of(images, vectors.ids, draws), uses=uses)
+    drawn = drawn_like(images, config, target, frozen=frozen, embed=embed, near=near)
+    return choose_chain(drawn.vectors, drawn.ground, uses=uses)
 
 
 def chain_learned_on(
-    training: Embeddings, queries: int, gallery: int, *, validate_on: str, uses: str = QUERIES
+    training: Embeddings,
+    queries: Embeddings,
+    gallery: Embeddings,
+    *,
+    validate_on: str,
+    uses: str = QUERIES,
 ) -> Choice:
-    """The chain for so many queries and gallery images, chosen on labelled training embeddings.
+    """The chain for these queries and this gallery, chosen on labelled training embeddings.
 
     They must be of images that the model was not trained on. DataError without labels.
     """
     images = ImageSet(Path("the embeddings to learn on"), training.ids, training.attributes)
-    config = TuneConfig(validate_on=validate_on)
-    draws = validation_draws(images, config, Target(queries, gallery), frozen=True)
-    return choose_chain(training, ground_of(images, training.ids, draws), uses=uses)
+    return chain_for(
+        images,
+        TuneConfig(validate_on=validate_on),
+        Target(len(queries), len(gallery)),
+        frozen=True,
+        embed=lambda _: training,
+        near=nearness(queries.vectors, gallery.vectors),
+        uses=uses,
+    )
 
 
 def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) -> Choice:
@@ -109,8 +123,8 @@ def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) ->
     search = _Search(vectors.vectors, judge, LEVELS.index(uses))
     search.try_out([Chain()])
     if uses != LEVELS[0]:
-        alone = search.alone()
-        search.together(alone)
+        search.together(search.alone())
+        search.varied(search.chains[judge.best(judge.trials).name])
     best = judge.best(judge.trials)
     chain = search.chains[best.name]
     choice = Choice(chain, judge.tried(best.name))
@@ -172,6 +186,17 @@ class _Search:
         expansions: list[tuple[Step, ...]] = [(dba,), (aqe,), (dba, aqe)]
         last: list[tuple[Step, ...]] = [(), (best["kreciprocal"],), (best["diffusion"],)]
         self.try_out([Chain((*some, *end)) for some in expansions for end in last])
+
+    def varied(self, chain: Chain) -> None:
+        """Other forms of the last step behind these first ones, one option at a time."""
+        if not chain.steps or chain.steps[-1].name not in VARIED:
+            return
+        *first, last = chain.steps
+        ks = neighbourhood_sizes(self.judge.ground.per_class)
+        for option, values in VARIED[last.name].items():
+            tried = [{**dict(last.options), option: value} for value in values or ks]
+            steps = [Step.of(last.name, **options) for options in tried]
+            last = self.try_out([Chain((*first, step)) for step in [last, *steps]]).steps[-1]
 
     def _best_step(self, steps: Iterable[Step]) -> Step:
         return self.try_out([Chain((step,)) for step in steps]).steps[0]

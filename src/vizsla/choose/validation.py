@@ -5,7 +5,7 @@ as many of a class, since the best size of a neighbourhood depends on both. Neve
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,17 @@ import numpy as np
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
 from vizsla.errors import DataError
+from vizsla.model.embeddings import Embeddings
 from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
 from vizsla.score.tables import Table
+from vizsla.search import exact
 from vizsla.tuning import TuneConfig, held_out
 
-DRAWS = 5  # where a frozen model may be tried on any training images
+NEARNESS_STEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+DRAWS, MORE_DRAWS = 5, 8  # where a frozen model may be tried on any images; of small test parts
+SMALL = 1_000  # images of a test part
+MOST_POOL = 20_000  # labelled images that are embedded to find relatives among
 SHOWN = 12  # rows of the table in terminal and log
 MOST_QUERIES, MOST_GALLERY = 1_000, 5_000  # of a draw: more would only take longer
 
@@ -38,7 +43,8 @@ def validation_draws(
         target = dataclasses.replace(target, per_class=None)  # as many of a class as there are
     config = dataclasses.replace(config, share=share_like(images, target), draws=1)
     found = []
-    for i in range(DRAWS):  # other classes, or other images, each time
+    few = (target.queries or SMALL) + (target.gallery or 0) <= SMALL
+    for i in range(MORE_DRAWS if few else DRAWS):  # other classes, or other images, each time
         train = dataclasses.replace(config.train, seed=config.train.seed + i)
         found += held_out(images, dataclasses.replace(config, train=train), target).draws
     return found
@@ -52,6 +58,119 @@ def limited(target: Target | None) -> Target:
         queries=target.queries and min(target.queries, MOST_QUERIES),
         gallery=target.gallery and min(target.gallery, MOST_GALLERY),
     )
+
+
+# ── nearness ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def nearness(queries: np.ndarray, gallery: np.ndarray) -> float:
+    """The mean cosine of a query and its nearest gallery image. Needs no labels."""
+    return float(exact.top_k(queries, gallery, 1)[1].mean())
+
+
+def as_near(
+    draws: Sequence[Draw], vectors: np.ndarray, labels: np.ndarray, wanted: float, *, seed: int = 0
+) -> tuple[list[Draw], float]:
+    """The draws, with so many queries' nearest image of their class in the gallery that the mean
+    nearness is the wanted one; and that share of the queries.
+
+    Photos of one thing often come together. Where a test part was cut between them, each query has
+    a near one in the gallery, and drawing images one by one would tear them apart. vectors, labels:
+    of all labelled images that may be put in, which the draws' positions point into.
+    """
+    kin = [_kin(draw, vectors, labels) for draw in draws]
+    found, share, apart = list(draws), 0.0, np.inf
+    for tried in NEARNESS_STEPS:
+        moved = [
+            _with_kin(draw, near, labels, tried, np.random.default_rng((seed, 51, i)))
+            for i, (draw, near) in enumerate(zip(draws, kin, strict=True))
+        ]
+        there = float(np.mean([nearness(vectors[d.query], vectors[d.gallery]) for d in moved]))
+        if abs(there - wanted) < apart:
+            found, share, apart = moved, tried, abs(there - wanted)
+        if there >= wanted:
+            break
+    return found, share
+
+
+def _kin(draw: Draw, vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(Q,) for each query the nearest image of its class that is no query; -1 where none is."""
+    nearest = np.full(len(draw.query), -1)
+    asking = np.zeros(len(labels), dtype=bool)
+    asking[draw.query] = True
+    for label in np.unique(labels[draw.query]):
+        rows = np.flatnonzero(labels[draw.query] == label)
+        able = np.flatnonzero((labels == label) & ~asking)
+        if len(able):
+            at, _ = exact.top_k(vectors[draw.query[rows]], vectors[able], 1)
+            nearest[rows] = able[at[:, 0]]
+    return nearest
+
+
+def _with_kin(
+    draw: Draw, kin: np.ndarray, labels: np.ndarray, share: float, rng: np.random.Generator
+) -> Draw:
+    """A share of the queries get their nearest image into the gallery, for another of the class."""
+    chosen = kin[rng.permutation(len(kin))[: round(share * len(kin))]]
+    wanted = {int(i) for i in chosen if i >= 0}
+    gallery = set(draw.gallery.tolist())
+    for new in sorted(wanted - gallery):
+        gallery.add(new)
+        others = sorted(i for i in gallery - wanted if labels[i] == labels[new])
+        if others:
+            gallery.remove(others[int(rng.integers(len(others)))])
+    return Draw(draw.query, np.array(sorted(gallery)))
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """draws: positions in `images`, the labelled images that were embedded. near: the share of the
+    queries whose nearest relative was put into the gallery; None where nearness was not asked."""
+
+    images: ImageSet
+    vectors: Embeddings
+    draws: list[Draw]
+    near: float | None = None
+
+    @property
+    def ground(self) -> "Ground":
+        return ground_of(self.images, self.vectors.ids, self.draws, near=self.near)
+
+
+def drawn_like(
+    images: ImageSet,
+    config: TuneConfig,
+    target: Target | None,
+    *,
+    frozen: bool,
+    embed: Callable[[ImageSet], Embeddings],
+    near: float | None = None,
+) -> Drawn:
+    """A validation part like the test part, with vectors.
+
+    frozen: the model has seen none of the images; else only those count that its training held out.
+    embed: gives the vectors of some of the images. near: the test part's nearness.
+    """
+    draws = validation_draws(images, config, target, frozen=frozen)
+    used = positions_of(draws)
+    if near is not None and frozen and len(images) <= MOST_POOL:
+        used = np.arange(len(images))
+    vectors = embed(images.subset(used))
+    place = {name: i for i, name in enumerate(vectors.ids)}
+    kept = images.subset([i for i in used if images.ids[i] in place])  # without the broken ones
+    at = {name: i for i, name in enumerate(kept.ids)}
+    draws = [
+        Draw(*(np.array([at[images.ids[i]] for i in side if images.ids[i] in at], np.int64)
+               for side in (draw.query, draw.gallery)))
+        for draw in draws
+    ]  # fmt: skip
+    draws = [draw for draw in draws if len(draw.query) and len(draw.gallery)]
+    share = None
+    if near is not None and draws:
+        labels = np.array([str(label) for label in kept.labels or []])
+        rows = vectors.vectors[[place[name] for name in kept.ids]]
+        draws, share = as_near(draws, rows, labels, near, seed=config.train.seed)
+    return Drawn(kept, vectors, draws, share)
 
 
 def positions_of(draws: Iterable[Draw]) -> np.ndarray:
@@ -74,6 +193,7 @@ class Ground:
     labels: np.ndarray
     parts: list[Part]
     n_relevant: list[np.ndarray]
+    near: float | None = None  # see Drawn
 
     @property
     def queries(self) -> int:
@@ -91,17 +211,30 @@ class Ground:
             "queries": int(np.mean([len(part.query) for part in self.parts])),
             "gallery": int(np.mean([len(part.gallery) for part in self.parts])),
             "per_class": round(self.per_class, 1),
+            "near": self.near,
         }
 
     def words(self) -> str:
         about = self.record()
+        near = ""
+        if self.near is not None:
+            near = (
+                f"; {100 * self.near:.0f} % of the queries have their nearest relative there, so "
+                "that they are as near to the gallery as in the test part"
+            )
         return (
             f"{about['draws']} draws of about {about['queries']} queries and {about['gallery']} "
-            f"gallery images, {about['per_class']:g} of a class, all from the training images"
+            f"gallery images, {about['per_class']:g} of a class, all from the training images{near}"
         )
 
 
-def ground_of(images: ImageSet, embeddings: Sequence[str], draws: Sequence[Draw]) -> Ground:
+def ground_of(
+    images: ImageSet,
+    embeddings: Sequence[str],
+    draws: Sequence[Draw],
+    *,
+    near: float | None = None,
+) -> Ground:
     """embeddings: the ids in the order of the vectors; images that have none are left out."""
     place = {name: i for i, name in enumerate(embeddings)}
     of_image = dict(zip(images.ids, images.labels or [], strict=False))
@@ -121,7 +254,7 @@ def ground_of(images: ImageSet, embeddings: Sequence[str], draws: Sequence[Draw]
         raise DataError(
             "none of the images held out for validation can be queried: give more labelled images"
         )
-    return Ground(labels, parts, counts)
+    return Ground(labels, parts, counts, near)
 
 
 # ── what is tried ────────────────────────────────────────────────────────────────────────────────

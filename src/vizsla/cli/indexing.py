@@ -22,7 +22,7 @@ from vizsla.cli.options import (
     Weights,
     byte_count,
 )
-from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined
+from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined, vectors_of
 from vizsla.cli.sources import embedded_queries, open_gallery
 from vizsla.errors import UsageError
 
@@ -74,12 +74,15 @@ def build(
         str | None,
         typer.Option(
             "--memory",
-            help="What auto may use beside the vectors, e.g. 500MB, 4GB. [default: half of all]",
+            help="What auto may use beside the vectors, e.g. 500MB, 4GB.",
+            show_default="half of all",
         ),
     ] = None,
     recall: Annotated[
         float | None,
-        typer.Option("--recall", help="Of the ten nearest: sets the search effort. [default: .99]"),
+        typer.Option(
+            "--recall", help="Of the ten nearest: sets the search effort.", show_default=".99"
+        ),
     ] = None,
     sample: Annotated[
         Path | None,
@@ -248,7 +251,12 @@ def search(
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
         chain, choice = chain_of(
-            refine, refine_uses, learn_on, validate_on, queries=asked, gallery_size=len(found)
+            refine,
+            refine_uses,
+            learn_on,
+            validate_on,
+            queries=asked,
+            gallery=lambda: vectors_of(found, gallery),
         )
     most = len(found) - same_set
     k = min(SHOWN if out is None else default_depth(len(found)), most) if top_k is None else top_k

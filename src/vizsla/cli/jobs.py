@@ -1,5 +1,6 @@
 """Commands that do the whole job: run, demo, train, sweep."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +15,14 @@ from vizsla.cli.options import (
     Cache,
     Compile,
     Device,
+    Dim,
     Epochs,
     Exclude,
     Finetune,
     FollowLinks,
+    Fusion,
+    FusionWeights,
+    FusionWhiten,
     GalleryDomain,
     Home,
     ImageSize,
@@ -39,8 +44,11 @@ from vizsla.cli.options import (
     TrainBatchSize,
     ValidateOn,
     Verbose,
+    Views,
     Weights,
+    Whiten,
     Workers,
+    fusion_weights,
     training_options,
 )
 from vizsla.cli.refining import print_refined
@@ -61,8 +69,23 @@ def run(
     data: Annotated[
         Path | None, typer.Argument(help="The folder with training/ and test/query, test/gallery.")
     ] = None,
-    model: Model = "dinov2-s14",
-    weights: Weights = "pretrained",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A backbone's name (see `vizsla models`), or a folder. Repeated: all of them, "
+            "fused.",
+            show_default="dinov2-s14",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            help="pretrained, random, or a file: one for all models, or one for each.",
+            show_default="pretrained",
+        ),
+    ] = None,
     pooling: Pooling = None,
     image_size: ImageSize = None,
     top_k: TopK = 10,
@@ -92,8 +115,14 @@ def run(
     query_domain: QueryDomain = None,
     gallery_domain: GalleryDomain = None,
     settings: Settings = None,
+    views: Views = None,
+    whiten: Whiten = "none",
+    dim: Dim = None,
     refine: Refine = "none",
     refine_uses: RefineUses = "queries",
+    fusion: Fusion = "zscore",
+    weights_of_fusion: FusionWeights = None,
+    whiten_of_fusion: FusionWhiten = "shrunk",
     repeat: Annotated[
         Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
     ] = None,
@@ -102,11 +131,16 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Embed, rank, score, hand in and draw: the whole main job."""
-    from vizsla import pipeline, runconfig
+    from vizsla import ensemble, pipeline, runconfig
 
+    of_fusion = ensemble.FusionConfig(
+        fusion, fusion_weights(weights_of_fusion), whiten_of_fusion,
+        *((refine, refine_uses) if fusion == ensemble.CONCAT else ()),
+    )  # fmt: skip
     if repeat is not None:
         _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
-        config = runconfig.again(repeat, data=data)
+        several = ensemble.again_models(repeat, data=data)
+        configs, of_fusion = several or ([runconfig.again(repeat, data=data)], of_fusion)
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:
@@ -116,25 +150,52 @@ def run(
             gallery_domain=gallery_domain,
         )  # fmt: skip
         validating = None
-        if refine == "auto" and finetune is None:
+        if "auto" in (refine, weights_of_fusion) and finetune is None:
             validating = {key: tuning.pop(key) for key in VALIDATING if key in tuning} or None
         if tuning and finetune is None:
             raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
-        config = runconfig.RunConfig(
-            data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-            tuning=tuning or None, refine=refine, refine_uses=refine_uses, validating=validating,
-            top_k=top_k, labels=text_or_none(labels),
+        models = _by_model(model or ["dinov2-s14"], weights or ["pretrained"])
+        if len(models) == 1:
+            _refuse_fusion(context)
+        shared = runconfig.RunConfig(
+            data=str(data), pooling=pooling, image_size=image_size, tuning=tuning or None,
+            views=views, whiten=whiten, dim=dim, refine=refine, refine_uses=refine_uses,
+            validating=validating, top_k=top_k, labels=text_or_none(labels),
             labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
             compiling=compiling, cache=text_or_none(cache),
             workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
             follow_links=follow_links, figures=figures, home=str(home),
         )  # fmt: skip
+        configs = [replace(shared, model=name, weights=own) for name, own in models]
     with ProgressShown(quiet) as progress:
-        result = pipeline.run(config, progress)
+        if len(configs) == 1:
+            result = pipeline.run(configs[0], progress)
+        else:
+            result = ensemble.run_models(configs, of_fusion, progress)
     if as_json:
         print_json(result.to_dict())
     else:
         _print_run(result)
+
+
+def _by_model(models: list[str], weights: list[str]) -> list[tuple[str, str]]:
+    """(model, weights) of each model."""
+    if len(weights) not in (1, len(models)):
+        raise UsageError(
+            f"{len(weights)} --weights for {len(models)} --model: give one for all, or one for each"
+        )
+    return list(zip(models, weights * (len(models) // len(weights)), strict=True))
+
+
+def _refuse_fusion(context: typer.Context) -> None:
+    """UsageError where one model is to be fused with itself."""
+    names = ("fusion", "weights_of_fusion", "whiten_of_fusion")
+    if any(_given_here(context, name) for name in names):
+        raise UsageError("--fusion… joins several models: give --model twice or more")
+
+
+def _given_here(context: typer.Context, name: str) -> bool:
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 def _refuse_others(context: typer.Context, *allowed: str) -> None:
@@ -142,8 +203,7 @@ def _refuse_others(context: typer.Context, *allowed: str) -> None:
     given = [
         option.opts[-1]
         for option in context.command.params
-        if option.name not in allowed
-        and getattr(context.get_parameter_source(str(option.name)), "name", "") == "COMMANDLINE"
+        if option.name not in allowed and _given_here(context, str(option.name))
     ]
     if given:
         raise UsageError(
@@ -157,7 +217,12 @@ def _print_run(result: "RunResult") -> None:
         f"{result.model_name}: {len(result.ranking)} queries, "
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
     )
+    for one in result.members:
+        _print_run(one)
+        typer.echo("")
     print_refined(result.chain, result.choice)
+    if result.weights is not None:
+        typer.echo("\n".join([*result.weights.lines(), ""]))
     if result.scores is None:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
     else:
@@ -201,9 +266,12 @@ def train(
     weights: Weights = "pretrained",
     pooling: Pooling = None,
     image_size: ImageSize = None,
-    finetune: Finetune = "full",
+    finetune: Finetune = "last",
     blocks: Annotated[
-        int | None, typer.Option("--blocks", min=1, help="How many, with --finetune last.")
+        int | None,
+        typer.Option(
+            "--blocks", min=1, help="How many, with --finetune last.", show_default="most"
+        ),
     ] = None,
     loss: Loss = None,
     miner: Annotated[

@@ -16,7 +16,9 @@ import vizsla
 
 # importing registers the commands, and `vizsla --help` lists them in this order
 # isort: off
-from vizsla.cli import jobs, checking, stages, indexing, scoring, showing, exporting, contest  # noqa: F401
+from vizsla.cli import (  # noqa: F401
+    jobs, checking, stages, indexing, fusing, scoring, showing, exporting, serving, contest
+)  # fmt: skip
 
 # isort: on
 from vizsla.cli.console import Command, app, log_to_stderr

@@ -114,6 +114,47 @@ RefineUses = Annotated[
         "gallery, nothing.",
     ),
 ]
+Views = Annotated[
+    str | None,
+    typer.Option(
+        "--views",
+        help="Average over views of each picture: flip, scales, or both: 'flip,1,0.7,1.4'.",
+        show_default="one, or the saved embedder's",
+    ),
+]
+Whiten = Annotated[
+    str,
+    typer.Option(
+        "--whiten",
+        help="none, plain, shrunk (for few images): learned on training images alone, kept in the "
+        "embedder.",
+    ),
+]
+Dim = Annotated[
+    int | None,
+    typer.Option(
+        "--dim", min=1, help="Of the vectors, by PCA on training images.", show_default="all"
+    ),
+]
+Fusion = Annotated[
+    str,
+    typer.Option(
+        "--fusion",
+        help="zscore, minmax (of scores), rrf (of ranks); concat: the vectors in a row (of runs).",
+    ),
+]
+FusionWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--fusion-weights",
+        help="One a model, as 0.5,0.3,0.2; auto: chosen on validation images.",
+        show_default="equal",
+    ),
+]
+FusionWhiten = Annotated[
+    str,
+    typer.Option("--fusion-whiten", help="For concat: shrunk, plain, none; by training images."),
+]
 LearnOn = Annotated[
     Path | None,
     typer.Option(
@@ -162,6 +203,18 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting of docs/training.md as name=value. Repeatable."),
 ]
+
+
+def fusion_weights(text: str | None) -> str | list[float] | None:
+    """--fusion-weights as ensemble.FusionConfig takes them."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--fusion-weights {text!r}: write auto, or a number for each model such as 0.7,0.3"
+        ) from error
 
 
 def training_options(settings: list[str] | None, **given: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def chain_of(
     validate_on: str | None,
     *,
     queries: "Embeddings",
-    gallery_size: int,
+    gallery: "Callable[[], Embeddings]",
 ) -> "tuple[Chain, Choice | None]":
     """The chain that was given, or chosen on the labelled embeddings of --learn-on."""
     from vizsla.search.chain import parse_chain
@@ -46,9 +46,21 @@ def chain_of(
     training = Embeddings.open(learn_on)
     comparable(queries.model_id, training.model_id, queries.dim, training.dim)
     choice = chain_learned_on(
-        training, len(queries), gallery_size, validate_on=validate_on or "new-classes", uses=uses
+        training, queries, gallery(), validate_on=validate_on or "new-classes", uses=uses
     )
     return choice.chain, choice
+
+
+def vectors_of(found: "Index", where: str) -> "Embeddings":
+    """The gallery's vectors; UsageError where they are on a server."""
+    from vizsla.search.index import FolderIndex
+
+    if not isinstance(found, FolderIndex):
+        raise UsageError(
+            f"--refine needs the gallery's vectors here, and those of {where} are on a server: "
+            "leave it out"
+        )
+    return found.embeddings()
 
 
 def search_refined(
@@ -72,12 +84,10 @@ def search_refined(
     from vizsla.search.index import FolderIndex
     from vizsla.search.store import is_index
 
-    if not isinstance(found, FolderIndex):
-        raise UsageError(
-            f"--refine needs the vectors here, and {where} is on a server: leave it out"
-        )
-    gallery = found.embeddings()
-    keeper: Keeper | None = found if is_index(where) else KeptIn(Path(where))
+    gallery = vectors_of(found, where)
+    keeper: Keeper | None = KeptIn(Path(where))
+    if is_index(where) and isinstance(found, FolderIndex):
+        keeper = found
     if condition is not None:
         rows = np.flatnonzero(condition.mask(gallery.ids, gallery.attributes))
         gallery, keeper = _subset(gallery, rows), None

@@ -12,6 +12,7 @@ from vizsla.cli.options import (
     Cache,
     Compile,
     Device,
+    Dim,
     Exclude,
     FollowLinks,
     ImageSize,
@@ -25,10 +26,13 @@ from vizsla.cli.options import (
     Seed,
     TopK,
     Verbose,
+    Views,
     Weights,
+    Whiten,
     Workers,
 )
 from vizsla.cli.sources import names_in, open_engine, read_ranking
+from vizsla.errors import UsageError
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
@@ -68,6 +72,21 @@ def embed(
     max_pixels: MaxPixels = 100_000_000,
     follow_links: FollowLinks = False,
     cache: Cache = None,
+    views: Views = None,
+    whiten: Whiten = "none",
+    dim: Dim = None,
+    whiten_on: Annotated[
+        Path | None,
+        typer.Option(
+            "--whiten-on",
+            help="For --whiten and --dim: embeddings of training images by the same model and "
+            "views, without whitening.",
+        ),
+    ] = None,
+    save_embedder: Annotated[
+        Path | None,
+        typer.Option("--save-embedder", help="Also write the embedder, for --model elsewhere."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     engine: Annotated[
         str, typer.Option("--engine", help="local, or ray for a cluster (see docs/scale.md).")
@@ -75,7 +94,7 @@ def embed(
     address: Annotated[
         str | None,
         typer.Option(
-            "--address", help="A Ray cluster: auto or HOST:PORT; without it Ray runs here."
+            "--address", help="A Ray cluster: auto or HOST:PORT.", show_default="one started here"
         ),
     ] = None,
     as_json: AsJson = False,
@@ -85,6 +104,7 @@ def embed(
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
     from vizsla import opening
     from vizsla.model.compute import written_compute
+    from vizsla.model.embeddings import Embeddings
     from vizsla.model.inference import write_embeddings
 
     image_set = opening.image_set(
@@ -92,8 +112,17 @@ def embed(
         exclude=exclude, follow_links=follow_links,
     )  # fmt: skip
     embedder = opening.load_embedder(
-        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
+        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed, views=views
     )
+    if (whiten != "none" or dim is not None) != (whiten_on is not None):
+        raise UsageError(
+            "--whiten and --dim are learned on training images: give them together with "
+            "--whiten-on EMBEDDINGS (vizsla embed data/training --class-folders -o training.emb)"
+        )
+    if whiten_on is not None:
+        opening.whiten_embedder(embedder, Embeddings.open(whiten_on), whiten, dim)
+    if save_embedder is not None:
+        embedder.save(save_embedder)
     with (
         open_engine(
             engine, address, device=device, precision=precision, compiling=compiling,

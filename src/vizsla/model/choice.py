@@ -64,7 +64,7 @@ class Contest:
     """
 
     def __init__(self, frozen: Embedder, validate: Validate) -> None:
-        self.validate = validate
+        self.validate, self.size = validate, frozen.preprocess.size
         self.candidates = [self._measured(FROZEN, frozen)]
         self.candidates[0].embedder = frozen
 

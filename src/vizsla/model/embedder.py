@@ -4,6 +4,7 @@ Images and texts leave by one door: the same projection, the same normalisation.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -24,6 +25,7 @@ from vizsla.model.catalogue import DEFAULT_BACKBONE, BackboneSpec
 from vizsla.model.networks import Backbone, ClipBackbone
 from vizsla.model.pooling import POOLINGS, check_pooling
 from vizsla.model.projection import build_projection
+from vizsla.model.views import STEPS, Views
 from vizsla.model.weights import digest_of, lasting, load_state, read_state, traces_of
 
 log = logging.getLogger("vizsla.model")
@@ -50,6 +52,7 @@ class Embedder(nn.Module):
         self.preprocess = backbone.preprocess
         self.pool = POOLINGS[self.pooling]()
         self.projection: nn.Module = nn.Identity()
+        self.views: Views | None = None
         self._known_digest: tuple[list[Any], str] | None = None
 
     # ── making ───────────────────────────────────────────────────────────────────────────────────
@@ -95,7 +98,41 @@ class Embedder(nn.Module):
         return self.finished(self.pooled(images))
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(B, C): the backbone's vectors, before projection and normalisation."""
+        """(B, C): the backbone's vectors, before projection and normalisation; with views the mean
+        of their unit vectors."""
+        if self.views is None:
+            return self._pooled(images)
+        found = [F.normalize(self._pooled(seen).float(), dim=1) for seen in self.views.of(images)]
+        return torch.stack(found).mean(dim=0)
+
+    def with_views(self, text: str) -> "Embedder":
+        """Itself, looking at each picture in these views (see Views.parse) from now on.
+
+        ModelError where the network takes pictures of one size only.
+        """
+        views = Views.parse(text)
+        for step in STEPS:
+            self.views = views and dataclasses.replace(views, step=step)
+            if views is None or views.scales == (1.0,) or self._can_see():
+                return self
+        self.views = None
+        raise ModelError(
+            f"{self.name} takes pictures of {self.preprocess.size[0]} pixels only: it cannot look "
+            f"at views of other scales ({text}); use --views flip"
+        )
+
+    def _can_see(self) -> bool:
+        """Whether the network takes all views: tried with a black picture."""
+        parameter = next(self.parameters())
+        black = torch.zeros(1, 3, *self.preprocess.size).to(parameter)
+        try:
+            with torch.no_grad():
+                self.pooled(black)
+        except (RuntimeError, AssertionError, ValueError):
+            return False
+        return True
+
+    def _pooled(self, images: Tensor) -> Tensor:
         if self.pooling == "native":
             return self.backbone.native(images)
         if self.pooling == "cls":
@@ -160,6 +197,7 @@ class Embedder(nn.Module):
             "image_size": self.preprocess.size[0],
             "preprocess": self.preprocess.to_dict(),
             "projection": getattr(self.projection, "description", None),
+            "views": None if self.views is None else dataclasses.asdict(self.views),
             "dim": self.dim,
             "reads_text": self.reads_text,
             "licence": spec.licence,
@@ -167,7 +205,7 @@ class Embedder(nn.Module):
 
     @property
     def model_id(self) -> str:
-        """24 hex digits of the weights, the pooling, the projection and the preprocessing.
+        """24 hex digits of the weights, the pooling, the projection, preprocessing and views.
 
         Not of the name, the device, or a precision that it was cast to.
         """
@@ -178,6 +216,8 @@ class Embedder(nn.Module):
             "preprocess": self.preprocess.to_dict(),
             "weights": self._weights_digest(),
         }
+        if self.views is not None:
+            parts["views"] = dataclasses.asdict(self.views)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _weights_digest(self) -> str:
@@ -263,6 +303,7 @@ class Embedder(nn.Module):
         embedder = Embedder(_rebuilt(config, module), config["pooling"], name=config["name"])
         embedder.preprocess = Preprocess.from_dict(config["preprocess"])
         embedder.projection = build_projection(config["projection"])
+        embedder.views = _views_of(config)
         if isinstance(embedder.backbone, ClipBackbone) and f"{TOKENISER}/" in str(config["files"]):
             embedder.backbone.tokeniser_folder = folder / TOKENISER
         load_state(embedder, read_state(folder / WEIGHTS), origin=str(folder / WEIGHTS))
@@ -353,6 +394,11 @@ def _rebuilt(config: dict[str, Any], module: nn.Module | None) -> Backbone:
     return build_backbone(spec, RANDOM, image_size=config["image_size"])
 
 
+def _views_of(config: dict[str, Any]) -> Views | None:
+    found = config.get("views")
+    return Views(**{**found, "scales": tuple(found["scales"])}) if found else None
+
+
 def _card(content: dict[str, Any]) -> str:
     """The model card."""
     reads = "images and text" if content["reads_text"] else "images"
@@ -371,6 +417,7 @@ An embedder for image retrieval, written by vizsla.
 | reads | {reads} |
 | vectors | {content["dim"]} numbers, of length 1 |
 | images | {Preprocess.from_dict(content["preprocess"])} |
+| views of each | {_views_of(content) or "one"} |
 | licence of the original weights | {content["licence"]} |
 | model id | {content["model_id"]} |
 

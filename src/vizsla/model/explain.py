@@ -44,10 +44,15 @@ def explain(
     """One Explanation for each of the results."""
     if not results:
         return []
+    found = torch.stack([embedder.preprocess(image) for image in results])
+    return explain_seen(embedder, embedder.preprocess(query), found)
+
+
+def explain_seen(embedder: Embedder, query: Tensor, results: Tensor) -> list[Explanation]:
+    """The same for preprocessed pictures: query (3, H, W), results (R, 3, H, W)."""
     embedder.eval()
     device = next((p.device for p in embedder.parameters()), torch.device("cpu"))
-    asked = embedder.preprocess(query).to(device)  # (3, H, W)
-    found = torch.stack([embedder.preprocess(image) for image in results]).to(device)  # (R, …)
+    asked, found = query.to(device), results.to(device)
     with torch.inference_mode():
         if is_sum(embedder, asked):
             return _exact(embedder, asked, found)

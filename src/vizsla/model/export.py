@@ -57,7 +57,7 @@ def export(embedder: Embedder, out: str | Path) -> Exported:
     Runtime. ModelError where the network cannot be exported or gives other vectors."""
     onnx = _onnx()
     out = Path(out)
-    embedder = embedder.to(device="cpu", memory_format=torch.contiguous_format).float().eval()
+    embedder = embedder.to("cpu").to(memory_format=torch.contiguous_format).float().eval()
     height, width = embedder.preprocess.size
     dice = torch.Generator().manual_seed(0)
     images = torch.randn((2, 3, height, width), generator=dice)

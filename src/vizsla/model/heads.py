@@ -4,22 +4,32 @@ The backbone's vectors are computed once and kept on disk, as embeddings.
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from vizsla.data.batches import BatchPlan
+from vizsla.model import checkpoint
 from vizsla.model.losses import TrainingLoss
 from vizsla.model.optimise import rate_at, set_rates
-from vizsla.model.projection import Projection, centred, identity_or_pca, whitened
+from vizsla.model.projection import (
+    Projection,
+    centred,
+    discriminant,
+    identity_or_pca,
+    spread_of,
+    whitened,
+)
 
 log = logging.getLogger("vizsla.train")
 
-SHRINKAGES = (0.9, 0.6)
+SHRINKAGES = (0.9, 0.6)  # of whitening
+DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
 STEPS = 240
 BATCH = 256
 SECONDS = 12.0  # of training at most
@@ -43,9 +53,13 @@ def closed_forms(
         return {"pca": start}
     found = {"centred": centred(start, vectors)}
     if len(vectors) > 2 * len(np.unique(labels)):
+        spread = spread_of(vectors, labels)
         for shrinkage in SHRINKAGES:
             name = f"whitened {shrinkage:g}"
-            found[name] = whitened(vectors, labels, shrinkage=shrinkage)
+            found[name] = whitened(spread, shrinkage=shrinkage)
+        for shrinkage in DISCRIMINANT_SHRINKAGES:
+            name = f"discriminant {shrinkage:g}"
+            found[name] = discriminant(spread, shrinkage=shrinkage)
     return found
 
 
@@ -56,11 +70,12 @@ def class_means(vectors: torch.Tensor, labels: np.ndarray, classes: int) -> torc
     return F.normalize(sums, dim=1)
 
 
-def project(projection: nn.Module, vectors: np.ndarray) -> torch.Tensor:
-    """(N, D) of length 1."""
+def project(projection: Projection, vectors: np.ndarray) -> torch.Tensor:
+    """(N, D) of length 1, on the CPU, wherever the projection is."""
     with torch.inference_mode():
-        found = F.normalize(projection(torch.from_numpy(np.asarray(vectors, np.float32))), dim=1)
-    return found.clone()
+        pooled = torch.from_numpy(np.asarray(vectors, np.float32)).to(projection.weight.device)
+        found = F.normalize(projection(pooled), dim=1)
+    return found.cpu().clone()
 
 
 def train_head(
@@ -109,3 +124,30 @@ def train_head(
     for p in head.parameters():
         p.requires_grad_(False)
     return HeadResult(head, float(np.mean(tail)), len(losses))
+
+
+# ── kept for a run that goes on ──────────────────────────────────────────────────────────────────
+
+
+def save_heads(
+    folder: Path, found: dict[str, Projection], final_loss: float, *, about: dict[str, str]
+) -> None:
+    known = {name: dict(head.state_dict()) for name, head in found.items()}
+    loss = final_loss if math.isfinite(final_loss) else None  # JSON has no NaN
+    checkpoint.save_state(folder, {"heads": known, "final_loss": loss}, about=about)
+
+
+def load_heads(
+    folder: Path, *, about: dict[str, str]
+) -> tuple[dict[str, Projection], float] | None:
+    """The heads and the trained one's loss; None where none are saved, or other ones."""
+    state = checkpoint.load_state(folder, about=about)
+    if state is None:
+        return None
+    found = {}
+    for name, head in state["heads"].items():
+        outputs, inputs = head["weight"].shape
+        found[name] = Projection(inputs, outputs)
+        found[name].load_state_dict(head)
+    loss = state["final_loss"]
+    return found, math.nan if loss is None else loss

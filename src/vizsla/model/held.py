@@ -5,6 +5,7 @@ Pooled vectors of the last two backbones are remembered: another projection on o
 
 import hashlib
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.imageset import ImageSet
-from vizsla.data.pictures import available_memory
+from vizsla.data.pictures import Pictures, available_memory
 from vizsla.errors import DataError
 from vizsla.model.compute import PRECISIONS, Compute
 from vizsla.model.embedder import Embedder
@@ -48,19 +49,7 @@ class HeldImages:
 
     def _embedded(self, embedder: Embedder) -> Tensor:
         """(N, C) float32, on the CPU."""
-        device = torch.device(self.compute.device)
-        embedder = embedder.to(device=device)
-        embedder.eval()
-        precision = PRECISIONS[self.compute.precision]
-        parts = []
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, precision, enabled=precision != torch.float32),
-        ):
-            for images in self._batches(embedder):
-                on_device = images.to(device, memory_format=torch.channels_last)
-                parts.append(embedder.pooled(on_device).float().cpu())
-        return torch.cat(parts)[: len(self.images)]
+        return pooled(embedder, self._batches(embedder), self.compute)[: len(self.images)]
 
     def _batches(self, embedder: Embedder) -> list[Tensor]:
         """All batches; kept for the next time where memory allows."""
@@ -88,9 +77,46 @@ class HeldImages:
         return found
 
 
+def pooled(embedder: Embedder, prepared: Iterable[Tensor], compute: Compute) -> Tensor:
+    """(N, C) float32, on the CPU, of batches of prepared images."""
+    device = torch.device(compute.device)
+    embedder = embedder.to(device=device)
+    embedder.eval()
+    precision = PRECISIONS[compute.precision]
+    parts = []
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, precision, enabled=precision != torch.float32),
+    ):
+        for images in prepared:
+            on_device = images.to(device, memory_format=torch.channels_last)
+            parts.append(embedder.pooled(on_device).float().cpu())
+    return torch.cat(parts)
+
+
+def pooled_of(
+    pictures: Pictures, chosen: np.ndarray, embedder: Embedder, compute: Compute, *, max_pixels: int
+) -> np.ndarray:
+    """(n, C) of the chosen pictures, as the embedder prepares them."""
+    with Loader(
+        pictures.images.path,
+        embedder.preprocess.framing,
+        batch_size=compute.batch_size,
+        workers=compute.workers,
+        max_pixels=max_pixels,
+        picture=pictures.__getitem__,
+    ) as loader:
+        chunks = in_chunks([int(i) for i in chosen], compute.batch_size)
+        prepared = (
+            embedder.preprocess.normalised(batch.pixels)[: batch.filled]
+            for batch in loader.batches(chunks)
+        )
+        return pooled(embedder, prepared, compute).numpy()
+
+
 def _backbone_id(embedder: Embedder) -> str:
     """Of all weights that make pooled vectors, and of the preprocessing."""
-    digest = hashlib.sha256(str(embedder.preprocess.to_dict()).encode())
+    digest = hashlib.sha256(f"{embedder.preprocess.to_dict()} {embedder.views}".encode())
     for part in (embedder.backbone, embedder.pool):
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())

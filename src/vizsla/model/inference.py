@@ -263,14 +263,12 @@ class _Draft:
     fresh: list[int] = field(default_factory=list)  # positions that were embedded now
 
     def take(self, batch: Batch, vectors: np.ndarray) -> None:
-        for slot, i in enumerate(batch.positions):
-            row = vectors[slot]
-            reason = batch.reasons.get(slot) or _no_direction(row)
-            if reason:
-                self.broken[i] = reason
-            else:
-                self.vectors[i - self.positions.start] = row
-                self.fresh.append(i)
+        reasons = _without_direction(vectors) | batch.reasons
+        self.broken |= {batch.positions[slot]: why for slot, why in reasons.items()}
+        good = [slot for slot in range(batch.filled) if slot not in reasons]
+        positions = [batch.positions[slot] for slot in good]
+        self.vectors[[i - self.positions.start for i in positions]] = vectors[good]
+        self.fresh += positions
         self.waiting -= batch.filled
 
     def shard(self, images: ImageSet) -> Shard:
@@ -360,12 +358,14 @@ def _vectors(network: Network, batch: Batch, pending: Pending | None) -> np.ndar
     return pending.result()[: batch.filled]
 
 
-def _no_direction(vector: np.ndarray) -> str | None:
-    length = float(np.linalg.norm(vector))
-    if np.isclose(length, 1, atol=1e-3):
-        return None
-    said = f"length {length:.3g}" if np.isfinite(length) else "not finite"
-    return f"the model gives it no direction ({said})"
+def _without_direction(vectors: np.ndarray) -> dict[int, str]:
+    """slot → what is wrong with its vector, for those that are no unit vectors."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    reasons = {}
+    for slot in np.flatnonzero(~np.isclose(lengths, 1, atol=1e-3)):
+        said = f"length {lengths[slot]:.3g}" if np.isfinite(lengths[slot]) else "not finite"
+        reasons[int(slot)] = f"the model gives it no direction ({said})"
+    return reasons
 
 
 def _report_broken(written: Written, images: ImageSet) -> None:

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from vizsla.errors import ModelError, UsageError
 from vizsla.model.embedder import Embedder
 
+LAST = 0.7  # of the blocks: the first ones cost most, and know what all pictures have
 SMALL = 0.02  # a part with fewer of the largest part's parameters is no block of its own
 
 
@@ -58,8 +59,13 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def open_weights(embedder: Embedder, finetune: str, last: int) -> list[list[nn.Parameter]]:
-    """Sets requires_grad for `finetune`; the blocks that are trained, first to last."""
+def open_weights(
+    embedder: Embedder, finetune: str, last: int | None = None
+) -> list[list[nn.Parameter]]:
+    """Sets requires_grad for `finetune`; the blocks that are trained, first to last.
+
+    last: how many with "last"; None for most of them.
+    """
     for p in embedder.parameters():
         p.requires_grad_(False)
     for p in [*embedder.projection.parameters(), *embedder.pool.parameters()]:
@@ -68,6 +74,7 @@ def open_weights(embedder: Embedder, finetune: str, last: int) -> list[list[nn.P
         return []
     blocks = blocks_of(embedder)
     if finetune == "last":
+        last = max(1, int(LAST * len(blocks))) if last is None else last
         if not 1 <= last <= len(blocks):
             raise UsageError(
                 f"the last {last} blocks of {embedder.name}: it has {len(blocks)}, choose from 1"

@@ -4,6 +4,7 @@ A projection starts as the identity (or as the PCA where D changes), so that the
 point of what training can reach. Closed forms for the start are here too: PCA and whitening.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -177,23 +178,71 @@ def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None)
     return projection
 
 
-def whitened(vectors: np.ndarray, labels: np.ndarray, *, shrinkage: float = 0.9) -> Projection:
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How unit vectors spread: inside classes (axes and variances), and classes about the mean.
+
+    mean: (C,). axes: (C, C) columns, variances: (C,). apart: (classes, C), the squares of its rows
+    sum up to the covariance of the classes' means.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    variances: np.ndarray
+    apart: np.ndarray
+
+    @property
+    def level(self) -> float:
+        """The mean variance inside classes."""
+        return max(float(self.variances.mean()), 1e-12)
+
+    def evening(self, shrinkage: float) -> np.ndarray:
+        """(C, C) under which members of a class spread alike in all directions, and as far as
+        before in the mean. Symmetric: the nearest to the identity."""
+        shrunk = (1 - shrinkage) * self.variances + shrinkage * self.level
+        even: np.ndarray = (self.axes * (self.level / shrunk) ** 0.5) @ self.axes.T
+        return even
+
+
+def spread_of(vectors: np.ndarray, labels: np.ndarray) -> Spread:
+    """vectors: (N, C); labels: (N,) class numbers."""
+    unit = _unit(vectors)
+    mean = unit.mean(axis=0)
+    codes = np.unique(labels, return_inverse=True)[1]
+    counts = np.bincount(codes)[:, None]
+    sums = np.zeros((len(counts), unit.shape[1]))
+    np.add.at(sums, codes, unit)
+    inside = unit - (sums / counts)[codes]
+    variances, axes = np.linalg.eigh(inside.T @ inside / len(unit))
+    apart = (sums / counts - mean) * (counts / len(unit)) ** 0.5
+    return Spread(mean, axes, np.maximum(variances, 0), apart)
+
+
+def whitened(spread: Spread, *, shrinkage: float = 0.9) -> Projection:
     """The projection that evens out how members of one class vary (WCCN; Hatch et al., 2006).
 
     shrinkage: 1 only moves the mean to 0; small values trust the covariance of few vectors.
     """
-    unit = _unit(vectors)  # (N, C)
-    mean = unit.mean(axis=0)
-    codes = np.unique(labels, return_inverse=True)[1]
-    sums = np.zeros((codes.max() + 1, unit.shape[1]))
-    np.add.at(sums, codes, unit)
-    inside = unit - (sums / np.bincount(codes)[:, None])[codes]
-    covariance = inside.T @ inside / len(unit)  # (C, C)
-    level = max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * level * np.eye(len(covariance))
-    values, axes = np.linalg.eigh(shrunk)
-    weight = (axes * (level / values) ** 0.5) @ axes.T  # symmetric: the nearest to the identity
-    projection = Projection(unit.shape[1], unit.shape[1])
+    return _from_mean(spread.evening(shrinkage), spread.mean)
+
+
+def discriminant(spread: Spread, *, shrinkage: float = 0.6, rest: float = 0.3) -> Projection:
+    """Whitening, and then directions weigh as much as they tell the classes apart.
+
+    A direction in which classes spread r times as far as their members (in variance) has the weight
+    (r / (r + 1))^½ of Wiener's filter, and `rest` where they do not spread at all. For test classes
+    that are the training classes: what tells only others apart is lost.
+    """
+    white = spread.evening(shrinkage)
+    _, lengths, axes = np.linalg.svd(spread.apart @ white.T, full_matrices=False)  # (., C) rows
+    ratios = lengths**2 / spread.level
+    gains = (1 - rest) * (ratios / (ratios + 1)) ** 0.5
+    return _from_mean(rest * white + (axes.T * gains) @ axes @ white, spread.mean)
+
+
+def _from_mean(weight: np.ndarray, mean: np.ndarray) -> Projection:
+    """x → weight · (x - mean)."""
+    projection = Projection(weight.shape[1], weight.shape[0])
     _set(projection, weight, -weight @ mean)
     return projection
 

@@ -15,11 +15,11 @@ class TrainConfig:
     """What `vizsla train` was asked; see docs/training.md. None and "auto" are resolved in `train`.
 
     budget: seconds for everything from the first image read to the saved embedder; without it
-    `epochs` count. train_size: pixels in training, None for the embedder's own.
+    `epochs` count. train_size: pixels in training, None for a little less than the embedder's own.
     """
 
-    finetune: str = "full"
-    blocks: int = 3  # how many are trained with finetune="last"
+    finetune: str = "last"
+    blocks: int | None = None  # the last ones that finetune="last" trains; None: two in three
     loss: str = "cross-entropy+0.5*supcon"
     miner: str | None = None
     memory: int = 0  # vectors of past batches that pair losses see; 0 turns it off

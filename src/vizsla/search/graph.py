@@ -197,46 +197,51 @@ def _in_blocks(
     N = len(vectors)
     best = torch.full((N, K), -2.0)
     at = torch.full((N, K), -1, dtype=torch.int32)
-    parts = [slice(start, min(start + BLOCK, N)) for start in range(0, N, BLOCK)]
-    total = len(parts) * (len(parts) + 1) // 2
+    size = max(BLOCK, K + 1)
+    parts = [slice(start, min(start + size, N)) for start in range(0, N, size)]
     blocks = [torch.from_numpy(np.array(vectors[p], np.float32)).to(device) for p in parts]
-    done = 0
+    for part, block in zip(parts, blocks, strict=True):  # gives every row a K-th score to beat
+        scores = (block @ block.T).fill_diagonal_(-2.0)
+        k = min(K, len(block) - 1)
+        values, columns = torch.topk(scores, k, dim=1) if k else (scores[:, :0],) * 2
+        best[part, :k], at[part, :k] = values.cpu(), (columns + part.start).int().cpu()
+    done, total = len(parts), len(parts) * (len(parts) + 1) // 2
     for i, one in enumerate(parts):
-        for j in range(i, len(parts)):
-            scores = blocks[i] @ blocks[j].T  # (b, b)
-            if i == j:
-                scores.fill_diagonal_(-2.0)
-            _take(best, at, one, scores, parts[j].start)
-            if i != j:
-                _take(best, at, parts[j], scores.T.contiguous(), one.start)
+        for j in range(i + 1, len(parts)):
+            scores = blocks[i] @ blocks[j].T  # (b, c)
+            row, column = _above(scores, best[one, -1:])
+            _take(best, at, one.start, row, column + parts[j].start, scores[row, column])
+            row, column = _above(scores, best[parts[j], -1:].T)
+            by_column = torch.argsort(column, stable=True)
+            row, column = row[by_column], column[by_column]
+            _take(best, at, parts[j].start, column, row + one.start, scores[row, column])
             done += 1
             if progress:
                 progress(done, total)
     return at.numpy(), best.numpy()
 
 
-def _take(best: Tensor, at: Tensor, rows: slice, scores: Tensor, first: int) -> None:
-    """Merges the scores (b, c) of `rows` and the columns from `first` into the rows' lists."""
-    own = best[rows]
-    K = own.shape[1]
-    row, column = (scores > own[:, -1:].to(scores.device)).nonzero(as_tuple=True)
+def _above(scores: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the scores above the limits, by row."""
+    row, column = (scores > limits.to(scores.device)).nonzero(as_tuple=True)
+    return row, column
+
+
+def _take(best: Tensor, at: Tensor, first: int, row: Tensor, other: Tensor, values: Tensor) -> None:
+    """Merges (row, other image, score), by rising row, into the lists of the rows from `first`."""
     if len(row) == 0:
         return
-    values = scores[row, column].cpu()
-    row, column = row.cpu(), column.cpu()
-    counts = torch.bincount(row, minlength=len(own))
-    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    width = int(counts.max())
-    more = torch.full((len(own), width), -2.0)
-    where = torch.full((len(own), width), -1, dtype=torch.int32)
-    more[row, place] = values
-    where[row, place] = (column + first).int()
-    changed = counts.nonzero().squeeze(1)
-    joined = torch.cat([own[changed], more[changed]], dim=1)
-    merged, order = torch.topk(joined, K, dim=1)
-    places = torch.cat([at[rows][changed], where[changed]], dim=1)
-    best[rows.start + changed] = merged
-    at[rows.start + changed] = torch.gather(places, 1, order)
+    row, other, values = row.cpu(), other.cpu(), values.cpu()
+    changed, place, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
+    rank = torch.arange(len(row)) - (counts.cumsum(0) - counts)[place]
+    more = torch.full((len(changed), int(counts.max())), -2.0)
+    where = torch.full(more.shape, -1, dtype=torch.int32)
+    more[place, rank] = values
+    where[place, rank] = other.int()
+    rows = first + changed
+    merged, order = torch.topk(torch.cat([best[rows], more], dim=1), best.shape[1], dim=1)
+    at[rows] = torch.gather(torch.cat([at[rows], where], dim=1), 1, order)
+    best[rows] = merged
 
 
 def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:

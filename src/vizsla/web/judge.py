@@ -18,7 +18,7 @@ from vizsla.web.judge_database import held
 from vizsla.web.judge_rules import Rules, group_name
 from vizsla.web.judge_scoring import Labels, Lists, PartScore, Scorer
 from vizsla.web.judge_store import Store
-from vizsla.web.judge_tokens import chosen, hashed, new_token
+from vizsla.web.tokens import chosen, hashed, new_token
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -52,7 +52,7 @@ def judge(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("the contest's server", "web") from error
-    from vizsla.web.judge_http import listen, make_server
+    from vizsla.web.http import listen, make_server
 
     truth = read_truth(labels, data)
     with listen(host, port) as bound, held(database), Store(database) as store:

@@ -7,15 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from vizsla.errors import StorageError
 from vizsla.web import judge_openapi as openapi
-from vizsla.web.judge_board import Board
-from vizsla.web.judge_http import (
+from vizsla.web.http import (
     BODY_SECONDS,
     BodyRefused,
     Json,
@@ -24,11 +21,13 @@ from vizsla.web.judge_http import (
     read_body,
     to_json,
 )
+from vizsla.web.judge_board import Board
 from vizsla.web.judge_intake import Intake, Refused
-from vizsla.web.judge_pages import FOLDER, Pages
+from vizsla.web.judge_pages import Pages
 from vizsla.web.judge_rules import iso
 from vizsla.web.judge_store import TooMany, unpacked
-from vizsla.web.judge_tokens import from_header, matches
+from vizsla.web.templating import FOLDER, answer_errors
+from vizsla.web.tokens import from_header, matches
 
 log = logging.getLogger("vizsla.judge")
 
@@ -50,7 +49,7 @@ def create_app(
         title="Vizsla judge", version="1", docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.add_middleware(SecureHeaders)
-    _add_errors(app, Pages(board))
+    answer_errors(app, Pages(board).error, _hint)
     _add_retrieval(app, intake, body_limit, body_seconds)
     _add_data(app, board)
     _add_organiser(app, board, Pages(board), organiser_hash)
@@ -59,6 +58,10 @@ def create_app(
     described = app.openapi()  # made once and kept by the app
     described.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
     return app
+
+
+def _hint(request: Request) -> str:
+    return ": submissions are POSTed" if "/retrieval" in request.url.path else ""
 
 
 # ── submissions ──────────────────────────────────────────────────────────────────────────────────
@@ -174,7 +177,7 @@ def _submission_lines(board: Board) -> Iterator[bytes]:
         yield to_json(record) + b"\n"
 
 
-# ── pages and errors ─────────────────────────────────────────────────────────────────────────────
+# ── pages ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _add_pages(app: FastAPI, pages: Pages) -> None:
@@ -185,27 +188,3 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
 
     app.add_route("/", pages.leaderboard, methods=["GET"])
     app.add_route("/groups/{group_id}", group, methods=["GET"])
-
-
-def _add_errors(app: FastAPI, pages: Pages) -> None:
-    """Every error in one form: JSON, or a page for browsers. Never a trace."""
-
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = {
-            404: "there is nothing here",
-            405: "this address takes another method"
-            + (": submissions are POSTed" if "/retrieval" in request.url.path else ""),
-        }.get(error.status_code, "the request could not be answered")
-        return pages.error(request, error.status_code, message, error.headers)
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        return pages.error(request, 422, "the address holds something that is no number", None)
-
-    async def broken(request: Request, error: Exception) -> Response:
-        close = {"connection": "close"}  # as uvicorn does after an exception
-        return pages.error(request, 500, "the server failed; its organiser can see why", close)
-
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, broken)

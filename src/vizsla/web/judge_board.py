@@ -4,8 +4,6 @@ The one place that decides which scores are shown: all that leaves the server ab
 through `visible`, except the answer to a submission, which gives the first part alone.
 """
 
-import csv
-import io
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from typing import Any
 from vizsla.web.judge_rules import Rules, iso
 from vizsla.web.judge_scoring import PartScore, Scorer
 from vizsla.web.judge_store import Standing, Store, Submission
+from vizsla.web.templating import to_csv
 
 
 @dataclass(frozen=True)
@@ -238,21 +237,3 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
         flat |= {f"{part}_score": score["score"], f"{part}_low": low, f"{part}_high": high}
         flat |= {f"{part}_{name}": value for name, value in score["metrics"].items()}
     return flat
-
-
-def to_csv(records: list[dict[str, Any]], *, columns: list[str]) -> str:
-    """A header and one line a record.
-
-    A text that a spreadsheet would take for a formula gets a quote before it.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(columns)
-    for record in records:
-        writer.writerow([_harmless(record[column]) for column in columns])
-    return text.getvalue()
-
-
-def _harmless(value: Any) -> Any:
-    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if formula else value

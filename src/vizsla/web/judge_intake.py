@@ -12,7 +12,7 @@ from vizsla.output.forms import kind_of, parse_json
 from vizsla.web.judge_rules import Rules, group_name, iso
 from vizsla.web.judge_scoring import Lists, PartScore, Scorer, canonical
 from vizsla.web.judge_store import Store, Stored, TooMany, packed
-from vizsla.web.judge_tokens import from_header, matches
+from vizsla.web.tokens import from_header, matches
 
 DAY = 86_400.0
 EXPECTED = '{"groupname": …, "images": {query: [gallery, …]}}'

@@ -2,110 +2,93 @@
 
 from typing import Any
 
-_NUMBER: dict[str, Any] = {"type": "number"}
-_TEXT: dict[str, Any] = {"type": "string"}
-_TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
+from vizsla.web.openapi import (
+    NUMBER,
+    TEXT,
+    TIME,
+    array,
+    header,
+    nullable,
+    one_object,
+    refusals,
+    response,
+)
 
-
-def _nullable(kind: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [kind, {"type": "null"}]}
-
-
-def _array(of: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"type": "array", "items": of, **more}
-
-
-def _object(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties), **more}
-
-
-_INTERVAL = _nullable(_array(_NUMBER, minItems=2, maxItems=2))
-_METRICS: dict[str, Any] = {"type": "object", "additionalProperties": _NUMBER}
-_SCORE = _object({"score": _NUMBER, "interval": _INTERVAL, "metrics": _METRICS})
+_INTERVAL = nullable(array(NUMBER, minItems=2, maxItems=2))
+_METRICS: dict[str, Any] = {"type": "object", "additionalProperties": NUMBER}
+_SCORE = one_object({"score": NUMBER, "interval": _INTERVAL, "metrics": _METRICS})
 _PARTS = {"type": "object", "additionalProperties": _SCORE}
-_ERROR = _object({"error": _TEXT, "problems": _array(_TEXT)})
-_CONTEST = _object({"title": _TEXT, "phase": {"enum": ["before", "open", "closed"]}})
+_ERROR = one_object({"error": TEXT, "problems": array(TEXT)})
+_CONTEST = one_object({"title": TEXT, "phase": {"enum": ["before", "open", "closed"]}})
 _SUBMISSION = {
     "id": {"type": "integer"},
     "number": {"type": "integer"},
-    "received": _TIME,
-    "sha256": _TEXT,
+    "received": TIME,
+    "sha256": TEXT,
     "parts": _PARTS,
 }
-_ROW = _object(
+_ROW = one_object(
     {
         "rank": {"type": "integer"},
-        "groupname": _TEXT,
+        "groupname": TEXT,
         "group": {"type": "integer"},
-        "score": _NUMBER,
+        "score": NUMBER,
         "interval": _INTERVAL,
         "metrics": _METRICS,
         "parts": _PARTS,
         "submissions": {"type": "integer"},
-        "last": _TIME,
+        "last": TIME,
         "counted": {"type": "integer"},
-        "counted_at": _TIME,
+        "counted_at": TIME,
     }
 )
-_ANSWER = _object(
+_ANSWER = one_object(
     {
-        "accuracy": _NUMBER,
-        "metric": _TEXT,
+        "accuracy": NUMBER,
+        "metric": TEXT,
         "interval": _INTERVAL,
         "part": {"enum": ["all", "public"]},
-        "submission": _object({"id": {"type": "integer"}, "groupname": _TEXT, "sha256": _TEXT}),
+        "submission": one_object({"id": {"type": "integer"}, "groupname": TEXT, "sha256": TEXT}),
         "left": {"type": "object"},
     }
 )
-_HANDED_IN = _object(
+_HANDED_IN = one_object(
     {
-        "groupname": {**_TEXT, "minLength": 1},
+        "groupname": {**TEXT, "minLength": 1},
         "images": {
             "type": "object",
             "description": "For every query the names of its gallery images, the best first.",
-            "additionalProperties": _array(_TEXT, uniqueItems=True),
+            "additionalProperties": array(TEXT, uniqueItems=True),
         },
     }
 )
 
 
-def _response(description: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
-    content = {"application/json": {"schema": schema}}
-    return {"description": description, "content": content, **more}
-
-
-def _refusals(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
-    return {status: _response(description, _ERROR) for status, description in statuses}
-
-
-def _header(description: str) -> dict[str, Any]:
-    return {"description": description, "schema": _TEXT}
-
-
-_UNAUTHORISED = _response(
+_UNAUTHORISED = response(
     "The organiser's token is wanted, or another one.",
     _ERROR,
-    headers={"WWW-Authenticate": _header("How to send it.")},
+    headers={"WWW-Authenticate": header("How to send it.")},
 )
-_CSV = {"description": "CSV.", "content": {"text/csv": {"schema": _TEXT}}}
-_LINES = {"description": "JSON Lines.", "content": {"application/jsonl": {"schema": _TEXT}}}
+_CSV = {"description": "CSV.", "content": {"text/csv": {"schema": TEXT}}}
+_LINES = {"description": "JSON Lines.", "content": {"application/jsonl": {"schema": TEXT}}}
 _FOR_ORGANISER: dict[str, Any] = {"security": [{"organiser": []}]}
 
 RETRIEVAL: dict[str, Any] = {
     "summary": "Hand in a ranking",
     "responses": {
-        200: _response("Stored and scored.", _ANSWER),
-        401: _response(
+        200: response("Stored and scored.", _ANSWER),
+        401: response(
             "The group's token is missing or wrong.",
             _ERROR,
-            headers={"WWW-Authenticate": _header("Bearer")},
+            headers={"WWW-Authenticate": header("Bearer")},
         ),
-        429: _response(
+        429: response(
             "The group has handed in too often.",
             _ERROR,
-            headers={"Retry-After": _header("Seconds to wait.")},
+            headers={"Retry-After": header("Seconds to wait.")},
         ),
-        **_refusals(
+        **refusals(
+            _ERROR,
             (400, "The body is not JSON that says one thing."),
             (403, "The contest is not open."),
             (408, "The body took too long."),
@@ -125,7 +108,7 @@ RETRIEVAL: dict[str, Any] = {
 LEADERBOARD: dict[str, Any] = {
     "summary": "The leaderboard",
     "responses": {
-        200: _response("By rank.", _object({"contest": _CONTEST, "leaderboard": _array(_ROW)}))
+        200: response("By rank.", one_object({"contest": _CONTEST, "leaderboard": array(_ROW)}))
     },
 }
 LEADERBOARD_CSV: dict[str, Any] = {
@@ -135,28 +118,28 @@ LEADERBOARD_CSV: dict[str, Any] = {
 GROUP: dict[str, Any] = {
     "summary": "A group's submissions, oldest first",
     "responses": {
-        200: _response(
+        200: response(
             "With the scores that may be seen.",
-            _object(
+            one_object(
                 {
-                    "groupname": _TEXT,
+                    "groupname": TEXT,
                     "rank": {"type": "integer"},
-                    "submissions": _array(_object(_SUBMISSION)),
+                    "submissions": array(one_object(_SUBMISSION)),
                 }
             ),
         ),
-        **_refusals((404, "There is no such group."), (422, "Not a number.")),
+        **refusals(_ERROR, (404, "There is no such group."), (422, "Not a number.")),
     },
 }
 SCORES: dict[str, Any] = {
     "summary": "All scores, for the organiser",
     "responses": {
-        200: _response(
+        200: response(
             "Oldest first.",
-            _object(
+            one_object(
                 {
                     "contest": _CONTEST,
-                    "submissions": _array(_object({"groupname": _TEXT, **_SUBMISSION})),
+                    "submissions": array(one_object({"groupname": TEXT, **_SUBMISSION})),
                 }
             ),
         ),

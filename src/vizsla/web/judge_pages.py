@@ -2,21 +2,19 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from vizsla.web.http import Json
 from vizsla.web.judge_board import Board, Row
 from vizsla.web.judge_curve import history_svg, shown_score
-from vizsla.web.judge_http import Json
 from vizsla.web.judge_rules import COUNTS, GROUPS, METRICS, iso
 from vizsla.web.judge_scoring import PartScore
+from vizsla.web.templating import templates, wants_page
 
-FOLDER = Path(__file__).parent
 MOST_ROWS = 1000  # of a table on a page; the rest stands in the CSV
 METRIC_TITLES = {
     "top_k_accuracy": "Top-{k} accuracy",
@@ -32,19 +30,11 @@ class Pages:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self._templates = templates()
         metric, k = board.rules.metric, board.rules.top_k
         self._templates.filters |= {
             "score": lambda value: shown_score(value, metric),
             "moment": lambda seconds: Markup(_moment(seconds)),
-            "many": _many,
-            "sentence": lambda text: text[:1].upper() + text[1:],
         }
         self._templates.globals |= {
             "metric_title": METRIC_TITLES[metric].format(k=k),
@@ -107,7 +97,7 @@ class Pages:
         self, request: Request, status: int, message: str, headers: Mapping[str, str] | None
     ) -> Response:
         """A page for browsers, JSON for all else."""
-        if "text/html" not in request.headers.get("accept", ""):
+        if not wants_page(request):
             return Json({"error": message, "problems": [message]}, status, dict(headers or {}))
         depth = max(0, request.url.path.count("/") - 1)
         page = self._templates.get_template("judge_error.html")
@@ -139,10 +129,6 @@ def _moment(seconds: float) -> str:
     return (
         f'<time datetime="{stamp}" title="{title}">{day} <span class="clock">{clock}</span></time>'
     )
-
-
-def _many(count: int, noun: str, plural: str | None = None) -> str:
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _whiskers(rows: list[Row], largest: float) -> dict[int, dict[str, str]]:

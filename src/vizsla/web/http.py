@@ -1,4 +1,4 @@
-"""Sockets, bodies and headers: what keeps a server standing. Knows nothing of contests.
+"""Sockets, bodies and headers: what keeps a server standing. Knows no contest and no search.
 
 Time and size of a request are limited while it is read, so that neither a slow client nor an
 endless body can hold the server up.
@@ -17,13 +17,11 @@ from typing import Any
 import h11
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vizsla.errors import UsageError
-
-log = logging.getLogger("vizsla.judge")
 
 HEADER_SECONDS = 15.0  # for the headers of a request to arrive
 BODY_SECONDS = 60.0  # for its body
@@ -48,11 +46,19 @@ SECURITY_HEADERS = {
 
 
 class SecureHeaders:
-    """ASGI middleware: security headers on every answer; not cached unless it says otherwise."""
+    """ASGI middleware: security headers on every answer; not cached unless it says otherwise.
 
-    def __init__(self, app: ASGIApp) -> None:
+    forms: where forms may lead, as the content policy says it.
+    """
+
+    def __init__(self, app: ASGIApp, *, forms: str = "'none'") -> None:
         self.app = app
-        self.headers = [(k.encode(), v.encode()) for k, v in SECURITY_HEADERS.items()]
+        headers = dict(SECURITY_HEADERS)
+        policy = headers["content-security-policy"]
+        headers["content-security-policy"] = policy.replace(
+            "form-action 'none'", f"form-action {forms}"
+        )
+        self.headers = [(k.encode(), v.encode()) for k, v in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_secured(message: Message) -> None:
@@ -72,18 +78,39 @@ class SecureHeaders:
 
 
 class BodyRefused(Exception):
-    """A body that is not read to its end. status: 408, 413 or 415."""
+    """A body that is not read to its end. status: 400, 408, 413, 415 or 503."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
-    """The whole body. BodyRefused before more than `limit` bytes are kept."""
+class Room:
+    """Bytes that all bodies under way may fill together, so that many clients fill no memory."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.taken = limit, 0
+
+    def take(self, n_bytes: int) -> None:
+        """BodyRefused with 503 where they do not fit; else they stay taken until given back."""
+        if self.taken + n_bytes > self.limit:
+            raise BodyRefused(503, "too many large requests at once: try again in a moment")
+        self.taken += n_bytes
+
+    def give_back(self, n_bytes: int) -> None:
+        self.taken -= n_bytes
+
+
+async def read_body(
+    request: Request, *, limit: int, seconds: float, room: Room | None = None
+) -> bytes:
+    """The whole body. BodyRefused before more than `limit` bytes are kept.
+
+    room: the caller gives the bytes back to it when it is done with the body.
+    """
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding not in ("", "identity"):
-        raise BodyRefused(415, "the body is compressed: send plain JSON")
+        raise BodyRefused(415, "the body is compressed: send it plain")
     length = request.headers.get("content-length", "")
     too_large = BodyRefused(413, f"the body is larger than {limit} bytes, which is the limit here")
     if length.isdigit() and int(length) > limit:
@@ -94,11 +121,17 @@ async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
             async for chunk in request.stream():
                 if len(body) + len(chunk) > limit:
                     raise too_large
+                if room is not None:
+                    room.take(len(chunk))
                 body += chunk
-    except TimeoutError:
-        raise BodyRefused(408, f"the body did not arrive within {seconds:g} s") from None
-    except ClientDisconnect:
-        raise BodyRefused(400, "the body broke off") from None
+    except BaseException as error:
+        if room is not None:
+            room.give_back(len(body))
+        if isinstance(error, TimeoutError):
+            raise BodyRefused(408, f"the body did not arrive within {seconds:g} s") from None
+        if isinstance(error, ClientDisconnect):
+            raise BodyRefused(400, "the body broke off") from None
+        raise
     return bytes(body)
 
 
@@ -115,23 +148,37 @@ class Json(Response):
 
 
 class LastWord(Json):
-    """An answer to a request that was not read to its end: sent, then the connection closes.
-
-    A little of what the client still sends is read and thrown away first: closing at once would
-    reset the connection, and the client might never see why.
-    """
+    """An answer to a request that was not read to its end: sent, then the connection closes."""
 
     def __init__(self, content: Any, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(content, status, {**(headers or {}), "connection": "close"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = {"type": "http.response.start", "status": self.status_code}
-        await send({**start, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                await _drain(receive)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await say_last(self, receive, send)
+
+
+class LastPage(HTMLResponse):
+    """The same as a page."""
+
+    def __init__(self, text: str, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text, status, {**(headers or {}), "connection": "close"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await say_last(self, receive, send)
+
+
+async def say_last(response: Response, receive: Receive, send: Send) -> None:
+    """Sends it, then reads and throws away a little of what the client still sends.
+
+    Closing at once would reset the connection, and the client might never see why.
+    """
+    start = {"type": "http.response.start", "status": response.status_code}
+    await send({**start, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await _drain(receive)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _drain(receive: Receive) -> None:

@@ -1,0 +1,149 @@
+"""What was asked for → a loop that is ready to run: weights, rates, batches, steps or seconds."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from vizsla.data.batches import BatchPlan
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import class_codes, domain_codes
+from vizsla.errors import DataError
+from vizsla.model.candidates import STEP, takes_any_size
+from vizsla.model.compute import PRECISIONS, Compute
+from vizsla.model.embedder import Embedder
+from vizsla.model.loop import Clock, Loop, LoopConfig
+from vizsla.model.losses import TrainingLoss
+from vizsla.model.microbatch import GradientMaker, Processes, fitting_micro_batch
+from vizsla.model.optimise import parameter_groups
+from vizsla.model.settings import TrainConfig
+
+SMALLER = 6 / 7  # of the side in training: a third more pictures in the time
+NEVER_SMALLER = 96  # pixels
+
+
+def build_loop(
+    tuned: Embedder,
+    blocks: list[list[nn.Parameter]],
+    loss: TrainingLoss,
+    images: ImageSet,
+    config: TrainConfig,
+    compute: Compute,
+    *,
+    seconds: float | None,
+    processes: Processes,
+    clock: Clock,
+    folder: Path,
+    about: dict[str, str],
+) -> Loop:
+    """blocks: the open weights, first to last. seconds: for the loop alone; None: by epochs."""
+    groups = parameter_groups(
+        tuned,
+        blocks,
+        loss,
+        learning_rate=config.learning_rate,
+        head_learning_rate=config.head_learning_rate,
+        layer_decay=config.layer_decay,
+        weight_decay=config.weight_decay,
+    )
+    batch = -(-config.batch_size // processes.size) * processes.size
+    plan = BatchPlan(
+        class_codes(images),
+        batch,
+        order=order_of(config, loss),
+        per_class=config.per_class,
+        domains=domain_codes(images),
+        seed=config.seed,
+    )
+    precision = PRECISIONS[compute.precision]
+    maker = GradientMaker(
+        tuned,
+        loss,
+        micro_batch=_micro_batch(tuned, config, batch // processes.size, compute),
+        precision=precision,
+        processes=processes,
+        scaler=torch.amp.GradScaler(
+            torch.device(compute.device).type, enabled=precision == torch.float16
+        ),
+    )
+    steps = 2**31 if config.budget else math.ceil(config.epochs * plan.steps_per_epoch)
+    settings = LoopConfig(
+        steps=max(1, steps),
+        seconds=seconds,
+        warmup=config.warmup,
+        clip=config.clip,
+        ema_decay=config.ema_decay,
+        batch_norm=config.batch_norm,
+        workers=compute.workers,
+        save_seconds=config.save_seconds,
+    )
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    return Loop(
+        tuned, loss, optimiser, maker, plan, settings, folder=folder, about=about, clock=clock
+    )
+
+
+def order_of(config: TrainConfig, loss: TrainingLoss) -> str:
+    if config.batches != "auto":
+        return config.batches
+    return "classes" if loss.of_pairs else "plain"
+
+
+def size_in_training(embedder: Embedder, asked: int | None) -> int:
+    """Pixels. Unasked, a network that takes any size trains on smaller pictures than it sees later:
+    cuts show things larger, so that they look alike (Touvron et al., 2019)."""
+    own = embedder.preprocess.size[0]
+    if asked is not None:
+        return asked
+    smaller = round(own * SMALLER / STEP) * STEP
+    fits = NEVER_SMALLER <= smaller < own and len(set(embedder.preprocess.size)) == 1
+    return smaller if fits and takes_any_size(embedder) else own
+
+
+def _micro_batch(tuned: Embedder, config: TrainConfig, batch: int, compute: Compute) -> int:
+    wanted = min(batch, config.micro_batch or batch)
+    if torch.device(compute.device).type != "cpu":
+        return wanted
+    size = size_in_training(tuned, config.train_size)
+    precision = PRECISIONS[compute.precision]
+    return fitting_micro_batch(tuned, torch.zeros(1, 3, size, size), precision, wanted)
+
+
+# ── before the start ─────────────────────────────────────────────────────────────────────────────
+
+
+def labelled(images: ImageSet) -> ImageSet:
+    """DataError unless there is something to learn from."""
+    if len(images) == 0:
+        raise DataError(f"{images.root} holds no images to train on")
+    codes = class_codes(images)
+    if codes.max() < 1:
+        raise DataError(
+            f"all {len(images)} training images are of one class: telling classes apart needs two "
+            "or more. Give a folder for each class"
+        )
+    if len(codes) == codes.max() + 1:
+        raise DataError(
+            f"each of the {len(images)} training images is a class of its own: give two or more "
+            "images of a class, or correct the labels"
+        )
+    return images
+
+
+def identity_of(images: ImageSet, embedder: Embedder, config: TrainConfig) -> str:
+    """What a checkpoint belongs to: the same images, model and settings."""
+    settings = dataclasses.asdict(config)
+    for key in ("workers", "micro_batch", "tensorboard", "save_seconds"):
+        settings.pop(key)  # they do not change what is computed
+    content = [images.ids, images.labels, embedder.model_id, settings, torch.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def some_of(n: int, most: int) -> np.ndarray:
+    """Positions of at most `most` of n images, evenly spread."""
+    return np.linspace(0, n - 1, min(most, n)).astype(int)

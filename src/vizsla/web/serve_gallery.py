@@ -1,0 +1,189 @@
+"""An index and the folder of its pictures → what one request sees of them, while it lasts.
+
+Pictures are found by id alone. An id is looked up among the index's own, and only then becomes a
+path; a path that leads out of the folder, by a link for instance, is no picture.
+"""
+
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vizsla import storage
+from vizsla.errors import DataError, UsageError
+from vizsla.search.filters import Filter
+from vizsla.search.index import FolderIndex
+from vizsla.search.store import MANIFEST
+
+SAMPLE = 4096  # vectors over which scores are standardised
+MOST_VALUES = 300  # of an attribute that can be chosen from a list
+RESERVED = "id"
+
+
+@dataclass(frozen=True)
+class Facet:
+    """An attribute to filter by. values: (value, how many), the most frequent first; None: null."""
+
+    column: str
+    values: list[tuple[str | None, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """One state of an index. Changes give a new Gallery and leave this one as it is."""
+
+    index: FolderIndex
+    root: Path
+    ids: list[str]
+    attributes: pa.Table
+    version: str  # another one after every change
+
+    @staticmethod
+    def of(index: FolderIndex, root: Path) -> "Gallery":
+        attributes, ids = index.attributes, index.ids
+        return Gallery(
+            index, Path(os.path.realpath(root)), ids, attributes, version_of(index.folder)
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ids)}
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """(≤ 4096, D) float32: gallery vectors, evenly drawn."""
+        n = len(self)
+        rows = np.arange(n) if n <= SAMPLE else np.linspace(0, n - 1, SAMPLE).astype(np.int64)
+        return self.index.vectors(rows)
+
+    def warm_up(self) -> None:
+        """What the first request would have to wait for; pages of the vectors come into memory."""
+        assert len(self.place) == len(self.sample[:0]) + len(self)
+        self.facets  # noqa: B018
+        if len(self):
+            self.index.search(self.sample[:1], 1, model_id=self.index.model_id)
+
+    # ── what it knows of an image ────────────────────────────────────────────────────────────────
+
+    def vector(self, name: str) -> np.ndarray:
+        """(D,) float32; KeyError for an id that is not there."""
+        return self.index.vectors(np.array([self.place[name]]))[0]
+
+    def described(self, name: str) -> dict[str, Any]:
+        """label and attributes, as JSON has them."""
+        place = self.place.get(name)
+        if place is None:  # added, or removed, a moment ago
+            return {"label": None, "attributes": {}}
+        row = self.attributes.slice(place, 1).to_pylist()[0] if self.attributes.num_columns else {}
+        return {
+            "label": _plain(row.pop("label", None)),
+            "attributes": {key: _plain(value) for key, value in row.items()},
+        }
+
+    def path(self, name: str) -> Path | None:
+        """The picture's file; None where there is none below the folder, or no such id."""
+        if name not in self.place:
+            return None
+        return inside(self.root, name)
+
+    @cached_property
+    def facets(self) -> list[Facet]:
+        """Of all attributes with few enough different values, the label first."""
+        columns = sorted(self.attributes.column_names, key=lambda name: (name != "label", name))
+        found = []
+        for column in columns:
+            counts = Counter(_plain(value) for value in self.attributes[column].to_pylist())
+            if 1 < len(counts) <= MOST_VALUES or (column == "label" and counts):
+                ordered = sorted(counts.items(), key=lambda pair: (pair[0] is None, str(pair[0])))[
+                    :MOST_VALUES
+                ]
+                found.append(
+                    Facet(column, [(None if v is None else str(v), n) for v, n in ordered])
+                )
+        return found
+
+    # ── searching ────────────────────────────────────────────────────────────────────────────────
+
+    def spread(self, vector: np.ndarray) -> float:
+        """The standard deviation of a vector's scores over the gallery."""
+        return float(np.std(self.sample @ np.asarray(vector, np.float32)))
+
+    def search(
+        self, vectors: np.ndarray, k: int, condition: Filter | None
+    ) -> list[list[tuple[str, float]]]:
+        """For each of (Q, D) unit vectors the k best, (id, score); fewer where there are fewer."""
+        k = min(k, len(self.index))
+        if k == 0:
+            return [[] for _ in vectors]
+        ranking = self.index.search(vectors, k, condition, model_id=self.index.model_id)
+        assert ranking.scores is not None
+        return [
+            [
+                (ranking.gallery[p], float(s))
+                for p, s in zip(row.tolist(), scores.tolist(), strict=True)
+                if p >= 0
+            ]
+            for row, scores in zip(ranking.positions, ranking.scores, strict=True)
+        ]
+
+
+def parse_filter(texts: Sequence[str], attributes: pa.Table) -> Filter | None:
+    """Conditions such as `label=shoe`. On attributes alone: `id=@FILE` would read a file here."""
+    if not texts:
+        return None
+    found = Filter.parse(list(_without_ids(texts)))
+    for condition in found.conditions:
+        if condition.column not in attributes.column_names:
+            names = ", ".join(attributes.column_names) or "none"
+            raise DataError(f"the gallery has no attribute {condition.column!r}: it has {names}")
+    return found
+
+
+def equals(column: str, value: str) -> str:
+    """The condition that a choice from a list means; an empty value is the unknown one."""
+    return f"{column}={json.dumps(value, ensure_ascii=False) if value else 'null'}"
+
+
+def inside(root: Path, name: str) -> Path | None:
+    """The regular file root/name, unless that is, or leads, outside of `root` (a real path)."""
+    if "\0" in name:
+        return None
+    real = os.path.realpath(root / name)
+    if not real.startswith(str(root).rstrip(os.sep) + os.sep):
+        return None
+    try:
+        regular = stat.S_ISREG(os.stat(real, follow_symlinks=False).st_mode)  # noqa: PTH116
+    except OSError:
+        return None
+    return Path(real) if regular else None
+
+
+def _without_ids(texts: Sequence[str]) -> Sequence[str]:
+    for text in texts:
+        column = text.replace("!", "=").replace("<", "=").replace(">", "=").partition("=")[0]
+        if column.strip().lower() == RESERVED:
+            raise UsageError("filter by attributes, not by id: such as label=shoe")
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; NaN and infinity are unknown there."""
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def version_of(folder: Path) -> str:
+    """Twelve hex digits that change whenever the index in the folder does."""
+    return storage.sha256_of(folder / MANIFEST)[:12]
