@@ -23,7 +23,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.remote import image_set_at
 from vizsla.data.transforms import Preprocess
 from vizsla.data.webdataset import image_set_in_tars
-from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
 from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
@@ -192,18 +192,27 @@ def test_a_lost_machine_costs_its_shard(
         machines = [cluster.add_node(**node) for _ in range(2)]
         notes = tmp_path / "notes"
 
+        killed: list[Any] = []
+        done = threading.Event()
+
         def kill() -> None:
-            while not notes.exists() or len(_pids(notes)) < 2:
-                time.sleep(0.1)
-            time.sleep(1)
-            cluster.remove_node(machines[1], allow_graceful=False)
+            """The machine that has just worked, after the third batch."""
+            while not killed and not done.wait(0.1):
+                lines = notes.read_text().splitlines() if notes.exists() else []
+                if len(lines) >= 3:
+                    machine = _machine_of(int(lines[-1].split()[0]), machines)
+                    cluster.remove_node(machine, allow_graceful=False)
+                    killed.append(machine)
 
         killer = threading.Thread(target=kill)
         killer.start()
-        with connected(cluster.address) as ray:
-            embed_there(ray, images, tmp_path / "there", embedder(notes, seconds=0.5))
-        killer.join(60)
-        assert not killer.is_alive()
+        try:
+            with connected(cluster.address) as ray:
+                embed_there(ray, images, tmp_path / "there", embedder(notes, seconds=0.5))
+        finally:
+            done.set()
+            killer.join()
+        assert killed
     finally:
         cluster.shutdown()
     assert files(tmp_path / "there") == whole
@@ -213,6 +222,14 @@ def test_a_lost_machine_costs_its_shard(
     print(f"{len(set(sums))} batches, {again} of them twice; {len(_pids(notes))} actors")
     assert len(set(sums)) == IMAGES // 2
     assert again <= SHARD // 2  # batches of one shard
+
+
+def _machine_of(pid: int, machines: list[Any]) -> Any:
+    """The one whose raylet started this worker."""
+    import psutil
+
+    raylets = {machine.all_processes["raylet"][0].process.pid: machine for machine in machines}
+    return next(raylets[p.pid] for p in psutil.Process(pid).parents() if p.pid in raylets)
 
 
 def _pids(notes: Path) -> set[str]:
@@ -269,11 +286,6 @@ def test_what_goes_wrong_is_said(photos: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     images = ImageSet.from_folder(photos)
-    with (
-        pytest.raises(UsageError, match=r"cannot reach Ray at 127\.0\.0\.1:1"),
-        connected("127.0.0.1:1"),
-    ):
-        pass
     with connected() as ray:
         compute = resolve_on(ray, batch_size=2)
         other = replace(compute, elsewhere={**compute.facts, "torch": "0.1"})
@@ -287,3 +299,29 @@ def test_what_goes_wrong_is_said(photos: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is gone"):
             gone = ImageSet(tmp_path / "none", ["a.png"])
             embed_there(ray, gone, tmp_path / "g")
+
+
+def test_wrong_use_is_said(photos: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from vizsla.cli.main import app
+
+    words = ["embed", str(photos), "--model", "tiny", "--weights", "random", "-o", "x.emb"]
+    for more, said in (
+        (["--address", "auto"], "add --engine ray"),
+        (["--engine", "spark"], "choose local or ray"),
+    ):
+        error = CliRunner().invoke(app, [*words, *more]).exception
+        assert isinstance(error, UsageError) and said in str(error)
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    reason = pytest.raises(UsageError, match=r"cannot reach Ray at 127\.0\.0\.1:1")
+    with reason, connected("127.0.0.1:1"):
+        pass
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"vizsla\[ray\]"), connected():
+        pass

@@ -21,6 +21,7 @@ from vizsla.model.embeddings import Embeddings
 from .conftest import Answer, Commands, Job, leftovers, my_part
 
 JOBS = ["embed", "index", "train"]
+QUICK = ["embed", "index", pytest.param("train", marks=pytest.mark.slow)]  # train takes seconds
 KINDS = ["write", "fsync", "rename"]
 
 
@@ -51,13 +52,13 @@ def no_mix(job: Job, out: Path) -> None:
 # ── failing steps ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", QUICK)
 def test_some_failing_steps(
     name: str, jobs: dict[str, Job], commands: Commands, tmp_path: Path
 ) -> None:
     """The short version."""
     for kind in KINDS if name == "embed" else ["write"]:
-        _failing(jobs[name], commands, tmp_path / kind, kind, most=2 if name == "embed" else 1)
+        _failing(jobs[name], commands, tmp_path / kind, kind, most=1)
 
 
 @pytest.mark.slow
@@ -105,7 +106,7 @@ def test_overwriting_fails_and_the_old_never_mixes_with_the_new(
     assert Embeddings.open(out).model_id == old
     words = [*job.words, "--overwrite", "-o", out]
     steps = commands.run(*words[:-1], tmp_path / "new").steps or 0
-    for at in range(1, steps + 1, 7):
+    for at in range(1, steps + 1, 16):
         failed = commands.run(*words, at=at, act=errno.ENOSPC)
         assert said_clearly(failed, "the disk is full")
         with pytest.raises(VizslaError):
@@ -149,11 +150,11 @@ def grow(folder: Path, kib: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kib}k", folder], check=True)
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_full_disk(
     name: str, jobs: dict[str, Job], commands: Commands, mount: Mount, tmp_path: Path
 ) -> None:
-    _full_disks(jobs[name], commands, mount, tmp_path, 3 if name == "embed" else 1)
+    _full_disks(jobs[name], commands, mount, tmp_path, 1)
 
 
 @pytest.mark.slow
@@ -201,7 +202,7 @@ def test_a_read_only_disk(
     assert list(disk.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_folder_of_somebody_else(
     name: str, jobs: dict[str, Job], photos: Path, commands: Commands, tmp_path: Path
 ) -> None:
@@ -226,8 +227,9 @@ def test_a_folder_of_somebody_else(
 
 @pytest.mark.parametrize(
     ("name", "back"),
-    [("embed", False), ("embed", True), ("index", True), ("train", True),
-     pytest.param("train", False, marks=pytest.mark.slow)],
+    [("embed", False), ("embed", True), ("index", True),
+     pytest.param("train", False, marks=pytest.mark.slow),
+     pytest.param("train", True, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_folder_that_is_deleted_meanwhile(
     name: str, back: bool, jobs: dict[str, Job], commands: Commands, tmp_path: Path
@@ -236,7 +238,7 @@ def test_a_folder_that_is_deleted_meanwhile(
     job, out = jobs[name], tmp_path / "out"
     steps = job.run(commands, tmp_path / "whole").steps or 0
     hashes = job.hashes(tmp_path / "whole")
-    for at in (steps // 3, steps // 2) if name == "embed" else (steps // 2,):
+    for at in (steps // 3, 2 * steps // 3):
         answer = job.run(
             commands, out, at=at, act="delete back" if back else "delete", place=str(out)
         )

@@ -16,6 +16,7 @@ from .conftest import KILLED, Commands, Job, leftovers, my_part
 KILLS = int(os.environ.get("VIZSLA_KILLS", "100"))
 SEED = int(os.environ.get("VIZSLA_KILLS_SEED", "0"))
 JOBS = ["embed", "index", "train"]
+QUICK = ["embed", "index", pytest.param("train", marks=pytest.mark.slow)]  # train takes seconds
 
 
 def whole_run(job: Job, commands: Commands, out: Path) -> tuple[dict[str, str], float, int, int]:
@@ -37,12 +38,12 @@ def finish(job: Job, commands: Commands, out: Path, killed: list[str]) -> int:
     return sum(begun.values()) - len(begun)
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", QUICK)
 def test_killed_at_some_steps_of_writing(
     name: str, jobs: dict[str, Job], commands: Commands, tmp_path: Path
 ) -> None:
     """The short version."""
-    _killed_at_steps(jobs[name], commands, tmp_path, most=4 if name == "embed" else 2)
+    _killed_at_steps(jobs[name], commands, tmp_path, most=2)
 
 
 @pytest.mark.slow

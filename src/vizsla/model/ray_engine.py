@@ -60,19 +60,27 @@ def connected(address: str | None = None) -> Iterator[Any]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
+        _knock(address)
         ray.init(
             address=address or "local",
             logging_level=logging.ERROR,
             log_to_driver=False,
             **({} if address else here),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise UsageError(f"cannot reach Ray at {address or 'this machine'}: {said}") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """OSError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def resolve_on(ray: Any, *, device: str = "auto", **options: Any) -> Compute:
@@ -134,8 +142,8 @@ def _computed(
     ray: Any, source: Source, network: Network, ranges: Sequence[range]
 ) -> Iterator[tuple[range, np.ndarray, dict[str, str]]]:
     needs = _needs(network.compute)
-    most = _room(ray, needs)
-    log.info("Ray: up to %d actors with %d CPUs, %d GPUs each", most, needs.cpus, needs.gpus)
+    actors = min(_room(ray, needs), len(ranges))
+    log.info("Ray: %d actors with %d CPUs, %d GPUs each", actors, needs.cpus, needs.gpus)
     plain = replace(source, images=source.images.sent(range(0)))
     held = ray.put((plain, network.embedder.cpu(), network.compute, network.compute.facts))
     rows = [
@@ -149,8 +157,8 @@ def _computed(
         fn_constructor_args=(held,),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(  # one is enough to begin with
-            min_size=1, max_size=min(most, len(ranges))
+        compute=ray.data.ActorPoolStrategy(  # one is enough to go on with
+            min_size=1, max_size=actors, initial_size=actors
         ),
         num_cpus=needs.cpus,
         num_gpus=needs.gpus,
