@@ -248,6 +248,7 @@ class FolderIndex:
             return about
         told = ("target", "recall", "effort", "candidates", "curve")
         about |= {key: structure[key] for key in told}
+        about["structure_bytes"] = (stored.folder / structure["file"]).stat().st_size
         about["advice"] = _advice(structure)
         return about
 
@@ -304,7 +305,8 @@ class FolderIndex:
             mask[rows] = True
         entry = stored.manifest["structure"]
         found, scores = ann.nearest(
-            structure, Rows(stored.vectors), queries, k, covered=entry["rows"],
+            structure, Rows(stored.vectors), queries, k,
+            covered=entry["rows"], apart=np.array(entry["apart"], np.int64),
             effort=entry["effort"], candidates=entry["candidates"], allowed=mask,
         )  # fmt: skip
         unsure = np.flatnonzero(found[:, k - 1] < 0)
@@ -367,6 +369,20 @@ class FolderIndex:
         """Writes the folder anew, without the removed rows, with a new structure."""
         self._change(self._rebuilt)
 
+    def measure(self, recall: float | None = None) -> None:
+        """Finds the search effort again, for this recall or the one asked for before."""
+
+        def change(stored: Stored) -> Stored:
+            structure, sample = self._state.loaded.of(stored), self._sample(stored)
+            if structure is None or sample is None:
+                raise DataError(f"{stored.folder} ({self.kind}) has no search effort to choose")
+            target = stored.manifest["structure"]["target"] if recall is None else recall
+            gallery = Rows(stored.vectors)
+            measured = find_effort(structure, gallery, sample.extended(gallery), target)
+            return self._written(stored, structure, sample, measured)
+
+        self._change(change)
+
     def _rebuilt(self, stored: Stored) -> Stored:
         before = stored.manifest["structure"]
         sample = self._sample(stored)
@@ -380,8 +396,8 @@ class FolderIndex:
     def _built(self, stored: Stored, target: float, queries: np.ndarray | None) -> Stored:
         """With a new structure over all rows, and the search effort that reaches the target."""
         gallery = Rows(stored.vectors)
-        structure = Structure.build(self.kind, gallery)
         sample = Sample.draw(gallery, queries)
+        structure = Structure.build(self.kind, gallery, sample.apart)
         measured = find_effort(structure, gallery, sample, target)
         return self._written(stored, structure, sample, measured)
 
@@ -393,7 +409,7 @@ class FolderIndex:
         if structure is None or sample is None:
             return self._built(stored, RECALL, None)
         entry, gallery = stored.manifest["structure"], Rows(stored.vectors)
-        structure.add(gallery)
+        structure.add(gallery, np.arange(entry["rows"], len(gallery)))
         sample = sample.extended(gallery)
         recall = sample.recall(
             structure, gallery, effort=entry["effort"], candidates=entry["candidates"],
@@ -408,7 +424,7 @@ class FolderIndex:
         self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
     ) -> Stored:
         about = {key: value for key, value in entry.items() if key not in ("file", "sha256")}
-        about["rows"] = len(structure)
+        about |= {"rows": len(stored.ids), "apart": sample.apart.tolist()}
         self._fresh = structure
         stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
         return disk.keep(stored, "structure", ".faiss", structure.save, about)
