@@ -132,6 +132,19 @@ def test_python_on_check_works(own_vectors: None) -> None:
     exec(compile(code, "check.md", "exec"), {})
 
 
+def test_commands_and_python_on_search_work(
+    own_vectors: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    todo = commands(ROOT / "docs/search.md")
+    assert len(todo) >= 7
+    for words in todo:
+        result = CliRunner().invoke(app, offline(words[1:]), catch_exceptions=False)
+        assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
+    (code,) = blocks("python", (ROOT / "docs/search.md").read_text())
+    exec(compile(code, "search.md", "exec"), {})
+    assert "exact" in capsys.readouterr().out
+
+
 def test_links_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):

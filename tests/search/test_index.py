@@ -1,8 +1,13 @@
 """One suite for every kind of index."""
 
+import itertools
+import os
 import shutil
+import socket
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,30 +50,87 @@ GALLERY = embeddings(unit(2500, 0), "g")
 QUERIES = embeddings(unit(12, 1), "q")
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *KINDS,
+        "milvus-lite",
+        pytest.param("milvus-server", marks=pytest.mark.milvus),
+    ],
+)
 def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "milvus-lite":
+        pytest.importorskip("milvus_lite", reason="no Milvus Lite: pip install 'vizsla[milvus]'")
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def built(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gallery's index, to be copied."""
-    folder = tmp_path_factory.mktemp(kind) / "index"
-    return build_index(GALLERY, folder, kind=kind).folder
+def place(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """place() → where the next index goes."""
+    folder, numbers = tmp_path_factory.mktemp(kind), itertools.count()
+    if kind == "milvus-server":
+        with milvus_server(folder / "server") as address:
+            yield lambda: f"milvus://{address}/c{next(numbers)}"
+    else:
+        suffix = ".db" if kind == "milvus-lite" else ""
+        yield lambda: str(folder / f"index-{next(numbers)}{suffix}")
+
+
+@pytest.fixture(scope="module")
+def built(kind: str, place: Callable[[], str]) -> str:
+    """The gallery's index, to be copied where it is a folder."""
+    where = place()
+    build_index(GALLERY, where, kind=kind if kind in KINDS else "auto")
+    return where
 
 
 @pytest.fixture
-def make(kind: str, built: Path, tmp_path: Path) -> Make:
+def make(kind: str, built: str, place: Callable[[], str]) -> Make:
     """make(embeddings) → an index of the kind under test."""
 
     def made(gallery: Embeddings = GALLERY, **options: Any) -> Index:
-        folder = tmp_path / f"index-{len(list(tmp_path.iterdir()))}"
-        if gallery is not GALLERY or options or folder.name != "index-0":
-            return build_index(gallery, folder, kind=kind, **options)
-        shutil.copytree(built, folder)
-        return open_index(folder)
+        where = place()
+        if kind in KINDS and gallery is GALLERY and not options:
+            shutil.copytree(built, where)
+            return open_index(where)
+        return build_index(gallery, where, kind=kind if kind in KINDS else "auto", **options)
 
     return made
+
+
+@contextmanager
+def milvus_server(folder: Path) -> Iterator[str]:
+    """The one that runs at MILVUS_ADDRESS, or one by the package `milvus` of MILVUS_PYTHON.
+
+    That package wants an environment of its own, and only one of its servers runs at a time.
+    """
+    if address := os.environ.get("MILVUS_ADDRESS"):
+        yield address
+        return
+    python = os.environ.get("MILVUS_PYTHON")
+    if not python:
+        pytest.skip(
+            "no Milvus server: MILVUS_PYTHON names the Python of an environment with milvus"
+        )
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    code = (
+        "import sys\nfrom milvus import MilvusServer\nserver = MilvusServer()\n"
+        "server.set_base_dir(sys.argv[1])\nserver.listen_port = int(sys.argv[2])\n"
+        "server.start()\nprint('ready', flush=True)\nsys.stdin.read()\nserver.stop()"
+    )
+    words = [python, "-c", code, str(folder), str(port)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        if "ready" not in process.stdout.readline():
+            pytest.fail(f"the Milvus server of {python} does not start: see {folder}/logs")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
 
 
 def nearest(queries: Embeddings, gallery: Embeddings, k: int, rows: np.ndarray) -> list[list[str]]:
@@ -287,14 +349,18 @@ def test_many_threads_search_while_one_changes(make: Make) -> None:
 # ── on disk ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture
+def in_folder(kind: str) -> None:
+    if kind not in KINDS:
+        pytest.skip("Milvus keeps its own files")
+
+
 def folder_index(make: Make, gallery: Embeddings = GALLERY, **options: Any) -> Any:
     index = make(gallery, **options)
-    if not hasattr(index, "folder"):
-        pytest.skip("not in a folder")
     return index
 
 
-def test_round_trip(make: Make, tmp_path: Path) -> None:
+def test_round_trip(in_folder: None, make: Make, tmp_path: Path) -> None:
     index = folder_index(make)
     index.add(embeddings(unit(30, 2), "new"))
     index.remove(["g0001"])
@@ -308,7 +374,7 @@ def test_round_trip(make: Make, tmp_path: Path) -> None:
     assert "g0002" in index.ids and "g0002" not in open_index(tmp_path / "copy").ids
 
 
-def test_half_the_size(make: Make) -> None:
+def test_half_the_size(in_folder: None, make: Make) -> None:
     index, half = folder_index(make), folder_index(make, store="fp16")
     sizes = [i.folder.joinpath("vectors.npy").stat().st_size - 128 for i in (index, half)]
     assert sizes[0] == 2 * sizes[1] == 2500 * D * 4
@@ -317,13 +383,13 @@ def test_half_the_size(make: Make) -> None:
     np.testing.assert_allclose(np.linalg.norm(half.vectors(), axis=1), 1, atol=1e-6)
 
 
-def test_numpy_reads_the_vectors(make: Make) -> None:
+def test_numpy_reads_the_vectors(in_folder: None, make: Make) -> None:
     index = folder_index(make)
     index.add(embeddings(unit(30, 2), "new"))
     np.testing.assert_array_equal(np.load(index.folder / "vectors.npy"), index.vectors())
 
 
-def test_every_changed_byte_is_found(make: Make) -> None:
+def test_every_changed_byte_is_found(in_folder: None, make: Make) -> None:
     index = folder_index(make, embeddings(unit(1100, 0), "g"))
     index.add(embeddings(unit(20, 2), "new"))
     index.remove(["g0001"])
@@ -331,7 +397,7 @@ def test_every_changed_byte_is_found(make: Make) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_changed_bytes_are_found(make: Make) -> None:
+def test_a_thousand_changed_bytes_are_found(in_folder: None, make: Make) -> None:
     index = folder_index(make, embeddings(unit(1100, 0), "g"))
     index.add(embeddings(unit(20, 2), "new"))
     index.remove(["g0001"])
@@ -366,7 +432,7 @@ def change_bytes(folder: Path, changes: int) -> int:
     return found
 
 
-def test_a_missing_or_truncated_file_is_found(make: Make) -> None:
+def test_a_missing_or_truncated_file_is_found(in_folder: None, make: Make) -> None:
     index = folder_index(make)
     for path in sorted(index.folder.iterdir()):
         whole = path.read_bytes()
@@ -382,7 +448,7 @@ def test_a_missing_or_truncated_file_is_found(make: Make) -> None:
     assert open_index(index.folder).ids == GALLERY.ids
 
 
-def test_an_add_that_was_cut_short(make: Make) -> None:
+def test_an_add_that_was_cut_short(in_folder: None, make: Make) -> None:
     """Rows that no manifest names count for nothing; a header that is behind is put right."""
     index = folder_index(make)
     path = index.folder / "vectors.npy"
@@ -401,7 +467,7 @@ def test_an_add_that_was_cut_short(make: Make) -> None:
     assert len(open_index(index.folder, verify=True)) == 2560
 
 
-def test_two_processes_do_not_mix(make: Make) -> None:
+def test_two_processes_do_not_mix(in_folder: None, make: Make) -> None:
     index = folder_index(make)
     other = open_index(index.folder)
     other.add(embeddings(unit(30, 2), "new"))
@@ -415,7 +481,7 @@ def test_two_processes_do_not_mix(make: Make) -> None:
     assert len(index) == 1930
 
 
-def test_a_fifth_removed_is_rewritten(make: Make) -> None:
+def test_a_fifth_removed_is_rewritten(in_folder: None, make: Make) -> None:
     index = folder_index(make)
     index.remove(index.ids[:499])
     assert index.about()["removed"] == 499
@@ -424,7 +490,7 @@ def test_a_fifth_removed_is_rewritten(make: Make) -> None:
     assert len([*index.folder.glob("vectors*"), *index.folder.glob("items*")]) == 2
 
 
-def test_many_small_adds_leave_few_files(make: Make) -> None:
+def test_many_small_adds_leave_few_files(in_folder: None, make: Make) -> None:
     index = folder_index(make)
     for i in range(40):
         index.add(embeddings(unit(1, 100 + i), f"one-{i}-"))
@@ -432,7 +498,7 @@ def test_many_small_adds_leave_few_files(make: Make) -> None:
     assert open_index(index.folder, verify=True).ids == index.ids
 
 
-def test_what_is_kept_beside_goes_with_a_change(make: Make) -> None:
+def test_what_is_kept_beside_goes_with_a_change(in_folder: None, make: Make) -> None:
     index = folder_index(make)
     assert index.kept("graph") is None
     index.keep("graph", ".txt", lambda path: path.write_text("1 2"), k=7)
@@ -446,18 +512,18 @@ def test_what_is_kept_beside_goes_with_a_change(make: Make) -> None:
     assert index.kept("graph") is None and not path.exists()
 
 
-def test_a_folder_of_other_things_is_left_alone(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "index-1").mkdir()
-    (tmp_path / "index-1" / "thesis.doc").write_text("x")
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("x")
     with pytest.raises(DataError, match=r"thesis\.doc"):
-        make()
+        build_index(GALLERY, tmp_path / "mine")
     with pytest.raises(DataError, match="no index"):
-        open_index(tmp_path / "index-1")
+        open_index(tmp_path / "mine")
     with pytest.raises(UsageError, match="choose one of"):
         build_index(GALLERY, tmp_path / "x", kind="magic")
 
 
-def test_built_again_in_its_place(make: Make) -> None:
+def test_built_again_in_its_place(in_folder: None, make: Make) -> None:
     index = folder_index(make)
     again = build_index(embeddings(unit(1200, 5), "h"), index.folder, kind=index.kind)
     assert len(again) == 1200 and len(index) == 2500 and lists(index, 10)
@@ -465,8 +531,54 @@ def test_built_again_in_its_place(make: Make) -> None:
     assert index.ids == again.ids
 
 
-def test_from_a_folder_of_embeddings(make: Make, tmp_path: Path) -> None:
+def test_from_a_folder_of_embeddings(in_folder: None, make: Make, tmp_path: Path) -> None:
     GALLERY.save(tmp_path / "g.emb")
     index = build_index(tmp_path / "g.emb", tmp_path / "i", kind=folder_index(make).kind)
     assert index.ids == GALLERY.ids and index.attributes.equals(GALLERY.attributes)
     np.testing.assert_array_equal(index.embeddings().vectors, GALLERY.vectors)
+
+
+# ── Milvus ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def in_milvus(kind: str) -> None:
+    if kind in KINDS:
+        pytest.skip("a folder")
+
+
+def test_milvus_opens_again_and_copies_itself_to_a_folder(
+    in_milvus: None, make: Make, tmp_path: Path
+) -> None:
+    index: Any = make()
+    index.remove(["g0001"])
+    again: Any = open_index(index.where)
+    assert again.ids == index.ids and again.dim == D and again.model_id == "m"
+    assert again.attributes.equals(index.attributes)
+    again.add(embeddings(unit(3, 2), "new"))
+    assert "new0002" not in index.ids and index.refresh() and index.ids == again.ids
+    index.save(tmp_path / "copy")
+    copied = open_index(tmp_path / "copy", verify=True)
+    assert copied.kind == "exact" and copied.ids == index.ids
+    assert lists(copied, 10) == lists(index, 10)
+
+
+def test_milvus_is_written_to_where_it_is_asked(in_milvus: None, make: Make) -> None:
+    index: Any = make()
+    again = build_index(embeddings(unit(20, 5), "h"), index.where)
+    assert again.kind == "milvus" and len(again) == 20 and len(again.ids) == 20
+    with pytest.raises(UsageError, match="leave --kind out"):
+        build_index(GALLERY, index.where, kind="hnsw")
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "said"),
+    [
+        ("milvus://nowhere", UsageError, "milvus://HOST:PORT/COLLECTION"),
+        ("missing.db", DataError, "no such file"),
+    ],
+)
+def test_where_there_is_no_milvus(where: str, error: type[Exception], said: str) -> None:
+    pytest.importorskip("pymilvus")
+    with pytest.raises(error, match=said):
+        open_index(where)

@@ -51,7 +51,7 @@ app.add_typer(
     epilog="Example: vizsla index gallery.emb -o gallery.index "
     "(the same as `vizsla index build …`)",
 )
-Where = Annotated[str, typer.Argument(metavar="INDEX", help="The index's folder.")]
+Where = Annotated[str, typer.Argument(metavar="INDEX", help="Its folder, or where in Milvus.")]
 Conditions = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,7 +65,12 @@ Conditions = Annotated[
 @index.command(epilog="Example: vizsla index gallery.emb -o gallery.index --kind hnsw")
 def build(
     embeddings: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
-    out: Annotated[str, typer.Option("-o", "--out", help="The folder to write.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o", "--out", help="A folder; milvus://HOST:PORT/COLLECTION; a Lite file X.db."
+        ),
+    ],
     kind: Annotated[
         str,
         typer.Option("--kind", help="exact, hnsw, ivf, ivfsq8, ivfpq; auto goes by size, memory."),
@@ -153,9 +158,9 @@ def rebuild(
     verbose: Verbose = False,
 ) -> None:
     """Writes it anew without what was removed, and finds its search effort again."""
-    from vizsla.search.index import open_index
+    from vizsla.search.index import FolderIndex
 
-    found = open_index(where)
+    found = FolderIndex.load(where)
     found.rebuild()
     _say(found.about(), where, as_json)
 

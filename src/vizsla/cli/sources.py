@@ -123,9 +123,10 @@ def open_gallery(path: str, device: str) -> "Index":
     """An index, or embeddings as an exact one in memory."""
     from vizsla.model.embeddings import Embeddings
     from vizsla.search.index import in_memory, open_index
+    from vizsla.search.milvus import is_milvus
     from vizsla.search.store import is_index
 
-    if is_index(path):
+    if is_milvus(path) or is_index(path):
         return open_index(path, device=device)
     return in_memory(Embeddings.open(path), device=device)
 

@@ -1,8 +1,9 @@
 """Unit vectors → candidates, by FAISS, without looking at every vector.
 
-A structure covers the first rows of an index's vectors, in their order. What it finds are
-candidates alone: their exact scores are computed from the stored vectors afterwards (`nearest`), so
-it may keep coarse codes. On unit vectors the inner product orders as the distance does. Knows
+A structure covers the first rows of an index's vectors, but a few that are kept apart to measure
+recall with: a graph finds what is in it more easily than what is not. What it finds are candidates
+alone: their exact scores are computed from the stored vectors afterwards (`nearest`), so it may
+keep coarse codes. On unit vectors the inner product orders as the distance does. Knows
 nothing of ids, attributes or folders. FAISS crashes on a damaged file: whoever calls `load` has
 checked the file's hash.
 """
@@ -40,19 +41,20 @@ EXACT_BELOW = 0.05  # share of the rows that a filter allows
 
 
 class Structure:
-    """A FAISS index over rows 0 … n-1. Searching is safe beside an addition: it waits for it."""
+    """A FAISS index over rows. Searching is safe beside an addition: it waits for it."""
 
     def __init__(self, kind: str, index: Any) -> None:
         self.kind, self.index = kind, index
         self._turns = _Turns()
 
     @staticmethod
-    def build(kind: str, gallery: Rows, *, seed: int = 0) -> "Structure":
+    def build(kind: str, gallery: Rows, apart: np.ndarray, *, seed: int = 0) -> "Structure":
+        """Over all rows but those apart."""
         structure = Structure(kind, _untrained(kind, len(gallery), gallery.shape[1]))
         n = min(len(gallery), _train_rows(kind, len(gallery)))
         chosen = np.random.default_rng(seed).choice(len(gallery), n, replace=False)
         structure.index.train(gallery[np.sort(chosen)])
-        structure.add(gallery)
+        structure.add(gallery, np.setdiff1d(np.arange(len(gallery)), apart))
         return structure
 
     def __len__(self) -> int:
@@ -63,15 +65,13 @@ class Structure:
         """How many there are; None for a graph."""
         return None if self.kind == "hnsw" else int(self.index.nlist)
 
-    def add(self, gallery: Rows) -> None:
-        """The rows of the gallery behind those that are in already."""
-        start = len(self)
-        for at in range(start, len(gallery), ADD_ROWS):
-            part = np.ascontiguousarray(gallery[at : at + ADD_ROWS])
+    def add(self, gallery: Rows, rows: np.ndarray) -> None:
+        for start in range(0, len(rows), ADD_ROWS):
+            part = rows[start : start + ADD_ROWS]
             with self._turns.changing():
-                self.index.add(part)
-            if len(gallery) - start > ADD_ROWS:
-                log.debug("%s: %d of %d rows", self.kind, len(self), len(gallery))
+                self.index.add_with_ids(np.ascontiguousarray(gallery[part]), part)
+            if len(rows) > ADD_ROWS:
+                log.debug("%s: %d of %d rows", self.kind, start + len(part), len(rows))
 
     def candidates(
         self, queries: np.ndarray, n: int, effort: int, allowed: np.ndarray | None = None
@@ -98,11 +98,11 @@ class Structure:
         return np.asarray(found, np.int64)
 
     def efforts(self, n: int) -> list[int]:
-        """Rising steps of about a fourth, from the least to what is like looking everywhere."""
+        """Doubling, from the least to what is nearly like looking everywhere."""
         most = 32 * n if self.kind == "hnsw" else int(self.index.nlist)
         steps = [n if self.kind == "hnsw" else 1]
         while steps[-1] < most:
-            steps.append(min(most, max(steps[-1] + 1, round(steps[-1] * 1.25))))
+            steps.append(min(most, 2 * steps[-1]))
         return steps
 
     def save(self, path: Path) -> None:
@@ -127,34 +127,63 @@ def nearest(
     k: int,
     *,
     covered: int,
+    apart: np.ndarray,
     effort: int,
     candidates: int = CANDIDATES,
     allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (Q, k) and exact scores (Q, k); -1 in a row that only exact search can answer.
 
-    gallery: all N rows; those behind the first `covered` are looked at one and all.
+    gallery: all N rows; those behind the first `covered`, and those `apart`, are not in the
+    structure and are looked at one and all.
     allowed: (N,) bool, the rows that may be found. What a filter lets through by the share s, is
     looked for with 1/s of the effort.
     """
     n = candidates_for(k, candidates)
-    newer = np.arange(covered, len(gallery))
+    outside = np.concatenate([apart, np.arange(covered, len(gallery))])
     mask = None
     if allowed is not None:
         effort = int(np.ceil(effort / max(allowed[:covered].mean(), EXACT_BELOW)))
-        newer, mask = newer[allowed[covered:]], allowed[:covered]
+        outside, mask = outside[allowed[outside]], allowed[:covered]
     found = structure.candidates(queries, n, effort, mask)
     found[found >= covered] = -1  # added while this search is under way
     complete = found[:, -1] >= 0
-    if len(newer):
-        also = exact.best_candidates(queries, Rows(gallery.vectors, newer), min(n, len(newer)))
-        found = np.concatenate([found, newer[also]], axis=1)
-    every = exact.rescored(queries, gallery, found)
-    positions, scores = exact.ordered(found, every, k)
-    positions = np.where(np.isinf(scores), -1, positions)
-    # as good as the k-th is even the last candidate: among equals, earlier ones may be missing
-    positions[complete & (every[:, :n].min(axis=1) >= scores[:, -1])] = -1
-    return positions, scores
+    scores = _float_scores(queries, gallery, found)
+    if len(outside):
+        found, scores = _beside(found, scores, *_best_outside(queries, gallery, outside, n))
+    near = exact.within_error(queries, scores, k)
+    every = exact.rescored(queries, gallery, np.where(near, found, -1))
+    positions, best = exact.ordered(found, every, k)
+    positions = np.where(np.isinf(best), -1, positions)
+    # all candidates as good as the k-th: among equals, earlier ones may be missing
+    positions[complete & near[:, :n].all(axis=1)] = -1
+    return positions, best
+
+
+def _float_scores(queries: np.ndarray, gallery: Rows, found: np.ndarray) -> np.ndarray:
+    """(Q, n) float32, -inf where nothing was found."""
+    scores = np.full(found.shape, -np.inf, np.float32)
+    for query, row, into in zip(queries, found, scores, strict=True):
+        valid = row >= 0
+        into[valid] = gallery[row[valid]] @ query
+    return scores
+
+
+def _best_outside(
+    queries: np.ndarray, gallery: Rows, outside: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n best of these rows by float32 scores (all where they are fewer): rows, scores."""
+    scores = queries @ gallery[outside].T  # (Q, outside)
+    if len(outside) <= n:
+        return np.broadcast_to(outside, scores.shape), scores
+    at = np.argpartition(scores, -n, axis=1)[:, -n:]
+    return outside[at], np.take_along_axis(scores, at, axis=1)
+
+
+def _beside(
+    found: np.ndarray, scores: np.ndarray, rows: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([found, rows], axis=1), np.concatenate([scores, others], axis=1)
 
 
 def candidates_for(k: int, candidates: int = CANDIDATES) -> int:
@@ -177,7 +206,7 @@ def _untrained(kind: str, n: int, dim: int) -> Any:
     if kind == "hnsw":
         graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, LINKS, inner)
         graph.hnsw.efConstruction = BUILD_EFFORT
-        return graph
+        return faiss.IndexIDMap(graph)
     cells, centres = _cells(n), faiss.IndexFlatIP(dim)
     if kind == "ivf":
         index = faiss.IndexIVFFlat(centres, dim, cells, inner)

@@ -1,8 +1,9 @@
 """How much search effort an approximate index needs: measured against exact search, on a sample.
 
-The sample are rows of the gallery, each one left out of its own answer, or queries that the user
-gives. Its exact answers are kept with the index and brought up to date when images are added, so
-that recall is measured again at the cost of the new rows alone. Recall is that of the ten nearest.
+The sample are rows of the gallery that are kept out of the structure, each one left out of its own
+answer, or queries that the user gives. Its exact answers are kept with the index and brought up to
+date when images are added, so that recall is measured again at the cost of the new rows alone.
+Recall is that of the ten nearest.
 """
 
 import logging
@@ -43,7 +44,8 @@ class Sample:
     def draw(gallery: Rows, queries: np.ndarray | None = None, *, seed: int = 0) -> "Sample":
         dice = np.random.default_rng(seed)
         if queries is None:
-            own = np.sort(dice.choice(len(gallery), min(SAMPLE, len(gallery)), replace=False))
+            n = min(SAMPLE, -(-len(gallery) // 20))
+            own = np.sort(dice.choice(len(gallery), n, replace=False))
             queries = gallery[own]
         else:
             queries = queries[np.sort(dice.permutation(len(queries))[:SAMPLE])]
@@ -66,6 +68,11 @@ class Sample:
         rows = np.where(np.isinf(scores), -1, rows)
         return replace(self, rows=rows, scores=scores, covers=len(gallery))
 
+    @property
+    def apart(self) -> np.ndarray:
+        """The rows that are in no structure."""
+        return self.own[self.own >= 0]
+
     def recall(
         self,
         structure: Structure,
@@ -83,7 +90,8 @@ class Sample:
             return 1.0
         rows, scores = ann.nearest(
             structure, gallery, self.queries, DEPTH + 1,
-            covered=len(structure), effort=effort, candidates=candidates, allowed=alive,
+            covered=len(gallery), apart=self.apart,
+            effort=effort, candidates=candidates, allowed=alive,
         )  # fmt: skip
         scores = np.where(rows == self.own[:, None], -np.inf, scores)
         last = np.where(wanted, self.scores, np.inf).min(axis=1)  # score of the last to be found
@@ -136,7 +144,7 @@ def find_effort(
     below = 0
     for effort in structure.efforts(candidates):
         if measured(effort) >= target:
-            while below and effort - below > max(1, below // 16):  # narrow the last step down
+            while below and effort - below > max(1, below // 10):  # narrow the last step down
                 middle = (below + effort) // 2
                 if measured(middle) >= target:
                     effort = middle

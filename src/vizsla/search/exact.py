@@ -22,6 +22,7 @@ GRID = 2.0**26
 FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
 LIMITED_DEPTH = 1_000
 SPARE = {"fp32": 32, "bf16": 128}  # candidates beyond k that the first pass keeps
+FIRST_CHUNK = 1024  # rows; every score of it is sorted
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHUNK_BYTES = 64 * 2**20  # of one score matrix; some four such live at a time
 
@@ -238,7 +239,7 @@ def _by_candidates(
     found = _candidates(queries, gallery, k + SPARE[precision], device, precision)
     tolerance = _error(queries, found.scores[:, k - 1], precision)
     near = found.scores >= (found.scores[:, k - 1] - 2 * tolerance)[:, None]
-    exact = rescored(queries, gallery, np.where(near, found.positions, -1), device)
+    exact = rescored(queries, gallery, np.where(near, found.positions, -1))
     positions, scores = ordered(found.positions, exact, k)
     unsure = np.flatnonzero(near[:, -1])
     for part in _slices(len(unsure), 1024 if precision != "fp32" else _rows(len(gallery))):
@@ -263,27 +264,23 @@ def _error(queries: np.ndarray, scores: np.ndarray, precision: str) -> np.ndarra
     return 2.0**-9 * (6 * largest + np.abs(scores) + 2.0**-9)
 
 
-def best_candidates(queries: np.ndarray, gallery: Gallery, n: int) -> np.ndarray:
-    """(Q, n) positions of the n best by float32 scores, in no exact order."""
-    parts = [
-        _candidates(queries[part], gallery, n, "cpu", "fp32").positions
-        for part in _slices(len(queries), 1024)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, n), np.int64)
-
-
-def rescored(
-    queries: np.ndarray, gallery: Gallery, positions: np.ndarray, device: str = "cpu"
-) -> np.ndarray:
+def rescored(queries: np.ndarray, gallery: Gallery, positions: np.ndarray) -> np.ndarray:
     """(Q, K) float64 exact scores at these positions; -inf where a position is -1."""
     scores = np.full(positions.shape, -np.inf)
     query, column = np.nonzero(positions >= 0)
-    grid = on_grid(queries, device)
-    for part in _slices(len(query), max(1, _rows(queries.shape[1]) // 8)):
+    grid = np.rint(queries.astype(np.float64) * GRID)
+    for part in _slices(len(query), 1024):  # what a processor's cache holds
         at = positions[query[part], column[part]]
-        pairs = on_grid(gallery[at], device) * grid[torch.from_numpy(query[part]).to(device)]
-        scores[query[part], column[part]] = (pairs.sum(dim=1) / GRID**2).cpu().numpy()
+        pairs = np.rint(gallery[at].astype(np.float64) * GRID)
+        pairs *= grid[query[part]]
+        scores[query[part], column[part]] = pairs.sum(axis=1) / GRID**2
     return scores
+
+
+def within_error(queries: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """(Q, K) bool: which of these float32 scores may be among the k best by exact scores."""
+    last = np.partition(scores, -k, axis=1)[:, -k]
+    return np.asarray(scores >= (last - 2 * _error(queries, last, "fp32"))[:, None])
 
 
 def ordered(positions: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -306,7 +303,8 @@ def _candidates(
     values = torch.empty((len(queries), 0), device=device)
     positions = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
     rows = max(wanted, min(_rows(2 * len(queries)), _rows(gallery.shape[1])))
-    for part in _slices(len(gallery), rows):
+    first = min(len(gallery), max(wanted, FIRST_CHUNK))
+    for part in [slice(0, first), *_slices(len(gallery), rows, first)]:
         scores = (asked @ _block(gallery, part, device, dtype).T).float()  # (q, chunk)
         if device == "cpu" and part.start > 0:
             values, positions = _with_hits(values, positions, scores, part.start)
@@ -385,6 +383,6 @@ def _rows(width: int) -> int:
     return max(1, CHUNK_BYTES // (8 * max(1, width)))
 
 
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
+def _slices(n: int, size: int, first: int = 0) -> Iterator[slice]:
+    for start in range(first, n, size):
         yield slice(start, min(start + size, n))

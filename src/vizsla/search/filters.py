@@ -50,14 +50,14 @@ class Condition:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if self.operator in _COMPARE:
-            value = _scalar(self.values[0], column.type, self)
+            value = typed(self.values[0], column.type, self)
             found = _COMPARE[self.operator](column.cast(value.type, safe=False), value)
         else:
             found = self._one_of(column)
         return np.asarray(found.fill_null(False).to_numpy(), bool)
 
     def _one_of(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        known = [_scalar(value, column.type, self) for value in self.values if value is not None]
+        known = [typed(value, column.type, self) for value in self.values if value is not None]
         types = [value.type for value in known]
         kind = pa.float64() if pa.float64() in types else column.type  # 2001.5 among whole numbers
         column = column.cast(kind, safe=False)
@@ -159,7 +159,7 @@ def _written(value: Value) -> str:
     return text if plain or not isinstance(value, str) else json.dumps(text, ensure_ascii=False)
 
 
-def _scalar(value: Value, kind: pa.DataType, condition: Condition) -> pa.Scalar:
+def typed(value: Value, kind: pa.DataType, condition: Condition) -> pa.Scalar:
     """The value in the column's type; whole-number columns are also compared with fractions."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     for wanted in (kind, pa.float64()) if pa.types.is_integer(kind) else (kind,):

@@ -29,6 +29,7 @@ from vizsla.search.ann import Structure
 from vizsla.search.effort import Sample, find_effort
 from vizsla.search.exact import Rows
 from vizsla.search.filters import Filter
+from vizsla.search.milvus import MilvusIndex, is_milvus
 from vizsla.search.ranking import Ranking
 from vizsla.search.store import Stored
 
@@ -174,9 +175,9 @@ class FolderIndex:
     ) -> "FolderIndex":
         """As `build_index`; without a folder the index lives in a temporary one."""
         if folder is not None:
-            return build_index(embeddings, folder, **options)
+            return _built_in(Path(folder), embeddings, **options)
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-index-")
-        index = build_index(embeddings, temporary.name, **options)
+        index = _built_in(Path(temporary.name), embeddings, **options)
         index._temporary = temporary
         return index
 
@@ -248,6 +249,7 @@ class FolderIndex:
             return about
         told = ("target", "recall", "effort", "candidates", "curve")
         about |= {key: structure[key] for key in told}
+        about["structure_bytes"] = (stored.folder / structure["file"]).stat().st_size
         about["advice"] = _advice(structure)
         return about
 
@@ -304,7 +306,8 @@ class FolderIndex:
             mask[rows] = True
         entry = stored.manifest["structure"]
         found, scores = ann.nearest(
-            structure, Rows(stored.vectors), queries, k, covered=entry["rows"],
+            structure, Rows(stored.vectors), queries, k,
+            covered=entry["rows"], apart=np.array(entry["apart"], np.int64),
             effort=entry["effort"], candidates=entry["candidates"], allowed=mask,
         )  # fmt: skip
         unsure = np.flatnonzero(found[:, k - 1] < 0)
@@ -367,6 +370,20 @@ class FolderIndex:
         """Writes the folder anew, without the removed rows, with a new structure."""
         self._change(self._rebuilt)
 
+    def measure(self, recall: float | None = None) -> None:
+        """Finds the search effort again, for this recall or the one asked for before."""
+
+        def change(stored: Stored) -> Stored:
+            structure, sample = self._state.loaded.of(stored), self._sample(stored)
+            if structure is None or sample is None:
+                raise DataError(f"{stored.folder} ({self.kind}) has no search effort to choose")
+            target = stored.manifest["structure"]["target"] if recall is None else recall
+            gallery = Rows(stored.vectors)
+            measured = find_effort(structure, gallery, sample.extended(gallery), target)
+            return self._written(stored, structure, sample, measured)
+
+        self._change(change)
+
     def _rebuilt(self, stored: Stored) -> Stored:
         before = stored.manifest["structure"]
         sample = self._sample(stored)
@@ -380,8 +397,8 @@ class FolderIndex:
     def _built(self, stored: Stored, target: float, queries: np.ndarray | None) -> Stored:
         """With a new structure over all rows, and the search effort that reaches the target."""
         gallery = Rows(stored.vectors)
-        structure = Structure.build(self.kind, gallery)
         sample = Sample.draw(gallery, queries)
+        structure = Structure.build(self.kind, gallery, sample.apart)
         measured = find_effort(structure, gallery, sample, target)
         return self._written(stored, structure, sample, measured)
 
@@ -393,7 +410,7 @@ class FolderIndex:
         if structure is None or sample is None:
             return self._built(stored, RECALL, None)
         entry, gallery = stored.manifest["structure"], Rows(stored.vectors)
-        structure.add(gallery)
+        structure.add(gallery, np.arange(entry["rows"], len(gallery)))
         sample = sample.extended(gallery)
         recall = sample.recall(
             structure, gallery, effort=entry["effort"], candidates=entry["candidates"],
@@ -408,7 +425,7 @@ class FolderIndex:
         self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
     ) -> Stored:
         about = {key: value for key, value in entry.items() if key not in ("file", "sha256")}
-        about["rows"] = len(structure)
+        about |= {"rows": len(stored.ids), "apart": sample.apart.tolist()}
         self._fresh = structure
         stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
         return disk.keep(stored, "structure", ".faiss", structure.save, about)
@@ -493,8 +510,8 @@ def build_index(
     sample: Embeddings | np.ndarray | None = None,
     device: str = "cpu",
     precision: str = "fp32",
-) -> FolderIndex:
-    """The index of a gallery, in the folder `out`.
+) -> Index:
+    """The index of a gallery, in the folder `out`, or in Milvus (see `open_index`).
 
     embeddings: in memory, or their folder, which is read shard by shard.
     kind: exact, hnsw, ivf, ivfsq8, ivfpq; auto chooses by size and `memory`.
@@ -503,6 +520,28 @@ def build_index(
     of the gallery or, where given, on `sample`: vectors such as the later queries, (S, D).
     store: fp16 halves what is kept; scores then are those of the rounded vectors.
     """
+    if not is_milvus(out):
+        return _built_in(
+            Path(out), embeddings, kind=kind, store=store, memory=memory, recall=recall,
+            sample=sample, device=device, precision=precision,
+        )  # fmt: skip
+    if kind not in ("auto", "milvus"):
+        raise UsageError(f"{out} is Milvus's: leave --kind out")
+    return MilvusIndex.build(embeddings, str(out))
+
+
+def _built_in(
+    folder: Path,
+    embeddings: Embeddings | str | Path,
+    *,
+    kind: str = "auto",
+    store: str = "fp32",
+    memory: int | None = None,
+    recall: float | None = None,
+    sample: Embeddings | np.ndarray | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> FolderIndex:
     if kind not in {"auto", *KINDS}:
         raise UsageError(f"kind={kind!r}: choose one of auto, {', '.join(KINDS)}")
     if recall is not None and not 0 < recall <= 1:
@@ -511,15 +550,15 @@ def build_index(
     reason = "as asked for"
     if kind == "auto":
         kind, reason = choose_kind(size, dim, memory)
+    vectors = None
     if sample is not None:
-        sample = as_queries(sample, model_id)
-        exact.comparable(sample.model_id, model_id, sample.dim, dim)
-    out = Path(out)
-    with storage.locked(out):
-        stored = disk.create(out, embeddings, {"kind": kind, "reason": reason}, store)
+        asked = as_queries(sample, model_id)
+        exact.comparable(asked.model_id, model_id, asked.dim, dim)
+        vectors = asked.vectors
+    with storage.locked(folder):
+        stored = disk.create(folder, embeddings, {"kind": kind, "reason": reason}, store)
         index = FolderIndex(stored, device=device, precision=precision)
         if kind != "exact" and size >= ann.MIN_ROWS:
-            vectors = None if sample is None else sample.vectors
             stored = index._built(stored, RECALL if recall is None else recall, vectors)
             index._state = index._seen(stored, _Loaded(index._fresh))
     return index
@@ -557,8 +596,16 @@ def _advice(structure: dict[str, Any]) -> str | None:
 
 def open_index(
     path: str | Path, *, verify: bool = False, device: str = "cpu", precision: str = "fp32"
-) -> FolderIndex:
-    """The index in a folder. StorageError where a file is damaged; `verify` hashes all again."""
+) -> Index:
+    """The index in a folder, or milvus://HOST:PORT/COLLECTION, or in a file of Milvus Lite.
+
+    StorageError where a file is damaged; `verify` hashes all again.
+    """
+    if is_milvus(path):
+        found = MilvusIndex.open(str(path))
+        if verify:
+            found.verify()
+        return found
     return FolderIndex(disk.read(path, verify=verify), device=device, precision=precision)
 
 
