@@ -123,6 +123,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         workers=config.workers,
         embedder=embedder,
         images=len(data.query) + len(data.gallery),
+        sample=lambda i: data.gallery.path(i % len(data.gallery)),
     )
     written = resolved(config, embedder, compute, data)
     earlier = _interrupted(config, written, embedder.name)

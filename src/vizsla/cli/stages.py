@@ -106,7 +106,7 @@ def embed(
         embedder.save(save_embedder)
     compute = resolve_compute(
         device=device, precision=precision, compiling=compiling, batch_size=batch_size,
-        workers=workers, embedder=embedder, images=len(image_set),
+        workers=workers, embedder=embedder, images=len(image_set), sample=image_set.path,
         written=None if overwrite else written_compute(out),
     )  # fmt: skip
     with ProgressShown(quiet) as progress:

@@ -84,7 +84,7 @@ def compiled(
     try:
         _own_cache()
         with _quiet(), torch.inference_mode():
-            made = torch.compile(function, dynamic=False, fullgraph=True, options=options)
+            made = torch.compile(function, dynamic=False, options=options)
             pixels = blank.to(compute.device)
             made(pixels)
             known["seconds"] = round(time.monotonic() - started, 1)
