@@ -17,7 +17,8 @@ TORCH = {
     "model/pooling.py",
     "model/projection.py", "model/views.py",
     "model/embedder.py", "model/losses.py", "model/training.py", "model/explain.py",
-    "model/compute.py", "model/compiling.py", "model/network.py", "model/export.py",
+    "model/bearing.py", "model/compute.py", "model/compiling.py", "model/network.py",
+    "model/export.py",
     "model/inference.py", "model/ray_engine.py", "model/shared.py", "search/exact.py",
     "search/graph.py", "search/refine.py",
     # the parts of training

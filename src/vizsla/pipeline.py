@@ -40,7 +40,7 @@ from vizsla.opening import image_set, load_embedder, open_folders, whiten_embedd
 from vizsla.output.figures import draw_ranking, with_unanswered
 from vizsla.output.sheets import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
-from vizsla.runconfig import REFINEMENT, RunConfig, resolved, tune_config
+from vizsla.runconfig import REFINEMENT, RunConfig, compute_for, resolved, tune_config
 from vizsla.runs import Messages, Run, create_run, is_run, log_to, open_run
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
@@ -115,15 +115,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         views=config.views,
     )
     _require_same_model(embedder, config)
-    compute = resolve_compute(
-        device=config.device,
-        precision=config.precision,
-        compiling=config.compiling,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        embedder=embedder,
-        images=len(data.query) + len(data.gallery),
-    )
+    compute = compute_for(config, embedder, data)
     written = resolved(config, embedder, compute, data)
     earlier = _interrupted(config, written, embedder.name)
     if earlier is not None:  # whether it pays may look otherwise now: what is written stands

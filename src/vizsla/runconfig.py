@@ -10,7 +10,7 @@ from typing import Any
 import vizsla
 from vizsla.choose.refinement import kept_chain
 from vizsla.data.imageset import DataFolders
-from vizsla.model.compute import Compute
+from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import MAX_PIXELS
 from vizsla.model.training import training_compute
@@ -82,6 +82,20 @@ def tune_config(config: RunConfig, options: dict[str, Any]) -> TuneConfig:
         "real_weights": config.weights != "random",
     }
     return TuneConfig.from_options({**shared, **options})
+
+
+def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Compute:
+    """What the run computes with: every `auto` resolved by its network and its images."""
+    return resolve_compute(
+        device=config.device,
+        precision=config.precision,
+        compiling=config.compiling,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        embedder=embedder,
+        images=len(data.query) + len(data.gallery),
+        sample=lambda i: data.gallery.file(i % len(data.gallery)),
+    )
 
 
 def resolved(

@@ -19,13 +19,12 @@ from vizsla import opening, pipeline, storage
 from vizsla.data.imageset import open_data
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.backbones import resolve
-from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import fingerprint
 from vizsla.model.pooling import POOLINGS
 from vizsla.model.shared import TOGETHER, embed_together
 from vizsla.pipeline import Progress
-from vizsla.runconfig import RunConfig
+from vizsla.runconfig import RunConfig, compute_for
 from vizsla.score.compare import read_results
 from vizsla.score.tables import Section, Table, to_html
 from vizsla.tuning import TuneConfig
@@ -281,10 +280,10 @@ def _embed_ahead(
         seed=run.seed,
     )  # fmt: skip
     others = [Embedder(first.backbone, str(p), name=first.name).eval() for p in poolings[1:]]
-    compute = resolve_compute(
-        device=run.device, precision=run.precision, compiling=run.compiling,
-        batch_size=run.batch_size, workers=run.workers, embedder=first,
-    )  # fmt: skip
+    compute = compute_for(run, first, data)
+    others = [e for e in others if compute_for(run, e, data) == compute]
+    if not others:
+        return
 
     def report(done: int, total: int) -> None:
         if progress:

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
+from vizsla.data.transforms import Preprocess
 from vizsla.errors import UsageError
 from vizsla.model import compiling, compute
 from vizsla.model.compute import Compute, resolve_compute, written_compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import Embeddings, read_manifest
+from vizsla.model.embeddings import read_manifest
 from vizsla.model.inference import embed, write_embeddings
 from vizsla.model.network import Network
 
@@ -173,15 +175,51 @@ def test_the_network_gives_what_the_embedder_gives(photos: ImageSet, embedder: E
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+# ── half precision ───────────────────────────────────────────────────────────────────────────────
+
+
+class Ill(nn.Module):
+    """(B, 3, H, W) → (B, 8): small differences upon a large number, which bf16 rounds away."""
+
+    def __init__(self, height: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 8, stride=8)
+        self.height = height
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return ((self.conv(images) + self.height) - self.height).mean((2, 3))
+
+
+@pytest.mark.parametrize(("height", "expected"), [(0.0, "bf16"), (300.0, "fp32")])
+def test_bf16_is_chosen_only_where_the_network_bears_it(
+    photos: ImageSet, monkeypatch: pytest.MonkeyPatch, height: float, expected: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO, "vizsla.embed")
+    monkeypatch.setattr(compute, "has_fast_bf16", lambda device: True)
+    torch.manual_seed(0)
+    known = Embedder.from_module(Ill(height), Preprocess((16, 16), 16), name=f"ill {height}")
+    (photos.root / "0.png").write_bytes(b"broken")
+    for _ in range(2):  # the second time from memory
+        found = resolve_compute(device="cpu", embedder=known, images=9, sample=photos.path)
+        assert found.precision == expected
+        asked = resolve_compute(
+            device="cpu", precision="bf16", embedder=known, images=9, sample=photos.path
+        )
+        assert asked.precision == "bf16"
+    assert ("moves the cosines" in caplog.text) == (expected == "fp32")
+
+
 def test_auto_scores_as_fp32_does(shared: Path, tmp_path: Path) -> None:
-    """A part of the real photos by real features: the whole sets are in benchmarks/embed.py."""
-    images = ImageSet.from_folder(shared / "data/clothing/test/query").subset(range(48))
+    """Real photos by real features, of a network that does not bear bf16."""
+    images = ImageSet.from_folder(shared / "data/clothing/test/query").subset(range(16))
     weights = shared / "weights/mobilenetv2_100.safetensors"
     real = Embedder.build("mobilenetv2", weights=weights, pooling="gap")
+    chosen = resolve_compute(device="cpu", embedder=real, images=16, sample=images.path)
+    exact = resolve_compute(device="cpu", precision="fp32")
     vectors = [
-        embed(images, real, tmp_path / way, compute=resolve_compute(device="cpu", precision=way))
-        for way in ("fp32", "bf16")
+        embed(images, real, tmp_path / str(i), compute=one).vectors
+        for i, one in enumerate((exact, chosen))
     ]
-    cosines = (vectors[0].vectors * vectors[1].vectors).sum(axis=1)
-    assert cosines.min() > 0.999
-    assert isinstance(vectors[0], Embeddings)
+    scores = [found @ found.T for found in vectors]
+    assert np.abs(scores[0] - scores[1]).mean() < compute.MOVED

@@ -127,7 +127,7 @@ def embed(
         open_engine(
             engine, address, device=device, precision=precision, compiling=compiling,
             batch_size=batch_size, workers=workers, embedder=embedder, images=len(image_set),
-            written=None if overwrite else written_compute(out),
+            sample=image_set.file, written=None if overwrite else written_compute(out),
         ) as (compute, engine_there),
         ProgressShown(quiet) as progress,
     ):  # fmt: skip

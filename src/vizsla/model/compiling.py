@@ -84,7 +84,7 @@ def compiled(
     try:
         _own_cache()
         with _quiet(), torch.inference_mode():
-            made = torch.compile(function, dynamic=False, fullgraph=True, options=options)
+            made = torch.compile(function, dynamic=False, options=options)
             pixels = blank.to(compute.device)
             made(pixels)
             known["seconds"] = round(time.monotonic() - started, 1)
@@ -168,7 +168,8 @@ def _own_cache() -> None:
 def _place(embedder: "Embedder", compute: "Compute") -> Path:
     """Of what is known about a network's speed here; its weights play no part."""
     facts = {**compute.facts, "compiled": None, "cores": os.cpu_count()}
-    parts = [embedder.backbone.identity, embedder.pooling, embedder.preprocess.to_dict(), facts]
+    seen = [embedder.preprocess.to_dict(), str(embedder.views)]
+    parts = [embedder.backbone.identity, embedder.pooling, *seen, facts]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
     return storage.cache_folder() / "speed" / f"{digest}.json"
 

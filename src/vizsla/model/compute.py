@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vizsla.embed")
 
+Sample = Callable[[int], Path | bytes]  # the i-th image, as `read_image` takes it
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILING = ("auto", "on", "off")
 CPU_BATCH = 32  # larger ones are no faster, and leave the processor's caches
 GPU_BATCHES = (16, 512)  # the smallest and the largest that `auto` chooses
+MOVED = 0.001  # by how much half precision may move a cosine on average, to be chosen by `auto`
 SHARE_OF_GPU = 0.4  # of what is free may be filled by a batch
 
 
@@ -94,13 +96,15 @@ def resolve_compute(
     workers: int | None = None,
     embedder: "Embedder | None" = None,
     images: int = 0,
+    sample: Sample | None = None,
     written: Mapping[str, Any] | None = None,
 ) -> Compute:
     """Every `auto` resolved for this machine; UsageError for what it does not have.
 
     embedder and images (how many there are to embed) decide whether compiling pays, and how large
-    a batch is on a GPU. written: the facts of an earlier run that goes on; its choices stand for
-    every `auto`.
+    a batch is on a GPU. sample: the i-th image, as `read_image` takes it; by a few of them it is
+    seen whether the network bears half precision; without, whatever is fast is taken. written: the
+    facts of an earlier run that goes on; its choices stand for every `auto`.
     """
     earlier = written or {}
     device = _resolve_device(device)
@@ -113,7 +117,7 @@ def resolve_compute(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers: choose 1 or more")
     if precision == "auto":
-        precision = earlier.get("precision") or ("bf16" if has_fast_bf16(device) else "fp32")
+        precision = earlier.get("precision") or _precision(embedder, device, images, sample)
     if batch_size == "auto":
         batch_size = earlier.get("batch_size") or _batch_size(embedder, device, precision)
     compute = Compute(
@@ -140,6 +144,31 @@ def written_compute(folder: str | Path) -> dict[str, Any] | None:
     except StorageError:  # whoever goes on there will say so
         return None
     return facts if isinstance(facts, dict) else None
+
+
+def _precision(
+    embedder: "Embedder | None",
+    device: str,
+    images: int,
+    sample: Sample | None,
+) -> str:
+    """The fastest that the hardware has and the network bears."""
+    if not has_fast_bf16(device):
+        return "fp32"
+    if embedder is None or sample is None or images < 2:
+        return "bf16"
+    from vizsla.model.bearing import moved_scores
+
+    candidates = ("bf16", "fp16") if torch.device(device).type == "cuda" else ("bf16",)
+    for precision in candidates:
+        moved = moved_scores(embedder, device, precision, images, sample)
+        if moved is None or moved <= MOVED:
+            return precision
+        log.info(
+            "not in %s: it moves the cosines of these images by %.4f on average, more than %.4f",
+            precision, moved, MOVED,
+        )  # fmt: skip
+    return "fp32"
 
 
 def has_fast_bf16(device: str) -> bool:

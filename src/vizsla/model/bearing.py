@@ -1,0 +1,67 @@
+"""Whether a network bears half precision: by how much it moves the cosines of a few real images.
+
+Some do not: where channels differ by orders of magnitude (MobileNetV2), 8 bits of mantissa move
+cosines by hundredths, and neighbours that stand close change places.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vizsla import storage
+from vizsla.errors import ImageError, StorageError
+from vizsla.model.compute import Compute, Sample
+from vizsla.model.embedder import Embedder
+from vizsla.model.network import Network
+
+LOOKED_AT = 8  # images
+
+
+def moved_scores(
+    embedder: Embedder,
+    device: str,
+    precision: str,
+    images: int,
+    sample: Sample,
+) -> float | None:
+    """The mean change of the cosines between a few images; None where no two can be read.
+
+    Found out once for each model and kind of machine, and remembered.
+    """
+    place = _place(embedder, device, precision)
+    with contextlib.suppress(StorageError, TypeError, KeyError, ValueError):
+        return float(storage.read_json(place)["moved"])
+    pixels = _pixels(embedder, images, sample)
+    if len(pixels) < 2:
+        return None
+    batch = torch.from_numpy(np.stack(pixels))
+    whole, half = (
+        Network(embedder, Compute(device, p, len(batch), 1)).submit(batch).result()
+        for p in ("fp32", precision)
+    )
+    moved = float(np.abs(whole @ whole.T - half @ half.T).mean())
+    if not np.isfinite(moved):
+        moved = 2.0  # more than two cosines can differ
+    with contextlib.suppress(StorageError):  # a read-only cache folder costs time, nothing else
+        storage.write_json(place, {"name": embedder.name, "moved": moved})
+    return moved
+
+
+def _pixels(embedder: Embedder, images: int, sample: Sample) -> list[np.ndarray]:
+    """Of readable images, spread over the set."""
+    found = []
+    for i in dict.fromkeys(np.linspace(0, images - 1, LOOKED_AT).astype(int).tolist()):
+        with contextlib.suppress(ImageError):
+            found.append(embedder.preprocess.framing.read(sample(i)))
+    return found
+
+
+def _place(embedder: Embedder, device: str, precision: str) -> Path:
+    facts = {**Compute(device, precision, 1, 1).facts, "threads": None}
+    text = json.dumps([embedder.model_id, facts], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return storage.cache_folder() / "bearing" / f"{name}.json"
