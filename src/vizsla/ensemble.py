@@ -22,10 +22,11 @@ from vizsla.choose.refinement import Choice, choose_chain
 from vizsla.choose.validation import Drawn, drawn_like, ground_of, nearness
 from vizsla.data.imageset import DataFolders, ImageSet
 from vizsla.errors import DataError, UsageError
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.heads import project
-from vizsla.model.inference import resolve_compute
+from vizsla.model.network import Network
 from vizsla.model.projection import WHITENINGS, whitening
 from vizsla.output.figures import with_unanswered
 from vizsla.output.submission import read_submission, write_submission
@@ -128,11 +129,11 @@ class Member:
         """Vectors of more images by this run's model, kept in its folder."""
         config = self.config
         compute = resolve_compute(
-            device=config.device, precision=config.precision, batch_size=config.batch_size,
-            workers=config.workers,
+            device=config.device, precision=config.precision, compiling=config.compiling,
+            batch_size=config.batch_size, workers=config.workers,
         )  # fmt: skip
-        embedder = Embedder.load(self.run.folder / "embedder")
-        return embed_role(images, role, embedder, self.run, config, compute, progress)
+        network = Network(Embedder.load(self.run.folder / "embedder"), compute)
+        return embed_role(images, role, network, self.run, config, progress)
 
 
 # ── fusing runs ──────────────────────────────────────────────────────────────────────────────────

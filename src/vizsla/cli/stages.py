@@ -85,8 +85,8 @@ def embed(
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
     from vizsla import opening
     from vizsla.model.compute import resolve_compute, written_compute
-    from vizsla.model.inference import write_embeddings
     from vizsla.model.embeddings import Embeddings
+    from vizsla.model.inference import write_embeddings
 
     image_set = opening.image_set(
         images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
