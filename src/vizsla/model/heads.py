@@ -32,7 +32,7 @@ SHRINKAGES = (0.9, 0.6)  # of whitening
 DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
 STEPS = 240
 BATCH = 256
-SECONDS = 12.0  # of training at most
+SECONDS = 8.0  # of training at most
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """A few images kept as tensors, to be embedded again and again by models that are being compared.
 
-Pooled vectors of the last two backbones are remembered: another projection on one costs nothing.
+Pooled vectors of the last few backbones are remembered: another projection on one costs nothing.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from vizsla.model.inference import MAX_PIXELS
 log = logging.getLogger("vizsla.train")
 
 SHARE_OF_MEMORY = 0.15
-REMEMBERED = 2
+REMEMBERED = 8
 
 
 class HeldImages:

@@ -10,6 +10,20 @@ NEAR_CHANCE = 0.01  # of the loss
 COLLAPSED = 0.98  # mean cosine of different images
 
 
+def after_training(
+    stopped: str | None,
+    still: list[str],
+    final_loss: float,
+    chance: float | None,
+    loss: str,
+    vectors: Tensor,
+) -> list[str]:
+    """All signs that the loop and its last weights give. stopped: why it ended early, if it did;
+    what did not move by then says nothing. vectors: (B, D) of some training images."""
+    ended = [stopped] if stopped else still
+    return [*ended, *loss_near_chance(final_loss, chance, loss), *collapsed(vectors)]
+
+
 def unmoved(before: dict[str, Tensor], module: nn.Module, steps: int) -> list[str]:
     """Weights that should have moved and did not, and the reverse."""
     if steps == 0:

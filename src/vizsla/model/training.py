@@ -108,7 +108,8 @@ class _Training:
         )
         self.about = {"id": identity_of(self.images, embedder, config)}
         self.loss: TrainingLoss | None = None
-        self.head_loss, self.loop_result = math.nan, None  # type: float, LoopResult | None
+        self.head_loss = math.nan
+        self.loop_result: LoopResult | None = None
         self.choice_seconds = self.reading_seconds = 0.0
 
     # ── stage after stage ────────────────────────────────────────────────────────────────────────
@@ -130,13 +131,8 @@ class _Training:
         self.choice_seconds = self.clock.spent() - before
         frozen = contest.frozen
         log.info("validation: frozen %.4f over %d queries", frozen.value, len(frozen.values))
-        self._warn_all(
-            silence.frozen_near_chance(
-                frozen.values,
-                getattr(self.validate, "chance", None),
-                real_weights=self.config.real_weights,
-            )
-        )
+        chance, real = getattr(self.validate, "chance", None), self.config.real_weights
+        self._warn_all(silence.frozen_near_chance(frozen.values, chance, real_weights=real))
         return contest
 
     def _features(self) -> tuple[np.ndarray, list[tuple[str, str]]]:
@@ -239,18 +235,10 @@ class _Training:
                 p.requires_grad_(True)
         self.loss.to(self.compute.device)
         loop = build_loop(
-            tuned,
-            blocks,
-            self.loss,
-            self.images,
-            config,
-            self.compute,
-            seconds=self._loop_seconds(tuned),
-            processes=self.processes,
-            clock=self.clock,
-            folder=self.out / "checkpoint",
-            about=self.about,
-        )
+            tuned, blocks, self.loss, self.images, config, self.compute,
+            seconds=self._loop_seconds(tuned), processes=self.processes, clock=self.clock,
+            folder=self.out / "checkpoint", about=self.about,
+        )  # fmt: skip
         resumed = loop.resume()
         before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
         first_step = loop.step if resumed else 0
@@ -267,7 +255,16 @@ class _Training:
         )
         if board:
             board.close()
-        self._warn_of_silence(before, tuned, self.loop_result, first_step)
+        self._warn_all(
+            silence.after_training(
+                self.loop_result.stopped,
+                silence.unmoved(before, tuned, self.loop_result.steps - first_step),
+                self.loop_result.final_loss,
+                self.loss.chance(config.batch_size),
+                config.loss,
+                self._some_vectors(tuned),
+            )
+        )
         self._enter_tuned(contest, origin, tuned, loop, adapted)
 
     def _enter_tuned(
@@ -281,15 +278,9 @@ class _Training:
             ends.append(("average of weights", averaged))
         ends.append(("last weights", tuned))
         entries = TunedEntries(
-            contest,
-            self.clock,
-            self._costs(),
-            pooled=self._pooled,
-            labels=self.labels,
-            dim=self.config.dim,
-            seed=self.config.seed,
-            warn=self._warn,
-        )
+            contest, self.clock, self._costs(), pooled=self._pooled, labels=self.labels,
+            dim=self.config.dim, seed=self.config.seed, warn=self._warn,
+        )  # fmt: skip
         for _, end in ends:
             end.views = origin.views
         entries.enter(origin, [(n, lora.merged(m) if adapted else m) for n, m in ends])
@@ -392,19 +383,6 @@ class _Training:
     def _head_seconds(self) -> float:
         """Without a budget no clock decides: the same command must end with the same weights."""
         return min(heads.SECONDS, 0.06 * self.config.budget) if self.config.budget else math.inf
-
-    def _warn_of_silence(
-        self, before: dict[str, Tensor], tuned: Embedder, result: LoopResult, first_step: int
-    ) -> None:
-        if result.stopped:
-            self._warn(result.stopped)
-        else:
-            self._warn_all(silence.unmoved(before, tuned, result.steps - first_step))
-        assert self.loss is not None
-        chance = self.loss.chance(self.config.batch_size)
-        if result.steps:
-            self._warn_all(silence.loss_near_chance(result.final_loss, chance, self.config.loss))
-        self._warn_all(silence.collapsed(self._some_vectors(tuned)))
 
     def _some_vectors(self, embedder: Embedder) -> Tensor:
         chosen = some_of(len(self.images), 32)
