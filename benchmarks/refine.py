@@ -19,9 +19,10 @@ from vizsla import storage
 from vizsla.choose.refinement import chain_for
 from vizsla.choose.validation import nearness
 from vizsla.data.imageset import DataFolders, ImageSet, open_data
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embeddings import Embeddings, is_embeddings
 from vizsla.model.heads import project
-from vizsla.model.inference import embed, resolve_compute
+from vizsla.model.inference import embed
 from vizsla.model.projection import whitening
 from vizsla.opening import load_embedder
 from vizsla.score.scores import evaluate
