@@ -109,7 +109,9 @@ def own_vectors(vectors_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(vectors_folder)
 
 
-@pytest.mark.parametrize(("page", "least"), [("metrics", 6), ("check", 3), ("speed", 3)])
+@pytest.mark.parametrize(
+    ("page", "least"), [("metrics", 6), ("check", 3), ("speed", 3), ("refine", 6)]
+)
 def test_commands_on_pages_work(own_vectors: None, page: str, least: int) -> None:
     todo = commands(ROOT / f"docs/{page}.md")
     assert len(todo) >= least
@@ -117,7 +119,8 @@ def test_commands_on_pages_work(own_vectors: None, page: str, least: int) -> Non
         result = CliRunner().invoke(app, offline(words[1:]), catch_exceptions=False)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
     made = {"metrics": ("qrels.txt", "scores.png", "compared.html"), "check": ("exclude.txt",),
-            "speed": ("fast.emb/manifest.json", "model.onnx", "model.json")}  # fmt: skip
+            "speed": ("fast.emb/manifest.json", "model.onnx", "model.json"),
+            "refine": ("fused.parquet", "white.emb/manifest.json")}  # fmt: skip
     assert all(Path(name).is_file() for name in made[page])
 
 

@@ -27,14 +27,19 @@ _HOME = {
     "Truth": "score.relevance",
     "UsageError": "errors",
     "VizslaError": "errors",
+    "build_graph": "search.graph",
     "build_index": "search.index",
     "draw_ranking": "output.figures",
     "embed": "model.inference",
     "evaluate": "score.scores",
     "evaluate_embeddings": "score.embedded",
+    "fused": "search.fusion",
+    "joined": "search.fusion",
     "open_data": "data.imageset",
     "open_index": "search.index",
+    "parse_chain": "search.chain",
     "rank": "search.exact",
+    "rank_refined": "search.chain",
     "read_image": "data.images",
     "read_qrels": "output.qrels",
     "read_submission": "output.submission",
@@ -86,8 +91,13 @@ if TYPE_CHECKING:
     from vizsla.score.relevance import Truth as Truth
     from vizsla.score.scores import Scores as Scores
     from vizsla.score.scores import evaluate as evaluate
+    from vizsla.search.chain import parse_chain as parse_chain
+    from vizsla.search.chain import rank_refined as rank_refined
     from vizsla.search.exact import rank as rank
     from vizsla.search.filters import Filter as Filter
+    from vizsla.search.fusion import fused as fused
+    from vizsla.search.fusion import joined as joined
+    from vizsla.search.graph import build_graph as build_graph
     from vizsla.search.index import build_index as build_index
     from vizsla.search.index import open_index as open_index
     from vizsla.search.ranking import Ranking as Ranking
