@@ -26,7 +26,7 @@ from vizsla.model.compute import resolve_compute
 from vizsla.model.embeddings import Embeddings, is_embeddings
 from vizsla.model.inference import embed, fingerprint
 from vizsla.runs import is_run
-from vizsla.search.index import build_index, open_index
+from vizsla.search.index import FolderIndex
 from vizsla.search.store import is_index
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def prepare(
 
     index, temporary = None, None
     if kind == "index":
-        index, root = open_index(source.path), source.images
+        index, root = FolderIndex.load(source.path), source.images
         _require_same_model(index.model_id, embedder.model_id, source)
         labels = _labels_of(source, index.ids)
         embeddings = None if labels is None else _with_labels(index.embeddings(), labels)
@@ -237,7 +237,7 @@ def prepare(
     if embeddings is not None:
         serving.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
-        index = build_index(embeddings, temporary.name)
+        index = FolderIndex.build(embeddings, temporary.name)
     assert root is not None and index is not None
     serving.stage = "warming"
     engine = Engine(

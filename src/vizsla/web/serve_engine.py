@@ -27,7 +27,7 @@ from vizsla.errors import DataError, ImageError, UsageError, VizslaError
 from vizsla.model.embeddings import Embeddings
 from vizsla.output.why import overlaid
 from vizsla.search.filters import Filter
-from vizsla.search.index import open_index
+from vizsla.search.index import FolderIndex
 from vizsla.web.serve_decoder import Decoder
 from vizsla.web.serve_gallery import Gallery, parse_filter, version_of
 from vizsla.web.serve_metrics import Metrics
@@ -309,7 +309,7 @@ class Engine:
             folder = before.index.folder
             if version_of(folder) == before.version:
                 return False
-            index = open_index(folder)
+            index = FolderIndex.load(folder)
             if index.model_id != self.model.model_id:
                 raise DataError(
                     f"the new index holds vectors of model {index.model_id}, this server's is "
