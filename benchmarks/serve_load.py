@@ -42,6 +42,7 @@ source = Source(Path(sys.argv[1]), model=sys.argv[2], images=Path(sys.argv[3]),
 serve(source, port=0, per_minute=0, started=lambda about: print(about.url, flush=True))
 """
 K = 10
+Nearest = list[tuple[str, float]]  # (id, score), the best first
 
 
 class Gallery:
@@ -52,19 +53,23 @@ class Gallery:
         self.dim, self.n = embedder.dim, n
         self.queries: list[bytes] = []
         self.vectors = np.empty((0, self.dim))
-        self.right: dict[str, list[list[str]]] = {}  # version → for each query the ids
+        self.right: dict[str, list[Nearest]] = {}  # version → for each query
+        self.pending: list[Nearest] = []
 
-    def build(self, seed: int, *, remember: bool) -> None:
-        """A new index in the place of the one before."""
+    def prepare(self, seed: int, *, remember: bool) -> tuple[Embeddings, list[Nearest]]:
+        """The vectors of one state, and for each query its nearest images, the best first."""
         ids, vectors = made_up(self.n, self.dim, seed)
         labels = [f"class {i % 20}" for i in range(self.n)]
         embeddings = Embeddings.from_arrays(vectors, ids, labels, model_id=self.model_id)
         nearest = []
-        if remember:
-            for query in self.vectors:
-                scores = embeddings.vectors.astype(np.float64) @ query
-                order = np.argsort(-scores, kind="stable")[: K + 1]
-                nearest.append([(ids[i], float(scores[i])) for i in order])
+        for query in self.vectors if remember else []:
+            scores = embeddings.vectors.astype(np.float64) @ query
+            order = np.argsort(-scores, kind="stable")[: K + 1]
+            nearest.append([(ids[i], float(scores[i])) for i in order])
+        return embeddings, nearest
+
+    def build(self, embeddings: Embeddings, nearest: list[Nearest]) -> None:
+        """A new index in the place of the one before."""
         self.pending = nearest
         build_index(embeddings, self.folder, kind=self.kind)
         self.right[version_of(self.folder)] = nearest
@@ -220,11 +225,12 @@ def replaced(
 ) -> dict[str, Any]:
     measured = Clients(gallery, port)
     before = resident(process.pid)
+    states = [gallery.prepare(number, remember=True) for number in range(1, times + 1)]
 
     def replace() -> None:
-        for number in range(1, times + 1):
+        for state in states:
             time.sleep(seconds / (times + 2))
-            gallery.build(number, remember=True)
+            gallery.build(*state)
 
     measured.run(clients, seconds, replace)
     return {
@@ -261,7 +267,7 @@ def main() -> None:
         gallery.queries = photos(40)
         gallery.vectors = embedded(embedder, gallery.queries)
         started = time.monotonic()
-        gallery.build(0, remember=options.replace > 0)
+        gallery.build(*gallery.prepare(0, remember=options.replace > 0))
         print(json.dumps({"built_s": round(time.monotonic() - started, 1)}), flush=True)
         # the oracle computes in fp32: bf16 moves a score by some 1e-4
         precision = "fp32" if options.replace else "auto"
