@@ -7,6 +7,7 @@ from pathlib import Path
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
+    has_layout,
     labels_for,
     labels_from_pattern,
     open_data,
@@ -14,6 +15,7 @@ from vizsla.data.imageset import (
     read_labels,
 )
 from vizsla.data.remote import image_set_at, is_url
+from vizsla.data.splits import Target
 from vizsla.data.webdataset import image_set_in_tars, is_tars
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
@@ -21,6 +23,7 @@ from vizsla.model.embeddings import Embeddings
 from vizsla.model.projection import behind, whitening
 from vizsla.runs import is_run
 from vizsla.search.exact import comparable
+from vizsla.tuning import target_of
 
 log = logging.getLogger("vizsla.run")
 
@@ -125,6 +128,38 @@ def open_folders(
             training=data.training and _without(data.training, "training", excluded),
         )
     return data
+
+
+def training_images(
+    path: str | Path,
+    *,
+    labels: str | Path | None = None,
+    labels_from: str | None = None,
+    exclude: str | Path | None = None,
+    follow_links: bool = False,
+) -> tuple[ImageSet | None, Target | None]:
+    """The labelled images of a data folder, of a folder of classes, or of one with a labels file;
+    and what is known of the test part, which is never among them.
+
+    UsageError for labels beside a data folder's own: they would reach into the test part.
+    """
+    if has_layout(path):
+        if labels or labels_from:
+            raise UsageError(
+                f"{path} has training/<class>/ and test/: the folders of training/ are its labels, "
+                "so leave out --labels and --labels-from, or give a folder of images without test/"
+            )
+        data = open_folders(path, exclude=exclude, follow_links=follow_links)
+        return data.training, target_of(data.query, data.gallery)
+    if labels or labels_from:
+        images = image_set(path, labels=labels, labels_from=labels_from, follow_links=follow_links)
+    else:
+        below = Path(path) / "training"
+        root = below if below.is_dir() else path
+        images = ImageSet.from_class_folders(root, follow_links=follow_links)
+    if exclude:
+        images = images.without({n.removeprefix("training/") for n in read_exclude(exclude)})
+    return images, None
 
 
 def _warn_of_unknown(excluded: set[str], data: DataFolders, source: str | Path) -> None:
