@@ -1,12 +1,13 @@
-"""What a training is pointed at: the training part of a data folder, and never its test part."""
+"""What commands are pointed at; a training: at the training part alone, never at the test part."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from vizsla.data.imageset import open_data
-from vizsla.errors import UsageError
-from vizsla.opening import training_images
+from vizsla.errors import DataError, UsageError
+from vizsla.opening import image_set, training_images
 
 
 def test_a_data_folder_gives_its_training_part_alone(tinted: Path) -> None:
@@ -38,3 +39,31 @@ def test_what_is_excluded_is_not_trained_on(tinted: Path, tmp_path: Path) -> Non
     assert target is not None and target.queries == 15
     images, _ = training_images(tinted / "training", exclude=gone)
     assert images is not None and len(images) == 23 and "green/t-green-0.png" not in images.ids
+
+
+def test_one_list_of_what_is_excluded_serves_every_folder(
+    tinted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `vizsla check` writes it, with roles; a plain id is as good."""
+    gone = tmp_path / "gone.txt"
+    gone.write_text("training/green/t-green-0.png\ntest/query/q-blue-1.png\nq-any-0.png\n")
+    training = image_set(tinted / "training", class_folders=True, exclude=gone)
+    assert len(training) == 23 and "green/t-green-0.png" not in training.ids
+    query = image_set(tinted / "test" / "query", exclude=gone)
+    assert len(query) == 14 and not {"q-blue-1.png", "q-any-0.png"} & set(query.ids)
+    both = image_set(tinted / "test", exclude=gone)
+    assert len(both) == 39 and "query/q-blue-1.png" not in both.ids
+    assert len(image_set(tinted, exclude=gone)) == 64 - 2
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_list_that_excludes_nothing_or_all_is_told(
+    tinted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = tmp_path / "gone.txt"
+    gone.write_text("training/green/t-green-0.png\n")
+    assert len(image_set(tinted / "test" / "gallery", exclude=gone)) == 24
+    assert "excludes nothing here" in caplog.text
+    gone.write_text("\n".join(image_set(tinted / "test" / "query").ids))
+    with pytest.raises(DataError, match="excludes all 16"):
+        image_set(tinted / "test" / "query", exclude=gone)
