@@ -147,17 +147,22 @@ def test_trials_choose_by_validation_and_never_see_the_test_part(
     pytest.importorskip("optuna")
     tried: list[dict[str, Any]] = []
     original = pipeline.train
-    test_images = set(open_data(tinted).query.ids) | set(open_data(tinted).gallery.ids)
+    training = open_data(tinted).training
+    assert training is not None
+    gone = tmp_path / "gone.txt"
+    gone.write_text(f"training/{training.ids[0]}\n")
 
     def watched(asked: RunConfig, out: Path, **more: Any) -> Any:
         tried.append(asked.tuning or {})
         result = original(asked, out, **more)
-        assert not test_images & set(Embeddings.open(Path(out) / "features").ids)
+        assert set(Embeddings.open(Path(out) / "features").ids) <= set(training.ids[1:])
         return result
 
     monkeypatch.setattr(pipeline, "train", watched)
     asked = config(tinted, tmp_path, poolings=["gap"], finetunes=["head"], trials=2,
                    losses=["cross-entropy", "supcon"])  # fmt: skip
+    told = {"labels": str(tinted / "labels.csv"), "exclude": str(gone)}
+    asked = dataclasses.replace(asked, run=dataclasses.replace(asked.run, **told))
     result = sweep.sweep(asked)
     assert not result.failures, result.failures
     assert len(tried) == 2 and {t["loss"] for t in tried} <= {"cross-entropy", "supcon"}

@@ -7,20 +7,24 @@ from pathlib import Path
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
+    has_layout,
     labels_for,
     labels_from_pattern,
     open_data,
     read_exclude,
     read_labels,
 )
+from vizsla.data.listing import few
 from vizsla.data.remote import image_set_at, is_url
+from vizsla.data.splits import Target
 from vizsla.data.webdataset import image_set_in_tars, is_tars
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.projection import behind, whitening
 from vizsla.runs import is_run
 from vizsla.search.exact import comparable
+from vizsla.tuning import target_of
 
 log = logging.getLogger("vizsla.run")
 
@@ -104,10 +108,25 @@ def image_set(
         images = images.with_labels(labels_for(images.ids, read_labels(labels), role))
     elif labels_from:
         images = images.with_labels(labels_from_pattern(images.ids, labels_from))
-    if exclude:
-        names = read_exclude(exclude)
-        images = images.without({name.removeprefix(f"{role}/") for name in names})
-    return images
+    return _less(images, exclude, role) if exclude else images
+
+
+def _less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
+    """Without those that the file lists, by id or, as `vizsla check` writes them, behind their role
+    (by default the name of their folder); a warning where it lists none of them."""
+    role = role or images.root.absolute().name
+    names = [name.removeprefix("test/") for name in read_exclude(exclude)]
+    gone = {cut for name in names for cut in (name, f"test/{name}", name.removeprefix(f"{role}/"))}
+    kept = images.without(gone)
+    log.info("%d of %d images excluded", len(images) - len(kept), len(images))
+    if names and len(kept) == len(images):
+        log.warning(
+            "%s excludes nothing here: it lists %s, the images are such as %s",
+            exclude, few(sorted(names)), images.ids[0],
+        )  # fmt: skip
+    if len(kept) == 0:
+        raise DataError(f"{exclude} excludes all {len(images)} images of {images.root}")
+    return kept
 
 
 def open_folders(
@@ -125,6 +144,36 @@ def open_folders(
             training=data.training and _without(data.training, "training", excluded),
         )
     return data
+
+
+def training_images(
+    path: str | Path,
+    *,
+    labels: str | Path | None = None,
+    labels_from: str | None = None,
+    exclude: str | Path | None = None,
+    follow_links: bool = False,
+) -> tuple[ImageSet | None, Target | None]:
+    """The labelled images of a data folder, of a folder of classes, or of one with a labels file;
+    and what is known of the test part, which is never among them.
+
+    UsageError for labels beside a data folder's own: they would reach into the test part.
+    """
+    if has_layout(path):
+        if labels or labels_from:
+            raise UsageError(
+                f"{path} has training/<class>/ and test/: the folders of training/ are its labels, "
+                "so leave out --labels and --labels-from, or give a folder of images without test/"
+            )
+        data = open_folders(path, exclude=exclude, follow_links=follow_links)
+        return data.training, target_of(data.query, data.gallery)
+    if labels or labels_from:
+        images = image_set(path, labels=labels, labels_from=labels_from, follow_links=follow_links)
+    else:
+        below = Path(path) / "training"
+        root = below if below.is_dir() else path
+        images = ImageSet.from_class_folders(root, follow_links=follow_links)
+    return _less(images, exclude, "training") if exclude else images, None
 
 
 def _warn_of_unknown(excluded: set[str], data: DataFolders, source: str | Path) -> None:

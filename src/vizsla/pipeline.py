@@ -23,7 +23,6 @@ from vizsla.choose.validation import nearness
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
-    open_data,
 )
 from vizsla.data.splits import Target
 from vizsla.errors import ModelError, StorageError, UsageError
@@ -36,7 +35,7 @@ from vizsla.model.network import Network
 from vizsla.model.projection import WHITENINGS
 from vizsla.model.shared import key_of, lent
 from vizsla.model.training import TrainResult, training_compute
-from vizsla.opening import image_set, load_embedder, open_folders, whiten_embedder
+from vizsla.opening import load_embedder, open_folders, training_images, whiten_embedder
 from vizsla.output.figures import draw_ranking, with_unanswered
 from vizsla.output.sheets import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
@@ -185,7 +184,13 @@ def train(
     devices: processes on this machine. None in all of them but the first.
     """
     processes = open_processes(devices, config.device)
-    images, target = _training_set(config)
+    images, target = training_images(
+        config.data,
+        labels=config.labels,
+        labels_from=config.labels_from,
+        exclude=config.exclude,
+        follow_links=config.follow_links,
+    )
     embedder = load_embedder(
         config.model,
         weights=config.weights,
@@ -199,20 +204,6 @@ def train(
         processes=processes,
     )  # fmt: skip
     return result if processes.rank == 0 else None
-
-
-def _training_set(config: RunConfig) -> tuple[ImageSet | None, Target | None]:
-    """The labelled images of a data folder, of a folder of classes, or of one with a labels file;
-    and what is known of the test part."""
-    data = Path(config.data)
-    if config.labels or config.labels_from:
-        return image_set(data, labels=config.labels, labels_from=config.labels_from), None
-    if (data / "training").is_dir() and (data / "test").is_dir():
-        folders = open_data(data, follow_links=config.follow_links)
-        return folders.training, target_of(folders.query, folders.gallery)
-    below = data / "training"
-    root = below if below.is_dir() else data
-    return ImageSet.from_class_folders(root, follow_links=config.follow_links), None
 
 
 def _require_same_model(embedder: Embedder, config: RunConfig) -> None:

@@ -349,7 +349,8 @@ def _suggested(trial: Any, asked: RunConfig, losses: Sequence[str]) -> dict[str,
 
 def _trial_value(asked: RunConfig, out: Path, progress: Progress | None) -> float:
     """What the best trained candidate scores on validation; the test part is never looked at."""
-    result = pipeline.train(asked, out, progress=progress)
+    blind = dataclasses.replace(asked, labels=None, labels_from=None)  # those of the test part
+    result = pipeline.train(blind, out, progress=progress)
     for name in MADE_AGAIN:
         shutil.rmtree(out / name, ignore_errors=True)
     assert result is not None  # one process only

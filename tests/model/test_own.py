@@ -104,6 +104,20 @@ def test_rows_without_names_take_those_of_the_labels_table(tmp_path: Path) -> No
     assert own_embeddings(VECTORS, tmp_path / "l.csv").ids == ["x.jpg", "y.jpg", "z.jpg"]
 
 
+def test_a_labels_table_by_row_numbers_is_matched_by_them(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("id,label\n2,owl\n0,cat\n1,dog\n")
+    found = own_embeddings(VECTORS, tmp_path / "l.csv")
+    assert (found.ids, found.labels) == (["0", "1", "2"], ["cat", "dog", "owl"])
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2)])
+def test_a_row_without_a_vector_is_told(kind: pa.DataType, tmp_path: Path) -> None:
+    table = pa.table({"vector": pa.array([[1.0, 2.0], None, [3.0, 4.0]], kind)})
+    pq.write_table(table, tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="from 0 to 2 numbers"):
+        own_embeddings(tmp_path / "v.parquet")
+
+
 @pytest.mark.parametrize(
     ("vectors", "said"),
     [

@@ -327,7 +327,9 @@ def train(
     batch_size: TrainBatchSize = 32,
     workers: Workers = None,
     seed: Seed = 0,
+    exclude: Exclude = None,
     max_pixels: MaxPixels = 100_000_000,
+    follow_links: FollowLinks = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write for TensorBoard (an extra).")
     ] = False,
@@ -349,7 +351,8 @@ def train(
     config = runconfig.RunConfig(
         data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
         views=views, labels=text_or_none(labels), labels_from=labels_from, device=device,
-        precision=precision, workers=workers, seed=seed, max_pixels=max_pixels, tuning=options,
+        precision=precision, workers=workers, seed=seed, exclude=text_or_none(exclude),
+        max_pixels=max_pixels, follow_links=follow_links, tuning=options,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
         result = pipeline.train(config, out, devices=devices, progress=progress)

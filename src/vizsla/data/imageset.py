@@ -276,6 +276,12 @@ def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
     return DataFolders(data, sets["training"], query, gallery, labels_file)
 
 
+def has_layout(folder: str | Path) -> bool:
+    """Whether `open_data` would find a training and a test part here, or in `…/data`."""
+    places = Path(folder), Path(folder) / "data"
+    return any(_holds(place, "training") and _holds(place, "test") for place in places)
+
+
 def _with_columns_of(path: Path, sets: dict[str, ImageSet | None]) -> dict[str, ImageSet | None]:
     """Adds all but the labels: those are the truth, which only scoring may see."""
     try:

@@ -73,16 +73,18 @@ def _labelled(found: Embeddings, given: _Labels, role: str) -> Embeddings:
     """With the given columns, row by row, or by name where both sides name their images."""
     count = len(next(iter(given.columns.values())))
     columns = {name: _texts(values) for name, values in given.columns.items()}
-    numbered = found.ids == [str(i) for i in range(len(found))]
-    if given.files is not None and not numbered:
+    ids = found.ids
+    numbered = ids == [str(i) for i in range(len(found))]
+    same_names = given.files is not None and {*map(str, given.files)} == {*ids}
+    if given.files is not None and (same_names or not numbered):  # row numbers may be names, too
         row_of: dict[str, int] = {}
         for i, name in enumerate(map(str, given.files)):
             if columns["label"][row_of.setdefault(name, i)] != columns["label"][i]:
                 raise DataError(f"the labels give {role} image {name} two labels: keep one")
-        rows = [row_of.get(name) for name in found.ids]
+        rows = [row_of.get(name) for name in ids]
         if all(row is None for row in rows):
             raise DataError(
-                f"the labels name none of the {len(found)} {role} images ({found.ids[0]}, …), "
+                f"the labels name none of the {len(found)} {role} images ({ids[0]}, …), "
                 f"but {next(iter(row_of), 'nothing')}, …: give the labels of these vectors"
             )
         columns = {n: [None if r is None else v[r] for r in rows] for n, v in columns.items()}
@@ -90,8 +92,7 @@ def _labelled(found: Embeddings, given: _Labels, role: str) -> Embeddings:
         raise DataError(
             f"{count} labels for {len(found)} {role} vectors: expected one each, in the same order"
         )
-    ids = found.ids
-    if numbered and given.files is not None and len({*given.files}) == len(found):
+    elif given.files is not None and len({*given.files}) == len(found):
         ids = [str(name) for name in given.files]
     table = found.attributes
     kept = {n: table[n] for n in table.column_names if n not in columns}
@@ -210,7 +211,7 @@ def _read_parquet(path: Path) -> _Raw:
             f"numbers, such as {VECTOR_NAMES[0]}"
         )
     column = table[name].combine_chunks()
-    lengths = {len(row) if row is not None else 0 for row in column}
+    lengths = {*pc.fill_null(pc.list_value_length(column), 0).to_pylist()}
     if len(lengths) > 1:
         raise DataError(
             f"{path}: the rows of {name} have from {min(lengths)} to {max(lengths)} numbers: "
