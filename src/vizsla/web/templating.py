@@ -81,13 +81,10 @@ def answer_errors(
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:
-    """That an address takes; Starlette names those of its first route alone."""
-    return {
-        method
-        for route in app.routes
-        if route.matches(request.scope)[0] != Match.NONE
-        for method in getattr(route, "methods", None) or ()
-    }
+    """That an address takes; Starlette names those of the first of its routes alone."""
+    known = [route for route in app.routes if hasattr(route, "methods")]
+    fits = [route.path for route in known if route.matches(request.scope)[0] != Match.NONE]  # type: ignore[attr-defined]
+    return {m for route in known if route.path == fits[0] for m in route.methods} if fits else set()  # type: ignore[attr-defined]
 
 
 def to_csv(records: list[dict[str, Any]], *, columns: list[str]) -> str:
