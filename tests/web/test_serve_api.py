@@ -407,6 +407,12 @@ def test_the_api_is_described_with_examples(served: Any) -> None:
     assert json.dumps(described).count('"example"') >= 8
 
 
+def test_an_address_names_all_methods_that_it_takes(served: Any) -> None:
+    assert served.client.put("/v1/images/red/red-0.png").headers["allow"] == "DELETE, GET"
+    assert served.client.put("/v1/images/red/red-0.png/thumb").headers["allow"] == "GET"
+    assert served.client.get("/v1/search").headers["allow"] == "POST"
+
+
 def test_the_client_in_python(served: Any) -> None:
     with SearchClient(served.url) as client:
         assert client.is_ready()

@@ -416,7 +416,7 @@ def test_uploads_are_forgotten_before_memory_is_full(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "examples", [4, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "examples", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_schemathesis_finds_no_failure(
     open_search: Open, pictures: Path, tmp_path: Path, examples: int

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 FOLDER = Path(__file__).parent
 Shown = Callable[[Request, int, str, Mapping[str, str] | None], Response]
@@ -62,7 +63,10 @@ def answer_errors(
             404: "there is nothing here",
             405: "this address takes another method" + hint(request),
         }.get(error.status_code, "the request could not be answered")
-        return shown(request, error.status_code, message, error.headers)
+        headers = error.headers
+        if error.status_code == 405:
+            headers = {"Allow": ", ".join(sorted(_methods(app, request)))}
+        return shown(request, error.status_code, message, headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         return shown(request, 422, "the address holds something that is no number", None)
@@ -74,6 +78,13 @@ def answer_errors(
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, broken)
+
+
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    """That an address takes; Starlette names those of the first of its routes alone."""
+    known = [route for route in app.routes if hasattr(route, "methods")]
+    fits = [route.path for route in known if route.matches(request.scope)[0] != Match.NONE]  # type: ignore[attr-defined]
+    return {m for route in known if route.path == fits[0] for m in route.methods} if fits else set()  # type: ignore[attr-defined]
 
 
 def to_csv(records: list[dict[str, Any]], *, columns: list[str]) -> str:
