@@ -53,6 +53,7 @@ def test_each_model_runs_and_they_are_fused(joint: RunResult, tinted: Path) -> N
     assert record["map"] == pytest.approx(joint.scores.mean("map"), abs=1e-4)  # type: ignore[union-attr]
     assert len(joint.figure_paths) == 2 and not joint.members[0].figure_paths
     assert {"top_k_accuracy", "pooling_type", "loss_function", "data_id"} <= record.keys()
+    assert "vizsla.seal" not in record  # for people, as that of any other run
 
 
 def test_the_joint_run_can_be_shown_evaluated_and_reported(joint: RunResult, tinted: Path) -> None:
@@ -75,6 +76,14 @@ def test_a_joint_run_is_repeated(joint: RunResult) -> None:
     second = run_models(again, fusion)
     assert second.ranking.to_lists() == joint.ranking.to_lists()
     assert ensemble.again_models(joint.members[0].run.folder) is None
+
+
+def test_a_joint_run_is_repeated_on_data_that_moved(joint: RunResult, tinted: Path) -> None:
+    found = ensemble.again_models(joint.run.folder, data="elsewhere")
+    assert found is not None
+    for config in found[0]:
+        assert config.data == str(Path("elsewhere").absolute())
+        assert config.labels == str(Path("elsewhere").absolute() / "labels.csv")
 
 
 def test_concat_whitens_and_refines_the_joint_vectors(joint: RunResult) -> None:

@@ -156,6 +156,12 @@ def test_again_keeps_to_the_labels_that_there_were(data: Path) -> None:
     assert runconfig.again(second.run.folder).labels == str(data / "labels.csv")
 
 
+def test_only_what_lay_inside_the_data_moves_with_it() -> None:
+    before = RunConfig(data="/a/data", labels="/b/truth.csv", exclude="/a/data/gone.txt")
+    after = runconfig.moved_to(before, "/c")
+    assert (after.data, after.labels, after.exclude) == ("/c", "/b/truth.csv", "/c/gone.txt")
+
+
 def test_labels_from_the_folders_own_metadata(data: Path) -> None:
     rows = table(data / "labels.csv")
     expected = run(config(data, figures=0)).scores

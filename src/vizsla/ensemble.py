@@ -41,7 +41,7 @@ from vizsla.pipeline import (
     target_in,
     truth_in,
 )
-from vizsla.runconfig import RunConfig, again, tune_config
+from vizsla.runconfig import RunConfig, again, moved_to, tune_config
 from vizsla.runs import Messages, Run, create_run, log_to, open_run
 from vizsla.score.scores import result_record
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
@@ -330,7 +330,7 @@ def _joint_run(
             ],
         )  # fmt: skip
         result = this.result_path(name)
-        storage.write_sealed_json(result, record)
+        storage.write_json(result, record)
     return RunResult(
         this, name, ranking, scores, result, submission, figures, seconds, messages.warnings,
         found.chain, found.refined, weights=found.choice, fusion=record["fusion"],
@@ -366,8 +366,9 @@ def again_models(
     fusion = FusionConfig(**recorded["fusion"])
     figures = recorded["options"]["figures"]
     configs = [RunConfig(**member["options"]) for member in recorded["members"]]
-    moved = {} if data is None else {"data": str(Path(data).absolute()), "labels": None}
-    return [dataclasses.replace(c, figures=figures, **moved) for c in configs], fusion  # type: ignore[arg-type]
+    if data is not None:
+        configs = [moved_to(config, data) for config in configs]
+    return [dataclasses.replace(config, figures=figures) for config in configs], fusion
 
 
 def _about(

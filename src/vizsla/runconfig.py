@@ -62,13 +62,19 @@ def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     asked["model_id"] = recorded["embedder"]["model_id"]
     if asked.get("refine") == "auto":
         asked["refine"] = kept_chain(Path(folder) / REFINEMENT) or "auto"
-    if data is not None:
-        before, now = Path(asked["data"]), Path(data).absolute()
-        asked["data"] = str(now)
-        for key in ("labels", "exclude"):  # those that lay inside moved along
-            if asked[key] and Path(asked[key]).is_relative_to(before):
-                asked[key] = str(now / Path(asked[key]).relative_to(before))
-    return RunConfig(**asked)
+    config = RunConfig(**asked)
+    return config if data is None else moved_to(config, data)
+
+
+def moved_to(config: RunConfig, data: str | Path) -> RunConfig:
+    """The same on data that lies elsewhere now; the files that lay inside moved along."""
+    before, now = Path(config.data), Path(data).absolute()
+    inside = {
+        key: str(now / Path(path).relative_to(before))
+        for key, path in (("labels", config.labels), ("exclude", config.exclude))
+        if path and Path(path).is_relative_to(before)
+    }
+    return dataclasses.replace(config, data=str(now), **inside)
 
 
 def tune_config(config: RunConfig, options: dict[str, Any]) -> TuneConfig:

@@ -74,6 +74,17 @@ def test_one_draw_is_scored_as_the_evaluation_does(images: ImageSet, tmp_path: P
     assert np.allclose(balanced, (scores.metrics["map"].values + top1) / 2)
 
 
+def test_a_gallery_too_large_for_a_whole_ranking_is_scored_whole(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = Validation(images, split(images, draws=2, share=0.6), COMPUTE)
+    whole = validation(embedder())
+    monkeypatch.setattr(exact, "FULL_DEPTH", 10)
+    monkeypatch.setattr(exact, "LIMITED_DEPTH", 10)
+    assert len(validation.draws[0][1]) > 10
+    assert np.array_equal(validation(embedder()), whole)
+
+
 def test_draws_are_averaged_by_query(images: ImageSet) -> None:
     whole = split(images, draws=3, share=0.6)
     together = Validation(images, whole, COMPUTE, value="map")

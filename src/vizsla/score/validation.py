@@ -16,8 +16,8 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.held import HeldImages
 from vizsla.model.inference import MAX_PIXELS
+from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import evaluate
 from vizsla.search import exact
 
 log = logging.getLogger("vizsla.train")
@@ -115,7 +115,8 @@ class Validation:
         device = "cpu" if self.compute.device.startswith("mps") else self.compute.device
         ranking = exact.rank(asked, searched, device=device)
         truth = Truth.from_lists(asked.ids, asked.labels or [], searched.ids, searched.labels or [])
-        scores = evaluate(ranking, truth, ks=(1, 5, 10) if len(searched) >= 10 else (1,))
+        ks = (1, 5, 10) if len(searched) >= 10 else (1,)
+        scores = evaluate_ranked(ranking, truth, asked, searched, device=device, ks=ks)
         found = {key: scores.metrics[name].values for key, name in KEYS.items()}
         return {**found, "points": found["points"] / 1000}, scores.queries
 
