@@ -31,7 +31,7 @@ def fuse(
     weights: FusionWeights = None,
     depth: Annotated[
         int | None,
-        typer.Option("--depth", min=1, help="How far it reaches. [default: as the longest]"),
+        typer.Option("--depth", min=1, help="How far it reaches.", show_default="as the longest"),
     ] = None,
     whiten: FusionWhiten = "shrunk",
     refine: Refine = "none",

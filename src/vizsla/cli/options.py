@@ -118,8 +118,8 @@ Views = Annotated[
     str | None,
     typer.Option(
         "--views",
-        help="Average over views of each picture: flip, scales, or both: 'flip,1,0.7,1.4'. "
-        "[default: one, or the saved embedder's]",
+        help="Average over views of each picture: flip, scales, or both: 'flip,1,0.7,1.4'.",
+        show_default="one, or the saved embedder's",
     ),
 ]
 Whiten = Annotated[
@@ -132,7 +132,9 @@ Whiten = Annotated[
 ]
 Dim = Annotated[
     int | None,
-    typer.Option("--dim", min=1, help="Of the vectors, by PCA on training images. [default: all]"),
+    typer.Option(
+        "--dim", min=1, help="Of the vectors, by PCA on training images.", show_default="all"
+    ),
 ]
 Fusion = Annotated[
     str,
@@ -145,7 +147,8 @@ FusionWeights = Annotated[
     str | None,
     typer.Option(
         "--fusion-weights",
-        help="One a model, as 0.5,0.3,0.2; auto: chosen on validation images. [default: equal]",
+        help="One a model, as 0.5,0.3,0.2; auto: chosen on validation images.",
+        show_default="equal",
     ),
 ]
 FusionWhiten = Annotated[

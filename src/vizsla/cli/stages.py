@@ -32,7 +32,7 @@ from vizsla.cli.options import (
     Workers,
 )
 from vizsla.cli.sources import names_in, read_ranking
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
@@ -85,8 +85,8 @@ def embed(
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
     from vizsla import opening
     from vizsla.model.compute import resolve_compute, written_compute
-    from vizsla.model.inference import write_embeddings
     from vizsla.model.embeddings import Embeddings
+    from vizsla.model.inference import write_embeddings
 
     image_set = opening.image_set(
         images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
@@ -144,7 +144,13 @@ def submission(
     from vizsla.output.submission import write_submission
 
     queries, gallery = names_in(data)
-    write_submission(
-        read_ranking(ranking), out, k=top_k, format=form, queries=queries, gallery=gallery
-    )
+    ranked = read_ranking(ranking)
+    if len(ranked) and ranked.depth < top_k:
+        whole = ranked.depth == ranked.gallery_size
+        way = f"choose --top-k {ranked.depth} or less"
+        raise DataError(
+            f"--top-k {top_k}, but {ranking} holds {ranked.depth} images for a query"
+            + (f", the whole gallery: {way}" if whole else f": {way}, or search deeper")
+        )
+    write_submission(ranked, out, k=top_k, format=form, queries=queries, gallery=gallery)
     typer.echo(str(out))
