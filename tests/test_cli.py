@@ -1,4 +1,6 @@
+import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -13,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from vizsla.cli.console import Messages, said_rate
 from vizsla.cli.main import app
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
@@ -49,6 +52,42 @@ def test_scoring_starts_without_torch(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "results" / "a.json").write_text('{"model_name": "a", "top_k": 10}')
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_help_hides_words_in_brackets() -> None:
+    """Rich takes [words] for markup and shows nothing of them; `show_default` is shown."""
+    waiting = [typer.main.get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            assert "[" not in (getattr(parameter, "help", None) or ""), (command, parameter)
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    assert "[default: (dinov2-s14)]" in shown
+
+
+def test_messages_reach_what_stands_in_for_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progress bar puts a stream there that prints above the bar."""
+
+    class Above(io.StringIO):
+        buffer = io.BytesIO()  # the way around it
+
+    above = Above()
+    monkeypatch.setattr(sys, "stderr", above)
+    Messages().emit(logging.LogRecord("vizsla", logging.WARNING, "", 0, "look out", (), None))
+    assert "warning: look out" in above.getvalue() and above.buffer.getvalue() == b""
+
+
+def test_slow_rates_are_told_from_none() -> None:
+    assert [said_rate(3, 10), said_rate(12, 10), said_rate(300, 10)] == ["0.3/s", "1.2/s", "30/s"]
+
+
+def test_a_ranking_too_short_for_a_submission_says_how_much_there_is(tmp_path: Path) -> None:
+    lists = {"a.jpg": ["x.jpg", "y.jpg"], "b.jpg": ["y.jpg", "x.jpg"]}
+    (tmp_path / "short.json").write_text(json.dumps(lists))
+    done = vizsla("submission", "short.json", "-k", "5", "-o", "x.json", cwd=tmp_path)
+    assert done.returncode == 1 and not (tmp_path / "x.json").exists()
+    assert "short.json holds 2 images for a query: choose --top-k 2 or less" in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -60,6 +60,7 @@ def test_the_commands_work_as_written(
     assert len(list(contest.glob("submissions/*.json"))) == len(models)
     records = [json.loads(path.read_text()) for path in contest.glob("results/*.json")]
     assert {record["pooling_type"] for record in records} == {"internal", "GeM", "GAP"}
+    assert {record["model_name"] for record in records} == {"tiny"}  # in place of, not besides
     capsys.readouterr()
     assert python("src/metrics_analysis.py") == 0
     assert "pooling_type" in capsys.readouterr().out

@@ -53,6 +53,33 @@ def test_nothing_is_averaged_across_cut_offs_or_data_sets(results, change) -> No
     assert len(results({}, change).grouped(["model_name"]).rows) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "random"},
+        {"image_size": [224, 224]},
+        {"views": "flip"},
+        {"whiten": "plain"},
+        {"refine": {"chain": "aqe(n=3,alpha=0)", "uses": "gallery"}},
+    ],
+)
+def test_settings_that_differ_are_columns_and_not_averaged(results, change) -> None:  # type: ignore[no-untyped-def]
+    plain = {"weights": "pretrained", "whiten": "none", "refine": {"chain": "none | none"}}
+    found = results(plain, plain, {**plain, **change})
+    (name,) = change
+    assert sorted(row["runs"] for row in found.grouped().records()) == [1, 2]
+    assert name in found.single().columns
+    same = found.grouped(["model_name"]).records()
+    assert [row["runs"] for row in same] == [3]
+    assert not {"weights", "whiten", "refine"} & set(results(plain, plain, plain).grouped().columns)
+
+
+def test_one_remark_about_many_files_is_said_once(results) -> None:  # type: ignore[no-untyped-def]
+    _, notes = results(*[{"top_k": 10, "fewest_relevant": 6}] * 5).remarks()
+    (note,) = [note for note in notes if "cannot reach 1" in note]
+    assert "m2_metrics_2.json and 2 more: " in note
+
+
 def test_groups_and_order_by_any_key(results) -> None:  # type: ignore[no-untyped-def]
     found = results(
         {"batch_size": 64, "top_k_accuracy": 0.7},

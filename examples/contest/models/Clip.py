@@ -7,4 +7,5 @@ import sys
 
 from vizsla.cli.main import main
 
-main(["run", "data", "--model", "clip-vit-l14", "--pooling", "native", *sys.argv[1:]])
+model = [] if any(word.startswith("--model") for word in sys.argv) else ["--model", "clip-vit-l14"]
+main(["run", "data", *model, "--pooling", "native", *sys.argv[1:]])

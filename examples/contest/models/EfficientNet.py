@@ -7,4 +7,7 @@ import sys
 
 from vizsla.cli.main import main
 
-main(["run", "data", "--model", "efficientnet-b0", "--pooling", "gem", *sys.argv[1:]])
+model = (
+    [] if any(word.startswith("--model") for word in sys.argv) else ["--model", "efficientnet-b0"]
+)
+main(["run", "data", *model, "--pooling", "gem", *sys.argv[1:]])

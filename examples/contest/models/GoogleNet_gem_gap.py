@@ -7,4 +7,5 @@ import sys
 
 from vizsla.cli.main import main
 
-main(["run", "data", "--model", "googlenet", "--pooling", "gem", *sys.argv[1:]])
+model = [] if any(word.startswith("--model") for word in sys.argv) else ["--model", "googlenet"]
+main(["run", "data", *model, "--pooling", "gem", *sys.argv[1:]])

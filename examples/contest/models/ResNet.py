@@ -7,4 +7,5 @@ import sys
 
 from vizsla.cli.main import main
 
-main(["run", "data", "--model", "resnet50", "--pooling", "gap", *sys.argv[1:]])
+model = [] if any(word.startswith("--model") for word in sys.argv) else ["--model", "resnet50"]
+main(["run", "data", *model, "--pooling", "gap", *sys.argv[1:]])

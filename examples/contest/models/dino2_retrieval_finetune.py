@@ -7,5 +7,6 @@ import sys
 
 from vizsla.cli.main import main
 
+model = [] if any(word.startswith("--model") for word in sys.argv) else ["--model", "dinov2-b14"]
 tuning = ["--finetune", "last", "--epochs", "10"]
-main(["run", "data", "--model", "dinov2-b14", "--pooling", "gap", *tuning, *sys.argv[1:]])
+main(["run", "data", *model, "--pooling", "gap", *tuning, *sys.argv[1:]])

@@ -97,3 +97,6 @@ def check_data(
     else:
         typer.echo(found.text())
         print_remarks(*found.remarks())
+        for what, path in (("page", html), ("left out", write_exclude), ("JSON", out)):
+            if path:
+                typer.echo(f"{what:<10}{path}")

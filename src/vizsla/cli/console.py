@@ -49,7 +49,8 @@ class Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         colour = {"WARNING": typer.colors.YELLOW, "ERROR": typer.colors.RED}.get(record.levelname)
         word = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        typer.secho(word + record.getMessage(), err=True, fg=colour)
+        # `err=True` would write past what a progress bar puts in sys.stderr's place, into the bar.
+        typer.secho(word + record.getMessage(), file=sys.stderr, fg=colour)
 
 
 def log_to_stderr() -> None:
@@ -99,7 +100,7 @@ class ProgressShown:
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         started = self.started.setdefault(stage, now)
-        rate = f"{done / (now - started):.0f}/s" if now - started > 0.5 else ""
+        rate = said_rate(done, now - started) if now - started > 0.5 else ""
         if self.bar:
             if stage not in self.tasks:
                 self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
@@ -109,6 +110,11 @@ class ProgressShown:
             left = (now - started) / max(done, 1) * (total - done)
             wait = f", {left:.0f} s left" if done < total and rate else ""
             typer.echo(f"{stage}: {done} of {total}{rate and ' at ' + rate}{wait}", err=True)
+
+
+def said_rate(done: int, seconds: float) -> str:
+    rate = done / seconds
+    return f"{rate:.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
 
 
 def print_json(content: Any) -> None:

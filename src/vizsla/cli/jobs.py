@@ -213,13 +213,13 @@ def _refuse_others(context: typer.Context, *allowed: str) -> None:
 
 
 def _print_run(result: "RunResult") -> None:
+    for one in result.members:
+        _print_run(one)
+        typer.echo("")
     typer.echo(
         f"{result.model_name}: {len(result.ranking)} queries, "
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
     )
-    for one in result.members:
-        _print_run(one)
-        typer.echo("")
     print_refined(result.chain, result.choice)
     if result.weights is not None:
         typer.echo("\n".join([*result.weights.lines(), ""]))
@@ -231,7 +231,8 @@ def _print_run(result: "RunResult") -> None:
     typer.echo(f"submission  {result.submission_path}")
     if result.figure_paths:
         count = len(result.figure_paths)
-        typer.echo(f"figures     {result.figure_paths[0].parent} ({count} queries)")
+        drawn = "1 query" if count == 1 else f"{count} queries"
+        typer.echo(f"figures     {result.figure_paths[0].parent} ({drawn})")
     typer.echo(f"run         {result.run.folder}")
 
 

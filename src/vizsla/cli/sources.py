@@ -38,7 +38,10 @@ def read_ranking(path: Path) -> "Ranking":
     from vizsla.search.ranking import Ranking
 
     if path.is_dir() or not path.suffix:
-        path = path / "ranking.parquet" if is_run(path) else submission_in(path)
+        run = path if is_run(path) else None
+        path = path / "ranking.parquet" if run else submission_in(path)
+        if run and not path.exists():
+            raise DataError(f"{run} left no ranking: it was interrupted, or is still going on")
     return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
 
 

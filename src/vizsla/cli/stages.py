@@ -32,7 +32,7 @@ from vizsla.cli.options import (
     Workers,
 )
 from vizsla.cli.sources import names_in, open_engine, read_ranking
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
@@ -165,7 +165,13 @@ def submission(
     from vizsla.output.submission import write_submission
 
     queries, gallery = names_in(data)
-    write_submission(
-        read_ranking(ranking), out, k=top_k, format=form, queries=queries, gallery=gallery
-    )
+    ranked = read_ranking(ranking)
+    if len(ranked) and ranked.depth < top_k:
+        whole = ranked.depth == ranked.gallery_size
+        way = f"choose --top-k {ranked.depth} or less"
+        raise DataError(
+            f"--top-k {top_k}, but {ranking} holds {ranked.depth} images for a query"
+            + (f", the whole gallery: {way}" if whole else f": {way}, or search deeper")
+        )
+    write_submission(ranked, out, k=top_k, format=form, queries=queries, gallery=gallery)
     typer.echo(str(out))

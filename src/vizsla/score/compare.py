@@ -20,6 +20,7 @@ from vizsla.score.tables import Section, Table, to_html
 log = logging.getLogger("vizsla.compare")
 
 GROUPS = ("model_name", "is_finetuned", "pooling_type")
+SETTINGS = ("weights", "image_size", "views", "whiten", "refine")  # of a group, where they differ
 NEVER_ACROSS = ("top_k", "num_classes", "data")  # always part of a group
 SCORES = ("top_k_accuracy", "precision_at_k", "map")
 COSTS = ("final_train_loss", "runtime_seconds")
@@ -28,6 +29,7 @@ _TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", 
 _COUNTS = ("top_k", "batch_size", "num_classes", "num_epochs", "queries", "gallery_size",
            "fewest_relevant")  # fmt: skip
 _SAYS_NOTHING = ("", "none", "null", "nan", "n/a")
+_NAMED = 3  # files that one remark names
 _CHANCE = 0.01  # how near ln C a loss is at chance
 
 
@@ -84,9 +86,11 @@ class Comparison:
     def grouped(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> Table:
         """Averages of groups of runs. Never across top_k or data sets, whatever `by` says.
 
-        by, sort: any key of any of the files; one that the table lacks becomes a column.
+        by, sort: any key of any of the files; one that the table lacks becomes a column. Without
+        `by` nothing is averaged across SETTINGS either.
         """
-        keys = [*by, *(key for key in NEVER_ACROSS if key not in by)]
+        differ = self._settings_that_differ() if tuple(by) == GROUPS else []
+        keys = [*by, *differ, *(key for key in NEVER_ACROSS if key not in by)]
         self._check_keys(keys, "group by")
         groups: dict[tuple[Any, ...], list[Result]] = {}
         for result in self.results:
@@ -103,7 +107,9 @@ class Comparison:
     def single(self, *, sort: str | None = None) -> Table:
         """One row a run."""
         keys = ["run_id", *GROUPS, *NEVER_ACROSS, "num_epochs"]
-        columns = [*GROUPS, *SCORES, *COSTS, *NEVER_ACROSS, "num_epochs", "run_id", "source"]
+        differ = self._settings_that_differ()
+        columns = [*GROUPS, *differ, *SCORES, *COSTS, *NEVER_ACROSS]
+        columns += ["num_epochs", "run_id", "source"]
         columns += self._one_more(sort, columns)
         rows = [
             [r.source if key == "source" else r.value(key) for key in columns] for r in self.results
@@ -113,8 +119,11 @@ class Comparison:
 
     def remarks(self) -> tuple[list[str], list[str]]:
         """(alarms, notes): what cannot be true; what is only said, damaged files among it."""
-        alarms = [f"{', '.join(f.sources)}: {f.text}" for f in self.flags if f.alarm]
-        notes = [f"{', '.join(f.sources)}: {f.text}" for f in self.flags if not f.alarm]
+        said: dict[tuple[bool, str], list[str]] = {}
+        for flag in self.flags:  # the same of many files is said once
+            said.setdefault((flag.alarm, flag.text), []).append(", ".join(flag.sources))
+        alarms = [f"{_few(names)}: {text}" for (alarm, text), names in said.items() if alarm]
+        notes = [f"{_few(names)}: {text}" for (alarm, text), names in said.items() if not alarm]
         return alarms, [*notes, *(f"{file} was passed over: {why}" for file, why in self.damaged)]
 
     def to_dict(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> dict[str, Any]:
@@ -136,8 +145,11 @@ class Comparison:
         sections.append(Section("Single runs", self.single()))
         return to_html("Results compared", sections)
 
+    def _settings_that_differ(self) -> list[str]:
+        return [key for key in SETTINGS if len({r.value(key) for r in self.results}) > 1]
+
     def _check_keys(self, keys: Sequence[str], what: str) -> None:
-        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data"))
+        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data", *SETTINGS))
         for result in self.results:
             known |= dict.fromkeys([*result.scores, *result.more])
         for key in keys:
@@ -229,7 +241,23 @@ def _read(path: Path) -> Result:
     scores = {key: value for key, value in numbers.items() if value is not None}
     plain = (str, int, float, bool)
     more = {k: v for k, v in content.items() if isinstance(v, plain) and k not in everything}
+    more |= {key: text for key in SETTINGS if (text := _setting(content.get(key)))}
+    more = {k: v for k, v in more.items() if k not in SETTINGS or _setting(v)}
     return Result(path.name, values, scores, {k: v for k, v in more.items() if k not in values})
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+def _setting(value: Any) -> str | None:
+    if isinstance(value, dict):  # what was refined, and why
+        value = value.get("chain")
+    if isinstance(value, list):  # an image's size
+        value = "×".join(map(str, value))
+    of_each = {_text(part) for part in str(value).split(" | ")} if value is not None else {None}
+    return None if of_each == {None} else _text(value)
 
 
 def _text(value: Any) -> str | None:
