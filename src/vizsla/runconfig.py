@@ -69,12 +69,14 @@ def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
 def moved_to(config: RunConfig, data: str | Path) -> RunConfig:
     """The same on data that lies elsewhere now; the files that lay inside moved along."""
     before, now = Path(config.data), Path(data).absolute()
-    inside = {
-        key: str(now / Path(path).relative_to(before))
-        for key, path in (("labels", config.labels), ("exclude", config.exclude))
-        if path and Path(path).is_relative_to(before)
-    }
-    return dataclasses.replace(config, data=str(now), **inside)
+
+    def moved(path: str | None) -> str | None:
+        inside = path is not None and Path(path).is_relative_to(before)
+        return str(now / Path(path).relative_to(before)) if path and inside else path
+
+    return dataclasses.replace(
+        config, data=str(now), labels=moved(config.labels), exclude=moved(config.exclude)
+    )
 
 
 def tune_config(config: RunConfig, options: dict[str, Any]) -> TuneConfig:
