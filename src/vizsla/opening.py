@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from vizsla.data.framing import INTERPOLATIONS
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
@@ -36,13 +37,21 @@ def load_embedder(
     pooling: str | None = None,
     image_size: int | None = None,
     seed: int = 0,
+    interpolation: str | None = None,
     views: str | None = None,
 ) -> Embedder:
     """From a backbone's name, a saved embedder's folder or a run's folder.
 
+    interpolation: bilinear, bicubic, … for weights that were trained so; None: the model's own.
     views: None keeps a saved embedder's own.
     """
     embedder = _loaded(model, weights=weights, pooling=pooling, image_size=image_size, seed=seed)
+    if interpolation is not None:
+        if Path(model).is_dir():
+            raise UsageError(f"{model} is a saved embedder: leave out --interpolation")
+        if interpolation not in INTERPOLATIONS:
+            raise UsageError(f"--interpolation {interpolation}: choose {', '.join(INTERPOLATIONS)}")
+        embedder = embedder.with_interpolation(interpolation)
     return embedder if views is None else embedder.with_views(views)
 
 

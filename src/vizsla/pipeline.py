@@ -111,6 +111,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         pooling=config.pooling,
         image_size=config.image_size,
         seed=config.seed,
+        interpolation=config.interpolation,
         views=config.views,
     )
     _require_same_model(embedder, config)
@@ -197,6 +198,7 @@ def train(
         pooling=config.pooling,
         image_size=config.image_size,
         seed=config.seed,
+        interpolation=config.interpolation,
         views=config.views,
     )
     result = _tuned(

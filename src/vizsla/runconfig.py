@@ -29,6 +29,7 @@ class RunConfig:
     weights: str = "pretrained"
     pooling: str | None = None  # None: the model's default
     image_size: int | None = None  # None: the weights' own
+    interpolation: str | None = None  # None: the named model's own
     top_k: int = 10
     labels: str | None = None  # None: DATA/labels.csv where there is one
     labels_from: str | None = None

@@ -26,6 +26,7 @@ from vizsla.cli.options import (
     GalleryDomain,
     Home,
     ImageSize,
+    Interpolation,
     Labels,
     LabelsFrom,
     LearningRate,
@@ -88,6 +89,7 @@ def run(
     ] = None,
     pooling: Pooling = None,
     image_size: ImageSize = None,
+    interpolation: Interpolation = None,
     top_k: TopK = 10,
     labels: Labels = None,
     labels_from: LabelsFrom = None,
@@ -159,10 +161,11 @@ def run(
             _refuse_fusion(context)
         shared = runconfig.RunConfig(
             data=str(data), pooling=pooling, image_size=image_size, tuning=tuning or None,
-            views=views, whiten=whiten, dim=dim, refine=refine, refine_uses=refine_uses,
-            validating=validating, top_k=top_k, labels=text_or_none(labels),
-            labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
-            compiling=compiling, cache=text_or_none(cache),
+            interpolation=interpolation, views=views, whiten=whiten, dim=dim, refine=refine,
+            refine_uses=refine_uses, validating=validating, top_k=top_k,
+            labels=text_or_none(labels), labels_from=labels_from, device=device,
+            precision=precision, batch_size=batch_size, compiling=compiling,
+            cache=text_or_none(cache),
             workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
             follow_links=follow_links, figures=figures, home=str(home),
         )  # fmt: skip
@@ -267,6 +270,7 @@ def train(
     weights: Weights = "pretrained",
     pooling: Pooling = None,
     image_size: ImageSize = None,
+    interpolation: Interpolation = None,
     views: Views = None,
     finetune: Finetune = "last",
     blocks: Annotated[
@@ -351,9 +355,10 @@ def train(
     )  # fmt: skip
     config = runconfig.RunConfig(
         data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-        views=views, labels=text_or_none(labels), labels_from=labels_from, device=device,
-        precision=precision, workers=workers, seed=seed, exclude=text_or_none(exclude),
-        max_pixels=max_pixels, follow_links=follow_links, tuning=options,
+        interpolation=interpolation, views=views, labels=text_or_none(labels),
+        labels_from=labels_from, device=device, precision=precision, workers=workers, seed=seed,
+        exclude=text_or_none(exclude), max_pixels=max_pixels, follow_links=follow_links,
+        tuning=options,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
         result = pipeline.train(config, out, devices=devices, progress=progress)

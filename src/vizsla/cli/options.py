@@ -54,6 +54,14 @@ Pooling = Annotated[
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", min=1, help="Pixels.", show_default="the weights' own")
 ]
+Interpolation = Annotated[
+    str | None,
+    typer.Option(
+        "--interpolation",
+        help="bilinear, bicubic, …: how pictures are resized, for a weights file trained so.",
+        show_default="the named model's own",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16.")]
 Compile = Annotated[

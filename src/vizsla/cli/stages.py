@@ -16,6 +16,7 @@ from vizsla.cli.options import (
     Exclude,
     FollowLinks,
     ImageSize,
+    Interpolation,
     Labels,
     LabelsFrom,
     MaxPixels,
@@ -49,6 +50,7 @@ def embed(
     weights: Weights = "pretrained",
     pooling: Pooling = None,
     image_size: ImageSize = None,
+    interpolation: Interpolation = None,
     labels: Labels = None,
     labels_from: LabelsFrom = None,
     class_folders: Annotated[
@@ -112,8 +114,9 @@ def embed(
         exclude=exclude, follow_links=follow_links,
     )  # fmt: skip
     embedder = opening.load_embedder(
-        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed, views=views
-    )
+        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed,
+        interpolation=interpolation, views=views,
+    )  # fmt: skip
     if (whiten != "none" or dim is not None) != (whiten_on is not None):
         raise UsageError(
             "--whiten and --dim are learned on training images: give them together with "

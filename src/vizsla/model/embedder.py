@@ -105,6 +105,11 @@ class Embedder(nn.Module):
         found = [F.normalize(self._pooled(seen).float(), dim=1) for seen in self.views.of(images)]
         return torch.stack(found).mean(dim=0)
 
+    def with_interpolation(self, name: str) -> "Embedder":
+        """Itself, resizing pictures so from now on: for weights that were trained so."""
+        self.preprocess = dataclasses.replace(self.preprocess, interpolation=name)
+        return self
+
     def with_views(self, text: str) -> "Embedder":
         """Itself, looking at each picture in these views (see Views.parse) from now on.
 
