@@ -24,6 +24,7 @@ from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
 )
+from vizsla.data.listing import few
 from vizsla.data.splits import Target
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.compute import Compute, resolve_compute
@@ -381,9 +382,9 @@ def _hand_in(
         positions, _ = exact.top_k(middle, gallery.vectors, min(top_k, len(gallery)))
         lists |= {name: [gallery.ids[p] for p in positions[0]] for name in missing}
         log.warning(
-            "%d broken queries (%s, …) stand in the submission with the list of an average query",
-            len(missing), missing[0],
-        )  # fmt: skip
+            "broken queries stand in the submission with the list of an average query: %s",
+            few(missing),
+        )
     lacking = top_k - len(gallery)
     if lacking > 0:
         last = [name for name, _ in gallery.broken][:lacking]

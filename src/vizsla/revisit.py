@@ -12,7 +12,7 @@ from vizsla.model.embeddings import Embeddings
 from vizsla.output import html, material
 from vizsla.pipeline import Progress, embed_role, folders_of, network_of_run, truth_in
 from vizsla.runconfig import again, tune_config
-from vizsla.runs import open_run
+from vizsla.runs import open_run, ranking_in
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
 from vizsla.score.embedded import evaluate_ranked
 from vizsla.score.scores import Scores
@@ -74,7 +74,7 @@ def judge_run(folder: str | Path, **options: Any) -> tuple[Ranking, Truth, Score
 
 def rescore(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, Truth, Scores]:
     """The same by another truth; a ranking that ends early is completed from the embeddings."""
-    ranking = Ranking.load(Path(folder) / "ranking.parquet")
+    ranking = Ranking.load(ranking_in(folder))
     parts = (Embeddings.open(Path(folder) / "embeddings" / role) for role in ("query", "gallery"))
     return ranking, truth, evaluate_ranked(ranking, truth, *parts, **options)
 

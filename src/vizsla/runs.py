@@ -79,6 +79,13 @@ def is_run(folder: str | Path) -> bool:
     return RUN_ID.fullmatch(folder.name) is not None and (folder / "config.json").is_file()
 
 
+def ranking_in(folder: str | Path) -> Path:
+    path = Path(folder) / "ranking.parquet"
+    if not path.exists():
+        raise DataError(f"{folder} left no ranking: it was interrupted, or is still going on")
+    return path
+
+
 def submission_in(folder: str | Path) -> Path:
     """The submission that a run left, or the newest one in a folder of submissions."""
     folder = Path(folder)

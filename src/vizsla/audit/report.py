@@ -108,7 +108,9 @@ class Report:
             hidden = f"… {len(lines) - 2 * half - 1} more classes"
             lines = [*lines[: half + 1], hidden, *lines[-half:]]
         if self.suspects:
-            title = f"Labels in doubt (the first {SHOWN_SUSPECTS} of {len(self.suspects)}):"
+            found = len(self.suspects)
+            of = f"the first {SHOWN_SUSPECTS} of {found}" if found > SHOWN_SUSPECTS else found
+            title = f"Labels in doubt ({of}, the most doubtful first):"
             lines += ["", title, *self.suspect_table(SHOWN_SUSPECTS).lines()]
         return "\n".join(lines)
 

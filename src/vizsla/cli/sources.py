@@ -34,14 +34,11 @@ def names_in(data: Path | None) -> tuple[list[str] | None, list[str] | None]:
 def read_ranking(path: Path) -> "Ranking":
     """From a run's folder, a ranking or a submission in any form."""
     from vizsla.output.submission import read_submission
-    from vizsla.runs import is_run, submission_in
+    from vizsla.runs import is_run, ranking_in, submission_in
     from vizsla.search.ranking import Ranking
 
     if path.is_dir() or not path.suffix:
-        run = path if is_run(path) else None
-        path = path / "ranking.parquet" if run else submission_in(path)
-        if run and not path.exists():
-            raise DataError(f"{run} left no ranking: it was interrupted, or is still going on")
+        path = ranking_in(path) if is_run(path) else submission_in(path)
     return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
 
 

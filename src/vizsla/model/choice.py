@@ -49,11 +49,11 @@ class Candidate:
         """For the result file."""
         return {
             "name": self.name,
-            "value": round(self.value, 5),
-            "gain": round(self.gain, 5),
-            "standard_error": round(self.error, 5),
+            "value": round(self.value, 6),
+            "gain": round(self.gain, 6),
+            "standard_error": round(self.error, 6),
             "kept": self.kept,
-            **{key: round(value, 5) for key, value in self.means.items()},
+            **{key: round(value, 6) for key, value in self.means.items()},
         }
 
 

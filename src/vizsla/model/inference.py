@@ -379,7 +379,7 @@ def _report_broken(written: Written, images: ImageSet) -> None:
         log.debug("broken: %s: %s", name, reason)
     more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
     log.warning(
-        "%d of %d images in %s are broken and left out (%s%s); all are listed in %s",
+        "broken and left out: %d of %d images in %s (%s%s); all are listed in %s",
         len(broken), len(images), images.place, first, more, written.folder / "manifest.json",
     )  # fmt: skip
 

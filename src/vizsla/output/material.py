@@ -9,7 +9,7 @@ from vizsla import storage
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders
 from vizsla.model.embeddings import Embeddings
-from vizsla.runs import Run
+from vizsla.runs import Run, ranking_in
 from vizsla.score.relevance import Relevance, Truth, relevance
 from vizsla.score.scores import Scores, evaluate
 from vizsla.search.ranking import Ranking
@@ -47,7 +47,7 @@ class Material:
 def gather(run: Run, data: DataFolders, truth: Truth | None) -> Material:
     """Reads what a run left. Scores are those of the run, or made now where only now labels are."""
     config = run.config
-    ranking = Ranking.load(run.folder / "ranking.parquet")
+    ranking = Ranking.load(ranking_in(run.folder))
     top_k = int(config["options"]["top_k"])
     kept = run.folder / "scores.json"
     scores = Scores.load(kept) if kept.exists() else None
