@@ -148,3 +148,13 @@ def test_joined_cosines_are_weighted_means() -> None:
     exact.rank(both, both)
     with pytest.raises(DataError, match="no image in common"):
         joined([one, Embeddings.from_arrays(rng.standard_normal((1, 4)), ["z"])])
+
+
+def test_queries_that_one_ranking_alone_knows_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    one, other = random_ranking(1), random_ranking(2, Q=5)
+    with caplog.at_level("WARNING", "vizsla.search"):
+        assert len(fused([one, other])) == 7
+    assert "only 5 of 7 queries are in all 2 rankings" in caplog.text
+    caplog.clear()
+    fused([one, random_ranking(3)])
+    assert not caplog.records

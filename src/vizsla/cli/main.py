@@ -29,7 +29,10 @@ for _commands in (app, contest.judge_commands, contest.token_commands):
     for _command in _commands.registered_commands:
         _command.cls = Command
 
-INTERRUPTED = "interrupted; nothing is half-written, and `embed` and `train` go on when run again"
+INTERRUPTED = (
+    "interrupted; nothing is half-written. Run again, `embed`, `train` and `run --finetune` go on, "
+    "`run` starts anew (with --cache DIR nothing is embedded twice)"
+)
 
 
 def _version(asked: bool) -> None:

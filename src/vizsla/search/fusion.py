@@ -5,6 +5,7 @@ of different models have different scales: they are normalised query by query be
 An image that a ranking lacks stands behind its last one there, and so gets that one's share.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.ranking import Ranking
+
+log = logging.getLogger("vizsla.search")
 
 METHODS = ("zscore", "minmax", "rrf")
 RRF_K = 60  # Cormack, Clarke and Büttcher (2009)
@@ -43,6 +46,7 @@ def fused(
             )
     queries = list(dict.fromkeys(name for ranking in rankings for name in ranking.queries))
     gallery = sorted({name for r in rankings for name in _named(r)}, key=_utf8)
+    _warn_of_strangers(rankings, queries)
     depth = min(len(gallery), depth or max(r.depth for r in rankings))
     placed = [_Placed.of(r, queries, gallery, method, rrf_k) for r in rankings]
     positions = np.full((len(queries), depth), -1, np.int64)
@@ -55,6 +59,16 @@ def fused(
         "fusion": {"method": method, "weights": list(weights), "of": [r.origin for r in rankings]},
         "depth": depth,
     })  # fmt: skip
+
+
+def _warn_of_strangers(rankings: Sequence[Ranking], queries: list[str]) -> None:
+    """Queries that one ranking alone knows are ranked by it alone, or these are other data sets."""
+    common = set(queries).intersection(*(ranking.queries for ranking in rankings))
+    if len(common) < len(queries):
+        log.warning(
+            "only %d of %d queries are in all %d rankings: are they of the same data?",
+            len(common), len(queries), len(rankings),
+        )  # fmt: skip
 
 
 def checked_weights(weights: Sequence[float] | None, n: int) -> list[float]:

@@ -88,7 +88,9 @@ async def _parsed(kind: str, body: bytes, headers: Headers, fields: dict[str, li
         try:
             return Form({**fields, **_fields(parse_pairs(body.decode()))})
         except ValueError as error:
-            raise BodyRefused(400, "the body is not UTF-8") from error
+            raise BodyRefused(
+                400, "the body is no form in UTF-8: for a picture send Content-Type: image/jpeg"
+            ) from error
     if kind.startswith("image/") or kind == "application/octet-stream":
         return Form(fields, {"image": [body]})
     if not body:
