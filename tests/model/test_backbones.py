@@ -245,6 +245,7 @@ def test_rows_hold_what_people_choose_by() -> None:
         "dim": 512,
         "parameters": 151_277_313,
         "image_size": 224,
+        "trained_size": 224,
         "reads_text": True,
         "licence": "apache-2.0",
         "pooling": "native",
@@ -252,6 +253,7 @@ def test_rows_hold_what_people_choose_by() -> None:
         "source": "openclip:ViT-B-32-quickgelu/openai",
     }
     assert rows["googlenet"]["licence"] == "unknown"
+    assert (rows["dinov2-s14"]["image_size"], rows["dinov2-s14"]["trained_size"]) == (224, 518)
     assert [row["name"] for row in model_table(["ResNet18", "timm:test_vit"])] == [
         "resnet18",
         "timm:test_vit.r160_in1k",

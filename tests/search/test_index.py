@@ -1,5 +1,6 @@
 """One suite for every kind of index."""
 
+import importlib
 import itertools
 import os
 import shutil
@@ -163,6 +164,14 @@ def test_finds_what_exact_search_finds(make: Make) -> None:
         for name, score in zip(ranking.row(i), ranking.scores[i], strict=True):
             assert known.get(name, score) == score
     assert (np.diff(ranking.scores, axis=1) <= 0).all()
+
+
+def test_finds_after_faiss_was_patched_for_torch(tmp_path: Path) -> None:
+    """As pytorch-metric-learning does on import: its `search` knows no parameters."""
+    importlib.import_module("faiss.contrib.torch_utils")
+    index = build_index(GALLERY, tmp_path / "index", kind="ivf")
+    expected = list(exact.rank(QUERIES, GALLERY, 10).to_lists().values())
+    assert agreement(lists(index, 10), expected) >= 0.97
 
 
 def test_a_ranking_is_the_same_on_every_run(make: Make) -> None:

@@ -204,6 +204,8 @@ def load_tokeniser(architecture: str, folder: str | Path | None = None) -> Any:
     try:
         if folder:
             return HFTokenizer(str(folder), local_files_only=True, **options)
+        import transformers  # noqa: F401  missing: said before the network is tried
+
         _require_cached_or_connection(hub_name)
         return HFTokenizer(hub_name, **options)
     except ImportError as error:

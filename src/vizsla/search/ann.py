@@ -94,7 +94,9 @@ class Structure:
             else:
                 wanted["nprobe"] = min(effort, self.index.nlist)
                 options = faiss.SearchParametersIVF(**wanted)
-            _, found = self.index.search(queries, n, params=options)
+            # faiss.contrib.torch_utils, which pytorch-metric-learning loads, takes no params
+            search = getattr(self.index, "search_numpy", self.index.search)
+            _, found = search(queries, n, params=options)
         return np.asarray(found, np.int64)
 
     def efforts(self, n: int) -> list[int]:
