@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from vizsla.cli.console import Messages, said_rate
-from vizsla.cli.main import app
+from vizsla.cli.main import app, main
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -165,7 +165,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert process.wait(60) == 0
 
 
-def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path) -> None:
+def test_wrong_use_is_2_and_what_cannot_be_done_is_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for words, code, said in [
         (["run"], 2, "DATA"),
         (["fly"], 2, "No such command"),
@@ -180,12 +183,14 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path) -> None:
         (["submission", "nowhere.json", "-o", "x"], 1, "nowhere.json"),
         (["serve", "nowhere"], 1, "nowhere does not exist"),
     ]:
-        done = vizsla(*words, cwd=tmp_path)
-        assert done.returncode == code, (words, done.stderr)
-        assert said in done.stderr and "Traceback" not in done.stderr, (words, done.stderr)
-        assert done.stdout == ""
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        shown = capsys.readouterr()
+        assert end.value.code == code, (words, shown.err)
+        assert said in shown.err and "Traceback" not in shown.err, (words, shown.err)
+        assert shown.out == ""
         if code == 1:
-            assert done.stderr.startswith("vizsla: ")
+            assert shown.err.startswith("vizsla: ")
 
 
 def test_an_unexpected_error_is_one_line(tmp_path: Path) -> None:

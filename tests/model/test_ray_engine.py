@@ -124,6 +124,7 @@ def listening(pids: set[int]) -> list[str]:
     return found
 
 
+@pytest.mark.slow  # a cluster takes its time to start
 def test_the_same_files_as_here(photos: Path, tmp_path: Path) -> None:
     import psutil
 

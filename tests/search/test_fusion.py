@@ -43,6 +43,7 @@ def by_ranx(rankings: list[Ranking], norm: str | None, method: str, **params: ob
         return {str(q): {str(g): float(s) for g, s in row.items()} for q, row in done.run.items()}
 
 
+@pytest.mark.slow  # numba compiles ranx for half a minute
 @pytest.mark.parametrize(
     ("method", "norm", "depths"),
     [

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,6 +209,9 @@ def test_a_folder_of_somebody_else(
 ) -> None:
     if os.name == "nt" or os.geteuid() != 0:
         pytest.skip("needs root, to become somebody else")
+    closed = [place for place in Path(sys.prefix).parents if not place.stat().st_mode & 0o005]
+    if closed:
+        pytest.skip(f"somebody else cannot read this environment: {closed[0]} is closed to them")
     job, out = jobs[name], tmp_path / "out"
     assert job.run(commands, out).code == 0
     before = job.hashes(out)
