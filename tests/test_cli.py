@@ -126,7 +126,9 @@ def test_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"vizsla {__version__}\n", "")
 
 
-@pytest.mark.parametrize("variable", ["LC_ALL", "PYTHONIOENCODING"])
+@pytest.mark.parametrize(
+    "variable", ["LC_ALL", pytest.param("PYTHONIOENCODING", marks=pytest.mark.slow)]
+)
 def test_names_are_utf8_under_any_locale(tmp_path: Path, variable: str) -> None:
     """As in a container or a cron job, where the locale is C and Python takes names for ASCII."""
     from PIL import Image

@@ -110,7 +110,8 @@ def own_vectors(vectors_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "least"), [("metrics", 6), ("check", 3), ("speed", 3), ("refine", 6)]
+    ("page", "least"),
+    [("metrics", 6), ("check", 3), ("speed", 3), pytest.param("refine", 6, marks=pytest.mark.slow)],
 )
 def test_commands_on_pages_work(own_vectors: None, page: str, least: int) -> None:
     todo = commands(ROOT / f"docs/{page}.md")

@@ -51,10 +51,14 @@ GALLERY = embeddings(unit(2500, 0), "g")
 QUERIES = embeddings(unit(12, 1), "q")
 
 
+CLOSE = {"ivf", "ivfsq8"}  # to ivfpq, in all but what a cell holds: tested with the slow ones
+
+
 @pytest.fixture(
     scope="module",
     params=[
-        *KINDS,
+        *(kind for kind in KINDS if kind not in CLOSE),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(CLOSE)),
         "milvus-lite",
         pytest.param("milvus-server", marks=pytest.mark.milvus),
     ],
