@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=30 -rs -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=30 -rs -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: lint
 	$(BIN)/python -m pytest -q --durations=15 -m ''

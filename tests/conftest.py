@@ -73,6 +73,41 @@ def tinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of `vizsla demo`, drawn once for all processes. Tests read it only, or copy it."""
+    from filelock import FileLock
+
+    from vizsla.data.demo import make_demo
+
+    base = tmp_path_factory.getbasetemp()
+    home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(home / "demo.lock"):
+        return make_demo(home / "demo") if not (home / "demo").exists() else home / "demo"
+
+
+@pytest.fixture(scope="session")
+def small_demo(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 of its classes × (4 training, 2 query, 4 gallery). Tests read it only, or copy it."""
+    small = tmp_path_factory.mktemp("small") / "data"
+    with (demo_folder / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = []
+    for label in sorted({row["label"] for row in rows})[:6]:
+        for role, n in (("training", 4), ("query", 2), ("gallery", 4)):
+            kept += [r for r in rows if r["label"] == label and r["role"] == role][:n]
+    for row in kept:
+        folder = "training" if row["role"] == "training" else f"test/{row['role']}"
+        target = small / folder / row["file"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(demo_folder / folder / row["file"], target)
+    with (small / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(kept)
+    return small
+
+
 # ── a model that reads text ───────────────────────────────────────────────────────────────────────
 
 

@@ -16,7 +16,6 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
-from vizsla.data.demo import make_demo
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.exact import rank
 
@@ -25,9 +24,9 @@ FEW = ("anchor", "apple", "bell", "boat")
 
 
 @pytest.fixture(scope="module")
-def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_data(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
-    make_demo(folder / "data")
+    shutil.copytree(demo_folder, folder / "data")
     return folder
 
 

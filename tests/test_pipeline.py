@@ -39,35 +39,9 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """6 classes × (2 training, 2 query, 4 gallery) of the demo's pictures."""
-    from vizsla.data.demo import make_demo
-
-    whole = tmp_path_factory.mktemp("whole") / "data"
-    make_demo(whole)
-    small = tmp_path_factory.mktemp("small") / "data"
-    rows = table(whole / "labels.csv")
-    labels = sorted({row["label"] for row in rows})[:6]
-    kept = []
-    for label in labels:
-        for role, n in (("training", 2), ("query", 2), ("gallery", 4)):
-            kept += [r for r in rows if r["label"] == label and r["role"] == role][:n]
-    for row in kept:
-        folder = "training" if row["role"] == "training" else f"test/{row['role']}"
-        target = small / folder / row["file"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(whole / folder / row["file"], target)
-    with (small / "labels.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(kept)
-    return small
-
-
 @pytest.fixture
-def data(source: Path, tmp_path: Path) -> Path:
-    shutil.copytree(source, tmp_path / "data")
+def data(small_demo: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small_demo, tmp_path / "data")
     return tmp_path / "data"
 
 

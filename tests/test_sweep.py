@@ -27,7 +27,7 @@ from vizsla.sweep import Combination, SweepConfig, combinations
 def config(data: Path, home: Path, **options: Any) -> SweepConfig:
     run = RunConfig(data=str(data), image_size=64, top_k=5, figures=0, home=str(home), workers=1,
                     precision="fp32",  # `auto` would look at a few images first
-                    tuning={"budget": 8.0, "draws": 1, "batch_size": 8})  # fmt: skip
+                    tuning={"budget": 4.0, "draws": 1, "batch_size": 8})  # fmt: skip
     known: dict[str, Any] = {"models": ["tiny"], "weights": ["random"], "poolings": ["gap", "gem"]}
     return SweepConfig(run, **{**known, **options})
 

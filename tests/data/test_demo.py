@@ -16,8 +16,8 @@ from vizsla.errors import DataError, StorageError
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataFolders:
-    return open_data(make_demo(tmp_path_factory.mktemp("demo") / "data"))
+def data(demo_folder: Path) -> DataFolders:
+    return open_data(demo_folder)
 
 
 def test_it_has_the_layout_and_both_styles(data: DataFolders) -> None:

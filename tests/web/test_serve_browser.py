@@ -74,14 +74,15 @@ def test_a_result_is_searched_with_and_seen_large(served: Any, visit: Any) -> No
         shown = ids(page)[1]
         assert view.get_by_text(shown).is_visible()
         heat = view.locator("img[data-why]")
-        heat.nth(1).evaluate("i => i.complete || new Promise(done => i.onload = done)")
+        heat.evaluate_all("all => Promise.all(all.map(i => i.decode()))")
         sizes = heat.evaluate_all("all => all.map(i => i.naturalWidth)")
         assert sizes == [448, 448]
         page.keyboard.press("ArrowRight")  # the next one
         view.get_by_text(ids(page)[2]).wait_for()
         page.keyboard.press("Escape")
         view.wait_for(state="hidden")
-        assert page.evaluate("document.activeElement.closest('.tile').dataset.id") == ids(page)[2]
+        at = "id => document.activeElement.closest('.tile')?.dataset.id === id"
+        page.wait_for_function(at, arg=ids(page)[2])  # a closed dialog says so a little later
         page.locator(".picture").nth(1).click()
         view.wait_for()
         view.get_by_role("link", name="Search with it").click()

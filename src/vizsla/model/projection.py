@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
 from vizsla.errors import DataError, ModelError, UsageError
@@ -169,6 +168,8 @@ def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None)
     if kind == "none":
         weight = axes[:dim]
     else:
+        from sklearn.covariance import ledoit_wolf_shrinkage  # a second, and few need it
+
         level = values.mean()
         share = ledoit_wolf_shrinkage(centred_rows, assume_centered=True) if kind == "shrunk" else 0
         shrunk = (1 - share) * values + share * level
