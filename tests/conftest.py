@@ -1,6 +1,7 @@
 """What all tests share: the shared data where there is some, small real pictures, a browser."""
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+gc.set_threshold(50_000, 20, 50)  # looking less often is faster: a process runs many tests
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ TORCH = {
     "model/candidates.py", "model/checkpoint.py", "model/choice.py", "model/heads.py",
     "model/held.py", "model/loop.py",
     "model/lora.py", "model/microbatch.py", "model/optimise.py", "model/planning.py",
-    "model/settings.py", "model/silence.py", "model/trainlog.py",
+    "model/reading.py", "model/settings.py", "model/silence.py", "model/trainlog.py",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "lightning", "pytorch_metric_learning"}
 FILES = sorted(SRC.rglob("*.py"))

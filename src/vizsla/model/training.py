@@ -21,13 +21,11 @@ from vizsla.data.augment import augmenter
 from vizsla.data.imageset import ImageSet
 from vizsla.data.pictures import Pictures
 from vizsla.data.splits import class_codes, warn_of_labels
-from vizsla.errors import DataError
 from vizsla.model import heads, silence
 from vizsla.model.candidates import REFITTED, Costs, TunedEntries, behind, framings_of
 from vizsla.model.choice import Contest, Validate, table
 from vizsla.model.embedder import Embedder
 from vizsla.model.held import pooled_of
-from vizsla.model.inference import embed
 from vizsla.model.loop import Clock, Loop, LoopResult
 from vizsla.model.losses import TrainingLoss, build_loss
 from vizsla.model.microbatch import Processes
@@ -42,6 +40,7 @@ from vizsla.model.planning import (
     some_of,
 )
 from vizsla.model.projection import Projection, identity_or_pca
+from vizsla.model.reading import DECISION, Read, read_features
 from vizsla.model.settings import TrainConfig, training_compute
 from vizsla.model.trainlog import TrainLog, draw_curve
 
@@ -73,7 +72,7 @@ def train(
     run = _Training(images, embedder, config, validate, Path(out), clock, processes, progress)
     if run.processes.rank > 0:
         return run.result()
-    with storage.locked(run.out, parts=("heads", "checkpoint", "embedder")):
+    with storage.locked(run.out, parts=("heads", "checkpoint", DECISION, "embedder")):
         return run.result()
 
 
@@ -116,14 +115,14 @@ class _Training:
 
     def result(self) -> TrainResult:
         contest = self._frozen()
-        vectors, kept = self._features()
+        read = self._features()
         self.labels = class_codes(self.images)  # of the images that can be read
         self.classes = int(self.labels.max()) + 1
         if self.config.finetune != "none":
-            start = self._heads(contest, vectors)
+            start = self._heads(contest, read.vectors)
             if self.config.finetune != "head":
                 self._backbone(contest, start)
-        return self._finished(contest, kept)
+        return self._finished(contest, read.broken)
 
     def _frozen(self) -> Contest:
         before = self.clock.spent()
@@ -135,37 +134,35 @@ class _Training:
         self._warn_all(silence.frozen_near_chance(frozen.values, chance, real_weights=real))
         return contest
 
-    def _features(self) -> tuple[np.ndarray, list[tuple[str, str]]]:
-        """Vectors of the frozen backbone (N, C), kept on disk; broken images leave the set."""
+    def _features(self) -> Read:
+        """Frozen vectors; broken images, and those there is no time for, leave the set."""
         if self.config.finetune == "none":
-            return np.empty((0, 0)), []
-        if self.processes.rank > 0:
-            self.processes.wait()
-        plain = self.embedder
+            return Read(self.images, np.empty((0, 0)), [])
         before = self.clock.spent()
-        own, plain.projection = plain.projection, torch.nn.Identity()
-        try:
-            found = embed(
-                self.images,
-                plain,
-                self.out / "features",
-                compute=self.compute,
-                max_pixels=self.config.max_pixels,
-                picture=self.pictures.__getitem__,
-                progress=lambda done, total: self.progress("reading images", done, total),
-            )
-        finally:
-            plain.projection = own
+        read = read_features(
+            self.pictures,
+            self.embedder,
+            self.out,
+            compute=self.compute,
+            budget=self.config.budget,
+            seed=self.config.seed,
+            about=self.about,
+            processes=self.processes,
+            progress=lambda done, total: self.progress("reading images", done, total),
+        )
         self.reading_seconds = self.clock.spent() - before
-        if self.processes.rank == 0:
-            self.processes.wait()
-        if found.broken:
-            self.images = self.images.without({name for name, _ in found.broken})
+        if read.left_out:
+            self._warn(
+                f"a quarter of the budget does for reading {len(read.images):,} of "
+                f"{len(self.images):,} training images: the training goes on with these, drawn by "
+                "class. A longer --budget takes more"
+            )
+        if read.broken:
+            self._warn(f"{len(read.broken)} broken training images are left out")
+        if len(read.images) < len(self.images):
+            self.images = read.images
             self.pictures = self.pictures.of(self.images)
-            self._warn(f"{len(found.broken)} broken training images are left out")
-            if len(set(self.images.labels or [])) < 2:
-                raise DataError("without the broken images fewer than 2 classes are left")
-        return found.vectors, found.broken
+        return read
 
     def _heads(self, contest: Contest, vectors: np.ndarray) -> Embedder:
         """Enters all heads; the best one of STARTS, or none, is where the backbone starts."""
