@@ -1,6 +1,7 @@
 """Reading within a budget: what fits is read, by class, and an interrupted run decides the same."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from vizsla.model.training import TrainConfig, train, training_compute
 from vizsla.score.validation import Validation
 
 ABOUT = {"id": "one"}
-EACH = 0.002  # seconds that the network takes for an image
+EACH = 0.002  # seconds that the network takes for an image, on any number of cores
+ONE_CORE = threading.Lock()
 
 
 class Slow(nn.Module):
@@ -31,7 +33,8 @@ class Slow(nn.Module):
         self.layer = nn.Conv2d(3, 8, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        time.sleep(EACH * len(images))
+        with ONE_CORE:
+            time.sleep(EACH * len(images))
         return self.layer(images)
 
 
@@ -82,7 +85,7 @@ def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> Non
     started = time.monotonic()
     part = read(images, tmp_path / "part", budget)
     took = time.monotonic() - started
-    assert 96 <= len(part.images) < 350
+    assert 96 <= len(part.images) < 400
     assert took < 2 * READING * budget
     assert part.left_out + len(part.images) + len(part.broken) == len(images)
     assert part.vectors.shape == (len(part.images), 8)

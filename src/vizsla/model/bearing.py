@@ -61,7 +61,7 @@ def _pixels(embedder: Embedder, images: int, sample: Sample) -> list[np.ndarray]
 
 
 def _place(embedder: Embedder, device: str, precision: str) -> Path:
-    facts = {**Compute(device, precision, 1, 1).facts, "threads": None}
+    facts = {**Compute(device, precision, 1, 1).facts, "part": None, "threads": None}
     text = json.dumps([embedder.model_id, facts], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:24]
     return storage.cache_folder() / "bearing" / f"{name}.json"

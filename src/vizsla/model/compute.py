@@ -31,7 +31,8 @@ log = logging.getLogger("vizsla.embed")
 Sample = Callable[[int], Path | bytes]  # the i-th image, as `read_image` takes it
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILING = ("auto", "on", "off")
-CPU_BATCH = 32  # larger ones are no faster, and leave the processor's caches
+CPU_BATCH = 32  # at least: a part for each core
+PART = 4  # images that one core takes through a network at once: more leave its cache
 GPU_BATCHES = (16, 512)  # the smallest and the largest that `auto` chooses
 MOVED = 0.001  # by how much half precision may move a cosine on average, to be chosen by `auto`
 SHARE_OF_GPU = 0.4  # of what is free may be filled by a batch
@@ -62,7 +63,8 @@ class Compute:
         """
         if self.elsewhere is not None:
             return self.elsewhere
-        kind = self.kind
+        kind, threads = self.kind, torch.get_num_threads()
+        part = part_size(self.batch_size, threads) if kind == "cpu" else None
         return {
             "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
             "machine": platform.machine(),
@@ -70,7 +72,8 @@ class Compute:
             "precision": self.precision,
             "compiled": self.compiled,
             "batch_size": self.batch_size,
-            "threads": torch.get_num_threads(),
+            "part": part,
+            "threads": 1 if part else threads,
             "decoder": decoder(),
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -80,6 +83,14 @@ class Compute:
     def id(self) -> str:
         facts = json.dumps(self.facts, sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def part_size(n: int, threads: int) -> int | None:
+    """How many of n images a CPU's threads take through a network each by itself.
+
+    None: all threads work on all images together, since there would not be one for each.
+    """
+    return min(PART, -(-n // threads)) if n >= threads else None
 
 
 def decoder() -> str:
@@ -188,7 +199,7 @@ def has_fast_bf16(device: str) -> bool:
 def _batch_size(embedder: "Embedder | None", device: str, precision: str) -> int:
     """On a GPU the largest power of two that fills SHARE_OF_GPU of its free memory, measured."""
     if torch.device(device).type != "cuda" or embedder is None:
-        return CPU_BATCH
+        return max(CPU_BATCH, PART * torch.get_num_threads())
     from vizsla.model.network import Network
 
     smallest, largest = GPU_BATCHES

@@ -18,6 +18,7 @@ from vizsla.errors import DataError
 from vizsla.model.compute import PRECISIONS, Compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import MAX_PIXELS
+from vizsla.model.network import in_parts
 
 log = logging.getLogger("vizsla.train")
 
@@ -83,15 +84,18 @@ def pooled(embedder: Embedder, prepared: Iterable[Tensor], compute: Compute) -> 
     embedder = embedder.to(device=device)
     embedder.eval()
     precision = PRECISIONS[compute.precision]
-    parts = []
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, precision, enabled=precision != torch.float32),
-    ):
-        for images in prepared:
-            on_device = images.to(device, memory_format=torch.channels_last)
-            parts.append(embedder.pooled(on_device).float().cpu())
-    return torch.cat(parts)
+
+    def through(images: Tensor) -> Tensor:
+        on_device = images.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            return embedder.pooled(on_device).float().cpu()
+
+    with torch.inference_mode():
+        found = [
+            in_parts(through, images) if device.type == "cpu" else through(images)
+            for images in prepared
+        ]
+    return torch.cat(found)
 
 
 def pooled_of(

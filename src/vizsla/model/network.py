@@ -1,8 +1,15 @@
-"""Pixels → vectors: an embedder on its device, in its precision, compiled or not."""
+"""Pixels → vectors: an embedder on its device, in its precision, compiled or not.
 
+On a CPU a batch goes through in parts of a few images, each by one thread, as many at once as torch
+has threads: what a layer makes then stays in its core's cache, and no thread waits for another.
+"""
+
+import threading
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vizsla.model.compiling import compiled
-from vizsla.model.compute import PRECISIONS, Compute
+from vizsla.model.compute import PRECISIONS, Compute, part_size
 from vizsla.model.embedder import Embedder
 
 
@@ -43,10 +50,10 @@ class Network:
 
     def submit(self, pixels: Tensor) -> Pending:
         """pixels: (B, H, W, 3) uint8 on the CPU, unchanged until the result is there."""
+        vectors = self._through(self._ready(), pixels)
+        if self.device.type != "cuda":
+            return Pending(vectors.cpu())
         with torch.inference_mode():
-            vectors = self._ready()(pixels.to(self.device, non_blocking=True))
-            if self.device.type != "cuda":
-                return Pending(vectors.cpu())
             landed = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
             landed.copy_(vectors, non_blocking=True)
             done = torch.cuda.Event()
@@ -65,8 +72,16 @@ class Network:
             self.embedder.to(self.device).to(memory_format=torch.channels_last).eval()
             self._pass = self._eager()
             if self.compute.compiled:
-                self._pass = compiled(self._pass, self.embedder, self.compute, self.blank())
+                self._pass = compiled(
+                    self._pass, self.embedder, self.compute, self.blank(), self._through
+                )
         return self._pass
+
+    def _through(self, function: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return in_parts(function, pixels)
+        with torch.inference_mode():
+            return function(pixels.to(self.device, non_blocking=True))
 
     def _eager(self) -> Callable[[Tensor], Tensor]:
         embedder, kind = self.embedder, self.device.type
@@ -85,3 +100,37 @@ class Network:
         return types.FunctionType(
             vectors.__code__.replace(), vectors.__globals__, "vectors", None, vectors.__closure__
         )
+
+
+def in_parts(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What `function` makes of images on a CPU, without gradients: part by part, side by side."""
+    threads = torch.get_num_threads()
+
+    def one(part: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return function(part)
+
+    size = part_size(len(images), threads)
+    if size is None:
+        return one(images)
+    parts = images.split(size)
+    run = map if threads == 1 else _workers(threads).map
+    return torch.cat(list(run(one, parts)))
+
+
+@cache
+def _workers(n: int) -> ThreadPoolExecutor:
+    """n threads, to each of which torch gives one core."""
+    all_started = threading.Barrier(n + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # a thread's first call gives it the number of all: not later
+        torch.set_num_threads(1)
+        all_started.wait()
+
+    pool = ThreadPoolExecutor(n, "network", initializer=start)
+    for _ in range(n):
+        pool.submit(int)
+    all_started.wait()
+    torch.set_num_threads(n)  # what was set last is also what threads to come begin with
+    return pool

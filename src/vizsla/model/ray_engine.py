@@ -86,8 +86,7 @@ def _knock(address: str | None) -> None:
 def resolve_on(ray: Any, *, device: str = "auto", **options: Any) -> Compute:
     """`resolve_compute` for the machines of the cluster; a GPU of theirs is used where one is.
 
-    The number of threads is this process's (OMP_NUM_THREADS), there as here: it is part of what
-    is bit-equal.
+    The number of threads is this process's (OMP_NUM_THREADS), there as here.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if device == "auto":
@@ -145,7 +144,8 @@ def _computed(
     actors = min(_room(ray, needs), len(ranges))
     log.info("Ray: %d actors with %d CPUs, %d GPUs each", actors, needs.cpus, needs.gpus)
     plain = replace(source, images=source.images.sent(range(0)))
-    held = ray.put((plain, network.embedder.cpu(), network.compute, network.compute.facts))
+    compute, threads = network.compute, torch.get_num_threads()
+    held = ray.put((plain, network.embedder.cpu(), compute, compute.facts, threads))
     rows = [
         {"start": r.start, "stop": r.stop, "images": pickle.dumps(source.images.sent(r))}
         for r in ranges
@@ -181,7 +181,7 @@ def _needs(compute: Compute) -> Needs:
     """A GPU and the cores that decode for it, or the cores of a network's threads."""
     if torch.device(compute.device).type == "cuda":
         return Needs(cpus=max(1, compute.workers), gpus=1)
-    return Needs(cpus=max(1, int(compute.facts["threads"])), gpus=0)
+    return Needs(cpus=torch.get_num_threads(), gpus=0)
 
 
 def _room(ray: Any, needs: Needs) -> int:
@@ -209,8 +209,8 @@ class _Actor:
     def __init__(self, held: Any) -> None:
         import ray
 
-        self.source, embedder, compute, facts = ray.get(held)
-        torch.set_num_threads(facts["threads"])
+        self.source, embedder, compute, facts, threads = ray.get(held)
+        torch.set_num_threads(threads)
         self.network = Network(embedder, replace(compute, elsewhere=None))
         own = self.network.compute.facts
         self.differs = "; ".join(
