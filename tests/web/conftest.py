@@ -336,3 +336,26 @@ def visit(browser: Any) -> Callable[..., Any]:
             context.close()
 
     return opened
+
+
+CONTRAST = """element => {
+  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = colour => {
+    const [r, g, b] = channels(colour).map(v => {
+      v /= 255;
+      return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const front = light(getComputedStyle(element).color);
+  let ground = element;
+  while (channels(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
+  const back = light(getComputedStyle(ground).backgroundColor);
+  return (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
+}"""
+
+
+@pytest.fixture(scope="session")
+def contrast() -> Callable[[Any, str], float]:
+    """contrast(page, selector): of a text and what is behind it, as WCAG has it; 4.5 is legible."""
+    return lambda page, selector: float(page.locator(selector).first.evaluate(CONTRAST))

@@ -87,7 +87,9 @@ def test_the_leaderboard_fits_every_width(browser: Any, open_contest: Open, grou
                 )
 
 
-def test_light_and_dark_have_enough_contrast(browser: Any, open_contest: Open) -> None:
+def test_light_and_dark_have_enough_contrast(
+    browser: Any, open_contest: Open, contrast: Any
+) -> None:
     contest = open_contest()
     fill(contest, 5)
     grounds = set()
@@ -95,27 +97,10 @@ def test_light_and_dark_have_enough_contrast(browser: Any, open_contest: Open) -
         for path in ("/", "/groups/1"):
             with opened(browser, contest.url + path, color_scheme=scheme) as page:
                 for selector in ("h1", ".note", "thead th", "td.score", "td.rank", "time", "a"):
-                    ratio = page.locator(selector).first.evaluate(CONTRAST)
+                    ratio = contrast(page, selector)
                     assert ratio >= 4.5, (scheme, path, selector, ratio)
                 grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(grounds) == 2
-
-
-CONTRAST = """element => {
-  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
-  const light = colour => {
-    const [r, g, b] = channels(colour).map(v => {
-      v /= 255;
-      return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const front = light(getComputedStyle(element).color);
-  let ground = element;
-  while (channels(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
-  const back = light(getComputedStyle(ground).backgroundColor);
-  return (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-}"""
 
 
 def test_all_can_be_read_without_javascript(browser: Any, contest: Any) -> None:

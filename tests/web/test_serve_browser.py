@@ -279,11 +279,13 @@ READ = ("h1", ".label", ".name", ".choose small", ".foot p", ".choices label", "
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_can_be_read(served: Any, visit: Any, scheme: str) -> None:
+def test_it_fits_a_phone_and_can_be_read(
+    served: Any, visit: Any, contrast: Any, scheme: str
+) -> None:
     address = "/?id=red/red-0.png&not_id=blue/blue-0.png&k=12"
     with visit(served.url + address, color_scheme=scheme) as page:
         for selector in READ:
-            assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, (scheme, selector)
+            assert contrast(page, selector) >= 4.5, (scheme, selector)
         for viewport in (PHONE, {"width": 320, "height": 600}, {"width": 1280, "height": 900}):
             page.set_viewport_size(viewport)
             assert fits(page)
@@ -322,23 +324,6 @@ def test_readers_of_screens_hear_what_things_are(served: Any, visit: Any) -> Non
         unnamed = "all => all.filter(e => !(e.ariaLabel || e.innerText.trim() || e.title)).length"
         assert page.locator("a, button").evaluate_all(unnamed) == 0
         assert page.locator("img:not([alt])").count() == 0
-
-
-CONTRAST = """element => {
-  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
-  const light = colour => {
-    const [r, g, b] = channels(colour).map(v => {
-      v /= 255;
-      return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const front = light(getComputedStyle(element).color);
-  let ground = element;
-  while (channels(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
-  const back = light(getComputedStyle(ground).backgroundColor);
-  return (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-}"""
 
 
 def test_a_picture_with_a_turn_is_shown_upright(served: Any, visit: Any) -> None:
