@@ -182,6 +182,8 @@ class Clients:
         if not nearest:
             return
         found = [(one["id"], one["score"]) for one in answer["results"]]
+        if len(found) != K:
+            self.wrong.append(f"{version}: {len(found)} results")
         for (name, score), (right, best) in zip(found, nearest[i], strict=False):
             near = abs(score - best) < 2e-5  # the server's vector is float32, of another batch
             if not near or (name != right and not tied(nearest[i], name, score)):

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -423,3 +424,38 @@ def test_the_client_in_python(served: Any) -> None:
         with pytest.raises(DataError, match="the picture cannot be used: a web page"):
             client.search(b"<html>")
     assert read_image(served.folder / "red" / "red-0.png").size == (80, 60)
+
+
+def test_a_search_under_way_keeps_its_gallery_while_another_changes_it(served: Any) -> None:
+    engine = served.engine
+    before = engine.gallery
+    last = before.ids[-1]
+    vector = before.vector(last)
+    found = before.search(vector[None], 5, None)
+    engine.remove(before.ids[0])
+    assert len(engine.gallery) == len(before) - 1
+    assert np.array_equal(before.vector(last), vector)
+    assert before.search(vector[None], 5, None) == found
+    assert np.array_equal(engine.gallery.vector(last), vector)
+
+
+def test_what_is_no_text_and_long_nothing_are_refused_at_once(served: Any) -> None:
+    started = time.monotonic()
+    spaces = served.client.post(
+        served.url + "/v1/search", json={"id": "red/red-0.png", "filter": " " * 1000}
+    )
+    assert spaces.status_code == 422 and time.monotonic() - started < 1
+    half = served.client.post(
+        served.url + "/v1/search",
+        content=b'{"id": "red/red-0.png", "filter": "label=\\ud800"}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert half.status_code == 422 and "surrogate" in half.json()["error"]
+
+
+def test_without_k_there_are_no_more_than_the_server_gives(open_search: Any) -> None:
+    served = open_search(k=5)
+    answer = served.client.post(served.url + "/v1/search", json={"id": "red/red-0.png"})
+    assert len(answer.json()["results"]) == 5
+    page = served.client.get(served.url + "/?id=red/red-0.png").text
+    assert page.count('class="tile"') == 5 and "<option>5" in page.replace(" selected", "")

@@ -337,3 +337,24 @@ def test_a_picture_with_a_turn_is_shown_upright(served: Any, visit: Any) -> None
         image.wait_for()
         image.evaluate("i => i.complete || new Promise(done => i.onload = done)")
         assert image.evaluate("i => [i.naturalWidth, i.naturalHeight]") == [40, 80]
+
+
+def test_after_going_back_a_result_still_opens(served: Any, visit: Any) -> None:
+    with visit(served.url + "/?id=red/red-0.png&k=12") as page:
+        page.get_by_label("Label").select_option("red")
+        page.wait_for_url("**where.label=red**")
+        settled(page, "6 results")
+        page.go_back()
+        settled(page, "12 results")
+        page.locator(".picture").nth(1).click()
+        page.get_by_role("dialog").get_by_text(ids(page)[1]).wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="hidden")
+
+
+def test_an_answer_that_is_no_page_is_said_and_leaves_the_page(served: Any, visit: Any) -> None:
+    with visit(served.url + "/?id=red/red-0.png&k=12", expected=REFUSED + GIVEN_UP) as page:
+        page.route("**/?*", lambda route: route.fulfill(status=502, body="bad gateway"))
+        page.get_by_label("Label").select_option("red")
+        page.get_by_text("The server cannot answer now (502)").wait_for()
+        assert len(ids(page)) == 12

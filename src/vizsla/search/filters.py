@@ -21,7 +21,7 @@ from vizsla.errors import DataError, UsageError
 
 ID = "id"
 Value = str | float | bool | None
-_FORM = re.compile(r"\s*([^=!<>]+?)\s*(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
+_FORM = re.compile(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 _PART = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^|]*?)\s*(?:\||$)')
 _COMPARE = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 
@@ -117,9 +117,9 @@ class Filter:
 
 def _split(text: str) -> tuple[str, str, str]:
     found = _FORM.fullmatch(text)
-    if not found:
+    if not found or not found[1].strip():
         raise UsageError(f"{text!r} is no condition: write it as label=shoe, price<10 or id=a.jpg")
-    return found[1], found[2], found[3].strip()
+    return found[1].strip(), found[2], found[3].strip()
 
 
 def _values(text: str) -> list[Value]:
@@ -165,6 +165,6 @@ def typed(value: Value, kind: pa.DataType, condition: Condition) -> pa.Scalar:
     for wanted in (kind, pa.float64()) if pa.types.is_integer(kind) else (kind,):
         try:
             return pa.scalar(text).cast(wanted)
-        except pa.ArrowInvalid:
+        except (ValueError, pa.ArrowException):  # no such value, no such comparison, no text at all
             continue
     raise DataError(f"{condition}: {condition.column} holds {kind}, and {text!r} is none")

@@ -7,6 +7,7 @@ Searching is safe from many threads, also while another one adds or removes. Kno
 and never interprets an attribute.
 """
 
+import copy
 import logging
 import shutil
 import tempfile
@@ -185,6 +186,10 @@ class FolderIndex:
     def load(folder: str | Path, **options: Any) -> "FolderIndex":
         """As `open_index`."""
         return FolderIndex(disk.read(folder, verify=options.pop("verify", False)), **options)
+
+    def at_this_moment(self) -> "FolderIndex":
+        """The same index, to which later changes of this one do not show."""
+        return copy.copy(self)
 
     # ── what it holds ────────────────────────────────────────────────────────────────────────────
 

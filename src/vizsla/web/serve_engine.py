@@ -279,11 +279,12 @@ class Engine:
                 raise DataError(f"the folder {ADDED} leads out of the gallery's")
             storage.write_bytes(file, data)
             try:
-                gallery.index.add(new)
+                index = gallery.index.at_this_moment()  # a search under way keeps the old one
+                index.add(new)
             except BaseException:
                 file.unlink(missing_ok=True)
                 raise
-            self._replace(Gallery.of(gallery.index, gallery.root))
+            self._replace(Gallery.of(index, gallery.root))
         return name
 
     def remove(self, name: str) -> None:
@@ -293,8 +294,9 @@ class Engine:
             if name not in gallery.place:
                 raise NotThere("the gallery has no such image")
             path = gallery.path(name)
-            gallery.index.remove([name])
-            self._replace(Gallery.of(gallery.index, gallery.root))
+            index = gallery.index.at_this_moment()
+            index.remove([name])
+            self._replace(Gallery.of(index, gallery.root))
             if path is not None and name.startswith(f"{ADDED}/"):
                 path.unlink(missing_ok=True)
 
@@ -352,9 +354,9 @@ class _Search:
 
 def _search_all(searches: list[_Search]) -> list[list[tuple[str, float]]]:
     """Those of one gallery and one filter as one product of matrices."""
-    groups: dict[tuple[int, str], list[int]] = {}
+    groups: dict[tuple[int, Filter | None], list[int]] = {}
     for i, one in enumerate(searches):
-        groups.setdefault((id(one.gallery), str(one.condition)), []).append(i)
+        groups.setdefault((id(one.gallery), one.condition), []).append(i)
     found: list[list[tuple[str, float]]] = [[] for _ in searches]
     for places in groups.values():
         first = searches[places[0]]
@@ -409,6 +411,6 @@ def _row(attributes: Mapping[str, str], known: pa.Table) -> pa.Table:
             columns[column] = pa.array(
                 [None if value is None else pa.scalar(value).cast(kind)], kind
             )
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (ValueError, pa.ArrowException) as error:  # UnicodeEncodeError too
             raise DataError(f"{column} holds {kind}, not {attributes[column][:60]!r}") from error
     return pa.table(columns)

@@ -26,6 +26,7 @@ from vizsla.web.templating import templates, to_csv, wants_page
 WHERE = "where."  # before a column's name: the field of its choice
 UNKNOWN = "null"  # the choice of what has no value
 COUNTS = (12, 24, 48, 96)  # results to choose from
+MOST_PICTURES = 4  # in one form
 LARGEST_SEED = 2**31
 
 
@@ -83,7 +84,7 @@ class Pages:
         self._templates.filters |= {"file_name": lambda name: name.rpartition("/")[2]}
         self._templates.globals |= {
             "title": title,
-            "counts": COUNTS,
+            "counts": tuple(n for n in COUNTS if n <= desk.limits.k),
             "body_limit": desk.limits.body_bytes,
             "unknown": UNKNOWN,
         }
@@ -129,7 +130,7 @@ class Pages:
                     fields.setdefault(name, []).append(value)
                 state = State.parse(fields, most_k=self.desk.limits.k)
                 files = [data for data in form.files.get("image", []) if data]
-                if not 1 <= len(files) <= len(COUNTS):
+                if not 1 <= len(files) <= MOST_PICTURES:
                     raise UsageError("choose a picture first" if not files else "too many pictures")
                 uploads = await self.desk.done(lambda: engine.upload(files))
         except Exception as error:

@@ -67,6 +67,8 @@ class Asked:
     def parse(fields: Mapping[str, Sequence[str]], *, most_k: int) -> "Asked":
         """From a form's or an address's fields; UsageError says in one sentence what is wrong."""
         unknown = [name for name in fields if name not in FIELDS]
+        if any(0xD800 <= ord(c) < 0xE000 for vs in fields.values() for v in vs for c in v):
+            raise UsageError("a field holds half a character (a lone surrogate): send UTF-8")
         if unknown:
             raise UsageError(f"{unknown[0][:60]!r} is no field: expected {', '.join(FIELDS)}")
         known: dict[str, Any] = {}
@@ -81,7 +83,7 @@ class Asked:
             known[name] = _number(name, fields.get(name, ()), low, high, 1.0)
         if any(len(one) > LONGEST_FILTER for one in known["filter"]):
             raise UsageError(f"a condition of the filter has {LONGEST_FILTER} characters at most")
-        k = _number("k", fields.get("k", ()), 1, most_k, DEFAULT_K)
+        k = _number("k", fields.get("k", ()), 1, most_k, min(DEFAULT_K, most_k))
         if k != int(k):
             raise UsageError(f"k={k}: choose a whole number from 1 to {most_k}")
         return Asked(**known, k=int(k))

@@ -3,8 +3,9 @@
 "use strict";
 
 const root = document.documentElement;
-const view = document.getElementById("view");
-const busy = document.getElementById("busy");
+// looked up each time: going back in the history replaces the whole body
+const view = () => document.getElementById("view");
+const busy = () => document.getElementById("busy");
 const one = (selector, from = document) => from.querySelector(selector);
 root.classList.add("scripted");
 
@@ -15,7 +16,7 @@ let waiting = 0;
 function wait(change) {
   waiting = Math.max(0, waiting + change);
   one("#app")?.setAttribute("aria-busy", String(waiting > 0));
-  busy.textContent = waiting > 0 ? "Searching" : "";
+  busy().textContent = waiting > 0 ? "Searching" : "";
 }
 
 const isQuiet = (event) => event.detail.elt?.hasAttribute("data-progress");
@@ -23,6 +24,14 @@ document.addEventListener("htmx:beforeRequest", (event) => isQuiet(event) || wai
 document.addEventListener("htmx:afterRequest", (event) => isQuiet(event) || wait(-1));
 document.addEventListener("htmx:sendError", () => fault("The server cannot be reached"));
 document.addEventListener("htmx:timeout", () => fault("The server takes too long"));
+document.addEventListener("htmx:beforeSwap", (event) => {
+  // a proxy's page, or a plain sentence: it would leave nothing but the header
+  const wanted = event.detail.target?.id;
+  if (wanted && !event.detail.serverResponse.includes(`id="${wanted}"`)) {
+    event.detail.shouldSwap = false;
+    fault(`The server cannot answer now (${event.detail.xhr.status})`);
+  }
+});
 
 function fault(message) {
   one(".fault")?.remove();
@@ -75,7 +84,7 @@ document.addEventListener("drop", (event) => {
   if (!dragsFile(event)) return;
   event.preventDefault();
   document.body.classList.remove("dragging");
-  view.close();
+  view().close();
   searchWith(event.dataTransfer.files[0]);
 });
 document.addEventListener("paste", (event) => {
@@ -133,23 +142,25 @@ let opened = null; // the tile that is shown large
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a");
   if (link?.matches("[data-open]")) opened = link.closest(".tile").dataset.id;
-  if (link?.matches("[data-close]") && view.open) {
+  if (link?.matches("[data-close]") && view().open) {
     event.preventDefault();
-    view.close();
+    view().close();
   }
-  if (event.target === view) view.close(); // beside it
+  if (event.target === view()) view().close(); // beside it
 }, true);
 
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "view-content") {
-    if (!view.open) view.showModal();
-    view.scrollTop = 0;
-  } else if (view.open) {
-    view.close();
+    if (!view().open) view().showModal();
+    view().scrollTop = 0;
+  } else if (view()?.open) {
+    view().close();
   }
 });
 
-view.addEventListener("close", () => tileOf(opened)?.querySelector("[data-open]").focus());
+document.addEventListener("close", (event) => { // it does not bubble
+  if (event.target === view()) tileOf(opened)?.querySelector("[data-open]").focus();
+}, true);
 
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.detail.target?.id === "app" || event.detail.elt?.id === "app") {
@@ -171,7 +182,7 @@ function columns(all) {
 
 function stepTo(all, at) {
   const link = one("[data-open]", all[Math.max(0, Math.min(all.length - 1, at))]);
-  if (view.open) link.click();
+  if (view().open) link.click();
   else link.focus();
 }
 
@@ -180,19 +191,19 @@ document.addEventListener("keydown", (event) => {
   if (event.target.matches("input:not([type=checkbox]), select, textarea")) return;
   if (event.key === "/") {
     event.preventDefault();
-    view.close();
+    view().close();
     (one("#text") ?? one("#image"))?.focus();
     return;
   }
   const all = tiles();
-  const tile = view.open ? tileOf(opened) : event.target.closest(".tile");
+  const tile = view().open ? tileOf(opened) : event.target.closest(".tile");
   const at = all.indexOf(tile);
   if (all.length === 0) return;
   const steps = {
     ArrowRight: 1,
     ArrowLeft: -1,
-    ArrowDown: view.open ? 0 : columns(all),
-    ArrowUp: view.open ? 0 : -columns(all),
+    ArrowDown: view().open ? 0 : columns(all),
+    ArrowUp: view().open ? 0 : -columns(all),
   };
   if (event.key in steps && steps[event.key] !== 0) {
     if (at < 0 && event.target !== document.body) return;
