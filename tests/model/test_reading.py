@@ -18,12 +18,12 @@ from vizsla.data.transforms import Preprocess
 from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.microbatch import Processes
-from vizsla.model.reading import READING, Read, drawn_by_class, read_features
+from vizsla.model.reading import Read, drawn_by_class, read_features
 from vizsla.model.training import TrainConfig, train, training_compute
 from vizsla.score.validation import Validation
 
 ABOUT = {"id": "one"}
-EACH = 0.002  # seconds that the network takes for an image, on any number of cores
+EACH = 0.004  # seconds that the network takes for an image, on any number of cores
 ONE_CORE = threading.Lock()
 
 
@@ -81,12 +81,12 @@ def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> Non
     whole = read(images, tmp_path / "whole", None)
     assert whole.left_out == 0 and len(whole.vectors) == len(images) - 1
     assert [name for name, _ in whole.broken] == ["c0/000.png"]
-    budget = 2.8
+    budget = 5.6
     started = time.monotonic()
     part = read(images, tmp_path / "part", budget)
     took = time.monotonic() - started
     assert 96 <= len(part.images) < 400
-    assert took < 2 * READING * budget
+    assert took < budget  # a part of it is left
     assert part.left_out + len(part.images) + len(part.broken) == len(images)
     assert part.vectors.shape == (len(part.images), 8)
     place = {name: i for i, name in enumerate(whole.images.ids)}
@@ -96,7 +96,7 @@ def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> Non
 
 
 def test_an_interrupted_run_decides_the_same(images: ImageSet, tmp_path: Path) -> None:
-    first = read(images, tmp_path, 2.8)
+    first = read(images, tmp_path, 5.6)
     assert read(images, tmp_path, 1000.0).images.ids == first.images.ids  # `about` is the command
     manifest = json.loads((tmp_path / "features-part" / "manifest.json").read_text())
     assert manifest["done"] == len(first.images) + len(first.broken)
@@ -109,7 +109,7 @@ def test_vectors_that_are_there_cost_nothing(images: ImageSet, tmp_path: Path) -
 
 def test_a_training_goes_on_with_the_part_and_says_so(images: ImageSet, tmp_path: Path) -> None:
     config = TrainConfig(
-        finetune="last", loss="cross-entropy", precision="fp32", batch_size=16, budget=3.0,
+        finetune="last", loss="cross-entropy", precision="fp32", batch_size=16, budget=6.0,
         workers=1, augment="none", real_weights=False, train_size=8,
     )  # fmt: skip
     parts = split(images, "seen-classes", share=0.1)
@@ -117,6 +117,6 @@ def test_a_training_goes_on_with_the_part_and_says_so(images: ImageSet, tmp_path
     validation = Validation(images, parts, training_compute(config))
     started = time.monotonic()
     result = train(training, slow(), config, validation, tmp_path)
-    assert time.monotonic() - started < 4.5
+    assert time.monotonic() - started < 9
     assert any("drawn by class. A longer --budget" in sentence for sentence in result.warnings)
     assert result.steps > 0 and result.num_classes == 5
