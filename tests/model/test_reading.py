@@ -86,7 +86,7 @@ def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> Non
     part = read(images, tmp_path / "part", budget)
     took = time.monotonic() - started
     assert 96 <= len(part.images) < 400
-    assert took < budget  # a part of it is left
+    assert took < budget / 2  # a quarter for reading, and what starting takes
     assert part.left_out + len(part.images) + len(part.broken) == len(images)
     assert part.vectors.shape == (len(part.images), 8)
     place = {name: i for i, name in enumerate(whole.images.ids)}
