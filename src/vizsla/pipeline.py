@@ -20,6 +20,7 @@ from vizsla import storage
 from vizsla.choose.fusion import WeightsChoice
 from vizsla.choose.refinement import Choice, chain_for
 from vizsla.choose.validation import nearness
+from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import (
     DataFolders,
     ImageSet,
@@ -30,7 +31,7 @@ from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import embed, fingerprint
+from vizsla.model.inference import embed
 from vizsla.model.microbatch import Processes, open_processes
 from vizsla.model.network import Network
 from vizsla.model.projection import WHITENINGS

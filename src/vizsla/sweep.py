@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import opening, pipeline, storage
+from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import open_data
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.backbones import resolve
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import fingerprint
 from vizsla.model.pooling import POOLINGS
 from vizsla.model.shared import TOGETHER, embed_together
 from vizsla.pipeline import Progress

@@ -92,11 +92,11 @@ class ProcessDecoder:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._run = max(1, min(2 * RUN, shape[1] // workers))
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._all = [_Worker(self._task, self._shared) for _ in range(workers)]
+        self._all: list[_Worker] = []
         try:
-            for worker in self._all:
-                worker.wait()
-                self._free.put(worker)
+            for _ in range(workers):  # all start at once, and nobody waits for them yet
+                self._all.append(_Worker(self._task, self._shared))
+                self._free.put(self._all[-1])
         except BaseException:
             self.close()
             raise
@@ -125,7 +125,6 @@ class ProcessDecoder:
             worker.end()
             worker = _Worker(self._task, self._shared)
             self._all.append(worker)
-            worker.wait()
         finally:
             self._free.put(worker)
         if len(paths) == 1:
@@ -144,14 +143,19 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )  # fmt: skip
 
-    def wait(self) -> None:
+        self._started = False
+
+    def _wait(self) -> None:
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
             raise StorageError("a decoding process did not start: see its message above")
+        self._started = True
 
     def ask(self, ring: int, start: int, paths: list[str]) -> Reasons | None:
-        """None where the process is gone."""
+        """None where the process is gone; StorageError where it never came."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        if not self._started:
+            self._wait()
         with suppress(OSError, ValueError):
             self._process.stdin.write(json.dumps([ring, start, paths]) + "\n")
             reasons: Reasons = json.loads(self._process.stdout.readline())

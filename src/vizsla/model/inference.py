@@ -5,12 +5,11 @@ number of batches, every batch has one shape, and a broken image keeps its slot.
 grow with the number of images.
 """
 
-import hashlib
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 
 from vizsla import storage
 from vizsla.data.batches import Batch, Loader, in_chunks
+from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, ImageError, UsageError
 from vizsla.model.cache import VectorCache, content_of, space_of
@@ -36,7 +36,6 @@ log = logging.getLogger("vizsla.embed")
 Progress = Callable[[int, int], None]  # (images done, images in all)
 SHARD_IMAGES = 1024  # what an interruption costs at most
 MAX_PIXELS = 100_000_000
-PIECE = 4096  # bytes
 
 
 # ── a whole set, into a folder ───────────────────────────────────────────────────────────────────
@@ -167,13 +166,25 @@ def _write_from(
     per_shard, total = writer.about["shard_images"], len(source.images)
     ranges = [range(i, min(i + per_shard, total)) for i in range(done, total, per_shard)]
     report = (lambda count: progress(count, total)) if progress else None
-    for positions, shard in engine(source, network, ranges, report):
-        if shard.broken:
-            source.images.require_root()  # gone altogether, it would make all that follow broken
-        writer.add(
-            shard.ids, shard.vectors, shard.attributes, shard.broken,
-            number=positions.start // per_shard,
-        )  # fmt: skip
+    # Beside a GPU a shard is written while the next one is computed; a CPU would gain nothing.
+    behind = ThreadPoolExecutor(1) if network.compute.kind == "cuda" else None
+    writing: Future[None] | None = None
+    with behind or nullcontext():
+        for positions, shard in engine(source, network, ranges, report):
+            if shard.broken:
+                source.images.require_root()  # gone, it would make all that follow broken
+            write = partial(
+                writer.add, shard.ids, shard.vectors, shard.attributes, shard.broken,
+                number=positions.start // per_shard,
+            )  # fmt: skip
+            if behind is None:
+                write()
+                continue
+            if writing is not None:
+                writing.result()
+            writing = behind.submit(write)
+        if writing is not None:
+            writing.result()
 
 
 # ── shards ───────────────────────────────────────────────────────────────────────────────────────
@@ -382,35 +393,6 @@ def _report_broken(written: Written, images: ImageSet) -> None:
         "broken and left out: %d of %d images in %s (%s%s); all are listed in %s",
         len(broken), len(images), images.place, first, more, written.folder / "manifest.json",
     )  # fmt: skip
-
-
-def fingerprint(images: ImageSet) -> str:
-    """SHA-256 over ids, contents and attributes: what the vectors and their table are made from.
-
-    Of a file's content its size and three pieces are read, from its start, middle and end.
-    """
-    digest = hashlib.sha256()
-    for i, name in enumerate(images.ids):
-        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        digest.update(_pieces(images.path(i)) if images.source is None else images.stamp(i))
-    for column in images.attributes.column_names:
-        digest.update(f"{column}\0".encode())
-        for value in images.attributes[column].to_pylist():
-            digest.update(f"{value!r}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _pieces(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            pieces = [str(size).encode()]
-            for start in (0, size // 2, max(0, size - PIECE)):
-                file.seek(start)
-                pieces.append(file.read(PIECE))
-    except OSError:
-        return b"unreadable"
-    return b"\0".join(pieces)
 
 
 def whole_batches(shard_images: int, batch_size: int) -> int:

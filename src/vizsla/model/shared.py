@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import UsageError, VizslaError
 from vizsla.model.cache import VectorCache, content_of, space_of
@@ -31,7 +32,6 @@ from vizsla.model.inference import (
     Shard,
     Source,
     embed_shards,
-    fingerprint,
     whole_batches,
 )
 from vizsla.model.network import Network

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from vizsla import opening, revisit, runconfig, storage
+from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet, labels_for, open_data, read_labels
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError, VizslaError
 from vizsla.model.compute import resolve_compute
 from vizsla.model.embeddings import Embeddings, is_embeddings
-from vizsla.model.inference import embed, fingerprint
+from vizsla.model.inference import embed
 from vizsla.runs import is_run
 from vizsla.search.index import FolderIndex
 from vizsla.search.store import is_index

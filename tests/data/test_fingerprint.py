@@ -1,0 +1,85 @@
+"""The number that says whether a set of images is still the same."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from vizsla.data import fingerprint as module
+from vizsla.data.fingerprint import digests, fingerprint
+from vizsla.data.imageset import ImageSet
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files below and above what is read at once."""
+    for i, size in enumerate((0, 10, 5000, 70_000, 200_000)):
+        (tmp_path / f"{i} é.jpg").write_bytes(bytes(n % 251 for n in range(size)))
+    return tmp_path
+
+
+def of(folder: Path) -> str:
+    return fingerprint(ImageSet(folder, sorted(p.name for p in folder.iterdir())))
+
+
+def test_it_stays_while_nothing_changes(folder: Path) -> None:
+    assert of(folder) == of(folder)
+
+
+@pytest.mark.parametrize("where", [0, 99_999, 199_999])
+def test_a_byte_at_start_middle_or_end_is_seen(folder: Path, where: int) -> None:
+    before, path = of(folder), folder / "4 é.jpg"
+    content = bytearray(path.read_bytes())
+    content[where] ^= 1
+    path.write_bytes(content)
+    assert of(folder) != before
+
+
+def test_a_name_a_size_and_a_missing_file_are_seen(folder: Path) -> None:
+    images = ImageSet(folder, sorted(p.name for p in folder.iterdir()))
+    seen = {fingerprint(images)}
+    (folder / "3 é.jpg").write_bytes((folder / "3 é.jpg").read_bytes() + b"\0")
+    seen.add(fingerprint(images))
+    (folder / "3 é.jpg").unlink()
+    seen.add(fingerprint(images))
+    (folder / "2 é.jpg").rename(folder / "2.jpg")
+    seen.add(of(folder))
+    assert len(seen) == 4
+
+
+def test_an_attribute_is_seen(folder: Path) -> None:
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
+    seen = {
+        fingerprint(ImageSet(folder, ["a.png"], pa.table({"colour": [colour]})))
+        for colour in ("red", "blue", None)
+    }
+    assert len(seen) == 3
+
+
+def test_processes_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(path) for path in sorted(folder.iterdir())] + [str(folder / "none"), str(folder)]
+    paths.append(os.fsdecode(os.fsencode(str(folder)) + b"/\xff.jpg"))
+    alone = digests(paths)
+    calls: list[Any] = []
+    run = module.subprocess.run
+    monkeypatch.setattr(module, "MANY", 2)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(
+        module.subprocess, "run", lambda *a, **k: calls.append(run(*a, **k)) or calls[-1]
+    )
+    assert digests(paths) == alone
+    assert len(calls) == 4
+    assert all(done.returncode == 0 for done in calls)
+
+
+def test_without_processes_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    alone = digests(paths)
+    monkeypatch.setattr(module, "MANY", 2)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sys, "executable", str(folder / "no python"))
+    assert digests(paths) == alone
