@@ -45,8 +45,9 @@ Pair = tuple[Embeddings, Embeddings]
 
 
 class Bench:
-    def __init__(self, shared: Path, cache: Path, name: str) -> None:
+    def __init__(self, shared: Path, cache: Path, name: str, interpolation: str | None) -> None:
         self.folder, self.cache, self.name = shared / "data" / name, cache / name, name
+        self.interpolation = interpolation
         self.weights = shared / "weights/mobilenetv2_100.safetensors"
         self.data: DataFolders = open_data(self.folder)
         truth = truth_of_folders(self.data)
@@ -57,12 +58,16 @@ class Bench:
     def embedded(self, role: str, views: str | None = None) -> Embeddings:
         images = {"query": self.data.query, "gallery": self.data.gallery}.get(role, self.training)
         name = role if views is None else f"{role}-{views.replace(',', '_')}"
+        if self.interpolation:
+            name += f"-{self.interpolation}"
         folder = self.cache / f"{name}.emb"
         if is_embeddings(folder):
             return Embeddings.open(folder)
         embedder = load_embedder(
             "mobilenetv2", weights=str(self.weights), pooling="gap", views=views
         )
+        if self.interpolation:
+            embedder = embedder.with_interpolation(self.interpolation)
         return embed(images, embedder, folder, compute=resolve_compute(precision="fp32"))
 
     def test(self, views: str | None = None) -> Pair:
@@ -142,12 +147,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--parts", default="chains,whiten,views,auto")
+    parser.add_argument("--interpolation", help="resize by another one than the model's own")
     parser.add_argument("-o", "--out", type=Path)
     asked = parser.parse_args()
     every, choices = [], {}
     for name in asked.sets.split(","):
         rows, choices[name] = measure(
-            Bench(asked.shared, asked.cache, name), set(asked.parts.split(","))
+            Bench(asked.shared, asked.cache, name, asked.interpolation), set(asked.parts.split(","))
         )
         every += rows
     print(Table(list(every[0]), [list(row.values()) for row in every]).text())

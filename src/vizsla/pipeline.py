@@ -28,7 +28,7 @@ from vizsla.data.imageset import (
 from vizsla.data.listing import few
 from vizsla.data.splits import Target
 from vizsla.errors import ModelError, StorageError, UsageError
-from vizsla.model.compute import Compute, resolve_compute
+from vizsla.model.compute import Compute, resolve_compute, written_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import embed
@@ -295,6 +295,7 @@ def network_of_run(this: Run, config: RunConfig) -> Network:
     compute = resolve_compute(
         device=config.device, precision=config.precision, compiling=config.compiling,
         batch_size=config.batch_size, workers=config.workers,
+        written=written_compute(this.folder / "embeddings" / "gallery"),
     )  # fmt: skip
     return Network(Embedder.load(this.folder / "embedder"), compute)
 

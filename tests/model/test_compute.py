@@ -210,6 +210,33 @@ def test_bf16_is_chosen_only_where_the_network_bears_it(
     assert ("moves the cosines" in caplog.text) == (expected == "fp32")
 
 
+def test_a_few_images_decide_for_themselves_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image shows nothing, copies of one picture as little; what is known is used for both."""
+    monkeypatch.setattr(compute, "has_fast_bf16", lambda device: True)
+    dice = np.random.default_rng(0)
+    for i in range(12):
+        colour = [90, 90, 90] if i < 4 else dice.integers(0, 255, 3)
+        pixels = np.full((20, 20, 3), colour, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+    photos = ImageSet.from_folder(tmp_path)
+    torch.manual_seed(7)
+    known = Embedder.from_module(Ill(0.0), Preprocess((16, 16), 16), name="a few")
+
+    def chosen(images: int) -> str:
+        return resolve_compute(
+            device="cpu", embedder=known, images=images, sample=photos.path
+        ).precision
+
+    assert chosen(1) == "fp32"
+    assert chosen(4) == "fp32"  # copies
+    assert resolve_compute(device="cpu", embedder=known).precision == "fp32"
+    assert chosen(12) == "bf16"
+    assert chosen(1) == "bf16"  # known by now
+    assert resolve_compute(device="cpu", embedder=known).precision == "bf16"
+
+
 def test_auto_scores_as_fp32_does(shared: Path, tmp_path: Path) -> None:
     """Real photos by real features, of a network that does not bear bf16."""
     images = ImageSet.from_folder(shared / "data/clothing/test/query").subset(range(16))

@@ -75,9 +75,11 @@ def check_data(
             embedder = opening.load_embedder(
                 model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
             )
+            largest = max(sets.values(), key=len)
             compute = resolve_compute(
-                device=device, precision=precision, batch_size=batch_size, workers=workers
-            )
+                device=device, precision=precision, batch_size=batch_size, workers=workers,
+                embedder=embedder, images=len(largest), sample=largest.file,
+            )  # fmt: skip
             embed = audit.embedding_in(
                 Path(scratch), embedder, compute, max_pixels=max_pixels, progress=progress
             )

@@ -169,7 +169,11 @@ def embedded_queries(
         names = dict.fromkeys(path.as_posix() for path in sources)
         images = ImageSet(Path(), sorted(names, key=str.encode))
     with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
-        compute = inference.resolve_compute(device=device)
+        compute = inference.resolve_compute(
+            device=device, embedder=embedder, images=len(images), sample=images.file
+        )
+        if compute.kind == "cpu":  # a lone query is not one of 32
+            compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
         return inference.embed(images, embedder, folder, compute=compute, progress=progress)
 
 

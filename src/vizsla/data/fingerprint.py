@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,16 @@ PIECE = 4096  # bytes
 READ_WHOLE = 16 * PIECE  # what is no larger is read at once, which is quicker
 MANY = 8192  # files from which on processes share the reading, where there are cores for them
 SHARE = 65536  # files that a process takes at most
+NOTHING = b"unreadable"  # stands for the content of what cannot be read
+UNREADABLE = hashlib.sha256(NOTHING).digest()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """fingerprint: of the whole set. unreadable: positions of files that could not be read."""
+
+    fingerprint: str
+    unreadable: frozenset[int]
 
 
 def fingerprint(images: "ImageSet") -> str:
@@ -24,18 +35,24 @@ def fingerprint(images: "ImageSet") -> str:
 
     Of a file's content its size and three pieces are read, from its start, middle and end.
     """
+    return seen(images).fingerprint
+
+
+def seen(images: "ImageSet") -> Seen:
+    """The same, and what could not be read."""
     digest = hashlib.sha256()
     if images.source is None:
-        seen = digests([f"{images.root}/{name}" for name in images.ids])
+        contents = digests([f"{images.root}/{name}" for name in images.ids])
     else:
-        seen = [images.stamp(i) for i in range(len(images))]
-    for name, content in zip(images.ids, seen, strict=True):
+        contents = [images.stamp(i) for i in range(len(images))]
+    for name, content in zip(images.ids, contents, strict=True):
         digest.update(f"{name}\0".encode("utf-8", "surrogateescape") + content)
     for column in images.attributes.column_names:
         digest.update(f"{column}\0".encode())
         for value in images.attributes[column].to_pylist():
             digest.update(f"{value!r}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    missing = frozenset(i for i, content in enumerate(contents) if content == UNREADABLE)
+    return Seen(digest.hexdigest(), missing)
 
 
 def digests(paths: Sequence[str]) -> list[bytes]:
@@ -63,6 +80,10 @@ def _elsewhere(paths: Sequence[str]) -> list[bytes]:
     return [_digest(path) for path in paths]
 
 
+def is_readable(path: str) -> bool:
+    return _digest(path) != UNREADABLE
+
+
 def _digest(path: str) -> bytes:
     return hashlib.sha256(_pieces(path)).digest()
 
@@ -71,7 +92,7 @@ def _pieces(path: str) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError:
-        return b"unreadable"
+        return NOTHING
     try:
         size = os.fstat(handle).st_size
         if size <= READ_WHOLE:
@@ -84,7 +105,7 @@ def _pieces(path: str) -> bytes:
             pieces.append(os.read(handle, PIECE))
         return b"\0".join(pieces)
     except OSError:
-        return b"unreadable"
+        return NOTHING
     finally:
         os.close(handle)
 

@@ -259,6 +259,7 @@ def _pillow_at_ease(max_pixels: int) -> Iterator[None]:
 
 # ── why not ──────────────────────────────────────────────────────────────────────────────────────
 
+CANNOT_BE_READ = "the file cannot be read"  # by the system: another time it may be
 _NOT_PICTURES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the picture itself: run `git lfs pull`"),
     (b"%!PS", "PostScript, which is not read because it is a program"),
@@ -338,5 +339,5 @@ def _reason_of_system(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "no permission to read the file"
     if isinstance(error, OSError) and error.strerror:
-        return f"the file cannot be read: {error.strerror.lower()}"
+        return f"{CANNOT_BE_READ}: {error.strerror.lower()}"
     return f"the file cannot be opened: {error}"

@@ -18,24 +18,26 @@ from vizsla.model.compute import Compute, Sample
 from vizsla.model.embedder import Embedder
 from vizsla.model.network import Network
 
-LOOKED_AT = 8  # images
+LOOKED_AT = 8  # images that differ
+TRIED = 24  # images, to find so many
 
 
 def moved_scores(
     embedder: Embedder,
     device: str,
     precision: str,
-    images: int,
-    sample: Sample,
+    images: int = 0,
+    sample: Sample | None = None,
 ) -> float | None:
-    """The mean change of the cosines between a few images; None where no two can be read.
+    """The mean change of the cosines between a few images; None where it is not known.
 
-    Found out once for each model and kind of machine, and remembered.
+    Found out once for each model and kind of machine, on LOOKED_AT images, and remembered; fewer
+    (two at least) speak for themselves alone.
     """
     place = _place(embedder, device, precision)
     with contextlib.suppress(StorageError, TypeError, KeyError, ValueError):
         return float(storage.read_json(place)["moved"])
-    pixels = _pixels(embedder, images, sample)
+    pixels = _pixels(embedder, images, sample) if sample else []
     if len(pixels) < 2:
         return None
     batch = torch.from_numpy(np.stack(pixels))
@@ -43,21 +45,27 @@ def moved_scores(
         Network(embedder, Compute(device, p, len(batch), 1)).submit(batch).result()
         for p in ("fp32", precision)
     )
-    moved = float(np.abs(whole @ whole.T - half @ half.T).mean())
+    change = np.abs(whole @ whole.T - half @ half.T)
+    moved = float(change[~np.eye(len(change), dtype=bool)].mean())  # of one with itself it is 1
     if not np.isfinite(moved):
         moved = 2.0  # more than two cosines can differ
+    if len(pixels) < LOOKED_AT:
+        return moved
     with contextlib.suppress(StorageError):  # a read-only cache folder costs time, nothing else
         storage.write_json(place, {"name": embedder.name, "moved": moved})
     return moved
 
 
 def _pixels(embedder: Embedder, images: int, sample: Sample) -> list[np.ndarray]:
-    """Of readable images, spread over the set."""
-    found = []
-    for i in dict.fromkeys(np.linspace(0, images - 1, LOOKED_AT).astype(int).tolist()):
+    """Of readable images that differ, spread over the set."""
+    found: dict[bytes, np.ndarray] = {}
+    for i in dict.fromkeys(np.linspace(0, images - 1, min(images, TRIED)).astype(int).tolist()):
         with contextlib.suppress(ImageError):
-            found.append(embedder.preprocess.framing.read(sample(i)))
-    return found
+            pixels = embedder.preprocess.framing.read(sample(i))
+            found[pixels.tobytes()] = pixels
+        if len(found) == LOOKED_AT:
+            break
+    return list(found.values())
 
 
 def _place(embedder: Embedder, device: str, precision: str) -> Path:

@@ -114,7 +114,8 @@ def resolve_compute(
 
     embedder and images (how many there are to embed) decide whether compiling pays, and how large
     a batch is on a GPU. sample: the i-th image, as `read_image` takes it; by a few of them it is
-    seen whether the network bears half precision; without, whatever is fast is taken. written: the
+    seen whether the network bears half precision, unless that is known from earlier; where it is
+    not, fp32 is taken. Without an embedder whatever is fast is taken. written: the
     facts of an earlier run that goes on; its choices stand for every `auto`.
     """
     earlier = written or {}
@@ -166,14 +167,17 @@ def _precision(
     """The fastest that the hardware has and the network bears."""
     if not has_fast_bf16(device):
         return "fp32"
-    if embedder is None or sample is None or images < 2:
+    if embedder is None:
         return "bf16"
     from vizsla.model.bearing import moved_scores
 
     candidates = ("bf16", "fp16") if torch.device(device).type == "cuda" else ("bf16",)
     for precision in candidates:
         moved = moved_scores(embedder, device, precision, images, sample)
-        if moved is None or moved <= MOVED:
+        if moved is None:
+            log.info("in fp32: too few images to see whether the network bears %s", precision)
+            break
+        if moved <= MOVED:
             return precision
         log.info(
             "not in %s: it moves the cosines of these images by %.4f on average, more than %.4f",

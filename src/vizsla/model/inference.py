@@ -6,10 +6,11 @@ grow with the number of images.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image
 
 from vizsla import storage
 from vizsla.data.batches import Batch, Loader, in_chunks
-from vizsla.data.fingerprint import fingerprint
+from vizsla.data.fingerprint import Seen, is_readable, seen
+from vizsla.data.images import CANNOT_BE_READ
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, ImageError, UsageError
 from vizsla.model.cache import VectorCache, content_of, space_of
@@ -118,19 +120,20 @@ def write_embeddings(
         if overwrite:
             _clear(out)
         source = Source(images, max_pixels, picture, vectors)
-        writer = _writer(source, network, out, store, shard_images)
+        found = seen(images)
+        writer = _writer(source, found, network, out, store, shard_images)
         done = writer.resume()
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
         try:
-            _write_from(done, source, network, writer, engine or embed_here, progress)
+            _write_from(done, source, found, network, writer, engine or embed_here, progress)
         except CompilingError as error:
             if writer.done > done or done:  # nothing may be mixed
                 raise
             log.warning("%s: goes on without compiling", error)
             network.compute = replace(network.compute, compiled=False)
-            writer = _writer(source, network, out, store, shard_images)
-            _write_from(0, source, network, writer, engine or embed_here, progress)
+            writer = _writer(source, found, network, out, store, shard_images)
+            _write_from(0, source, found, network, writer, engine or embed_here, progress)
         writer.finish()
     broken = [(name, why) for shard in writer.shards for name, why in shard["broken"]]
     written = Written(
@@ -141,14 +144,14 @@ def write_embeddings(
 
 
 def _writer(
-    source: "Source", network: Network, out: Path, store: str, shard_images: int
+    source: "Source", found: Seen, network: Network, out: Path, store: str, shard_images: int
 ) -> ShardWriter:
     compute = network.compute
     about = {
         "model_id": network.embedder.model_id,
         "compute_id": compute.id,
         "compute": compute.facts,
-        "images": fingerprint(source.images),
+        "images": found.fingerprint,
         "max_pixels": source.max_pixels,
         "shard_images": whole_batches(shard_images, compute.batch_size),
     }
@@ -158,6 +161,7 @@ def _writer(
 def _write_from(
     done: int,
     source: "Source",
+    found: Seen,
     network: Network,
     writer: ShardWriter,
     engine: "Engine",
@@ -173,6 +177,7 @@ def _write_from(
         for positions, shard in engine(source, network, ranges, report):
             if shard.broken:
                 source.images.require_root()  # gone, it would make all that follow broken
+                _require_still_there(source, found, positions, shard.broken)
             write = partial(
                 writer.add, shard.ids, shard.vectors, shard.attributes, shard.broken,
                 number=positions.start // per_shard,
@@ -187,17 +192,63 @@ def _write_from(
             writing.result()
 
 
+def _require_still_there(
+    source: "Source", found: Seen, positions: range, broken: list[tuple[str, str]]
+) -> None:
+    """DataError where images that could be read at the start cannot be now: they may come back."""
+    images = source.images
+    if images.source is not None or source.picture is not None:
+        return
+    lost = []
+    reasons = dict(broken)
+    for i in positions:
+        reason = reasons.get(images.ids[i])
+        if reason is None or i in found.unreadable:
+            continue
+        if reason.startswith(CANNOT_BE_READ) or not is_readable(str(images.path(i))):
+            lost.append(f"{images.ids[i]}: {reason}")
+    if lost:
+        raise DataError(
+            f"{len(lost)} of images {positions.start + 1} to {positions.stop} in {images.place} "
+            f"could be read at the start, and not when they were embedded (first: {lost[0]}); what "
+            "was embedded before them is kept. Run the same command again when they are back"
+        )
+
+
 # ── shards ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures come from. cache: their vectors may be known already."""
+    """Where pictures come from. cache: their vectors may be known already.
+
+    since: when their fingerprint, or content, was taken; files must not change from then on.
+    """
 
     images: ImageSet
     max_pixels: int = MAX_PIXELS
     picture: Callable[[int], Image.Image] | None = None
     cache: VectorCache | None = None
+    since: float = field(default_factory=time.time)
+
+    def require_unchanged(self, positions: Sequence[int]) -> None:
+        """DataError where a file was written, or put in the place of another, since then."""
+        if self.images.source is not None or self.picture is not None:
+            return
+        changed = [i for i in positions if self._changed(self.images.path(i))]
+        if changed:
+            raise DataError(
+                f"{len(changed)} images in {self.images.place} changed while they were embedded "
+                f"(first: {self.images.ids[changed[0]]}); what was embedded before them is kept. "
+                "Run the same command again when nothing changes them; with --overwrite if they "
+                "are others for good"
+            )
+
+    def _changed(self, path: Path) -> bool:
+        with suppress(OSError):
+            stat = path.stat()
+            return max(stat.st_mtime, stat.st_ctime) > self.since
+        return False
 
 
 @dataclass(frozen=True)
@@ -335,6 +386,7 @@ def _finished(drafts: "deque[_Draft]", source: Source, network: Network) -> Iter
     """The first shards, as far as nothing of them is waited for."""
     while drafts and not drafts[0].waiting:
         draft = drafts.popleft()
+        source.require_unchanged(draft.positions)
         if source.cache is not None and draft.fresh:
             first = draft.positions.start
             new = {draft.contents[i]: draft.vectors[i - first] for i in draft.fresh}
