@@ -99,12 +99,21 @@ def compiled(
     except Exception as error:  # whatever a compiler may say of somebody's network
         first = next(iter(str(error).strip().splitlines()), "")
         reason = f"{type(error).__name__}: {first[:200]}"
-        _remember(embedder, compute, {"failed": reason})
+        if not _from_system(error):  # a full disk is no property of the network
+            _remember(embedder, compute, {"failed": reason})
         raise CompilingError(f"{embedder.name} cannot be compiled ({reason})") from error
     log.info("compiled in %.0f s", known["seconds"])
     known.pop("failed", None)
     _remember(embedder, compute, known)
     return made
+
+
+def _from_system(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError | MemoryError) or "Errno" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager
