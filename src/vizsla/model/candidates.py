@@ -15,7 +15,7 @@ from vizsla.data.transforms import Preprocess
 from vizsla.model import heads
 from vizsla.model.choice import Candidate, Contest, interpolated
 from vizsla.model.embedder import Embedder
-from vizsla.model.loop import EARLY, Clock
+from vizsla.model.loop import Clock
 from vizsla.model.projection import Projection
 
 log = logging.getLogger("vizsla.train")
@@ -36,7 +36,7 @@ class Costs:
 
     def of_all(self, framings: int) -> float:
         """What is kept back of a budget for the choice at the end."""
-        validations = 2 + len(EARLY) + len(ALPHAS) + framings * LARGER**2
+        validations = 2 + len(ALPHAS) + framings * LARGER**2
         return validations * self.validating + LARGER**2 * self.refitting + SAVING_SECONDS
 
 

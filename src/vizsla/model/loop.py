@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ log = logging.getLogger("vizsla.train")
 SAVE_SECONDS = 60.0
 SAFE_STEPS = 20  # between copies of weights that gave a finite loss
 TOLD_STEPS = 10  # between lines in the log
-EARLY = (0.25, 0.5)  # of the way, where the average of the weights is kept as well
 
 
 class Clock:
@@ -72,8 +71,7 @@ class LoopConfig:
 class LoopResult:
     """final_loss: the mean over the last tenth of the steps. stopped: why, when before its end.
 
-    averaged: the moving average of the weights, None without. early: what it was at each share of
-    EARLY, the later first: where test classes are new, more training may do harm.
+    averaged: the moving average of the weights, None without.
     """
 
     steps: int
@@ -81,7 +79,6 @@ class LoopResult:
     averaged: dict[str, Tensor] | None
     stopped: str | None = None
     images_per_second: float = 0.0
-    early: dict[float, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def final_loss(self) -> float:
@@ -110,7 +107,6 @@ class Loop:
         self.folder, self.about = folder, about
         self.step, self.losses, self.spent = 0, [], 0.0  # type: int, list[float], float
         self.average = moving_average(embedder, config.ema_decay) if config.ema_decay else None
-        self.early: dict[float, dict[str, Tensor]] = {}
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -150,7 +146,6 @@ class Loop:
             if self.step % SAFE_STEPS == 0:
                 safe = self._safe_copy()
             norm = self._update(rate_at(done, self.config.warmup))
-            self._keep_early(done)
             self.losses.append(value)
             self.step += 1
             self._tell(log_file, value, norm, done, begun, first, progress)
@@ -165,7 +160,6 @@ class Loop:
             self._averaged(),
             stopped,
             self.step * self.plan.batch_size / took,
-            dict(sorted(self.early.items(), reverse=True)) if stopped is None else {},
         )
 
     @property
@@ -259,12 +253,6 @@ class Loop:
         finite = all(bool(t.isfinite().all()) for t in state.values() if t.is_floating_point())
         return dict(state) if finite else None
 
-    def _keep_early(self, done: float) -> None:
-        for share in EARLY:
-            if self.average is not None and done >= share and share not in self.early:
-                state = self._trained_state(self.average.module)
-                self.early[share] = {name: t.detach().clone() for name, t in state.items()}
-
     # ── resuming ─────────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> None:
@@ -281,7 +269,6 @@ class Loop:
             "scaler": self.maker.scaler.state_dict(),
             "average": self._trained_state(self.average.module) if self.average else None,
             "averages": int(self.average.n_averaged) if self.average else 0,
-            "early": self.early,
             "generators": checkpoint.generator_states(),
         }
         checkpoint.save_state(self.folder, state, about=self.about)
@@ -301,7 +288,6 @@ class Loop:
         if self.average is not None and state["average"] is not None:
             self.average.module.load_state_dict(state["average"], strict=False)
             self.average.n_averaged.fill_(state["averages"])
-        self.early = state.get("early", {})
         checkpoint.set_generator_states(state["generators"])
         log.info("going on from step %d, after %.0f s", self.step, state["clock"])
         return True

@@ -274,10 +274,6 @@ class _Training:
             averaged: Any = loop.average.module
             ends.append(("average of weights", averaged))
         ends.append(("last weights", tuned))
-        for share, state in self.loop_result.early.items() if self.loop_result else ():
-            sooner = copy.deepcopy(tuned)
-            sooner.load_state_dict(state, strict=False)
-            ends.append((f"average after {share:g} of the time", sooner))
         entries = TunedEntries(
             contest, self.clock, self._costs(), pooled=self._pooled, labels=self.labels,
             dim=self.config.dim, seed=self.config.seed, warn=self._warn,
