@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ BUILD_EFFORT = 80  # candidates for a node's links
 TRAIN_PER_CELL = 64
 TRAIN_PASSES = 10
 ADD_ROWS = 65_536
+TOGETHER = 1024  # queries whose candidates are in memory at a time
+GATHER_BYTES = 16 * 2**20  # of candidates' vectors that are copied at a time
 EXACT_BELOW = 0.05  # share of the rows that a filter allows
 
 
@@ -75,8 +78,8 @@ class Structure:
 
     def candidates(
         self, queries: np.ndarray, n: int, effort: int, allowed: np.ndarray | None = None
-    ) -> np.ndarray:
-        """(Q, n) int64 rows, best first by the structure's own coarse scores, -1 behind the last.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, n) int64 rows, best first, -1 behind the last, and (Q, n) float32 coarse scores.
 
         effort: candidates that the graph's search holds, or cells looked into.
         allowed: (n,) bool; rows behind it are not.
@@ -96,8 +99,13 @@ class Structure:
                 options = faiss.SearchParametersIVF(**wanted)
             # faiss.contrib.torch_utils, which pytorch-metric-learning loads, takes no params
             search = getattr(self.index, "search_numpy", self.index.search)
-            _, found = search(queries, n, params=options)
-        return np.asarray(found, np.int64)
+            scores, found = search(queries, n, params=options)
+        return np.asarray(found, np.int64), scores
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds the vectors as they are, so that its scores are float32 scores."""
+        return self.kind == "ivf"
 
     def efforts(self, n: int) -> list[int]:
         """Doubling, from the least to what is nearly like looking everywhere."""
@@ -122,6 +130,23 @@ class Structure:
         return Structure(kind, faiss.read_index(str(path)))
 
 
+@dataclass(frozen=True, eq=False)
+class Outside:
+    """Rows that are not in the structure, rising, and their vectors (n, D), float32."""
+
+    rows: np.ndarray
+    vectors: np.ndarray
+
+    @staticmethod
+    def of(gallery: Rows, covered: int, apart: np.ndarray) -> "Outside":
+        rows = np.concatenate([apart, np.arange(covered, len(gallery))]).astype(np.int64)
+        return Outside(rows, np.ascontiguousarray(gallery[rows]))
+
+    def only(self, allowed: np.ndarray) -> "Outside":
+        kept = allowed[self.rows]
+        return Outside(self.rows[kept], self.vectors[kept])
+
+
 def nearest(
     structure: Structure,
     gallery: Rows,
@@ -129,63 +154,92 @@ def nearest(
     k: int,
     *,
     covered: int,
-    apart: np.ndarray,
+    outside: Outside,
     effort: int,
     candidates: int = CANDIDATES,
     allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (Q, k) and exact scores (Q, k); -1 in a row that only exact search can answer.
 
-    gallery: all N rows; those behind the first `covered`, and those `apart`, are not in the
-    structure and are looked at one and all.
+    gallery: all N rows, of which the structure knows the first `covered`, but not those `outside`:
+    these are looked at one and all.
     allowed: (N,) bool, the rows that may be found. What a filter lets through by the share s, is
-    looked for with 1/s of the effort.
+    looked for with 1/s of the effort, and many more than ten in as many cells as hold them twice.
     """
-    n = candidates_for(k, candidates)
-    outside = np.concatenate([apart, np.arange(covered, len(gallery))])
     mask = None
+    if structure.cells:
+        effort = max(effort, 2 * k * structure.cells // max(1, covered))
     if allowed is not None:
         effort = int(np.ceil(effort / max(allowed[:covered].mean(), EXACT_BELOW)))
-        outside, mask = outside[allowed[outside]], allowed[:covered]
-    found = structure.candidates(queries, n, effort, mask)
-    found[found >= covered] = -1  # added while this search is under way
-    complete = found[:, -1] >= 0
-    scores = _float_scores(queries, gallery, found)
-    if len(outside):
-        found, scores = _beside(found, scores, *_best_outside(queries, gallery, outside, n))
-    near = exact.within_error(queries, scores, k)
-    every = exact.rescored(queries, gallery, np.where(near, found, -1))
-    positions, best = exact.ordered(found, every, k)
-    positions = np.where(np.isinf(best), -1, positions)
-    # all candidates as good as the k-th: among equals, earlier ones may be missing
-    positions[complete & near[:, :n].all(axis=1)] = -1
+        outside, mask = outside.only(allowed), allowed[:covered]
+    positions, best = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+    for start in range(0, len(queries), TOGETHER):
+        asked = np.ascontiguousarray(queries[start : start + TOGETHER], np.float32)
+        found, scores = structure.candidates(asked, candidates_for(k, candidates), effort, mask)
+        late = found >= covered  # added while this search is under way
+        found[late], scores[late] = -1, -np.inf
+        if not structure.whole:
+            scores = float_scores(asked, gallery, found)
+        part = slice(start, start + TOGETHER)
+        positions[part], best[part] = _best(gallery, asked, k, found, scores, outside)
     return positions, best
 
 
-def _float_scores(queries: np.ndarray, gallery: Rows, found: np.ndarray) -> np.ndarray:
-    """(Q, n) float32, -inf where nothing was found."""
+def _best(
+    gallery: Rows, queries: np.ndarray, k: int, found: np.ndarray, scores: np.ndarray,
+    outside: Outside,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The k best of what was found (rows and float32 scores, (Q, n)) and of all outside."""
+    least = exact.lowest(queries, scores, k)
+    near = scores >= least
+    # where all candidates are as good as the k-th, earlier ones among its equals may be missing
+    unsure = (found[:, k - 1] < 0) | ((found[:, -1] >= 0) & near.all(axis=1))
+    near[unsure] = False
+    rows = [_compact(found, near)]
+    if len(outside.rows):
+        others = queries @ outside.vectors.T  # (Q, outside)
+        beside = others >= np.where(unsure[:, None], np.inf, least)
+        rows.append(_compact(np.broadcast_to(outside.rows, others.shape), beside))
+    few = np.concatenate(rows, axis=1)
+    if few.shape[1] < k:  # all are unsure
+        few = np.full((len(queries), k), -1)
+    positions, best = exact.ordered(few, exact.rescored(queries, gallery, few), k)
+    return positions, best
+
+
+def _compact(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(Q, W) the wanted ones of each line, in their order, -1 behind the last."""
+    counts = wanted.sum(axis=1)
+    line, column = np.nonzero(wanted)
+    few = np.full((len(rows), counts.max(initial=0)), -1, np.int64)
+    few[line, np.arange(len(line)) - np.repeat(np.cumsum(counts) - counts, counts)] = (
+        rows[line, column]
+    )  # fmt: skip
+    return few
+
+
+def float_scores(queries: np.ndarray, gallery: Rows, found: np.ndarray) -> np.ndarray:
+    """(Q, n) float32 scores of these rows, -inf where a row is -1."""
+    import faiss as typed
+
+    faiss: Any = typed
+    vectors = gallery.vectors
+    queries, found = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(found)
+    in_place = gallery.rows is None and vectors.dtype == np.float32 and vectors.flags.c_contiguous
+    if in_place and len(queries) > 1:  # nothing is copied; waking threads for one takes longer
+        scores = np.empty(found.shape, np.float32)
+        faiss.fvec_inner_products_by_idx(
+            *map(faiss.swig_ptr, (scores, queries, vectors, found)), queries.shape[1], *found.shape
+        )
+        return scores
     scores = np.full(found.shape, -np.inf, np.float32)
-    for query, row, into in zip(queries, found, scores, strict=True):
-        valid = row >= 0
-        into[valid] = gallery[row[valid]] @ query
+    size = max(1, GATHER_BYTES // (4 * max(1, queries.shape[1] * found.shape[1])))
+    for start in range(0, len(queries), size):
+        part = found[start : start + size]
+        picked = gallery[part.clip(0).reshape(-1)].reshape(*part.shape, -1)
+        products = np.matmul(picked, queries[start : start + size, :, None])[..., 0]
+        scores[start : start + size] = np.where(part >= 0, products, -np.inf)
     return scores
-
-
-def _best_outside(
-    queries: np.ndarray, gallery: Rows, outside: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The n best of these rows by float32 scores (all where they are fewer): rows, scores."""
-    scores = queries @ gallery[outside].T  # (Q, outside)
-    if len(outside) <= n:
-        return np.broadcast_to(outside, scores.shape), scores
-    at = np.argpartition(scores, -n, axis=1)[:, -n:]
-    return outside[at], np.take_along_axis(scores, at, axis=1)
-
-
-def _beside(
-    found: np.ndarray, scores: np.ndarray, rows: np.ndarray, others: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([found, rows], axis=1), np.concatenate([scores, others], axis=1)
 
 
 def candidates_for(k: int, candidates: int = CANDIDATES) -> int:

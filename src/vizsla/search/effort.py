@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vizsla.search import ann, exact
-from vizsla.search.ann import Structure
+from vizsla.search.ann import Outside, Structure
 from vizsla.search.exact import Rows
 
 log = logging.getLogger("vizsla.index")
@@ -90,7 +90,7 @@ class Sample:
             return 1.0
         rows, scores = ann.nearest(
             structure, gallery, self.queries, DEPTH + 1,
-            covered=len(gallery), apart=self.apart,
+            covered=len(gallery), outside=Outside.of(gallery, len(gallery), self.apart),
             effort=effort, candidates=candidates, allowed=alive,
         )  # fmt: skip
         scores = np.where(rows == self.own[:, None], -np.inf, scores)
@@ -171,7 +171,7 @@ def _candidates(structure: Structure, gallery: Rows, sample: Sample, target: flo
         return ann.CANDIDATES
     most = min(MOST_CANDIDATES, len(structure))
     assert structure.cells is not None
-    found = structure.candidates(sample.queries, most, max(1, structure.cells // 2))
+    found, _ = structure.candidates(sample.queries, most, max(1, structure.cells // 2))
     steps = [100, 140, 200, 280, 400, 560, 800, 1130, MOST_CANDIDATES]
     scores = exact.rescored(sample.queries, gallery, found)
     scores[found == sample.own[:, None]] = -np.inf

@@ -271,16 +271,17 @@ def rescored(queries: np.ndarray, gallery: Gallery, positions: np.ndarray) -> np
     grid = np.rint(queries.astype(np.float64) * GRID)
     for part in _slices(len(query), 1024):  # what a processor's cache holds
         at = positions[query[part], column[part]]
-        pairs = np.rint(gallery[at].astype(np.float64) * GRID)
-        pairs *= grid[query[part]]
-        scores[query[part], column[part]] = pairs.sum(axis=1) / GRID**2
+        pairs = gallery[at].astype(np.float32, copy=False) * np.float32(GRID)
+        np.rint(pairs, out=pairs)  # exact in float32: what has a fraction is below 2^23
+        sums = np.einsum("nd,nd->n", pairs.astype(np.float64), grid[query[part]])
+        scores[query[part], column[part]] = sums / GRID**2
     return scores
 
 
-def within_error(queries: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
-    """(Q, K) bool: which of these float32 scores may be among the k best by exact scores."""
+def lowest(queries: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """(Q, 1) float32 score below which none can be among the k best of these by exact scores."""
     last = np.partition(scores, -k, axis=1)[:, -k]
-    return np.asarray(scores >= (last - 2 * _error(queries, last, "fp32"))[:, None])
+    return (last - 2 * _error(queries, last, "fp32")).astype(np.float32)[:, None]
 
 
 def ordered(positions: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import ann, exact
 from vizsla.search import store as disk
-from vizsla.search.ann import Structure
+from vizsla.search.ann import Outside, Structure
 from vizsla.search.effort import Sample, find_effort
 from vizsla.search.exact import Rows
 from vizsla.search.filters import Filter
@@ -131,6 +131,12 @@ class _State:
     def resident(self) -> Any:
         """The vectors on a GPU, where they fit."""
         return exact.on_device(self.stored.vectors, self.device, self.precision)
+
+    @cached_property
+    def outside(self) -> Outside:
+        """What a search looks at one and all, beside the structure."""
+        entry = self.stored.manifest["structure"]
+        return Outside.of(Rows(self.stored.vectors), entry["rows"], np.array(entry["apart"], int))
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -312,7 +318,7 @@ class FolderIndex:
         entry = stored.manifest["structure"]
         found, scores = ann.nearest(
             structure, Rows(stored.vectors), queries, k,
-            covered=entry["rows"], apart=np.array(entry["apart"], np.int64),
+            covered=entry["rows"], outside=state.outside,
             effort=entry["effort"], candidates=entry["candidates"], allowed=mask,
         )  # fmt: skip
         unsure = np.flatnonzero(found[:, k - 1] < 0)
