@@ -46,8 +46,8 @@ EXACT_BELOW = 0.05  # share of the rows that a filter allows
 class Structure:
     """A FAISS index over rows. Searching is safe beside an addition: it waits for it."""
 
-    def __init__(self, kind: str, index: Any) -> None:
-        self.kind, self.index = kind, index
+    def __init__(self, kind: str, index: Any, covers: int = 0) -> None:
+        self.kind, self.index, self.covers = kind, index, covers  # of the rows, with those apart
         self._turns = _Turns()
 
     @staticmethod
@@ -69,10 +69,13 @@ class Structure:
         return None if self.kind == "hnsw" else int(self.index.nlist)
 
     def add(self, gallery: Rows, rows: np.ndarray) -> None:
+        """These rows, rising. Those that it covers already are not added again."""
+        rows = rows[rows >= self.covers]
         for start in range(0, len(rows), ADD_ROWS):
             part = rows[start : start + ADD_ROWS]
             with self._turns.changing():
                 self.index.add_with_ids(np.ascontiguousarray(gallery[part]), part)
+                self.covers = int(part[-1]) + 1
             if len(rows) > ADD_ROWS:
                 log.debug("%s: %d of %d rows", self.kind, start + len(part), len(rows))
 
@@ -122,12 +125,12 @@ class Structure:
             faiss.write_index(self.index, str(path))
 
     @staticmethod
-    def load(path: Path, kind: str) -> "Structure":
+    def load(path: Path, kind: str, covers: int) -> "Structure":
         import faiss
 
         if not path.is_file():
             raise StorageError(f"{path} is gone: the index was changed, open it again")
-        return Structure(kind, faiss.read_index(str(path)))
+        return Structure(kind, faiss.read_index(str(path)), covers)
 
 
 @dataclass(frozen=True, eq=False)

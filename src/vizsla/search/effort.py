@@ -112,7 +112,8 @@ class Sample:
                 "scores": column(self.scores, DEPTH),
             }
         )
-        pq.write_table(table.replace_schema_metadata({"covers": str(self.covers)}), path)
+        table = table.replace_schema_metadata({"covers": str(self.covers)})
+        pq.write_table(table, path, use_dictionary=False, compression="none")
 
     @staticmethod
     def from_table(table: pa.Table) -> "Sample":

@@ -40,6 +40,7 @@ KINDS = ("exact", *ann.KINDS)
 EXACT_UP_TO = 50_000  # images; so many are looked at in some milliseconds
 RECALL = 0.99  # of the ten nearest; what an approximate kind is held to
 FOLD_AT = 0.01  # share of new rows at which they go into the structure
+FILE_AT = 0.05  # share of rows beyond those in the structure's file at which it is written again
 COMPACT_AT = 0.2  # share of removed rows at which the folder is rewritten without them
 
 
@@ -112,9 +113,11 @@ class _Loaded:
             return None
         with self._reading:
             if self._structure is None:
-                self._structure = Structure.load(
-                    stored.folder / entry["file"], stored.manifest["kind"]
-                )
+                path = stored.folder / entry["file"]
+                in_file, rows = _in_file(entry), np.arange(entry["rows"])
+                structure = Structure.load(path, stored.manifest["kind"], in_file)
+                structure.add(Rows(stored.vectors), rows[in_file:])
+                self._structure = structure
             return self._structure
 
 
@@ -385,13 +388,13 @@ class FolderIndex:
         """Finds the search effort again, for this recall or the one asked for before."""
 
         def change(stored: Stored) -> Stored:
-            structure, sample = self._state.loaded.of(stored), self._sample(stored)
-            if structure is None or sample is None:
+            grown = self._grown(stored)
+            if grown is None:
                 raise DataError(f"{stored.folder} ({self.kind}) has no search effort to choose")
+            structure, sample = grown
             target = stored.manifest["structure"]["target"] if recall is None else recall
-            gallery = Rows(stored.vectors)
-            measured = find_effort(structure, gallery, sample.extended(gallery), target)
-            return self._written(stored, structure, sample, measured)
+            measured = find_effort(structure, Rows(stored.vectors), sample, target)
+            return self._noted(stored, structure, sample, measured)
 
         self._change(change)
 
@@ -417,12 +420,11 @@ class FolderIndex:
         """With all rows in the structure, and its recall measured again."""
         if self.kind == "exact":
             return stored
-        structure, sample = self._state.loaded.of(stored), self._sample(stored)
-        if structure is None or sample is None:
+        grown = self._grown(stored)
+        if grown is None:
             return self._built(stored, RECALL, None)
+        structure, sample = grown
         entry, gallery = stored.manifest["structure"], Rows(stored.vectors)
-        structure.add(gallery, np.arange(entry["rows"], len(gallery)))
-        sample = sample.extended(gallery)
         recall = sample.recall(
             structure, gallery, effort=entry["effort"], candidates=entry["candidates"],
             alive=stored.alive if len(stored.removed) else None,
@@ -430,13 +432,42 @@ class FolderIndex:
         entry = {**entry, "recall": recall}
         if advice := _advice(entry):
             log.warning("%s: %s", stored.folder, advice)
-        return self._written(stored, structure, sample, entry)
+        return self._noted(stored, structure, sample, entry)
+
+    def _grown(self, stored: Stored) -> tuple[Structure, Sample] | None:
+        """The structure with all rows in it, and the sample that knows them; None without one."""
+        structure, sample = self._state.loaded.of(stored), self._sample(stored)
+        if structure is None or sample is None:
+            return None
+        gallery = Rows(stored.vectors)
+        structure.add(gallery, np.arange(stored.manifest["structure"]["rows"], len(gallery)))
+        return structure, sample.extended(gallery)
+
+    def _noted(
+        self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
+    ) -> Stored:
+        """With the structure's file as it is, where whoever reads it can add what it lacks.
+
+        Cells take rows so quickly that this costs less than writing all of them again.
+        """
+        before = stored.manifest["structure"]
+        in_file = _in_file(before)
+        if len(stored.ids) > (in_file if structure.cells is None else (1 + FILE_AT) * in_file):
+            return self._written(stored, structure, sample, entry)
+        self._fresh = structure
+        entry = {**before, **entry, "rows": len(stored.ids), "in_file": in_file}
+        stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
+        return disk.note(stored, {**stored.manifest, "structure": entry})
 
     def _written(
         self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
     ) -> Stored:
         about = {key: value for key, value in entry.items() if key not in ("file", "sha256")}
-        about |= {"rows": len(stored.ids), "apart": sample.apart.tolist()}
+        about |= {
+            "rows": len(stored.ids),
+            "in_file": len(stored.ids),
+            "apart": sample.apart.tolist(),
+        }
         self._fresh = structure
         stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
         return disk.keep(stored, "structure", ".faiss", structure.save, about)
@@ -592,6 +623,11 @@ def choose_kind(size: int, dim: int, memory: int | None = None) -> tuple[str, st
         f"{size} images: even ivfpq takes {needed['ivfpq'] / 1e6:.0f} MB, more than {said} "
         f"({limit / 1e6:.0f} MB)"
     )
+
+
+def _in_file(structure: dict[str, Any]) -> int:
+    """How many of the rows, as they were written."""
+    return int(structure.get("in_file", structure["rows"]))
 
 
 def _advice(structure: dict[str, Any]) -> str | None:
