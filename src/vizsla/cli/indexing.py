@@ -1,5 +1,6 @@
 """Commands on a gallery that is searched: index (build, add, remove, info), search."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ from vizsla.errors import UsageError
 
 if TYPE_CHECKING:
     from vizsla.search.filters import Filter
+    from vizsla.search.index import Index
     from vizsla.search.ranking import Ranking
 
 SHOWN = 10  # ranks of a query that are printed when no file is written
@@ -102,11 +104,13 @@ def build(
     from vizsla.model.embeddings import Embeddings
     from vizsla.search.index import build_index
 
-    made = build_index(
-        embeddings, out, kind=kind, store=store, recall=recall,
-        memory=None if memory is None else byte_count(memory),
-        sample=None if sample is None else Embeddings.open(sample),
-    )  # fmt: skip
+    with ProgressShown(quiet) as shown:
+        made = build_index(
+            embeddings, out, kind=kind, store=store, recall=recall,
+            memory=None if memory is None else byte_count(memory),
+            sample=None if sample is None else Embeddings.open(sample),
+            progress=partial(shown, "building"),
+        )  # fmt: skip
     _say(made.about(), out, as_json)
 
 
@@ -122,8 +126,9 @@ def add(
     from vizsla.model.embeddings import Embeddings
     from vizsla.search.index import open_index
 
-    found = open_index(where)
-    found.add(Embeddings.open(embeddings))
+    with ProgressShown(quiet) as shown:
+        found = open_index(where, progress=partial(shown, "adding"))
+        found.add(Embeddings.open(embeddings))
     _say(found.about(), where, as_json)
 
 
@@ -141,13 +146,18 @@ def remove(
 
     if bool(ids) == bool(conditions):
         raise UsageError("say which images: their ids, or --filter")
-    found = open_index(where)
+    with ProgressShown(quiet) as shown:
+        found = open_index(where, progress=partial(shown, "rebuilding"))
+        gone = _taken_out(found, ids, conditions)
+    _say({"taken_out": gone, **found.about()}, where, as_json)
+
+
+def _taken_out(found: "Index", ids: list[str] | None, conditions: list[str] | None) -> int:
     chosen = _filter(conditions)
     if chosen is not None:
         mask = chosen.mask(found.ids, found.attributes)
         ids = [name for name, out in zip(found.ids, mask, strict=True) if out]
-    gone = found.remove(ids or [])
-    _say({"taken_out": gone, **found.about()}, where, as_json)
+    return found.remove(ids or [])
 
 
 @index.command(epilog="Example: vizsla index rebuild gallery.index")
@@ -160,8 +170,9 @@ def rebuild(
     """Writes it anew without what was removed, and finds its search effort again."""
     from vizsla.search.index import FolderIndex
 
-    found = FolderIndex.load(where)
-    found.rebuild()
+    with ProgressShown(quiet) as shown:
+        found = FolderIndex.load(where, progress=partial(shown, "rebuilding"))
+        found.rebuild()
     _say(found.about(), where, as_json)
 
 

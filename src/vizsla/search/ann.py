@@ -8,10 +8,9 @@ nothing of ids, attributes or folders. FAISS crashes on a damaged file: whoever 
 checked the file's hash.
 """
 
-import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from vizsla.errors import StorageError
 from vizsla.search import exact
 from vizsla.search.exact import Rows
 
-log = logging.getLogger("vizsla.index")
+Progress = Callable[[int, int], None]  # rows done, of how many
 
 KINDS = {
     "hnsw": "graph of near neighbours over 8-bit codes",
@@ -37,7 +36,7 @@ LINKS = 32  # of a node of the graph; twice as many on its lowest level
 BUILD_EFFORT = 80  # candidates for a node's links
 TRAIN_PER_CELL = 64
 TRAIN_PASSES = 10
-ADD_ROWS = 65_536
+ADD_ROWS = {"hnsw": 8192}  # put in at a time: a graph grows by some thousand a second
 TOGETHER = 1024  # queries whose candidates are in memory at a time
 GATHER_BYTES = 16 * 2**20  # of candidates' vectors that are copied at a time
 EXACT_BELOW = 0.05  # share of the rows that a filter allows
@@ -51,13 +50,16 @@ class Structure:
         self._turns = _Turns()
 
     @staticmethod
-    def build(kind: str, gallery: Rows, apart: np.ndarray, *, seed: int = 0) -> "Structure":
+    def build(
+        kind: str, gallery: Rows, apart: np.ndarray, progress: Progress | None = None,
+        *, seed: int = 0,
+    ) -> "Structure":  # fmt: skip
         """Over all rows but those apart."""
         structure = Structure(kind, _untrained(kind, len(gallery), gallery.shape[1]))
         n = min(len(gallery), _train_rows(kind, len(gallery)))
         chosen = np.random.default_rng(seed).choice(len(gallery), n, replace=False)
         structure.index.train(gallery[np.sort(chosen)])
-        structure.add(gallery, np.setdiff1d(np.arange(len(gallery)), apart))
+        structure.add(gallery, np.setdiff1d(np.arange(len(gallery)), apart), progress)
         return structure
 
     def __len__(self) -> int:
@@ -68,16 +70,17 @@ class Structure:
         """How many there are; None for a graph."""
         return None if self.kind == "hnsw" else int(self.index.nlist)
 
-    def add(self, gallery: Rows, rows: np.ndarray) -> None:
+    def add(self, gallery: Rows, rows: np.ndarray, progress: Progress | None = None) -> None:
         """These rows, rising. Those that it covers already are not added again."""
         rows = rows[rows >= self.covers]
-        for start in range(0, len(rows), ADD_ROWS):
-            part = rows[start : start + ADD_ROWS]
+        size = ADD_ROWS.get(self.kind, 65_536)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
             with self._turns.changing():
                 self.index.add_with_ids(np.ascontiguousarray(gallery[part]), part)
                 self.covers = int(part[-1]) + 1
-            if len(rows) > ADD_ROWS:
-                log.debug("%s: %d of %d rows", self.kind, start + len(part), len(rows))
+            if progress and len(rows) > size:
+                progress(start + len(part), len(rows))
 
     def candidates(
         self, queries: np.ndarray, n: int, effort: int, allowed: np.ndarray | None = None

@@ -26,7 +26,7 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import ann, exact
 from vizsla.search import store as disk
-from vizsla.search.ann import Outside, Structure
+from vizsla.search.ann import Outside, Progress, Structure
 from vizsla.search.effort import Sample, find_effort
 from vizsla.search.exact import Rows
 from vizsla.search.filters import Filter
@@ -172,8 +172,11 @@ class _State:
 class FolderIndex:
     """An index in a folder of its own."""
 
-    def __init__(self, stored: Stored, *, device: str = "cpu", precision: str = "fp32") -> None:
-        self.device, self.precision = device, precision
+    def __init__(
+        self, stored: Stored, *, device: str = "cpu", precision: str = "fp32",
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.device, self.precision, self.progress = device, precision, progress
         self._state = _State(stored, _Loaded(), device, precision)
         self._fresh: Structure | None = None
         self._changing = threading.RLock()
@@ -412,7 +415,7 @@ class FolderIndex:
         """With a new structure over all rows, and the search effort that reaches the target."""
         gallery = Rows(stored.vectors)
         sample = Sample.draw(gallery, queries)
-        structure = Structure.build(self.kind, gallery, sample.apart)
+        structure = Structure.build(self.kind, gallery, sample.apart, self.progress)
         measured = find_effort(structure, gallery, sample, target)
         return self._written(stored, structure, sample, measured)
 
@@ -440,7 +443,8 @@ class FolderIndex:
         if structure is None or sample is None:
             return None
         gallery = Rows(stored.vectors)
-        structure.add(gallery, np.arange(stored.manifest["structure"]["rows"], len(gallery)))
+        newer = np.arange(stored.manifest["structure"]["rows"], len(gallery))
+        structure.add(gallery, newer, self.progress)
         return structure, sample.extended(gallery)
 
     def _noted(
@@ -552,6 +556,7 @@ def build_index(
     sample: Embeddings | np.ndarray | None = None,
     device: str = "cpu",
     precision: str = "fp32",
+    progress: Progress | None = None,
 ) -> Index:
     """The index of a gallery, in the folder `out`, or in Milvus (see `open_index`).
 
@@ -561,11 +566,12 @@ def build_index(
     recall: of the ten nearest, that the search effort is chosen for (default .99), measured on rows
     of the gallery or, where given, on `sample`: vectors such as the later queries, (S, D).
     store: fp16 halves what is kept; scores then are those of the rounded vectors.
+    progress: called with rows done and their number while a structure is built.
     """
     if not is_milvus(out):
         return _built_in(
             Path(out), embeddings, kind=kind, store=store, memory=memory, recall=recall,
-            sample=sample, device=device, precision=precision,
+            sample=sample, device=device, precision=precision, progress=progress,
         )  # fmt: skip
     if kind not in ("auto", "milvus"):
         raise UsageError(f"{out} is Milvus's: leave --kind out")
@@ -583,6 +589,7 @@ def _built_in(
     sample: Embeddings | np.ndarray | None = None,
     device: str = "cpu",
     precision: str = "fp32",
+    progress: Progress | None = None,
 ) -> FolderIndex:
     if kind not in {"auto", *KINDS}:
         raise UsageError(f"kind={kind!r}: choose one of auto, {', '.join(KINDS)}")
@@ -599,7 +606,7 @@ def _built_in(
         vectors = asked.vectors
     with storage.locked(folder):
         stored = disk.create(folder, embeddings, {"kind": kind, "reason": reason}, store)
-        index = FolderIndex(stored, device=device, precision=precision)
+        index = FolderIndex(stored, device=device, precision=precision, progress=progress)
         if kind != "exact" and size >= ann.MIN_ROWS:
             stored = index._built(stored, RECALL if recall is None else recall, vectors)
             index._state = index._seen(stored, _Loaded(index._fresh))
@@ -642,18 +649,20 @@ def _advice(structure: dict[str, Any]) -> str | None:
 
 
 def open_index(
-    path: str | Path, *, verify: bool = False, device: str = "cpu", precision: str = "fp32"
-) -> Index:
+    path: str | Path, *, verify: bool = False, device: str = "cpu", precision: str = "fp32",
+    progress: Progress | None = None,
+) -> Index:  # fmt: skip
     """The index in a folder, or milvus://HOST:PORT/COLLECTION, or in a file of Milvus Lite.
 
-    StorageError where a file is damaged; `verify` hashes all again.
+    StorageError where a file is damaged; `verify` hashes all again. progress: see `build_index`.
     """
     if is_milvus(path):
         found = MilvusIndex.open(str(path))
         if verify:
             found.verify()
         return found
-    return FolderIndex(disk.read(path, verify=verify), device=device, precision=precision)
+    stored = disk.read(path, verify=verify)
+    return FolderIndex(stored, device=device, precision=precision, progress=progress)
 
 
 def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
