@@ -409,6 +409,13 @@ def test_every_changed_byte_is_found(in_folder: None, make: Make) -> None:
     assert change_bytes(index.folder, 60) == 60
 
 
+@pytest.mark.parametrize("close", sorted(CLOSE))
+def test_changed_bytes_of_close_kinds_are_found(close: str, tmp_path: Path) -> None:
+    index: Any = build_index(embeddings(unit(1100, 0), "g"), tmp_path / "i", kind=close)
+    assert index.about()["structure_bytes"] > 0
+    assert change_bytes(index.folder, 40) == 40
+
+
 @pytest.mark.slow
 def test_a_thousand_changed_bytes_are_found(in_folder: None, make: Make) -> None:
     index = folder_index(make, embeddings(unit(1100, 0), "g"))

@@ -8,6 +8,7 @@ nothing of ids, attributes or folders. FAISS crashes on a damaged file: whoever 
 checked the file's hash.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ LINKS = 32  # of a node of the graph; twice as many on its lowest level
 BUILD_EFFORT = 80  # candidates for a node's links
 TRAIN_PER_CELL = 64
 TRAIN_PASSES = 10
-ADD_ROWS = {"hnsw": 8192}  # put in at a time: a graph grows by some thousand a second
+ADD_ROWS = {"hnsw": 4096}  # put in at a time: so many take a graph a second, and searches wait
 TOGETHER = 1024  # queries whose candidates are in memory at a time
 GATHER_BYTES = 16 * 2**20  # of candidates' vectors that are copied at a time
 EXACT_BELOW = 0.05  # share of the rows that a filter allows
@@ -83,12 +84,11 @@ class Structure:
                 progress(start + len(part), len(rows))
 
     def candidates(
-        self, queries: np.ndarray, n: int, effort: int, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, n: int, effort: int, allowed: "Allowed | None" = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(Q, n) int64 rows, best first, -1 behind the last, and (Q, n) float32 coarse scores.
 
         effort: candidates that the graph's search holds, or cells looked into.
-        allowed: (n,) bool; rows behind it are not.
         """
         import faiss as typed
 
@@ -97,7 +97,7 @@ class Structure:
         with self._turns.reading():
             wanted: dict[str, Any] = {}
             if allowed is not None:
-                wanted["sel"] = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+                wanted["sel"] = faiss.IDSelectorBitmap(allowed.bits)
             if self.kind == "hnsw":
                 options = faiss.SearchParametersHNSW(efSearch=max(effort, n), **wanted)
             else:
@@ -137,6 +137,20 @@ class Structure:
 
 
 @dataclass(frozen=True, eq=False)
+class Allowed:
+    """Which rows may be found: all (N,) bool, those of the structure as bits, and their share."""
+
+    mask: np.ndarray
+    bits: np.ndarray
+    share: float
+
+    @staticmethod
+    def of(mask: np.ndarray, covered: int) -> "Allowed":
+        inside = mask[:covered]
+        return Allowed(mask, np.packbits(inside, bitorder="little"), float(inside.mean()))
+
+
+@dataclass(frozen=True, eq=False)
 class Outside:
     """Rows that are not in the structure, rising, and their vectors (n, D), float32."""
 
@@ -163,25 +177,24 @@ def nearest(
     outside: Outside,
     effort: int,
     candidates: int = CANDIDATES,
-    allowed: np.ndarray | None = None,
+    allowed: Allowed | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (Q, k) and exact scores (Q, k); -1 in a row that only exact search can answer.
 
     gallery: all N rows, of which the structure knows the first `covered`, but not those `outside`:
     these are looked at one and all.
-    allowed: (N,) bool, the rows that may be found. What a filter lets through by the share s, is
-    looked for with 1/s of the effort, and many more than ten in as many cells as hold them twice.
+    What a filter lets through by the share s, is looked for with 1/s of the effort, and many more
+    than ten in as many cells as hold them twice.
     """
-    mask = None
     if structure.cells:
         effort = max(effort, 2 * k * structure.cells // max(1, covered))
     if allowed is not None:
-        effort = int(np.ceil(effort / max(allowed[:covered].mean(), EXACT_BELOW)))
-        outside, mask = outside.only(allowed), allowed[:covered]
+        effort = int(np.ceil(effort / max(allowed.share, EXACT_BELOW)))
+        outside = outside.only(allowed.mask)
     positions, best = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
     for start in range(0, len(queries), TOGETHER):
         asked = np.ascontiguousarray(queries[start : start + TOGETHER], np.float32)
-        found, scores = structure.candidates(asked, candidates_for(k, candidates), effort, mask)
+        found, scores = _enough(structure, asked, k, candidates_for(k, candidates), effort, allowed)
         late = found >= covered  # added while this search is under way
         found[late], scores[late] = -1, -np.inf
         if not structure.whole:
@@ -189,6 +202,19 @@ def nearest(
         part = slice(start, start + TOGETHER)
         positions[part], best[part] = _best(gallery, asked, k, found, scores, outside)
     return positions, best
+
+
+def _enough(
+    structure: Structure, queries: np.ndarray, k: int, n: int, effort: int, allowed: Allowed | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates; without a filter from more cells, where those looked into hold fewer than k."""
+    found, scores = structure.candidates(queries, n, effort, allowed)
+    short = np.flatnonzero(found[:, k - 1] < 0)
+    while len(short) and allowed is None and effort < (structure.cells or 0):
+        effort *= 4
+        found[short], scores[short] = structure.candidates(queries[short], n, effort)
+        short = short[found[short, k - 1] < 0]
+    return found, scores
 
 
 def _best(
@@ -307,32 +333,39 @@ def memory_here() -> int:
 
 
 class _Turns:
-    """Any number read at a time, or one changes."""
+    """Any number read at a time, or one changes; in the order in which they came.
+
+    So neither a stream of searches nor a long addition in many parts keeps the other out.
+    """
 
     def __init__(self) -> None:
         self._free = threading.Condition()
-        self._readers = 0
-        self._waiting = 0
+        self._tickets = itertools.count()
+        self._reads: set[int] = set()  # waiting or under way
+        self._changes: set[int] = set()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        with self._free:
-            self._free.wait_for(lambda: self._waiting == 0)  # or a change might never come
-            self._readers += 1
-        try:
+        with self._turn(self._reads, lambda mine: min(self._changes, default=mine) >= mine):
             yield
-        finally:
-            with self._free:
-                self._readers -= 1
-                self._free.notify_all()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
+        with self._turn(
+            self._changes, lambda mine: min(self._reads | self._changes, default=mine) >= mine
+        ):
+            yield
+
+    @contextmanager
+    def _turn(self, kept: set[int], free: Callable[[int], bool]) -> Iterator[None]:
         with self._free:
-            self._waiting += 1
-            try:
-                self._free.wait_for(lambda: self._readers == 0)
-                yield
-            finally:
-                self._waiting -= 1
+            mine = next(self._tickets)
+            kept.add(mine)
+        try:
+            with self._free:
+                self._free.wait_for(lambda: free(mine))
+            yield
+        finally:
+            with self._free:
+                kept.discard(mine)
                 self._free.notify_all()

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vizsla.search import ann, exact
-from vizsla.search.ann import Outside, Structure
+from vizsla.search.ann import Allowed, Outside, Structure
 from vizsla.search.exact import Rows
 
 log = logging.getLogger("vizsla.index")
@@ -81,22 +81,28 @@ class Sample:
         effort: int,
         candidates: int,
         alive: np.ndarray | None = None,
-    ) -> float:
-        """Share of the exact answer that a search finds; an equal score counts as found."""
+    ) -> tuple[float, float]:
+        """Share of the exact answer that a search finds, and the standard error of that.
+
+        An equal score counts as found.
+        """
         mask = np.ones(len(gallery), bool) if alive is None else alive
         asked = (self.own < 0) | mask[self.own]
         wanted = (self.rows >= 0) & mask[self.rows] & asked[:, None]
         if not wanted.any():
-            return 1.0
+            return 1.0, 0.0
         rows, scores = ann.nearest(
             structure, gallery, self.queries, DEPTH + 1,
             covered=len(gallery), outside=Outside.of(gallery, len(gallery), self.apart),
-            effort=effort, candidates=candidates, allowed=alive,
+            effort=effort, candidates=candidates,
+            allowed=None if alive is None else Allowed.of(alive, len(gallery)),
         )  # fmt: skip
         scores = np.where(rows == self.own[:, None], -np.inf, scores)
         last = np.where(wanted, self.scores, np.inf).min(axis=1)  # score of the last to be found
         hits = np.minimum((scores >= last[:, None]).sum(axis=1), wanted.sum(axis=1))
-        return float(hits[asked].sum() / wanted.sum())
+        shares = hits[asked] / np.maximum(wanted[asked].sum(axis=1), 1)
+        error = float(shares.std() / len(shares) ** 0.5)
+        return float(hits[asked].sum() / wanted.sum()), error
 
     def save(self, path: Path) -> None:
         dim = self.queries.shape[1]
@@ -132,6 +138,7 @@ def find_effort(
 ) -> dict[str, Any]:
     """The smallest effort that reaches the target, and the curve that was measured on the way.
 
+    It reaches it by a standard error: the smallest of many that just do, does so by luck.
     curve: [effort, recall], rising. reached: false where the greatest effort stays below; then it
     is the one with the best recall.
     """
@@ -139,8 +146,10 @@ def find_effort(
     curve: dict[int, float] = {}
 
     def measured(effort: int) -> float:
-        curve[effort] = sample.recall(structure, gallery, effort=effort, candidates=candidates)
-        return curve[effort]
+        curve[effort], error = sample.recall(
+            structure, gallery, effort=effort, candidates=candidates
+        )
+        return curve[effort] - error
 
     below = 0
     for effort in structure.efforts(candidates):
@@ -153,9 +162,11 @@ def find_effort(
                     below = middle
             break
         below = effort
+    else:
+        just = [e for e in curve if curve[e] >= target]
+        effort = min(just) if just else max(curve, key=lambda e: (curve[e], -e))
     reached = curve[effort] >= target
     if not reached:
-        effort = max(curve, key=lambda e: (curve[e], -e))
         log.warning(
             "recall@%d is %.4f at best, %.4f was asked for: try --kind hnsw, or exact",
             DEPTH, curve[effort], target,

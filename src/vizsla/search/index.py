@@ -26,7 +26,7 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import ann, exact
 from vizsla.search import store as disk
-from vizsla.search.ann import Outside, Progress, Structure
+from vizsla.search.ann import Allowed, Outside, Progress, Structure
 from vizsla.search.effort import Sample, find_effort
 from vizsla.search.exact import Rows
 from vizsla.search.filters import Filter
@@ -139,7 +139,22 @@ class _State:
     def outside(self) -> Outside:
         """What a search looks at one and all, beside the structure."""
         entry = self.stored.manifest["structure"]
-        return Outside.of(Rows(self.stored.vectors), entry["rows"], np.array(entry["apart"], int))
+        every = Outside.of(Rows(self.stored.vectors), entry["rows"], np.array(entry["apart"], int))
+        return every.only(self.stored.alive)
+
+    def allowed(self, rows: np.ndarray) -> Allowed | None:
+        """These rows, of those that are not removed; None where none is left out."""
+        if len(rows) == len(self.stored.ids):
+            return None
+        if len(rows) == len(self.rows):
+            return self._alive
+        mask = np.zeros(len(self.stored.ids), bool)
+        mask[rows] = True
+        return Allowed.of(mask, self.stored.manifest["structure"]["rows"])
+
+    @cached_property
+    def _alive(self) -> Allowed:
+        return Allowed.of(self.stored.alive, self.stored.manifest["structure"]["rows"])
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -317,15 +332,11 @@ class FolderIndex:
             or len(rows) < 4 * ann.candidates_for(k)
         ):
             return self._exactly(state, queries, k, rows)
-        mask = None
-        if len(rows) < len(stored.ids):
-            mask = np.zeros(len(stored.ids), bool)
-            mask[rows] = True
         entry = stored.manifest["structure"]
         found, scores = ann.nearest(
             structure, Rows(stored.vectors), queries, k,
             covered=entry["rows"], outside=state.outside,
-            effort=entry["effort"], candidates=entry["candidates"], allowed=mask,
+            effort=entry["effort"], candidates=entry["candidates"], allowed=state.allowed(rows),
         )  # fmt: skip
         unsure = np.flatnonzero(found[:, k - 1] < 0)
         if len(unsure):
@@ -428,7 +439,7 @@ class FolderIndex:
             return self._built(stored, RECALL, None)
         structure, sample = grown
         entry, gallery = stored.manifest["structure"], Rows(stored.vectors)
-        recall = sample.recall(
+        recall, _ = sample.recall(
             structure, gallery, effort=entry["effort"], candidates=entry["candidates"],
             alive=stored.alive if len(stored.removed) else None,
         )  # fmt: skip
