@@ -107,6 +107,21 @@ def test_a_structure_that_could_not_be_noted(
     assert len(index) == 5400 and recall(index) >= 0.98 and recall(open_index(index.folder)) >= 0.98
 
 
+def test_a_structure_that_is_damaged_after_the_index_was_opened(tmp_path: Path) -> None:
+    build_index(embeddings(2000, 0, "g"), tmp_path / "i", kind="hnsw")
+    index = open_index(tmp_path / "i")  # reads the structure with the first search
+    path = next(tmp_path.glob("i/structure-*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(StorageError, match="damaged"):
+        index.search(QUERIES, 10, model_id="m")
+    path.unlink()
+    with pytest.raises(StorageError, match="no such file"):
+        index.search(QUERIES, 10, model_id="m")
+    path.write_bytes(whole)
+    assert recall(index) >= 0.98
+
+
 def test_many_more_than_ten_are_looked_for_in_more_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

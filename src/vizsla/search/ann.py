@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from vizsla.errors import StorageError
 from vizsla.search import exact
 from vizsla.search.exact import Rows
 
@@ -131,8 +130,6 @@ class Structure:
     def load(path: Path, kind: str, covers: int) -> "Structure":
         import faiss
 
-        if not path.is_file():
-            raise StorageError(f"{path} is gone: the index was changed, open it again")
         return Structure(kind, faiss.read_index(str(path)), covers)
 
 

@@ -24,6 +24,7 @@ LIMITED_DEPTH = 1_000
 SPARE = {"fp32": 32, "bf16": 128}  # candidates beyond k that the first pass keeps
 FIRST_CHUNK = 1024  # rows; every score of it is sorted
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PAIRS = 2**17  # numbers of candidates that are multiplied at a time: a processor's cache holds them
 CHUNK_BYTES = 64 * 2**20  # of one score matrix; some four such live at a time
 
 
@@ -38,7 +39,8 @@ class Rows:
         self, vectors: np.ndarray, rows: np.ndarray | None = None, resident: Tensor | None = None
     ) -> None:
         whole = rows is None or len(rows) == len(vectors)
-        self.vectors, self.rows, self.resident = vectors, None if whole else rows, resident
+        self.vectors = np.asarray(vectors)  # taking rows of a map by itself takes longer
+        self.rows, self.resident = None if whole else rows, resident
         self.shape = (len(vectors) if self.rows is None else len(self.rows), vectors.shape[1])
 
     def __len__(self) -> int:
@@ -269,7 +271,7 @@ def rescored(queries: np.ndarray, gallery: Gallery, positions: np.ndarray) -> np
     scores = np.full(positions.shape, -np.inf)
     query, column = np.nonzero(positions >= 0)
     grid = np.rint(queries.astype(np.float64) * GRID)
-    for part in _slices(len(query), 1024):  # what a processor's cache holds
+    for part in _slices(len(query), max(1, PAIRS // max(1, queries.shape[1]))):
         at = positions[query[part], column[part]]
         pairs = gallery[at].astype(np.float32, copy=False) * np.float32(GRID)
         np.rint(pairs, out=pairs)  # exact in float32: what has a fraction is below 2^23

@@ -114,6 +114,7 @@ class _Loaded:
         with self._reading:
             if self._structure is None:
                 path = stored.folder / entry["file"]
+                storage.verify(path, entry["sha256"])  # it was opened some time ago, perhaps
                 in_file, rows = _in_file(entry), np.arange(entry["rows"])
                 structure = Structure.load(path, stored.manifest["kind"], in_file)
                 structure.add(Rows(stored.vectors), rows[in_file:])
