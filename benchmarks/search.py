@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 KINDS = ["exact", "hnsw", "ivf", "ivfsq8", "ivfpq"]
-K, ROUNDS, EXACT_QUERIES = 10, 3, 100
+K, ROUNDS, EXACT_QUERIES = 10, 3, 300
 Search = Callable[[np.ndarray], np.ndarray]  # queries → positions (Q, K)
 
 
@@ -162,10 +162,10 @@ def run_kind(folder: Path, name: str, kind: str, *, step: int, plain: bool) -> N
     truth = truth_of(folder, name, gallery, queries)
     about = {"set": name, "kind": kind, "n": len(gallery), "machine": machine()}
     if kind == "exact":
-        found = contest(exact_ones(gallery), queries[:300], {})
+        found = contest(exact_ones(gallery), queries[:EXACT_QUERIES], {})
         for contestant, search in exact_ones(gallery).items():
             found[contestant]["recall"] = recall(
-                queries[:300], gallery, search(queries[:300]), truth
+                queries[:EXACT_QUERIES], gallery, search(queries[:EXACT_QUERIES]), truth
             )
         report(folder, {**about, "results": found})
         return

@@ -66,6 +66,26 @@ def test_the_order_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) ->
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("order", ["rising", "falling", "mixed"])
+def test_the_best_may_come_first_or_last(
+    order: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a gallery by rising similarity every chunk beats all that was found before."""
+    queries, gallery = unit(30, 24, 6), unit(4000, 24, 7)
+    queries[:20] = queries[0] + 0.1 * queries[:20]
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    by = np.argsort(gallery @ queries[0])
+    gallery = gallery[{"rising": by, "falling": by[::-1], "mixed": np.arange(4000)}[order]]
+    expected = exact.top_k(queries, gallery, 4000)
+    monkeypatch.setattr(exact, "SCORES", 30 * 200)
+    for room in (1, 64):
+        monkeypatch.setattr(exact, "ROOM", room)
+        found = exact.top_k(queries, gallery, 15, precision=precision)
+        np.testing.assert_array_equal(found[0], expected[0][:, :15])
+        np.testing.assert_array_equal(found[1], expected[1][:, :15])
+
+
 def test_scores_are_cosines() -> None:
     queries, gallery = unit(9, 512, 0), unit(50, 512, 1)
     positions, scores = exact.top_k(queries, gallery, 50)

@@ -38,6 +38,7 @@ TRAIN_PER_CELL = 64
 TRAIN_PASSES = 10
 ADD_ROWS = {"hnsw": 4096}  # put in at a time: so many take a graph a second, and searches wait
 TOGETHER = 1024  # queries whose candidates are in memory at a time
+SCORES = 2**23  # of rows outside that are in memory at a time
 GATHER_BYTES = 16 * 2**20  # of candidates' vectors that are copied at a time
 EXACT_BELOW = 0.05  # share of the rows that a filter allows
 
@@ -189,14 +190,15 @@ def nearest(
         effort = int(np.ceil(effort / max(allowed.share, EXACT_BELOW)))
         outside = outside.only(allowed.mask)
     positions, best = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
-    for start in range(0, len(queries), TOGETHER):
-        asked = np.ascontiguousarray(queries[start : start + TOGETHER], np.float32)
+    together = max(1, min(TOGETHER, SCORES // max(1, len(outside.rows))))
+    for start in range(0, len(queries), together):
+        asked = np.ascontiguousarray(queries[start : start + together], np.float32)
         found, scores = _enough(structure, asked, k, candidates_for(k, candidates), effort, allowed)
         late = found >= covered  # added while this search is under way
         found[late], scores[late] = -1, -np.inf
         if not structure.whole:
             scores = float_scores(asked, gallery, found)
-        part = slice(start, start + TOGETHER)
+        part = slice(start, start + together)
         positions[part], best[part] = _best(gallery, asked, k, found, scores, outside)
     return positions, best
 

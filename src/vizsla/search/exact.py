@@ -23,6 +23,8 @@ FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
 LIMITED_DEPTH = 1_000
 SPARE = {"fp32": 32, "bf16": 128}  # candidates beyond k that the first pass keeps
 FIRST_CHUNK = 1024  # rows; every score of it is sorted
+SCORES = 2**19  # that are looked at together on a processor: its cache holds them
+ROOM = 64  # scores of a query that are kept before they are sorted
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PAIRS = 2**17  # numbers of candidates that are multiplied at a time: a processor's cache holds them
 CHUNK_BYTES = 64 * 2**20  # of one score matrix; some four such live at a time
@@ -303,58 +305,106 @@ def _candidates(
 ) -> _Candidates:
     dtype = PRECISIONS[precision]
     asked = torch.as_tensor(queries, dtype=torch.float32).to(device, dtype)
-    values = torch.empty((len(queries), 0), device=device)
-    positions = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
-    rows = max(wanted, min(_rows(2 * len(queries)), _rows(gallery.shape[1])))
     first = min(len(gallery), max(wanted, FIRST_CHUNK))
-    for part in [slice(0, first), *_slices(len(gallery), rows, first)]:
-        scores = (asked @ _block(gallery, part, device, dtype).T).float()  # (q, chunk)
-        if device == "cpu" and part.start > 0:
-            values, positions = _with_hits(values, positions, scores, part.start)
-        else:
-            best, at = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
-            values, positions = _best_of(
-                torch.cat([values, best], 1), torch.cat([positions, at + part.start], 1), wanted
-            )
-    return _Candidates(positions.cpu().numpy(), values.cpu().numpy())
+    scores = (asked @ _block(gallery, slice(0, first), device, dtype).T).float()
+    on_cpu = torch.device(device).type == "cpu"
+    best = (_Kept if on_cpu else _Sorted)(*torch.topk(scores, wanted, dim=1))
+    rows = min(_rows(2 * len(queries)), _rows(gallery.shape[1]))
+    if on_cpu:
+        rows = min(rows, SCORES // len(queries))
+    room = torch.empty((len(queries), max(wanted, rows)), dtype=dtype, device=device)
+    for part in _slices(len(gallery), max(wanted, rows), first):
+        into = room.view(-1)[: len(queries) * (part.stop - part.start)].view(len(queries), -1)
+        torch.mm(asked, _block(gallery, part, device, dtype).T, out=into)
+        best.take(into.float(), part.start)
+    return best.found()
 
 
-def _with_hits(
-    values: Tensor, positions: Tensor, scores: Tensor, start: int
-) -> tuple[Tensor, Tensor]:
-    """The best of what was found before and of a chunk that begins at gallery position `start`.
+class _Sorted:
+    """The best scores of each query so far, falling: on a GPU sorting all is quick."""
 
-    Few of a chunk's scores beat what was found before: comparing all and sorting those few is much
+    def __init__(self, values: Tensor, positions: Tensor) -> None:
+        self.values, self.positions = values, positions
+
+    def take(self, scores: Tensor, start: int) -> None:
+        """Those of the gallery's positions from `start` on, (Q, chunk)."""
+        wanted = self.values.shape[1]
+        best, at = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
+        self.values, order = torch.topk(torch.cat([self.values, best], 1), wanted, dim=1)
+        positions = torch.cat([self.positions, at + start], 1)
+        self.positions = torch.gather(positions, 1, order)
+
+    def found(self) -> _Candidates:
+        return _Candidates(self.positions.cpu().numpy(), self.values.cpu().numpy())
+
+
+class _Kept:
+    """The best scores of each query so far, and what came since they were sorted and beats them.
+
+    Few of a chunk's scores beat what was found before: comparing all and keeping those few is much
     faster on a processor than `topk` of every row.
     """
-    wanted = values.shape[1]
-    hits = np.flatnonzero((scores > values[:, -1:]).numpy())
-    if not len(hits):
-        return values, positions
-    row, at = np.divmod(hits, scores.shape[1])
-    rows, first, counts = np.unique(row, return_index=True, return_counts=True)
-    if counts.max() > 8 * wanted:
-        best, at_best = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
-        values, positions = torch.cat([values, best], 1), torch.cat([positions, at_best + start], 1)
-        return _best_of(values, positions, wanted)
-    beside = np.arange(len(hits)) - np.repeat(first, counts)
-    place = np.repeat(np.arange(len(rows)), counts)
-    more = np.full((len(rows), counts.max()), -np.inf, np.float32)
-    where = np.full(more.shape, -1, np.int64)
-    more[place, beside] = scores.numpy().reshape(-1)[hits]
-    where[place, beside] = at + start
-    changed = torch.from_numpy(rows)
-    values[changed], positions[changed] = _best_of(
-        torch.cat([values[changed], torch.from_numpy(more)], 1),
-        torch.cat([positions[changed], torch.from_numpy(where)], 1),
-        wanted,
-    )
-    return values, positions
+
+    def __init__(self, values: Tensor, positions: Tensor) -> None:
+        queries, self.wanted = values.shape
+        self.room = max(ROOM, self.wanted)  # for what comes until they are sorted again
+        self.values = np.full((queries, self.wanted + self.room), -np.inf, np.float32)
+        self.positions = np.full(self.values.shape, -1, np.int64)
+        self._keep(values, positions)
+
+    def _keep(self, values: Tensor, positions: Tensor) -> None:
+        """These alone, falling."""
+        self.values[:, : self.wanted], self.values[:, self.wanted :] = values.numpy(), -np.inf
+        self.positions[:, : self.wanted] = positions.numpy()
+        self.least = self.values[:, self.wanted - 1 : self.wanted].copy()
+        self.filled = np.full(len(values), self.wanted)
+
+    def _sort(self, more: Tensor | None = None, at: Tensor | None = None) -> None:
+        values, positions = torch.from_numpy(self.values), torch.from_numpy(self.positions)
+        if more is not None and at is not None:
+            values, positions = torch.cat([values, more], 1), torch.cat([positions, at], 1)
+        best, order = torch.topk(values, self.wanted, dim=1)
+        self._keep(best, torch.gather(positions, 1, order))
+
+    def take(self, scores: Tensor, start: int) -> None:
+        """Those of the gallery's positions from `start` on, (Q, chunk)."""
+        hits = self._above(scores.numpy())
+        if (self.filled + hits.counts).max() > self.values.shape[1]:
+            self._sort()
+            hits = self._above(scores.numpy())
+            if hits.counts.max() > self.room:
+                best, at = torch.topk(scores, min(self.wanted, scores.shape[1]), dim=1)
+                self._sort(best, at + start)
+                return
+        place = self.filled[hits.row] + hits.beside
+        self.values[hits.row, place] = hits.scores
+        self.positions[hits.row, place] = hits.at + start
+        self.filled += hits.counts
+
+    def _above(self, scores: np.ndarray) -> "_Hits":
+        found = np.flatnonzero(scores > self.least)  # by one thread: several would wait for another
+        row, at = np.divmod(found, scores.shape[1])
+        counts = np.bincount(row, minlength=len(scores))
+        beside = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return _Hits(row, at, scores.reshape(-1)[found], counts, beside)
+
+    def found(self) -> _Candidates:
+        self._sort()
+        return _Candidates(self.positions[:, : self.wanted], self.values[:, : self.wanted])
 
 
-def _best_of(values: Tensor, positions: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    values, order = torch.topk(values, min(wanted, values.shape[1]), dim=1)
-    return values, torch.gather(positions, 1, order)
+@dataclass(frozen=True)
+class _Hits:
+    """Scores above what was found before: query, place in the chunk, value, by query.
+
+    counts: how many of each query, (Q,). beside: how many of its query's stand before each.
+    """
+
+    row: np.ndarray
+    at: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+    beside: np.ndarray
 
 
 def _block(gallery: Gallery, part: slice, device: str, dtype: torch.dtype) -> Tensor:
