@@ -126,7 +126,7 @@ def exact_ones(gallery: np.ndarray) -> dict[str, Search]:
     inner = faiss.METRIC_INNER_PRODUCT
     return {
         "exact": lambda q: exact.top_k(q, gallery, K)[0],
-        "exact bf16": lambda q: exact.top_k(q, gallery, K, precision="bf16")[0],
+        "exact fp32": lambda q: exact.top_k(q, gallery, K, precision="fp32")[0],
         "faiss.knn": lambda q: faiss.knn(q, gallery, K, metric=inner)[1],
         "scikit-learn brute": lambda q: brute.kneighbors(q, return_distance=False),
     }

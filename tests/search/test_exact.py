@@ -1,10 +1,11 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact
 
@@ -84,6 +85,34 @@ def test_the_best_may_come_first_or_last(
         found = exact.top_k(queries, gallery, 15, precision=precision)
         np.testing.assert_array_equal(found[0], expected[0][:, :15])
         np.testing.assert_array_equal(found[1], expected[1][:, :15])
+
+
+def test_many_queries_of_a_large_gallery_go_through_bf16_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queries, gallery = unit(64, 16, 8), unit(2000, 16, 9)
+    monkeypatch.setattr(exact, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(exact, "LARGE", 2000)
+    used = []
+    candidates = exact._candidates
+
+    def seen(*given: Any) -> Any:
+        used.append(given[-1])
+        return candidates(*given)
+
+    monkeypatch.setattr(exact, "_candidates", seen)
+    many = exact.top_k(queries, gallery, 5)
+    assert used[0] == "bf16"
+    used.clear()
+    few = exact.top_k(queries[:63], gallery, 5)
+    smaller = exact.top_k(queries, gallery[:1999], 5)
+    assert set(used) == {"fp32"}
+    for one, other in zip(many, exact.top_k(queries, gallery, 5, precision="fp32"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(few[0], many[0][:63])
+    assert smaller[0].max() < 1999
+    with pytest.raises(UsageError, match="choose auto, fp32 or bf16"):
+        exact.top_k(queries, gallery, 5, precision="fp8")
 
 
 def test_scores_are_cosines() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vizsla.errors import DataError, UsageError
+from vizsla.model.compute import has_fast_bf16
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.ranking import Ranking
 
@@ -22,6 +23,7 @@ GRID = 2.0**26
 FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
 LIMITED_DEPTH = 1_000
 SPARE = {"fp32": 32, "bf16": 128}  # candidates beyond k that the first pass keeps
+MANY_QUERIES, LARGE = 64, 20_000  # asked at once, and images: from here on bf16 pays
 FIRST_CHUNK = 1024  # rows; every score of it is sorted
 SCORES = 2**19  # that are looked at together on a processor: its cache holds them
 ROOM = 64  # scores of a query that are kept before they are sorted
@@ -66,7 +68,7 @@ def on_device(vectors: np.ndarray, device: str, precision: str) -> Tensor | None
     """All vectors on a GPU, if they take at most half of what is free there; else None."""
     if torch.device(device).type != "cuda" or not len(vectors):
         return None
-    dtype = PRECISIONS[precision]
+    dtype = PRECISIONS["fp32" if precision == "auto" else precision]
     free, _ = torch.cuda.mem_get_info(device)
     if vectors.size * dtype.itemsize > free // 2:
         return None
@@ -132,16 +134,17 @@ def top_k(
     k: int,
     *,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (Q, k) int64 and scores (Q, k) float64 of each query's k best.
 
     queries: (Q, D), gallery: (G, D), float32 or float16 unit rows; may be memory-mapped.
-    precision: of the first pass (fp32, bf16); the result is the same.
+    precision: of the first pass (auto, fp32, bf16); the result is the same.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision={precision!r}: choose {' or '.join(PRECISIONS)}")
+    check_precision(precision)
     G = len(gallery)
+    if precision == "auto":
+        precision = _faster(len(queries), G, device)
     positions = np.empty((len(queries), k), np.int64)
     scores = np.empty((len(queries), k))
     if (k + SPARE[precision]) * 4 >= G:
@@ -154,6 +157,18 @@ def top_k(
             found = _by_all(queries[part], gallery, k, device)
         positions[part], scores[part] = found
     return positions, scores
+
+
+def check_precision(precision: str) -> None:
+    if precision not in ("auto", *PRECISIONS):
+        raise UsageError(f"precision={precision!r}: choose auto, {' or '.join(PRECISIONS)}")
+
+
+def _faster(queries: int, gallery: int, device: str) -> str:
+    """A single query spends its time on reading the gallery, and then bf16 is work on top."""
+    on_cpu = torch.device(device).type == "cpu"
+    many = queries >= MANY_QUERIES and gallery >= LARGE
+    return "bf16" if on_cpu and many and has_fast_bf16(device) else "fp32"
 
 
 def exact_scores(queries: Tensor, gallery: Tensor) -> Tensor:

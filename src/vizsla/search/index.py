@@ -189,7 +189,7 @@ class FolderIndex:
     """An index in a folder of its own."""
 
     def __init__(
-        self, stored: Stored, *, device: str = "cpu", precision: str = "fp32",
+        self, stored: Stored, *, device: str = "cpu", precision: str = "auto",
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.device, self.precision, self.progress = device, precision, progress
@@ -567,7 +567,7 @@ def build_index(
     recall: float | None = None,
     sample: Embeddings | np.ndarray | None = None,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str = "auto",
     progress: Progress | None = None,
 ) -> Index:
     """The index of a gallery, in the folder `out`, or in Milvus (see `open_index`).
@@ -600,7 +600,7 @@ def _built_in(
     recall: float | None = None,
     sample: Embeddings | np.ndarray | None = None,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str = "auto",
     progress: Progress | None = None,
 ) -> FolderIndex:
     if kind not in {"auto", *KINDS}:
@@ -661,7 +661,7 @@ def _advice(structure: dict[str, Any]) -> str | None:
 
 
 def open_index(
-    path: str | Path, *, verify: bool = False, device: str = "cpu", precision: str = "fp32",
+    path: str | Path, *, verify: bool = False, device: str = "cpu", precision: str = "auto",
     progress: Progress | None = None,
 ) -> Index:  # fmt: skip
     """The index in a folder, or milvus://HOST:PORT/COLLECTION, or in a file of Milvus Lite.
