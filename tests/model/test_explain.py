@@ -1,5 +1,7 @@
 """Where two pictures are alike: the maps add up, and point at what was put there."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +139,44 @@ def test_covering_measures_what_the_score_loses() -> None:
 
 def test_no_results_need_no_explanation() -> None:
     assert explain(plain(Colours(), "gap"), noise(0), []) == []
+
+
+class Slow(Vector):
+    """Takes 4 ms for every picture."""
+
+    seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        type(self).seen += len(images)
+        time.sleep(0.004 * len(images))
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    "seconds, fewest, most", [(0.01, 3, 3), (0.3, 4, 6), (100.0, 8, 8), (None, 8, 8)]
+)
+def test_where_time_is_short_fewer_parts_are_covered(
+    seconds: float | None, fewest: int, most: int
+) -> None:
+    embedder = plain(Slow(), "native")
+    pictures = [spotted((255, 0, 0), at) for at in ((0, 1), (2, 3))]
+    pictures[0].paste((0, 0, 255), (48, 48, 64, 64))  # in the query alone
+    pictures[1].paste((0, 255, 0), (0, 0, 16, 16))
+    query, result = (embedder.preprocess(picture) for picture in pictures)
+    Slow.seen = 0
+    (found,) = module.explain_seen(embedder, query, result[None], seconds=seconds)
+    windows = len(found.query)
+    assert found.query.shape == found.result.shape == (windows, windows)
+    assert fewest <= windows <= most and Slow.seen == 2 + 2 * windows**2
+    row, column = np.unravel_index(found.query.argmax(), found.query.shape)
+    assert (row + 0.5) / windows == pytest.approx(0.125, abs=1 / windows)
+    assert (column + 0.5) / windows == pytest.approx(0.375, abs=1 / windows)
+
+
+def test_half_precision_covers_the_same_places() -> None:
+    embedder = plain(Vector(), "native")
+    query, result = (embedder.preprocess(noise(i, (SIZE, SIZE))) for i in (0, 1))
+    (whole,) = module.explain_seen(embedder, query, result[None])
+    (half,) = module.explain_seen(embedder, query, result[None], precision=torch.bfloat16)
+    assert half.cosine == pytest.approx(whole.cosine, abs=1e-2)
+    assert np.corrcoef(half.query.ravel(), whole.query.ravel())[0, 1] > 0.9

@@ -6,7 +6,8 @@ the other (Zeiler & Fergus, 2014), and a number says how much the cosine falls.
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.pooling import GeM, as_tokens
 from vizsla.model.projection import Projection
 
-WINDOWS = 8  # covered places in a row and in a column
+WINDOWS, FEWEST_WINDOWS = 8, 3  # covered places in a row and in a column
 AT_ONCE = 16  # covered pictures in a batch
 EXACT, COVERED = "exact", "covered"
 
@@ -48,15 +49,32 @@ def explain(
     return explain_seen(embedder, embedder.preprocess(query), found)
 
 
-def explain_seen(embedder: Embedder, query: Tensor, results: Tensor) -> list[Explanation]:
-    """The same for preprocessed pictures: query (3, H, W), results (R, 3, H, W)."""
+def explain_seen(
+    embedder: Embedder,
+    query: Tensor,
+    results: Tensor,
+    *,
+    seconds: float | None = None,
+    precision: torch.dtype = torch.float32,
+) -> list[Explanation]:
+    """The same for preprocessed pictures: query (3, H, W), results (R, 3, H, W).
+
+    seconds, precision: where parts have to be covered, about how long that may take (fewer and
+    larger parts are covered then), and what is multiplied with meanwhile.
+    """
     embedder.eval()
     device = next((p.device for p in embedder.parameters()), torch.device("cpu"))
     asked, found = query.to(device), results.to(device)
     with torch.inference_mode():
         if is_sum(embedder, asked):
             return _exact(embedder, asked, found)
-        return _covered(embedder, asked, found)
+
+        def see(images: Tensor) -> Tensor:
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                vectors: Tensor = embedder(images)
+            return vectors.float()
+
+        return _covered(see, asked, found, seconds)
 
 
 # ── exact ────────────────────────────────────────────────────────────────────────────────────────
@@ -142,34 +160,51 @@ def _as_map(contributions: Tensor, grid: tuple[int, int]) -> np.ndarray:
 # ── covered ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _covered(embedder: Embedder, query: Tensor, results: Tensor) -> list[Explanation]:
-    asked, found = embedder(query[None])[0], embedder(results)  # (D,), (R, D)
-    without = _vectors_without(embedder, query)  # (h·w, D)
+See = Callable[[Tensor], Tensor]  # (B, 3, H, W) → (B, D)
+
+
+def _covered(see: See, query: Tensor, results: Tensor, seconds: float | None) -> list[Explanation]:
+    started = time.perf_counter()
+    vectors = torch.cat([see(image[None]) for image in (query, *results)])  # (1+R, D)
+    windows = WINDOWS
+    if seconds is not None:
+        windows = windows_within(seconds, time.perf_counter() - started)
+    asked, found = vectors[0], vectors[1:]
+    without = _vectors_without(see, query, windows)  # (h·w, D)
     explanations = []
     for image, vector in zip(results, found, strict=True):
         cosine = asked @ vector
         of_query = cosine - without @ vector
-        of_result = cosine - _vectors_without(embedder, image) @ asked
-        grid = (WINDOWS, WINDOWS)
+        of_result = cosine - _vectors_without(see, image, windows) @ asked
+        grid = (windows, windows)
         explanations.append(
             Explanation(_as_map(of_query, grid), _as_map(of_result, grid), float(cosine), COVERED)
         )
     return explanations
 
 
-def _vectors_without(embedder: Embedder, image: Tensor) -> Tensor:
+def windows_within(seconds: float, seconds_a_window: float) -> int:
+    """How many windows a row may have, if one of every picture takes so long; 3 at least.
+
+    Fewer would tell nothing: it then takes longer than it should.
+    """
+    most = int(math.sqrt(seconds / max(seconds_a_window, 1e-9)))
+    return min(WINDOWS, max(FEWEST_WINDOWS, most))
+
+
+def _vectors_without(see: See, image: Tensor, windows: int) -> Tensor:
     """(h·w, D): the picture's vectors with each window, and half of its neighbours, covered.
 
     Covered is 0: the mean colour, which tells a network the least.
     """
     high, wide = image.shape[1:]
-    rows, columns = np.linspace(0, high, WINDOWS + 1), np.linspace(0, wide, WINDOWS + 1)
-    half = (high / WINDOWS / 2, wide / WINDOWS / 2)
-    copies = image.repeat(WINDOWS**2, 1, 1, 1)  # (h·w, 3, H, W)
-    for i in range(WINDOWS**2):
-        row, column = divmod(i, WINDOWS)
+    rows, columns = np.linspace(0, high, windows + 1), np.linspace(0, wide, windows + 1)
+    half = (high / windows / 2, wide / windows / 2)
+    copies = image.repeat(windows**2, 1, 1, 1)  # (h·w, 3, H, W)
+    for i in range(windows**2):
+        row, column = divmod(i, windows)
         top, left = (max(0, round(edge - h)) for edge, h in
                      zip((rows[row], columns[column]), half, strict=True))  # fmt: skip
         bottom, right = round(rows[row + 1] + half[0]), round(columns[column + 1] + half[1])
         copies[i, :, top:bottom, left:right] = 0
-    return torch.cat([embedder(part) for part in copies.split(AT_ONCE)])
+    return torch.cat([see(part) for part in copies.split(AT_ONCE)])

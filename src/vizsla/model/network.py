@@ -4,6 +4,9 @@ On a CPU a batch goes through in parts of a few images, each by one thread, as m
 has threads: what a layer makes then stays in its core's cache, and no thread waits for another.
 """
 
+import contextlib
+import os
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -19,6 +22,8 @@ from torch import Tensor
 from vizsla.model.compiling import compiled
 from vizsla.model.compute import PRECISIONS, Compute, part_size
 from vizsla.model.embedder import Embedder
+
+NICE = 10  # of threads that give way: about a tenth of a busy core
 
 
 @dataclass
@@ -120,17 +125,28 @@ def in_parts(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 @cache
 def _workers(n: int) -> ThreadPoolExecutor:
-    """n threads, to each of which torch gives one core."""
+    return one_core_threads(n, "network")
+
+
+def one_core_threads(n: int, name: str, *, gives_way: bool = False) -> ThreadPoolExecutor:
+    """n threads, to each of which torch gives one core.
+
+    gives_way: the system runs them when others leave it time (on Linux).
+    """
+    others = torch.get_num_threads()
     all_started = threading.Barrier(n + 1)
 
     def start() -> None:
         torch.get_num_threads()  # a thread's first call gives it the number of all: not later
         torch.set_num_threads(1)
+        if gives_way and sys.platform == "linux":  # where a thread has a priority of its own
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         all_started.wait()
 
-    pool = ThreadPoolExecutor(n, "network", initializer=start)
+    pool = ThreadPoolExecutor(n, name, initializer=start)
     for _ in range(n):
         pool.submit(int)
     all_started.wait()
-    torch.set_num_threads(n)  # what was set last is also what threads to come begin with
+    torch.set_num_threads(others)  # what was set last is also what threads to come begin with
     return pool
