@@ -238,6 +238,11 @@ class FolderIndex:
         return self._state.stored.folder
 
     @property
+    def version(self) -> str:
+        """Another one after every change; what `store.version_of` says of the folder's manifest."""
+        return disk.version_of(self._state.stored.manifest)
+
+    @property
     def ids(self) -> list[str]:
         return self._state.ids
 

@@ -10,6 +10,7 @@ so what a crash leaves behind is either not named, or whole. Knows nothing of ho
 import contextlib
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +86,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if manifest.get("form") != FORM:
         raise DataError(f"{folder} holds no index but {manifest.get('form')!r}")
     return manifest
+
+
+def version_of(manifest: dict[str, Any]) -> str:
+    """Twelve hex digits that change whenever the index does."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read(folder: str | Path, *, verify: bool = False) -> Stored:
