@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.staticfiles import StaticFiles
 
 from vizsla.errors import StorageError
 from vizsla.web import judge_openapi as openapi
@@ -26,7 +25,7 @@ from vizsla.web.judge_intake import Intake, Refused
 from vizsla.web.judge_pages import Pages
 from vizsla.web.judge_rules import iso
 from vizsla.web.judge_store import TooMany, unpacked
-from vizsla.web.templating import FOLDER, answer_errors
+from vizsla.web.templating import FOLDER, StaticFolder, answer_errors
 from vizsla.web.tokens import from_header, matches
 
 log = logging.getLogger("vizsla.judge")
@@ -54,7 +53,7 @@ def create_app(
     _add_data(app, board)
     _add_organiser(app, board, Pages(board), organiser_hash)
     _add_pages(app, Pages(board))
-    app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+    app.mount("/static", StaticFolder(directory=FOLDER / "static"), name="static")
     described = app.openapi()  # made once and kept by the app
     described.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
     return app

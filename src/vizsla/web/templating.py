@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.staticfiles import StaticFiles
 
 FOLDER = Path(__file__).parent
 Shown = Callable[[Request, int, str, Mapping[str, str] | None], Response]
@@ -47,6 +48,15 @@ def quoted_path(name: str) -> str:
 
 def wants_page(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
+
+
+class StaticFolder(StaticFiles):
+    """Files that browsers keep, and of which they ask each time whether they are still the same."""
+
+    def file_response(self, *args: Any, **more: Any) -> Response:
+        response = super().file_response(*args, **more)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 def answer_errors(
