@@ -16,26 +16,37 @@ BURST_SECONDS = 10  # of the rate may be used up at once
 class RateLimit:
     """A token bucket for each address; a /64 of IPv6 counts as one address.
 
-    per_minute: how many requests an address has; 0: no limit. Not for many threads.
+    per_minute: how many requests an address has; 0: no limit. at_once: how many of them may come
+    in one moment, at least. Not for many threads.
     """
 
-    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_minute: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        at_once: float = 1.0,
+    ) -> None:
         self.rate, self.clock = per_minute / 60, clock
-        self.most = max(1.0, self.rate * BURST_SECONDS)
+        self.most = max(at_once, self.rate * BURST_SECONDS)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, at
 
-    def wait(self, address: str) -> float:
-        """0 where the request may pass, which then counts; else the seconds to wait."""
+    def wait(self, address: str, weight: float = 1.0) -> float:
+        """0 where the request may pass, which then counts; else the seconds to wait.
+
+        weight: so many requests it counts as, or as all that may come in one moment.
+        """
         if self.rate <= 0:
             return 0.0
         key, now = one_address(address), self.clock()
         left, at = self._buckets.pop(key, (self.most, now))
         left = min(self.most, left + (now - at) * self.rate)
-        passes = left >= 1
-        self._buckets[key] = (left - passes, now)
+        weight = min(weight, self.most)
+        passes = left >= weight
+        self._buckets[key] = (left - weight if passes else left, now)
         while len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
-        return 0.0 if passes else (1 - left) / self.rate
+        return 0.0 if passes else (weight - left) / self.rate
 
 
 def one_address(address: str) -> str:
@@ -43,7 +54,9 @@ def one_address(address: str) -> str:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address[:100]
-    if found.version == 6:
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped:  # or all of IPv4 would be one address to a socket for both
+            return str(found.ipv4_mapped)
         return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
     return str(found)
 
