@@ -37,7 +37,7 @@ def test_a_picture_finds_itself_first(served: Any) -> None:
         assert first["score"] == pytest.approx(1, abs=1e-6)
         scores = [one["score"] for one in answer["results"]]
         assert scores == sorted(scores, reverse=True) and len(scores) == 5
-        assert served.get(first["image"]).content == served.bytes_of(name)
+        assert served.get("/v1/" + first["image"]).content == served.bytes_of(name)
         assert answer["gallery"] == 24 and answer["model_id"] == served.engine.model.model_id
         (kept,) = answer["queries"]  # the same again, by its name
         assert served.search(json={"query": kept, "k": 5}) == [o["id"] for o in answer["results"]]
@@ -406,6 +406,10 @@ def test_the_api_is_described_with_examples(served: Any) -> None:
     assert {"text", "k"} <= set(example)
     assert "example" in search["responses"]["200"]["content"]["application/json"]
     assert json.dumps(described).count('"example"') >= 8
+    for path in ("/v1/search", "/v1/embed", "/v1/images"):
+        form = described["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]
+        assert set(form["example"]) <= set(form["schema"]["properties"])
+        assert "image" in form["example"]
 
 
 def test_an_address_names_all_methods_that_it_takes(served: Any) -> None:

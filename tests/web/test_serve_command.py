@@ -124,6 +124,28 @@ def test_an_index_is_served_and_replaced(home: Path, tmp_path: Path) -> None:
     assert len(open_index(tmp_path / "gallery.index")) == 22
 
 
+def test_labels_beside_an_index_are_laid_over_it(home: Path, tmp_path: Path) -> None:
+    """It is the index itself that is served, and watched, not a copy with other labels."""
+    folder = tmp_path / "gallery.index"
+    shutil.copytree(home / "gallery.index", folder)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,label\ng-red-0.png,given\ng-red-1.png,given\n")
+    images = home / "data/test/gallery"
+    source = Source(folder, model=str(home / RUN), images=images, labels=labels)
+    with prepared(source) as (engine, _):
+        assert engine.gallery.index.folder == folder
+        assert engine.gallery.described("g-red-0.png")["label"] == "given"
+        found = engine.answer(Asked(id=("g-red-2.png",), filter=("label=given",), k=9)).results
+        assert sorted(one.id for one in found) == ["g-red-0.png", "g-red-1.png"]
+        open_index(folder).remove(["g-red-0.png"])
+        for _ in range(100):
+            if len(engine.gallery) == 23:
+                break
+            time.sleep(0.1)
+        found = engine.answer(Asked(id=("g-red-2.png",), filter=("label=given",), k=9)).results
+        assert [one.id for one in found] == ["g-red-1.png"]
+
+
 def test_a_folder_is_embedded_once(home: Path) -> None:
     source = Source(
         home / "photos", model="tiny", weights="random", image_size=32, class_folders=True

@@ -21,7 +21,13 @@ import pyarrow as pa
 
 from vizsla import opening, revisit, runconfig, storage
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.imageset import ImageSet, labels_for, open_data, read_labels
+from vizsla.data.imageset import (
+    ImageSet,
+    labels_for,
+    labels_from_pattern,
+    open_data,
+    read_labels,
+)
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError, VizslaError
 from vizsla.model.compute import resolve_compute
 from vizsla.model.embeddings import Embeddings, is_embeddings
@@ -33,13 +39,17 @@ from vizsla.search.store import is_index
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from vizsla.web.serve_decoder import Decoder
     from vizsla.web.serve_engine import Engine
+    from vizsla.web.serve_gallery import Labels
     from vizsla.web.serve_state import Serving
 
 log = logging.getLogger("vizsla.serve")
 
 MODEL = "dinov2-s14"  # for a folder of pictures
-MAX_PIXELS = 40_000_000
+MAX_PIXELS = 40_000_000  # of a picture to search with
+OWN_PIXELS, OWN_SECONDS = 400_000_000, 30.0  # of the gallery's pictures
+OWN_ROOM = 6 * 2**30  # bytes that unpacking one of them may take
 LOOPBACK = ("127.", "::1")
 
 
@@ -211,7 +221,6 @@ def prepare(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> "Engine":
     """Loads, embeds and indexes what has to be, and warms it up; `serving` says where it stands."""
-    from vizsla.web.serve_decoder import Decoder
     from vizsla.web.serve_engine import Engine
     from vizsla.web.serve_gallery import Gallery
     from vizsla.web.serve_model import Model
@@ -226,31 +235,43 @@ def prepare(
         if progress:
             progress("embedding", done, total)
 
-    index, temporary = None, None
+    index, temporary, labels = None, None, None
     if kind == "index":
         index, root = FolderIndex.load(source.path), source.images
         _require_same_model(index.model_id, embedder.model_id, source)
-        labels = _labels_of(source, index.ids)
-        embeddings = None if labels is None else _with_labels(index.embeddings(), labels)
+        labels = _labels(source)  # laid over the index's own each time that it is opened
     else:
         embeddings, root = _embeddings(source, kind, embedder, compute, report)
         _require_same_model(embeddings.model_id, embedder.model_id, source)
-    if embeddings is not None:
         serving.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
         index = FolderIndex.build(embeddings, temporary.name)
-    assert root is not None and index is not None
+    assert root is not None
     serving.stage = "warming"
+    decoder, own_decoder = decoders(source.max_pixels)
     engine = Engine(
         Model(embedder, compute, seen=serving.metrics.batch),
-        Gallery.of(index, root),
-        Decoder(max_pixels=source.max_pixels),
+        Gallery.of(index, root, labels),
+        decoder,
+        own_decoder=own_decoder,
         metrics=serving.metrics,
         watched=temporary is None,
         at_close=None if temporary is None else temporary.cleanup,
     )
     engine.warm_up()
     return engine
+
+
+def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
+    """For strangers' pictures, and for the gallery's, which are its owner's: those may be larger,
+    and strangers do not wait for them.
+    """
+    from vizsla.web.serve_decoder import Decoder
+
+    own = Decoder(
+        max_pixels=max(max_pixels, OWN_PIXELS), seconds=OWN_SECONDS, room=OWN_ROOM, gives_way=True
+    )
+    return Decoder(max_pixels=max_pixels), own
 
 
 def _require_same_model(vectors: str, model: str, source: Source) -> None:
@@ -313,14 +334,19 @@ def _labels_of_run(folder: Path, ids: list[str]) -> list[str | None] | None:
     return None if truth is None else [truth.gallery.get(name) for name in ids]
 
 
-def _labels_of(source: Source, ids: list[str]) -> list[str | None] | None:
-    if source.labels is not None:
-        return list(labels_for(ids, read_labels(source.labels), "gallery"))
-    if source.labels_from is not None:
-        from vizsla.data.imageset import labels_from_pattern
-
-        return list(labels_from_pattern(ids, source.labels_from))
+def _labels(source: Source) -> "Labels | None":
+    """What tells the labels of ids, read anew each time; None where the source says nothing."""
+    path, pattern = source.labels, source.labels_from
+    if path is not None:
+        return lambda ids: labels_for(ids, read_labels(path), "gallery")
+    if pattern is not None:
+        return lambda ids: labels_from_pattern(ids, pattern)
     return None
+
+
+def _labels_of(source: Source, ids: list[str]) -> list[str | None] | None:
+    labels = _labels(source)
+    return None if labels is None else list(labels(ids))
 
 
 def _with_labels(embeddings: Embeddings, labels: list[str | None] | None) -> Embeddings:

@@ -5,13 +5,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vizsla.errors import UsageError
 from vizsla.output.forms import parse_json
 from vizsla.web import serve_openapi as openapi
-from vizsla.web.http import Json, SecureHeaders
+from vizsla.web.http import Json, SecureHeaders, to_json
 from vizsla.web.serve_desk import (
     CHALLENGE,
     Desk,
@@ -31,7 +30,7 @@ from vizsla.web.serve_pages import Pages
 from vizsla.web.serve_pictures import SIDES, Thumbnails, media_type
 from vizsla.web.serve_query import Asked
 from vizsla.web.serve_state import Serving
-from vizsla.web.templating import FOLDER, answer_errors, quoted_path
+from vizsla.web.templating import FOLDER, StaticFolder, answer_errors, quoted_path
 
 MOST_IMAGES, MOST_EMBEDDED = 16, 20  # in one request
 OPEN_TO_ALL = ("/healthz", "/static/")
@@ -54,9 +53,10 @@ def create_app(
     _add_changes(app, desk)
     _add_health(app, desk)
     pages.add_to(app)
-    app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+    app.mount("/static", StaticFolder(directory=FOLDER / "static"), name="static")
     described = app.openapi()  # made once and kept by the app
     described.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
+    described["servers"] = openapi.SERVERS
     return app
 
 
@@ -79,6 +79,9 @@ class Guard:
 
         request = Request(scope)
         refused = self._refused(request)
+        if "range" in request.headers:  # pictures are sent whole; reading ranges can be costly
+            headers = [pair for pair in scope["headers"] if pair[0].lower() != b"range"]
+            scope = {**scope, "headers": headers}
         try:
             await (refused or self.app)(scope, receive, counted)
         finally:
@@ -92,9 +95,12 @@ class Guard:
             return Json(said("this server does not go by that name: see --allow-host"), 421)
         if comes_from_elsewhere(request.method, headers):
             return Json(said("another site's page may not send this"), 403)
-        if request.url.path.startswith(OPEN_TO_ALL) or access.may_ask(headers):
+        if request.url.path.startswith(OPEN_TO_ALL):
             return None
         try:
+            self.desk.count_lightly(request)
+            if access.may_ask(headers):
+                return None
             self.desk.count(request)  # or tokens could be tried without end
         except Refused as error:
             return Json(said(str(error)), error.status, error.headers)
@@ -116,7 +122,8 @@ def _add_search(app: FastAPI, desk: Desk) -> None:
                 if len(files) > MOST_IMAGES:
                     raise UsageError(f"{len(files)} images: {MOST_IMAGES} at most")
                 asked = desk.asked(form)
-                return Json(as_json(await desk.done(lambda: engine.answer(asked, files))))
+                desk.count_more(request, len(files))
+                return _sent(await desk.done(lambda: to_json(as_json(engine.answer(asked, files)))))
         except Exception as error:
             return refused_as_json(error)
 
@@ -133,17 +140,19 @@ def _add_search(app: FastAPI, desk: Desk) -> None:
                 texts = [Asked.parse({"text": [text]}, most_k=1).text for text in texts]
                 if not all(texts):
                     raise UsageError("a text is empty")
+                desk.count_more(request, len(files) + len(texts))
 
-                def vectors() -> list[dict[str, Any]]:
-                    of_texts = [engine.text_vector(text) for text in texts]
-                    of_images = [engine.upload([data])[0].vector for data in files]
-                    return [
-                        *({"kind": "image", "vector": v.tolist()} for v in of_images),
-                        *({"kind": "text", "vector": v.tolist()} for v in of_texts),
+                def answer() -> bytes:
+                    kinds = ["image"] * len(files) + ["text"] * len(texts)
+                    vectors = engine.embed(files, texts)
+                    found = [
+                        {"kind": kind, "vector": vector.tolist()}
+                        for kind, vector in zip(kinds, vectors, strict=True)
                     ]
+                    about = {"model_id": engine.model.model_id, "dim": engine.model.dim}
+                    return to_json({**about, "embeddings": found})
 
-                about = {"model_id": engine.model.model_id, "dim": engine.model.dim}
-                return Json({**about, "embeddings": await desk.done(vectors)})
+                return _sent(await desk.done(answer))
         except Exception as error:
             return refused_as_json(error)
 
@@ -151,7 +160,13 @@ def _add_search(app: FastAPI, desk: Desk) -> None:
     app.add_api_route("/v1/embed", embed, methods=["POST"], **openapi.EMBED)
 
 
+def _sent(body: bytes) -> Response:
+    """JSON that was written in a thread: long lists of numbers take their time."""
+    return Response(body, media_type="application/json")
+
+
 def as_json(answer: Answer) -> dict[str, Any]:
+    """image, thumb: relative to the address that was asked, whatever prefix a proxy gives it."""
     return {
         "results": [
             {
@@ -159,8 +174,8 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "score": found.score,
                 "label": found.label,
                 "attributes": found.attributes,
-                "image": f"/v1/images/{quoted_path(found.id)}",
-                "thumb": f"/v1/images/{quoted_path(found.id)}/thumb",
+                "image": f"images/{quoted_path(found.id)}",
+                "thumb": f"images/{quoted_path(found.id)}/thumb",
             }
             for found in answer.results
         ],
@@ -180,12 +195,15 @@ def _add_images(app: FastAPI, desk: Desk) -> None:
             engine = desk.engine
             if size not in SIDES:
                 raise UsageError(f"size={size[:40]!r}: choose {' or '.join(SIDES)}")
-            path = engine.picture(id)
-            tag = f'"{Thumbnails.tag(path, size)}"'
-            if is_known(request, tag):
-                return not_modified(tag)
-            data = await desk.done(lambda: engine.thumbnails.get(path, size))
-            return jpeg(data, tag)
+
+            def answer() -> Response:
+                path = engine.picture(id)
+                tag = f'"{Thumbnails.tag(path, size)}"'
+                if is_known(request, tag):
+                    return not_modified(tag)
+                return jpeg(engine.thumbnails.get(path, size), tag)
+
+            return await desk.pictures.done(answer)
         except OSError:
             return refused_as_json(NotThere("its file is gone"))
         except Exception as error:
@@ -194,16 +212,19 @@ def _add_images(app: FastAPI, desk: Desk) -> None:
     async def image(request: Request, id: str) -> Response:
         try:
             engine = desk.engine
-            path = engine.picture(id)
-            tag = f'"{Thumbnails.tag(path)}"'
-            if is_known(request, tag):
-                return not_modified(tag)
-            with path.open("rb") as file:
-                kind = media_type(file.read(16))
-            if kind is None:  # browsers would not show it
-                data = await desk.done(lambda: engine.thumbnails.get(path, "large"))
-                return jpeg(data, tag)
-            return FileResponse(path, media_type=kind, headers=cached(tag))
+
+            def answer() -> Response:
+                path = engine.picture(id)
+                tag = f'"{Thumbnails.tag(path)}"'
+                if is_known(request, tag):
+                    return not_modified(tag)
+                with path.open("rb") as file:
+                    kind = media_type(file.read(16))
+                if kind is None:  # browsers would not show it
+                    return jpeg(engine.thumbnails.get(path, "large"), tag)
+                return FileResponse(path, media_type=kind, headers=cached(tag))
+
+            return await desk.pictures.done(answer)
         except OSError:
             return refused_as_json(NotThere("its file is gone"))
         except Exception as error:
@@ -235,10 +256,10 @@ def _add_changes(app: FastAPI, desk: Desk) -> None:
                     raise UsageError(
                         "expected one file `image` and, if need be, `name`, `label`, `attributes`"
                     )
-                added = await desk.done(
+                added, version = await desk.changes.done(
                     lambda: engine.add(files[0], name=name, attributes=attributes)
                 )
-                return Json({"id": added, "index": engine.gallery.version}, 201)
+                return Json({"id": added, "index": version}, 201)
         except Exception as error:
             return refused_as_json(error)
 
@@ -246,8 +267,8 @@ def _add_changes(app: FastAPI, desk: Desk) -> None:
         try:
             check(request)
             engine = desk.engine
-            await desk.done(lambda: engine.remove(id))
-            return Json({"id": id, "index": engine.gallery.version})
+            version = await desk.changes.done(lambda: engine.remove(id))
+            return Json({"id": id, "index": version})
         except Exception as error:
             return refused_as_json(error)
 
@@ -255,7 +276,7 @@ def _add_changes(app: FastAPI, desk: Desk) -> None:
         try:
             check(request)
             engine = desk.engine
-            changed = await desk.done(engine.reload)
+            changed = await desk.changes.done(engine.reload)
             return Json({"changed": changed, "index": engine.gallery.version})
         except Exception as error:
             return refused_as_json(error)
@@ -287,6 +308,8 @@ def _add_health(app: FastAPI, desk: Desk) -> None:
         }
         if serving.engine is None:
             return Json(about, 503, {"Retry-After": "2"})
+        if serving.engine.is_closed:
+            return Json({**about, "status": "closed"}, 503)
         gallery = serving.engine.gallery
         about = {"status": "ready", "gallery": len(gallery), "index": gallery.version}
         return Json({**about, "model_id": serving.engine.model.model_id})

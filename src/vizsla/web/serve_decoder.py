@@ -11,6 +11,7 @@ a child that a picture has taken over can lie about pixels, and no more.
 import contextlib
 import io
 import json
+import math
 import os
 import queue
 import struct
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -27,20 +28,33 @@ import numpy as np
 from PIL import Image
 
 from vizsla.data.framing import Framing
-from vizsla.data.images import read_image
+from vizsla.data.images import read_header, read_image
 from vizsla.errors import ImageError
 
 PROCESSES = 2
 SECONDS = 10.0  # for one picture
 STARTING_SECONDS = 60.0  # for a child's first answer, which waits for its imports
 WAITING = 64  # pictures that may wait; more are refused
+TOO_MANY = "too many pictures wait: try again in a moment"
 QUALITY = 88  # of the JPEGs
 BYTES_A_PIXEL, BYTES_AT_LEAST = 40, 2**30  # of address space that a child may take
+NICE = 10  # of processes that give way: about a tenth of a busy core
 LARGEST_ANSWER = 2**28  # bytes
 
 
 class Busy(Exception):
-    """Too many pictures wait already."""
+    """Too much of one kind waits already. seconds: after which one may ask again."""
+
+    def __init__(self, message: str = TOO_MANY, *, seconds: int = 1) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Closed(Exception):
+    """Asked of what has ended, or ended while it was asked: there will be no answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +79,24 @@ class Decoder:
         processes: int = PROCESSES,
         seconds: float = SECONDS,
         waiting: int = WAITING,
+        room: int | None = None,
+        gives_way: bool = False,
     ) -> None:
+        """room: bytes of address space of a process; default: BYTES_A_PIXEL for every pixel.
+
+        gives_way: the system runs the processes when others leave it time.
+        """
         self.max_pixels, self.seconds, self.waiting = max_pixels, seconds, waiting
         self._children: queue.SimpleQueue[_Child] = queue.SimpleQueue()
-        self._all = [_Child(max_pixels) for _ in range(processes)]
+        if room is None:
+            room = BYTES_AT_LEAST + BYTES_A_PIXEL * max_pixels
+        self._all = [_Child(max_pixels, room, gives_way) for _ in range(processes)]
         for child in self._all:
             self._children.put(child)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="serve-decoder")
-        self._pending = 0
+        self._lock = threading.Lock()
+        self._pending: set[Future[Decoded]] = set()
+        self._closed = False
 
     def decode(
         self,
@@ -80,35 +104,62 @@ class Decoder:
         *,
         framing: Framing | None = None,
         jpeg_side: int | None = None,
+        large: bool = True,
     ) -> "Future[Decoded]":
         """framing: asks for `pixels`; jpeg_side: for a JPEG whose sides are at most that.
 
-        Raises Busy at once where too many wait.
+        large: the JPEG is as large as that wherever the picture is; else it may be smaller, where
+        the model needs less: that takes half the time.
+        Raises Busy at once where too many wait, Closed after `close`.
         """
-        if self._pending >= self.waiting:
-            raise Busy
-        self._pending += 1
-        about: dict[str, Any] = {"jpeg_side": jpeg_side}
+        about: dict[str, Any] = {"jpeg_side": jpeg_side, "large": large}
         if framing is not None:
             about["framing"] = asdict(framing)
-        future = self._threads.submit(self._decode, about, source)
-        future.add_done_callback(self._done)
+        future: Future[Decoded] = Future()
+        with self._lock:
+            if self._closed:
+                raise Closed
+            if len(self._pending) >= self.waiting:
+                raise Busy
+            self._pending.add(future)
+            self._threads.submit(self._decode, future, about, source)
         return future
 
     def close(self) -> None:
+        """Whoever waits gets Closed at once."""
+        with self._lock:
+            self._closed = True
+            waiting, self._pending = self._pending, set()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for future in waiting:
+            fail(future, Closed())
         for child in self._all:
             child.stop()
 
-    def _done(self, _: Any) -> None:
-        self._pending -= 1
-
-    def _decode(self, about: dict[str, Any], source: bytes | Path) -> Decoded:
+    def _decode(
+        self, future: "Future[Decoded]", about: dict[str, Any], source: bytes | Path
+    ) -> None:
         child = self._children.get()
         try:
-            return child.ask(about, source, self.seconds)
+            if not future.done():
+                succeed(future, child.ask(about, source, self.seconds))
+        except BaseException as error:
+            fail(future, error)
         finally:
             self._children.put(child)
+            with self._lock:
+                self._pending.discard(future)
+
+
+def succeed(future: "Future[Any]", result: Any) -> None:
+    """Nothing happens where it has ended already: cancelled, or closed meanwhile."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(result)
+
+
+def fail(future: "Future[Any]", error: BaseException) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)
 
 
 # ── the parent's side ────────────────────────────────────────────────────────────────────────────
@@ -117,8 +168,8 @@ class Decoder:
 class _Child:
     """One process, started when it is first needed and again after it has died."""
 
-    def __init__(self, max_pixels: int) -> None:
-        self.max_pixels = max_pixels
+    def __init__(self, max_pixels: int, room: int, gives_way: bool) -> None:
+        self.limits = [str(int(one)) for one in (max_pixels, room, gives_way)]
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, about: dict[str, Any], source: bytes | Path, seconds: float) -> Decoded:
@@ -155,12 +206,13 @@ class _Child:
             self.stop()
         if self.process is None:
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            ours = {name: text for name, text in os.environ.items() if "TOKEN" not in name.upper()}
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vizsla.web.serve_decoder", str(self.max_pixels)],
+                [sys.executable, "-m", "vizsla.web.serve_decoder", *self.limits],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, **threads},
+                env={**ours, **threads},
                 start_new_session=True,  # Ctrl-C is for the parent, which ends its children
             )
             with _limited(self.process, STARTING_SECONDS):
@@ -188,7 +240,9 @@ def _limited(process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[thr
 
 def _send(process: "subprocess.Popen[bytes]", about: dict[str, Any], body: bytes) -> None:
     assert process.stdin is not None
-    process.stdin.write(_framed(about, body))
+    head = json.dumps(about).encode()
+    process.stdin.write(struct.pack(">II", len(head), len(body)) + head)
+    process.stdin.write(body)  # not copied
     process.stdin.flush()
 
 
@@ -227,9 +281,13 @@ def _framed(about: dict[str, Any], body: bytes) -> bytes:
 # ── the child's side ─────────────────────────────────────────────────────────────────────────────
 
 
-def work(max_pixels: int, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+def work(
+    max_pixels: int, room: int, gives_way: int, incoming: BinaryIO, outgoing: BinaryIO
+) -> None:
     """Answers until its input ends."""
-    _limit_itself(max_pixels)
+    _limit_itself(room)
+    if gives_way and hasattr(os, "nice"):
+        os.nice(NICE)
     outgoing.write(_framed({}, b""))
     outgoing.flush()
     while head := incoming.read(8):
@@ -239,13 +297,12 @@ def work(max_pixels: int, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         outgoing.flush()
 
 
-def _limit_itself(max_pixels: int) -> None:
+def _limit_itself(room: int) -> None:
     """Little memory, no files, no core dumps; Windows knows none of these limits."""
     try:
         import resource
     except ImportError:
         return
-    room = BYTES_AT_LEAST + BYTES_A_PIXEL * max_pixels
     for limit, value in (
         (resource.RLIMIT_AS, room),
         (resource.RLIMIT_FSIZE, 0),
@@ -256,15 +313,18 @@ def _limit_itself(max_pixels: int) -> None:
 
 
 def _answer(about: dict[str, Any], body: bytes, max_pixels: int) -> bytes:
+    source, side = about.get("path", body), about["jpeg_side"]
+    framing = Framing(**about["framing"]) if "framing" in about else None
     try:
-        framing = Framing(**about["framing"]) if "framing" in about else None
         image = read_image(
-            about.get("path", body),
+            source,
             max_pixels=max_pixels,
-            at_least=None if framing is None else framing.least_side,  # as `embed` reads it
+            at_least=side if framing is None else framing.least_side,  # as `embed` reads it
         )
         pixels = None if framing is None else framing.pixels(image)
-        jpeg = _as_jpeg(image, about["jpeg_side"]) if about["jpeg_side"] else b""
+        if side and about["large"] and framing is not None and max(image.size) < side:
+            image = _larger(source, image, side, max_pixels)
+        jpeg = _as_jpeg(image, side) if side else b""
     except ImageError as error:
         return _framed({"error": str(error)}, b"")
     except MemoryError:
@@ -272,6 +332,14 @@ def _answer(about: dict[str, Any], body: bytes, max_pixels: int) -> bytes:
     shape = None if pixels is None else pixels.shape[:2]
     answer = {"error": None, "size": image.size, "jpeg": len(jpeg), "shape": shape}
     return _framed(answer, jpeg + (b"" if pixels is None else pixels.tobytes()))
+
+
+def _larger(source: str | bytes, small: Image.Image, side: int, max_pixels: int) -> Image.Image:
+    """The same picture for people, where a JPEG was unpacked smaller than that for the model."""
+    if read_header(source, max_pixels=max_pixels).format not in ("JPEG", "MPO"):
+        return small
+    short = math.ceil(side * min(small.size) / max(small.size))
+    return read_image(source, max_pixels=max_pixels, at_least=short)
 
 
 def _as_jpeg(image: Image.Image, side: int) -> bytes:
@@ -285,4 +353,4 @@ def _as_jpeg(image: Image.Image, side: int) -> bytes:
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), sys.stdin.buffer, sys.stdout.buffer)
+    work(*map(int, sys.argv[1:4]), sys.stdin.buffer, sys.stdout.buffer)

@@ -12,17 +12,23 @@ from starlette.responses import Response
 
 from vizsla.errors import DataError, ImageError, StorageError, UsageError
 from vizsla.web.http import BODY_SECONDS, BodyRefused, Json, LastWord, Room
-from vizsla.web.serve_decoder import Busy
+from vizsla.web.serve_decoder import Busy, Closed
 from vizsla.web.serve_engine import Engine, NotThere
 from vizsla.web.serve_forms import Form, form_of
 from vizsla.web.serve_limits import Access, RateLimit
 from vizsla.web.serve_query import Asked
 from vizsla.web.serve_state import Serving
+from vizsla.web.serve_why import Drawn
 
 log = logging.getLogger("vizsla.serve")
 Result = TypeVar("Result")
 
-THREADS = 64
+THREADS = 64  # searches at once
+PICTURE_THREADS, PICTURES_WAITING = 8, 400  # pictures of the gallery at once, and how many wait
+CHANGES_WAITING = 8  # behind the one change under way
+PICTURES_A_SEARCH = 10  # so many light requests an address may send for each search it may
+PICTURES_AT_ONCE = 500  # at least: more than a page shows
+WHY_LOOKED_AFTER = 0.5  # s between two looks whether somebody still waits
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="vizsla", charset="UTF-8"'}
 PRIVATE = "private, max-age=0, must-revalidate"
 
@@ -30,6 +36,7 @@ PRIVATE = "private, max-age=0, must-revalidate"
 @dataclass(frozen=True)
 class Limits:
     body_bytes: int = 16 * 2**20
+    fields_bytes: int = 2**20  # of a body that holds no picture
     body_seconds: float = BODY_SECONDS
     bodies_bytes: int = 256 * 2**20  # of all bodies at once
     k: int = 200
@@ -44,6 +51,26 @@ class Refused(Exception):
         self.status, self.headers = status, headers or {}
 
 
+class Lane:
+    """Threads for one kind of work, so that no other kind waits for it. For one event loop."""
+
+    def __init__(self, name: str, threads: int, *, waiting: int | None = None) -> None:
+        """waiting: how many may wait for a thread; more are refused. None: any number."""
+        self.most = None if waiting is None else threads + waiting
+        self._n = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"serve-{name}")
+
+    async def done(self, work: Callable[[], Result]) -> Result:
+        """Raises Busy at once where too many wait."""
+        if self.most is not None and self._n >= self.most:
+            raise Busy("too many requests wait: try again in a moment")
+        self._n += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._n -= 1
+
+
 class Desk:
     """What all routes share: reading a request, doing the work in a thread, saying why not."""
 
@@ -51,7 +78,10 @@ class Desk:
         self.serving, self.limits, self.access = serving, limits, access
         self.room = Room(limits.bodies_bytes)
         self.rate = RateLimit(limits.per_minute)
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="serve")
+        self.light_rate = RateLimit(limits.per_minute * PICTURES_A_SEARCH, at_once=PICTURES_AT_ONCE)
+        self.searches = Lane("search", THREADS)
+        self.pictures = Lane("picture", PICTURE_THREADS, waiting=PICTURES_WAITING)
+        self.changes = Lane("change", 1, waiting=CHANGES_WAITING)
 
     @property
     def engine(self) -> Engine:
@@ -62,21 +92,52 @@ class Desk:
     def form(self, request: Request) -> Any:
         limits = self.limits
         return form_of(
-            request, limit=limits.body_bytes, seconds=limits.body_seconds, room=self.room
+            request,
+            limit=limits.body_bytes,
+            fields_limit=min(limits.fields_bytes, limits.body_bytes),
+            seconds=limits.body_seconds,
+            room=self.room,
         )
 
     async def done(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        return await self.searches.done(work)
 
-    def count(self, request: Request) -> None:
-        """Refused with 429 where an address asks too often."""
-        wait = self.rate.wait(request.client.host if request.client else "")
-        if wait:
-            seconds = str(int(wait) + 1)
-            raise Refused(429, "too many requests: try again in a moment", {"Retry-After": seconds})
+    async def why(self, request: Request, asked: Asked, result: str) -> Drawn:
+        """As `Engine.why`; what a client that went away has asked for is given up."""
+        engine = self.engine
+        job = await self.done(lambda: engine.why(asked, result))
+        try:
+            drawn = asyncio.wrap_future(job.future)
+            while not drawn.done():
+                await asyncio.wait([drawn], timeout=WHY_LOOKED_AFTER)
+                if not drawn.done() and await request.is_disconnected():
+                    raise Refused(503, "nobody waits for it any longer")
+            return drawn.result()
+        finally:
+            engine.whys.leave(job)
+
+    def count(self, request: Request, *, weight: float = 1.0) -> None:
+        """Refused with 429 where an address searches too often."""
+        _count(self.rate, request, weight)
+
+    def count_more(self, request: Request, items: int) -> None:
+        """What a request holds beyond its first picture or text: each counts as a search does."""
+        if items > 1:
+            self.count(request, weight=items - 1)
+
+    def count_lightly(self, request: Request) -> None:
+        """The same for all that costs little, such as the small pictures of a page."""
+        _count(self.light_rate, request, 1.0)
 
     def asked(self, form: Form) -> Asked:
         return Asked.parse(form.fields, most_k=self.limits.k)
+
+
+def _count(rate: RateLimit, request: Request, weight: float) -> None:
+    wait = rate.wait(request.client.host if request.client else "", weight)
+    if wait:
+        seconds = str(int(wait) + 1)
+        raise Refused(429, "too many requests: try again in a moment", {"Retry-After": seconds})
 
 
 def refusal(error: Exception) -> tuple[int, str, dict[str, str]]:
@@ -93,7 +154,9 @@ def refusal(error: Exception) -> tuple[int, str, dict[str, str]]:
         case UsageError() | DataError():
             return 422, str(error), {}
         case Busy():
-            return 503, "too many pictures wait: try again in a moment", {"Retry-After": "1"}
+            return 503, str(error), {"Retry-After": str(error.seconds)}
+        case Closed():
+            return 503, str(error), {"Retry-After": "5", "connection": "close"}
         case StorageError():
             log.error("%s", error)
             return 503, "the server cannot do that now; who runs it can see why", {}

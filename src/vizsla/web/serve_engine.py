@@ -4,53 +4,49 @@ An answer is made from one state of the gallery, taken once at its start: replac
 one assignment, and whoever is being answered meanwhile goes on with the state that they began with.
 """
 
-import hashlib
-import io
 import logging
 import os
 import random
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
 
 from vizsla import storage
-from vizsla.errors import DataError, ImageError, UsageError, VizslaError
+from vizsla.errors import DataError, ImageError, StorageError, UsageError, VizslaError
 from vizsla.model.embeddings import Embeddings
-from vizsla.output.why import overlaid
 from vizsla.search.filters import Filter
 from vizsla.search.index import FolderIndex
-from vizsla.web.serve_decoder import Decoder
-from vizsla.web.serve_gallery import Gallery, parse_filter, version_of
+from vizsla.web.serve_decoder import Busy, Closed, Decoded, Decoder
+from vizsla.web.serve_gallery import Gallery, parse_filter, row_of, version_of
 from vizsla.web.serve_metrics import Metrics
 from vizsla.web.serve_model import Batcher, Model
 from vizsla.web.serve_pictures import (
     EXTENSIONS,
-    SIDES,
+    PREVIEW,
     Thumbnails,
     Upload,
     Uploads,
     media_type,
     name_of,
+    safe_name,
 )
 from vizsla.web.serve_query import Asked, Examples, query_vector
+from vizsla.web.serve_why import Drawn, Job, Whys, glowing
 
 log = logging.getLogger("vizsla.serve")
 
 SEARCHES_AT_ONCE = 32
-TEXTS_KEPT, WHYS_KEPT = 1000, 100
-WATCHED_EVERY = 1.0  # s
-WHY_SIDE = 448  # px
+TEXTS_KEPT = 1000
+WATCHED_EVERY, REFUSED_FOR = 1.0, 30.0  # s; then a state that was refused is tried again
+CHANGE_SECONDS, CHANGE_AGAIN = 5.0, 0.1  # that a change waits for another process; between tries
 ADDED = "added"  # the folder, below the gallery's, of what came in over the API
-LONGEST_NAME = 100  # characters
 
 
 class NotThere(VizslaError):
@@ -85,19 +81,24 @@ class Engine:
         *,
         metrics: Metrics | None = None,
         thumbnails: Thumbnails | None = None,
+        own_decoder: Decoder | None = None,
         watched: bool = False,  # another process may replace the index in its folder
         at_close: Callable[[], None] | None = None,
     ) -> None:
+        """decoder: for what comes in. own_decoder: for the gallery's pictures, which are trusted
+        to be as large as they are; default: the same.
+        """
         self.model, self.gallery, self.decoder = model, gallery, decoder
+        self.own_decoder = own_decoder or decoder
         self.metrics = metrics or Metrics()
         self.uploads = Uploads()
-        self.thumbnails = thumbnails or Thumbnails(decoder)
+        self.thumbnails = thumbnails or Thumbnails(self.own_decoder)
         self._searches: Batcher[_Search, list[tuple[str, float]]] = Batcher(
             _search_all, most=SEARCHES_AT_ONCE, wait=0.0
         )
-        self._text = lru_cache(TEXTS_KEPT)(lambda words: model.text(words).result())
-        self._whys: OrderedDict[tuple[str, str, str], tuple[bytes, bytes]] = OrderedDict()
-        self._why_lock = threading.Lock()
+        self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._texts_lock = threading.Lock()
+        self.whys = Whys(model.aside())
         self._changing = threading.RLock()
         self._closed = threading.Event()
         self._at_close = at_close
@@ -109,12 +110,19 @@ class Engine:
         self.model.warm_up()
         self.gallery.warm_up()
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
     def close(self, *, keep_decoder: bool = False) -> None:
+        """Whoever is being answered, or asks from now on, gets Closed."""
         self._closed.set()
-        self._searches.close()
-        self.model.close()
+        self.whys.close()
         if not keep_decoder:
             self.decoder.close()
+            self.own_decoder.close()
+        self._searches.close()
+        self.model.close()
         if self._at_close is not None:
             self._at_close()
 
@@ -122,44 +130,87 @@ class Engine:
 
     def answer(self, asked: Asked, files: Sequence[bytes] = ()) -> Answer:
         """files: pictures sent along, beside what `asked` names."""
+        self._require_open()
         gallery = self.gallery
         condition = parse_filter(asked.filter, gallery.attributes)
-        uploads = self.upload(files)
+        if condition is not None:
+            gallery.allowed(condition)  # looked at here, and not in the one thread of all searches
+        uploads = self.upload(files, shown=False)
         vector = self._vector(asked, uploads, gallery)
         found = self._searches.submit(_Search(gallery, vector, asked.k, condition)).result()
         results = [Found(name, score, **gallery.described(name)) for name, score in found]
         return Answer(results, [upload.name for upload in uploads], gallery)
 
-    def upload(self, files: Sequence[bytes]) -> list[Upload]:
-        """Decoded, embedded and kept for a while; ImageError for what is no picture."""
+    def upload(self, files: Sequence[bytes], *, shown: bool = True) -> list[Upload]:
+        """Decoded, embedded and kept for a while, each once; ImageError for what is no picture.
+
+        shown: people will see it large, so a JPEG is kept that is worth it.
+        """
+        self._require_open()
         known = {name_of(data): data for data in files}
         kept = {name: self.uploads.get(name) for name in known}
-        framing, side = self.model.framing, SIDES["large"]
-        decoding = {
-            name: self.decoder.decode(data, framing=framing, jpeg_side=side)
-            for name, data in known.items()
-            if kept[name] is None
-        }
-        embedding: dict[str, Future[np.ndarray]] = {}
-        for name, future in decoding.items():
-            pixels = future.result().pixels
-            assert pixels is not None
-            embedding[name] = self.model.image(pixels)
-        for name, vectors in embedding.items():
-            decoded = decoding[name].result()
-            assert decoded.pixels is not None and decoded.jpeg is not None
-            vector = with_direction(vectors.result())
-            kept[name] = Upload(name, decoded.size, vector, decoded.pixels, decoded.jpeg)
-            self.uploads.add(kept[name])  # type: ignore[arg-type]
+        missing = [
+            name for name, one in kept.items() if one is None or (shown and not one.is_large)
+        ]
+        decoding = self._decoding([known[name] for name in missing], shown)
+        decoded = [future.result() for future in decoding]
+        vectors = self.model.images([one.pixels for one in decoded if one.pixels is not None])
+        for name, one, vector in zip(missing, decoded, vectors, strict=True):
+            assert one.pixels is not None and one.jpeg is not None
+            upload = Upload(
+                name, one.size, with_direction(vector.result()), one.pixels, one.jpeg, shown
+            )
+            self.uploads.add(upload)
+            kept[name] = upload
         return [found for name in known if (found := kept[name]) is not None]
 
-    def text_vector(self, words: str) -> np.ndarray:
+    def _decoding(self, files: Sequence[bytes], shown: bool) -> "list[Future[Decoded]]":
+        """All under way; none of them where one finds no place."""
+        begun: list[Future[Decoded]] = []
+        try:
+            for data in files:
+                begun.append(
+                    self.decoder.decode(
+                        data, framing=self.model.framing, jpeg_side=PREVIEW, large=shown
+                    )
+                )
+        except (Busy, Closed):
+            for future in begun:
+                future.cancel()
+            raise
+        return begun
+
+    def embed(self, files: Sequence[bytes], texts: Sequence[str]) -> list[np.ndarray]:
+        """The vectors of pictures, then of texts, each kind through the model together."""
+        found = {one.name: one.vector for one in self.upload(files, shown=False)}
+        return [*(found[name_of(data)] for data in files), *self.text_vectors(texts)]
+
+    def text_vectors(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """(D,) each; UsageError where the model reads no text."""
+        if not texts:
+            return []
+        self._require_open()
         if not self.model.reads_text:
             raise UsageError(
                 f"{self.model.name} reads no text: send a picture, or serve a CLIP, SigLIP or PE "
                 "model"
             )
-        return with_direction(self._text(words))
+        with self._texts_lock:
+            found = {words: self._texts[words] for words in texts if words in self._texts}
+        missing = [words for words in dict.fromkeys(texts) if words not in found]
+        for words, vector in zip(missing, self.model.texts(missing), strict=True):
+            found[words] = with_direction(vector.result())
+        with self._texts_lock:
+            for words in found:
+                self._texts[words] = found[words]
+                self._texts.move_to_end(words)
+            while len(self._texts) > TEXTS_KEPT:
+                self._texts.popitem(last=False)
+        return [found[words] for words in texts]
+
+    def _require_open(self) -> None:
+        if self.is_closed:
+            raise Closed
 
     def random(self, k: int, seed: int, filter: Sequence[str] = ()) -> tuple[list[Found], Gallery]:
         """Some pictures to start with; the same for a seed."""
@@ -167,8 +218,7 @@ class Engine:
         condition = parse_filter(filter, gallery.attributes)
         names: Sequence[str] = gallery.ids
         if condition is not None:
-            mask = condition.mask(gallery.ids, gallery.attributes)
-            names = [gallery.ids[i] for i in np.flatnonzero(mask)]
+            names = [gallery.ids[i] for i in np.flatnonzero(gallery.allowed(condition))]
         drawn = random.Random(seed).sample(names, min(k, len(names)))
         nan = float("nan")
         return [Found(name, nan, **gallery.described(name)) for name in drawn], gallery
@@ -186,8 +236,8 @@ class Engine:
         examples = Examples(
             images=[*(u.vector for u in uploads), *of_uploads(asked.query), *of_ids(asked.id)],
             not_images=[*of_uploads(asked.not_query), *of_ids(asked.not_id)],
-            texts=[self.text_vector(asked.text)] if asked.text else [],
-            not_texts=[self.text_vector(asked.not_text)] if asked.not_text else [],
+            texts=self.text_vectors([asked.text] if asked.text else []),
+            not_texts=self.text_vectors([asked.not_text] if asked.not_text else []),
             right=of_ids(asked.right),
             wrong=of_ids(asked.wrong),
         )
@@ -211,39 +261,33 @@ class Engine:
 
     # ── why ──────────────────────────────────────────────────────────────────────────────────────
 
-    def why(self, asked: Asked, result: str) -> tuple[bytes, bytes]:
-        """Two JPEGs, the first picture that was asked with and a result: what is alike glows.
+    def why(self, asked: Asked, result: str) -> Job:
+        """Two JPEGs on their way: the first picture that was asked with, and a result; what makes
+        them alike glows. Whoever asked tells `self.whys.leave(job)` at last.
 
-        NotThere where no picture was asked with.
+        NotThere where no picture was asked with; Busy where many others wait.
         """
         gallery = self.gallery
+        found = self.picture(result, gallery)
+        query: Upload | Path
         if asked.query:
-            name, pixels = asked.query[0], self.kept_upload(asked.query[0]).pixels
+            query = self.kept_upload(asked.query[0])
+            name = query.name
         elif asked.id:
-            name, pixels = asked.id[0], self._pixels(gallery, asked.id[0])
+            query = self.picture(asked.id[0], gallery)
+            name = Thumbnails.tag(query)
         else:
             raise NotThere("where pictures are alike is only shown for a search with a picture")
-        key = (name, result, gallery.version)
-        with self._why_lock:  # both halves are asked for at once: the second finds the first's
-            if key not in self._whys:
-                self._whys[key] = self._explained(pixels, self._pixels(gallery, result))
-                while len(self._whys) > WHYS_KEPT:
-                    self._whys.popitem(last=False)
-            return self._whys[key]
 
-    def _explained(self, query: np.ndarray, result: np.ndarray) -> tuple[bytes, bytes]:
-        found = self.model.explain(query, result)
-        densities = [heat * heat.size for heat in (found.query, found.result)]
-        highest = max(float(heat.max()) for heat in densities)
-        drawn = [
-            _glowing(pixels, heat, highest)
-            for pixels, heat in zip((query, result), densities, strict=True)
-        ]
-        return drawn[0], drawn[1]
+        def drawn() -> Drawn:
+            first = query.pixels if isinstance(query, Upload) else self._pixels(query)
+            second = self._pixels(found)
+            return glowing(first, second, self.model.explain(first, second))
 
-    def _pixels(self, gallery: Gallery, name: str) -> np.ndarray:
-        path = self.picture(name, gallery)
-        pixels = self.decoder.decode(path, framing=self.model.framing).result().pixels
+        return self.whys.ask((name, Thumbnails.tag(found)), drawn)
+
+    def _pixels(self, path: Path) -> np.ndarray:
+        pixels = self.own_decoder.decode(path, framing=self.model.framing).result().pixels
         assert pixels is not None
         return pixels
 
@@ -258,47 +302,73 @@ class Engine:
 
     def add(
         self, data: bytes, *, name: str = "", attributes: Mapping[str, str] | None = None
-    ) -> str:
-        """The new image's id: its file lies in the folder `added` below the gallery's.
+    ) -> tuple[str, str]:
+        """The new image's id, and the state of the index that has it.
 
-        DataError for what does not fit, ImageError for what is no picture.
+        Its file lies in the folder `added` below the gallery's. DataError for what does not fit,
+        ImageError for what is no picture.
         """
         kind = media_type(data[:16])
-        (upload,) = self.upload([data])
+        (upload,) = self.upload([data], shown=False)
         if kind is None:
             raise ImageError("only JPEG, PNG, WebP and GIF can be added")
-        name = f"{ADDED}/{_file_name(name) or upload.name[:16]}{EXTENSIONS[kind]}"
-        with self._changing:
-            gallery = self.gallery
+        name = f"{ADDED}/{safe_name(name) or upload.name[:16]}{EXTENSIONS[kind]}"
+
+        def put(gallery: Gallery, index: FolderIndex) -> None:
             file = gallery.root / name
             if name in gallery.place or file.exists():
                 raise DataError(f"the gallery has an image {name!r} already")
-            row = _row(attributes or {}, gallery.attributes)
+            row = row_of(attributes or {}, index.attributes)
             new = Embeddings([name], upload.vector[None], row, self.model.model_id)
             if Path(os.path.realpath(file.parent)) != gallery.root / ADDED:
                 raise DataError(f"the folder {ADDED} leads out of the gallery's")
             storage.write_bytes(file, data)
             try:
-                index = gallery.index.at_this_moment()  # a search under way keeps the old one
                 index.add(new)
             except BaseException:
                 file.unlink(missing_ok=True)
                 raise
-            self._replace(Gallery.of(index, gallery.root))
-        return name
 
-    def remove(self, name: str) -> None:
-        """Takes an image out of the gallery. Only files that came in over the API are deleted."""
-        with self._changing:
-            gallery = self.gallery
+        return name, self._change(put)
+
+    def remove(self, name: str) -> str:
+        """Takes an image out of the gallery; the state of the index without it.
+
+        Only files that came in over the API are deleted.
+        """
+
+        def take(gallery: Gallery, index: FolderIndex) -> None:
             if name not in gallery.place:
                 raise NotThere("the gallery has no such image")
             path = gallery.path(name)
-            index = gallery.index.at_this_moment()
             index.remove([name])
-            self._replace(Gallery.of(index, gallery.root))
             if path is not None and name.startswith(f"{ADDED}/"):
                 path.unlink(missing_ok=True)
+
+        return self._change(take)
+
+    def _change(self, change: Callable[[Gallery, FolderIndex], None]) -> str:
+        """`change` gets what is served now, and an index of the same state to change.
+
+        Another process that writes meanwhile is waited for, and what it has left is changed.
+        """
+        until = time.monotonic() + CHANGE_SECONDS
+        with self._changing:
+            while True:
+                self._require_open()
+                gallery = self.gallery
+                index = gallery.index.at_this_moment()  # a search under way keeps the old one
+                try:
+                    change(gallery, index)
+                    break
+                except StorageError:
+                    if self.reload():
+                        continue
+                    if time.monotonic() > until:
+                        raise
+                self._closed.wait(CHANGE_AGAIN)
+            self._replace(gallery.followed_by(index))
+            return self.gallery.version
 
     def reload(self) -> bool:
         """Takes over the index that lies in the folder now; whether it was another one.
@@ -317,28 +387,30 @@ class Engine:
                     f"the new index holds vectors of model {index.model_id}, this server's is "
                     f"{self.model.model_id}: the old one stays"
                 )
-            after = Gallery.of(index, before.root)
-            after.warm_up()
+            after = before.followed_by(index)
             self._replace(after)
             log.info("the index was replaced: %d images", len(after))
             return True
 
     def _replace(self, gallery: Gallery) -> None:
+        """Warm before it is asked: what is counted anew would else be counted by a request."""
+        gallery.warm_up()
         self.gallery = gallery
         self.metrics.gallery_size(len(gallery))
 
     def _watch(self) -> None:
-        refused = ""
+        refused, until = "", 0.0
         while not self._closed.wait(WATCHED_EVERY):
             version = "no manifest"
             try:
                 version = version_of(self.gallery.index.folder)
-                if version not in (self.gallery.version, refused):
+                known = version == refused and time.monotonic() < until
+                if version != self.gallery.version and not known:
                     self.reload()
             except Exception as error:  # whatever lies there now, the old one goes on
                 if version != refused:
                     log.warning("the index cannot be replaced: %s", error)
-                refused = version
+                refused, until = version, time.monotonic() + REFUSED_FOR
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
@@ -372,45 +444,3 @@ def with_direction(vector: np.ndarray) -> np.ndarray:
     if not np.isclose(float(np.linalg.norm(vector)), 1, atol=1e-3):
         raise ImageError("the model gives it no direction")
     return vector
-
-
-def _glowing(pixels: np.ndarray, heat: np.ndarray, highest: float) -> bytes:
-    picture = Image.fromarray(pixels)
-    scale = WHY_SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    file = io.BytesIO()
-    overlaid(picture.resize(size), heat, highest).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-def _file_name(name: str) -> str:
-    """A name without folders and extension, in characters that every file system takes."""
-    stem = name.replace("\\", "/").rpartition("/")[2]
-    stem = stem.rpartition(".")[0] or stem
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem)
-    safe = safe.strip("-")[:LONGEST_NAME]
-    return safe if safe == stem else f"{safe}-{_digest(stem)}".strip("-") if stem else ""
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
-
-
-def _row(attributes: Mapping[str, str], known: pa.Table) -> pa.Table:
-    """One row with the gallery's columns; DataError for other columns or values."""
-    unknown = [name for name in attributes if name not in known.column_names]
-    if unknown:
-        names = ", ".join(known.column_names) or "none"
-        raise DataError(f"the gallery has no attribute {unknown[0][:60]!r}: it has {names}")
-    columns = {}
-    for column in known.column_names:
-        kind = known[column].type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        try:
-            value = attributes.get(column)
-            columns[column] = pa.array(
-                [None if value is None else pa.scalar(value).cast(kind)], kind
-            )
-        except (ValueError, pa.ArrowException) as error:  # UnicodeEncodeError too
-            raise DataError(f"{column} holds {kind}, not {attributes[column][:60]!r}") from error
-    return pa.table(columns)

@@ -1,9 +1,11 @@
 """The body of a request → fields and files, within limits. Knows no meaning of either."""
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers, UploadFile
@@ -17,7 +19,9 @@ from vizsla.web.serve_query import fields_of_json
 
 FIELDS, FILES, FIELD_BYTES = 2000, 20, 64 * 1024
 PIECE = 2**18
-FORMS = ("multipart/form-data", "application/json", "application/x-www-form-urlencoded")
+SMALL = 32 * 1024  # bytes, parsed in less than a millisecond or two
+WITHOUT_PICTURES = ("application/json", "application/x-www-form-urlencoded")
+FORMS = ("multipart/form-data", *WITHOUT_PICTURES)
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,27 @@ class Form:
 
 @contextlib.asynccontextmanager
 async def form_of(
-    request: Request, *, limit: int, seconds: float, room: Room
+    request: Request, *, limit: int, fields_limit: int, seconds: float, room: Room
 ) -> AsyncIterator[Form]:
     """Whatever form the body has; a body that is a picture itself is the file `image`.
 
-    Its bytes count as taken in `room` until the block ends.
+    Its bytes count as taken in `room` until the block ends. fields_limit: of a body without
+    pictures. What is not small is parsed in a thread, so that others are answered meanwhile.
     """
     fields = fields_of_address(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = await read_body(request, limit=limit, seconds=seconds, room=room)
+    most = fields_limit if kind in WITHOUT_PICTURES else limit
+    body = await read_body(request, limit=most, seconds=seconds, room=room)
+    n_bytes = len(body)
     try:
-        yield await _parsed(kind, body, request.headers, fields)
+        if kind in FORMS and n_bytes > SMALL:
+            form = await asyncio.to_thread(_parsed, kind, body, request.headers, fields)
+        else:
+            form = _parsed(kind, body, request.headers, fields)
+        del body  # its files are copies: they alone are kept until the answer
+        yield form
     finally:
-        room.give_back(len(body))
+        room.give_back(n_bytes)
 
 
 class InMemory(MultiPartParser):
@@ -76,9 +88,9 @@ def _fields(pairs: list[tuple[str, str]]) -> dict[str, list[str]]:
     return fields
 
 
-async def _parsed(kind: str, body: bytes, headers: Headers, fields: dict[str, list[str]]) -> Form:
+def _parsed(kind: str, body: bytes, headers: Headers, fields: dict[str, list[str]]) -> Form:
     if kind == "multipart/form-data":
-        return await _multipart(body, headers, fields)
+        return _run(_multipart(body, headers, fields))
     if kind == "application/json":
         try:
             return Form({**fields, **fields_of_json(parse_json(body))})
@@ -96,6 +108,17 @@ async def _parsed(kind: str, body: bytes, headers: Headers, fields: dict[str, li
     if not body:
         return Form(fields)
     raise BodyRefused(415, f"the content type must be image/…, {' or '.join(FORMS)}")
+
+
+def _run(coroutine: Coroutine[Any, Any, Form]) -> Form:
+    """Of a coroutine that waits for nothing: its files are in memory."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        form: Form = stop.value
+        return form
+    coroutine.close()
+    raise RuntimeError("the parser waits for something")
 
 
 async def _multipart(body: bytes, headers: Headers, fields: dict[str, list[str]]) -> Form:

@@ -8,24 +8,26 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from vizsla import storage
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.search import store
 from vizsla.search.filters import Filter
 from vizsla.search.index import FolderIndex
-from vizsla.search.store import MANIFEST
 
+Labels = Callable[[Sequence[str]], Sequence[str | None]]  # of ids; None where it tells none
 SAMPLE = 4096  # vectors over which scores are standardised
 MOST_VALUES = 300  # of an attribute that can be chosen from a list
+MASKS = 32  # of conditions, remembered
 RESERVED = "id"
+REPLACED = "the index was replaced while it was read: ask again"
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,30 @@ class Facet:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """One state of an index. Changes give a new Gallery and leave this one as it is."""
+    """One state of an index. Changes give a new Gallery and leave this one as it is.
+
+    attributes: the index's, with what `labels` tells in place of its own labels.
+    """
 
     index: FolderIndex
     root: Path
     ids: list[str]
     attributes: pa.Table
     version: str  # another one after every change
+    labels: Labels | None = None
 
     @staticmethod
-    def of(index: FolderIndex, root: Path) -> "Gallery":
-        attributes, ids = index.attributes, index.ids
-        return Gallery(
-            index, Path(os.path.realpath(root)), ids, attributes, version_of(index.folder)
-        )
+    def of(index: FolderIndex, root: Path, labels: Labels | None = None) -> "Gallery":
+        index = index.at_this_moment()
+        ids, attributes = index.ids, index.attributes
+        if labels is not None:
+            attributes = _labelled(attributes, labels(ids))
+        real = Path(os.path.realpath(root))
+        return Gallery(index, real, ids, attributes, index.version, labels)
+
+    def followed_by(self, index: FolderIndex) -> "Gallery":
+        """Another state, of the same pictures' folder and labels."""
+        return Gallery.of(index, self.root, self.labels)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,11 +80,14 @@ class Gallery:
         return self.index.vectors(rows)
 
     def warm_up(self) -> None:
-        """What the first request would have to wait for; pages of the vectors come into memory."""
+        """What the first request would have to wait for; pages of the vectors come into memory.
+
+        StorageError where its files are gone meanwhile, replaced by another state's.
+        """
         assert len(self.place) == len(self.sample[:0]) + len(self)
         self.facets  # noqa: B018
         if len(self):
-            self.index.search(self.sample[:1], 1, model_id=self.index.model_id)
+            self.search(self.sample[:1], 1, None)
 
     # ── what it knows of an image ────────────────────────────────────────────────────────────────
 
@@ -119,6 +134,11 @@ class Gallery:
         """The standard deviation of a vector's scores over the gallery."""
         return float(np.std(self.sample @ np.asarray(vector, np.float32)))
 
+    @cached_property
+    def allowed(self) -> Callable[[Filter], np.ndarray]:
+        """Condition → (G,) bool: the images that may be found."""
+        return lru_cache(MASKS)(lambda condition: condition.mask(self.ids, self.attributes))
+
     def search(
         self, vectors: np.ndarray, k: int, condition: Filter | None
     ) -> list[list[tuple[str, float]]]:
@@ -126,7 +146,12 @@ class Gallery:
         k = min(k, len(self.index))
         if k == 0:
             return [[] for _ in vectors]
-        ranking = self.index.search(vectors, k, condition, model_id=self.index.model_id)
+        known = None
+        if condition is not None:
+            known = _Known(condition.conditions, condition.ids, self.allowed(condition))
+        ranking = self.index.search(vectors, k, known, model_id=self.index.model_id)
+        if ranking.gallery is not self.ids:  # another state's answer, under this one's name
+            raise StorageError(REPLACED)
         assert ranking.scores is not None
         return [
             [
@@ -136,6 +161,30 @@ class Gallery:
             ]
             for row, scores in zip(ranking.positions, ranking.scores, strict=True)
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Known(Filter):
+    """A condition that has been looked at: the attributes may be others than the index's own."""
+
+    allowed: np.ndarray | None = None
+
+    def mask(self, ids: Sequence[str], attributes: pa.Table) -> np.ndarray:
+        if self.allowed is None or len(self.allowed) != len(ids):
+            raise StorageError(REPLACED)
+        return self.allowed
+
+
+def _labelled(attributes: pa.Table, labels: Sequence[str | None]) -> pa.Table:
+    """The labels in place of the table's own, which stay where they tell none."""
+    columns = {name: attributes[name] for name in attributes.column_names}
+    own = columns["label"].to_pylist() if "label" in columns else [None] * len(labels)
+    known = (_plain(value) for value in own)
+    merged = [
+        (None if had is None else str(had)) if label is None else label
+        for label, had in zip(labels, known, strict=True)
+    ]
+    return pa.table({**columns, "label": pa.array(merged, pa.string())})
 
 
 def parse_filter(texts: Sequence[str], attributes: pa.Table) -> Filter | None:
@@ -184,6 +233,26 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
+def row_of(attributes: Mapping[str, str], known: pa.Table) -> pa.Table:
+    """One row with the gallery's columns; DataError for other columns or values."""
+    unknown = [name for name in attributes if name not in known.column_names]
+    if unknown:
+        names = ", ".join(known.column_names) or "none"
+        raise DataError(f"the gallery has no attribute {unknown[0][:60]!r}: it has {names}")
+    columns = {}
+    for column in known.column_names:
+        kind = known[column].type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        try:
+            value = attributes.get(column)
+            columns[column] = pa.array(
+                [None if value is None else pa.scalar(value).cast(kind)], kind
+            )
+        except (ValueError, pa.ArrowException) as error:  # UnicodeEncodeError too
+            raise DataError(f"{column} holds {kind}, not {attributes[column][:60]!r}") from error
+    return pa.table(columns)
+
+
 def version_of(folder: Path) -> str:
-    """Twelve hex digits that change whenever the index in the folder does."""
-    return storage.sha256_of(folder / MANIFEST)[:12]
+    """Of the index that lies in the folder now, as `Gallery.version`."""
+    return store.version_of(store.read_manifest(folder))

@@ -9,16 +9,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
-from vizsla.model.compute import Compute
+from vizsla.model.compute import PRECISIONS, Compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import Explanation, explain_seen
-from vizsla.model.network import Network
+from vizsla.model.network import Network, one_core_threads
+from vizsla.web.serve_decoder import Closed, fail
 
 log = logging.getLogger("vizsla.serve")
 Item = TypeVar("Item")
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 
 WAIT = 0.003  # s that the first request waits for others
 MOST = 16  # in one batch
+WHY_SECONDS = 5.0  # of one core, that the heat maps of two pictures may take
 
 
 class Batcher(Generic[Item, Result]):
@@ -42,16 +44,30 @@ class Batcher(Generic[Item, Result]):
         """seen: told the size of every batch."""
         self.work, self.most, self.wait, self.seen = work, most, wait, seen
         self._waiting: queue.SimpleQueue[tuple[Item, Future[Result]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="serve-batch", daemon=True)
         self._thread.start()
 
     def submit(self, item: Item) -> "Future[Result]":
-        future: Future[Result] = Future()
-        self._waiting.put((item, future))
-        return future
+        """Raises Closed after `close`."""
+        return self.submit_all([item])[0]
+
+    def submit_all(self, items: Sequence[Item]) -> "list[Future[Result]]":
+        """In one moment, so that no batch ends between them but where it is full."""
+        pairs: list[tuple[Item, Future[Result]]] = [(item, Future()) for item in items]
+        with self._lock:
+            if self._closed:
+                raise Closed
+            for pair in pairs:
+                self._waiting.put(pair)
+        return [future for _, future in pairs]
 
     def close(self) -> None:
-        self._waiting.put(None)
+        """What waits gets Closed; a batch under way ends as it would have."""
+        with self._lock:
+            self._closed = True
+            self._waiting.put(None)  # nothing comes behind it
         self._thread.join(30)
 
     def _run(self) -> None:
@@ -59,6 +75,9 @@ class Batcher(Generic[Item, Result]):
             first = self._waiting.get()
             if first is None:
                 return
+            if self._closed:
+                fail(first[1], Closed())
+                continue
             batch = [first]
             until = time.monotonic() + self.wait
             ended = False
@@ -111,14 +130,20 @@ class Model:
         self.dim, self.model_id, self.name = embedder.dim, embedder.model_id, embedder.name
         self.reads_text = embedder.reads_text
         self._batcher: Batcher[np.ndarray | str, np.ndarray] = Batcher(self._work, seen=seen)
-        self._explaining = threading.Lock()
 
     def image(self, pixels: np.ndarray) -> "Future[np.ndarray]":
         """(D,) float32 of length 1, from (H, W, 3) as `Framing.pixels` gives them."""
         return self._batcher.submit(pixels)
 
+    def images(self, pixels: Sequence[np.ndarray]) -> "list[Future[np.ndarray]]":
+        """The same for several, which go through the network together."""
+        return self._batcher.submit_all(pixels)
+
     def text(self, words: str) -> "Future[np.ndarray]":
         return self._batcher.submit(words)
+
+    def texts(self, words: Sequence[str]) -> "list[Future[np.ndarray]]":
+        return self._batcher.submit_all(words)
 
     def warm_up(self) -> None:
         """One picture, and words where it reads them: the first requests take longest."""
@@ -129,11 +154,21 @@ class Model:
             self.text("a dog").result()
 
     def explain(self, query: np.ndarray, result: np.ndarray) -> Explanation:
-        """Where two pictures, (H, W, 3) as for `image`, are alike; one pair at a time."""
+        """Where two pictures, (H, W, 3) as for `image`, are alike: takes seconds of one core.
+
+        For a thread of `aside`, beside which searches go on.
+        """
         both = torch.from_numpy(np.stack([query, result]))
         seen = self.embedder.preprocess.normalised(both)  # (2, 3, H, W)
-        with self._explaining:
-            return explain_seen(self.embedder, seen[0], seen[1:])[0]
+        precision = PRECISIONS[self.network.compute.precision]
+        return explain_seen(
+            self.embedder, seen[0], seen[1:], seconds=WHY_SECONDS, precision=precision
+        )[0]
+
+    @staticmethod
+    def aside() -> ThreadPoolExecutor:
+        """One thread, which has one core and gives way to all others."""
+        return one_core_threads(1, "serve-why", gives_way=True)
 
     def close(self) -> None:
         self._batcher.close()

@@ -20,6 +20,7 @@ from vizsla.web.serve_query import (
     MOST_MARKS,
 )
 
+SERVERS = [{"url": ".", "description": "Where this lies, whatever prefix a proxy gives it."}]
 SECURITY_SCHEMES = {"token": {"type": "http", "scheme": "bearer"}}
 
 _ERROR = one_object({"error": TEXT})
@@ -32,8 +33,8 @@ _RESULT = one_object(
         "score": NUMBER,
         "label": {"description": "null where it is unknown."},
         "attributes": _ATTRIBUTES,
-        "image": TEXT,
-        "thumb": TEXT,
+        "image": {**TEXT, "description": "Relative to the address that was asked."},
+        "thumb": {**TEXT, "description": "Likewise: a small JPEG."},
     }
 )
 _ANSWER = one_object(
@@ -52,8 +53,8 @@ _ANSWER_EXAMPLE = {
             "score": 0.8731,
             "label": "shoes",
             "attributes": {"domain": "photo"},
-            "image": "/v1/images/shoes/17.jpg",
-            "thumb": "/v1/images/shoes/17.jpg/thumb",
+            "image": "images/shoes/17.jpg",
+            "thumb": "images/shoes/17.jpg/thumb",
         }
     ],
     "queries": ["5f2c9a7be0d14c3f8a6b1e2d3c4f5a6b"],
@@ -84,8 +85,20 @@ _ASKED: dict[str, Any] = {
 }
 
 
-def _body(json: dict[str, Any] | None, form: dict[str, Any], example: Any) -> dict[str, Any]:
-    content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
+_UPLOADED = "<the bytes of a picture>"
+
+
+def _body(
+    json: dict[str, Any] | None, form: dict[str, Any], example: Any, form_example: dict[str, Any]
+) -> dict[str, Any]:
+    """json: what may come without pictures. The examples say the same as each schema."""
+    content: dict[str, Any] = {
+        "multipart/form-data": {
+            "schema": form,
+            "example": form_example,
+            "encoding": {"image": {"contentType": "image/*"}},
+        }
+    }
     if json is not None:
         content["application/json"] = {"schema": json, "example": example}
     content["image/*"] = {"schema": _FILE}
@@ -102,6 +115,9 @@ _ASKING = {
     **_READING,
     401: _UNAUTHORISED,
     422: response("Something does not fit; the message says what.", _ERROR),
+    429: response(
+        "Too many requests.", _ERROR, headers={"Retry-After": header("Seconds to wait.")}
+    ),
     503: response("Not ready, or too busy.", _ERROR),
 }
 _SENDING = {
@@ -112,9 +128,6 @@ _SENDING = {
         (408, "The body took too long."),
         (413, "The body is too large."),
         (415, "The body is of a kind that is not taken."),
-    ),
-    429: response(
-        "Too many requests.", _ERROR, headers={"Retry-After": header("Seconds to wait.")}
     ),
 }
 _JPEG = {
@@ -127,6 +140,7 @@ _TOKEN: dict[str, Any] = {"security": [{"token": []}]}
 
 SEARCH: dict[str, Any] = {
     "summary": "Search by pictures, ids of the gallery, words, or a mix",
+    "description": "`curl -F image=@photo.jpg -F k=5 -F filter=domain=photo …/v1/search`",
     "responses": {
         200: response("The best first.", _ANSWER, example=_ANSWER_EXAMPLE),
         **_SENDING,
@@ -141,11 +155,13 @@ SEARCH: dict[str, Any] = {
                 "additionalProperties": False,
             },
             {"text": "a red shoe", "k": 5, "filter": ["domain=photo"]},
+            {"image": [_UPLOADED], "k": 5, "filter": ["domain=photo"]},
         )
     },
 }
 EMBED: dict[str, Any] = {
     "summary": "The unit vectors of pictures and texts",
+    "description": "`curl -F image=@one.jpg -F image=@two.jpg …/v1/embed`",
     "responses": {
         200: response(
             "Pictures first, then texts, each in the order sent.",
@@ -177,6 +193,7 @@ EMBED: dict[str, Any] = {
                 "additionalProperties": False,
             },
             {"text": ["a dog", "a cat"]},
+            {"image": [_UPLOADED, _UPLOADED], "text": ["a dog"]},
         )
     },
 }
@@ -197,6 +214,8 @@ _CHANGED = one_object({"id": TEXT, "index": TEXT})
 _CHANGED_EXAMPLE = {"id": "added/shoe-18.jpg", "index": "1b2c3d4e5f60"}
 ADD: dict[str, Any] = {
     "summary": "Add a picture to the gallery; needs --allow-changes",
+    "description": "`curl -H 'Authorization: Bearer …' -F image=@shoe-18.jpg -F label=shoes "
+    "…/v1/images`",
     "status_code": 201,
     "responses": {
         201: response("Found from now on.", _CHANGED, example=_CHANGED_EXAMPLE),
@@ -218,6 +237,12 @@ ADD: dict[str, Any] = {
                 "additionalProperties": False,
             },
             None,
+            {
+                "image": _UPLOADED,
+                "name": "shoe-18",
+                "label": "shoes",
+                "attributes": '{"domain": "photo"}',
+            },
         ),
     },
 }

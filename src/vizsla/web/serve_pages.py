@@ -105,13 +105,13 @@ class Pages:
         engine, state = self.desk.serving.engine, State()
         try:
             state = State.parse(fields_of_address(request), most_k=self.desk.limits.k)
+            self.desk.count(request)
             if state.asked.is_empty:
                 if state.seed is None:
                     state = replace(state, seed=secrets.randbelow(LARGEST_SEED))
                 seed, asked = state.seed or 0, state.conditions
                 found, _ = await self.desk.done(lambda: engine.random(asked.k, seed, asked.filter))
             else:
-                self.desk.count(request)
                 asked = state.conditions
                 found = (await self.desk.done(lambda: engine.answer(asked))).results
         except Exception as error:
@@ -242,7 +242,6 @@ class Pages:
         """What makes a result like the picture that was searched with."""
         try:
             self.desk.count(request)
-            engine = self.desk.engine
             sides = ("query", "result")
             side = request.path_params["side"]
             if side not in sides:
@@ -250,7 +249,7 @@ class Pages:
             fields = fields_of_address(request)
             result = "".join(fields.pop("result", [])[-1:])
             state = State.parse(fields, most_k=self.desk.limits.k)
-            both = await self.desk.done(lambda: engine.why(state.asked, result))
+            both = await self.desk.why(request, state.asked, result)
             return Response(both[sides.index(side)], media_type="image/jpeg")
         except Exception as error:
             return refused_as_json(error)

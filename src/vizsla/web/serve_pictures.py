@@ -17,6 +17,8 @@ from vizsla.web.serve_decoder import Decoder
 log = logging.getLogger("vizsla.serve")
 
 SIDES = {"small": 384, "large": 1280}  # px of the longer side
+PREVIEW = 1024  # the same, of an upload at most
+LONGEST_NAME = 100  # characters
 UPLOADS, UPLOAD_BYTES = 2000, 2**28
 THUMBNAIL_BYTES = 2**30  # on disk; the oldest go first
 PRUNED_EVERY = 2000  # thumbnails written
@@ -34,6 +36,7 @@ class Upload:
     vector: np.ndarray  # (D,) float32 of length 1
     pixels: np.ndarray  # (H, W, 3) uint8, as the model sees it
     jpeg: bytes
+    is_large: bool = True  # the JPEG has PREVIEW px, where the picture has
 
     @property
     def n_bytes(self) -> int:
@@ -155,3 +158,16 @@ def media_type(head: bytes) -> str | None:
 
 
 EXTENSIONS = {"image/jpeg": ".jpg", "image/png": ".png", "image/gif": ".gif", "image/webp": ".webp"}
+
+
+def safe_name(name: str) -> str:
+    """A name without folders and extension, in characters that every file system takes."""
+    stem = name.replace("\\", "/").rpartition("/")[2]
+    stem = stem.rpartition(".")[0] or stem
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem)
+    safe = safe.strip("-")[:LONGEST_NAME]
+    return safe if safe == stem else f"{safe}-{_digest(stem)}".strip("-") if stem else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

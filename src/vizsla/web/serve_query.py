@@ -27,6 +27,7 @@ NOT_WEIGHT = 0.5
 RIGHT_WEIGHT, WRONG_WEIGHT = 0.75, 0.15
 MOST_EXAMPLES = 20  # of one sort
 MOST_MARKS = 500
+MOST_VALUES = 2000  # of all fields
 LONGEST_TEXT = 1000  # characters
 LONGEST_FILTER = 1000
 LARGEST_WEIGHT = 10.0
@@ -67,7 +68,7 @@ class Asked:
     def parse(fields: Mapping[str, Sequence[str]], *, most_k: int) -> "Asked":
         """From a form's or an address's fields; UsageError says in one sentence what is wrong."""
         unknown = [name for name in fields if name not in FIELDS]
-        if any(0xD800 <= ord(c) < 0xE000 for vs in fields.values() for v in vs for c in v):
+        if not all(_is_utf8(value) for values in fields.values() for value in values):
             raise UsageError("a field holds half a character (a lone surrogate): send UTF-8")
         if unknown:
             raise UsageError(f"{unknown[0][:60]!r} is no field: expected {', '.join(FIELDS)}")
@@ -124,7 +125,17 @@ def fields_of_json(content: Any) -> dict[str, list[str]]:
         ):
             raise UsageError(f"{name[:60]!r} holds {kind_of(value)}: expected a text or number")
         fields[name] = [str(one) for one in values]
+    if sum(map(len, fields.values())) > MOST_VALUES:
+        raise UsageError(f"more than {MOST_VALUES} values in one request")
     return fields
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(name: str, values: Sequence[str]) -> str:
