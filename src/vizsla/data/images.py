@@ -89,7 +89,7 @@ class Header:
     animated: bool = False
 
 
-def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+def read_header(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     """The pixels are not read, so they may still turn out broken. Raises what `read_image` does."""
     return _from_file(path, max_pixels, _header)
 

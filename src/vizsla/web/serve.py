@@ -39,9 +39,9 @@ from vizsla.search.store import is_index
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from vizsla.web.serve_attributes import Labels
     from vizsla.web.serve_decoder import Decoder
     from vizsla.web.serve_engine import Engine
-    from vizsla.web.serve_gallery import Labels
     from vizsla.web.serve_state import Serving
 
 log = logging.getLogger("vizsla.serve")

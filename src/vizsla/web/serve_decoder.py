@@ -281,10 +281,9 @@ def _framed(about: dict[str, Any], body: bytes) -> bytes:
 # ── the child's side ─────────────────────────────────────────────────────────────────────────────
 
 
-def work(
-    max_pixels: int, room: int, gives_way: int, incoming: BinaryIO, outgoing: BinaryIO
-) -> None:
+def work(limits: list[int], incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answers until its input ends."""
+    max_pixels, room, gives_way = limits
     _limit_itself(room)
     if gives_way and hasattr(os, "nice"):
         os.nice(NICE)
@@ -353,4 +352,4 @@ def _as_jpeg(image: Image.Image, side: int) -> bytes:
 
 
 if __name__ == "__main__":
-    work(*map(int, sys.argv[1:4]), sys.stdin.buffer, sys.stdout.buffer)
+    work([int(word) for word in sys.argv[1:4]], sys.stdin.buffer, sys.stdout.buffer)

@@ -108,6 +108,7 @@ class Desk:
         job = await self.done(lambda: engine.why(asked, result))
         try:
             drawn = asyncio.wrap_future(job.future)
+            drawn.add_done_callback(lambda one: one.cancelled() or one.exception())
             while not drawn.done():
                 await asyncio.wait([drawn], timeout=WHY_LOOKED_AFTER)
                 if not drawn.done() and await request.is_disconnected():

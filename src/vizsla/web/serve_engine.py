@@ -9,7 +9,6 @@ import os
 import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ import numpy as np
 from vizsla import storage
 from vizsla.errors import DataError, ImageError, StorageError, UsageError, VizslaError
 from vizsla.model.embeddings import Embeddings
-from vizsla.search.filters import Filter
 from vizsla.search.index import FolderIndex
+from vizsla.web.serve_attributes import row_of
 from vizsla.web.serve_decoder import Busy, Closed, Decoded, Decoder
-from vizsla.web.serve_gallery import Gallery, parse_filter, row_of, version_of
+from vizsla.web.serve_gallery import Gallery, Search, parse_filter, search_all, version_of
 from vizsla.web.serve_metrics import Metrics
-from vizsla.web.serve_model import Batcher, Model
+from vizsla.web.serve_model import Batcher, Model, Texts
 from vizsla.web.serve_pictures import (
     EXTENSIONS,
     PREVIEW,
@@ -43,7 +42,6 @@ from vizsla.web.serve_why import Drawn, Job, Whys, glowing
 log = logging.getLogger("vizsla.serve")
 
 SEARCHES_AT_ONCE = 32
-TEXTS_KEPT = 1000
 WATCHED_EVERY, REFUSED_FOR = 1.0, 30.0  # s; then a state that was refused is tried again
 CHANGE_SECONDS, CHANGE_AGAIN = 5.0, 0.1  # that a change waits for another process; between tries
 ADDED = "added"  # the folder, below the gallery's, of what came in over the API
@@ -93,11 +91,10 @@ class Engine:
         self.metrics = metrics or Metrics()
         self.uploads = Uploads()
         self.thumbnails = thumbnails or Thumbnails(self.own_decoder)
-        self._searches: Batcher[_Search, list[tuple[str, float]]] = Batcher(
-            _search_all, most=SEARCHES_AT_ONCE, wait=0.0
+        self._searches: Batcher[Search, list[tuple[str, float]]] = Batcher(
+            search_all, most=SEARCHES_AT_ONCE, wait=0.0
         )
-        self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._texts_lock = threading.Lock()
+        self._texts = Texts(model)
         self.whys = Whys(model.aside())
         self._changing = threading.RLock()
         self._closed = threading.Event()
@@ -137,7 +134,7 @@ class Engine:
             gallery.allowed(condition)  # looked at here, and not in the one thread of all searches
         uploads = self.upload(files, shown=False)
         vector = self._vector(asked, uploads, gallery)
-        found = self._searches.submit(_Search(gallery, vector, asked.k, condition)).result()
+        found = self._searches.submit(Search(gallery, vector, asked.k, condition)).result()
         results = [Found(name, score, **gallery.described(name)) for name, score in found]
         return Answer(results, [upload.name for upload in uploads], gallery)
 
@@ -195,18 +192,7 @@ class Engine:
                 f"{self.model.name} reads no text: send a picture, or serve a CLIP, SigLIP or PE "
                 "model"
             )
-        with self._texts_lock:
-            found = {words: self._texts[words] for words in texts if words in self._texts}
-        missing = [words for words in dict.fromkeys(texts) if words not in found]
-        for words, vector in zip(missing, self.model.texts(missing), strict=True):
-            found[words] = with_direction(vector.result())
-        with self._texts_lock:
-            for words in found:
-                self._texts[words] = found[words]
-                self._texts.move_to_end(words)
-            while len(self._texts) > TEXTS_KEPT:
-                self._texts.popitem(last=False)
-        return [found[words] for words in texts]
+        return [with_direction(vector) for vector in self._texts.vectors(texts)]
 
     def _require_open(self) -> None:
         if self.is_closed:
@@ -272,10 +258,8 @@ class Engine:
         query: Upload | Path
         if asked.query:
             query = self.kept_upload(asked.query[0])
-            name = query.name
         elif asked.id:
             query = self.picture(asked.id[0], gallery)
-            name = Thumbnails.tag(query)
         else:
             raise NotThere("where pictures are alike is only shown for a search with a picture")
 
@@ -284,7 +268,12 @@ class Engine:
             second = self._pixels(found)
             return glowing(first, second, self.model.explain(first, second))
 
-        return self.whys.ask((name, Thumbnails.tag(found)), drawn)
+        try:
+            name = query.name if isinstance(query, Upload) else Thumbnails.tag(query)
+            key = (name, Thumbnails.tag(found))
+        except OSError as error:
+            raise NotThere("its file is gone") from error
+        return self.whys.ask(key, drawn)
 
     def _pixels(self, path: Path) -> np.ndarray:
         pixels = self.own_decoder.decode(path, framing=self.model.framing).result().pixels
@@ -414,30 +403,6 @@ class Engine:
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, eq=False)
-class _Search:
-    gallery: Gallery
-    vector: np.ndarray
-    k: int
-    condition: Filter | None
-
-
-def _search_all(searches: list[_Search]) -> list[list[tuple[str, float]]]:
-    """Those of one gallery and one filter as one product of matrices."""
-    groups: dict[tuple[int, Filter | None], list[int]] = {}
-    for i, one in enumerate(searches):
-        groups.setdefault((id(one.gallery), one.condition), []).append(i)
-    found: list[list[tuple[str, float]]] = [[] for _ in searches]
-    for places in groups.values():
-        first = searches[places[0]]
-        k = max(searches[i].k for i in places)
-        vectors = np.stack([searches[i].vector for i in places])
-        rows = first.gallery.search(vectors, k, first.condition)
-        for i, row in zip(places, rows, strict=True):
-            found[i] = row[: searches[i].k]
-    return found
 
 
 def with_direction(vector: np.ndarray) -> np.ndarray:

@@ -4,13 +4,14 @@ Pictures are found by id alone. An id is looked up among the index's own, and on
 path; a path that leads out of the folder, by a link for instance, is no picture.
 """
 
+import contextlib
 import json
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.search import store
 from vizsla.search.filters import Filter
 from vizsla.search.index import FolderIndex
+from vizsla.web.serve_attributes import REPLACED, Known, Labels, labelled
 
-Labels = Callable[[Sequence[str]], Sequence[str | None]]  # of ids; None where it tells none
 SAMPLE = 4096  # vectors over which scores are standardised
 MOST_VALUES = 300  # of an attribute that can be chosen from a list
 MASKS = 32  # of conditions, remembered
 RESERVED = "id"
-REPLACED = "the index was replaced while it was read: ask again"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Gallery:
         index = index.at_this_moment()
         ids, attributes = index.ids, index.attributes
         if labels is not None:
-            attributes = _labelled(attributes, labels(ids))
+            attributes = labelled(attributes, labels(ids))
         real = Path(os.path.realpath(root))
         return Gallery(index, real, ids, attributes, index.version, labels)
 
@@ -135,9 +135,19 @@ class Gallery:
         return float(np.std(self.sample @ np.asarray(vector, np.float32)))
 
     @cached_property
-    def allowed(self) -> Callable[[Filter], np.ndarray]:
-        """Condition → (G,) bool: the images that may be found."""
-        return lru_cache(MASKS)(lambda condition: condition.mask(self.ids, self.attributes))
+    def _masks(self) -> OrderedDict[Filter, np.ndarray]:
+        return OrderedDict()
+
+    def allowed(self, condition: Filter) -> np.ndarray:
+        """(G,) bool: the images that may be found; remembered for the latest conditions."""
+        found = self._masks.get(condition)
+        if found is None:
+            found = condition.mask(self.ids, self.attributes)
+            self._masks[condition] = found
+            while len(self._masks) > MASKS:
+                with contextlib.suppress(KeyError):  # another thread was here
+                    self._masks.popitem(last=False)
+        return found
 
     def search(
         self, vectors: np.ndarray, k: int, condition: Filter | None
@@ -148,7 +158,7 @@ class Gallery:
             return [[] for _ in vectors]
         known = None
         if condition is not None:
-            known = _Known(condition.conditions, condition.ids, self.allowed(condition))
+            known = Known(condition.conditions, condition.ids, self.allowed(condition))
         ranking = self.index.search(vectors, k, known, model_id=self.index.model_id)
         if ranking.gallery is not self.ids:  # another state's answer, under this one's name
             raise StorageError(REPLACED)
@@ -161,30 +171,6 @@ class Gallery:
             ]
             for row, scores in zip(ranking.positions, ranking.scores, strict=True)
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Known(Filter):
-    """A condition that has been looked at: the attributes may be others than the index's own."""
-
-    allowed: np.ndarray | None = None
-
-    def mask(self, ids: Sequence[str], attributes: pa.Table) -> np.ndarray:
-        if self.allowed is None or len(self.allowed) != len(ids):
-            raise StorageError(REPLACED)
-        return self.allowed
-
-
-def _labelled(attributes: pa.Table, labels: Sequence[str | None]) -> pa.Table:
-    """The labels in place of the table's own, which stay where they tell none."""
-    columns = {name: attributes[name] for name in attributes.column_names}
-    own = columns["label"].to_pylist() if "label" in columns else [None] * len(labels)
-    known = (_plain(value) for value in own)
-    merged = [
-        (None if had is None else str(had)) if label is None else label
-        for label, had in zip(labels, known, strict=True)
-    ]
-    return pa.table({**columns, "label": pa.array(merged, pa.string())})
 
 
 def parse_filter(texts: Sequence[str], attributes: pa.Table) -> Filter | None:
@@ -233,26 +219,32 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-def row_of(attributes: Mapping[str, str], known: pa.Table) -> pa.Table:
-    """One row with the gallery's columns; DataError for other columns or values."""
-    unknown = [name for name in attributes if name not in known.column_names]
-    if unknown:
-        names = ", ".join(known.column_names) or "none"
-        raise DataError(f"the gallery has no attribute {unknown[0][:60]!r}: it has {names}")
-    columns = {}
-    for column in known.column_names:
-        kind = known[column].type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        try:
-            value = attributes.get(column)
-            columns[column] = pa.array(
-                [None if value is None else pa.scalar(value).cast(kind)], kind
-            )
-        except (ValueError, pa.ArrowException) as error:  # UnicodeEncodeError too
-            raise DataError(f"{column} holds {kind}, not {attributes[column][:60]!r}") from error
-    return pa.table(columns)
-
-
 def version_of(folder: Path) -> str:
     """Of the index that lies in the folder now, as `Gallery.version`."""
     return store.version_of(store.read_manifest(folder))
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """One of those that are answered together."""
+
+    gallery: Gallery
+    vector: np.ndarray
+    k: int
+    condition: Filter | None
+
+
+def search_all(searches: list[Search]) -> list[list[tuple[str, float]]]:
+    """Those of one gallery and one filter as one product of matrices."""
+    groups: dict[tuple[int, Filter | None], list[int]] = {}
+    for i, one in enumerate(searches):
+        groups.setdefault((id(one.gallery), one.condition), []).append(i)
+    found: list[list[tuple[str, float]]] = [[] for _ in searches]
+    for places in groups.values():
+        first = searches[places[0]]
+        k = max(searches[i].k for i in places)
+        vectors = np.stack([searches[i].vector for i in places])
+        rows = first.gallery.search(vectors, k, first.condition)
+        for i, row in zip(places, rows, strict=True):
+            found[i] = row[: searches[i].k]
+    return found

@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -27,6 +28,7 @@ Result = TypeVar("Result")
 
 WAIT = 0.003  # s that the first request waits for others
 MOST = 16  # in one batch
+TEXTS_KEPT = 1000
 WHY_SECONDS = 5.0  # of one core, that the heat maps of two pictures may take
 
 
@@ -185,3 +187,27 @@ class Model:
                 found = self.embedder.encode_text([str(items[i]) for i in texts])
             vectors[texts] = found.float().cpu().numpy()
         return list(vectors)
+
+
+class Texts:
+    """Remembers the vectors of the latest texts: people ask for the same words again."""
+
+    def __init__(self, model: Model, *, most: int = TEXTS_KEPT) -> None:
+        self.model, self.most = model, most
+        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def vectors(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """(D,) each; those that are not known go through the model together."""
+        with self._lock:
+            found = {words: self._kept[words] for words in texts if words in self._kept}
+        missing = [words for words in dict.fromkeys(texts) if words not in found]
+        for words, vector in zip(missing, self.model.texts(missing), strict=True):
+            found[words] = vector.result()
+        with self._lock:
+            for words, one in found.items():
+                self._kept[words] = one
+                self._kept.move_to_end(words)
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+        return [found[words] for words in texts]
