@@ -4,9 +4,12 @@
     python benchmarks/serve_load.py --replace 3 --clients 32 --images 5000   # 60 s, 3 replacements
 
 The gallery is made up: random unit vectors, clustered, under the ids of files that do not exist;
-the model is MobileNetV2 (random weights unless --weights names a file). Clients post JPEGs, ids and
-mixtures. With --replace every answer is held against an exact oracle that is computed here, in
-float64, for each state of the index; the index must then be exact. Needs the extra `web`.
+the model is MobileNetV2 (random weights unless --weights names a file; --model is another one). For
+speed, clients post JPEGs. With --replace they post JPEGs, ids, filters, several examples with "not
+like these" and marks, and words where the model reads text, while one more client adds and removes
+images and the index is replaced as a whole. Every answer is then held against an exact oracle: the
+query's vector and its nearest images, computed here in float64 for the state of the index that the
+answer names. The index must then be exact. Needs the extra `web`.
 """
 
 import argparse
@@ -21,13 +24,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vizsla.errors import StorageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.search.index import build_index
@@ -37,46 +42,79 @@ SERVER = """
 import sys
 from pathlib import Path
 from vizsla.web.serve import Source, serve
+if sys.argv[5:]:
+    import open_clip
+    open_clip.add_model_config(Path(sys.argv[5]))
 source = Source(Path(sys.argv[1]), model=sys.argv[2], images=Path(sys.argv[3]),
                 precision=sys.argv[4])
-serve(source, port=0, per_minute=0, started=lambda about: print(about.url, flush=True))
+serve(source, port=0, per_minute=0, allow_changes=True,
+      started=lambda about: print(about.url, about.token, flush=True))
 """
 K = 10
-Nearest = list[tuple[str, float]]  # (id, score), the best first
+CLASSES = 20
+NEAR = 2e-5  # the server's vector is float32, of another batch
+NEVER_ASKED = 200  # the last ids of the gallery: those may be removed
+SAMPLE = 4096  # over which the server standardises the scores of words and pictures
+WORDS = ("a red shoe", "a dog on grass", "an old map", "nothing at all")
 
 
-class Gallery:
-    """Made-up vectors, the index in `folder`, and what each query's nearest images are."""
-
-    def __init__(self, folder: Path, embedder: Embedder, n: int, kind: str) -> None:
-        self.folder, self.kind, self.model_id = folder, kind, embedder.model_id
-        self.dim, self.n = embedder.dim, n
-        self.queries: list[bytes] = []
-        self.vectors = np.empty((0, self.dim))
-        self.right: dict[str, list[Nearest]] = {}  # version → for each query
-        self.pending: list[Nearest] = []
-
-    def prepare(self, seed: int, *, remember: bool) -> tuple[Embeddings, list[Nearest]]:
-        """The vectors of one state, and for each query its nearest images, the best first."""
-        ids, vectors = made_up(self.n, self.dim, seed)
-        labels = [f"class {i % 20}" for i in range(self.n)]
-        embeddings = Embeddings.from_arrays(vectors, ids, labels, model_id=self.model_id)
-        nearest = []
-        for query in self.vectors if remember else []:
-            scores = embeddings.vectors.astype(np.float64) @ query
-            order = np.argsort(-scores, kind="stable")[: K + 1]
-            nearest.append([(ids[i], float(scores[i])) for i in order])
-        return embeddings, nearest
-
-    def build(self, embeddings: Embeddings, nearest: list[Nearest]) -> None:
-        """A new index in the place of the one before."""
-        self.pending = nearest
-        build_index(embeddings, self.folder, kind=self.kind)
-        self.right[version_of(self.folder)] = nearest
+# ── the gallery, and what is true of it ──────────────────────────────────────────────────────────
 
 
-def made_up(n: int, dim: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Clustered as real vectors are: about 1,000 classes, some spread, no negative numbers."""
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a state of the index holds, in the order of the gallery.
+
+    base: (N, D) float64, shared with the states from which this one differs by a few images.
+    extra: what was added to it. rows: (G,) places in base and, behind it, in extra.
+    """
+
+    ids: list[str]
+    labels: list[str]
+    base: np.ndarray
+    rows: np.ndarray
+    extra: tuple[np.ndarray, ...] = ()
+
+    def without(self, name: str) -> "State":
+        at = self.ids.index(name)
+        keep = [i for i in range(len(self.ids)) if i != at]
+        return replace(
+            self, ids=[self.ids[i] for i in keep], labels=[self.labels[i] for i in keep],
+            rows=self.rows[keep],
+        )  # fmt: skip
+
+    def with_one(self, name: str, label: str, vector: np.ndarray) -> "State":
+        row = len(self.base) + len(self.extra)
+        return replace(
+            self, ids=[*self.ids, name], labels=[*self.labels, label],
+            rows=np.append(self.rows, row), extra=(*self.extra, vector),
+        )  # fmt: skip
+
+    def vector(self, place: int) -> np.ndarray:
+        row = int(self.rows[place])
+        found: np.ndarray = (
+            self.base[row] if row < len(self.base) else self.extra[row - len(self.base)]
+        )
+        return found
+
+    def scores(self, query: np.ndarray) -> np.ndarray:
+        """(G,) float64"""
+        return np.append(self.base @ query, [one @ query for one in self.extra])[self.rows]
+
+    def nearest(self, query: np.ndarray, label: str | None) -> list[tuple[str, float]]:
+        """(id, score), the K + 1 best first."""
+        scores = self.scores(query)
+        if label is not None:
+            scores[[one != label for one in self.labels]] = -np.inf
+        order = np.argsort(-scores, kind="stable")[: K + 1]
+        return [(self.ids[i], float(scores[i])) for i in order if scores[i] > -np.inf]
+
+
+def made_up(n: int, dim: int, seed: int, model_id: str) -> Embeddings:
+    """Clustered as real vectors are: about 1,000 classes, some spread, no negative numbers.
+
+    Ids are the same for each seed, vectors are others.
+    """
     dice = np.random.default_rng(seed)
     centres = np.abs(dice.normal(size=(1000, dim))).astype(np.float32)
     vectors = np.empty((n, dim), np.float32)
@@ -85,7 +123,9 @@ def made_up(n: int, dim: int, seed: int) -> tuple[list[str], np.ndarray]:
         size = part.stop - part.start
         noise = np.abs(dice.normal(size=(size, dim))).astype(np.float32)
         vectors[part] = centres[dice.integers(1000, size=size)] + 0.8 * noise
-    return [f"image_{seed}_{i:06d}.jpg" for i in range(n)], vectors
+    ids = [f"image_{i:06d}.jpg" for i in range(n)]
+    labels = [f"class {(i + seed) % CLASSES}" for i in range(n)]
+    return Embeddings.from_arrays(vectors, ids, labels, model_id=model_id)
 
 
 def photos(n: int, seed: int = 0) -> list[bytes]:
@@ -100,100 +140,302 @@ def photos(n: int, seed: int = 0) -> list[bytes]:
     return found
 
 
+@dataclass
+class World:
+    """The index in `folder`, the queries, and what is true in each state of the index."""
+
+    folder: Path
+    kind: str
+    model_id: str
+    photos: list[bytes]
+    photo_vectors: np.ndarray  # (n, D) float64
+    words: dict[str, np.ndarray]  # text → (D,) float64; empty where the model reads none
+    states: dict[str, State] = field(default_factory=dict)  # by version
+    current: State | None = None
+
+    def build(self, embeddings: Embeddings, *, remember: bool = True) -> str:
+        """A new index in the place of the one before, and its version."""
+        for _ in range(100):
+            try:
+                build_index(embeddings, self.folder, kind=self.kind)
+                break
+            except StorageError:  # the server writes to it
+                time.sleep(0.05)
+        version = version_of(self.folder)
+        if remember:
+            base = np.asarray(embeddings.vectors).astype(np.float64)
+            labels = [str(label) for label in embeddings.labels or []]
+            state = State(list(embeddings.ids), labels, base, np.arange(len(base)))
+            self.states[version] = self.current = state
+        return version
+
+
+# ── what is asked ────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Question:
+    """photo: a place in `World.photos`, sent as a file. The rest: fields of the same names."""
+
+    photo: int | None = None
+    id: tuple[str, ...] = ()
+    not_id: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    text: str = ""
+    label: str | None = None
+
+    @staticmethod
+    def draw(world: World, n_ids: int, dice: random.Random) -> "Question":
+        def ids(most: int) -> tuple[str, ...]:
+            return tuple(f"image_{dice.randrange(n_ids):06d}.jpg" for _ in range(most))
+
+        photo, label = dice.randrange(len(world.photos)), f"class {dice.randrange(CLASSES)}"
+        kinds: list[Callable[[], Question]] = [
+            lambda: Question(photo),
+            lambda: Question(photo),
+            lambda: Question(id=ids(1)),
+            lambda: Question(photo, label=label),
+            lambda: Question(photo, id=ids(1), not_id=ids(2)),
+            lambda: Question(id=ids(2), not_id=ids(1), right=ids(2), wrong=ids(1), label=label),
+        ]
+        if world.words:
+            text = dice.choice(list(world.words))
+            kinds += [lambda: Question(text=text), lambda: Question(photo, text=text)]
+        return dice.choice(kinds)()
+
+    def vector(self, world: World, state: State) -> np.ndarray:
+        """(D,) float64, as docs/serve.md says it."""
+        place = {name: i for i, name in enumerate(state.ids)}
+
+        def mean(names: tuple[str, ...], more: list[np.ndarray] | None = None) -> Any:
+            rows = [state.vector(place[name]) for name in names]
+            rows += more or []
+            return np.mean(rows, axis=0) if rows else 0.0
+
+        sent = [] if self.photo is None else [world.photo_vectors[self.photo]]
+        pictures = mean(self.id, sent) - 0.5 * mean(self.not_id)
+        pictures = pictures + 0.75 * mean(self.right) - 0.15 * mean(self.wrong)
+        if not self.text:
+            return pictures / np.linalg.norm(pictures)
+        words = world.words[self.text]
+        if not np.ndim(pictures):
+            return words / np.linalg.norm(words)
+        n = len(state.ids)
+        rows = np.arange(n) if n <= SAMPLE else np.linspace(0, n - 1, SAMPLE).astype(np.int64)
+        mixed = sum(part / np.std(state.scores(part)[rows]) for part in (pictures, words))
+        return mixed / np.linalg.norm(mixed)
+
+    def request(self, world: World, dice: random.Random) -> tuple[str, bytes, str]:
+        """(query string, body, its type)"""
+        fields: dict[str, Any] = {"k": K}
+        for name in ("id", "not_id", "right", "wrong"):
+            if getattr(self, name):
+                fields[name] = list(getattr(self, name))
+        if self.text:
+            fields["text"] = self.text
+        if self.label is not None:
+            fields["filter"] = f"label={self.label}"
+        if self.photo is None:
+            return "", json.dumps(fields).encode(), "application/json"
+        # some bytes behind the end make it another file: nothing is answered from memory
+        data = world.photos[self.photo] + dice.randbytes(8)
+        if len(fields) == 1:
+            return f"?k={K}", data, "image/jpeg"
+        return "", *multipart(data, fields)
+
+
+def multipart(picture: bytes, fields: dict[str, Any]) -> tuple[bytes, str]:
+    """(body, its type)"""
+    edge = "-----------------a-line-that-is-in-no-picture"
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
+    parts = [(head % ("image", '; filename="x"')).encode() + picture + b"\r\n"]
+    for name, value in fields.items():
+        for one in value if isinstance(value, list) else [value]:
+            parts.append(((head % (name, "")) + f"{one}\r\n").encode())
+    return b"".join(parts) + f"--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}"
+
+
+# ── the server and its clients ───────────────────────────────────────────────────────────────────
+
+
 @contextlib.contextmanager
 def server(
-    gallery: Gallery, model: Path, images: Path, precision: str = "auto"
-) -> Iterator[tuple[Any, int]]:
-    """(process, port), warm."""
-    command = [sys.executable, "-c", SERVER, str(gallery.folder), str(model), str(images)]
-    process = subprocess.Popen([*command, precision], stdout=subprocess.PIPE, text=True)
+    world: World, model: Path, images: Path, precision: str, more: list[str]
+) -> Iterator[tuple[Any, int, str]]:
+    """(process, port, the token for changes), warm."""
+    words = [str(world.folder), str(model), str(images), precision, *more]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, *words], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
-        port = int(process.stdout.readline().rsplit(":", 1)[1])
-        while get(port, "/healthz")[0] != 200:
+        url, token = process.stdout.readline().split()
+        port = int(url.rsplit(":", 1)[1])
+        while healthz(port)[0] != 200:
             time.sleep(0.2)
-        yield process, port
+        yield process, port, token
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         process.stdout.close()
 
 
-def get(port: int, path: str) -> tuple[int, bytes]:
+def healthz(port: int) -> tuple[int, dict[str, Any]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", path)
+    connection.request("GET", "/healthz")
     response = connection.getresponse()
-    return response.status, response.read()
+    return response.status, json.loads(response.read())
 
 
 class Clients:
-    """Each posts one query after the other over one connection."""
+    """Each posts one question after the other over one connection."""
 
-    def __init__(self, gallery: Gallery, port: int) -> None:
-        self.gallery, self.port = gallery, port
+    def __init__(self, world: World, port: int, *, mixed: bool) -> None:
+        self.world, self.port, self.mixed = world, port, mixed
+        self.n_ids = len(world.current.ids) - NEVER_ASKED if world.current else 0
         self.seconds: list[float] = []
         self.statuses: dict[int, int] = {}
-        self.wrong: list[str] = []
-        self.by_version: dict[str, int] = {}
+        self.answers: list[tuple[Question, dict[str, Any]]] = []
+        self.refusals: list[str] = []
         self.broken = 0
         self.stop = threading.Event()
 
-    def run(self, clients: int, seconds: float, during: Any = None) -> None:
-        threads = [threading.Thread(target=self.client, args=(n,)) for n in range(clients)]
-        started = time.monotonic()
+    def run(self, clients: int, seconds: float, *beside: Callable[[], None]) -> None:
+        work = [*((self.client, (n,)) for n in range(clients)), *((one, ()) for one in beside)]
+        threads = [threading.Thread(target=do, args=words) for do, words in work]
         for thread in threads:
             thread.start()
-        if during is not None:
-            during()
-        time.sleep(max(0.0, seconds - (time.monotonic() - started)))
+        time.sleep(seconds)
         self.stop.set()
         for thread in threads:
             thread.join()
 
     def client(self, number: int) -> None:
-        draw = random.Random(number)
+        dice = random.Random(number)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         while not self.stop.is_set():
-            i = draw.randrange(len(self.gallery.queries))
-            # one byte behind the end makes it another file: nothing is answered from memory
-            data = self.gallery.queries[i] + draw.randbytes(8)
+            question = Question(dice.randrange(len(self.world.photos)))
+            if self.mixed:
+                question = Question.draw(self.world, self.n_ids, dice)
+            query, body, kind = question.request(self.world, dice)
             started = time.perf_counter()
             try:
-                connection.request(
-                    "POST", f"/v1/search?k={K}", data, {"Content-Type": "image/jpeg"}
-                )
+                connection.request("POST", "/v1/search" + query, body, {"Content-Type": kind})
                 response = connection.getresponse()
-                body = response.read()
+                text = response.read()
             except (OSError, http.client.HTTPException):
                 self.broken += 1
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
                 continue
             self.seconds.append(time.perf_counter() - started)
-            self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
-            if response.status == 200:
-                self.check(i, json.loads(body))
+            self.count(response.status, text)
+            if response.status == 200 and self.mixed:
+                self.answers.append((question, json.loads(text)))
 
-    def check(self, i: int, answer: dict[str, Any]) -> None:
-        version = answer["index"]
-        self.by_version[version] = self.by_version.get(version, 0) + 1
-        nearest = self.gallery.right.get(version)
-        if nearest is None:  # built, but not written down here yet
-            nearest = self.gallery.pending
-        if not nearest:
-            return
-        found = [(one["id"], one["score"]) for one in answer["results"]]
-        if len(found) != K:
-            self.wrong.append(f"{version}: {len(found)} results")
-        for (name, score), (right, best) in zip(found, nearest[i], strict=False):
-            near = abs(score - best) < 2e-5  # the server's vector is float32, of another batch
-            if not near or (name != right and not tied(nearest[i], name, score)):
-                self.wrong.append(f"{version}: {name} {score}, expected {right} {best}")
-                return
+    def count(self, status: int, text: bytes) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if status >= 400:
+            self.refusals.append(f"{status} {text[:200].decode(errors='replace')}")
+
+    def wrong(self) -> list[str]:
+        """What of all answers the oracle does not agree with."""
+        found = []
+        for question, answer in self.answers:
+            state = self.world.states.get(answer["index"])
+            if state is None:
+                found.append(f"no state is called {answer['index']}")
+                continue
+            best = state.nearest(question.vector(self.world, state), question.label)
+            got = [(one["id"], one["score"]) for one in answer["results"]]
+            if len(got) != min(K, len(best)) or answer["gallery"] != len(state.ids):
+                found.append(f"{question}: {len(got)} results of {answer['gallery']} images")
+                continue
+            for (name, score), (right, value) in zip(got, best, strict=False):
+                near = abs(score - value) < NEAR
+                if not near or (name != right and not tied(best, name, score)):
+                    found.append(f"{question}: {name} {score}, expected {right} {value}")
+                    break
+        return found
 
 
-def tied(nearest: Any, name: str, score: float) -> bool:
+def tied(nearest: list[tuple[str, float]], name: str, score: float) -> bool:
     """Two images that score within rounding of each other may stand either way round."""
-    return any(one == name and abs(best - score) < 2e-5 for one, best in nearest)
+    return any(one == name and abs(best - score) < NEAR for one, best in nearest)
+
+
+class Changes:
+    """One client that adds and removes images, and who replaces the index: never both at once."""
+
+    def __init__(self, clients: Clients, token: str, embedder: Embedder) -> None:
+        self.clients, self.world, self.token = clients, clients.world, token
+        self.embedder = embedder
+        self.lock = threading.Lock()
+        self.made = {"added": 0, "removed": 0, "replaced": 0}
+
+    def replace(self, states: list[Embeddings], every: float) -> None:
+        """Takes up each state in turn, and waits until the server has."""
+        for state in states:
+            if self.clients.stop.wait(every):
+                return
+            with self.lock:
+                version = self.world.build(state)
+                self.made["replaced"] += 1
+                until = time.monotonic() + 30
+                while healthz(self.clients.port)[1]["index"] != version:
+                    if time.monotonic() > until:
+                        self.clients.refusals.append("a new index was not taken over within 30 s")
+                        return
+                    time.sleep(0.05)
+
+    def change(self) -> None:
+        dice = random.Random(99)
+        connection = http.client.HTTPConnection("127.0.0.1", self.clients.port, timeout=60)
+        added: list[str] = []
+        for n in range(10**6):
+            if self.clients.stop.wait(0.3):
+                return
+            with self.lock:
+                state = self.world.current
+                assert state is not None
+                there = [name for name in added if name in state.ids]
+                if n % 3 == 2:
+                    gone = there[0] if there and dice.random() < 0.5 else None
+                    self.remove(connection, state, gone or dice.choice(state.ids[-NEVER_ASKED:]))
+                else:
+                    added += self.add(connection, state, n)
+
+    def add(self, connection: Any, state: State, n: int) -> list[str]:
+        (picture,) = photos(1, seed=1000 + n)
+        (vector,) = embedded(self.embedder, [picture])
+        label = f"class {n % CLASSES}"
+        body, kind = multipart(picture, {"name": f"new-{n}", "label": label})
+        answer = self._ask(connection, "POST", "/v1/images", body, {"Content-Type": kind})
+        if answer is None:
+            return []
+        self._now(answer["index"], state.with_one(answer["id"], label, vector))
+        self.made["added"] += 1
+        return [answer["id"]]
+
+    def remove(self, connection: Any, state: State, name: str) -> None:
+        answer = self._ask(connection, "DELETE", f"/v1/images/{name}", None, {})
+        if answer is not None:
+            self._now(answer["index"], state.without(name))
+            self.made["removed"] += 1
+
+    def _now(self, version: str, state: State) -> None:
+        self.world.states[version] = self.world.current = state
+
+    def _ask(self, connection: Any, method: str, path: str, body: Any, headers: Any) -> Any:
+        headers = {**headers, "Authorization": f"Bearer {self.token}"}
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        text = response.read()
+        self.clients.count(response.status, text)
+        return json.loads(text) if response.status in (200, 201) else None
+
+
+# ── measuring ────────────────────────────────────────────────────────────────────────────────────
 
 
 def percentile(seconds: list[float], share: float) -> float:
@@ -208,46 +450,58 @@ def resident(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def speed(gallery: Gallery, port: int, clients: int, seconds: float) -> dict[str, Any]:
-    measured = Clients(gallery, port)
-    measured.run(clients, seconds)
+def measured(clients: Clients, n: int, seconds: float) -> dict[str, Any]:
     return {
-        "clients": clients,
-        "requests": len(measured.seconds),
-        "requests_per_second": round(len(measured.seconds) / seconds, 1),
-        "p50_ms": percentile(measured.seconds, 0.5),
-        "p99_ms": percentile(measured.seconds, 0.99),
-        "statuses": measured.statuses,
-        "broken": measured.broken,
+        "clients": n,
+        "seconds": seconds,
+        "requests": len(clients.seconds),
+        "requests_per_second": round(len(clients.seconds) / seconds, 1),
+        "p50_ms": percentile(clients.seconds, 0.5),
+        "p99_ms": percentile(clients.seconds, 0.99),
+        "statuses": clients.statuses,
+        "broken": clients.broken,
     }
 
 
+def speed(world: World, port: int, n: int, seconds: float) -> dict[str, Any]:
+    clients = Clients(world, port, mixed=False)
+    clients.run(n, seconds)
+    return measured(clients, n, seconds)
+
+
 def replaced(
-    gallery: Gallery, process: Any, port: int, *, times: int, clients: int, seconds: float
-) -> dict[str, Any]:
-    measured = Clients(gallery, port)
+    world: World, embedder: Embedder, served: tuple[Any, int, str],
+    *, times: int, n: int, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The same, and how many answers were wrong."""
+    process, port, token = served
     before = resident(process.pid)
-    states = [gallery.prepare(number, remember=True) for number in range(1, times + 1)]
-
-    def replace() -> None:
-        for state in states:
-            time.sleep(seconds / (times + 2))
-            gallery.build(*state)
-
-    measured.run(clients, seconds, replace)
+    assert world.current is not None
+    size = len(world.current.ids)
+    states = [
+        made_up(size, embedder.dim, number, embedder.model_id) for number in range(1, times + 1)
+    ]
+    clients = Clients(world, port, mixed=True)
+    changes = Changes(clients, token, embedder)
+    clients.run(n, seconds, lambda: changes.replace(states, seconds / (times + 2)), changes.change)
+    after = resident(process.pid)
+    wrong = clients.wrong()
+    named = {answer["index"] for _, answer in clients.answers}
+    kinds: dict[str, int] = {}
+    for question, _ in clients.answers:
+        used = [name for name, value in vars(question).items() if value not in (None, (), "")]
+        kinds["+".join(used)] = kinds.get("+".join(used), 0) + 1
     return {
-        "clients": clients,
-        "seconds": seconds,
-        "requests": len(measured.seconds),
-        "requests_per_second": round(len(measured.seconds) / seconds, 1),
-        "p50_ms": percentile(measured.seconds, 0.5),
-        "p99_ms": percentile(measured.seconds, 0.99),
-        "statuses": measured.statuses,
-        "broken": measured.broken,
-        "wrong": len(measured.wrong),
-        "first_wrong": measured.wrong[:3],
-        "answers_by_index": measured.by_version,
-        "memory_mib": [round(before), round(resident(process.pid))],
+        **measured(clients, n, seconds),
+        "refusals": clients.refusals[:3],
+        "changes": changes.made,
+        "states": len(world.states),
+        "states_answered": len(named),
+        "asked": kinds,
+        "checked": len(clients.answers),
+        "wrong": len(wrong),
+        "first_wrong": wrong[:3],
+        "memory_mib": [round(before), round(after)],
     }
 
 
@@ -258,35 +512,47 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="[default: 20; 60 with --replace]")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--replace", type=int, default=0, help="replace the index this often")
+    parser.add_argument("--model", default="mobilenetv2")
     parser.add_argument("--weights", default="random")
+    parser.add_argument("--open-clip", type=Path, help="the JSON of a model that is in no library")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        embedder = Embedder.build("mobilenetv2", weights=options.weights, pooling="gap")
+        pooling = "gap" if options.model == "mobilenetv2" else None
+        more = []
+        if options.open_clip:
+            import open_clip
+
+            open_clip.add_model_config(options.open_clip)
+            more, pooling = [str(options.open_clip)], None
+            options.model = f"openclip:{options.open_clip.stem}"
+        embedder = Embedder.build(options.model, weights=options.weights, pooling=pooling)
         embedder.save(folder / "embedder")
         (folder / "images").mkdir()
-        gallery = Gallery(folder / "index", embedder, options.images, options.kind)
-        gallery.queries = photos(40)
-        gallery.vectors = embedded(embedder, gallery.queries)
+        files = photos(40)
+        world = World(
+            folder / "index", options.kind, embedder.model_id, files, embedded(embedder, files),
+            spoken(embedder),
+        )  # fmt: skip
         started = time.monotonic()
-        gallery.build(*gallery.prepare(0, remember=options.replace > 0))
+        world.build(
+            made_up(options.images, embedder.dim, 0, embedder.model_id),
+            remember=options.replace > 0,
+        )
         print(json.dumps({"built_s": round(time.monotonic() - started, 1)}), flush=True)
         # the oracle computes in fp32: bf16 moves a score by some 1e-4
         precision = "fp32" if options.replace else "auto"
-        with server(gallery, folder / "embedder", folder / "images", precision) as (process, port):
-            speed(gallery, port, 2, 3)  # to warm up
-            if options.replace:
-                found = replaced(
-                    gallery, process, port, times=options.replace, clients=options.clients[-1],
-                    seconds=options.seconds or 60.0,
-                )  # fmt: skip
-                print(json.dumps(found, indent=1), flush=True)
-            else:
-                for clients in options.clients:
-                    print(
-                        json.dumps(speed(gallery, port, clients, options.seconds or 20.0)),
-                        flush=True,
-                    )
+        with server(world, folder / "embedder", folder / "images", precision, more) as served:
+            speed(world, served[1], 2, 3)  # to warm up
+            for clients in options.clients[-1:] if options.replace else options.clients:
+                if options.replace:
+                    found = replaced(
+                        world, embedder, served, times=options.replace, n=clients,
+                        seconds=options.seconds or 60.0,
+                    )  # fmt: skip
+                else:
+                    found = speed(world, served[1], clients, options.seconds or 20.0)
+                print(json.dumps(found), flush=True)
 
 
 def embedded(embedder: Embedder, files: list[bytes]) -> np.ndarray:
@@ -298,6 +564,16 @@ def embedded(embedder: Embedder, files: list[bytes]) -> np.ndarray:
     with torch.inference_mode():
         rows = [embedder(embedder.preprocess(read_image(data))[None])[0] for data in files]
     return torch.stack(rows).double().numpy()
+
+
+def spoken(embedder: Embedder) -> dict[str, np.ndarray]:
+    """The vectors of some words; none where the model reads no text."""
+    import torch
+
+    if not embedder.reads_text:
+        return {}
+    with torch.inference_mode():
+        return dict(zip(WORDS, embedder.encode_text(list(WORDS)).double().numpy(), strict=True))
 
 
 if __name__ == "__main__":
