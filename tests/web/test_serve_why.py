@@ -191,6 +191,50 @@ def test_the_thread_has_one_core_and_gives_way() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_a_heat_map_waits_while_pictures_are_searched_with(
+    gated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vizsla.web import serve_model
+
+    monkeypatch.setattr(serve_model, "PATIENCE", 20.0)
+    served, network = gated
+    network.gate.set()
+    searching = threading.Event()
+    batcher = served.engine.model._batcher
+    work = batcher.work
+
+    def slow(items: list[Any]) -> Any:
+        assert searching.wait(20)
+        return work(items)
+
+    monkeypatch.setattr(batcher, "work", slow)
+    with ThreadPoolExecutor(2) as clients:
+        search = clients.submit(served.search, image="red/red-0.png", data={"k": 1})
+        until(lambda: batcher._working)
+        heat = clients.submit(ask_why, served, "red/red-0.png", "red/red-1.png")
+        until(lambda: any(job.begun for job in served.engine.whys._jobs.values()))
+        time.sleep(0.3)
+        assert network.passes == 0
+        searching.set()
+        assert search.result() == ["red/red-0.png"]
+        assert heat.result().status_code == 200
+    assert network.passes > 2 * 9
+
+
+def test_a_batcher_knows_when_it_is_quiet() -> None:
+    from vizsla.web.serve_model import Batcher
+
+    batcher: Batcher[int, int] = Batcher(lambda items: [time.sleep(0.02) or 1 for _ in items])
+    try:
+        assert batcher.is_quiet(0.0)
+        future = batcher.submit(1)
+        assert not batcher.is_quiet(0.0)
+        future.result(5)
+        until(lambda: batcher.is_quiet(0.05))
+    finally:
+        batcher.close()
+
+
 def test_pictures_are_as_large_as_a_page_shows_them(served: Any) -> None:
     import io
 

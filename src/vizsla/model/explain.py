@@ -56,11 +56,13 @@ def explain_seen(
     *,
     seconds: float | None = None,
     precision: torch.dtype = torch.float32,
+    give_way: Callable[[], None] | None = None,
 ) -> list[Explanation]:
     """The same for preprocessed pictures: query (3, H, W), results (R, 3, H, W).
 
-    seconds, precision: where parts have to be covered, about how long that may take (fewer and
-    larger parts are covered then), and what is multiplied with meanwhile.
+    Where parts have to be covered: seconds, about how long that may take (fewer and larger parts
+    are covered then); precision, what is multiplied with; give_way, called before each of the many
+    passes, which then are of one picture.
     """
     embedder.eval()
     device = next((p.device for p in embedder.parameters()), torch.device("cpu"))
@@ -70,11 +72,13 @@ def explain_seen(
             return _exact(embedder, asked, found)
 
         def see(images: Tensor) -> Tensor:
+            if give_way is not None:
+                give_way()
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 vectors: Tensor = embedder(images)
             return vectors.float()
 
-        return _covered(see, asked, found, seconds)
+        return _covered(see, asked, found, seconds, AT_ONCE if give_way is None else 1)
 
 
 # ── exact ────────────────────────────────────────────────────────────────────────────────────────
@@ -163,19 +167,21 @@ def _as_map(contributions: Tensor, grid: tuple[int, int]) -> np.ndarray:
 See = Callable[[Tensor], Tensor]  # (B, 3, H, W) → (B, D)
 
 
-def _covered(see: See, query: Tensor, results: Tensor, seconds: float | None) -> list[Explanation]:
+def _covered(
+    see: See, query: Tensor, results: Tensor, seconds: float | None, at_once: int
+) -> list[Explanation]:
     started = time.perf_counter()
     vectors = torch.cat([see(image[None]) for image in (query, *results)])  # (1+R, D)
     windows = WINDOWS
     if seconds is not None:
         windows = windows_within(seconds, time.perf_counter() - started)
     asked, found = vectors[0], vectors[1:]
-    without = _vectors_without(see, query, windows)  # (h·w, D)
+    without = _vectors_without(see, query, windows, at_once)  # (h·w, D)
     explanations = []
     for image, vector in zip(results, found, strict=True):
         cosine = asked @ vector
         of_query = cosine - without @ vector
-        of_result = cosine - _vectors_without(see, image, windows) @ asked
+        of_result = cosine - _vectors_without(see, image, windows, at_once) @ asked
         grid = (windows, windows)
         explanations.append(
             Explanation(_as_map(of_query, grid), _as_map(of_result, grid), float(cosine), COVERED)
@@ -192,7 +198,7 @@ def windows_within(seconds: float, seconds_a_window: float) -> int:
     return min(WINDOWS, max(FEWEST_WINDOWS, most))
 
 
-def _vectors_without(see: See, image: Tensor, windows: int) -> Tensor:
+def _vectors_without(see: See, image: Tensor, windows: int, at_once: int) -> Tensor:
     """(h·w, D): the picture's vectors with each window, and half of its neighbours, covered.
 
     Covered is 0: the mean colour, which tells a network the least.
@@ -207,4 +213,4 @@ def _vectors_without(see: See, image: Tensor, windows: int) -> Tensor:
                      zip((rows[row], columns[column]), half, strict=True))  # fmt: skip
         bottom, right = round(rows[row + 1] + half[0]), round(columns[column + 1] + half[1])
         copies[i, :, top:bottom, left:right] = 0
-    return torch.cat([see(part) for part in copies.split(AT_ONCE)])
+    return torch.cat([see(part) for part in copies.split(at_once)])

@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 WAIT = 0.003  # s that the first request waits for others
 MOST = 16  # in one batch
 TEXTS_KEPT = 1000
-WHY_SECONDS = 5.0  # of one core, that the heat maps of two pictures may take
+WHY_SECONDS = 5.0  # that the heat maps of two pictures may take
+QUIET, PATIENCE = 0.03, 0.25  # s without a search before each of their passes, or so long a wait
 
 
 class Batcher(Generic[Item, Result]):
@@ -47,7 +48,8 @@ class Batcher(Generic[Item, Result]):
         self.work, self.most, self.wait, self.seen = work, most, wait, seen
         self._waiting: queue.SimpleQueue[tuple[Item, Future[Result]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._working = False
+        self._ended = 0.0  # of the latest batch, as time.monotonic has it
         self._thread = threading.Thread(target=self._run, name="serve-batch", daemon=True)
         self._thread.start()
 
@@ -64,6 +66,11 @@ class Batcher(Generic[Item, Result]):
             for pair in pairs:
                 self._waiting.put(pair)
         return [future for _, future in pairs]
+
+    def is_quiet(self, seconds: float) -> bool:
+        """Whether nothing waits or is worked on, and was not for so long."""
+        idle = not self._working and self._waiting.empty()
+        return idle and time.monotonic() - self._ended >= seconds
 
     def close(self) -> None:
         """What waits gets Closed; a batch under way ends as it would have."""
@@ -91,7 +98,11 @@ class Batcher(Generic[Item, Result]):
                 ended = more is None
                 if more is not None:
                     batch.append(more)
-            self._answer(batch)
+            self._working = True
+            try:
+                self._answer(batch)
+            finally:
+                self._working, self._ended = False, time.monotonic()
             if ended:
                 return
 
@@ -164,8 +175,19 @@ class Model:
         seen = self.embedder.preprocess.normalised(both)  # (2, 3, H, W)
         precision = PRECISIONS[self.network.compute.precision]
         return explain_seen(
-            self.embedder, seen[0], seen[1:], seconds=WHY_SECONDS, precision=precision
+            self.embedder,
+            seen[0],
+            seen[1:],
+            seconds=WHY_SECONDS,
+            precision=precision,
+            give_way=self._wait_for_a_quiet_moment,
         )[0]
+
+    def _wait_for_a_quiet_moment(self) -> None:
+        """A search that meets a pass takes longer; where they never end, a pass comes between."""
+        until = time.monotonic() + PATIENCE
+        while not self._batcher.is_quiet(QUIET) and time.monotonic() < until:
+            time.sleep(QUIET / 4)
 
     @staticmethod
     def aside() -> ThreadPoolExecutor:
