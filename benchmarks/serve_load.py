@@ -561,8 +561,10 @@ def embedded(embedder: Embedder, files: list[bytes]) -> np.ndarray:
 
     from vizsla.data.images import read_image
 
+    least = embedder.preprocess.framing.least_side  # a large JPEG is unpacked smaller
+    images = [embedder.preprocess(read_image(data, at_least=least)) for data in files]
     with torch.inference_mode():
-        rows = [embedder(embedder.preprocess(read_image(data))[None])[0] for data in files]
+        rows = [embedder(image[None])[0] for image in images]
     return torch.stack(rows).double().numpy()
 
 
