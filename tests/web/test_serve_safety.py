@@ -437,6 +437,23 @@ def test_schemathesis_finds_no_failure(
     assert re.search(r"(\d+) generated, \1 passed", done.stdout)
 
 
+def test_one_address_cannot_take_all_connections(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.client.close()
+    time.sleep(0.2)
+    monkeypatch.setattr(web_http.PatientProtocol, "most_of_one", 5)
+    place = ("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
+    with contextlib.ExitStack() as opened:
+        idle = [opened.enter_context(socket.create_connection(place)) for _ in range(5)]
+        time.sleep(0.2)
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
+            httpx.get(served.url + "/healthz")
+        idle[0].close()
+        time.sleep(0.2)
+        assert httpx.get(served.url + "/healthz").status_code == 200
+
+
 def test_slow_clients_are_cut_off(open_search: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_http.PatientProtocol, "header_seconds", 0.5)
     served = open_search(body_seconds=0.5)

@@ -30,6 +30,7 @@ DRAIN_SECONDS, DRAIN_BYTES = 1.0, 4 * 2**20  # read and thrown away after a refu
 LARGEST_HEADERS = 64 * 1024  # bytes
 TINY_PIECES, TINY_BYTES = 5000, 64  # no more pieces of a body may be smaller than that
 CONNECTIONS = 900  # at once; further ones get 503
+CONNECTIONS_OF_ONE = 600  # of one address, so that none keeps all others out; a proxy needs many
 
 SECURITY_HEADERS = {
     "content-security-policy": (
@@ -217,13 +218,25 @@ class PatientProtocol(H11Protocol):
 
     header_seconds = HEADER_SECONDS
     read_seconds = READ_SECONDS
+    most_of_one = CONNECTIONS_OF_ONE
     _header_timer: asyncio.TimerHandle | None = None
     _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.conn = FewPieces(h11.SERVER, LARGEST_HEADERS)
-        self._watch()
+        if self._has_too_many():
+            transport.abort()
+        else:
+            self._watch()
+
+    def _has_too_many(self) -> bool:
+        """Whether the address at the other end has opened more connections than one may."""
+        if self.client is None or len(self.connections) <= self.most_of_one:
+            return False
+        others = [one.client for one in self.connections if isinstance(one, PatientProtocol)]
+        own = sum(one is not None and one[0] == self.client[0] for one in others)
+        return own > self.most_of_one
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
