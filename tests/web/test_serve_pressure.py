@@ -270,7 +270,7 @@ def test_after_the_end_and_in_that_moment_nobody_waits() -> None:
     queued = batcher.submit_all([2, 3, 4])
     closing = threading.Thread(target=batcher.close)
     closing.start()
-    while not batcher._closed:
+    while not batcher.is_closed:
         time.sleep(0.01)
     with pytest.raises(Closed):
         batcher.submit(5)

@@ -120,7 +120,7 @@ def test_what_nobody_waits_for_is_not_drawn(gated: Any) -> None:
 
 
 def test_closing_ends_all_waiting_at_once(gated: Any) -> None:
-    served, _ = gated
+    served, network = gated
     with ThreadPoolExecutor(3) as clients:
         asked = [clients.submit(ask_why, served, "red/red-0.png", f"red/red-{i}.png")
                  for i in (1, 2, 3)]  # fmt: skip
@@ -128,6 +128,10 @@ def test_closing_ends_all_waiting_at_once(gated: Any) -> None:
         served.engine.close(keep_decoder=True)
         assert {one.result(timeout=5).status_code for one in asked} == {503}
     assert ask_why(served, "red/red-0.png", "red/red-4.png").status_code == 503
+    network.gate.set()
+    until(lambda: network.passes > 0)
+    time.sleep(0.3)
+    assert network.passes == 1  # the one under way; the rest is not begun
 
 
 def test_a_drawing_that_fails_is_tried_again() -> None:

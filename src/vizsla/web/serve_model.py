@@ -48,7 +48,7 @@ class Batcher(Generic[Item, Result]):
         self.work, self.most, self.wait, self.seen = work, most, wait, seen
         self._waiting: queue.SimpleQueue[tuple[Item, Future[Result]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._closed = self._working = False
+        self.is_closed = self._working = False
         self._ended = 0.0  # of the latest batch, as time.monotonic has it
         self._thread = threading.Thread(target=self._run, name="serve-batch", daemon=True)
         self._thread.start()
@@ -61,7 +61,7 @@ class Batcher(Generic[Item, Result]):
         """In one moment, so that no batch ends between them but where it is full."""
         pairs: list[tuple[Item, Future[Result]]] = [(item, Future()) for item in items]
         with self._lock:
-            if self._closed:
+            if self.is_closed:
                 raise Closed
             for pair in pairs:
                 self._waiting.put(pair)
@@ -75,36 +75,36 @@ class Batcher(Generic[Item, Result]):
     def close(self) -> None:
         """What waits gets Closed; a batch under way ends as it would have."""
         with self._lock:
-            self._closed = True
+            self.is_closed = True
             self._waiting.put(None)  # nothing comes behind it
         self._thread.join(30)
 
     def _run(self) -> None:
-        while True:
+        goes_on = True
+        while goes_on:
             first = self._waiting.get()
-            if first is None:
-                return
-            if self._closed:
-                fail(first[1], Closed())
-                continue
-            batch = [first]
-            until = time.monotonic() + self.wait
-            ended = False
-            while len(batch) < self.most and not ended:
-                try:
-                    more = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
-                except queue.Empty:
-                    break
-                ended = more is None
-                if more is not None:
-                    batch.append(more)
             self._working = True
+            goes_on = first is not None and self._batch_from(first)
+            self._working, self._ended = False, time.monotonic()
+
+    def _batch_from(self, first: "tuple[Item, Future[Result]]") -> bool:
+        """Answers it, together with what comes in a moment; False where nothing will come."""
+        if self.is_closed:
+            fail(first[1], Closed())
+            return True
+        batch = [first]
+        until = time.monotonic() + self.wait
+        ended = False
+        while len(batch) < self.most and not ended:
             try:
-                self._answer(batch)
-            finally:
-                self._working, self._ended = False, time.monotonic()
-            if ended:
-                return
+                more = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            ended = more is None
+            if more is not None:
+                batch.append(more)
+        self._answer(batch)
+        return not ended
 
     def _answer(self, batch: "list[tuple[Item, Future[Result]]]") -> None:
         batch = [pair for pair in batch if pair[1].set_running_or_notify_cancel()]
@@ -184,10 +184,15 @@ class Model:
         )[0]
 
     def _wait_for_a_quiet_moment(self) -> None:
-        """A search that meets a pass takes longer; where they never end, a pass comes between."""
+        """A search that meets a pass takes longer; where they never end, a pass comes between.
+
+        Raises Closed after `close`: nobody waits for the rest.
+        """
         until = time.monotonic() + PATIENCE
         while not self._batcher.is_quiet(QUIET) and time.monotonic() < until:
             time.sleep(QUIET / 4)
+        if self._batcher.is_closed:
+            raise Closed
 
     @staticmethod
     def aside() -> ThreadPoolExecutor:
