@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from vizsla.data.imageset import (
     read_labels,
 )
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError, VizslaError
-from vizsla.model.compute import resolve_compute
+from vizsla.model.compute import Compute, resolve_compute, written_compute
 from vizsla.model.embeddings import Embeddings, is_embeddings
 from vizsla.model.inference import embed
 from vizsla.runs import is_run
@@ -228,7 +228,6 @@ def prepare(
     source.check()
     kind = source.kind
     embedder = _embedder(source, kind)
-    compute = resolve_compute(device=source.device, precision=source.precision)
 
     def report(done: int, total: int) -> None:
         serving.stage, serving.done, serving.total = "embedding", done, total
@@ -240,8 +239,9 @@ def prepare(
         index, root = FolderIndex.load(source.path), source.images
         _require_same_model(index.model_id, embedder.model_id, source)
         labels = _labels(source)  # laid over the index's own each time that it is opened
+        compute = _compute(source, embedder, index.ids, root)
     else:
-        embeddings, root = _embeddings(source, kind, embedder, compute, report)
+        embeddings, root, compute = _embeddings(source, kind, embedder, report)
         _require_same_model(embeddings.model_id, embedder.model_id, source)
         serving.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
@@ -289,25 +289,45 @@ def _embedder(source: Source, kind: str) -> Any:
     )
 
 
+def _compute(
+    source: Source,
+    embedder: Any,
+    ids: Sequence[str],
+    root: Path | None,
+    embedded: Path | None = None,
+) -> Compute:
+    """What queries are computed with: as the gallery was, or in bf16 where its pictures allow."""
+    return resolve_compute(
+        device=source.device, precision=source.precision, embedder=embedder,
+        images=len(ids) if root else 0, sample=(lambda i: root / ids[i]) if root else None,
+        written=written_compute(embedded) if embedded else None,
+    )  # fmt: skip
+
+
 def _embeddings(
-    source: Source, kind: str, embedder: Any, compute: Any, report: Callable[[int, int], None]
-) -> tuple[Embeddings, Path]:
-    """The gallery's vectors with their labels, and the folder of its pictures."""
+    source: Source, kind: str, embedder: Any, report: Callable[[int, int], None]
+) -> tuple[Embeddings, Path, Compute]:
+    """The gallery's vectors with their labels, the folder of its pictures, and the `_compute`."""
     if kind == "pictures":
         images = opening.image_set(
             source.path, labels=source.labels, labels_from=source.labels_from,
             class_folders=source.class_folders, follow_links=source.follow_links,
         )  # fmt: skip
-        return _embedded(images, embedder, compute, report), images.root
+        compute = _compute(source, embedder, images.ids, images.root)
+        return _embedded(images, embedder, compute, report), images.root, compute
     if kind == "run":
-        found = Embeddings.open(source.path / "embeddings" / "gallery")
+        folder = source.path / "embeddings" / "gallery"
         root = source.images or open_data(runconfig.again(source.path).data).gallery.root
-        if source.labels is None and source.labels_from is None:
-            return _with_labels(found, _labels_of_run(source.path, found.ids)), root
     else:
         assert source.images is not None
-        found, root = Embeddings.open(source.path), source.images
-    return _with_labels(found, _labels_of(source, found.ids)), root
+        folder, root = source.path, source.images
+    found = Embeddings.open(folder)
+    if kind == "run" and source.labels is None and source.labels_from is None:
+        labels = _labels_of_run(source.path, found.ids)
+    else:
+        labels = _labels_of(source, found.ids)
+    compute = _compute(source, embedder, found.ids, root, folder)
+    return _with_labels(found, labels), root, compute
 
 
 def _embedded(
