@@ -170,7 +170,7 @@ def run_kind(folder: Path, name: str, kind: str, *, step: int, plain: bool) -> N
         report(folder, {**about, "results": found})
         return
     place = folder / f"index-{name}-{kind}"
-    index = build(place, gallery, kind, step)
+    index = build(place, gallery, kind, step, np.load(folder / f"{name}-sample.npy"))
     if index is None:
         return
     timing = json.loads((place.parent / f"{place.name}.json").read_text())
@@ -209,7 +209,7 @@ def run_kind(folder: Path, name: str, kind: str, *, step: int, plain: bool) -> N
     report(folder, {**about, "results": found})
 
 
-def build(place: Path, gallery: np.ndarray, kind: str, step: int):
+def build(place: Path, gallery: np.ndarray, kind: str, step: int, sample: np.ndarray):
     """The finished index, or None where a later call goes on building it."""
     from vizsla.search.index import build_index, open_index
 
@@ -227,7 +227,7 @@ def build(place: Path, gallery: np.ndarray, kind: str, step: int):
             timing["build_s"] = round(timing["build_s"] + time.perf_counter() - started, 1)
     else:
         started = time.perf_counter()
-        index = build_index(embeddings(gallery[:size]), place, kind=kind)
+        index = build_index(embeddings(gallery[:size]), place, kind=kind, sample=sample)
         timing = {"build_s": round(time.perf_counter() - started, 1)}
     kept.write_text(json.dumps(timing))
     if len(index) < len(gallery):

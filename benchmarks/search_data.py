@@ -7,7 +7,8 @@
 Real-like: random crops of the photos in SHARED (data/clothing and data/caltech101), embedded by
 the MobileNetV2 there (weights/), reduced by PCA to 512 dimensions; beyond the views there are, each
 further vector is a view plus noise with, in every dimension, the spread that a photo's views
-have. Queries are other views of the same photos. Clustered: Gaussian clouds around 2,000 centres.
+have. Queries are other views of the same photos; so is the sample, of other photos, by which an
+index chooses its search effort. Clustered: Gaussian clouds around 2,000 centres.
 All are unit vectors, float32.
 """
 
@@ -33,6 +34,7 @@ def make_views(shared: Path, out: Path) -> None:
 
     from vizsla.data.images import read_image
     from vizsla.model.embedder import Embedder
+    from vizsla.model.network import in_parts
 
     weights = shared / "weights/mobilenetv2_100.safetensors"
     embedder = Embedder.build("mobilenetv2", weights=str(weights), pooling="gap", image_size=SIZE)
@@ -53,8 +55,7 @@ def make_views(shared: Path, out: Path) -> None:
             pixels = np.stack([np.asarray(c.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
                                for c in crops])  # fmt: skip
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-            with torch.inference_mode():
-                rows.append(embedder((batch - mean) / spread).numpy())
+            rows.append(in_parts(embedder, (batch - mean) / spread).numpy())
         temporary = part.with_suffix(".tmp.npy")
         np.save(temporary, np.stack(rows).astype(np.float16))  # (photos, VIEWS + 1, 1280)
         temporary.rename(part)
@@ -93,8 +94,9 @@ def make_real(folder: Path, size: int) -> None:
         stop = min(start + 50_000, size)
         base = gallery[dice.integers(len(gallery), size=stop - start)]
         out[start:stop] = unit(base + within * dice.standard_normal((stop - start, DIM)))
-    chosen = dice.permutation(len(reduced))[:QUERIES]
-    np.save(folder / f"real-{size}-queries.npy", unit(reduced[chosen, VIEWS]))
+    photos = dice.permutation(len(reduced))
+    for what, chosen in (("queries", photos[:QUERIES]), ("sample", photos[QUERIES : 2 * QUERIES])):
+        np.save(folder / f"real-{size}-{what}.npy", unit(reduced[chosen, VIEWS]))
     kept = {"views": len(every), "photos": len(views), "real": len(gallery), "size": size}
     print(json.dumps(kept))
 
@@ -111,7 +113,8 @@ def make_clustered(folder: Path, size: int) -> None:
     out = np.lib.format.open_memmap(folder / f"clustered-{size}.npy", "w+", np.float32, (size, DIM))
     for start in range(0, size, 50_000):
         out[start : start + 50_000] = drawn(min(50_000, size - start))
-    np.save(folder / f"clustered-{size}-queries.npy", drawn(QUERIES))
+    for what in ("queries", "sample"):
+        np.save(folder / f"clustered-{size}-{what}.npy", drawn(QUERIES))
 
 
 def main() -> None:
