@@ -1,5 +1,6 @@
 """A small contest, and a small gallery to search, on a real server on loopback."""
 
+import base64
 import io
 import random
 import threading
@@ -187,13 +188,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def embedded(folder: Path, embedder: Embedder, out: Path) -> Embeddings:
-    """With labels, a `domain` and a `price`, which is not known for every image."""
+def embedded(
+    folder: Path, embedder: Embedder, out: Path, columns: dict[str, Any] | None = None
+) -> Embeddings:
+    """With labels, a `domain` and a `price`, which is not known for every image.
+
+    columns: further attributes.
+    """
     found = embed(ImageSet.from_class_folders(folder), embedder, out)
     n = len(found)
     table = found.attributes.append_column("domain", pa.array(["photo", "drawing"] * (n // 2)))
     price = pa.array([None if i % 5 == 0 else i for i in range(n)], pa.int64())
-    return Embeddings(found.ids, found.vectors, table.append_column("price", price), found.model_id)
+    table = table.append_column("price", price)
+    for name, values in (columns or {}).items():
+        table = table.append_column(name, pa.array(values))
+    return Embeddings(found.ids, found.vectors, table, found.model_id)
 
 
 class Served:
@@ -239,7 +248,10 @@ def decoder() -> Iterator[Any]:
 def open_search(
     tmp_path: Path, serving: tuple[Switch, str], pictures: Path, decoder: Any
 ) -> Iterator[Callable[..., Served]]:
-    """open_search(embedder=…, token=…, changes=True, …) → a running Served, one a test."""
+    """open_search(embedder=…, token=…, columns=…, prefix="/below", …) → a running Served."""
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
     from vizsla.web.serve_app import create_app
     from vizsla.web.serve_desk import Limits
     from vizsla.web.serve_engine import Engine
@@ -258,11 +270,13 @@ def open_search(
         token: str | None = None,
         changes: str | None = None,
         watched: bool = False,
+        columns: dict[str, Any] | None = None,
+        prefix: str = "",
         hosts: frozenset[str] | None = None,
         **limits: Any,
     ) -> Served:
         embedder = embedder or colours()
-        vectors = embedded(folder, embedder, tmp_path / "gallery.emb")
+        vectors = embedded(folder, embedder, tmp_path / "gallery.emb", columns)
         index = FolderIndex.build(vectors, tmp_path / "gallery.index")
         state = Serving()
         engine = Engine(
@@ -280,8 +294,9 @@ def open_search(
             hashed(token) if token else None, hashed(changes) if changes else None, hosts
         )
         switch, url = serving
-        switch.app = create_app(state, limits=Limits(**limits), access=access, title="Colours")
-        opened.append(Served(engine, url, folder, token))
+        app: Any = create_app(state, limits=Limits(**limits), access=access, title="Colours")
+        switch.app = Starlette(routes=[Mount(prefix, app)]) if prefix else app
+        opened.append(Served(engine, url + prefix, folder, token))
         return opened[-1]
 
     yield start
@@ -359,3 +374,29 @@ CONTRAST = """element => {
 def contrast() -> Callable[[Any, str], float]:
     """contrast(page, selector): of a text and what is behind it, as WCAG has it; 4.5 is legible."""
     return lambda page, selector: float(page.locator(selector).first.evaluate(CONTRAST))
+
+
+DROP = """([selector, data, kind]) => {
+  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  const files = new DataTransfer();
+  files.items.add(new File([bytes], "picture.png", {type: "image/png"}));
+  const target = document.querySelector(selector);
+  const options = {bubbles: true, cancelable: true};
+  if (kind === "drop") {
+    target.dispatchEvent(new DragEvent("dragover", {dataTransfer: files, ...options}));
+    if (!document.body.classList.contains("dragging")) throw new Error("nothing shows the target");
+    target.dispatchEvent(new DragEvent("drop", {dataTransfer: files, ...options}));
+  } else {
+    target.dispatchEvent(new ClipboardEvent("paste", {clipboardData: files, ...options}));
+  }
+}"""
+
+
+@pytest.fixture(scope="session")
+def give() -> Callable[..., None]:
+    """give(page, data, "drop"): a picture is dropped, or pasted ("paste"), on an element."""
+
+    def given(page: Any, data: bytes, kind: str, target: str = "main") -> None:
+        page.evaluate(DROP, [target, base64.b64encode(data).decode(), kind])
+
+    return given

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from vizsla.model.embedder import Embedder
-from vizsla.web.serve_pages import State
 
 Open = Callable[..., Any]
 HTML = {"Accept": "text/html"}
@@ -46,6 +45,12 @@ def test_it_starts_with_pictures_at_random(served: Any) -> None:
     assert tiles(page_at(served, "/?seed=7")) == tiles(page_at(served, "/?seed=7"))
     only = tiles(page_at(served, "/?where.label=red&k=48"))
     assert len(only) == 6 and all(str(name).startswith("red/") for name in only)
+
+
+def test_an_address_with_empty_fields_leads_to_one_without(served: Any) -> None:
+    answer = served.get("/?id=red/red-0.png&where.label=&filter=&k=24&from.price=+", headers=HTML)
+    assert (answer.status_code, answer.headers["location"]) == (303, "./?id=red%2Fred-0.png")
+    assert served.get("/?where.label=&text=", headers=HTML).headers["location"] == "./"
 
 
 def test_an_address_is_a_search(served: Any) -> None:
@@ -155,17 +160,107 @@ def test_odd_addresses_get_a_page(served: Any, address: str) -> None:
                                              in answer.text)  # fmt: skip
 
 
+def links(page: Page) -> list[str]:
+    return [str(a["href"]) for a in page.all("a") if str(a["href"]).startswith("./?")]
+
+
+def test_the_pictures_to_start_with_stay_the_same_in_every_link(served: Any) -> None:
+    page = page_at(served, "/?k=12")
+    address = str(page.all("main")[0]["data-address"])
+    assert "seed=" in address and tiles(page_at(served, "/?" + address)) == tiles(page)
+    (seed,) = page.all("input", name="seed")
+    assert f"seed={seed['value']}" in address
+    views = [str(a["href"]) for a in page.all("a") if "data-open" in a]
+    assert len(views) == 12 and all(f"seed={seed['value']}" in view for view in views)
+    (others,) = page.all("a", id="others")
+    assert "seed" not in str(others["href"])
+    assert not page_at(served, "/?id=red/red-0.png").all("input", name="seed")
+
+
+def test_a_condition_that_cannot_be_answered_is_said_at_its_field(served: Any) -> None:
+    page = page_at(served, "/?filter=price<5&filter=colour%3Dred&from.price=abc", 422)
+    wrong = [a for t, a in page.tags if a.get("aria-invalid")]
+    assert [a["name"] for a in wrong] == ["from.price", "filter"]
+    assert wrong[1]["value"] == "colour=red"
+    for field in wrong:
+        (fault,) = page.all("span", id=str(field["aria-describedby"]).split()[0])
+        assert fault["role"] == "alert"
+    assert [a["value"] for a in page.all("input", name="filter")] == [
+        "price<5", "colour=red", "",
+    ]  # fmt: skip
+    assert "open" in page.all("details", id="more-filters")[0]
+    assert not page.all("div", **{"class": "fault"}) and not tiles(page)
+
+
+def test_ranges_and_written_conditions_filter(served: Any) -> None:
+    page = page_at(served, "/?id=red/red-0.png&from.price=3&to.price=8&filter=label!%3Dgreen")
+    wanted = ["price>=3", "price<=8", "label!=green"]
+    assert tiles(page) == served.search(json={"id": "red/red-0.png", "filter": wanted})
+    assert page.all("input", name="from.price", value="3")
+    assert len(page.all("input", name="filter")) == 2  # it, and room for another
+
+
+def test_values_are_suggested(open_search: Open) -> None:
+    maker = [f"<b> {i}" for i in range(24)]
+    numbers = [str(i) for i in range(24)]
+    served = open_search(columns={"maker & co": maker, "n": numbers, "label2": numbers})
+    engine = served.engine
+    assert engine.gallery.facets[0].column == "label"
+    answer = served.get("/values", params={"column": "n", "where.n": "2"})
+    assert answer.headers["content-type"].startswith("text/html")
+    assert [a["value"] for a in Page(answer.text).all("option")] == ["2", "20", "21", "22", "23",
+                                                                    "12"]  # fmt: skip
+    odd = served.get("/values", params={"column": "maker & co", "where.maker & co": "<b>"})
+    assert "&lt;b&gt;" in odd.text and "<b>" not in odd.text
+    assert served.get("/values?column=none").status_code == 404
+    assert served.get("/values").status_code == 404
+
+
+def test_odd_attributes_are_offered_only_if_they_work(open_search: Open) -> None:
+    letters = [chr(97 + i % 3) for i in range(24)]
+    served = open_search(columns={"ID": letters, "a=b": letters, "same": ["x"] * 24})
+    page = page_at(served, "/")
+    names = [str(a["name"]) for a in page.all("select")]
+    assert names == ["where.label", "where.ID", "where.domain", "k"]
+    assert len(tiles(page_at(served, "/?where.ID=b&k=48"))) == 8
+    assert len(page.all("input", name="filter")) == 1
+    assert len(tiles(page_at(served, "/?where.same=x&k=24"))) == 24  # shown as a condition
+    assert page_at(served, "/?where.same=x").all("input", name="filter", value='same="x"')
+    named = served.get("/", headers=HTML).text.partition('id="written-note"')[2].partition("<")[2]
+    assert "label, ID, domain, price" in named and "a=b" not in named
+
+
+def test_a_dropped_picture_joins_others(served: Any) -> None:
+    files = {"image": ("x", served.bytes_of("red/red-3.png"))}
+
+    def dropped(use: str) -> str:
+        data = {"state": "id=blue/blue-0.png&right=blue/blue-1.png", "use": use}
+        answer = served.client.post("/queries", files=files, data=data)
+        assert answer.status_code == 303, answer.text
+        return str(answer.headers["location"])[1:]
+
+    (name,) = served.post(image="red/red-3.png").json()["queries"]
+    both, against = dropped("also"), dropped("not")
+    body = {"id": "blue/blue-0.png", "right": "blue/blue-1.png"}
+    assert tiles(page_at(served, both)) == served.search(json={**body, "query": name})
+    assert tiles(page_at(served, against)) == served.search(json={**body, "not_query": name})
+    page = page_at(served, against)
+    assert page.all("input", name="not_query", value=name)
+    answer = served.client.post("/queries", files=files, data={"use": "x"})
+    assert answer.status_code == 422 and "choose with, also, not" in answer.text
+
+
 def test_pages_that_are_not_there(served: Any) -> None:
     answer = served.get("/a/b/c", headers=HTML)
     assert answer.status_code == 404 and 'href="../../static/serve.css"' in answer.text
     assert served.get("/a/b/c").json() == {"error": "there is nothing here"}
 
 
-def test_a_state_gives_its_address_back() -> None:
-    fields = {"id": ["a b.jpg"], "where.x y": ["1&2"], "k": ["12"], "unknown": ["x"]}
-    state = State.parse(fields, most_k=50)
-    assert state.address() == "id=a+b.jpg&k=12&where.x+y=1%262"
-    assert state.conditions.filter == ('x y="1&2"',)
-    assert "not_id=c.jpg" in state.also("not_id", "c.jpg")
-    assert state.search_with("c.jpg") == "id=c.jpg&k=12&where.x+y=1%262"
-    assert state.lacking("id", "a b.jpg") == "k=12&where.x+y=1%262"
+def test_below_a_prefix_errors_lead_back_and_what_is_open_stays_open(open_search: Open) -> None:
+    served = open_search(prefix="/deep/search", token="a-token-that-is-long")
+    for path in ("/healthz", "/static/serve.css"):
+        assert served.client.get(served.url + path).status_code == 200
+    assert served.client.get(served.url + "/").status_code == 401
+    served.client.headers["Authorization"] = "Bearer a-token-that-is-long"
+    answer = served.client.get(served.url + "/a/b", headers=HTML)
+    assert answer.status_code == 404 and 'href="../static/serve.css"' in answer.text

@@ -30,7 +30,7 @@ from vizsla.web.serve_pages import Pages
 from vizsla.web.serve_pictures import SIDES, Thumbnails, media_type
 from vizsla.web.serve_query import Asked
 from vizsla.web.serve_state import Serving
-from vizsla.web.templating import FOLDER, StaticFolder, answer_errors, quoted_path
+from vizsla.web.templating import FOLDER, StaticFolder, answer_errors, path_below, quoted_path
 
 MOST_IMAGES, MOST_EMBEDDED = 16, 20  # in one request
 OPEN_TO_ALL = ("/healthz", "/static/")
@@ -95,7 +95,7 @@ class Guard:
             return Json(said("this server does not go by that name: see --allow-host"), 421)
         if comes_from_elsewhere(request.method, headers):
             return Json(said("another site's page may not send this"), 403)
-        if request.url.path.startswith(OPEN_TO_ALL):
+        if path_below(request).startswith(OPEN_TO_ALL):
             return None
         try:
             self.desk.count_lightly(request)

@@ -23,7 +23,8 @@ from vizsla.model.embeddings import Embeddings
 from vizsla.search.index import FolderIndex
 from vizsla.web.serve_attributes import row_of
 from vizsla.web.serve_decoder import Busy, Closed, Decoded, Decoder
-from vizsla.web.serve_gallery import Gallery, Search, parse_filter, search_all, version_of
+from vizsla.web.serve_filters import parse_filter
+from vizsla.web.serve_gallery import Gallery, Search, search_all, version_of
 from vizsla.web.serve_metrics import Metrics
 from vizsla.web.serve_model import Batcher, Model, Texts
 from vizsla.web.serve_pictures import (

@@ -5,11 +5,9 @@ path; a path that leads out of the folder, by a link for instance, is no picture
 """
 
 import contextlib
-import json
 import os
 import stat
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,24 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.errors import StorageError
 from vizsla.search import store
 from vizsla.search.filters import Filter
 from vizsla.search.index import FolderIndex
 from vizsla.web.serve_attributes import REPLACED, Known, Labels, labelled
+from vizsla.web.serve_filters import Facet, facets_of
 
 SAMPLE = 4096  # vectors over which scores are standardised
-MOST_VALUES = 300  # of an attribute that can be chosen from a list
 MASKS = 32  # of conditions, remembered
-RESERVED = "id"
-
-
-@dataclass(frozen=True)
-class Facet:
-    """An attribute to filter by. values: (value, how many), the most frequent first; None: null."""
-
-    column: str
-    values: list[tuple[str | None, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,19 +103,7 @@ class Gallery:
 
     @cached_property
     def facets(self) -> list[Facet]:
-        """Of all attributes with few enough different values, the label first."""
-        columns = sorted(self.attributes.column_names, key=lambda name: (name != "label", name))
-        found = []
-        for column in columns:
-            counts = Counter(_plain(value) for value in self.attributes[column].to_pylist())
-            if 1 < len(counts) <= MOST_VALUES or (column == "label" and counts):
-                ordered = sorted(counts.items(), key=lambda pair: (pair[0] is None, str(pair[0])))[
-                    :MOST_VALUES
-                ]
-                found.append(
-                    Facet(column, [(None if v is None else str(v), n) for v, n in ordered])
-                )
-        return found
+        return facets_of(self.attributes)
 
     # ── searching ────────────────────────────────────────────────────────────────────────────────
 
@@ -173,23 +150,6 @@ class Gallery:
         ]
 
 
-def parse_filter(texts: Sequence[str], attributes: pa.Table) -> Filter | None:
-    """Conditions such as `label=shoe`. On attributes alone: `id=@FILE` would read a file here."""
-    if not texts:
-        return None
-    found = Filter.parse(list(_without_ids(texts)))
-    for condition in found.conditions:
-        if condition.column not in attributes.column_names:
-            names = ", ".join(attributes.column_names) or "none"
-            raise DataError(f"the gallery has no attribute {condition.column!r}: it has {names}")
-    return found
-
-
-def equals(column: str, value: str) -> str:
-    """The condition that a choice from a list means; an empty value is the unknown one."""
-    return f"{column}={json.dumps(value, ensure_ascii=False) if value else 'null'}"
-
-
 def inside(root: Path, name: str) -> Path | None:
     """The regular file root/name, unless that is, or leads, outside of `root` (a real path)."""
     if "\0" in name:
@@ -202,14 +162,6 @@ def inside(root: Path, name: str) -> Path | None:
     except OSError:
         return None
     return Path(real) if regular else None
-
-
-def _without_ids(texts: Sequence[str]) -> Sequence[str]:
-    for text in texts:
-        column = text.replace("!", "=").replace("<", "=").replace(">", "=").partition("=")[0]
-        if column.strip().lower() == RESERVED:
-            raise UsageError("filter by attributes, not by id: such as label=shoe")
-    return texts
 
 
 def _plain(value: Any) -> Any:

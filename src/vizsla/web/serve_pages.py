@@ -2,13 +2,13 @@
 
 A page is made from its address alone: every choice, example and mark stands in it. So each link on
 a page reproduces a search, going back works, and all but dropping pictures works without scripts.
+Addresses in pages are relative: they hold below any prefix.
 """
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
-from urllib.parse import urlencode
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -16,81 +16,38 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from vizsla.errors import UsageError
 from vizsla.web.http import BodyRefused, Json, LastPage
+from vizsla.web.serve_address import FROM, LARGEST_SEED, TO, WHERE, State
 from vizsla.web.serve_desk import Desk, jpeg, refusal, refused_as_json
-from vizsla.web.serve_engine import Engine, Found
+from vizsla.web.serve_engine import Engine, Found, NotThere
+from vizsla.web.serve_filters import SUGGESTED, UNKNOWN, Choice, Facet
 from vizsla.web.serve_forms import fields_of_address, parse_pairs
-from vizsla.web.serve_gallery import Facet, equals
-from vizsla.web.serve_query import FIELDS, Asked
-from vizsla.web.templating import templates, to_csv, wants_page
+from vizsla.web.templating import many, path_below, templates, to_csv, wants_page
 
-WHERE = "where."  # before a column's name: the field of its choice
-UNKNOWN = "null"  # the choice of what has no value
 COUNTS = (12, 24, 48, 96)  # results to choose from
 MOST_PICTURES = 4  # in one form
-LARGEST_SEED = 2**31
-
-
-@dataclass(frozen=True)
-class State:
-    """An address of the page. where: column → the value chosen. seed: of the random pictures."""
-
-    asked: Asked = field(default_factory=Asked)
-    where: tuple[tuple[str, str], ...] = ()
-    seed: int | None = None
-
-    @staticmethod
-    def parse(fields: Mapping[str, Sequence[str]], *, most_k: int) -> "State":
-        where = {
-            name.removeprefix(WHERE): values[-1]
-            for name, values in fields.items()
-            if name.startswith(WHERE) and values[-1]
-        }
-        seed = "".join(fields.get("seed", [])[-1:])
-        if seed and not (seed.isascii() and seed.isdigit() and int(seed[:12]) < LARGEST_SEED):
-            raise UsageError(f"seed={seed[:40]!r}: choose a whole number below {LARGEST_SEED}")
-        known = {name: values for name, values in fields.items() if name in FIELDS}
-        asked = Asked.parse(known, most_k=most_k)
-        return State(asked, tuple(where.items()), int(seed) if seed else None)
-
-    @property
-    def conditions(self) -> Asked:
-        """What is asked, the choices from lists among its conditions."""
-        chosen = [equals(column, "" if value == UNKNOWN else value) for column, value in self.where]
-        return replace(self.asked, filter=(*self.asked.filter, *chosen))
-
-    def address(self, **changes: Any) -> str:
-        """The query string of this state, with some fields of what is asked changed."""
-        pairs = replace(self.asked, **changes).pairs() if changes else self.asked.pairs()
-        return urlencode([*pairs, *((WHERE + column, value) for column, value in self.where)])
-
-    def search_with(self, name: str) -> str:
-        """The address of the search for what is like one image of the gallery, and nothing else."""
-        plain = Asked(id=(name,), filter=self.asked.filter, k=self.asked.k)
-        return replace(self, asked=plain).address()
-
-    def also(self, sort: str, name: str) -> str:
-        """The address of this search with one more example."""
-        values = getattr(self.asked, sort)
-        return self.address(**{sort: tuple(dict.fromkeys([*values, name]))})
-
-    def lacking(self, sort: str, name: str) -> str:
-        return self.address(**{sort: tuple(v for v in getattr(self.asked, sort) if v != name)})
+USES = ("with", "also", "not")  # of a picture that is dropped
+FACETS_IN_SIGHT = 3
+NEAR = 5  # values that might have been meant
 
 
 class Pages:
     def __init__(self, desk: Desk, *, title: str) -> None:
         self.desk = desk
         self._templates = templates()
-        self._templates.filters |= {"file_name": lambda name: name.rpartition("/")[2]}
+        self._templates.filters |= {"file_name": file_name}
         self._templates.globals |= {
             "title": title,
             "counts": tuple(n for n in COUNTS if n <= desk.limits.k),
             "body_limit": desk.limits.body_bytes,
+            "fields": {"where": WHERE, "from": FROM, "to": TO},
             "unknown": UNKNOWN,
+            "most_suggested": SUGGESTED,
+            "most_pictures": MOST_PICTURES,
         }
 
     def add_to(self, app: FastAPI) -> None:
         app.add_route("/", self.page, methods=["GET"])
+        app.add_route("/values", self.suggestions, methods=["GET"])
         app.add_route("/queries", self.take_upload, methods=["POST"])
         app.add_route("/queries/{name}.jpg", self.upload_picture, methods=["GET"])
         app.add_route("/view", self.view, methods=["GET"])
@@ -102,25 +59,45 @@ class Pages:
     async def page(self, request: Request) -> Response:
         if self.desk.serving.engine is None:
             return self._progress()
-        engine, state = self.desk.serving.engine, State()
+        engine, state = self.desk.serving.engine, None
         try:
-            state = State.parse(fields_of_address(request), most_k=self.desk.limits.k)
+            gallery, fields = engine.gallery, fields_of_address(request)
+            state = State.parse(fields, most_k=self.desk.limits.k).fitted(gallery.facets)
             self.desk.count(request)
-            if state.asked.is_empty:
-                if state.seed is None:
-                    state = replace(state, seed=secrets.randbelow(LARGEST_SEED))
-                seed, asked = state.seed or 0, state.conditions
+            if any(not value.strip() for values in fields.values() for value in values):
+                return RedirectResponse(f"./?{state.address()}".removesuffix("?"), 303)
+            if state.asked.is_empty and state.seed is None:
+                state = replace(state, seed=secrets.randbelow(LARGEST_SEED))
+            faults = state.faults(gallery.attributes)
+            if faults:
+                return self._page(engine, state, faults=faults, status=422)
+            asked, seed = state.conditions, state.seed or 0
+            if asked.is_empty:
                 found, _ = await self.desk.done(lambda: engine.random(asked.k, seed, asked.filter))
             else:
-                asked = state.conditions
                 found = (await self.desk.done(lambda: engine.answer(asked))).results
         except Exception as error:
             return self._refused(error, state)
         return self._page(engine, state, found)
 
+    async def suggestions(self, request: Request) -> Response:
+        """Values of an attribute that hold a text, as the options of a list."""
+        try:
+            self.desk.count(request)
+            fields = fields_of_address(request)
+            column = "".join(fields.pop("column", [])[-1:])
+            text = "".join(fields.get(WHERE + column, [])[-1:])
+            facets = {facet.column: facet for facet in self.desk.engine.gallery.facets}
+            if column not in facets:
+                raise NotThere(f"the gallery has no attribute {column[:60]!r} to choose from")
+            choices = await self.desk.done(lambda: facets[column].suggestions(text))
+        except Exception as error:
+            return refused_as_json(error)
+        return self._rendered("serve_options.html", choices=choices)
+
     async def take_upload(self, request: Request) -> Response:
-        """A dropped picture → the address of the search with it."""
-        state = State()
+        """Dropped pictures → the address of the search with them."""
+        state = None
         try:
             self.desk.count(request)
             engine = self.desk.engine
@@ -129,19 +106,25 @@ class Pages:
                 for name, value in parse_pairs(form.one("state")):
                     fields.setdefault(name, []).append(value)
                 state = State.parse(fields, most_k=self.desk.limits.k)
+                use = form.one("use") or USES[0]
+                if use not in USES:
+                    raise UsageError(f"use={use[:40]!r}: choose {', '.join(USES)}")
                 files = [data for data in form.files.get("image", []) if data]
-                if not 1 <= len(files) <= MOST_PICTURES:
-                    raise UsageError("choose a picture first" if not files else "too many pictures")
+                if not files:
+                    raise UsageError("choose a picture first")
+                if len(files) > MOST_PICTURES:
+                    raise UsageError(f"{len(files)} pictures: {MOST_PICTURES} at most at a time")
                 uploads = await self.desk.done(lambda: engine.upload(files))
         except Exception as error:
-            return self._refused(error, state)
-        names = tuple(upload.name for upload in uploads)
-        asked = replace(state.asked, query=names, id=(), right=(), wrong=())
-        return RedirectResponse("./?" + replace(state, asked=asked).address(), 303)
+            refused = self._refused(error, state)
+            refused.headers["HX-Push-Url"] = "false"  # no page to come back to
+            return refused
+        names = [upload.name for upload in uploads]
+        return RedirectResponse("./?" + state.with_uploads(names, use).address(), 303)
 
     async def view(self, request: Request) -> Response:
         """One result, large, beside what was searched with."""
-        state = State()
+        state = None
         try:
             engine = self.desk.engine
             fields = fields_of_address(request)
@@ -153,46 +136,50 @@ class Pages:
             return self._refused(error, state)
         return self._rendered("serve_view.html", state=state, found=found)
 
-    def _page(self, engine: Engine, state: State, found: Sequence[Found]) -> Response:
-        shown = {one.id for one in found}
+    def _refused(self, error: Exception, state: State | None) -> Response:
+        """The page with a sentence on what went wrong, and all that can still be asked."""
+        status, message, headers = refusal(error)
+        engine = self.desk.serving.engine
+        if engine is None:
+            return self._progress()
+        kind = LastPage if isinstance(error, BodyRefused) else HTMLResponse
+        return self._page(engine, state, kind=kind, status=status, headers=headers, message=message)
+
+    def _page(
+        self,
+        engine: Engine,
+        state: State | None,
+        found: Sequence[Found] = (),
+        *,
+        faults: Mapping[str, str] | None = None,
+        message: str | None = None,
+        **response: Any,
+    ) -> Response:
+        """state: None where the address could not be read. faults: as `State.faults` has them."""
+        gallery = engine.gallery
+        shown = (state or State()).fitted(gallery.facets)
+        names = {one.id for one in found}
         marks = {
-            sort: [name for name in getattr(state.asked, sort) if name not in shown]
+            sort: [name for name in getattr(shown.asked, sort) if name not in names]
             for sort in ("right", "wrong")
         }
         return self._rendered(
             "serve_page.html",
-            state=state,
+            state=shown,
+            address=None if state is None else shown.address(),
             found=found,
-            facets=_with_choice(engine.gallery.facets, state),
-            chosen=dict(state.where),
+            said="" if message or faults else _said(shown, found),
+            facets=[_with_choice(facet, shown) for facet in gallery.facets],
+            in_sight=FACETS_IN_SIGHT,
+            faults=faults or {},
+            near=[] if found or faults or message else _near(shown, gallery.facets),
             other_marks=marks,
             reads_text=engine.model.reads_text,
             model=engine.model.name,
-            gallery=len(engine.gallery),
-            message=None,
-        )
-
-    def _refused(self, error: Exception, state: State) -> Response:
-        """The page with a sentence on what went wrong, and all that can still be asked."""
-        status, message, headers = refusal(error)
-        unread = isinstance(error, BodyRefused)
-        engine = self.desk.serving.engine
-        if engine is None:
-            return self._progress()
-        return self._rendered(
-            "serve_page.html",
-            kind=LastPage if unread else HTMLResponse,
-            status=status,
-            headers=headers,
-            state=state,
-            found=[],
-            facets=_with_choice(engine.gallery.facets, state),
-            chosen=dict(state.where),
-            other_marks={"right": [], "wrong": []},
-            reads_text=engine.model.reads_text,
-            model=engine.model.name,
-            gallery=len(engine.gallery),
+            gallery=len(gallery),
+            columns=[facet.column for facet in gallery.facets],
             message=message,
+            **response,
         )
 
     def _progress(self) -> Response:
@@ -209,7 +196,7 @@ class Pages:
         """A page for browsers, JSON for all else."""
         if not wants_page(request):
             return Json({"error": message}, status, dict(headers or {}))
-        depth = max(0, request.url.path.count("/") - 1)
+        depth = max(0, path_below(request).count("/") - 1)
         return self._rendered(
             "serve_error.html", status=status, headers=headers, code=status, message=message,
             up="../" * depth,
@@ -276,14 +263,36 @@ class Pages:
         return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _with_choice(facets: Sequence[Facet], state: State) -> list[Facet]:
-    """A value that was chosen by hand is among the choices, or it would silently be another."""
-    chosen = dict(state.where)
+def _said(state: State, found: Sequence[Found]) -> str:
+    """What a reader of screens hears of an answer."""
+    if not found:
+        return "No picture fits"
+    if state.asked.is_empty:
+        return f"{many(len(found), 'picture')} to start with"
+    best = found[0]
+    label = "" if best.label is None else f"{best.label}, "
+    return f"{many(len(found), 'result')}, best: {label}{file_name(best.id)}, {best.score:.3f}"
+
+
+def _with_choice(facet: Facet, state: State) -> Facet:
+    """A value that was chosen by hand is in the list, or it would silently be another."""
+    value = state.value(WHERE + facet.column)
+    if facet.kind != "list" or value in ("", *(choice.given for choice in facet.choices)):
+        return facet
+    return replace(facet, choices=(*facet.choices, Choice(value, value, 0)))
+
+
+def _near(state: State, facets: Sequence[Facet]) -> list[tuple[str, str]]:
+    """(value, address) of values that hold what was typed, where it is no value itself."""
     found = []
     for facet in facets:
-        value = chosen.get(facet.column)
-        known = [UNKNOWN if one is None else one for one, _ in facet.values]
-        if value is not None and value not in known:
-            facet = Facet(facet.column, [*facet.values, (value, 0)])
-        found.append(facet)
+        field = WHERE + facet.column
+        value = state.value(field)
+        if facet.kind == "text" and value not in ("", *(one.given for one in facet.choices)):
+            near = facet.suggestions(value, NEAR)
+            found += [(one.shown, state.choosing(field, one.given)) for one in near]
     return found
+
+
+def file_name(name: str) -> str:
+    return name.rpartition("/")[2]

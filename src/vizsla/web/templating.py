@@ -46,6 +46,11 @@ def quoted_path(name: str) -> str:
     return quote(name, safe="/")
 
 
+def path_below(request: Request) -> str:
+    """The path below the prefix at which the application is mounted."""
+    return request.url.path.removeprefix(request.scope.get("root_path", "").rstrip("/"))
+
+
 def wants_page(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
 

@@ -1,5 +1,5 @@
-// Dropping and pasting pictures, marks, keys and the large view. All else on the page is links and
-// forms, which htmx fetches and which work without it.
+// Dropping and pasting pictures, marks, keys, focus and the large view. All else on the page is
+// links and forms, which htmx fetches and which work without it.
 "use strict";
 
 const root = document.documentElement;
@@ -17,6 +17,7 @@ function wait(change) {
   waiting = Math.max(0, waiting + change);
   one("#app")?.setAttribute("aria-busy", String(waiting > 0));
   busy().textContent = waiting > 0 ? "Searching" : "";
+  if (waiting > 0) one("#said").textContent = ""; // or the same answer would not be said again
 }
 
 const isQuiet = (event) => event.detail.elt?.hasAttribute("data-progress");
@@ -30,6 +31,8 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (wanted && !event.detail.serverResponse.includes(`id="${wanted}"`)) {
     event.detail.shouldSwap = false;
     fault(`The server cannot answer now (${event.detail.xhr.status})`);
+  } else if (wanted === "app") {
+    remember();
   }
 });
 
@@ -48,34 +51,47 @@ function hideBroken(event) {
   if (event.target instanceof HTMLImageElement) event.target.classList.add("gone");
 }
 document.addEventListener("error", hideBroken, true); // error events of images do not bubble
+function hideAllBroken() { // also those that failed before anybody listened
+  for (const image of document.images) image.classList.toggle("gone", image.complete && image.naturalWidth === 0);
+}
 
 // ── pictures to search with ─────────────────────────────────────────────────────────────────────
 
-function searchWith(file) {
+function searchWith(given, use) {
   const form = one("#upload");
+  const pictures = [...given];
+  if (!form || pictures.length === 0) return;
+  const most = Number(form.elements.image.dataset.most);
   const limit = Number(document.body.dataset.bodyLimit);
-  if (!form || !file) return;
-  if (file.size > limit) return fault(`The picture is larger than ${(limit / 2 ** 20).toFixed(1)} MB`);
+  const megabytes = `${(limit / 2 ** 20).toFixed(1)} MB`;
+  if (pictures.length > most) return fault(`At most ${most} pictures are taken at a time`);
+  if (pictures.reduce((sum, file) => sum + file.size, 0) > limit) {
+    const many = pictures.length > 1;
+    return fault(many ? `The pictures are together larger than ${megabytes}` : `The picture is larger than ${megabytes}`);
+  }
   const files = new DataTransfer();
-  files.items.add(file);
+  for (const file of pictures) files.items.add(file);
   form.elements.image.files = files.files;
-  send(form);
-}
-
-function send(form) {
-  // what was typed and chosen meanwhile goes along
-  const given = new URLSearchParams(new FormData(one("#search")));
-  for (const name of ["query", "id", "right", "wrong"]) given.delete(name);
-  form.elements.state.value = [...given].filter(([, value]) => value !== "")
-    .map((pair) => pair.map(encodeURIComponent).join("=")).join("&");
+  const choice = use && one(`[name=use][value=${use}]`, form);
+  if (choice) choice.checked = true;
+  // what was typed, chosen and marked meanwhile goes along
+  form.elements.state.value = String(filled(new FormData(one("#search"))));
   form.requestSubmit();
 }
 
+/** Its fields as an address has them: an empty one is no choice. */
+const filled = (data) => new URLSearchParams([...data].filter(([, value]) => value !== ""));
+
 const dragsFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+const zoneOf = (event) => event.target instanceof Element ? event.target.closest("[data-use]") : null;
 document.addEventListener("dragover", (event) => {
   if (!dragsFile(event)) return;
   event.preventDefault();
   document.body.classList.add("dragging");
+  document.body.classList.toggle("adding", Boolean(one("#upload [name=use]")));
+  for (const zone of document.querySelectorAll("#drop [data-use]")) {
+    zone.classList.toggle("over", zone === zoneOf(event));
+  }
 });
 document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dragging");
@@ -85,55 +101,167 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
   view().close();
-  searchWith(event.dataTransfer.files[0]);
+  searchWith(event.dataTransfer.files, zoneOf(event)?.dataset.use);
 });
 document.addEventListener("paste", (event) => {
-  const file = [...(event.clipboardData?.files ?? [])][0];
-  if (!file) return;
+  const files = event.clipboardData?.files ?? [];
+  if (files.length === 0) return;
   event.preventDefault();
-  searchWith(file);
+  view().close();
+  searchWith(files);
 });
 
-// ── choices and marks ───────────────────────────────────────────────────────────────────────────
+// ── choices ─────────────────────────────────────────────────────────────────────────────────────
 
 document.addEventListener("change", (event) => {
   const field = event.target;
   if (field.type === "file") {
-    if (field.files.length) searchWith(field.files[0]);
+    searchWith(field.files);
   } else if (field.name === "right" || field.name === "wrong") {
     if (field.checked) {
       const tile = field.closest(".tile");
       one(`[name=${field.name === "right" ? "wrong" : "right"}]`, tile).checked = false;
     }
     showMarks();
-  } else if (field.matches("#search select")) {
+    keepMarks();
+  } else if (field.matches("#search select, #search .tick input")) {
     field.form.requestSubmit();
   }
 });
 
-function showMarks() {
-  const form = one("#search");
-  const marks = one("[data-marks]");
-  if (!form || !marks) return;
-  const given = new URLSearchParams(new FormData(form));
-  const right = given.getAll("right").length;
-  const wrong = given.getAll("wrong").length;
-  const some = right + wrong > 0;
-  one("[data-count]", marks).textContent = `${right} right, ${wrong} wrong`;
-  for (const selector of ["[data-count]", "[data-again]", "[data-export]"]) {
-    one(selector, marks).hidden = !some;
-  }
-  const link = one("[data-export]", marks);
-  link.href = "./marks.csv?" + given;
+const LATER = 150; // ms without typing before values are suggested
+let suggesting = 0;
+
+document.addEventListener("input", (event) => {
+  const field = event.target;
+  if (!field.matches("[data-suggest]")) return;
+  clearTimeout(suggesting);
+  const typed = event instanceof InputEvent && event.inputType !== "insertReplacementText";
+  if (typed) suggesting = setTimeout(() => suggest(field), LATER);
+  else if (field.value) field.form.requestSubmit(); // one of the list was picked
+});
+
+async function suggest(field) {
+  const wanted = new URLSearchParams([[field.name, field.value]]);
+  try {
+    const answer = await fetch(`${field.dataset.suggest}&${wanted}`);
+    const options = answer.ok ? await answer.text() : null;
+    if (options !== null && field.isConnected && wanted.get(field.name) === field.value) {
+      field.list.innerHTML = options;
+    }
+  } catch { /* without suggestions one still types */ }
 }
 
-// An empty field is no choice: it stays out of the address.
 document.addEventListener("htmx:configRequest", (event) => {
-  if (event.detail.elt?.id !== "search") return;
-  for (const [name, value] of Object.entries(event.detail.parameters)) {
-    if (value === "") delete event.detail.parameters[name];
+  const { elt, formData } = event.detail;
+  if (elt?.id === "search") {
+    const kept = [...formData].filter(([, value]) => value !== "");
+    for (const name of [...formData.keys()]) formData.delete(name);
+    for (const [name, value] of kept) formData.append(name, value);
+  } else if (elt?.matches("a[href]")) {
+    event.detail.path = elt.getAttribute("href"); // as it is now, with the marks
   }
 });
+
+// ── marks ───────────────────────────────────────────────────────────────────────────────────────
+
+const marksNow = () => [...new FormData(one("#search"))].filter(([name]) => name === "right" || name === "wrong");
+
+function withMarks(query, isAnother = false) {
+  const given = new URLSearchParams(query);
+  given.delete("right");
+  given.delete("wrong");
+  for (const [name, value] of marksNow()) {
+    // a search for what is like a picture is not one for what is unlike it
+    if (!(isAnother && name === "wrong" && value === given.get("id"))) given.append(name, value);
+  }
+  return given;
+}
+
+function showMarks() {
+  const marks = one("[data-marks]");
+  if (!one("#search") || !marks) return;
+  const all = marksNow();
+  const right = all.filter(([name]) => name === "right").length;
+  one("[data-count]", marks).textContent = `${right} right, ${all.length - right} wrong`;
+  for (const selector of ["[data-count]", "[data-again]", "[data-export]"]) {
+    one(selector, marks).hidden = all.length === 0;
+  }
+}
+
+// Marks that were just set go along with every link, and stay when the page is loaded again.
+function keepMarks() {
+  for (const link of document.querySelectorAll("#app a[href*='?'], #view a[href*='?']")) {
+    if (link.matches("[data-forget]")) continue;
+    const [path, query] = link.getAttribute("href").split("?");
+    link.setAttribute("href", `${path}?${withMarks(query, link.matches("[data-search]"))}`);
+  }
+  const app = one("#app");
+  if (app.dataset.address === undefined) return;
+  app.dataset.address = String(withMarks(app.dataset.address));
+  showAddress();
+}
+
+// The page's own address: with the seed of its pictures, without what is empty.
+function showAddress() {
+  const address = one("#app")?.dataset.address;
+  if (address !== undefined) history.replaceState(history.state, "", address ? `./?${address}` : "./");
+}
+
+document.addEventListener("click", async (event) => {
+  const link = event.target.closest("[data-link]");
+  if (!link || !navigator.clipboard || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  event.stopPropagation();
+  try {
+    await navigator.clipboard.writeText(link.href);
+    link.textContent = one("#said").textContent = "Link copied";
+  } catch {
+    location.assign(link.href);
+  }
+}, true);
+
+// ── where one was ───────────────────────────────────────────────────────────────────────────────
+
+let sent = new Map(); // the fields' values when they were last sent
+let left = null; // what had the focus, what was typed since, what was unfolded
+
+const typedFields = () => document.querySelectorAll("#search input[id]:not([type=checkbox], [type=hidden])");
+
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const { elt, target } = event.detail;
+  if (target?.id !== "app") return;
+  const all = elt.matches("form, #over, #unfiltered, .home"); // other links leave what was typed
+  sent = new Map([...typedFields()].map((field) => [field.id, all ? field.value : field.defaultValue]));
+});
+
+function remember() {
+  const at = document.activeElement;
+  left = {
+    focus: at && at !== document.body ? at : null,
+    inside: Boolean(at?.closest("#app, #view")),
+    inView: view().open,
+    tile: at?.closest(".tile")?.dataset.id ?? (view().open ? opened : null),
+    typed: [...typedFields()].filter((field) => sent.has(field.id) && sent.get(field.id) !== field.value),
+    unfolded: [...document.querySelectorAll("#app details[open]")].map((one) => one.id),
+  };
+}
+
+function restore() {
+  if (!left) return;
+  const { focus, inside, inView, tile, typed, unfolded } = left;
+  left = null;
+  for (const id of unfolded) document.getElementById(id)?.setAttribute("open", "");
+  for (const before of typed) {
+    const field = document.getElementById(before.id);
+    if (field) field.value = before.value;
+  }
+  if (!inside || (focus.isConnected && !inView)) return;
+  const wrong = one("[aria-invalid]");
+  const again = wrong ?? (focus.id && document.getElementById(focus.id));
+  const same = tileOf(tile)?.querySelector(`[data-act=${focus.dataset.act ?? "open"}]`);
+  (again || same || one("#results"))?.focus();
+}
 
 // ── the large view ──────────────────────────────────────────────────────────────────────────────
 
@@ -147,14 +275,22 @@ document.addEventListener("click", (event) => {
     view().close();
   }
   if (event.target === view()) view().close(); // beside it
+  const step = event.target.closest("[data-step]");
+  if (step) stepTo(tiles(), tiles().indexOf(tileOf(opened)) + Number(step.dataset.step));
 }, true);
 
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "view-content") {
     if (!view().open) view().showModal();
     view().scrollTop = 0;
-  } else if (view()?.open) {
-    view().close();
+    one("#view-title")?.focus();
+    const at = tiles().indexOf(tileOf(opened));
+    for (const step of view().querySelectorAll("[data-step]")) {
+      step.disabled = !tiles()[at + Number(step.dataset.step)];
+    }
+  } else {
+    if (view()?.open) view().close();
+    restore();
   }
 });
 
@@ -164,10 +300,17 @@ document.addEventListener("close", (event) => { // it does not bubble
 
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.detail.target?.id === "app" || event.detail.elt?.id === "app") {
-    showMarks();
+    arrived();
     if (one(".fault")) one(".fault").scrollIntoView({ block: "nearest" });
   }
 });
+
+function arrived() {
+  hideAllBroken();
+  showMarks();
+  showAddress();
+  one("#said").textContent = one("#app")?.dataset.said ?? "";
+}
 
 // ── keys ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -206,7 +349,7 @@ document.addEventListener("keydown", (event) => {
     ArrowUp: view().open ? 0 : -columns(all),
   };
   if (event.key in steps && steps[event.key] !== 0) {
-    if (at < 0 && event.target !== document.body) return;
+    if (at < 0 && !event.target.matches("body, #results")) return;
     event.preventDefault();
     stepTo(all, at < 0 ? 0 : at + steps[event.key]);
   } else if (tile && event.key === "s") {
@@ -216,4 +359,6 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+hideAllBroken();
 showMarks();
+showAddress();
