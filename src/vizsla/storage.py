@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -148,6 +149,17 @@ def _fsync(path: Path) -> None:
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_regular(path: str | Path) -> int:
+    """A descriptor for reading. OSError or ValueError for what is no regular file: a pipe would
+    wait for ever, and a device may never end."""
+    flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(path, os.O_RDONLY | flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return handle
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -67,7 +67,7 @@ def test_processes_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     calls: list[Any] = []
     run = module.subprocess.run
     monkeypatch.setattr(module, "MANY", 2)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(module, "cores", lambda: 8)
     monkeypatch.setattr(
         module.subprocess, "run", lambda *a, **k: calls.append(run(*a, **k)) or calls[-1]
     )
@@ -76,10 +76,32 @@ def test_processes_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(done.returncode == 0 for done in calls)
 
 
+def test_pipes_devices_and_impossible_names_do_not_hold_it_up(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    paths = [str(folder / name) for name in ("pipe.jpg", "zero.jpg", "none.jpg", "a\0b.jpg")]
+    assert len(set(digests(paths))) == 1
+
+
+def test_an_absolute_name_is_taken_as_it_is(folder: Path) -> None:
+    path = folder / "4 é.jpg"
+    seen = set()
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        seen.add(fingerprint(ImageSet(Path("anywhere"), [str(path)])))
+    assert len(seen) == 2
+
+
+def test_only_the_cores_that_it_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    assert module.cores() == 1
+
+
 def test_without_processes_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(path) for path in sorted(folder.iterdir())]
     alone = digests(paths)
     monkeypatch.setattr(module, "MANY", 2)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(module, "cores", lambda: 8)
     monkeypatch.setattr(sys, "executable", str(folder / "no python"))
     assert digests(paths) == alone

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -203,3 +204,9 @@ def test_a_folder_of_images_stays_one(tars: Path, paint: Callable[..., Path]) ->
     paint("tars/a.png", (1, 2, 3))
     assert not is_tars(str(tars))
     assert len(ImageSet.from_folder(tars)) == 1
+
+
+def test_a_pipe_is_no_tar_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(DataError, match="not a regular file"):
+        image_set_in_tars(str(tmp_path / "x.tar"))

@@ -1,6 +1,7 @@
 """No image is embedded twice: whatever it is called, wherever it lies, whoever asks."""
 
 import multiprocessing
+import os
 import sqlite3
 from pathlib import Path
 
@@ -171,3 +172,9 @@ def test_a_cache_that_cannot_be_used_costs_time_alone(
     assert len(run(photos, embedder, tmp_path / "a")) == 10  # type: ignore[arg-type]
     assert "cannot be used" in caplog.text
     assert content_of(tmp_path / "nowhere") is None
+
+
+def test_what_is_no_file_has_no_content(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for place in (tmp_path / "pipe.jpg", Path("/dev/zero"), tmp_path, Path("a\0b")):
+        assert content_of(place) is None

@@ -5,7 +5,6 @@ decodes and resizes. Processes beside a GPU, where many cores only decode (see d
 """
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vizsla.data.decoding import ProcessDecoder, ThreadDecoder
+from vizsla.data.fingerprint import cores
 from vizsla.data.framing import Framing
 from vizsla.errors import UsageError
 
@@ -135,13 +135,6 @@ def _pin(pixels: Tensor) -> bool:
 def _unpin(pixels: Tensor) -> None:
     torch.cuda.synchronize()
     torch.cuda.cudart().cudaHostUnregister(pixels.data_ptr())
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def choose_workers(device_type: str) -> int:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vizsla.storage import open_regular
+
 if TYPE_CHECKING:
     from vizsla.data.imageset import ImageSet
 
@@ -18,6 +20,7 @@ PIECE = 4096  # bytes
 READ_WHOLE = 16 * PIECE  # what is no larger is read at once, which is quicker
 MANY = 8192  # files from which on processes share the reading, where there are cores for them
 SHARE = 65536  # files that a process takes at most
+WAIT = 1800  # seconds that a process may take for its files
 NOTHING = b"unreadable"  # stands for the content of what cannot be read
 UNREADABLE = hashlib.sha256(NOTHING).digest()
 
@@ -42,7 +45,8 @@ def seen(images: "ImageSet") -> Seen:
     """The same, and what could not be read."""
     digest = hashlib.sha256()
     if images.source is None:
-        contents = digests([f"{images.root}/{name}" for name in images.ids])
+        root = str(images.root)
+        contents = digests([os.path.join(root, name) for name in images.ids])  # noqa: PTH118
     else:
         contents = [images.stamp(i) for i in range(len(images))]
     for name, content in zip(images.ids, contents, strict=True):
@@ -57,7 +61,7 @@ def seen(images: "ImageSet") -> Seen:
 
 def digests(paths: Sequence[str]) -> list[bytes]:
     """Of each file 32 bytes. A decoder takes ten times as long, but all cores at once."""
-    processes = min(8, (os.cpu_count() or 1) // 2)
+    processes = min(8, cores() // 2)
     if len(paths) < MANY or processes < 2:
         return [_digest(path) for path in paths]
     size = min(SHARE, -(-len(paths) // processes))
@@ -66,12 +70,19 @@ def digests(paths: Sequence[str]) -> list[bytes]:
         return [digest for part in pool.map(_elsewhere, parts) for digest in part]
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _elsewhere(paths: Sequence[str]) -> list[bytes]:
     """The same by another process; by this one where that fails."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, subprocess.SubprocessError):
         done = subprocess.run(
             [sys.executable, "-m", __name__],
-            input=json.dumps(paths), capture_output=True, text=True, check=False,
+            input=json.dumps(paths), capture_output=True, text=True, check=False, timeout=WAIT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )  # fmt: skip
         found = [bytes.fromhex(line) for line in done.stdout.split()]
@@ -90,8 +101,8 @@ def _digest(path: str) -> bytes:
 
 def _pieces(path: str) -> bytes:
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except OSError:
+        handle = open_regular(path)
+    except (OSError, ValueError):
         return NOTHING
     try:
         size = os.fstat(handle).st_size

@@ -24,6 +24,7 @@ from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name
 from vizsla.data.remote import BlockReader, files_in, is_url, open_filesystem
 from vizsla.errors import DataError, ImageError
+from vizsla.storage import open_regular
 
 log = logging.getLogger("vizsla.webdataset")
 
@@ -290,13 +291,14 @@ class DiskReader:
 
     def opened(self, path: str) -> BinaryIO:
         try:
-            return Path(path).open("rb")
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+            return open(open_regular(path), "rb")  # noqa: PTH123 (a descriptor)
+        except (OSError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot read {path}: {said}") from error
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         try:
-            with Path(path).open("rb", buffering=0) as file:
+            with open(open_regular(path), "rb", buffering=0) as file:  # noqa: PTH123
                 file.seek(offset)
                 return file.read(size)
         except FileNotFoundError as error:

@@ -44,7 +44,7 @@ def content_of(file: Path | bytes) -> bytes | None:
     if isinstance(file, bytes):
         return hashlib.sha256(file).digest()
     try:
-        with file.open("rb") as opened:
+        with open(storage.open_regular(file), "rb") as opened:  # noqa: PTH123 (a descriptor)
             return hashlib.file_digest(opened, "sha256").digest()
     except (OSError, ValueError):
         return None
