@@ -1,8 +1,14 @@
 """No image is embedded twice: whatever it is called, wherever it lies, whoever asks."""
 
+import hashlib
 import multiprocessing
 import os
+import random
 import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +16,7 @@ import pytest
 from PIL import Image
 
 from vizsla.data.imageset import ImageSet
+from vizsla.errors import StorageError
 from vizsla.model.cache import FILE, VectorCache, content_of
 from vizsla.model.compute import Compute
 from vizsla.model.embedder import Embedder
@@ -178,3 +185,132 @@ def test_what_is_no_file_has_no_content(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for place in (tmp_path / "pipe.jpg", Path("/dev/zero"), tmp_path, Path("a\0b")):
         assert content_of(place) is None
+
+
+def filled(folder: Path) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
+    dice = np.random.default_rng(0)
+    keys = [hashlib.sha256(bytes([i])).digest() for i in range(60)]
+    vectors = {key: dice.standard_normal(96).astype(np.float32) for key in keys}
+    VectorCache(folder).put("s", vectors)
+    return keys, vectors
+
+
+def test_whatever_happened_to_the_file_nothing_wrong_comes_out_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, vectors = filled(tmp_path)
+    good = (tmp_path / FILE).read_bytes()
+    dice = random.Random(1)
+    for i in range(200):
+        bad = bytearray(good)
+        for _ in range(dice.choice([1, 1, 3, 20])):
+            end = len(bad) if dice.random() < 0.5 else 3 * 4096  # the first pages hold the schema
+            bad[dice.randrange(end)] = dice.randrange(256)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        (tmp_path / FILE).write_bytes(bad[: dice.randrange(len(bad))] if i % 10 == 0 else bad)
+        caplog.clear()
+        cache = VectorCache(tmp_path)
+        found = cache.get("s", keys, 96)
+        assert all(np.array_equal(vector, vectors[key]) for key, vector in found.items())
+        cache.put("s", vectors)
+        assert len(cache.get("s", keys, 96)) > 50
+        assert len(caplog.records) <= 1, caplog.text
+
+
+ODD = {
+    "other columns": "DROP TABLE vectors; CREATE TABLE vectors (a, b)",
+    "text for a vector": "UPDATE vectors SET vector = 'abc'",
+    "text that is none": "UPDATE vectors SET vector = CAST(x'ff' AS TEXT)",
+    "a number": "UPDATE vectors SET vector = 3, sha256 = 2.5",
+    "too short": "UPDATE vectors SET vector = x'00'",
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD)
+def test_an_odd_cache_is_no_cache(
+    tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, vectors = filled(tmp_path)
+    base = sqlite3.connect(tmp_path / FILE)
+    base.executescript(change)
+    base.close()
+    cache = VectorCache(tmp_path)
+    assert cache.get("s", keys, 96) == {}
+    cache.put("s", vectors)
+    assert len(cache.get("s", keys, 96)) == 60
+    assert len(caplog.records) <= 1
+
+
+def test_a_format_of_the_future_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, vectors = filled(tmp_path)
+    data = bytearray((tmp_path / FILE).read_bytes())
+    data[47] = 9
+    (tmp_path / FILE).write_bytes(data)
+    cache = VectorCache(tmp_path)
+    assert cache.get("s", keys, 96) == {}
+    cache.put("s", vectors)
+    assert len(cache.get("s", keys, 96)) == 60
+    assert (tmp_path / f"{FILE}.damaged").read_bytes() == data
+    assert len(caplog.records) == 1
+
+
+def test_one_that_stays_locked_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vizsla.model.cache.WAIT", 0.5)
+    monkeypatch.setattr("vizsla.model.cache.AT_EASE", 0.1)
+    keys, vectors = filled(tmp_path)
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    cache = VectorCache(tmp_path)
+    assert len(cache.get("s", keys, 96)) == 60  # reading waits for nobody
+    started = time.monotonic()
+    for _ in range(20):
+        cache.put("s", vectors)
+        cache.get("s", keys, 96)
+    assert time.monotonic() - started < 2.5
+    assert len(caplog.records) == 1 and "locked" in caplog.text
+    other.close()
+
+
+READ_ONLY = """
+import logging, os, sys
+from vizsla.model.cache import VectorCache
+if os.getuid() == 0:
+    os.setuid(65534)
+logging.basicConfig(format="%(message)s")
+cache = VectorCache(sys.argv[1])
+for _ in range(3):
+    found = cache.get("s", [bytes.fromhex(sys.argv[2])], 96)
+    cache.put("s", found)
+print(len(found))
+"""
+
+
+@pytest.mark.parametrize("walled", [False, True])
+def test_one_that_cannot_be_written_still_gives_its_vectors(walled: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "cache"
+        keys, _ = filled(place)
+        if walled:  # as after a kill
+            (place / f"{FILE}-wal").write_bytes(b"")
+        for path in place.iterdir():
+            path.chmod(0o444)
+        place.chmod(0o555)
+        Path(folder).chmod(0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, str(place), keys[7].hex()],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        place.chmod(0o755)
+    assert done.stdout == "1\n", done.stderr
+    assert done.stderr.count("keeps nothing new") == 1 == done.stderr.count("\n")
+
+
+def test_a_file_is_no_folder_for_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="is a file, but a cache is a folder"):
+        VectorCache(tmp_path / "file")
