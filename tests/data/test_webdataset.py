@@ -1,5 +1,6 @@
 """Tar files are read as the folders that they would unpack to; what is damaged is listed."""
 
+import gzip
 import io
 import json
 import os
@@ -204,6 +205,113 @@ def test_a_folder_of_images_stays_one(tars: Path, paint: Callable[..., Path]) ->
     paint("tars/a.png", (1, 2, 3))
     assert not is_tars(str(tars))
     assert len(ImageSet.from_folder(tars)) == 1
+
+
+def add(path: Path, *members: tuple[str, bytes, str]) -> Path:
+    """(name, content, target): a hard link where the target starts with =, else a symbolic one."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, data, target in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if target:
+                info.type = tarfile.LNKTYPE if target[0] == "=" else tarfile.SYMTYPE
+                info.linkname = target.lstrip("=")
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_of_two_samples_of_one_key_the_first_keeps_its_own_label(tmp_path: Path) -> None:
+    members = [("a.png", png(0), ""), ("a.cls", b"first", ""), ("b.png", png(1), ""),
+               ("b.cls", b"b", ""), ("a.png", png(2), ""), ("a.cls", b"second", "")]  # fmt: skip
+    found = image_set_in_tars(str(add(tmp_path / "x.tar", *members)))
+    assert found.ids == ["x/a.png", "x/b.png"] and found.labels == ["first", "b"]
+    assert found.file(0) == png(0)
+
+
+def test_links_inside_are_followed_and_others_are_listed(tmp_path: Path) -> None:
+    members = [("a.png", png(0), ""), ("a.cls", b"one", ""), ("b.png", b"", "=a.png"),
+               ("b.cls", b"", "=a.cls"), ("s/c.png", b"", "../a.png"), ("d.png", b"", "s/c.png"),
+               ("e.png", b"", "/etc/passwd"), ("f.png", b"", "f.png"), ("g.png", b"", "../g.png"),
+               ("h.png", b"", "=none.png"), ("folder", b"", "s")]  # fmt: skip
+    found = image_set_in_tars(str(add(tmp_path / "x.tar", *members)))
+    assert found.ids == [f"x/{name}.png" for name in ("a", "b", "d", "e", "f", "g", "h", "s/c")]
+    assert [found.file(i) for i in (0, 1, 2, 7)] == [png(0)] * 4
+    assert found.labels is not None and found.labels[:2] == ["one", "one"]
+    assert sorted(reasons(found)) == [f"x/{name}.png" for name in "efgh"]
+
+
+def test_a_gnu_tar_of_hard_linked_files(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.png").write_bytes(png(0))
+    os.link(tmp_path / "d/a.png", tmp_path / "d/b.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(tmp_path / "d", ".")
+    found = image_set_in_tars(str(tmp_path / "x.tar"))
+    assert [found.file(i) for i in range(2)] == [png(0)] * 2
+
+
+def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
+    paths = [write_tar(tmp_path / f"{i}.tar", {f"{i}.png": png(i)}) for i in range(3)]
+    joined = tmp_path / "all.tar"
+    joined.write_bytes(b"".join(path.read_bytes() for path in paths))
+    found = image_set_in_tars(str(joined))
+    assert found.ids == ["all/0.png", "all/1.png", "all/2.png"]
+    assert [found.file(i) for i in range(3)] == [png(i) for i in range(3)]
+    joined.write_bytes(joined.read_bytes() + b"garbage")
+    assert "damaged tar file" in reasons(image_set_in_tars(str(joined)))["all.tar"]
+
+
+def test_one_bad_member_ends_nothing(tmp_path: Path) -> None:
+    deep = b"[" * 100_000
+    odd = json.dumps({"label": "\ud800x"}).encode()
+    members = [("a.png", png(0), ""), ("a.json", deep, ""), ("b.png", png(1), ""),
+               ("b.json", odd, ""), ("gr\udcfcn.png", png(2), ""),
+               ("\udcff.cls", b"x", "")]  # fmt: skip
+    found = image_set_in_tars(str(add(tmp_path / "x.tar", *members)))
+    assert "".join(found.ids).isascii()
+    assert found.ids[:2] == ["x/\\udcff", "x/a.png"] and len(found) == 4
+    assert found.labels == [None, None, "?x", None]
+    assert sorted(reasons(found)) == ["x/\\udcff", "x/gr\\udcfcn.png"]
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "", "y.tar"])
+def test_compressed_tars_are_named_as_such(tmp_path: Path, name: str) -> None:
+    path = write_tar(tmp_path / "plain/x.tar", {"a.png": png(0)})
+    packed = tmp_path / (name or "x.tar.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    place = str(tmp_path / name)
+    if name == "":
+        path.unlink()
+        path.parent.rmdir()
+    assert is_tars(place)
+    if name == "y.tar":
+        assert "compressed" in reasons(image_set_in_tars(place))["y.tar"]
+        return
+    with pytest.raises(DataError, match=r"compressed tar files.*x\.t.*gz.*unpack"):
+        image_set_in_tars(place)
+
+
+def test_a_star_crosses_no_folder(tmp_path: Path) -> None:
+    for below in ("a.tar", ".h.tar", "sub/b.tar"):
+        write_tar(tmp_path / below, {"1.png": png(0)})
+    for place in (str(tmp_path), f"file://{tmp_path}"):
+        assert image_set_in_tars(f"{place}/*.tar").ids == ["a/1.png"]
+        assert image_set_in_tars(f"{place}/*/*.tar").ids == ["b/1.png"]
+
+
+def test_too_many_tars_are_refused_at_once() -> None:
+    for pattern in ("p-{0..30000000}.tar", "p-{0..9" + "9" * 5000 + "}.tar"):
+        with pytest.raises(DataError, match="more than 1,000,000 tar files"):
+            image_set_in_tars(pattern)
+
+
+def test_what_is_sent_away_knows_where_its_tars_are(
+    tars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tars)
+    sent = image_set_in_tars("part-000.tar::part-001.tar").sent(range(2, 5))
+    monkeypatch.chdir("/")
+    assert [sent.file(i) for i in range(3)] == [png(2), png(10), png(11)]
 
 
 def test_a_pipe_is_no_tar_file(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ label. One pass over the headers finds what there is; images are then read where
 another, and never unpacked to disk. What of a tar file is damaged is listed like a broken image.
 """
 
+import bisect
 import fnmatch
 import glob
 import io
-import json
+import itertools
 import logging
+import os
 import re
-import tarfile
+from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,14 +26,15 @@ import pyarrow as pa
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name
 from vizsla.data.remote import BlockReader, files_in, is_url, open_filesystem
+from vizsla.data.tarmembers import ATTRIBUTES, Found, pictures_in
 from vizsla.errors import DataError, ImageError
 from vizsla.storage import open_regular
 
 log = logging.getLogger("vizsla.webdataset")
 
-SIDE_BYTES = 2**20  # a label, a text or a JSON that is longer is not read
-ATTRIBUTES = ("label", "group", "domain")  # of a .json member; it may hold anything else besides
 READERS = 8  # tar files whose headers are read at once
+MOST = 1_000_000  # tar files of one call
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 class Reader(Protocol):
@@ -44,6 +48,8 @@ class Reader(Protocol):
     def stamp(self, member: "Member") -> bytes: ...
 
     def matching(self, pattern: str) -> list[str]: ...
+
+    def absolute(self, path: str) -> str: ...
 
     def require(self) -> None: ...
 
@@ -61,29 +67,54 @@ class Member:
 
 @dataclass(eq=False)
 class TarFiles:
-    """members: by name, sorted."""
+    """names: N, sorted. The i-th lies in tars[tar_of[i]], sizes[i] bytes from offsets[i] on.
+
+    broken: why not, by i. By column, since there may be millions.
+    """
 
     place: str
     reader: Reader
-    members: dict[str, Member]
+    names: Sequence[str]
+    tars: Sequence[str]
+    tar_of: "array[int]"
+    offsets: "array[int]"
+    sizes: "array[int]"
+    broken: dict[int, str]
+
+    def member(self, name: str) -> Member:
+        i = bisect.bisect_left(self.names, name)
+        tar = self.tars[self.tar_of[i]]
+        return Member(name, tar, self.offsets[i], self.sizes[i], self.broken.get(i))
 
     def read(self, name: str) -> bytes:
-        member = self.members[name]
+        member = self.member(name)
         if member.broken:
             raise ImageError(member.broken)
         data: bytes = self.reader.read(member.tar, member.offset, member.size)
         if len(data) < member.size:
-            raise ImageError(_cut(len(data), member.size))
+            raise ImageError(
+                f"truncated: {len(data):,} of its {member.size:,} bytes are in the tar file"
+            )
         return data
 
     def stamp(self, name: str) -> bytes:
         """Where it lies, and pieces of what lies there on this machine's disk."""
-        member = self.members[name]
+        member = self.member(name)
         where = f"{member.tar}|{member.offset}|{member.size}|{member.broken}"
         return where.encode("utf-8", "surrogateescape") + self.reader.stamp(member)
 
     def part(self, names: Sequence[str]) -> Source:
-        return TarFiles(self.place, self.reader, {name: self.members[name] for name in names})
+        """To be sent to another process, whose current folder is another one."""
+        ordered = sorted(names)
+        kept = [bisect.bisect_left(self.names, name) for name in ordered]
+        used = sorted({self.tar_of[i] for i in kept})
+        return TarFiles(
+            self.place, self.reader, ordered, [self.reader.absolute(self.tars[t]) for t in used],
+            array("q", (used.index(self.tar_of[i]) for i in kept)),
+            array("q", (self.offsets[i] for i in kept)),
+            array("q", (self.sizes[i] for i in kept)),
+            {n: self.broken[i] for n, i in enumerate(kept) if i in self.broken},
+        )  # fmt: skip
 
     def require(self) -> None:
         self.reader.require()
@@ -94,10 +125,12 @@ def is_tars(place: str) -> bool:
 
     A folder that holds images or folders as well is a folder of images.
     """
-    if any(part.partition("?")[0].endswith(".tar") for part in place.split("::")):
+    if any(part.partition("?")[0].endswith((".tar", *PACKED)) for part in place.split("::")):
         return True
     folder = Path(place)
-    if is_url(place) or not folder.is_dir() or not any(folder.glob("*.tar")):
+    if is_url(place) or not folder.is_dir():
+        return False
+    if not any(entry.name.endswith((".tar", *PACKED)) for entry in folder.iterdir()):
         return False
     shown = (entry for entry in folder.iterdir() if entry.name[0] != ".")
     return not any(entry.is_dir() or is_image_name(entry.name) for entry in shown)
@@ -114,25 +147,49 @@ def image_set_in_tars(place: str) -> ImageSet:
     tars = [tar for pattern in patterns for tar in _expanded(pattern, reader)]
     names = _folder_names(tars)
     with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as pool:
-        listed = pool.map(lambda tar: list(_members(tar, names[tar], reader)), tars)
-        found = [pair for each in listed for pair in each]
-    members, told = {}, {}
-    for member, attributes in found:
-        if member.name in members:
-            log.warning("%s occurs twice in its tar file: the first is used", member.name)
-            continue
-        members[member.name], told[member.name] = member, attributes
-    if not members:
+        found = list(pool.map(lambda tar: pictures_in(tar, names[tar], reader), tars))
+    source, told = _joined(place, reader, tars, found)
+    if not source.names:
         raise DataError(f"{place} holds no images: {len(tars)} tar files are empty")
-    order = sorted(members)
-    source = TarFiles(place, reader, {name: members[name] for name in order})
-    return ImageSet.elsewhere(place, order, source, _table([told[name] for name in order]))
+    return ImageSet.elsewhere(place, list(source.names), source, _table(len(source.names), told))
 
 
-def _table(rows: Sequence[dict[str, str]]) -> pa.Table:
-    """A column for each attribute that any image has."""
-    columns = [name for name in ATTRIBUTES if any(name in row for row in rows)]
-    return pa.table({c: pa.array([row.get(c) for row in rows], pa.string()) for c in columns})
+def _joined(
+    place: str, reader: Reader, tars: Sequence[str], found: list[Found]
+) -> tuple[TarFiles, dict[int, dict[str, str]]]:
+    """All tar files as one, sorted by name; and what is told of each image, by its place."""
+    names = [name for each in found for name in each.names]
+    order = sorted(range(len(names)), key=names.__getitem__)  # of equal ones the first stays first
+    kept = array("q")
+    for before, i in zip([-1, *order], order, strict=False):
+        if before >= 0 and names[before] == names[i]:
+            log.warning("%s occurs twice in its tar file: the first is used", names[i])
+        else:
+            kept.append(i)
+    offsets, sizes, tar_of = array("q"), array("q"), array("q")
+    broken, told, first = {}, {}, 0
+    for t, each in enumerate(found):
+        offsets += each.offsets
+        sizes += each.sizes
+        tar_of.extend([t] * len(each.names))
+        broken |= {first + i: why for i, why in each.broken.items()}
+        told |= {first + i: about for i, about in each.told.items()}
+        first += len(each.names)
+    source = TarFiles(
+        place, reader, [names[i] for i in kept], tars,
+        *(array("q", (column[i] for i in kept)) for column in (tar_of, offsets, sizes)),
+        {n: broken[i] for n, i in enumerate(kept) if i in broken},
+    )  # fmt: skip
+    return source, {n: told[i] for n, i in enumerate(kept) if i in told}
+
+
+def _table(n: int, told: dict[int, dict[str, str]]) -> pa.Table:
+    """N rows, with a column for each attribute that any image has."""
+    columns = [name for name in ATTRIBUTES if any(name in about for about in told.values())]
+    nothing: dict[str, str] = {}
+    return pa.table(
+        {c: pa.array([told.get(i, nothing).get(c) for i in range(n)], pa.string()) for c in columns}
+    )
 
 
 # ── which tar files ──────────────────────────────────────────────────────────────────────────────
@@ -142,7 +199,10 @@ def _reader_of(place: str) -> tuple[Reader, list[str]]:
     """What reads there, and the patterns as paths in it."""
     patterns = place.split("::")
     if not is_url(place):
-        if Path(place).is_dir():
+        if os.path.isdir(place):  # noqa: PTH112 (which takes any text)
+            left = sorted(p.name for p in Path(place).iterdir() if p.name.endswith(PACKED))
+            if left and any(Path(place).glob("*.tar")):
+                log.warning("%s: compressed tar files are left out: %s", place, few(left))
             return DiskReader(place), [f"{glob.escape(place.rstrip('/'))}/*.tar"]
         return DiskReader(str(Path(re.split(r"[*?\[{]", patterns[0])[0]).parent)), patterns
     folders = [_split_url(pattern) for pattern in patterns]
@@ -165,12 +225,29 @@ def _split_url(pattern: str) -> tuple[str, str, str]:
 
 def _expanded(pattern: str, reader: Reader) -> list[str]:
     """Paths, sorted; DataError where there is none."""
-    found = []
+    found: list[str] = []
     for each in _braces(pattern):
         found += reader.matching(each) if any(sign in each for sign in "*?[") else [each]
+        if len(found) > MOST:
+            raise _too_many(pattern)
+    packed = [tar for tar in found or _beside(pattern, reader) if tar.endswith(PACKED)]
+    if packed:
+        raise DataError(
+            f"compressed tar files cannot be read from the middle ({few(packed)}): unpack them to "
+            ".tar (gzip -d, xz -d, …); pictures are compressed by themselves"
+        )
     if not found:
         raise DataError(f"{pattern} matches no tar files")
     return found
+
+
+def _beside(pattern: str, reader: Reader) -> list[str]:
+    """What else the pattern may have been meant for."""
+    return reader.matching(pattern.removesuffix(".tar") + "*") if "{" not in pattern else []
+
+
+def _too_many(pattern: str) -> DataError:
+    return DataError(f"{pattern} names more than {MOST:,} tar files: embed them in several parts")
 
 
 def _braces(pattern: str) -> Iterator[str]:
@@ -182,6 +259,8 @@ def _braces(pattern: str) -> Iterator[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if numbers:
         first, last = numbers.groups()
+        if len(last) > 18 or int(last) - int(first) >= MOST:
+            raise _too_many(pattern)
         choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     else:
         choices = found[1].split(",")
@@ -191,7 +270,7 @@ def _braces(pattern: str) -> Iterator[str]:
 
 def _folder_names(tars: Sequence[str]) -> dict[str, str]:
     """What stands for a tar file in its images' ids: its path below what all have in common."""
-    repeated = sorted({tar for tar in tars if tars.count(tar) > 1}) if len(tars) < 1000 else []
+    repeated = sorted(tar for tar, times in Counter(tars).items() if times > 1)
     if repeated:
         raise DataError(f"named twice: {few(repeated)}")
     parts = [tar.removesuffix(".tar").split("/") for tar in tars]
@@ -199,85 +278,6 @@ def _folder_names(tars: Sequence[str]) -> dict[str, str]:
     while all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
         common += 1
     return {tar: "/".join(p[common:]) for tar, p in zip(tars, parts, strict=True)}
-
-
-# ── what is in one ───────────────────────────────────────────────────────────────────────────────
-
-
-def _members(tar: str, folder: str, reader: Reader) -> Iterator[tuple[Member, dict[str, str]]]:
-    """Its images with their attributes; a damaged rest is one broken member, named as the file."""
-    groups: dict[str, list[tarfile.TarInfo]] = {}
-    sides: dict[str, dict[str, str]] = {}
-    damage = None
-    try:
-        with reader.opened(tar) as file:
-            for info in _headers(file):
-                key, extension = _key(info.name)
-                groups.setdefault(key, []).append(info)
-                if extension in ("cls", "txt", "json") and info.size <= SIDE_BYTES:
-                    data = reader.read(tar, info.offset_data, info.size)
-                    sides.setdefault(key, {})[extension] = data.decode("utf-8", "replace").strip()
-    except (tarfile.TarError, EOFError, ValueError, ImageError) as error:
-        damage = f"damaged tar file: what follows in it cannot be found ({error})"
-    for key, infos in groups.items():
-        yield from _images_of(key, infos, sides.get(key, {}), tar, folder)
-    if damage:
-        log.warning("%s: %s", tar, damage)
-        yield Member(f"{folder}.tar", tar, 0, 0, damage), {}
-
-
-def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Of each file that is not hidden. TarError where the archive is not whole to its end mark."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for info in archive:
-            archive.members = []  # type: ignore[attr-defined]  # or it would keep every header
-            info.name = info.name.removeprefix("./")
-            if info.isfile() and not any(part[:1] == "." for part in info.name.split("/")):
-                yield info
-        file.seek(archive.offset)  # tarfile takes a garbled header for the end
-        if file.read(512) != bytes(512):
-            raise tarfile.ReadError("no end mark")
-
-
-def _images_of(
-    key: str, infos: list[tarfile.TarInfo], side: dict[str, str], tar: str, folder: str
-) -> Iterator[tuple[Member, dict[str, str]]]:
-    attributes = _attributes(side, f"{folder}/{key}")
-    pictures = [info for info in infos if is_image_name(info.name.rpartition("/")[2])]
-    for info in pictures:
-        yield Member(f"{folder}/{info.name}", tar, info.offset_data, info.size), attributes
-    if not pictures:
-        held = ", ".join(_key(info.name)[1] or "no extension" for info in infos)
-        yield Member(f"{folder}/{key}", tar, 0, 0, f"no picture under this key, but {held}"), {}
-
-
-def _key(name: str) -> tuple[str, str]:
-    """`a/7.left.jpg` → (a/7, left.jpg): a key ends at the first dot of the file's name."""
-    folder, slash, file = name.rpartition("/")
-    key, _, extension = file.partition(".")
-    return f"{folder}{slash}{key}", extension.lower()
-
-
-def _attributes(side: dict[str, str], where: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    if "json" in side:
-        try:
-            content = json.loads(side["json"])
-        except ValueError as error:
-            log.warning("%s.json is not JSON (%s): not used", where, error)
-            content = {}
-        if isinstance(content, dict):
-            known = {name: content.get(name) for name in ATTRIBUTES}
-            found = {k: str(v) for k, v in known.items() if isinstance(v, str | int | float)}
-    if "txt" in side:
-        found.setdefault("label", side["txt"])
-    if "cls" in side:
-        found["label"] = side["cls"]
-    return found
-
-
-def _cut(found: int, expected: int) -> str:
-    return f"truncated: {found:,} of its {expected:,} bytes are in the tar file"
 
 
 # ── where they are read ──────────────────────────────────────────────────────────────────────────
@@ -309,6 +309,9 @@ class DiskReader:
     def matching(self, pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))  # noqa: PTH207 (the pattern may be absolute)
 
+    def absolute(self, path: str) -> str:
+        return os.path.abspath(path)  # noqa: PTH100 (links stay as they are)
+
     def stamp(self, member: Member) -> bytes:
         if member.broken:
             return b""
@@ -338,13 +341,25 @@ class RemoteReader:
     def matching(self, pattern: str) -> list[str]:
         folder = pattern[: re.split(r"[*\[]", pattern)[0].rindex("/")]
         paths = [info.path for info in files_in(self.blocks.filesystem, folder, self.place)]
-        return sorted(path for path in paths if fnmatch.fnmatchcase(path, pattern))
+        return sorted(path for path in paths if _matches(path, pattern))
+
+    def absolute(self, path: str) -> str:
+        return path
 
     def stamp(self, member: Member) -> bytes:
         return b""  # the place and size of each member, found in the tar file's own headers
 
     def require(self) -> None:
         """What is missing was told apart already when it was read."""
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """As in a shell: a star crosses no folder and finds nothing hidden."""
+    pairs = list(itertools.zip_longest(path.split("/"), pattern.split("/"), fillvalue=""))
+    return all(
+        fnmatch.fnmatchcase(name, wanted) and (name[:1] != "." or wanted[:1] == ".")
+        for name, wanted in pairs
+    )
 
 
 class _Seekable(io.RawIOBase):
