@@ -5,13 +5,18 @@ with the digest's own 64 digits set to zero. Large files are named, with their S
 manifest. Knows nothing of what the artefacts mean.
 """
 
+import atexit
 import contextlib
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +26,8 @@ from vizsla.errors import StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger("vizsla.storage")
 
 SEAL_KEY = "vizsla.seal"
 _SEAL_START = "vizsla-sha256:"
@@ -273,8 +280,23 @@ def verify(path: str | Path, sha256: str, *, force: bool = False) -> None:
 
 def cache_folder() -> Path:
     """Where this user's vizsla keeps what can be made again. VIZSLA_CACHE sets it."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VIZSLA_CACHE") or Path(base) / "vizsla")
+    if named := os.environ.get("VIZSLA_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or _home_cache()
+    return Path(base) / "vizsla"
+
+
+@functools.cache
+def _home_cache() -> Path:
+    """A temporary folder where this user has no home, as in many containers."""
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        place = Path(tempfile.mkdtemp(prefix="vizsla-cache-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        log.warning("this user has no home folder: what is cached is kept in %s until the "
+                    "end (VIZSLA_CACHE names another place)", place)  # fmt: skip
+        return place
 
 
 def memo_path(path: Path, state: os.stat_result, sha256: str) -> Path:
@@ -318,6 +340,16 @@ def check_held(path: Path) -> None:
             )
 
 
+def require_local(folder: str | Path) -> None:
+    """StorageError for a URL: it would become a folder of that name here."""
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", str(folder))
+    if scheme and not Path(f"{scheme[1]}:").is_dir():
+        raise StorageError(
+            f"{folder} is a URL, but what is written goes to a disk of this machine: name a folder "
+            "here, and copy it there when it is complete"
+        )
+
+
 @contextlib.contextmanager
 def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[None]:
     """Holds `folder` for this process; a second process gets a StorageError at once.
@@ -326,6 +358,7 @@ def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[None]:
     """
     import filelock
 
+    require_local(folder)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -104,11 +104,14 @@ def embed(
     verbose: Verbose = False,
 ) -> None:
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
-    from vizsla import opening
+    from vizsla import opening, storage
     from vizsla.model.compute import written_compute
     from vizsla.model.embeddings import Embeddings
     from vizsla.model.inference import write_embeddings
 
+    storage.require_local(out)
+    if engine == "ray":
+        _refuse_on_ray(images, cache)
     image_set = opening.image_set(
         images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
         exclude=exclude, follow_links=follow_links,
@@ -148,6 +151,17 @@ def embed(
         print_json(about)
     else:
         typer.echo(f"{written.images} embeddings of {written.dim} dimensions in {out}")
+
+
+def _refuse_on_ray(images: str, cache: Path | None) -> None:
+    """UsageError for what other machines cannot have, before any is asked."""
+    if cache is not None:
+        raise UsageError("--engine ray takes no --cache: its machines share no folder for it")
+    if images.startswith("memory:"):
+        raise UsageError(
+            f"{images} lies in the memory of this process: --engine ray needs images that all "
+            "machines can read, in a shared folder or a bucket"
+        )
 
 
 @app.command(

@@ -5,6 +5,7 @@ which goes on when it is started again. Nothing is kept on disk.
 """
 
 import bisect
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -18,6 +19,8 @@ import pyarrow.fs
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name
 from vizsla.errors import DataError, ImageError, StorageError
+
+log = logging.getLogger("vizsla.images")
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 BLOCK = 8 * 2**20  # bytes of one request, when many small pieces of a large file are wanted
@@ -89,7 +92,16 @@ def files_in(filesystem: Any, top: str, url: str) -> list[Any]:
         raise DataError(f"{url} does not exist") from error
     except OSError as error:
         raise StorageError(f"cannot list {url}: {error}") from error
-    return [info for info in infos if info.type == pa.fs.FileType.File]
+    found, bad = [], []
+    for info in infos:
+        try:
+            if info.type == pa.fs.FileType.File and info.path:
+                found.append(info)
+        except UnicodeDecodeError as error:  # no artefact could hold such a name
+            bad.append(error.object.rpartition(b"/")[2].decode("utf-8", "backslashreplace"))
+    if bad:
+        log.warning("%s: names that are not UTF-8, left out: %s", url, few(sorted(bad)))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

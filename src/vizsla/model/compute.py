@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Compute:
         again as JPEG would, so its vectors may be compared, and are not bit-equal.
         """
         if self.elsewhere is not None:
-            return self.elsewhere
+            return {**self.elsewhere, "compiled": self.compiled}
         kind, threads = self.kind, torch.get_num_threads()
         part = part_size(self.batch_size, threads) if kind == "cpu" else None
         return {
@@ -124,8 +125,8 @@ def resolve_compute(
         raise UsageError(f"precision={precision!r}: choose auto, {', '.join(PRECISIONS)}")
     if compiling not in COMPILING:
         raise UsageError(f"compile={compiling!r}: choose {', '.join(COMPILING)}")
-    if batch_size != "auto" and (not str(batch_size).isdigit() or int(batch_size) < 1):
-        raise UsageError(f"batch size {batch_size}: choose 1 or more, or auto")
+    if batch_size != "auto" and not re.fullmatch("0*[1-9][0-9]{0,5}", str(batch_size), re.ASCII):
+        raise UsageError(f"batch size {batch_size}: choose 1 to 999999, or auto")
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers: choose 1 or more")
     if precision == "auto":
@@ -228,7 +229,7 @@ def _resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
+    if not re.fullmatch("(cpu|cuda|mps)(:[0-9]{1,3})?", device):
         raise UsageError(f"device={device!r}: choose auto, cpu, cuda, cuda:1, … or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError("device=cuda, but torch sees no CUDA GPU here: use --device cpu")

@@ -118,6 +118,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     manifest = storage.read_sealed_json(path)
     if manifest.get("form") != FORM:
         raise DataError(f"{folder} holds no embeddings but {manifest.get('form')!r}")
+    if not manifest["complete"] and 0 < manifest["total"] == manifest["done"]:
+        broken = [pair for shard in manifest["shards"] for pair in shard["broken"]]
+        if len(broken) == manifest["done"]:
+            raise DataError(
+                f"{folder} holds no vectors: none of its {len(broken)} images could be used "
+                f"(first: {': '.join(broken[0])})"
+            )
     if not manifest["complete"]:
         raise DataError(
             f"{folder} is unfinished ({manifest['done']} of {manifest['total']} images): "
@@ -238,7 +245,8 @@ class ShardWriter:
         return {"file": name, "rows": len(ids), "sha256": sha256, "broken": list(map(list, broken))}
 
     def finish(self) -> None:
-        self._write(complete=True)
+        """An artefact without a single vector stays unfinished: nothing could be done with it."""
+        self._write(complete=self.total == 0 or any(shard["rows"] for shard in self.shards))
 
     def _header(self) -> dict[str, Any]:
         return {**self.about, "dim": self.dim, "store": self.store, "total": self.total}

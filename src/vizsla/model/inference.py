@@ -24,6 +24,7 @@ from vizsla.data.batches import Batch, Loader, in_chunks
 from vizsla.data.fingerprint import Seen, is_readable, seen
 from vizsla.data.images import CANNOT_BE_READ
 from vizsla.data.imageset import ImageSet
+from vizsla.data.listing import few
 from vizsla.errors import DataError, ImageError, UsageError
 from vizsla.model.cache import VectorCache, content_of, space_of
 from vizsla.model.compiling import CompilingError
@@ -435,7 +436,7 @@ def _report_broken(written: Written, images: ImageSet) -> None:
     broken = written.broken
     if not broken:
         return
-    first = "; ".join(f"{name}: {reason}" for name, reason in broken[:3])
+    first = "; ".join(f"{few([name])}: {reason}" for name, reason in broken[:3])
     if written.images == 0:
         raise DataError(f"none of the {len(images)} images in {images.place} can be used: {first}")
     for name, reason in broken:

@@ -20,11 +20,16 @@ import torch
 
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import MissingExtraError, ModelError, UsageError, VizslaError
+from vizsla.model.compiling import CompilingError
 from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.inference import Engine, Shard, Source, embed_shards
 from vizsla.model.network import Network
 
 log = logging.getLogger("vizsla.embed")
+
+WAIT = 10  # seconds for a cluster to answer
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # a frame of HTTP/2, an empty one
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,11 @@ def connected(address: str | None = None) -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # or Ray would phone home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its own notes on standard error
-    if address is None:  # its switch for one machine alone: all of it listens on loopback
+    try:
+        loopback = address is None or _knock(address)
+    except OSError as error:
+        raise UsageError(f"cannot reach Ray at {address}: {error}") from error
+    if loopback:  # its switch for one machine alone: all of it is on loopback
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
@@ -60,7 +69,6 @@ def connected(address: str | None = None) -> Iterator[Any]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        _knock(address)
         ray.init(
             address=address or "local",
             logging_level=logging.ERROR,
@@ -76,11 +84,39 @@ def connected(address: str | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
-    """OSError where nobody listens: Ray itself would try for minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+def _knock(address: str) -> bool:
+    """Whether the cluster there listens on loopback alone. OSError where nobody listens, or
+    something else than Ray: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not (colon and port.isascii() and port.isdigit() and int(port) < 2**16):
+        return False
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        _greet(host, int(port))
+        return False
+    try:  # where Ray would look for it
+        _greet(_own_address(), int(port))
+    except OSError:
+        _greet(host, int(port))
+        return True
+    return False
+
+
+def _greet(host: str, port: int) -> None:
+    """OSError unless an HTTP/2 server answers, as each of Ray's is."""
+    with socket.create_connection((host, port), timeout=WAIT) as there:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return
+        there.sendall(HELLO)
+        if there.recv(len(SETTINGS), socket.MSG_WAITALL)[3:4] != SETTINGS[3:4]:
+            raise OSError("something else than a Ray cluster listens there")
+
+
+def _own_address() -> str:
+    """By which others reach this machine. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound:
+        unbound.connect(("192.0.2.1", 9))
+        return str(unbound.getsockname()[0])
 
 
 def resolve_on(ray: Any, *, device: str = "auto", **options: Any) -> Compute:
@@ -166,7 +202,8 @@ def _computed(
     try:
         for row in dataset.iter_rows():
             if row["error"]:
-                raise ModelError(row["error"])
+                kind = CompilingError if row["compiling"] else ModelError
+                raise kind(row["error"])
             vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, network.embedder.dim)
             yield range(row["start"], row["stop"]), vectors, dict(json.loads(row["broken"]))
     except ray.exceptions.RayError as error:
@@ -221,11 +258,13 @@ class _Actor:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         start, stop = int(rows["start"][0]), int(rows["stop"][0])
-        row = {"start": start, "stop": stop, "vectors": b"", "broken": "{}", "error": ""}
+        row = {"start": start, "stop": stop, "vectors": b"", "broken": "{}", "error": "",
+               "compiling": False}  # fmt: skip
         try:
             row |= self._computed(pickle.loads(rows["images"][0]))
         except VizslaError as error:
             row["error"] = f"{error} (on {socket.gethostname()})"
+            row["compiling"] = isinstance(error, CompilingError)
         return {key: [value] for key, value in row.items()}
 
     def _computed(self, images: ImageSet) -> dict[str, Any]:
