@@ -1,5 +1,6 @@
 import errno
 import multiprocessing
+import os
 import random
 from pathlib import Path
 
@@ -115,3 +116,42 @@ def test_a_second_process_is_told(tmp_path: Path) -> None:
         process.join()
     with storage.locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("place", ["s3://b/x.emb", "memory://x", Path("s3://b/x.emb")])
+def test_a_url_is_no_folder_to_write(
+    tmp_path: Path, place: str | Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="is a URL"), storage.locked(place):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_home_the_cache_is_temporary_and_this_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("VIZSLA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(storage.Path, "home", homeless)
+    storage._home_cache.cache_clear()
+    try:
+        folders = {storage.cache_folder() for _ in range(3)}
+    finally:
+        storage._home_cache.cache_clear()
+    assert len(folders) == 1 and folders.pop().parent.is_dir()
+    assert caplog.text.count("no home folder") == 1
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match="regular file"):
+            storage.open_regular(place)
+    (tmp_path / "file").write_bytes(b"x")
+    handle = storage.open_regular(tmp_path / "file")
+    assert os.read(handle, 2) == b"x"
+    os.close(handle)

@@ -71,6 +71,15 @@ def test_arrow_and_fsspec(photos: Path) -> None:
         memory.rm("/photos", recursive=True)
 
 
+def test_names_that_are_not_utf8_are_left_out_as_in_a_folder(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (b"\xff.png", b"a/gr\xfcn.png"):
+        shutil.copy(photos / "a/1.png", os.fsencode(photos) + b"/" + name)
+    the_same_as_here(image_set_at(f"file://{photos}"), photos)
+    assert r"names that are not UTF-8, left out: \xff.png, gr\xfcn.png" in caplog.text
+
+
 def test_labels_are_the_first_folders(photos: Path) -> None:
     found = image_set_at(f"file://{photos}", class_folders=True)
     assert found.labels == ["a", "a", "b", "b"]

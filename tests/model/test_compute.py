@@ -81,10 +81,11 @@ def test_the_compute_id_knows_what_changes_bits_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("wrong", [
     {"compiling": "maybe"}, {"batch_size": 0}, {"batch_size": "many"}, {"workers": 0},
+    {"batch_size": "²"}, {"batch_size": 10**19}, {"device": "cpu:abc"}, {"device": "cpu:"},
 ])  # fmt: skip
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="choose"):
-        resolve_compute(device="cpu", **wrong)  # type: ignore[arg-type]
+        resolve_compute(**{"device": "cpu", **wrong})  # type: ignore[arg-type]
 
 
 # ── compiling ────────────────────────────────────────────────────────────────────────────────────

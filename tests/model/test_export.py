@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.data.transforms import Preprocess
-from vizsla.errors import MissingExtraError, ModelError
+from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.export import export
 from vizsla.model.projection import Projection
@@ -111,3 +111,10 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"vizsla\[onnx\]"):
         export(odd, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["m.json", "m", "m.pt"])
+def test_a_name_that_its_description_would_take_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"ends in \.onnx"):
+        export(Embedder.build("tiny", weights="random", image_size=32), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

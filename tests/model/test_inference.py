@@ -105,6 +105,22 @@ def test_nothing_to_embed_is_an_error(photos: Path, tmp_path: Path) -> None:
 def test_a_model_that_gives_nan_is_noticed(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the model gives it no direction"):
         embed(ImageSet.from_folder(photos), embedder(dead=True), tmp_path / "e", compute=compute())
+    for _ in range(2):  # the second one finds what the first one left
+        with pytest.raises(DataError, match="none of its 23 images could be used"):
+            Embeddings.open(tmp_path / "e")
+        with pytest.raises(DataError, match="none of the 23 images"):
+            embed(
+                ImageSet.from_folder(photos), embedder(dead=True), tmp_path / "e", compute=compute()
+            )
+
+
+def test_a_name_with_a_line_break_breaks_no_message(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "a\nb.png").write_bytes(b"broken")
+    found = embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=compute())
+    assert found.broken[0][0] == "a\nb.png"
+    assert r"a\nb.png: not a picture" in caplog.text
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(

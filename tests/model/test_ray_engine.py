@@ -5,6 +5,7 @@ Most need a cluster of several processes and are slow; one runs always.
 
 import importlib.util
 import os
+import socket
 import sys
 import tarfile
 import threading
@@ -320,6 +321,51 @@ def test_a_cluster_that_is_not_there() -> None:
     reason = pytest.raises(UsageError, match=r"cannot reach Ray at 127\.0\.0\.1:1")
     with reason, connected("127.0.0.1:1"):
         pass
+
+
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0"])
+def test_an_address_where_something_else_listens(
+    answer: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vizsla.model.ray_engine.WAIT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                if answer:
+                    connection.sendall(answer)
+                else:
+                    time.sleep(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        started = time.monotonic()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UsageError, match="cannot reach Ray at 127"), connected(address):
+            pass
+        assert time.monotonic() - started < 5
+        thread.join()
+
+
+def test_what_other_machines_cannot_have_is_refused_before_ray_starts(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from vizsla.cli.main import app
+
+    monkeypatch.setitem(sys.modules, "ray", None)  # it would not even start
+    words = ["--engine", "ray", "--model", "tiny", "--weights", "random"]
+    for images, more, said in (
+        (str(photos), ["--cache", str(tmp_path / "c")], "takes no --cache"),
+        ("memory://photos", [], "memory of this process"),
+    ):
+        call = ["embed", images, *words, *more, "-o", str(tmp_path / "e")]
+        error = CliRunner().invoke(app, call).exception
+        assert isinstance(error, UsageError) and said in str(error)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vizsla import __version__, storage
-from vizsla.errors import MissingExtraError, ModelError
+from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.model")
@@ -55,8 +55,10 @@ class _Whole(nn.Module):
 def export(embedder: Embedder, out: str | Path) -> Exported:
     """Writes `out` (ONNX, any batch size) and beside it `<stem>.json`; checks the file with ONNX
     Runtime. ModelError where the network cannot be exported or gives other vectors."""
-    onnx = _onnx()
     out = Path(out)
+    if out.suffix.lower() != ".onnx":
+        raise UsageError(f"{out}: name a file that ends in .onnx (beside it comes a .json)")
+    onnx = _onnx()
     embedder = embedder.to("cpu").to(memory_format=torch.contiguous_format).float().eval()
     height, width = embedder.preprocess.size
     dice = torch.Generator().manual_seed(0)
