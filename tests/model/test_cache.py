@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import StorageError
-from vizsla.model.cache import FILE, VectorCache, content_of
+from vizsla.model.cache import FILE, Fetched, VectorCache, content_of
 from vizsla.model.compute import Compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import embed
@@ -314,3 +316,52 @@ def test_a_file_is_no_folder_for_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="is a file, but a cache is a folder"):
         VectorCache(tmp_path / "file")
+
+
+@dataclass
+class Counted:
+    """A store far away, as a Source: what is read is counted."""
+
+    folder: Path
+    reads: list[str]
+    place = "store"
+    waits = True
+
+    def read(self, name: str) -> bytes:
+        self.reads.append(name)
+        return (self.folder / name).read_bytes()
+
+    def stamp(self, name: str) -> bytes:
+        return name.encode()
+
+    def part(self, names: Sequence[str]) -> "Counted":
+        return self
+
+    def require(self) -> None:
+        pass
+
+
+def test_what_is_far_away_is_fetched_once(
+    photos: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = run(photos, embedder, tmp_path / "here", cache=None)
+    names = sorted(path.name for path in photos.iterdir())
+    for limit, times in ((2**28, 1), (0, 2)):
+        cache = tmp_path / f"cache-{limit}"
+        monkeypatch.setattr(Fetched.__init__, "__defaults__", (limit,))
+        for again in (False, True):
+            source = Counted(photos, [])
+            images = ImageSet.elsewhere("store", names, source)
+            found = embed(
+                images, embedder, tmp_path / f"{limit}-{again}", compute=COMPUTE, shard_images=4,
+                cache=cache,
+            )  # fmt: skip
+            np.testing.assert_array_equal(found.vectors, here.vectors)  # type: ignore[attr-defined]
+            assert sorted(source.reads) == sorted(names * (1 if again else times))
+
+
+def test_what_changed_between_two_fetches_is_not_kept(tmp_path: Path) -> None:
+    contents = [b"one", b"two"]
+    fetched = Fetched(lambda i: contents.pop(0), limit=0)
+    assert fetched.content(7) == content_of(b"one")
+    assert fetched.take(7) == b"two" and fetched.changed == {7}

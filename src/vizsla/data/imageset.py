@@ -64,6 +64,10 @@ class Source(Protocol):
     def stamp(self, name: str) -> bytes:
         """Changes when the image does, without reading it."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading is waiting, as for a network: then many may do it at once."""
+
     def part(self, names: Sequence[str]) -> "Source": ...
 
     def require(self) -> None:

@@ -25,6 +25,7 @@ log = logging.getLogger("vizsla.images")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 BLOCK = 8 * 2**20  # bytes of one request, when many small pieces of a large file are wanted
 BLOCKS_KEPT = 4
+READERS = 16  # that wait for a store at once
 
 
 def is_url(place: str) -> bool:
@@ -116,6 +117,10 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         return read_whole(self.filesystem, f"{self.top.rstrip('/')}/{name}", self.place)
+
+    @property
+    def waits(self) -> bool:
+        return True
 
     def stamp(self, name: str) -> bytes:
         return self.stamps[_place_of(name, self.names)].encode()

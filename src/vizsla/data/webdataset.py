@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import pyarrow as pa
 
@@ -38,7 +38,10 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst",
 
 
 class Reader(Protocol):
-    """Pieces of tar files, wherever they are."""
+    """Pieces of tar files, wherever they are. waits: as of a Source."""
+
+    @property
+    def waits(self) -> bool: ...
 
     def opened(self, path: str) -> BinaryIO: ...
 
@@ -96,6 +99,10 @@ class TarFiles:
                 f"truncated: {len(data):,} of its {member.size:,} bytes are in the tar file"
             )
         return data
+
+    @property
+    def waits(self) -> bool:
+        return self.reader.waits
 
     def stamp(self, name: str) -> bytes:
         """Where it lies, and pieces of what lies there on this machine's disk."""
@@ -288,6 +295,7 @@ class DiskReader:
     """Pieces of files on this machine; the system reads ahead by itself."""
 
     folder: str
+    waits: ClassVar[bool] = False
 
     def opened(self, path: str) -> BinaryIO:
         try:
@@ -328,6 +336,8 @@ class DiskReader:
 
 class RemoteReader:
     """The same for paths in a filesystem of pyarrow's, in large blocks."""
+
+    waits: ClassVar[bool] = True
 
     def __init__(self, filesystem: Any, place: str) -> None:
         self.place, self.blocks = place, BlockReader(filesystem, place)

@@ -9,16 +9,17 @@ import contextlib
 import hashlib
 import logging
 import sqlite3
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from vizsla import storage
-from vizsla.errors import StorageError
+from vizsla.errors import ImageError, StorageError
 
 log = logging.getLogger("vizsla.embed")
 _Result = TypeVar("_Result")
@@ -27,6 +28,7 @@ FILE = "vectors.sqlite"
 MAX_BYTES = 10 * 2**30
 WAIT = 60.0  # seconds for another process to finish writing
 AT_EASE = 1.0  # seconds for what can be left undone
+FETCHED = 256 * 2**20  # bytes of images
 AT_ONCE = 500  # keys of one question
 _ODD = (sqlite3.Error, ValueError, TypeError, OverflowError, MemoryError)  # of a damaged file too
 # Codes for which the file is not to blame:
@@ -58,6 +60,58 @@ def content_of(file: Path | bytes) -> bytes | None:
             return hashlib.file_digest(opened, "sha256").digest()
     except (OSError, ValueError):
         return None
+
+
+class Fetched:
+    """Images that are fetched to be hashed, and kept until they are decoded: none comes twice.
+
+    file: the i-th image, a path or its content. limit: bytes that are kept; what is beyond is
+    fetched again, and is in `changed` where it is another one by then.
+    """
+
+    def __init__(self, file: Callable[[int], Path | bytes], limit: int = FETCHED) -> None:
+        self.changed: set[int] = set()
+        self._file, self._room = file, limit
+        self._held: dict[int, bytes] = {}
+        self._let_go: dict[int, bytes] = {}  # their hashes
+        self._lock = threading.Lock()
+
+    def content(self, i: int) -> bytes | None:
+        """Its hash; None where it cannot be read."""
+        try:
+            found = self._file(i)
+        except ImageError:
+            return None
+        content = content_of(found)
+        if isinstance(found, bytes) and content is not None:
+            with self._lock:
+                if len(found) <= self._room:
+                    self._held[i] = found
+                    self._room -= len(found)
+                else:
+                    self._let_go[i] = content
+        return content
+
+    def take(self, i: int) -> Path | bytes:
+        found = self._drop(i)
+        if found is not None:
+            return found
+        again = self._file(i)
+        before = self._let_go.pop(i, None)
+        if before is not None and content_of(again) != before:
+            self.changed.add(i)
+        return again
+
+    def drop(self, positions: Iterable[int]) -> None:
+        for i in positions:
+            self._drop(i)
+            self._let_go.pop(i, None)
+
+    def _drop(self, i: int) -> bytes | None:
+        with self._lock:
+            found = self._held.pop(i, None)
+            self._room += len(found or b"")
+            return found
 
 
 class VectorCache:

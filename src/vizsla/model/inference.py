@@ -25,8 +25,9 @@ from vizsla.data.fingerprint import Seen, is_readable, seen
 from vizsla.data.images import CANNOT_BE_READ
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
-from vizsla.errors import DataError, ImageError, UsageError
-from vizsla.model.cache import VectorCache, content_of, space_of
+from vizsla.data.remote import READERS
+from vizsla.errors import DataError, UsageError
+from vizsla.model.cache import Fetched, VectorCache, space_of
 from vizsla.model.compiling import CompilingError
 from vizsla.model.compute import PRECISIONS as PRECISIONS
 from vizsla.model.compute import Compute, resolve_compute
@@ -291,25 +292,27 @@ def embed_shards(
     """
     compute = network.compute
     on_gpu = compute.kind == "cuda"
+    waits = source.images.source is not None and source.images.source.waits
+    fetched = Fetched(source.images.file)
     with Loader(
-        source.images.file,
+        fetched.take,
         network.embedder.preprocess.framing,
         batch_size=compute.batch_size,
-        workers=compute.workers,
+        workers=max(compute.workers, READERS if waits else 0),
         max_pixels=source.max_pixels,
         picture=source.picture,
-        ahead=2 if on_gpu else 0,  # on a CPU both need all cores, and take turns
+        ahead=2 if on_gpu or waits else 0,  # on a CPU both need all cores, and take turns
         processes=on_gpu and source.images.source is None,
         pinned=on_gpu,
     ) as loader:
         drafts: deque[_Draft] = deque()
-        chunks = _chunks(source, network, ranges, drafts)
+        chunks = _chunks(source, network, ranges, drafts, fetched)
         for batch, vectors in _through(network, loader.batches(chunks)):
             if batch.filled:
                 drafts[0].take(batch, vectors)
             if batch.filled and progress:
                 progress(batch.positions[-1] + 1)
-            yield from _finished(drafts, source, network)
+            yield from _finished(drafts, source, network, fetched)
     if progress and source.cache is not None and ranges:
         progress(ranges[-1].stop)
 
@@ -342,7 +345,11 @@ class _Draft:
 
 
 def _chunks(
-    source: Source, network: Network, ranges: Sequence[range], drafts: "deque[_Draft]"
+    source: Source,
+    network: Network,
+    ranges: Sequence[range],
+    drafts: "deque[_Draft]",
+    fetched: Fetched,
 ) -> Iterator[Sequence[int]]:
     """What is to be embedded, a batch at a time; opens the drafts that take the vectors."""
     dim, size = network.embedder.dim, network.compute.batch_size
@@ -351,7 +358,7 @@ def _chunks(
         draft = _Draft(positions, zeros, len(positions))
         missing: Sequence[int] = positions
         if source.cache is not None:
-            missing = _fill_from_cache(draft, source, network)
+            missing = _fill_from_cache(draft, source, network, fetched)
             draft.waiting = len(missing)
         drafts.append(draft)
         yield from in_chunks(missing, size)
@@ -359,11 +366,13 @@ def _chunks(
             yield ()  # wakes the reader, who takes the shard before the next one is opened
 
 
-def _fill_from_cache(draft: _Draft, source: Source, network: Network) -> list[int]:
+def _fill_from_cache(
+    draft: _Draft, source: Source, network: Network, fetched: Fetched
+) -> list[int]:
     """The positions whose vectors the cache does not hold."""
     assert source.cache is not None
-    with ThreadPoolExecutor(network.compute.workers) as pool:
-        found = pool.map(partial(_content, source.images), draft.positions)
+    with ThreadPoolExecutor(max(network.compute.workers, READERS)) as pool:
+        found = pool.map(fetched.content, draft.positions)
         draft.contents = dict(zip(draft.positions, found, strict=True))
     wanted = list({content for content in draft.contents.values() if content})
     known = source.cache.get(_space(source, network), wanted, network.embedder.dim)
@@ -373,24 +382,21 @@ def _fill_from_cache(draft: _Draft, source: Source, network: Network) -> list[in
             draft.vectors[i - draft.positions.start] = known[content]
         else:
             missing.append(i)
+    fetched.drop(set(draft.positions) - set(missing))
     return missing
 
 
-def _content(images: ImageSet, i: int) -> bytes | None:
-    try:
-        return content_of(images.file(i))
-    except ImageError:
-        return None
-
-
-def _finished(drafts: "deque[_Draft]", source: Source, network: Network) -> Iterator[Shard]:
+def _finished(
+    drafts: "deque[_Draft]", source: Source, network: Network, fetched: Fetched
+) -> Iterator[Shard]:
     """The first shards, as far as nothing of them is waited for."""
     while drafts and not drafts[0].waiting:
         draft = drafts.popleft()
         source.require_unchanged(draft.positions)
         if source.cache is not None and draft.fresh:
             first = draft.positions.start
-            new = {draft.contents[i]: draft.vectors[i - first] for i in draft.fresh}
+            fresh = [i for i in draft.fresh if i not in fetched.changed]
+            new = {draft.contents[i]: draft.vectors[i - first] for i in fresh}
             known = {content: vector for content, vector in new.items() if content is not None}
             source.cache.put(_space(source, network), known)
         yield draft.shard(source.images)
