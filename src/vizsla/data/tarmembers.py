@@ -43,13 +43,14 @@ class Readable(Protocol):
 
 @dataclass
 class Found:
-    """The i-th picture: its name, and the bytes where it lies. broken and told: by i."""
+    """The i-th picture: its name, and the bytes where it lies. broken: by i. told: of each
+    attribute by i."""
 
     names: list[str] = field(default_factory=list)
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     sizes: "array[int]" = field(default_factory=lambda: array("q"))
     broken: dict[int, str] = field(default_factory=dict)
-    told: dict[int, dict[str, str]] = field(default_factory=dict)
+    told: dict[str, dict[int, str]] = field(default_factory=lambda: {c: {} for c in ATTRIBUTES})
 
     def add(self, name: str, offset: int, size: int, broken: str | None) -> int:
         try:
@@ -147,7 +148,8 @@ class _Contents:
         self.latest: dict[str, int] = {}  # key → its last sample
         self.count = 0  # of samples
         self.held: set[int] = set()  # hashes of (sample, name)
-        self.told: dict[int, dict[str, str]] = {}  # sample → extension → content
+        self.told: dict[str, dict[int, str]] = {side: {} for side in SIDES}  # by sample
+        self.texts: dict[str, str] = {}  # each label once
         self.reasons: dict[int, str] = {}
         self.links: dict[int, str | None] = {}  # the target's name, None outside
 
@@ -177,8 +179,9 @@ class _Contents:
         self._tell(len(self.names) - 1, extension, data)
 
     def _tell(self, place: int, extension: str, data: bytes) -> None:
-        side = self.told.setdefault(self.samples[place], {})
-        side.setdefault(extension, data.decode("utf-8", "replace").strip())
+        text = data.decode("utf-8", "replace").strip()
+        text = self.texts.setdefault(text, text)
+        self.told[extension].setdefault(self.samples[place], text)
 
     def follow(self, tar: str, reader: Readable) -> None:
         """Links become what they lead to."""
@@ -209,7 +212,6 @@ class _Contents:
 
     def list_in(self, found: Found, folder: str) -> None:
         pictured = bytearray(self.count)
-        attributes: dict[int, dict[str, str]] = {}
         for place, name in enumerate(self.names):
             if not is_image_name(name.rpartition("/")[2]):
                 continue
@@ -218,11 +220,11 @@ class _Contents:
             i = found.add(
                 f"{folder}/{name}", self.offsets[place], self.sizes[place], self.reasons.get(place)
             )
-            if sample in self.told:
-                if sample not in attributes:
-                    where = f"{folder}/{split_key(name)[0]}"
-                    attributes[sample] = _attributes(self.told[sample], where)
-                found.told[i] = attributes[sample]
+            side = {kind: texts[sample] for kind, texts in self.told.items() if sample in texts}
+            if side:
+                about = _attributes(side, f"{folder}/{split_key(name)[0]}")
+                for attribute, value in about.items():
+                    found.told[attribute][i] = self.texts.setdefault(value, value)
         if not all(pictured):
             self._list_unpictured(found, folder, pictured)
 

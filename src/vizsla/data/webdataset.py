@@ -155,16 +155,16 @@ def image_set_in_tars(place: str) -> ImageSet:
     names = _folder_names(tars)
     with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as pool:
         found = list(pool.map(lambda tar: pictures_in(tar, names[tar], reader), tars))
-    source, told = _joined(place, reader, tars, found)
+    source, table = _joined(place, reader, tars, found)
     if not source.names:
         raise DataError(f"{place} holds no images: {len(tars)} tar files are empty")
-    return ImageSet.elsewhere(place, list(source.names), source, _table(len(source.names), told))
+    return ImageSet.elsewhere(place, list(source.names), source, table)
 
 
 def _joined(
     place: str, reader: Reader, tars: Sequence[str], found: list[Found]
-) -> tuple[TarFiles, dict[int, dict[str, str]]]:
-    """All tar files as one, sorted by name; and what is told of each image, by its place."""
+) -> tuple[TarFiles, pa.Table]:
+    """All tar files as one, sorted by name; and a column for each attribute that any image has."""
     names = [name for each in found for name in each.names]
     order = sorted(range(len(names)), key=names.__getitem__)  # of equal ones the first stays first
     kept = array("q")
@@ -174,28 +174,25 @@ def _joined(
         else:
             kept.append(i)
     offsets, sizes, tar_of = array("q"), array("q"), array("q")
-    broken, told, first = {}, {}, 0
+    broken, first = {}, 0
+    told: dict[str, dict[int, str]] = {name: {} for name in ATTRIBUTES}
     for t, each in enumerate(found):
         offsets += each.offsets
         sizes += each.sizes
         tar_of.extend([t] * len(each.names))
         broken |= {first + i: why for i, why in each.broken.items()}
-        told |= {first + i: about for i, about in each.told.items()}
+        for name, column in each.told.items():
+            told[name].update((first + i, value) for i, value in column.items())
+            column.clear()
         first += len(each.names)
     source = TarFiles(
         place, reader, [names[i] for i in kept], tars,
         *(array("q", (column[i] for i in kept)) for column in (tar_of, offsets, sizes)),
         {n: broken[i] for n, i in enumerate(kept) if i in broken},
     )  # fmt: skip
-    return source, {n: told[i] for n, i in enumerate(kept) if i in told}
-
-
-def _table(n: int, told: dict[int, dict[str, str]]) -> pa.Table:
-    """N rows, with a column for each attribute that any image has."""
-    columns = [name for name in ATTRIBUTES if any(name in about for about in told.values())]
-    nothing: dict[str, str] = {}
-    return pa.table(
-        {c: pa.array([told.get(i, nothing).get(c) for i in range(n)], pa.string()) for c in columns}
+    columns = {name: column for name, column in told.items() if column}
+    return source, pa.table(
+        {name: pa.array([c.get(i) for i in kept], pa.string()) for name, c in columns.items()}
     )
 
 
