@@ -9,6 +9,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,27 @@ def test_a_server_that_is_gone_ends_the_job_and_not_the_images(
         embed(images, colours(), tmp_path / "e")
     found = embed(image_set_at(f"s3://photos/gone{query}"), colours(), tmp_path / "e")
     assert len(found) == 3
+
+
+def test_many_files_read_in_turn_are_fetched_once_and_at_once(tmp_path: Path) -> None:
+    """As the headers of tar files are: a little of each, again and again."""
+    for i in range(8):
+        (tmp_path / str(i)).write_bytes(bytes(50_000))
+    fetched: list[str] = []
+    together = threading.Barrier(8, timeout=20)
+
+    class Noted(BlockReader):
+        def _fetch(self, path: str, offset: int, size: int) -> bytes:
+            fetched.append(path)
+            together.wait()
+            return super()._fetch(path, offset, size)
+
+    reader = Noted(pyarrow.fs.LocalFileSystem(), "here")
+
+    def walk(i: int) -> None:
+        for offset in range(0, 50_000, 500):
+            assert len(reader.read(str(tmp_path / str(i)), offset, 500)) == 500
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(walk, range(8)))
+    assert len(fetched) == 8

@@ -10,6 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ log = logging.getLogger("vizsla.images")
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 BLOCK = 8 * 2**20  # bytes of one request, when many small pieces of a large file are wanted
-BLOCKS_KEPT = 4
+BLOCKS_KEPT = 16  # of all files together, more than are read at once
 READERS = 16  # that wait for a store at once
 
 
@@ -167,7 +168,7 @@ class BlockReader:
 
     filesystem: Any
     place: str
-    _kept: "OrderedDict[tuple[str, int], bytes]" = field(default_factory=OrderedDict)
+    _kept: "OrderedDict[tuple[str, int], Future[bytes]]" = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
@@ -180,13 +181,23 @@ class BlockReader:
         return joined[start : start + size]
 
     def _block(self, path: str, number: int) -> bytes:
-        with self._lock:  # a second reader of the same block waits for it instead of fetching it
-            if (path, number) not in self._kept:
-                self._kept[path, number] = self._fetch(path, number * BLOCK, BLOCK)
+        key = path, number
+        with self._lock:
+            block = self._kept.get(key)
+            mine = block is None
+            if block is None:
+                block = self._kept[key] = Future()
                 while len(self._kept) > BLOCKS_KEPT:
                     self._kept.popitem(last=False)
-            self._kept.move_to_end((path, number))
-            return self._kept[path, number]
+            self._kept.move_to_end(key)
+        if mine:
+            try:
+                block.set_result(self._fetch(path, number * BLOCK, BLOCK))
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(key, None)
+                block.set_exception(error)
+        return block.result()  # a second reader of the same block waits instead of fetching it
 
     def size(self, path: str) -> int:
         """DataError where there is no such file."""
