@@ -5,6 +5,7 @@ Most need a cluster of several processes and are slow; one runs always.
 
 import importlib.util
 import os
+import pickle
 import socket
 import sys
 import tarfile
@@ -25,11 +26,12 @@ from vizsla.data.remote import image_set_at
 from vizsla.data.transforms import Preprocess
 from vizsla.data.webdataset import image_set_in_tars
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
+from vizsla.model.compiling import CompilingError
 from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import embed
-from vizsla.model.ray_engine import connected, ray_engine, resolve_on
+from vizsla.model.inference import Source, embed
+from vizsla.model.ray_engine import _Actor, connected, ray_engine, resolve_on
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
@@ -301,6 +303,43 @@ def test_what_goes_wrong_is_said(photos: Path, tmp_path: Path) -> None:
         torch.set_num_threads(999)
         with pytest.raises(UsageError, match="999 CPUs"):
             embed(images, embedder(), tmp_path / "f", compute=compute, engine=ray_engine(ray))
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_there_costs_only_its_gain(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("VIZSLA_CACHE", str(tmp_path / "cache"))
+    images = ImageSet.from_folder(photos).subset(range(12))
+    whole = embed_here(images, tmp_path / "here")
+    with connected() as ray:
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        compute = replace(resolve_on(ray, batch_size=2), compiled=True)
+        embed(
+            images, embedder(), tmp_path / "there", compute=compute, shard_images=SHARD,
+            engine=ray_engine(ray),
+        )  # fmt: skip
+    assert "goes on without compiling" in caplog.text
+    assert files(tmp_path / "there") == whole
+
+
+def test_a_compiler_that_fails_there_is_told_apart(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Any:
+        raise CompilingError("patches cannot be compiled")
+
+    monkeypatch.setattr("vizsla.model.ray_engine.embed_shards", failing)
+    actor: Any = object.__new__(_Actor)
+    actor.source, actor.network, actor.differs = Source(ImageSet(photos, [])), None, ""
+    sent = pickle.dumps(ImageSet.from_folder(photos).sent(range(2)))
+    row = actor({"start": np.array([0]), "stop": np.array([2]), "images": [sent]})
+    assert row["compiling"] == [True] and "cannot be compiled" in row["error"][0]
 
 
 def test_wrong_use_is_said(photos: Path, tmp_path: Path) -> None:
