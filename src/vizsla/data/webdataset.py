@@ -174,7 +174,8 @@ def _joined(
         else:
             kept.append(i)
     offsets, sizes, tar_of = array("q"), array("q"), array("q")
-    broken, first = {}, 0
+    broken: dict[int, str] = {}
+    first = 0
     told: dict[str, dict[int, str]] = {name: {} for name in ATTRIBUTES}
     for t, each in enumerate(found):
         offsets += each.offsets
@@ -187,7 +188,9 @@ def _joined(
         first += len(each.names)
     source = TarFiles(
         place, reader, [names[i] for i in kept], tars,
-        *(array("q", (column[i] for i in kept)) for column in (tar_of, offsets, sizes)),
+        array("q", (tar_of[i] for i in kept)),
+        array("q", (offsets[i] for i in kept)),
+        array("q", (sizes[i] for i in kept)),
         {n: broken[i] for n, i in enumerate(kept) if i in broken},
     )  # fmt: skip
     columns = {name: column for name, column in told.items() if column}
