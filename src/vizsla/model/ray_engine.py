@@ -77,7 +77,12 @@ def connected(address: str | None = None) -> Iterator[Any]:
         )
     except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
-        raise UsageError(f"cannot reach Ray at {address or 'this machine'}: {said}") from error
+        hint = (
+            " (a cluster that asks for a token needs RAY_AUTH_MODE=token here)" if address else ""
+        )
+        raise UsageError(
+            f"cannot reach Ray at {address or 'this machine'}: {said}{hint}"
+        ) from error
     try:
         yield ray
     finally:
