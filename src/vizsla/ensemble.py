@@ -115,7 +115,8 @@ class Member:
 
     @property
     def is_tuned(self) -> bool:
-        return bool(self.record.get("is_finetuned"))
+        """Whether it has seen the training images' labels."""
+        return self.record.get("training", {}).get("kept", "frozen") != "frozen"
 
     def ranking(self) -> Ranking:
         return Ranking.load(self.run.folder / "ranking.parquet")

@@ -1,5 +1,6 @@
 """Training from end to end on generated pictures: it learns, resumes, notices, keeps its time."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -111,6 +112,15 @@ def test_the_record_has_the_starting_documents_keys(trained: TrainResult) -> Non
     assert record["training"]["candidates"][0]["name"] == "frozen"
     assert "is kept" in trained.verdict
     assert "kept" in trained.text()
+
+
+def test_a_fitted_projection_is_not_told_as_a_training(trained: TrainResult) -> None:
+    kept = dataclasses.replace(trained, closed_forms=frozenset({trained.kept.name}))
+    record = kept.record()
+    assert (record["is_finetuned"], record["num_epochs"]) == (False, 0)
+    assert record["loss_function"] is record["final_train_loss"] is None
+    assert "frozen network behind a fitted projection" in kept.verdict
+    assert "fitted projection" not in trained.verdict
 
 
 def test_it_leaves_log_curve_and_embedder(trained: TrainResult) -> None:

@@ -282,7 +282,8 @@ def compare(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            "--metric", help="What pairs are compared by, such as map, precision@5. Repeatable."
+            "--metric",
+            help="What pairs are compared by, such as map, precision@5, contest_points. Repeatable.",
         ),
     ] = None,
     cluster: Cluster = None,

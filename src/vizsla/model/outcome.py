@@ -12,7 +12,8 @@ from vizsla.model.embedder import Embedder
 class TrainResult:
     """What a training gave, all that a result file needs.
 
-    embedder: the one that was kept. is_finetuned: whether it is not the frozen one.
+    embedder: the one that was kept. is_finetuned: whether it is not the frozen one. closed_forms:
+    names of candidates that are the frozen network behind a projection that no loss has trained.
     num_epochs: passes over the training images, rounded. final_train_loss: None where none was.
     """
 
@@ -31,6 +32,7 @@ class TrainResult:
     precision: str
     images_per_second: float
     broken: list[tuple[str, str]] = field(default_factory=list)
+    closed_forms: frozenset[str] = frozenset()
 
     @property
     def kept(self) -> Candidate:
@@ -39,6 +41,11 @@ class TrainResult:
     @property
     def is_finetuned(self) -> bool:
         return self.kept is not self.candidates[0]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a loss had to do with what was kept."""
+        return self.is_finetuned and self.kept.name not in self.closed_forms
 
     @property
     def verdict(self) -> str:
@@ -52,10 +59,13 @@ class TrainResult:
                 else "there was no candidate"
             )
             return f"the frozen model stays: {reason} on validation, which chance may explain"
-        return (
-            f"{kept.name} is kept: {frozen.value:.4f} → {kept.value:.4f} on validation "
-            f"({kept.gain:+.4f} ± {kept.error:.4f})"
+        gain = (
+            f"{frozen.value:.4f} → {kept.value:.4f} on validation "
+            f"({kept.gain:+.4f}, standard error {kept.error:.4f})"
         )
+        if self.is_trained:
+            return f"{kept.name} is kept: {gain}"
+        return f"{kept.name} is kept, the frozen network behind a fitted projection: {gain}"
 
     def text(self) -> str:
         """For people: what each candidate scored, what was kept, and where it is."""
@@ -74,11 +84,11 @@ class TrainResult:
     def record(self) -> dict[str, Any]:
         """For the result file: the starting document's keys, then ours."""
         return {
-            "is_finetuned": self.is_finetuned,
+            "is_finetuned": self.is_trained,
             "num_classes": self.num_classes,
-            "loss_function": self.loss_function if self.is_finetuned else None,
-            "num_epochs": self.num_epochs,
-            "final_train_loss": self.final_train_loss,
+            "loss_function": self.loss_function if self.is_trained else None,
+            "num_epochs": self.num_epochs if self.is_trained else 0,
+            "final_train_loss": self.final_train_loss if self.is_trained else None,
             "training": {
                 "kept": self.kept.name,
                 "verdict": self.verdict,

@@ -46,6 +46,7 @@ from vizsla.model.trainlog import TrainLog, draw_curve
 
 log = logging.getLogger("vizsla.train")
 
+FEW_QUERIES = 50  # of the validation: a standard error of .05 and more
 STARTS = ("pca", "centred", "head")  # whitening comes after training: before, it gave less
 SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 
@@ -107,6 +108,7 @@ class _Training:
         )
         self.about = {"id": identity_of(self.images, embedder, config)}
         self.loss: TrainingLoss | None = None
+        self.closed_forms: frozenset[str] = frozenset()
         self.head_loss = math.nan
         self.loop_result: LoopResult | None = None
         self.choice_seconds = self.reading_seconds = 0.0
@@ -130,6 +132,11 @@ class _Training:
         self.choice_seconds = self.clock.spent() - before
         frozen = contest.frozen
         log.info("validation: frozen %.4f over %d queries", frozen.value, len(frozen.values))
+        if len(frozen.values) < FEW_QUERIES:
+            self._warn(
+                f"the choice rests on {len(frozen.values)} held-out queries alone: more training "
+                "images, or a larger share of them, would make it surer"
+            )
         chance, real = getattr(self.validate, "chance", None), self.config.real_weights
         self._warn_all(silence.frozen_near_chance(frozen.values, chance, real_weights=real))
         return contest
@@ -177,6 +184,7 @@ class _Training:
         if self.processes.rank == 0:
             self.processes.wait()
         names = list(found)
+        self.closed_forms = frozenset(found) - {"head"}
         base = behind(self.embedder, identity_or_pca(vectors, self.config.dim))
         entered = [(contest.frozen.value, base)]
         for i, name in enumerate(names):
@@ -320,6 +328,7 @@ class _Training:
             precision=self.compute.precision,
             images_per_second=self.loop_result.images_per_second if self.loop_result else 0.0,
             broken=broken,
+            closed_forms=self.closed_forms,
         )
         log.info("%s", result.verdict)
         self._tell_of_text(result)
