@@ -283,7 +283,7 @@ def compare(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="What pairs are compared by, such as map, precision@5, contest_points. Repeatable.",
+            help="What pairs are compared by: map, precision@5, contest_points, … Repeatable.",
         ),
     ] = None,
     cluster: Cluster = None,
