@@ -25,11 +25,12 @@ class Gated(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = threading.Event()
+        self.gate, self.entered = threading.Event(), threading.Event()
         self.passes = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if threading.current_thread().name.startswith("serve-why"):
+            self.entered.set()
             assert self.gate.wait(30)
             self.passes += len(images)
         quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)  # (B, 12)
@@ -125,6 +126,7 @@ def test_closing_ends_all_waiting_at_once(gated: Any) -> None:
         asked = [clients.submit(ask_why, served, "red/red-0.png", f"red/red-{i}.png")
                  for i in (1, 2, 3)]  # fmt: skip
         until(lambda: len(served.engine.whys._jobs) == 3)
+        assert network.entered.wait(30)  # one is under way
         served.engine.close(keep_decoder=True)
         assert {one.result(timeout=5).status_code for one in asked} == {503}
     assert ask_why(served, "red/red-0.png", "red/red-4.png").status_code == 503
