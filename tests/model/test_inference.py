@@ -13,7 +13,7 @@ from vizsla.data.transforms import Preprocess
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import Embeddings
+from vizsla.model.embeddings import Embeddings, read_manifest
 from vizsla.model.inference import embed
 
 
@@ -218,3 +218,21 @@ def test_what_the_machine_does_not_have_is_said() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA"):
             resolve_compute(device="cuda")
+
+
+def test_without_being_told_it_asks_what_the_network_bears(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vizsla.model import compute as module
+
+    asked: list[object] = []
+
+    def precision(given: object, device: str, images: int, sample: object) -> str:
+        asked.extend([given, images, sample is not None])
+        return "fp32"
+
+    monkeypatch.setattr(module, "_precision", precision)
+    known = embedder()
+    embed(ImageSet.from_folder(photos), known, tmp_path / "e")
+    assert asked == [known, 23, True]
+    assert read_manifest(tmp_path / "e")["compute"]["precision"] == "fp32"

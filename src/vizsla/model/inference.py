@@ -115,7 +115,11 @@ def write_embeddings(
         raise DataError(f"{images.place} holds no images to embed")
     if store not in STORES:
         raise UsageError(f"store={store!r}: choose {' or '.join(STORES)}")
-    network = network or Network(embedder, compute or resolve_compute())
+    if network is None:
+        compute = compute or resolve_compute(
+            embedder=embedder, images=len(images), sample=None if picture else images.file
+        )
+        network = Network(embedder, compute)
     vectors = VectorCache(cache) if cache is not None and picture is None else None
     out = Path(out)
     with storage.locked(out):
