@@ -12,8 +12,9 @@ from vizsla.choose.refinement import Choice
 from vizsla.cli.main import app
 from vizsla.data.imageset import open_data
 from vizsla.errors import DataError, UsageError
+from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import Embeddings
+from vizsla.model.embeddings import Embeddings, read_manifest
 from vizsla.model.heads import project
 from vizsla.model.inference import embed
 from vizsla.model.projection import whitening
@@ -118,7 +119,11 @@ def test_whitening_and_views_are_kept_in_the_embedder(tinted: Path, tmp_path: Pa
     assert gallery.dim == 6 and gallery.model_id == kept.model_id
     training = Embeddings.open(done.run.folder / "embeddings/training")
     expected = project(whitening(training.vectors, "shrunk", 6), training.vectors)
-    vectors = embed(open_data(tinted).training, kept, tmp_path / "t")  # type: ignore[arg-type]
+    written = read_manifest(done.run.folder / "embeddings/training")["compute"]
+    compute = resolve_compute(precision=written["precision"])
+    images = open_data(tinted).training
+    assert images is not None
+    vectors = embed(images, kept, tmp_path / "t", compute=compute)
     np.testing.assert_allclose(vectors.vectors, expected, atol=1e-5)
     record = json.loads(done.result_path.read_text())
     assert (record["whiten"], record["dim"], record["views"]) == ("shrunk", 6, "flip,1")

@@ -283,13 +283,16 @@ def test_it_fits_a_phone_and_can_be_read(
 def test_it_can_be_used_without_javascript(served: Any, visit: Any) -> None:
     with visit(served.url, java_script_enabled=False) as page:
         page.set_input_files("#image", served.folder / "blue/blue-2.png")
-        page.get_by_role("button", name="Search with it").click()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Search with it").click()
         assert ids_without_script(page)[0] == "blue/blue-2.png"
         page.get_by_label("Label").select_option("blue")
-        page.get_by_role("button", name="Filter", exact=True).click()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Filter", exact=True).click()
         assert len(ids_without_script(page)) == 6
         assert "where.label=blue" in page.url and "=&" not in page.url
-        page.locator(".picture").nth(1).click()
+        with page.expect_navigation():
+            page.locator(".picture").nth(1).click()
         assert page.get_by_text("Searched with").is_visible()
 
 
