@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from threadpoolctl import threadpool_info
 
 from vizsla import SearchClient
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
@@ -200,6 +201,28 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, home: Path
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'vizsla\[web\]'"):
         serve(Source(home / RUN))
+
+
+def test_no_thread_of_a_product_spins_beside_the_network(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    from vizsla.web import http
+
+    def threads() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    seen: list[list[int]] = []
+
+    class Server:
+        should_exit = False
+
+        def run(self, sockets: list[Any]) -> None:
+            seen.append(threads())
+
+    monkeypatch.setattr(http, "make_server", lambda app: Server())
+    before = threads()
+    serve(Source(home / RUN), port=0)
+    assert seen == [[1] * len(before)] and threads() == before
 
 
 @pytest.mark.slow

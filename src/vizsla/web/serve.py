@@ -134,6 +134,8 @@ def serve(
     one is made that only changes need.
     """
     _need_extra()
+    from threadpoolctl import threadpool_limits
+
     from vizsla.web.http import listen, make_server
     from vizsla.web.serve_app import Limits, create_app
     from vizsla.web.serve_limits import Access
@@ -167,7 +169,9 @@ def serve(
         if started is not None:
             shown = f"[{address}]" if ":" in address else address
             started(Started(f"http://{shown}:{bound.getsockname()[1]}", made))
-        with _reload_on_hangup(serving):
+        # OpenBLAS lets its threads spin for a while after each product: beside the network they
+        # would take a core for nothing
+        with _reload_on_hangup(serving), threadpool_limits(1, user_api="blas"):
             server.run([bound])
         if serving.engine is not None:
             serving.engine.close()
