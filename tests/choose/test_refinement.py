@@ -109,6 +109,23 @@ def test_a_chain_that_costs_top_1_is_rejected() -> None:
     assert judge.best(["none", "worse"]).name == "none"
 
 
+@pytest.mark.parametrize("n", [3, 7, 185, 246, 1237])
+def test_one_query_alone_is_no_more_than_one_standard_error(n: int) -> None:
+    """Whatever it loses, and however that is rounded: the mean is x / n, its error |x| / n."""
+    labels = np.array(["a"] * (n + 1) + ["b"])
+    part = Part(np.arange(n), np.array([n, n + 1]))
+    for draws in (1, 3):  # the query is lost in one of them
+        judge = Judge(Ground(labels, [part] * draws, [np.ones(n, np.int64)] * draws))
+        right = np.tile([0, 1], (n, 1))
+        judge.judge("none", [right] * draws)
+        for lost, rejected in ((1, False), (2, True)):
+            other = right.copy()
+            other[:lost] = [1, 0]
+            trial = judge.judge(f"loses {lost}", [other, *[right] * (draws - 1)])
+            assert trial.change == pytest.approx(-lost / draws / n)
+            assert trial.costs_too_much is rejected
+
+
 def test_means_are_by_query_and_the_error_by_pairs() -> None:
     labels = np.array(["a"] * 4 + ["b"] * 2)
     parts = [Part(np.array([0, 1]), np.array([2, 4])), Part(np.array([0]), np.array([3, 5]))]

@@ -21,7 +21,7 @@ def embedded(n: int, seed: int, name: str = "g") -> Embeddings:
 def test_a_chain_is_read_and_said() -> None:
     chain = parse_chain(" dba( n=2 ) + AQE(alpha=3)+kreciprocal(k1=9,weight=.5,together=no)")
     assert str(chain) == (
-        "dba(n=2,alpha=0)+aqe(n=3,alpha=3)+kreciprocal(k1=9,k2=6,weight=0.5,together=false)"
+        "dba(n=2,alpha=0)+aqe(n=3,alpha=3)+kreciprocal(k1=9,k2=6,weight=0.5,together=false,program=true)"
     )
     assert parse_chain(str(chain)) == chain
     assert (str(Chain()), parse_chain("none"), parse_chain("")) == ("none", Chain(), Chain())

@@ -22,9 +22,13 @@ def clustered(n: int, d: int, seed: int, *, spread: float = 0.7, classes: int = 
 
 
 def dense_k_reciprocal(
-    queries: np.ndarray, gallery: np.ndarray, k1: int, k2: int, weight: float
+    queries: np.ndarray, gallery: np.ndarray, k1: int, k2: int, weight: float, program: bool = True
 ) -> np.ndarray:
-    """1 - d* (Q, G) by Zhong et al. (2017), with Python sets and loops over all images."""
+    """1 - d* (Q, G) by Zhong et al. (2017), with Python sets and loops over all images.
+
+    program: more than two thirds, and rows of V that sum to 1, which the authors' program has and
+    their formulas have not.
+    """
     every = np.concatenate([gallery, queries]).astype(np.float64)
     N, G = len(every), len(gallery)
     d = 1 - every @ every.T
@@ -44,10 +48,12 @@ def dense_k_reciprocal(
     for p in range(N):
         expanded = set(R[p])
         for q in R[p]:
-            if len(R[p] & H[q]) >= 2 / 3 * len(H[q]):
+            both, whole = 3 * len(R[p] & H[q]), 2 * len(H[q])
+            if both > whole or (both == whole and not program):
                 expanded |= H[q]
         for g in expanded:
             V[p, g] = np.exp(-d[p, g])
+        V[p] /= V[p].sum() if program else 1
     V = np.array([np.mean([V[g] for g in ranked[p][:k2]], axis=0) for p in range(N)])
     out = np.zeros((len(queries), G))
     for i in range(len(queries)):
@@ -93,12 +99,15 @@ def as_matrix(found: tuple[np.ndarray, np.ndarray], G: int) -> np.ndarray:
     ("k1", "k2", "weight"), [(20, 6, 0.3), (7, 1, 0.0), (4, 3, 0.9), (11, 2, 0.5), (1, 1, 0.3)]
 )
 @pytest.mark.parametrize("sizes", [(23, 90), (60, 41), (1, 70)])
+@pytest.mark.parametrize("program", [True, False])
 def test_k_reciprocal_is_the_papers(
-    k1: int, k2: int, weight: float, sizes: tuple[int, int]
+    k1: int, k2: int, weight: float, sizes: tuple[int, int], program: bool
 ) -> None:
     queries, gallery = clustered(sizes[0], 16, 1), clustered(sizes[1], 16, 2)
-    found = refine.k_reciprocal(queries, gallery, build_graph(gallery), k1=k1, k2=k2, weight=weight)
-    expected = dense_k_reciprocal(queries, gallery, k1, k2, weight)
+    found = refine.k_reciprocal(
+        queries, gallery, build_graph(gallery), k1=k1, k2=k2, weight=weight, program=program
+    )
+    expected = dense_k_reciprocal(queries, gallery, k1, k2, weight, program)
     np.testing.assert_allclose(as_matrix(found, len(gallery)), expected, atol=2e-6)
     assert (np.diff(found[1], axis=1) <= 0).all()
 

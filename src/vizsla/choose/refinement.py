@@ -28,8 +28,13 @@ log = logging.getLogger("vizsla.choose")
 
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
 # what is varied at the end, of the last step; (): sizes of a neighbourhood
-VARIED: dict[str, dict[str, tuple[int | float, ...]]] = {
-    "kreciprocal": {"weight": (0.3, *WEIGHTS), "k1": (), "k2": (1, 2, 3, 6)},
+VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
+    "kreciprocal": {
+        "weight": (0.3, *WEIGHTS),
+        "k1": (),
+        "k2": (1, 2, 3, 6),
+        "program": (True, False),
+    },
     "diffusion": {"weight": (0.05, 0.1, 0.2, 0.3, 0.5), "alpha": (0.5, 0.8, 0.95), "k": ()},
 }
 
@@ -171,7 +176,10 @@ class _Search:
         found["diffusion"] = self._best_step(spread)
         both = (True, False) if self.level == LEVELS.index(QUERIES) else (False,)
         first = self._best_step(
-            [Step.of("kreciprocal", k1=k, k2=k2, together=both[0]) for k in ks for k2 in (3, 6)]
+            Step.of("kreciprocal", k1=k, k2=k2, together=both[0], program=program)
+            for k in ks
+            for k2 in (3, 6)
+            for program in (True, False)
         )
         found["kreciprocal"] = self._best_step(
             Step.of("kreciprocal", **{**dict(first.options), "together": b, "weight": w})

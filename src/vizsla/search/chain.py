@@ -27,7 +27,7 @@ LEVELS = list(USES)
 STEPS: dict[str, dict[str, int | float | bool]] = {
     "dba": {"n": 3, "alpha": 0.0},
     "aqe": {"n": 3, "alpha": 0.0},
-    "kreciprocal": {"k1": 20, "k2": 6, "weight": 0.3, "together": True},
+    "kreciprocal": {"k1": 20, "k2": 6, "weight": 0.3, "together": True, "program": True},
     "diffusion": {"k": 20, "seeds": 5, "alpha": 0.9, "gamma": 3.0, "weight": 0.1},
 }
 EXPAND = ("dba", "aqe")

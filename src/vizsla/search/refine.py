@@ -84,6 +84,7 @@ def k_reciprocal(
     k2: int = 6,
     weight: float = 0.3,
     together: bool = True,
+    program: bool = True,
     own: np.ndarray | None = None,
     depth: int | None = None,
     device: str = "cpu",
@@ -94,7 +95,15 @@ def k_reciprocal(
     The other options are those of `neighbourhoods`.
     """
     around = neighbourhoods(
-        queries, gallery, graph, k1=k1, k2=k2, together=together, own=own, device=device
+        queries,
+        gallery,
+        graph,
+        k1=k1,
+        k2=k2,
+        together=together,
+        program=program,
+        own=own,
+        device=device,
     )
     return by_neighbourhoods(
         around, queries, gallery, weight=weight, depth=depth or len(gallery), device=device
@@ -118,6 +127,7 @@ def neighbourhoods(
     k1: int = 20,
     k2: int = 6,
     together: bool = True,
+    program: bool = True,
     own: np.ndarray | None = None,
     device: str = "cpu",
 ) -> Neighbourhoods:
@@ -134,10 +144,10 @@ def neighbourhoods(
     k1 = min(k1, graph.depth, G - 1)
     if own is not None:
         lists, none = graph.positions[:, :k1], _no_entries(G)
-        return Neighbourhoods(_reciprocal_features(gallery, lists, none, none, k2), own)
+        return Neighbourhoods(_reciprocal_features(gallery, lists, none, none, k2, program), own)
     lists, back, half_back = _lists_of_all(queries, gallery, graph, k1, together, device)
     every = np.concatenate([gallery, queries])
-    features = _reciprocal_features(every, lists, back, half_back, k2)
+    features = _reciprocal_features(every, lists, back, half_back, k2, program)
     return Neighbourhoods(features, np.arange(G, G + len(queries)))
 
 
@@ -254,6 +264,7 @@ def _reciprocal_features(
     back: sp.csr_matrix,
     half_back: sp.csr_matrix,
     k2: int,
+    program: bool,
 ) -> sp.csr_matrix:
     """V (N, N): e^-d on the expanded k-reciprocal set of each image, averaged over k2 (eq. 2-7)."""
     k1 = lists.shape[1]
@@ -261,13 +272,16 @@ def _reciprocal_features(
     half = _mutual(lists[:, : _half(k1)], half_back)  # R(q, k1/2)
     overlap = (mutual @ half.T).multiply(mutual).tocsr()  # |R(p, k1) ∩ R(q, k1/2)| for q in R(p)
     sizes = np.asarray(half.sum(axis=1)).ravel()
-    overlap.data = (3 * overlap.data >= 2 * sizes[overlap.indices]).astype(np.float32)
+    least = 2 * sizes[overlap.indices] + 0.5 * program  # more than two thirds, or at least
+    overlap.data = (3 * overlap.data >= least).astype(np.float32)
     overlap.eliminate_zeros()
     expanded = (mutual + overlap @ half).tocsr()  # R*(p, k1)
     expanded.sort_indices()
     row = np.repeat(np.arange(len(vectors)), np.diff(expanded.indptr))
     cosines = _pair_scores(vectors, vectors, row, expanded.indices)
     expanded.data = np.exp(np.minimum(cosines, 1) - 1).astype(np.float32)
+    if program:
+        expanded.data /= np.add.reduceat(expanded.data, expanded.indptr[:-1])[row]
     if k2 == 1:
         return expanded
     nearest = _with_self(lists[:, : k2 - 1])
