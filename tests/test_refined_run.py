@@ -37,7 +37,8 @@ def test_a_given_chain_orders_the_ranking(tinted: Path, tmp_path: Path) -> None:
     assert kept.to_lists() == expected.to_lists()
     assert json.loads(done.submission_path.read_text()) == expected.to_lists(5)
     record = json.loads(done.result_path.read_text())["refine"]
-    assert record["chain"] == "dba(n=2,alpha=0)+kreciprocal(k1=5,k2=2,weight=0.3,together=true,program=true)"
+    last = "kreciprocal(k1=5,k2=2,weight=0.3,together=true,program=true)"
+    assert record["chain"] == f"dba(n=2,alpha=0)+{last}"
     assert record["uses"] == "queries" and "the other queries" in record["uses_in_words"]
     assert record["chosen_on"] is None
     assert done.scores is not None and done.scores.mean("map") is not None
