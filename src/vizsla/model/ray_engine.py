@@ -10,8 +10,9 @@ import logging
 import os
 import pickle
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from vizsla.model.network import Network
 log = logging.getLogger("vizsla.embed")
 
 WAIT = 10  # seconds for a cluster to answer
+FETCHING = "iter_threaded"  # Ray Data's threads that bring results here
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # a frame of HTTP/2, an empty one
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
 
@@ -161,11 +163,13 @@ def ray_engine(ray: Any) -> Engine:
         if not ranges:
             return
         done = ranges[0].start
-        for positions, vectors, broken in _computed(ray, source, network, ranges):
-            yield positions, _shard(source, positions, vectors, broken)
-            done += len(positions)
-            if progress:
-                progress(done)
+        # closed at once where it is broken off: what Ray still computes would outlive Ray
+        with closing(_computed(ray, source, network, ranges)) as computed:
+            for positions, vectors, broken in computed:
+                yield positions, _shard(source, positions, vectors, broken)
+                done += len(positions)
+                if progress:
+                    progress(done)
 
     return engine
 
@@ -204,8 +208,9 @@ def _computed(
         num_cpus=needs.cpus,
         num_gpus=needs.gpus,
     )
+    stream: Any = iter(dataset.iter_rows())
     try:
-        for row in dataset.iter_rows():
+        for row in stream:
             if row["error"]:
                 kind = CompilingError if row["compiling"] else ModelError
                 raise kind(row["error"])
@@ -217,6 +222,11 @@ def _computed(
             f"embedding on Ray ended: {lines[-1] if lines else type(error).__name__}. What is "
             "written stays: run the same command again, it goes on behind it"
         ) from error
+    finally:
+        stream.close()
+        for thread in threading.enumerate():  # one that asks Ray after its end would end us
+            if thread.name == FETCHING:
+                thread.join(WAIT)
 
 
 def _needs(compute: Compute) -> Needs:
