@@ -24,7 +24,10 @@ from vizsla.score.validation import BALANCED, Validation
 log = logging.getLogger("vizsla.train")
 
 # Test classes that are new lose by what the training classes gain beyond some point.
-LEARNING_RATES = {"new-classes": 1e-4, "seen-classes": 2e-4}
+DEFAULTS = {
+    "new-classes": {"learning_rate": 1e-4, "short_epochs": 2.5},
+    "seen-classes": {"learning_rate": 2e-4, "short_epochs": 0.0},
+}
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -48,7 +51,7 @@ class TuneConfig:
     def from_options(options: dict[str, Any]) -> "TuneConfig":
         """From one flat dict of both dataclasses' fields; UsageError for unknown names.
 
-        Without a learning rate it is the one that suits what is validated on.
+        Without a learning rate or `short_epochs` they are what suits what is validated on.
         """
         ours = {f.name for f in dataclasses.fields(TuneConfig)} - {"train"}
         theirs = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -59,8 +62,9 @@ class TuneConfig:
                 f"{', '.join(sorted(ours | theirs))}"
             )
         own = {k: v for k, v in options.items() if k in ours}
-        rate = LEARNING_RATES.get(str(own.get("validate_on", TuneConfig.validate_on)))
-        default = {"learning_rate": rate} if rate else {}
+        default: dict[str, Any] = dict(
+            DEFAULTS.get(str(own.get("validate_on", TuneConfig.validate_on)), {})
+        )
         return TuneConfig(
             TrainConfig(**default | {k: v for k, v in options.items() if k in theirs}), **own
         )

@@ -144,6 +144,37 @@ def test_the_given_embedder_is_frozen_in_the_contest(images: ImageSet, tmp_path:
     assert torch.equal(weights(result.candidates[0].embedder or model), before)
 
 
+def test_a_short_training_first_is_tried_too(images: ImageSet, tmp_path: Path) -> None:
+    """As if it were asked for alone, and without changing the long one."""
+    both = run(images, tmp_path / "both", epochs=6, short_epochs=2)
+    short = run(images, tmp_path / "short", epochs=2)
+    long = run(images, tmp_path / "long", epochs=6)
+    values = {c.name: c.values for c in both.candidates}
+    for prefix, alone in (("short: ", short), ("", long)):
+        for name in ("last weights", "average of weights"):
+            own = next(c.values for c in alone.candidates if c.name == name)
+            assert np.array_equal(values[prefix + name], own), prefix + name
+    kept_short = both.kept.name.startswith("short: ")
+    assert both.steps == (short if kept_short else long).steps
+    lines = (tmp_path / "both" / "short" / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] <= short.steps
+
+
+def test_no_short_training_where_it_would_take_much_of_all(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    for options in ({"epochs": 5, "short_epochs": 2}, {"budget": 2.0, "short_epochs": 50}):
+        result = run(images, tmp_path / str(len(options)), **options)
+        assert not [c for c in result.candidates if c.name.startswith("short")]
+
+
+def test_a_budget_covers_the_short_training_too(images: ImageSet, tmp_path: Path) -> None:
+    result = run(images, tmp_path, budget=8.0, short_epochs=0.5)
+    names = [c.name for c in result.candidates]
+    assert "short: last weights" in names and "last weights" in names
+    assert result.seconds < 8.4
+
+
 @pytest.mark.parametrize("finetune", ["none", "head", "last"])
 def test_less_is_trained_when_asked(finetune: str, images: ImageSet, tmp_path: Path) -> None:
     model = embedder()
@@ -232,23 +263,26 @@ class Killed(BaseException):
     pass
 
 
-def killer(step: int) -> Callable[[str, int, int], None]:
-    calls = {"training": 0}
+def killer(step: int, at: str = "training") -> Callable[[str, int, int], None]:
+    calls = 0
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "training":
-            calls["training"] += 1
-            if calls["training"] == step:
+        nonlocal calls
+        if stage == at:
+            calls += 1
+            if calls == step:
                 raise Killed
 
     return progress
 
 
+@pytest.mark.parametrize("stage", ["training", "short training"])
 @pytest.mark.parametrize("loss", ["cross-entropy", "contrastive"])
 def test_a_killed_training_ends_as_an_unbroken_one(
-    loss: str, images: ImageSet, tmp_path: Path
+    loss: str, stage: str, images: ImageSet, tmp_path: Path
 ) -> None:
     options = {**FAST, "epochs": 6, "loss": loss, "augment": "medium", "batch_norm": "trained"}
+    options |= {"short_epochs": 2}
     options |= {"memory": 64} if loss == "contrastive" else {}
     parts = split(images, "seen-classes", share=0.25)
     part = images.subset(parts.training)
@@ -260,10 +294,11 @@ def test_a_killed_training_ends_as_an_unbroken_one(
 
     whole = once(tmp_path / "whole")
     with pytest.raises(Killed):
-        once(tmp_path / "broken", killer(3))
-    assert (tmp_path / "broken" / "checkpoint" / "state.json").exists()
+        once(tmp_path / "broken", killer(3 if stage == "training" else 2, stage))
+    for folder in ("short", "") if stage == "training" else ("short",):
+        assert (tmp_path / "broken" / folder / "checkpoint" / "state.json").exists()
     again = once(tmp_path / "broken")
-    assert again.steps == whole.steps == 36
+    assert again.steps == whole.steps == (12 if whole.kept.name.startswith("short") else 36)
     assert again.final_train_loss == whole.final_train_loss
     for one, other in zip(whole.candidates, again.candidates, strict=True):
         assert one.name == other.name

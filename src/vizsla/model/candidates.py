@@ -57,10 +57,12 @@ class TunedEntries:
         dim: int | None,
         seed: int,
         warn: Callable[[str], None],
+        prefix: str = "",
     ) -> None:
+        """prefix: of all names."""
         self.contest, self.clock, self.costs = contest, clock, costs
         self.pooled, self.labels, self.dim, self.seed = pooled, labels, dim, seed
-        self.warn = warn
+        self.warn, self.prefix = warn, prefix
 
     def enter(self, origin: Embedder, ends: list[tuple[str, Embedder]]) -> None:
         """origin: where the training started. ends: name → what it ended with, the better first."""
@@ -76,7 +78,7 @@ class TunedEntries:
         for name, model in ends:
             if found and not self._time_for_one_more():
                 break
-            found.append(self._entered(name, model))
+            found.append(self._entered(self.prefix + name, model))
         return max(found, key=lambda c: c.value)
 
     def _between(self, origin: Embedder, end: Candidate) -> Candidate:
@@ -89,7 +91,7 @@ class TunedEntries:
                 break
             between = copy.deepcopy(origin)
             between.load_state_dict(interpolated(origin.state_dict(), tuned, alpha))
-            candidate = self._entered(f"{alpha:g} of the way", between)
+            candidate = self._entered(f"{self.prefix}{alpha:g} of the way", between)
             leader = max(leader, candidate, key=lambda c: c.value)
         return leader
 

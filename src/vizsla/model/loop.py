@@ -38,16 +38,17 @@ class Clock:
     def __init__(self, budget: float | None, *, started: float | None = None) -> None:
         self.budget = budget
         self.started = time.monotonic() if started is None else started
+        self.before = 0.0
 
     def spent(self) -> float:
-        return time.monotonic() - self.started
+        return time.monotonic() - self.started + self.before
 
     def left(self) -> float:
         return math.inf if self.budget is None else self.budget - self.spent()
 
     def add(self, seconds: float) -> None:
-        """Counts what an interrupted run had spent."""
-        self.started -= seconds
+        """Counts what an interrupted run had spent; of several figures the largest holds all."""
+        self.before = max(self.before, seconds)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """What was asked for → a loop that is ready to run: weights, rates, batches, steps or seconds."""
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,49 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.loop import Clock, Loop, LoopConfig
 from vizsla.model.losses import TrainingLoss
 from vizsla.model.microbatch import GradientMaker, Processes, fitting_micro_batch
-from vizsla.model.optimise import parameter_groups
+from vizsla.model.optimise import checkpoint_activations, open_weights, parameter_groups
 from vizsla.model.settings import TrainConfig
 
 SMALLER = 6 / 7  # of the side in training: a third more pictures in the time
 NEVER_SMALLER = 96  # pixels
+
+
+@dataclass(frozen=True)
+class Length:
+    """One of the trainings that a backbone gets. prefix: of its candidates' names."""
+
+    prefix: str
+    stage: str
+
+    def folder(self, out: Path) -> Path:
+        """Of its log and checkpoint."""
+        return out / "short" if self.prefix else out
+
+    def epochs(self, config: TrainConfig) -> float | None:
+        if self.prefix:
+            return config.short_epochs
+        return None if config.budget else config.epochs
+
+
+LONG, SHORT = Length("", "training"), Length("short: ", "short training")
+
+
+def opened(origin: Embedder, config: TrainConfig) -> tuple[Embedder, list[list[nn.Parameter]]]:
+    """A copy to be trained, and its open weights, first to last."""
+    from vizsla.model import lora
+
+    tuned = copy.deepcopy(origin)
+    tuned.views = None  # training draws views of its own
+    if config.checkpointing:
+        checkpoint_activations(tuned)
+    if config.finetune != "lora":
+        return tuned, open_weights(tuned, config.finetune, config.blocks)
+    lora.add_adapters(tuned, seed=config.seed)
+    open_weights(tuned, "head", config.blocks)
+    adapters = lora.adapter_parameters(tuned)
+    for p in adapters:
+        p.requires_grad_(True)
+    return tuned, [adapters]
 
 
 def build_loop(
@@ -35,13 +75,15 @@ def build_loop(
     config: TrainConfig,
     compute: Compute,
     *,
+    epochs: float | None,
     seconds: float | None,
     processes: Processes,
     clock: Clock,
     folder: Path,
     about: dict[str, str],
 ) -> Loop:
-    """blocks: the open weights, first to last. seconds: for the loop alone; None: by epochs."""
+    """blocks: the open weights, first to last. epochs, seconds: for the loop alone, whichever is
+    sooner; None: no such limit."""
     groups = parameter_groups(
         tuned,
         blocks,
@@ -71,7 +113,7 @@ def build_loop(
             torch.device(compute.device).type, enabled=precision == torch.float16
         ),
     )
-    steps = 2**31 if config.budget else math.ceil(config.epochs * plan.steps_per_epoch)
+    steps = 2**31 if epochs is None else math.ceil(epochs * plan.steps_per_epoch)
     settings = LoopConfig(
         steps=max(1, steps),
         seconds=seconds,

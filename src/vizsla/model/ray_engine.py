@@ -11,7 +11,7 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -184,7 +184,7 @@ def _shard(source: Source, positions: range, vectors: np.ndarray, broken: dict[s
 
 def _computed(
     ray: Any, source: Source, network: Network, ranges: Sequence[range]
-) -> Iterator[tuple[range, np.ndarray, dict[str, str]]]:
+) -> Generator[tuple[range, np.ndarray, dict[str, str]], None, None]:
     needs = _needs(network.compute)
     actors = min(_room(ray, needs), len(ranges))
     log.info("Ray: %d actors with %d CPUs, %d GPUs each", actors, needs.cpus, needs.gpus)

@@ -40,6 +40,7 @@ class TrainConfig:
     batch_norm: str = "frozen"
     checkpointing: bool = False
     epochs: float = 10.0
+    short_epochs: float = 0.0  # of a training that is tried before the long one; 0: none
     budget: float | None = None
     precision: str = "auto"
     device: str = "auto"
@@ -55,10 +56,16 @@ class TrainConfig:
             raise UsageError(f"--finetune {self.finetune}: choose one of {', '.join(FINETUNES)}")
         if self.batch_norm not in ("frozen", "trained"):
             raise UsageError(f"--batch-norm {self.batch_norm}: choose frozen or trained")
-        if self.batch_size < 2 or self.epochs <= 0 or (self.budget or 1) <= 0:
+        if (
+            self.batch_size < 2
+            or self.epochs <= 0
+            or self.short_epochs < 0
+            or (self.budget or 1) <= 0
+        ):
             raise UsageError(
-                f"batch size {self.batch_size}, {self.epochs} epochs, budget {self.budget}: choose "
-                "a batch of 2 images or more, and epochs and budget above 0"
+                f"batch size {self.batch_size}, {self.epochs} epochs, short_epochs "
+                f"{self.short_epochs}, budget {self.budget}: choose a batch of 2 images or more, "
+                "epochs and budget above 0, short_epochs of 0 or more"
             )
         if self.memory and self.memory < self.batch_size:
             raise UsageError(

@@ -21,7 +21,7 @@ from vizsla.data.augment import augmenter
 from vizsla.data.imageset import ImageSet
 from vizsla.data.pictures import Pictures
 from vizsla.data.splits import class_codes, warn_of_labels
-from vizsla.model import heads, silence
+from vizsla.model import checkpoint, heads, silence
 from vizsla.model.candidates import REFITTED, Costs, TunedEntries, behind, framings_of
 from vizsla.model.choice import Contest, Validate, table
 from vizsla.model.embedder import Embedder
@@ -29,12 +29,15 @@ from vizsla.model.held import pooled_of
 from vizsla.model.loop import Clock, Loop, LoopResult
 from vizsla.model.losses import TrainingLoss, build_loss
 from vizsla.model.microbatch import Processes
-from vizsla.model.optimise import checkpoint_activations, open_weights
 from vizsla.model.outcome import TrainResult
 from vizsla.model.planning import (
+    LONG,
+    SHORT,
+    Length,
     build_loop,
     identity_of,
     labelled,
+    opened,
     order_of,
     size_in_training,
     some_of,
@@ -49,6 +52,10 @@ log = logging.getLogger("vizsla.train")
 FEW_QUERIES = 50  # of the validation: a standard error of .05 and more
 STARTS = ("pca", "centred", "head")  # whitening comes after training: before, it gave less
 SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
+LAST = "last weights"
+SHORT_TIMES = 3  # so much of the time, or of the epochs, has to be there for a short training first
+TRAINING_COSTS = 3.0  # of an image, against reading and embedding it
+SHORT_DECISION = "short/decision"
 
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
 
@@ -73,7 +80,7 @@ def train(
     run = _Training(images, embedder, config, validate, Path(out), clock, processes, progress)
     if run.processes.rank > 0:
         return run.result()
-    with storage.locked(run.out, parts=("heads", "checkpoint", DECISION, "embedder")):
+    with storage.locked(run.out, parts=("heads", "checkpoint", "short", DECISION, "embedder")):
         return run.result()
 
 
@@ -110,7 +117,7 @@ class _Training:
         self.loss: TrainingLoss | None = None
         self.closed_forms: frozenset[str] = frozenset()
         self.head_loss = math.nan
-        self.loop_result: LoopResult | None = None
+        self.loop_results: dict[Length, LoopResult] = {}
         self.choice_seconds = self.reading_seconds = 0.0
 
     # ── stage after stage ────────────────────────────────────────────────────────────────────────
@@ -221,77 +228,96 @@ class _Training:
         return {**found, "head": trained.projection}, trained.final_loss
 
     def _backbone(self, contest: Contest, start: Embedder) -> None:
-        from vizsla.model import lora
+        """A short training first, where it pays: what came of either is a candidate."""
+        loss, generators = copy.deepcopy(self.loss), checkpoint.generator_states()
+        if self._short_pays():
+            self._tuned(contest, start, SHORT)
+            self.loss = loss
+            checkpoint.set_generator_states(generators)
+        self._tuned(contest, start, LONG)
 
+    def _tuned(self, contest: Contest, start: Embedder, length: Length) -> None:
+        """Trains a copy of `start` and enters what came of it."""
         assert self.loss is not None
-        config = self.config
+        config, folder = self.config, length.folder(self.out)
         origin = self._placed(copy.deepcopy(start))
-        tuned = copy.deepcopy(origin)
-        tuned.views = None  # training draws views of its own
-        if config.checkpointing:
-            checkpoint_activations(tuned)
-        adapted = config.finetune == "lora"
-        if adapted:
-            lora.add_adapters(tuned, seed=config.seed)
-        blocks = open_weights(tuned, "head" if adapted else config.finetune, config.blocks)
-        if adapted:
-            blocks = [lora.adapter_parameters(tuned)]
-            for p in blocks[0]:
-                p.requires_grad_(True)
+        tuned, blocks = opened(origin, config)
         self.loss.to(self.compute.device)
         loop = build_loop(
             tuned, blocks, self.loss, self.images, config, self.compute,
-            seconds=self._loop_seconds(tuned), processes=self.processes, clock=self.clock,
-            folder=self.out / "checkpoint", about=self.about,
+            epochs=length.epochs(config), seconds=self._loop_seconds(tuned, length),
+            processes=self.processes, clock=self.clock,
+            folder=folder / "checkpoint", about=self.about,
         )  # fmt: skip
         resumed = loop.resume()
         before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
         first_step = loop.step if resumed else 0
         board = None
         if self.processes.rank == 0:
-            board = TrainLog(self.out, from_step=loop.step, tensorboard=config.tensorboard)
+            board = TrainLog(folder, from_step=loop.step, tensorboard=config.tensorboard)
         size = size_in_training(self.embedder, config.train_size)
         augment = augmenter(config.augment, self.embedder.preprocess.with_size(size))
-        self.loop_result = loop.run(
+        result = self.loop_results[length] = loop.run(
             self.pictures.__getitem__,
             augment,
             board,
-            lambda done, total: self.progress("training", done, total),
+            lambda done, total: self.progress(length.stage, done, total),
         )
         if board:
             board.close()
+            if length is not LONG and result.steps > first_step:
+                loop.save()  # an interrupted run goes on behind its end
         self._warn_all(
             silence.after_training(
-                self.loop_result.stopped,
-                silence.unmoved(before, tuned, self.loop_result.steps - first_step),
-                self.loop_result.final_loss,
+                result.stopped,
+                silence.unmoved(before, tuned, result.steps - first_step),
+                result.final_loss,
                 self.loss.chance(config.batch_size),
                 config.loss,
                 self._some_vectors(tuned),
             )
         )
-        self._enter_tuned(contest, origin, tuned, loop, adapted)
+        self._enter_tuned(contest, origin, tuned, loop, length)
 
     def _enter_tuned(
-        self, contest: Contest, origin: Embedder, tuned: Embedder, loop: Loop, adapted: bool
+        self, contest: Contest, origin: Embedder, tuned: Embedder, loop: Loop, length: Length
     ) -> None:
         from vizsla.model import lora
 
         ends: list[tuple[str, Embedder]] = []
-        if loop.average is not None and self.loop_result and self.loop_result.averaged is not None:
+        if loop.average is not None and self.loop_results[length].averaged is not None:
             averaged: Any = loop.average.module
             ends.append(("average of weights", averaged))
-        ends.append(("last weights", tuned))
+        ends.append((LAST, tuned))
         entries = TunedEntries(
             contest, self.clock, self._costs(), pooled=self._pooled, labels=self.labels,
-            dim=self.config.dim, seed=self.config.seed, warn=self._warn,
+            dim=self.config.dim, seed=self.config.seed, warn=self._warn, prefix=length.prefix,
         )  # fmt: skip
         for _, end in ends:
             end.views = origin.views
+        adapted = self.config.finetune == "lora"
         entries.enter(origin, [(n, lora.merged(m) if adapted else m) for n, m in ends])
         for candidate in contest.candidates:
-            if candidate.name == "last weights":
+            if candidate.name == length.prefix + LAST:
                 self._warn_all(silence.tuned_like_frozen(candidate.values, contest.frozen.values))
+
+    def _short_pays(self) -> bool:
+        """Whether three times a short training fits in; decided once, also for a resumed run."""
+        config = self.config
+        if not config.short_epochs:
+            return False
+        if config.budget is None:
+            return config.epochs >= SHORT_TIMES * config.short_epochs
+        pays = False
+        if self.processes.rank == 0:
+            known = checkpoint.load_state(self.out / SHORT_DECISION, about=self.about)
+            if known is None:
+                wanted = config.short_epochs * TRAINING_COSTS * self.reading_seconds
+                choices = 2 * self._costs().of_all(len(framings_of(self.embedder)))
+                known = {"pays": SHORT_TIMES * wanted <= self.clock.left() - choices}
+                checkpoint.save_state(self.out / SHORT_DECISION, known, about=self.about)
+            pays = known["pays"]
+        return self.processes.from_first(float(pays)) > 0
 
     def _pooled(self, embedder: Embedder, chosen: np.ndarray) -> np.ndarray:
         """(n, C) of these training images."""
@@ -309,8 +335,9 @@ class _Training:
             kept.embedder.eval().save(self.out / "embedder")
             curve = draw_curve(self.out, self.config.loss)
         log.info("candidates on validation:\n%s", table(contest.candidates))
-        steps = self.loop_result.steps if self.loop_result else 0
-        final = self.loop_result.final_loss if self.loop_result else self.head_loss
+        trained = self.loop_results.get(SHORT if kept.name.startswith(SHORT.prefix) else LONG)
+        steps = trained.steps if trained else 0
+        final = trained.final_loss if trained else self.head_loss
         epochs = steps * self.config.batch_size / max(1, len(self.images))
         result = TrainResult(
             embedder=kept.embedder,
@@ -326,7 +353,7 @@ class _Training:
             log_path=self.out / "log.jsonl",
             curve_path=curve,
             precision=self.compute.precision,
-            images_per_second=self.loop_result.images_per_second if self.loop_result else 0.0,
+            images_per_second=trained.images_per_second if trained else 0.0,
             broken=broken,
             closed_forms=self.closed_forms,
         )
@@ -368,11 +395,13 @@ class _Training:
         loss.start_from(means)
         return loss
 
-    def _loop_seconds(self, tuned: Embedder) -> float | None:
+    def _loop_seconds(self, tuned: Embedder, length: Length) -> float | None:
         """What a budget leaves for the loop: the choice at the end is planned for."""
         if self.config.budget is None:
             return None
         reserve = self._costs().of_all(len(framings_of(tuned)))
+        if length is SHORT:
+            return max(0.0, (self.clock.left() - 2 * reserve) / 2)  # at most: it goes by epochs
         seconds = self.clock.left() - min(reserve, 0.5 * self.clock.left())
         if seconds < 1:
             self._warn(
