@@ -163,7 +163,7 @@ def test_a_short_training_first_is_tried_too(images: ImageSet, tmp_path: Path) -
 def test_no_short_training_where_it_would_take_much_of_all(
     images: ImageSet, tmp_path: Path
 ) -> None:
-    for options in ({"epochs": 5, "short_epochs": 2}, {"budget": 2.0, "short_epochs": 50}):
+    for options in ({"epochs": 3, "short_epochs": 2}, {"budget": 2.0, "short_epochs": 50}):
         result = run(images, tmp_path / str(len(options)), **options)
         assert not [c for c in result.candidates if c.name.startswith("short")]
 

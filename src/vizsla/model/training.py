@@ -53,8 +53,8 @@ FEW_QUERIES = 50  # of the validation: a standard error of .05 and more
 STARTS = ("pca", "centred", "head")  # whitening comes after training: before, it gave less
 SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 LAST = "last weights"
-SHORT_TIMES = 3  # so much of the time, or of the epochs, has to be there for a short training first
-TRAINING_COSTS = 3.0  # of an image, against reading and embedding it
+SHORT_TIMES = 2  # so much of the time, or of the epochs, has to be there for a short training first
+TRAINING_COSTS = 2.0  # of an image, against reading and embedding it
 SHORT_DECISION = "short/decision"
 
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
