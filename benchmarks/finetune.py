@@ -8,7 +8,8 @@
     python benchmarks/finetune.py show   -o finetune.json    all tables from what is in the file
 
 `--images N` trains on N images in place of minutes, on whatever device there is: a GPU can then say
-what a budget on a slow processor would give (docs/recipes.md has the numbers).
+what a budget on a slow processor would give (docs/recipes.md has the numbers). `--interpolation
+bilinear` resizes pictures by another filter than the model's own; give it a file of its own (-o).
 
 Every job's figures go into the file as they come; a job that is there is not run again. The test
 part is embedded and scored after all choices are made, and decides nothing.
@@ -52,8 +53,11 @@ Figures = dict[str, float]
 class Bench:
     """The shared data, and a file of figures by job."""
 
-    def __init__(self, shared: Path, out: Path, images: int | None = None) -> None:
+    def __init__(
+        self, shared: Path, out: Path, images: int | None = None, interpolation: str | None = None
+    ) -> None:
         self.shared, self.out, self.images = shared, out, images
+        self.interpolation = interpolation
         self.found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
 
     def data(self, name: str) -> DataFolders:
@@ -61,6 +65,8 @@ class Bench:
 
     def embedder(self, views: str = "none") -> Embedder:
         built = Embedder.build("mobilenetv2", weights=self.shared / WEIGHTS, pooling="gap")
+        if self.interpolation:
+            built = built.with_interpolation(self.interpolation)
         return built.with_views(views)
 
     def once(self, job: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -291,8 +297,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", default="1,4")
     parser.add_argument("--images", type=int, help="Train on as many as 4 minutes would.")
+    parser.add_argument("--interpolation", help="resize by another one than the model's own")
     options = parser.parse_args()
-    bench = Bench(options.shared, options.out, options.images)
+    bench = Bench(options.shared, options.out, options.images, options.interpolation)
     sets = options.sets.split(",")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     for name in sets:

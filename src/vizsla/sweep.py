@@ -23,6 +23,7 @@ from vizsla.model.backbones import resolve
 from vizsla.model.embedder import Embedder
 from vizsla.model.pooling import POOLINGS
 from vizsla.model.shared import TOGETHER, embed_together
+from vizsla.model.trainlog import SHORT_FOLDER
 from vizsla.pipeline import Progress
 from vizsla.runconfig import RunConfig, compute_for
 from vizsla.score.compare import read_results
@@ -34,7 +35,8 @@ log = logging.getLogger("vizsla.sweep")
 FORM = "sweep/1"
 LOSSES = ("cross-entropy", "cross-entropy+0.5*supcon", "arcface", "multi-similarity")
 RATES = {"learning_rate": (1e-5, 1e-3), "head_learning_rate": (3e-4, 1e-2)}
-MADE_AGAIN = ("embedder", "checkpoint", "features", "heads")  # of a trial, removed behind it
+# of a trial, removed behind it
+MADE_AGAIN = ("embedder", "checkpoint", SHORT_FOLDER, "features", "heads")
 
 
 @dataclass(frozen=True)

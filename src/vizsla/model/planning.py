@@ -24,6 +24,7 @@ from vizsla.model.losses import TrainingLoss
 from vizsla.model.microbatch import GradientMaker, Processes, fitting_micro_batch
 from vizsla.model.optimise import checkpoint_activations, open_weights, parameter_groups
 from vizsla.model.settings import TrainConfig
+from vizsla.model.trainlog import SHORT_FOLDER
 
 SMALLER = 6 / 7  # of the side in training: a third more pictures in the time
 NEVER_SMALLER = 96  # pixels
@@ -38,7 +39,7 @@ class Length:
 
     def folder(self, out: Path) -> Path:
         """Of its log and checkpoint."""
-        return out / "short" if self.prefix else out
+        return out / SHORT_FOLDER if self.prefix else out
 
     def epochs(self, config: TrainConfig) -> float | None:
         if self.prefix:

@@ -45,7 +45,7 @@ from vizsla.model.planning import (
 from vizsla.model.projection import Projection, identity_or_pca
 from vizsla.model.reading import DECISION, Read, read_features
 from vizsla.model.settings import TrainConfig, training_compute
-from vizsla.model.trainlog import TrainLog, draw_curve
+from vizsla.model.trainlog import SHORT_FOLDER, TrainLog, draw_curve
 
 log = logging.getLogger("vizsla.train")
 
@@ -55,7 +55,7 @@ SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 LAST = "last weights"
 SHORT_TIMES = 2  # so much of the time, or of the epochs, has to be there for a short training first
 TRAINING_COSTS = 2.0  # of an image, against reading and embedding it
-SHORT_DECISION = "short/decision"
+SHORT_DECISION = f"{SHORT_FOLDER}/decision"
 
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
 
@@ -80,7 +80,7 @@ def train(
     run = _Training(images, embedder, config, validate, Path(out), clock, processes, progress)
     if run.processes.rank > 0:
         return run.result()
-    with storage.locked(run.out, parts=("heads", "checkpoint", "short", DECISION, "embedder")):
+    with storage.locked(run.out, parts=("heads", "checkpoint", SHORT_FOLDER, DECISION, "embedder")):
         return run.result()
 
 

@@ -9,6 +9,7 @@ from vizsla import storage
 from vizsla.errors import MissingExtraError
 
 LOG, CURVE = "log.jsonl", "curve.png"
+SHORT_FOLDER = "short"  # of a short training's log, below the other's
 
 
 class TrainLog:
@@ -51,20 +52,35 @@ def draw_curve(folder: Path, title: str) -> Path | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [r for r in read_log(folder) if isinstance(r.get("loss"), int | float)]
+    points, short = _losses(folder), _losses(folder / SHORT_FOLDER)
     if not points:
         return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot([r["step"] for r in points], [r["loss"] for r in points], color="tab:blue")
-    axes.set(xlabel="step", ylabel="loss", title=title)
     rates = axes.twinx()
-    rates.plot([r["step"] for r in points], [r.get("rate", 0) for r in points], color="tab:gray")
-    rates.set_ylabel("share of the learning rate")
+    rates.plot(*_by_step(points, "rate"), color="tab:gray", linewidth=1)
+    rates.set_ylabel("share of the learning rate", color="tab:gray")
+    if short:
+        axes.plot(*_by_step(short, "loss"), color="tab:orange", label="short training")
+    axes.plot(*_by_step(points, "loss"), color="tab:blue", label="training")
+    axes.set(xlabel="step", title=title)
+    axes.set_ylabel("loss", color="tab:blue")
+    axes.set_zorder(rates.get_zorder() + 1)  # the loss before the rate
+    axes.patch.set_visible(False)
+    if short:
+        axes.legend(loc="upper right")
     with storage.writing(folder / CURVE) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return folder / CURVE
+
+
+def _losses(folder: Path) -> list[dict[str, Any]]:
+    return [r for r in read_log(folder) if isinstance(r.get("loss"), int | float)]
+
+
+def _by_step(points: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    return [r["step"] for r in points], [r.get(key, 0.0) for r in points]
 
 
 def _board(folder: Path) -> Any:
