@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ import pytest
 from PIL import Image
 
 gc.set_threshold(50_000, 20, 50)  # looking less often is faster: a process runs many tests
+
+
+def pytest_configure() -> None:
+    """Where a shell has started the tests in the background it has turned SIGINT off for them and
+    all that they start: servers that a test interrupts would never end."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:

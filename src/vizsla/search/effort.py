@@ -22,7 +22,8 @@ from vizsla.search.exact import Rows
 log = logging.getLogger("vizsla.index")
 
 DEPTH = 10
-SAMPLE = 400
+SAMPLE = 400  # of the gallery's rows, which every search then looks at one by one
+GIVEN = 1000  # of the queries that a user gives, which cost a search nothing
 MOST_CANDIDATES = 1600
 
 
@@ -48,7 +49,7 @@ class Sample:
             own = np.sort(dice.choice(len(gallery), n, replace=False))
             queries = gallery[own]
         else:
-            queries = queries[np.sort(dice.permutation(len(queries))[:SAMPLE])]
+            queries = queries[np.sort(dice.permutation(len(queries))[:GIVEN])]
             own = np.full(len(queries), -1)
         shape = (len(queries), DEPTH)
         nothing = Sample(queries, own, np.full(shape, -1), np.full(shape, -np.inf), 0)
