@@ -36,7 +36,7 @@ FORM = "sweep/1"
 LOSSES = ("cross-entropy", "cross-entropy+0.5*supcon", "arcface", "multi-similarity")
 RATES = {"learning_rate": (1e-5, 1e-3), "head_learning_rate": (3e-4, 1e-2)}
 # of a trial, removed behind it
-MADE_AGAIN = ("embedder", "checkpoint", SHORT_FOLDER, "features", "heads")
+MADE_AGAIN = ("embedder", "checkpoint", f"{SHORT_FOLDER}/checkpoint", "features", "heads")
 
 
 @dataclass(frozen=True)

@@ -163,16 +163,44 @@ def test_a_short_training_first_is_tried_too(images: ImageSet, tmp_path: Path) -
 def test_no_short_training_where_it_would_take_much_of_all(
     images: ImageSet, tmp_path: Path
 ) -> None:
-    for options in ({"epochs": 3, "short_epochs": 2}, {"budget": 2.0, "short_epochs": 50}):
-        result = run(images, tmp_path / str(len(options)), **options)
-        assert not [c for c in result.candidates if c.name.startswith("short")]
+    result = run(images, tmp_path, epochs=3, short_epochs=2)
+    assert not [c for c in result.candidates if c.name.startswith("short")]
 
 
-def test_a_budget_covers_the_short_training_too(images: ImageSet, tmp_path: Path) -> None:
-    result = run(images, tmp_path, budget=8.0, short_epochs=0.5)
+@pytest.mark.parametrize(("costs", "pays"), [(0.0, True), (1e9, False)])
+def test_a_budget_covers_a_short_training_that_pays(
+    costs: float, pays: bool, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vizsla.model.training.TRAINING_COSTS", costs)  # of an image
+    monkeypatch.setattr("vizsla.model.candidates.SAVING_SECONDS", 0.1)
+    run(images, tmp_path / "warm", epochs=0.2)  # imports are no costs
+    result = run(images, tmp_path / "out", budget=5.0, short_epochs=0.5)
     names = [c.name for c in result.candidates]
-    assert "short: last weights" in names and "last weights" in names
-    assert result.seconds < 8.4
+    assert "last weights" in names and ("short: last weights" in names) is pays
+    assert result.seconds < 9.0
+
+
+def test_a_short_training_that_has_ended_stays_ended(images: ImageSet, tmp_path: Path) -> None:
+    """One that the clock has ended would have time again after a kill."""
+    config = TrainConfig(**{**FAST, "budget": 10.0, "short_epochs": 1000.0})
+    parts = split(images, "seen-classes", share=0.25)
+    validation = Validation(images, parts, training_compute(config))
+
+    def once(progress: Callable[[str, int, int], None] | None = None) -> TrainResult:
+        part = images.subset(parts.training)
+        return train(part, embedder(), config, validation, tmp_path, progress=progress)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("vizsla.model.training.TRAINING_COSTS", 0.0)
+        patched.setattr("vizsla.model.training._Training._loop_seconds", lambda *_: 0.4)
+        with pytest.raises(Killed):
+            once(killer(1))
+        log = (tmp_path / "short" / "log.jsonl").read_text()
+        patched.setattr("vizsla.model.training._Training._loop_seconds", lambda *_: 1.0)
+        patched.setattr("vizsla.model.training.TRAINING_COSTS", 1e9)  # decided already
+        result = once()
+    assert "short: last weights" in [c.name for c in result.candidates]
+    assert (tmp_path / "short" / "log.jsonl").read_text() == log
 
 
 @pytest.mark.parametrize("finetune", ["none", "head", "last"])
@@ -276,8 +304,10 @@ def killer(step: int, at: str = "training") -> Callable[[str, int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize("stage", ["training", "short training"])
-@pytest.mark.parametrize("loss", ["cross-entropy", "contrastive"])
+@pytest.mark.parametrize(
+    ("loss", "stage"),
+    [("cross-entropy", "training"), ("contrastive", "training"), ("supcon", "short training")],
+)
 def test_a_killed_training_ends_as_an_unbroken_one(
     loss: str, stage: str, images: ImageSet, tmp_path: Path
 ) -> None:

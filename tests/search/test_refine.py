@@ -26,8 +26,8 @@ def dense_k_reciprocal(
 ) -> np.ndarray:
     """1 - d* (Q, G) by Zhong et al. (2017), with Python sets and loops over all images.
 
-    program: more than two thirds, and rows of V that sum to 1, which the authors' program has and
-    their formulas have not.
+    program: more than two thirds, rows of V that sum to 1, and numpy's rounding of half of k1,
+    which the authors' program has and their formulas have not.
     """
     every = np.concatenate([gallery, queries]).astype(np.float64)
     N, G = len(every), len(gallery)
@@ -43,7 +43,8 @@ def dense_k_reciprocal(
         return {g for g in near if p in ranked[g][: k + 1]}
 
     R = [reciprocal(i, k1) for i in range(N)]
-    H = [reciprocal(i, (k1 + 1) // 2) for i in range(N)]
+    halved = max(1, int(np.around(k1 / 2))) if program else (k1 + 1) // 2
+    H = [reciprocal(i, halved) for i in range(N)]
     V = np.zeros((N, N))
     for p in range(N):
         expanded = set(R[p])
@@ -96,7 +97,7 @@ def as_matrix(found: tuple[np.ndarray, np.ndarray], G: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("k1", "k2", "weight"), [(20, 6, 0.3), (7, 1, 0.0), (4, 3, 0.9), (11, 2, 0.5), (1, 1, 0.3)]
+    ("k1", "k2", "weight"), [(20, 6, 0.3), (7, 1, 0.0), (4, 3, 0.9), (9, 2, 0.5), (1, 1, 0.3)]
 )
 @pytest.mark.parametrize("sizes", [(23, 90), (60, 41), (1, 70)])
 @pytest.mark.parametrize("program", [True, False])

@@ -180,7 +180,10 @@ TINY = [
 
 @pytest.fixture(scope="session")
 def jobs(photos: Path) -> dict[str, Job]:
-    embed = ["embed", str(photos), *TINY, "--batch-size", "4", "--shard-images", str(SHARD)]
+    embed = [
+        "embed", str(photos), *TINY, "--batch-size", "4", "--shard-images", str(SHARD),
+        "--precision", "fp32",  # or the first run alone would write what it finds out about it
+    ]  # fmt: skip
     train = [
         "train", str(photos), *TINY, "--finetune", "full", "--epochs", "2", "--precision", "fp32",
         "--batch-size", "16", "--set", "save_seconds=0", "--validate-on", "seen-classes",

@@ -281,7 +281,7 @@ class Trial:
 
     @property
     def costs_too_much(self) -> bool:
-        """Whether it loses more top-1 than one standard error. One query alone never is more."""
+        """Whether it loses more top-1 than one standard error. One of several queries never is."""
         return self.change < -self.error * (1 + 1e-6)
 
 

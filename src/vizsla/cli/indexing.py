@@ -93,7 +93,10 @@ def build(
     ] = None,
     sample: Annotated[
         Path | None,
-        typer.Option("--sample", help="Measure recall on these embeddings, not on the gallery's."),
+        typer.Option(
+            "--sample",
+            help="Measure recall on (up to 1,000 of) these embeddings, not on the gallery's.",
+        ),
     ] = None,
     store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
     as_json: AsJson = False,

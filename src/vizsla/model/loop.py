@@ -28,6 +28,7 @@ from vizsla.model.trainlog import TrainLog
 log = logging.getLogger("vizsla.train")
 
 SAVE_SECONDS = 60.0
+UNLIMITED = 2**31  # steps
 SAFE_STEPS = 20  # between copies of weights that gave a finite loss
 TOLD_STEPS = 10  # between lines in the log
 
@@ -88,7 +89,10 @@ class LoopResult:
 
 
 class Loop:
-    """The state of a training between two steps. `run` goes on from whatever step it is at."""
+    """The state of a training between two steps. `run` goes on from whatever step it is at.
+
+    seconds: when to end at the latest, those before a resumption included; may be set until `run`.
+    """
 
     def __init__(
         self,
@@ -107,6 +111,8 @@ class Loop:
         self.plan, self.config, self.clock = plan, config, clock
         self.folder, self.about = folder, about
         self.step, self.losses, self.spent = 0, [], 0.0  # type: int, list[float], float
+        self.seconds = config.seconds
+        self.ended, self.stopped = False, None  # type: bool, str | None
         self.average = moving_average(embedder, config.ema_decay) if config.ema_decay else None
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
@@ -118,6 +124,8 @@ class Loop:
         log_file: TrainLog | None,
         progress: Callable[[int, int], None] | None = None,
     ) -> LoopResult:
+        if self.ended:  # before it was interrupted
+            return self._result(max(1e-9, self.spent))
         self._prepare()
         device = next(self.embedder.parameters()).device
         size, rank = self.processes.size, self.processes.rank
@@ -131,7 +139,7 @@ class Loop:
             part=slice(rank * each, (rank + 1) * each),
         )
         begun, first, saved = time.monotonic() - self.spent, self.step, time.monotonic()
-        stopped, safe = None, self._safe_copy()
+        safe = self._safe_copy()
         for images, positions in batches:
             self.spent = time.monotonic() - begun
             done = self.processes.from_first(self._done())
@@ -142,7 +150,7 @@ class Loop:
             labels = torch.as_tensor(self.plan.labels[positions], device=device)
             value = self.maker.gradients(images, labels)
             if not math.isfinite(value):
-                stopped = self._stop(value, safe)
+                self.stopped = self._stop(value, safe)
                 break
             if self.step % SAFE_STEPS == 0:
                 safe = self._safe_copy()
@@ -154,14 +162,12 @@ class Loop:
                 self.save()
                 saved = time.monotonic()
         batches.close()
-        took = max(1e-9, time.monotonic() - begun)
-        return LoopResult(
-            self.step,
-            self.losses,
-            self._averaged(),
-            stopped,
-            self.step * self.plan.batch_size / took,
-        )
+        self.ended, self.spent = True, time.monotonic() - begun
+        return self._result(max(1e-9, self.spent))
+
+    def _result(self, took: float) -> LoopResult:
+        speed = self.step * self.plan.batch_size / took
+        return LoopResult(self.step, self.losses, self._averaged(), self.stopped, speed)
 
     @property
     def processes(self) -> Processes:
@@ -175,11 +181,11 @@ class Loop:
     def _done(self) -> float:
         """How far it is, 0…1: by steps, or by time where that is sooner."""
         by_steps = self.step / max(1, self.config.steps)
-        if self.config.seconds is None:
+        if self.seconds is None:
             return by_steps
-        if self.config.seconds <= 0:
+        if self.seconds <= 0:
             return 1.0
-        return max(by_steps, self.spent / self.config.seconds)
+        return max(by_steps, self.spent / self.seconds)
 
     def _update(self, share: float) -> float:
         """One step of the optimiser; the gradient's norm before clipping."""
@@ -223,10 +229,10 @@ class Loop:
                 micro_batch=self.maker.micro_batch,
                 seconds=round(seconds, 1),
             )
-        if progress and self.config.seconds is None:
+        if progress and self.config.steps < UNLIMITED:
             progress(self.step, self.config.steps)
-        elif progress and self.config.seconds:
-            progress(min(round(seconds), int(self.config.seconds)), int(self.config.seconds))
+        elif progress and self.seconds:
+            progress(min(round(seconds), int(self.seconds)), int(self.seconds))
 
     # ── when the loss is no number ───────────────────────────────────────────────────────────────
 
@@ -260,6 +266,8 @@ class Loop:
         """All that the next step depends on."""
         state = {
             "step": self.step,
+            "ended": self.ended,
+            "stopped": self.stopped,
             "spent": self.spent,
             "clock": self.clock.spent(),
             "losses": self.losses,
@@ -280,6 +288,7 @@ class Loop:
         if state is None:
             return False
         self.step, self.spent, self.losses = state["step"], state["spent"], state["losses"]
+        self.ended, self.stopped = state["ended"], state["stopped"]
         self.clock.add(state["clock"])
         self.maker.micro_batch = state["micro_batch"]
         self.embedder.load_state_dict(state["embedder"], strict=False)

@@ -19,7 +19,7 @@ from vizsla.errors import DataError
 from vizsla.model.candidates import STEP, takes_any_size
 from vizsla.model.compute import PRECISIONS, Compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.loop import Clock, Loop, LoopConfig
+from vizsla.model.loop import UNLIMITED, Clock, Loop, LoopConfig
 from vizsla.model.losses import TrainingLoss
 from vizsla.model.microbatch import GradientMaker, Processes, fitting_micro_batch
 from vizsla.model.optimise import checkpoint_activations, open_weights, parameter_groups
@@ -77,14 +77,13 @@ def build_loop(
     compute: Compute,
     *,
     epochs: float | None,
-    seconds: float | None,
     processes: Processes,
     clock: Clock,
     folder: Path,
     about: dict[str, str],
 ) -> Loop:
-    """blocks: the open weights, first to last. epochs, seconds: for the loop alone, whichever is
-    sooner; None: no such limit."""
+    """blocks: the open weights, first to last. epochs: None for no such limit. Its seconds
+    are set when it is known what an interrupted run has spent."""
     groups = parameter_groups(
         tuned,
         blocks,
@@ -114,10 +113,10 @@ def build_loop(
             torch.device(compute.device).type, enabled=precision == torch.float16
         ),
     )
-    steps = 2**31 if epochs is None else math.ceil(epochs * plan.steps_per_epoch)
+    steps = UNLIMITED if epochs is None else math.ceil(epochs * plan.steps_per_epoch)
     settings = LoopConfig(
         steps=max(1, steps),
-        seconds=seconds,
+        seconds=None,
         warmup=config.warmup,
         clip=config.clip,
         ema_decay=config.ema_decay,

@@ -29,7 +29,8 @@ from vizsla.model.network import Network
 log = logging.getLogger("vizsla.embed")
 
 WAIT = 10  # seconds for a cluster to answer
-FETCHING = "iter_threaded"  # Ray Data's threads that bring results here
+# Ray Data's threads that bring results here, by the beginnings of their names
+FETCHING = ("iter_threaded", "map_tp_filling_worker", "map_tp_transforming_worker")
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # a frame of HTTP/2, an empty one
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
 
@@ -208,8 +209,10 @@ def _computed(
         num_cpus=needs.cpus,
         num_gpus=needs.gpus,
     )
-    stream: Any = iter(dataset.iter_rows())
+    others = set(threading.enumerate())
+    stream: Any = None
     try:
+        stream = iter(dataset.iter_rows())
         for row in stream:
             if row["error"]:
                 kind = CompilingError if row["compiling"] else ModelError
@@ -223,9 +226,10 @@ def _computed(
             "written stays: run the same command again, it goes on behind it"
         ) from error
     finally:
-        stream.close()
-        for thread in threading.enumerate():  # one that asks Ray after its end would end us
-            if thread.name == FETCHING:
+        if stream is not None:
+            stream.close()
+        for thread in set(threading.enumerate()) - others:
+            if thread.name.startswith(FETCHING):  # one that asks Ray after its end would end us
                 thread.join(WAIT)
 
 

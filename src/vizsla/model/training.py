@@ -45,7 +45,7 @@ from vizsla.model.planning import (
 from vizsla.model.projection import Projection, identity_or_pca
 from vizsla.model.reading import DECISION, Read, read_features
 from vizsla.model.settings import TrainConfig, training_compute
-from vizsla.model.trainlog import SHORT_FOLDER, TrainLog, draw_curve
+from vizsla.model.trainlog import LOG, SHORT_FOLDER, TrainLog, draw_curve
 
 log = logging.getLogger("vizsla.train")
 
@@ -55,7 +55,16 @@ SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 LAST = "last weights"
 SHORT_TIMES = 2  # so much of the time, or of the epochs, has to be there for a short training first
 TRAINING_COSTS = 2.0  # of an image, against reading and embedding it
-SHORT_DECISION = f"{SHORT_FOLDER}/decision"
+PLAN = "plan"
+PARTS = (
+    "heads",
+    "checkpoint",
+    f"{SHORT_FOLDER}/checkpoint",
+    SHORT_FOLDER,
+    PLAN,
+    DECISION,
+    "embedder",
+)
 
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
 
@@ -80,7 +89,7 @@ def train(
     run = _Training(images, embedder, config, validate, Path(out), clock, processes, progress)
     if run.processes.rank > 0:
         return run.result()
-    with storage.locked(run.out, parts=("heads", "checkpoint", SHORT_FOLDER, DECISION, "embedder")):
+    with storage.locked(run.out, parts=PARTS):
         return run.result()
 
 
@@ -117,6 +126,7 @@ class _Training:
         self.loss: TrainingLoss | None = None
         self.closed_forms: frozenset[str] = frozenset()
         self.head_loss = math.nan
+        self.short_first = False
         self.loop_results: dict[Length, LoopResult] = {}
         self.choice_seconds = self.reading_seconds = 0.0
 
@@ -128,6 +138,7 @@ class _Training:
         self.labels = class_codes(self.images)  # of the images that can be read
         self.classes = int(self.labels.max()) + 1
         if self.config.finetune != "none":
+            self._planned()
             start = self._heads(contest, read.vectors)
             if self.config.finetune != "head":
                 self._backbone(contest, start)
@@ -229,8 +240,8 @@ class _Training:
 
     def _backbone(self, contest: Contest, start: Embedder) -> None:
         """A short training first, where it pays: what came of either is a candidate."""
-        loss, generators = copy.deepcopy(self.loss), checkpoint.generator_states()
-        if self._short_pays():
+        if self.short_first:
+            loss, generators = copy.deepcopy(self.loss), checkpoint.generator_states()
             self._tuned(contest, start, SHORT)
             self.loss = loss
             checkpoint.set_generator_states(generators)
@@ -245,11 +256,11 @@ class _Training:
         self.loss.to(self.compute.device)
         loop = build_loop(
             tuned, blocks, self.loss, self.images, config, self.compute,
-            epochs=length.epochs(config), seconds=self._loop_seconds(tuned, length),
-            processes=self.processes, clock=self.clock,
+            epochs=length.epochs(config), processes=self.processes, clock=self.clock,
             folder=folder / "checkpoint", about=self.about,
         )  # fmt: skip
         resumed = loop.resume()
+        loop.seconds = self._loop_seconds(tuned, length, loop.spent)
         before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
         first_step = loop.step if resumed else 0
         board = None
@@ -265,19 +276,19 @@ class _Training:
         )
         if board:
             board.close()
-            if length is not LONG and result.steps > first_step:
+            if length is SHORT and result.steps > first_step:
                 loop.save()  # an interrupted run goes on behind its end
-        self._warn_all(
-            silence.after_training(
-                result.stopped,
-                silence.unmoved(before, tuned, result.steps - first_step),
-                result.final_loss,
-                self.loss.chance(config.batch_size),
-                config.loss,
-                self._some_vectors(tuned),
-            )
+        signs = silence.after_training(
+            result.stopped,
+            silence.unmoved(before, tuned, result.steps - first_step),
+            result.final_loss,
+            self.loss.chance(config.batch_size),
+            config.loss,
+            self._some_vectors(tuned),
         )
+        self._warn_all([length.prefix + sign for sign in signs])
         self._enter_tuned(contest, origin, tuned, loop, length)
+        result.averaged = None  # a whole network that nobody needs any more
 
     def _enter_tuned(
         self, contest: Contest, origin: Embedder, tuned: Embedder, loop: Loop, length: Length
@@ -291,7 +302,8 @@ class _Training:
         ends.append((LAST, tuned))
         entries = TunedEntries(
             contest, self.clock, self._costs(), pooled=self._pooled, labels=self.labels,
-            dim=self.config.dim, seed=self.config.seed, warn=self._warn, prefix=length.prefix,
+            dim=self.config.dim, seed=self.config.seed, prefix=length.prefix,
+            warn=lambda sentence: self._warn(length.prefix + sentence),
         )  # fmt: skip
         for _, end in ends:
             end.views = origin.views
@@ -299,25 +311,32 @@ class _Training:
         entries.enter(origin, [(n, lora.merged(m) if adapted else m) for n, m in ends])
         for candidate in contest.candidates:
             if candidate.name == length.prefix + LAST:
-                self._warn_all(silence.tuned_like_frozen(candidate.values, contest.frozen.values))
+                signs = silence.tuned_like_frozen(candidate.values, contest.frozen.values)
+                self._warn_all([length.prefix + sign for sign in signs])
 
-    def _short_pays(self) -> bool:
-        """Whether three times a short training fits in; decided once, also for a resumed run."""
-        config = self.config
-        if not config.short_epochs:
-            return False
+    def _planned(self) -> None:
+        """Whether a short training comes first; with a budget decided once, and kept with what the
+        first reading took: a resumed run finds the vectors on disk."""
+        config, known = self.config, None
         if config.budget is None:
-            return config.epochs >= SHORT_TIMES * config.short_epochs
-        pays = False
+            self.short_first = 0 < SHORT_TIMES * config.short_epochs <= config.epochs
+            return
         if self.processes.rank == 0:
-            known = checkpoint.load_state(self.out / SHORT_DECISION, about=self.about)
+            known = checkpoint.load_state(self.out / PLAN, about=self.about)
             if known is None:
-                wanted = config.short_epochs * TRAINING_COSTS * self.reading_seconds
-                choices = 2 * self._costs().of_all(len(framings_of(self.embedder)))
-                known = {"pays": SHORT_TIMES * wanted <= self.clock.left() - choices}
-                checkpoint.save_state(self.out / SHORT_DECISION, known, about=self.about)
-            pays = known["pays"]
-        return self.processes.from_first(float(pays)) > 0
+                known = {"short": self._time_for_short(), "reading": self.reading_seconds}
+                checkpoint.save_state(self.out / PLAN, known, about=self.about)
+        known = known or {"short": False, "reading": 0.0}
+        self.short_first = self.processes.from_first(float(known["short"])) > 0
+        self.reading_seconds = self.processes.from_first(known["reading"])
+
+    def _time_for_short(self) -> bool:
+        """Whether SHORT_TIMES of it fit in, and two choices."""
+        if not self.config.short_epochs or self.config.finetune == "head":
+            return False
+        wanted = self.config.short_epochs * TRAINING_COSTS * self.reading_seconds
+        choices = 2 * self._costs().of_all(len(framings_of(self.embedder)))
+        return SHORT_TIMES * wanted <= self.clock.left() - choices
 
     def _pooled(self, embedder: Embedder, chosen: np.ndarray) -> np.ndarray:
         """(n, C) of these training images."""
@@ -333,9 +352,10 @@ class _Training:
         curve = None
         if self.processes.rank == 0:
             kept.embedder.eval().save(self.out / "embedder")
-            curve = draw_curve(self.out, self.config.loss)
+            curve = draw_curve(self.out, self.config.loss, short=SHORT in self.loop_results)
         log.info("candidates on validation:\n%s", table(contest.candidates))
-        trained = self.loop_results.get(SHORT if kept.name.startswith(SHORT.prefix) else LONG)
+        length = SHORT if kept.name.startswith(SHORT.prefix) else LONG
+        trained = self.loop_results.get(length)
         steps = trained.steps if trained else 0
         final = trained.final_loss if trained else self.head_loss
         epochs = steps * self.config.batch_size / max(1, len(self.images))
@@ -350,7 +370,7 @@ class _Training:
             seconds=self.clock.spent(),
             warnings=self.warnings,
             folder=self.out,
-            log_path=self.out / "log.jsonl",
+            log_path=length.folder(self.out) / LOG,
             curve_path=curve,
             precision=self.compute.precision,
             images_per_second=trained.images_per_second if trained else 0.0,
@@ -395,14 +415,16 @@ class _Training:
         loss.start_from(means)
         return loss
 
-    def _loop_seconds(self, tuned: Embedder, length: Length) -> float | None:
-        """What a budget leaves for the loop: the choice at the end is planned for."""
+    def _loop_seconds(self, tuned: Embedder, length: Length, spent: float) -> float | None:
+        """What a budget leaves for the loop, those spent before a resumption included: the choice
+        at the end is planned for."""
         if self.config.budget is None:
             return None
+        left = self.clock.left() + spent
         reserve = self._costs().of_all(len(framings_of(tuned)))
         if length is SHORT:
-            return max(0.0, (self.clock.left() - 2 * reserve) / 2)  # at most: it goes by epochs
-        seconds = self.clock.left() - min(reserve, 0.5 * self.clock.left())
+            return max(0.0, (left - 2 * reserve) / 2)  # at most: it goes by epochs
+        seconds = left - min(reserve, 0.5 * left)
         if seconds < 1:
             self._warn(
                 f"the budget of {self.config.budget:.0f} s leaves no time to train the backbone: "

@@ -47,13 +47,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def draw_curve(folder: Path, title: str) -> Path | None:
-    """The loss over the steps; None where there is none."""
+def draw_curve(folder: Path, title: str, *, short: bool = False) -> Path | None:
+    """The loss over the steps, that of a short training too; None where there is none."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points, short = _losses(folder), _losses(folder / SHORT_FOLDER)
-    if not points:
+    points, before = _losses(folder), _losses(folder / SHORT_FOLDER) if short else []
+    if not (points or before):
         return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -61,14 +61,14 @@ def draw_curve(folder: Path, title: str) -> Path | None:
     rates = axes.twinx()
     rates.plot(*_by_step(points, "rate"), color="tab:gray", linewidth=1)
     rates.set_ylabel("share of the learning rate", color="tab:gray")
-    if short:
-        axes.plot(*_by_step(short, "loss"), color="tab:orange", label="short training")
+    if before:
+        axes.plot(*_by_step(before, "loss"), color="tab:orange", label="short training")
     axes.plot(*_by_step(points, "loss"), color="tab:blue", label="training")
     axes.set(xlabel="step", title=title)
     axes.set_ylabel("loss", color="tab:blue")
     axes.set_zorder(rates.get_zorder() + 1)  # the loss before the rate
     axes.patch.set_visible(False)
-    if short:
+    if before:
         axes.legend(loc="upper right")
     with storage.writing(folder / CURVE) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -145,7 +145,8 @@ def neighbourhoods(
     if own is not None:
         lists, none = graph.positions[:, :k1], _no_entries(G)
         return Neighbourhoods(_reciprocal_features(gallery, lists, none, none, k2, program), own)
-    lists, back, half_back = _lists_of_all(queries, gallery, graph, k1, together, device)
+    halved = _half(k1, program)
+    lists, back, half_back = _lists_of_all(queries, gallery, graph, k1, halved, together, device)
     every = np.concatenate([gallery, queries])
     features = _reciprocal_features(every, lists, back, half_back, k2, program)
     return Neighbourhoods(features, np.arange(G, G + len(queries)))
@@ -182,13 +183,13 @@ def _lists_of_all(
     gallery: np.ndarray,
     graph: NeighbourGraph,
     k1: int,
+    half: int,
     together: bool,
     device: str,
 ) -> tuple[np.ndarray, sp.csr_matrix, sp.csr_matrix]:
     """Neighbours (G + Q, k1), the gallery first; and, where its lists do not hold queries, which
     images would count a query among their k1, or half: (N, N), entries (query, image)."""
     G, Q = len(gallery), len(queries)
-    half = _half(k1)
     at, scores = exact.top_k(queries, gallery, min(k1, G), device=device)
     near = graph.scores[:, k1 - 1], graph.scores[:, half - 1]  # what a newcomer must beat
     who, whom, how = _newcomers(queries, gallery, np.minimum(*near), device)
@@ -269,7 +270,7 @@ def _reciprocal_features(
     """V (N, N): e^-d on the expanded k-reciprocal set of each image, averaged over k2 (eq. 2-7)."""
     k1 = lists.shape[1]
     mutual = _mutual(lists, back)  # R(p, k1)
-    half = _mutual(lists[:, : _half(k1)], half_back)  # R(q, k1/2)
+    half = _mutual(lists[:, : _half(k1, program)], half_back)  # R(q, k1/2)
     overlap = (mutual @ half.T).multiply(mutual).tocsr()  # |R(p, k1) ∩ R(q, k1/2)| for q in R(p)
     sizes = np.asarray(half.sum(axis=1)).ravel()
     least = 2 * sizes[overlap.indices] + 0.5 * program  # more than two thirds, or at least
@@ -416,8 +417,9 @@ def _ordered(
     return positions, scores
 
 
-def _half(k1: int) -> int:
-    return max(1, (k1 + 1) // 2)
+def _half(k1: int, program: bool) -> int:
+    """numpy, in which the program is written, rounds a half to the even number."""
+    return max(1, round(k1 / 2) if program else (k1 + 1) // 2)
 
 
 def _with_self(lists: np.ndarray) -> sp.csr_matrix:
