@@ -134,6 +134,10 @@ def serve(
     one is made that only changes need.
     """
     _need_extra()
+    import faiss  # noqa: F401  (it and the next: the limit on threads reaches what is loaded)
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
     from vizsla.web.http import listen, make_server
     from vizsla.web.serve_app import Limits, create_app
     from vizsla.web.serve_limits import Access
@@ -160,22 +164,19 @@ def serve(
         )
         server = make_server(app)
         failed: list[Exception] = []
-        limited: list[Any] = []
         thread = threading.Thread(
-            target=_prepared,
-            args=(source, serving, server, failed, limited, progress),
-            daemon=True,
+            target=_prepared, args=(source, serving, server, failed, progress), daemon=True
         )
         thread.start()
         if started is not None:
             shown = f"[{address}]" if ":" in address else address
             started(Started(f"http://{shown}:{bound.getsockname()[1]}", made))
-        with _reload_on_hangup(serving):
+        # OpenBLAS lets its threads spin for a while after each product: beside the network they
+        # would take a core for nothing
+        with _reload_on_hangup(serving), threadpool_limits(1, user_api="blas"):
             server.run([bound])
         if serving.engine is not None:
             serving.engine.close()
-        for limits in limited:
-            limits.restore_original_limits()
         if failed:
             raise failed[0]
 
@@ -196,21 +197,11 @@ def _prepared(
     serving: "Serving",
     server: Any,
     failed: list[Exception],
-    limited: list[Any],
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    """In a thread of its own: a fault ends the server, and `serve` raises it.
-
-    limited: gets what undoes the limits on threads.
-    """
-    from threadpoolctl import threadpool_limits
-
+    """In a thread of its own: a fault ends the server, and `serve` raises it."""
     try:
-        engine = prepare(source, serving, progress)
-        # OpenBLAS lets its threads spin for a while after each product: beside the network they
-        # would take a core for nothing. Not before: a library that comes later would escape
-        limited.append(threadpool_limits(1, user_api="blas"))
-        serving.engine = engine
+        serving.engine = prepare(source, serving, progress)
         log.info("ready: %d images", len(serving.engine.gallery))
     except Exception as error:
         serving.stage, serving.error = "failed", str(error)
