@@ -60,7 +60,7 @@ def test_damage_is_found_before_it_is_read(tmp_path: Path) -> None:
 
 
 def test_unfinished_and_foreign_folders_are_named(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "e", {"model_id": "m", "compute_id": "c"}, 5, total=3)
+    writer = ShardWriter(tmp_path / "e", lambda: {"model_id": "m", "compute_id": "c"}, 5, total=3)
     writer.add(["a"], unit(1), pa.table({}), [])
     with pytest.raises(DataError, match=r"unfinished \(1 of 3 images\)"):
         Embeddings.open(tmp_path / "e")
@@ -70,21 +70,21 @@ def test_unfinished_and_foreign_folders_are_named(tmp_path: Path) -> None:
 
 def test_resume_goes_on_behind_the_last_whole_shard(tmp_path: Path) -> None:
     about = {"model_id": "m", "compute_id": "c"}
-    first = ShardWriter(tmp_path / "e", about, 5, total=6)
+    first = ShardWriter(tmp_path / "e", lambda: about, 5, total=6)
     first.add(["a", "b"], unit(2), pa.table({}), [("c", "bad")])
     first.add(["d"], unit(1), pa.table({}), [])
-    second = ShardWriter(tmp_path / "e", about, 5, total=6)
+    second = ShardWriter(tmp_path / "e", lambda: about, 5, total=6)
     assert second.resume() == 4
     second_shard = tmp_path / "e" / "shard-00001.parquet"
     second_shard.write_bytes(second_shard.read_bytes()[:-1])
-    third = ShardWriter(tmp_path / "e", about, 5, total=6)
+    third = ShardWriter(tmp_path / "e", lambda: about, 5, total=6)
     assert third.resume() == 3
     third.add(["d", "e", "f"], unit(3), pa.table({}), [])
     third.finish()
     assert Embeddings.open(tmp_path / "e").ids == ["a", "b", "d", "e", "f"]
     assert [len(vectors_of(t)) for t in shards(tmp_path / "e")] == [2, 3]
     with pytest.raises(DataError, match="differ in model_id"):
-        ShardWriter(tmp_path / "e", {**about, "model_id": "n"}, 5, total=6).resume()
+        ShardWriter(tmp_path / "e", lambda: {**about, "model_id": "n"}, 5, total=6).resume()
 
 
 def test_own_vectors_are_normalised_and_checked() -> None:

@@ -54,7 +54,7 @@ class Loader:
 
     def __init__(
         self,
-        path: Callable[[int], Path | bytes],
+        path: Callable[[int], str | Path | bytes],
         framing: Framing,
         *,
         batch_size: int,

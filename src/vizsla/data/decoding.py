@@ -33,7 +33,7 @@ class ThreadDecoder:
 
     def __init__(
         self,
-        path: Callable[[int], Path | bytes],
+        path: Callable[[int], str | Path | bytes],
         framing: Framing,
         shape: tuple[int, ...],
         workers: int,
@@ -78,7 +78,7 @@ class ProcessDecoder:
 
     def __init__(
         self,
-        path: Callable[[int], Path | bytes],
+        path: Callable[[int], str | Path | bytes],
         framing: Framing,
         shape: tuple[int, ...],
         workers: int,

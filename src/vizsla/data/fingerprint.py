@@ -45,8 +45,7 @@ def seen(images: "ImageSet") -> Seen:
     """The same, and what could not be read."""
     digest = hashlib.sha256()
     if images.source is None:
-        root = str(images.root)
-        contents = digests([os.path.join(root, name) for name in images.ids])  # noqa: PTH118
+        contents = digests([images.where(i) for i in range(len(images))])
     else:
         contents = [images.stamp(i) for i in range(len(images))]
     for name, content in zip(images.ids, contents, strict=True):

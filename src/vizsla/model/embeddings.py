@@ -4,8 +4,9 @@ Knows nothing of images. The folder's sealed manifest names every shard with its
 `complete` is false, an interrupted `embed` goes on behind the last shard that it names.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Embeddings:
     def save(self, folder: str | Path, *, store: str = "fp32") -> None:
         """One shard and its manifest."""
         about = {"model_id": self.model_id, "compute_id": self.compute_id}
-        writer = ShardWriter(Path(folder), about, self.dim, store=store, total=len(self))
+        writer = ShardWriter(Path(folder), lambda: about, self.dim, store=store, total=len(self))
         writer.add(self.ids, self.vectors, self.attributes, self.broken)
         writer.finish()
 
@@ -154,18 +155,22 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 
 
 class ShardWriter:
-    """Writes shard after shard; after each the manifest names all that is safely on disk."""
+    """Writes shard after shard; after each the manifest names all that is safely on disk.
+
+    about: what the vectors were made from and with; asked once, when it is first needed.
+    """
 
     def __init__(
         self,
         folder: Path,
-        about: dict[str, Any],
+        about: Callable[[], dict[str, Any]],
         dim: int,
         *,
         store: str = "fp32",
         total: int = 0,
     ) -> None:
-        self.folder, self.about, self.dim, self.store, self.total = folder, about, dim, store, total
+        self.folder, self.dim, self.store, self.total = folder, dim, store, total
+        self.about = cache(about)
         self.shards: list[dict[str, Any]] = []
         self.early: dict[int, dict[str, Any]] = {}  # by number: written, a shard before is not
         self.done = 0  # images read, broken ones included
@@ -249,7 +254,7 @@ class ShardWriter:
         self._write(complete=self.total == 0 or any(shard["rows"] for shard in self.shards))
 
     def _header(self) -> dict[str, Any]:
-        return {**self.about, "dim": self.dim, "store": self.store, "total": self.total}
+        return {**self.about(), "dim": self.dim, "store": self.store, "total": self.total}
 
     def _write(self, *, complete: bool) -> None:
         progress = {"complete": complete, "done": self.done, "shards": self.shards}

@@ -6,6 +6,8 @@ grow with the number of images.
 """
 
 import logging
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -126,20 +128,25 @@ def write_embeddings(
         if overwrite:
             _clear(out)
         source = Source(images, max_pixels, picture, vectors)
-        found = seen(images)
-        writer = _writer(source, found, network, out, store, shard_images)
+        per_shard = whole_batches(shard_images, network.compute.batch_size)
+        found = _look_at(images, beside=network.compute.kind == "cuda")
+        writer = _writer(source, found, network, out, store, per_shard)
         done = writer.resume()
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
         try:
-            _write_from(done, source, found, network, writer, engine or embed_here, progress)
+            _write_from(
+                done, source, found, network, writer, per_shard, engine or embed_here, progress
+            )
         except CompilingError as error:
             if writer.done > done or done:  # nothing may be mixed
                 raise
             log.warning("%s: goes on without compiling", error)
             network.compute = replace(network.compute, compiled=False)
-            writer = _writer(source, found, network, out, store, shard_images)
-            _write_from(0, source, found, network, writer, engine or embed_here, progress)
+            writer = _writer(source, found, network, out, store, per_shard)
+            _write_from(
+                0, source, found, network, writer, per_shard, engine or embed_here, progress
+            )
         writer.finish()
     broken = [(name, why) for shard in writer.shards for name, why in shard["broken"]]
     written = Written(
@@ -149,31 +156,57 @@ def write_embeddings(
     return written
 
 
+def _look_at(images: ImageSet, *, beside: bool) -> Callable[[], Seen]:
+    """What the files look like now. beside: found out while the first are decoded already, which
+    takes time on a GPU alone: on a CPU both need all cores."""
+    if not beside or images.source is not None:
+        now = seen(images)
+        return lambda: now
+    looking: Future[Seen] = Future()
+
+    def look() -> None:
+        try:
+            looking.set_result(seen(images))
+        except BaseException as error:  # told where the result is asked for
+            looking.set_exception(error)
+
+    threading.Thread(target=look, name="fingerprint", daemon=True).start()
+    return looking.result
+
+
 def _writer(
-    source: "Source", found: Seen, network: Network, out: Path, store: str, shard_images: int
+    source: "Source",
+    found: Callable[[], Seen],
+    network: Network,
+    out: Path,
+    store: str,
+    per_shard: int,
 ) -> ShardWriter:
     compute = network.compute
     about = {
         "model_id": network.embedder.model_id,
         "compute_id": compute.id,
         "compute": compute.facts,
-        "images": found.fingerprint,
         "max_pixels": source.max_pixels,
-        "shard_images": whole_batches(shard_images, compute.batch_size),
+        "shard_images": per_shard,
     }
-    return ShardWriter(out, about, network.embedder.dim, store=store, total=len(source.images))
+    return ShardWriter(
+        out, lambda: {**about, "images": found().fingerprint}, network.embedder.dim,
+        store=store, total=len(source.images),
+    )  # fmt: skip
 
 
 def _write_from(
     done: int,
     source: "Source",
-    found: Seen,
+    found: Callable[[], Seen],
     network: Network,
     writer: ShardWriter,
+    per_shard: int,
     engine: "Engine",
     progress: Progress | None,
 ) -> None:
-    per_shard, total = writer.about["shard_images"], len(source.images)
+    total = len(source.images)
     ranges = [range(i, min(i + per_shard, total)) for i in range(done, total, per_shard)]
     report = (lambda count: progress(count, total)) if progress else None
     # Beside a GPU a shard is written while the next one is computed; a CPU would gain nothing.
@@ -183,7 +216,7 @@ def _write_from(
         for positions, shard in engine(source, network, ranges, report):
             if shard.broken:
                 source.images.require_root()  # gone, it would make all that follow broken
-                _require_still_there(source, found, positions, shard.broken)
+                _require_still_there(source, found(), positions, shard.broken)
             write = partial(
                 writer.add, shard.ids, shard.vectors, shard.attributes, shard.broken,
                 number=positions.start // per_shard,
@@ -211,7 +244,7 @@ def _require_still_there(
         reason = reasons.get(images.ids[i])
         if reason is None or i in found.unreadable:
             continue
-        if reason.startswith(CANNOT_BE_READ) or not is_readable(str(images.path(i))):
+        if reason.startswith(CANNOT_BE_READ) or not is_readable(images.where(i)):
             lost.append(f"{images.ids[i]}: {reason}")
     if lost:
         raise DataError(
@@ -241,7 +274,7 @@ class Source:
         """DataError where a file was written, or put in the place of another, since then."""
         if self.images.source is not None or self.picture is not None:
             return
-        changed = [i for i in positions if self._changed(self.images.path(i))]
+        changed = [i for i in positions if self._changed(self.images.where(i))]
         if changed:
             raise DataError(
                 f"{len(changed)} images in {self.images.place} changed while they were embedded "
@@ -250,9 +283,9 @@ class Source:
                 "are others for good"
             )
 
-    def _changed(self, path: Path) -> bool:
+    def _changed(self, path: str) -> bool:
         with suppress(OSError):
-            stat = path.stat()
+            stat = os.stat(path)  # noqa: PTH116 (see `where`)
             return max(stat.st_mtime, stat.st_ctime) > self.since
         return False
 
@@ -298,8 +331,9 @@ def embed_shards(
     on_gpu = compute.kind == "cuda"
     waits = source.images.source is not None and source.images.source.waits
     fetched = Fetched(source.images.file)
+    plain = source.images.source is None and source.cache is None
     with Loader(
-        fetched.take,
+        source.images.where if plain else fetched.take,
         network.embedder.preprocess.framing,
         batch_size=compute.batch_size,
         workers=max(compute.workers, READERS if waits else 0),
