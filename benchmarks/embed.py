@@ -4,6 +4,7 @@
     python benchmarks/embed.py --photos PHOTOS --side 1200         # photos as a camera makes them
     python benchmarks/embed.py --photos PHOTOS --scores ../shared  # and what the speed costs
     python benchmarks/embed.py --photos PHOTOS --memory 1000000    # memory, by generated ids
+    python benchmarks/embed.py --photos PHOTOS --images 16384 --overhead  # as beside a fast GPU
 
 The plain loop is what one writes with timm and a DataLoader: fp32, eager, a process for each core.
 Ours is `write_embeddings` as `vizsla embed` calls it. The limit is 1 / (seconds of decoding +
@@ -11,7 +12,9 @@ seconds of the network), each measured alone with all cores; on a GPU, where bot
 smaller of the two rates. All are measured in turn, round by round, and medians are compared. Where
 others use the machine too, compare processor seconds, with OMP_NUM_THREADS=1 (threads that wait for
 each other spend some as well). Prints JSON; progress goes to standard error. What compiling costs
-is given apart.
+is given apart. `--overhead` goes the way of a GPU (decoding by processes, two batches on their
+way, shards written meanwhile) with a network that takes no time: what is then lost beside decoding
+is lost beside a fast GPU too, and can be seen without one.
 """
 
 import argparse
@@ -38,7 +41,7 @@ from vizsla.model.compiling import CompilingError
 from vizsla.model.compute import Compute, resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.inference import write_embeddings
-from vizsla.model.network import Network
+from vizsla.model.network import Network, Pending
 
 PLAIN_BATCH = 32
 
@@ -163,6 +166,56 @@ def decoding(images: ImageSet, embedder: Embedder, compute: Compute) -> int:
     ) as loader:  # fmt: skip
         chunks = in_chunks(range(len(images)), compute.batch_size)
         return sum(batch.filled for batch in loader.batches(chunks))
+
+
+class AsBesideAGpu(Compute):
+    """This machine, used in the way of a GPU."""
+
+    @property
+    def kind(self) -> str:
+        return "cuda"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size}
+
+
+class NoTime:
+    """A network that answers at once."""
+
+    def __init__(self, embedder: Embedder, compute: Compute) -> None:
+        self.embedder, self.compute = embedder, compute
+        dice = torch.Generator().manual_seed(0)
+        found = torch.randn(compute.batch_size, embedder.dim, generator=dice)
+        self._vectors = torch.nn.functional.normalize(found)
+
+    def submit(self, pixels: torch.Tensor) -> Pending:
+        return Pending(self._vectors)
+
+
+def overhead(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What `ours` loses beside decoding alone where the network takes no time."""
+    from vizsla.data.transforms import Preprocess
+
+    images = ImageSet.from_folder(folder)
+    embedder = Embedder.from_module(Colours(), Preprocess((224, 224), 256), name="colours")
+    size = 128 if args.batch_size == "auto" else int(args.batch_size)
+    network: Any = NoTime(embedder, AsBesideAGpu("cpu", "fp32", size, args.workers or cores()))
+    plan = {
+        "ours": lambda: ours(images, embedder, network),
+        "decoding": lambda: decoding(images, embedder, network.compute),
+    }
+    seconds: dict[str, list[float]] = {key: [] for key in plan}
+    for round_ in range(args.rounds):
+        for key, work in plan.items():
+            started = time.monotonic()
+            work()
+            seconds[key].append(time.monotonic() - started)
+            say(f"overhead round {round_ + 1}: {key} {len(images) / seconds[key][-1]:.1f} images/s")
+    took = {key: statistics.median(values) for key, values in seconds.items()}
+    rates = {key: round(len(images) / value, 1) for key, value in took.items()}
+    return {**rates, "ours / decoding": round(took["decoding"] / took["ours"], 3),
+            "lost (s)": round(took["ours"] - took["decoding"], 2)}  # fmt: skip
 
 
 def passes(network: Network, count: int) -> int:
@@ -309,6 +362,7 @@ def main() -> None:
     parser.add_argument("--batch-size", default="auto")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--scores", type=Path, help="the folder with data/ and weights/")
+    parser.add_argument("--overhead", action="store_true", help="with a network that takes no time")
     parser.add_argument("--memory", type=int, help="embed so many generated ids")
     args = parser.parse_args()
     args.weights = dict(word.split("=", 1) for word in args.weights)
@@ -320,7 +374,9 @@ def main() -> None:
             folder = photos(args.photos, Path(scratch) / "photos", args.images, args.side)
             result["photos"] = f"{args.images}, shorter side {args.side or 'as they are'}"
             result["speed"] = []
-            for name in args.models:
+            if args.overhead:
+                result["overhead"] = overhead(folder, args)
+            for name in [] if args.overhead else args.models:
                 result["speed"].append(measure(name, folder, args))
                 say(json.dumps(result["speed"][-1]))
     if args.scores:
