@@ -14,7 +14,8 @@ from vizsla.model.embeddings import Embeddings
 from vizsla.search import ann, exact
 from vizsla.search import store as disk
 from vizsla.search.exact import Rows
-from vizsla.search.index import FolderIndex, build_index, open_index
+from vizsla.search.folder import FolderIndex
+from vizsla.search.index import build_index, open_index
 
 D = 16
 

@@ -20,7 +20,8 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact
 from vizsla.search.filters import Filter
-from vizsla.search.index import KINDS, Index, build_index, open_index
+from vizsla.search.index import Index, build_index, open_index
+from vizsla.search.kinds import KINDS
 
 D = 16
 Make = Callable[..., Index]

@@ -22,7 +22,7 @@ from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder, Preprocess
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import embed
-from vizsla.search.index import FolderIndex
+from vizsla.search.folder import FolderIndex
 from vizsla.web.http import listen, make_server
 from vizsla.web.judge import build_app
 from vizsla.web.judge_rules import Rules

@@ -19,7 +19,8 @@ from vizsla import storage
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import DataError, ImageError, StorageError
 from vizsla.model.embedder import Embedder
-from vizsla.search.index import FolderIndex, open_index
+from vizsla.search.folder import FolderIndex
+from vizsla.search.index import open_index
 from vizsla.search.store import rewrite
 from vizsla.web import serve_forms
 from vizsla.web.serve import decoders

@@ -171,7 +171,7 @@ def rebuild(
     verbose: Verbose = False,
 ) -> None:
     """Writes it anew without what was removed, and finds its search effort again."""
-    from vizsla.search.index import FolderIndex
+    from vizsla.search.folder import FolderIndex
 
     with ProgressShown(quiet) as shown:
         found = FolderIndex.load(where, progress=partial(shown, "rebuilding"))

@@ -53,7 +53,7 @@ def chain_of(
 
 def vectors_of(found: "Index", where: str) -> "Embeddings":
     """The gallery's vectors; UsageError where they are on a server."""
-    from vizsla.search.index import FolderIndex
+    from vizsla.search.folder import FolderIndex
 
     if not isinstance(found, FolderIndex):
         raise UsageError(
@@ -80,8 +80,8 @@ def search_refined(
     import numpy as np
 
     from vizsla.search.chain import rank_refined
+    from vizsla.search.folder import FolderIndex
     from vizsla.search.graph import Keeper, KeptIn
-    from vizsla.search.index import FolderIndex
     from vizsla.search.store import is_index
 
     gallery = vectors_of(found, where)

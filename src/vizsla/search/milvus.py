@@ -21,6 +21,8 @@ from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import ann, exact
 from vizsla.search.filters import Condition, Filter, typed
+from vizsla.search.folder import build_in
+from vizsla.search.queries import as_queries, check_k, without_self
 from vizsla.search.ranking import Ranking
 from vizsla.search.store import Part, check_new, parts_of
 
@@ -171,8 +173,6 @@ class MilvusIndex:
         same_set: bool = False,
     ) -> Ranking:
         """See Index.search. The Ranking's gallery are the images that were found."""
-        from vizsla.search.index import as_queries, check_k, without_self
-
         queries = as_queries(queries, model_id, [] if same_set else None)
         exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         size = len(self)
@@ -342,12 +342,10 @@ class MilvusIndex:
 
     def save(self, folder: str | Path) -> None:
         """A copy as an exact index in a folder."""
-        from vizsla.search.index import build_index
-
         found = sorted(self._scan("", ["row", "vector"]), key=lambda r: int(r["row"]))
         vectors = np.array([row["vector"] for row in found], np.float32).reshape(-1, self.dim)
         copied = Embeddings(self.ids, vectors, self.attributes, self.model_id)
-        build_index(copied, folder, kind="exact")
+        build_in(Path(folder), copied, kind="exact")
 
     def verify(self) -> None:
         """StorageError unless the server lists as many images as it counts; it keeps the bytes."""

@@ -33,7 +33,7 @@ from vizsla.model.compute import Compute, resolve_compute, written_compute
 from vizsla.model.embeddings import Embeddings, is_embeddings
 from vizsla.model.inference import embed
 from vizsla.runs import is_run
-from vizsla.search.index import FolderIndex
+from vizsla.search.folder import FolderIndex
 from vizsla.search.store import is_index
 
 if TYPE_CHECKING:

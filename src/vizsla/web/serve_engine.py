@@ -20,7 +20,7 @@ import numpy as np
 from vizsla import storage
 from vizsla.errors import DataError, ImageError, StorageError, UsageError, VizslaError
 from vizsla.model.embeddings import Embeddings
-from vizsla.search.index import FolderIndex
+from vizsla.search.folder import FolderIndex
 from vizsla.web.serve_attributes import row_of
 from vizsla.web.serve_decoder import Busy, Closed, Decoded, Decoder
 from vizsla.web.serve_filters import parse_filter

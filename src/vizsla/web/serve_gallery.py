@@ -19,7 +19,7 @@ import pyarrow as pa
 from vizsla.errors import StorageError
 from vizsla.search import store
 from vizsla.search.filters import Filter
-from vizsla.search.index import FolderIndex
+from vizsla.search.folder import FolderIndex
 from vizsla.web.serve_attributes import REPLACED, Known, Labels, labelled
 from vizsla.web.serve_filters import Facet, facets_of
 
