@@ -36,6 +36,7 @@ import torch
 from PIL import Image
 
 from vizsla.data.batches import Loader, in_chunks
+from vizsla.data.fingerprint import cores
 from vizsla.data.imageset import ImageSet
 from vizsla.model.compiling import CompilingError
 from vizsla.model.compute import Compute, resolve_compute
@@ -335,10 +336,6 @@ def memory(n: int) -> dict[str, Any]:
     return {"images": done.images, "before (MB)": before // 10**6,
             "highest (MB)": after // 10**6, "grown by (MB)": (after - before) // 10**6,
             "seconds": round(time.monotonic() - started)}  # fmt: skip
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def say(text: str) -> None:

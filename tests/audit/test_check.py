@@ -84,7 +84,8 @@ def test_nothing_is_found_in_clean_data(data: Path) -> None:
     assert report.pairs == [] and report.broken == [] and report.excluded() == {}
     assert report.class_findings == {} and report.odd() == {} and report.suspects is None
     alarms, notes = report.remarks()
-    assert alarms == [] and len(notes) == 1 and "--model" in notes[0]
+    assert alarms == [] and len(notes) == 2 and "--model" in notes[1]
+    assert notes[0].startswith("nothing to mend: ") and "all readable" in notes[0]
     assert report.class_table().rows == [
         ["bird", 4, 2, 3], ["cat", 4, 2, 3], ["dog", 4, 2, 3], ["all", 12, 6, 9],
     ]  # fmt: skip

@@ -3,7 +3,6 @@
 Unlike all else this looks at the truth of the test part: it is no model and makes no choice.
 """
 
-import os
 import time
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
 from vizsla.audit.look import Looks, look
 from vizsla.audit.neighbours import Suspect
 from vizsla.audit.report import Report
+from vizsla.data.fingerprint import cores
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders, ImageSet, labels_for, read_labels
 from vizsla.errors import DataError
@@ -67,7 +67,7 @@ def check(
     only a model finds alike, and labels in doubt. workers: None takes all cores.
     """
     started = time.monotonic()
-    workers = workers or min(16, _cores())
+    workers = workers or min(16, cores())
     report = progress or (lambda stage, done, total: None)
     looks = look(
         sets, max_pixels=max_pixels, workers=workers,
@@ -108,10 +108,6 @@ def embedding_in(
         )
 
     return embed
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _embeddings(

@@ -172,6 +172,11 @@ def _alarms(report: Report) -> list[str]:
 
 def _notes(report: Report) -> list[str]:
     lines = []
+    if not _alarms(report):
+        lines.append(
+            f"nothing to mend: {_n(len(report.facts), 'image')}, all readable, no copies across "
+            "parts or under different labels, no odd pictures or classes"
+        )
     inside = [p for p in report.copies if report.facts[p.a].role == report.facts[p.b].role]
     by_role: dict[str, list[Pair]] = {}
     for pair in inside:
