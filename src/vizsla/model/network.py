@@ -141,7 +141,9 @@ def one_core_threads(n: int, name: str, *, gives_way: bool = False) -> ThreadPoo
         torch.set_num_threads(1)
         if gives_way and sys.platform == "linux":  # where a thread has a priority of its own
             with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+                thread = threading.get_native_id()
+                before = os.getpriority(os.PRIO_PROCESS, thread)
+                os.setpriority(os.PRIO_PROCESS, thread, min(19, before + NICE))
         all_started.wait()
 
     pool = ThreadPoolExecutor(n, name, initializer=start)
