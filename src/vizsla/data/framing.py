@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.data.images import MAX_PIXELS, Reduced, read_reduced
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -18,7 +18,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 REDUCED = 2.0  # a JPEG is decoded smaller, but at least so many times as large as it is needed
-REDUCED_BOUND = 2.5  # of 255: how much a pixel then differs at most, on average over a photo
+REDUCED_BOUND = 1.0  # of 255: how much a pixel then differs at most, on average over a photo
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Framing:
         A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, where that is still REDUCED times
         what is needed: two to four times as fast, and within REDUCED_BOUND.
         """
-        return self.pixels(read_image(path, max_pixels=max_pixels, at_least=self.least_side))
+        return self.of_reduced(self.reduced(path, max_pixels=max_pixels))
+
+    def reduced(self, path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Reduced:
+        """The picture as `read` decodes it."""
+        return read_reduced(path, max_pixels=max_pixels, at_least=self.least_side)
 
     @property
     def least_side(self) -> int:
@@ -45,9 +49,20 @@ class Framing:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """(H, W, 3) uint8 of an RGB picture."""
-        if self.mode == "crop":
-            image = _without_long_ends(image)
-        scaled = image.resize(self.scaled(*image.size), INTERPOLATIONS[self.interpolation])
+        return self.of_reduced(Reduced.of(image))
+
+    def of_reduced(self, found: Reduced) -> np.ndarray:
+        """(H, W, 3) uint8 of a picture that may have been decoded smaller: sizes and positions are
+        those of the whole one, to a part of a pixel."""
+        wide, high = found.whole
+        kept = _without_long_ends(wide, high) if self.mode == "crop" else (0, 0, wide, high)
+        image, size = found.image, self.scaled(kept[2] - kept[0], kept[3] - kept[1])
+        interpolation = INTERPOLATIONS[self.interpolation]
+        if image.size == found.whole:
+            cut = image if kept == (0, 0, wide, high) else image.crop(kept)
+            scaled = cut.resize(size, interpolation)
+        else:
+            scaled = image.resize(size, interpolation, box=_inside(kept, found))
         height, width = self.size
         left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
         return np.asarray(scaled.crop((left, top, left + width, top + height)))
@@ -63,12 +78,20 @@ class Framing:
         return int(short * wide / high), short
 
 
-def _without_long_ends(image: Image.Image) -> Image.Image:
-    """A strip of 1 × 10,000 pixels, its shorter side resized to 256, would need gigabytes:
-    what is far from the centre is cut off before, and not after."""
-    wide, high = image.size
+def _without_long_ends(wide: int, high: int) -> tuple[int, int, int, int]:
+    """The box that is kept. A strip of 1 × 10,000 pixels, its shorter side resized to 256, would
+    need gigabytes: what is far from the centre is cut off before, and not after."""
     longest = 8 * min(wide, high)
-    if max(wide, high) <= longest:
-        return image
     left, top = max(0, wide - longest) // 2, max(0, high - longest) // 2
-    return image.crop((left, top, left + min(wide, longest), top + min(high, longest)))
+    return left, top, left + min(wide, longest), top + min(high, longest)
+
+
+def _inside(kept: tuple[int, int, int, int], found: Reduced) -> tuple[float, float, float, float]:
+    """Where a box of the whole picture lies in the smaller one."""
+    wide, high = found.whole
+    left, top, right, bottom = found.box
+    across, down = (right - left) / wide, (bottom - top) / high
+    return (
+        left + kept[0] * across, top + kept[1] * down,
+        min(right, left + kept[2] * across), min(bottom, top + kept[3] * down),
+    )  # fmt: skip

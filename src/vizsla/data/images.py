@@ -37,7 +37,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from vizsla.data.rgb import finished, rawmode_of
+from vizsla.data.rgb import SIDEWAYS, finished, rawmode_of, turned_box, upright
 from vizsla.errors import ImageError, MissingExtraError
 
 log = logging.getLogger("vizsla.images")
@@ -76,6 +76,31 @@ def read_image(
     at_least: a large JPEG may come at 1/2, 1/4 or 1/8 of its size, which is faster, but with no
     side shorter than this.
     """
+    return read_reduced(path, max_pixels=max_pixels, at_least=at_least).image
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A picture that may have been decoded smaller.
+
+    whole: (width, height) it would have. box: (left, top, right, bottom), where the whole picture
+    lies in `image`: a smaller decoding rounds its sides up, so the last column may be half empty.
+    """
+
+    image: Image.Image
+    whole: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+    @staticmethod
+    def of(image: Image.Image) -> "Reduced":
+        """One that was decoded whole."""
+        return Reduced(image, image.size, (0, 0, *image.size))
+
+
+def read_reduced(
+    path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
+) -> Reduced:
+    """As `read_image`, and how the picture lies in what came."""
     return _from_file(path, max_pixels, functools.partial(_decode, at_least=at_least))
 
 
@@ -140,20 +165,24 @@ def _size_on_disk(path: str | Path) -> int:
     return found.st_size
 
 
-def _decode(
-    file: BinaryIO, kind: str, max_pixels: int, *, at_least: int | None = None
-) -> Image.Image:
+def _decode(file: BinaryIO, kind: str, max_pixels: int, *, at_least: int | None = None) -> Reduced:
     if kind == "HEIC":
-        return finished(_read_heic(file, max_pixels), "")
+        return Reduced.of(finished(_read_heic(file, max_pixels), ""))
     with _opened(file, kind, max_pixels) as image:
+        whole, reduced = image.size, None
         if at_least is not None:
-            image.draft(None, (at_least, at_least))
+            reduced = image.draft(None, (at_least, at_least))
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             tile = (image.tag_v2.get(322, 1), image.tag_v2.get(323, 1))
             _check_pixels(tile, max(max_pixels, 2**24))
         rawmode = rawmode_of(image)
         image.load()
-        return finished(image, rawmode)
+        found = finished(image, rawmode)
+        if reduced is None or image.size == whole:
+            return Reduced.of(found)
+        turn = upright(image)
+        box = turned_box(reduced[1], image.size, turn)
+        return Reduced(found, whole[::-1] if turn in SIDEWAYS else whole, box)
 
 
 def _header(file: BinaryIO, kind: str, max_pixels: int) -> Header:

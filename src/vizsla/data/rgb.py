@@ -17,11 +17,36 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation → what makes it upright
+SIDEWAYS = tuple(TURNS[i] for i in (5, 6, 7, 8))  # those that change width and height
+
+
+def upright(image: Image.Image) -> Image.Transpose | None:
+    """What makes it upright, by its EXIF block; None where nothing is needed."""
+    return TURNS.get(_orientation(image))
+
+
+def turned_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], turn: Image.Transpose | None
+) -> tuple[float, float, float, float]:
+    """Where the box (left, top, right, bottom) of a picture lies once the picture is turned."""
+    left, top, right, bottom = box
+    wide, high = size
+    mirrored, flipped = (wide - right, wide - left), (high - bottom, high - top)
+    turns = Image.Transpose
+    across = mirrored if turn in (
+        turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.ROTATE_90, turns.TRANSVERSE
+    ) else (left, right)  # fmt: skip
+    down = flipped if turn in (
+        turns.FLIP_TOP_BOTTOM, turns.ROTATE_180, turns.ROTATE_270, turns.TRANSVERSE
+    ) else (top, bottom)  # fmt: skip
+    if turn in SIDEWAYS:
+        across, down = down, across
+    return across[0], down[0], across[1], down[1]
 
 
 def finished(image: Image.Image, rawmode: str) -> Image.Image:
     """Upright RGB from a picture that is unpacked. rawmode: see `rawmode_of`."""
-    turn = TURNS.get(_orientation(image))
+    turn = upright(image)
     rgb = _to_rgb(image, rawmode)
     if turn is not None:
         rgb = rgb.transpose(turn)

@@ -96,7 +96,7 @@ def part_size(n: int, threads: int) -> int | None:
 
 def decoder() -> str:
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
-    return f"pillow {PIL.__version__}, jpeg {jpeg}, reduced {REDUCED}"
+    return f"pillow {PIL.__version__}, jpeg {jpeg}, reduced {REDUCED} in place"
 
 
 def resolve_compute(

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from vizsla.data.framing import Framing
-from vizsla.data.images import read_header, read_image
+from vizsla.data.images import read_header, read_image, read_reduced
 from vizsla.errors import ImageError
 
 PROCESSES = 2
@@ -315,12 +315,9 @@ def _answer(about: dict[str, Any], body: bytes, max_pixels: int) -> bytes:
     source, side = about.get("path", body), about["jpeg_side"]
     framing = Framing(**about["framing"]) if "framing" in about else None
     try:
-        image = read_image(
-            source,
-            max_pixels=max_pixels,
-            at_least=side if framing is None else framing.least_side,  # as `embed` reads it
-        )
-        pixels = None if framing is None else framing.pixels(image)
+        least = side if framing is None else framing.least_side  # as `embed` reads it
+        found = read_reduced(source, max_pixels=max_pixels, at_least=least)
+        pixels, image = None if framing is None else framing.of_reduced(found), found.image
         if side and about["large"] and framing is not None and max(image.size) < side:
             image = _larger(source, image, side, max_pixels)
         jpeg = _as_jpeg(image, side) if side else b""
