@@ -2,15 +2,16 @@
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from PIL import Image
 
 from vizsla.data import fingerprint as module
-from vizsla.data.fingerprint import digests, fingerprint
+from vizsla.data.fingerprint import GivenUpError, fingerprint, looked_at
 from vizsla.data.imageset import ImageSet
 
 
@@ -63,24 +64,40 @@ def test_an_attribute_is_seen(folder: Path) -> None:
 def test_processes_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(path) for path in sorted(folder.iterdir())] + [str(folder / "none"), str(folder)]
     paths.append(os.fsdecode(os.fsencode(str(folder)) + b"/\xff.jpg"))
-    alone = digests(paths)
-    calls: list[Any] = []
-    run = module.subprocess.run
+    alone = looked_at(paths)
+    answers: list[str] = []
+    answer = module._answer
     monkeypatch.setattr(module, "MANY", 2)
     monkeypatch.setattr(module, "cores", lambda: 8)
-    monkeypatch.setattr(
-        module.subprocess, "run", lambda *a, **k: calls.append(run(*a, **k)) or calls[-1]
-    )
-    assert digests(paths) == alone
-    assert len(calls) == 4
-    assert all(done.returncode == 0 for done in calls)
+    monkeypatch.setattr(module, "GLANCE", 0.01)  # asks again and again
+    monkeypatch.setattr(module, "_answer", lambda *a: answers.append(answer(*a)) or answers[-1])
+    assert looked_at(paths) == alone
+    assert len(answers) == 4
+    assert sum(len(said.splitlines()) for said in answers) == len(paths)
+
+
+def test_nobody_waits_for_what_was_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sleeper = tmp_path / "python"
+    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(module, "MANY", 2)
+    monkeypatch.setattr(module, "cores", lambda: 8)
+    monkeypatch.setattr(sys, "executable", str(sleeper))
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    begun = time.monotonic()
+    with pytest.raises(GivenUpError):
+        looked_at([str(path) for path in sorted(folder.iterdir())], stop)
+    assert time.monotonic() - begun < 20
 
 
 def test_pipes_devices_and_impossible_names_do_not_hold_it_up(folder: Path) -> None:
     os.mkfifo(folder / "pipe.jpg")
     (folder / "zero.jpg").symlink_to("/dev/zero")
     paths = [str(folder / name) for name in ("pipe.jpg", "zero.jpg", "none.jpg", "a\0b.jpg")]
-    assert len(set(digests(paths))) == 1
+    assert len(set(looked_at(paths))) == 1
 
 
 def test_an_absolute_name_is_taken_as_it_is(folder: Path) -> None:
@@ -100,8 +117,8 @@ def test_only_the_cores_that_it_may_use_count(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_processes_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(path) for path in sorted(folder.iterdir())]
-    alone = digests(paths)
+    alone = looked_at(paths)
     monkeypatch.setattr(module, "MANY", 2)
     monkeypatch.setattr(module, "cores", lambda: 8)
     monkeypatch.setattr(sys, "executable", str(folder / "no python"))
-    assert digests(paths) == alone
+    assert looked_at(paths) == alone

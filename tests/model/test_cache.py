@@ -334,6 +334,9 @@ class Counted:
     def stamp(self, name: str) -> bytes:
         return name.encode()
 
+    def states(self, names: Sequence[str], *, now: bool) -> list[int]:
+        return [0] * len(names)
+
     def part(self, names: Sequence[str]) -> "Counted":
         return self
 

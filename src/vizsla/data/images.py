@@ -288,7 +288,16 @@ def _pillow_at_ease(max_pixels: int) -> Iterator[None]:
 
 # ── why not ──────────────────────────────────────────────────────────────────────────────────────
 
-CANNOT_BE_READ = "the file cannot be read"  # by the system: another time it may be
+# Said by the system, and not by the picture: another time it may be read.
+MISSING = "the file is missing"
+NO_PERMISSION = "no permission to read the file"
+CANNOT_BE_READ = "the file cannot be read"
+CANNOT_BE_OPENED = "the file cannot be opened"
+TAR_MISSING = "its tar file is missing"
+TAR_UNREADABLE = "its tar file cannot be read"
+_BY_THE_SYSTEM = (
+    MISSING, NO_PERMISSION, CANNOT_BE_READ, CANNOT_BE_OPENED, TAR_MISSING, TAR_UNREADABLE
+)  # fmt: skip
 _NOT_PICTURES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the picture itself: run `git lfs pull`"),
     (b"%!PS", "PostScript, which is not read because it is a program"),
@@ -364,9 +373,14 @@ def _reason(error: Exception, kind: str, n_bytes: int, max_pixels: int) -> str:
 
 def _reason_of_system(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "the file is missing"
+        return MISSING
     if isinstance(error, PermissionError):
-        return "no permission to read the file"
+        return NO_PERMISSION
     if isinstance(error, OSError) and error.strerror:
         return f"{CANNOT_BE_READ}: {error.strerror.lower()}"
-    return f"the file cannot be opened: {error}"
+    return f"{CANNOT_BE_OPENED}: {error}"
+
+
+def is_by_the_system(reason: str) -> bool:
+    """Whether it says nothing of the picture: it may be read another time, or elsewhere."""
+    return reason.startswith(_BY_THE_SYSTEM)

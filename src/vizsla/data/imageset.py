@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
+from vizsla.data.fingerprint import state_at
 from vizsla.data.listing import Listing, few, list_images
 from vizsla.data.tables import (
     attributes_for,
@@ -63,6 +65,10 @@ class Source(Protocol):
 
     def stamp(self, name: str) -> bytes:
         """Changes when the image does, without reading it."""
+
+    def states(self, names: Sequence[str], *, now: bool) -> list[int]:
+        """Another number where what holds an image was changed: as it is now, or was when the
+        images were listed. 0 where that cannot be said."""
 
     @property
     def waits(self) -> bool:
@@ -121,6 +127,14 @@ class ImageSet:
         """Of an image that is no file here: it changes when the image does."""
         assert self.source is not None
         return self.source.stamp(self.ids[i])
+
+    def states(self, positions: Sequence[int], *, now: bool = True) -> np.ndarray:
+        """(n,) int64: see `fingerprint.state_of`, and `Source.states`."""
+        if self.source is None:
+            found = [state_at(self.where(i)) for i in positions]
+        else:
+            found = self.source.states([self.ids[i] for i in positions], now=now)
+        return np.array(found, np.int64)
 
     @property
     def place(self) -> str:

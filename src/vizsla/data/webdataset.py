@@ -23,6 +23,8 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 
 import pyarrow as pa
 
+from vizsla.data.fingerprint import state_at
+from vizsla.data.images import TAR_MISSING, TAR_UNREADABLE
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name
 from vizsla.data.remote import BlockReader, files_in, is_url, open_filesystem
@@ -50,6 +52,9 @@ class Reader(Protocol):
 
     def stamp(self, member: "Member") -> bytes: ...
 
+    def state(self, path: str) -> int:
+        """As of `Source.states`."""
+
     def matching(self, pattern: str) -> list[str]: ...
 
     def absolute(self, path: str) -> str: ...
@@ -72,13 +77,15 @@ class Member:
 class TarFiles:
     """names: N, sorted. The i-th lies in tars[tar_of[i]], sizes[i] bytes from offsets[i] on.
 
-    broken: why not, by i. By column, since there may be millions.
+    broken: why not, by i. By column, since there may be millions. states: of each tar file, before
+    its headers were read.
     """
 
     place: str
     reader: Reader
     names: Sequence[str]
     tars: Sequence[str]
+    states_listed: Sequence[int]
     tar_of: "array[int]"
     offsets: "array[int]"
     sizes: "array[int]"
@@ -110,6 +117,13 @@ class TarFiles:
         where = f"{member.tar}|{member.offset}|{member.size}|{member.broken}"
         return where.encode("utf-8", "surrogateescape") + self.reader.stamp(member)
 
+    def states(self, names: Sequence[str], *, now: bool) -> list[int]:
+        tars = [self.tar_of[bisect.bisect_left(self.names, name)] for name in names]
+        found = {
+            t: self.reader.state(self.tars[t]) if now else self.states_listed[t] for t in set(tars)
+        }
+        return [found[t] for t in tars]
+
     def part(self, names: Sequence[str]) -> Source:
         """To be sent to another process, whose current folder is another one."""
         ordered = sorted(names)
@@ -117,6 +131,7 @@ class TarFiles:
         used = sorted({self.tar_of[i] for i in kept})
         return TarFiles(
             self.place, self.reader, ordered, [self.reader.absolute(self.tars[t]) for t in used],
+            [self.states_listed[t] for t in used],
             array("q", (used.index(self.tar_of[i]) for i in kept)),
             array("q", (self.offsets[i] for i in kept)),
             array("q", (self.sizes[i] for i in kept)),
@@ -153,16 +168,17 @@ def image_set_in_tars(place: str) -> ImageSet:
     reader, patterns = _reader_of(place)
     tars = [tar for pattern in patterns for tar in _expanded(pattern, reader)]
     names = _folder_names(tars)
+    states = [reader.state(tar) for tar in tars]
     with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as pool:
         found = list(pool.map(lambda tar: pictures_in(tar, names[tar], reader), tars))
-    source, table = _joined(place, reader, tars, found)
+    source, table = _joined(place, reader, tars, states, found)
     if not source.names:
         raise DataError(f"{place} holds no images: {len(tars)} tar files are empty")
     return ImageSet.elsewhere(place, list(source.names), source, table)
 
 
 def _joined(
-    place: str, reader: Reader, tars: Sequence[str], found: list[Found]
+    place: str, reader: Reader, tars: Sequence[str], states: list[int], found: list[Found]
 ) -> tuple[TarFiles, pa.Table]:
     """All tar files as one, sorted by name; and a column for each attribute that any image has."""
     names = [name for each in found for name in each.names]
@@ -187,7 +203,7 @@ def _joined(
             column.clear()
         first += len(each.names)
     source = TarFiles(
-        place, reader, [names[i] for i in kept], tars,
+        place, reader, [names[i] for i in kept], tars, states,
         array("q", (tar_of[i] for i in kept)),
         array("q", (offsets[i] for i in kept)),
         array("q", (sizes[i] for i in kept)),
@@ -310,9 +326,12 @@ class DiskReader:
                 file.seek(offset)
                 return file.read(size)
         except FileNotFoundError as error:
-            raise ImageError("its tar file is missing") from error
+            raise ImageError(TAR_MISSING) from error
         except OSError as error:
-            raise ImageError(f"its tar file cannot be read: {error.strerror}") from error
+            raise ImageError(f"{TAR_UNREADABLE}: {error.strerror}") from error
+
+    def state(self, path: str) -> int:
+        return state_at(path)
 
     def matching(self, pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))  # noqa: PTH207 (the pattern may be absolute)
@@ -347,6 +366,9 @@ class RemoteReader:
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         return self.blocks.read(path, offset, size)
+
+    def state(self, path: str) -> int:
+        return 0
 
     def matching(self, pattern: str) -> list[str]:
         folder = pattern[: re.split(r"[*\[]", pattern)[0].rindex("/")]

@@ -6,13 +6,11 @@ grow with the number of images.
 """
 
 import logging
-import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +21,8 @@ from PIL import Image
 
 from vizsla import storage
 from vizsla.data.batches import Batch, Loader, in_chunks
-from vizsla.data.fingerprint import Seen, is_readable, seen
-from vizsla.data.images import CANNOT_BE_READ
+from vizsla.data.fingerprint import Seen, seen
+from vizsla.data.images import is_by_the_system
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.data.remote import READERS
@@ -129,7 +127,7 @@ def write_embeddings(
             _clear(out)
         source = Source(images, max_pixels, picture, vectors)
         per_shard = whole_batches(shard_images, network.compute.batch_size)
-        found = _look_at(images, beside=network.compute.kind == "cuda")
+        found = _Looking(images, beside=network.compute.kind == "cuda")
         writer = _writer(source, found, network, out, store, per_shard)
         done = writer.resume()
         if done:
@@ -156,27 +154,38 @@ def write_embeddings(
     return written
 
 
-def _look_at(images: ImageSet, *, beside: bool) -> Callable[[], Seen]:
-    """What the files look like now. beside: found out while the first are decoded already, which
-    takes time on a GPU alone: on a CPU both need all cores."""
-    if not beside or images.source is not None:
-        now = seen(images)
-        return lambda: now
-    looking: Future[Seen] = Future()
+class _Looking:
+    """What the files look like at the beginning.
 
-    def look() -> None:
+    beside: found out while the first are decoded already, which takes time on a GPU alone: on a CPU
+    both need all cores.
+    """
+
+    def __init__(self, images: ImageSet, *, beside: bool) -> None:
+        self._images, self._stop = images, threading.Event()
+        self._seen: Future[Seen] = Future()
+        if beside and images.source is None:
+            threading.Thread(target=self._look, name="fingerprint", daemon=True).start()
+        else:
+            self._seen.set_result(seen(images))
+
+    def seen(self) -> Seen:
+        return self._seen.result()
+
+    def give_up(self) -> None:
+        """Nobody asks any more."""
+        self._stop.set()
+
+    def _look(self) -> None:
         try:
-            looking.set_result(seen(images))
+            self._seen.set_result(seen(self._images, self._stop))
         except BaseException as error:  # told where the result is asked for
-            looking.set_exception(error)
-
-    threading.Thread(target=look, name="fingerprint", daemon=True).start()
-    return looking.result
+            self._seen.set_exception(error)
 
 
 def _writer(
     source: "Source",
-    found: Callable[[], Seen],
+    found: _Looking,
     network: Network,
     out: Path,
     store: str,
@@ -191,7 +200,7 @@ def _writer(
         "shard_images": per_shard,
     }
     return ShardWriter(
-        out, lambda: {**about, "images": found().fingerprint}, network.embedder.dim,
+        out, lambda: {**about, "images": found.seen().fingerprint}, network.embedder.dim,
         store=store, total=len(source.images),
     )  # fmt: skip
 
@@ -199,7 +208,7 @@ def _writer(
 def _write_from(
     done: int,
     source: "Source",
-    found: Callable[[], Seen],
+    found: _Looking,
     network: Network,
     writer: ShardWriter,
     per_shard: int,
@@ -212,15 +221,12 @@ def _write_from(
     # Beside a GPU a shard is written while the next one is computed; a CPU would gain nothing.
     behind = ThreadPoolExecutor(1) if network.compute.kind == "cuda" else None
     writing: Future[None] | None = None
-    with behind or nullcontext():
+    with behind or nullcontext(), _given_up_on_error(found):
         for positions, shard in engine(source, network, ranges, report):
             if shard.broken:
                 source.images.require_root()  # gone, it would make all that follow broken
-                _require_still_there(source, found(), positions, shard.broken)
-            write = partial(
-                writer.add, shard.ids, shard.vectors, shard.attributes, shard.broken,
-                number=positions.start // per_shard,
-            )  # fmt: skip
+                _require_still_there(source, found.seen(), positions, shard.broken)
+            write = partial(_write, source, found, writer, positions, shard, per_shard)
             if behind is None:
                 write()
                 continue
@@ -231,27 +237,74 @@ def _write_from(
             writing.result()
 
 
+@contextmanager
+def _given_up_on_error(found: _Looking) -> Iterator[None]:
+    """Before anybody waits for a writer that waits for it."""
+    try:
+        yield
+    except BaseException:
+        found.give_up()
+        raise
+
+
+def _write(
+    source: "Source",
+    found: _Looking,
+    writer: ShardWriter,
+    positions: range,
+    shard: "Shard",
+    per_shard: int,
+) -> None:
+    _require_as_seen(source, found.seen(), positions, shard.states)
+    writer.add(
+        shard.ids, shard.vectors, shard.attributes, shard.broken,
+        number=positions.start // per_shard,
+    )  # fmt: skip
+
+
 def _require_still_there(
     source: "Source", found: Seen, positions: range, broken: list[tuple[str, str]]
 ) -> None:
     """DataError where images that could be read at the start cannot be now: they may come back."""
-    images = source.images
-    if images.source is not None or source.picture is not None:
+    if source.picture is not None:
         return
-    lost = []
-    reasons = dict(broken)
-    for i in positions:
-        reason = reasons.get(images.ids[i])
-        if reason is None or i in found.unreadable:
-            continue
-        if reason.startswith(CANNOT_BE_READ) or not is_readable(images.where(i)):
-            lost.append(f"{images.ids[i]}: {reason}")
+    images, reasons = source.images, dict(broken)
+    lost = [
+        f"{images.ids[i]}: {reasons[images.ids[i]]}" for i in positions
+        if is_by_the_system(reasons.get(images.ids[i], "")) and i not in found.unreadable
+    ]  # fmt: skip
     if lost:
         raise DataError(
             f"{len(lost)} of images {positions.start + 1} to {positions.stop} in {images.place} "
             f"could be read at the start, and not when they were embedded (first: {lost[0]}); what "
-            "was embedded before them is kept. Run the same command again when they are back"
+            "was embedded before them is kept. Run the same command again when they are back; on a "
+            "cluster every machine must see them"
         )
+
+
+def _require_as_seen(
+    source: "Source", found: Seen, positions: range, states: np.ndarray | None
+) -> None:
+    """DataError where a shard was not made from the files that the fingerprint was taken of.
+
+    states: theirs before they were embedded; None where that was on another machine, to which the
+    same file may look otherwise: then theirs now.
+    """
+    if source.picture is not None:
+        return
+    now = source.images.states(positions) if states is None else states
+    differing = np.flatnonzero(now != found.states[positions.start : positions.stop])
+    changed = [positions[n] for n in differing if positions[n] not in found.unreadable]
+    if changed:
+        raise _changed(source.images, changed)
+
+
+def _changed(images: ImageSet, positions: Sequence[int]) -> DataError:
+    return DataError(
+        f"{len(positions)} images in {images.place} changed while they were embedded (first: "
+        f"{images.ids[positions[0]]}); what was embedded before them is kept. Run the same "
+        "command again when nothing changes them; with --overwrite if they are others for good"
+    )
 
 
 # ── shards ───────────────────────────────────────────────────────────────────────────────────────
@@ -259,45 +312,32 @@ def _require_still_there(
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures come from. cache: their vectors may be known already.
-
-    since: when their fingerprint, or content, was taken; files must not change from then on.
-    """
+    """Where pictures come from. cache: their vectors may be known already."""
 
     images: ImageSet
     max_pixels: int = MAX_PIXELS
     picture: Callable[[int], Image.Image] | None = None
     cache: VectorCache | None = None
-    since: float = field(default_factory=time.time)
 
-    def require_unchanged(self, positions: Sequence[int]) -> None:
-        """DataError where a file was written, or put in the place of another, since then."""
-        if self.images.source is not None or self.picture is not None:
-            return
-        changed = [i for i in positions if self._changed(self.images.where(i))]
-        if changed:
-            raise DataError(
-                f"{len(changed)} images in {self.images.place} changed while they were embedded "
-                f"(first: {self.images.ids[changed[0]]}); what was embedded before them is kept. "
-                "Run the same command again when nothing changes them; with --overwrite if they "
-                "are others for good"
-            )
-
-    def _changed(self, path: str) -> bool:
-        with suppress(OSError):
-            stat = os.stat(path)  # noqa: PTH116 (see `where`)
-            return max(stat.st_mtime, stat.st_ctime) > self.since
-        return False
+    def states(self, positions: Sequence[int]) -> np.ndarray:
+        """(n,) of the files as they are now; zeros where pictures come from elsewhere."""
+        if self.picture is not None:
+            return np.zeros(len(positions), np.int64)
+        return self.images.states(positions)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """ids and attributes of the n good images, (n, D) float32; and (id, reason) of the others."""
+    """ids and attributes of the n good images, (n, D) float32; and (id, reason) of the others.
+
+    states: of all files, before they were embedded; None where that was on another machine.
+    """
 
     ids: list[str]
     vectors: np.ndarray
     attributes: pa.Table
     broken: list[tuple[str, str]]
+    states: np.ndarray | None = None
 
 
 Engine = Callable[
@@ -361,6 +401,7 @@ class _Draft:
 
     positions: range
     vectors: np.ndarray  # (N, D)
+    states: np.ndarray  # (N,) of the files, before any of them was read
     waiting: int  # images that are still to be embedded
     broken: dict[int, str] = field(default_factory=dict)
     contents: dict[int, bytes | None] = field(default_factory=dict)  # only with a cache
@@ -379,7 +420,16 @@ class _Draft:
         good = [i for i in self.positions if i not in self.broken]
         rows = self.vectors[[i - self.positions.start for i in good]]
         broken = [(images.ids[i], reason) for i, reason in sorted(self.broken.items())]
-        return Shard([images.ids[i] for i in good], rows, images.subset(good).attributes, broken)
+        attributes = images.subset(good).attributes
+        return Shard([images.ids[i] for i in good], rows, attributes, broken, self.states)
+
+    def require_unchanged(self, source: Source) -> None:
+        """DataError where a file is another one than before it was read. Missing ones are told
+        apart by what became of them."""
+        now = source.states(self.positions)
+        changed = np.flatnonzero((now != self.states) & (now != 0) & (self.states != 0))
+        if len(changed):
+            raise _changed(source.images, [self.positions[n] for n in changed])
 
 
 def _chunks(
@@ -393,7 +443,7 @@ def _chunks(
     dim, size = network.embedder.dim, network.compute.batch_size
     for positions in ranges:
         zeros = np.zeros((len(positions), dim), np.float32)
-        draft = _Draft(positions, zeros, len(positions))
+        draft = _Draft(positions, zeros, source.states(positions), len(positions))
         missing: Sequence[int] = positions
         if source.cache is not None:
             missing = _fill_from_cache(draft, source, network, fetched)
@@ -430,7 +480,7 @@ def _finished(
     """The first shards, as far as nothing of them is waited for."""
     while drafts and not drafts[0].waiting:
         draft = drafts.popleft()
-        source.require_unchanged(draft.positions)
+        draft.require_unchanged(source)
         if source.cache is not None and draft.fresh:
             first = draft.positions.start
             fresh = [i for i in draft.fresh if i not in fetched.changed]
