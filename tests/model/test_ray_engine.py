@@ -31,7 +31,7 @@ from vizsla.model.compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import Source, embed
-from vizsla.model.ray_engine import _Actor, connected, ray_engine, resolve_on
+from vizsla.model.ray_engine import _Actor, _contents, connected, ray_engine, resolve_on
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
@@ -411,3 +411,33 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"vizsla\[ray\]"), connected():
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine's own GPU would be used")
+def test_a_large_model_reaches_a_machine_with_a_gpu(photos: Path) -> None:
+    """A task of Ray's may hold 95 MiB. Here no GPU answers, and that is what is said."""
+    import ray
+
+    class Large(Patches):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(30_000_000))
+
+    images = ImageSet.from_folder(photos)
+    large = Embedder.from_module(Large(), embedder().preprocess, name="large")
+    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        with pytest.raises(UsageError, match="torch sees no CUDA GPU"):
+            resolve_on(ray, embedder=large, images=len(images), sample=images.file)
+    finally:
+        ray.shutdown()
+
+
+def test_a_sample_for_another_machine_is_its_contents(photos: Path) -> None:
+    images = ImageSet.from_folder(photos)
+    names = [images.ids[0], "none.png", images.ids[1]]
+    some = ImageSet(photos, names)
+    found = _contents(some.file, range(3))
+    assert found == {i: (photos / names[i]).read_bytes() for i in (0, 2)}

@@ -56,10 +56,16 @@ def moved_scores(
     return moved
 
 
+def tried(images: int) -> list[int]:
+    """The positions that are looked at, until LOOKED_AT images were found that differ."""
+    spread = np.linspace(0, images - 1, min(images, TRIED)).astype(int)
+    return list(dict.fromkeys(spread.tolist()))
+
+
 def _pixels(embedder: Embedder, images: int, sample: Sample) -> list[np.ndarray]:
     """Of readable images that differ, spread over the set."""
     found: dict[bytes, np.ndarray] = {}
-    for i in dict.fromkeys(np.linspace(0, images - 1, min(images, TRIED)).astype(int).tolist()):
+    for i in tried(images):
         with contextlib.suppress(ImageError):
             pixels = embedder.preprocess.framing.read(sample(i))
             found[pixels.tobytes()] = pixels

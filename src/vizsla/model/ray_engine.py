@@ -12,7 +12,7 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from vizsla.data.imageset import ImageSet
-from vizsla.errors import MissingExtraError, ModelError, UsageError, VizslaError
+from vizsla.errors import ImageError, MissingExtraError, ModelError, UsageError, VizslaError
+from vizsla.model.bearing import tried
 from vizsla.model.compiling import CompilingError
-from vizsla.model.compute import Compute, resolve_compute
+from vizsla.model.compute import Compute, Sample, resolve_compute
 from vizsla.model.inference import Engine, Shard, Source, embed_shards
 from vizsla.model.network import Network
 
@@ -127,7 +128,9 @@ def _own_address() -> str:
         return str(unbound.getsockname()[0])
 
 
-def resolve_on(ray: Any, *, device: str = "auto", **options: Any) -> Compute:
+def resolve_on(
+    ray: Any, *, device: str = "auto", images: int = 0, sample: Sample | None = None, **options: Any
+) -> Compute:
     """`resolve_compute` for the machines of the cluster; a GPU of theirs is used where one is.
 
     The number of threads is this process's (OMP_NUM_THREADS), there as here.
@@ -136,18 +139,37 @@ def resolve_on(ray: Any, *, device: str = "auto", **options: Any) -> Compute:
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device == "cpu":
-        return resolve_compute(device="cpu", **options)
+        return resolve_compute(device="cpu", images=images, sample=sample, **options)
     if not (device == "cuda" and gpus):
         raise UsageError(f"device={device!r}, but the cluster has {gpus} GPUs: choose cpu or cuda")
-    threads = torch.get_num_threads()
-
-    def resolved() -> tuple[Compute, dict[str, Any]]:
-        torch.set_num_threads(threads)
-        compute = resolve_compute(device="cuda", **options)
-        return compute, compute.facts
-
-    compute, facts = ray.get(ray.remote(num_gpus=1)(resolved).remote())
+    few = _contents(sample, tried(images)) if sample else None
+    held = ray.put((torch.get_num_threads(), few, {**options, "images": images}))
+    try:
+        compute, facts = ray.get(ray.remote(num_gpus=1)(_resolved).remote(held))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, VizslaError) else error) from None
     return replace(compute, elsewhere=facts)
+
+
+def _contents(sample: Sample, positions: Sequence[int]) -> dict[int, bytes]:
+    """Of those that can be read here: the other machine may not have the same folders."""
+    found = {}
+    for i in positions:
+        with suppress(ImageError, OSError, ValueError):
+            file = sample(i)
+            found[i] = file if isinstance(file, bytes) else file.read_bytes()
+    return found
+
+
+def _resolved(
+    held: tuple[int, dict[int, bytes] | None, dict[str, Any]],
+) -> tuple[Compute, dict[str, Any]]:
+    """On a machine with a GPU. What is held is put there once: a task itself must be small."""
+    threads, few, options = held
+    torch.set_num_threads(threads)
+    sample = None if few is None else lambda i: few.get(i, b"")
+    compute = resolve_compute(device="cuda", sample=sample, **options)
+    return compute, compute.facts
 
 
 def ray_engine(ray: Any) -> Engine:
