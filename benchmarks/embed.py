@@ -199,7 +199,9 @@ def overhead(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from vizsla.data.transforms import Preprocess
 
     images = ImageSet.from_folder(folder)
-    embedder = Embedder.from_module(Colours(), Preprocess((224, 224), 256), name="colours")
+    side = args.size
+    framing = Preprocess((side, side), max(side, side * 8 // 7))
+    embedder = Embedder.from_module(Colours(), framing, name="colours")
     size = 128 if args.batch_size == "auto" else int(args.batch_size)
     network: Any = NoTime(embedder, AsBesideAGpu("cpu", "fp32", size, args.workers or cores()))
     plan = {
@@ -360,8 +362,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--scores", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("--overhead", action="store_true", help="with a network that takes no time")
+    parser.add_argument("--size", type=int, default=224, help="of pictures, for --overhead")
     parser.add_argument("--memory", type=int, help="embed so many generated ids")
     args = parser.parse_args()
+    if args.overhead and not args.photos:
+        parser.error("--overhead needs --photos")
     args.weights = dict(word.split("=", 1) for word in args.weights)
     result: dict[str, Any] = {"torch": torch.__version__, "cores": cores()}
     if torch.cuda.is_available():

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -368,3 +370,20 @@ def test_what_changed_between_two_fetches_is_not_kept(tmp_path: Path) -> None:
     fetched = Fetched(lambda i: contents.pop(0), limit=0)
     assert fetched.content(7) == content_of(b"one")
     assert fetched.take(7) == b"two" and fetched.changed == {7}
+
+
+def test_copies_in_one_shard_are_embedded_once(
+    photos: Path, embedder: Embedder, tmp_path: Path, batches: list[int]
+) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    originals = [*sorted(path.name for path in photos.iterdir())[:4], "broken.png"]
+    for n in range(20):
+        shutil.copy(photos / originals[n % 5], folder / f"{n:02}.png")
+    alone: Any = run(folder, embedder, tmp_path / "alone", cache=None)
+    del batches[:]
+    found: Any = run(folder, embedder, tmp_path / "cached", shard_images=20)
+    assert found.ids == alone.ids and found.broken == alone.broken and len(found.broken) == 4
+    np.testing.assert_array_equal(found.vectors, alone.vectors)
+    assert len(batches) == 1  # of 4 pictures; the broken one goes through no network

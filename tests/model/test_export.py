@@ -1,6 +1,7 @@
 """What ONNX Runtime computes from the file is what torch computes from the embedder."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vizsla.cli.main import app
 from vizsla.data.transforms import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.model.export import export
+from vizsla.model.export import _steps, export
 from vizsla.model.projection import Projection
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -118,3 +119,32 @@ def test_a_name_that_its_description_would_take_is_refused(tmp_path: Path, name:
     with pytest.raises(UsageError, match=r"ends in \.onnx"):
         export(Embedder.build("tiny", weights="random", image_size=32), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(333, 500), (1001, 77), (75, 74), (640, 427), (9, 200)])
+def test_the_words_about_preprocessing_say_all(size: tuple[int, int]) -> None:
+    """Done again from the description alone, with Pillow: no pixel differs."""
+    preprocess = Preprocess((52, 60), 64)
+    steps = _steps(Embedder.from_module(nn.Flatten(), preprocess, name="flat"))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    )
+    expected = preprocess.framing.pixels(picture)
+    shorter, longer = sorted(size)
+    assert "more than 8 times" in steps[1] and "floor((longer - 8 * shorter) / 2)" in steps[1]
+    if longer > 8 * shorter:
+        first = math.floor((longer - 8 * shorter) / 2)
+        box = [0, 0, *size]
+        axis = 0 if size[0] == longer else 1
+        box[axis], box[axis + 2] = first, first + 8 * shorter
+        picture = picture.crop(tuple(box))
+        shorter, longer = sorted(picture.size)
+    assert "shorter side is 64" in steps[2] and "floor(64 * longer / shorter)" in steps[2]
+    assert "bicubic" in steps[2]
+    other = math.floor(64 * longer / shorter)
+    wide = picture.width <= picture.height
+    picture = picture.resize((64, other) if wide else (other, 64), Image.Resampling.BICUBIC)
+    assert "60 × 52, from column round((width - 60) / 2) and row round((height - 52)" in steps[3]
+    left, top = round((picture.width - 60) / 2), round((picture.height - 52) / 2)
+    found = np.asarray(picture.crop((left, top, left + 60, top + 52)))
+    np.testing.assert_array_equal(found, expected)

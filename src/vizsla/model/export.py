@@ -58,6 +58,7 @@ def export(embedder: Embedder, out: str | Path) -> Exported:
     out = Path(out)
     if out.suffix.lower() != ".onnx":
         raise UsageError(f"{out}: name a file that ends in .onnx (beside it comes a .json)")
+    storage.require_local(out)
     onnx = _onnx()
     embedder = embedder.to("cpu").to(memory_format=torch.contiguous_format).float().eval()
     height, width = embedder.preprocess.size
@@ -100,17 +101,24 @@ def describe(embedder: Embedder, path: Path) -> dict[str, Any]:
 def _steps(embedder: Embedder) -> list[str]:
     p = embedder.preprocess
     height, width = p.size
-    first = (
-        f"resize so that the shorter side is {p.resize or max(p.size)} pixels, the aspect ratio "
-        f"kept, {p.interpolation}, antialiased"
-    )
+    short = p.resize or max(p.size)
+    first = [
+        "where one side is more than 8 times as long as the other, keep its middle, 8 times as "
+        "long, from pixel floor((longer - 8 * shorter) / 2) on",
+        f"resize so that the shorter side is {short} pixels and the longer one floor({short} * "
+        f"longer / shorter), {p.interpolation}, antialiased as Pillow does it",
+    ]
     if p.mode == "squash":
         sides = f"{p.resize} × {p.resize}" if p.resize else f"{width} × {height}"
-        first = f"resize to {sides} (width × height) whatever the aspect ratio, {p.interpolation}"
+        first = [
+            f"resize to {sides} (width × height) whatever the aspect ratio, {p.interpolation}, "
+            "antialiased as Pillow does it"
+        ]
     return [
         "decode, turn upright by EXIF, RGB, transparency on white",
-        first,
-        f"cut out the centre, {width} × {height}",
+        *first,
+        f"cut out the centre, {width} × {height}, from column round((width - {width}) / 2) and row "
+        f"round((height - {height}) / 2) on, halves rounded to the even number",
         "divide by 255",
         f"subtract {list(p.mean)}, divide by {list(p.std)}, channel by channel",
         "order as batch, channel, row, column",

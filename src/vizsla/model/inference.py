@@ -406,6 +406,7 @@ class _Draft:
     broken: dict[int, str] = field(default_factory=dict)
     contents: dict[int, bytes | None] = field(default_factory=dict)  # only with a cache
     fresh: list[int] = field(default_factory=list)  # positions that were embedded now
+    copies: dict[int, int] = field(default_factory=dict)  # of the same content: position → first
 
     def take(self, batch: Batch, vectors: np.ndarray) -> None:
         reasons = _without_direction(vectors) | batch.reasons
@@ -417,8 +418,13 @@ class _Draft:
         self.waiting -= batch.filled
 
     def shard(self, images: ImageSet) -> Shard:
+        start = self.positions.start
+        for i, first in self.copies.items():
+            self.vectors[i - start] = self.vectors[first - start]
+            if first in self.broken:
+                self.broken[i] = self.broken[first]
         good = [i for i in self.positions if i not in self.broken]
-        rows = self.vectors[[i - self.positions.start for i in good]]
+        rows = self.vectors[[i - start for i in good]]
         broken = [(images.ids[i], reason) for i, reason in sorted(self.broken.items())]
         attributes = images.subset(good).attributes
         return Shard([images.ids[i] for i in good], rows, attributes, broken, self.states)
@@ -464,12 +470,15 @@ def _fill_from_cache(
         draft.contents = dict(zip(draft.positions, found, strict=True))
     wanted = list({content for content in draft.contents.values() if content})
     known = source.cache.get(_space(source, network), wanted, network.embedder.dim)
-    missing = []
+    missing: list[int] = []
+    first: dict[bytes, int] = {}
     for i, content in draft.contents.items():
         if content in known:
             draft.vectors[i - draft.positions.start] = known[content]
-        else:
+        elif content is None or first.setdefault(content, i) == i:
             missing.append(i)
+        else:
+            draft.copies[i] = first[content]
     fetched.drop(set(draft.positions) - set(missing))
     return missing
 

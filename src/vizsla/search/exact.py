@@ -110,15 +110,17 @@ def rank(
     return Ranking(queries.ids, gallery.ids, positions, scores, len(gallery), origin)
 
 
-def comparable(query_model: str, gallery_model: str, query_dim: int, gallery_dim: int) -> None:
-    """DataError unless vectors of the two may be compared."""
+def comparable(
+    query_model: str, gallery_model: str, query_dim: int, gallery_dim: int, *, what: str = "queries"
+) -> None:
+    """DataError unless vectors of the two may be compared. what: those of the first model."""
     if query_model != gallery_model:
         raise DataError(
-            f"the queries were embedded by model {query_model}, the gallery by {gallery_model}: "
+            f"the {what} were embedded by model {query_model}, the gallery by {gallery_model}: "
             "their vectors cannot be compared; embed both with one model"
         )
     if query_dim != gallery_dim:
-        raise DataError(f"queries have {query_dim} dimensions, the gallery {gallery_dim}")
+        raise DataError(f"the {what} have {query_dim} dimensions, the gallery {gallery_dim}")
 
 
 def check_k(k: int, available: int) -> None:

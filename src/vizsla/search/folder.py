@@ -222,7 +222,9 @@ class FolderIndex:
         What is new is looked at one and all, until it is a hundredth of the gallery: then it goes
         into the structure, and recall is measured again.
         """
-        exact.comparable(embeddings.model_id, self.model_id, embeddings.dim, self.dim)
+        exact.comparable(
+            embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
+        )
         if not len(embeddings):
             return
 

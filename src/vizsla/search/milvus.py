@@ -266,7 +266,9 @@ class MilvusIndex:
 
     def add(self, embeddings: Embeddings) -> None:
         """See Index.add."""
-        exact.comparable(embeddings.model_id, self.model_id, embeddings.dim, self.dim)
+        exact.comparable(
+            embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
+        )
         check_new(embeddings.ids, embeddings.vectors, self._rows_of(embeddings.ids))
         if len(embeddings):
             self._insert((embeddings.ids, embeddings.vectors, embeddings.attributes))
