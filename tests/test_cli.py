@@ -174,6 +174,7 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(
     for words, code, said in [
         (["run"], 2, "DATA"),
         (["fly"], 2, "No such command"),
+        (["embed", "", "-o", "x"], 2, "one of the arguments is empty"),
         (["run", "nowhere"], 1, "nowhere"),
         (["run", str(tmp_path)], 1, "gallery"),
         (["evaluate", "nowhere.json", "--labels-from", "{label}_{n}"], 1, "nowhere.json"),

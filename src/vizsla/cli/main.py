@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         _speak_utf8()
     log_to_stderr()
+    if "" in (sys.argv[1:] if arguments is None else arguments):  # it would stand for this folder
+        _fail("one of the arguments is empty: a variable that is not set, perhaps", 2)
     try:
         app(arguments)
     except SystemExit as end:  # so Typer ends, also after Ctrl-C
