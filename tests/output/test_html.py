@@ -79,6 +79,7 @@ def test_sheets_show_the_worst_query_first(page: Path) -> None:
     worst, best = [aps[name] for name in shown[:8]], [aps[name] for name in shown[8:]]
     assert worst == sorted(worst) and best == sorted(best, reverse=True)
     assert worst[0] == min(aps.values()) and best[0] == max(aps.values())
+    assert page.read_text().count(" (whole ranking)</p>") == 12
     tiles = re.findall(r'<li class="(right|wrong)">', page.read_text())
     assert len(tiles) == 12 * 5
 
