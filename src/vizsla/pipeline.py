@@ -480,6 +480,7 @@ def _record(
         },
         model_id=embedder.model_id,
         image_size=list(embedder.preprocess.size),
+        interpolation=embedder.preprocess.interpolation,
         views=None if embedder.views is None else str(embedder.views),
         whiten=config.whiten,
         dim=embedder.dim,
