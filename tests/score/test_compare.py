@@ -8,6 +8,7 @@ import pytest
 
 from vizsla.errors import DataError, UsageError
 from vizsla.score.compare import Comparison, read_results
+from vizsla.search.ranking import Ranking
 
 BASE = {
     "model_name": "resnet50", "run_id": "1", "top_k": 10, "top_k_accuracy": 0.9,
@@ -220,8 +221,17 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no .*absent\.json"):
         read_results([tmp_path / "absent.json"])
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(DataError, match="none of the 1 files holds results"):
+    with pytest.raises(DataError, match=r"none of the 1 files holds results.*give --labels"):
         read_results([tmp_path])
+
+
+def test_a_ranking_is_compared_with_its_truth(tmp_path: Path) -> None:
+    rankings = [tmp_path / "ranking.parquet", tmp_path / "fused.parquet"]
+    for path in rankings:
+        Ranking.from_lists({"q": ["a", "b"]}).save(path)
+    said = r"ranking.parquet is a Parquet file, such as a ranking\. .*: give --labels"
+    with pytest.raises(UsageError, match=said):
+        read_results(rankings)
 
 
 # ── what cannot be true ──────────────────────────────────────────────────────────────────────────

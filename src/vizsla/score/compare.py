@@ -35,6 +35,11 @@ _TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", 
 _COUNTS = ("top_k", "batch_size", "num_classes", "num_epochs", "queries", "gallery_size",
            "fewest_relevant")  # fmt: skip
 _SAYS_NOTHING = ("", "none", "null", "nan", "n/a")
+_PARQUET = b"PAR1"
+_WITH_TRUTH = (
+    "Rankings and submissions are compared with their truth: give --labels, --labels-from, --data "
+    "or --qrels"
+)
 _NAMED = 3  # files that one remark names
 _ID = 8  # digits of a model_id that a table shows
 _CHANCE = 0.01  # how near ln C a loss is at chance
@@ -212,7 +217,7 @@ def read_results(paths: Sequence[str | Path]) -> Comparison:
     if not results:
         raise DataError(
             f"none of the {len(damaged)} files holds results: expected the metrics files that "
-            "`vizsla run` writes into results/"
+            f"`vizsla run` writes into results/. {_WITH_TRUTH}"
         )
     zeros = [_without_unknown_zeros(result) for result in results]
     results = [result for result, _ in zeros]
@@ -240,6 +245,8 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
 
 def _read(path: Path) -> Result:
     data = storage.read_bytes(path)
+    if data.startswith(_PARQUET):
+        raise UsageError(f"{path} is a Parquet file, such as a ranking. {_WITH_TRUTH}")
     if b"<<<<<<<" in data and b">>>>>>>" in data:
         raise DataError("it holds the marks of a merge that was never resolved (<<<<<<<)")
     try:
