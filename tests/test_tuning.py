@@ -223,6 +223,7 @@ def test_a_tuned_embedder_tells_what_it_is(
     assert (found["weights"], found["weights_file"]) == ("file", "mine.safetensors")
     card = (folder / "README.md").read_text()
     assert "from the file mine.safetensors" in card and "CrossEntropyLoss" in card
+    assert "“head” was kept" in card and " 0 epochs" not in card
     assert "that of mine.safetensors is not known" in card
     run = pipeline.run(replace(config, model=str(folder), weights="pretrained", image_size=None,
                                tuning=None))  # fmt: skip

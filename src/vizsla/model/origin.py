@@ -83,8 +83,8 @@ class Origin:
             return "not known" if self.weights is None else "none: the network is frozen"
         told = [f"“{self.training['kept']}” was kept"]
         if self.training["is_finetuned"]:
-            epochs = self.training["num_epochs"]
-            told += [str(self.training["loss_function"]), f"{epochs} epochs"]
+            epochs = self.training["num_epochs"]  # 0 where a head alone was trained
+            told += [str(self.training["loss_function"]), *([f"{epochs} epochs"] if epochs else [])]
         else:
             told.append("a fitted projection behind the frozen network")
         return ", ".join([*told, f"{self.training['images']} images"])
