@@ -49,8 +49,10 @@ def test_ids_whose_last_digits_are_the_same_stay_whole() -> None:
 
 def test_headers_fold_behind_underscores_and_take_their_short_forms() -> None:
     table = Table(["model", "top_k_accuracy", "low (Bonferroni)"], [["a", 0.5, 0.25]] * 2)
-    lines = fitted_lines(table, 24, keep=table.columns, short={"low (Bonferroni)": "low"})
+    short = {"low (Bonferroni)": "low", "a": "the first"}
+    lines = fitted_lines(table, 30, keep=table.columns, short=short)
     assert [line.split() for line in lines[:2]] == [["top_k_"], ["model", "accuracy", "low"]]
+    assert lines[2].startswith("the first ")
 
 
 def test_a_name_without_spaces_is_cut_as_the_last_resort() -> None:

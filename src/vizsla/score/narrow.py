@@ -41,7 +41,7 @@ def fitted_lines(
     """The table's lines, none wider than `width` where that can be had.
 
     keep: columns that are never told above the table, though all rows agree. drop: those that may
-    be left out, in this order. short: shorter headers, by column.
+    be left out, in this order. short: shorter headers and cells, by their texts.
     """
     lines = table.lines()
     if not table.rows or max(map(len, lines)) <= width:
@@ -69,9 +69,10 @@ def fitted_lines(
 
 
 def _shortened(columns: Sequence[_Column], short: Mapping[str, str]) -> list[str]:
-    """In place: shorter headers, and run ids by their last digits where those tell them apart."""
+    """In place: shorter texts, and run ids by their last digits where those tell them apart."""
     for column in columns:
         column.header = short.get(column.header, column.header)
+        column.cells = [short.get(cell, cell) for cell in column.cells]
     ids = {found for c in columns for cell in c.cells for found in RUN_ID.findall(cell)}
     if not ids or len({found[-4:] for found in ids}) < len(ids):
         return []
