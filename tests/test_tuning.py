@@ -110,6 +110,7 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     else:
         assert record["final_train_loss"] is record["loss_function"] is None
     assert {row["name"] for row in training["candidates"]} >= {"frozen", "last weights"}
+    assert training["options"]["epochs"] == 1 and training["options"]["finetune"] == "last"
     saved = Embedder.load(result.run.folder / "embedder")
     assert saved.model_id == record["model_id"]
     assert (result.run.folder / "training" / "log.jsonl").is_file()

@@ -51,7 +51,7 @@ from vizsla.search import exact
 from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
 from vizsla.search.graph import KeptIn
 from vizsla.search.ranking import Ranking
-from vizsla.tuning import target_of, training_part, tune
+from vizsla.tuning import options_given, target_of, training_part, tune
 
 log = logging.getLogger("vizsla.run")
 
@@ -459,7 +459,7 @@ def _record(
 ) -> dict[str, Any]:
     embedder = network.embedder
     told: dict[str, Any] = embedder.origin.record()
-    if training := _training(embedder, tuned):
+    if training := _training(embedder, tuned, config):
         told["training"] = training
     classes = set(data.training.labels or []) - {None} if data.training else None
     return result_record(
@@ -489,13 +489,17 @@ def _record(
     )
 
 
-def _training(embedder: Embedder, tuned: TrainResult | None) -> dict[str, Any]:
+def _training(embedder: Embedder, tuned: TrainResult | None, config: RunConfig) -> dict[str, Any]:
     """What the embedder's folder tells of its training, and what this run's own training tells."""
     kept = embedder.origin.training or {}
     if tuned is None:
         return kept
     here = tuned.record()["training"]
-    return {**here, **kept} if tuned.is_finetuned else {**kept, **here}
+    if tuned.is_finetuned:
+        return {**here, **kept}
+    asked = options_given(tune_config(config, config.tuning or {}))
+    before = {"before": kept["options"]} if kept else {}
+    return {**kept, **here, "options": {**asked, **before}}
 
 
 def data_id(data: DataFolders) -> str:
