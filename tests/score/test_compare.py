@@ -76,7 +76,7 @@ def test_settings_that_differ_are_columns_and_not_averaged(results, change) -> N
 
 
 def trained(kept: str, **options: Any) -> dict[str, Any]:
-    return {"training": {"kept": kept, "images": 40, "options": options}}
+    return {"training": {"kept": kept, "images": 40, "options": {"finetune": "last", **options}}}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,7 @@ def trained(kept: str, **options: Any) -> dict[str, Any]:
         (trained("last weights", epochs=3), trained("last weights", epochs=9), "training.epochs"),
         (trained("last weights", before={"loss": "x"}), trained("last weights"),
          "training.before.loss"),
+        (trained("last weights", epochs=9), trained("last weights"), "training.epochs"),
         ({"loss_function": "A", "is_finetuned": True},
          {"loss_function": "B", "is_finetuned": True}, "loss"),
         ({"num_epochs": 1, "is_finetuned": True}, {"num_epochs": 2, "is_finetuned": True},
@@ -121,6 +122,16 @@ def test_the_embedders_id_is_told_only_where_nothing_else_tells_them_apart(resul
     assert "embedder" not in results(*two).grouped().columns
     other = {"model_id": "b" * 24, "model_name": "resnet18"}
     assert "embedder" not in results(two[0], {**other, "dim": 64}).grouped().columns
+
+
+def test_how_it_was_trained_is_told_only_where_what_was_kept_is_the_same(results) -> None:  # type: ignore[no-untyped-def]
+    head = trained("head", finetune="head", epochs=3)
+    columns = results({}, head).grouped().columns
+    assert "kept" in columns and not any(name.startswith("training") for name in columns)
+    columns = results(head, trained("head", finetune="head", epochs=9)).grouped().columns
+    assert [name for name in columns if name.startswith("training")] == ["training.epochs"]
+    more = {"training": {**trained("head", finetune="head", epochs=3)["training"], "images": 50}}
+    assert "training_images" in results(head, more).grouped().columns
 
 
 def test_a_mean_that_not_all_runs_have_says_of_how_many_it_is(results) -> None:  # type: ignore[no-untyped-def]

@@ -53,6 +53,13 @@ def test_headers_fold_behind_underscores_and_take_their_short_forms() -> None:
     lines = fitted_lines(table, 30, keep=table.columns, short=short)
     assert [line.split() for line in lines[:2]] == [["top_k_"], ["model", "accuracy", "low"]]
     assert lines[2].startswith("the first ")
+    table = Table(["training.finetune", "training.loss"], [["head", "cross-entropy"]] * 2)
+    lines = fitted_lines(table, 19, keep=table.columns)
+    assert [line.split() for line in lines[:2]] == [
+        ["training.", "training."],
+        ["finetune", "loss"],
+    ]
+    assert "cross-e" in lines[2]
 
 
 def test_a_name_without_spaces_is_cut_as_the_last_resort() -> None:

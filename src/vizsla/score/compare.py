@@ -22,9 +22,11 @@ log = logging.getLogger("vizsla.compare")
 GROUPS = ("model_name", "is_finetuned", "pooling_type")
 # Two runs of one group that differ in any of these are more than the same but for the seed.
 SETTINGS = ("weights", "weights_file", "image_size", "interpolation", "views", "whiten", "dim",
-            "refine", "fusion", "kept", "loss", "epochs", "training_images",
-            "embedder")  # fmt: skip
+            "refine", "fusion", "kept")  # fmt: skip
 OPTION = "training."  # what the options of a training begin with
+FINETUNE = f"{OPTION}finetune"  # the one that every training has
+TRAININGS = ("loss", "epochs", FINETUNE)
+UNTOLD = ("training_images", "embedder")  # shown only where nothing else tells runs apart
 FROZEN = "frozen"
 NEVER_ACROSS = ("top_k", "num_classes", "data")  # always part of a group
 COUNT = " runs"  # ends the name of the column with how many runs a mean is of
@@ -160,23 +162,29 @@ class Comparison:
         return to_html("Results compared", sections)
 
     def _settings_that_differ(self) -> list[str]:
-        """Those in which runs differ that are otherwise of one group."""
-        options = {key for r in self.results for key in r.more if key.startswith(OPTION)}
-        base = (*GROUPS, *NEVER_ACROSS)
-        found: list[str] = []
-        for key in (*SETTINGS[:-1], *sorted(options), SETTINGS[-1]):
-            groups: dict[tuple[Any, ...], set[Any]] = {}
-            for r in self.results:
-                # the embedder's id is only told where nothing else tells the runs apart
-                also = found if key == SETTINGS[-1] else ()
-                at = tuple(r.value(k) for k in (*base, *also))
-                groups.setdefault(at, set()).add(r.value(key))
-            if any(len(values) > 1 for values in groups.values()):
-                found.append(key)
+        """Those in which runs differ that are otherwise of one group; how something was trained
+        only where what was kept does not tell the runs apart."""
+        found = [key for key in SETTINGS if self._differs(key, self.results)]
+        trained = [r for r in self.results if FINETUNE in r.more]
+        options = {key for r in trained for key in r.more if key.startswith(OPTION)} - {FINETUNE}
+        told = tuple(found)
+        found += [key for key in TRAININGS if self._differs(key, self.results, told)]
+        found += [key for key in sorted(options) if self._differs(key, trained, told)]
+        for key in UNTOLD:
+            found += [key] if self._differs(key, self.results, tuple(found)) else []
         return found
 
+    def _differs(self, key: str, results: Sequence[Result], also: Sequence[str] = ()) -> bool:
+        """Whether it does within a group of these results, `also` among the group's keys."""
+        groups: dict[tuple[Any, ...], set[Any]] = {}
+        for result in results:
+            at = tuple(result.value(k) for k in (*GROUPS, *NEVER_ACROSS, *also))
+            groups.setdefault(at, set()).add(result.value(key))
+        return any(len(values) > 1 for values in groups.values())
+
     def _check_keys(self, keys: Sequence[str], what: str) -> None:
-        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data", *SETTINGS))
+        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data", *SETTINGS,
+                               *TRAININGS, *UNTOLD))  # fmt: skip
         for result in self.results:
             known |= dict.fromkeys([*result.scores, *result.more])
         for key in keys:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vizsla.runs import RUN_ID
 from vizsla.score.tables import Table
 
+_WORD = re.compile(r"[^_. ]+[_. ]?|[_. ]")  # of a header, with what ends it
 GAP = 2  # spaces between columns
 CUT = 8  # characters that a name keeps at least where even folding does not help
 
@@ -105,7 +106,12 @@ def _joined(parts: Sequence[str], widths: Sequence[int], right: Sequence[bool]) 
 def _widths(columns: Sequence[_Column], width: int) -> list[int]:
     """Of each column: as wide as it likes, then the widest ones less, down to their words."""
     widths, least = [c.widest() for c in columns], [c.folded() for c in columns]
-    for floor in (least, [w if c.number else CUT for c, w in zip(columns, least, strict=True)]):
+    heads = [max(map(len, _header_words(c.header))) for c in columns]
+    cut = [
+        low if c.number else max(CUT, head)
+        for c, low, head in zip(columns, least, heads, strict=True)
+    ]
+    for floor in (least, cut):
         while _total(widths) > width:
             able = [i for i in range(len(widths)) if widths[i] > floor[i]]
             if not able:
@@ -125,9 +131,9 @@ def _folded(text: str, width: int) -> list[str]:
 
 
 def _folded_header(header: str, width: int) -> list[str]:
-    """Lines that also end behind an underscore."""
+    """Lines that also end behind an underscore or a dot."""
     lines = [""]
-    for word in re.findall(r"[^_ ]+[_ ]?|[_ ]", header):
+    for word in _WORD.findall(header):
         if lines[-1] and len((lines[-1] + word).rstrip()) > width:
             lines.append("")
         lines[-1] += word
@@ -135,4 +141,4 @@ def _folded_header(header: str, width: int) -> list[str]:
 
 
 def _header_words(header: str) -> list[str]:
-    return [word.rstrip() for word in re.findall(r"[^_ ]+[_ ]?|[_ ]", header)] or [""]
+    return [word.rstrip() for word in _WORD.findall(header)] or [""]
