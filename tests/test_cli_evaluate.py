@@ -1,7 +1,10 @@
 """`vizsla evaluate` with vectors, judgements, slices, a cut-off, and the files that it writes."""
 
+import contextlib
 import csv
 import json
+import os
+import pty
 import shlex
 import subprocess
 import sys
@@ -14,7 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
+from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
+from vizsla.pipeline import run
+from vizsla.runconfig import RunConfig
 from vizsla.search.exact import rank
 from vizsla.search.ranking import Ranking
 
@@ -218,3 +224,52 @@ def test_pairs_are_compared_by_any_metric_with_corrected_intervals(folder: Path)
     assert [line.split()[0] for line in table.splitlines()[1:]] == ["mAP", "precision@5"]
     assert "low (Bonferroni)" in table.splitlines()[0]
     assert note.startswith("corrected for 2 comparisons")
+
+
+@pytest.fixture(scope="module")
+def two_runs(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two runs of one network are, the second one's embedder saved under another name."""
+    home = tmp_path_factory.mktemp("two")
+    first = Embedder.build("tiny", weights="random", image_size=64)
+    first.save(home / "first")
+    first.name = "other"
+    training = {"kept": "head", "is_finetuned": False, "images": 9, "options": {}}
+    first.origin = replace(first.origin, training=training)
+    first.save(home / "second")
+    for name in ("first", "second"):
+        run(RunConfig(data=str(tinted), model=str(home / name), top_k=5, figures=0, home=str(home)))
+    return home
+
+
+def test_pairs_of_runs_are_named_by_what_tells_them_apart(two_runs: Path) -> None:
+    words = ["compare", *map(str, sorted((two_runs / "runs").iterdir())), "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    [row, *_] = json.loads(result.stdout)
+    assert {row["A"].split(" ", 1)[1], row["B"].split(" ", 1)[1]} == {
+        "(tiny, frozen)",
+        "(other, head)",
+    }
+
+
+@pytest.mark.parametrize("what", ["results", "runs"])
+@pytest.mark.parametrize("columns", [60, 80])
+def test_tables_fit_the_terminal_and_are_whole_in_a_pipe(
+    two_runs: Path, what: str, columns: int
+) -> None:
+    sources = [two_runs / "results"] if what == "results" else [*(two_runs / "runs").iterdir()]
+    command = [str(Path(sys.executable).parent / "vizsla"), "compare", *map(str, sources)]
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert done.wait() == 0
+    table = [line for line in shown.decode().splitlines() if line[:2] not in ("- ", "! ")]
+    assert len(table) > 3 and max(map(len, table)) <= columns
+    piped = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert len(piped.stdout.splitlines()[0]) > 100

@@ -1,19 +1,32 @@
 """Tuning as a stage: options by name, times, targets; `run --finetune` and `train` on pictures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
-from vizsla import pipeline, runconfig
+from vizsla import pipeline, runconfig, storage
 from vizsla.cli.main import main
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, UsageError
+from vizsla.model.choice import Candidate, Contest
 from vizsla.model.embedder import Embedder
+from vizsla.model.origin import Origin
+from vizsla.model.outcome import TrainResult
 from vizsla.runconfig import RunConfig
-from vizsla.tuning import TuneConfig, parse_setting, seconds, target_of, training_part
+from vizsla.tuning import (
+    TuneConfig,
+    options_given,
+    parse_setting,
+    seconds,
+    target_of,
+    training_part,
+)
 
 FAST = {
     "epochs": 1, "validate_on": "seen-classes", "share": 0.3, "precision": "fp32",
@@ -97,6 +110,7 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     else:
         assert record["final_train_loss"] is record["loss_function"] is None
     assert {row["name"] for row in training["candidates"]} >= {"frozen", "last weights"}
+    assert training["options"]["epochs"] == 1 and training["options"]["finetune"] == "last"
     saved = Embedder.load(result.run.folder / "embedder")
     assert saved.model_id == record["model_id"]
     assert (result.run.folder / "training" / "log.jsonl").is_file()
@@ -148,6 +162,89 @@ def test_the_train_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     record = json.loads(capsys.readouterr().out)
     assert record["training"]["candidates"][0]["name"] == "frozen"
     assert Embedder.load(record["embedder"]).dim > 0
+
+
+def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
+    """What a training of three candidates gave, the one at `kept` kept."""
+    names = ("frozen", name, "whitened")
+    candidates = [Candidate(n, 0.5, {}, np.zeros(2), None) for n in names]
+    candidates[kept].kept = True
+    return TrainResult(
+        embedder=cast(Any, None), candidates=candidates, loss_function="CrossEntropyLoss",
+        num_classes=4, num_epochs=3, final_train_loss=0.25, steps=9, seconds=1.0, warnings=[],
+        folder=Path(), log_path=Path(), curve_path=None, precision="fp32", images_per_second=1.0,
+        closed_forms=frozenset({"whitened"}),
+    )  # fmt: skip
+
+
+def test_an_origin_tells_the_training_that_was_kept() -> None:
+    pretrained = Origin.of_weights("pretrained")
+    told: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}}
+    assert pretrained.after(result_of("last weights", 0), **told) == pretrained
+    tuned = pretrained.after(result_of("last weights", 1), **told)
+    assert tuned.is_finetuned and tuned.record()["num_epochs"] == 3
+    fitted = pretrained.after(result_of("last weights", 2), **told)
+    assert fitted.is_finetuned is False and fitted.training is not None
+    assert fitted.training["kept"] == "whitened" and fitted.record()["loss_function"] is None
+    both = tuned.after(result_of("last weights", 2), images=40, options={})
+    assert both.is_finetuned and both.training is not None
+    assert both.training["kept"] == "last weights → whitened"
+    assert both.training["options"] == {"before": {"loss": "triplet"}}
+    assert both.record()["loss_function"] == "CrossEntropyLoss"
+    assert Origin().is_finetuned is None  # an older folder does not say
+
+
+def test_options_of_a_training_are_those_that_are_not_the_defaults() -> None:
+    config = TuneConfig.from_options({"epochs": 3, "seed": 7, "workers": 2, "loss": "triplet"})
+    assert options_given(config) == {"finetune": "last", "loss": "triplet", "epochs": 3}
+    seen = TuneConfig.from_options({"validate_on": "seen-classes"})
+    assert "learning_rate" not in options_given(seen)
+
+
+def test_a_tuned_embedder_tells_what_it_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its folder, its card and the result of a run; whatever chance says, the head is kept."""
+
+    def head(contest: Contest) -> Candidate:
+        return next((c for c in contest.candidates if c.name == "head"), contest.frozen)
+
+    monkeypatch.setattr(Contest, "best", property(head))
+    weights = tmp_path / "mine.safetensors"
+    save_file(Embedder.build("tiny", weights="random", image_size=32).backbone.network.state_dict(),
+              weights)  # fmt: skip
+    config = RunConfig(
+        data=str(data), model="tiny", weights=str(weights), image_size=32, top_k=3, figures=0,
+        home=str(tmp_path), tuning={**FAST, "finetune": "head"},
+    )  # fmt: skip
+    trained = pipeline.train(config, tmp_path / "tuned")
+    assert trained is not None and trained.is_trained
+    folder = tmp_path / "tuned" / "embedder"
+    found = json.loads((folder / "config.json").read_text())["origin"]
+    assert (found["weights"], found["weights_file"]) == ("file", "mine.safetensors")
+    card = (folder / "README.md").read_text()
+    assert "from the file mine.safetensors" in card and "CrossEntropyLoss" in card
+    assert "“head” was kept" in card and " 0 epochs" not in card
+    assert "that of mine.safetensors is not known" in card
+    run = pipeline.run(replace(config, model=str(folder), weights="pretrained", image_size=None,
+                               tuning=None))  # fmt: skip
+    record = json.loads(run.result_path.read_text())
+    assert record["is_finetuned"] is True and record["loss_function"] == "CrossEntropyLoss"
+    assert (record["weights"], record["weights_file"]) == ("file", "mine.safetensors")
+    assert record["training"]["options"]["finetune"] == "head"
+    assert record["model_id"] == Embedder.load(folder).model_id
+
+
+def test_an_older_folder_does_not_say_whether_it_was_tuned(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    Embedder.build("tiny", weights="random", image_size=32).save(folder)
+    config = storage.read_sealed_json(folder / "config.json")
+    del config["origin"]
+    storage.write_sealed_json(folder / "config.json", config)
+    run = pipeline.run(RunConfig(data=str(data), model=str(folder), top_k=3, figures=0,
+                                 home=str(tmp_path)))  # fmt: skip
+    record = json.loads(run.result_path.read_text())
+    assert record["is_finetuned"] is record["weights"] is None
 
 
 @pytest.mark.parametrize(

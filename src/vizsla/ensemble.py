@@ -378,13 +378,14 @@ def _about(
     """What the starting document's result file says, of several models."""
     records = [member.record for member in members]
     poolings = list(dict.fromkeys(str(record["pooling_type"]) for record in records))
+    tuned = {record["is_finetuned"] for record in records}
     sizes = list(dict.fromkeys(tuple(record["image_size"]) for record in records))
     return {
         "model_name": name,
         "run_id": run_id,
         "top_k": config.top_k,
         "batch_size": config.batch_size,
-        "is_finetuned": any(record["is_finetuned"] for record in records),
+        "is_finetuned": True if True in tuned else None if None in tuned else False,
         "num_classes": records[0]["num_classes"],
         "pooling": "+".join(poolings),
         "data": {

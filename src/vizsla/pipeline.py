@@ -51,7 +51,7 @@ from vizsla.search import exact
 from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
 from vizsla.search.graph import KeptIn
 from vizsla.search.ranking import Ranking
-from vizsla.tuning import target_of, training_part, tune
+from vizsla.tuning import options_given, target_of, training_part, tune
 
 log = logging.getLogger("vizsla.run")
 
@@ -458,21 +458,20 @@ def _record(
     tuned: TrainResult | None = None,
 ) -> dict[str, Any]:
     embedder = network.embedder
+    told: dict[str, Any] = embedder.origin.record()
+    if training := _training(embedder, tuned, config):
+        told["training"] = training
     classes = set(data.training.labels or []) - {None} if data.training else None
-    trained = tuned.record() if tuned else {}
     return result_record(
         scores,
         model_name=embedder.name,
         run_id=this.id,
         top_k=config.top_k,
         batch_size=network.compute.batch_size,
-        is_finetuned=trained.get("is_finetuned", False),
         num_classes=None if classes is None else len(classes),
-        loss_function=trained.get("loss_function"),
-        num_epochs=trained.get("num_epochs"),
-        final_train_loss=trained.get("final_train_loss"),
         runtime_seconds=round(seconds, 2),
         pooling=embedder.pooling,
+        **told,
         data={
             "name": Path(config.data).resolve().name,
             "queries": len(data.query),
@@ -480,15 +479,27 @@ def _record(
             "id": data_id(data),
         },
         model_id=embedder.model_id,
-        weights=config.weights if config.weights in ("pretrained", "random") else "file",
         image_size=list(embedder.preprocess.size),
+        interpolation=embedder.preprocess.interpolation,
         views=None if embedder.views is None else str(embedder.views),
         whiten=config.whiten,
         dim=embedder.dim,
         warnings=warnings,
         vizsla_version=vizsla.__version__,
-        **({"training": trained["training"]} if trained else {}),
     )
+
+
+def _training(embedder: Embedder, tuned: TrainResult | None, config: RunConfig) -> dict[str, Any]:
+    """What the embedder's folder tells of its training, and what this run's own training tells."""
+    kept = embedder.origin.training or {}
+    if tuned is None:
+        return kept
+    here = tuned.record()["training"]
+    if tuned.is_finetuned:
+        return {**here, **kept}
+    asked = options_given(tune_config(config, config.tuning or {}))
+    before = {"before": kept["options"]} if kept else {}
+    return {**kept, **here, "options": {**asked, **before}}
 
 
 def data_id(data: DataFolders) -> str:

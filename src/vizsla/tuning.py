@@ -28,6 +28,9 @@ DEFAULTS = {
     "new-classes": {"learning_rate": 1e-4, "short_epochs": 2.5},
     "seen-classes": {"learning_rate": 2e-4, "short_epochs": 0.0},
 }
+# how a training is computed, and its chance: two with other ones are still the same training
+OF_THE_MACHINE = ("seed", "device", "workers", "precision", "micro_batch", "checkpointing",
+                  "max_pixels", "tensorboard", "save_seconds", "real_weights")  # fmt: skip
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -98,8 +101,8 @@ def tune(
         value=config.value,
         max_pixels=config.train.max_pixels,
     )
-    chosen = images.subset(parts.training)
-    return train(
+    chosen, origin = images.subset(parts.training), embedder.origin
+    result = train(
         chosen,
         embedder,
         config.train,
@@ -109,6 +112,27 @@ def tune(
         processes=processes,
         progress=progress,
     )
+    result.embedder.origin = origin.after(result, images=len(chosen), options=options_given(config))
+    if processes is None or processes.rank == 0:
+        result.embedder.save_origin(result.folder / "embedder")
+    return result
+
+
+def options_given(config: TuneConfig) -> dict[str, Any]:
+    """What decides a training and is not the default; what is trained and the loss in any case."""
+    usual = TuneConfig.from_options({"validate_on": config.validate_on})
+    chosen = {**_flat(config), "finetune": config.train.finetune, "loss": config.train.loss}
+    always = ("finetune", "loss")
+    return {
+        key: value
+        for key, value in chosen.items()
+        if key not in OF_THE_MACHINE and (key in always or value != _flat(usual)[key])
+    }
+
+
+def _flat(config: TuneConfig) -> dict[str, Any]:
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {**dataclasses.asdict(own.pop("train")), **own}
 
 
 def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Split:

@@ -185,7 +185,7 @@ def test_the_notes_say_what_is_known() -> None:
     results = [Picture(Path(), "", correct=bool(hit)) for hit in hits[:3]]
     assert figures.notes_of("dog", hits, results, 0.25) == [
         "dog",
-        "AP 0.250",
+        "AP 0.250 (whole ranking)",
         "first correct at rank 3",
         "1 of 3 correct",
     ]

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
-from vizsla import revisit
+from vizsla import revisit, storage
 from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.output import charts, map2d
 from vizsla.pipeline import run
 from vizsla.runconfig import RunConfig
@@ -70,6 +72,35 @@ def test_nothing_comes_from_elsewhere(page: Path) -> None:
     assert "<b>" not in re.sub(r"<b>[\d.–]+</b>", "", whole.split("<main>")[1].split("<script>")[0])
 
 
+def test_the_configuration_names_the_model_that_made_the_vectors(
+    tinted: Path, tmp_path: Path
+) -> None:
+    """Here a whitened one, of weights from a file; a minute has a unit."""
+    weights = tmp_path / "mine.safetensors"
+    network = Embedder.build("tiny", weights="random", image_size=64).backbone.network
+    save_file(network.state_dict(), weights)
+    folder = small_run(tinted, tmp_path, weights=str(weights), dim=4)
+    kept = json.loads((folder / "embedder/config.json").read_text())["model_id"]
+    config = storage.read_sealed_json(folder / "config.json")
+    start = config["embedder"]["model_id"]
+    config["options"]["tuning"] = {"budget": 60.0}
+    storage.write_sealed_json(folder / "config.json", config)
+    rows = text_of(revisit.report(folder, tmp_path / "r.html")).split("Configuration")[-1]
+    told = " ".join(rows.split())
+    assert f" model id {kept} " in told and f" model id before it was fitted {start} " in told
+    assert f" weights {weights} " in told
+    assert " tuning.budget 60 s " in told and re.search(r" runtime [\d.]+ s ", told)
+
+
+def test_a_saved_embedder_has_its_own_weights(tinted: Path, tmp_path: Path) -> None:
+    Embedder.build("tiny", weights="random", image_size=64).save(tmp_path / "mine")
+    config = RunConfig(
+        data=str(tinted), home=str(tmp_path), model=str(tmp_path / "mine"), figures=0
+    )
+    page = revisit.report(run(config).run.folder, tmp_path / "r.html")
+    assert " weights the embedder's own (random) " in " ".join(text_of(page).split())
+
+
 def test_sheets_show_the_worst_query_first(page: Path) -> None:
     (folder,) = (page.parent / "runs").iterdir()
     kept = json.loads((folder / "scores.json").read_text())["per_query"]
@@ -79,6 +110,7 @@ def test_sheets_show_the_worst_query_first(page: Path) -> None:
     worst, best = [aps[name] for name in shown[:8]], [aps[name] for name in shown[8:]]
     assert worst == sorted(worst) and best == sorted(best, reverse=True)
     assert worst[0] == min(aps.values()) and best[0] == max(aps.values())
+    assert page.read_text().count(" (whole ranking)</p>") == 12
     tiles = re.findall(r'<li class="(right|wrong)">', page.read_text())
     assert len(tiles) == 12 * 5
 

@@ -8,6 +8,7 @@ import pytest
 
 from vizsla.errors import DataError, UsageError
 from vizsla.score.compare import Comparison, read_results
+from vizsla.search.ranking import Ranking
 
 BASE = {
     "model_name": "resnet50", "run_id": "1", "top_k": 10, "top_k_accuracy": 0.9,
@@ -72,6 +73,75 @@ def test_settings_that_differ_are_columns_and_not_averaged(results, change) -> N
     same = found.grouped(["model_name"]).records()
     assert [row["runs"] for row in same] == [3]
     assert not {"weights", "whiten", "refine"} & set(results(plain, plain, plain).grouped().columns)
+
+
+def trained(kept: str, **options: Any) -> dict[str, Any]:
+    return {"training": {"kept": kept, "images": 40, "options": {"finetune": "last", **options}}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "column"),
+    [
+        ({}, trained("whitened 0.6", finetune="head"), "kept"),  # a fitted head is not the frozen
+        (trained("frozen", finetune="head"), {}, "training.finetune"),
+        (trained("last weights", epochs=3), trained("last weights", epochs=9), "training.epochs"),
+        (trained("last weights", before={"loss": "x"}), trained("last weights"),
+         "training.before.loss"),
+        (trained("last weights", epochs=9), trained("last weights"), "training.epochs"),
+        ({"loss_function": "A", "is_finetuned": True},
+         {"loss_function": "B", "is_finetuned": True}, "loss"),
+        ({"num_epochs": 1, "is_finetuned": True}, {"num_epochs": 2, "is_finetuned": True},
+         "epochs"),
+        ({"weights_file": "a.pth"}, {"weights_file": "b.pth"}, "weights_file"),
+        ({"dim": 64}, {"dim": 128}, "dim"),
+        ({"interpolation": "bicubic"}, {"interpolation": "bilinear"}, "interpolation"),
+        ({"fusion": {"method": "concat", "weights": [1, 2]}},
+         {"fusion": {"method": "concat", "weights": [2, 1]}}, "fusion"),
+        ({"model_id": "a" * 24}, {"model_id": "b" * 24}, "embedder"),
+    ],
+)  # fmt: skip
+def test_runs_of_other_embedders_are_never_averaged(results, first, second, column) -> None:  # type: ignore[no-untyped-def]
+    table = results(first, first, second).grouped()
+    assert sorted(row["runs"] for row in table.records()) == [1, 2]
+    assert column in table.columns
+
+
+def test_runs_that_differ_by_their_seed_are_one_row(results) -> None:  # type: ignore[no-untyped-def]
+    tuned = {"is_finetuned": True, **trained("last weights", budget=60.0)}
+    found = results(
+        {"model_id": "a", "num_epochs": 7, **tuned}, {"model_id": "b", "num_epochs": 8, **tuned}
+    )
+    assert [row["runs"] for row in found.grouped().records()] == [2]
+    drawn = {"weights": "random"}
+    found = results({"model_id": "a", **drawn}, {"model_id": "b", **drawn})
+    assert [row["runs"] for row in found.grouped().records()] == [2]
+
+
+def test_the_embedders_id_is_told_only_where_nothing_else_tells_them_apart(results) -> None:  # type: ignore[no-untyped-def]
+    two = {"model_id": "a" * 24, "dim": 64}, {"model_id": "b" * 24, "dim": 128}
+    assert "embedder" not in results(*two).grouped().columns
+    other = {"model_id": "b" * 24, "model_name": "resnet18"}
+    assert "embedder" not in results(two[0], {**other, "dim": 64}).grouped().columns
+
+
+def test_how_it_was_trained_is_told_only_where_what_was_kept_is_the_same(results) -> None:  # type: ignore[no-untyped-def]
+    head = trained("head", finetune="head", epochs=3)
+    columns = results({}, head).grouped().columns
+    assert "kept" in columns and not any(name.startswith("training") for name in columns)
+    columns = results(head, trained("head", finetune="head", epochs=9)).grouped().columns
+    assert [name for name in columns if name.startswith("training")] == ["training.epochs"]
+    more = {"training": {**trained("head", finetune="head", epochs=3)["training"], "images": 50}}
+    assert "training_images" in results(head, more).grouped().columns
+
+
+def test_a_mean_that_not_all_runs_have_says_of_how_many_it_is(results) -> None:  # type: ignore[no-untyped-def]
+    [row] = results({"map": 0.5}, {"map": 0.7}, {}).grouped().records()
+    assert (row["runs"], row["map"], row["map runs"]) == (3, pytest.approx(0.6), 2)
+    assert "top_k_accuracy runs" not in row and "final_train_loss runs" not in row
+
+
+def test_a_fitted_projection_is_no_frozen_twin(results) -> None:  # type: ignore[no-untyped-def]
+    assert not results(trained("whitened"), {"is_finetuned": True}).flags
 
 
 def test_one_remark_about_many_files_is_said_once(results) -> None:  # type: ignore[no-untyped-def]
@@ -162,8 +232,17 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no .*absent\.json"):
         read_results([tmp_path / "absent.json"])
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(DataError, match="none of the 1 files holds results"):
+    with pytest.raises(DataError, match=r"none of the 1 files holds results.*give --labels"):
         read_results([tmp_path])
+
+
+def test_a_ranking_is_compared_with_its_truth(tmp_path: Path) -> None:
+    rankings = [tmp_path / "ranking.parquet", tmp_path / "fused.parquet"]
+    for path in rankings:
+        Ranking.from_lists({"q": ["a", "b"]}).save(path)
+    said = r"ranking.parquet is a Parquet file, such as a ranking\. .*: give --labels"
+    with pytest.raises(UsageError, match=said):
+        read_results(rankings)
 
 
 # ── what cannot be true ──────────────────────────────────────────────────────────────────────────
@@ -258,12 +337,13 @@ def test_the_contests_results(shared: Path) -> None:
     notes = found.remarks()[1]
     assert any("share top_k_accuracy (0.8877), but not precision_at_k" in text for text in notes)
     rows = {
-        (r["model_name"], r["is_finetuned"], r.get("pooling_type"), r["num_classes"]): r
+        (r["model_name"], r["is_finetuned"], r["pooling_type"], r["num_classes"], r["epochs"]): r
         for r in found.grouped().records()
     }
-    assert rows["efficientnet-b0", False, "GeM", 90]["runs"] == 2
-    assert rows["clip-vit-b32", True, None, 921]["top_k_accuracy"] is None
-    assert rows["resnet50", True, None, 90]["top_k_accuracy"] == pytest.approx(0.96485)
+    assert rows["efficientnet-b0", False, "GeM", 90, None]["runs"] == 2
+    assert rows["clip-vit-b32", True, None, 921, 10]["top_k_accuracy"] is None
+    assert rows["resnet50", True, None, 90, 5]["top_k_accuracy"] == pytest.approx(0.9593)
+    assert rows["resnet50", True, None, 90, 10]["top_k_accuracy"] == pytest.approx(0.9704)
     assert found.results[2].values["loss_function"] is None  # "None" in the file
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from vizsla.score.tables import Table
 
 
 class _FlagsWithoutType:
@@ -119,6 +122,16 @@ def said_rate(done: int, seconds: float) -> str:
 
 def print_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(table: "Table", **narrow: Any) -> None:
+    """As it is to a file or a pipe; on a terminal no wider than that. narrow: of fitted_lines."""
+    from vizsla.score.narrow import fitted_lines
+
+    if not sys.stdout.isatty():
+        typer.echo(table.text())
+        return
+    typer.echo("\n".join(fitted_lines(table, shutil.get_terminal_size().columns, **narrow)))
 
 
 def print_remarks(alarms: list[str], notes: list[str]) -> None:

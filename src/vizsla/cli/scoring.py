@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json, print_remarks
+from vizsla.cli.console import ProgressShown, app, print_json, print_remarks, print_table
 from vizsla.cli.options import (
     AsJson,
     Cluster,
@@ -302,18 +302,21 @@ def compare(
     """
     from vizsla import storage
     from vizsla.runs import is_run
-    from vizsla.score import compare, tables
+    from vizsla.score import compare, paired, tables
 
     told = ToldTruth(labels, labels_from, data, qrels)
     if told.given or all(is_run(source) for source in sources):
         table, page, content, notes = _compare_pairs(sources, told, metric, cluster)
         alarms: list[str] = []
+        narrow: dict[str, Any] = {"keep": paired.KEPT, "drop": paired.DROPPED}
+        narrow["short"] = paired.SHORT
     else:
         results = compare.read_results(sources)
         by = group.split(",") if group else compare.GROUPS
         table, page = results.grouped(by, sort=sort), results.html(by, sort=sort)
         content = results.to_dict(by, sort=sort)
         alarms, notes = results.remarks()
+        narrow = {"keep": compare.SCORES, "drop": compare.COSTS}
     for path, text in (
         (csv, tables.to_csv(table)), (markdown, tables.to_markdown(table)), (html, page),
     ):  # fmt: skip
@@ -322,7 +325,7 @@ def compare(
     if as_json:
         print_json(content)
         return
-    typer.echo(table.text())
+    print_table(table, **narrow)
     print_remarks(alarms, notes)
 
 
@@ -338,14 +341,14 @@ def _compare_pairs(
     from vizsla.score.scores import Scores, evaluate
     from vizsla.score.tables import Section, to_html
 
-    systems = {}
+    systems, named = {}, _names(sources)
     for source in sources:
         if told.given:
             ranking = read_ranking(source)
             scores = evaluate(ranking, read_truth(ranking, told))
         else:
             scores = Scores.load(source / "scores.json")
-        name = source.name if source.is_dir() else source.stem
+        name = named[source]
         systems[name if name not in systems else str(source)] = scores
     for doubt in dict.fromkeys(doubt for scores in systems.values() for doubt in scores.doubts):
         log.warning("%s", doubt)
@@ -355,3 +358,25 @@ def _compare_pairs(
     sections = [Section("In words", remarks=words), Section("Differences", table)]
     page = to_html("Systems compared", sections)
     return table, page, table.records(), notes
+
+
+def _names(sources: list[Path]) -> dict[Path, str]:
+    """Of systems: a file's stem, a run's id; with the runs' models, or what their training kept,
+    where they differ."""
+    from vizsla import storage
+    from vizsla.runs import is_run, open_run
+
+    names = {source: source.name if source.is_dir() else source.stem for source in sources}
+    runs = [source for source in sources if is_run(source)]
+    models = {run: str(open_run(run).config["embedder"]["name"]) for run in runs}
+    kept = {}
+    for run in runs:
+        config = run / "embedder" / "config.json"
+        origin = (storage.read_sealed_json(config) if config.exists() else {}).get("origin")
+        trained = {"kept": "not known"} if origin is None else origin["training"]
+        kept[run] = str((trained or {"kept": "frozen"})["kept"])
+    telling = [facts for facts in (models, kept) if len(set(facts.values())) > 1]
+    if telling:
+        for run in runs:
+            names[run] += f" ({', '.join(facts[run] for facts in telling)})"
+    return names

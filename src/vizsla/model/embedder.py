@@ -23,6 +23,7 @@ from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone, resolve
 from vizsla.model.catalogue import DEFAULT_BACKBONE, BackboneSpec
 from vizsla.model.networks import Backbone, ClipBackbone
+from vizsla.model.origin import Origin
 from vizsla.model.pooling import POOLINGS, check_pooling
 from vizsla.model.projection import build_projection
 from vizsla.model.views import STEPS, Views
@@ -53,6 +54,7 @@ class Embedder(nn.Module):
         self.pool = POOLINGS[self.pooling]()
         self.projection: nn.Module = nn.Identity()
         self.views: Views | None = None
+        self.origin = Origin()
         self._known_digest: tuple[list[Any], str] | None = None
 
     # ── making ───────────────────────────────────────────────────────────────────────────────────
@@ -72,9 +74,10 @@ class Embedder(nn.Module):
         """
         spec = resolve(name)
         pooling = check_pooling(pooling or spec.pooling, spec.poolings or (), spec.name)
-        return Embedder(
-            build_backbone(spec, weights, image_size=image_size, seed=seed), pooling
-        ).eval()
+        backbone = build_backbone(spec, weights, image_size=image_size, seed=seed)
+        embedder = Embedder(backbone, pooling)
+        embedder.origin = Origin.of_weights(weights)
+        return embedder.eval()
 
     @staticmethod
     def from_module(
@@ -206,6 +209,7 @@ class Embedder(nn.Module):
             "dim": self.dim,
             "reads_text": self.reads_text,
             "licence": spec.licence,
+            "origin": dataclasses.asdict(self.origin),
         }
 
     @property
@@ -259,8 +263,11 @@ class Embedder(nn.Module):
             "weights_digest": self._weights_digest(),
             "files": files,
         }
-        storage.write_text(folder / "README.md", _card(content))
-        storage.write_sealed_json(folder / CONFIG, content)
+        _write_description(folder, content)
+
+    def save_origin(self, folder: str | Path) -> None:
+        """Rewrites the configuration and the card in its own folder, not the weights."""
+        _write_description(Path(folder), {**read_config(folder), **self.config})
 
     def _save_weights(self, path: Path) -> str:
         from safetensors.torch import save_file
@@ -309,6 +316,7 @@ class Embedder(nn.Module):
         embedder.preprocess = Preprocess.from_dict(config["preprocess"])
         embedder.projection = build_projection(config["projection"])
         embedder.views = _views_of(config)
+        embedder.origin = Origin(**config.get("origin") or {})
         if isinstance(embedder.backbone, ClipBackbone) and f"{TOKENISER}/" in str(config["files"]):
             embedder.backbone.tokeniser_folder = folder / TOKENISER
         load_state(embedder, read_state(folder / WEIGHTS), origin=str(folder / WEIGHTS))
@@ -404,6 +412,12 @@ def _views_of(config: dict[str, Any]) -> Views | None:
     return Views(**{**found, "scales": tuple(found["scales"])}) if found else None
 
 
+def _write_description(folder: Path, content: dict[str, Any]) -> None:
+    """The model card, and last the sealed configuration."""
+    storage.write_text(folder / "README.md", _card(content))
+    storage.write_sealed_json(folder / CONFIG, content)
+
+
 def _card(content: dict[str, Any]) -> str:
     """The model card."""
     reads = "images and text" if content["reads_text"] else "images"
@@ -411,6 +425,7 @@ def _card(content: dict[str, Any]) -> str:
     source = f"{backbone['library']}: {backbone['architecture']}"
     if backbone["tag"]:
         source += f", {backbone['tag']}"
+    origin = Origin(**content["origin"])
     return f"""# {content["name"]}
 
 An embedder for image retrieval, written by vizsla.
@@ -418,12 +433,14 @@ An embedder for image retrieval, written by vizsla.
 | | |
 |---|---|
 | network | {source} |
+| weights | {origin.told_weights()} |
+| training | {origin.told_training()} |
 | pooling | {content["pooling"]} |
 | reads | {reads} |
 | vectors | {content["dim"]} numbers, of length 1 |
 | images | {Preprocess.from_dict(content["preprocess"])} |
 | views of each | {_views_of(content) or "one"} |
-| licence of the original weights | {content["licence"]} |
+| licence of the library's weights | {_licence(content["licence"], origin)} |
 | model id | {content["model_id"]} |
 
 ```python
@@ -433,3 +450,11 @@ embedder = Embedder.load("this folder")
 vectors = embedder(embedder.preprocess(read_image("photo.jpg"))[None])  # (1, {content["dim"]})
 ```
 """
+
+
+def _licence(licence: str | None, origin: Origin) -> str:
+    """A user's file has a licence of its own, which nobody told."""
+    told = licence or "not known"
+    if origin.weights == "file":
+        return f"{told}; that of {origin.weights_file} is not known"
+    return told

@@ -180,7 +180,7 @@ def notes_of(
     """What stands below the title. hits: (K,) bool, None where the truth is unknown."""
     notes = [label] if label else []
     if ap is not None and not math.isnan(ap):
-        notes.append(f"AP {ap:.3f}")
+        notes.append(f"AP {ap:.3f} (whole ranking)")
     if hits is not None:
         known = [picture.correct for picture in results if picture.correct is not None]
         if hits.any():

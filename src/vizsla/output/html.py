@@ -100,18 +100,39 @@ def _broken(material: Material) -> str:
 
 def _configuration(material: Material) -> str:
     options = _flat(material.config["options"])
-    record = material.record
+    start, model_id = material.config["embedder"]["model_id"], material.queries.model_id
     facts = {
-        "model id": material.config["embedder"]["model_id"],
+        "model id": model_id,
+        "model id before it was fitted": start if start != model_id else None,
         "dimensions": material.queries.dim,
-        "weights": record.get("weights"),
-        "seconds": record.get("runtime_seconds"),
+        "runtime": material.record.get("runtime_seconds"),
         **material.config["versions"],
     }
-    known = {**options, **{key: value for key, value in facts.items() if value is not None}}
-    rows = [[escape(key), escape(str(value))] for key, value in known.items() if value is not None]
+    known = {**options, "weights": _weights(material), **facts}
+    rows = [
+        [escape(key), escape(_with_unit(key, value))]
+        for key, value in known.items()
+        if value is not None
+    ]
     again = f"vizsla run --again {material.run.folder}"
     return f"<p>Again: <code>{escape(again)}</code></p>" + table(["option", "value"], rows, long=1)
+
+
+def _weights(material: Material) -> str:
+    """As they were given; of a saved embedder, which holds its own, where those came from."""
+    given, record = str(material.config["options"]["weights"]), material.record
+    if not Path(material.config["options"]["model"]).is_absolute():
+        return given
+    told = record.get("weights") or "not known"
+    return f"the embedder's own ({record.get('weights_file') or told})"
+
+
+def _with_unit(key: str, value: Any) -> str:
+    """A duration with its unit, all else as it is."""
+    name = key.rpartition(".")[2]
+    if isinstance(value, int | float) and name in ("budget", "save_seconds", "runtime"):
+        return f"{value:g} s"
+    return str(value)
 
 
 def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -32,10 +32,14 @@ def sheets_part(material: Material) -> str:
     known.sort()
     worst = known[:WORST]
     best = [entry for entry in reversed(known) if entry not in worst][:BEST]
-    title = "AP" if scores.headline == "map" else scores.metrics[scores.headline].title
+    whole = scores.headline == "map"
+    title = "AP" if whole else scores.metrics[scores.headline].title
+    over = " (whole ranking)" if whole else ""
     body = ""
     for name, entries in (("Worst", worst), ("Best", best)):
-        sheets = [_sheet(material, row, f"{title} {value:.3f}") for value, _, row, _ in entries]
+        sheets = [
+            _sheet(material, row, f"{title} {value:.3f}{over}") for value, _, row, _ in entries
+        ]
         body += f"<h3>{name}</h3>{''.join(sheets)}" if sheets else ""
     return body
 

@@ -20,8 +20,16 @@ from vizsla.score.tables import Section, Table, to_html
 log = logging.getLogger("vizsla.compare")
 
 GROUPS = ("model_name", "is_finetuned", "pooling_type")
-SETTINGS = ("weights", "image_size", "views", "whiten", "refine")  # of a group, where they differ
+# Two runs of one group that differ in any of these are more than the same but for the seed.
+SETTINGS = ("weights", "weights_file", "image_size", "interpolation", "views", "whiten", "dim",
+            "refine", "fusion", "kept")  # fmt: skip
+OPTION = "training."  # what the options of a training begin with
+FINETUNE = f"{OPTION}finetune"  # the one that every training has
+TRAININGS = ("loss", "epochs", FINETUNE)
+UNTOLD = ("training_images", "embedder")  # shown only where nothing else tells runs apart
+FROZEN = "frozen"
 NEVER_ACROSS = ("top_k", "num_classes", "data")  # always part of a group
+COUNT = " runs"  # ends the name of the column with how many runs a mean is of
 SCORES = ("top_k_accuracy", "precision_at_k", "map")
 COSTS = ("final_train_loss", "runtime_seconds")
 _TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", "data_id",
@@ -29,7 +37,13 @@ _TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", 
 _COUNTS = ("top_k", "batch_size", "num_classes", "num_epochs", "queries", "gallery_size",
            "fewest_relevant")  # fmt: skip
 _SAYS_NOTHING = ("", "none", "null", "nan", "n/a")
+_PARQUET = b"PAR1"
+_WITH_TRUTH = (
+    "Rankings and submissions are compared with their truth: give --labels, --labels-from, --data "
+    "or --qrels"
+)
 _NAMED = 3  # files that one remark names
+_ID = 8  # digits of a model_id that a table shows
 _CHANCE = 0.01  # how near ln C a loss is at chance
 
 
@@ -87,7 +101,8 @@ class Comparison:
         """Averages of groups of runs. Never across top_k or data sets, whatever `by` says.
 
         by, sort: any key of any of the files; one that the table lacks becomes a column. Without
-        `by` nothing is averaged across SETTINGS either.
+        `by` nothing is averaged across SETTINGS either. A mean that not all runs of its row have
+        is followed by a column with how many have it.
         """
         differ = self._settings_that_differ() if tuple(by) == GROUPS else []
         keys = [*by, *differ, *(key for key in NEVER_ACROSS if key not in by)]
@@ -96,9 +111,10 @@ class Comparison:
         for result in self.results:
             groups.setdefault(tuple(result.value(key) for key in keys), []).append(result)
         averaged = [*SCORES, *COSTS, *self._one_more(sort, [*keys, "runs", *SCORES, *COSTS])]
-        columns = [*keys, "runs", *averaged]
+        told = [part for name in averaged for part in _with_count(name, list(groups.values()))]
+        columns = [*keys, "runs", *told]
         rows = [
-            [*key, len(members), *(_mean(members, name) for name in averaged)]
+            [*key, len(members), *(_told(members, name) for name in told)]
             for key, members in groups.items()
         ]
         table = self._sorted(Table(columns, rows), sort, first=keys)
@@ -146,10 +162,29 @@ class Comparison:
         return to_html("Results compared", sections)
 
     def _settings_that_differ(self) -> list[str]:
-        return [key for key in SETTINGS if len({r.value(key) for r in self.results}) > 1]
+        """Those in which runs differ that are otherwise of one group; how something was trained
+        only where what was kept does not tell the runs apart."""
+        found = [key for key in SETTINGS if self._differs(key, self.results)]
+        trained = [r for r in self.results if FINETUNE in r.more]
+        options = {key for r in trained for key in r.more if key.startswith(OPTION)} - {FINETUNE}
+        told = tuple(found)
+        found += [key for key in TRAININGS if self._differs(key, self.results, told)]
+        found += [key for key in sorted(options) if self._differs(key, trained, told)]
+        for key in UNTOLD:
+            found += [key] if self._differs(key, self.results, tuple(found)) else []
+        return found
+
+    def _differs(self, key: str, results: Sequence[Result], also: Sequence[str] = ()) -> bool:
+        """Whether it does within a group of these results, `also` among the group's keys."""
+        groups: dict[tuple[Any, ...], set[Any]] = {}
+        for result in results:
+            at = tuple(result.value(k) for k in (*GROUPS, *NEVER_ACROSS, *also))
+            groups.setdefault(at, set()).add(result.value(key))
+        return any(len(values) > 1 for values in groups.values())
 
     def _check_keys(self, keys: Sequence[str], what: str) -> None:
-        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data", *SETTINGS))
+        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data", *SETTINGS,
+                               *TRAININGS, *UNTOLD))  # fmt: skip
         for result in self.results:
             known |= dict.fromkeys([*result.scores, *result.more])
         for key in keys:
@@ -190,7 +225,7 @@ def read_results(paths: Sequence[str | Path]) -> Comparison:
     if not results:
         raise DataError(
             f"none of the {len(damaged)} files holds results: expected the metrics files that "
-            "`vizsla run` writes into results/"
+            f"`vizsla run` writes into results/. {_WITH_TRUTH}"
         )
     zeros = [_without_unknown_zeros(result) for result in results]
     results = [result for result, _ in zeros]
@@ -218,6 +253,8 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
 
 def _read(path: Path) -> Result:
     data = storage.read_bytes(path)
+    if data.startswith(_PARQUET):
+        raise UsageError(f"{path} is a Parquet file, such as a ranking. {_WITH_TRUTH}")
     if b"<<<<<<<" in data and b">>>>>>>" in data:
         raise DataError("it holds the marks of a merge that was never resolved (<<<<<<<)")
     try:
@@ -243,7 +280,35 @@ def _read(path: Path) -> Result:
     more = {k: v for k, v in content.items() if isinstance(v, plain) and k not in everything}
     more |= {key: text for key in SETTINGS if (text := _setting(content.get(key)))}
     more = {k: v for k, v in more.items() if k not in SETTINGS or _setting(v)}
+    more |= _training(content, values)
     return Result(path.name, values, scores, {k: v for k, v in more.items() if k not in values})
+
+
+def _training(content: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What was trained, kept and with which options; or, of what is fully told, the embedder."""
+    training = content.get("training")
+    training = training if isinstance(training, dict) else {}
+    tuned = values["is_finetuned"]
+    kept = _text(training.get("kept")) or (FROZEN if tuned is False else None)
+    found: dict[str, Any] = {"kept": kept}
+    options = training.get("options")
+    if isinstance(options, dict):
+        found |= {f"{OPTION}{key}": value for key, value in _flat(options).items()}
+    elif tuned:
+        found |= {"loss": values["loss_function"], "epochs": values["num_epochs"]}
+    found["training_images"] = _count(training.get("images"))
+    whitened = _setting(content.get("whiten"))
+    if kept == FROZEN and not tuned and not whitened and content.get("weights") != "random":
+        found["embedder"] = (values["model_id"] or "")[:_ID]
+    return {key: value for key, value in found.items() if value not in (None, "")}
+
+
+def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{before}{key}.") if inner else {f"{before}{key}": value}
+    return {k: v if isinstance(v, str | int | float | bool) else _text(v) for k, v in found.items()}
 
 
 def _few(names: Sequence[str]) -> str:
@@ -253,11 +318,19 @@ def _few(names: Sequence[str]) -> str:
 
 def _setting(value: Any) -> str | None:
     if isinstance(value, dict):  # what was refined, and why
-        value = value.get("chain")
+        value = value.get("chain", _fusion(value))
     if isinstance(value, list):  # an image's size
         value = "×".join(map(str, value))
     of_each = {_text(part) for part in str(value).split(" | ")} if value is not None else {None}
     return None if of_each == {None} else _text(value)
+
+
+def _fusion(value: dict[str, Any]) -> str | None:
+    """The way in which several models were fused, and with which weights."""
+    method, weights = value.get("method"), value.get("weights")
+    parts = [_text(method), _text(value.get("whiten"))]
+    parts += [", ".join(map(str, weights))] if isinstance(weights, list) else []
+    return " ".join(part for part in parts if part) or None
 
 
 def _text(value: Any) -> str | None:
@@ -341,6 +414,7 @@ def _is_frozen_twin(other: Result, tuned: Result) -> bool:
     classes = {other.values["num_classes"], tuned.values["num_classes"]} - {None}
     return (
         other.values["is_finetuned"] is False
+        and other.value("kept") in (None, FROZEN)
         and other.model == tuned.model
         and all(other.values[key] == tuned.values[key] for key in same)
         and len(classes) < 2
@@ -378,6 +452,20 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _with_count(name: str, groups: Sequence[Sequence[Result]]) -> list[str]:
+    """The mean's column, and where some row has fewer values than runs how many it has."""
+    lacking = [0 < _told(members, name + COUNT) < len(members) for members in groups]
+    return [name, name + COUNT] if any(lacking) else [name]
+
+
+def _told(members: Sequence[Result], name: str) -> Any:
+    """A group's cell in a column of means, or of how many runs a mean is of."""
+    if name.endswith(COUNT):
+        key = name.removesuffix(COUNT)
+        return sum(member.value(key) is not None for member in members)
+    return _mean(members, name)
 
 
 def _mean(members: Sequence[Result], key: str) -> Any:

@@ -88,7 +88,7 @@ def result_record(
     run_id: str,
     top_k: int,
     batch_size: int | None,
-    is_finetuned: bool,
+    is_finetuned: bool | None,
     num_classes: int | None,
     runtime_seconds: float | None,
     pooling: str,
