@@ -150,6 +150,55 @@ def test_the_train_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert Embedder.load(record["embedder"]).dim > 0
 
 
+def trained(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> tuple[int, str, str]:
+    """`vizsla train` with a head: exit code, standard output and error."""
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
+             "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
+             "--set", "share=0.3", *more]
+        )  # fmt: skip
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def test_a_finished_training_stands(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    code, first, _ = trained(data, out, capsys)
+    assert code == 0
+    before = state(out)
+    code, again, said = trained(data, out, capsys)
+    assert (code, again) == (0, first) and "its model is kept" in said
+    code, _, said = trained(data, out, capsys, "--loss", "arcface", "--budget", "20s")
+    assert code == 2 and "--overwrite" in said and "budget None there, 20.0 here" in said
+    assert "loss" in said and len(said.strip().splitlines()) == 1
+    assert state(out) == before
+    code, _, _ = trained(data, out, capsys, "--loss", "arcface", "--overwrite")
+    assert code == 0 and state(out) != before
+    assert trained(data, out, capsys, "--loss", "arcface")[0] == 0
+    assert trained(data, out, capsys)[0] == 2
+
+
+def test_a_finished_training_without_its_model_is_done_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    trained(data, out, capsys)
+    (out / "embedder" / "model.safetensors").write_bytes(b"damaged")
+    code, _, said = trained(data, out, capsys)
+    assert code == 0 and "is damaged, so it is done again" in said
+    assert Embedder.load(out / "embedder").dim > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

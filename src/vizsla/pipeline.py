@@ -32,7 +32,7 @@ from vizsla.model.compute import Compute, resolve_compute, written_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import embed
-from vizsla.model.microbatch import Processes, open_processes
+from vizsla.model.microbatch import Processes
 from vizsla.model.network import Network
 from vizsla.model.projection import WHITENINGS
 from vizsla.model.shared import key_of, lent
@@ -180,13 +180,17 @@ def _but_for_compiling(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(
-    config: RunConfig, out: str | Path, *, devices: int = 1, progress: Progress | None = None
+    config: RunConfig, out: str | Path, *, progress: Progress | None = None
 ) -> TrainResult | None:
-    """Tunes a model into the folder `out`. `data` has the layout, or is a folder of classes.
+    """Tunes a model into the folder `out`. `data` has the layout, or is a folder of classes."""
+    return train_on(training_material(config), config, out, progress=progress)
 
-    devices: processes on this machine. None in all of them but the first.
-    """
-    processes = open_processes(devices, config.device)
+
+Material = tuple[ImageSet, Embedder, Target | None]
+
+
+def training_material(config: RunConfig) -> Material:
+    """What a training starts from: labelled images, a model, and what is known of the test part."""
     images, target = training_images(
         config.data,
         labels=config.labels,
@@ -203,11 +207,21 @@ def train(
         interpolation=config.interpolation,
         views=config.views,
     )
-    result = _tuned(
-        training_part(images, config.data), embedder, Path(out), target, config, progress,
-        processes=processes,
-    )  # fmt: skip
-    return result if processes.rank == 0 else None
+    return training_part(images, config.data), embedder, target
+
+
+def train_on(
+    material: Material,
+    config: RunConfig,
+    out: str | Path,
+    *,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> TrainResult | None:
+    """The same on what `training_material` gave. None in all processes but the first."""
+    images, embedder, target = material
+    result = _tuned(images, embedder, Path(out), target, config, progress, processes=processes)
+    return result if processes is None or processes.rank == 0 else None
 
 
 def _require_same_model(embedder: Embedder, config: RunConfig) -> None:

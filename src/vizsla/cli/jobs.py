@@ -338,12 +338,15 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write for TensorBoard (an extra).")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, and replace what a training left.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
-    from vizsla import pipeline, runconfig
+    from vizsla import runconfig, trained
 
     options = training_options(
         settings, finetune=finetune, blocks=blocks, loss=loss, miner=miner, memory=memory,
@@ -361,7 +364,9 @@ def train(
         tuning=options,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
-        result = pipeline.train(config, out, devices=devices, progress=progress)
+        result = trained.train_once(
+            config, out, overwrite=overwrite, devices=devices, progress=progress
+        )
     if result is None:  # a process that helps the first one
         return
     if as_json:
