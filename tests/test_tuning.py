@@ -42,10 +42,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_times() -> None:
-    assert [seconds(t) for t in ("90s", "4m", "1.5h", "2")] == [90, 240, 5400, 120]
+    assert [seconds(t) for t in ("90s", "4m", "1.5h", "2 m")] == [90, 240, 5400, 120]
     for wrong in ("", "soon", "-4m", "0s", "4 days"):
         with pytest.raises(UsageError, match=r"90s, 30m or 1\.5h"):
             seconds(wrong)
+    for bare in ("60", "1.5"):
+        with pytest.raises(UsageError, match=rf"{bare} what\? Write {bare}s, {bare}m or {bare}h"):
+            seconds(bare)
 
 
 def test_settings_have_the_type_of_their_field() -> None:
@@ -204,6 +207,8 @@ def test_a_finished_training_without_its_model_is_done_again(
     [
         (["run", "x", "--loss", "arcface"], "need --finetune"),
         (["run", "x", "--finetune", "full", "--budget", "soon"], "90s, 30m"),
+        (["train", "x", "-o", "y", "--budget", "60"], "60 what? Write 60s, 60m or 60h"),
+        (["train", "x", "-o", "y", "--set", "budget=60"], "60 what?"),
         (["train", "x", "-o", "y", "--set", "speed=3"], "--set"),
         (["show", "--data", "x"], "--augmentations"),
     ],

@@ -188,7 +188,8 @@ Loss = Annotated[
     str | None, typer.Option("--loss", help="E.g. arcface, or 'cross-entropy+0.5*supcon'.")
 ]
 Budget = Annotated[
-    str | None, typer.Option("--budget", help="Time for all of training: 90s, 30m, 1.5h.")
+    str | None,
+    typer.Option("--budget", help="Time for all of training, with its unit: 90s, 30m, 1.5h."),
 ]
 Epochs = Annotated[
     float | None, typer.Option("--epochs", help="Passes over the images, without --budget.")
