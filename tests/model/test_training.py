@@ -338,6 +338,27 @@ def test_a_killed_training_ends_as_an_unbroken_one(
     assert steps == sorted(set(steps))
 
 
+def test_a_broken_off_training_goes_on_within_the_time_left(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    budget, begun = 9.0, time.monotonic()
+
+    def killed(stage: str, done: int, total: int) -> None:
+        if stage == "training" and time.monotonic() - begun > 4:
+            raise Killed
+
+    config = TrainConfig(**{**FAST, "budget": budget})
+    parts = split(images, "seen-classes", share=0.25)
+    validation = Validation(images, parts, training_compute(config))
+    with pytest.raises(Killed):
+        train(images.subset(parts.training), embedder(), config, validation, tmp_path,
+              progress=killed)  # fmt: skip
+    spent, again = time.monotonic() - begun, time.monotonic()
+    result = run(images, tmp_path, budget=budget)
+    assert time.monotonic() - again < budget - spent + 1.5
+    assert spent < result.seconds + 1 and result.seconds < budget * 1.1
+
+
 def test_another_command_does_not_go_on_from_here(images: ImageSet, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         config = TrainConfig(**FAST, save_seconds=0.0)

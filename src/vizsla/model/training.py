@@ -324,8 +324,14 @@ class _Training:
         if self.processes.rank == 0:
             known = checkpoint.load_state(self.out / PLAN, about=self.about)
             if known is None:
-                known = {"short": self._time_for_short(), "reading": self.reading_seconds}
+                known = {
+                    "short": self._time_for_short(),
+                    "reading": self.reading_seconds,
+                    "clock": self.clock.spent(),
+                }
                 checkpoint.save_state(self.out / PLAN, known, about=self.about)
+            else:
+                self.clock.add(known.get("clock", 0.0))
         known = known or {"short": False, "reading": 0.0}
         self.short_first = self.processes.from_first(float(known["short"])) > 0
         self.reading_seconds = self.processes.from_first(known["reading"])
