@@ -284,6 +284,25 @@ def test_a_budget_too_short_for_the_backbone_says_so(images: ImageSet, tmp_path:
     assert any("leaves no time" in sentence for sentence in result.warnings)
 
 
+def test_a_budget_that_was_overrun_says_by_how_much_and_why(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    part, config = images.subset(range(0, 128, 2)), TrainConfig(**{**FAST, "budget": 0.2})
+
+    def slow(model: Embedder) -> np.ndarray:
+        time.sleep(0.4)
+        return np.full(60, 0.5)
+
+    result = train(part, embedder(), config, slow, tmp_path)
+    said = next(s for s in result.warnings if "more than the budget" in s)
+    assert f"took {result.seconds:.0f} s" in said
+    assert "embedding 64 training images alone" in said
+    assert said in result.record()["training"]["warnings"]
+    roomy = dataclasses.replace(config, budget=600.0, finetune="none")
+    other = train(part, embedder(), roomy, slow, tmp_path / "roomy")
+    assert not warned(other, "more than the budget")
+
+
 # ── resuming ─────────────────────────────────────────────────────────────────────────────────────
 
 

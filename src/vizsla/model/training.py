@@ -55,6 +55,7 @@ SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 LAST = "last weights"
 SHORT_TIMES = 2  # so much of the time, or of the epochs, has to be there for a short training first
 TRAINING_COSTS = 2.0  # of an image, against reading and embedding it
+OVER = 1.1  # times the budget: more is told
 PLAN = "plan"
 PARTS = (
     "heads",
@@ -359,6 +360,7 @@ class _Training:
         if self.processes.rank == 0:
             kept.embedder.eval().save(self.out / "embedder")
             curve = draw_curve(self.out, self.config.loss, short=SHORT in self.loop_results)
+        self._warn_of_overrun()
         log.info("candidates on validation:\n%s", table(contest.candidates))
         length = SHORT if kept.name.startswith(SHORT.prefix) else LONG
         trained = self.loop_results.get(length)
@@ -442,6 +444,18 @@ class _Training:
         """Of the choice at the end, by the first reading."""
         share = min(1.0, REFITTED / max(1, len(self.images)))
         return Costs(self.choice_seconds, self.reading_seconds * share)
+
+    def _warn_of_overrun(self) -> None:
+        """What no budget can leave out: the frozen model's vectors, and scoring it once."""
+        budget, spent = self.config.budget, self.clock.spent()
+        if budget is None or spent < OVER * budget + 1:
+            return
+        self._warn(
+            f"the work took {spent:.0f} s, {spent - budget:.0f} s more than the budget of "
+            f"{budget:.0f} s: embedding {len(self.images):,} training images alone took "
+            f"{self.reading_seconds:.0f} s, and scoring a model on the held-out ones "
+            f"{self.choice_seconds:.0f} s. Give more time, or fewer images"
+        )
 
     def _head_seconds(self) -> float:
         """Without a budget no clock decides: the same command must end with the same weights."""
