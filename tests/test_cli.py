@@ -263,3 +263,10 @@ def test_models_tells_the_size_at_which_dinov2_was_trained_last() -> None:
     plain = CliRunner().invoke(app, ["models", "resnet18"]).stdout
     assert "last trained" not in plain and "11.2 M" in plain and "timm:" not in plain
     assert "timm:resnet18.tv_in1k" in CliRunner().invoke(app, ["models", "resnet18", "-v"]).stdout
+
+
+@pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(frozen)")])
+def test_help_names_the_finetuning_that_runs(command: str, default: str) -> None:
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    line = next(line for line in said.splitlines() if "--finetune" in line)
+    assert f"[default: {default}]" in line

@@ -272,7 +272,9 @@ def train(
     image_size: ImageSize = None,
     interpolation: Interpolation = None,
     views: Views = None,
-    finetune: Finetune = "last",
+    finetune: Annotated[
+        str, typer.Option("--finetune", help="none, head, last, full, lora.")
+    ] = "last",
     blocks: Annotated[
         int | None,
         typer.Option(
