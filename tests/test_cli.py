@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vizsla.cli.console import Messages, said_rate
+from vizsla.cli.console import Messages, ProgressShown, said_rate
 from vizsla.cli.main import app, main
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
@@ -79,7 +79,45 @@ def test_messages_reach_what_stands_in_for_stderr(monkeypatch: pytest.MonkeyPatc
 
 
 def test_slow_rates_are_told_from_none() -> None:
-    assert [said_rate(3, 10), said_rate(12, 10), said_rate(300, 10)] == ["0.3/s", "1.2/s", "30/s"]
+    assert [said_rate(rate) for rate in (0.3, 1.2, 30)] == ["0.3/s", "1.2/s", "30/s"]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Reports of (second, stage, done, total) → the lines that are shown of them."""
+
+    def lines(*reports: tuple[float, str, int, int]) -> list[str]:
+        clock = iter([second for second, *_ in reports])
+        progress = ProgressShown(quiet=False)
+        monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+        for _, stage, done, total in reports:
+            progress(stage, done, total)
+        monkeypatch.undo()
+        return capsys.readouterr().err.splitlines()
+
+    return lines
+
+
+def test_a_later_stage_of_the_same_name_has_a_rate_of_its_own(shown: Any) -> None:
+    assert shown(
+        (100, "query", 20, 120), (102, "query", 120, 120),
+        (300, "query", 20, 120), (311, "query", 64, 120), (325, "query", 120, 120),
+    ) == [
+        "query: 20 of 120", "query: 120 of 120 at 50/s",
+        "query: 20 of 120", "query: 64 of 120 at 4.0/s, 14 s left", "query: 120 of 120 at 4.0/s",
+    ]  # fmt: skip
+
+
+def test_stages_that_alternate_have_each_a_rate_of_their_own(shown: Any) -> None:
+    assert shown(
+        (100, "query", 100, 100), (101, "gallery", 200, 200),
+        (200, "query", 100, 100), (201, "gallery", 200, 200),
+    ) == ["query: 100 of 100", "gallery: 200 of 200"] * 2  # fmt: skip
+
+
+def test_a_report_that_comes_twice_is_shown_once(shown: Any) -> None:
+    said = shown((100, "query", 20, 40), (101, "query", 40, 40), (102, "query", 40, 40))
+    assert said == ["query: 20 of 40", "query: 40 of 40 at 20/s"]
 
 
 def test_a_ranking_too_short_for_a_submission_says_how_much_there_is(tmp_path: Path) -> None:
