@@ -115,6 +115,11 @@ def test_stages_that_alternate_have_each_a_rate_of_their_own(shown: Any) -> None
     ) == ["query: 100 of 100", "gallery: 200 of 200"] * 2  # fmt: skip
 
 
+def test_a_stage_by_the_clock_says_seconds_and_no_rate(shown: Any) -> None:
+    said = shown((100, "training (seconds)", 2, 13), (111, "training (seconds)", 13, 13))
+    assert said == ["training: 2 of 13 s", "training: 13 of 13 s"]
+
+
 def test_a_report_that_comes_twice_is_shown_once(shown: Any) -> None:
     said = shown((100, "query", 20, 40), (101, "query", 40, 40), (102, "query", 40, 40))
     assert said == ["query: 20 of 40", "query: 40 of 40 at 20/s"]

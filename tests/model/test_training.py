@@ -194,7 +194,7 @@ def test_a_short_training_that_has_ended_stays_ended(images: ImageSet, tmp_path:
         patched.setattr("vizsla.model.training.TRAINING_COSTS", 0.0)
         patched.setattr("vizsla.model.training._Training._loop_seconds", lambda *_: 0.4)
         with pytest.raises(Killed):
-            once(killer(1))
+            once(killer(1, "training (seconds)"))
         log = (tmp_path / "short" / "log.jsonl").read_text()
         patched.setattr("vizsla.model.training._Training._loop_seconds", lambda *_: 1.0)
         patched.setattr("vizsla.model.training.TRAINING_COSTS", 1e9)  # decided already
@@ -363,7 +363,7 @@ def test_a_broken_off_training_goes_on_within_the_time_left(
     budget, begun = 9.0, time.monotonic()
 
     def killed(stage: str, done: int, total: int) -> None:
-        if stage == "training" and time.monotonic() - begun > 4:
+        if stage == "training (seconds)" and time.monotonic() - begun > 4:
             raise Killed
 
     config = TrainConfig(**{**FAST, "budget": budget})

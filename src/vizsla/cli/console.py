@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vizsla.runs import SECONDS
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -84,7 +86,10 @@ class Stage:
         return (name, total) == (self.name, self.total) and done >= self.done
 
     def rate(self, now: float) -> float | None:
+        """None where there is none yet; seconds have none."""
         seconds = now - self.started
+        if self.name.endswith(SECONDS):
+            return None
         return (self.done - self.first) / seconds if seconds > 0.5 else None
 
 
@@ -132,7 +137,8 @@ class ProgressShown:
         elif not self.quiet and (now - self.last > 10 or done == total):
             self.last = now
             wait = f", {(total - done) / rate:.0f} s left" if done < total and rate else ""
-            typer.echo(f"{stage}: {done} of {total}{said and ' at ' + said}{wait}", err=True)
+            what, unit = stage.removesuffix(SECONDS), " s" if stage.endswith(SECONDS) else ""
+            typer.echo(f"{what}: {done} of {total}{unit}{said and ' at ' + said}{wait}", err=True)
 
     def _move_bar(self, stage: str, done: int, total: int, rate: str, *, new: bool) -> None:
         assert self.bar is not None

@@ -180,6 +180,11 @@ class Loop:
         if self.config.batch_norm == "frozen":
             freeze_norms(self.embedder)
 
+    @property
+    def by_clock(self) -> bool:
+        """Whether its progress counts seconds, not steps."""
+        return self.config.steps >= UNLIMITED
+
     def _done(self) -> float:
         """How far it is, 0…1: by steps, or by time where that is sooner."""
         by_steps = self.step / max(1, self.config.steps)
@@ -239,7 +244,7 @@ class Loop:
                 micro_batch=self.maker.micro_batch,
                 seconds=round(seconds, 1),
             )
-        if progress and self.config.steps < UNLIMITED:
+        if progress and not self.by_clock:
             progress(self.step, self.config.steps)
         elif progress and self.seconds:
             progress(min(round(seconds), int(self.seconds)), int(self.seconds))

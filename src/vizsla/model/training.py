@@ -46,6 +46,7 @@ from vizsla.model.projection import Projection, identity_or_pca
 from vizsla.model.reading import DECISION, Read, read_features
 from vizsla.model.settings import TrainConfig, training_compute
 from vizsla.model.trainlog import LOG, SHORT_FOLDER, TrainLog, draw_curve
+from vizsla.runs import SECONDS
 
 log = logging.getLogger("vizsla.train")
 
@@ -269,11 +270,12 @@ class _Training:
             board = TrainLog(folder, from_step=loop.step, tensorboard=config.tensorboard)
         size = size_in_training(self.embedder, config.train_size)
         augment = augmenter(config.augment, self.embedder.preprocess.with_size(size))
+        stage = length.stage + (SECONDS if loop.by_clock else "")
         result = self.loop_results[length] = loop.run(
             self.pictures.__getitem__,
             augment,
             board,
-            lambda done, total: self.progress(length.stage, done, total),
+            lambda done, total: self.progress(stage, done, total),
         )
         if board:
             board.close()
