@@ -18,7 +18,7 @@ import numpy as np
 import vizsla
 from vizsla import storage
 from vizsla.choose.fusion import WeightsChoice
-from vizsla.choose.refinement import Choice, chain_for
+from vizsla.choose.refinement import STAGE, Choice, chain_for
 from vizsla.choose.validation import nearness
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import (
@@ -366,6 +366,7 @@ def _refinement(
         embed=lambda images: embed_role(images, "validation", network, this, config, progress),
         near=near,
         uses=config.refine_uses,
+        progress=progress and (lambda done, total: progress(STAGE, done, total)),
     )
     choice.save(this.folder / REFINEMENT)
     return choice.chain, choice
