@@ -176,8 +176,11 @@ def test_a_finished_training_stands(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "tuned"
-    code, first, _ = trained(data, out, capsys)
+    code, first, said = trained(data, out, capsys)
     assert code == 0
+    both = [line.strip() for line in (first + said).splitlines() if line.strip()]
+    assert sum("head + 0.3 frozen" in line for line in both) == 1
+    assert len(set(both)) == len(both)  # each thing is said once
     before = state(out)
     code, again, said = trained(data, out, capsys)
     assert (code, again) == (0, first) and "its model is kept" in said

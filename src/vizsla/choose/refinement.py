@@ -146,7 +146,7 @@ def choose_chain(
     chain = search.chains[best.name]
     choice = Choice(chain, judge.tried(best.name))
     for line in choice.lines():
-        log.info("%s", line)
+        log.debug("%s", line)
     return choice
 
 

@@ -307,6 +307,7 @@ class _Training:
             contest, self.clock, self._costs(), pooled=self._pooled, labels=self.labels,
             dim=self.config.dim, seed=self.config.seed, prefix=length.prefix,
             warn=lambda sentence: self._warn(length.prefix + sentence),
+            progress=lambda done, total: self.progress(f"validating {length.stage}", done, total),
         )  # fmt: skip
         for _, end in ends:
             end.views = origin.views
@@ -363,7 +364,7 @@ class _Training:
             kept.embedder.eval().save(self.out / "embedder")
             curve = draw_curve(self.out, self.config.loss, short=SHORT in self.loop_results)
         self._warn_of_overrun()
-        log.info("candidates on validation:\n%s", table(contest.candidates))
+        log.debug("candidates on validation:\n%s", table(contest.candidates))
         length = SHORT if kept.name.startswith(SHORT.prefix) else LONG
         trained = self.loop_results.get(length)
         steps = trained.steps if trained else 0
@@ -387,7 +388,7 @@ class _Training:
             broken=broken,
             closed_forms=self.closed_forms,
         )
-        log.info("%s", result.verdict)
+        log.debug("%s", result.verdict)
         self._tell_of_text(result)
         return result
 
