@@ -109,6 +109,24 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     assert again.tuning["precision"] == "fp32"
 
 
+@pytest.mark.parametrize("finetune", ["head", "none"])
+def test_the_summary_of_a_run_says_which_model_it_used(
+    finetune: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(
+            ["run", str(data), "--model", "tiny", "--weights", "random", "--image-size", "32",
+             "--finetune", finetune, "--validate-on", "seen-classes", "--set", "share=0.3",
+             "--figures", "0", "--home", str(tmp_path), "--top-k", "3"]
+        )  # fmt: skip
+    said = capsys.readouterr().out
+    result = next((tmp_path / "results").iterdir())
+    training = json.loads(result.read_text())["training"]
+    word = "frozen, as it came" if training["kept"] == "frozen" else "tuned"
+    assert f"the model is {word}, chosen on a held-out part" in said
+    assert training["verdict"] in said and (finetune == "head" or word.startswith("frozen"))
+
+
 def test_the_same_command_goes_on_with_an_interrupted_run(data: Path, tmp_path: Path) -> None:
     config = RunConfig(
         data=str(data), model="tiny", weights="random", image_size=32, top_k=3, figures=0,
@@ -178,6 +196,7 @@ def test_a_finished_training_stands(
     out = tmp_path / "tuned"
     code, first, said = trained(data, out, capsys)
     assert code == 0
+    assert first.splitlines()[-1] == f"Next: vizsla run {data} --model {out / 'embedder'}"
     both = [line.strip() for line in (first + said).splitlines() if line.strip()]
     assert sum("head + 0.3 frozen" in line for line in both) == 1
     assert len(set(both)) == len(both)  # each thing is said once

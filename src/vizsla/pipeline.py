@@ -73,6 +73,7 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     chain: Chain = field(default_factory=Chain)
     choice: Choice | None = None  # of the chain, where it was `auto`
+    tuned: TrainResult | None = None  # where training was asked for
     members: list["RunResult"] = field(default_factory=list)  # of several models (ensemble.py)
     weights: WeightsChoice | None = None  # of their fusion, where they were `auto`
     fusion: dict[str, Any] | None = None
@@ -154,7 +155,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         log.info("done in %.1f s", seconds)
     return RunResult(
         this, embedder.name, ranking, scores, result, submission, figures, seconds,
-        messages.warnings, chain, choice,
+        messages.warnings, chain, choice, tuned,
     )  # fmt: skip
 
 
