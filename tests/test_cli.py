@@ -308,6 +308,11 @@ def test_models_tells_the_size_at_which_dinov2_was_trained_last() -> None:
     assert "timm:resnet18.tv_in1k" in CliRunner().invoke(app, ["models", "resnet18", "-v"]).stdout
 
 
+def test_the_example_of_a_chain_is_whole_on_a_narrow_terminal() -> None:
+    said = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "80"}).output
+    assert "'aqe+kreciprocal(k1=20)'" in said
+
+
 @pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(frozen)")])
 def test_help_names_the_finetuning_that_runs(command: str, default: str) -> None:
     said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
