@@ -313,6 +313,15 @@ def test_the_example_of_a_chain_is_whole_on_a_narrow_terminal() -> None:
     assert "'aqe+kreciprocal(k1=20)'" in said
 
 
+def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path) -> None:
+    from vizsla.model.embeddings import Embeddings
+
+    Embeddings.from_arrays([[1.0, 0.0], [0.0, 1.0]]).save(tmp_path / "g.emb")
+    for more in ([], ["--model", "tiny"]):
+        done = vizsla("search", "g.emb", "nope.jpg", *more, cwd=tmp_path)
+        assert done.returncode == 1 and "a folder of images, or images" in done.stderr
+
+
 @pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(frozen)")])
 def test_help_names_the_finetuning_that_runs(command: str, default: str) -> None:
     said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
