@@ -244,6 +244,22 @@ def test_wrong_use_exits_with_2(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(["--finetune", "lst"], "--finetune lst: choose one of"), (["--device", "cuda:99"], "cuda")],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(
+    command: str, option: list[str], words: str, data: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pipeline, "load_embedder", lambda *_, **__: pytest.fail("loaded"))
+    more = ["-o", str(tmp_path / "out")] if command == "train" else ["--home", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(data), *more, *option])
+    assert ended.value.code in (1, 2) and words in capsys.readouterr().err
+
+
 def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["show", "--augmentations", "--data", str(data), "-o", str(tmp_path / "sheets")])

@@ -192,6 +192,7 @@ Material = tuple[ImageSet, Embedder, Target | None]
 
 def training_material(config: RunConfig) -> Material:
     """What a training starts from: labelled images, a model, and what is known of the test part."""
+    _check_compute(config)
     images, target = training_images(
         config.data,
         labels=config.labels,
@@ -335,6 +336,7 @@ def embed_role(
 
 def _check_options(config: RunConfig, data: DataFolders) -> None:
     """Before the work: whether they can be read, and have the training images that they need."""
+    _check_compute(config)
     if config.whiten not in WHITENINGS:
         raise UsageError(f"--whiten {config.whiten}: choose one of {', '.join(WHITENINGS)}")
     if config.whiten != "none" or config.dim is not None:
@@ -344,6 +346,13 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
     else:
         check_uses(config.refine_uses)
         training_part(data.training, config.data, "--refine auto")
+
+
+def _check_compute(config: RunConfig) -> None:
+    """Before any model is loaded: whether the machine has the device, and training the settings."""
+    resolve_compute(device=config.device, precision=config.precision)
+    if config.tuning is not None:
+        tune_config(config, config.tuning)
 
 
 def _refinement(
