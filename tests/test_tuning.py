@@ -260,6 +260,16 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     assert ended.value.code in (1, 2) and words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("epochs", "words"), [(1, ", 1 epoch, "), (2, ", 2 epochs, ")])
+def test_one_epoch_is_no_epochs(
+    epochs: int, words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, said, _ = trained(
+        data, tmp_path / "out", capsys, "--finetune", "full", "--epochs", str(epochs)
+    )
+    assert words in said
+
+
 def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["show", "--augmentations", "--data", str(data), "-o", str(tmp_path / "sheets")])

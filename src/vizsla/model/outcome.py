@@ -70,7 +70,8 @@ class TrainResult:
     def judged(self) -> str:
         """For people: what each candidate scored, and what was kept."""
         loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
-        took = f"{self.steps} steps, {self.num_epochs} epochs{loss}, {self.seconds:.0f} s"
+        counts = f"{_n(self.steps, 'step')}, {_n(self.num_epochs, 'epoch')}"
+        took = f"{counts}{loss}, {self.seconds:.0f} s"
         return "\n".join([table(self.candidates), "", self.verdict, took])
 
     def text(self) -> str:
@@ -97,3 +98,7 @@ class TrainResult:
                 "warnings": self.warnings,
             },
         }
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
