@@ -8,8 +8,8 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "vizsla"
 ORDER = [
     "errors", "storage", "runs", "data", "model", "search", "score", "tuning", "choose", "audit",
-    "output", "opening", "runconfig", "pipeline", "revisit", "ensemble", "demonstration",
-    "sweep", "web", "cli",
+    "output", "opening", "runconfig", "pipeline", "trained", "revisit", "ensemble",
+    "demonstration", "sweep", "web", "cli",
 ]  # fmt: skip
 TORCH = {
     "data/transforms.py", "data/batches.py", "data/augment.py", "web/serve_model.py",

@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vizsla.cli.console import Messages, said_rate
+from vizsla.cli.console import Messages, ProgressShown, said_rate
 from vizsla.cli.main import app, main
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
@@ -79,7 +79,50 @@ def test_messages_reach_what_stands_in_for_stderr(monkeypatch: pytest.MonkeyPatc
 
 
 def test_slow_rates_are_told_from_none() -> None:
-    assert [said_rate(3, 10), said_rate(12, 10), said_rate(300, 10)] == ["0.3/s", "1.2/s", "30/s"]
+    assert [said_rate(rate) for rate in (0.3, 1.2, 30)] == ["0.3/s", "1.2/s", "30/s"]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Reports of (second, stage, done, total) → the lines that are shown of them."""
+
+    def lines(*reports: tuple[float, str, int, int]) -> list[str]:
+        clock = iter([second for second, *_ in reports])
+        progress = ProgressShown(quiet=False)
+        monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+        for _, stage, done, total in reports:
+            progress(stage, done, total)
+        monkeypatch.undo()
+        return capsys.readouterr().err.splitlines()
+
+    return lines
+
+
+def test_a_later_stage_of_the_same_name_has_a_rate_of_its_own(shown: Any) -> None:
+    assert shown(
+        (100, "query", 20, 120), (102, "query", 120, 120),
+        (300, "query", 20, 120), (311, "query", 64, 120), (325, "query", 120, 120),
+    ) == [
+        "query: 20 of 120", "query: 120 of 120 at 50/s",
+        "query: 20 of 120", "query: 64 of 120 at 4.0/s, 14 s left", "query: 120 of 120 at 4.0/s",
+    ]  # fmt: skip
+
+
+def test_stages_that_alternate_have_each_a_rate_of_their_own(shown: Any) -> None:
+    assert shown(
+        (100, "query", 100, 100), (101, "gallery", 200, 200),
+        (200, "query", 100, 100), (201, "gallery", 200, 200),
+    ) == ["query: 100 of 100", "gallery: 200 of 200"] * 2  # fmt: skip
+
+
+def test_a_stage_by_the_clock_says_seconds_and_no_rate(shown: Any) -> None:
+    said = shown((100, "training (seconds)", 2, 13), (111, "training (seconds)", 13, 13))
+    assert said == ["training: 2 of 13 s", "training: 13 of 13 s"]
+
+
+def test_a_report_that_comes_twice_is_shown_once(shown: Any) -> None:
+    said = shown((100, "query", 20, 40), (101, "query", 40, 40), (102, "query", 40, 40))
+    assert said == ["query: 20 of 40", "query: 40 of 40 at 20/s"]
 
 
 def test_a_ranking_too_short_for_a_submission_says_how_much_there_is(tmp_path: Path) -> None:
@@ -264,3 +307,24 @@ def test_models_tells_the_size_at_which_dinov2_was_trained_last() -> None:
     plain = CliRunner().invoke(app, ["models", "resnet18"]).stdout
     assert "last trained" not in plain and "11.2 M" in plain and "timm:" not in plain
     assert "timm:resnet18.tv_in1k" in CliRunner().invoke(app, ["models", "resnet18", "-v"]).stdout
+
+
+def test_the_example_of_a_chain_is_whole_on_a_narrow_terminal() -> None:
+    said = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "80"}).output
+    assert "'aqe+kreciprocal(k1=20)'" in said
+
+
+def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path) -> None:
+    from vizsla.model.embeddings import Embeddings
+
+    Embeddings.from_arrays([[1.0, 0.0], [0.0, 1.0]]).save(tmp_path / "g.emb")
+    for more in ([], ["--model", "tiny"]):
+        done = vizsla("search", "g.emb", "nope.jpg", *more, cwd=tmp_path)
+        assert done.returncode == 1 and "a folder of images, or images" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(frozen)")])
+def test_help_names_the_finetuning_that_runs(command: str, default: str) -> None:
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    line = next(line for line in said.splitlines() if "--finetune" in line)
+    assert f"[default: {default}]" in line

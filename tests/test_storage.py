@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -155,3 +156,15 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     handle = storage.open_regular(tmp_path / "file")
     assert os.read(handle, 2) == b"x"
     os.close(handle)
+
+
+def test_a_library_that_misses_a_deleted_folder_hears_of_the_folder(tmp_path: Path) -> None:
+    """safetensors says in words of its own what the system said."""
+    out = tmp_path / "out"
+    with (
+        pytest.raises(StorageError, match="was deleted or replaced"),
+        storage.locked(out),
+        storage.writing(out / "a.safetensors"),
+    ):
+        shutil.rmtree(out)
+        raise RuntimeError("I/O error: No such file or directory (os error 2)")

@@ -55,10 +55,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_times() -> None:
-    assert [seconds(t) for t in ("90s", "4m", "1.5h", "2")] == [90, 240, 5400, 120]
+    assert [seconds(t) for t in ("90s", "4m", "1.5h", "2 m")] == [90, 240, 5400, 120]
     for wrong in ("", "soon", "-4m", "0s", "4 days"):
         with pytest.raises(UsageError, match=r"90s, 30m or 1\.5h"):
             seconds(wrong)
+    for bare in ("60", "1.5"):
+        with pytest.raises(UsageError, match=rf"{bare} what\? Write {bare}s, {bare}m or {bare}h"):
+            seconds(bare)
 
 
 def test_settings_have_the_type_of_their_field() -> None:
@@ -118,6 +121,24 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     assert again.tuning is not None
     assert again.tuning["loss"] == "cross-entropy"
     assert again.tuning["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("finetune", ["head", "none"])
+def test_the_summary_of_a_run_says_which_model_it_used(
+    finetune: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(
+            ["run", str(data), "--model", "tiny", "--weights", "random", "--image-size", "32",
+             "--finetune", finetune, "--validate-on", "seen-classes", "--set", "share=0.3",
+             "--figures", "0", "--home", str(tmp_path), "--top-k", "3"]
+        )  # fmt: skip
+    said = capsys.readouterr().out
+    result = next((tmp_path / "results").iterdir())
+    training = json.loads(result.read_text())["training"]
+    word = "frozen, as it came" if training["kept"] == "frozen" else "tuned"
+    assert f"the model is {word}, chosen on a held-out part" in said
+    assert training["verdict"] in said and (finetune == "head" or word.startswith("frozen"))
 
 
 def test_the_same_command_goes_on_with_an_interrupted_run(data: Path, tmp_path: Path) -> None:
@@ -247,11 +268,66 @@ def test_an_older_folder_does_not_say_whether_it_was_tuned(data: Path, tmp_path:
     assert record["is_finetuned"] is record["weights"] is None
 
 
+def trained(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> tuple[int, str, str]:
+    """`vizsla train` with a head: exit code, standard output and error."""
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
+             "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
+             "--set", "share=0.3", *more]
+        )  # fmt: skip
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def test_a_finished_training_stands(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    code, first, said = trained(data, out, capsys)
+    assert code == 0
+    assert first.splitlines()[-1] == f"Next: vizsla run {data} --model {out / 'embedder'}"
+    both = [line.strip() for line in (first + said).splitlines() if line.strip()]
+    assert sum("head + 0.3 frozen" in line for line in both) == 1
+    assert len(set(both)) == len(both)  # each thing is said once
+    before = state(out)
+    code, again, said = trained(data, out, capsys)
+    assert (code, again) == (0, first) and "its model is kept" in said
+    code, _, said = trained(data, out, capsys, "--loss", "arcface", "--budget", "20s")
+    assert code == 2 and "--overwrite" in said and "budget None there, 20.0 here" in said
+    assert "loss" in said and len(said.strip().splitlines()) == 1
+    assert state(out) == before
+    code, _, _ = trained(data, out, capsys, "--loss", "arcface", "--overwrite")
+    assert code == 0 and state(out) != before
+    assert trained(data, out, capsys, "--loss", "arcface")[0] == 0
+    assert trained(data, out, capsys)[0] == 2
+
+
+def test_a_finished_training_without_its_model_is_done_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    trained(data, out, capsys)
+    (out / "embedder" / "model.safetensors").write_bytes(b"damaged")
+    code, _, said = trained(data, out, capsys)
+    assert code == 0 and "is damaged, so it is done again" in said
+    assert Embedder.load(out / "embedder").dim > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["run", "x", "--loss", "arcface"], "need --finetune"),
         (["run", "x", "--finetune", "full", "--budget", "soon"], "90s, 30m"),
+        (["train", "x", "-o", "y", "--budget", "60"], "60 what? Write 60s, 60m or 60h"),
+        (["train", "x", "-o", "y", "--set", "budget=60"], "60 what?"),
         (["train", "x", "-o", "y", "--set", "speed=3"], "--set"),
         (["show", "--data", "x"], "--augmentations"),
     ],
@@ -263,6 +339,32 @@ def test_wrong_use_exits_with_2(
         main(arguments)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(["--finetune", "lst"], "--finetune lst: choose one of"), (["--device", "cuda:99"], "cuda")],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(
+    command: str, option: list[str], words: str, data: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pipeline, "load_embedder", lambda *_, **__: pytest.fail("loaded"))
+    more = ["-o", str(tmp_path / "out")] if command == "train" else ["--home", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(data), *more, *option])
+    assert ended.value.code in (1, 2) and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(1, ", 1 epoch, "), (2, ", 2 epochs, ")])
+def test_one_epoch_is_no_epochs(
+    epochs: int, words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, said, _ = trained(
+        data, tmp_path / "out", capsys, "--finetune", "full", "--epochs", str(epochs)
+    )
+    assert words in said
 
 
 def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import vizsla
 from vizsla import storage
 from vizsla.choose.fusion import WeightsChoice, choose_weights
-from vizsla.choose.refinement import Choice, choose_chain
+from vizsla.choose.refinement import STAGE, Choice, choose_chain
 from vizsla.choose.validation import Drawn, drawn_like, ground_of, nearness
 from vizsla.data.imageset import DataFolders, ImageSet
 from vizsla.errors import DataError, UsageError
@@ -246,7 +246,10 @@ def _concatenated(
         if fusion.refine == AUTO:
             drawn = _validation(members, progress)
             ground = ground_of(drawn.images, training.ids, drawn.draws, near=drawn.near)
-            choice = choose_chain(training, ground, uses=fusion.refine_uses)
+            choice = choose_chain(
+                training, ground, uses=fusion.refine_uses,
+                progress=progress and (lambda done, total: progress(STAGE, done, total)),
+            )  # fmt: skip
     chain = choice.chain if choice else parse_chain(fusion.refine)
     ranking = rank_refined(queries, gallery, chain)
     ranking.origin["fusion"] = {"method": CONCAT, "weights": weights, "whiten": fusion.whiten}

@@ -18,7 +18,7 @@ import numpy as np
 import vizsla
 from vizsla import storage
 from vizsla.choose.fusion import WeightsChoice
-from vizsla.choose.refinement import Choice, chain_for
+from vizsla.choose.refinement import STAGE, Choice, chain_for
 from vizsla.choose.validation import nearness
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import (
@@ -32,7 +32,7 @@ from vizsla.model.compute import Compute, resolve_compute, written_compute
 from vizsla.model.embedder import Embedder
 from vizsla.model.embeddings import Embeddings
 from vizsla.model.inference import embed
-from vizsla.model.microbatch import Processes, open_processes
+from vizsla.model.microbatch import Processes
 from vizsla.model.network import Network
 from vizsla.model.projection import WHITENINGS
 from vizsla.model.shared import key_of, lent
@@ -73,6 +73,7 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     chain: Chain = field(default_factory=Chain)
     choice: Choice | None = None  # of the chain, where it was `auto`
+    tuned: TrainResult | None = None  # where training was asked for
     members: list["RunResult"] = field(default_factory=list)  # of several models (ensemble.py)
     weights: WeightsChoice | None = None  # of their fusion, where they were `auto`
     fusion: dict[str, Any] | None = None
@@ -154,7 +155,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         log.info("done in %.1f s", seconds)
     return RunResult(
         this, embedder.name, ranking, scores, result, submission, figures, seconds,
-        messages.warnings, chain, choice,
+        messages.warnings, chain, choice, tuned,
     )  # fmt: skip
 
 
@@ -180,13 +181,18 @@ def _but_for_compiling(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(
-    config: RunConfig, out: str | Path, *, devices: int = 1, progress: Progress | None = None
+    config: RunConfig, out: str | Path, *, progress: Progress | None = None
 ) -> TrainResult | None:
-    """Tunes a model into the folder `out`. `data` has the layout, or is a folder of classes.
+    """Tunes a model into the folder `out`. `data` has the layout, or is a folder of classes."""
+    return train_on(training_material(config), config, out, progress=progress)
 
-    devices: processes on this machine. None in all of them but the first.
-    """
-    processes = open_processes(devices, config.device)
+
+Material = tuple[ImageSet, Embedder, Target | None]
+
+
+def training_material(config: RunConfig) -> Material:
+    """What a training starts from: labelled images, a model, and what is known of the test part."""
+    _check_compute(config)
     images, target = training_images(
         config.data,
         labels=config.labels,
@@ -203,11 +209,21 @@ def train(
         interpolation=config.interpolation,
         views=config.views,
     )
-    result = _tuned(
-        training_part(images, config.data), embedder, Path(out), target, config, progress,
-        processes=processes,
-    )  # fmt: skip
-    return result if processes.rank == 0 else None
+    return training_part(images, config.data), embedder, target
+
+
+def train_on(
+    material: Material,
+    config: RunConfig,
+    out: str | Path,
+    *,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> TrainResult | None:
+    """The same on what `training_material` gave. None in all processes but the first."""
+    images, embedder, target = material
+    result = _tuned(images, embedder, Path(out), target, config, progress, processes=processes)
+    return result if processes is None or processes.rank == 0 else None
 
 
 def _require_same_model(embedder: Embedder, config: RunConfig) -> None:
@@ -320,6 +336,7 @@ def embed_role(
 
 def _check_options(config: RunConfig, data: DataFolders) -> None:
     """Before the work: whether they can be read, and have the training images that they need."""
+    _check_compute(config)
     if config.whiten not in WHITENINGS:
         raise UsageError(f"--whiten {config.whiten}: choose one of {', '.join(WHITENINGS)}")
     if config.whiten != "none" or config.dim is not None:
@@ -329,6 +346,13 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
     else:
         check_uses(config.refine_uses)
         training_part(data.training, config.data, "--refine auto")
+
+
+def _check_compute(config: RunConfig) -> None:
+    """Before any model is loaded: whether the machine has the device, and training the settings."""
+    resolve_compute(device=config.device, precision=config.precision)
+    if config.tuning is not None:
+        tune_config(config, config.tuning)
 
 
 def _refinement(
@@ -352,6 +376,7 @@ def _refinement(
         embed=lambda images: embed_role(images, "validation", network, this, config, progress),
         near=near,
         uses=config.refine_uses,
+        progress=progress and (lambda done, total: progress(STAGE, done, total)),
     )
     choice.save(this.folder / REFINEMENT)
     return choice.chain, choice

@@ -15,6 +15,7 @@ from typing import Any
 from vizsla import storage
 from vizsla.errors import DataError, StorageError
 
+SECONDS = " (seconds)"  # at the end of a stage's name whose progress counts them
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
 

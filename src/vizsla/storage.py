@@ -65,6 +65,7 @@ def writing(path: str | Path) -> Iterator[Path]:
         raise storage_error("write", path, error) from error
     except Exception as error:
         if (found := _system_error_in(error)) is not None:
+            check_held(path)
             raise storage_error("write", path, found) from error
         raise
     finally:

@@ -163,11 +163,17 @@ def target_of(
 
 
 def seconds(text: str) -> float:
-    """`90s`, `30m`, `1.5h` → seconds; a bare number is minutes."""
+    """`90s`, `30m`, `1.5h` → seconds. A bare number is refused: each of the three may be meant."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not match or float(match[1]) <= 0:
         raise UsageError(f"--budget {text!r}: write a time such as 90s, 30m or 1.5h")
-    return float(match[1]) * UNITS[match[2] or "m"]
+    number, unit = match.groups()
+    if not unit:
+        raise UsageError(
+            f"--budget {number}: {number} what? Write {number}s, {number}m or {number}h for "
+            "seconds, minutes or hours"
+        )
+    return float(number) * UNITS[unit]
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -55,6 +55,19 @@ def ground(images: ImageSet) -> Ground:
     return ground_of(images, images.ids, draws)
 
 
+@pytest.mark.parametrize("uses", ["queries", "gallery", "nothing"])
+def test_the_choice_says_how_far_it_is(uses: str, images: ImageSet, ground: Ground) -> None:
+    said: list[tuple[int, int]] = []
+    choice = choose_chain(
+        curled(images), ground, uses=uses, progress=lambda done, total: said.append((done, total))
+    )
+    done, totals = zip(*said, strict=True)
+    tried = len(choice.trials)
+    assert len(said) == tried + 1 and list(done) == sorted(done)
+    assert len(set(totals)) == 1 and done[-1] == totals[-1] > done[-2]
+    assert 0.8 * tried <= totals[-1] <= 1.25 * tried
+
+
 def test_what_helps_is_chosen_and_said(images: ImageSet, ground: Ground, tmp_path: Path) -> None:
     choice = choose_chain(curled(images), ground)
     base, kept = choice.trials[0], choice.chosen

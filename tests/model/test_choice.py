@@ -88,6 +88,6 @@ def test_the_table_names_everything() -> None:
     contest.decided()
     lines = table(contest.candidates).splitlines()
     assert "top1" in lines[0]
-    assert lines[1].startswith("frozen")
+    assert lines[1].startswith("      frozen")
     assert "+0.2500" in lines[2]
-    assert lines[2].endswith("kept")
+    assert lines[2].startswith("kept  tuned ")

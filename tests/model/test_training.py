@@ -194,7 +194,7 @@ def test_a_short_training_that_has_ended_stays_ended(images: ImageSet, tmp_path:
         patched.setattr("vizsla.model.training.TRAINING_COSTS", 0.0)
         patched.setattr("vizsla.model.training._Training._loop_seconds", lambda *_: 0.4)
         with pytest.raises(Killed):
-            once(killer(1))
+            once(killer(1, "training (seconds)"))
         log = (tmp_path / "short" / "log.jsonl").read_text()
         patched.setattr("vizsla.model.training._Training._loop_seconds", lambda *_: 1.0)
         patched.setattr("vizsla.model.training.TRAINING_COSTS", 1e9)  # decided already
@@ -284,6 +284,25 @@ def test_a_budget_too_short_for_the_backbone_says_so(images: ImageSet, tmp_path:
     assert any("leaves no time" in sentence for sentence in result.warnings)
 
 
+def test_a_budget_that_was_overrun_says_by_how_much_and_why(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    part, config = images.subset(range(0, 128, 2)), TrainConfig(**{**FAST, "budget": 0.2})
+
+    def slow(model: Embedder) -> np.ndarray:
+        time.sleep(0.4)
+        return np.full(60, 0.5)
+
+    result = train(part, embedder(), config, slow, tmp_path)
+    said = next(s for s in result.warnings if "more than the budget" in s)
+    assert f"took {result.seconds:.0f} s" in said
+    assert "embedding 64 training images alone" in said
+    assert said in result.record()["training"]["warnings"]
+    roomy = dataclasses.replace(config, budget=600.0, finetune="none")
+    other = train(part, embedder(), roomy, slow, tmp_path / "roomy")
+    assert not warned(other, "more than the budget")
+
+
 # ── resuming ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -336,6 +355,27 @@ def test_a_killed_training_ends_as_an_unbroken_one(
     assert torch.equal(weights(whole.embedder), weights(again.embedder))
     steps = [json.loads(line)["step"] for line in again.log_path.read_text().splitlines()]
     assert steps == sorted(set(steps))
+
+
+def test_a_broken_off_training_goes_on_within_the_time_left(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    budget, begun = 9.0, time.monotonic()
+
+    def killed(stage: str, done: int, total: int) -> None:
+        if stage == "training (seconds)" and time.monotonic() - begun > 4:
+            raise Killed
+
+    config = TrainConfig(**{**FAST, "budget": budget})
+    parts = split(images, "seen-classes", share=0.25)
+    validation = Validation(images, parts, training_compute(config))
+    with pytest.raises(Killed):
+        train(images.subset(parts.training), embedder(), config, validation, tmp_path,
+              progress=killed)  # fmt: skip
+    spent, again = time.monotonic() - begun, time.monotonic()
+    result = run(images, tmp_path, budget=budget)
+    assert time.monotonic() - again < budget - spent + 1.5
+    assert spent < result.seconds + 1 and result.seconds < budget * 1.1
 
 
 def test_another_command_does_not_go_on_from_here(images: ImageSet, tmp_path: Path) -> None:

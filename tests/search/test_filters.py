@@ -75,3 +75,9 @@ def test_what_does_not_fit_the_gallery() -> None:
         Filter.parse("price<cheap").mask(IDS, TABLE)
     with pytest.raises(UsageError, match="compares nothing"):
         Condition("price", "~", (1,))
+
+
+def test_a_gallery_without_attributes_says_what_would_give_it_some() -> None:
+    bare = pa.table({})
+    with pytest.raises(DataError, match=r"and no other: .* embedded without labels .*--labels"):
+        Filter.parse(["label=shoes"]).mask(["a.jpg"], bare)

@@ -4,6 +4,7 @@ What is found is for people to judge: nothing here changes or deletes an image.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +96,12 @@ class Report:
         ]
         return Table(["image", "label", "looks like", "fits label", "fits other"], rows)
 
-    def remarks(self) -> tuple[list[str], list[str]]:
-        """What should be mended, and what is good to know: a line each."""
-        return _alarms(self), _notes(self)
+    def remarks(self, excluded_in: str | None = None) -> tuple[list[str], list[str]]:
+        """What should be mended, and what is good to know: a line each.
+
+        excluded_in: the file that lists what is better left out, where it is written already.
+        """
+        return _alarms(self), _notes(self, excluded_in)
 
     def text(self) -> str:
         """Counts and suspects, for a terminal; see `remarks` for the rest."""
@@ -170,7 +174,7 @@ def _alarms(report: Report) -> list[str]:
     return lines
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(report: Report, excluded_in: str | None) -> list[str]:
     lines = []
     if not _alarms(report):
         lines.append(
@@ -195,10 +199,12 @@ def _notes(report: Report) -> list[str]:
         lines.append("labels in doubt are looked for with a model: give --model")
     excluded = report.excluded()
     if excluded:
-        lines.append(
-            f"{_n(len(excluded), 'training image')} better left out: --write-exclude FILE lists "
-            "them, `vizsla run --exclude FILE` leaves them out"
+        listed = (
+            f"`vizsla run --exclude {shlex.quote(excluded_in)}` leaves them out"
+            if excluded_in
+            else "--write-exclude FILE lists them, `vizsla run --exclude FILE` leaves them out"
         )
+        lines.append(f"{_n(len(excluded), 'training image')} better left out: {listed}")
     return lines
 
 

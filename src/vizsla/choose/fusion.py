@@ -72,7 +72,7 @@ def choose_weights(
     best = judge.best(judge.trials)
     choice = WeightsChoice(weights_of[best.name], judge.tried(best.name))
     for line in choice.lines():
-        log.info("%s", line)
+        log.debug("%s", line)
     return choice
 
 

@@ -26,6 +26,8 @@ from vizsla.tuning import TuneConfig
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
 
+Progress = Callable[[int, int], None]  # (chains tried, of about so many)
+STAGE = "trying refinements"
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
 # what is varied at the end, of the last step; (): sizes of a neighbourhood
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
@@ -85,13 +87,14 @@ def chain_for(
     embed: Callable[[ImageSet], Embeddings],
     near: float | None = None,
     uses: str = QUERIES,
+    progress: Progress | None = None,
 ) -> Choice:
     """The chain for a test part of which `target` and `near` are known, chosen on labelled images.
 
     See `drawn_like` for frozen, embed and near.
     """
     drawn = drawn_like(images, config, target, frozen=frozen, embed=embed, near=near)
-    return choose_chain(drawn.vectors, drawn.ground, uses=uses)
+    return choose_chain(drawn.vectors, drawn.ground, uses=uses, progress=progress)
 
 
 def chain_learned_on(
@@ -101,6 +104,7 @@ def chain_learned_on(
     *,
     validate_on: str,
     uses: str = QUERIES,
+    progress: Progress | None = None,
 ) -> Choice:
     """The chain for these queries and this gallery, chosen on labelled training embeddings.
 
@@ -115,34 +119,44 @@ def chain_learned_on(
         embed=lambda _: training,
         near=nearness(queries.vectors, gallery.vectors),
         uses=uses,
+        progress=progress,
     )
 
 
-def choose_chain(vectors: Embeddings, ground: Ground, *, uses: str = QUERIES) -> Choice:
+def choose_chain(
+    vectors: Embeddings,
+    ground: Ground,
+    *,
+    uses: str = QUERIES,
+    progress: Progress | None = None,
+) -> Choice:
     """The chain with the highest mean of top-1 and mAP among those that keep top-1.
 
     Steps alone first, then the best of each together. uses: the most that a chain may use.
     """
     check_uses(uses)
     judge = Judge(ground)
-    search = _Search(vectors.vectors, judge, LEVELS.index(uses))
+    search = _Search(vectors.vectors, judge, LEVELS.index(uses), progress)
     search.try_out([Chain()])
     if uses != LEVELS[0]:
         search.together(search.alone())
         search.varied(search.chains[judge.best(judge.trials).name])
+    search.report(ended=True)
     best = judge.best(judge.trials)
     chain = search.chains[best.name]
     choice = Choice(chain, judge.tried(best.name))
     for line in choice.lines():
-        log.info("%s", line)
+        log.debug("%s", line)
     return choice
 
 
 class _Search:
     """Tries chains on every part; what chains share is made once."""
 
-    def __init__(self, vectors: np.ndarray, judge: Judge, level: int) -> None:
-        self.judge, self.level = judge, level
+    def __init__(
+        self, vectors: np.ndarray, judge: Judge, level: int, progress: Progress | None = None
+    ) -> None:
+        self.judge, self.level, self.progress = judge, level, progress
         self.refiners = [Refiner(vectors[p.query], vectors[p.gallery]) for p in judge.ground.parts]
         self.chains: dict[str, Chain] = {}
 
@@ -157,16 +171,35 @@ class _Search:
                 ]
                 self.judge.judge(str(chain), found, chain.uses)
                 self.chains[str(chain)] = chain
+                self.report()
         trials = [(self.judge.trials[str(chain)], chain) for chain in allowed]
         return max(trials, key=lambda pair: (not pair[0].costs_too_much, pair[0].value))[1]
+
+    def report(self, *, ended: bool = False) -> None:
+        """How many chains are tried, of about how many: what comes last depends on the first."""
+        if self.progress:
+            most = self.about()
+            self.progress(most if ended else min(len(self.chains), most - 1), most)
+
+    def about(self) -> int:
+        """How many chains are tried, nearly."""
+        if not self.level:
+            return 1
+        per_class = self.judge.ground.per_class
+        sizes, ks = len(self._sizes()), len(neighbourhood_sizes(per_class))
+        weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
+        return 1 + 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10
+
+    def _sizes(self) -> list[int]:
+        """How many neighbours expansion takes."""
+        return [n for n in (1, 3, 8) if n == 1 or n <= self.judge.ground.per_class]
 
     def alone(self) -> dict[str, Step]:
         """The best form of each step."""
         per_class = self.judge.ground.per_class
-        sizes = [n for n in (1, 3, 8) if n == 1 or n <= per_class]
         found = {}
         for name in ("dba", "aqe"):
-            tried = [Step.of(name, n=n, alpha=a) for n in sizes for a in (0.0, 3.0, 8.0)]
+            tried = [Step.of(name, n=n, alpha=a) for n in self._sizes() for a in (0.0, 3.0, 8.0)]
             found[name] = self._best_step(tried)
         ks = neighbourhood_sizes(per_class)
         spread = [

@@ -23,6 +23,7 @@ from vizsla.cli.options import (
     Weights,
     Workers,
 )
+from vizsla.cli.sources import text_or_none
 
 
 @app.command(
@@ -98,7 +99,7 @@ def check_data(
         print_json(found.to_dict())
     else:
         typer.echo(found.text())
-        print_remarks(*found.remarks())
+        print_remarks(*found.remarks(text_or_none(write_exclude)))
         for what, path in (("page", html), ("left out", write_exclude), ("JSON", out)):
             if path:
                 typer.echo(f"{what:<10}{path}")

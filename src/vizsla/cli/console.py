@@ -5,10 +5,13 @@ import logging
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from vizsla.runs import SECONDS
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -70,6 +73,29 @@ def set_level(level: int) -> None:
             handler.setLevel(level)
 
 
+@dataclass
+class Stage:
+    """One stage under way. first: how far it was at its first report, when its clock started: what
+    was there before has no rate."""
+
+    name: str
+    total: int
+    first: int
+    started: float
+    done: int = -1
+
+    def goes_on(self, name: str, done: int, total: int) -> bool:
+        """Whether a report is of this stage, and not of a later one of the same name."""
+        return (name, total) == (self.name, self.total) and done >= self.done
+
+    def rate(self, now: float) -> float | None:
+        """None where there is none yet; seconds have none."""
+        seconds = now - self.started
+        if self.name.endswith(SECONDS):
+            return None
+        return (self.done - self.first) / seconds if seconds > 0.5 else None
+
+
 class ProgressShown:
     """Called with (stage, done, total): a bar on a terminal, a line now and then elsewhere."""
 
@@ -77,7 +103,7 @@ class ProgressShown:
         self.quiet = quiet
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
-        self.started: dict[str, float] = {}
+        self.stage = Stage("", 0, 0, 0.0)
         self.last = 0.0
 
     def __enter__(self) -> "ProgressShown":
@@ -101,22 +127,33 @@ class ProgressShown:
             self.bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        started = self.started.setdefault(stage, now)
-        rate = said_rate(done, now - started) if now - started > 0.5 else ""
+        now, new = time.monotonic(), not self.stage.goes_on(stage, done, total)
+        if new:
+            self.stage = Stage(stage, total, done, now)
+        elif done == self.stage.done:
+            return
+        self.stage.done = done
+        rate = self.stage.rate(now)
+        said = said_rate(rate) if rate else ""
         if self.bar:
-            if stage not in self.tasks:
-                self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
-            self.bar.update(self.tasks[stage], completed=done, rate=rate)
+            self._move_bar(stage, done, total, said, new=new)
         elif not self.quiet and (now - self.last > 10 or done == total):
             self.last = now
-            left = (now - started) / max(done, 1) * (total - done)
-            wait = f", {left:.0f} s left" if done < total and rate else ""
-            typer.echo(f"{stage}: {done} of {total}{rate and ' at ' + rate}{wait}", err=True)
+            wait = f", {(total - done) / rate:.0f} s left" if done < total and rate else ""
+            what, unit = stage.removesuffix(SECONDS), " s" if stage.endswith(SECONDS) else ""
+            typer.echo(f"{what}: {done} of {total}{unit}{said and ' at ' + said}{wait}", err=True)
+
+    def _move_bar(self, stage: str, done: int, total: int, rate: str, *, new: bool) -> None:
+        assert self.bar is not None
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
+        elif new:  # the same words for another stage: its clock starts anew
+            self.bar.reset(self.tasks[stage], total=total)
+        self.bar.update(self.tasks[stage], completed=done, rate=rate)
 
 
-def said_rate(done: int, seconds: float) -> str:
-    rate = done / seconds
+def said_rate(rate: float) -> str:
+    """rate: a second."""
     return f"{rate:.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
 
 

@@ -276,6 +276,7 @@ def search(
             validate_on,
             queries=asked,
             gallery=lambda: vectors_of(found, gallery),
+            progress=progress,
         )
     most = len(found) - same_set
     k = min(SHOWN if out is None else default_depth(len(found)), most) if top_k is None else top_k

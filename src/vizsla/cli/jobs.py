@@ -1,5 +1,6 @@
 """Commands that do the whole job: run, demo, train, sweep."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -223,6 +224,10 @@ def _print_run(result: "RunResult") -> None:
         f"{result.model_name}: {len(result.ranking)} queries, "
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
     )
+    if result.tuned is not None:
+        kept = "tuned" if result.tuned.is_finetuned else "frozen, as it came"
+        typer.echo(f"the model is {kept}, chosen on a held-out part of training/:")
+        typer.echo(result.tuned.judged() + "\n")
     print_refined(result.chain, result.choice)
     if result.weights is not None:
         typer.echo("\n".join([*result.weights.lines(), ""]))
@@ -272,7 +277,9 @@ def train(
     image_size: ImageSize = None,
     interpolation: Interpolation = None,
     views: Views = None,
-    finetune: Finetune = "last",
+    finetune: Annotated[
+        str, typer.Option("--finetune", help="none, head, last, full, lora.")
+    ] = "last",
     blocks: Annotated[
         int | None,
         typer.Option(
@@ -338,12 +345,15 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write for TensorBoard (an extra).")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, and replace what a training left.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
-    from vizsla import pipeline, runconfig
+    from vizsla import runconfig, trained
 
     options = training_options(
         settings, finetune=finetune, blocks=blocks, loss=loss, miner=miner, memory=memory,
@@ -361,13 +371,24 @@ def train(
         tuning=options,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
-        result = pipeline.train(config, out, devices=devices, progress=progress)
+        result = trained.train_once(
+            config, out, overwrite=overwrite, devices=devices, progress=progress
+        )
     if result is None:  # a process that helps the first one
         return
     if as_json:
         print_json({**result.record(), "embedder": str(out / "embedder"), "log": str(out)})
     else:
         typer.echo(result.text())
+        typer.echo(f"\nNext: {_next_run(data, out / 'embedder')}")
+
+
+def _next_run(data: Path, embedder: Path) -> str:
+    """The command that uses a tuned model, on the same data where it has a test part."""
+    from vizsla.opening import has_layout
+
+    place = str(data) if has_layout(data) else "YOUR_DATA"
+    return shlex.join(["vizsla", "run", place, "--model", str(embedder)])
 
 
 @app.command(

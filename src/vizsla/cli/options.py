@@ -109,7 +109,7 @@ Refine = Annotated[
     typer.Option(
         "--refine",
         help="none; auto: chosen on validation images; or a chain such as "
-        "'dba(n=3)+aqe+kreciprocal(k1=20,k2=6,weight=.3)' of dba, aqe (expand gallery, queries), "
+        "'aqe+kreciprocal(k1=20)' of dba, aqe (expand gallery, queries), "
         "kreciprocal, diffusion (re-rank). All of them use the other gallery images, kreciprocal "
         "also the other queries unless together=false: contests may forbid it. docs/refine.md",
     ),
@@ -188,7 +188,8 @@ Loss = Annotated[
     str | None, typer.Option("--loss", help="E.g. arcface, or 'cross-entropy+0.5*supcon'.")
 ]
 Budget = Annotated[
-    str | None, typer.Option("--budget", help="Time for all of training: 90s, 30m, 1.5h.")
+    str | None,
+    typer.Option("--budget", help="Time for all of training, with its unit: 90s, 30m, 1.5h."),
 ]
 Epochs = Annotated[
     float | None, typer.Option("--epochs", help="Passes over the images, without --budget.")

@@ -26,6 +26,7 @@ def chain_of(
     *,
     queries: "Embeddings",
     gallery: "Callable[[], Embeddings]",
+    progress: Callable[[str, int, int], None],
 ) -> "tuple[Chain, Choice | None]":
     """The chain that was given, or chosen on the labelled embeddings of --learn-on."""
     from vizsla.search.chain import parse_chain
@@ -39,15 +40,16 @@ def chain_of(
             "--refine auto chooses on labelled images: give --learn-on EMBEDDINGS of training "
             "images (vizsla embed data/training --class-folders -o training.emb), or name a chain"
         )
-    from vizsla.choose.refinement import chain_learned_on
+    from vizsla.choose.refinement import STAGE, chain_learned_on
     from vizsla.model.embeddings import Embeddings
     from vizsla.search.exact import comparable
 
     training = Embeddings.open(learn_on)
     comparable(queries.model_id, training.model_id, queries.dim, training.dim)
     choice = chain_learned_on(
-        training, queries, gallery(), validate_on=validate_on or "new-classes", uses=uses
-    )
+        training, queries, gallery(), validate_on=validate_on or "new-classes", uses=uses,
+        progress=lambda done, total: progress(STAGE, done, total),
+    )  # fmt: skip
     return choice.chain, choice
 
 

@@ -146,7 +146,12 @@ def embedded_queries(
     """
     from vizsla.model.embeddings import Embeddings, is_embeddings
 
-    folders = [path for path in sources if path.is_dir() or not path.exists()]
+    for path in sources:
+        if not path.exists():
+            raise DataError(
+                f"there is nothing at {path}: queries are embeddings, a folder of images, or images"
+            )
+    folders = [path for path in sources if path.is_dir()]
     if len(sources) > 1 and folders:
         raise UsageError(f"{folders[0]}: several queries must all be image files")
     if is_embeddings(sources[0]) or (folders and model is None):

@@ -21,6 +21,7 @@ from vizsla.model.projection import Projection
 log = logging.getLogger("vizsla.train")
 
 ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, in order of promise
+PROJECTIONS = 5  # closed forms that a tuned backbone gets, mostly
 REFITTED = 2000  # images whose vectors a tuned backbone's projections are fitted to
 SAVING_SECONDS = 3.0  # kept back of a budget for writing the embedder
 LARGER = 8 / 7  # of the side: what convolutions see then looks more like what they were trained on
@@ -58,20 +59,25 @@ class TunedEntries:
         seed: int,
         warn: Callable[[str], None],
         prefix: str = "",
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """prefix: of all names."""
+        """prefix: of all names. progress: candidates scored, of about so many."""
         self.contest, self.clock, self.costs = contest, clock, costs
         self.pooled, self.labels, self.dim, self.seed = pooled, labels, dim, seed
-        self.warn, self.prefix = warn, prefix
+        self.warn, self.prefix, self.progress = warn, prefix, progress
+        self.done = self.most = 0
 
     def enter(self, origin: Embedder, ends: list[tuple[str, Embedder]]) -> None:
         """origin: where the training started. ends: name → what it ended with, the better first."""
+        self.most = len(ends) + len(ALPHAS) + len(framings_of(origin)) + 2 * PROJECTIONS
         best = self._ends(ends)
         leader = self._between(origin, best)
         seen = [leader, *self._framings(leader)]
         for candidate in sorted(seen, key=lambda c: -c.value)[:2]:
             if self.clock.left() > self._fitting_seconds(candidate) + SAVING_SECONDS:
                 self._refitted(candidate)
+        if self.progress:
+            self.progress(self.most, self.most)
 
     def _ends(self, ends: list[tuple[str, Embedder]]) -> Candidate:
         found: list[Candidate] = []
@@ -118,7 +124,11 @@ class TunedEntries:
 
     def _entered(self, name: str, embedder: Embedder) -> Candidate:
         """A copy of what the contest keeps of a candidate, with its weights still at hand."""
-        return replace(self.contest.enter(name, embedder.eval()), embedder=embedder)
+        entered = replace(self.contest.enter(name, embedder.eval()), embedder=embedder)
+        self.done += 1
+        if self.progress:  # which are worth projections, and how many, is seen on the way
+            self.progress(min(self.done, self.most - 1), self.most)
+        return entered
 
     def _time_for_one_more(self, preprocess: Preprocess | None = None) -> bool:
         larger = LARGER**2 if preprocess else 1.0

@@ -82,7 +82,7 @@ class Contest:
             candidate.embedder = copy.deepcopy(embedder)
             if leader is not self.frozen:
                 leader.embedder = None
-        log.info(
+        log.debug(
             "validation: %-20s %.4f (%+.4f ± %.4f)",
             name, candidate.value, candidate.gain, candidate.error,
         )  # fmt: skip
@@ -121,21 +121,20 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
 
 
 def table(candidates: list[Candidate]) -> str:
-    """What each scored, as lines of text."""
+    """What each scored, as lines of text; the word that matters stands where nothing wraps it."""
     keys = list(candidates[0].means)
-    head = ["candidate", "value", "gain", "± error", *keys, ""]
+    head = ["", "candidate", "value", "gain", "± error", *keys]
     rows = [
         [
-            c.name, f"{c.value:.4f}", f"{c.gain:+.4f}", f"{c.error:.4f}",
+            "kept" if c.kept else "", c.name, f"{c.value:.4f}", f"{c.gain:+.4f}", f"{c.error:.4f}",
             *(f"{c.means[key]:.4f}" if key in c.means else "" for key in keys),
-            "kept" if c.kept else "",
         ]
         for c in candidates
     ]  # fmt: skip
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i < 2 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in [head, *rows]

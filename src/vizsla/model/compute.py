@@ -176,12 +176,13 @@ def _precision(
     for precision in candidates:
         moved = moved_scores(embedder, device, precision, images, sample)
         if moved is None:
-            log.info("in fp32: too few images to see whether the network bears %s", precision)
+            log.debug("in fp32: too few images to see whether the network bears %s", precision)
             break
         if moved <= MOVED:
             return precision
-        log.info(
-            "not in %s: it moves the cosines of these images by %.4f on average, more than %.4f",
+        log.debug(
+            "computed in full precision: %s would move the cosines of these images by %.4f on "
+            "average, more than %.4f",
             precision, moved, MOVED,
         )  # fmt: skip
     return "fp32"

@@ -27,7 +27,8 @@ from vizsla.model.trainlog import TrainLog
 
 log = logging.getLogger("vizsla.train")
 
-SAVE_SECONDS = 60.0
+SAVE_SECONDS = 60.0  # between checkpoints
+SAVE_SHARE, SAVE_COSTS = 0.05, 50.0  # of a budget; and so many times what writing one took
 UNLIMITED = 2**31  # steps
 SAFE_STEPS = 20  # between copies of weights that gave a finite loss
 TOLD_STEPS = 10  # between lines in the log
@@ -113,6 +114,7 @@ class Loop:
         self.step, self.losses, self.spent = 0, [], 0.0  # type: int, list[float], float
         self.seconds = config.seconds
         self.ended, self.stopped = False, None  # type: bool, str | None
+        self.saving = 0.0  # seconds that the last checkpoint took
         self.average = moving_average(embedder, config.ema_decay) if config.ema_decay else None
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
@@ -158,7 +160,7 @@ class Loop:
             self.losses.append(value)
             self.step += 1
             self._tell(log_file, value, norm, done, begun, first, progress)
-            if self.processes.rank == 0 and time.monotonic() - saved > self.config.save_seconds:
+            if self.processes.rank == 0 and time.monotonic() - saved > self._save_seconds():
                 self.save()
                 saved = time.monotonic()
         batches.close()
@@ -178,6 +180,11 @@ class Loop:
         if self.config.batch_norm == "frozen":
             freeze_norms(self.embedder)
 
+    @property
+    def by_clock(self) -> bool:
+        """Whether its progress counts seconds, not steps."""
+        return self.config.steps >= UNLIMITED
+
     def _done(self) -> float:
         """How far it is, 0…1: by steps, or by time where that is sooner."""
         by_steps = self.step / max(1, self.config.steps)
@@ -186,6 +193,14 @@ class Loop:
         if self.seconds <= 0:
             return 1.0
         return max(by_steps, self.spent / self.seconds)
+
+    def _save_seconds(self) -> float:
+        """Between checkpoints. What passes after the last one is lost to an interrupted run, so a
+        short budget has them more often, as long as writing them takes little of it."""
+        if self.clock.budget is None:
+            return self.config.save_seconds
+        often = max(SAVE_SHARE * self.clock.budget, SAVE_COSTS * self.saving)
+        return min(self.config.save_seconds, often)
 
     def _update(self, share: float) -> float:
         """One step of the optimiser; the gradient's norm before clipping."""
@@ -229,7 +244,7 @@ class Loop:
                 micro_batch=self.maker.micro_batch,
                 seconds=round(seconds, 1),
             )
-        if progress and self.config.steps < UNLIMITED:
+        if progress and not self.by_clock:
             progress(self.step, self.config.steps)
         elif progress and self.seconds:
             progress(min(round(seconds), int(self.seconds)), int(self.seconds))
@@ -264,6 +279,7 @@ class Loop:
 
     def save(self) -> None:
         """All that the next step depends on."""
+        begun = time.monotonic()
         state = {
             "step": self.step,
             "ended": self.ended,
@@ -281,6 +297,7 @@ class Loop:
             "generators": checkpoint.generator_states(),
         }
         checkpoint.save_state(self.folder, state, about=self.about)
+        self.saving = time.monotonic() - begun
 
     def resume(self) -> bool:
         """Takes over what an interrupted run left, if anything."""

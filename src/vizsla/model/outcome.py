@@ -67,19 +67,17 @@ class TrainResult:
             return f"{kept.name} is kept: {gain}"
         return f"{kept.name} is kept, the frozen network behind a fitted projection: {gain}"
 
-    def text(self) -> str:
-        """For people: what each candidate scored, what was kept, and where it is."""
+    def judged(self) -> str:
+        """For people: what each candidate scored, and what was kept."""
         loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
-        return "\n".join(
-            [
-                table(self.candidates),
-                "",
-                self.verdict,
-                f"{self.steps} steps, {self.num_epochs} epochs{loss}, {self.seconds:.0f} s",
-                f"embedder    {self.folder / 'embedder'}",
-                f"log         {self.log_path}",
-            ]
-        )
+        counts = f"{_n(self.steps, 'step')}, {_n(self.num_epochs, 'epoch')}"
+        took = f"{counts}{loss}, {self.seconds:.0f} s"
+        return "\n".join([table(self.candidates), "", self.verdict, took])
+
+    def text(self) -> str:
+        """The same, and where it is."""
+        where = [f"embedder    {self.folder / 'embedder'}", f"log         {self.log_path}"]
+        return "\n".join([self.judged(), *where])
 
     def record(self) -> dict[str, Any]:
         """For the result file: the starting document's keys, then ours."""
@@ -100,3 +98,7 @@ class TrainResult:
                 "warnings": self.warnings,
             },
         }
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -46,6 +46,7 @@ from vizsla.model.projection import Projection, identity_or_pca
 from vizsla.model.reading import DECISION, Read, read_features
 from vizsla.model.settings import TrainConfig, training_compute
 from vizsla.model.trainlog import LOG, SHORT_FOLDER, TrainLog, draw_curve
+from vizsla.runs import SECONDS
 
 log = logging.getLogger("vizsla.train")
 
@@ -55,6 +56,7 @@ SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 LAST = "last weights"
 SHORT_TIMES = 2  # so much of the time, or of the epochs, has to be there for a short training first
 TRAINING_COSTS = 2.0  # of an image, against reading and embedding it
+OVER = 1.1  # times the budget: more is told
 PLAN = "plan"
 PARTS = (
     "heads",
@@ -268,11 +270,12 @@ class _Training:
             board = TrainLog(folder, from_step=loop.step, tensorboard=config.tensorboard)
         size = size_in_training(self.embedder, config.train_size)
         augment = augmenter(config.augment, self.embedder.preprocess.with_size(size))
+        stage = length.stage + (SECONDS if loop.by_clock else "")
         result = self.loop_results[length] = loop.run(
             self.pictures.__getitem__,
             augment,
             board,
-            lambda done, total: self.progress(length.stage, done, total),
+            lambda done, total: self.progress(stage, done, total),
         )
         if board:
             board.close()
@@ -304,6 +307,7 @@ class _Training:
             contest, self.clock, self._costs(), pooled=self._pooled, labels=self.labels,
             dim=self.config.dim, seed=self.config.seed, prefix=length.prefix,
             warn=lambda sentence: self._warn(length.prefix + sentence),
+            progress=lambda done, total: self.progress(f"validating {length.stage}", done, total),
         )  # fmt: skip
         for _, end in ends:
             end.views = origin.views
@@ -324,8 +328,14 @@ class _Training:
         if self.processes.rank == 0:
             known = checkpoint.load_state(self.out / PLAN, about=self.about)
             if known is None:
-                known = {"short": self._time_for_short(), "reading": self.reading_seconds}
+                known = {
+                    "short": self._time_for_short(),
+                    "reading": self.reading_seconds,
+                    "clock": self.clock.spent(),
+                }
                 checkpoint.save_state(self.out / PLAN, known, about=self.about)
+            else:
+                self.clock.add(known.get("clock", 0.0))
         known = known or {"short": False, "reading": 0.0}
         self.short_first = self.processes.from_first(float(known["short"])) > 0
         self.reading_seconds = self.processes.from_first(known["reading"])
@@ -353,7 +363,8 @@ class _Training:
         if self.processes.rank == 0:
             kept.embedder.eval().save(self.out / "embedder")
             curve = draw_curve(self.out, self.config.loss, short=SHORT in self.loop_results)
-        log.info("candidates on validation:\n%s", table(contest.candidates))
+        self._warn_of_overrun()
+        log.debug("candidates on validation:\n%s", table(contest.candidates))
         length = SHORT if kept.name.startswith(SHORT.prefix) else LONG
         trained = self.loop_results.get(length)
         steps = trained.steps if trained else 0
@@ -377,7 +388,7 @@ class _Training:
             broken=broken,
             closed_forms=self.closed_forms,
         )
-        log.info("%s", result.verdict)
+        log.debug("%s", result.verdict)
         self._tell_of_text(result)
         return result
 
@@ -436,6 +447,18 @@ class _Training:
         """Of the choice at the end, by the first reading."""
         share = min(1.0, REFITTED / max(1, len(self.images)))
         return Costs(self.choice_seconds, self.reading_seconds * share)
+
+    def _warn_of_overrun(self) -> None:
+        """What no budget can leave out: the frozen model's vectors, and scoring it once."""
+        budget, spent = self.config.budget, self.clock.spent()
+        if budget is None or spent < OVER * budget + 1:
+            return
+        self._warn(
+            f"the work took {spent:.0f} s, {spent - budget:.0f} s more than the budget of "
+            f"{budget:.0f} s: embedding {len(self.images):,} training images alone took "
+            f"{self.reading_seconds:.0f} s, and scoring a model on the held-out ones "
+            f"{self.choice_seconds:.0f} s. Give more time, or fewer images"
+        )
 
     def _head_seconds(self) -> float:
         """Without a budget no clock decides: the same command must end with the same weights."""

@@ -105,14 +105,23 @@ class Filter:
         allowed = np.ones(len(ids), bool)
         for condition in self.conditions:
             if condition.column not in attributes.column_names:
-                raise DataError(
-                    f"the gallery has no attribute {condition.column!r}: it has "
-                    f"{', '.join(attributes.column_names) or 'none'} (and id)"
-                )
+                raise no_attribute(condition.column, attributes.column_names)
             allowed &= condition.mask(attributes[condition.column])
         if self.ids is not None:
             allowed &= np.fromiter((name in self.ids for name in ids), bool, len(ids))
         return allowed
+
+
+def no_attribute(column: str, known: Sequence[str]) -> DataError:
+    """What to say of a condition on a column that is not there."""
+    if known:
+        return DataError(
+            f"the gallery has no attribute {column!r}: it has {', '.join(known)} (and id)"
+        )
+    return DataError(
+        f"the gallery has no attribute {column!r}, and no other: its images were embedded without "
+        "labels (`vizsla embed --labels FILE` takes a table of them along), so only id can be asked"
+    )
 
 
 def _split(text: str) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.model.embeddings import Embeddings
 from vizsla.search import ann, exact
-from vizsla.search.filters import Condition, Filter, typed
+from vizsla.search.filters import Condition, Filter, no_attribute, typed
 from vizsla.search.folder import build_in
 from vizsla.search.queries import as_queries, check_k, without_self
 from vizsla.search.ranking import Ranking
@@ -243,10 +243,7 @@ class MilvusIndex:
     def _condition(self, condition: Condition) -> str:
         types = self._about["types"]
         if condition.column not in types:
-            raise DataError(
-                f"the gallery has no attribute {condition.column!r}: it has "
-                f"{', '.join(types) or 'none'} (and id)"
-            )
+            raise no_attribute(condition.column, list(types))
         field = f"attributes[{json.dumps(condition.column)}]"
         known = f"(exists {field})"  # a null is not stored; 2.3 needs the brackets
         values = [
