@@ -107,7 +107,7 @@ def test_empty_and_twin_classes_are_named(tmp_path: Path, warned: Callable[[], s
     if len(list(tmp_path.iterdir())) < 5:
         pytest.skip("this file system does not tell Dog from dog")
     assert ImageSet.from_class_folders(tmp_path).labels == ["Dog", "cat", "dog"]
-    assert "1 class folders hold no images: bird" in warned()
+    assert "1 class folder holds no images: bird" in warned()
     assert "differ only in case stay apart: Dog/dog" in warned()
 
 

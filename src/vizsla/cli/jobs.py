@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.console import ProgressShown, app, print_json, print_table
 from vizsla.cli.options import (
     AsJson,
     Augment,
@@ -475,7 +475,7 @@ def sweep(
 
 def _print_sweep(result: "SweepResult") -> None:
     if any(outcome.result for outcome in result.outcomes):
-        typer.echo(result.table().text())
+        print_table(result.table())
     alarms, notes = result.remarks()
     for line in alarms:
         typer.secho(f"! {line}", fg=typer.colors.RED)

@@ -393,7 +393,8 @@ def _warn_of_classes(root: Path, labels: set[str]) -> None:
     folders = (p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
     empty = sorted(set(folders) - labels)
     if empty:
-        log.warning("%s: %d class folders hold no images: %s", root, len(empty), few(empty))
+        said = "1 class folder holds" if len(empty) == 1 else f"{len(empty)} class folders hold"
+        log.warning("%s: %s no images: %s", root, said, few(empty))
     by_case: dict[str, list[str]] = {}
     for label in sorted(labels):
         by_case.setdefault(label.casefold(), []).append(label)

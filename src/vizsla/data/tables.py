@@ -36,6 +36,8 @@ def read_table(path: str | Path) -> pa.Table:
     table = read_rows(path)
     names = table.column_names
     key = next((name for name in FILE_COLUMNS if name in names), None)
+    if not names:
+        raise DataError(f"{path} is empty: expected one of {', '.join(FILE_COLUMNS)}, and label")
     if key is None:
         raise DataError(
             f"{path} has the columns {few(names, 8)}: expected one of {', '.join(FILE_COLUMNS)}, "

@@ -541,6 +541,8 @@ def _report_broken(written: Written, images: ImageSet) -> None:
         return
     first = "; ".join(f"{few([name])}: {reason}" for name, reason in broken[:3])
     if written.images == 0:
+        if len(images) == 1:
+            raise DataError(f"{images.ids[0]} cannot be used: {broken[0][1]}")
         raise DataError(f"none of the {len(images)} images in {images.place} can be used: {first}")
     for name, reason in broken:
         log.debug("broken: %s: %s", name, reason)
