@@ -1,6 +1,7 @@
 """Tuning as a stage: options by name, times, targets; `run --finetune` and `train` on pictures."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -308,6 +309,18 @@ def test_a_finished_training_stands(
     assert code == 0 and state(out) != before
     assert trained(data, out, capsys, "--loss", "arcface")[0] == 0
     assert trained(data, out, capsys)[0] == 2
+
+
+def test_a_finished_training_is_of_its_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out = tmp_path / "data", tmp_path / "tuned"
+    shutil.copytree(data, own)
+    assert trained(own, out, capsys)[0] == 0
+    one, other = sorted((own / "training").rglob("*.*"))[:2]
+    other.write_bytes(one.read_bytes())
+    code, _, said = trained(own, out, capsys)
+    assert code == 2 and "other settings (images)" in said
 
 
 def test_a_finished_training_without_its_model_is_done_again(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import pipeline, storage
+from vizsla.data.fingerprint import fingerprint
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.microbatch import Processes, open_processes
@@ -113,7 +114,7 @@ def settings_of(material: pipeline.Material, config: RunConfig) -> dict[str, Any
     """All that decides what a training computes, by name: images, model and options."""
     images, embedder, target = material
     chosen = tune_config(config, config.tuning or {})
-    known = json.dumps([images.ids, images.labels, target and dataclasses.astuple(target)])
+    known = json.dumps([fingerprint(images), target and dataclasses.astuple(target)])
     options = {**dataclasses.asdict(chosen), **dataclasses.asdict(chosen.train)}
     options["precision"] = training_compute(chosen.train).precision
     options["images"] = hashlib.sha256(known.encode()).hexdigest()[:24]
