@@ -353,6 +353,20 @@ def visit(browser: Any) -> Callable[..., Any]:
     return opened
 
 
+@pytest.fixture
+def until() -> Callable[[Any, Callable[[], bool]], None]:
+    """Waits for something that no selector can see, while the page goes on."""
+
+    def wait(page: Any, true: Callable[[], bool]) -> None:
+        for _ in range(500):
+            if true():
+                return
+            page.wait_for_timeout(20)
+        pytest.fail("it never came")
+
+    return wait
+
+
 CONTRAST = """element => {
   const channels = colour => colour.match(/[\\d.]+/g).map(Number);
   const light = colour => {

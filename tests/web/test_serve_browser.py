@@ -93,12 +93,15 @@ def test_filters_and_the_number_of_results(served: Any, visit: Any) -> None:
         assert page.url == served.url + "/?id=red%2Fred-0.png&k=12&where.domain=photo"
 
 
-def test_a_choice_made_while_another_is_answered_is_kept(served: Any, visit: Any) -> None:
+def test_a_choice_made_while_another_is_answered_is_kept(
+    served: Any, visit: Any, until: Any
+) -> None:
     with visit(served.url + "/?id=red/red-0.png", expected=GIVEN_UP) as page:
         held: list[Any] = []
         page.route("**/?*", lambda route: route.continue_() if held else held.append(route))
         page.get_by_label("Label").select_option("red")
         page.locator("#app[aria-busy=true]").wait_for()
+        until(page, lambda: bool(held))  # the page is busy before its request goes out
         page.get_by_label("Domain").select_option("photo")
         held[0].continue_()
         page.wait_for_url("**where.domain=photo*")

@@ -85,13 +85,14 @@ def test_answers_are_said(served: Any, visit: Any) -> None:
         said(page, "24 pictures to start with")
 
 
-def test_what_is_typed_while_an_answer_comes_is_kept(served: Any, visit: Any) -> None:
+def test_what_is_typed_while_an_answer_comes_is_kept(served: Any, visit: Any, until: Any) -> None:
     with visit(served.url + SEARCH, expected=GIVEN_UP) as page:
         page.locator("#more-filters-summary").click()
         held: list[Any] = []
         page.route("**/?*", lambda route: held.append(route))
         page.get_by_label("Label").select_option("red")
         page.locator("#app[aria-busy=true]").wait_for()
+        until(page, lambda: bool(held))  # the page is busy before its request goes out
         page.get_by_label("Other filter").fill("price<")
         held[0].continue_()
         settled(page, "6 results")
