@@ -220,7 +220,7 @@ def test_a_folder_of_somebody_else(
     for place in (tmp_path, photos):
         for path in [place, *place.parents][:-1]:
             path.chmod(path.stat().st_mode | 0o055)
-    words = [*job.words, *(["--overwrite"] if name == "embed" else [])]
+    words = [*job.words, *(["--overwrite"] if name in ("embed", "train") else [])]
     answer = commands.run(*words, "-o", out, user=65534)
     assert said_clearly(answer, str(out), "permission denied", "choose a folder"), answer.said
     assert job.hashes(out) == before
