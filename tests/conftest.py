@@ -48,6 +48,24 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def beside_a_gpu() -> Callable[..., Any]:
+    """What says that this CPU be used in the way of a GPU: decoding by processes, two batches on
+    their way, shards written and files looked at meanwhile. What it writes is what a CPU writes."""
+    from vizsla.model.compute import Compute
+
+    class BesideAGpu(Compute):
+        @property
+        def kind(self) -> str:
+            return "cuda"
+
+        @property
+        def facts(self) -> dict[str, Any]:
+            return Compute(self.device, self.precision, self.batch_size, self.workers).facts
+
+    return lambda workers=2: BesideAGpu("cpu", "fp32", 4, workers)
+
+
+@pytest.fixture
 def paint(tmp_path: Path) -> Callable[..., Path]:
     """Writes a picture of one colour below tmp_path: paint("a/b.png", (255, 0, 0)) → its path."""
 

@@ -1,6 +1,6 @@
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -240,27 +240,12 @@ def test_without_being_told_it_asks_what_the_network_bears(
     assert read_manifest(tmp_path / "e")["compute"]["precision"] == "fp32"
 
 
-class AsBesideAGpu(Compute):
-    """This CPU, used in the way of a GPU: decoding by processes, two batches on their way, shards
-    written and files looked at meanwhile."""
-
-    @property
-    def kind(self) -> str:
-        return "cuda"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return compute(self.batch_size).facts
-
-
-def beside(batch_size: int = 4) -> AsBesideAGpu:
-    return AsBesideAGpu("cpu", "fp32", batch_size, 2)
-
-
-def test_the_way_of_a_gpu_leaves_the_same_files(photos: Path, tmp_path: Path) -> None:
+def test_the_way_of_a_gpu_leaves_the_same_files(
+    photos: Path, tmp_path: Path, beside_a_gpu: Callable[..., Compute]
+) -> None:
     (photos / "03.png").write_bytes(b"")
     images = ImageSet.from_folder(photos)
-    for name, how in (("a", compute()), ("b", beside())):
+    for name, how in (("a", compute()), ("b", beside_a_gpu())):
         embed(images, embedder(), tmp_path / name, compute=how, shard_images=4)
     files = sorted(path.name for path in (tmp_path / "a").glob("[!.]*"))
     assert len(files) == 7
@@ -269,8 +254,9 @@ def test_the_way_of_a_gpu_leaves_the_same_files(photos: Path, tmp_path: Path) ->
 
 
 def test_the_way_of_a_gpu_goes_on_behind_what_is_written(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    beside_a_gpu: Callable[..., Compute],
+) -> None:  # fmt: skip
     images, write, written = ImageSet.from_folder(photos), storage.write_table, []
 
     def full_after_two(path: Path, table: pa.Table) -> str:
@@ -279,22 +265,24 @@ def test_the_way_of_a_gpu_goes_on_behind_what_is_written(
         written.append(path.name)
         return write(path, table)
 
-    embed(images, embedder(), tmp_path / "whole", compute=beside(), shard_images=4)
+    embed(images, embedder(), tmp_path / "whole", compute=beside_a_gpu(), shard_images=4)
     with monkeypatch.context() as broken:
         broken.setattr(storage, "write_table", full_after_two)
         with pytest.raises(StorageError, match="the disk is full"):
-            embed(images, embedder(), tmp_path / "e", compute=beside(), shard_images=4)
+            embed(images, embedder(), tmp_path / "e", compute=beside_a_gpu(), shard_images=4)
     with pytest.raises(DataError, match=r"unfinished \(8 of 23 images\)"):
         Embeddings.open(tmp_path / "e")
     kept = (tmp_path / "e" / "shard-00000.parquet").stat().st_mtime_ns
-    embed(images, embedder(), tmp_path / "e", compute=beside(), shard_images=4)
+    embed(images, embedder(), tmp_path / "e", compute=beside_a_gpu(), shard_images=4)
     assert (tmp_path / "e" / "shard-00000.parquet").stat().st_mtime_ns == kept
     for path in (tmp_path / "whole").glob("[!.]*"):
         assert (tmp_path / "e" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_way_of_a_gpu_notices_other_images(photos: Path, tmp_path: Path) -> None:
-    embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=beside())
+def test_the_way_of_a_gpu_notices_other_images(
+    photos: Path, tmp_path: Path, beside_a_gpu: Callable[..., Compute]
+) -> None:
+    embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=beside_a_gpu())
     (photos / "05.png").write_bytes((photos / "06.png").read_bytes())
     with pytest.raises(DataError, match="already holds other embeddings"):
-        embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=beside())
+        embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=beside_a_gpu())

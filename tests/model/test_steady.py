@@ -264,21 +264,10 @@ def test_a_tar_file_must_hold_still_too(
     assert len(found) == N and not found.broken
 
 
-class AsBesideAGpu(Compute):
-    """Shards may be computed before their files are looked at."""
-
-    @property
-    def kind(self) -> str:
-        return "cuda"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size}
-
-
 def test_what_is_looked_at_late_is_still_what_was_embedded(
-    photos: Path, colours: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    photos: Path, colours: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    beside_a_gpu: Callable[..., Compute],
+) -> None:  # fmt: skip
     images, look = ImageSet.from_folder(photos), fingerprint._look
 
     def late(path: str) -> fingerprint.Look:
@@ -288,15 +277,16 @@ def test_what_is_looked_at_late_is_still_what_was_embedded(
         return look(path)
 
     monkeypatch.setattr(fingerprint, "_look", late)
-    compute = AsBesideAGpu("cpu", "fp32", 4, 1)
+    compute = beside_a_gpu(workers=1)
     with pytest.raises(DataError, match=f"1 images .*changed while.*first: {images.ids[1]}"):
         embed(images, colours, tmp_path / "e", compute=compute, shard_images=8)
     assert not (tmp_path / "e" / "manifest.json").exists()
 
 
 def test_an_interruption_does_not_wait_for_the_files_to_be_looked_at(
-    photos: Path, colours: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    photos: Path, colours: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    beside_a_gpu: Callable[..., Compute],
+) -> None:  # fmt: skip
     images, look = ImageSet.from_folder(photos), fingerprint._look
 
     def slowly(path: str) -> fingerprint.Look:
@@ -310,6 +300,6 @@ def test_an_interruption_does_not_wait_for_the_files_to_be_looked_at(
     monkeypatch.setattr(fingerprint, "_look", slowly)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        embed(images, colours, tmp_path / "e", compute=AsBesideAGpu("cpu", "fp32", 4, 1),
+        embed(images, colours, tmp_path / "e", compute=beside_a_gpu(workers=1),
               shard_images=8, progress=interrupt)  # fmt: skip
     assert time.monotonic() - begun < 2 * N / 2

@@ -1,7 +1,8 @@
 """Images that do not lie on this machine's disk: s3://…, gs://…, or whatever fsspec knows.
 
-A file that is missing or broken is one image's matter; a store that does not answer ends the job,
-which goes on when it is started again. Nothing is kept on disk.
+A broken file is one image's matter. A store that does not answer, and a file that was listed and is
+gone or has another size, end the job, which goes on when it is started again. Nothing is kept on
+disk.
 """
 
 import bisect

@@ -77,8 +77,8 @@ class Member:
 class TarFiles:
     """names: N, sorted. The i-th lies in tars[tar_of[i]], sizes[i] bytes from offsets[i] on.
 
-    broken: why not, by i. By column, since there may be millions. states: of each tar file, before
-    its headers were read.
+    broken: why not, by i. By column, since there may be millions. states_listed: of each tar
+    file, before its headers were read.
     """
 
     place: str
