@@ -16,6 +16,7 @@ from torch import nn
 from vizsla.data import fingerprint
 from vizsla.data.framing import Framing
 from vizsla.data.imageset import ImageSet
+from vizsla.data.remote import image_set_at
 from vizsla.data.transforms import Preprocess
 from vizsla.data.webdataset import image_set_in_tars
 from vizsla.errors import DataError
@@ -261,6 +262,24 @@ def test_a_tar_file_must_hold_still_too(
     again = image_set_in_tars(str(tar))
     found = embed(again, colours, tmp_path / "e", compute=compute, shard_images=8,
                   overwrite=how == "replaced")  # fmt: skip
+    assert len(found) == N and not found.broken
+
+
+@pytest.mark.parametrize("how", ["gone", "another size"])
+def test_what_a_store_listed_must_still_be_there(
+    photos: Path, tmp_path: Path, colours: Embedder, how: str
+) -> None:
+    images = image_set_at(f"file://{photos}")
+    last = photos / images.ids[-1]
+    whole = last.read_bytes()
+    last.unlink() if how == "gone" else last.write_bytes(whole + b"more")
+    compute = resolve_compute(device="cpu", precision="fp32", batch_size=4, workers=1)
+    with pytest.raises(DataError, match=r"could be read at the start|was listed with"):
+        embed(images, colours, tmp_path / "e", compute=compute, shard_images=8)
+    last.write_bytes(whole)
+    os.utime(last, (1, 1))
+    again = image_set_at(f"file://{photos}")
+    found = embed(again, colours, tmp_path / "e", compute=compute, shard_images=8, overwrite=True)
     assert len(found) == N and not found.broken
 
 
