@@ -17,6 +17,7 @@ from vizsla import revisit, storage
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.output import charts, map2d
+from vizsla.output.report_numbers import score_name
 from vizsla.pipeline import run
 from vizsla.runconfig import RunConfig
 
@@ -257,3 +258,11 @@ def test_all_can_be_read_without_javascript(browser: Any, page: Path) -> None:
         assert tab.locator(".pt title").count() == 40
         assert tab.get_by_role("heading", name="Worst and best queries").is_visible()
         assert not tab.locator(".tools").is_visible()
+
+
+def test_only_cosines_are_called_so() -> None:
+    assert score_name({}) == score_name({"refine": {"chain": "none"}}) == "score (cosine)"
+    assert score_name({"refine": {"chain": "kreciprocal(k1=20)"}}) == "score"
+    assert (
+        score_name({"refine": {"chain": "none | none"}, "fusion": {"method": "zscore"}}) == "score"
+    )

@@ -103,7 +103,13 @@ def _of_scores(material: Material) -> str:
     told = "" if auc is None else f" (AUC {auc:.3f})"
     title = f"Scores of right and wrong images in the first {material.top_k}{told}"
     known = {name: values for name, values in parts.items() if len(values)}
-    return histogram(title, known, x_name="score (cosine)") if known else ""
+    return histogram(title, known, x_name=score_name(material.record)) if known else ""
+
+
+def score_name(record: dict[str, Any]) -> str:
+    """A run's scores are cosines, unless rankings were fused or re-ranked."""
+    chain = (record.get("refine") or {}).get("chain", "none")
+    return "score" if record.get("fusion") or chain != "none" else "score (cosine)"
 
 
 def _candidates(material: Material) -> str:
