@@ -38,11 +38,11 @@ from PIL import Image
 from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.fingerprint import cores
 from vizsla.data.imageset import ImageSet
-from vizsla.model.compiling import CompilingError
-from vizsla.model.compute import Compute, resolve_compute
+from vizsla.embed.compilation import CompilingError
+from vizsla.embed.compute import Compute, resolve_compute
+from vizsla.embed.inference import write_embeddings
+from vizsla.embed.torch_runtime import Network, Pending
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import write_embeddings
-from vizsla.model.network import Network, Pending
 
 PLAIN_BATCH = 32
 
@@ -125,7 +125,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as scratch:
         write_embeddings(images.subset(range(len(few))), embedder, Path(scratch) / "e",
                          network=network)  # fmt: skip
-        from vizsla.model.embeddings import Embeddings
+        from vizsla.embed.embeddings import Embeddings
 
         mine = Embeddings.open(Path(scratch) / "e").vectors
     seconds = {key: statistics.median(values) for key, values in times.items()}
@@ -196,7 +196,7 @@ class NoTime:
 
 def overhead(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What `ours` loses beside decoding alone where the network takes no time."""
-    from vizsla.data.transforms import Preprocess
+    from vizsla.data.preprocess import Preprocess
 
     images = ImageSet.from_folder(folder)
     side = args.size
@@ -271,7 +271,7 @@ def scores(shared: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """top-1 and mAP of MobileNetV2 with real weights: fp32 and eager, and as `auto` computes."""
     from vizsla import Truth, evaluate, rank
     from vizsla.data.imageset import open_data
-    from vizsla.model.inference import embed
+    from vizsla.embed.inference import embed
 
     weights = str(shared / "weights" / "mobilenetv2_100.safetensors")
     embedder = Embedder.build("mobilenetv2", weights=weights, pooling="gap")
@@ -320,7 +320,7 @@ class Colours(torch.nn.Module):
 
 def memory(n: int) -> dict[str, Any]:
     """How much the process grows while n generated ids are embedded to 512 dimensions."""
-    from vizsla.data.transforms import Preprocess
+    from vizsla.data.preprocess import Preprocess
 
     embedder = Embedder.from_module(Colours(), Preprocess((8, 8), 8), name="colours")
     pictures = [Image.new("RGB", (8, 8), (i * 5 % 256, i * 3 % 256, i % 256)) for i in range(256)]

@@ -29,19 +29,19 @@ import torch
 from torch import nn
 
 from vizsla import storage
-from vizsla.data.augment import augmenter
 from vizsla.data.batches import BatchPlan, training_batches
 from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, labels_for, open_data, read_labels
 from vizsla.data.splits import class_codes
-from vizsla.model.compute import resolve_compute
+from vizsla.embed.compute import resolve_compute
+from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import embed
-from vizsla.model.optimise import freeze_norms
 from vizsla.score.relevance import Truth
 from vizsla.score.scores import evaluate
 from vizsla.search import exact
-from vizsla.tuning import TuneConfig, held_out, target_of, tune
+from vizsla.train.augment import augmenter
+from vizsla.train.optimizer import freeze_norms
+from vizsla.train.tune import TuneConfig, held_out, target_of, tune
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 SAFETY = ("cross-entropy", "arcface", "triplet", "supcon", "multi-similarity", "proxy-anchor")

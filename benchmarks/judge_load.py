@@ -25,8 +25,8 @@ from pathlib import Path
 
 SERVER = """
 import sys
-from vizsla.web.judge import judge
-from vizsla.web.judge_rules import Rules
+from vizsla.web.contest.server import judge
+from vizsla.web.contest.rules import Rules
 judge(sys.argv[1], database=sys.argv[2], rules=Rules(top_k=int(sys.argv[3])), port=0,
       organiser_token="a-token-of-the-organiser", started=lambda url, _: print(url, flush=True))
 """
@@ -142,7 +142,7 @@ def wrong_scores(contest: Contest, tally: Tally) -> int:
 
 def lost_submissions(contest: Contest, tally: Tally) -> int:
     """Answered submissions that the database lacks, or holds with other lists or scores."""
-    from vizsla.web.judge_store import Store, unpacked
+    from vizsla.web.contest.store import Store, unpacked
 
     with Store(contest.database, create=False) as store:
         kept = {one["id"]: (one["sha256"], one["lists"]) for one in store.each()}
@@ -197,7 +197,7 @@ def load(contest: Contest, *, clients: int, seconds: float) -> dict[str, float]:
 
 def kill(contest: Contest, *, times: int, clients: int) -> Iterator[dict[str, float]]:
     """kill -9 while clients post, again and again on one database. What each round found."""
-    from vizsla.web.judge import rescore
+    from vizsla.web.contest.server import rescore
 
     draw, all_answered = random.Random(1), Tally()
     for number in range(1, times + 1):

@@ -19,17 +19,17 @@ from vizsla import storage
 from vizsla.choose.refinement import chain_for
 from vizsla.choose.validation import nearness
 from vizsla.data.imageset import DataFolders, ImageSet, open_data
-from vizsla.model.compute import resolve_compute
-from vizsla.model.embeddings import Embeddings, is_embeddings
-from vizsla.model.heads import project
-from vizsla.model.inference import embed
+from vizsla.embed.compute import resolve_compute
+from vizsla.embed.embeddings import Embeddings, is_embeddings
+from vizsla.embed.inference import embed
 from vizsla.model.projection import whitening
-from vizsla.opening import load_embedder
+from vizsla.run.inputs import load_embedder
 from vizsla.score.scores import evaluate
 from vizsla.score.tables import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search.chain import Chain, parse_chain, rank_refined
-from vizsla.tuning import TuneConfig, target_of
+from vizsla.train.heads import project
+from vizsla.train.tune import TuneConfig, target_of
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 ALONE = (

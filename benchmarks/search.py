@@ -60,7 +60,7 @@ def anonymous() -> int:
 def embeddings(vectors: np.ndarray, prefix: str = "g"):
     import pyarrow as pa
 
-    from vizsla.model.embeddings import Embeddings
+    from vizsla.embed.embeddings import Embeddings
 
     return Embeddings([f"{prefix}{i}" for i in range(len(vectors))], vectors, pa.table({}), "m")
 

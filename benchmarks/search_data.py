@@ -33,8 +33,8 @@ def make_views(shared: Path, out: Path) -> None:
     from PIL import Image
 
     from vizsla.data.images import read_image
+    from vizsla.embed.torch_runtime import in_parts
     from vizsla.model.embedder import Embedder
-    from vizsla.model.network import in_parts
 
     weights = shared / "weights/mobilenetv2_100.safetensors"
     embedder = Embedder.build("mobilenetv2", weights=str(weights), pooling="gap", image_size=SIZE)

@@ -32,16 +32,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import StorageError
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import Embeddings
 from vizsla.search.index import build_index
-from vizsla.web.serve_gallery import version_of
+from vizsla.web.search.gallery import version_of
 
 SERVER = """
 import sys
 from pathlib import Path
-from vizsla.web.serve import Source, serve
+from vizsla.web.search.server import Source, serve
 if sys.argv[5:]:
     import open_clip
     open_clip.add_model_config(Path(sys.argv[5]))

@@ -51,7 +51,7 @@ def shared() -> Path:
 def beside_a_gpu() -> Callable[..., Any]:
     """What says that this CPU be used in the way of a GPU: decoding by processes, two batches on
     their way, shards written and files looked at meanwhile. What it writes is what a CPU writes."""
-    from vizsla.model.compute import Compute
+    from vizsla.embed.compute import Compute
 
     class BesideAGpu(Compute):
         @property

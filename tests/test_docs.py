@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
-from vizsla.model.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings
 from vizsla.search.exact import rank
 
 ROOT = Path(__file__).parents[1]

@@ -4,6 +4,8 @@ The public names are loaded when they are first used: `import vizsla` costs no t
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -11,28 +13,28 @@ __version__ = "0.1.0"
 _HOME = {
     "DataError": "errors",
     "Embedder": "model.embedder",
-    "Embeddings": "model.embeddings",
+    "Embeddings": "embed.embeddings",
     "Filter": "search.filters",
     "ImageError": "errors",
     "ImageSet": "data.imageset",
     "MissingExtraError": "errors",
     "ModelError": "errors",
-    "Preprocess": "data.transforms",
+    "Preprocess": "data.preprocess",
     "Ranking": "search.ranking",
-    "RunConfig": "runconfig",
+    "RunConfig": "run.config",
     "Scores": "score.scores",
-    "SearchClient": "web.serve_client",
+    "SearchClient": "web.search.client",
     "StorageError": "errors",
     "SubmitError": "errors",
     "Truth": "score.relevance",
     "UsageError": "errors",
     "VizslaError": "errors",
-    "build_graph": "search.graph",
+    "build_graph": "search.knn_graph",
     "build_index": "search.index",
-    "draw_ranking": "output.figures",
-    "embed": "model.inference",
+    "draw_ranking": "output.query_sheets",
+    "embed": "embed.inference",
     "evaluate": "score.scores",
-    "evaluate_embeddings": "score.embedded",
+    "evaluate_embeddings": "score.whole_gallery",
     "fused": "search.fusion",
     "joined": "search.fusion",
     "open_data": "data.imageset",
@@ -41,11 +43,11 @@ _HOME = {
     "rank": "search.exact",
     "rank_refined": "search.chain",
     "read_image": "data.images",
-    "read_qrels": "output.qrels",
+    "read_qrels": "output.trec",
     "read_submission": "output.submission",
-    "run": "pipeline",
-    "submit": "output.client",
-    "write_qrels": "output.qrels",
+    "run": "run.pipeline",
+    "submit": "output.submit_client",
+    "write_qrels": "output.trec",
     "write_submission": "output.submission",
 }
 __all__ = ["__version__", *sorted(_HOME)]
@@ -63,11 +65,27 @@ def __dir__() -> list[str]:
     return __all__
 
 
+class _PublicModule(ModuleType):
+    """Keeps `vizsla.embed` and `vizsla.run` functions when packages of these names are imported.
+
+    Python sets a package as an attribute of its parent; here the public function keeps the name.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _PublicModule
+
+
 if TYPE_CHECKING:
     from vizsla.data.images import read_image as read_image
     from vizsla.data.imageset import ImageSet as ImageSet
     from vizsla.data.imageset import open_data as open_data
-    from vizsla.data.transforms import Preprocess as Preprocess
+    from vizsla.data.preprocess import Preprocess as Preprocess
+    from vizsla.embed.embeddings import Embeddings as Embeddings
+    from vizsla.embed.inference import embed as embed
     from vizsla.errors import DataError as DataError
     from vizsla.errors import ImageError as ImageError
     from vizsla.errors import MissingExtraError as MissingExtraError
@@ -77,28 +95,26 @@ if TYPE_CHECKING:
     from vizsla.errors import UsageError as UsageError
     from vizsla.errors import VizslaError as VizslaError
     from vizsla.model.embedder import Embedder as Embedder
-    from vizsla.model.embeddings import Embeddings as Embeddings
-    from vizsla.model.inference import embed as embed
-    from vizsla.output.client import submit as submit
-    from vizsla.output.figures import draw_ranking as draw_ranking
-    from vizsla.output.qrels import read_qrels as read_qrels
-    from vizsla.output.qrels import write_qrels as write_qrels
+    from vizsla.output.query_sheets import draw_ranking as draw_ranking
     from vizsla.output.submission import read_submission as read_submission
     from vizsla.output.submission import write_submission as write_submission
-    from vizsla.pipeline import run as run
-    from vizsla.runconfig import RunConfig as RunConfig
-    from vizsla.score.embedded import evaluate_embeddings as evaluate_embeddings
+    from vizsla.output.submit_client import submit as submit
+    from vizsla.output.trec import read_qrels as read_qrels
+    from vizsla.output.trec import write_qrels as write_qrels
+    from vizsla.run.config import RunConfig as RunConfig
+    from vizsla.run.pipeline import run as run
     from vizsla.score.relevance import Truth as Truth
     from vizsla.score.scores import Scores as Scores
     from vizsla.score.scores import evaluate as evaluate
+    from vizsla.score.whole_gallery import evaluate_embeddings as evaluate_embeddings
     from vizsla.search.chain import parse_chain as parse_chain
     from vizsla.search.chain import rank_refined as rank_refined
     from vizsla.search.exact import rank as rank
     from vizsla.search.filters import Filter as Filter
     from vizsla.search.fusion import fused as fused
     from vizsla.search.fusion import joined as joined
-    from vizsla.search.graph import build_graph as build_graph
     from vizsla.search.index import build_index as build_index
     from vizsla.search.index import open_index as open_index
+    from vizsla.search.knn_graph import build_graph as build_graph
     from vizsla.search.ranking import Ranking as Ranking
-    from vizsla.web.serve_client import SearchClient as SearchClient
+    from vizsla.web.search.client import SearchClient as SearchClient

@@ -15,11 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vizsla.audit.check import check, labelled_sets
-from vizsla.audit.report import Report
+from vizsla.audit.findings import Report
 from vizsla.cli.main import app, main
 from vizsla.data.imageset import ImageSet, open_data, read_exclude
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
-from vizsla.model.embeddings import Embeddings
 
 Photo = Callable[..., Image.Image]
 CLASSES = ("cat", "dog", "bird")

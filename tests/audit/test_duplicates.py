@@ -16,7 +16,7 @@ from vizsla.audit.duplicates import (
     leaks,
     to_exclude,
 )
-from vizsla.audit.look import Facts, look
+from vizsla.audit.file_scan import Facts, look
 from vizsla.data.imageset import ImageSet
 
 Photo = Callable[..., Image.Image]

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from vizsla.audit.check import Embed, check, embedding_in, labelled_sets
-from vizsla.audit.neighbours import stacked, suspects
-from vizsla.audit.report import Report
+from vizsla.audit.embedding_checks import stacked, suspects
+from vizsla.audit.findings import Report
 from vizsla.data.images import read_image
 from vizsla.data.imageset import ImageSet, open_data
+from vizsla.embed.inference import resolve_compute
 from vizsla.model.embedder import Embedder
-from vizsla.model.inference import resolve_compute
 
 Change = Callable[[Image.Image, random.Random], Image.Image]
 

@@ -20,9 +20,9 @@ from vizsla.choose.validation import (
 )
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.model.embeddings import Embeddings
-from vizsla.tuning import TuneConfig
+from vizsla.train.tune import TuneConfig
 
 
 def labelled(classes: int, each: int) -> ImageSet:

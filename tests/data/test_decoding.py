@@ -11,8 +11,8 @@ from PIL import Image
 
 from vizsla.data import decoding
 from vizsla.data.batches import Loader, in_chunks
-from vizsla.data.framing import REDUCED_BOUND, Framing
 from vizsla.data.images import read_image
+from vizsla.data.resize import REDUCED_BOUND, Framing
 
 FRAMING = Framing((24, 32), 32, "crop", "bicubic")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vizsla.data.transforms import Preprocess
+from vizsla.data.preprocess import Preprocess
 from vizsla.errors import ModelError, UsageError
 from vizsla.model.backbones import build_backbone, measured, resolve
 from vizsla.model.catalogue import (

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vizsla import storage
-from vizsla.data.transforms import Preprocess
+from vizsla.data.preprocess import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder, is_embedder, read_config
 

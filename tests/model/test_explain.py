@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vizsla.data.transforms import Preprocess
+from vizsla.data.preprocess import Preprocess
 from vizsla.model import explain as module
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import COVERED, EXACT, explain

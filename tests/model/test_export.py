@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vizsla import storage
 from vizsla.cli.main import app
-from vizsla.data.transforms import Preprocess
+from vizsla.data.preprocess import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.export import _steps, export

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from vizsla.errors import DataError, ModelError, UsageError
-from vizsla.model.heads import class_means, closed_forms, project, train_head
-from vizsla.model.losses import build_loss
 from vizsla.model.projection import (
     Projection,
     behind,
@@ -21,6 +19,8 @@ from vizsla.model.projection import (
     whitened,
     whitening,
 )
+from vizsla.train.heads import class_means, closed_forms, project, train_head
+from vizsla.train.losses import build_loss
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(120) % 6

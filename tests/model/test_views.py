@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vizsla.data.transforms import Preprocess
+from vizsla.data.preprocess import Preprocess
 from vizsla.errors import ModelError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.views import Views

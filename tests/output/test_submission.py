@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.output.forms import FORMATS, parse_json
 from vizsla.output.submission import (
     check_submission,
     read_submission,
     submission_sha256,
     write_submission,
 )
+from vizsla.output.submission_forms import FORMATS, parse_json
 from vizsla.search.ranking import Ranking
 
 LISTS = {"b.jpg": ["x.jpg", "a b.jpg", "b.jpg"], "a/ü.jpg": ["b.jpg", 'say "hi", x.jpg', "x.jpg"]}

@@ -6,8 +6,8 @@ import pytest
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target, split
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.score.calibration import (
     calibrate,
     calibrate_on_split,

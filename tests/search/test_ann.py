@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import StorageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.search import ann, exact
-from vizsla.search import store as disk
+from vizsla.search import index_files as disk
 from vizsla.search.exact import Rows
-from vizsla.search.folder import FolderIndex
+from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index import build_index, open_index
 
 D = 16

@@ -3,11 +3,11 @@ import re
 import numpy as np
 import pytest
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact, refine
 from vizsla.search.chain import Chain, Refiner, Step, parse_chain, rank_refined
-from vizsla.search.graph import KeptIn, build_graph
+from vizsla.search.knn_graph import KeptIn, build_graph
 
 
 def embedded(n: int, seed: int, name: str = "g") -> Embeddings:

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact, fusion
 from vizsla.search.fusion import fused, joined
 from vizsla.search.ranking import Ranking

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact
 from vizsla.search.filters import Filter
 from vizsla.search.index import Index, build_index, open_index
-from vizsla.search.kinds import KINDS
+from vizsla.search.index_kinds import KINDS
 
 D = 16
 Make = Callable[..., Index]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vizsla.errors import DataError, StorageError
-from vizsla.search import exact, graph, refine
-from vizsla.search.graph import KeptIn, NeighbourGraph, build_graph, kept_graph
+from vizsla.search import exact, knn_graph, refine
+from vizsla.search.knn_graph import KeptIn, NeighbourGraph, build_graph, kept_graph
 
 
 def clustered(n: int, d: int, seed: int, *, spread: float = 0.7, classes: int = 8) -> np.ndarray:
@@ -232,8 +232,8 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_graph_in_blocks_is_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(700, 24, 16)
     whole = build_graph(vectors, 12)
-    monkeypatch.setattr(graph, "SMALL", 100)
-    monkeypatch.setattr(graph, "BLOCK", 96)
+    monkeypatch.setattr(knn_graph, "SMALL", 100)
+    monkeypatch.setattr(knn_graph, "BLOCK", 96)
     blocks = build_graph(vectors, 12)
     assert (blocks.positions == whole.positions).mean() > 0.999
     np.testing.assert_allclose(blocks.scores, whole.scores, atol=1e-6)
@@ -246,9 +246,9 @@ def test_recall_of_a_sample_sees_what_is_missing() -> None:
     vectors = clustered(300, 24, 17)
     positions, _ = exact.top_k(vectors, vectors, 11)
     right = build_graph(vectors, 10).positions.copy()
-    assert graph.recall_of_sample(vectors, right) == 1
+    assert knn_graph.recall_of_sample(vectors, right) == 1
     right[:, -1] = right[:, 0]
-    assert graph.recall_of_sample(vectors, right) == pytest.approx(0.9)
+    assert knn_graph.recall_of_sample(vectors, right) == pytest.approx(0.9)
     assert positions.shape == (300, 11)
 
 
@@ -259,7 +259,7 @@ def test_a_kept_graph_is_read_again_and_checked(
     first = kept_graph(vectors, KeptIn(tmp_path))
     (path,) = tmp_path.glob("graph-*.parquet")
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "build_graph", lambda *_, **__: pytest.fail("built again"))
+        patch.setattr(knn_graph, "build_graph", lambda *_, **__: pytest.fail("built again"))
         again = kept_graph(vectors, KeptIn(tmp_path))
     np.testing.assert_array_equal(first.positions, again.positions)
     np.testing.assert_array_equal(first.scores, again.scores)

@@ -10,7 +10,7 @@ import pytest
 WORK = """
 import json, resource, time
 import numpy as np
-from vizsla.search import graph, refine
+from vizsla.search import knn_graph, refine
 
 rng = np.random.default_rng(0)
 N, D, Q = 100_000, 512, 1_000
@@ -31,7 +31,7 @@ def timed(name, work):
     found[name] = {"wall": time.monotonic() - wall, "processor": time.process_time() - processor}
     return out
 
-known = timed("graph", lambda: graph.build_graph(gallery))
+known = timed("graph", lambda: knn_graph.build_graph(gallery))
 for together in (True, False):
     timed(f"rerank together={together}",
           lambda: refine.k_reciprocal(queries, gallery, known, depth=1000, together=together))

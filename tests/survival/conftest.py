@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from vizsla import storage
-from vizsla.model.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings
 
 SERVER = Path(__file__).with_name("server.py")
 KILLED = -9

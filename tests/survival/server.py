@@ -63,7 +63,8 @@ class Steps:
         import pyarrow.parquet as pq
         import safetensors.torch
 
-        from vizsla.model import inference, loop
+        from vizsla.embed import inference
+        from vizsla.train import loop
 
         self._before(os, "fsync", "fsync", lambda *a: None)
         self._before(os, "replace", "rename", lambda *a: None)
@@ -189,9 +190,10 @@ def warm_up() -> None:
     import torch
     from matplotlib.figure import Figure
 
-    from vizsla import pipeline, tuning  # noqa: F401
     from vizsla.cli import main  # noqa: F401
     from vizsla.model.embedder import Embedder
+    from vizsla.run import pipeline  # noqa: F401
+    from vizsla.train import tune  # noqa: F401
 
     torch.set_num_threads(1)
     Embedder.build("tiny", weights="random", image_size=16)

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from vizsla import storage
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import StorageError
-from vizsla.model import checkpoint
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import Embeddings
 from vizsla.search.exact import rank
 from vizsla.search.index import build_index, open_index
 from vizsla.search.ranking import Ranking
+from vizsla.train import checkpoint
 
 from .conftest import Commands
 

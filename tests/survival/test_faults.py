@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from vizsla import storage
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, VizslaError
-from vizsla.model.embeddings import Embeddings
 
 from .conftest import Answer, Commands, Job, leftovers, my_part
 

@@ -9,10 +9,10 @@ import torch
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
-from vizsla.model.compute import resolve_compute
+from vizsla.embed.compute import resolve_compute
+from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder
-from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import embed
 
 from .conftest import IMAGES, Commands, Job
 

@@ -18,17 +18,17 @@ import torch
 from PIL import Image
 
 from vizsla.data.imageset import ImageSet
-from vizsla.model.compute import resolve_compute
+from vizsla.embed.compute import resolve_compute
+from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder, Preprocess
-from vizsla.model.embeddings import Embeddings
-from vizsla.model.inference import embed
-from vizsla.search.folder import FolderIndex
-from vizsla.web.http import listen, make_server
-from vizsla.web.judge import build_app
-from vizsla.web.judge_rules import Rules
-from vizsla.web.judge_scoring import Scorer
-from vizsla.web.judge_store import Store
-from vizsla.web.tokens import hashed
+from vizsla.search.folder_index import FolderIndex
+from vizsla.web.contest.rules import Rules
+from vizsla.web.contest.scoring import Scorer
+from vizsla.web.contest.server import build_app
+from vizsla.web.contest.store import Store
+from vizsla.web.shell.http import listen, make_server
+from vizsla.web.shell.tokens import hashed
 
 ORGANISER = "token-of-the-organiser"
 QUERIES = {f"q{i}.jpg": f"class {i % 4}" for i in range(12)}
@@ -237,7 +237,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[Any]:
-    from vizsla.web.serve_decoder import Decoder
+    from vizsla.web.search.decoder import Decoder
 
     decoder = Decoder(max_pixels=4_000_000)
     yield decoder
@@ -252,14 +252,14 @@ def open_search(
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
-    from vizsla.web.serve_app import create_app
-    from vizsla.web.serve_desk import Limits
-    from vizsla.web.serve_engine import Engine
-    from vizsla.web.serve_gallery import Gallery
-    from vizsla.web.serve_limits import Access
-    from vizsla.web.serve_model import Model
-    from vizsla.web.serve_pictures import Thumbnails
-    from vizsla.web.serve_state import Serving
+    from vizsla.web.search.app import create_app
+    from vizsla.web.search.batching_model import Model
+    from vizsla.web.search.engine import Engine
+    from vizsla.web.search.gallery import Gallery
+    from vizsla.web.search.rate_limits import Access
+    from vizsla.web.search.readiness import Serving
+    from vizsla.web.search.request_handling import Limits
+    from vizsla.web.search.thumbnails import Thumbnails
 
     opened: list[Served] = []
 

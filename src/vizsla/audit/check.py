@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vizsla.audit import neighbours
+from vizsla.audit import embedding_checks
 from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
-from vizsla.audit.look import Looks, look
-from vizsla.audit.neighbours import Suspect
-from vizsla.audit.report import Report
+from vizsla.audit.embedding_checks import Suspect
+from vizsla.audit.file_scan import Looks, look
+from vizsla.audit.findings import Report
 from vizsla.data.fingerprint import cores
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders, ImageSet, labels_for, read_labels
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
-from vizsla.model.embeddings import Embeddings
 
 if TYPE_CHECKING:
-    from vizsla.model.compute import Compute
+    from vizsla.embed.compute import Compute
     from vizsla.model.embedder import Embedder
 
 Embed = Callable[[str, ImageSet], Embeddings]
@@ -80,7 +80,7 @@ def check(
     suspects = None
     if embed is not None:
         broken = {facts.name for facts in looks.facts if facts.broken}
-        vectors = neighbours.stacked(sets, _embeddings(sets, broken, embed))
+        vectors = embedding_checks.stacked(sets, _embeddings(sets, broken, embed))
         pairs += _near_pairs(looks, pairs, vectors)
         suspects = _suspects(looks, pairs, vectors)
     seconds = time.monotonic() - started
@@ -96,7 +96,7 @@ def embedding_in(
     progress: Progress | None = None,
 ) -> Embed:
     """What `check` takes as `embed`: each role is embedded into a folder of its own below this."""
-    from vizsla.model import inference
+    from vizsla.embed import inference
 
     def embed(role: str, images: ImageSet) -> Embeddings:
         def report(done: int, total: int) -> None:
@@ -138,7 +138,7 @@ def _near_pairs(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> lis
     units = _units(looks, pairs, vectors)
     found = [
         Pair(units[a], units[b], "model", cosine)
-        for a, b, cosine in neighbours.near_pairs(vectors[units])
+        for a, b, cosine in embedding_checks.near_pairs(vectors[units])
     ]
     return [pair for pair in found if (pair.a, pair.b) not in known]
 
@@ -146,7 +146,7 @@ def _near_pairs(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> lis
 def _suspects(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Suspect]:
     units = [i for i in _units(looks, pairs, vectors) if looks.facts[i].label is not None]
     labels = [str(looks.facts[i].label) for i in units]
-    found = neighbours.suspects(vectors[units], labels)
+    found = embedding_checks.suspects(vectors[units], labels)
     return [suspect.at(units[suspect.i]) for suspect in found[:MOST_SUSPECTS]]
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from vizsla.audit import alike
-from vizsla.audit.look import Facts, Looks
+from vizsla.audit import copy_detection
+from vizsla.audit.file_scan import Facts, Looks
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
 
@@ -67,11 +67,13 @@ def find_pairs(
     def read(i: int) -> Image.Image | None:
         try:
             path = facts[pictures[i]].path
-            return read_image(path, max_pixels=max_pixels, at_least=alike.LARGE).convert("L")
+            return read_image(path, max_pixels=max_pixels, at_least=copy_detection.LARGE).convert(
+                "L"
+            )
         except ImageError:  # gone since the first look
             return None
 
-    for match in alike.matches(
+    for match in copy_detection.matches(
         looks.grey[pictures], looks.colours[pictures], read, workers=workers, progress=progress
     ):
         how = {"as it is": "near", "mirrored": "mirrored"}.get(match.turn, "turned")

@@ -19,9 +19,9 @@ from vizsla.choose.validation import (
 )
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
-from vizsla.model.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings
 from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, check_uses
-from vizsla.tuning import TuneConfig
+from vizsla.train.tune import TuneConfig
 
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")

@@ -13,13 +13,13 @@ import numpy as np
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
-from vizsla.model.embeddings import Embeddings
 from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
 from vizsla.score.tables import Table
 from vizsla.search import exact
-from vizsla.tuning import TuneConfig, held_out
+from vizsla.train.tune import TuneConfig, held_out
 
 NEARNESS_STEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 DRAWS, MORE_DRAWS = 5, 8  # where a frozen model may be tried on any images; of small test parts

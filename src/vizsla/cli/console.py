@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vizsla.runs import SECONDS
+from vizsla.workspace import SECONDS
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -163,7 +163,7 @@ def print_json(content: Any) -> None:
 
 def print_table(table: "Table", **narrow: Any) -> None:
     """As it is to a file or a pipe; on a terminal no wider than that. narrow: of fitted_lines."""
-    from vizsla.score.narrow import fitted_lines
+    from vizsla.score.narrow_tables import fitted_lines
 
     if not sys.stdout.isatty():
         typer.echo(table.text())

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import Group, app, print_json
+from vizsla.cli.inputs import names_in
 from vizsla.cli.options import AsJson, Labels, Quiet, TopK, Verbose
-from vizsla.cli.sources import names_in
 from vizsla.errors import UsageError
 
 
@@ -35,8 +35,8 @@ def submit(
     verbose: Verbose = False,
 ) -> None:
     """Post a submission to the contest's server and print the score."""
-    from vizsla.output.client import record_submission, submit
-    from vizsla.runs import run_of_submission, submission_in
+    from vizsla.output.submit_client import record_submission, submit
+    from vizsla.workspace import run_of_submission, submission_in
 
     file = submission_in(file) if file.is_dir() or not file.suffix else file
     queries, gallery = names_in(data)
@@ -138,8 +138,8 @@ def judge(
     """Take submissions at /retrieval/ and show the leaderboard, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
-    from vizsla.web import judge as judging
-    from vizsla.web.judge_rules import Rules, parse_time
+    from vizsla.web.contest import server as judging
+    from vizsla.web.contest.rules import Rules, parse_time
 
     if labels is None:
         raise UsageError("give the truth: --labels FILE")
@@ -192,7 +192,7 @@ def rescore(
     verbose: Verbose = False,
 ) -> None:
     """Score every stored submission anew, as after a mended label. Stop the server first."""
-    from vizsla.web import judge as judging
+    from vizsla.web.contest import server as judging
 
     done = judging.rescore(
         labels, database=database, data=data, top_k=top_k, metric=metric,
@@ -215,7 +215,7 @@ def token_add(
     database: Database = Path("judge.sqlite"),
 ) -> None:
     """Make a token for a group and print it; an older one is no longer valid."""
-    from vizsla.web.judge import add_token
+    from vizsla.web.contest.server import add_token
 
     typer.echo(add_token(name, database=database))
 
@@ -223,7 +223,7 @@ def token_add(
 @token_commands.command("list")
 def token_list(database: Database = Path("judge.sqlite")) -> None:
     """The groups that have a token."""
-    from vizsla.web.judge import list_tokens
+    from vizsla.web.contest.server import list_tokens
 
     typer.echo("\n".join(list_tokens(database=database)))
 
@@ -234,6 +234,6 @@ def token_remove(
     database: Database = Path("judge.sqlite"),
 ) -> None:
     """Take a group's token away; its submissions stay."""
-    from vizsla.web.judge import remove_token
+    from vizsla.web.contest.server import remove_token
 
     remove_token(name, database=database)

@@ -17,7 +17,7 @@ import vizsla
 # importing registers the commands, and `vizsla --help` lists them in this order
 # isort: off
 from vizsla.cli import (  # noqa: F401
-    jobs, checking, stages, indexing, fusing, scoring, showing, exporting, serving, contest
+    run, check, embed, index, fuse, evaluate, show, export, serve, contest
 )  # fmt: skip
 
 # isort: on

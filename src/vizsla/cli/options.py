@@ -228,7 +228,7 @@ def fusion_weights(text: str | None) -> str | list[float] | None:
 
 def training_options(settings: list[str] | None, **given: Any) -> dict[str, Any]:
     """What was given, by the names that TuneConfig has; --set values by their type there."""
-    from vizsla.tuning import parse_setting, seconds
+    from vizsla.train.tune import parse_setting, seconds
 
     options = {key: value for key, value in given.items() if value is not None}
     if "budget" in options:

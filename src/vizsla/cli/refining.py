@@ -11,7 +11,7 @@ from vizsla.errors import UsageError
 
 if TYPE_CHECKING:
     from vizsla.choose.refinement import Choice
-    from vizsla.model.embeddings import Embeddings
+    from vizsla.embed.embeddings import Embeddings
     from vizsla.search.chain import Chain
     from vizsla.search.filters import Filter
     from vizsla.search.index import Index
@@ -41,7 +41,7 @@ def chain_of(
             "images (vizsla embed data/training --class-folders -o training.emb), or name a chain"
         )
     from vizsla.choose.refinement import STAGE, chain_learned_on
-    from vizsla.model.embeddings import Embeddings
+    from vizsla.embed.embeddings import Embeddings
     from vizsla.search.exact import comparable
 
     training = Embeddings.open(learn_on)
@@ -55,7 +55,7 @@ def chain_of(
 
 def vectors_of(found: "Index", where: str) -> "Embeddings":
     """The gallery's vectors; UsageError where they are on a server."""
-    from vizsla.search.folder import FolderIndex
+    from vizsla.search.folder_index import FolderIndex
 
     if not isinstance(found, FolderIndex):
         raise UsageError(
@@ -82,9 +82,9 @@ def search_refined(
     import numpy as np
 
     from vizsla.search.chain import rank_refined
-    from vizsla.search.folder import FolderIndex
-    from vizsla.search.graph import Keeper, KeptIn
-    from vizsla.search.store import is_index
+    from vizsla.search.folder_index import FolderIndex
+    from vizsla.search.index_files import is_index
+    from vizsla.search.knn_graph import Keeper, KeptIn
 
     gallery = vectors_of(found, where)
     keeper: Keeper | None = KeptIn(Path(where))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vizsla.data.decoding import ProcessDecoder, ThreadDecoder
 from vizsla.data.fingerprint import cores
-from vizsla.data.framing import Framing
+from vizsla.data.resize import Framing
 from vizsla.errors import UsageError
 
 AHEAD = 2  # batches being decoded while one is in use

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vizsla.data.framing import Framing
+from vizsla.data.resize import Framing
 from vizsla.errors import ImageError, StorageError
 from vizsla.storage import storage_error
 

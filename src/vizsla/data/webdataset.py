@@ -28,7 +28,7 @@ from vizsla.data.images import TAR_MISSING, TAR_UNREADABLE
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name
 from vizsla.data.remote import BlockReader, files_in, is_url, open_filesystem
-from vizsla.data.tarmembers import ATTRIBUTES, Found, pictures_in
+from vizsla.data.tar_index import ATTRIBUTES, Found, pictures_in
 from vizsla.errors import DataError, ImageError
 from vizsla.storage import open_regular
 

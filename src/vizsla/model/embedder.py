@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizsla import __version__, storage
-from vizsla.data.transforms import Preprocess
+from vizsla.data.preprocess import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone, resolve
 from vizsla.model.catalogue import DEFAULT_BACKBONE, BackboneSpec

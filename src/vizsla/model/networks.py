@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vizsla.data.transforms import Preprocess, check_image_size
+from vizsla.data.preprocess import Preprocess, check_image_size
 from vizsla.errors import ModelError
 from vizsla.model.catalogue import NO_CLS, WITH_CLS, BackboneSpec
 from vizsla.model.hub import load_tokeniser

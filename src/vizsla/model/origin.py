@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vizsla.model.outcome import TrainResult
+    from vizsla.train.result import TrainResult
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from vizsla.output.charts import histogram, line_chart
 from vizsla.output.markup import bullets, table
-from vizsla.output.material import Material
+from vizsla.output.report_data import Material
 from vizsla.score import metrics, summary
 from vizsla.score.relevance import Relevance, match_pairs
 from vizsla.score.scores import Figure, Scores

@@ -9,8 +9,8 @@ from PIL import Image
 
 from vizsla.data.images import read_image
 from vizsla.errors import ImageError
-from vizsla.output import map2d
-from vizsla.output.material import Material
+from vizsla.output import embedding_map as maps
+from vizsla.output.report_data import Material
 
 THUMBNAIL = 150  # px, the longer side of a picture on a sheet
 WORST, BEST = 8, 4  # queries on sheets
@@ -91,7 +91,7 @@ def _picture(file: Path, alt: str, max_pixels: int) -> str:
         return f'<div class="none">no picture: {escape(str(error))}</div>'
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     width, height = image.size
-    source = map2d.data_uri(image, quality=70)
+    source = maps.data_uri(image, quality=70)
     return (
         f'<img src="{source}" alt="{escape(alt)}" width="{width}" height="{height}" '
         'loading="lazy" decoding="async">'
@@ -106,18 +106,18 @@ def map_part(material: Material, projection: str) -> str:
         ("gallery", material.gallery, data.gallery.root, truth.gallery if truth else {}),
     )
     everything = [
-        [map2d.Point(name, role, root / name, labels.get(name)) for name in embeddings.ids]
+        [maps.Point(name, role, root / name, labels.get(name)) for name in embeddings.ids]
         for role, embeddings, root, labels in parts
     ]
-    chosen = map2d.choose(*everything)
+    chosen = maps.choose(*everything)
     vectors = [part[1].vectors[at] for part, at in zip(parts, chosen, strict=True)]
     points = [own[i] for own, at in zip(everything, chosen, strict=True) for i in at]
-    places = map2d.in_the_plane(np.concatenate(vectors), projection)
-    drawn = map2d.draw_map(points, places).replace(
+    places = maps.in_the_plane(np.concatenate(vectors), projection)
+    drawn = maps.draw_map(points, places).replace(
         'class="plane"',
-        f'class="plane" data-tile="{map2d.TILE}" data-columns="{map2d.TILE_COLUMNS}"',
+        f'class="plane" data-tile="{maps.TILE}" data-columns="{maps.TILE_COLUMNS}"',
     )
-    tiles = map2d.draw_tiles(points, max_pixels=material.max_pixels)
+    tiles = maps.draw_tiles(points, max_pixels=material.max_pixels)
     total = sum(map(len, everything))
     cut = f" {len(points):,} of {total:,} images are drawn." if len(points) < total else ""
     method = {"tsne": "t-SNE", "pca": "the first two principal components"}[projection]
@@ -129,7 +129,7 @@ def map_part(material: Material, projection: str) -> str:
     )
 
 
-def _pick(points: Sequence[map2d.Point]) -> str:
+def _pick(points: Sequence[maps.Point]) -> str:
     classes = sorted({point.label for point in points if point.label is not None})
     if not classes:
         return ""

@@ -14,7 +14,7 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
-from vizsla.output.forms import (
+from vizsla.output.submission_forms import (
     FORMATS,
     Format,
     Lists,

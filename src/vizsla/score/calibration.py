@@ -13,8 +13,8 @@ import numpy as np
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import SHARE, Split, Target, split
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.score.metrics import Cutoff, calibrated_cutoff, match_auc, threshold_table
 from vizsla.score.relevance import Relevance, Truth, match_pairs, relevance
 from vizsla.score.tables import Table

@@ -14,8 +14,8 @@ from typing import Any
 
 from vizsla import storage
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.runs import canonical_name
 from vizsla.score.tables import Section, Table, to_html
+from vizsla.workspace import canonical_name
 
 log = logging.getLogger("vizsla.compare")
 

@@ -17,7 +17,7 @@ from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.score import metrics, summary
 from vizsla.score.intervals import RESAMPLES, bootstrap_intervals, wilson
-from vizsla.score.measured import Metric, Seen, measure
+from vizsla.score.per_query import Metric, Seen, measure
 from vizsla.score.relevance import Truth, relevance
 from vizsla.score.summary import result_record as result_record  # a public name of this module
 from vizsla.search.ranking import Ranking

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from vizsla.data.imageset import DataFolders, ImageSet
-    from vizsla.model.embeddings import Embeddings
+    from vizsla.embed.embeddings import Embeddings
 
 
 @dataclass(frozen=True, eq=False)

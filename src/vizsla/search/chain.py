@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact, refine
-from vizsla.search.graph import Keeper, NeighbourGraph, Progress, kept_graph
+from vizsla.search.knn_graph import Keeper, NeighbourGraph, Progress, kept_graph
 from vizsla.search.ranking import Ranking
 
 NOTHING, GALLERY, QUERIES = "nothing", "gallery", "queries"  # each uses what stands before it too

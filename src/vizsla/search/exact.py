@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vizsla.embed.compute import has_fast_bf16
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.compute import has_fast_bf16
-from vizsla.model.embeddings import Embeddings
 from vizsla.search.ranking import Ranking
 
 GRID = 2.0**26

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.search")

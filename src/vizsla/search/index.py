@@ -11,15 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import UsageError
-from vizsla.model.embeddings import Embeddings
-from vizsla.search import store as disk
+from vizsla.search import index_files as disk
 from vizsla.search.ann import Progress
 from vizsla.search.filters import Filter
-from vizsla.search.folder import FolderIndex, build_in
-from vizsla.search.milvus import MilvusIndex, is_milvus
+from vizsla.search.folder_index import FolderIndex, build_in
+from vizsla.search.index_files import Stored
+from vizsla.search.milvus_index import MilvusIndex, is_milvus
 from vizsla.search.ranking import Ranking
-from vizsla.search.store import Stored
 
 
 class Index(Protocol):

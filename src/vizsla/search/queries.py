@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.embeddings import Embeddings
 from vizsla.search import exact
 
 

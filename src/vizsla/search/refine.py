@@ -13,7 +13,7 @@ import torch
 
 from vizsla.errors import DataError
 from vizsla.search import exact
-from vizsla.search.graph import NeighbourGraph
+from vizsla.search.knn_graph import NeighbourGraph
 
 PAIRS_AT_ONCE = 4_000_000  # of sparse entries, and so of memory
 CELLS_AT_ONCE = 8_000_000  # of a dense (queries, gallery) part, float64

@@ -1,0 +1,213 @@
+"""Embeddings → what only a model can see: pairs that are almost one thing, and labels in doubt.
+
+Knows unit vectors and labels, no files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import linalg, optimize
+
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError
+
+AROUND = 10  # the neighbour whose distance says how crowded a place is
+NEAR = 1 / 3  # of that distance: from here on two images count as almost the same
+WIDTH = 2.0  # of the kernel exp(WIDTH · (cosine − 1)) on centred vectors
+NOISE = 0.1  # how far one label is trusted against its surroundings: 0 trusts it fully
+SHARP = 5.0  # fits → logits, before it is learned which classes are mistaken for each other
+RIDGE = 5.0  # how firmly that stays at "none more than others"
+FOLDS = 3
+SOFTNESS = 2.0  # of the doubt: 0 asks for the other class alone, a large one for the own one alone
+MIXED = 200  # classes; with more of them no mistakes are learned (C² numbers, and few of each)
+AT_ONCE = 6000  # images of one kernel matrix (140 MB); more are split into parts of equal make-up
+CHUNK = 1000
+
+
+def stacked(sets: Mapping[str, ImageSet], embeddings: Mapping[str, Embeddings]) -> np.ndarray:
+    """(N, D) float32 for the images of all sets in order; rows of nan for those without a vector.
+
+    DataError where roles were embedded by different models.
+    """
+    models = {found.model_id for found in embeddings.values()}
+    if len(models) != 1:
+        raise DataError(
+            f"embeddings by {len(models)} models cannot be compared: embed all images with one"
+        )
+    dim = next(iter(embeddings.values())).dim
+    rows = []
+    for role, images in sets.items():
+        vectors = np.full((len(images), dim), np.nan, np.float32)
+        if role in embeddings:
+            places = {name: i for i, name in enumerate(images.ids)}
+            found = embeddings[role]
+            known = [k for k, name in enumerate(found.ids) if name in places]
+            vectors[[places[found.ids[k]] for k in known]] = found.vectors[known]
+        rows.append(vectors)
+    return np.concatenate(rows)
+
+
+# ── almost one thing ─────────────────────────────────────────────────────────────────────────────
+
+
+def near_pairs(vectors: np.ndarray) -> list[tuple[int, int, float]]:
+    """(a, b, cosine), a < b: nearest neighbours much nearer to each other than to all others.
+
+    vectors: (N, D) unit rows, each photo once. Cosines of different models mean different things,
+    so the distance is measured against that of the 10th neighbours of both.
+    """
+    k = min(AROUND, len(vectors) - 1)
+    if k < 3:  # too few to know what is usual
+        return []
+    nearest, distances = _nearest(vectors, k)
+    usual = distances[:, -1]
+    pairs = {}
+    for a, b, distance in zip(
+        np.repeat(np.arange(len(vectors)), k), nearest.ravel(), distances.ravel(), strict=True
+    ):
+        if a in nearest[b] and distance <= NEAR * np.sqrt(usual[a] * usual[b]):
+            pairs[int(min(a, b)), int(max(a, b))] = 1 - float(distance)
+    return [(a, b, cosine) for (a, b), cosine in sorted(pairs.items())]
+
+
+def _nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N, k) positions of the nearest others, nearest first, and 1 − cosine."""
+    nearest = np.empty((len(vectors), k), np.int64)
+    distances = np.empty((len(vectors), k), np.float32)
+    for start in range(0, len(vectors), CHUNK):
+        scores = vectors[start : start + CHUNK] @ vectors.T  # (chunk, N)
+        rows = np.arange(len(scores))
+        scores[rows, start + rows] = -np.inf
+        best = np.argpartition(scores, -k, axis=1)[:, -k:]
+        found = np.take_along_axis(scores, best, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        nearest[start : start + CHUNK] = np.take_along_axis(best, order, axis=1)
+        distances[start : start + CHUNK] = 1 - np.take_along_axis(found, order, axis=1)
+    return nearest, np.maximum(distances, 0)
+
+
+# ── labels in doubt ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A position whose label its surroundings contradict.
+
+    fit, other_fit: how likely its own class and the other one are for an image like it, 0…1.
+    doubt: what suspects are ranked by, 0 for a label that is beyond doubt.
+    """
+
+    i: int
+    label: str
+    fit: float
+    other: str
+    other_fit: float
+    doubt: float
+
+    def at(self, i: int) -> "Suspect":
+        return replace(self, i=i)
+
+
+def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> list[Suspect]:
+    """Images that look more like another class than like their own, the most doubtful first.
+
+    vectors: (N, D) unit rows, each photo once for each label, or copies would vouch for each other.
+    Every image is judged by all others (kernel ridge regression on the classes, leaving one out in
+    closed form; then which classes are mistaken for each other), so its own label has no say.
+    Classes of one image are not judged.
+    """
+    classes, y = np.unique(np.asarray(labels, dtype=object), return_inverse=True)
+    counts = np.bincount(y)
+    judged = np.flatnonzero(counts[y] > 1)
+    if len(np.unique(y[judged])) < 2:
+        return []
+    fits = np.empty((len(judged), len(classes)))
+    for part in _parts(y[judged], seed):
+        fits[part] = _fits_without_self(vectors[judged[part]], y[judged[part]], len(classes))
+    logs = _calibrated(fits, y[judged], seed)
+    found = []
+    for i, row, doubt in zip(judged, np.exp(logs), _doubts(logs, y[judged]), strict=True):
+        own, best = int(y[i]), int(row.argmax())
+        if best != own:
+            fit, other = float(row[own]), float(row[best])
+            found.append(Suspect(int(i), classes[own], fit, classes[best], other, float(doubt)))
+    return sorted(found, key=lambda suspect: (-suspect.doubt, suspect.i))
+
+
+def _parts(y: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Positions in parts of at most AT_ONCE, each class spread evenly over them."""
+    n_parts = -(-len(y) // AT_ONCE)
+    order = np.random.default_rng(seed).permutation(len(y))
+    order = order[np.argsort(y[order], kind="stable")]
+    return [np.sort(order[k::n_parts]) for k in range(n_parts)]
+
+
+def _fits_without_self(vectors: np.ndarray, y: np.ndarray, n_classes: int) -> np.ndarray:
+    """(N, C): how much each image looks like each class, by a regression that has not seen it.
+
+    With A = (K + NOISE)⁻¹ the residual of leaving one out is (A Y)ᵢ / Aᵢᵢ (Rasmussen and Williams
+    2006, equation 5.12).
+    """
+    centred = vectors - vectors.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)
+    kernel = centred @ centred.T
+    np.exp(WIDTH * (kernel - 1), out=kernel)
+    kernel.flat[:: len(kernel) + 1] += NOISE
+    inverse = linalg.inv(kernel, overwrite_a=True, check_finite=False)
+    targets = np.full((len(y), n_classes), -1 / n_classes)
+    targets[np.arange(len(y)), y] += 1
+    residuals = (inverse @ targets) / np.diag(inverse)[:, None]
+    fits: np.ndarray = targets - residuals + 1 / n_classes
+    return fits
+
+
+def _calibrated(fits: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+    """(N, C) logarithms of shares: how likely each class is for an image that fits so.
+
+    That a longsleeve looks like a shirt says little where many do. So a softmax regression from
+    fits to labels is learned, held to the identity by RIDGE, and each image judged by one that was
+    learned on the others (FOLDS of them).
+    """
+    n, classes = fits.shape
+    inputs = np.column_stack([SHARP * fits, np.ones(n)])
+    weights = np.eye(classes + 1, classes)
+    logs = np.empty_like(fits)
+    fold = np.random.default_rng(seed).permutation(n) % FOLDS
+    for k in range(FOLDS):
+        inside, outside = fold == k, fold != k
+        if classes <= MIXED:
+            weights = _softmax_regression(inputs[outside], y[outside], classes)
+        logs[inside] = _log_softmax(inputs[inside] @ weights)
+    return logs
+
+
+def _softmax_regression(inputs: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
+    """(K, C) weights; inputs: (N, K), the last column a constant."""
+    identity = np.eye(inputs.shape[1], classes)
+    hits = np.eye(classes)[y]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        off = flat.reshape(identity.shape) - identity
+        logs = _log_softmax(inputs @ (identity + off))
+        slope = inputs.T @ (np.exp(logs) - hits) + RIDGE * off
+        return RIDGE / 2 * float((off**2).sum()) - float((logs * hits).sum()), slope.ravel()
+
+    found = optimize.minimize(
+        loss, identity.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 30}
+    )
+    weights: np.ndarray = found.x.reshape(identity.shape)
+    return weights
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits - logits.max(axis=1, keepdims=True)
+    logs: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logs
+
+
+def _doubts(logs: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(N,): minus the logarithm of the share of the own class among all, softened."""
+    doubts: np.ndarray = -_log_softmax(logs / SOFTNESS)[np.arange(len(y)), y]
+    return doubts

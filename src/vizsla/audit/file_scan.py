@@ -1,0 +1,179 @@
+"""Image sets → what one look at every file tells: broken, odd, its hashes, a small grey picture.
+
+Each file is read once, by threads. Knows nothing of pairs or of what a finding means.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vizsla import storage
+from vizsla.audit.copy_detection import COLOURS, SIDE
+from vizsla.data.images import MAX_PIXELS, Header, read_header, read_image
+from vizsla.data.imageset import ImageSet
+from vizsla.errors import ImageError
+
+TINY = 32  # px of the shorter side
+THIN = 4.0  # longer side over shorter side
+HUGE = 40_000_000  # pixels
+ENOUGH = 512  # px: a large JPEG is read at 1/2, 1/4 or 1/8 as long as both sides keep so many
+
+ODD = {
+    "tiny": f"shorter side below {TINY} px",
+    "thin": f"one side more than {THIN:g} times the other",
+    "huge": f"more than {HUGE // 1_000_000} million pixels",
+    "one colour": "nothing to be seen",
+    "nearly one colour": "next to nothing to be seen",
+    "wrong extension": "the file's content is of another format than its name says",
+    "animated": "only the first frame is used",
+    "alpha channel": "shown on white where it is transparent",
+    "16 bits": "read as 8 bits a channel",
+    "CMYK": "colours for print, converted to RGB",
+    "palette": "256 colours at most",
+    "black and white": "no greys",
+    "grey": "no colours",
+}  # kind → what it means; the last seven are remarks, no faults
+REMARKS = frozenset(list(ODD)[-7:])
+
+_EXTENSIONS = {
+    "JPEG": "jpg jpeg jpe jfif mpo", "MPO": "mpo jpg jpeg jpe jfif", "PNG": "png apng",
+    "WEBP": "webp", "GIF": "gif", "BMP": "bmp dib", "DIB": "bmp dib", "TIFF": "tif tiff",
+    "AVIF": "avif avifs", "PPM": "ppm pgm pbm pnm pfm", "ICO": "ico",
+    "JPEG2000": "jp2 j2k j2c jpc jpf jpx", "HEIC": "heic heif hif",
+}  # fmt: skip
+_MODES = {
+    "LA": "alpha channel", "La": "alpha channel", "PA": "alpha channel", "RGBA": "alpha channel",
+    "RGBa": "alpha channel", "P": "palette", "L": "grey", "1": "black and white", "CMYK": "CMYK",
+    "YCCK": "CMYK", "I": "16 bits", "F": "16 bits",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One file. broken: why it cannot be read; then all that follows is empty.
+
+    file_hash, pixel_hash: SHA-256 of its bytes, and of the picture that they unpack to.
+    odd: kinds out of ODD. size: width and height as it lies.
+    """
+
+    role: str
+    id: str
+    path: Path
+    label: str | None
+    broken: str | None = None
+    file_hash: str = ""
+    pixel_hash: str = ""
+    size: tuple[int, int] = (0, 0)
+    form: str = ""
+    odd: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As `run --exclude` reads it."""
+        return f"{self.role}/{self.id}"
+
+    @property
+    def pixels(self) -> int:
+        return self.size[0] * self.size[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """N files of all roles. grey, colours: what `alike.matches` takes; zeros for a broken one."""
+
+    facts: list[Facts]
+    grey: np.ndarray
+    colours: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+
+def look(
+    sets: Mapping[str, ImageSet],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Looks:
+    """One look at every file of all sets (role → images), in this order."""
+    files = [
+        (role, name, images.path(i), label)
+        for role, images in sets.items()
+        for i, (name, label) in enumerate(
+            zip(images.ids, images.labels or [None] * len(images), strict=True)
+        )
+    ]
+    grey = np.zeros((len(files), SIDE, SIDE), np.uint8)
+    colours = np.zeros((len(files), 2, COLOURS, COLOURS), np.int8)
+
+    def one(i: int) -> Facts:
+        facts = Facts(*files[i])
+        try:
+            facts, grey[i], colours[i] = _looked_at(facts, max_pixels)
+        except (ImageError, OSError) as error:
+            facts = replace(facts, broken=str(error))
+        return facts
+
+    facts = []
+    for found in _in_threads(one, len(files), workers):
+        facts.append(found)
+        if progress and (len(facts) % 100 == 0 or len(facts) == len(files)):
+            progress(len(facts), len(files))
+    return Looks(facts, grey, colours)
+
+
+def _in_threads(function: Callable[[int], Facts], n: int, workers: int) -> Iterator[Facts]:
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="look") as pool:
+        yield from pool.map(function, range(n))
+
+
+def _looked_at(facts: Facts, max_pixels: int) -> tuple[Facts, np.ndarray, np.ndarray]:
+    image = read_image(facts.path, max_pixels=max_pixels, at_least=ENOUGH)
+    header = read_header(facts.path, max_pixels=max_pixels)
+    sides = (SIDE, COLOURS, COLOURS)
+    grey, *colours = (
+        np.asarray(channel.resize((side, side), Image.Resampling.BOX))
+        for channel, side in zip(image.convert("YCbCr").split(), sides, strict=True)
+    )
+    planes = (np.stack(colours).astype(np.int16) - 128).astype(np.int8)
+    size = f"{sorted(header.size)} {image.size}\n".encode()
+    found = replace(
+        facts,
+        file_hash=storage.sha256_of(facts.path),
+        pixel_hash=hashlib.sha256(size + image.tobytes()).hexdigest(),
+        size=header.size,
+        form=f"{header.format} {header.mode}",
+        odd=tuple(_odd(header, facts.path, image, grey, planes)),
+    )
+    return found, grey, planes
+
+
+def _odd(
+    header: Header, path: Path, image: Image.Image, grey: np.ndarray, colours: np.ndarray
+) -> Iterator[str]:
+    shorter, longer = sorted(header.size)
+    if shorter < TINY:
+        yield "tiny"
+    if longer > THIN * shorter:
+        yield "thin"
+    if shorter * longer > HUGE:
+        yield "huge"
+    extrema: Any = image.getextrema()  # of each channel
+    if max(highest - lowest for lowest, highest in extrema) <= 8:
+        yield "one colour"
+    elif grey.std() < 2 and colours.std(axis=(1, 2)).max() < 2:
+        yield "nearly one colour"
+    if path.suffix[1:].lower() not in _EXTENSIONS[header.format].split():
+        yield "wrong extension"
+    if header.animated:
+        yield "animated"
+    mode = "16 bits" if header.mode.startswith("I;16") else _MODES.get(header.mode)
+    if mode:
+        yield mode

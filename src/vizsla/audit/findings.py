@@ -1,0 +1,226 @@
+"""What a check found → text, JSON, a list of files to leave out.
+
+What is found is for people to judge: nothing here changes or deletes an image.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vizsla.audit.duplicates import HOWS, Pair, conflicts, groups_of, leaks, to_exclude
+from vizsla.audit.embedding_checks import Suspect
+from vizsla.audit.file_scan import ODD, REMARKS, Facts
+from vizsla.data.listing import few
+from vizsla.score.tables import Table
+
+SHOWN_SUSPECTS = 20  # on the terminal
+SHOWN_CLASSES = 25  # on the terminal
+
+CLASS_FINDINGS = {
+    "empty": "class folders without images",
+    "one image": "classes of one training image",
+    "alike in name": "class names that differ in case, spaces or hyphens alone",
+    "not in the gallery": "classes of queries without a gallery image to find",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that was found. facts: one of each image. pairs: of positions among the facts.
+
+    suspects: None where no model was given.
+    """
+
+    folder: Path
+    facts: list[Facts]
+    pairs: list[Pair]
+    class_findings: dict[str, list[str]]
+    suspects: list[Suspect] | None
+    seconds: float
+
+    @property
+    def copies(self) -> list[Pair]:
+        """Pairs of one photo, without those that a model alone finds alike."""
+        return [pair for pair in self.pairs if pair.how != "model"]
+
+    @property
+    def broken(self) -> list[Facts]:
+        return [facts for facts in self.facts if facts.broken]
+
+    def odd(self) -> dict[str, list[Facts]]:
+        """Kind (see ODD) → images, kinds without any left out."""
+        by_kind = {kind: [f for f in self.facts if kind in f.odd] for kind in ODD}
+        return {kind: found for kind, found in by_kind.items() if found}
+
+    def leaks(self) -> list[Pair]:
+        return leaks(self.facts, self.copies)
+
+    def conflicts(self) -> list[Pair]:
+        return conflicts(self.facts, self.copies)
+
+    def groups(self) -> list[list[int]]:
+        return groups_of(len(self.facts), self.copies)
+
+    def excluded(self) -> dict[str, str]:
+        """Name as `run --exclude` reads it → why it is better left out."""
+        found = to_exclude(self.facts, self.pairs)
+        return {self.facts[i].name: reason for i, reason in found.items()}
+
+    def exclude_text(self) -> str:
+        """The file that `--write-exclude` writes and `run --exclude` reads."""
+        lines = ["# Training images that `vizsla check` would leave out, each below the reason."]
+        for name, reason in self.excluded().items():
+            plain = name.isprintable() and name == name.strip()
+            shown = reason if reason.isprintable() else ascii(reason)
+            lines += [f"# {shown}", name if plain else json.dumps(name)]
+        return "\n".join(lines) + "\n"
+
+    def class_table(self) -> Table:
+        """Images of each class by role, then all of them; the number of unlabelled ones, if any."""
+        roles = list(dict.fromkeys(facts.role for facts in self.facts))
+        labels = sorted({facts.label for facts in self.facts if facts.label is not None})
+        rows = {label: [0] * len(roles) for label in [*labels, None]}
+        for facts in self.facts:
+            rows[facts.label][roles.index(facts.role)] += 1
+        table = [[label or "no label", *counts] for label, counts in rows.items() if any(counts)]
+        total = ["all", *(sum(column) for column in zip(*rows.values(), strict=True))]
+        return Table(["class", *roles], [*table, total])
+
+    def suspect_table(self, most: int | None = None) -> Table:
+        rows = [
+            [self.facts[s.i].name, s.label, s.other, s.fit, s.other_fit]
+            for s in (self.suspects or [])[:most]
+        ]
+        return Table(["image", "label", "looks like", "fits label", "fits other"], rows)
+
+    def remarks(self, excluded_in: str | None = None) -> tuple[list[str], list[str]]:
+        """What should be mended, and what is good to know: a line each.
+
+        excluded_in: the file that lists what is better left out, where it is written already.
+        """
+        return _alarms(self), _notes(self, excluded_in)
+
+    def text(self) -> str:
+        """Counts and suspects, for a terminal; see `remarks` for the rest."""
+        table = self.class_table()
+        lines = table.lines()
+        if len(lines) > SHOWN_CLASSES:
+            half = SHOWN_CLASSES // 2
+            hidden = f"… {len(lines) - 2 * half - 1} more classes"
+            lines = [*lines[: half + 1], hidden, *lines[-half:]]
+        if self.suspects:
+            found = len(self.suspects)
+            of = f"the first {SHOWN_SUSPECTS} of {found}" if found > SHOWN_SUSPECTS else found
+            title = f"Labels in doubt ({of}, the most doubtful first):"
+            lines += ["", title, *self.suspect_table(SHOWN_SUSPECTS).lines()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        names = [facts.name for facts in self.facts]
+        table = self.class_table()
+        return {
+            "data": str(self.folder),
+            "images": dict(zip(table.columns[1:], table.rows[-1][1:], strict=True)),
+            "classes": {row[0]: dict(zip(table.columns[1:], row[1:], strict=True))
+                        for row in table.rows[:-1]},
+            "class_findings": self.class_findings,
+            "broken": [{"image": f.name, "reason": f.broken} for f in self.broken],
+            "odd": {kind: [f.name for f in found] for kind, found in self.odd().items()},
+            "pairs": [self._pair(pair) for pair in self.pairs],
+            "groups": [[names[i] for i in group] for group in self.groups()],
+            "suspects": None if self.suspects is None else [
+                {"image": names[s.i], "label": s.label, "looks_like": s.other,
+                 "fits_label": round(s.fit, 4), "fits_other": round(s.other_fit, 4),
+                 "doubt": round(s.doubt, 4)}
+                for s in self.suspects
+            ],
+            "exclude": self.excluded(),
+            "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+
+    def _pair(self, pair: Pair) -> dict[str, Any]:
+        a, b = self.facts[pair.a], self.facts[pair.b]
+        return {
+            "images": [a.name, b.name], "how": pair.how, "turn": pair.turn,
+            "likeness": round(pair.likeness, 4), "labels": [a.label, b.label],
+            "leak": a.role != b.role, "conflict": bool(conflicts(self.facts, [pair])),
+        }  # fmt: skip
+
+
+def _alarms(report: Report) -> list[str]:
+    facts = report.facts
+    between: dict[tuple[str, str], list[Pair]] = {}
+    for pair in report.leaks():
+        between.setdefault((facts[pair.a].role, facts[pair.b].role), []).append(pair)
+    lines = []
+    if report.broken:
+        shown = [f"{f.name} ({f.broken})" for f in report.broken]
+        lines.append(f"{_n(len(shown), 'image')} cannot be read: {few(shown)}")
+    for (first, second), pairs in between.items():
+        copied = {pair.a for pair in pairs}
+        are = "is" if len(copied) == 1 else "are"
+        what = f"{_n(len(copied), f'{first} image')} {are} also in the {second} part"
+        lines.append(f"{what}: {few([_said(facts, pair) for pair in pairs])}")
+    against = report.conflicts()
+    if against:
+        shown = [f"{_said(facts, p)}, {facts[p.a].label}/{facts[p.b].label}" for p in against]
+        lines.append(f"{_n(len(against), 'pair')} of copies with different labels: {few(shown)}")
+    kinds = [kind for kind in report.odd() if kind not in REMARKS]
+    lines += [_odd_line(report, kind) for kind in kinds]
+    lines += [_class_line(kind, names) for kind, names in report.class_findings.items()]
+    return lines
+
+
+def _notes(report: Report, excluded_in: str | None) -> list[str]:
+    lines = []
+    if not _alarms(report):
+        lines.append(
+            f"nothing to mend: {_n(len(report.facts), 'image')}, all readable, no copies across "
+            "parts or under different labels, no odd pictures or classes"
+        )
+    inside = [p for p in report.copies if report.facts[p.a].role == report.facts[p.b].role]
+    by_role: dict[str, list[Pair]] = {}
+    for pair in inside:
+        by_role.setdefault(report.facts[pair.a].role, []).append(pair)
+    for role, pairs in by_role.items():
+        kinds = ", ".join(
+            f"{count} {how}" for how in HOWS if (count := sum(p.how == how for p in pairs))
+        )
+        lines.append(f"{_n(len(pairs), 'pair')} of copies inside the {role} part: {kinds}")
+    almost = [pair for pair in report.pairs if pair.how == "model"]
+    if almost:
+        shown = few([_said(report.facts, pair) for pair in almost])
+        lines.append(f"{_n(len(almost), 'pair')} almost the same to the model: {shown}")
+    lines += [_odd_line(report, kind) for kind in report.odd() if kind in REMARKS]
+    if report.suspects is None:
+        lines.append("labels in doubt are looked for with a model: give --model")
+    excluded = report.excluded()
+    if excluded:
+        listed = (
+            f"`vizsla run --exclude {shlex.quote(excluded_in)}` leaves them out"
+            if excluded_in
+            else "--write-exclude FILE lists them, `vizsla run --exclude FILE` leaves them out"
+        )
+        lines.append(f"{_n(len(excluded), 'training image')} better left out: {listed}")
+    return lines
+
+
+def _said(facts: Sequence[Facts], pair: Pair) -> str:
+    return f"{facts[pair.a].name} = {facts[pair.b].name} ({pair.how})"
+
+
+def _odd_line(report: Report, kind: str) -> str:
+    found = report.odd()[kind]
+    names = few([f.name for f in found])
+    return f"{kind} ({ODD[kind]}): {_n(len(found), 'image')}, {names}"
+
+
+def _class_line(kind: str, names: Sequence[str]) -> str:
+    return f"{CLASS_FINDINGS[kind]} ({len(names)}): {few(names, 8)}"
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

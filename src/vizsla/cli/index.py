@@ -1,0 +1,328 @@
+"""Commands on a gallery that is searched: index (build, add, remove, info), search."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.inputs import embedded_queries, open_gallery
+from vizsla.cli.options import (
+    AsJson,
+    Device,
+    ImageSize,
+    LearnOn,
+    Pooling,
+    Quiet,
+    Refine,
+    RefineUses,
+    Seed,
+    ValidateOn,
+    Verbose,
+    Weights,
+    byte_count,
+)
+from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined, vectors_of
+from vizsla.errors import UsageError
+
+if TYPE_CHECKING:
+    from vizsla.search.filters import Filter
+    from vizsla.search.index import Index
+    from vizsla.search.ranking import Ranking
+
+SHOWN = 10  # ranks of a query that are printed when no file is written
+
+
+class IndexCommands(TyperGroup):
+    """`vizsla index EMBEDDINGS -o INDEX` means `vizsla index build …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["build", *args]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
+index = typer.Typer(cls=IndexCommands, no_args_is_help=True)
+app.add_typer(
+    index,
+    name="index",
+    help="Embeddings → index: a gallery to search in, to add to and to remove from.",
+    epilog="Example: vizsla index gallery.emb -o gallery.index "
+    "(the same as `vizsla index build …`)",
+)
+Where = Annotated[str, typer.Argument(metavar="INDEX", help="Its folder, or where in Milvus.")]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        help="Only gallery images with, e.g., label=shoe, label=shoe|hat, 'price<10', label=null, "
+        "id=@names.txt. Repeatable: all must hold.",
+    ),
+]
+
+
+@index.command(epilog="Example: vizsla index gallery.emb -o gallery.index --kind hnsw")
+def build(
+    embeddings: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o", "--out", help="A folder; milvus://HOST:PORT/COLLECTION; a Lite file X.db."
+        ),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option("--kind", help="exact, hnsw, ivf, ivfsq8, ivfpq; auto goes by size, memory."),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            help="What auto may use beside the vectors, e.g. 500MB, 4GB.",
+            show_default="half of all",
+        ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            "--recall", help="Of the ten nearest: sets the search effort.", show_default=".99"
+        ),
+    ] = None,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            "--sample",
+            help="Measure recall on (up to 1,000 of) these embeddings, not on the gallery's.",
+        ),
+    ] = None,
+    store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Embeddings → a new index."""
+    from vizsla.embed.embeddings import Embeddings
+    from vizsla.search.index import build_index
+
+    with ProgressShown(quiet) as shown:
+        made = build_index(
+            embeddings, out, kind=kind, store=store, recall=recall,
+            memory=None if memory is None else byte_count(memory),
+            sample=None if sample is None else Embeddings.open(sample),
+            progress=partial(shown, "building"),
+        )  # fmt: skip
+    _say(made.about(), out, as_json)
+
+
+@index.command(epilog="Example: vizsla index add gallery.index new.emb")
+def add(
+    where: Where,
+    embeddings: Annotated[Path, typer.Argument(help="Those of the new images.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """More images, by the same model. It costs what they cost, not a new index."""
+    from vizsla.embed.embeddings import Embeddings
+    from vizsla.search.index import open_index
+
+    with ProgressShown(quiet) as shown:
+        found = open_index(where, progress=partial(shown, "adding"))
+        found.add(Embeddings.open(embeddings))
+    _say(found.about(), where, as_json)
+
+
+@index.command(epilog="Example: vizsla index remove gallery.index --filter label=hat")
+def remove(
+    where: Where,
+    ids: Annotated[list[str] | None, typer.Argument(help="The ids of the images.")] = None,
+    conditions: Conditions = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Takes images out, by id or by a condition."""
+    from vizsla.search.index import open_index
+
+    if bool(ids) == bool(conditions):
+        raise UsageError("say which images: their ids, or --filter")
+    with ProgressShown(quiet) as shown:
+        found = open_index(where, progress=partial(shown, "rebuilding"))
+        gone = _taken_out(found, ids, conditions)
+    _say({"taken_out": gone, **found.about()}, where, as_json)
+
+
+def _taken_out(found: "Index", ids: list[str] | None, conditions: list[str] | None) -> int:
+    chosen = _filter(conditions)
+    if chosen is not None:
+        mask = chosen.mask(found.ids, found.attributes)
+        ids = [name for name, out in zip(found.ids, mask, strict=True) if out]
+    return found.remove(ids or [])
+
+
+@index.command(epilog="Example: vizsla index rebuild gallery.index")
+def rebuild(
+    where: Where,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Writes it anew without what was removed, and finds its search effort again."""
+    from vizsla.search.folder_index import FolderIndex
+
+    with ProgressShown(quiet) as shown:
+        found = FolderIndex.load(where, progress=partial(shown, "rebuilding"))
+        found.rebuild()
+    _say(found.about(), where, as_json)
+
+
+@index.command(epilog="Example: vizsla index info gallery.index --verify")
+def info(
+    where: Where,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file again.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """What an index holds, and the recall that was measured at every search effort tried."""
+    from vizsla.search.index import open_index
+
+    _say(open_index(where, verify=verify).about(), where, as_json)
+
+
+def _say(about: dict[str, Any], where: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"index": where, **about})
+        return
+    typer.echo(where)
+    curve = about.pop("curve", [])
+    for key, value in about.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        if value is not None:
+            typer.echo(f"  {key.replace('_', ' '):<12} {value}")
+    if curve:
+        typer.echo(f"  {'effort':>10}  recall@10")
+    for effort, recall in curve:
+        mark = "  ← chosen" if effort == about["effort"] else ""
+        typer.echo(f"  {effort:>10}  {recall:.4f}{mark}")
+
+
+def _filter(conditions: list[str] | None) -> "Filter | None":
+    from vizsla.search.filters import Filter
+
+    return Filter.parse(conditions) if conditions else None
+
+
+@app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
+def search(
+    gallery: Annotated[str, typer.Argument(help="An index, or the gallery's embeddings.")],
+    queries: Annotated[
+        list[Path], typer.Argument(help="Embeddings, a folder of images, or image files.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The ranking to write (Parquet).", show_default="printed"),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "-k",
+            "--top-k",
+            min=1,
+            help="Images for a query.",
+            show_default="printed 10; written all up to 20,000, else 1,000",
+        ),
+    ] = None,
+    conditions: Conditions = None,
+    same_set: Annotated[
+        bool, typer.Option("--same-set", help="Both are one set: leave each query itself out.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="What embeds query images: as the gallery's.")
+    ] = None,
+    weights: Weights = "pretrained",
+    pooling: Pooling = None,
+    image_size: ImageSize = None,
+    seed: Seed = 0,
+    refine: Refine = "none",
+    refine_uses: RefineUses = "queries",
+    learn_on: LearnOn = None,
+    validate_on: ValidateOn = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Embeddings or images → ranking: for every query the gallery by falling cosine, or refined."""
+    from vizsla.embed.compute import resolve_compute
+    from vizsla.search.exact import default_depth
+
+    device = resolve_compute(device=device).device
+    found = open_gallery(gallery, device)
+    with ProgressShown(quiet) as progress:
+        asked = embedded_queries(
+            queries, found.model_id, model=model, weights=weights, pooling=pooling,
+            image_size=image_size, seed=seed, device=device,
+            progress=lambda done, total: progress("embedding", done, total),
+        )  # fmt: skip
+        chain, choice = chain_of(
+            refine,
+            refine_uses,
+            learn_on,
+            validate_on,
+            queries=asked,
+            gallery=lambda: vectors_of(found, gallery),
+            progress=progress,
+        )
+    most = len(found) - same_set
+    k = min(SHOWN if out is None else default_depth(len(found)), most) if top_k is None else top_k
+    condition = _filter(conditions)
+    if chain.steps:
+        with ProgressShown(quiet) as progress:
+            ranking = search_refined(
+                found, gallery, asked, chain, max(k, 1), condition, same_set=same_set,
+                device=device, progress=lambda done, total: progress("graph", done, total),
+            )  # fmt: skip
+    else:
+        ranking = found.search(asked, max(k, 1), condition, same_set=same_set)
+    if not as_json:
+        print_refined(chain, choice)
+    if out is not None:
+        ranking.save(out)
+        _say_written(ranking, out, as_json, refine=refine_record(chain, choice))
+    elif as_json:
+        print_json({"model_id": found.model_id, "rankings": _listed(ranking)})
+    else:
+        _print_ranking(ranking)
+
+
+def _say_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) -> None:
+    if as_json:
+        about = {"ranking": str(out), "queries": len(ranking), "depth": ranking.depth}
+        print_json({**about, **more})
+    else:
+        typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {out}")
+
+
+def _listed(ranking: "Ranking") -> dict[str, list[dict[str, Any]]]:
+    """Query → its gallery images, best first."""
+    assert ranking.scores is not None
+    return {
+        query: [
+            {"id": ranking.gallery[at], "score": float(score)}
+            for at, score in zip(ranking.positions[i], ranking.scores[i], strict=True)
+            if at >= 0
+        ]
+        for i, query in enumerate(ranking.queries)
+    }
+
+
+def _print_ranking(ranking: "Ranking") -> None:
+    for query, row in _listed(ranking).items():
+        typer.echo(query)
+        for rank, found in enumerate(row, 1):
+            typer.echo(f"{rank:>5}  {found['score']:.4f}  {found['id']}")

@@ -1,0 +1,202 @@
+"""What paths and flags name → rankings, truths, names, galleries, queries, engines."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vizsla.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from vizsla.data.imageset import DataFolders
+    from vizsla.embed.compute import Compute
+    from vizsla.embed.embeddings import Embeddings
+    from vizsla.embed.inference import Engine
+    from vizsla.score.truth import Truth
+    from vizsla.search.index import Index
+    from vizsla.search.ranking import Ranking
+
+
+def text_or_none(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def names_in(data: Path | None) -> tuple[list[str] | None, list[str] | None]:
+    """The query and gallery names of a data folder, to check a submission against."""
+    from vizsla.data.imageset import open_data
+
+    folders = open_data(data) if data else None
+    return (folders.query.ids, folders.gallery.ids) if folders else (None, None)
+
+
+def read_ranking(path: Path) -> "Ranking":
+    """From a run's folder, a ranking or a submission in any form."""
+    from vizsla.output.submission import read_submission
+    from vizsla.search.ranking import Ranking
+    from vizsla.workspace import is_run, ranking_in, submission_in
+
+    if path.is_dir() or not path.suffix:
+        path = ranking_in(path) if is_run(path) else submission_in(path)
+    return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
+
+
+def images_behind(source: Path, ranking: "Ranking", data: Path | None) -> "DataFolders":
+    """The images that a run, a ranking or a submission is about; DataError where `data` lacks some.
+
+    A run knows where its own lie.
+    """
+    from vizsla.data.imageset import open_data
+    from vizsla.data.listing import few
+    from vizsla.run import finished_run
+    from vizsla.workspace import is_run
+
+    if is_run(source):
+        return finished_run.data_of_run(source, data)
+    if data is None:
+        raise UsageError(f"{source} does not tell where its images lie: give --data DATA")
+    folders = open_data(data)
+    for role, names, images in (
+        ("query", ranking.queries, folders.query),
+        ("gallery", ranking.gallery, folders.gallery),
+    ):
+        if lost := sorted(set(names) - set(images.ids)):
+            raise DataError(
+                f"{len(lost)} of the {len(names)} {role} images that {source} names are not in "
+                f"{images.root} ({few(lost)}): give the data that it is about"
+            )
+    return folders
+
+
+@dataclasses.dataclass(frozen=True)
+class ToldTruth:
+    """What the options say of the truth."""
+
+    labels: Path | None = None
+    labels_from: str | None = None
+    data: Path | None = None
+    qrels: Path | None = None
+    query_labels: Path | None = None
+    gallery_labels: Path | None = None
+    same_set: bool = False
+
+    @property
+    def given(self) -> bool:
+        return bool(self.labels or self.labels_from or self.data or self.qrels)
+
+
+def read_truth(ranking: "Ranking", told: ToldTruth) -> "Truth":
+    """From --qrels, --labels, --labels-from, or the labels file in --data."""
+    from vizsla.data.imageset import open_data
+    from vizsla.score.truth import Truth, truth_of_folders
+
+    if told.labels and told.labels_from:
+        raise UsageError("--labels and --labels-from exclude each other: give one")
+    one_set = told.same_set or bool(ranking.origin.get("same_set"))
+    labels = None
+    if told.data:
+        labels = truth_of_folders(
+            open_data(told.data), labels=told.labels, labels_from=told.labels_from, one_set=one_set
+        )
+    elif told.labels_from:
+        labels = Truth.from_pattern(ranking, told.labels_from, one_set=one_set)
+    elif told.labels is not None:
+        labels = Truth.from_file(told.labels, one_set=one_set)
+    if told.qrels is not None:
+        return Truth.from_grades(read_grades(told.qrels), labels=labels, one_set=one_set)
+    if labels is None:
+        raise UsageError(
+            "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "
+            "or --data DATA with a labels.csv in it"
+        )
+    return labels
+
+
+def read_grades(path: Path) -> "dict[str, dict[str, int]]":
+    from vizsla.output.trec import read_qrels
+
+    return read_qrels(path)
+
+
+def open_gallery(path: str, device: str) -> "Index":
+    """An index, or embeddings as an exact one in memory."""
+    from vizsla.embed.embeddings import Embeddings
+    from vizsla.search.index import in_memory, open_index
+    from vizsla.search.index_files import is_index
+    from vizsla.search.milvus_index import is_milvus
+
+    if is_milvus(path) or is_index(path):
+        return open_index(path, device=device)
+    return in_memory(Embeddings.open(path), device=device)
+
+
+def embedded_queries(
+    sources: list[Path],
+    model_id: str,
+    *,
+    model: str | None,
+    device: str,
+    progress: Callable[[int, int], None],
+    **options: Any,
+) -> "Embeddings":
+    """One folder of embeddings as it is; images embedded by `model`, which must be the gallery's.
+
+    options: of inputs.load_embedder.
+    """
+    from vizsla.embed.embeddings import Embeddings, is_embeddings
+
+    for path in sources:
+        if not path.exists():
+            raise DataError(
+                f"there is nothing at {path}: queries are embeddings, a folder of images, or images"
+            )
+    folders = [path for path in sources if path.is_dir()]
+    if len(sources) > 1 and folders:
+        raise UsageError(f"{folders[0]}: several queries must all be image files")
+    if is_embeddings(sources[0]) or (folders and model is None):
+        return Embeddings.open(sources[0])
+    if model is None:
+        raise UsageError("the queries are images: --model says what embeds them")
+    from vizsla.data.imageset import ImageSet
+    from vizsla.embed import inference
+    from vizsla.run import inputs
+
+    embedder = inputs.load_embedder(model, **options)
+    if embedder.model_id != model_id:
+        raise DataError(
+            f"{model} is model {embedder.model_id} here, the gallery was embedded by {model_id}: "
+            "give the same --model, --weights, --pooling and --image-size as the gallery had"
+        )
+    if folders:
+        images = ImageSet.from_folder(sources[0])
+    else:
+        names = dict.fromkeys(path.as_posix() for path in sources)
+        images = ImageSet(Path(), sorted(names, key=str.encode))
+    with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
+        compute = inference.resolve_compute(
+            device=device, embedder=embedder, images=len(images), sample=images.file
+        )
+        if compute.kind == "cpu":  # a lone query is not one of 32
+            compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
+        return inference.embed(images, embedder, folder, compute=compute, progress=progress)
+
+
+@contextmanager
+def open_engine(
+    name: str, address: str | None, **options: Any
+) -> "Iterator[tuple[Compute, Engine | None]]":
+    """What `embed` computes with, and where. options: those of `resolve_compute`."""
+    if name not in ("local", "ray"):
+        raise UsageError(f"--engine {name}: choose local or ray")
+    if name == "local" and address is not None:
+        raise UsageError("--address names a Ray cluster: add --engine ray")
+    if name == "local":
+        from vizsla.embed.compute import resolve_compute
+
+        yield resolve_compute(**options), None
+        return
+    from vizsla.embed import ray_engine
+
+    with ray_engine.connected(address) as ray:
+        yield ray_engine.resolve_on(ray, **options), ray_engine.ray_engine(ray)

@@ -1,0 +1,102 @@
+"""The command that serves a search page: serve."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vizsla.cli.console import ProgressShown, app
+from vizsla.cli.options import (
+    Device,
+    FollowLinks,
+    ImageSize,
+    Labels,
+    LabelsFrom,
+    Pooling,
+    Precision,
+    Quiet,
+    Verbose,
+    Weights,
+)
+
+
+@app.command(epilog="Example: vizsla serve runs/20260131-235959-0a1b --port 8000")
+def serve(
+    source: Annotated[
+        Path, typer.Argument(help="A run, an index, or a folder of pictures to embed first.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="What embeds the queries.",
+            show_default="the run's own; dinov2-s14 for a folder",
+        ),
+    ] = None,
+    weights: Weights = "pretrained",
+    pooling: Pooling = None,
+    image_size: ImageSize = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Where the gallery's pictures lie.")
+    ] = None,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    class_folders: Annotated[
+        bool, typer.Option("--class-folders", help="The first folder is the label.")
+    ] = False,
+    follow_links: FollowLinks = False,
+    host: Annotated[
+        str, typer.Option("--host", help="0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar="VIZSLA_SERVE_TOKEN", help="Every request then needs it."),
+    ] = None,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Pictures may be added and removed, with a token."),
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A name that the server goes by. Repeatable."),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0, help="Searches a minute of one address; 0: any.")
+    ] = 600.0,
+    most_k: Annotated[int, typer.Option("--most-k", min=1, help="Results at most.")] = 200,
+    max_body: Annotated[
+        float, typer.Option("--max-body", min=0.001, help="MiB that a request may send.")
+    ] = 16.0,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Of a picture to search with.")
+    ] = 40_000_000,
+    title: Annotated[
+        str,
+        typer.Option("--title", help="Of the page.", show_default="the source's name"),
+    ] = "",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search by picture and by words, in a browser and over HTTP, until Ctrl-C."""
+    from vizsla.web.search import server as serving
+
+    def started(about: serving.Started) -> None:
+        typer.echo(f"page  {about.url}/")
+        typer.echo(f"API   {about.url}/openapi.json")
+        if about.token:
+            typer.echo(f"token {about.token} (to change the gallery; shown this once)")
+
+    asked = serving.Source(
+        source, model=model, weights=weights, pooling=pooling, image_size=image_size,
+        images=images, labels=labels, labels_from=labels_from, class_folders=class_folders,
+        follow_links=follow_links, device=device, precision=precision, max_pixels=max_pixels,
+    )  # fmt: skip
+    with ProgressShown(quiet) as progress:
+        serving.serve(
+            asked, host=host, port=port, token=token, allow_changes=allow_changes,
+            allow_hosts=tuple(allow_host or ()), per_minute=rate, most_k=most_k,
+            body_bytes=int(max_body * 2**20), title=title, started=started, progress=progress,
+        )  # fmt: skip

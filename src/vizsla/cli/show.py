@@ -1,0 +1,189 @@
+"""Commands that show something: models, show, report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vizsla.cli.console import ProgressShown, app, log, print_json
+from vizsla.cli.inputs import images_behind, read_ranking
+from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
+from vizsla.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from vizsla.model.embedder import Embedder
+
+
+@app.command(epilog="Example: vizsla report runs/ID -o report.html")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where its images lie now, if elsewhere.")
+    ] = None,
+    projection: Annotated[str, typer.Option("--map", help="tsne, or pca (faster).")] = "tsne",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A run → one HTML page without network: scores, curves, pictures, a map."""
+    from vizsla.run import finished_run
+
+    page = finished_run.report(run, out, data=data, projection=projection)
+    typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command(epilog="Example: vizsla models")
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Fetch their weights now, for use without network.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The backbones by name: dimension, size, licence of the weights; with -v also their source."""
+    if fetch:
+        from vizsla.model.hub import fetch as fetch_weights
+
+        if not names:
+            raise UsageError("--fetch needs the names of models: vizsla models --fetch dinov2-s14")
+        fetched, failed = {}, []
+        for name in names:
+            try:
+                fetched[name] = str(fetch_weights(name))
+            except ModelError as error:  # the others may still be had
+                failed.append(error)
+                log.error("%s", error)
+        if as_json:
+            print_json(fetched)
+        else:
+            typer.echo("".join(f"{name}: {where}\n" for name, where in fetched.items()), nl=False)
+        if failed:
+            raise ModelError(f"{len(failed)} of {len(names)} models could not be fetched")
+        return
+    from vizsla.model.catalogue import model_table
+
+    rows = model_table(names)
+    if as_json:
+        print_json(rows)
+    else:
+        typer.echo(_models_text(rows, all_columns=verbose))
+
+
+def _models_text(rows: list[dict[str, Any]], *, all_columns: bool) -> str:
+    from vizsla.score.tables import Table
+
+    shown = ["name", "dim", "parameters", "image_size", "reads_text", "licence", "pooling"]
+    shown += ["poolings", "source"] * all_columns
+    cells = [
+        {
+            **row,
+            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+            "poolings": ", ".join(row["poolings"]),
+        }
+        for row in rows
+    ]
+    text = Table([key.replace("_", " ") for key in shown], [[c[k] for k in shown] for c in cells])
+    smaller = sorted({r["trained_size"] for r in rows if r["trained_size"] != r["image_size"]})
+    notes = [
+        f"\n{', '.join(r['name'] for r in rows if r['trained_size'] == size)}: last trained at "
+        f"{size} pixels; --image-size {size} reads them so, in several times the time"
+        for size in smaller
+    ]
+    return text.text() + "".join(notes)
+
+
+@app.command(epilog="Example: vizsla show runs/ID --data data --worst 10 -o sheets")
+def show(
+    source: Annotated[
+        Path | None, typer.Argument(help="A run's folder, a ranking or a submission.")
+    ] = None,
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The folder with the images.", show_default="a run's own"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder; earlier sheets in it are replaced.",
+            show_default="visualizations/<name>",
+        ),
+    ] = None,
+    labels: Labels = None,
+    labels_from: LabelsFrom = None,
+    top_k: Annotated[
+        int, typer.Option("-k", "--top-k", min=1, help="Images drawn for a query.")
+    ] = 10,
+    worst: Annotated[int | None, typer.Option("--worst", min=1, help="The N worst only.")] = None,
+    only_wrong: Annotated[
+        bool, typer.Option("--only-wrong", help="Queries with nothing right in their top k.")
+    ] = False,
+    random: Annotated[int | None, typer.Option("--random", min=1, help="N at random.")] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Heat maps of what made query and result alike.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="With --why, for a ranking that is no run: its embedder."),
+    ] = None,
+    augmentations: Annotated[
+        bool, typer.Option("--augmentations", help="Training pictures of each preset instead.")
+    ] = False,
+    seed: Seed = 0,
+    home: Home = Path(),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A PNG for each query: the query on the left, its top k on the right."""
+    if augmentations:
+        if data is None:
+            raise UsageError("--augmentations draws training pictures: give their folder by --data")
+        from vizsla.output.augmentation_sheet import draw_augmentations
+
+        drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
+        typer.echo("\n".join(map(str, drawn)))
+        return
+    if source is None:
+        raise UsageError("give a run, a ranking or a submission, or --augmentations")
+    from vizsla.output import sheet_selection
+    from vizsla.run import finished_run
+    from vizsla.score.truth import truth_of_folders
+    from vizsla.workspace import file_safe, is_run
+
+    ranking = read_ranking(source)
+    embedder = _embedder_behind(source, model) if why else None
+    folders = images_behind(source, ranking, data)
+    truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
+    if truth is None and is_run(source):
+        truth = finished_run.truth_of_run(source)
+    with ProgressShown(quiet) as progress:
+        paths = sheet_selection.show(
+            ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
+            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed, why=embedder,
+            broken=finished_run.broken_queries(source) if is_run(source) else (),
+            progress=lambda done, total: progress("drawing", done, total),
+        )  # fmt: skip
+    if as_json:
+        print_json([str(path) for path in paths])
+    else:
+        count = f"{len(paths)} sheet{'s' if len(paths) > 1 else ''}"
+        typer.echo(f"{count} in {paths[0].parent}" if paths else "no such queries")
+
+
+def _embedder_behind(source: Path, model: str | None) -> "Embedder":
+    """The embedder that made a ranking: the run's own, or the one that is named."""
+    from vizsla.embed.compute import resolve_compute
+    from vizsla.run import inputs
+    from vizsla.workspace import is_run
+
+    if model is None and not is_run(source):
+        raise UsageError(f"--why needs the model behind {source}: give a run, or --model")
+    embedder = inputs.load_embedder(model or str(source))
+    return embedder.to(resolve_compute().device)

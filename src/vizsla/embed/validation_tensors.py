@@ -1,0 +1,128 @@
+"""A few images kept as tensors, to be embedded again and again by models that are being compared.
+
+Pooled vectors of the last few backbones are remembered: another projection on one costs nothing.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vizsla.data.batches import Loader, in_chunks
+from vizsla.data.image_cache import Pictures, available_memory
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.compute import PRECISIONS, Compute
+from vizsla.embed.inference import MAX_PIXELS
+from vizsla.embed.torch_runtime import in_parts
+from vizsla.errors import DataError
+from vizsla.model.embedder import Embedder
+
+log = logging.getLogger("vizsla.train")
+
+SHARE_OF_MEMORY = 0.15
+REMEMBERED = 8
+
+
+class HeldImages:
+    """`vectors(embedder)`: (N, D) float32 unit vectors of the images; zeros for broken ones."""
+
+    def __init__(self, images: ImageSet, compute: Compute, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.images, self.compute, self.max_pixels = images, compute, max_pixels
+        self.broken: dict[int, str] = {}
+        self._tensors: list[Tensor] | None = None  # in batches, where they fit
+        self._prepared_for: str | None = None
+        self._pooled: dict[str, Tensor] = {}
+
+    def vectors(self, embedder: Embedder) -> np.ndarray:
+        key = _backbone_id(embedder)
+        if key not in self._pooled:
+            while len(self._pooled) >= REMEMBERED:
+                self._pooled.pop(next(iter(self._pooled)))
+            self._pooled[key] = self._embedded(embedder)
+        pooled = self._pooled[key].to(self.compute.device)
+        with torch.inference_mode():
+            vectors = embedder.finished(pooled).float().cpu().numpy()
+        vectors[list(self.broken)] = 0
+        return vectors
+
+    def _embedded(self, embedder: Embedder) -> Tensor:
+        """(N, C) float32, on the CPU."""
+        return pooled(embedder, self._batches(embedder), self.compute)[: len(self.images)]
+
+    def _batches(self, embedder: Embedder) -> list[Tensor]:
+        """All batches; kept for the next time where memory allows."""
+        prepared_for = str(embedder.preprocess.to_dict())
+        if self._tensors is not None and self._prepared_for == prepared_for:
+            return self._tensors
+        found = []
+        with Loader(
+            self.images.path,
+            embedder.preprocess.framing,
+            batch_size=self.compute.batch_size,
+            workers=self.compute.workers,
+            max_pixels=self.max_pixels,
+        ) as loader:
+            chunks = in_chunks(range(len(self.images)), self.compute.batch_size)
+            for batch in loader.batches(chunks):
+                broken = {batch.positions[slot]: why for slot, why in batch.reasons.items()}
+                self.broken |= broken
+                found.append(embedder.preprocess.normalised(batch.pixels))
+        if len(self.broken) == len(self.images):
+            raise DataError(f"none of the {len(self.images)} images held out can be read")
+        size = sum(t.nbytes for t in found)
+        if size <= SHARE_OF_MEMORY * (available_memory() or 2**31):
+            self._tensors, self._prepared_for = found, prepared_for
+        return found
+
+
+def pooled(embedder: Embedder, prepared: Iterable[Tensor], compute: Compute) -> Tensor:
+    """(N, C) float32, on the CPU, of batches of prepared images."""
+    device = torch.device(compute.device)
+    embedder = embedder.to(device=device)
+    embedder.eval()
+    precision = PRECISIONS[compute.precision]
+
+    def through(images: Tensor) -> Tensor:
+        on_device = images.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            return embedder.pooled(on_device).float().cpu()
+
+    with torch.inference_mode():
+        found = [
+            in_parts(through, images) if device.type == "cpu" else through(images)
+            for images in prepared
+        ]
+    return torch.cat(found)
+
+
+def pooled_of(
+    pictures: Pictures, chosen: np.ndarray, embedder: Embedder, compute: Compute, *, max_pixels: int
+) -> np.ndarray:
+    """(n, C) of the chosen pictures, as the embedder prepares them."""
+    with Loader(
+        pictures.images.path,
+        embedder.preprocess.framing,
+        batch_size=compute.batch_size,
+        workers=compute.workers,
+        max_pixels=max_pixels,
+        picture=pictures.__getitem__,
+    ) as loader:
+        chunks = in_chunks([int(i) for i in chosen], compute.batch_size)
+        prepared = (
+            embedder.preprocess.normalised(batch.pixels)[: batch.filled]
+            for batch in loader.batches(chunks)
+        )
+        return pooled(embedder, prepared, compute).numpy()
+
+
+def _backbone_id(embedder: Embedder) -> str:
+    """Of all weights that make pooled vectors, and of the preprocessing."""
+    digest = hashlib.sha256(f"{embedder.preprocess.to_dict()} {embedder.views}".encode())
+    for part in (embedder.backbone, embedder.pool):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

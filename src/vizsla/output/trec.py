@@ -1,0 +1,110 @@
+"""Judgements ↔ TREC qrels files, and a judged ranking → a TREC run. Knows no metric.
+
+What is written here gives other evaluators our numbers: junk and the query itself are taken out of
+the run, and scores fall strictly, since each evaluator breaks ties in its own way.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vizsla import storage
+from vizsla.errors import DataError
+from vizsla.output.submission_forms import FORMATS, decoded, shown, with_spaces, without_spaces
+from vizsla.score.relevance import Truth, ignored_names, relevance, relevant_and_ignored
+from vizsla.search.ranking import Ranking
+
+Grades = dict[str, dict[str, int]]  # query id → gallery id → grade
+RELEVANT, WRONG, JUNK = 1, 0, -1
+
+
+def read_qrels(path: str | Path) -> Grades:
+    """Lines of `query iteration image grade`; DataError with the line that says something else.
+
+    The iteration is not looked at. A pair may stand twice if it has the same grade.
+    """
+    try:
+        return _parsed(decoded(storage.read_bytes(path)))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _parsed(text: str) -> Grades:
+    grades: Grades = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 4:
+            raise DataError(
+                f"line {number}: expected four fields (query 0 image grade), got {len(fields)}"
+            )
+        query, name = with_spaces(fields[0]), with_spaces(fields[2])
+        try:
+            grade = int(fields[3])
+        except ValueError:
+            raise DataError(
+                f"line {number}: expected a whole number as grade, got {shown(fields[3])}"
+            ) from None
+        row = grades.setdefault(query, {})
+        if row.setdefault(name, grade) != grade:
+            raise DataError(
+                f"line {number}: {shown(query)} and {shown(name)} have the grades {row[name]} and "
+                f"{grade}: keep one"
+            )
+    if not grades:
+        raise DataError("there is no judgement in it: expected lines such as `q1 0 image7 1`")
+    return grades
+
+
+def write_qrels(grades: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
+    """One line for each judged pair; names with spaces are written with %20, as in a run."""
+    lines = [
+        f"{without_spaces(query)} 0 {without_spaces(name)} {grade}\n"
+        for query, row in grades.items()
+        for name, grade in row.items()
+    ]
+    storage.write_text(path, "".join(lines))
+
+
+def grades_of(ranking: Ranking, truth: Truth) -> Grades:
+    """The truth as judgements: 1 for relevant images, -1 for junk and the query itself.
+
+    A query with nothing relevant gets one image with grade 0: without a line it would be unknown.
+    DataError where the gallery's truth is not complete, so that what is relevant is not known.
+    """
+    judged = relevance(ranking, truth)
+    if (judged.n_relevant < 0).any():
+        raise DataError(
+            "the truth of the whole gallery is not known, so judgements would be incomplete: "
+            "give --data DATA, or a labels file with roles"
+        )
+    explicit = truth.relevant or {}
+    names = [*truth.gallery] if truth.gallery_complete else list(ranking.gallery)
+    names += sorted({n for row in explicit.values() for n in row} - set(names))
+    relevant, ignored = relevant_and_ignored(truth, judged.queries, names)
+    grades: Grades = {}
+    for query, right, gone in zip(judged.queries, relevant, ignored, strict=True):
+        row = dict.fromkeys((names[i] for i in right), RELEVANT)
+        row |= dict.fromkeys((names[i] for i in gone), JUNK)
+        if not len(right):
+            taken = np.isin(np.arange(len(names)), gone)
+            row |= {names[int(np.argmin(taken))]: WRONG} if not taken.all() else {}
+        grades[query] = row
+    return grades
+
+
+def write_run(ranking: Ranking, truth: Truth, path: str | Path) -> None:
+    """The ranking as a TREC run, junk and the query itself taken out."""
+    lists: dict[str, list[str]] = {}
+    scores: dict[str, list[float]] = {}
+    for i, query in enumerate(ranking.queries):
+        gone = set(ignored_names(truth, query))
+        row = ranking.row(i)
+        kept = [j for j, name in enumerate(row) if name not in gone]
+        lists[query] = [row[j] for j in kept]
+        if ranking.scores is not None:
+            scores[query] = ranking.scores[i, kept].tolist()
+    text = FORMATS["trec"].write(lists, None if ranking.scores is None else scores)
+    storage.write_text(path, text)

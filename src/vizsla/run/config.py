@@ -1,0 +1,157 @@
+"""What `run` was asked, and how it is written down: every path absolute, every `auto` decided."""
+
+import dataclasses
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import vizsla
+from vizsla.choose.refinement import kept_chain
+from vizsla.data.imageset import DataFolders
+from vizsla.embed.compute import Compute, resolve_compute
+from vizsla.embed.inference import MAX_PIXELS
+from vizsla.model.embedder import Embedder
+from vizsla.train.training import training_compute
+from vizsla.train.tune import TuneConfig
+from vizsla.workspace import open_run
+
+REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `vizsla run` was asked. Paths are made absolute and every `auto` resolved in the run."""
+
+    data: str
+    model: str = "dinov2-s14"
+    weights: str = "pretrained"
+    pooling: str | None = None  # None: the model's default
+    image_size: int | None = None  # None: the weights' own
+    interpolation: str | None = None  # None: the named model's own
+    top_k: int = 10
+    labels: str | None = None  # None: DATA/labels.csv where there is one
+    labels_from: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    compiling: str = "auto"
+    batch_size: int | str = "auto"
+    workers: int | None = None
+    seed: int = 0
+    exclude: str | None = None
+    max_pixels: int = MAX_PIXELS
+    follow_links: bool = False
+    figures: int = 20  # 0: none, -1: one for every query
+    home: str = "."
+    tuning: dict[str, Any] | None = None  # options of TuneConfig; None: run frozen
+    views: str | None = None  # None: the embedder's own
+    whiten: str = "none"  # or plain, shrunk: learned on the training images
+    dim: int | None = None  # of the vectors, by PCA; None: all
+    refine: str = "none"  # auto, or a chain (search/chain.py)
+    refine_uses: str = "queries"  # the most that it may use of the other test images
+    validating: dict[str, Any] | None = None  # options of TuneConfig, for choices without training
+    model_id: str | None = None  # what --again must find; None: anything
+    cache: str | None = None  # a folder of vectors by content; None: each run makes its own
+
+
+def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
+    """The configuration of an earlier run, as it was resolved then. data: where it lies now."""
+    recorded = open_run(folder).config
+    known = {f.name for f in dataclasses.fields(RunConfig)}
+    asked = {key: value for key, value in recorded["options"].items() if key in known}
+    asked["model_id"] = recorded["embedder"]["model_id"]
+    if asked.get("refine") == "auto":
+        asked["refine"] = kept_chain(Path(folder) / REFINEMENT) or "auto"
+    config = RunConfig(**asked)
+    return config if data is None else moved_to(config, data)
+
+
+def moved_to(config: RunConfig, data: str | Path) -> RunConfig:
+    """The same on data that lies elsewhere now; the files that lay inside moved along."""
+    before, now = Path(config.data), Path(data).absolute()
+
+    def moved(path: str | None) -> str | None:
+        inside = path is not None and Path(path).is_relative_to(before)
+        return str(now / Path(path).relative_to(before)) if path and inside else path
+
+    return dataclasses.replace(
+        config, data=str(now), labels=moved(config.labels), exclude=moved(config.exclude)
+    )
+
+
+def tune_config(config: RunConfig, options: dict[str, Any]) -> TuneConfig:
+    """The options of training, with what it shares with the run."""
+    shared = {
+        "seed": config.seed,
+        "device": config.device,
+        "precision": config.precision,
+        "workers": config.workers,
+        "max_pixels": config.max_pixels,
+        "real_weights": config.weights != "random",
+    }
+    return TuneConfig.from_options({**shared, **options})
+
+
+def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Compute:
+    """What the run computes with: every `auto` resolved by its network and its images."""
+    return resolve_compute(
+        device=config.device,
+        precision=config.precision,
+        compiling=config.compiling,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        embedder=embedder,
+        images=len(data.query) + len(data.gallery),
+        sample=lambda i: data.gallery.file(i % len(data.gallery)),
+    )
+
+
+def resolved(
+    config: RunConfig, embedder: Embedder, compute: Compute, data: DataFolders
+) -> dict[str, Any]:
+    """What `--again` reads: every path absolute, every `auto` decided."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path and Path(path).exists() else path
+
+    tuning = config.tuning
+    if tuning is not None:  # its own `auto`: training may use another precision than embedding
+        compute_of_training = training_compute(tune_config(config, tuning).train)
+        tuning = {**tuning, "precision": compute_of_training.precision}
+    options = dataclasses.replace(
+        config,
+        tuning=tuning,
+        data=str(Path(config.data).absolute()),
+        model=str(absolute(config.model)) if Path(config.model).is_dir() else config.model,
+        weights=str(absolute(config.weights)),
+        pooling=None if Path(config.model).is_dir() else embedder.pooling,
+        labels=absolute(_labels_used(config, data)),
+        exclude=absolute(config.exclude),
+        home=str(Path(config.home).absolute()),
+        cache=None,  # whoever repeats this run need not have it
+        device=compute.device,
+        precision=compute.precision,
+        compiling="on" if compute.compiled else "off",
+        batch_size=compute.batch_size,
+        workers=compute.workers,
+    )
+    names = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "pillow", "pyarrow")
+    return {
+        "form": "run/1",
+        "options": dataclasses.asdict(options),
+        "embedder": {"name": embedder.name, "model_id": embedder.model_id},
+        "compute_id": compute.id,
+        "versions": {
+            "vizsla": vizsla.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in names},
+        },
+    }
+
+
+def _labels_used(config: RunConfig, data: DataFolders) -> str | None:
+    """The labels file of this run, so that --again does not find another one."""
+    if config.labels_from or config.labels:
+        return config.labels
+    return None if data.labels_file is None else str(data.labels_file)

@@ -1,0 +1,120 @@
+"""A finished run → its truth, other scores, a cut-off, a report."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.data.imageset import DataFolders
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.output import report_data, report_page
+from vizsla.run.config import again, tune_config
+from vizsla.run.pipeline import Progress, embed_role, folders_of, network_of_run, truth_in
+from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
+from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
+from vizsla.score.whole_gallery import evaluate_ranked
+from vizsla.search.ranking import Ranking
+from vizsla.train.tune import held_out, target_of, training_part
+from vizsla.workspace import open_run, ranking_in
+
+
+def truth_of_run(folder: str | Path) -> Truth | None:
+    """The truth that a run was scored with; None where it had none."""
+    config = again(folder)
+    return truth_in(config, folders_of(config))
+
+
+def data_of_run(folder: str | Path, data: str | Path | None = None) -> DataFolders:
+    """The images that a run ranked; `data` is where they lie now. DataError for other ones."""
+    folders = folders_of(again(folder, data=data))
+    for role, images in (("query", folders.query), ("gallery", folders.gallery)):
+        ranked = Embeddings.open(Path(folder) / "embeddings" / role)
+        names = {*ranked.ids, *(name for name, _ in ranked.broken)}
+        if names != set(images.ids):
+            raise DataError(
+                f"{folders.folder} does not hold the images that {folder} ranked: of its "
+                f"{len(names)} {role} images {len(names - set(images.ids))} are missing, and "
+                f"{len(set(images.ids) - names)} others are there: give the data of that run"
+            )
+    return folders
+
+
+def broken_queries(folder: str | Path) -> list[str]:
+    """The queries of a run that could not be read, so that nothing was ranked for them."""
+    return [name for name, _ in Embeddings.open(Path(folder) / "embeddings" / "query").broken]
+
+
+def report(
+    folder: str | Path, out: str | Path, *, data: str | Path | None = None, projection: str = "tsne"
+) -> Path:
+    """One self-contained page about a run. data: where its images lie now, if elsewhere."""
+    config = again(folder)
+    if data is not None:  # a labels file that lay there has moved with it
+        labels = config.labels if config.labels and Path(config.labels).exists() else None
+        config = dataclasses.replace(config, data=str(data), labels=labels)
+    folders = folders_of(config)
+    found = report_data.gather(open_run(folder), folders, truth_in(config, folders))
+    storage.write_text(out, report_page.report(found, projection=projection))
+    return Path(out)
+
+
+def judge_run(folder: str | Path, **options: Any) -> tuple[Ranking, Truth, Scores]:
+    """A run's ranking, its truth, and its scores with other options of `evaluate`."""
+    truth = truth_of_run(folder)
+    if truth is None:
+        raise DataError(
+            f"{folder} has no scores, since no labels were known: give --labels, --labels-from, "
+            "--qrels or --data DATA with a labels.csv in it"
+        )
+    return rescore(folder, truth, **options)
+
+
+def rescore(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, Truth, Scores]:
+    """The same by another truth; a ranking that ends early is completed from the embeddings."""
+    ranking = Ranking.load(ranking_in(folder))
+    parts = (Embeddings.open(Path(folder) / "embeddings" / role) for role in ("query", "gallery"))
+    return ranking, truth, evaluate_ranked(ranking, truth, *parts, **options)
+
+
+def calibrate_run(
+    folder: str | Path,
+    *,
+    precision: float = 0.95,
+    validate_on: str | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """The cut-off of a run, learned on a validation part of its training images.
+
+    A tuned run uses the images that its training held out: others the model has seen. A frozen one
+    may use nearly all. The vectors go into the run's folder, so that a second time costs nothing.
+    """
+    config = again(folder)
+    data = folders_of(config)
+    truth = truth_in(config, data)
+    tuning = tune_config(config, config.tuning or {})
+    if config.tuning is not None and validate_on not in (None, tuning.validate_on):
+        raise UsageError(
+            f"{folder} was tuned with {tuning.validate_on} held out, and has seen all else: "
+            f"leave out --validate-on {validate_on}"
+        )
+    images = training_part(data.training, config.data)
+    labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
+    target = target_of(data.query, data.gallery, labels)
+    tuning = dataclasses.replace(tuning, validate_on=validate_on or tuning.validate_on)
+    if config.tuning is None:
+        tuning = dataclasses.replace(tuning, share=share_like(images, target))
+    parts = held_out(images, tuning, target)
+    this = open_run(folder)
+    network = network_of_run(this, config)
+    job = (images.subset(parts.held_out), f"validation-{tuning.validate_on}", network)
+    try:
+        vectors = embed_role(*job, this, config, progress)
+    except DataError:  # those of an earlier call, on other images or by other software
+        shutil.rmtree(Path(folder) / "embeddings" / job[1], ignore_errors=True)
+        vectors = embed_role(*job, this, config, progress)
+    return calibrate_on_split(
+        vectors, images, parts, precision=precision, source=f"{config.data}/training"
+    )

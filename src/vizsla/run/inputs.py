@@ -1,0 +1,205 @@
+"""What a command is pointed at → images, folders, an embedder."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from vizsla.data.imageset import (
+    DataFolders,
+    ImageSet,
+    has_layout,
+    labels_for,
+    labels_from_pattern,
+    open_data,
+    read_exclude,
+    read_labels,
+)
+from vizsla.data.listing import few
+from vizsla.data.remote import image_set_at, is_url
+from vizsla.data.resize import INTERPOLATIONS
+from vizsla.data.splits import Target
+from vizsla.data.webdataset import image_set_in_tars, is_tars
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.model.projection import behind, whitening
+from vizsla.search.exact import comparable
+from vizsla.train.tune import target_of
+from vizsla.workspace import is_run
+
+log = logging.getLogger("vizsla.run")
+
+
+def load_embedder(
+    model: str,
+    *,
+    weights: str = "pretrained",
+    pooling: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    interpolation: str | None = None,
+    views: str | None = None,
+) -> Embedder:
+    """From a backbone's name, a saved embedder's folder or a run's folder.
+
+    interpolation: bilinear, bicubic, … for weights that were trained so; None: the model's own.
+    views: None keeps a saved embedder's own.
+    """
+    embedder = _loaded(model, weights=weights, pooling=pooling, image_size=image_size, seed=seed)
+    if interpolation is not None:
+        if Path(model).is_dir():
+            raise UsageError(f"{model} is a saved embedder: leave out --interpolation")
+        if interpolation not in INTERPOLATIONS:
+            raise UsageError(f"--interpolation {interpolation}: choose {', '.join(INTERPOLATIONS)}")
+        embedder = embedder.with_interpolation(interpolation)
+    return embedder if views is None else embedder.with_views(views)
+
+
+def whiten_embedder(
+    embedder: Embedder, training: Embeddings, kind: str, dim: int | None
+) -> Embedder:
+    """The same, its vectors whitened (or reduced alone) by those of training images. In place.
+
+    training: embedded by this embedder as it is. DataError: by another one, or too few.
+    """
+    comparable(embedder.model_id, training.model_id, embedder.dim, training.dim)
+    projection = whitening(training.vectors, kind, dim)
+    embedder.projection = behind(embedder.projection, projection)
+    log.info(
+        "%s of %d dimensions, learned on %d training images",
+        "PCA" if kind == "none" else f"{kind} whitening", projection.outputs, len(training),
+    )  # fmt: skip
+    return embedder
+
+
+def _loaded(
+    model: str, *, weights: str, pooling: str | None, image_size: int | None, seed: int
+) -> Embedder:
+    folder = Path(model)
+    if not folder.is_dir():
+        return Embedder.build(
+            model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
+        )
+    if weights != "pretrained" or pooling is not None or image_size is not None:
+        raise UsageError(
+            f"{model} is a saved embedder: its weights, pooling and image size are fixed. "
+            "Leave out --weights, --pooling and --image-size, or name a backbone"
+        )
+    return Embedder.load(folder / "embedder" if is_run(folder) else folder)
+
+
+def image_set(
+    source: str | Path,
+    *,
+    labels: str | Path | None = None,
+    labels_from: str | None = None,
+    class_folders: bool = False,
+    role: str | None = None,
+    exclude: str | Path | None = None,
+    follow_links: bool = False,
+) -> ImageSet:
+    """The images of a folder, a table, tar files or a URL, labels from the one place named."""
+    if sum(map(bool, (labels, labels_from, class_folders))) > 1:
+        raise UsageError("--labels, --labels-from and --class-folders exclude each other: give one")
+    if is_tars(str(source)):
+        if class_folders:
+            raise UsageError("tar files carry their labels in them: leave out --class-folders")
+        images = image_set_in_tars(str(source))
+    elif is_url(str(source)):
+        images = image_set_at(str(source), class_folders=class_folders)
+    elif Path(source).is_file():
+        images = ImageSet.from_table(source, role=role)
+    elif class_folders:
+        images = ImageSet.from_class_folders(source, follow_links=follow_links)
+    else:
+        images = ImageSet.from_folder(source, follow_links=follow_links)
+    if labels:
+        images = images.with_labels(labels_for(images.ids, read_labels(labels), role))
+    elif labels_from:
+        images = images.with_labels(labels_from_pattern(images.ids, labels_from))
+    return _less(images, exclude, role) if exclude else images
+
+
+def _less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
+    """Without those that the file lists, by id or, as `vizsla check` writes them, behind their role
+    (by default the name of their folder); a warning where it lists none of them."""
+    role = role or images.root.absolute().name
+    names = [name.removeprefix("test/") for name in read_exclude(exclude)]
+    gone = {cut for name in names for cut in (name, f"test/{name}", name.removeprefix(f"{role}/"))}
+    kept = images.without(gone)
+    log.info("%d of %d images excluded", len(images) - len(kept), len(images))
+    if names and len(kept) == len(images):
+        log.warning(
+            "%s excludes nothing here: it lists %s, the images are such as %s",
+            exclude, few(sorted(names)), images.ids[0],
+        )  # fmt: skip
+    if len(kept) == 0:
+        raise DataError(f"{exclude} excludes all {len(images)} images of {images.root}")
+    return kept
+
+
+def open_folders(
+    path: str | Path, *, exclude: str | Path | None = None, follow_links: bool = False
+) -> DataFolders:
+    """A data folder without the images that the file `exclude` lists."""
+    data = open_data(path, follow_links=follow_links)
+    if exclude:
+        excluded = {name.removeprefix("test/") for name in read_exclude(exclude)}
+        _warn_of_unknown(excluded, data, exclude)
+        data = dataclasses.replace(
+            data,
+            query=_without(data.query, "query", excluded),
+            gallery=_without(data.gallery, "gallery", excluded),
+            training=data.training and _without(data.training, "training", excluded),
+        )
+    return data
+
+
+def training_images(
+    path: str | Path,
+    *,
+    labels: str | Path | None = None,
+    labels_from: str | None = None,
+    exclude: str | Path | None = None,
+    follow_links: bool = False,
+) -> tuple[ImageSet | None, Target | None]:
+    """The labelled images of a data folder, of a folder of classes, or of one with a labels file;
+    and what is known of the test part, which is never among them.
+
+    UsageError for labels beside a data folder's own: they would reach into the test part.
+    """
+    if has_layout(path):
+        if labels or labels_from:
+            raise UsageError(
+                f"{path} has training/<class>/ and test/: the folders of training/ are its labels, "
+                "so leave out --labels and --labels-from, or give a folder of images without test/"
+            )
+        data = open_folders(path, exclude=exclude, follow_links=follow_links)
+        return data.training, target_of(data.query, data.gallery)
+    if labels or labels_from:
+        images = image_set(path, labels=labels, labels_from=labels_from, follow_links=follow_links)
+    else:
+        below = Path(path) / "training"
+        root = below if below.is_dir() else path
+        images = ImageSet.from_class_folders(root, follow_links=follow_links)
+    return _less(images, exclude, "training") if exclude else images, None
+
+
+def _warn_of_unknown(excluded: set[str], data: DataFolders, source: str | Path) -> None:
+    known = {f"query/{name}" for name in data.query.ids}
+    known |= {f"gallery/{name}" for name in data.gallery.ids}
+    known |= {f"training/{name}" for name in (data.training.ids if data.training else [])}
+    if unknown := sorted(excluded - known):
+        log.warning(
+            "%d of %d names in %s are no images here and exclude nothing (%r, …): expected such as "
+            "gallery/a.jpg, query/b.jpg, training/class/c.jpg",
+            len(unknown), len(excluded), source, unknown[0],
+        )  # fmt: skip
+
+
+def _without(images: ImageSet, role: str, excluded: set[str]) -> ImageSet:
+    gone = {name.removeprefix(f"{role}/") for name in excluded if name.startswith(f"{role}/")}
+    kept = images.without(gone)
+    if len(kept) < len(images):
+        log.info("%d of %d %s images excluded", len(images) - len(kept), len(images), role)
+    return kept

@@ -1,0 +1,382 @@
+"""Many runs: models × pooling × fine-tuning in one go, or a search for the settings of a training.
+
+Every combination is a run of the main job of its own. What is done is written down under
+<home>/sweeps, so that the same command goes on where it was; a failure is listed, not the end.
+"""
+
+import dataclasses
+import gc
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.data.fingerprint import fingerprint
+from vizsla.data.imageset import open_data
+from vizsla.embed.shared_vectors import TOGETHER, embed_together
+from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
+from vizsla.model.backbones import resolve
+from vizsla.model.embedder import Embedder
+from vizsla.model.pooling import POOLINGS
+from vizsla.run import inputs, pipeline
+from vizsla.run.config import RunConfig, compute_for
+from vizsla.run.pipeline import Progress
+from vizsla.score.compare import read_results
+from vizsla.score.tables import Section, Table, to_html
+from vizsla.train.train_log import SHORT_FOLDER
+from vizsla.train.tune import TuneConfig
+
+log = logging.getLogger("vizsla.run.sweep")
+
+FORM = "sweep/1"
+LOSSES = ("cross-entropy", "cross-entropy+0.5*supcon", "arcface", "multi-similarity")
+RATES = {"learning_rate": (1e-5, 1e-3), "head_learning_rate": (3e-4, 1e-2)}
+# of a trial, removed behind it
+MADE_AGAIN = ("embedder", "checkpoint", f"{SHORT_FOLDER}/checkpoint", "features", "heads")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What `vizsla sweep` was asked. run: what all runs share; its model, weights, pooling and
+    tuning's finetune and loss are replaced.
+
+    weights: one for all models, or one for each. poolings: None is the model's own.
+    losses: of the training; empty is its default. trials: 0 runs the grid; otherwise so many
+    trainings are tried for each combination, and the best settings are run.
+    """
+
+    run: RunConfig
+    models: Sequence[str]
+    weights: Sequence[str] = ("pretrained",)
+    poolings: Sequence[str | None] = (None,)
+    finetunes: Sequence[str] = ("none",)
+    losses: Sequence[str] = ()
+    trials: int = 0
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One cell of the grid."""
+
+    model: str
+    weights: str
+    pooling: str | None
+    finetune: str
+    loss: str | None = None
+
+    def __str__(self) -> str:
+        parts = [Path(self.model).name, self.pooling, self.finetune, self.loss]
+        return " · ".join(part for part in parts if part)
+
+
+@dataclass
+class Outcome:
+    """What became of a combination: a result file, or the reason why there is none.
+
+    left_out: the model has no such pooling; that is no failure. reused: it had been run before.
+    """
+
+    combination: Combination
+    result: Path | None = None
+    reused: bool = False
+    error: str | None = None
+    left_out: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # found by trials
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    outcomes: list[Outcome]
+
+    @property
+    def failures(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.error]
+
+    def table(self) -> Table:
+        """One row a combination that has a result, in the grid's order."""
+        columns = ["model", "pooling", "fine-tuning", "loss", "kept", "k", "top-1", "top-k",
+                   "precision@k", "mAP", "seconds", "run"]  # fmt: skip
+        rows = [_row(outcome) for outcome in self.outcomes if outcome.result]
+        known = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+        return Table([columns[i] for i in known], [[row[i] for i in known] for row in rows])
+
+    def remarks(self) -> tuple[list[str], list[str]]:
+        """(alarms, notes): failures and what cannot be true; then what was left out."""
+        paths = [outcome.result for outcome in self.outcomes if outcome.result]
+        alarms, notes = read_results(paths).remarks() if paths else ([], [])
+        failed = [f"{outcome.combination} failed: {outcome.error}" for outcome in self.failures]
+        left = [f"{o.combination} left out: {o.left_out}" for o in self.outcomes if o.left_out]
+        return failed + alarms, left + notes
+
+    def to_dict(self) -> dict[str, Any]:
+        alarms, notes = self.remarks()
+        return {
+            "runs": [
+                {**dataclasses.asdict(o.combination), "result": o.result and str(o.result),
+                 "reused": o.reused, "error": o.error, "left_out": o.left_out,
+                 "settings": o.settings}
+                for o in self.outcomes
+            ],
+            "table": self.table().records(),
+            "alarms": alarms,
+            "notes": notes,
+        }  # fmt: skip
+
+    def html(self) -> str:
+        alarms, notes = self.remarks()
+        sections = [Section("Runs", self.table())]
+        if alarms or notes:
+            sections.append(Section("Look at these", alarms=alarms, remarks=notes))
+        return to_html("Sweep", sections)
+
+
+def sweep(config: SweepConfig, progress: Progress | None = None) -> SweepResult:
+    """Runs every combination that has no result yet."""
+    grid = combinations(config)
+    if config.trials and all(one.finetune == "none" for one in grid):
+        raise UsageError("--trials searches the settings of a training: give --finetune head, …")
+    place = Path(config.run.home) / "sweeps"
+    shared = dataclasses.replace(
+        config.run,
+        cache=config.run.cache or str(place / "cache"),
+        compiling="off",  # one pass then serves several poolings, bit for bit
+    )
+    outcomes = []
+    ahead = [one for one in grid if one.finetune == "none"]
+    with storage.locked(place):
+        for i, one in enumerate(grid, 1):
+            log.info("%d of %d: %s", i, len(grid), one)
+            outcome = _outcome(one, dataclasses.replace(config, run=shared), ahead, progress)
+            outcomes.append(outcome)
+            for word, why in (("failed", outcome.error), ("left out", outcome.left_out)):
+                if why:
+                    log.warning("%s %s: %s", one, word, why)
+            gc.collect()  # the model before the next one
+    return SweepResult(outcomes)
+
+
+def combinations(config: SweepConfig) -> list[Combination]:
+    """The grid, models outermost. A folder's pooling is fixed, so it has one only."""
+    _check(config)
+    weights = list(config.weights) * (1 if len(config.weights) > 1 else len(config.models))
+    losses = config.losses if config.losses and not config.trials else (None,)
+    found = [
+        Combination(model, own, pooling, finetune, loss if finetune != "none" else None)
+        for model, own in zip(config.models, weights, strict=True)
+        for pooling in ((None,) if Path(model).is_dir() else config.poolings)
+        for finetune in config.finetunes
+        for loss in losses
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _check(config: SweepConfig) -> None:
+    if len(config.weights) not in (1, len(config.models)):
+        raise UsageError(
+            f"{len(config.weights)} --weights for {len(config.models)} models: give one for all, "
+            "or one for each"
+        )
+    for pooling in config.poolings:
+        if pooling is not None and pooling not in POOLINGS:
+            raise UsageError(f"--pooling {pooling}: choose among {', '.join(POOLINGS)}")
+    for finetune in config.finetunes:
+        TuneConfig.from_options({"finetune": finetune})  # refuses what it does not know
+
+
+# ── one combination ──────────────────────────────────────────────────────────────────────────────
+
+
+def _outcome(
+    one: Combination,
+    config: SweepConfig,
+    ahead: Sequence[Combination],
+    progress: Progress | None,
+) -> Outcome:
+    """Runs it, unless that was done before. Whatever goes wrong with it is its own affair."""
+    try:
+        poolings = None if Path(one.model).is_dir() else resolve(one.model).poolings
+        if one.pooling and poolings and one.pooling not in poolings:
+            return Outcome(one, left_out=f"it has {', '.join(poolings)} pooling")
+        asked = run_config(one, config)
+        record = Path(config.run.home) / "sweeps" / f"{_key(asked, config)}.json"
+        done = _done_before(record)
+        if done is not None:
+            log.info("%s was run before: %s", one, done["result"])
+            return Outcome(one, Path(done["result"]), reused=True, settings=done["settings"])
+        settings = {}
+        if config.trials and one.finetune != "none":
+            settings = _search(asked, config, record.with_suffix(""), progress)
+            asked = dataclasses.replace(asked, tuning={**(asked.tuning or {}), **settings})
+        _embed_ahead(one, config, ahead, progress)
+        result = pipeline.run(asked, progress)
+    except Exception as error:  # the next combination may well work
+        log.debug("%s", one, exc_info=True)
+        known = isinstance(error, VizslaError)
+        what = str(error) if known else f"{type(error).__name__}: {error}"
+        return Outcome(one, error=" ".join(what.split()))
+    content = {"form": FORM, **dataclasses.asdict(one), "result": str(result.result_path),
+               "run": str(result.run.folder), "settings": settings}  # fmt: skip
+    storage.write_sealed_json(record, content)
+    return Outcome(one, result.result_path, settings=settings)
+
+
+def run_config(one: Combination, config: SweepConfig) -> RunConfig:
+    """The run of a combination."""
+    tuning = None
+    if one.finetune != "none":
+        tuning = {**(config.run.tuning or {}), "finetune": one.finetune}
+        if one.loss:
+            tuning["loss"] = one.loss
+    return dataclasses.replace(
+        config.run, model=one.model, weights=one.weights, pooling=one.pooling, tuning=tuning
+    )
+
+
+def _key(asked: RunConfig, config: SweepConfig) -> str:
+    """Of all that decides a result: the options, and the files that they name."""
+    options = dataclasses.asdict(asked)
+    for name in ("home", "workers", "figures", "cache"):
+        options.pop(name)
+    data = open_data(asked.data, follow_links=asked.follow_links)
+    inside = [Path(asked.model) / below for below in ("config.json", "embedder/config.json")]
+    files = [asked.labels or data.labels_file, asked.exclude, asked.weights, *inside]
+    hashes = [storage.sha256_of(file) if file and Path(file).is_file() else None for file in files]
+    sets = [fingerprint(part) for part in (data.query, data.gallery)]
+    training = fingerprint(data.training) if data.training and asked.tuning else None
+    searched = [config.trials, *config.losses] if asked.tuning and config.trials else None
+    content = json.dumps([options, hashes, sets, training, searched], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def _done_before(record: Path) -> dict[str, Any] | None:
+    """What was written down about a combination, while its result file is there."""
+    if not record.exists():
+        return None
+    try:
+        content = storage.read_sealed_json(record)
+    except StorageError as error:
+        log.warning("%s, so it is run again", error)
+        return None
+    return content if Path(content["result"]).is_file() else None
+
+
+def _embed_ahead(
+    one: Combination,
+    config: SweepConfig,
+    grid: Sequence[Combination],
+    progress: Progress | None,
+) -> None:
+    """One pass of a frozen model for all its poolings that are asked for, before the first."""
+    same = [o for o in grid if (o.model, o.weights) == (one.model, one.weights)]
+    poolings = [o.pooling for o in same if o.pooling in TOGETHER]
+    run = config.run
+    if one.finetune != "none" or len(poolings) < 2 or one.pooling != poolings[0] or run.exclude:
+        return
+    data = open_data(run.data, follow_links=run.follow_links)
+    first = inputs.load_embedder(
+        one.model, weights=one.weights, pooling=one.pooling, image_size=run.image_size,
+        seed=run.seed,
+    )  # fmt: skip
+    others = [Embedder(first.backbone, str(p), name=first.name).eval() for p in poolings[1:]]
+    compute = compute_for(run, first, data)
+    others = [e for e in others if compute_for(run, e, data) == compute]
+    if not others:
+        return
+
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(f"embedding for {len(poolings)} poolings", done, total)
+
+    for images in (data.query, data.gallery):
+        embed_together(
+            images, [first, *others], str(run.cache), compute=compute, max_pixels=run.max_pixels,
+            progress=report,
+        )  # fmt: skip
+
+
+# ── trials ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _search(
+    asked: RunConfig, config: SweepConfig, folder: Path, progress: Progress | None
+) -> dict[str, Any]:
+    """The settings of the best of so many trainings, by validation alone.
+
+    The study is kept in `folder`: a search that was interrupted goes on.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("--trials", "sweep") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=f"sqlite:///{(folder / 'study.db').absolute()}",
+        study_name="sweep",
+        sampler=optuna.samplers.TPESampler(seed=asked.seed),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+    def value(trial: Any) -> float:
+        settings = _suggested(trial, asked, config.losses or LOSSES)
+        tuning = {**(asked.tuning or {}), **settings}
+        return _trial_value(
+            dataclasses.replace(asked, tuning=tuning), folder / f"trial-{trial.number}", progress
+        )
+
+    over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+    done = len(study.get_trials(deepcopy=False, states=over))
+    study.optimize(value, n_trials=max(0, config.trials - done), catch=(VizslaError, RuntimeError))
+    if not study.get_trials(deepcopy=False, states=over[:1]):
+        raise UsageError(f"none of the {config.trials} trials could be trained; see the log")
+    log.info("best of %d trials: %.4f with %s", config.trials, study.best_value, study.best_params)
+    return dict(study.best_params)
+
+
+def _suggested(trial: Any, asked: RunConfig, losses: Sequence[str]) -> dict[str, Any]:
+    """A trial's settings. A rate that was given stays as it is."""
+    given = asked.tuning or {}
+    names = [name for name in RATES if name not in given]
+    if given.get("finetune") == "head":
+        names = [name for name in names if name != "learning_rate"]
+    settings = {name: trial.suggest_float(name, *RATES[name], log=True) for name in names}
+    settings["loss"] = trial.suggest_categorical("loss", list(losses))
+    return settings
+
+
+def _trial_value(asked: RunConfig, out: Path, progress: Progress | None) -> float:
+    """What the best trained candidate scores on validation; the test part is never looked at."""
+    blind = dataclasses.replace(asked, labels=None, labels_from=None)  # those of the test part
+    result = pipeline.train(blind, out, progress=progress)
+    for name in MADE_AGAIN:
+        shutil.rmtree(out / name, ignore_errors=True)
+    assert result is not None  # one process only
+    return max(candidate.value for candidate in result.candidates[1:])
+
+
+# ── the table ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _row(outcome: Outcome) -> list[Any]:
+    one, record = outcome.combination, storage.read_json(outcome.result or Path())
+    training, scores = record.get("training") or {}, record.get("scores") or {}
+    return [
+        record["model_name"],
+        record["pooling_type"],
+        one.finetune,
+        outcome.settings.get("loss", one.loss),
+        training.get("kept"),
+        record["top_k"],
+        scores.get("top_k_accuracy@1"),
+        record["top_k_accuracy"],
+        record["precision_at_k"],
+        record.get("map"),
+        record["runtime_seconds"],
+        record["run_id"],
+    ]

@@ -1,0 +1,129 @@
+"""A split's held-out images → one value a query for any embedder, scored as the evaluation is.
+
+This builds `train`'s `validate`. Each draw is ranked and evaluated by itself; a query that occurs
+in several draws has the mean of its values.
+"""
+
+import logging
+
+import numpy as np
+
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Split
+from vizsla.embed.compute import Compute
+from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.inference import MAX_PIXELS
+from vizsla.embed.validation_tensors import HeldImages
+from vizsla.errors import MissingExtraError, ModelError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.score.relevance import Truth
+from vizsla.score.whole_gallery import evaluate_ranked
+from vizsla.search import exact
+
+log = logging.getLogger("vizsla.train")
+
+PROMPT = "a photo of a {}"
+MOST_TEXTS = 1000  # labels that are encoded for every candidate
+# What decides: half of it whether the first image is right, half how all of them are ranked.
+BALANCED = "balanced"
+VALUES = {BALANCED: "mean of AP and top-1", "map": "AP", "top1": "top-1", "points": "points/1000"}
+KEYS = {"map": "map", "top1": "top_k_accuracy@1", "points": "contest_points"}
+
+
+class Validation:
+    """`validation(embedder)`: (Q,) values of the same Q queries each time, 0…1, more is better.
+
+    means: the other figures of the last call. chance: what a random ranking would give.
+    queries: Q ids. device: for the search.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        split: Split,
+        compute: Compute,
+        *,
+        value: str = BALANCED,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if value not in VALUES:
+            raise UsageError(f"validate by {value!r}: choose one of {', '.join(VALUES)}")
+        self.value, self.compute = value, compute
+        positions = split.held_out
+        place = {int(p): i for i, p in enumerate(positions)}
+        self.images = images.subset(positions)
+        self.labels = [str(label) for label in self.images.labels or []]
+        self.draws = [
+            (_places(place, draw.query), _places(place, draw.gallery)) for draw in split.draws
+        ]
+        self.held = HeldImages(self.images, compute, max_pixels=max_pixels)
+        asked = np.unique(np.concatenate([query for query, _ in self.draws]))
+        self.queries = [self.images.ids[i] for i in asked]
+        self.means: dict[str, float] = {}
+
+    def __call__(self, embedder: Embedder) -> np.ndarray:
+        vectors = self.held.vectors(embedder)
+        sums: dict[str, np.ndarray] = {}
+        totals = {key: np.zeros(len(self.queries)) for key in KEYS}
+        counts = np.zeros(len(self.queries))
+        row_of = {name: i for i, name in enumerate(self.queries)}
+        for query, gallery in self.draws:
+            found, names = self._scored(vectors, query, gallery, embedder.model_id)
+            rows = [row_of[name] for name in names]
+            counts[rows] += 1
+            for key, values in found.items():
+                totals[key][rows] += values
+        seen = counts > 0
+        sums = {key: total[seen] / counts[seen] for key, total in totals.items()}
+        self.means = {key: float(values.mean()) for key, values in sums.items()}
+        if embedder.reads_text:
+            self.means |= self._text_score(embedder, vectors)
+        if self.value == BALANCED:
+            return (sums["map"] + sums["top1"]) / 2
+        return sums[self.value]
+
+    @property
+    def chance(self) -> float:
+        """Of top-1 and, nearly, of AP: the share of the gallery that is relevant."""
+        shares = []
+        labels = np.array(self.labels)
+        for query, gallery in self.draws:
+            shares += [float((labels[gallery] == labels[q]).mean()) for q in query]
+        return float(np.mean(shares))
+
+    def _text_score(self, embedder: Embedder, vectors: np.ndarray) -> dict[str, float]:
+        """Share of the images that are nearest to their own label, said as a sentence."""
+        names = sorted(set(self.labels))
+        if not 2 <= len(names) <= MOST_TEXTS:
+            return {}
+        try:
+            texts = embedder.encode_text([PROMPT.format(name.replace("_", " ")) for name in names])
+        except (MissingExtraError, ModelError) as error:
+            log.info("no text score: %s", error)
+            return {}
+        nearest = (vectors @ texts.detach().float().cpu().numpy().T).argmax(axis=1)
+        right = np.array(names)[nearest] == np.array(self.labels)
+        return {"text": float(right.mean())}
+
+    def _scored(
+        self, vectors: np.ndarray, query: np.ndarray, gallery: np.ndarray, model_id: str
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        asked, searched = (
+            self._part(vectors, [i for i in side if i not in self.held.broken], model_id)
+            for side in (query, gallery)
+        )
+        device = "cpu" if self.compute.device.startswith("mps") else self.compute.device
+        ranking = exact.rank(asked, searched, device=device)
+        truth = Truth.from_lists(asked.ids, asked.labels or [], searched.ids, searched.labels or [])
+        ks = (1, 5, 10) if len(searched) >= 10 else (1,)
+        scores = evaluate_ranked(ranking, truth, asked, searched, device=device, ks=ks)
+        found = {key: scores.metrics[name].values for key, name in KEYS.items()}
+        return {**found, "points": found["points"] / 1000}, scores.queries
+
+    def _part(self, vectors: np.ndarray, places: list[int], model_id: str) -> Embeddings:
+        kept = self.images.subset(places)
+        return Embeddings(kept.ids, vectors[places], kept.attributes, model_id)
+
+
+def _places(place: dict[int, int], positions: np.ndarray) -> np.ndarray:
+    return np.array([place[int(p)] for p in positions])

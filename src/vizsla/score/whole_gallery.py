@@ -1,0 +1,128 @@
+"""Embeddings + truth → Scores over the whole gallery, however large it is.
+
+A ranking of a large gallery ends at some depth; the ranks behind it are counted, not sorted.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vizsla.embed.arrays import own_embeddings
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.score.relevance import Truth, relevant_and_ignored
+from vizsla.score.scores import Scores, evaluate
+from vizsla.search import exact
+from vizsla.search.ranking import Ranking
+
+WHOLE = 20_000_000  # scores: above that a ranking is cut, and the ranks behind are counted
+DEPTH = 1000
+
+
+def evaluate_embeddings(
+    queries: Any,
+    gallery: Any = None,
+    query_labels: Any = None,
+    gallery_labels: Any = None,
+    *,
+    same_set: bool = False,
+    ks: Sequence[int] = (1, 5, 10),
+    device: str = "cpu",
+    **options: Any,
+) -> Scores:
+    """The scores of vectors of one's own: by cosine, exactly, over the whole gallery.
+
+    queries, gallery: NumPy arrays, torch tensors (anything with DLPack), .npy, .npz, .safetensors
+    or Parquet files, embeddings folders. The labels: arrays, lists or files; None where the
+    vectors' file holds them. same_set: `queries` alone, each searched for among the others.
+    options: of `evaluate`, such as cluster="label".
+    """
+    asked, searched = own_pair(queries, gallery, query_labels, gallery_labels, same_set=same_set)
+    truth = truth_of(asked, searched, None, same_set)
+    ranking = ranked(asked, searched, ks=ks, same_set=same_set, device=device)
+    return evaluate_ranked(ranking, truth, asked, searched, device=device, ks=ks, **options)
+
+
+def own_pair(
+    queries: Any,
+    gallery: Any = None,
+    query_labels: Any = None,
+    gallery_labels: Any = None,
+    *,
+    same_set: bool = False,
+) -> tuple[Embeddings, Embeddings]:
+    """Both sides; the same one twice for same_set. DataError where they cannot be compared."""
+    if same_set != (gallery is None):
+        raise UsageError(
+            "one set for queries and gallery is given as queries alone, with same_set (--same-set)"
+            if same_set
+            else "give the gallery's vectors too (--gallery), or same_set (--same-set) where "
+            "queries and gallery are one set"
+        )
+    if same_set and gallery_labels is not None:
+        raise UsageError("one set has one list of labels: give the query labels alone")
+    asked = own_embeddings(queries, query_labels, role="query")
+    if same_set:
+        return asked, asked
+    searched = own_embeddings(gallery, gallery_labels, role="gallery")
+    exact.comparable(asked.model_id, searched.model_id, asked.dim, searched.dim)
+    return asked, searched
+
+
+def truth_of(
+    queries: Embeddings,
+    gallery: Embeddings,
+    grades: Mapping[str, Mapping[str, int]] | None = None,
+    same_set: bool = False,
+) -> Truth:
+    """By the labels of both, or by judgements (then labels only slice)."""
+    labelled = [bool(side.labels and any(side.labels)) for side in (queries, gallery)]
+    labels = Truth.from_sets(queries, gallery, one_set=same_set) if all(labelled) else None
+    if grades is not None:
+        return Truth.from_grades(grades, labels=labels, one_set=same_set)
+    if labels is None:
+        role = "gallery" if labelled[0] else "query"
+        raise DataError(
+            f"the {role} vectors come without labels: give {role} labels (--{role}-labels FILE)"
+        )
+    return labels
+
+
+def ranked(
+    queries: Embeddings,
+    gallery: Embeddings,
+    *,
+    ks: Sequence[int] = (),
+    same_set: bool = False,
+    device: str = "cpu",
+) -> Ranking:
+    """The ranking, as deep as memory allows and at least to max(ks)."""
+    available = len(gallery) - (1 if same_set else 0)
+    if available < 1:
+        raise DataError(f"{len(gallery)} image: one set needs two or more to search among")
+    deep = len(queries) * len(gallery) <= WHOLE
+    depth = exact.default_depth(len(gallery)) if deep else max(DEPTH, *ks)
+    return exact.rank(queries, gallery, min(depth, available), same_set=same_set, device=device)
+
+
+def evaluate_ranked(
+    ranking: Ranking,
+    truth: Truth,
+    queries: Embeddings,
+    gallery: Embeddings,
+    *,
+    device: str = "cpu",
+    **options: Any,
+) -> Scores:
+    """Scores over the whole gallery, however deep the ranking of these vectors is.
+
+    One that was refined or fused is no longer that of the vectors: what is behind its end is
+    unknown. options: of `evaluate`.
+    """
+    full_ranks = None
+    by_cosine = not {"refine", "fusion"} & ranking.origin.keys()
+    if by_cosine and ranking.depth < len(gallery) - (1 if truth.one_set else 0):
+        relevant, ignored = relevant_and_ignored(truth, queries.ids, gallery.ids)
+        full_ranks = exact.relevant_ranks(
+            queries.vectors, gallery.vectors, relevant, ignored=ignored, device=device
+        )
+    return evaluate(ranking, truth, full_ranks=full_ranks, **options)

@@ -1,0 +1,490 @@
+"""The folder of an index: vectors, ids and attributes, which of them are removed; its manifest.
+
+`vectors.npy` only grows: an addition is written behind its last row, and counts from the moment the
+manifest names it. Every addition is a *segment*: rows of `vectors.npy`, with their SHA-256, and one
+Parquet file of ids and attributes. Small segments are merged, so that there are never many. Removed
+rows stay where they are until `rewrite`. The manifest is replaced as the last step of every change,
+so what a crash leaves behind is either not named, or whole. Knows nothing of how one searches.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vizsla import storage
+from vizsla.embed import embeddings as emb
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, StorageError
+
+MANIFEST = "manifest.json"
+FORM = "index/1"
+STORES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+HEADER = 128  # bytes before the first row of vectors.npy
+LASTING = ("structure", "sample")  # files that an addition or removal leaves valid
+NOTHING: dict[str, Any] = {
+    "segments": [], "removed": None, "structure": None, "sample": None, "extras": {},
+}  # fmt: skip
+COPY_ROWS = 8192  # rows written or hashed at a time
+OURS = re.compile(
+    r"(vectors|items|removed|structure|sample|extra)[\w.-]*|\..*\.tmp|\.lock|manifest\.json"
+)
+CHANGED = "another process has changed {}: open it again"
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One committed state of an index folder; changes give a new one and leave this one readable.
+
+    vectors: (N, D) memory-mapped, fp32 or fp16, removed rows among them. ids, attributes: N rows.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    vectors: np.ndarray
+    ids: list[str]
+    attributes: pa.Table
+    removed: np.ndarray  # rows, rising
+
+    @cached_property
+    def alive(self) -> np.ndarray:
+        """(N,) bool: the rows that are not removed."""
+        alive = np.ones(len(self.ids), bool)
+        alive[self.removed] = False
+        return alive
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of every id that is not removed."""
+        alive = self.alive
+        return {name: row for row, name in enumerate(self.ids) if alive[row]}
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_index(folder: str | Path) -> bool:
+    path = Path(folder) / MANIFEST
+    return path.is_file() and f'"{FORM}"' in path.read_text(errors="replace")[:200]
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder} holds no index: it has no {MANIFEST} (see `vizsla index`)")
+    manifest = storage.read_sealed_json(path)
+    if manifest.get("form") != FORM:
+        raise DataError(f"{folder} holds no index but {manifest.get('form')!r}")
+    return manifest
+
+
+def version_of(manifest: dict[str, Any]) -> str:
+    """Twelve hex digits that change whenever the index does."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read(folder: str | Path, *, verify: bool = False) -> Stored:
+    """Opens a folder. StorageError where it is damaged; `verify` hashes large files again too."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        return _opened(folder, manifest, verify)
+    except StorageError:
+        if read_manifest(folder) == manifest:
+            raise
+        return _opened(folder, read_manifest(folder), verify)  # it was changed meanwhile
+
+
+def _opened(folder: Path, manifest: dict[str, Any], verify: bool) -> Stored:
+    verify_vectors(folder, manifest, force=verify)
+    for name, sha256 in files_of(manifest).items():
+        storage.verify(folder / name, sha256, force=verify)
+    tables = [storage.read_table(folder / s["items"], s["sha256"]) for s in manifest["segments"]]
+    items = _joined(tables)
+    removed = np.empty(0, np.int64)
+    if manifest["removed"]:
+        entry = manifest["removed"]
+        removed = storage.read_table(folder / entry["file"], entry["sha256"])["row"].to_numpy()
+    vectors = _mapped(folder / manifest["vectors"], _rows(manifest), manifest)
+    ids = items["id"].to_pylist()
+    return Stored(folder, manifest, vectors, ids, items.drop_columns(["id"]), removed)
+
+
+def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
+    """Copy-on-write, so that torch may wrap it without a copy; nothing is ever written to it."""
+    shape = (rows, manifest["dim"])
+    if rows == 0:
+        return np.empty(shape, STORES[manifest["store"]])
+    return np.memmap(path, STORES[manifest["store"]], "c", offset=HEADER, shape=shape)
+
+
+def files_of(manifest: dict[str, Any]) -> dict[str, str]:
+    """File → SHA-256 of all that the manifest names, but `vectors.npy`."""
+    named = {segment["items"]: segment["sha256"] for segment in manifest["segments"]}
+    others = [manifest[key] for key in ("removed", *LASTING)] + [*manifest["extras"].values()]
+    return named | {entry["file"]: entry["sha256"] for entry in others if entry}
+
+
+def verify_vectors(folder: Path, manifest: dict[str, Any], *, force: bool = False) -> None:
+    """StorageError unless the header and every segment's rows are what the manifest says.
+
+    Remembered for each (size, mtime, inode), as storage.verify does for whole files.
+    """
+    path = folder / manifest["vectors"]
+    try:
+        with path.open("rb") as file:
+            memo = _memo(path, file, manifest)
+            if memo and memo.exists() and not force:
+                return
+            _check_header(path, file.read(HEADER), manifest)
+            for segment in manifest["segments"]:
+                found = _hash_rows(file, segment["rows"] * _row_bytes(manifest))
+                if found != segment["vectors_sha256"]:
+                    raise StorageError(
+                        f"{path} is damaged: the SHA-256 of its rows is {found[:12]}…, expected "
+                        f"{segment['vectors_sha256'][:12]}…. Restore it from a copy, or build the "
+                        "index again"
+                    )
+    except OSError as error:
+        raise storage.storage_error("read", path, error) from error
+    _remember(memo)
+
+
+def _check_header(path: Path, found: bytes, manifest: dict[str, Any]) -> None:
+    # an addition that was cut short after its manifest was written leaves the header before it
+    expected = {_header(rows, manifest) for rows in (_rows(manifest), manifest["header_rows"])}
+    if found not in expected:
+        raise StorageError(f"{path} is damaged: its header is not what the manifest says")
+
+
+def _memo(path: Path, file: io.BufferedReader, manifest: dict[str, Any]) -> Path | None:
+    state = os.fstat(file.fileno())
+    if state.st_size < storage.MEMO_FROM_BYTES:
+        return None
+    parts = "".join(segment["vectors_sha256"] for segment in manifest["segments"])
+    return storage.memo_path(path, state, parts)
+
+
+def _remember(memo: Path | None) -> None:
+    if memo:
+        with contextlib.suppress(OSError):
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            memo.touch()
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n, D) float32 unit rows, attributes
+
+
+def parts_of(source: Embeddings | str | Path) -> tuple[str, int, int, Iterator[Part]]:
+    """model_id, D, N, and the parts of embeddings in memory or, shard by shard, of their folder."""
+    if isinstance(source, Embeddings):
+        part = (source.ids, source.vectors, source.attributes)
+        return source.model_id, source.dim, len(source), iter([part])
+    manifest = emb.read_manifest(source)
+    size = sum(shard["rows"] for shard in manifest["shards"])
+    return manifest["model_id"], manifest["dim"], size, map(_part, emb.shards(source))
+
+
+def _part(table: pa.Table) -> Part:
+    return table["id"].to_pylist(), emb.vectors_of(table), table.drop_columns(["id", "vector"])
+
+
+def create(
+    folder: Path, source: Embeddings | str | Path, about: dict[str, Any], store: str
+) -> Stored:
+    """A new index in `folder`; one that is there stays whole until the new one is.
+
+    about: goes into the manifest as it is.
+    """
+    if store not in STORES:
+        raise DataError(f"store={store!r}: choose {' or '.join(STORES)}")
+    check_place(folder)
+    model_id, dim, _, parts = parts_of(source)
+    number = read_manifest(folder)["next"] if is_index(folder) else 0
+    manifest: dict[str, Any] = {
+        "form": FORM, **about, "model_id": model_id, "dim": dim, "store": store,
+        "vectors": f"vectors-{number:05d}.npy" if number else "vectors.npy",
+        "next": number + 1, **NOTHING,
+    }  # fmt: skip
+    return _write_all(folder, manifest, parts)
+
+
+def check_place(folder: Path) -> None:
+    """DataError where the folder holds other things than an index."""
+    foreign = (
+        [p.name for p in folder.iterdir() if not OURS.fullmatch(p.name)] if folder.is_dir() else []
+    )
+    if foreign or ((folder / MANIFEST).exists() and not is_index(folder)):
+        raise DataError(
+            f"{folder} holds other things than an index ({(foreign or [MANIFEST])[0]}): choose "
+            "another folder"
+        )
+
+
+def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) -> Stored:
+    """All parts as the one segment of a new `vectors.npy`."""
+    tables, rows, digest = [], 0, hashlib.sha256()
+    seen: set[str] = set()
+    with storage.writing(folder / manifest["vectors"]) as temporary, temporary.open("wb") as file:
+        file.write(_header(0, manifest))
+        for ids, vectors, attributes in parts:
+            check_new(ids, vectors, seen)
+            seen.update(ids)
+            tables.append(_items(ids, attributes))
+            _write_rows(file, vectors, manifest, digest)
+            rows += len(ids)
+        file.seek(0)
+        file.write(_header(rows, manifest))
+        file.flush()
+    items = _joined(tables) if tables else _items([], pa.table({}))
+    name, manifest = _numbered(manifest, "items-{:05d}.parquet")
+    entry = {"rows": rows, "vectors_sha256": digest.hexdigest(), "items": name,
+             "sha256": storage.write_table(folder / name, items)}  # fmt: skip
+    manifest = {**manifest, "segments": [entry], "header_rows": rows}
+    _trust(folder, manifest)
+    commit(folder, manifest)
+    return read(folder)
+
+
+def append(stored: Stored, added: Embeddings) -> Stored:
+    """`added` behind the last row."""
+    folder, manifest = stored.folder, stored.manifest
+    check_new(added.ids, added.vectors, stored.row_of)
+    items = _items(added.ids, added.attributes)
+    joined = _joined_attributes(stored, items)  # fails, if at all, before anything is written
+    verify_vectors(folder, manifest)  # costs nothing unless the file was touched
+    path = folder / manifest["vectors"]
+    start = HEADER + _rows(manifest) * _row_bytes(manifest)
+    digest = hashlib.sha256()
+    try:
+        with path.open("r+b") as file:
+            file.truncate(start)  # what an addition that was cut short has left
+            file.seek(start)
+            _write_rows(file, added.vectors, manifest, digest)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise storage.storage_error("write", path, error) from error
+    name, manifest = _numbered(manifest, "items-{:05d}.parquet")
+    entry = {"rows": len(added), "vectors_sha256": digest.hexdigest(), "items": name,
+             "sha256": storage.write_table(folder / name, items)}  # fmt: skip
+    before = _rows(manifest)
+    manifest = _merged(folder, {**manifest, "segments": [*manifest["segments"], entry]})
+    manifest = {**manifest, "header_rows": before, "extras": {}}
+    commit(folder, manifest)
+    with path.open("r+b") as file:
+        file.write(_header(_rows(manifest), manifest))
+    _trust(folder, manifest)
+    grown = Stored(
+        folder, manifest, _mapped(path, _rows(manifest), manifest), [*stored.ids, *added.ids],
+        joined, stored.removed,
+    )  # fmt: skip
+    new_rows = zip(added.ids, range(before, before + len(added)), strict=True)
+    grown.__dict__["row_of"] = {**stored.row_of, **dict(new_rows)}  # making it anew takes longer
+    return grown
+
+
+def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Joins a last segment that has grown to half of the one before: there are only log N."""
+    segments = list(manifest["segments"])
+    while len(segments) > 1 and 2 * segments[-1]["rows"] >= segments[-2]["rows"]:
+        pair = [segments.pop(), segments.pop()][::-1]
+        tables = [storage.read_table(folder / s["items"], s["sha256"]) for s in pair]
+        rows = sum(s["rows"] for s in pair)
+        with (folder / manifest["vectors"]).open("rb") as file:
+            file.seek(HEADER + sum(s["rows"] for s in segments) * _row_bytes(manifest))
+            for segment in pair:  # or damage since the last look would get a right hash
+                if (
+                    _hash_rows(file, segment["rows"] * _row_bytes(manifest))
+                    != segment["vectors_sha256"]
+                ):
+                    raise StorageError(f"{folder / manifest['vectors']} is damaged")
+            file.seek(HEADER + sum(s["rows"] for s in segments) * _row_bytes(manifest))
+            digest = _hash_rows(file, rows * _row_bytes(manifest))
+        name, manifest = _numbered(manifest, "items-{:05d}.parquet")
+        sha256 = storage.write_table(folder / name, _joined(tables))
+        segments.append({"rows": rows, "vectors_sha256": digest, "items": name, "sha256": sha256})
+    return {**manifest, "segments": segments}
+
+
+def remove(stored: Stored, rows: np.ndarray) -> Stored:
+    """The rows count no longer; they stay on disk until `rewrite`."""
+    removed = np.union1d(stored.removed, rows).astype(np.int64)
+    name, manifest = _numbered(stored.manifest, "removed-{:05d}.parquet")
+    sha256 = storage.write_table(stored.folder / name, pa.table({"row": removed}))
+    manifest = {
+        **manifest,
+        "removed": {"file": name, "sha256": sha256, "rows": len(removed)},
+        "extras": {},
+    }
+    commit(stored.folder, manifest)
+    return read(stored.folder)
+
+
+def rewrite(stored: Stored, folder: Path | None = None) -> Stored:
+    """Without the removed rows and without a structure: here, or as a copy in another folder."""
+    target = stored.folder if folder is None else folder
+    check_place(target)
+    number = read_manifest(target)["next"] if is_index(target) else 0
+    manifest: dict[str, Any] = {
+        **stored.manifest, **NOTHING,
+        "vectors": f"vectors-{number:05d}.npy" if number else "vectors.npy", "next": number + 1,
+    }  # fmt: skip
+    return _write_all(target, manifest, _kept(stored))
+
+
+def _kept(stored: Stored) -> Iterator[Part]:
+    rows = np.flatnonzero(stored.alive)
+    for start in range(0, max(1, len(rows)), 65536):
+        part = rows[start : start + 65536]
+        yield [stored.ids[row] for row in part], stored.vectors[part], stored.attributes.take(part)
+
+
+def keep(
+    stored: Stored, key: str, suffix: str, write: Callable[[Path], None], about: dict[str, Any]
+) -> Stored:
+    """A file made by `write` beside the vectors: a lasting one, or an extra of that name."""
+    stem = key if key in LASTING else f"extra-{key}"
+    name, manifest = _numbered(stored.manifest, stem + "-{:05d}" + suffix)
+    with storage.writing(stored.folder / name) as temporary:
+        write(temporary)
+        sha256 = storage.sha256_of(temporary)
+    entry = {"file": name, "sha256": sha256, **about}
+    if key in LASTING:
+        manifest = {**manifest, key: entry}
+    else:
+        manifest = {**manifest, "extras": {**manifest["extras"], key: entry}}
+    return note(stored, manifest)
+
+
+def note(stored: Stored, manifest: dict[str, Any]) -> Stored:
+    """The same rows with another manifest."""
+    commit(stored.folder, manifest)
+    return Stored(
+        stored.folder, manifest, stored.vectors, stored.ids, stored.attributes, stored.removed
+    )
+
+
+def commit(folder: Path, manifest: dict[str, Any]) -> None:
+    """Replaces the manifest, then deletes the files that it no longer names."""
+    storage.write_sealed_json(folder / MANIFEST, manifest)
+    named = {*files_of(manifest), manifest["vectors"], MANIFEST, ".lock"}
+    for path in folder.iterdir():
+        if path.name not in named and OURS.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # still open elsewhere, on Windows
+                path.unlink()
+
+
+@contextlib.contextmanager
+def changing(stored: Stored) -> Iterator[None]:
+    """Holds the folder; StorageError where another process holds it or has changed it."""
+    with storage.locked(stored.folder):
+        if read_manifest(stored.folder) != stored.manifest:
+            raise StorageError(CHANGED.format(stored.folder))
+        yield
+
+
+def check_new(ids: Sequence[str], vectors: np.ndarray, present: Any) -> None:
+    """DataError unless the ids are new and the vectors have length 1."""
+    seen: set[str] = set()
+    for name in ids:
+        if name in present or name in seen:
+            raise DataError(
+                f"the index holds {name!r} already: an id stands for one image; remove it first"
+            )
+        seen.add(name)
+    for start in range(0, len(vectors), COPY_ROWS):
+        norms = np.linalg.norm(vectors[start : start + COPY_ROWS].astype(np.float32), axis=1)
+        wrong = np.flatnonzero(~(np.abs(norms - 1) < 0.01))
+        if len(wrong):
+            raise DataError(
+                f"the vector of {ids[start + wrong[0]]!r} has length {norms[wrong[0]]:.3g}, "
+                "expected 1: Embeddings.from_arrays makes unit vectors"
+            )
+
+
+# ── bytes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rows(manifest: dict[str, Any]) -> int:
+    return sum(segment["rows"] for segment in manifest["segments"])
+
+
+def _row_bytes(manifest: dict[str, Any]) -> int:
+    return int(manifest["dim"]) * STORES[manifest["store"]].itemsize
+
+
+def _header(rows: int, manifest: dict[str, Any]) -> bytes:
+    """NumPy's own header; it leaves room for the number of rows to grow."""
+    sink = io.BytesIO()
+    about = {"descr": STORES[manifest["store"]].str, "fortran_order": False,
+             "shape": (rows, manifest["dim"])}  # fmt: skip
+    np.lib.format.write_array_header_1_0(sink, about)
+    header = sink.getvalue()
+    if len(header) != HEADER:
+        raise StorageError(f"NumPy {np.__version__} writes headers of {len(header)} bytes")
+    return header
+
+
+def _write_rows(file: Any, vectors: np.ndarray, manifest: dict[str, Any], digest: Any) -> None:
+    for start in range(0, len(vectors), COPY_ROWS):
+        rows = vectors[start : start + COPY_ROWS].astype(STORES[manifest["store"]])
+        data = np.ascontiguousarray(rows).tobytes()
+        file.write(data)
+        digest.update(data)
+
+
+def _hash_rows(file: io.BufferedReader, size: int) -> str:
+    digest = hashlib.sha256()
+    while size > 0 and (data := file.read(min(size, 2**22))):
+        digest.update(data)
+        size -= len(data)
+    return digest.hexdigest()
+
+
+def _trust(folder: Path, manifest: dict[str, Any]) -> None:
+    """Remembers rows as verified that were hashed while they were written."""
+    path = folder / manifest["vectors"]
+    with path.open("rb") as file:
+        _remember(_memo(path, file, manifest))
+
+
+def _items(ids: Sequence[str], attributes: pa.Table) -> pa.Table:
+    columns = {name: attributes[name] for name in attributes.column_names}
+    if reserved := {"id", "vector"} & columns.keys():
+        raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
+    return pa.table({"id": pa.array(ids, pa.string()), **columns})
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the attributes do not fit those in the index: {error}") from error
+
+
+def _joined_attributes(stored: Stored, items: pa.Table) -> pa.Table:
+    """Of all rows. Columns that only one side has are null on the other."""
+    ids = pa.array(stored.ids, pa.string()) if stored.attributes.num_columns == 0 else None
+    old = pa.table({"id": ids}) if ids is not None else stored.attributes
+    new = items if ids is not None else items.drop_columns(["id"])
+    joined = _joined([old, new])
+    return joined.drop_columns(["id"]) if ids is not None else joined
+
+
+def _numbered(manifest: dict[str, Any], form: str) -> tuple[str, dict[str, Any]]:
+    """A file name that no earlier state of the index has used."""
+    return form.format(manifest["next"]), {**manifest, "next": manifest["next"] + 1}

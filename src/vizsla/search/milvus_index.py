@@ -1,0 +1,489 @@
+"""An index in Milvus: a gallery beyond one machine, or a file of Milvus Lite.
+
+`milvus://HOST:PORT/COLLECTION` names a collection of a server, `gallery.db` a file of Milvus Lite.
+Candidates come from Milvus with their vectors, and are ordered by exact scores here, as in every
+kind of index. A second, tiny collection beside the first tells which model the vectors are of.
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
+from vizsla.search import ann, exact
+from vizsla.search.filters import Condition, Filter, no_attribute, typed
+from vizsla.search.folder_index import build_in
+from vizsla.search.index_files import Part, check_new, parts_of
+from vizsla.search.queries import as_queries, check_k, without_self
+from vizsla.search.ranking import Ranking
+
+FORM = "milvus/1"
+ABOUT = "_vizsla"  # the collection beside
+LITE_COLLECTION = "vizsla"
+TOP_K = 16_384  # Milvus gives no more at once
+MESSAGE_BYTES = 16 * 2**20
+SCANNED = 10_000  # a filter that allows no more rows is answered by looking at each
+TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+NOTHING = "row < 0"
+
+
+def is_milvus(where: str | Path) -> bool:
+    return str(where).startswith("milvus://") or str(where).endswith(".db")
+
+
+class MilvusIndex:
+    """See index.Index. `ids` and `attributes` are fetched when they are first asked for."""
+
+    kind = "milvus"
+
+    def __init__(self, where: str, client: Any, collection: str, about: dict[str, Any]) -> None:
+        self.where, self.client, self.collection, self._about = where, client, collection, about
+        self._lite = not where.startswith("milvus://")
+        self._gallery: tuple[list[str], pa.Table] | None = None
+
+    @staticmethod
+    def build(embeddings: Embeddings | str | Path, where: str) -> "MilvusIndex":
+        """A collection that is there already is replaced, if it is one of ours."""
+        client, collection = _connected(where)
+        model_id, dim, _, parts = parts_of(embeddings)
+        about = {"form": FORM, "model_id": model_id, "dim": dim, "types": {}}
+        with _speaking(where):
+            if client.has_collection(collection):
+                if not client.has_collection(collection + ABOUT):
+                    raise DataError(f"{where} holds another collection: choose another name")
+                client.drop_collection(collection)
+            if client.has_collection(collection + ABOUT):
+                client.drop_collection(collection + ABOUT)
+            _create(client, collection, dim, lite=not where.startswith("milvus://"))
+            index = MilvusIndex(where, client, collection, about)
+            index._tell()
+        seen: set[str] = set()
+        for part in parts:
+            check_new(part[0], part[1], seen)
+            seen.update(part[0])
+            index._insert(part)
+        return index
+
+    @staticmethod
+    def open(where: str) -> "MilvusIndex":
+        if not where.startswith("milvus://") and not Path(where).exists():
+            raise DataError(f"{where} holds no index: there is no such file (see `vizsla index`)")
+        client, collection = _connected(where)
+        with _speaking(where):
+            if not client.has_collection(collection + ABOUT):
+                raise DataError(f"{where} holds no index: no such collection (see `vizsla index`)")
+            rows = client.query(collection + ABOUT, filter="row == 0", output_fields=["about"])
+            client.load_collection(collection)
+        about = rows[0]["about"]
+        about = json.loads(about) if isinstance(about, str) else dict(about)
+        return MilvusIndex(where, client, collection, about)
+
+    def close(self) -> None:
+        self.client.close()
+
+    # ── what it holds ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def model_id(self) -> str:
+        return str(self._about["model_id"])
+
+    @property
+    def dim(self) -> int:
+        return int(self._about["dim"])
+
+    @property
+    def ids(self) -> list[str]:
+        return self._fetched()[0]
+
+    @property
+    def attributes(self) -> pa.Table:
+        return self._fetched()[1]
+
+    @property
+    def labels(self) -> list[str | None] | None:
+        attributes = self.attributes
+        if "label" not in attributes.column_names:
+            return None
+        labels: list[str | None] = attributes["label"].to_pylist()
+        return labels
+
+    def __len__(self) -> int:
+        return self._count("")
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind, "images": len(self), "dim": self.dim, "model_id": self.model_id,
+            "attributes": list(self._about["types"]), "collection": self.collection,
+        }  # fmt: skip
+
+    def refresh(self) -> bool:
+        """Forgets the ids and attributes that were fetched: another client may have changed it."""
+        self._gallery = None
+        return True
+
+    def _fetched(self) -> tuple[list[str], pa.Table]:
+        if self._gallery is None:
+            found = sorted(self._scan("", ["row", "id", "attributes"]), key=lambda r: int(r["row"]))
+            told = [_decoded(row["attributes"]) for row in found]
+            columns = {
+                name: pa.array([row.get(name) for row in told], TYPES[kind])
+                for name, kind in self._about["types"].items()
+            }
+            self._gallery = [row["id"] for row in found], pa.table(columns)
+        return self._gallery
+
+    def _count(self, where: str) -> int:
+        with _speaking(self.where):
+            told = self.client.query(self.collection, filter=where, output_fields=["count(*)"])
+        return int(told[0]["count(*)"])
+
+    def _scan(self, where: str, fields: list[str]) -> Iterator[dict[str, Any]]:
+        """Every entity, in no order."""
+        with _speaking(self.where):
+            if self._lite:  # gives all at once, and not in the order that an iterator needs
+                yield from self.client.query(
+                    self.collection, filter=where or "row >= 0", output_fields=fields
+                )
+                return
+            batches = self.client.query_iterator(
+                self.collection, filter=where, output_fields=fields, batch_size=1000
+            )
+            while batch := batches.next():
+                yield from batch
+            batches.close()
+
+    # ── searching ────────────────────────────────────────────────────────────────────────────────
+
+    def search(
+        self,
+        queries: Embeddings | np.ndarray,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        model_id: str | None = None,
+        same_set: bool = False,
+    ) -> Ranking:
+        """See Index.search. The Ranking's gallery are the images that were found."""
+        queries = as_queries(queries, model_id, [] if same_set else None)
+        exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
+        size = len(self)
+        check_k(k, size - same_set)
+        where = "" if filter is None else self._expression(filter)
+        allowed = size if filter is None else self._count(where)
+        wanted = min(k + same_set, allowed)
+        found = self._found(queries.vectors, wanted, allowed, where, scan=filter is not None)
+        positions, scores = found.best(queries.vectors, wanted)
+        if same_set:
+            positions, scores = without_self(queries.ids, found.ids, positions, scores, k)
+        origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
+        if filter is not None:
+            origin["filter"] = str(filter)
+        return Ranking(queries.ids, found.ids, positions, scores, size, origin)
+
+    def _found(
+        self, queries: np.ndarray, k: int, allowed: int, where: str, *, scan: bool
+    ) -> "_Found":
+        """Candidates of every query; more are asked for where those might not be enough."""
+        found = _Found(len(queries), self.dim)
+        if k == 0 or not len(queries):
+            return found
+        if scan and allowed <= SCANNED:
+            rows = list(self._scan(where, ["row", "id", "vector"]))
+            found.add(range(len(queries)), [rows] * len(queries))
+            return found
+        n, open_ones = ann.candidates_for(k), np.arange(len(queries))
+        while True:
+            n = min(n, allowed, TOP_K)
+            found.add(open_ones, self._candidates(queries[open_ones], n, where))
+            if n in (allowed, TOP_K):
+                break
+            open_ones = open_ones[found.unsure(queries, open_ones, k, n)]
+            if not len(open_ones):
+                break
+            n *= 8
+        short = np.flatnonzero([len(found.of[i]) < k for i in range(len(queries))])
+        if len(short):
+            if k > TOP_K:
+                raise DataError(f"k={k}: Milvus gives at most {TOP_K}")
+            rows = list(self._scan(where, ["row", "id", "vector"]))
+            found.add(short, [rows] * len(short))
+        return found
+
+    def _candidates(self, queries: np.ndarray, n: int, where: str) -> list[list[dict[str, Any]]]:
+        per_call = max(1, MESSAGE_BYTES // (n * (4 * self.dim + 100)))
+        answers: list[list[dict[str, Any]]] = []
+        with _speaking(self.where):
+            for start in range(0, len(queries), per_call):
+                told = self.client.search(
+                    self.collection, data=queries[start : start + per_call].tolist(), limit=n,
+                    filter=where, output_fields=["row", "id", "vector"], anns_field="vector",
+                    search_params={"metric_type": "IP", "params": {"ef": min(2 * n, 32_768)}},
+                    consistency_level="Strong",
+                )  # fmt: skip
+                answers += [[hit["entity"] for hit in hits] for hits in told]
+        return answers
+
+    def _expression(self, filter: Filter) -> str:
+        """In the language that both the server and Milvus Lite understand."""
+        parts = [self._condition(condition) for condition in filter.conditions]
+        if filter.ids is not None:
+            named = json.dumps(sorted(filter.ids), ensure_ascii=False)
+            parts.append(f"id in {named}" if filter.ids else NOTHING)
+        return " and ".join(f"({part})" for part in parts)
+
+    def _condition(self, condition: Condition) -> str:
+        types = self._about["types"]
+        if condition.column not in types:
+            raise no_attribute(condition.column, list(types))
+        field = f"attributes[{json.dumps(condition.column)}]"
+        known = f"(exists {field})"  # a null is not stored; 2.3 needs the brackets
+        values = [
+            json.dumps(typed(value, TYPES[types[condition.column]], condition).as_py())
+            for value in condition.values
+            if value is not None
+        ]
+        if condition.operator not in ("=", "!="):
+            return f"{known} and ({field} {condition.operator} {values[0]})"
+        null = None in condition.values
+        if condition.operator == "!=":
+            return " and ".join([known, *(f"({field} != {value})" for value in values)])
+        equal = [f"({field} == {value})" for value in values]
+        return " or ".join([*equal, *([f"(not {known})"] if null else [])])
+
+    # ── changing ─────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, embeddings: Embeddings) -> None:
+        """See Index.add."""
+        exact.comparable(
+            embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
+        )
+        check_new(embeddings.ids, embeddings.vectors, self._rows_of(embeddings.ids))
+        if len(embeddings):
+            self._insert((embeddings.ids, embeddings.vectors, embeddings.attributes))
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """See Index.remove."""
+        rows = self._rows_of(ids)
+        missing = [name for name in ids if name not in rows]
+        if missing:
+            raise DataError(
+                f"the index holds no {missing[0]!r}"
+                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+                + ": nothing was removed"
+            )
+        self._delete(list(rows.values()))
+        self._gallery = None
+        return len(rows)
+
+    def _rows_of(self, ids: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        with _speaking(self.where):
+            for start in range(0, len(ids), 1000):
+                named = json.dumps(list(ids[start : start + 1000]), ensure_ascii=False)
+                for row in self.client.query(
+                    self.collection, filter=f"id in {named}", output_fields=["row", "id"],
+                    consistency_level="Strong",
+                ):  # fmt: skip
+                    found[row["id"]] = int(row["row"])
+        return found
+
+    def _insert(self, part: Part) -> None:
+        ids, vectors, attributes = part
+        types = _types(attributes, self._about["types"])
+        columns = {name: _plain(attributes[name], types[name]) for name in attributes.column_names}
+        first = time.time_ns()  # rises from one addition to the next
+        per_call = max(1, MESSAGE_BYTES // (8 * self.dim + 1000))
+        done: list[int] = []
+        try:
+            with _speaking(self.where):
+                for start in range(0, len(ids), per_call):
+                    chosen = range(start, min(start + per_call, len(ids)))
+                    self.client.insert(self.collection, [
+                        {
+                            "row": first + i, "id": ids[i], "vector": vectors[i].tolist(),
+                            "attributes": {name: column[i] for name, column in columns.items()
+                                           if column[i] is not None},
+                        }
+                        for i in chosen
+                    ])  # fmt: skip
+                    done += [first + i for i in chosen]
+        except BaseException:
+            self._delete(done)
+            raise
+        if types != self._about["types"]:
+            self._about = {**self._about, "types": types}
+            self._tell()
+        self._gallery = None
+
+    def _delete(self, rows: list[int]) -> None:
+        with _speaking(self.where):
+            for start in range(0, len(rows), 1000):
+                self.client.delete(self.collection, ids=rows[start : start + 1000])
+
+    def _tell(self) -> None:
+        """Writes what the collection beside tells."""
+        with _speaking(self.where):
+            if not self.client.has_collection(self.collection + ABOUT):
+                _create(self.client, self.collection + ABOUT, 2, about=True)
+            entity = {"row": 0, "about": self._about, "vector": [1.0, 0.0]}
+            self.client.upsert(self.collection + ABOUT, [entity])
+
+    # ── keeping ──────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, folder: str | Path) -> None:
+        """A copy as an exact index in a folder."""
+        found = sorted(self._scan("", ["row", "vector"]), key=lambda r: int(r["row"]))
+        vectors = np.array([row["vector"] for row in found], np.float32).reshape(-1, self.dim)
+        copied = Embeddings(self.ids, vectors, self.attributes, self.model_id)
+        build_in(Path(folder), copied, kind="exact")
+
+    def verify(self) -> None:
+        """StorageError unless the server lists as many images as it counts; it keeps the bytes."""
+        self.refresh()
+        counted = len(self)
+        if len(set(self.ids)) != counted:
+            raise StorageError(f"{self.where} counts {counted} images, but lists {len(self.ids)}")
+
+
+class _Found:
+    """What was found so far for each query: entities, each kept once."""
+
+    def __init__(self, queries: int, dim: int) -> None:
+        self.of: list[set[int]] = [set() for _ in range(queries)]
+        self.dim = dim
+        self._ids: dict[int, str] = {}
+        self._vectors: dict[int, np.ndarray] = {}
+
+    def add(self, queries: Sequence[int] | np.ndarray, answers: list[list[dict[str, Any]]]) -> None:
+        for query, entities in zip(queries, answers, strict=True):
+            for entity in entities:
+                row = int(entity["row"])
+                if row not in self._ids:
+                    self._ids[row] = entity["id"]
+                    self._vectors[row] = np.asarray(entity["vector"], np.float32)
+                self.of[query].add(row)
+
+    @property
+    def ids(self) -> list[str]:
+        """In the gallery's order."""
+        return [self._ids[row] for row in sorted(self._ids)]
+
+    def best(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in `ids` and exact scores, (Q, k) each."""
+        gallery, positions = self._positions()
+        missing = max(0, k - positions.shape[1])
+        positions = np.pad(positions, ((0, 0), (0, missing)), constant_values=-1)
+        scores = exact.rescored(queries, gallery, positions)
+        positions, scores = exact.ordered(positions, scores, k)
+        short = np.isinf(scores)
+        return np.where(short, -1, positions), np.where(short, np.nan, scores)
+
+    def unsure(self, queries: np.ndarray, chosen: np.ndarray, k: int, n: int) -> np.ndarray:
+        """(chosen,) bool: too few were found, or the last are as good as the k-th."""
+        gallery, positions = self._positions()
+        scores = -np.sort(-exact.rescored(queries[chosen], gallery, positions[chosen]), axis=1)
+        counts = np.array([len(self.of[i]) for i in chosen])
+        last = np.take_along_axis(scores, counts[:, None] - 1, axis=1)[:, 0]
+        return np.asarray((counts < k) | (last >= scores[:, min(k, scores.shape[1]) - 1]))
+
+    def _positions(self) -> tuple[np.ndarray, np.ndarray]:
+        rows = sorted(self._ids)
+        place = {row: i for i, row in enumerate(rows)}
+        gallery = np.array([self._vectors[row] for row in rows], np.float32).reshape(-1, self.dim)
+        positions = np.full((len(self.of), max(map(len, self.of), default=0)), -1)
+        for i, found in enumerate(self.of):
+            positions[i, : len(found)] = [place[row] for row in found]
+        return gallery, positions
+
+
+def _connected(where: str) -> tuple[Any, str]:
+    """A client and the collection's name."""
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise MissingExtraError("searching in Milvus", "milvus") from error
+    if not where.startswith("milvus://"):
+        # Lite runs a server in this process that complains of calls it does not know
+        logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
+        with _speaking(where):
+            return MilvusClient(uri=where), LITE_COLLECTION
+    found = re.fullmatch(r"milvus://([^/]+:\d+)/([A-Za-z_]\w*)", where)
+    if not found:
+        raise UsageError(f"{where!r}: write it as milvus://HOST:PORT/COLLECTION")
+    with _speaking(where):
+        return MilvusClient(uri=f"http://{found[1]}", timeout=10), found[2]
+
+
+@contextmanager
+def _speaking(where: str) -> Iterator[None]:
+    """What Milvus complains of, as a StorageError in one line."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        said = " ".join(str(getattr(error, "message", "") or error).split())[:300]
+        raise StorageError(f"Milvus at {where} says: {said}") from error
+
+
+def _create(client: Any, name: str, dim: int, *, about: bool = False, lite: bool = False) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    if about:
+        schema.add_field("about", DataType.JSON)
+    else:
+        schema.add_field("id", DataType.VARCHAR, max_length=4096)
+        schema.add_field("attributes", DataType.JSON)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+    built = client.prepare_index_params()
+    if about or lite:
+        built.add_index("vector", index_type="FLAT", metric_type="IP", params={})
+    else:
+        graph = {"M": ann.LINKS, "efConstruction": 2 * ann.BUILD_EFFORT}
+        built.add_index("vector", index_type="HNSW", metric_type="IP", params=graph)
+    client.create_collection(name, schema=schema, index_params=built, consistency_level="Strong")
+
+
+def _types(attributes: pa.Table, known: dict[str, str]) -> dict[str, str]:
+    """Column → type, the new columns among them. DataError where a column's type changes."""
+    types = dict(known)
+    for field in attributes.schema:
+        kind = _type_of(field.type)
+        before = types.get(field.name, kind)
+        if {before, kind} == {"int", "float"}:
+            kind = "float"
+        elif before != kind and not pa.types.is_null(field.type):
+            raise DataError(
+                f"the attributes do not fit those in the index: {field.name} holds {kind}, "
+                f"there {before}"
+            )
+        types[field.name] = before if pa.types.is_null(field.type) else kind
+    return types
+
+
+def _type_of(kind: pa.DataType) -> str:
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_integer(kind):
+        return "int"
+    return "float" if pa.types.is_floating(kind) else "string"
+
+
+def _plain(column: pa.ChunkedArray, kind: str) -> list[Any]:
+    """As JSON holds it; dates and the like as text."""
+    return list(column.cast(TYPES[kind]).to_pylist())
+
+
+def _decoded(told: Any) -> dict[str, Any]:
+    return json.loads(told) if isinstance(told, (str, bytes)) else dict(told or {})

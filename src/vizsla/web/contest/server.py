@@ -1,0 +1,252 @@
+"""Labels + rules → a contest's server, and what its organiser does beside it.
+
+The commands `vizsla judge`, `vizsla judge rescore` and `vizsla judge token` call this module.
+"""
+
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vizsla.errors import DataError, MissingExtraError, UsageError
+from vizsla.score.relevance import Truth
+from vizsla.web.contest.database import held
+from vizsla.web.contest.rules import Rules, group_name
+from vizsla.web.contest.scoring import Labels, Lists, PartScore, Scorer
+from vizsla.web.contest.store import Store
+from vizsla.web.shell.tokens import chosen, hashed, new_token
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger("vizsla.judge")
+
+DATABASE = "judge.sqlite"
+LEAST_BODY_LIMIT = 2**20  # bytes
+
+
+def judge(
+    labels: str | Path,
+    *,
+    database: str | Path = DATABASE,
+    data: str | Path | None = None,
+    rules: Rules | None = None,
+    host: str = "127.0.0.1",
+    port: int = 3001,
+    organiser_token: str | None = None,
+    started: Callable[[str, str | None], None] | None = None,
+) -> None:
+    """Runs the server until SIGINT or SIGTERM; what was accepted is then on the disk.
+
+    data: the folder with test/query and test/gallery, to check the labels against.
+    organiser_token: None keeps the one in the file, or makes one at the first start.
+    started: called with the server's address and, if it was just made, the organiser's token.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import jinja2  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("the contest's server", "web") from error
+    from vizsla.web.shell.http import listen, make_server
+
+    truth = read_truth(labels, data)
+    with listen(host, port) as bound, held(database), Store(database) as store:
+        scorer = Scorer(*truth, seeded(rules or Rules(), store))
+        adopt(store, scorer)
+        organiser_hash, made = _organiser(store, organiser_token)
+        app = build_app(store, scorer, organiser_hash=organiser_hash)
+        if started is not None:
+            address = bound.getsockname()
+            shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+            started(f"http://{shown}:{address[1]}", made)
+        make_server(app).run([bound])
+
+
+def build_app(
+    store: Store,
+    scorer: Scorer,
+    *,
+    organiser_hash: str | None,
+    clock: Callable[[], float] = time.time,
+    **limits: Any,
+) -> "FastAPI":
+    """The ASGI application of a contest. limits: body_limit, body_seconds of `create_app`."""
+    from vizsla.web.contest.app import create_app
+    from vizsla.web.contest.board import Board
+    from vizsla.web.contest.intake import Intake
+
+    limits.setdefault("body_limit", max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()))
+    scorer.scores({})  # loads what the first submission would have to wait for
+    return create_app(
+        Intake(store, scorer, clock=clock),
+        Board(store, scorer, clock=clock),
+        organiser_hash=organiser_hash,
+        **limits,
+    )
+
+
+def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labels, Labels]:
+    """The labels of the queries and of the gallery, by id. Without roles every name is both.
+
+    With `data` the folders say which images there are; gallery images without a label count as
+    wrong for every query.
+    """
+    truth = Truth.from_file(labels)
+    query, gallery = dict(truth.query), dict(truth.gallery)
+    if data is not None:
+        query, gallery = _as_in_folders(query, gallery, data)
+    unlabelled = sum(label is None for label in query.values())
+    if unlabelled:
+        log.warning("%d queries have no label: they are handed in, but do not count", unlabelled)
+    return query, gallery
+
+
+def seeded(rules: Rules, store: Store) -> Rules:
+    """The rules with the seed of the public part: as given, else the file's, else a new one.
+
+    It is drawn once, since nobody could guess it then, and every start must split alike.
+    """
+    if rules.public_share is None or rules.seed is not None:
+        return rules
+    kept = Rules.from_json(store.fact("rules") or "{}").seed
+    return dataclasses.replace(rules, seed=secrets.randbits(64) if kept is None else kept)
+
+
+def adopt(store: Store, scorer: Scorer) -> None:
+    """Makes this truth and these rules the file's; DataError if it holds other scores."""
+    before = store.fact("scored_by")
+    if before not in (None, scorer.fingerprint) and store.count():
+        raise DataError(
+            "the labels, --top-k, --metric, --public-share or --seed are not those that the stored "
+            "submissions were scored with: start with the old ones, or run `vizsla judge rescore` "
+            "with the new ones first"
+        )
+    store.write_facts({"scored_by": scorer.fingerprint, "rules": scorer.rules.to_json()})
+
+
+# ── rescore ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """submissions: how many were scored anew; changed: how many have another score now.
+
+    misfits: how many name something that the truth no longer holds, or lack a query of it.
+    """
+
+    submissions: int
+    changed: int
+    misfits: int
+
+
+def rescore(
+    labels: str | Path,
+    *,
+    database: str | Path = DATABASE,
+    data: str | Path | None = None,
+    **changes: Any,
+) -> Rescored:
+    """Scores every stored submission anew, all or none; the server must not run meanwhile.
+
+    changes: what differs from the rules in the file (top_k, metric, public_share, seed); None
+    leaves a rule as it is.
+    """
+    with held(database), Store(database, create=False) as store:
+        kept = Rules.from_json(store.fact("rules") or "{}")
+        given = {name: value for name, value in changes.items() if value is not None}
+        rules = seeded(dataclasses.replace(kept, **given), store)
+        scorer = Scorer(*read_truth(labels, data), rules)
+        before = [submission.scores for _, submission in store.history()]
+        misfits = 0
+
+        def score(lists: Lists) -> dict[str, PartScore]:
+            nonlocal misfits
+            misfits += bool(scorer.problems(lists))
+            return scorer.scores(lists)
+
+        facts = {"scored_by": scorer.fingerprint, "rules": rules.to_json()}
+        done = store.rescore(score, facts)
+        after = [submission.scores for _, submission in store.history()]
+        changed = sum(old != new for old, new in zip(before, after, strict=True))
+        return Rescored(done, changed, misfits)
+
+
+# ── tokens ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_token(name: str, *, database: str | Path = DATABASE) -> str:
+    """A new token for a group; an older one is no longer valid. It is not kept in the clear."""
+    token = new_token()
+    with Store(database) as store:
+        store.set_token_hash(group_name(name), hashed(token))
+    return token
+
+
+def list_tokens(*, database: str | Path = DATABASE) -> list[str]:
+    """The groups that have a token."""
+    with Store(database, create=False) as store:
+        return store.groups_with_token()
+
+
+def remove_token(name: str, *, database: str | Path = DATABASE) -> None:
+    """Takes a group's token away; its submissions stay."""
+    with Store(database, create=False) as store:
+        name = group_name(name)
+        known = store.groups_with_token()
+        if name not in known:
+            have = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+            raise UsageError(f"{name!r} has no token; groups that have one: {have or 'none'}")
+        store.set_token_hash(name, None)
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _organiser(store: Store, token: str | None) -> tuple[str, str | None]:
+    """(the hash of the organiser's token, the token if it was made now)."""
+    known = store.fact("organiser_hash")
+    if token is None and known is not None:
+        return known, None
+    made = new_token() if token is None else None
+    new = hashed(made or chosen(token or ""))
+    store.write_facts({"organiser_hash": new})
+    return new, made
+
+
+def _as_in_folders(
+    query: dict[str, str | None], gallery: dict[str, str | None], data: str | Path
+) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    from vizsla.data.imageset import open_data
+
+    folders = open_data(data)
+    _compare("query", query, set(folders.query.ids), all_labelled=True)
+    _compare("gallery", gallery, set(folders.gallery.ids), all_labelled=False)
+    return query, {name: gallery.get(name) for name in folders.gallery.ids}
+
+
+def _compare(
+    role: str, labels: dict[str, str | None], there: set[str], *, all_labelled: bool
+) -> None:
+    absent = sorted(labels.keys() - there)
+    if absent:
+        raise DataError(
+            f"the labels name {len(absent)} {role} images that the data folder lacks: "
+            + _first_few(absent)
+        )
+    without = sorted(there - labels.keys())
+    if without and all_labelled:
+        raise DataError(
+            f"{len(without)} {role} images of the data folder are not in the labels: "
+            + _first_few(without)
+        )
+    if without:
+        log.warning("%d gallery images have no label: they count as wrong", len(without))
+
+
+def _first_few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

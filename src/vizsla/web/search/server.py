@@ -1,0 +1,407 @@
+"""A run, an index or a folder of pictures → a search page and an API. `vizsla serve` calls this.
+
+The server answers from its first moment, with a page of progress; what takes time is done in a
+thread beside it, and only when all is warm does the first search go through.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from vizsla import storage
+from vizsla.data.fingerprint import fingerprint
+from vizsla.data.imageset import (
+    ImageSet,
+    labels_for,
+    labels_from_pattern,
+    open_data,
+    read_labels,
+)
+from vizsla.embed.compute import Compute, resolve_compute, written_compute
+from vizsla.embed.embeddings import Embeddings, is_embeddings
+from vizsla.embed.inference import embed
+from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError, VizslaError
+from vizsla.run import config, finished_run, inputs
+from vizsla.search.folder_index import FolderIndex
+from vizsla.search.index_files import is_index
+from vizsla.workspace import is_run
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from vizsla.web.search.attributes import Labels
+    from vizsla.web.search.decoder import Decoder
+    from vizsla.web.search.engine import Engine
+    from vizsla.web.search.readiness import Serving
+
+log = logging.getLogger("vizsla.serve")
+
+MODEL = "dinov2-s14"  # for a folder of pictures
+MAX_PIXELS = 40_000_000  # of a picture to search with
+OWN_PIXELS, OWN_SECONDS = 400_000_000, 30.0  # of the gallery's pictures
+OWN_ROOM = 6 * 2**30  # bytes that unpacking one of them may take
+LOOPBACK = ("127.", "::1")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is served, as the command line says it. Nothing is read before `prepare`.
+
+    path: a run, an index, embeddings, or a folder or table of pictures.
+    images: the folder of the gallery's pictures, where `path` does not know it.
+    """
+
+    path: Path
+    model: str | None = None
+    weights: str = "pretrained"
+    pooling: str | None = None
+    image_size: int | None = None
+    images: Path | None = None
+    labels: Path | None = None
+    labels_from: str | None = None
+    class_folders: bool = False
+    follow_links: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def kind(self) -> str:
+        """run, index, embeddings or pictures."""
+        if is_run(self.path):
+            return "run"
+        if is_index(self.path):
+            return "index"
+        return "embeddings" if is_embeddings(self.path) else "pictures"
+
+    def check(self) -> None:
+        """UsageError or DataError for what can be told before anything is loaded."""
+        if not self.path.exists():
+            raise DataError(
+                f"{self.path} does not exist: give a run, an index, or a folder of pictures"
+            )
+        kind = self.kind
+        if kind in ("index", "embeddings"):
+            missing = [f"--{name}" for name in ("model", "images") if getattr(self, name) is None]
+            if missing:
+                raise UsageError(
+                    f"{self.path} is an {kind if kind == 'index' else 'embeddings folder'}: give "
+                    f"{' and '.join(missing)}, the model that made its vectors and the folder of "
+                    "its pictures"
+                )
+        if kind == "pictures" and self.images is not None:
+            raise UsageError("--images belongs to a run or an index: a folder has its pictures")
+        if self.images is not None and not self.images.is_dir():
+            raise DataError(f"{self.images} is no folder: give the one that holds the pictures")
+
+
+@dataclass(frozen=True)
+class Started:
+    """What to tell whoever starts the server. token: only if it was made now."""
+
+    url: str
+    token: str | None = None
+
+
+def serve(
+    source: Source,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    allow_changes: bool = False,
+    allow_hosts: tuple[str, ...] = (),
+    per_minute: float = 600.0,
+    most_k: int = 200,
+    body_bytes: int = 16 * 2**20,
+    title: str = "",
+    started: Callable[[Started], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Runs the server until SIGINT or SIGTERM; SIGHUP takes over a changed index.
+
+    token: what every request then needs. allow_changes: needs one as well; where none was given,
+    one is made that only changes need.
+    """
+    _need_extra()
+    import faiss  # noqa: F401  (it and the next: the limit on threads reaches what is loaded)
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    from vizsla.web.search.app import Limits, create_app
+    from vizsla.web.search.rate_limits import Access
+    from vizsla.web.search.readiness import Serving
+    from vizsla.web.shell.http import listen, make_server
+    from vizsla.web.shell.tokens import chosen, hashed, new_token
+
+    source.check()
+    token_hash = hashed(chosen(token)) if token else None
+    made = new_token() if allow_changes and token_hash is None else None
+    change_hash = (token_hash or hashed(made or "")) if allow_changes else None
+    serving = Serving()
+    with listen(host, port) as bound:
+        address = bound.getsockname()[0]
+        trusting = token_hash is None and address.startswith(LOOPBACK)
+        app = create_app(
+            serving,
+            limits=Limits(per_minute=per_minute, k=most_k, body_bytes=body_bytes),
+            access=Access(
+                token_hash,
+                change_hash,
+                frozenset(name.lower() for name in allow_hosts) if trusting else None,
+            ),
+            title=title or f"Search {source.path.resolve().name}",
+        )
+        server = make_server(app)
+        failed: list[Exception] = []
+        thread = threading.Thread(
+            target=_prepared, args=(source, serving, server, failed, progress), daemon=True
+        )
+        thread.start()
+        if started is not None:
+            shown = f"[{address}]" if ":" in address else address
+            started(Started(f"http://{shown}:{bound.getsockname()[1]}", made))
+        # OpenBLAS lets its threads spin for a while after each product: beside the network they
+        # would take a core for nothing
+        with _reload_on_hangup(serving), threadpool_limits(1, user_api="blas"):
+            server.run([bound])
+        if serving.engine is not None:
+            serving.engine.close()
+        if failed:
+            raise failed[0]
+
+
+def _need_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import jinja2  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("the search server", "web") from error
+
+
+def _prepared(
+    source: Source,
+    serving: "Serving",
+    server: Any,
+    failed: list[Exception],
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """In a thread of its own: a fault ends the server, and `serve` raises it."""
+    try:
+        serving.engine = prepare(source, serving, progress)
+        log.info("ready: %d images", len(serving.engine.gallery))
+    except Exception as error:
+        serving.stage, serving.error = "failed", str(error)
+        if not isinstance(error, VizslaError):
+            log.debug("the server could not start", exc_info=True)
+        failed.append(error)
+        server.should_exit = True
+
+
+def create(serving: "Serving", **options: Any) -> "FastAPI":
+    """The ASGI application for a server of one's own; options as `create_app` has them."""
+    from vizsla.web.search.app import create_app
+
+    return create_app(serving, **options)
+
+
+# ── making ready ─────────────────────────────────────────────────────────────────────────────────
+
+
+def prepare(
+    source: Source,
+    serving: "Serving",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "Engine":
+    """Loads, embeds and indexes what has to be, and warms it up; `serving` says where it stands."""
+    from vizsla.web.search.batching_model import Model
+    from vizsla.web.search.engine import Engine
+    from vizsla.web.search.gallery import Gallery
+
+    source.check()
+    kind = source.kind
+    embedder = _embedder(source, kind)
+
+    def report(done: int, total: int) -> None:
+        serving.stage, serving.done, serving.total = "embedding", done, total
+        if progress:
+            progress("embedding", done, total)
+
+    index, temporary, labels = None, None, None
+    if kind == "index":
+        index, root = FolderIndex.load(source.path), source.images
+        _require_same_model(index.model_id, embedder.model_id, source)
+        labels = _labels(source)  # laid over the index's own each time that it is opened
+        compute = _compute(source, embedder, index.ids, root)
+    else:
+        embeddings, root, compute = _embeddings(source, kind, embedder, report)
+        _require_same_model(embeddings.model_id, embedder.model_id, source)
+        serving.stage = "indexing"
+        temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
+        index = FolderIndex.build(embeddings, temporary.name)
+    assert root is not None
+    serving.stage = "warming"
+    decoder, own_decoder = decoders(source.max_pixels)
+    engine = Engine(
+        Model(embedder, compute, seen=serving.metrics.batch),
+        Gallery.of(index, root, labels),
+        decoder,
+        own_decoder=own_decoder,
+        metrics=serving.metrics,
+        watched=temporary is None,
+        at_close=None if temporary is None else temporary.cleanup,
+    )
+    engine.warm_up()
+    return engine
+
+
+def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
+    """For strangers' pictures, and for the gallery's, which are its owner's: those may be larger,
+    and strangers do not wait for them.
+    """
+    from vizsla.web.search.decoder import Decoder
+
+    own = Decoder(
+        max_pixels=max(max_pixels, OWN_PIXELS), seconds=OWN_SECONDS, room=OWN_ROOM, gives_way=True
+    )
+    return Decoder(max_pixels=max_pixels), own
+
+
+def _require_same_model(vectors: str, model: str, source: Source) -> None:
+    if vectors != model:
+        raise ModelError(
+            f"the vectors were made by model {vectors}, but {source.model or source.path} is model "
+            f"{model}: give the one that made them"
+        )
+
+
+def _embedder(source: Source, kind: str) -> Any:
+    model = source.model or (str(source.path) if kind == "run" else MODEL)
+    return inputs.load_embedder(
+        model, weights=source.weights, pooling=source.pooling, image_size=source.image_size
+    )
+
+
+def _compute(
+    source: Source,
+    embedder: Any,
+    ids: Sequence[str],
+    root: Path | None,
+    embedded: Path | None = None,
+) -> Compute:
+    """What queries are computed with: as the gallery was, or in bf16 where its pictures allow."""
+    return resolve_compute(
+        device=source.device, precision=source.precision, embedder=embedder,
+        images=len(ids) if root else 0, sample=(lambda i: root / ids[i]) if root else None,
+        written=written_compute(embedded) if embedded else None,
+    )  # fmt: skip
+
+
+def _embeddings(
+    source: Source, kind: str, embedder: Any, report: Callable[[int, int], None]
+) -> tuple[Embeddings, Path, Compute]:
+    """The gallery's vectors with their labels, the folder of its pictures, and the `_compute`."""
+    if kind == "pictures":
+        images = inputs.image_set(
+            source.path, labels=source.labels, labels_from=source.labels_from,
+            class_folders=source.class_folders, follow_links=source.follow_links,
+        )  # fmt: skip
+        compute = _compute(source, embedder, images.ids, images.root)
+        return _embedded(images, embedder, compute, report), images.root, compute
+    if kind == "run":
+        folder = source.path / "embeddings" / "gallery"
+        root = source.images or open_data(config.again(source.path).data).gallery.root
+    else:
+        assert source.images is not None
+        folder, root = source.path, source.images
+    found = Embeddings.open(folder)
+    if kind == "run" and source.labels is None and source.labels_from is None:
+        labels = _labels_of_run(source.path, found.ids)
+    else:
+        labels = _labels_of(source, found.ids)
+    compute = _compute(source, embedder, found.ids, root, folder)
+    return _with_labels(found, labels), root, compute
+
+
+def _embedded(
+    images: ImageSet, embedder: Any, compute: Any, report: Callable[[int, int], None]
+) -> Embeddings:
+    """Kept in the user's cache, so that the next start is quick; an interrupted one goes on."""
+    place = f"{os.path.realpath(images.root)}|{embedder.model_id}"
+    folder = storage.cache_folder() / "served" / hashlib.sha256(place.encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{fingerprint(images)}|{compute.id}".encode()).hexdigest()[:16]
+    if folder.is_dir():
+        for other in folder.iterdir():  # of what the folder held before
+            if other.name != key:
+                shutil.rmtree(other, ignore_errors=True)
+    report(0, len(images))
+    return embed(images, embedder, folder / key, compute=compute, progress=report)
+
+
+def _labels_of_run(folder: Path, ids: list[str]) -> list[str | None] | None:
+    try:
+        truth = finished_run.truth_of_run(folder)
+    except VizslaError as error:
+        log.warning("the run's labels cannot be read (%s): the results have none", error)
+        return None
+    return None if truth is None else [truth.gallery.get(name) for name in ids]
+
+
+def _labels(source: Source) -> "Labels | None":
+    """What tells the labels of ids, read anew each time; None where the source says nothing."""
+    path, pattern = source.labels, source.labels_from
+    if path is not None:
+        return lambda ids: labels_for(ids, read_labels(path), "gallery")
+    if pattern is not None:
+        return lambda ids: labels_from_pattern(ids, pattern)
+    return None
+
+
+def _labels_of(source: Source, ids: list[str]) -> list[str | None] | None:
+    labels = _labels(source)
+    return None if labels is None else list(labels(ids))
+
+
+def _with_labels(embeddings: Embeddings, labels: list[str | None] | None) -> Embeddings:
+    if labels is None:
+        return embeddings
+    columns = {name: embeddings.attributes[name] for name in embeddings.attributes.column_names}
+    columns["label"] = pa.array(labels, pa.string())
+    return replace(embeddings, attributes=pa.table(columns))
+
+
+@contextlib.contextmanager
+def _reload_on_hangup(serving: "Serving") -> Iterator[None]:
+    if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def reload() -> None:
+        try:
+            if serving.engine is not None:
+                serving.engine.reload()
+        except VizslaError as error:
+            log.warning("the index cannot be replaced: %s", error)
+
+    def hangup(*_: object) -> None:
+        threading.Thread(target=reload, daemon=True).start()
+
+    before = signal.signal(signal.SIGHUP, hangup)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

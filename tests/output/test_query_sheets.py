@@ -1,0 +1,320 @@
+"""The sheets: every pixel that means something is looked at."""
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.output import query_sheets
+from vizsla.output.query_sheets import draw_ranking, pick_queries, sheet_names
+from vizsla.output.sheet_drawing import (
+    BLANK,
+    LINE,
+    PAPER,
+    RIGHT,
+    WRONG,
+    Picture,
+    badge_of,
+    font_of,
+    query_sheet,
+    shortened,
+)
+from vizsla.search.ranking import Ranking
+
+RIGHT, WRONG, LINE, BLANK, PAPER = (
+    ImageColor.getrgb(colour) for colour in (RIGHT, WRONG, LINE, BLANK, PAPER)
+)
+LEFT, TOP, TOP_WITH_NOTES = 360, 70, 94  # of the first tile
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> tuple[Path, Path]:
+    """A query and a gallery folder of small pictures, each of one colour of its own."""
+    for role, n in (("query", 6), ("gallery", 12)):
+        (tmp_path / role).mkdir()
+        for i in range(n):
+            Image.new("RGB", (40, 30), (20 * i, 90, 130)).save(
+                tmp_path / role / f"{role[0]}{i}.png"
+            )
+    return tmp_path / "query", tmp_path / "gallery"
+
+
+def ranking(n_queries: int = 6, k: int = 12) -> Ranking:
+    lists = {f"q{i}.png": [f"g{j}.png" for j in range(k)] for i in range(n_queries)}
+    return Ranking.from_lists(lists, {q: np.linspace(1, 0.1, k).tolist() for q in lists})
+
+
+def colours(path: Path) -> set[tuple[int, ...]]:
+    with Image.open(path) as sheet:
+        return {colour for _, colour in sheet.convert("RGB").getcolors(2**24) or []}
+
+
+def pixel(path: Path, x: int, y: int) -> object:
+    with Image.open(path) as sheet:
+        return sheet.getpixel((x, y))
+
+
+def draw(photos: tuple[Path, Path], out: Path, **options: object) -> list[Path]:
+    return draw_ranking(ranking(), *photos, out, **options)  # type: ignore[arg-type]
+
+
+# ── one sheet ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 10, 20, 21, 30, 31, 50])
+def test_every_k_gives_a_sheet_of_a_sensible_size(
+    photos: tuple[Path, Path], tmp_path: Path, k: int
+) -> None:
+    queries, gallery = photos
+    results = [Picture(gallery / f"g{i % 12}.png", f"g{i}.png", "dog", 0.5) for i in range(k)]
+    query_sheet(tmp_path / "s.png", Picture(queries / "q0.png", "q0.png"), results)
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert 600 <= sheet.width <= 1400
+        assert 400 <= sheet.height <= 1500
+        corners = [
+            sheet.getpixel((x, y)) for x in (0, sheet.width - 1) for y in (0, sheet.height - 1)
+        ]
+        assert set(corners) == {PAPER}
+
+
+def test_two_rows_of_five_at_ten(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    (path,) = draw(photos, tmp_path, pick=[0], k=10)
+    with Image.open(path) as sheet:
+        middle = np.asarray(sheet)[TOP + 94]  # across the middle of the first row
+    expected = [(20 * i, 90, 130) for i in range(5)]
+    assert [tuple(middle[LEFT + 205 * i + 94]) for i in range(5)] == expected
+
+
+def test_green_and_red_where_the_truth_is_known_and_grey_elsewhere(
+    photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    hits = np.zeros((6, 12), bool)
+    hits[0, 1] = True
+    (known,) = draw(photos, tmp_path / "a", pick=[0], k=2, hits=hits)
+    assert pixel(known, LEFT + 1, TOP_WITH_NOTES + 100) == WRONG
+    assert pixel(known, LEFT + 268 + 16 + 1, TOP_WITH_NOTES + 100) == RIGHT
+    (unknown,) = draw(photos, tmp_path / "b", pick=[0], k=2)
+    assert pixel(unknown, LEFT, TOP + 100) == LINE
+    assert not {RIGHT, WRONG} & colours(unknown)
+
+
+def test_the_mark_tells_right_from_wrong_without_colour() -> None:
+    right, wrong = (badge_of(correct, 40).getchannel("G") for correct in (True, False))
+    white = [np.asarray(mark) > 200 for mark in (right, wrong)]
+    assert (white[0] != white[1]).mean() > 0.03
+
+
+def test_what_is_unjudged_has_no_frame(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    hits = np.zeros((6, 12), bool)
+    of_queries = np.array([False, True, True, True, True, True])
+    first, second = draw(photos, tmp_path / "a", pick=[0, 1], k=3, hits=hits, judged=of_queries)
+    assert not {RIGHT, WRONG} & colours(first)
+    assert WRONG in colours(second)
+    of_images = np.ones((6, 12), bool)
+    of_images[0, 0] = False
+    (mixed,) = draw(photos, tmp_path / "b", pick=[0], k=2, hits=hits, judged=of_images)
+    assert pixel(mixed, LEFT, TOP_WITH_NOTES + 100) == LINE
+    assert pixel(mixed, LEFT + 284, TOP_WITH_NOTES + 100) == WRONG
+
+
+def test_a_broken_picture_is_a_grey_tile_and_no_error(
+    photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    queries, gallery = photos
+    (gallery / "g0.png").write_bytes(b"not a picture")
+    (gallery / "g1.png").unlink()
+    (queries / "q0.png").write_bytes(b"")
+    hits = np.ones((6, 12), bool)
+    (path,) = draw(photos, tmp_path, pick=[0], k=3, hits=hits)
+    for x in (MARGIN_OF_QUERY, LEFT + 20, LEFT + 284 + 20):
+        assert pixel(path, x, TOP_WITH_NOTES + 250) == BLANK
+    assert pixel(path, LEFT, TOP_WITH_NOTES + 100) == RIGHT  # it counts, seen or not
+    assert pixel(path, LEFT + 2 * 284 + 100, TOP_WITH_NOTES + 100) == (40, 90, 130)
+
+
+MARGIN_OF_QUERY = 28 + 16 + 4
+
+
+def test_the_shared_odd_files_are_drawn_or_named(shared: Path, tmp_path: Path) -> None:
+    files = sorted((shared / "data" / "edge").iterdir())
+    results = [Picture(file, file.name) for file in files]
+    query_sheet(tmp_path / "s.png", results[0], results)
+    assert BLANK in colours(tmp_path / "s.png")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 4000 + ".png",
+        "猫の写真.png",
+        "tab\there\nand\x07.png",
+        "\ud800",
+        "",
+        "מזל טוב",
+        "🐕.png",
+    ],
+)
+def test_any_name_can_be_drawn(photos: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    picture = Picture(photos[1] / "g0.png", name, name or None, float("nan"), True)
+    query_sheet(tmp_path / "s.png", picture, [picture] * 12, notes=[name, name])
+    assert (tmp_path / "s.png").stat().st_size > 1000
+
+
+def test_long_names_lose_their_middle() -> None:
+    font = font_of(14)
+    short = shortened("a_long_name_of_a_picture_0001.jpg", font, 150)
+    assert re.fullmatch(r"a_long.*….*01\.jpg", short)
+    assert font.getlength(short) <= 150
+    assert shortened("short.jpg", font, 150) == "short.jpg"
+    assert shortened("a\nb\ud800", font, 150) == "a\ufffdb\ufffd"
+    assert shortened("anything", font, 5) == "…"
+
+
+def test_a_query_without_results(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    empty = Ranking.from_lists({"q0.png": [], "q1.png": ["g0.png"]})
+    paths = draw_ranking(empty, *photos, tmp_path, hits=np.array([[False], [True]]))
+    assert len(paths) == 2
+
+
+def test_the_notes_say_what_is_known() -> None:
+    hits = np.array([False, False, True, True])
+    results = [Picture(Path(), "", correct=bool(hit)) for hit in hits[:3]]
+    assert query_sheets.notes_of("dog", hits, results, 0.25) == [
+        "dog",
+        "AP 0.250 (whole ranking)",
+        "first correct at rank 3",
+        "1 of 3 correct",
+    ]
+    assert query_sheets.notes_of(None, hits & False, results, float("nan")) == [
+        "nothing correct among the first 4"
+    ]
+    assert query_sheets.notes_of(None, None, results, None) == []
+
+
+def test_the_same_sheet_twice_is_the_same_file(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = (draw(photos, tmp_path / name, pick=[2])[0] for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+# ── many sheets ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sheet_for_each_query_named_after_it(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    paths = draw(photos, tmp_path / "out", pick=[4, 1], progress=lambda *n: told.append(n))
+    assert [path.name for path in paths] == ["q4.png", "q1.png"]
+    assert all(path.is_file() for path in paths)
+    assert told == [(1, 2), (2, 2)]
+    assert len(draw(photos, tmp_path / "all")) == 6
+
+
+def test_names_are_safe_and_never_clash() -> None:
+    queries = [
+        "a/b.png",
+        "a_b.png",
+        "A_B.jpg",
+        "..",
+        "../..",
+        "x" * 300,
+        "ü/ö.jpg",
+        "u\u0308_o\u0308.png",
+    ]
+    names = sheet_names(queries)
+    assert len({name.casefold() for name in names}) == len(queries)
+    for name in names:
+        assert re.fullmatch(r"[^/\\:*?\"<>|]+\.png", name)
+        assert not name.startswith(".")
+        assert len(name.encode()) < 200
+    for twins in (["a.png", "A.png"], ["ü.png", "u\u0308.png"]):  # one file on a Mac
+        assert all(re.search(r"-[0-9a-f]{8}\.png$", name) for name in sheet_names(twins))
+    assert sheet_names(["dogs/rex 1.jpg", "cat.JPEG"]) == ["dogs_rex_1.png", "cat.png"]
+    first = names[0].removesuffix(".png")
+    assert re.fullmatch(r"a_b-[0-9a-f]{8}", first)
+    hostile = sheet_names(["a/b.png", "a_b.png", f"{first}.png"])  # imitates the hash
+    assert len(set(hostile)) == 3
+
+
+def test_a_ranking_of_another_data_set_is_an_error(
+    photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"none of the 6 query images is in .*'q0.png', …"):
+        draw_ranking(ranking(), photos[1], photos[1], tmp_path)
+    with pytest.raises(DataError, match="none of the 12 gallery images is in"):
+        draw_ranking(ranking(), photos[0], photos[0], tmp_path, k=12)
+    with pytest.raises(DataError, match=r"hits have shape \(2, 2\), expected \(6, K\)"):
+        draw(photos, tmp_path, hits=np.ones((2, 2), bool))
+    with pytest.raises(UsageError, match="k=0"):
+        draw(photos, tmp_path, k=0)
+    with pytest.raises(StorageError, match="cannot write"):
+        draw(photos, photos[0] / "q0.png")
+
+
+def test_no_name_leads_out_of_the_folder(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (30, 30), (255, 0, 255)).save(secret)
+    names = ["../secret.png", str(secret), "a/../../secret.png", "g0.png\0", "g0.png"]
+    (path,) = draw_ranking(Ranking.from_lists({"q0.png": names}), *photos, tmp_path / "out")
+    assert (255, 0, 255) not in colours(path)
+    assert (0, 90, 130) in colours(path)
+
+
+# ── which queries ────────────────────────────────────────────────────────────────────────────────
+
+HITS = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
+
+
+def test_all_wrong_worst_and_random() -> None:
+    assert pick_queries(6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert pick_queries(6, at_most=2).tolist() == [0, 1]
+    assert pick_queries(6, hits=HITS, only_wrong=True, k=3).tolist() == [2, 5]
+    assert pick_queries(6, hits=HITS, only_wrong=True, k=1).tolist() == [1, 2, 3, 5]
+    assert pick_queries(6, hits=HITS, worst=5).tolist() == [2, 5, 1, 3, 0]
+    assert pick_queries(6, hits=HITS, worst=3, at_most=1).tolist() == [2]
+    ap = np.array([0.1, 0.9, np.nan, 0.1, 0.05, 0.0])
+    assert pick_queries(6, hits=HITS, ap=ap, worst=4).tolist() == [5, 4, 3, 0]
+    some = pick_queries(1000, random=5, seed=3)
+    assert some.tolist() == pick_queries(1000, random=5, seed=3).tolist()
+    assert some.tolist() != pick_queries(1000, random=5, seed=4).tolist()
+    assert (np.diff(some) > 0).all()
+    assert pick_queries(6, random=50).tolist() == [0, 1, 2, 3, 4, 5]
+    wrong = pick_queries(6, hits=HITS, only_wrong=True, k=1, random=2).tolist()
+    assert len(wrong) == 2
+    assert set(wrong) <= {1, 2, 3, 5}
+
+
+def test_unjudged_queries_are_neither_wrong_nor_bad() -> None:
+    judged = np.array([True, True, False, True, True, True])
+    assert pick_queries(6, hits=HITS, judged=judged, only_wrong=True, k=3).tolist() == [5]
+    assert pick_queries(6, hits=HITS, judged=judged, worst=1).tolist() == [5]
+
+
+def test_what_cannot_be_picked() -> None:
+    with pytest.raises(DataError, match="give labels"):
+        pick_queries(6, worst=3)
+    with pytest.raises(DataError, match="give labels"):
+        pick_queries(6, only_wrong=True)
+    with pytest.raises(UsageError, match="exclude each other"):
+        pick_queries(6, hits=HITS, worst=3, random=3)
+    with pytest.raises(UsageError, match="random=0"):
+        pick_queries(6, random=0)
+
+
+# ── real photos ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_sheets_of_real_photos_are_fast(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data" / "caltech101" / "test"
+    queries = sorted(path.name for path in (root / "query").iterdir())[:20]
+    gallery = sorted(path.name for path in (root / "gallery").iterdir())
+    lists = {query: gallery[i * 10 : i * 10 + 10] for i, query in enumerate(queries)}
+    hits = np.zeros((20, 10), bool)
+    started = time.process_time()
+    paths = draw_ranking(
+        Ranking.from_lists(lists), root / "query", root / "gallery", tmp_path, hits=hits
+    )
+    assert time.process_time() - started < 6  # 200 of them in well under a minute
+    assert BLANK not in colours(paths[0])

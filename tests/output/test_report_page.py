@@ -1,0 +1,269 @@
+"""The report: what stands in it, and how a real browser shows it."""
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from vizsla import storage
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.output import charts, embedding_map
+from vizsla.output.report_numbers import score_name
+from vizsla.run import finished_run
+from vizsla.run.config import RunConfig
+from vizsla.run.pipeline import run
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def small_run(data: Path, home: Path, **options: object) -> Path:
+    known = {"model": "tiny", "weights": "random", "image_size": 64, "top_k": 5, "figures": 0}
+    config = RunConfig(data=str(data), home=str(home), **{**known, **options})  # type: ignore[arg-type]
+    return run(config).run.folder
+
+
+@pytest.fixture(scope="module")
+def page(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run with a broken gallery image and the log of a training."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(tinted, home / "data")
+    (home / "data/test/gallery/z<i>broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    folder = small_run(home / "data", home)
+    (folder / "training").mkdir()
+    lines = [json.dumps({"step": i, "loss": 1 / i}) for i in range(1, 6)]
+    (folder / "training/log.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    return finished_run.report(folder, home / "report.html")
+
+
+def text_of(page: Path) -> str:
+    body = re.sub(r"<(style|script).*?</\1>", "", page.read_text(), flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", " ", body))
+
+
+# ── what stands in it ────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_part_is_there(page: Path) -> None:
+    whole, text = page.read_text(), text_of(page)
+    for part in ("warnings", "scores", "curves", "classes", "confusion", "sheets", "map", "broken",
+                 "configuration"):  # fmt: skip
+        assert f'<section id="{part}"' in whole, part
+    scores = json.loads(next(page.parent.glob("results/*.json")).read_text())
+    assert f"{scores['scores']['top_k_accuracy@1']:.3f}" in text
+    low, high = scores["intervals"]["map"]
+    assert f"{low:.3f} to {high:.3f}" in text
+    for title in ("By cut-off k", "Scores of right and wrong images", "Training loss", "recall@k"):
+        assert title in text, title
+    assert "z<i>broken.png" in text and "broken" in text.lower()
+    assert "random" in text and "tiny" in text and "gap" in text
+
+
+def test_nothing_comes_from_elsewhere(page: Path) -> None:
+    whole = page.read_text()
+    assert "http://" not in whole and "https://" not in whole.replace("https://github", "")
+    assert set(re.findall(r'src="([^:"]+):', whole)) == {"data"}
+    assert "<b>" not in re.sub(r"<b>[\d.–]+</b>", "", whole.split("<main>")[1].split("<script>")[0])
+
+
+def test_the_configuration_names_the_model_that_made_the_vectors(
+    tinted: Path, tmp_path: Path
+) -> None:
+    """Here a whitened one, of weights from a file; a minute has a unit."""
+    weights = tmp_path / "mine.safetensors"
+    network = Embedder.build("tiny", weights="random", image_size=64).backbone.network
+    save_file(network.state_dict(), weights)
+    folder = small_run(tinted, tmp_path, weights=str(weights), dim=4)
+    kept = json.loads((folder / "embedder/config.json").read_text())["model_id"]
+    config = storage.read_sealed_json(folder / "config.json")
+    start = config["embedder"]["model_id"]
+    config["options"]["tuning"] = {"budget": 60.0}
+    storage.write_sealed_json(folder / "config.json", config)
+    rows = text_of(finished_run.report(folder, tmp_path / "r.html")).split("Configuration")[-1]
+    told = " ".join(rows.split())
+    assert f" model id {kept} " in told and f" model id before it was fitted {start} " in told
+    assert f" weights {weights} " in told
+    assert " tuning.budget 60 s " in told and re.search(r" runtime [\d.]+ s ", told)
+
+
+def test_a_saved_embedder_has_its_own_weights(tinted: Path, tmp_path: Path) -> None:
+    Embedder.build("tiny", weights="random", image_size=64).save(tmp_path / "mine")
+    config = RunConfig(
+        data=str(tinted), home=str(tmp_path), model=str(tmp_path / "mine"), figures=0
+    )
+    page = finished_run.report(run(config).run.folder, tmp_path / "r.html")
+    assert " weights the embedder's own (random) " in " ".join(text_of(page).split())
+
+
+def test_sheets_show_the_worst_query_first(page: Path) -> None:
+    (folder,) = (page.parent / "runs").iterdir()
+    kept = json.loads((folder / "scores.json").read_text())["per_query"]
+    aps = dict(zip(kept["queries"], kept["metrics"]["map"]["values"], strict=True))
+    shown = re.findall(r'<article class="sheet">.*?<h4>(.*?)</h4>', page.read_text())
+    assert len(shown) == 12 and len(set(shown)) == 12
+    worst, best = [aps[name] for name in shown[:8]], [aps[name] for name in shown[8:]]
+    assert worst == sorted(worst) and best == sorted(best, reverse=True)
+    assert worst[0] == min(aps.values()) and best[0] == max(aps.values())
+    assert page.read_text().count(" (whole ranking)</p>") == 12
+    tiles = re.findall(r'<li class="(right|wrong)">', page.read_text())
+    assert len(tiles) == 12 * 5
+
+
+def test_the_matrix_counts_every_query_once(page: Path) -> None:
+    matrix = re.search(r'<table class="matrix">.*?</table>', page.read_text(), re.DOTALL)
+    assert matrix
+    counts = [int(n) for n in re.findall(r'style="--p:[\d.]+">(\d+)</td>', matrix[0])]
+    assert sum(counts) == 16
+
+
+def test_without_labels_it_is_still_a_report(tinted: Path, tmp_path: Path) -> None:
+    shutil.copytree(tinted, tmp_path / "data")
+    (tmp_path / "data/labels.csv").unlink()
+    page = finished_run.report(small_run(tmp_path / "data", tmp_path), tmp_path / "r.html")
+    whole = page.read_text()
+    assert "No labels are known" in whole and '<section id="map"' in whole
+    assert '<section id="scores"' not in whole and whole.count('<article class="sheet">') == 8
+
+
+def test_pictures_that_have_moved_are_asked_for(tinted: Path, tmp_path: Path) -> None:
+    shutil.copytree(tinted, tmp_path / "data")
+    folder = small_run(tmp_path / "data", tmp_path)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="data"):
+        finished_run.report(folder, tmp_path / "r.html")
+    finished_run.report(folder, tmp_path / "r.html", data=tmp_path / "elsewhere", projection="pca")
+    assert "first two principal components" in (tmp_path / "r.html").read_text()
+
+
+# ── the map and the charts ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("projection", ["pca", "tsne"])
+def test_groups_stay_apart_on_the_map_and_runs_agree(projection: str) -> None:
+    dice = np.random.default_rng(0)
+    middles = np.eye(3, 16)[np.repeat(np.arange(3), 12)]
+    vectors = (middles + 0.05 * dice.normal(size=(36, 16))).astype(np.float32)
+    places = embedding_map.in_the_plane(vectors, projection)
+    assert np.array_equal(places, embedding_map.in_the_plane(vectors, projection))
+    centres = np.stack([places[i * 12 : i * 12 + 12].mean(axis=0) for i in range(3)])
+    nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == np.repeat(np.arange(3), 12)).all()
+    assert places.min() >= 0 and (places <= [embedding_map.WIDTH, embedding_map.HEIGHT]).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 12])
+def test_a_few_or_equal_points_have_a_place(n: int) -> None:
+    for vectors in (np.eye(n, 16, dtype=np.float32), np.ones((n, 4), np.float32)):
+        assert np.isfinite(embedding_map.in_the_plane(vectors)).all()
+
+
+def test_an_unknown_map_is_refused() -> None:
+    with pytest.raises(UsageError, match="tsne, pca"):
+        embedding_map.in_the_plane(np.eye(4), "umap")
+
+
+def test_large_sets_are_drawn_in_part() -> None:
+    def points(n: int) -> list[embedding_map.Point]:
+        return [embedding_map.Point(str(i), "query", Path("x"), None) for i in range(n)]
+
+    cases = {(50, 60): (50, 60), (9000, 9000): (1000, 1000), (100, 9000): (100, 1900),
+             (9000, 100): (1900, 100)}  # fmt: skip
+    for (queries, gallery), expected in cases.items():
+        chosen = embedding_map.choose(points(queries), points(gallery))
+        assert tuple(map(len, chosen)) == expected
+        assert all(len(set(part.tolist())) == len(part) for part in chosen)
+
+
+def test_a_chart_holds_its_numbers_as_a_table() -> None:
+    drawn = charts.line_chart("T", {"a": [(1, 0.5), (10, 0.25)], "b": [(1, 0.1)]}, x_name="k",
+                              y_name="y", log_x=True)  # fmt: skip
+    assert "0.2500" in drawn and "–" in drawn and drawn.count("<polyline") == 2
+    assert "nan" not in charts.line_chart("T", {"a": [(3, 0.0)]}, x_name="k", y_name="y")
+    assert "nan" not in charts.histogram("T", {"right": np.array([0.5])}, x_name="s")
+
+
+# ── in a browser ─────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def opened(browser: Any, page: Path, **options: Any) -> Iterator[Any]:
+    """The page; a message, an error or a request beyond the file itself fails the test."""
+    context = browser.new_context(**{"viewport": DESKTOP, **options})
+    tab = context.new_page()
+    faults: list[str] = []
+    tab.on("console", lambda message: faults.append(message.text))
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("request", lambda r: faults.append(r.url) if not r.url.startswith("data:") else None)
+    try:
+        tab.goto(page.as_uri())
+        yield tab
+        assert faults == [page.as_uri()]
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_fits_and_hovering_shows_the_picture(browser: Any, page: Path, viewport: dict) -> None:
+    with opened(browser, page, viewport=viewport) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tab.locator(".plane").scroll_into_view_if_needed()
+        assert not tab.locator("#seen").is_visible()
+        mark = tab.locator(".pt[data-i='3']")
+        label = tab.evaluate("document.querySelectorAll('.pt').length")
+        assert label == 16 + 24
+        box = mark.bounding_box()
+        tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        seen = tab.locator("#seen")
+        assert seen.is_visible()
+        on = tab.locator(".pt.on")
+        assert on.count() == 1
+        i = int(on.get_attribute("data-i"))
+        names = sorted(p.name for p in (page.parent / "data/test/query").iterdir())
+        assert names[i] in seen.inner_text()
+        style = seen.locator("i").evaluate("e => getComputedStyle(e).backgroundImage")
+        assert style.startswith('url("data:image/webp')
+        tab.mouse.move(box["x"], 1)
+        assert not seen.is_visible()
+
+
+def test_keys_walk_over_the_map_and_one_class_is_picked_out(browser: Any, page: Path) -> None:
+    with opened(browser, page) as tab:
+        tab.locator("#pick").select_option(label="green")
+        assert tab.locator(".pt.in").count() == 10
+        tab.locator(".plane").focus()
+        tab.keyboard.press("ArrowRight")
+        assert "green" in tab.locator("#seen").inner_text()
+        tab.keyboard.press("Escape")
+        assert not tab.locator("#seen").is_visible()
+
+
+def test_dark_is_dark_and_light_is_light(browser: Any, page: Path) -> None:
+    for scheme, dark in (("light", False), ("dark", True)):
+        with opened(browser, page, color_scheme=scheme) as tab:
+            ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            ink = tab.evaluate("getComputedStyle(document.body).color")
+            levels = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ground, ink)]
+            assert (levels[0] < levels[1]) is dark and abs(levels[0] - levels[1]) > 500
+
+
+def test_all_can_be_read_without_javascript(browser: Any, page: Path) -> None:
+    with opened(browser, page, java_script_enabled=False) as tab:
+        assert tab.locator(".pt title").count() == 40
+        assert tab.get_by_role("heading", name="Worst and best queries").is_visible()
+        assert not tab.locator(".tools").is_visible()
+
+
+def test_only_cosines_are_called_so() -> None:
+    assert score_name({}) == score_name({"refine": {"chain": "none"}}) == "score (cosine)"
+    assert score_name({"refine": {"chain": "kreciprocal(k1=20)"}}) == "score"
+    assert (
+        score_name({"refine": {"chain": "none | none"}, "fusion": {"method": "zscore"}}) == "score"
+    )

@@ -1,0 +1,497 @@
+"""The client against real servers on loopback, the good one and every kind of bad one."""
+
+import contextlib
+import datetime
+import email.utils
+import hashlib
+import http.server
+import json
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import vizsla
+from vizsla.errors import DataError, SubmitError, UsageError
+from vizsla.output.submit_client import Receipt, record_submission, submit
+from vizsla.search.ranking import Ranking
+
+LISTS = {"q1.jpg": ["a.jpg", "b.jpg"], "ü.jpg": ["b.jpg", "a.jpg"]}
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+GOOD = (200, {}, '{"accuracy": 0.5}')
+
+Answer = tuple[int, dict[str, str], str | bytes]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers the requests in turn with `answers`; the last one stays."""
+
+    daemon_threads = True
+
+    def __init__(self, answers: list[Answer | Callable[[Any], None]]) -> None:
+        self.answers = list(answers)
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/retrieval/"
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is part of the tests."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.headers.append(dict(self.headers))
+        self.server.paths.append(self.path)
+        answers = self.server.answers
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if callable(answer):
+            answer(self)
+            return
+        status, headers, text = answer
+        body = text if isinstance(text, bytes) else text.encode()
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    with contextlib.ExitStack() as running:
+
+        def start(*answers: Any, tls: ssl.SSLContext | None = None) -> Server:
+            server = running.enter_context(Server(list(answers)))
+            if tls:
+                server.socket = tls.wrap_socket(server.socket, server_side=True)
+            # a short poll interval, so that stopping takes no time
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            running.callback(server.shutdown)
+            return server
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, address or token of whoever runs the tests."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    for name in ("VIZSLA_SUBMIT_URL", "VIZSLA_SUBMIT_TOKEN", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def failure(server: Server | str, **options: Any) -> str:
+    """The one line that a submission to this server ends with."""
+    url = server if isinstance(server, str) else server.url
+    with pytest.raises(SubmitError) as error:
+        submit(LISTS, "dogs", url, **{"waits": (0.0, 0.0), **options})
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ── what is sent, and what comes back ────────────────────────────────────────────────────────────
+
+
+def test_the_starting_documents_protocol(serve: Serve) -> None:
+    server = serve((200, {}, '{"accuracy": 0.75, "map_at_k": 0.5, "group": "dogs", "ok": true}'))
+    receipt = vizsla.submit(LISTS, groupname="dogs", url=server.url)
+    assert json.loads(server.bodies[0]) == {"groupname": "dogs", "images": LISTS}
+    assert server.headers[0]["Content-Type"] == "application/json"
+    assert server.paths == ["/retrieval/"]
+    assert receipt.accuracy == 0.75
+    assert receipt.metrics == {"map_at_k": 0.5}
+    assert receipt.answer["group"] == "dogs"
+    assert (receipt.queries, receipt.bytes) == (2, len(server.bodies[0]))
+    assert receipt.sent_at is not None
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(receipt.sent_at)
+    assert datetime.timedelta(seconds=-1) < age < datetime.timedelta(minutes=1)
+
+
+def test_a_ranking_a_dict_and_every_file_are_the_same_submission(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = serve(GOOD)
+    ranking = Ranking.from_lists(LISTS)
+    forms = ("json", "records", "kaggle", "trec")
+    for form in forms:
+        vizsla.write_submission(ranking, tmp_path / form, k=2, format=form)
+    results = [LISTS, ranking, *(tmp_path / form for form in forms), str(tmp_path / "json")]
+    receipts = [submit(one, "dogs", server.url) for one in results]
+    assert len({receipt.sha256 for receipt in receipts}) == 1
+    assert [json.loads(body)["images"] for body in server.bodies] == [LISTS] * len(results)
+
+
+def test_a_ranking_is_cut_to_k(serve: Serve) -> None:
+    server = serve(GOOD)
+    submit(Ranking.from_lists(LISTS), "dogs", server.url, k=1)
+    assert json.loads(server.bodies[0])["images"] == {"q1.jpg": ["a.jpg"], "ü.jpg": ["b.jpg"]}
+
+
+def test_url_and_token_from_the_environment(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(GOOD)
+    monkeypatch.setenv("VIZSLA_SUBMIT_URL", server.url)
+    submit(LISTS, "dogs")
+    monkeypatch.setenv("VIZSLA_SUBMIT_TOKEN", "from-outside")
+    submit(LISTS, "dogs")
+    submit(LISTS, "dogs", token="given")
+    sent = [headers.get("Authorization") for headers in server.headers]
+    assert sent == [None, "Bearer from-outside", "Bearer given"]
+
+
+def test_a_dry_run_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VIZSLA_SUBMIT_URL", raising=False)
+    dry = submit(LISTS, "dogs", dry_run=True)
+    assert (dry.url, dry.queries, dry.accuracy) == (None, 2, None)
+    with pytest.raises(UsageError, match="not a web address"):
+        submit(LISTS, "dogs", "ftp://x", dry_run=True)  # one that is given must be sound
+    monkeypatch.setenv("VIZSLA_SUBMIT_URL", "http://127.0.0.1/x")
+    assert submit(LISTS, "dogs", dry_run=True).url == "http://127.0.0.1/x"
+    with pytest.raises(DataError, match="extra"):
+        submit({**LISTS, "extra": ["a.jpg", "b.jpg"]}, "dogs", dry_run=True, queries=list(LISTS))
+
+
+def test_a_dry_run_sends_nothing_and_says_what_it_would(serve: Serve) -> None:
+    server = serve(GOOD)
+    dry = submit(LISTS, "dogs", server.url, dry_run=True)
+    assert server.bodies == []
+    assert (dry.accuracy, dry.sent_at) == (None, None)
+    wet = submit(LISTS, "dogs", server.url)
+    assert (dry.bytes, dry.sha256, dry.queries) == (wet.bytes, wet.sha256, wet.queries)
+
+
+def test_a_password_in_the_url_is_used_but_not_kept(serve: Serve) -> None:
+    server = serve(GOOD)
+    receipt = submit(LISTS, "dogs", server.url.replace("//", "//me:secret@"))
+    assert server.headers[0]["Authorization"].startswith("Basic ")
+    assert receipt.url == server.url
+
+
+# ── what is refused before anything is sent ──────────────────────────────────────────────────────
+
+
+def test_a_wrong_submission_is_never_sent(serve: Serve) -> None:
+    server = serve(GOOD)
+    data = {"queries": set(LISTS), "gallery": {"a.jpg", "b.jpg"}, "k": 2}
+    submit(LISTS, "dogs", server.url, **data)
+    with pytest.raises(
+        DataError, match=r"unknown gallery names: 'q1.jpg' names 'b.jpg' and|'b.jpg"
+    ):
+        submit(LISTS, "dogs", server.url, **{**data, "gallery": {"a.jpg"}})
+    with pytest.raises(DataError, match="missing queries: 'more"):
+        submit(LISTS, "dogs", server.url, **{**data, "queries": {*LISTS, "more.jpg"}})
+    with pytest.raises(DataError, match="repeated gallery names"):
+        submit({"q": ["a", "a"]}, "dogs", server.url)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"groupname": " ", "url": "http://x"}, "name of the group is empty"),
+        ({"groupname": "dogs"}, "no server to send to: .* VIZSLA_SUBMIT_URL"),
+        ({"groupname": "dogs", "url": "tatooine/retrieval"}, "not a web address"),
+        ({"groupname": "dogs", "url": "ftp://x/y"}, "not a web address"),
+        ({"groupname": "dogs", "url": "http://x:port/"}, "is not a URL"),
+        ({"groupname": "dogs", "url": "http://x", "timeout": 0}, "expected seconds above 0"),
+        ({"groupname": "dogs", "url": "http://x", "token": "a\nb"}, "the token holds"),
+    ],
+)
+def test_wrong_calls(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        submit(LISTS, **options)
+
+
+# ── answers that are no score ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ((200, {}, "thanks!"), "is not JSON: thanks!"),
+        ((200, {}, ""), "is not JSON: it is empty"),
+        ((200, {}, b"\xff\xfe\x00"), "is not JSON: "),
+        ((200, {}, "[" * 100_000), "is not JSON: "),
+        ((200, HTML, "<p>hi</p>"), "answered with a web page instead of JSON: is the URL right?"),
+        (
+            (200, {}, "<!doctype html><title>Wi-Fi\n &amp; login</title>"),
+            "answered with a web page “Wi-Fi & login” instead of JSON",
+        ),
+        ((200, {}, '{"score": 1}'), 'holds no accuracy: {"score": 1}'),
+        ((200, {}, "[0.5]"), "holds no accuracy: [0.5]"),
+        ((200, {}, '{"accuracy": "0.5"}'), "holds an accuracy that is not a number"),
+        ((200, {}, '{"accuracy": true}'), "holds an accuracy that is not a number"),
+        ((200, {}, '{"accuracy": NaN}'), "holds an accuracy that is not a number"),
+        ((200, {}, '{"accuracy": 1e999}'), "holds an accuracy that is not a number"),
+        ((200, {}, '{"accuracy": null}'), "holds an accuracy that is not a number"),
+        ((200, {}, "x" * (5 * 2**20)), "answers with more than 4 MB"),
+        ((200, {"Content-Encoding": "gzip"}, "not gzip"), "cannot send to http"),
+        (
+            (401, {}, '{"detail": "wrong token"}'),
+            "wants a token, or another one (HTTP 401 Unauthorized): wrong token: give --token",
+        ),
+        (
+            (403, {}, '{"error": "the contest is closed"}'),
+            "does not accept this submission (HTTP 403 Forbidden): the contest is closed",
+        ),
+        ((404, HTML, "<title>404</title>"), "(HTTP 404 Not Found): a web page “404”: is the URL"),
+        ((405, {}, ""), "takes no submissions (HTTP 405 Method Not Allowed): is the URL right?"),
+        ((413, {}, "too big"), "is too large for 127.0.0.1 (HTTP 413 "),
+        (
+            (422, {}, '{"detail": [{"msg": "unknown query"}]}'),
+            'refuses the submission (HTTP 422 ',
+        ),
+        ((429, {"Retry-After": "90"}, ""), "too many submissions of this group (HTTP 429 Too Many "
+         "Requests); try again in 90 s"),
+        ((429, {"Retry-After": "soon"}, "slow down"), "(HTTP 429 Too Many Requests): slow down"),
+        ((418, {}, "\x1b[31mred\x1b[0m"), "(HTTP 418 I'm a Teapot): [31mred [0m"),
+        ((299, {}, "fine"), "is not JSON: fine"),
+        ((499, {}, "odd"), "refuses the submission (HTTP 499): odd"),
+        ((304, {}, ""), "refuses the submission (HTTP 304 Not Modified)"),
+    ],
+)  # fmt: skip
+def test_each_answer_without_a_score_is_one_clear_line_and_final(
+    serve: Serve, answer: Answer, problem: str
+) -> None:
+    server = serve(answer)
+    message = failure(server)
+    assert problem in message
+    assert message.isprintable()
+    assert len(message) < 500
+    assert len(server.bodies) == 1  # an answer is an answer: never sent twice
+
+
+def test_a_date_to_wait_for(serve: Serve) -> None:
+    later = email.utils.formatdate(time.time() + 600, usegmt=True)
+    message = failure(serve((429, {"Retry-After": later}, "")))
+    assert "try again in 10 minutes" in message
+
+
+def test_an_odd_number_beside_the_accuracy_is_no_obstacle(serve: Serve, tmp_path: Path) -> None:
+    answer = (
+        '{"accuracy": 791.82, "map": NaN, "big": 1e999, "n": 1' + "0" * 400 + ', "x": "\\ud800"}'
+    )
+    receipt = submit(LISTS, "dogs", serve((200, {}, answer)).url)
+    assert receipt.accuracy == 791.82
+    assert receipt.metrics == {}
+    assert receipt.answer["map"] is None
+    assert record_submission(tmp_path, receipt).exists()
+
+
+# ── redirects ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_redirect_on_the_same_server_is_followed(serve: Serve) -> None:
+    server = serve((307, {"Location": "/retrieval/2026"}, ""), GOOD)
+    assert submit(LISTS, "dogs", server.url).accuracy == 0.5
+    assert server.paths == ["/retrieval/", "/retrieval/2026"]
+    assert server.bodies[0] == server.bodies[1]
+
+
+def test_nothing_is_sent_to_another_host(serve: Serve) -> None:
+    other = serve(GOOD)
+    for location in (other.url, other.url.replace("127.0.0.1", "localhost"), "ftp://127.0.0.1/"):
+        server = serve((308, {"Location": location}, ""))
+        message = failure(server, token="secret")
+        assert f"redirects to another address, {location}: nothing was sent there" in message
+    assert other.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ((301, {"Location": "/new"}, ""), "/new: give that as the URL"),
+        ((307, {"Location": "/retrieval/"}, ""), "redirects in a circle"),
+        (
+            (307, {"Location": "http://x:port/"}, ""),
+            "gave no answer that can be read (Invalid URL in location",
+        ),
+    ],
+)
+def test_redirects_that_lead_nowhere(serve: Serve, answer: Answer, problem: str) -> None:
+    assert problem in failure(serve(answer))
+
+
+# ── servers that fail, stay silent, or are not there ─────────────────────────────────────────────
+
+
+def test_a_5xx_is_tried_again_with_the_same_body(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve((503, {}, "starting"), (500, {}, ""), GOOD)
+    with caplog.at_level(logging.WARNING, "vizsla"):
+        assert submit(LISTS, "dogs", server.url, waits=(0.0, 0.0)).accuracy == 0.5
+    assert len(server.bodies) == 3
+    assert len(set(server.bodies)) == 1
+    assert "HTTP 503 Service Unavailable: starting; try 2 of 3" in caplog.text
+
+
+def test_three_tries_and_no_more(serve: Serve) -> None:
+    server = serve((502, HTML, "<title>Bad gateway</title>"))
+    message = failure(server)
+    assert "HTTP 502 Bad Gateway: a web page “Bad gateway” (3 tries)" in message
+    assert len(server.bodies) == 3
+
+
+def test_the_waits_grow(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    server = serve((503, {"Retry-After": "3"}, ""), (503, {}, ""))
+    with pytest.raises(SubmitError):
+        submit(LISTS, "dogs", server.url)
+    assert waited == [3.0, 4.0]  # the server's wish, then ours
+
+
+def test_a_server_that_asks_for_an_hour_is_not_waited_for(serve: Serve) -> None:
+    server = serve((503, {"Retry-After": "3600"}, "down for repair"))
+    assert failure(server).endswith("down for repair; try again in 60 minutes")
+    assert len(server.bodies) == 1
+
+
+def test_silence_after_sending_is_final(serve: Serve) -> None:
+    server = serve(lambda handler: time.sleep(0.5))
+    message = failure(server, timeout=0.1)
+    assert "did not answer within 0.1 s. It may have been counted" in message
+    assert len(server.bodies) == 1
+
+
+def test_an_answer_that_never_ends_is_cut_off(serve: Serve) -> None:
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(60):
+            handler.wfile.write(b" ")
+            time.sleep(0.02)
+
+    started = time.monotonic()
+    assert "did not answer within 0.2 s" in failure(serve(drip), timeout=0.2)
+    assert time.monotonic() - started < 1.0
+
+
+def test_a_connection_that_breaks_after_sending_is_final(serve: Serve) -> None:
+    server = serve(lambda handler: handler.connection.shutdown(socket.SHUT_RDWR))
+    assert "gave no answer that can be read" in failure(server)
+    assert len(server.bodies) == 1
+
+
+def test_a_refused_connection_is_tried_three_times(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with caplog.at_level(logging.WARNING, "vizsla"):
+        message = failure(f"http://127.0.0.1:{port}/")
+    assert f"127.0.0.1:{port} refuses the connection" in message
+    assert message.endswith("(3 tries)")
+    assert len(caplog.records) == 2
+
+
+def test_a_server_that_comes_up_between_two_tries_gets_it(serve: Serve) -> None:
+    late = serve(GOOD)
+    port = late.server_address[1]
+    late.shutdown()
+    late.server_close()
+
+    def revive() -> None:
+        time.sleep(0.2)
+        back = http.server.ThreadingHTTPServer.__new__(Server)
+        back.answers, back.bodies, back.headers, back.paths = [GOOD], [], [], []
+        http.server.ThreadingHTTPServer.__init__(back, ("127.0.0.1", port), Handler)
+        with back:
+            back.handle_request()
+
+    thread = threading.Thread(target=revive)
+    thread.start()
+    receipt = submit(LISTS, "dogs", f"http://127.0.0.1:{port}/", waits=(0.4, 1.0))
+    thread.join()
+    assert receipt.accuracy == 0.5
+
+
+def test_an_unknown_host() -> None:
+    message = failure("http://no-such-host.invalid/")
+    assert "the host no-such-host.invalid is not known" in message
+
+
+# ── TLS ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def tls_server(serve: Serve, authority: trustme.CA, name: str, **validity: Any) -> Server:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name, **validity).configure_cert(context)
+    return serve(GOOD, tls=context)
+
+
+def test_certificates(
+    serve: Serve, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tls_server(serve, authority, "127.0.0.1")
+    url = good.url.replace("http:", "https:")
+    message = failure(url)
+    assert "cannot be trusted" in message
+    assert "SSL_CERT_FILE" in message
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    assert submit(LISTS, "dogs", url).accuracy == 0.5
+
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    expired = tls_server(serve, authority, "127.0.0.1", not_after=past)
+    message = failure(expired.url.replace("http:", "https:"))
+    assert "the certificate of 127.0.0.1 has expired: nothing was sent" in message
+    assert "tries" not in message  # it will not get younger
+
+    other = tls_server(serve, authority, "example.org")
+    assert "cannot be trusted" in failure(other.url.replace("http:", "https:"))
+    assert expired.bodies == other.bodies == []
+
+
+def test_https_to_a_server_that_speaks_http(serve: Serve) -> None:
+    server = serve(GOOD)
+    assert "does not speak TLS" in failure(server.url.replace("http:", "https:"))
+
+
+# ── the record ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_record_grows_line_by_line(serve: Serve, tmp_path: Path) -> None:
+    receipt = submit(LISTS, "dögs", serve(GOOD).url)
+    path = record_submission(tmp_path, receipt)
+    path.write_text(path.read_text().rstrip("\n"))  # as an editor might leave it
+    record_submission(tmp_path, replace(receipt, accuracy=0.75))
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert path == tmp_path / "submissions.jsonl"
+    assert Receipt(**first) == receipt
+    assert second["accuracy"] == 0.75
+    canonical = json.dumps(LISTS, sort_keys=True, separators=(",", ":")).encode()
+    assert first["sha256"] == hashlib.sha256(canonical).hexdigest()
+
+
+def test_what_cannot_be_recorded(tmp_path: Path) -> None:
+    dry = submit(LISTS, "dogs", "http://127.0.0.1/", dry_run=True)
+    with pytest.raises(UsageError, match="nothing to record"):
+        record_submission(tmp_path, dry)
+    with pytest.raises(DataError, match="is not a folder"):
+        record_submission(tmp_path / "none", replace(dry, sent_at="2026-01-01"))

@@ -1,0 +1,111 @@
+"""A run that is there already: its scores once more, and a cut-off from its training images."""
+
+import colorsys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vizsla import storage
+from vizsla.errors import DataError, UsageError
+from vizsla.run import finished_run, pipeline
+from vizsla.run.config import RunConfig
+from vizsla.score.scores import Scores
+from vizsla.workspace import open_run
+
+CLASSES = 8
+
+
+def paint(path: Path, label: int, dice: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = np.array(colorsys.hsv_to_rgb(label / CLASSES, 0.8, 0.8)) * 255
+    pixels = np.clip(colour + dice.normal(size=(24, 24, 3)) * 60, 0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained and frozen, on classes that are colours; the training classes are others."""
+    home = tmp_path_factory.mktemp("home")
+    dice = np.random.default_rng(0)
+    rows = ["role,file,label"]
+    for label in range(CLASSES):
+        for i in range(6):
+            paint(home / f"data/training/t{label}/{i}.png", label, dice)
+        for role, n in (("query", 2), ("gallery", 3)):
+            for i in range(n):
+                paint(home / f"data/test/{role}/{label}_{i}.png", label, dice)
+                rows.append(f"{role},{label}_{i}.png,{label}")
+    (home / "data/labels.csv").write_text("\n".join(rows) + "\n")
+    config = RunConfig(
+        data=str(home / "data"), model="tiny", weights="random", figures=0, home=str(home)
+    )
+    return pipeline.run(config).run.folder
+
+
+def test_the_scores_of_a_run_come_out_again(run_folder: Path) -> None:
+    ranking, _, scores = finished_run.judge_run(run_folder, ks=(1, 5, 10), cluster="label")
+    stored = Scores.load(run_folder / "scores.json")
+    assert scores.queries == stored.queries and len(ranking) == 16
+    assert scores.per_query("map") == stored.per_query("map")
+    assert scores["map"].low != stored["map"].low
+
+
+def test_the_cut_off_is_learned_on_training_images_alone(run_folder: Path) -> None:
+    learned = finished_run.calibrate_run(run_folder, precision=0.5)
+    assert learned.learned_on.count("training") == 1
+    held = run_folder / "embeddings" / "validation-new-classes"
+    assert (held / "manifest.json").is_file()
+    before = (held / "shard-00000.parquet").stat().st_mtime_ns
+    assert finished_run.calibrate_run(run_folder, precision=0.5) == learned
+    assert (held / "shard-00000.parquet").stat().st_mtime_ns == before
+    other = finished_run.calibrate_run(run_folder, precision=0.5, validate_on="seen-classes")
+    assert "of 8 classes" in other.learned_on
+
+
+def test_a_tuned_run_is_never_calibrated_on_what_it_has_seen(run_folder: Path) -> None:
+    run = open_run(run_folder)
+    config = run.config
+    tuned = {**config, "options": {**config["options"], "tuning": {"validate_on": "new-classes"}}}
+    run.write_config(tuned)
+    try:
+        with pytest.raises(UsageError, match="has seen all else"):
+            finished_run.calibrate_run(run_folder, validate_on="seen-classes")
+    finally:
+        run.write_config(config)
+
+
+def test_a_run_without_labels_says_what_to_give(run_folder: Path) -> None:
+    labels, run = run_folder.parent.parent / "data" / "labels.csv", open_run(run_folder)
+    text, config = labels.read_text(), run.config
+    labels.unlink()
+    run.write_config({**config, "options": {**config["options"], "labels": None}})
+    try:
+        with pytest.raises(DataError, match="no labels were known: give --labels"):
+            finished_run.judge_run(run_folder)
+    finally:
+        labels.write_text(text)
+        run.write_config(config)
+
+
+def test_vectors_of_an_earlier_call_that_do_not_fit_are_made_again(run_folder: Path) -> None:
+    held = run_folder / "embeddings" / "validation-new-classes"
+    learned = finished_run.calibrate_run(run_folder, precision=0.5)
+    manifest = storage.read_sealed_json(held / "manifest.json")
+    storage.write_sealed_json(held / "manifest.json", {**manifest, "compute_id": "another"})
+    assert finished_run.calibrate_run(run_folder, precision=0.5) == learned
+    assert storage.read_sealed_json(held / "manifest.json") == manifest
+
+
+def test_a_run_warns_of_labels_that_are_none(run_folder: Path, tmp_path: Path) -> None:
+    data = Path(open_run(run_folder).config["options"]["data"])
+    names = {role: sorted((data / "test" / role).iterdir()) for role in ("query", "gallery")}
+    rows = [f"{role},{path.name},{role}{i}" for role in names for i, path in enumerate(names[role])]
+    (tmp_path / "labels.csv").write_text("\n".join(["role,file,label", *rows]) + "\n")
+    config = RunConfig(
+        data=str(data), model="tiny", weights="random", figures=0, home=str(tmp_path),
+        labels=str(tmp_path / "labels.csv"),
+    )  # fmt: skip
+    result = pipeline.run(config)
+    assert any("there is nothing to find: every query has" in w for w in result.warnings)

@@ -1,0 +1,29 @@
+"""What a command is pointed at: the embedder."""
+
+from pathlib import Path
+
+import pytest
+
+from vizsla.errors import UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.run.inputs import load_embedder
+
+
+def test_interpolation_is_part_of_the_model_and_of_its_folder(tmp_path: Path) -> None:
+    plain = load_embedder("tiny", weights="random")
+    bilinear = load_embedder("tiny", weights="random", interpolation="bilinear")
+    assert plain.preprocess.interpolation == "bicubic"
+    assert bilinear.preprocess.interpolation == "bilinear"
+    assert plain.model_id != bilinear.model_id
+    bilinear.save(tmp_path / "saved")
+    loaded = Embedder.load(tmp_path / "saved")
+    assert loaded.preprocess.interpolation == "bilinear"
+    assert loaded.model_id == bilinear.model_id
+
+
+def test_interpolation_cannot_be_unknown_or_another_than_a_saved_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose nearest, bilinear, bicubic, lanczos"):
+        load_embedder("tiny", weights="random", interpolation="cubic")
+    load_embedder("tiny", weights="random").save(tmp_path / "saved")
+    with pytest.raises(UsageError, match="leave out --interpolation"):
+        load_embedder(str(tmp_path / "saved"), interpolation="bilinear")

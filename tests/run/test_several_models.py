@@ -1,0 +1,176 @@
+"""Several models in one run, and `fuse`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from vizsla.cli.main import app
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.run import several_models
+from vizsla.run.config import RunConfig
+from vizsla.run.pipeline import RunResult
+from vizsla.run.several_models import FusionConfig, Member, fuse_runs, run_models
+from vizsla.search import exact
+from vizsla.search.fusion import fused
+from vizsla.search.ranking import Ranking
+
+SEEN = {"validate_on": "seen-classes"}
+
+
+def configs(data: Path, home: Path, **options: Any) -> list[RunConfig]:
+    known = {"weights": "random", "image_size": 32, "top_k": 5, "figures": 2, "validating": SEEN}
+    both = ({"model": "tiny", "seed": 0}, {"model": "resnet18", "seed": 1})
+    return [
+        RunConfig(data=str(data), home=str(home), **{**known, **one, **options}) for one in both
+    ]
+
+
+@pytest.fixture(scope="module")
+def joint(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    home = tmp_path_factory.mktemp("joint")
+    return run_models(configs(tinted, home, refine="aqe(n=2)"), FusionConfig(weights="auto"))
+
+
+def test_each_model_runs_and_they_are_fused(joint: RunResult, tinted: Path) -> None:
+    rankings = [Ranking.load(one.run.folder / "ranking.parquet") for one in joint.members]
+    record = json.loads(joint.result_path.read_text())
+    weights = record["fusion"]["weights"]
+    expected = fused(rankings, weights=weights)
+    kept = Ranking.load(joint.run.folder / "ranking.parquet")
+    assert kept.to_lists() == expected.to_lists()
+    assert json.loads(joint.submission_path.read_text()) == kept.to_lists(5)
+    assert record["model_name"] == "tiny+resnet18" == joint.model_name
+    assert [one["model_name"] for one in record["members"]] == ["tiny", "resnet18"]
+    assert [one["run"] for one in record["members"]] == [m.run.id for m in joint.members]
+    assert sum(weights) == pytest.approx(1) and record["fusion"]["chosen_on"]["draws"] == 8
+    assert record["refine"]["uses"] == "gallery" and "aqe" in record["refine"]["chain"]
+    assert record["map"] == pytest.approx(joint.scores.mean("map"), abs=1e-4)  # type: ignore[union-attr]
+    assert len(joint.figure_paths) == 2 and not joint.members[0].figure_paths
+    assert {"top_k_accuracy", "pooling_type", "loss_function", "data_id"} <= record.keys()
+    assert "vizsla.seal" not in record  # for people, as that of any other run
+
+
+def test_the_joint_run_can_be_shown_evaluated_and_reported(joint: RunResult, tinted: Path) -> None:
+    folder = str(joint.run.folder)
+    for words in (
+        ["evaluate", folder],
+        ["show", folder, "--data", str(tinted), "--random", "1", "-o", f"{folder}/sheets"],
+        ["report", folder, "-o", f"{folder}/report.html", "--map", "pca"],
+        ["submission", f"{folder}/ranking.parquet", "-k", "3", "-o", f"{folder}/s.json"],
+    ):
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+
+
+def test_a_joint_run_is_repeated(joint: RunResult) -> None:
+    found = several_models.again_models(joint.run.folder)
+    assert found is not None
+    again, fusion = found
+    assert [c.model for c in again] == ["tiny", "resnet18"] and fusion.weights == "auto"
+    second = run_models(again, fusion)
+    assert second.ranking.to_lists() == joint.ranking.to_lists()
+    assert several_models.again_models(joint.members[0].run.folder) is None
+
+
+def test_a_joint_run_is_repeated_on_data_that_moved(joint: RunResult, tinted: Path) -> None:
+    found = several_models.again_models(joint.run.folder, data="elsewhere")
+    assert found is not None
+    for config in found[0]:
+        assert config.data == str(Path("elsewhere").absolute())
+        assert config.labels == str(Path("elsewhere").absolute() / "labels.csv")
+
+
+def test_concat_whitens_and_refines_the_joint_vectors(joint: RunResult) -> None:
+    members = [Member.of(one.run.folder) for one in joint.members]
+    plain = fuse_runs(members, FusionConfig("concat", [3, 1], whiten="none"))
+    vectors = [[m.embeddings(r).vectors for r in ("query", "gallery")] for m in members]
+    cosines = sum(w * q @ g.T for w, (q, g) in zip((0.75, 0.25), vectors, strict=True))
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    agree = (plain.ranking.positions == order).mean()
+    assert agree > 0.98  # but for ties in the last bits
+    white = fuse_runs(members, FusionConfig("concat", whiten="shrunk", refine="auto"))
+    assert white.refined is not None and white.ranking.to_lists() != plain.ranking.to_lists()
+    assert white.record(FusionConfig("concat"))["whiten"] == "shrunk"
+
+
+def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:
+    folders = [str(one.run.folder) for one in joint.members]
+
+    def fuse(*words: str) -> Any:
+        words = ("fuse", *folders, "-o", str(tmp_path / "f.parquet"), *words)
+        return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+    rankings = [Ranking.load(Path(folder) / "ranking.parquet") for folder in folders]
+    assert fuse("--fusion", "rrf", "--depth", "6").exit_code == 0
+    kept = Ranking.load(tmp_path / "f.parquet")
+    assert kept.to_lists() == fused(rankings, method="rrf", depth=6).to_lists()
+    result = fuse("--fusion-weights", "auto", "--json")
+    assert json.loads(result.stdout)["fusion"]["chosen_on"]["candidates"]
+    result = fuse("--fusion", "concat")
+    assert result.exit_code == 0 and "fused by concat, weights 0.5, 0.5" in result.stdout
+    for words, said in [
+        (["--fusion", "vote"], "zscore, minmax, rrf, concat"),
+        (["--fusion-weights", "1,2,3"], "3 weights for 2"),
+        (["--fusion-weights", "a,b"], "a number for each model"),
+        (["--refine", "aqe"], "refine each run instead"),
+        (["--fusion", "concat", "--fusion-weights", "auto"], "leave it out of concat"),
+        (["--fusion", "concat", "--fusion-whiten", "bleach"], "shrunk"),
+    ]:
+        with pytest.raises(UsageError, match=said):
+            fuse(*words)
+    submission = joint.members[1].submission_path
+    words = ["fuse", folders[0], str(submission), "--fusion", "rrf", "-o", str(tmp_path / "g")]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    with pytest.raises(UsageError, match="two runs or rankings"):
+        CliRunner().invoke(app, ["fuse", folders[0], "-o", "x"], catch_exceptions=False)
+    with pytest.raises(DataError, match="itself made of several"):
+        Member.of(joint.run.folder)
+
+
+def test_run_takes_several_models(tinted: Path, tmp_path: Path) -> None:
+    shared = ["run", str(tinted), "--image-size", "32", "--figures", "0", "--home", str(tmp_path)]
+    models = ["--model", "tiny", "--model", "resnet18", "--weights", "random"]
+    result = CliRunner().invoke(app, [*shared, *models, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["model_name"] == "tiny+resnet18" and len(found["members"]) == 2
+    assert len(list((tmp_path / "results").glob("*.json"))) == 3
+    assert len(list((tmp_path / "submissions").glob("sub_tiny-resnet18_*.json"))) == 1
+    with pytest.raises(UsageError, match="3 --weights for 2 --model"):
+        CliRunner().invoke(app, [*shared, *models, *["--weights", "random"] * 2],
+                           catch_exceptions=False)  # fmt: skip
+    with pytest.raises(UsageError, match="twice or more"):
+        words = ["--model", "tiny", "--weights", "random", "--fusion", "rrf"]
+        CliRunner().invoke(app, [*shared, *words], catch_exceptions=False)
+
+
+def test_broken_images_do_not_stop_it(tinted: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tinted, data)
+    query = sorted((data / "test/query").iterdir())[0]
+    query.write_bytes(b"")
+    sorted((data / "test/gallery").iterdir())[3].write_bytes(b"no picture")
+    done = run_models(configs(data, tmp_path, figures=0), FusionConfig("rrf"))
+    submission = json.loads(done.submission_path.read_text())
+    assert len(submission) == 16 and len(set(submission[query.name])) == 5
+    assert done.scores is not None and len(done.scores) == 16
+
+
+def test_runs_on_other_images_are_not_fused(joint: RunResult, tinted: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tinted, data)
+    sorted((data / "test/gallery").iterdir())[0].unlink()
+    from vizsla.run.pipeline import run
+
+    other = run(configs(data, tmp_path, figures=0)[0])
+    members = [Member.of(joint.members[0].run.folder), Member.of(other.run.folder)]
+    with pytest.raises(DataError, match="ranked other images"):
+        fuse_runs(members, FusionConfig())
+    assert len(Embeddings.open(other.run.folder / "embeddings/gallery")) == 23
+    assert exact.default_depth(23) == 23

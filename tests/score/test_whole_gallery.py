@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+
+import vizsla
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.score import whole_gallery
+from vizsla.score.relevance import Truth
+from vizsla.score.whole_gallery import evaluate_embeddings, evaluate_ranked, own_pair
+from vizsla.search import exact
+
+
+def vectors(n: int, seed: int, dim: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, dim))
+
+
+QUERY, GALLERY = vectors(20, 1), vectors(60, 2)
+QUERY_LABELS = [i % 4 for i in range(20)]
+GALLERY_LABELS = [i % 5 for i in range(60)]
+
+
+def test_by_hand() -> None:
+    scores = evaluate_embeddings(
+        [[1, 0], [0, 1]], [[1, 0.1], [0.1, 1], [1, 0.2]], ["a", "b"], ["b", "b", "a"], ks=[1]
+    )
+    assert scores.per_query("map") == [1 / 2, pytest.approx((1 + 2 / 3) / 2)]
+    assert scores.mean("top_k_accuracy@1") == 0.5
+
+
+def test_the_same_from_numpy_torch_and_from_the_stages_by_themselves() -> None:
+    scores = evaluate_embeddings(QUERY, GALLERY, QUERY_LABELS, GALLERY_LABELS)
+    again = evaluate_embeddings(
+        torch.tensor(QUERY), torch.tensor(GALLERY), torch.tensor(QUERY_LABELS), GALLERY_LABELS
+    )
+    assert again.to_dict() == scores.to_dict()
+    cosines = (QUERY @ GALLERY.T) / np.linalg.norm(GALLERY, axis=1)
+    order = np.argsort(-cosines, axis=1)
+    hits = np.array(GALLERY_LABELS)[order] == np.array(QUERY_LABELS)[:, None]
+    ranks = np.arange(1, 61)
+    ap = (hits * np.cumsum(hits, axis=1) / ranks).sum(axis=1) / hits.sum(axis=1)
+    assert scores.mean("map") == pytest.approx(ap.mean())
+    assert vizsla.evaluate_embeddings is evaluate_embeddings
+
+
+def test_one_set_leaves_each_image_itself_out() -> None:
+    scores = evaluate_embeddings(GALLERY, query_labels=GALLERY_LABELS, same_set=True)
+    assert scores.mean("top_k_accuracy@1") < 1  # type: ignore[operator]
+    assert set(scores.n_relevant.tolist()) == {11}
+    assert scores.mean("map") is not None
+    alone = evaluate_embeddings(
+        [[1.0], [1.0], [-1.0]], query_labels=[*"aab"], same_set=True, ks=[1]
+    )
+    assert alone.per_query("top_k_accuracy@1") == [1, 1, 0]
+    assert alone.with_nothing_relevant == 1
+
+
+@pytest.mark.parametrize("same_set", [False, True])
+def test_a_cut_ranking_gives_the_figures_of_the_whole_gallery(
+    same_set: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (GALLERY, None, GALLERY_LABELS) if same_set else (
+        QUERY, GALLERY, QUERY_LABELS, GALLERY_LABELS
+    )  # fmt: skip
+    whole = evaluate_embeddings(*given, same_set=same_set)
+    monkeypatch.setattr(whole_gallery, "WHOLE", 0)
+    monkeypatch.setattr(whole_gallery, "DEPTH", 3)
+    cut = evaluate_embeddings(*given, same_set=same_set)
+    assert (cut.depth, whole.depth) == (10, 59 if same_set else 60)
+    for key in whole.metrics:
+        assert cut.per_query(key) == pytest.approx(whole.per_query(key)), key
+
+
+def test_junk_and_judgements_reach_the_ranks_behind_the_rankings_end() -> None:
+    asked, searched = own_pair(QUERY, GALLERY, QUERY_LABELS, GALLERY_LABELS)
+    grades = {q: {str(j): j % 3 - 1 for j in range(int(q), 60)} for q in asked.ids}
+    truth = Truth.from_grades(grades)
+    found = [
+        evaluate_ranked(exact.rank(asked, searched, k), truth, asked, searched, ks=[1])
+        for k in (60, 5)
+    ]
+    assert found[0].per_query("map") == found[1].per_query("map")
+    assert found[0].mean("map") is not None
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(DataError, match="8 dimensions, the gallery 3"):
+        own_pair(QUERY, GALLERY[:, :3], QUERY_LABELS, GALLERY_LABELS)
+    with pytest.raises(DataError, match="gallery vectors come without labels"):
+        evaluate_embeddings(QUERY, GALLERY, QUERY_LABELS)
+    with pytest.raises(UsageError, match="--gallery"):
+        own_pair(QUERY, query_labels=QUERY_LABELS)
+    with pytest.raises(UsageError, match="queries alone"):
+        own_pair(QUERY, GALLERY, QUERY_LABELS, same_set=True)
+    with pytest.raises(UsageError, match="one list of labels"):
+        own_pair(QUERY, None, QUERY_LABELS, QUERY_LABELS, same_set=True)
+    with pytest.raises(DataError, match="two or more"):
+        evaluate_embeddings([[1.0]], query_labels=["a"], same_set=True)
+
+
+def test_vectors_of_two_models_are_never_compared(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for name in ("one", "two"):
+        Embeddings.from_arrays(QUERY, labels=list("ab" * 10), model_id=name).save(tmp_path / name)
+    with pytest.raises(DataError, match="embedded by model one, the gallery by two"):
+        evaluate_embeddings(tmp_path / "one", tmp_path / "two")

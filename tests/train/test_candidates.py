@@ -1,0 +1,126 @@
+"""What is tried after training, in which order, and what is left out when time runs out."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vizsla.data.preprocess import Preprocess
+from vizsla.model.embedder import Embedder
+from vizsla.model.projection import Projection
+from vizsla.train.candidates import (
+    ALPHAS,
+    Costs,
+    TunedEntries,
+    behind,
+    framings_of,
+    seen_as,
+    takes_any_size,
+)
+from vizsla.train.loop import Clock
+from vizsla.train.selection import Contest
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(3, 6, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.only(images)
+
+
+class OneSize(Net):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[2] != 224:
+            raise AssertionError("Input height doesn't match the model")
+        return super().forward(images)
+
+
+def embedder(value: float = 0.0, net: nn.Module | None = None) -> Embedder:
+    model = Embedder.from_module(net or Net(), Preprocess((224, 224), 256), pooling="gap")
+    model.projection = Projection(6, 6)
+    with torch.no_grad():
+        model.backbone.network.only.bias.fill_(value)
+    return model
+
+
+class Validate:
+    """Best where the weight is 0.75; a whole picture adds 0.1, a moved mean 0.2."""
+
+    def __call__(self, model: Embedder) -> np.ndarray:
+        value = 1 - abs(model.backbone.network.only.bias[0].item() - 0.75)
+        value += 0.1 * (model.preprocess.resize is None) + 0.2 * bool(model.projection.bias.any())
+        return np.full(4, value)
+
+
+def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest, list[str]]:
+    contest, warned = Contest(embedder(), Validate()), []
+    clock = Clock(budget)
+    clock.add(spent)
+    labels = np.arange(40) % 4
+    asked: list[tuple[int, ...]] = []
+
+    def pooled(model: Embedder, chosen: np.ndarray) -> np.ndarray:
+        asked.append(model.preprocess.size)
+        rng = np.random.default_rng(0)
+        return rng.normal(size=(len(chosen), 6)).astype(np.float32) + labels[chosen, None]
+
+    entries = TunedEntries(
+        contest, clock, Costs(10.0, 20.0), pooled=pooled, labels=labels, dim=None, seed=0,
+        warn=warned.append,
+    )  # fmt: skip
+    entries.enter(
+        embedder(), [("average of weights", embedder(1.0)), ("last weights", embedder(9))]
+    )
+    return contest, warned
+
+
+def test_ends_line_framings_and_projections_are_tried_in_turn() -> None:
+    contest, warned = entered()
+    names = [c.name for c in contest.candidates]
+    assert names[:3] == ["frozen", "average of weights", "last weights"]
+    assert names[3:6] == [f"{alpha:g} of the way" for alpha in ALPHAS]
+    assert names[6:8] == [f"0.75 of the way, whole picture{at}" for at in ("", " at 256")]
+    assert any(name.startswith("0.75 of the way, whole picture, whitened") for name in names)
+    assert contest.decided().name == "0.75 of the way, whole picture, centred"
+    assert not warned
+
+
+def test_what_there_is_no_time_for_is_left_out_and_said() -> None:
+    contest, warned = entered(100.0, spent=95.0)
+    assert [c.name for c in contest.candidates] == ["frozen", "average of weights"]
+    assert any("longer --budget" in sentence for sentence in warned)
+
+
+def test_the_start_is_left_as_it_was() -> None:
+    origin = embedder()
+    before = copy.deepcopy(origin.state_dict())
+    other = behind(seen_as(origin, Preprocess((64, 64))), Projection(6, 2))
+    assert (other.preprocess.size, other.dim) == ((64, 64), 2)
+    assert (origin.preprocess.size, origin.dim) == ((224, 224), 6)
+    assert all(torch.equal(before[name], t) for name, t in origin.state_dict().items())
+    assert other.backbone is origin.backbone
+
+
+def test_costs_count_what_is_planned() -> None:
+    costs = Costs(2.0, 5.0)
+    assert costs.of_all(2) > costs.of_all(0) > 5 * 2.0 + 5.0
+
+
+@pytest.mark.parametrize(("net", "names"), [(Net(), 2), (OneSize(), 1)])
+def test_only_networks_of_any_size_see_larger_pictures(net: nn.Module, names: int) -> None:
+    model = embedder(net=net)
+    assert takes_any_size(model) == (names == 2)
+    found = framings_of(model)
+    assert list(found) == ["whole picture", "whole picture at 256"][:names]
+    assert all(view.resize is None for view in found.values())
+
+
+def test_squashed_pictures_have_no_other_framings() -> None:
+    model = Embedder.from_module(Net(), Preprocess((224, 224), mode="squash"))
+    assert framings_of(model) == {}
+    borderless = Embedder.from_module(Net(), Preprocess((224, 224)))
+    assert list(framings_of(borderless)) == ["whole picture at 256"]

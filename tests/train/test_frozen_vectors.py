@@ -1,0 +1,122 @@
+"""Reading within a budget: what fits is read, by class, and an interrupted run decides the same."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vizsla.data.image_cache import Pictures
+from vizsla.data.imageset import ImageSet
+from vizsla.data.preprocess import Preprocess
+from vizsla.data.splits import split
+from vizsla.embed.compute import resolve_compute
+from vizsla.model.embedder import Embedder
+from vizsla.score.embedder_validation import Validation
+from vizsla.train.batch_gradient import Processes
+from vizsla.train.frozen_vectors import Read, drawn_by_class, read_features
+from vizsla.train.training import TrainConfig, train, training_compute
+
+ABOUT = {"id": "one"}
+EACH = 0.004  # seconds that the network takes for an image, on any number of cores
+ONE_CORE = threading.Lock()
+
+
+class Slow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with ONE_CORE:
+            time.sleep(EACH * len(images))
+        return self.layer(images)
+
+
+def slow() -> Embedder:
+    torch.manual_seed(0)
+    return Embedder.from_module(Slow(), Preprocess((8, 8)), name="slow", pooling="gap")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """5 classes of 200, 150, 100, 50 and 3 pictures, one of them broken."""
+    root, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    for label, n in enumerate((200, 150, 100, 50, 3)):
+        (root / f"c{label}").mkdir()
+        for i in range(n):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"c{label}" / f"{i:03d}.png")
+    (root / "c0" / "000.png").write_bytes(b"\x89PNG")
+    return ImageSet.from_class_folders(root)
+
+
+def read(images: ImageSet, out: Path, budget: float | None, seed: int = 0) -> Read:
+    return read_features(
+        Pictures(images), slow(), out, compute=resolve_compute(device="cpu", batch_size=32),
+        budget=budget, seed=seed, about=ABOUT, processes=Processes(), progress=lambda *_: None,
+    )  # fmt: skip
+
+
+def test_a_part_has_every_class_in_its_share() -> None:
+    codes = np.repeat(np.arange(5), (200, 150, 100, 50, 3))
+    for n in (100, 250):
+        chosen = drawn_by_class(codes, n, seed=0)
+        assert len(set(chosen)) == n and list(chosen) == sorted(chosen)
+        counts = np.bincount(codes[chosen])
+        assert counts[-1] >= 2
+        assert np.abs(counts[:4] / n - np.array([200, 150, 100, 50]) / 500).max() < 0.02
+    assert list(drawn_by_class(codes, 100, seed=0)) == list(drawn_by_class(codes, 100, seed=0))
+    assert list(drawn_by_class(codes, 100, seed=0)) != list(drawn_by_class(codes, 100, seed=1))
+    of_few = np.bincount(codes[drawn_by_class(codes, 6, seed=0)], minlength=5)
+    assert sorted(of_few) == [0, 0, 2, 2, 2]  # pairs: one image of a class teaches nothing
+
+
+def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> None:
+    whole = read(images, tmp_path / "whole", None)
+    assert whole.left_out == 0 and len(whole.vectors) == len(images) - 1
+    assert [name for name, _ in whole.broken] == ["c0/000.png"]
+    budget = 5.6
+    started = time.monotonic()
+    part = read(images, tmp_path / "part", budget)
+    took = time.monotonic() - started
+    assert 96 <= len(part.images) < 400
+    assert took < budget / 2  # a quarter for reading, and what starting takes
+    assert part.left_out + len(part.images) + len(part.broken) == len(images)
+    assert part.vectors.shape == (len(part.images), 8)
+    place = {name: i for i, name in enumerate(whole.images.ids)}
+    same = whole.vectors[[place[name] for name in part.images.ids]]
+    assert np.allclose(part.vectors, same, atol=1e-6)
+    assert len(set(part.images.labels or [])) == 5
+
+
+def test_an_interrupted_run_decides_the_same(images: ImageSet, tmp_path: Path) -> None:
+    first = read(images, tmp_path, 5.6)
+    assert read(images, tmp_path, 1000.0).images.ids == first.images.ids  # `about` is the command
+    manifest = json.loads((tmp_path / "features-part" / "manifest.json").read_text())
+    assert manifest["done"] == len(first.images) + len(first.broken)
+
+
+def test_vectors_that_are_there_cost_nothing(images: ImageSet, tmp_path: Path) -> None:
+    whole = read(images, tmp_path, None)
+    assert read(images, tmp_path, 0.1).images.ids == whole.images.ids
+
+
+def test_a_training_goes_on_with_the_part_and_says_so(images: ImageSet, tmp_path: Path) -> None:
+    config = TrainConfig(
+        finetune="last", loss="cross-entropy", precision="fp32", batch_size=16, budget=6.0,
+        workers=1, augment="none", real_weights=False, train_size=8,
+    )  # fmt: skip
+    parts = split(images, "seen-classes", share=0.1)
+    training = images.subset(parts.training)
+    validation = Validation(images, parts, training_compute(config))
+    started = time.monotonic()
+    result = train(training, slow(), config, validation, tmp_path)
+    assert time.monotonic() - started < 9
+    assert any("drawn by class. A longer --budget" in sentence for sentence in result.warnings)
+    assert result.steps > 0 and result.num_classes == 5

@@ -1,0 +1,57 @@
+"""Sizes in training, and what a checkpoint belongs to."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vizsla.data.imageset import ImageSet
+from vizsla.data.preprocess import Preprocess
+from vizsla.model.embedder import Embedder
+from vizsla.train.plan import identity_of, size_in_training, some_of
+from vizsla.train.settings import TrainConfig
+
+
+class Tokens(nn.Module):
+    """A network of one patch size and one picture size, as transformers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(2).transpose(1, 2) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("side", "asked", "expected"),
+    [(224, None, 192), (288, None, 256), (64, None, 64), (224, 160, 160), (112, None, 96)],
+)
+def test_convolutions_train_on_smaller_pictures(
+    side: int, asked: int | None, expected: int
+) -> None:
+    model = Embedder.from_module(nn.Conv2d(3, 4, 3), Preprocess((side, side)))
+    assert size_in_training(model, asked) == expected
+
+
+def test_others_train_on_their_own_size() -> None:
+    model = Embedder.from_module(Tokens(), Preprocess((224, 224)))
+    assert size_in_training(model, None) == 224
+
+
+def test_a_checkpoint_belongs_to_images_model_and_settings() -> None:
+    images = ImageSet(Path("nowhere"), ["a", "b"]).with_labels(["x", "y"])
+    model = Embedder.from_module(nn.Conv2d(3, 4, 3), Preprocess((32, 32)))
+    config = TrainConfig()
+    own = identity_of(images, model, config)
+    assert own == identity_of(images, model, dataclasses.replace(config, workers=3))
+    assert own != identity_of(images, model, dataclasses.replace(config, loss="arcface"))
+    assert own != identity_of(images.with_labels(["x", "x"]), model, config)
+    assert own != identity_of(images.subset([0]), model, config)
+
+
+def test_some_are_evenly_spread() -> None:
+    assert some_of(100, 3).tolist() == [0, 49, 99]
+    assert some_of(2, 32).tolist() == [0, 1]

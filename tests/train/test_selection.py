@@ -1,0 +1,93 @@
+"""Frozen stays unless a candidate's paired gain exceeds its standard error."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vizsla.data.preprocess import Preprocess
+from vizsla.model.embedder import Embedder
+from vizsla.train.selection import Contest, interpolated, paired_gain, table
+
+
+def embedder(value: float) -> Embedder:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)) * 0 + self.value
+
+    return Embedder.from_module(Fixed(), Preprocess((4, 4)))
+
+
+class Validate:
+    """Scores an embedder by its only weight; every query alike but for noise that is shared."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise, self.calls = noise, 0
+        self.means = {"top1": 0.5}
+
+    def __call__(self, model: Embedder) -> np.ndarray:
+        self.calls += 1
+        own = np.random.default_rng(self.calls).normal(size=50) * self.noise
+        return model.backbone.network.value.item() + own
+
+
+def test_the_best_sure_gain_is_kept() -> None:
+    contest = Contest(embedder(0.5), Validate())
+    for name, value in (("worse", 0.4), ("better", 0.6), ("best", 0.7), ("good", 0.65)):
+        contest.enter(name, embedder(value))
+    kept = contest.decided()
+    assert kept.name == "best"
+    assert kept.embedder.backbone.network.value.item() == pytest.approx(0.7)
+    assert kept.gain == pytest.approx(0.2)
+    assert [c.name for c in contest.candidates if c.embedder] == ["frozen", "best"]
+
+
+def test_a_gain_within_its_error_is_none() -> None:
+    contest = Contest(embedder(0.5), Validate(noise=3.0))
+    candidate = contest.enter("lucky", embedder(0.501))
+    assert abs(candidate.gain) < candidate.error or candidate.gain < 0
+    assert contest.decided().name == "frozen"
+
+
+def test_a_tie_leaves_frozen() -> None:
+    contest = Contest(embedder(0.5), Validate())
+    assert contest.enter("same", embedder(0.5)).gain == 0
+    assert contest.decided().name == "frozen"
+
+
+def test_a_candidate_is_kept_as_it_was_measured() -> None:
+    contest, model = Contest(embedder(0.1), Validate()), embedder(0.9)
+    contest.enter("one", model)
+    with torch.no_grad():
+        model.backbone.network.value.fill_(-1)
+    assert contest.decided().embedder.backbone.network.value.item() == pytest.approx(0.9)
+
+
+def test_gain_and_error_by_hand() -> None:
+    gain, error = paired_gain(np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 1]))
+    assert gain == 0.25
+    assert error == pytest.approx(0.25)  # the deviation of (1, 0, 0, 0) is 0.5, over 2
+    assert paired_gain(np.array([1.0]), np.array([0.5])) == (0.5, 0.0)
+
+
+def test_the_line_between_weights() -> None:
+    start = {"a": torch.zeros(2), "n": torch.tensor(3)}
+    end = {"a": torch.ones(2), "n": torch.tensor(5)}
+    assert torch.equal(interpolated(start, end, 0.25)["a"], torch.full((2,), 0.25))
+    assert interpolated(start, end, 0.25)["n"] == 5
+    assert torch.equal(interpolated(start, end, 0.0)["a"], start["a"])
+
+
+def test_the_table_names_everything() -> None:
+    contest = Contest(embedder(0.5), Validate())
+    contest.enter("tuned", embedder(0.75))
+    contest.decided()
+    lines = table(contest.candidates).splitlines()
+    assert "top1" in lines[0]
+    assert lines[1].startswith("      frozen")
+    assert "+0.2500" in lines[2]
+    assert lines[2].startswith("kept  tuned ")

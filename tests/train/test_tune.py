@@ -1,0 +1,390 @@
+"""Tuning as a stage: options by name, times, targets; `run --finetune` and `train` on pictures."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from vizsla import storage
+from vizsla.cli.main import main
+from vizsla.data.imageset import ImageSet
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.model.origin import Origin
+from vizsla.run import pipeline
+from vizsla.run.config import RunConfig
+from vizsla.train.result import TrainResult
+from vizsla.train.selection import Candidate, Contest
+from vizsla.train.tune import (
+    TuneConfig,
+    options_given,
+    parse_setting,
+    seconds,
+    target_of,
+    training_part,
+)
+
+FAST = {
+    "epochs": 1, "validate_on": "seen-classes", "share": 0.3, "precision": "fp32",
+    "learning_rate": 1e-3, "loss": "cross-entropy", "workers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five classes of coloured noise in the starting document's layout, with its truth."""
+    root, rng = tmp_path_factory.mktemp("tuning") / "data", np.random.default_rng(0)
+    rows = ["role,file,label"]
+    for label in range(5):
+        colour = rng.uniform(50, 200, 3)
+        for role, count in (("training", 8), ("query", 2), ("gallery", 3)):
+            for i in range(count):
+                folder = f"training/c{label}" if role == "training" else f"test/{role}"
+                name = f"{label}_{i}.png"
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                pixels = (colour + rng.normal(0, 40, (48, 48, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / folder / name)
+                if role != "training":
+                    rows.append(f"{role},{name},c{label}")
+    (root / "labels.csv").write_text("\n".join(rows))
+    return root
+
+
+def test_times() -> None:
+    assert [seconds(t) for t in ("90s", "4m", "1.5h", "2 m")] == [90, 240, 5400, 120]
+    for wrong in ("", "soon", "-4m", "0s", "4 days"):
+        with pytest.raises(UsageError, match=r"90s, 30m or 1\.5h"):
+            seconds(wrong)
+    for bare in ("60", "1.5"):
+        with pytest.raises(UsageError, match=rf"{bare} what\? Write {bare}s, {bare}m or {bare}h"):
+            seconds(bare)
+
+
+def test_settings_have_the_type_of_their_field() -> None:
+    assert parse_setting("learning-rate=1e-3") == ("learning_rate", 1e-3)
+    assert parse_setting("micro_batch=4") == ("micro_batch", 4)
+    assert parse_setting("checkpointing=true") == ("checkpointing", True)
+    assert parse_setting("budget=2m") == ("budget", 120)
+    assert parse_setting("value=map") == ("value", "map")
+    for wrong in ("learning_rate", "speed=3", "micro_batch=x", "checkpointing=maybe", "train=x"):
+        with pytest.raises(UsageError, match="--set"):
+            parse_setting(wrong)
+
+
+def test_options_find_their_dataclass() -> None:
+    config = TuneConfig.from_options({"loss": "supcon", "validate_on": "seen-classes"})
+    assert config.train.loss == "supcon"
+    assert config.validate_on == "seen-classes"
+    rates = [
+        TuneConfig.from_options({"validate_on": kind, **more}).train.learning_rate
+        for kind in ("new-classes", "seen-classes") for more in ({}, {"learning_rate": 3e-4})
+    ]  # fmt: skip
+    assert rates == [1e-4, 3e-4, 2e-4, 3e-4]
+    with pytest.raises(UsageError, match="no option of training is called lr"):
+        TuneConfig.from_options({"lr": 1})
+
+
+def test_what_is_known_of_the_test_part() -> None:
+    query = ImageSet(Path("nowhere"), ["a", "b"])
+    target = target_of(query, query, ["x", "y", "x", None])
+    assert (target.queries, target.gallery, target.per_class) == (2, 2, 1.5)
+    assert target_of(None, None).queries is None
+    with pytest.raises(DataError, match="no training folder"):
+        training_part(None, "data")
+
+
+def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Path) -> None:
+    config = RunConfig(
+        data=str(data), model="tiny", weights="random", image_size=32, top_k=3, figures=0,
+        home=str(tmp_path), tuning=FAST,
+    )  # fmt: skip
+    result = pipeline.run(config)
+    record = json.loads(result.result_path.read_text())
+    training = record["training"]
+    untrained = ("frozen", "centred", "whitened", "discriminant")
+    assert record["is_finetuned"] == (training["kept"].split()[0] not in untrained)
+    if record["is_finetuned"]:
+        assert isinstance(record["final_train_loss"], float)
+        assert (record["num_epochs"], record["loss_function"]) == (1, "CrossEntropyLoss")
+    else:
+        assert record["final_train_loss"] is record["loss_function"] is None
+    assert {row["name"] for row in training["candidates"]} >= {"frozen", "last weights"}
+    assert training["options"]["epochs"] == 1 and training["options"]["finetune"] == "last"
+    saved = Embedder.load(result.run.folder / "embedder")
+    assert saved.model_id == record["model_id"]
+    assert (result.run.folder / "training" / "log.jsonl").is_file()
+    again = config.again(result.run.folder)
+    assert again.tuning is not None
+    assert again.tuning["loss"] == "cross-entropy"
+    assert again.tuning["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("finetune", ["head", "none"])
+def test_the_summary_of_a_run_says_which_model_it_used(
+    finetune: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(
+            ["run", str(data), "--model", "tiny", "--weights", "random", "--image-size", "32",
+             "--finetune", finetune, "--validate-on", "seen-classes", "--set", "share=0.3",
+             "--figures", "0", "--home", str(tmp_path), "--top-k", "3"]
+        )  # fmt: skip
+    said = capsys.readouterr().out
+    result = next((tmp_path / "results").iterdir())
+    training = json.loads(result.read_text())["training"]
+    word = "frozen, as it came" if training["kept"] == "frozen" else "tuned"
+    assert f"the model is {word}, chosen on a held-out part" in said
+    assert training["verdict"] in said and (finetune == "head" or word.startswith("frozen"))
+
+
+def test_the_same_command_goes_on_with_an_interrupted_run(data: Path, tmp_path: Path) -> None:
+    config = RunConfig(
+        data=str(data), model="tiny", weights="random", image_size=32, top_k=3, figures=0,
+        home=str(tmp_path), tuning={**FAST, "finetune": "head"},
+    )  # fmt: skip
+
+    def killed(stage: str, done: int, total: int) -> None:
+        if stage == "validating heads":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config, killed)
+    first = [path.name for path in (tmp_path / "runs").iterdir()]
+    result = pipeline.run(config)
+    assert [result.run.id] == first
+    assert pipeline.run(config).run.id not in first  # that one was finished: a new run
+
+
+def test_run_without_training_images_says_what_to_do(data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(data / "test", tmp_path / "bare" / "test")
+    config = RunConfig(
+        data=str(tmp_path / "bare"), model="tiny", weights="random", image_size=32, top_k=3,
+        home=str(tmp_path), tuning={},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="run without --finetune"):
+        pipeline.run(config)
+
+
+def test_the_train_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tuned"
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
+             "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
+             "--set", "share=0.3", "--loss", "arcface", "--json", "-q"]
+        )  # fmt: skip
+    assert ended.value.code == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["training"]["candidates"][0]["name"] == "frozen"
+    assert Embedder.load(record["embedder"]).dim > 0
+
+
+def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
+    """What a training of three candidates gave, the one at `kept` kept."""
+    names = ("frozen", name, "whitened")
+    candidates = [Candidate(n, 0.5, {}, np.zeros(2), None) for n in names]
+    candidates[kept].kept = True
+    return TrainResult(
+        embedder=cast(Any, None), candidates=candidates, loss_function="CrossEntropyLoss",
+        num_classes=4, num_epochs=3, final_train_loss=0.25, steps=9, seconds=1.0, warnings=[],
+        folder=Path(), log_path=Path(), curve_path=None, precision="fp32", images_per_second=1.0,
+        closed_forms=frozenset({"whitened"}),
+    )  # fmt: skip
+
+
+def test_an_origin_tells_the_training_that_was_kept() -> None:
+    pretrained = Origin.of_weights("pretrained")
+    told: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}}
+    assert pretrained.after(result_of("last weights", 0), **told) == pretrained
+    tuned = pretrained.after(result_of("last weights", 1), **told)
+    assert tuned.is_finetuned and tuned.record()["num_epochs"] == 3
+    fitted = pretrained.after(result_of("last weights", 2), **told)
+    assert fitted.is_finetuned is False and fitted.training is not None
+    assert fitted.training["kept"] == "whitened" and fitted.record()["loss_function"] is None
+    both = tuned.after(result_of("last weights", 2), images=40, options={})
+    assert both.is_finetuned and both.training is not None
+    assert both.training["kept"] == "last weights → whitened"
+    assert both.training["options"] == {"before": {"loss": "triplet"}}
+    assert both.record()["loss_function"] == "CrossEntropyLoss"
+    assert Origin().is_finetuned is None  # an older folder does not say
+
+
+def test_options_of_a_training_are_those_that_are_not_the_defaults() -> None:
+    config = TuneConfig.from_options({"epochs": 3, "seed": 7, "workers": 2, "loss": "triplet"})
+    assert options_given(config) == {"finetune": "last", "loss": "triplet", "epochs": 3}
+    seen = TuneConfig.from_options({"validate_on": "seen-classes"})
+    assert "learning_rate" not in options_given(seen)
+
+
+def test_a_tuned_embedder_tells_what_it_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its folder, its card and the result of a run; whatever chance says, the head is kept."""
+
+    def head(contest: Contest) -> Candidate:
+        return next((c for c in contest.candidates if c.name == "head"), contest.frozen)
+
+    monkeypatch.setattr(Contest, "best", property(head))
+    weights = tmp_path / "mine.safetensors"
+    save_file(Embedder.build("tiny", weights="random", image_size=32).backbone.network.state_dict(),
+              weights)  # fmt: skip
+    config = RunConfig(
+        data=str(data), model="tiny", weights=str(weights), image_size=32, top_k=3, figures=0,
+        home=str(tmp_path), tuning={**FAST, "finetune": "head"},
+    )  # fmt: skip
+    trained = pipeline.train(config, tmp_path / "tuned")
+    assert trained is not None and trained.is_trained
+    folder = tmp_path / "tuned" / "embedder"
+    found = json.loads((folder / "config.json").read_text())["origin"]
+    assert (found["weights"], found["weights_file"]) == ("file", "mine.safetensors")
+    card = (folder / "README.md").read_text()
+    assert "from the file mine.safetensors" in card and "CrossEntropyLoss" in card
+    assert "“head” was kept" in card and " 0 epochs" not in card
+    assert "that of mine.safetensors is not known" in card
+    run = pipeline.run(replace(config, model=str(folder), weights="pretrained", image_size=None,
+                               tuning=None))  # fmt: skip
+    record = json.loads(run.result_path.read_text())
+    assert record["is_finetuned"] is True and record["loss_function"] == "CrossEntropyLoss"
+    assert (record["weights"], record["weights_file"]) == ("file", "mine.safetensors")
+    assert record["training"]["options"]["finetune"] == "head"
+    assert record["model_id"] == Embedder.load(folder).model_id
+
+
+def test_an_older_folder_does_not_say_whether_it_was_tuned(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    Embedder.build("tiny", weights="random", image_size=32).save(folder)
+    config = storage.read_sealed_json(folder / "config.json")
+    del config["origin"]
+    storage.write_sealed_json(folder / "config.json", config)
+    run = pipeline.run(RunConfig(data=str(data), model=str(folder), top_k=3, figures=0,
+                                 home=str(tmp_path)))  # fmt: skip
+    record = json.loads(run.result_path.read_text())
+    assert record["is_finetuned"] is record["weights"] is None
+
+
+def trained(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> tuple[int, str, str]:
+    """`vizsla train` with a head: exit code, standard output and error."""
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
+             "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
+             "--set", "share=0.3", *more]
+        )  # fmt: skip
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def test_a_finished_training_stands(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    code, first, said = trained(data, out, capsys)
+    assert code == 0
+    assert first.splitlines()[-1] == f"Next: vizsla run {data} --model {out / 'embedder'}"
+    both = [line.strip() for line in (first + said).splitlines() if line.strip()]
+    assert sum("head + 0.3 frozen" in line for line in both) == 1
+    assert len(set(both)) == len(both)  # each thing is said once
+    before = state(out)
+    code, again, said = trained(data, out, capsys)
+    assert (code, again) == (0, first) and "its model is kept" in said
+    code, _, said = trained(data, out, capsys, "--loss", "arcface", "--budget", "20s")
+    assert code == 2 and "--overwrite" in said and "budget None there, 20.0 here" in said
+    assert "loss" in said and len(said.strip().splitlines()) == 1
+    assert state(out) == before
+    code, _, _ = trained(data, out, capsys, "--loss", "arcface", "--overwrite")
+    assert code == 0 and state(out) != before
+    assert trained(data, out, capsys, "--loss", "arcface")[0] == 0
+    assert trained(data, out, capsys)[0] == 2
+
+
+def test_a_finished_training_is_of_its_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out = tmp_path / "data", tmp_path / "tuned"
+    shutil.copytree(data, own)
+    assert trained(own, out, capsys)[0] == 0
+    one, other = sorted((own / "training").rglob("*.*"))[:2]
+    other.write_bytes(one.read_bytes())
+    code, _, said = trained(own, out, capsys)
+    assert code == 2 and "other settings (images)" in said
+
+
+def test_a_finished_training_without_its_model_is_done_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    trained(data, out, capsys)
+    (out / "embedder" / "model.safetensors").write_bytes(b"damaged")
+    code, _, said = trained(data, out, capsys)
+    assert code == 0 and "is damaged, so it is done again" in said
+    assert Embedder.load(out / "embedder").dim > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "x", "--loss", "arcface"], "need --finetune"),
+        (["run", "x", "--finetune", "full", "--budget", "soon"], "90s, 30m"),
+        (["train", "x", "-o", "y", "--budget", "60"], "60 what? Write 60s, 60m or 60h"),
+        (["train", "x", "-o", "y", "--set", "budget=60"], "60 what?"),
+        (["train", "x", "-o", "y", "--set", "speed=3"], "--set"),
+        (["show", "--data", "x"], "--augmentations"),
+    ],
+)
+def test_wrong_use_exits_with_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(["--finetune", "lst"], "--finetune lst: choose one of"), (["--device", "cuda:99"], "cuda")],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(
+    command: str, option: list[str], words: str, data: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pipeline, "load_embedder", lambda *_, **__: pytest.fail("loaded"))
+    more = ["-o", str(tmp_path / "out")] if command == "train" else ["--home", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(data), *more, *option])
+    assert ended.value.code in (1, 2) and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(1, ", 1 epoch, "), (2, ", 2 epochs, ")])
+def test_one_epoch_is_no_epochs(
+    epochs: int, words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, said, _ = trained(
+        data, tmp_path / "out", capsys, "--finetune", "full", "--epochs", str(epochs)
+    )
+    assert words in said
+
+
+def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["show", "--augmentations", "--data", str(data), "-o", str(tmp_path / "sheets")])
+    sheets = sorted(path.name for path in (tmp_path / "sheets").iterdir())
+    assert sheets == ["light.png", "medium.png", "none.png", "strong.png"]
+    with Image.open(tmp_path / "sheets" / "strong.png") as sheet:
+        assert len(sheet.convert("RGB").getcolors(2**24) or []) > 100

@@ -1,0 +1,254 @@
+"""`vizsla serve` as a process, as people start it: a run, an index, a folder of pictures."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from vizsla import SearchClient
+from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
+from vizsla.run.config import RunConfig
+from vizsla.search.index import build_index, open_index
+from vizsla.web.search.engine import Engine
+from vizsla.web.search.query import Asked
+from vizsla.web.search.readiness import Serving
+from vizsla.web.search.server import Source, prepare, serve
+
+VIZSLA = str(Path(sys.executable).parent / "vizsla")
+DOCS = Path(__file__).parents[3] / "docs" / "serve.md"
+RUN = "runs/20260131-235959-0a1b"
+TINY = ["--model", "tiny", "--weights", "random"]
+
+
+def vizsla(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([VIZSLA, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@contextmanager
+def serving(*words: str, cwd: Path) -> Iterator[tuple[str, list[str], Any]]:
+    """(address, the lines that the command printed, the process), once it is ready."""
+    process = subprocess.Popen(
+        [VIZSLA, "serve", *words, "--port", "0", "--rate", "0"],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        if "--allow-changes" in words and "--token" not in words:
+            lines.append(process.stdout.readline())
+        found = re.search(r"http://\S+?(?=/)", lines[0])
+        assert found, lines
+        for _ in range(600):
+            if httpx.get(found[0] + "/healthz").status_code == 200:
+                break
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        yield found[0], lines, process
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0, process.stderr.read()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tinted: Path) -> Path:
+    """A run, an index and a folder of pictures, under the names that docs/serve.md has."""
+    from vizsla.run import pipeline
+
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(tinted, folder / "data")
+    config = RunConfig(
+        data=str(folder / "data"), model="tiny", weights="random", image_size=32,
+        top_k=3, figures=0, home=str(folder),
+    )  # fmt: skip
+    done = pipeline.run(config)
+    done.run.folder.rename(folder / "runs" / "20260131-235959-0a1b")
+    embeddings = folder / "runs" / "20260131-235959-0a1b" / "embeddings" / "gallery"
+    build_index(embeddings, folder / "gallery.index")
+    shutil.copytree(tinted / "training", folder / "photos")
+    return folder
+
+
+@contextmanager
+def prepared(source: Source) -> Iterator[tuple[Engine, Serving]]:
+    state = Serving()
+    engine = prepare(source, state)
+    try:
+        yield engine, state
+    finally:
+        engine.close()
+
+
+def test_a_run_is_served_with_its_labels(home: Path) -> None:
+    with prepared(Source(home / RUN)) as (engine, _):
+        (upload,) = engine.upload([(home / "data/test/gallery/g-green-0.png").read_bytes()])
+        found = engine.answer(Asked(query=(upload.name,), k=3)).results
+        assert (found[0].id, found[0].label) == ("g-green-0.png", "green")
+        assert found[0].score == pytest.approx(1, abs=1e-5)
+        assert engine.picture("g-green-0.png").is_file()
+        assert len(engine.gallery) == 24
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_an_index_is_served_and_replaced(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "gallery.index", tmp_path / "gallery.index")
+    images = str(home / "data/test/gallery")
+    words = ["gallery.index", "--model", str(home / RUN), "--images", images, "--allow-changes"]
+    with serving(*words, cwd=tmp_path) as (url, lines, process):
+        token = re.search(r"token (\w{64})", lines[2])
+        assert token, lines
+        assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 421
+        before = httpx.get(url + "/healthz").json()
+        open_index(tmp_path / "gallery.index").remove(["g-red-0.png"])
+        process.send_signal(signal.SIGHUP)
+        for _ in range(100):
+            if httpx.get(url + "/healthz").json()["gallery"] == 23:
+                break
+            time.sleep(0.1)
+        after = httpx.get(url + "/healthz").json()
+        assert after["gallery"] == 23 and after["index"] != before["index"]
+        with SearchClient(url, token=token[1]) as client:
+            client.remove("g-red-1.png")
+    assert len(open_index(tmp_path / "gallery.index")) == 22
+
+
+def test_labels_beside_an_index_are_laid_over_it(home: Path, tmp_path: Path) -> None:
+    """It is the index itself that is served, and watched, not a copy with other labels."""
+    folder = tmp_path / "gallery.index"
+    shutil.copytree(home / "gallery.index", folder)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,label\ng-red-0.png,given\ng-red-1.png,given\n")
+    images = home / "data/test/gallery"
+    source = Source(folder, model=str(home / RUN), images=images, labels=labels)
+    with prepared(source) as (engine, _):
+        assert engine.gallery.index.folder == folder
+        assert engine.gallery.described("g-red-0.png")["label"] == "given"
+        found = engine.answer(Asked(id=("g-red-2.png",), filter=("label=given",), k=9)).results
+        assert sorted(one.id for one in found) == ["g-red-0.png", "g-red-1.png"]
+        open_index(folder).remove(["g-red-0.png"])
+        for _ in range(100):
+            if len(engine.gallery) == 23:
+                break
+            time.sleep(0.1)
+        found = engine.answer(Asked(id=("g-red-2.png",), filter=("label=given",), k=9)).results
+        assert [one.id for one in found] == ["g-red-1.png"]
+
+
+def test_a_folder_is_embedded_once(home: Path) -> None:
+    source = Source(
+        home / "photos", model="tiny", weights="random", image_size=32, class_folders=True
+    )
+    with prepared(source) as (engine, state):
+        assert (state.stage, state.done, state.total) == ("warming", 24, 24)
+        assert engine.gallery.described("green/t-green-1.png")["label"] == "green"
+    cache = Path(os.environ["VIZSLA_CACHE"]) / "served"
+    (shard,) = cache.rglob("shard-*.parquet")
+    written = shard.stat().st_mtime_ns
+    with prepared(source):
+        assert shard.stat().st_mtime_ns == written
+    shutil.copy(home / "photos/green/t-green-1.png", home / "photos/green/one-more.png")
+    with prepared(source) as (engine, _):
+        assert len(engine.gallery) == 25
+    assert len(list(cache.rglob("shard-*.parquet"))) == 1  # of what the folder holds now
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"path": "nowhere"}, DataError, "does not exist"),
+        ({"path": "gallery.index"}, UsageError, "give --model and --images"),
+        ({"path": "gallery.index", "model": "tiny"}, UsageError, "give --images"),
+        ({"path": "photos", "images": "photos"}, UsageError, "--images belongs to"),
+        ({"path": RUN, "images": "nowhere"}, DataError, "is no folder"),
+        ({"path": "runs", "model": "tiny", "weights": "random"}, DataError, "holds no images"),
+        (
+            {"path": "gallery.index", "model": "tiny", "weights": "random", "images": "photos"},
+            ModelError,
+            "give the one that made them",
+        ),
+    ],
+)
+def test_what_cannot_be_served(
+    home: Path, options: dict[str, str], error: type[Exception], said: str
+) -> None:
+    paths = {key: home / options[key] for key in ("path", "images") if key in options}
+    with pytest.raises(error, match=said):
+        prepare(Source(**{**options, **paths}), Serving())  # type: ignore[arg-type]
+
+
+def test_what_fails_on_the_way_ends_the_server_in_one_line(home: Path) -> None:
+    words = ["serve", "runs", *TINY, "--port", "0"]
+    done = vizsla(*words, cwd=home)
+    assert done.returncode == 1 and "holds no images" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("vizsla: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'vizsla\[web\]'"):
+        serve(Source(home / RUN))
+
+
+def test_no_thread_of_a_product_spins_beside_the_network(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    from vizsla.web.shell import http
+
+    def threads() -> dict[str, int]:
+        """Of libraries with threads of their own; OpenMP has a number for each caller."""
+        found = [one for one in threadpool_info() if one.get("threading_layer") == "pthreads"]
+        return {one["filepath"]: one["num_threads"] for one in found}
+
+    seen: list[dict[str, int]] = []
+
+    class Server:
+        should_exit = False
+
+        def run(self, sockets: list[Any]) -> None:
+            for thread in threading.enumerate():
+                if "_prepared" in thread.name:
+                    thread.join(60)
+            seen.append(threads())
+
+    monkeypatch.setattr(http, "make_server", lambda app: Server())
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        if not before:
+            pytest.skip("numpy has no OpenBLAS with threads of its own here")
+        assert set(before.values()) == {2}
+        serve(Source(home / RUN), port=0)
+        assert set(seen[0].values()) == {1} and seen[0].keys() >= before.keys()
+        after = threads()
+        assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_docs_work(home: Path) -> None:
+    text = DOCS.read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    commands = [shlex.split(line) for line in "\n".join(blocks).splitlines()
+                if line.startswith("vizsla serve")]  # fmt: skip
+    assert len(commands) >= 3
+    for words in commands:
+        offline = [
+            part
+            for word in words[2:]
+            for part in (["tiny", "--weights", "random"] if word == "clip-vit-b32" else [word])
+        ]
+        with serving(*offline, cwd=home) as (url, _, _):
+            assert httpx.get(url + "/healthz").json()["status"] == "ready"

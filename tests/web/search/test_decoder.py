@@ -1,0 +1,114 @@
+"""Pictures are unpacked in processes that may hang or die, and then others take their place."""
+
+import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vizsla.data.images import read_image
+from vizsla.data.preprocess import Preprocess
+from vizsla.errors import ImageError
+from vizsla.web.search.decoder import Busy, Decoder
+
+SEEN = Preprocess((16, 16), 20)
+FRAMING = SEEN.framing
+
+
+def test_the_model_sees_what_embed_lets_it_see(decoder: Any, pictures: Path) -> None:
+    for path in sorted(pictures.rglob("*.png"))[:3]:
+        wanted = FRAMING.read(path)
+        for source in (path, path.read_bytes()):
+            found = decoder.decode(source, framing=FRAMING, jpeg_side=24).result()
+            assert np.array_equal(found.pixels, wanted)
+            assert found.size == (80, 60)
+            assert Image.open(io.BytesIO(found.jpeg)).size == (24, 18)
+
+
+def test_what_is_no_picture_says_why(decoder: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"<html>")
+    for source, said in [
+        (b"", "empty"),
+        (b"<html><script>", "a web page"),
+        (tmp_path / "a.png", "a web page"),
+        (tmp_path / "gone.png", "missing"),
+        (tmp_path, "a folder"),
+    ]:
+        with pytest.raises(ImageError, match=said):
+            decoder.decode(source, jpeg_side=10).result()
+
+
+def test_too_many_pixels_are_not_unpacked(decoder: Any) -> None:
+    file = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(file, "PNG")
+    assert len(file.getvalue()) < 10_000
+    with pytest.raises(ImageError, match="more than the limit of 4,000,000"):
+        decoder.decode(file.getvalue(), jpeg_side=10).result()
+
+
+def test_what_takes_too_long_is_ended(pictures: Path) -> None:
+    picture = next(pictures.rglob("*.png")).read_bytes()
+    decoder = Decoder(max_pixels=10**6, processes=1)
+    try:
+        decoder.decode(picture, jpeg_side=10).result()
+        before = decoder._all[0].process
+        os.kill(before.pid, signal.SIGSTOP)  # a decoder that never comes back
+        decoder.seconds = 0.3
+        started = time.monotonic()
+        with pytest.raises(ImageError, match=r"more than 0\.3 s"):
+            decoder.decode(picture, jpeg_side=10).result()
+        assert time.monotonic() - started < 5
+        assert before.poll() is not None  # and is gone
+        decoder.seconds = 30
+        assert decoder.decode(picture, jpeg_side=10).result().jpeg
+    finally:
+        decoder.close()
+
+
+def test_a_decoder_that_crashes_costs_one_picture(pictures: Path) -> None:
+    picture = next(pictures.rglob("*.png")).read_bytes()
+    decoder = Decoder(max_pixels=10**6, processes=1)
+    try:
+        decoder.decode(picture, jpeg_side=10).result()
+        child = decoder._all[0].process
+        os.kill(child.pid, signal.SIGSTOP)
+        waiting = decoder.decode(picture, jpeg_side=10)
+        threading.Timer(0.2, child.kill).start()
+        with pytest.raises(ImageError, match="makes the decoder fail"):
+            waiting.result()
+        assert decoder.decode(picture, jpeg_side=10).result().jpeg
+    finally:
+        decoder.close()
+    assert all(one.process is None for one in decoder._all)
+
+
+def test_many_wait_in_turn_and_too_many_are_refused(pictures: Path) -> None:
+    files = sorted(pictures.rglob("*.png"))
+    decoder = Decoder(max_pixels=10**6, processes=2, waiting=8)
+    try:
+        futures = [decoder.decode(files[i], framing=FRAMING) for i in range(8)]
+        with pytest.raises(Busy):
+            for i in range(20):
+                futures.append(decoder.decode(files[i], framing=FRAMING))
+        for i, future in enumerate(futures):
+            wanted = FRAMING.pixels(read_image(files[i % 8 if i < 8 else i - 8]))
+            assert np.array_equal(future.result().pixels, wanted)
+        assert decoder.decode(files[0], framing=FRAMING).result()
+    finally:
+        decoder.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads the limits from /proc")
+def test_a_child_has_little_memory_and_writes_nothing(decoder: Any, pictures: Path) -> None:
+    decoder.decode(next(pictures.rglob("*.png")), jpeg_side=10).result()
+    child = next(one.process for one in decoder._all if one.process)
+    limits = Path(f"/proc/{child.pid}/limits").read_text().splitlines()
+    rows = {line[:26].strip(): line[26:].split()[0] for line in limits}
+    assert int(rows["Max address space"]) < 2**31
+    assert rows["Max file size"] == rows["Max core file size"] == "0"
