@@ -38,8 +38,9 @@ from PIL import Image
 from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.fingerprint import cores
 from vizsla.data.imageset import ImageSet
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compilation import CompilingError
-from vizsla.embed.compute import Compute, resolve_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.inference import write_embeddings
 from vizsla.embed.torch_runtime import Network, Pending
 from vizsla.model.embedder import Embedder

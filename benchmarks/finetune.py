@@ -33,11 +33,11 @@ from vizsla.data.batches import BatchPlan, training_batches
 from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, labels_for, open_data, read_labels
 from vizsla.data.splits import class_codes
-from vizsla.embed.compute import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import evaluate
 from vizsla.search import exact
 from vizsla.train.augment import augmenter
 from vizsla.train.optimizer import freeze_norms

@@ -19,12 +19,12 @@ from vizsla import storage
 from vizsla.choose.refinement import chain_for
 from vizsla.choose.validation import nearness
 from vizsla.data.imageset import DataFolders, ImageSet, open_data
-from vizsla.embed.compute import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
 from vizsla.model.projection import whitening
 from vizsla.run.inputs import load_embedder
-from vizsla.score.scores import evaluate
+from vizsla.score.evaluate import evaluate
 from vizsla.score.tables import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search.chain import Chain, parse_chain, rank_refined

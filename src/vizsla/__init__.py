@@ -33,7 +33,7 @@ _HOME = {
     "build_index": "search.index",
     "draw_ranking": "output.query_sheets",
     "embed": "embed.inference",
-    "evaluate": "score.scores",
+    "evaluate": "score.evaluate",
     "evaluate_embeddings": "score.whole_gallery",
     "fused": "search.fusion",
     "joined": "search.fusion",
@@ -103,9 +103,9 @@ if TYPE_CHECKING:
     from vizsla.output.trec import write_qrels as write_qrels
     from vizsla.run.config import RunConfig as RunConfig
     from vizsla.run.pipeline import run as run
+    from vizsla.score.evaluate import evaluate as evaluate
     from vizsla.score.relevance import Truth as Truth
     from vizsla.score.scores import Scores as Scores
-    from vizsla.score.scores import evaluate as evaluate
     from vizsla.score.whole_gallery import evaluate_embeddings as evaluate_embeddings
     from vizsla.search.chain import parse_chain as parse_chain
     from vizsla.search.chain import rank_refined as rank_refined

@@ -24,7 +24,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.remote import BLOCK, BlockReader, image_set_at, is_url, open_filesystem
 from vizsla.data.webdataset import image_set_in_tars
-from vizsla.embed.compute import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, ImageError, StorageError
 from vizsla.model.embedder import Embedder

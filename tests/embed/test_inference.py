@@ -12,7 +12,8 @@ from torch import nn
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
-from vizsla.embed.compute import Compute, resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, StorageError, UsageError

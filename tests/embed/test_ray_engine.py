@@ -25,8 +25,8 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.remote import image_set_at
 from vizsla.data.webdataset import image_set_in_tars
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compilation import CompilingError
-from vizsla.embed.compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import Source, embed
 from vizsla.embed.ray_engine import _Actor, _contents, connected, ray_engine, resolve_on

@@ -19,7 +19,8 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.data.remote import image_set_at
 from vizsla.data.resize import Framing
 from vizsla.data.webdataset import image_set_in_tars
-from vizsla.embed.compute import Compute, resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError

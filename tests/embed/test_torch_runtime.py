@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vizsla.embed.compute import PART, Compute, part_size, resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import PART, Compute, part_size
 from vizsla.embed.torch_runtime import Network, in_parts
 from vizsla.model.embedder import Embedder
 

@@ -16,9 +16,9 @@ from vizsla.model.catalogue import (
     BACKBONES,
     DEFAULT_BACKBONE,
     BackboneSpec,
-    find_backbone,
     model_table,
 )
+from vizsla.model.lookup import find_backbone
 from vizsla.model.networks import Backbone, ClipBackbone, GoogLeNetBackbone, TimmBackbone
 from vizsla.model.pooling import POOLINGS, GlobalAverage
 from vizsla.model.weights import digest_of
@@ -254,7 +254,9 @@ def test_rows_hold_what_people_choose_by() -> None:
     }
     assert rows["googlenet"]["licence"] == "unknown"
     assert (rows["dinov2-s14"]["image_size"], rows["dinov2-s14"]["trained_size"]) == (224, 518)
-    assert [row["name"] for row in model_table(["ResNet18", "timm:test_vit"])] == [
+    assert [
+        row["name"] for row in model_table([resolve("ResNet18"), resolve("timm:test_vit")])
+    ] == [
         "resnet18",
         "timm:test_vit.r160_in1k",
     ]

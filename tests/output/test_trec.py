@@ -8,8 +8,9 @@ from ir_measures import AP, RR, P, R, Rprec, Success, nDCG
 from vizsla.errors import DataError
 from vizsla.output.submission import read_submission
 from vizsla.output.trec import grades_of, read_qrels, write_qrels, write_run
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, evaluate
+from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
 
 PAIRS = {

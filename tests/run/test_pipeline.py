@@ -16,8 +16,8 @@ from vizsla.run import config as run_config
 from vizsla.run import pipeline
 from vizsla.run.config import RunConfig
 from vizsla.run.pipeline import run
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import evaluate
 from vizsla.search.ranking import Ranking
 
 SEED_KEYS = {

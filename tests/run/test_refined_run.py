@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from vizsla.choose.refinement import Choice
 from vizsla.cli.main import app
 from vizsla.data.imageset import open_data
-from vizsla.embed.compute import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, UsageError

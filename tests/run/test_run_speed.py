@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
-from vizsla.embed.compute import CPU_BATCH
+from vizsla.embed.auto_compute import CPU_BATCH
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.torch_runtime import Network
 from vizsla.run.config import again

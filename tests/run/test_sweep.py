@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vizsla.cli.main import app
 from vizsla.data.imageset import open_data
-from vizsla.embed.compute import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.shared_vectors import embed_together

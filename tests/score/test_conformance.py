@@ -16,9 +16,10 @@ from ir_measures import AP, RR, P, R, Rprec, Success, nDCG
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
+from vizsla.score.evaluate import evaluate
 from vizsla.score.metrics import match_auc
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, evaluate
+from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
 
 KS = (1, 3, 10)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, evaluate
+from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
 
 

@@ -17,8 +17,8 @@ from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection
 from vizsla.score.embedder_validation import Validation
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import evaluate
 from vizsla.search import exact
 
 COMPUTE = Compute("cpu", "fp32", 8, 1)

@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from vizsla.errors import DataError, UsageError
+from vizsla.score.evaluate import evaluate
 from vizsla.score.intervals import difference_interval
 from vizsla.score.paired_tests import (
     NO_DIFFERENCE,
@@ -12,7 +13,7 @@ from vizsla.score.paired_tests import (
     in_words,
 )
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, evaluate
+from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
 
 Q, G, C = 120, 40, 8

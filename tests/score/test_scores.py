@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, evaluate, result_record
+from vizsla.score.result_file import result_record
+from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
 
 LISTS = {

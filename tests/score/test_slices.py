@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from vizsla.errors import UsageError
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, evaluate
+from vizsla.score.scores import Scores
 from vizsla.score.slices import confusion_table, query_table, slice_table, write_queries
 from vizsla.search.ranking import Ranking
 

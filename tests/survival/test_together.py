@@ -9,7 +9,7 @@ import torch
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
-from vizsla.embed.compute import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder

@@ -15,7 +15,7 @@ from vizsla.data.image_cache import Pictures
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import split
-from vizsla.embed.compute import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.score.embedder_validation import Validation
 from vizsla.train.batch_gradient import Processes

@@ -70,7 +70,7 @@ def check_data(
     with ProgressShown(quiet) as progress, tempfile.TemporaryDirectory() as scratch:
         embed = None
         if model:
-            from vizsla.embed.compute import resolve_compute
+            from vizsla.embed.auto_compute import resolve_compute
             from vizsla.run import inputs
 
             embedder = inputs.load_embedder(

@@ -105,7 +105,7 @@ def embed(
 ) -> None:
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
     from vizsla import storage
-    from vizsla.embed.compute import written_compute
+    from vizsla.embed.auto_compute import written_compute
     from vizsla.embed.embeddings import Embeddings
     from vizsla.embed.inference import write_embeddings
     from vizsla.run import inputs

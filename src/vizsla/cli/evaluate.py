@@ -177,7 +177,7 @@ def evaluate(
 def _evaluate_vectors(
     queries: Path, gallery: Path | None, told: ToldTruth, device: str, options: dict[str, Any]
 ) -> "tuple[Ranking, Truth, Scores]":
-    from vizsla.embed.compute import resolve_compute
+    from vizsla.embed.auto_compute import resolve_compute
     from vizsla.score.whole_gallery import evaluate_ranked, own_pair, ranked, truth_of
 
     if told.labels_from or told.data:
@@ -202,7 +202,7 @@ def _evaluate_ranking(
     source: Path, told: ToldTruth, options: dict[str, Any]
 ) -> "tuple[Ranking, Truth, Scores]":
     """A run without any word on the truth has its own."""
-    from vizsla.score.scores import evaluate as score
+    from vizsla.score.evaluate import evaluate as score
     from vizsla.workspace import is_run
 
     if told.query_labels or told.gallery_labels:
@@ -331,13 +331,14 @@ def compare(
 def _compare_pairs(
     sources: list[Path], told: ToldTruth, metrics: list[str] | None, cluster: str | None
 ) -> tuple["Table", str, Any, list[str]]:
+    from vizsla.score.evaluate import evaluate
     from vizsla.score.paired_tests import (
         compare_systems,
         correction_note,
         differences_table,
         in_words,
     )
-    from vizsla.score.scores import Scores, evaluate
+    from vizsla.score.scores import Scores
     from vizsla.score.tables import Section, to_html
 
     systems, named = {}, _names(sources)

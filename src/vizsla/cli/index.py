@@ -258,7 +258,7 @@ def search(
     verbose: Verbose = False,
 ) -> None:
     """Embeddings or images → ranking: for every query the gallery by falling cosine, or refined."""
-    from vizsla.embed.compute import resolve_compute
+    from vizsla.embed.auto_compute import resolve_compute
     from vizsla.search.exact import default_depth
 
     device = resolve_compute(device=device).device

@@ -192,7 +192,7 @@ def open_engine(
     if name == "local" and address is not None:
         raise UsageError("--address names a Ray cluster: add --engine ray")
     if name == "local":
-        from vizsla.embed.compute import resolve_compute
+        from vizsla.embed.auto_compute import resolve_compute
 
         yield resolve_compute(**options), None
         return

@@ -65,8 +65,14 @@ def models(
             raise ModelError(f"{len(failed)} of {len(names)} models could not be fetched")
         return
     from vizsla.model.catalogue import model_table
+    from vizsla.model.lookup import find_backbone
 
-    rows = model_table(names)
+    specs = [find_backbone(name) for name in names] if names else None
+    if specs and any(spec.dim is None for spec in specs):
+        from vizsla.model.backbones import measured  # torch, which the catalogue does without
+
+        specs = [spec if spec.dim else measured(spec) for spec in specs]
+    rows = model_table(specs)
     if as_json:
         print_json(rows)
     else:
@@ -179,7 +185,7 @@ def show(
 
 def _embedder_behind(source: Path, model: str | None) -> "Embedder":
     """The embedder that made a ranking: the run's own, or the one that is named."""
-    from vizsla.embed.compute import resolve_compute
+    from vizsla.embed.auto_compute import resolve_compute
     from vizsla.run import inputs
     from vizsla.workspace import is_run
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vizsla.data.file_state import state_of
 from vizsla.storage import open_regular
 
 if TYPE_CHECKING:
@@ -70,22 +71,6 @@ def seen(images: "ImageSet", stop: threading.Event | None = None) -> Seen:
             digest.update(f"{value!r}\n".encode("utf-8", "surrogateescape"))
     missing = frozenset(i for i, content in enumerate(contents) if content == UNREADABLE)
     return Seen(digest.hexdigest(), missing, states)
-
-
-def state_of(found: os.stat_result) -> int:
-    """Another number once a file was written to, or another one stands in its place; never 0.
-
-    Without the inode, which some networks' file systems make up anew.
-    """
-    return hash((found.st_size, found.st_mtime_ns, found.st_ctime_ns)) or 1
-
-
-def state_at(path: str) -> int:
-    """The same of the file that lies there now; 0 where there is none."""
-    try:
-        return state_of(os.stat(path))  # noqa: PTH116 (a Path takes as long to make)
-    except (OSError, ValueError):
-        return 0
 
 
 Look = tuple[bytes, int]  # what stands for a file's content, and its state; 0 if unreadable

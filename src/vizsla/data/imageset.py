@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from vizsla.data.fingerprint import state_at
+from vizsla.data.file_state import state_at
 from vizsla.data.listing import Listing, few, list_images
 from vizsla.data.tables import (
     attributes_for,
@@ -129,7 +129,7 @@ class ImageSet:
         return self.source.stamp(self.ids[i])
 
     def states(self, positions: Sequence[int], *, now: bool = True) -> np.ndarray:
-        """(n,) int64: see `fingerprint.state_of`, and `Source.states`."""
+        """(n,) int64: see `file_state.state_of`, and `Source.states`."""
         if self.source is None:
             found = [state_at(self.where(i)) for i in positions]
         else:

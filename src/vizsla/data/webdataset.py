@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 
 import pyarrow as pa
 
-from vizsla.data.fingerprint import state_at
+from vizsla.data.file_state import state_at
 from vizsla.data.images import TAR_MISSING, TAR_UNREADABLE
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name

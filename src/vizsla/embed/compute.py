@@ -1,42 +1,23 @@
-"""What vectors are computed with: device, precision, compiled or not, batch size, decoder.
-
-Every `auto` is resolved here, once, and written down; nothing is computed here but a few batches to
-see what they cost.
-"""
+"""What vectors are computed with: device, precision, compiled or not, batch size, decoder."""
 
 import hashlib
 import json
-import logging
 import platform
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import PIL
 import torch
 from PIL import features
 
-from vizsla import storage
-from vizsla.data.batches import choose_workers
 from vizsla.data.resize import REDUCED
-from vizsla.errors import StorageError, UsageError
-
-if TYPE_CHECKING:
-    from vizsla.model.embedder import Embedder
-
-log = logging.getLogger("vizsla.embed")
 
 Sample = Callable[[int], Path | bytes]  # the i-th image, as `read_image` takes it
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COMPILING = ("auto", "on", "off")
-CPU_BATCH = 32  # at least: a part for each core
 PART = 4  # images that one core takes through a network at once: more leave its cache
-GPU_BATCHES = (16, 512)  # the smallest and the largest that `auto` chooses
-MOVED = 0.001  # by how much half precision may move a cosine on average, to be chosen by `auto`
-SHARE_OF_GPU = 0.4  # of what is free may be filled by a batch
 
 
 @dataclass(frozen=True)
@@ -99,95 +80,6 @@ def decoder() -> str:
     return f"pillow {PIL.__version__}, jpeg {jpeg}, reduced {REDUCED} in place"
 
 
-def resolve_compute(
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    compiling: str = "off",
-    batch_size: int | str = "auto",
-    workers: int | None = None,
-    embedder: "Embedder | None" = None,
-    images: int = 0,
-    sample: Sample | None = None,
-    written: Mapping[str, Any] | None = None,
-) -> Compute:
-    """Every `auto` resolved for this machine; UsageError for what it does not have.
-
-    embedder and images (how many there are to embed) decide whether compiling pays, and how large
-    a batch is on a GPU. sample: the i-th image, as `read_image` takes it; by a few of them it is
-    seen whether the network bears half precision, unless that is known from earlier; where it is
-    not, fp32 is taken. Without an embedder whatever is fast is taken. written: the
-    facts of an earlier run that goes on; its choices stand for every `auto`.
-    """
-    earlier = written or {}
-    device = _resolve_device(device)
-    if precision not in ("auto", *PRECISIONS):
-        raise UsageError(f"precision={precision!r}: choose auto, {', '.join(PRECISIONS)}")
-    if compiling not in COMPILING:
-        raise UsageError(f"compile={compiling!r}: choose {', '.join(COMPILING)}")
-    if batch_size != "auto" and not re.fullmatch("0*[1-9][0-9]{0,5}", str(batch_size), re.ASCII):
-        raise UsageError(f"batch size {batch_size}: choose 1 to 999999, or auto")
-    if workers is not None and workers < 1:
-        raise UsageError(f"{workers} workers: choose 1 or more")
-    if precision == "auto":
-        precision = earlier.get("precision") or _precision(embedder, device, images, sample)
-    if batch_size == "auto":
-        batch_size = earlier.get("batch_size") or _batch_size(embedder, device, precision)
-    compute = Compute(
-        device, precision, int(batch_size), workers or choose_workers(torch.device(device).type)
-    )
-    if compiling == "auto" and "compiled" in earlier:
-        compiling = "on" if earlier["compiled"] else "off"
-    if compiling == "off":
-        return compute
-    from vizsla.embed.compilation import pays
-
-    if not pays(compute, embedder, images, asked=compiling == "on"):
-        return compute
-    return Compute(compute.device, precision, int(batch_size), compute.workers, compiled=True)
-
-
-def written_compute(folder: str | Path) -> dict[str, Any] | None:
-    """The facts that the embeddings in `folder`, finished or not, were computed with."""
-    path = Path(folder) / "manifest.json"
-    if not path.is_file():
-        return None
-    try:
-        facts = storage.read_sealed_json(path).get("compute")
-    except StorageError:  # whoever goes on there will say so
-        return None
-    return facts if isinstance(facts, dict) else None
-
-
-def _precision(
-    embedder: "Embedder | None",
-    device: str,
-    images: int,
-    sample: Sample | None,
-) -> str:
-    """The fastest that the hardware has and the network bears."""
-    if not has_fast_bf16(device):
-        return "fp32"
-    if embedder is None:
-        return "bf16"
-    from vizsla.embed.precision_check import moved_scores
-
-    candidates = ("bf16", "fp16") if torch.device(device).type == "cuda" else ("bf16",)
-    for precision in candidates:
-        moved = moved_scores(embedder, device, precision, images, sample)
-        if moved is None:
-            log.debug("in fp32: too few images to see whether the network bears %s", precision)
-            break
-        if moved <= MOVED:
-            return precision
-        log.debug(
-            "computed in full precision: %s would move the cosines of these images by %.4f on "
-            "average, more than %.4f",
-            precision, moved, MOVED,
-        )  # fmt: skip
-    return "fp32"
-
-
 def has_fast_bf16(device: str) -> bool:
     """Tensor cores, or a processor's own instructions for it."""
     kind = torch.device(device).type
@@ -200,40 +92,3 @@ def has_fast_bf16(device: str) -> bool:
         bool(getattr(cpu, name, bool)())
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
-
-
-def _batch_size(embedder: "Embedder | None", device: str, precision: str) -> int:
-    """On a GPU the largest power of two that fills SHARE_OF_GPU of its free memory, measured."""
-    if torch.device(device).type != "cuda" or embedder is None:
-        return max(CPU_BATCH, PART * torch.get_num_threads())
-    from vizsla.embed.torch_runtime import Network
-
-    smallest, largest = GPU_BATCHES
-    peaks = []
-    for size in (smallest, 2 * smallest):
-        network = Network(embedder, Compute(device, precision, size, 1))
-        torch.cuda.reset_peak_memory_stats(device)
-        network.submit(network.blank()).result()
-        peaks.append(torch.cuda.max_memory_allocated(device))
-    each = max(1, (peaks[1] - peaks[0]) // smallest)
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
-    size = smallest
-    while size < largest and 2 * size * each <= SHARE_OF_GPU * free:
-        size *= 2
-    log.info("batches of %d images (%.1f MB each)", size, each / 1e6)
-    return size
-
-
-def _resolve_device(device: str) -> str:
-    mps = torch.backends.mps.is_available()
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    kind = device.split(":")[0]
-    if not re.fullmatch("(cpu|cuda|mps)(:[0-9]{1,3})?", device):
-        raise UsageError(f"device={device!r}: choose auto, cpu, cuda, cuda:1, … or mps")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda, but torch sees no CUDA GPU here: use --device cpu")
-    if kind == "mps" and not mps:
-        raise UsageError("device=mps, but torch sees no Apple GPU here: use --device cpu")
-    return device

@@ -26,10 +26,11 @@ from vizsla.data.images import is_by_the_system
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.data.remote import READERS
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.cache import Fetched, VectorCache, space_of
 from vizsla.embed.compilation import CompilingError
 from vizsla.embed.compute import PRECISIONS as PRECISIONS
-from vizsla.embed.compute import Compute, resolve_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import STORES, Embeddings, ShardWriter
 from vizsla.embed.torch_runtime import Network, Pending
 from vizsla.errors import DataError, UsageError

@@ -1,7 +1,7 @@
-"""Whether a network bears half precision: by how much it moves the cosines of a few real images.
+"""How much half precision changes the cosines of a network, measured on a few real images.
 
-Some do not: where channels differ by orders of magnitude (MobileNetV2), 8 bits of mantissa move
-cosines by hundredths, and neighbours that stand close change places.
+Where channels differ by orders of magnitude (MobileNetV2), 8 bits of mantissa change cosines by
+hundredths, and close neighbours swap places.
 """
 
 import contextlib
@@ -18,25 +18,25 @@ from vizsla.embed.torch_runtime import Network
 from vizsla.errors import ImageError, StorageError
 from vizsla.model.embedder import Embedder
 
-LOOKED_AT = 8  # images that differ
-TRIED = 24  # images, to find so many
+SAMPLE_SIZE = 8  # distinct images
+MAX_TRIED = 24  # images read to find them
 
 
-def moved_scores(
+def cosine_change(
     embedder: Embedder,
     device: str,
     precision: str,
     images: int = 0,
     sample: Sample | None = None,
 ) -> float | None:
-    """The mean change of the cosines between a few images; None where it is not known.
+    """The mean change of the cosines between a few images; None with fewer than two.
 
-    Found out once for each model and kind of machine, on LOOKED_AT images, and remembered; fewer
-    (two at least) speak for themselves alone.
+    Measured once per model and kind of machine on SAMPLE_SIZE images and kept in the cache folder;
+    a measurement on fewer is not kept.
     """
     place = _place(embedder, device, precision)
     with contextlib.suppress(StorageError, TypeError, KeyError, ValueError):
-        return float(storage.read_json(place)["moved"])
+        return float(storage.read_json(place)["cosine_change"])
     pixels = _pixels(embedder, images, sample) if sample else []
     if len(pixels) < 2:
         return None
@@ -45,31 +45,31 @@ def moved_scores(
         Network(embedder, Compute(device, p, len(batch), 1)).submit(batch).result()
         for p in ("fp32", precision)
     )
-    change = np.abs(whole @ whole.T - half @ half.T)
-    moved = float(change[~np.eye(len(change), dtype=bool)].mean())  # of one with itself it is 1
-    if not np.isfinite(moved):
-        moved = 2.0  # more than two cosines can differ
-    if len(pixels) < LOOKED_AT:
-        return moved
+    changes = np.abs(whole @ whole.T - half @ half.T)
+    change = float(changes[~np.eye(len(changes), dtype=bool)].mean())  # not of an image with itself
+    if not np.isfinite(change):
+        change = 2.0  # more than two cosines can differ
+    if len(pixels) < SAMPLE_SIZE:
+        return change
     with contextlib.suppress(StorageError):  # a read-only cache folder costs time, nothing else
-        storage.write_json(place, {"name": embedder.name, "moved": moved})
-    return moved
+        storage.write_json(place, {"name": embedder.name, "cosine_change": change})
+    return change
 
 
-def tried(images: int) -> list[int]:
-    """The positions that are looked at, until LOOKED_AT images were found that differ."""
-    spread = np.linspace(0, images - 1, min(images, TRIED)).astype(int)
+def sample_positions(images: int) -> list[int]:
+    """Positions spread over the set, read until SAMPLE_SIZE distinct images are found."""
+    spread = np.linspace(0, images - 1, min(images, MAX_TRIED)).astype(int)
     return list(dict.fromkeys(spread.tolist()))
 
 
 def _pixels(embedder: Embedder, images: int, sample: Sample) -> list[np.ndarray]:
-    """Of readable images that differ, spread over the set."""
+    """Of distinct readable images, spread over the set."""
     found: dict[bytes, np.ndarray] = {}
-    for i in tried(images):
+    for i in sample_positions(images):
         with contextlib.suppress(ImageError):
             pixels = embedder.preprocess.framing.read(sample(i))
             found[pixels.tobytes()] = pixels
-        if len(found) == LOOKED_AT:
+        if len(found) == SAMPLE_SIZE:
             break
     return list(found.values())
 
@@ -78,4 +78,4 @@ def _place(embedder: Embedder, device: str, precision: str) -> Path:
     facts = {**Compute(device, precision, 1, 1).facts, "part": None, "threads": None}
     text = json.dumps([embedder.model_id, facts], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:24]
-    return storage.cache_folder() / "bearing" / f"{name}.json"
+    return storage.cache_folder() / "half-precision" / f"{name}.json"

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from vizsla.data.imageset import ImageSet
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compilation import CompilingError
-from vizsla.embed.compute import Compute, Sample, resolve_compute
+from vizsla.embed.compute import Compute, Sample
 from vizsla.embed.inference import Engine, Shard, Source, embed_shards
-from vizsla.embed.precision_check import tried
+from vizsla.embed.precision_check import sample_positions
 from vizsla.embed.torch_runtime import Network
 from vizsla.errors import ImageError, MissingExtraError, ModelError, UsageError, VizslaError
 
@@ -142,7 +143,7 @@ def resolve_on(
         return resolve_compute(device="cpu", images=images, sample=sample, **options)
     if not (device == "cuda" and gpus):
         raise UsageError(f"device={device!r}, but the cluster has {gpus} GPUs: choose cpu or cuda")
-    few = _contents(sample, tried(images)) if sample else None
+    few = _contents(sample, sample_positions(images)) if sample else None
     held = ray.put((torch.get_num_threads(), few, {**options, "images": images}))
     try:
         compute, facts = ray.get(ray.remote(num_gpus=1)(_resolved).remote(held))

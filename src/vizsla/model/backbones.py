@@ -1,26 +1,18 @@
 """Names → networks with weights, ready to embed.
 
-`BACKBONES` holds those that have a name here; any other is looked up in timm or open_clip.
+lookup.py finds what a name means.
 """
 
 import dataclasses
-import difflib
 import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vizsla.errors import UsageError
-from vizsla.model.catalogue import (
-    BACKBONES,
-    OPEN_FORMS,
-    BackboneSpec,
-    did_you_mean,
-    find_backbone,
-    named_like,
-)
+from vizsla.model.catalogue import BackboneSpec
 from vizsla.model.hub import download
+from vizsla.model.lookup import find_backbone
 from vizsla.model.networks import (
     Backbone,
     ClipBackbone,
@@ -73,76 +65,6 @@ def resolve(name: str) -> BackboneSpec:
 def _construct(spec: BackboneSpec) -> Backbone:
     kinds = {"timm": TimmBackbone, "openclip": ClipBackbone, "torchvision": GoogLeNetBackbone}
     return kinds[spec.library](spec)
-
-
-# ── any other, by its library's name ─────────────────────────────────────────────────────────────
-
-
-def open_spec(library: str, rest: str) -> BackboneSpec:
-    """The backbone `timm:NAME` or `openclip:ARCH/TAG`; UsageError where there is none."""
-    if library == "timm":
-        return _open_timm(rest)
-    if library == "openclip":
-        return _open_clip(rest)
-    known = named_like(library, *rest.partition(".")[::2])
-    if known is None:
-        raise UsageError(f"no backbone is called '{library}:{rest}': expected {OPEN_FORMS}")
-    return known
-
-
-def _open_timm(name: str) -> BackboneSpec:
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if not timm.is_model(architecture) or (tag and tag not in tags):
-        names = timm.list_models() + timm.list_pretrained()
-        near = did_you_mean(difflib.get_close_matches(name, names, n=3))
-        raise UsageError(f"timm has no model {name!r}{near}: timm.list_models() lists them")
-    cfg = timm.get_pretrained_cfg(name)
-    tag = tag or (cfg.tag if cfg else "") or ""
-    quick = architecture.replace("_clip_", "_clip_quickgelu_")
-    if cfg and "QuickGELU" in str(cfg.notes) and timm.is_model(quick):
-        architecture = quick  # timm names the activation that these weights need apart
-    alike = next((s for s in BACKBONES.values() if s.architecture == architecture), None)
-    return named_like("timm", architecture, tag) or BackboneSpec(
-        f"timm:{architecture}{'.' if tag else ''}{tag}",
-        "timm",
-        architecture,
-        tag or None,
-        alike.pooling if alike else "native",
-        licence=(cfg.license if cfg else None) or "unknown",
-    )
-
-
-def _open_clip(name: str) -> BackboneSpec:
-    import open_clip
-
-    architecture, _, tag = name.partition("/")
-    if architecture not in open_clip.list_models():
-        near = did_you_mean(difflib.get_close_matches(architecture, open_clip.list_models(), n=3))
-        raise UsageError(
-            f"open_clip has no architecture {architecture!r}{near}: open_clip.list_models()"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tags and tag not in tags:
-        nearest = difflib.get_close_matches(tag, tags, n=5, cutoff=0.4) or tags[:5]
-        raise UsageError(
-            f"openclip:{architecture}/TAG needs a TAG, which says also how pictures are prepared: "
-            f"{', '.join(nearest)}, … (open_clip.list_pretrained_tags_by_model({architecture!r}))"
-        )
-    quick = f"{architecture}-quickgelu"
-    needs_quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
-    if needs_quick and quick in open_clip.list_models():
-        architecture = quick
-    return named_like("openclip", architecture, tag or None) or BackboneSpec(
-        f"openclip:{architecture}{'/' if tag else ''}{tag}",
-        "openclip",
-        architecture,
-        tag or None,
-        "native",
-        reads_text=True,
-    )
 
 
 def measured(spec: BackboneSpec) -> BackboneSpec:

@@ -1,11 +1,8 @@
 """The backbones that have a name here: facts alone, no network. Costs no torch."""
 
-import difflib
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-
-from vizsla.errors import UsageError
 
 DEFAULT_BACKBONE = "dinov2-s14"
 NO_CLS = ("gap", "gem", "max", "native")  # convolutional networks, and SigLIP
@@ -113,27 +110,6 @@ BACKBONES: dict[str, BackboneSpec] = {
 }
 
 
-def find_backbone(name: str) -> BackboneSpec:
-    """The backbone of this name; case, hyphens and underscores do not matter.
-
-    `timm:NAME` and `openclip:ARCH/TAG` are looked up in these libraries. UsageError with the
-    nearest names for an unknown one.
-    """
-    library, colon, rest = name.strip().partition(":")
-    if colon:
-        from vizsla.model.backbones import open_spec  # needs torch
-
-        return open_spec(library.lower(), rest)
-    known = {_letters(key): spec for key, spec in BACKBONES.items()}
-    if spec := known.get(_letters(name)):
-        return spec
-    near = difflib.get_close_matches(_letters(name), known, n=3, cutoff=0.5)
-    raise UsageError(
-        f"no backbone is called {name!r}{did_you_mean(known[key].name for key in near)}: "
-        f"`vizsla models` lists them all; any other by {OPEN_FORMS}"
-    )
-
-
 def named_like(library: str, architecture: str, tag: str | None) -> BackboneSpec | None:
     """The named backbone with just this network and these weights, if there is one."""
     for spec in BACKBONES.values():
@@ -142,35 +118,25 @@ def named_like(library: str, architecture: str, tag: str | None) -> BackboneSpec
     return None
 
 
-def model_table(names: list[str] | None = None) -> list[dict[str, Any]]:
-    """One row a backbone, without any download: of all that have a name, or of `names`."""
-    specs = list(BACKBONES.values()) if names is None else [find_backbone(n) for n in names]
-    return [_row(spec) for spec in specs]
-
-
-def _row(spec: BackboneSpec) -> dict[str, Any]:
-    if spec.dim is None:
-        from vizsla.model.backbones import measured  # needs torch
-
-        spec = measured(spec)
-    return {
-        "name": spec.name,
-        "dim": spec.dim,
-        "parameters": spec.parameters,
-        "image_size": spec.image_size,
-        "trained_size": spec.trained_size or spec.image_size,
-        "reads_text": spec.reads_text,
-        "licence": spec.licence,
-        "pooling": spec.pooling,
-        "poolings": list(spec.poolings or ()),
-        "source": spec.source,
-    }
+def model_table(specs: Iterable[BackboneSpec] | None = None) -> list[dict[str, Any]]:
+    """One row a backbone: of all that have a name, or of these. Nothing is downloaded or built."""
+    return [
+        {
+            "name": spec.name,
+            "dim": spec.dim,
+            "parameters": spec.parameters,
+            "image_size": spec.image_size,
+            "trained_size": spec.trained_size or spec.image_size,
+            "reads_text": spec.reads_text,
+            "licence": spec.licence,
+            "pooling": spec.pooling,
+            "poolings": list(spec.poolings or ()),
+            "source": spec.source,
+        }
+        for spec in (BACKBONES.values() if specs is None else specs)
+    ]
 
 
 def did_you_mean(near: Any) -> str:
     names = list(near)
     return f" (did you mean {' or '.join(names)}?)" if names else ""
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from vizsla.errors import MissingExtraError, ModelError
-from vizsla.model.catalogue import BackboneSpec, find_backbone
+from vizsla.model.catalogue import BackboneSpec
+from vizsla.model.lookup import find_backbone
 from vizsla.model.weights import first_sentence
 
 log = logging.getLogger("vizsla.model")

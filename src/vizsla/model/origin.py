@@ -1,12 +1,8 @@
 """Where an embedder's weights came from, and what was trained: kept in its folder, for results."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vizsla.train.result import TrainResult
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,26 +32,6 @@ class Origin:
         if self.training is not None:
             return bool(self.training["is_finetuned"])
         return None if self.weights is None else False
-
-    def after(self, result: "TrainResult", *, images: int, options: dict[str, Any]) -> "Origin":
-        """Of what a training kept. What it started from may have been tuned before."""
-        if not result.is_finetuned:
-            return self
-        before = self.training or {}
-        told = {
-            "is_finetuned": True,
-            "loss_function": result.loss_function,
-            "num_epochs": result.num_epochs,
-            "final_train_loss": result.final_train_loss,
-        }
-        if not result.is_trained:
-            told = {key: before.get(key) for key in told}
-            told["is_finetuned"] = bool(self.is_finetuned)
-        kept = " → ".join(filter(None, [before.get("kept"), result.kept.name]))
-        if before:
-            options = {**options, "before": before["options"]}
-        facts = {"num_classes": result.num_classes, "images": images, "options": options}
-        return dataclasses.replace(self, training={"kept": kept, **told, **facts})
 
     def record(self) -> dict[str, Any]:
         """For a result file: what training left, the starting document's keys first."""

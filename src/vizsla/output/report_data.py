@@ -9,8 +9,9 @@ from vizsla import storage
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders
 from vizsla.embed.embeddings import Embeddings
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Relevance, Truth, relevance
-from vizsla.score.scores import Scores, evaluate
+from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, ranking_in
 

@@ -8,9 +8,9 @@ import numpy as np
 from vizsla.output.charts import histogram, line_chart
 from vizsla.output.markup import bullets, table
 from vizsla.output.report_data import Material
-from vizsla.score import metrics, summary
+from vizsla.score import metrics
 from vizsla.score.relevance import Relevance, match_pairs
-from vizsla.score.scores import Figure, Scores
+from vizsla.score.scores import Figure, Scores, is_shown
 
 MATRIX_CLASSES = 50  # a larger confusion matrix cannot be read
 SHOWN_CLASSES = 60  # of more classes the worst and the best are shown
@@ -56,7 +56,7 @@ def scores_part(material: Material) -> str:
     rows = [
         [escape(f.title), number(f), interval(f), str(f.n)]
         for key, f in material.scores.known.items()
-        if summary.is_shown(material.scores, key)
+        if is_shown(material.scores, key)
     ]
     columns = ["metric", "value", f"{confidence:g} % interval", "queries"]
     return table(columns, rows, numbers=(1, 2, 3)) + bullets(material.scores.notes)

@@ -12,7 +12,8 @@ from vizsla.model.embedder import Embedder
 from vizsla.output.query_sheets import draw_ranking, pick_queries, with_unanswered
 from vizsla.output.sheet_drawing import remove_other_sheets
 from vizsla.output.similarity_sheet import draw_why
-from vizsla.score.scores import Scores, evaluate
+from vizsla.score.evaluate import evaluate
+from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 

@@ -10,7 +10,8 @@ from typing import Any
 import vizsla
 from vizsla.choose.refinement import kept_chain
 from vizsla.data.imageset import DataFolders
-from vizsla.embed.compute import Compute, resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.inference import MAX_PIXELS
 from vizsla.model.embedder import Embedder
 from vizsla.train.training import training_compute

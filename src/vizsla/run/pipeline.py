@@ -27,7 +27,8 @@ from vizsla.data.imageset import (
 )
 from vizsla.data.listing import few
 from vizsla.data.splits import Target
-from vizsla.embed.compute import Compute, resolve_compute, written_compute
+from vizsla.embed.auto_compute import resolve_compute, written_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.shared_vectors import key_of, lent
@@ -40,8 +41,10 @@ from vizsla.output.sheet_selection import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
 from vizsla.run.config import REFINEMENT, RunConfig, compute_for, resolved, tune_config
 from vizsla.run.inputs import load_embedder, open_folders, training_images, whiten_embedder
+from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Truth
-from vizsla.score.scores import Scores, evaluate, result_record
+from vizsla.score.result_file import result_record
+from vizsla.score.scores import Scores
 from vizsla.score.truth import truth_of_folders
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search import exact

@@ -41,7 +41,7 @@ from vizsla.run.pipeline import (
     target_in,
     truth_in,
 )
-from vizsla.score.scores import result_record
+from vizsla.score.result_file import result_record
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
 from vizsla.search.fusion import METHODS, checked_weights, fused, joined
 from vizsla.search.ranking import Ranking

@@ -1,11 +1,11 @@
-"""Ranking + Truth → Scores: means with intervals, per-query values, and what was left out and why.
+"""Scores: means with intervals, per-query values, which queries were left out and why; as text.
 
 Knows which queries a mean divides by (docs/metrics.md); the formulas are in metrics.py.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,13 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
-from vizsla.score import metrics, summary
+from vizsla.score import metrics
 from vizsla.score.intervals import RESAMPLES, bootstrap_intervals, wilson
-from vizsla.score.per_query import Metric, Seen, measure
-from vizsla.score.relevance import Truth, relevance
-from vizsla.score.summary import result_record as result_record  # a public name of this module
-from vizsla.search.ranking import Ranking
+from vizsla.score.per_query import Metric
+from vizsla.score.tables import Table
 
 FORM = "scores/1"
-MISSING_RANKS = ("unknown", "wrong", "absent")
+_NAMED = 10  # how many classes a note names
 UNLABELLED = "(none)"  # the slice of the queries that have no value in a column
 
 
@@ -43,6 +41,16 @@ class Figure:
     other_mean: float | None = None
     other_n: int = 0
     unknown: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `unknown` and the other mean only where there are such."""
+        interval = None if self.low is None else [self.low, self.high]
+        entry: dict[str, Any] = {"mean": self.mean, "interval": interval, "queries": self.n}
+        if self.other_mean is not None:
+            entry |= {"other_mean": self.other_mean, "other_queries": self.other_n}
+        if self.unknown:
+            entry["unknown"] = self.unknown
+        return entry
 
 
 @dataclass(frozen=True)
@@ -173,17 +181,17 @@ class Scores:
     @property
     def notes(self) -> list[str]:
         """What a reader of the numbers must know: queries left out, unknowns, classes at zero."""
-        return summary.notes(self)
+        return _notes(self)
 
     @property
     def doubts(self) -> list[str]:
         """Why the labels may be none, so that the numbers say nothing; the first of the notes."""
-        return summary.doubts(self)
+        return _doubts(self)
 
     def lines(self) -> list[str]:
         """The table and the notes for a terminal."""
         notes = self.notes
-        return [*summary.table_lines(self), *([""] if notes else []), *notes]
+        return [*_table_lines(self), *([""] if notes else []), *notes]
 
     def text(self) -> str:
         return "\n".join(self.lines())
@@ -200,7 +208,7 @@ class Scores:
             "gallery_unlabelled": self.unlabelled_gallery,
             "depth": self.depth,
             "intervals": dataclasses.asdict(self.settings),
-            "metrics": {key: summary.figure_dict(figure) for key, figure in self.figures.items()},
+            "metrics": {key: figure.to_dict() for key, figure in self.figures.items()},
             "first_rank": metrics.first_rank_statistics(self.first_ranks[self.answerable]),
             "zero_classes": self.zero_classes(),
             "worst_classes": [list(entry) for entry in self.worst()],
@@ -344,73 +352,6 @@ class Scores:
         )
 
 
-def evaluate(
-    ranking: Ranking,
-    truth: Truth,
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    top_k: int | None = None,
-    full_ranks: Sequence[np.ndarray] | None = None,
-    missing_ranks: str = "unknown",
-    points: Mapping[int, float] | None = None,
-    cluster: str | None = None,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Scores:
-    """Scores of a ranking at the cut-offs `ks` and `top_k`.
-
-    top_k: the contest's k, beyond which no contest points are won. By default the lists' length
-      for a submission, whose gallery is not known, and max(ks) otherwise; also for a run with
-      judgements, which may be long.
-    full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
-      the whole gallery, junk and self taken out: AP, MAP@R and the like from a shallow ranking.
-    missing_ranks: behind a list's end: "unknown" (no mean at that cut-off); "wrong" as a judge has
-      it; or "absent" as trec_eval has it: wrong, and what a list lacks is never found, so that AP
-      and the like are known too.
-    cluster: "label" or another column, to draw whole classes for the intervals.
-    """
-    if missing_ranks not in MISSING_RANKS:
-        raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
-    judged = relevance(ranking, truth)
-    asked_k = top_k
-    if top_k is None:
-        handed_in = judged.gallery_size is None and truth.relevant is None
-        top_k = ranking.depth if handed_in else min(max(ks), ranking.depth)
-    cutoffs = sorted({*ks, top_k})
-    if not cutoffs or cutoffs[0] < 1:
-        raise UsageError(f"cut-offs {cutoffs}: choose whole numbers from 1")
-    if full_ranks is not None and len(full_ranks) != len(ranking):
-        raise DataError(f"full_ranks holds {len(full_ranks)} rows for {len(ranking)} queries")
-    seen = Seen.of(judged, full_ranks)
-    if missing_ranks != "unknown":
-        deepest = np.full(len(judged), max(cutoffs[-1], seen.depth))
-        whole = seen.whole | (missing_ranks == "absent")
-        seen = dataclasses.replace(seen, lengths=deepest, whole=whole)
-    columns: dict[str, list[str | None]] = {"label": list(judged.labels)}
-    for name, values in truth.attributes.items():
-        columns[name] = [values.get(query) for query in judged.queries]
-    scores = Scores(
-        queries=judged.queries,
-        metrics=measure(seen, cutoffs, points, handed_in=asked_k),
-        top_k=top_k,
-        answerable=~judged.nothing_relevant,
-        n_relevant=judged.n_relevant,
-        first_ranks=metrics.first_hit_rank(seen.ranks),
-        first_labels=judged.first_labels,
-        columns=columns,
-        gallery_size=judged.gallery_size,
-        depth=ranking.depth,
-        lacking=int(judged.lacking.sum()),
-        unlabelled=len(judged.unlabelled),
-        unlabelled_gallery=judged.unlabelled_gallery,
-        settings=IntervalSettings(cluster, confidence, resamples, seed),
-    )
-    if cluster is not None:
-        scores._column(cluster)  # an unknown column is said now, not when a figure is looked at
-    return scores
-
-
 def _nullable(values: np.ndarray) -> list[float | None]:
     """For JSON: None for nan."""
     return [None if v != v else v for v in values.tolist()]
@@ -418,3 +359,151 @@ def _nullable(values: np.ndarray) -> list[float | None]:
 
 def _numbers(values: list[float | None]) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
+# ── what a reader of the numbers sees ────────────────────────────────────────────────────────────
+
+
+def _notes(scores: Scores) -> list[str]:
+    """What a reader of the numbers must know: what was left out, what is unknown, and why."""
+    found = [
+        *_doubts(scores), _unknown_note(scores), *_left_out_notes(scores), _reach_note(scores)
+    ]  # fmt: skip
+    zero = scores.zero_classes()
+    if zero:
+        found.append(
+            f"{_count(len(zero), 'class has', 'classes have')} no hit in the first {scores.top_k} "
+            f"of any query: {_listed(zero)}"
+        )
+    return [note for note in found if note]
+
+
+def _doubts(scores: Scores) -> list[str]:
+    """Why the labels may be none: names that were misread give 0, or 1, whatever the ranking."""
+    labels = sorted({label for label in scores.columns["label"] if label is not None})
+    if not labels:  # judgements, no labels
+        return []
+    found, known = np.isfinite(scores.first_ranks), scores.n_relevant >= 0
+    shown = _listed(labels, 3)
+    if known.all() and not scores.answerable.any():
+        if len(labels) == len(scores) > 1:
+            how = "every query has a label of its own"
+        else:
+            how = "no gallery image carries the label of any query"
+        return [f"there is nothing to find: {how} ({shown}). Are these labels?"]
+    if not found.any() and not known.any():
+        seen = sorted({label for label in scores.first_labels if label is not None})
+        return [
+            f"not one right image in {_count(len(scores), 'list', 'lists')}: queries are labelled "
+            f"{shown}, the images found first {_listed(seen, 3)}. Are these labels of one kind?"
+        ]
+    key = f"precision@{scores.top_k}"
+    if len(labels) == 1 and len(scores) > 1 and key in scores.metrics and scores.mean(key) == 1:
+        return [
+            f"all {len(scores)} queries and all that was found carry the one label {labels[0]}, so "
+            "any ranking is right. Is it a label?"
+        ]
+    return []
+
+
+def _table_lines(scores: Scores) -> list[str]:
+    """The known figures, aligned: metric, value, interval, how many queries it divides by."""
+    rows = [_row(key, figure) for key, figure in scores.known.items() if is_shown(scores, key)]
+    percent = f"{100 * scores.settings.confidence:g} % interval"
+    header = ("metric", "value", percent, "queries", "with the other denominator")
+    width = 5 if any(row[4] for row in rows) else 4
+    return Table(list(header[:width]), [list(row[:width]) for row in rows]).lines()
+
+
+def is_shown(scores: Scores, key: str) -> bool:
+    """At k = 1 all metrics are one; AP@k and MRR@k stand in where mAP and MRR are unknown."""
+    kind, _, k = key.partition("@")
+    if kind == "top_k_accuracy" or not k:
+        return True
+    deepest = max(int(other.partition("@")[2]) for other in scores.known if f"{kind}@" in other)
+    if kind == "ap":
+        return scores.mean("map") is None and int(k) == deepest
+    if kind == "mrr":
+        return scores.mean("mrr") is None and int(k) == deepest
+    return int(k) > 1
+
+
+def _row(key: str, figure: Figure) -> tuple[str, str, str, str, str]:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}" if "points" in key else f"{value:.4f}"
+
+    interval = f"[{number(figure.low)}, {number(figure.high)}]" if figure.low is not None else ""
+    other = f"{number(figure.other_mean)} of {figure.other_n}" if figure.other_n else ""
+    return figure.title, number(figure.mean), interval, str(figure.n), other
+
+
+def _unknown_note(scores: Scores) -> str:
+    reasons: dict[str, list[str]] = {}
+    for figure in scores.figures.values():
+        if figure.unknown:
+            reasons.setdefault(figure.unknown, []).append(figure.title)
+    parts = [f"{', '.join(_merged(titles))} ({reason})" for reason, titles in reasons.items()]
+    return f"not known: {'; '.join(parts)}" if parts else ""
+
+
+def _merged(titles: Sequence[str]) -> list[str]:
+    """recall@1, recall@5, mAP → recall@1,5 and mAP."""
+    cutoffs: dict[str, list[str]] = {}
+    for title in titles:
+        kind, _, k = title.partition("@")
+        cutoffs.setdefault(kind, []).extend([k] if k else [])
+    return [kind + ("@" + ",".join(ks) if ks else "") for kind, ks in cutoffs.items()]
+
+
+def _left_out_notes(scores: Scores) -> list[str]:
+    empty = scores.with_nothing_relevant or 0
+    return [
+        _said(
+            empty,
+            "query has nothing relevant in the gallery: wrong in top-k accuracy and contest "
+            "points, left out of the other means",
+            "queries have nothing relevant in the gallery: wrong in top-k accuracy and contest "
+            "points, left out of the other means",
+        ),
+        _said(
+            scores.lacking,
+            "query of the truth is not in the ranking: counted as wrong",
+            "queries of the truth are not in the ranking: counted as wrong",
+        ),
+        _said(
+            scores.unlabelled,
+            "query has no label: left out of everything",
+            "queries have no label: left out of everything",
+        ),
+        _said(
+            scores.unlabelled_gallery,
+            "gallery image has no label: counted as wrong",
+            "gallery images have no label: counted as wrong",
+        ),
+    ]
+
+
+def _reach_note(scores: Scores) -> str:
+    """k beyond what a class allows: then precision@k measures the data, not the model."""
+    counts = scores.n_relevant[scores.n_relevant > 0]
+    few = int((counts < scores.top_k).sum())
+    if not few:
+        return ""
+    best = np.minimum(counts, scores.top_k).mean() / scores.top_k
+    return (
+        f"{_count(few, 'query has', 'queries have')} fewer than {scores.top_k} relevant images "
+        f"(the fewest: {counts.min()}), so precision@{scores.top_k} can reach {best:.4f} at most"
+    )
+
+
+def _said(n: int, one: str, many: str) -> str:
+    return _count(n, one, many) if n else ""
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
+
+
+def _listed(names: Sequence[str], most: int = _NAMED) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

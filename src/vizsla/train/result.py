@@ -1,10 +1,12 @@
 """What a training gave: the embedder that was kept, what the others scored, and what was odd."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vizsla.model.embedder import Embedder
+from vizsla.model.origin import Origin
 from vizsla.train.selection import Candidate, table
 
 
@@ -46,6 +48,33 @@ class TrainResult:
     def is_trained(self) -> bool:
         """Whether a loss had to do with what was kept."""
         return self.is_finetuned and self.kept.name not in self.closed_forms
+
+    def origin(self, before: Origin, *, images: int, options: dict[str, Any]) -> Origin:
+        """Where the kept embedder comes from. before: of the embedder that was trained."""
+        if not self.is_finetuned:
+            return before
+        earlier = before.training or {}
+        facts = {
+            "is_finetuned": True,
+            "loss_function": self.loss_function,
+            "num_epochs": self.num_epochs,
+            "final_train_loss": self.final_train_loss,
+        }
+        if not self.is_trained:
+            facts = {key: earlier.get(key) for key in facts}
+            facts["is_finetuned"] = bool(before.is_finetuned)
+        if earlier:
+            options = {**options, "before": earlier["options"]}
+        return dataclasses.replace(
+            before,
+            training={
+                "kept": " → ".join(filter(None, [earlier.get("kept"), self.kept.name])),
+                **facts,
+                "num_classes": self.num_classes,
+                "images": images,
+                "options": options,
+            },
+        )
 
     @property
     def verdict(self) -> str:

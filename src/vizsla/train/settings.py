@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from vizsla.embed.compute import Compute, has_fast_bf16, resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import Compute, has_fast_bf16
 from vizsla.embed.inference import MAX_PIXELS
 from vizsla.errors import UsageError
 from vizsla.train.loop import SAVE_SECONDS

@@ -112,7 +112,9 @@ def tune(
         processes=processes,
         progress=progress,
     )
-    result.embedder.origin = origin.after(result, images=len(chosen), options=options_given(config))
+    result.embedder.origin = result.origin(
+        origin, images=len(chosen), options=options_given(config)
+    )
     if processes is None or processes.rank == 0:
         result.embedder.save_origin(result.folder / "embedder")
     return result

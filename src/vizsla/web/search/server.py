@@ -28,7 +28,8 @@ from vizsla.data.imageset import (
     open_data,
     read_labels,
 )
-from vizsla.embed.compute import Compute, resolve_compute, written_compute
+from vizsla.embed.auto_compute import resolve_compute, written_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError, VizslaError
