@@ -373,7 +373,7 @@ def test_a_fault_of_the_server_is_a_plain_500(
 
 
 def test_every_answer_carries_the_security_headers(contest: Any) -> None:
-    answers = [contest.get(path) for path in ("/", "/nope", "/static/judge.css", "/organiser")]
+    answers = [contest.get(path) for path in ("/", "/nope", "/static/contest.css", "/organiser")]
     answers += [contest.post(), contest.post(content=b"x")]
     for answer in answers:
         policy = answer.headers["content-security-policy"]

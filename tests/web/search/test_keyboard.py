@@ -273,7 +273,7 @@ def test_it_works_below_a_prefix(open_search: Open, visit: Any, prefix: str, giv
 def test_a_picture_that_is_gone_leaves_no_broken_sign(served: Any, visit: Any) -> None:
     with visit(served.url + "/", expected=REFUSED) as page:
         scripts: list[Any] = []
-        page.route("**/serve.js", lambda route: scripts.append(route))
+        page.route("**/search.js", lambda route: scripts.append(route))
         with page.expect_response("**/thumb"):  # it fails before a script could hear of it
             page.goto(served.url + "/?id=gone.png", wait_until="commit")
         page.wait_for_function("() => document.images.length > 1 && document.images[1].complete")

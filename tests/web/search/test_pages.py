@@ -252,15 +252,15 @@ def test_a_dropped_picture_joins_others(served: Any) -> None:
 
 def test_pages_that_are_not_there(served: Any) -> None:
     answer = served.get("/a/b/c", headers=HTML)
-    assert answer.status_code == 404 and 'href="../../static/serve.css"' in answer.text
+    assert answer.status_code == 404 and 'href="../../static/search.css"' in answer.text
     assert served.get("/a/b/c").json() == {"error": "there is nothing here"}
 
 
 def test_below_a_prefix_errors_lead_back_and_what_is_open_stays_open(open_search: Open) -> None:
     served = open_search(prefix="/deep/search", token="a-token-that-is-long")
-    for path in ("/healthz", "/static/serve.css"):
+    for path in ("/healthz", "/static/search.css"):
         assert served.client.get(served.url + path).status_code == 200
     assert served.client.get(served.url + "/").status_code == 401
     served.client.headers["Authorization"] = "Bearer a-token-that-is-long"
     answer = served.client.get(served.url + "/a/b", headers=HTML)
-    assert answer.status_code == 404 and 'href="../static/serve.css"' in answer.text
+    assert answer.status_code == 404 and 'href="../static/search.css"' in answer.text

@@ -380,11 +380,11 @@ def test_addresses_in_answers_hold_below_any_prefix(served: Any, serving: Any) -
     assert httpx.get(root.rstrip("/") + "/healthz").status_code == 200
     page = httpx.get(base, headers=HTML)
     assert page.status_code == 200
-    assert httpx.get(urljoin(base, "static/serve.css")).status_code == 200
+    assert httpx.get(urljoin(base, "static/search.css")).status_code == 200
 
 
 def test_static_files_are_kept_by_browsers(served: Any) -> None:
-    for name in ("serve.css", "serve.js", "htmx.min.js"):
+    for name in ("search.css", "search.js", "htmx.min.js"):
         first = served.get(f"/static/{name}")
         assert first.headers["cache-control"] == "no-cache" and first.headers["etag"]
         again = served.get(f"/static/{name}", headers={"If-None-Match": first.headers["etag"]})

@@ -127,7 +127,7 @@ def test_every_answer_has_the_security_headers(open_search: Open) -> None:
         served.get(path)
         for path in (
             "/", "/?id=red/red-0.png", "/?k=nonsense", "/view?result=red/red-0.png", "/marks.csv",
-            "/static/serve.css", "/static/none", "/v1/images/red/red-0.png", "/healthz",
+            "/static/search.css", "/static/none", "/v1/images/red/red-0.png", "/healthz",
             "/v1/images/red/red-0.png/thumb", "/v1/images/none", "/metrics", "/openapi.json", "/no",
         )
     ]  # fmt: skip
@@ -281,7 +281,7 @@ def test_with_a_token_nothing_is_open_but_health(open_search: Open) -> None:
             assert answer.status_code == 401 and "gallery" not in answer.text
             assert answer.headers["www-authenticate"].startswith("Basic")
     assert served.post(json={"id": "red/red-0.png"}).status_code == 401
-    assert served.get("/healthz").status_code == served.get("/static/serve.css").status_code == 200
+    assert served.get("/healthz").status_code == served.get("/static/search.css").status_code == 200
     assert served.get("/", auth=("anyone", TOKEN)).status_code == 200
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     assert served.post(json={"id": "red/red-0.png"}, headers=bearer).status_code == 200

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,7 +26,7 @@ from vizsla.web.shell.http import (
     read_body,
     to_json,
 )
-from vizsla.web.shell.templating import FOLDER, StaticFolder, answer_errors
+from vizsla.web.shell.templating import StaticFolder, answer_errors
 from vizsla.web.shell.tokens import from_header, matches
 
 log = logging.getLogger("vizsla.judge")
@@ -53,7 +54,7 @@ def create_app(
     _add_data(app, board)
     _add_organiser(app, board, Pages(board), organiser_hash)
     _add_pages(app, Pages(board))
-    app.mount("/static", StaticFolder(directory=FOLDER / "static"), name="static")
+    app.mount("/static", StaticFolder(Path(__file__).parent), name="static")
     described = app.openapi()  # made once and kept by the app
     described.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
     return app

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -30,7 +31,9 @@ class Pages:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self._templates = templates()
+        self._templates = templates(
+            Path(__file__).parent, title=board.rules.title, start_page="leaderboard"
+        )
         metric, k = board.rules.metric, board.rules.top_k
         self._templates.filters |= {
             "score": lambda value: shown_score(value, metric),
@@ -47,7 +50,7 @@ class Pages:
         now = self.board.clock()
         rows = self.board.rows(now)
         return self._page(
-            "judge_leaderboard.html",
+            "leaderboard.html",
             "",
             now,
             rows=rows[:MOST_ROWS],
@@ -65,7 +68,7 @@ class Pages:
         history = self.board.history(group_id, now)
         part = self.board.parts(now)[0]
         return self._page(
-            "judge_group.html",
+            "group.html",
             "../",
             now,
             row=row,
@@ -84,7 +87,7 @@ class Pages:
         now = self.board.clock()
         rows = self.board.rows(now)
         return self._page(
-            "judge_organiser.html",
+            "organiser.html",
             "",
             now,
             rows=rows,
@@ -100,8 +103,8 @@ class Pages:
         if not wants_page(request):
             return Json({"error": message, "problems": [message]}, status, dict(headers or {}))
         depth = max(0, request.url.path.count("/") - 1)
-        page = self._templates.get_template("judge_error.html")
-        text = page.render(up="../" * depth, status=status, message=message)
+        page = self._templates.get_template("error.html")
+        text = page.render(up="../" * depth, status_code=status, message=message)
         return HTMLResponse(text, status, dict(headers or {}))
 
     def _page(self, name: str, up: str, now: float, **values: Any) -> Response:

@@ -1,6 +1,7 @@
 """Search over HTTP: the API. What a request means and what answers it stands elsewhere."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,7 +31,7 @@ from vizsla.web.search.request_handling import (
 )
 from vizsla.web.search.thumbnails import SIDES, Thumbnails, media_type
 from vizsla.web.shell.http import Json, SecureHeaders, to_json
-from vizsla.web.shell.templating import FOLDER, StaticFolder, answer_errors, path_below, quoted_path
+from vizsla.web.shell.templating import StaticFolder, answer_errors, path_below, quoted_path
 
 MOST_IMAGES, MOST_EMBEDDED = 16, 20  # in one request
 OPEN_TO_ALL = ("/healthz", "/static/")
@@ -53,7 +54,7 @@ def create_app(
     _add_changes(app, desk)
     _add_health(app, desk)
     pages.add_to(app)
-    app.mount("/static", StaticFolder(directory=FOLDER / "static"), name="static")
+    app.mount("/static", StaticFolder(Path(__file__).parent), name="static")
     described = app.openapi()  # made once and kept by the app
     described.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
     described["servers"] = openapi.SERVERS

@@ -8,6 +8,7 @@ Addresses in pages are relative: they hold below any prefix.
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,10 +34,9 @@ NEAR = 5  # values that might have been meant
 class Pages:
     def __init__(self, desk: Desk, *, title: str) -> None:
         self.desk = desk
-        self._templates = templates()
+        self._templates = templates(Path(__file__).parent, title=title, start_page="search")
         self._templates.filters |= {"file_name": file_name}
         self._templates.globals |= {
-            "title": title,
             "counts": tuple(n for n in COUNTS if n <= desk.limits.k),
             "body_limit": desk.limits.body_bytes,
             "fields": {"where": WHERE, "from": FROM, "to": TO},
@@ -93,7 +93,7 @@ class Pages:
             choices = await self.desk.done(lambda: facets[column].suggestions(text))
         except Exception as error:
             return refused_as_json(error)
-        return self._rendered("serve_options.html", choices=choices)
+        return self._rendered("options.html", choices=choices)
 
     async def take_upload(self, request: Request) -> Response:
         """Dropped pictures → the address of the search with them."""
@@ -134,7 +134,7 @@ class Pages:
             found = Found(result, float("nan"), **engine.gallery.described(result))
         except Exception as error:
             return self._refused(error, state)
-        return self._rendered("serve_view.html", state=state, found=found)
+        return self._rendered("view.html", state=state, found=found)
 
     def _refused(self, error: Exception, state: State | None) -> Response:
         """The page with a sentence on what went wrong, and all that can still be asked."""
@@ -164,7 +164,7 @@ class Pages:
             for sort in ("right", "wrong")
         }
         return self._rendered(
-            "serve_page.html",
+            "results.html",
             state=shown,
             address=None if state is None else shown.address(),
             found=found,
@@ -184,7 +184,7 @@ class Pages:
 
     def _progress(self) -> Response:
         return self._rendered(
-            "serve_progress.html",
+            "progress.html",
             status=503,
             headers={"Retry-After": "2"},
             serving=self.desk.serving,
@@ -198,7 +198,7 @@ class Pages:
             return Json({"error": message}, status, dict(headers or {}))
         depth = max(0, path_below(request).count("/") - 1)
         return self._rendered(
-            "serve_error.html", status=status, headers=headers, code=status, message=message,
+            "error.html", status=status, headers=headers, status_code=status, message=message,
             up="../" * depth,
         )  # fmt: skip
 

@@ -16,14 +16,18 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
-FOLDER = Path(__file__).parents[1]
+SHELL = Path(__file__).parent
 Shown = Callable[[Request, int, str, Mapping[str, str] | None], Response]
 
 
-def templates() -> jinja2.Environment:
-    """Everything is escaped, and a name that is missing is an error."""
+def templates(room: Path, *, title: str, start_page: str) -> jinja2.Environment:
+    """The templates of a room's folder, and those of the shell that every room shares.
+
+    All values are escaped, and a missing variable is an error. title: of every page. start_page:
+    what the link back from an error page is called.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        loader=jinja2.FileSystemLoader([room / "templates", SHELL / "templates"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -34,6 +38,7 @@ def templates() -> jinja2.Environment:
         "sentence": lambda text: text[:1].upper() + text[1:],
         "path": quoted_path,
     }
+    environment.globals |= {"title": title, "start_page": start_page, "up": ""}
     return environment
 
 
@@ -56,7 +61,11 @@ def wants_page(request: Request) -> bool:
 
 
 class StaticFolder(StaticFiles):
-    """Files that browsers keep, and of which they ask each time whether they are still the same."""
+    """A room's static files and the shell's; browsers keep them and ask each time for changes."""
+
+    def __init__(self, room: Path) -> None:
+        super().__init__(directory=room / "static")
+        self.all_directories.append(SHELL / "static")
 
     def file_response(self, *args: Any, **more: Any) -> Response:
         response = super().file_response(*args, **more)
