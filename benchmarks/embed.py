@@ -36,7 +36,6 @@ import torch
 from PIL import Image
 
 from vizsla.data.batches import Loader, in_chunks
-from vizsla.data.fingerprint import cores
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compilation import CompilingError
@@ -44,6 +43,7 @@ from vizsla.embed.compute import Compute
 from vizsla.embed.inference import write_embeddings
 from vizsla.embed.torch_runtime import Network, Pending
 from vizsla.model.embedder import Embedder
+from vizsla.processes import available_cores
 
 PLAIN_BATCH = 32
 
@@ -61,7 +61,7 @@ class Files(torch.utils.data.Dataset):
 
 def plain_loop(paths: list[Path], model: Any, transform: Any, device: str) -> np.ndarray:
     loader = torch.utils.data.DataLoader(
-        Files(paths, transform), batch_size=PLAIN_BATCH, num_workers=cores(),
+        Files(paths, transform), batch_size=PLAIN_BATCH, num_workers=available_cores(),
         pin_memory=device == "cuda",
     )  # fmt: skip
     found = []
@@ -204,7 +204,9 @@ def overhead(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     framing = Preprocess((side, side), max(side, side * 8 // 7))
     embedder = Embedder.from_module(Colours(), framing, name="colours")
     size = 128 if args.batch_size == "auto" else int(args.batch_size)
-    network: Any = NoTime(embedder, AsBesideAGpu("cpu", "fp32", size, args.workers or cores()))
+    network: Any = NoTime(
+        embedder, AsBesideAGpu("cpu", "fp32", size, args.workers or available_cores())
+    )
     plan = {
         "ours": lambda: ours(images, embedder, network),
         "decoding": lambda: decoding(images, embedder, network.compute),
@@ -369,7 +371,7 @@ def main() -> None:
     if args.overhead and not args.photos:
         parser.error("--overhead needs --photos")
     args.weights = dict(word.split("=", 1) for word in args.weights)
-    result: dict[str, Any] = {"torch": torch.__version__, "cores": cores()}
+    result: dict[str, Any] = {"torch": torch.__version__, "cores": available_cores()}
     if torch.cuda.is_available():
         result["gpu"] = torch.cuda.get_device_name()
     if args.photos:

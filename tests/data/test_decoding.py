@@ -13,6 +13,7 @@ from vizsla.data import decoding
 from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.images import read_image
 from vizsla.data.resize import REDUCED_BOUND, Framing
+from vizsla.processes import ChildCrashedError, ChildTimeoutError
 
 FRAMING = Framing((24, 32), 32, "crop", "bicubic")
 
@@ -63,32 +64,35 @@ def test_a_reader_that_stops_early_leaves_nothing_behind(photos: list[Path]) -> 
         photos.__getitem__, FRAMING, batch_size=2, workers=2, max_pixels=10**6, processes=True
     ) as loader:
         next(loader.batches(in_chunks(range(11), 2)))
-        workers = [worker._process for worker in loader._decoder._all]  # type: ignore[union-attr]
-    assert all(process.poll() is not None for process in workers)
+        children = loader._decoder.pool.processes  # type: ignore[union-attr]
+        assert len(children) == 2
+    assert all(process.poll() is not None for process in children)
     if Path("/dev/shm").is_dir():
         assert set(Path("/dev/shm").glob("vizsla-*")) == before
 
 
+@pytest.mark.parametrize("error, reason", [
+    (ChildCrashedError, "the decoder crashed on it"),
+    (ChildTimeoutError, "decoding it takes more than 600 s"),
+])  # fmt: skip
 def test_a_decoder_that_dies_costs_its_own_image_alone(
-    photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch, error: type[Exception], reason: str
 ) -> None:
     shape = (1, 4, 24, 32, 3)
     decoder = decoding.ProcessDecoder(photos.__getitem__, FRAMING, shape, 1, 10**6)
-    original = decoding._Worker.ask
+    run = decoder.pool.run
 
-    def deadly(self: decoding._Worker, ring: int, start: int, paths: list[str]) -> object:
-        if str(photos[1]) in paths:
-            if not self._started:  # one that never came is another matter
-                self._wait()
-            self._process.kill()
-        return original(self, ring, start, paths)
+    def deadly(request: dict, *, timeout: float) -> object:
+        if str(photos[1]) in request["paths"]:
+            raise error
+        return run(request, timeout=timeout)
 
-    monkeypatch.setattr(decoding._Worker, "ask", deadly)
+    monkeypatch.setattr(decoder.pool, "run", deadly)
     try:
         futures = decoder.submit(0, [0, 1, 2, 3])
-        reasons = [reason for future in futures for reason in future.result(30)]
+        reasons = [reason for future in futures for reason in future.result(60)]
         assert reasons[0] is None and reasons[2] is None
-        assert reasons[1] == "the decoder crashed on it" and "not a picture" in str(reasons[3])
+        assert reasons[1] == reason and "not a picture" in str(reasons[3])
         np.testing.assert_array_equal(decoder.memory[0, 2], FRAMING.pixels(read_image(photos[2])))
     finally:
         decoder.close()

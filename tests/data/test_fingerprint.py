@@ -3,15 +3,16 @@
 import os
 import sys
 import threading
-import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from vizsla.data import fingerprint as module
-from vizsla.data.fingerprint import GivenUpError, fingerprint, looked_at
+from vizsla.data import file_hashes
+from vizsla.data.file_hashes import hash_files
+from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
 
 
@@ -61,43 +62,43 @@ def test_an_attribute_is_seen(folder: Path) -> None:
     assert len(seen) == 3
 
 
-def test_processes_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_hashes, "MANY_FILES", 2)
+    monkeypatch.setattr(file_hashes, "FILES_PER_REQUEST", 3)
+    monkeypatch.setattr(file_hashes, "available_cores", lambda: 4)
+
+
+def test_child_processes_give_the_same_hashes(
+    folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [str(path) for path in sorted(folder.iterdir())] + [str(folder / "none"), str(folder)]
     paths.append(os.fsdecode(os.fsencode(str(folder)) + b"/\xff.jpg"))
-    alone = looked_at(paths)
-    answers: list[str] = []
-    answer = module._answer
-    monkeypatch.setattr(module, "MANY", 2)
-    monkeypatch.setattr(module, "cores", lambda: 8)
-    monkeypatch.setattr(module, "GLANCE", 0.01)  # asks again and again
-    monkeypatch.setattr(module, "_answer", lambda *a: answers.append(answer(*a)) or answers[-1])
-    assert looked_at(paths) == alone
-    assert len(answers) == 4
-    assert sum(len(said.splitlines()) for said in answers) == len(paths)
+    expected = hash_files(paths)
+    request.getfixturevalue("in_children")
+    monkeypatch.setattr(file_hashes, "_hash_here", None)  # the children do all of it
+    assert hash_files(paths) == expected
 
 
-def test_nobody_waits_for_what_was_given_up(
+@pytest.mark.usefixtures("in_children")
+def test_hashing_ends_soon_after_it_is_cancelled(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sleeper = tmp_path / "python"
-    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
     sleeper.chmod(0o755)
-    monkeypatch.setattr(module, "MANY", 2)
-    monkeypatch.setattr(module, "cores", lambda: 8)
     monkeypatch.setattr(sys, "executable", str(sleeper))
-    stop = threading.Event()
-    threading.Timer(0.5, stop.set).start()
-    begun = time.monotonic()
-    with pytest.raises(GivenUpError):
-        looked_at([str(path) for path in sorted(folder.iterdir())], stop)
-    assert time.monotonic() - begun < 20
+    cancelled = threading.Event()
+    threading.Timer(0.5, cancelled.set).start()
+    with pytest.raises(CancelledError):
+        hash_files([str(path) for path in sorted(folder.iterdir())], cancelled=cancelled)
 
 
 def test_pipes_devices_and_impossible_names_do_not_hold_it_up(folder: Path) -> None:
     os.mkfifo(folder / "pipe.jpg")
     (folder / "zero.jpg").symlink_to("/dev/zero")
     paths = [str(folder / name) for name in ("pipe.jpg", "zero.jpg", "none.jpg", "a\0b.jpg")]
-    assert len(set(looked_at(paths))) == 1
+    assert len(set(hash_files(paths))) == 1
 
 
 def test_an_absolute_name_is_taken_as_it_is(folder: Path) -> None:
@@ -109,16 +110,11 @@ def test_an_absolute_name_is_taken_as_it_is(folder: Path) -> None:
     assert len(seen) == 2
 
 
-def test_only_the_cores_that_it_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: {3}, raising=False)
-    assert module.cores() == 1
-
-
-def test_without_processes_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_goes_on_where_no_child_process_starts(
+    folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [str(path) for path in sorted(folder.iterdir())]
-    alone = looked_at(paths)
-    monkeypatch.setattr(module, "MANY", 2)
-    monkeypatch.setattr(module, "cores", lambda: 8)
+    expected = hash_files(paths)
+    request.getfixturevalue("in_children")
     monkeypatch.setattr(sys, "executable", str(folder / "no python"))
-    assert looked_at(paths) == alone
+    assert hash_files(paths) == expected

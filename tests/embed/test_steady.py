@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vizsla.data import fingerprint
+from vizsla.data import file_hashes
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.remote import image_set_at
@@ -288,15 +288,15 @@ def test_what_is_looked_at_late_is_still_what_was_embedded(
     photos: Path, colours: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     beside_a_gpu: Callable[..., Compute],
 ) -> None:  # fmt: skip
-    images, look = ImageSet.from_folder(photos), fingerprint._look
+    images, look = ImageSet.from_folder(photos), file_hashes.hash_file
 
-    def late(path: str) -> fingerprint.Look:
+    def late(path: str) -> file_hashes.FileHash:
         if path.endswith(images.ids[0]):  # the first shard was embedded long ago
             time.sleep(2)
             swapped(photos, images.ids[1])()
         return look(path)
 
-    monkeypatch.setattr(fingerprint, "_look", late)
+    monkeypatch.setattr(file_hashes, "hash_file", late)
     compute = beside_a_gpu(workers=1)
     with pytest.raises(DataError, match=f"1 images .*changed while.*first: {images.ids[1]}"):
         embed(images, colours, tmp_path / "e", compute=compute, shard_images=8)
@@ -307,9 +307,9 @@ def test_an_interruption_does_not_wait_for_the_files_to_be_looked_at(
     photos: Path, colours: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     beside_a_gpu: Callable[..., Compute],
 ) -> None:  # fmt: skip
-    images, look = ImageSet.from_folder(photos), fingerprint._look
+    images, look = ImageSet.from_folder(photos), file_hashes.hash_file
 
-    def slowly(path: str) -> fingerprint.Look:
+    def slowly(path: str) -> file_hashes.FileHash:
         time.sleep(2)
         return look(path)
 
@@ -317,7 +317,7 @@ def test_an_interruption_does_not_wait_for_the_files_to_be_looked_at(
         if done > 8:  # the first shard waits to be written
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fingerprint, "_look", slowly)
+    monkeypatch.setattr(file_hashes, "hash_file", slowly)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         embed(images, colours, tmp_path / "e", compute=beside_a_gpu(workers=1),

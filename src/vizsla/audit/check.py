@@ -16,11 +16,11 @@ from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
 from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.file_scan import Looks, look
 from vizsla.audit.findings import Report
-from vizsla.data.fingerprint import cores
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders, ImageSet, labels_for, read_labels
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
+from vizsla.processes import available_cores
 
 if TYPE_CHECKING:
     from vizsla.embed.compute import Compute
@@ -67,7 +67,7 @@ def check(
     only a model finds alike, and labels in doubt. workers: None takes all cores.
     """
     started = time.monotonic()
-    workers = workers or min(16, cores())
+    workers = workers or min(16, available_cores())
     report = progress or (lambda stage, done, total: None)
     looks = look(
         sets, max_pixels=max_pixels, workers=workers,

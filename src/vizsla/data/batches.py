@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from vizsla.data.decoding import ProcessDecoder, ThreadDecoder
-from vizsla.data.fingerprint import cores
 from vizsla.data.resize import Framing
 from vizsla.errors import UsageError
+from vizsla.processes import available_cores
 
 AHEAD = 2  # batches being decoded while one is in use
 
@@ -140,7 +140,7 @@ def _unpin(pixels: Tensor) -> None:
 def choose_workers(device_type: str) -> int:
     """Threads or processes that decode: every core. On a CPU they take turns with the network; a
     GPU waits for decoding alone, and one core is left to feed it."""
-    return max(1, min(64, cores() if device_type == "cpu" else cores() - 1))
+    return max(1, min(64, available_cores() if device_type == "cpu" else available_cores() - 1))
 
 
 # ── batches to train on ──────────────────────────────────────────────────────────────────────────

@@ -1,39 +1,47 @@
-"""Files → pixels in memory that is used again, by threads or by processes. Imports no torch.
+"""Image files → pixels in a memory that is reused, by threads or by child processes. No torch.
 
-Work is handed out in runs of a few images, so that handing it out costs little. What comes back is
-only why an image is broken; the pixels lie in `memory` already.
+Images are handed out a few at a time, so that handing them out costs little. A worker writes pixels
+straight into `memory` and returns only why an image is broken.
 """
 
-import json
 import os
-import queue
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vizsla.data.resize import Framing
-from vizsla.errors import ImageError, StorageError
+from vizsla.errors import ImageError
+from vizsla.processes import (
+    ChildCrashedError,
+    ChildTimeoutError,
+    Message,
+    ProcessPool,
+    serve_requests,
+)
 from vizsla.storage import storage_error
 
-RUN = 4  # images that a thread or process takes at once
-Reasons = list[str | None]  # None: the image is whole
+IMAGES_PER_TASK = 4
+TASK_TIMEOUT = 600.0  # seconds for one task of a child process
+Reasons = list[str | None]  # why each image is broken; None where it is not
 
 
 class ThreadDecoder:
-    """memory: (rings, B, H, W, 3) uint8. path: where the i-th image lies, or its content."""
+    """Decodes in threads. memory: (slots, B, H, W, 3) uint8, one batch of B images in each slot.
+
+    file: the i-th image, a path or its content. picture: gives the i-th image decoded, instead.
+    """
 
     def __init__(
         self,
-        path: Callable[[int], str | Path | bytes],
+        file: Callable[[int], str | Path | bytes],
         framing: Framing,
         shape: tuple[int, ...],
         workers: int,
@@ -41,205 +49,168 @@ class ThreadDecoder:
         picture: Callable[[int], Image.Image] | None = None,
     ) -> None:
         self.memory = np.zeros(shape, np.uint8)
-        self._path, self._framing, self._max_pixels = path, framing, max_pixels
+        self._file, self._framing, self._max_pixels = file, framing, max_pixels
         self._picture = picture
-        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
-        self._run = RUN if shape[1] >= RUN * workers else 1
+        self._threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
+        self._images_per_task = IMAGES_PER_TASK if shape[1] >= IMAGES_PER_TASK * workers else 1
 
-    def submit(self, ring: int, positions: Sequence[int]) -> list[Future[Reasons]]:
-        """One future for each run of images, in order."""
+    def submit(self, slot: int, positions: Sequence[int]) -> list[Future[Reasons]]:
+        """Starts to decode a batch into memory[slot]; a future for every few images, in order."""
+        size = self._images_per_task
         return [
-            self._pool.submit(self._read, ring, start, positions[start : start + self._run])
-            for start in range(0, len(positions), self._run)
+            self._threads.submit(self._decode, slot, first, positions[first : first + size])
+            for first in range(0, len(positions), size)
         ]
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Waits for the images being decoded; those not begun are dropped."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, ring: int, start: int, positions: Sequence[int]) -> Reasons:
+    def _decode(self, slot: int, first: int, positions: Sequence[int]) -> Reasons:
         return [
-            _into(self.memory[ring, slot], lambda i=i: self._pixels(i))  # type: ignore[misc]
-            for slot, i in enumerate(positions, start)
+            _reason_if_broken(self.memory[slot, row], lambda i=i: self._pixels(i))  # type: ignore[misc]
+            for row, i in enumerate(positions, first)
         ]
 
     def _pixels(self, i: int) -> np.ndarray:
         if self._picture is not None:
             return self._framing.pixels(self._picture(i))
-        return self._framing.read(self._path(i), max_pixels=self._max_pixels)
+        return self._framing.read(self._file(i), max_pixels=self._max_pixels)
 
 
 class ProcessDecoder:
-    """The same by processes, for many cores. A decoder that crashes costs its image alone.
+    """The same in child processes, for many cores. Images must be files.
 
-    Images must be files. They are programs of their own and not copies of this one, so whoever
-    calls need not be written for it; they end when their input does, and so with this process,
-    however it ends.
+    A decoder that crashes or hangs costs its image alone.
     """
 
     def __init__(
         self,
-        path: Callable[[int], str | Path | bytes],
+        file: Callable[[int], str | Path | bytes],
         framing: Framing,
         shape: tuple[int, ...],
         workers: int,
         max_pixels: int,
     ) -> None:
-        self._path = path
+        self._file = file
         self._shared = _SharedMemory(shape)
         self.memory = self._shared.pixels
-        task = {"file": self._shared.name, "shape": shape, "max_pixels": max_pixels}
-        self._task = json.dumps({**task, "framing": asdict(framing)})
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._run = max(1, min(2 * RUN, shape[1] // workers))
-        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._all: list[_Worker] = []
+        setup = {
+            "memory": self._shared.name,
+            "shape": shape,
+            "max_pixels": max_pixels,
+            "framing": asdict(framing),
+        }
+        self.pool = ProcessPool(
+            "vizsla.data.decoding", workers, setup=setup,
+            inherited_files=self._shared.inherited_files,
+        )  # fmt: skip
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._images_per_task = max(1, min(2 * IMAGES_PER_TASK, shape[1] // workers))
         try:
-            for _ in range(workers):  # all start at once, and nobody waits for them yet
-                self._all.append(_Worker(self._task, self._shared))
-                self._free.put(self._all[-1])
+            self.pool.start()
         except BaseException:
             self.close()
             raise
 
-    def submit(self, ring: int, positions: Sequence[int]) -> list[Future[Reasons]]:
-        paths = [str(self._path(i)) for i in positions]
+    def submit(self, slot: int, positions: Sequence[int]) -> list[Future[Reasons]]:
+        """Starts to decode a batch into memory[slot]; a future for every few images, in order."""
+        paths, size = [str(self._file(i)) for i in positions], self._images_per_task
         return [
-            self._pool.submit(self._read, ring, start, paths[start : start + self._run])
-            for start in range(0, len(paths), self._run)
+            self._threads.submit(self._decode, slot, first, paths[first : first + size])
+            for first in range(0, len(paths), size)
         ]
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for worker in self._all:
-            worker.end()
+        """Ends the child processes, whatever they are doing, and gives the memory back."""
+        self.pool.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
         del self.memory
         self._shared.close()
 
-    def _read(self, ring: int, start: int, paths: list[str]) -> Reasons:
-        worker = self._free.get()
+    def _decode(self, slot: int, first: int, paths: list[str]) -> Reasons:
+        request = {"slot": slot, "first": first, "paths": paths}
         try:
-            found = worker.ask(ring, start, paths)
-            if found is not None:
-                return found
-            self._all.remove(worker)
-            worker.end()
-            worker = _Worker(self._task, self._shared)
-            self._all.append(worker)
-        finally:
-            self._free.put(worker)
-        if len(paths) == 1:
-            return ["the decoder crashed on it"]
-        return [self._read(ring, start + i, [path])[0] for i, path in enumerate(paths)]
-
-
-class _Worker:
-    """One decoding process, spoken to in lines of JSON."""
-
-    def __init__(self, task: str, shared: "_SharedMemory") -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "vizsla.data.decoding", task],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            pass_fds=shared.handed_on,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )  # fmt: skip
-
-        self._started = False
-
-    def _wait(self) -> None:
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != "ready\n":
-            raise StorageError("a decoding process did not start: see its message above")
-        self._started = True
-
-    def ask(self, ring: int, start: int, paths: list[str]) -> Reasons | None:
-        """None where the process is gone; StorageError where it never came."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        if not self._started:
-            self._wait()
-        with suppress(OSError, ValueError):
-            self._process.stdin.write(json.dumps([ring, start, paths]) + "\n")
-            reasons: Reasons = json.loads(self._process.stdout.readline())
+            reply, _ = self.pool.run(request, timeout=TASK_TIMEOUT)
+            reasons: Reasons = reply["broken"]
             return reasons
-        return None
-
-    def end(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                if stream is not None:
-                    stream.close()
-        self._process.kill()  # nothing of what it does outlives its memory
-        self._process.wait()
+        except (ChildCrashedError, ChildTimeoutError) as error:
+            if len(paths) > 1:  # which of them was it?
+                return [self._decode(slot, first + n, [path])[0] for n, path in enumerate(paths)]
+            if isinstance(error, ChildTimeoutError):
+                return [f"decoding it takes more than {TASK_TIMEOUT:g} s"]
+            return ["the decoder crashed on it"]
 
 
 class _SharedMemory:
     """Pixels that several processes see: a file, in memory where the system has a folder for it.
 
-    Where a process can be handed an open file, its name is gone at once: nothing stays behind,
-    however this process ends.
+    Where a child process can inherit an open file, its name is deleted at once: nothing is left
+    behind, however this process ends.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         size = int(np.prod(shape))
         ram = Path("/dev/shm")
-        roomy = ram.is_dir() and shutil.disk_usage(ram).free > 2 * size
-        self._handle, path = tempfile.mkstemp(prefix="vizsla-", dir=ram if roomy else None)
+        fits = ram.is_dir() and shutil.disk_usage(ram).free > 2 * size
+        self._descriptor, path = tempfile.mkstemp(prefix="vizsla-", dir=ram if fits else None)
         self._path = Path(path)
         self.name: int | str = path
-        self.handed_on: tuple[int, ...] = ()
+        self.inherited_files: tuple[int, ...] = ()
         try:
             if os.name == "posix":
                 self._path.unlink()
-                self.name, self.handed_on = self._handle, (self._handle,)
+                self.name, self.inherited_files = self._descriptor, (self._descriptor,)
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._handle, 0, size)  # full now, not in the middle
+                os.posix_fallocate(self._descriptor, 0, size)  # a full disk shows now, not later
             else:
-                os.truncate(self._handle, size)
+                os.truncate(self._descriptor, size)
         except OSError as error:
             self.close()
             raise storage_error("write", self._path, error) from error
-        with os.fdopen(os.dup(self._handle), "r+b") as file:
-            self.pixels: np.ndarray = np.memmap(file, np.uint8, "r+", shape=shape)
+        self.pixels = _mapped(os.dup(self._descriptor), shape)
 
     def close(self) -> None:
         self.pixels = np.empty(0, np.uint8)
         with suppress(OSError):
-            os.close(self._handle)
+            os.close(self._descriptor)
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
 
-def _into(slot: np.ndarray, pixels: Callable[[], np.ndarray]) -> str | None:
+def _mapped(file: int | str, shape: tuple[int, ...]) -> np.ndarray:
+    """The content of a file (a descriptor, which is closed, or a path) as a uint8 array."""
+    with open(file, "r+b") as opened:  # noqa: PTH123 (may be a descriptor)
+        pixels: np.ndarray = np.memmap(opened, np.uint8, "r+", shape=shape)
+        return pixels
+
+
+def _reason_if_broken(row: np.ndarray, pixels: Callable[[], np.ndarray]) -> str | None:
+    """Fills `row` (H, W, 3), or says why it cannot."""
     try:
-        slot[...] = pixels()
+        row[...] = pixels()
     except ImageError as error:
         return str(error)
     return None
 
 
-# ── inside a decoding process ────────────────────────────────────────────────────────────────────
+# ── inside a child process ───────────────────────────────────────────────────────────────────────
 
 
-def _decode_for(task: str) -> None:
-    """Lines of [ring, slot of the first, paths] come in, lines of reasons go out."""
-    told = json.loads(task)
-    where = told["file"]
-    memory: np.ndarray
-    with open(where, "r+b") as file:  # noqa: PTH123 (a number, or a path on Windows)
-        memory = np.memmap(file, np.uint8, "r+", shape=tuple(told["shape"]))
-    framing = Framing(**{**told["framing"], "size": tuple(told["framing"]["size"])})
-    print("ready", flush=True)
-    for line in sys.stdin:
-        ring, start, paths = json.loads(line)
-        reasons = []
-        for slot, path in enumerate(paths, start):
+def _decode_requests(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Message]:
+    memory = _mapped(setup["memory"], tuple(setup["shape"]))
+    framing = Framing(**{**setup["framing"], "size": tuple(setup["framing"]["size"])})
 
-            def pixels(path: str = path) -> np.ndarray:
-                return framing.read(path, max_pixels=told["max_pixels"])
+    def reply_to(request: dict[str, Any], body: bytes) -> Message:
+        rows = memory[request["slot"], request["first"] :]
+        reasons = [
+            _reason_if_broken(row, lambda p=path: framing.read(p, max_pixels=setup["max_pixels"]))  # type: ignore[misc]
+            for row, path in zip(rows, request["paths"], strict=False)
+        ]
+        return {"broken": reasons}, b""
 
-            reasons.append(_into(memory[ring, slot], pixels))
-        print(json.dumps(reasons), flush=True)
+    return reply_to
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt, BrokenPipeError):  # the one who asks says what is to be said
-        _decode_for(sys.argv[1])
+    serve_requests(_decode_requests)

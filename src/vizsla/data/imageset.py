@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from vizsla.data.file_state import state_at
+from vizsla.data.file_hashes import current_state
 from vizsla.data.listing import Listing, few, list_images
 from vizsla.data.tables import (
     attributes_for,
@@ -63,8 +63,8 @@ class Source(Protocol):
     def read(self, name: str) -> bytes:
         """ImageError where this one image cannot be had, StorageError where none can."""
 
-    def stamp(self, name: str) -> bytes:
-        """Changes when the image does, without reading it."""
+    def version(self, name: str) -> bytes:
+        """Bytes that change when the image does, found without reading all of it."""
 
     def states(self, names: Sequence[str], *, now: bool) -> list[int]:
         """Another number where what holds an image was changed: as it is now, or was when the
@@ -115,7 +115,7 @@ class ImageSet:
     def path(self, i: int) -> Path:
         return self.root / self.ids[i]
 
-    def where(self, i: int) -> str:
+    def path_text(self, i: int) -> str:
         """The path as text, for loops over all images: a Path takes ten times as long to make."""
         return os.path.join(str(self.root), self.ids[i])  # noqa: PTH118
 
@@ -123,15 +123,10 @@ class ImageSet:
         """What `read_image` takes: the path, or the content of what is no file here."""
         return self.path(i) if self.source is None else self.source.read(self.ids[i])
 
-    def stamp(self, i: int) -> bytes:
-        """Of an image that is no file here: it changes when the image does."""
-        assert self.source is not None
-        return self.source.stamp(self.ids[i])
-
     def states(self, positions: Sequence[int], *, now: bool = True) -> np.ndarray:
-        """(n,) int64: see `file_state.state_of`, and `Source.states`."""
+        """(n,) int64: see `file_hashes.state_of`, and `Source.states`."""
         if self.source is None:
-            found = [state_at(self.where(i)) for i in positions]
+            found = [current_state(self.path_text(i)) for i in positions]
         else:
             found = self.source.states([self.ids[i] for i in positions], now=now)
         return np.array(found, np.int64)

@@ -134,7 +134,7 @@ class RemoteFolder:
     def waits(self) -> bool:
         return True
 
-    def stamp(self, name: str) -> bytes:
+    def version(self, name: str) -> bytes:
         return self.stamps[_place_of(name, self.names)].encode()
 
     def states(self, names: Sequence[str], *, now: bool) -> list[int]:

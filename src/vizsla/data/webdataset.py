@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 
 import pyarrow as pa
 
-from vizsla.data.file_state import state_at
+from vizsla.data.file_hashes import current_state
 from vizsla.data.images import TAR_MISSING, TAR_UNREADABLE
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name
@@ -50,7 +50,7 @@ class Reader(Protocol):
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Shorter where the file ends before."""
 
-    def stamp(self, member: "Member") -> bytes: ...
+    def version(self, member: "Member") -> bytes: ...
 
     def state(self, path: str) -> int:
         """As of `Source.states`."""
@@ -111,11 +111,11 @@ class TarFiles:
     def waits(self) -> bool:
         return self.reader.waits
 
-    def stamp(self, name: str) -> bytes:
+    def version(self, name: str) -> bytes:
         """Where it lies, and pieces of what lies there on this machine's disk."""
         member = self.member(name)
         where = f"{member.tar}|{member.offset}|{member.size}|{member.broken}"
-        return where.encode("utf-8", "surrogateescape") + self.reader.stamp(member)
+        return where.encode("utf-8", "surrogateescape") + self.reader.version(member)
 
     def states(self, names: Sequence[str], *, now: bool) -> list[int]:
         tars = [self.tar_of[bisect.bisect_left(self.names, name)] for name in names]
@@ -331,7 +331,7 @@ class DiskReader:
             raise ImageError(f"{TAR_UNREADABLE}: {error.strerror}") from error
 
     def state(self, path: str) -> int:
-        return state_at(path)
+        return current_state(path)
 
     def matching(self, pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))  # noqa: PTH207 (the pattern may be absolute)
@@ -339,7 +339,7 @@ class DiskReader:
     def absolute(self, path: str) -> str:
         return os.path.abspath(path)  # noqa: PTH100 (links stay as they are)
 
-    def stamp(self, member: Member) -> bytes:
+    def version(self, member: Member) -> bytes:
         if member.broken:
             return b""
         middle = member.offset + max(0, member.size // 2 - 256)
@@ -378,7 +378,7 @@ class RemoteReader:
     def absolute(self, path: str) -> str:
         return path
 
-    def stamp(self, member: Member) -> bytes:
+    def version(self, member: Member) -> bytes:
         return b""  # the place and size of each member, found in the tar file's own headers
 
     def require(self) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vizsla import storage
 from vizsla.data.batches import Batch, Loader, in_chunks
-from vizsla.data.fingerprint import Seen, seen
+from vizsla.data.fingerprint import FileInspection, inspect_files
 from vizsla.data.images import is_by_the_system
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
@@ -164,14 +164,14 @@ class _Looking:
 
     def __init__(self, images: ImageSet, *, beside: bool) -> None:
         self._images, self._stop = images, threading.Event()
-        self._seen: Future[Seen] = Future()
+        self._inspection: Future[FileInspection] = Future()
         if beside and images.source is None:
             threading.Thread(target=self._look, name="fingerprint", daemon=True).start()
         else:
-            self._seen.set_result(seen(images))
+            self._inspection.set_result(inspect_files(images))
 
-    def seen(self) -> Seen:
-        return self._seen.result()
+    def result(self) -> FileInspection:
+        return self._inspection.result()
 
     def give_up(self) -> None:
         """Nobody asks any more."""
@@ -179,9 +179,9 @@ class _Looking:
 
     def _look(self) -> None:
         try:
-            self._seen.set_result(seen(self._images, self._stop))
+            self._inspection.set_result(inspect_files(self._images, cancelled=self._stop))
         except BaseException as error:  # told where the result is asked for
-            self._seen.set_exception(error)
+            self._inspection.set_exception(error)
 
 
 def _writer(
@@ -201,7 +201,7 @@ def _writer(
         "shard_images": per_shard,
     }
     return ShardWriter(
-        out, lambda: {**about, "images": found.seen().fingerprint}, network.embedder.dim,
+        out, lambda: {**about, "images": found.result().fingerprint}, network.embedder.dim,
         store=store, total=len(source.images),
     )  # fmt: skip
 
@@ -226,7 +226,7 @@ def _write_from(
         for positions, shard in engine(source, network, ranges, report):
             if shard.broken:
                 source.images.require_root()  # gone, it would make all that follow broken
-                _require_still_there(source, found.seen(), positions, shard.broken)
+                _require_still_there(source, found.result(), positions, shard.broken)
             write = partial(_write, source, found, writer, positions, shard, per_shard)
             if behind is None:
                 write()
@@ -256,7 +256,7 @@ def _write(
     shard: "Shard",
     per_shard: int,
 ) -> None:
-    _require_as_seen(source, found.seen(), positions, shard.states)
+    _require_as_seen(source, found.result(), positions, shard.states)
     writer.add(
         shard.ids, shard.vectors, shard.attributes, shard.broken,
         number=positions.start // per_shard,
@@ -264,7 +264,7 @@ def _write(
 
 
 def _require_still_there(
-    source: "Source", found: Seen, positions: range, broken: list[tuple[str, str]]
+    source: "Source", found: FileInspection, positions: range, broken: list[tuple[str, str]]
 ) -> None:
     """DataError where images that could be read at the start cannot be now: they may come back."""
     if source.picture is not None:
@@ -284,7 +284,7 @@ def _require_still_there(
 
 
 def _require_as_seen(
-    source: "Source", found: Seen, positions: range, states: np.ndarray | None
+    source: "Source", found: FileInspection, positions: range, states: np.ndarray | None
 ) -> None:
     """DataError where a shard was not made from the files that the fingerprint was taken of.
 
@@ -374,7 +374,7 @@ def embed_shards(
     fetched = Fetched(source.images.file)
     plain = source.images.source is None and source.cache is None
     with Loader(
-        source.images.where if plain else fetched.take,
+        source.images.path_text if plain else fetched.take,
         network.embedder.preprocess.framing,
         batch_size=compute.batch_size,
         workers=max(compute.workers, READERS if waits else 0),

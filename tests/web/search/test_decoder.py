@@ -57,7 +57,7 @@ def test_what_takes_too_long_is_ended(pictures: Path) -> None:
     decoder = Decoder(max_pixels=10**6, processes=1)
     try:
         decoder.decode(picture, jpeg_side=10).result()
-        before = decoder._all[0].process
+        before = decoder.pool.processes[0]
         os.kill(before.pid, signal.SIGSTOP)  # a decoder that never comes back
         decoder.seconds = 0.3
         started = time.monotonic()
@@ -76,7 +76,7 @@ def test_a_decoder_that_crashes_costs_one_picture(pictures: Path) -> None:
     decoder = Decoder(max_pixels=10**6, processes=1)
     try:
         decoder.decode(picture, jpeg_side=10).result()
-        child = decoder._all[0].process
+        child = decoder.pool.processes[0]
         os.kill(child.pid, signal.SIGSTOP)
         waiting = decoder.decode(picture, jpeg_side=10)
         threading.Timer(0.2, child.kill).start()
@@ -85,7 +85,7 @@ def test_a_decoder_that_crashes_costs_one_picture(pictures: Path) -> None:
         assert decoder.decode(picture, jpeg_side=10).result().jpeg
     finally:
         decoder.close()
-    assert all(one.process is None for one in decoder._all)
+    assert decoder.pool.processes == []
 
 
 def test_many_wait_in_turn_and_too_many_are_refused(pictures: Path) -> None:
@@ -107,7 +107,7 @@ def test_many_wait_in_turn_and_too_many_are_refused(pictures: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads the limits from /proc")
 def test_a_child_has_little_memory_and_writes_nothing(decoder: Any, pictures: Path) -> None:
     decoder.decode(next(pictures.rglob("*.png")), jpeg_side=10).result()
-    child = next(one.process for one in decoder._all if one.process)
+    child = decoder.pool.processes[0]
     limits = Path(f"/proc/{child.pid}/limits").read_text().splitlines()
     rows = {line[:26].strip(): line[26:].split()[0] for line in limits}
     assert int(rows["Max address space"]) < 2**31

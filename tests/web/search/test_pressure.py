@@ -291,7 +291,7 @@ def test_a_decoder_that_ends_lets_nobody_wait(pictures: Path) -> None:
     files = sorted(pictures.rglob("*.png"))
     decoder = Decoder(max_pixels=10**6, processes=1)
     decoder.decode(files[0], jpeg_side=10).result()
-    os.kill(decoder._all[0].process.pid, signal.SIGSTOP)
+    os.kill(decoder.pool.processes[0].pid, signal.SIGSTOP)
     waiting = [decoder.decode(path, jpeg_side=10) for path in files[:5]]
     decoder.close()
     for future in waiting:
@@ -517,7 +517,7 @@ def test_decoding_processes_know_no_tokens(pictures: Path, monkeypatch: pytest.M
     decoder = Decoder(max_pixels=10**6, processes=1)
     try:
         decoder.decode(next(pictures.rglob("*.png")), jpeg_side=10).result()
-        process = decoder._all[0].process
+        process = decoder.pool.processes[0]
         assert b"not-for-pictures" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     finally:
         decoder.close()

@@ -277,7 +277,10 @@ def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
     from vizsla.web.search.decoder import Decoder
 
     own = Decoder(
-        max_pixels=max(max_pixels, OWN_PIXELS), seconds=OWN_SECONDS, room=OWN_ROOM, gives_way=True
+        max_pixels=max(max_pixels, OWN_PIXELS),
+        seconds=OWN_SECONDS,
+        memory_limit=OWN_ROOM,
+        low_priority=True,
     )
     return Decoder(max_pixels=max_pixels), own
 
