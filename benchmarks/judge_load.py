@@ -146,7 +146,7 @@ def lost_submissions(contest: Contest, tally: Tally) -> int:
 
     with Store(contest.database, create=False) as store:
         kept = {one["id"]: (one["sha256"], one["lists"]) for one in store.each()}
-        scores = {one.id: one.scores["all"].score for _, one in store.history()}
+        scores = {one.id: one.scores["all"].score for one in store.history()}
     lost = 0
     for one in tally.answered:
         sha256, lists = kept.get(one.id, ("", b""))

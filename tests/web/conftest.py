@@ -25,7 +25,7 @@ from vizsla.model.embedder import Embedder, Preprocess
 from vizsla.search.folder_index import FolderIndex
 from vizsla.web.contest.rules import Rules
 from vizsla.web.contest.scoring import Scorer
-from vizsla.web.contest.server import build_app
+from vizsla.web.contest.server import create_app
 from vizsla.web.contest.store import Store
 from vizsla.web.shell.http import listen, make_server
 from vizsla.web.shell.tokens import hashed
@@ -134,7 +134,7 @@ def open_contest(tmp_path: Path, serving: tuple[Switch, str]) -> Iterator[Callab
         )
         opened.append(contest)
         switch, contest.url = serving
-        switch.app = build_app(
+        switch.app = create_app(
             contest.store,
             contest.scorer,
             organiser_hash=hashed(ORGANISER),

@@ -32,7 +32,7 @@ def test_the_answer_has_accuracy_first_and_the_submission_is_stored(contest: Any
     assert next(iter(answer)) == "accuracy"
     expected = contest.scorer.scores(lists)["all"]
     assert answer["accuracy"] == answer["top_k_accuracy"] == expected.score == 0.75
-    assert answer["interval"] == [expected.low, expected.high]
+    assert answer["interval"] == list(expected.interval)
     assert {key: answer[key] for key in expected.metrics} == expected.metrics
     assert answer["submission"]["sha256"] == submission_sha256(lists)
     assert answer["submission"]["number"] == 1
@@ -205,11 +205,11 @@ def refusals(contest: Any) -> list[tuple[bytes, int, str]]:
         (b"null", 422, "got null"),
         (json.dumps(lists).encode(), 422, "groupname is missing"),
         (b'{"groupname": "a"}', 422, "images is missing"),
-        (json.dumps({"groupname": 7, "images": lists}).encode(), 422, "groupname must be a text"),
+        (json.dumps({"groupname": 7, "images": lists}).encode(), 422, "groupname must be a string"),
         (json.dumps({"groupname": " ", "images": lists}).encode(), 422, "groupname is empty"),
         (json.dumps({"groupname": "a" * 61, "images": lists}).encode(), 422, "at most 60"),
         (json.dumps({"groupname": "\ud800", "images": lists}).encode(), 422, "U+D800"),
-        (body(lists, token=7), 422, "token must be a text"),
+        (body(lists, token=7), 422, "token must be a string"),
         (body([]), 422, "got a list"),
         (body(True), 422, "got true or false"),
         (body({}), 422, "it holds no queries"),

@@ -173,8 +173,7 @@ def test_the_organiser_s_page(browser: Any, open_contest: Open) -> None:
 
 
 def score(value: float, spread: float | None = 0.01) -> PartScore:
-    low, high = (None, None) if spread is None else (value - spread, value + spread)
-    return PartScore(value, low, high, {})
+    return PartScore(value, None if spread is None else (value - spread, value + spread), {})
 
 
 @pytest.mark.parametrize(

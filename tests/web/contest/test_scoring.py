@@ -38,8 +38,8 @@ def test_a_score_by_hand() -> None:
     assert found.metrics["map_at_k"] == pytest.approx((1 / 4 + 1 + 0) / 3)
     assert found.metrics["recall_at_k"] == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert found.metrics["mrr_at_k"] == pytest.approx((1 / 2 + 1 + 0) / 3)
-    assert found.low is not None and found.high is not None
-    assert found.low < found.score < found.high
+    assert found.interval is not None
+    assert found.interval[0] < found.score < found.interval[1]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -70,7 +70,7 @@ def test_scores_are_those_of_evaluate(metric: str, seed: int, k: int) -> None:
     assert found.score == found.metrics[metric]
     if metric != "map_at_k":  # evaluate's interval of AP leaves queries out
         key = "contest_points" if metric == "contest_points" else f"top_k_accuracy@{k}"
-        assert (found.low, found.high) == (scores[key].low, scores[key].high)
+        assert found.interval == (scores[key].low, scores[key].high)
 
 
 def test_parts_together_are_the_whole_and_are_drawn_by_the_seed() -> None:
@@ -110,7 +110,7 @@ def test_a_list_longer_than_the_gallery_is_refused() -> None:
 
 
 def test_a_part_without_queries_is_refused() -> None:
-    with pytest.raises(DataError, match="both parts need some"):
+    with pytest.raises(DataError, match="both parts need at least one"):
         Scorer(QUERIES, GALLERY, Rules(top_k=2, public_share=0.01, closes=1.0, seed=0))
 
 

@@ -117,7 +117,7 @@ def test_an_answer_is_of_one_moment(open_contest: Open) -> None:
     """The contest may close between two lines of the server's code."""
     contest, _ = private_contest(open_contest)
     before: list[float] = []  # what the clock shows still before the closing time
-    app = judging.build_app(
+    app = judging.create_app(
         contest.store, contest.scorer, organiser_hash=hashed("token-of-the-organiser"),
         clock=lambda: before.pop() if before else 10_000.0,
     )  # fmt: skip
@@ -211,7 +211,7 @@ def test_rescore_scores_all_anew_from_the_file(open_contest: Open, tmp_path: Pat
     with Store(database) as store:
         scorer = Scorer(*judging.read_truth(fixed), Rules(top_k=3, metric="contest_points"))
         judging.adopt(store, scorer)
-        for stored, (_, submission) in zip(store.each(), store.history(), strict=True):
+        for stored, submission in zip(store.each(), store.history(), strict=True):
             assert submission.scores == scorer.scores(unpacked(stored["lists"]))
 
 

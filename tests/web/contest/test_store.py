@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vizsla.errors import DataError, StorageError
-from vizsla.web.contest.database import Database, held
+from vizsla.web.contest.database import Database, exclusive
 from vizsla.web.contest.rules import Rules
 from vizsla.web.contest.scoring import PartScore, canonical
 from vizsla.web.contest.store import Standing, Store, TooMany, packed, unpacked
@@ -20,7 +20,7 @@ RULES = Rules()
 
 
 def part_score(score: float) -> PartScore:
-    return PartScore(score, score / 2, None, {"top_k_accuracy": score})
+    return PartScore(score, (score / 2, score), {"top_k_accuracy": score})
 
 
 def add(
@@ -47,14 +47,14 @@ def test_what_was_stored_is_read_back_in_order(path: Path) -> None:
             (1, "a", 0.0), (2, "b", 1.0), (3, "a", 2.0)
         ]  # fmt: skip
         assert unpacked(kept[2]["lists"]) == {"q": ["a", "0.7"]}
-        assert [(group, one.number) for group, one in store.history()] == [
+        assert [(one.groupname, one.number) for one in store.history()] == [
             ("a", 1), ("b", 1), ("a", 2)
         ]  # fmt: skip
-        assert [one.scores["all"] for _, one in store.history(1)] == [
+        assert [one.scores["all"] for one in store.history(1)] == [
             part_score(0.5), part_score(0.7)
         ]  # fmt: skip
-        assert [one.id for _, one in store.history(newest=2)] == [2, 3]
-        assert (store.count(), store.newest(), store.group(2), store.group(3)) == (3, 3, "b", None)
+        assert [one.id for one in store.history(newest=2)] == [2, 3]
+        assert (store.count(), store.newest()) == (3, 3)
 
 
 @pytest.mark.parametrize(("counts", "number", "score"), [("best", 2, 0.9), ("last", 4, 0.3)])
@@ -63,7 +63,7 @@ def test_best_or_last_counts(path: Path, counts: str, number: int, score: float)
         for at, value in enumerate([0.5, 0.9, 0.9, 0.3]):
             add(store, "a", value, at=at).result()
         add(store, "b", 0.1, at=9).result()
-        standings = {one.name: one for one in store.standings("all", counts)}
+        standings = {one.counted.groupname: one for one in store.standings("all", counts)}
         a = standings["a"]
         assert isinstance(a, Standing)
         assert (a.count, a.last, a.counted.number) == (4, 3.0, number)
@@ -161,11 +161,14 @@ def test_waiting_times_are_exact(path: Path) -> None:
             add(store, "a", 0.1, at=at, rules=rules).result()
         with pytest.raises(TooMany) as refused:
             store.check_limits("a", 1500.0, rules)
-        assert refused.value.wait == 2100.0  # the first leaves the hour at 3600
+        assert refused.value.retry_after == 2100.0  # the first leaves the hour at 3600
         store.check_limits("a", 3600.0, rules)
         with pytest.raises(TooMany, match="all 2 submissions") as refused:
             store.check_limits("a", 9000.0, Rules(in_all=2))
-        assert refused.value.wait is None
+        assert refused.value.retry_after == 86_400.0  # no waiting helps: tomorrow
+        with pytest.raises(TooMany, match="all 2 submissions") as refused:
+            store.check_limits("a", 9000.0, Rules(in_all=2, closes=9500.0))
+        assert refused.value.retry_after == 500.0  # when the contest closes
 
 
 def test_rescoring_is_all_or_nothing(path: Path) -> None:
@@ -180,11 +183,11 @@ def test_rescoring_is_all_or_nothing(path: Path) -> None:
 
         with pytest.raises(DataError):
             store.rescore(breaks, {"scored_by": "new"})
-        assert [one.scores["all"].score for _, one in store.history()] == [0.1, 0.2, 0.3]
+        assert [one.scores["all"].score for one in store.history()] == [0.1, 0.2, 0.3]
         assert store.fact("scored_by") is None
         done = store.rescore(lambda lists: {"all": part_score(0.9)}, {"scored_by": "new"})
         assert (done, store.fact("scored_by")) == (3, "new")
-        assert {one.scores["all"].score for _, one in store.history()} == {0.9}
+        assert {one.scores["all"].score for one in store.history()} == {0.9}
 
 
 @pytest.mark.parametrize("damaged", [b"no zlib", packed(b'{"q":["x","0.1"]}')])
@@ -198,7 +201,7 @@ def test_rescoring_names_a_damaged_submission(path: Path, damaged: bytes) -> Non
         connection.close()
         with pytest.raises(StorageError, match="submission 2 is damaged"):
             store.rescore(lambda lists: {"all": part_score(0.9)}, {})
-        assert [one.scores["all"].score for _, one in store.history()] == [0.1, 0.2]
+        assert [one.scores["all"].score for one in store.history()] == [0.1, 0.2]
 
 
 def test_the_file_is_for_its_owner_alone(path: Path) -> None:
@@ -223,13 +226,13 @@ def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_one_judge_a_file(path: Path) -> None:
-    with held(path), pytest.raises(StorageError, match="stop it first"), held(path):
+    with exclusive(path), pytest.raises(StorageError, match="stop it first"), exclusive(path):
         pass
-    with held(path), Store(path):
+    with exclusive(path), Store(path):
         pass
     other = path.with_name("other.sqlite")
     other.symlink_to(path)
-    with held(path), pytest.raises(StorageError, match="stop it first"), held(other):
+    with exclusive(path), pytest.raises(StorageError, match="stop it first"), exclusive(other):
         pass
 
 
@@ -249,7 +252,7 @@ from vizsla.web.contest.store import Store, packed
 Store(sys.argv[1]).close()
 store = Store(sys.argv[1])
 store.fact("rules")
-score = {"all": PartScore(0.5, None, None, {})}
+score = {"all": PartScore(0.5, None, {})}
 def add(times):
     for _ in range(times):
         store.add("a", packed(b"{}"), "0" * 64, score, received=1.0, rules=Rules()).result()

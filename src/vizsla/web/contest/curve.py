@@ -39,8 +39,8 @@ def history_svg(scores: Sequence[PartScore], metric: str, title: str) -> str:
     radius = 4 if len(shown) <= 60 else 2
     for i, one in enumerate(shown):
         x = _x(i, len(shown))
-        if one.low is not None and one.high is not None:
-            ends = f'y1="{axis.y(one.low)}" y2="{axis.y(one.high)}"'
+        if one.interval is not None:
+            ends = f'y1="{axis.y(one.interval[0])}" y2="{axis.y(one.interval[1])}"'
             parts.append(f'<line class="whisker" x1="{x}" x2="{x}" {ends}/>')
         parts.append(
             f'<circle class="dot" cx="{x}" cy="{axis.y(one.score)}" r="{radius}">'
@@ -59,8 +59,8 @@ class _Axis:
     @staticmethod
     def around(scores: Sequence[PartScore], largest: float) -> "_Axis":
         """Holds all scores and their intervals, and nothing below 0 or above `largest`."""
-        low = min((s.score if s.low is None else s.low for s in scores), default=0.0)
-        high = max((s.score if s.high is None else s.high for s in scores), default=largest)
+        low = min((s.interval[0] if s.interval else s.score for s in scores), default=0.0)
+        high = max((s.interval[1] if s.interval else s.score for s in scores), default=largest)
         span = max(high - low, largest / 50)
         step = _round_step(span / 4)
         bottom = max(0.0, math.floor((low - span * 0.02) / step) * step)

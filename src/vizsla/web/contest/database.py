@@ -1,7 +1,7 @@
-"""One SQLite file with one writing thread. Knows how to keep a contest's rows, not what they mean.
+"""One SQLite file with one writing thread. Knows the tables of a contest, not what they mean.
 
-What waits for the writer is committed together, so that many submissions share one fsync (WAL,
-synchronous=FULL). A result is handed out only after its commit.
+Jobs that wait for the writer are committed together, so that many submissions share one fsync (WAL,
+synchronous=FULL). A result is returned only after its commit.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ import filelock
 from vizsla.errors import DataError, StorageError
 
 SCHEMA_VERSION = 1
-APPLICATION_ID = 0x565A4A44  # "VZJD": tells our file from other SQLite files
-BATCH = 64  # jobs that share a commit at most
+APPLICATION_ID = 0x565A4A44  # "VZJD": marks the file as a contest's
+BATCH = 64  # the most jobs that share a commit
 
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -71,7 +71,7 @@ class _Job:
 
 
 class Database:
-    """Reads at once, writes one batch after the other. Safe to use from many threads."""
+    """Reads at once, writes batch by batch in its own thread. Safe to use from many threads."""
 
     def __init__(self, path: str | Path, *, create: bool) -> None:
         self.path = Path(path)
@@ -84,7 +84,7 @@ class Database:
         self._writer.start()
 
     def close(self) -> None:
-        """After everything that was handed to the writer is on the disk."""
+        """Closes the file when all pending writes are on the disk."""
         with self._closing:
             if not self._open:
                 return
@@ -95,14 +95,14 @@ class Database:
             self._reader.close()
 
     def read(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._reading:
-            try:
-                return self._reader.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
-                raise _storage_error("read", error) from error
+        """All rows of a query."""
+        rows: list[sqlite3.Row] = self.read_with(
+            lambda reader: reader.execute(sql, values).fetchall()
+        )
+        return rows
 
     def read_with(self, work: Work) -> Any:
-        """What `work` finds; it must not write."""
+        """The result of `work`, which must only read."""
         with self._reading:
             try:
                 return work(self._reader)
@@ -110,9 +110,9 @@ class Database:
                 raise _storage_error("read", error) from error
 
     def write(self, work: Work) -> "Future[Any]":
-        """Done with the result of `work` once its changes are on the disk.
+        """A future of the result of `work`, done when its changes are on the disk.
 
-        An exception of `work` takes back its own changes alone and becomes the future's.
+        If `work` raises, only its own changes are rolled back, and the future gets the exception.
         """
         future: Future[Any] = Future()
         with self._closing:
@@ -122,7 +122,7 @@ class Database:
         return future
 
     def _write(self) -> None:
-        """The writer's thread: batch after batch, until it finds None."""
+        """The writer's thread: writes batch after batch until it gets None."""
         with contextlib.closing(_opened(self.path, create=False)) as connection:
             job = self._jobs.get()
             while job is not None:
@@ -141,7 +141,7 @@ def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         outcomes = [_outcome(connection, job.work) for job in batch]
         connection.execute("COMMIT")
-    except sqlite3.Error as error:  # the disk is full or gone: nothing of this batch is kept
+    except sqlite3.Error as error:  # the disk is full or gone: the whole batch is lost
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         outcomes = [(None, _storage_error("write", error))] * len(batch)
@@ -153,7 +153,7 @@ def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:
 
 
 def _outcome(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
-    """(result, None) or (None, what went wrong), the changes of `work` taken back."""
+    """(result, None), or (None, the exception) with the changes of `work` rolled back."""
     connection.execute("SAVEPOINT job")
     try:
         result = work(connection)
@@ -168,9 +168,9 @@ def _outcome(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseExcep
 
 
 @contextlib.contextmanager
-def held(path: str | Path) -> Iterator[None]:
-    """This process alone judges with this file; tokens may still be added from elsewhere."""
-    lock = filelock.FileLock(f"{Path(path).resolve()}.lock")  # of the file, whatever leads to it
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Keeps other judges from using this file; tokens may still be added by other processes."""
+    lock = filelock.FileLock(f"{Path(path).resolve()}.lock")  # resolved: one lock for all links
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
@@ -187,12 +187,15 @@ def held(path: str | Path) -> Iterator[None]:
 
 
 def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
-    """A connection to a contest's file; its owner alone may read a new one."""
+    """A connection to a contest's file. A new file is readable by its owner only."""
     if not create and not path.is_file():
         raise StorageError(f"there is no contest in {path}: `vizsla judge` starts one")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make_private(path)
+        # An existing file is not opened: closing any descriptor of it drops all POSIX locks that
+        # this process has on it, SQLite's too, and another process could then remove the WAL.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(
             path, timeout=30, isolation_level=None, check_same_thread=False
         )
@@ -208,17 +211,8 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
     return connection
 
 
-def _make_private(path: Path) -> None:
-    """An empty file for its owner alone, if there is none.
-
-    A file that is there is not opened: closing any descriptor of a file drops all POSIX locks that
-    this process has on it, SQLite's too, and another process could then remove the WAL in use.
-    """
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-
-
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Creates the tables in an empty file. Raises DataError for a file that is not a contest's."""
     connection.row_factory = sqlite3.Row
     if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
         connection.execute("BEGIN IMMEDIATE")
@@ -230,7 +224,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise DataError(f"{path} is another program's database, not a contest's")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
-        raise DataError(f"{path} was written by another version of vizsla (form {version})")
+        raise DataError(f"{path} was written by another version of vizsla (schema {version})")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -238,6 +232,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
+    """The statements of a script. (sqlite3's executescript would commit the transaction.)"""
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

@@ -1,22 +1,23 @@
-"""The board → HTML for people. Knows templates and requests, no scoring and no storage."""
+"""The leaderboard → pages for people. Knows templates and requests, no scoring and no storage."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from vizsla.web.contest.board import Board, Row
 from vizsla.web.contest.curve import history_svg, shown_score
+from vizsla.web.contest.leaderboard import Leaderboard, LeaderboardRow
 from vizsla.web.contest.rules import COUNTS, GROUPS, METRICS, iso
-from vizsla.web.contest.scoring import PartScore
 from vizsla.web.shell.http import Json
 from vizsla.web.shell.templating import templates, wants_page
 
-MOST_ROWS = 1000  # of a table on a page; the rest stands in the CSV
+MOST_ROWS = 1000  # of a table on a page; the CSV and the JSON hold all
+NEWEST = 50  # submissions on the organiser's page
 METRIC_TITLES = {
     "top_k_accuracy": "Top-{k} accuracy",
     "contest_points": "Contest points",
@@ -27,9 +28,9 @@ _PLAIN_HOST = re.compile(r"[A-Za-z0-9.\-\[\]:_]{1,200}")
 
 
 class Pages:
-    """Each method renders one page for one request."""
+    """Renders the pages of one contest."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Leaderboard) -> None:
         self.board = board
         self._templates = templates(
             Path(__file__).parent, title=board.rules.title, start_page="leaderboard"
@@ -46,7 +47,25 @@ class Pages:
             "groups_text": GROUPS[board.rules.groups],
         }
 
+    def add_to(self, app: FastAPI, organiser: list[Any]) -> None:
+        """Adds the routes. organiser: the dependencies of the organiser's page."""
+
+        def group(request: Request) -> Response:
+            number = request.path_params["group_id"]
+            digits = number.isascii() and number.isdigit() and len(number) < 16
+            return self.group(request, int(number) if digits else 0)
+
+        def organiser_page(request: Request) -> Response:
+            return self.organiser()
+
+        app.add_route("/", self.leaderboard, methods=["GET"])
+        app.add_route("/groups/{group_id}", group, methods=["GET"])
+        app.add_api_route(
+            "/organiser", organiser_page, dependencies=organiser, include_in_schema=False
+        )
+
     def leaderboard(self, request: Request) -> Response:
+        """The start page: all groups by rank, and how to hand in."""
         now = self.board.clock()
         rows = self.board.rows(now)
         return self._page(
@@ -56,17 +75,18 @@ class Pages:
             rows=rows[:MOST_ROWS],
             hidden=max(0, len(rows) - MOST_ROWS),
             whiskers=_whiskers(rows[:MOST_ROWS], METRICS[self.board.rules.metric]),
-            submissions=sum(row.count for row in rows),
+            submissions=sum(row.submissions for row in rows),
             url=_submit_url(request),
         )
 
     def group(self, request: Request, group_id: int) -> Response:
+        """A group's submissions, the newest first, with a chart of their scores."""
         now = self.board.clock()
-        row = self.board.row(group_id, now) if group_id else None
+        row = self.board.row(group_id, now)
         if row is None:
             return self.error(request, 404, "there is no such group", None)
-        history = self.board.history(group_id, now)
-        part = self.board.parts(now)[0]
+        history = self.board.submissions(now, group_id=group_id)
+        part = next(iter(row.parts))
         return self._page(
             "group.html",
             "../",
@@ -76,30 +96,30 @@ class Pages:
             hidden=max(0, len(history) - MOST_ROWS),
             curve=Markup(
                 history_svg(
-                    [submission.scores[part] for submission in history],
+                    [submission.parts[part] for submission in history],
                     self.board.rules.metric,
-                    f"Scores of {row.name} by submission",
+                    f"Scores of {row.groupname} by submission",
                 )
             ),
         )
 
-    def organiser(self, request: Request) -> Response:
+    def organiser(self) -> Response:
+        """The organiser's page: downloads, rules, tokens and the newest submissions."""
         now = self.board.clock()
-        rows = self.board.rows(now)
         return self._page(
             "organiser.html",
             "",
             now,
-            rows=rows,
+            rows=self.board.rows(now),
             submissions=self.board.store.count(),
-            newest=self.board.all_submissions(now, newest=50)[::-1],
+            newest=self.board.submissions(now, newest=NEWEST)[::-1],
             tokens=self.board.store.groups_with_token(),
         )
 
     def error(
         self, request: Request, status: int, message: str, headers: Mapping[str, str] | None
     ) -> Response:
-        """A page for browsers, JSON for all else."""
+        """A page for browsers, JSON for other clients."""
         if not wants_page(request):
             return Json({"error": message, "problems": [message]}, status, dict(headers or {}))
         depth = max(0, request.url.path.count("/") - 1)
@@ -108,24 +128,23 @@ class Pages:
         return HTMLResponse(text, status, dict(headers or {}))
 
     def _page(self, name: str, up: str, now: float, **values: Any) -> Response:
-        """`up`: the way from the page to the start page, so that it works below any prefix."""
-        board = self.board
-        sizes, parts = board.scorer.part_sizes(), board.parts(now)
+        """up: the relative path of the start page, so that links work below any prefix."""
+        rules, scorer = self.board.rules, self.board.scorer
         text = self._templates.get_template(name).render(
             up=up,
-            phase=board.rules.phase(now),
-            phase_title=PHASES[board.rules.phase(now)],
-            parts=parts,
-            part_sizes=sizes,
-            queries=len(board.scorer.queries),
-            gallery=len(board.scorer.gallery),
+            phase=rules.phase(now),
+            phase_title=PHASES[rules.phase(now)],
+            parts=rules.visible_parts(now),
+            part_sizes=scorer.part_sizes(),
+            queries=len(scorer.queries),
+            gallery=len(scorer.gallery),
             **values,
         )
         return HTMLResponse(text)
 
 
 def _moment(seconds: float) -> str:
-    """2026-05-28 12:00 in UTC, for people and for machines."""
+    """The HTML of a time in UTC: 2026-05-28 12:00."""
     stamp = iso(seconds)
     day, clock = stamp[:10], stamp[11:16]
     title = f"{day} {stamp[11:19]} UTC"
@@ -134,31 +153,29 @@ def _moment(seconds: float) -> str:
     )
 
 
-def _whiskers(rows: list[Row], largest: float) -> dict[int, dict[str, str]]:
-    """For each group where to draw its score and interval, in percent of one common scale."""
-    ends = [end for row in rows for end in _ends(row.score)]
-    low, high = min(ends, default=0.0), max(ends, default=largest)
+def _whiskers(rows: list[LeaderboardRow], largest: float) -> dict[int, dict[str, str]]:
+    """By group, where to draw its score and interval: percentages of one common scale."""
+    ends = {row.group: row.interval or (row.score, row.score) for row in rows}
+    low = min((low for low, _ in ends.values()), default=0.0)
+    high = max((high for _, high in ends.values()), default=largest)
     span = max(high - low, largest / 100)
     low, span = low - span * 0.04, span * 1.08
 
     def at(value: float) -> str:
         return f"{(value - low) / span * 100:.2f}%"
 
-    drawn = {}
-    for row in rows:
-        left, right = _ends(row.score)
-        drawn[row.group_id] = {"low": at(left), "high": at(right), "score": at(row.score.score)}
-    return drawn
-
-
-def _ends(score: PartScore) -> tuple[float, float]:
-    if score.low is None or score.high is None:
-        return score.score, score.score
-    return score.low, score.high
+    return {
+        row.group: {
+            "low": at(ends[row.group][0]),
+            "high": at(ends[row.group][1]),
+            "score": at(row.score),
+        }
+        for row in rows
+    }
 
 
 def _submit_url(request: Request) -> str:
-    """The address to post to, as the browser knows this server."""
+    """The URL to post to, by the name under which the browser knows this server."""
     host = request.headers.get("host", "")
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else "http"
     return f"{scheme}://{host if _PLAIN_HOST.fullmatch(host) else 'HOST:PORT'}/retrieval/"

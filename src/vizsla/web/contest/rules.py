@@ -5,10 +5,11 @@ import json
 import re
 import unicodedata
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from vizsla.errors import UsageError
 
+Phase = Literal["before", "open", "closed"]
 METRICS = {  # what `accuracy` may hold: name → the largest value it can have
     "top_k_accuracy": 1.0,
     "contest_points": 1000.0,
@@ -78,8 +79,8 @@ class Rules:
                     "a public share needs a closing time: the rest is shown when the contest closes"
                 )
 
-    def phase(self, now: float) -> str:
-        """'before', 'open' or 'closed'."""
+    def phase(self, now: float) -> Phase:
+        """Whether the contest has not opened yet, is open, or has closed."""
         if self.opens is not None and now < self.opens:
             return "before"
         return "closed" if self.closes is not None and now >= self.closes else "open"

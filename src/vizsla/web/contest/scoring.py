@@ -1,7 +1,7 @@
 """Lists of names + truth → scores of each part of the queries. Knows no groups, files or HTTP.
 
-What `vizsla evaluate` computes, by the same functions, with the labels looked up once at the start.
-All means divide by all queries of the part that have a label, as the contest's formula wants it.
+The metrics are those of `vizsla evaluate`, by the same functions; labels are looked up once, at the
+start. All means divide by all queries of the part that have a label, as the contest's formula does.
 """
 
 import hashlib
@@ -19,34 +19,34 @@ from vizsla.score import intervals, metrics
 from vizsla.web.contest.rules import METRICS, Rules
 
 Lists = dict[str, list[str]]  # {query: [gallery id, …]}
-Labels = Mapping[str, str | None]  # id → label, None: without one
+Labels = Mapping[str, str | None]  # id → label; None: no label
 
 
 @dataclass(frozen=True)
 class PartScore:
     """The score of one part of the queries by the contest's metric, with its 95 % interval.
 
-    metrics: all that is computed, the contest's metric among them. low, high: None for one query.
+    interval: (low, high), or None where it is unknown, as for a single query. metrics: every metric
+    by its name, the contest's among them.
     """
 
     score: float
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     metrics: dict[str, float]
 
 
 class Scorer:
     """Checks and scores submissions against one truth. Safe to use from many threads.
 
-    queries: all that must be handed in, in the truth's order. gallery: all names that may be
-    listed. Queries without a label are handed in, but count in no score.
+    queries: every query that a submission must answer, in the truth's order. gallery: every name
+    that a list may hold. Queries without a label must be answered, but count in no score.
     """
 
     def __init__(self, queries: Labels, gallery: Labels, rules: Rules) -> None:
         if rules.top_k > len(gallery):
             raise DataError(
                 f"top_k={rules.top_k}, but the gallery has {len(gallery)} images: "
-                "no list could be that long; give a smaller -k"
+                "no list can be that long; give a smaller -k"
             )
         self.rules = rules
         self.queries = list(queries)
@@ -57,31 +57,31 @@ class Scorer:
         codes: dict[str | None, int] = {label: i for i, label in enumerate(sorted(labels))}
         self._wanted = np.array([codes.get(queries[q], -2) for q in self.queries])  # (Q,)
         found = [codes.get(gallery[name], -1) for name in self._position]
-        self._codes = np.array([*found, -1])  # (G + 1,): the last for position -1, no image
+        self._codes = np.array([*found, -1])  # (G + 1,): the last is for position -1, no image
         of_label = np.bincount(self._codes[self._codes >= 0], minlength=len(codes) + 2)
-        self._n_relevant = of_label[self._wanted]  # (Q,): those without a label read the last, 0
-        self._rows = {  # by name, as `evaluate` draws them, so that intervals are the same
+        self._n_relevant = of_label[self._wanted]  # (Q,): queries without a label read the last, 0
+        self._rows = {  # in the order of `evaluate`, so that bootstrap intervals are equal
             part: np.array(sorted(rows, key=self.queries.__getitem__))
             for part, rows in self._rows_of_parts().items()
         }
         self.fingerprint = self._fingerprint(queries, gallery)
 
     def part_sizes(self) -> dict[str, int]:
-        """How many queries count in each part."""
+        """The number of labelled queries in each part."""
         return {part: len(rows) for part, rows in self._rows.items()}
 
     def problems(self, lists: object) -> list[str]:
-        """What is wrong with a submission, a line for each kind; empty when it can be scored."""
+        """What is wrong with a submission, one line for each kind of fault; empty if nothing is."""
         if self._positions(lists) is not None:
             return []
-        wanted = dict.fromkeys(self.queries)  # in their order, so that the first stand in messages
+        wanted = dict.fromkeys(self.queries)  # ordered: messages name the first missing ones
         return check_submission(lists, queries=wanted, gallery=self.gallery, k=self.rules.top_k)
 
     def scores(self, lists: Lists) -> dict[str, PartScore]:
         """The score of each part of `rules.parts()`.
 
-        Takes any lists: a query that is missing and a name that is unknown count as wrong, so that
-        old submissions can be scored by a mended truth.
+        Accepts any lists: missing queries and unknown names count as wrong, so that old submissions
+        can be scored by a corrected truth.
         """
         positions = self._positions(lists)
         if positions is None:
@@ -91,15 +91,15 @@ class Scorer:
         return {part: self._part_score(ranks, rows) for part, rows in self._rows.items()}
 
     def largest_body(self) -> int:
-        """Bytes that a sound submission may need, however it is written: with all characters
-        escaped and wide indents."""
+        """The most bytes that a valid submission needs, with every character escaped and wide
+        indents."""
         k, space = self.rules.top_k, 24
         widest_name = max(len(json.dumps(name)) for name in self._position) + space
         queries = sum(len(json.dumps(query)) + 2 * space for query in self.queries)
         return 64 * 1024 + queries + len(self.queries) * k * widest_name
 
     def _positions(self, lists: object) -> np.ndarray | None:
-        """(Q, K) positions in the sorted gallery; None unless all is exactly as it must be."""
+        """(Q, K) positions in the sorted gallery; None unless the submission is valid."""
         if type(lists) is not dict or lists.keys() != self._query_set:
             return None
         rows = [lists[query] for query in self.queries]
@@ -107,7 +107,7 @@ class Scorer:
             return None
         try:
             flat = list(map(self._position.__getitem__, itertools.chain.from_iterable(rows)))
-        except (KeyError, TypeError):  # an unknown name, or something that is none
+        except (KeyError, TypeError):  # an unknown name, or not a name
             return None
         positions = np.array(flat).reshape(len(rows), self.rules.top_k)
         ordered = np.sort(positions, axis=1)
@@ -123,20 +123,21 @@ class Scorer:
     def _part_score(self, ranks: np.ndarray, rows: np.ndarray) -> PartScore:
         values = _values(ranks[rows], self._n_relevant[rows], self.rules.top_k)
         means = {name: float(column.mean()) for name, column in values.items()}
-        low, high = self._interval(values[self.rules.metric])
-        return PartScore(means[self.rules.metric], low, high, means)
-
-    def _interval(self, values: np.ndarray) -> tuple[float | None, float | None]:
-        if self.rules.metric == "top_k_accuracy":
-            low, high = intervals.wilson(values.sum(), len(values))
+        metric = self.rules.metric
+        if metric == "top_k_accuracy":
+            low, high = intervals.wilson(values[metric].sum(), len(rows))
         else:
-            highest = METRICS[self.rules.metric]
-            low, high = intervals.bootstrap_intervals(values[:, None], highest=highest)[0]
-        return (None, None) if math.isnan(low) else (float(low), float(high))
+            column = values[metric][:, None]
+            low, high = intervals.bootstrap_intervals(column, highest=METRICS[metric])[0]
+        interval = None if math.isnan(low) else (float(low), float(high))
+        return PartScore(means[metric], interval, means)
 
     def _rows_of_parts(self) -> dict[str, np.ndarray]:
-        """Part → the rows of its queries. A query's own hash decides, so that a query that is
-        added or removed later moves hardly any other."""
+        """The rows of each part's queries.
+
+        The hash of a query's name decides, so that adding or removing one query moves hardly any
+        other to the other part.
+        """
         labelled = np.flatnonzero(self._wanted >= 0)
         if not len(labelled):
             raise DataError("the truth has a label for none of its queries")
@@ -145,26 +146,36 @@ class Scorer:
             return {"all": labelled}
         seed = self.rules.seed
         if seed is None:
-            raise UsageError("a public share needs a seed: one that nobody guesses")
+            raise UsageError("a public share needs a seed that nobody can guess")
         n_public = round(share * len(labelled))
         if not 0 < n_public < len(labelled):
             raise DataError(
                 f"a public share of {share:g} leaves {n_public} of {len(labelled)} queries public: "
-                "both parts need some"
+                "both parts need at least one"
             )
-        drawn = sorted(labelled, key=lambda row: _draw(seed, self.queries[row]))
+
+        def digest(row: np.intp) -> bytes:
+            text = f"{seed}:{self.queries[row]}"
+            return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+
+        drawn = sorted(labelled, key=digest)
         return {"public": np.array(drawn[:n_public]), "private": np.array(drawn[n_public:])}
 
     def _fingerprint(self, queries: Labels, gallery: Labels) -> str:
-        """Of all that a score depends on."""
+        """The SHA-256 of everything that a score depends on."""
         rules = self.rules
-        settled = [rules.top_k, rules.metric, rules.public_share, rules.public_share and rules.seed]
-        content = [sorted(queries.items()), sorted(gallery.items()), settled]
+        relevant = [
+            rules.top_k,
+            rules.metric,
+            rules.public_share,
+            rules.public_share and rules.seed,
+        ]
+        content = [sorted(queries.items()), sorted(gallery.items()), relevant]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def canonical(lists: Lists) -> bytes:
-    """The one way to write these lists: its SHA-256 is `submission_sha256`."""
+    """The lists as canonical JSON, whose SHA-256 is `submission_sha256`."""
     return json.dumps(lists, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -181,7 +192,3 @@ def _values(ranks: np.ndarray, n_relevant: np.ndarray, k: int) -> dict[str, np.n
         "ndcg_at_k": metrics.ndcg_at_k(ranks, n_relevant, k),
     }
     return {name: np.nan_to_num(column, nan=0.0) for name, column in values.items()}
-
-
-def _draw(seed: int, query: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{query}".encode(errors="surrogatepass")).digest()

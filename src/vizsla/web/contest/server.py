@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.score.relevance import Truth
-from vizsla.web.contest.database import held
+from vizsla.web.contest.database import exclusive
 from vizsla.web.contest.rules import Rules, group_name
 from vizsla.web.contest.scoring import Labels, Lists, PartScore, Scorer
 from vizsla.web.contest.store import Store
@@ -55,11 +55,11 @@ def judge(
     from vizsla.web.shell.http import listen, make_server
 
     truth = read_truth(labels, data)
-    with listen(host, port) as bound, held(database), Store(database) as store:
+    with listen(host, port) as bound, exclusive(database), Store(database) as store:
         scorer = Scorer(*truth, seeded(rules or Rules(), store))
         adopt(store, scorer)
         organiser_hash, made = _organiser(store, organiser_token)
-        app = build_app(store, scorer, organiser_hash=organiser_hash)
+        app = create_app(store, scorer, organiser_hash=organiser_hash)
         if started is not None:
             address = bound.getsockname()
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -67,27 +67,52 @@ def judge(
         make_server(app).run([bound])
 
 
-def build_app(
+def create_app(
     store: Store,
     scorer: Scorer,
     *,
     organiser_hash: str | None,
     clock: Callable[[], float] = time.time,
-    **limits: Any,
+    body_limit: int | None = None,
+    body_seconds: float | None = None,
 ) -> "FastAPI":
-    """The ASGI application of a contest. limits: body_limit, body_seconds of `create_app`."""
-    from vizsla.web.contest.app import create_app
-    from vizsla.web.contest.board import Board
-    from vizsla.web.contest.intake import Intake
+    """The ASGI application of a contest.
 
-    limits.setdefault("body_limit", max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()))
+    organiser_hash: of the organiser's token; None: nobody may see the organiser's pages.
+    clock: seconds since 1970. body_limit, body_seconds: of a request; None: the usual ones.
+    """
+    from fastapi import FastAPI
+
+    from vizsla.web.contest import api
+    from vizsla.web.contest.leaderboard import Leaderboard
+    from vizsla.web.contest.pages import Pages
+    from vizsla.web.shell.http import BODY_SECONDS, SecureHeaders
+    from vizsla.web.shell.templating import StaticFolder, answer_errors
+
     scorer.scores({})  # loads what the first submission would have to wait for
-    return create_app(
-        Intake(store, scorer, clock=clock),
-        Board(store, scorer, clock=clock),
-        organiser_hash=organiser_hash,
-        **limits,
+    app = FastAPI(
+        title="Vizsla judge", version="1", docs_url=None, redoc_url=None, redirect_slashes=False
     )
+    app.add_middleware(SecureHeaders)
+    board = Leaderboard(store, scorer, clock=clock)
+    pages = Pages(board)
+    organiser = api.organiser_only(organiser_hash)
+    answer_errors(
+        app,
+        pages.error,
+        lambda request: ": submissions are POSTed" if "/retrieval" in request.url.path else "",
+    )
+    api.add_submissions(
+        app,
+        board,
+        body_limit=body_limit or max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()),
+        body_seconds=body_seconds or BODY_SECONDS,
+    )
+    api.add_leaderboard(app, board)
+    api.add_organiser_data(app, board, organiser)
+    pages.add_to(app, organiser)
+    app.mount("/static", StaticFolder(Path(__file__).parent), name="static")
+    return app
 
 
 def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labels, Labels]:
@@ -156,12 +181,12 @@ def rescore(
     changes: what differs from the rules in the file (top_k, metric, public_share, seed); None
     leaves a rule as it is.
     """
-    with held(database), Store(database, create=False) as store:
+    with exclusive(database), Store(database, create=False) as store:
         kept = Rules.from_json(store.fact("rules") or "{}")
         given = {name: value for name, value in changes.items() if value is not None}
         rules = seeded(dataclasses.replace(kept, **given), store)
         scorer = Scorer(*read_truth(labels, data), rules)
-        before = [submission.scores for _, submission in store.history()]
+        before = [submission.scores for submission in store.history()]
         misfits = 0
 
         def score(lists: Lists) -> dict[str, PartScore]:
@@ -171,7 +196,7 @@ def rescore(
 
         facts = {"scored_by": scorer.fingerprint, "rules": rules.to_json()}
         done = store.rescore(score, facts)
-        after = [submission.scores for _, submission in store.history()]
+        after = [submission.scores for submission in store.history()]
         changed = sum(old != new for old, new in zip(before, after, strict=True))
         return Rescored(done, changed, misfits)
 

@@ -1,7 +1,7 @@
 """Submissions, scores and tokens ↔ the contest's file. Knows no truth, no metric and no HTTP.
 
-A submission is written once and never changed: triggers in the file itself refuse it. Its scores
-stand in a table of their own and can be written anew.
+A submission is written once and never changed: triggers in the file refuse it. Scores have a table
+of their own and can be computed again.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from vizsla.web.contest.database import Database
 from vizsla.web.contest.rules import Rules
 from vizsla.web.contest.scoring import PartScore
 
-HOUR = 3600.0
+HOUR, DAY = 3600.0, 86_400.0  # seconds
 
 
 class TooMany(VizslaError):
-    """A group has used up its submissions. wait: seconds until another may come; None: never."""
+    """A group has used up its submissions. retry_after: seconds after which to ask again."""
 
-    def __init__(self, message: str, wait: float | None) -> None:
+    def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A submission that is on the disk. in_all, this_hour: how many its group now has."""
+    """A submission that is on the disk. in_all, this_hour: how many its group has made."""
 
     id: int
     in_all: int
@@ -42,9 +42,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission with its scores, {part: PartScore}; number counts within the group from 1."""
+    """One submission with its scores, {part: PartScore}; number counts within the group, from 1."""
 
     id: int
+    groupname: str
     number: int
     received: float
     sha256: str
@@ -53,17 +54,19 @@ class Submission:
 
 @dataclass(frozen=True)
 class Standing:
-    """A group and the submission that counts for it. count: its submissions, last: the newest."""
+    """A group and the submission that counts for it.
+
+    count: how many submissions it has made; last: when the newest arrived.
+    """
 
     group_id: int
-    name: str
     count: int
     last: float
     counted: Submission
 
 
 class Store:
-    """The contest's file, as a context manager or with `close`. Safe to use from many threads."""
+    """The contest's file; a context manager. Safe to use from many threads."""
 
     def __init__(self, path: str | Path, *, create: bool = True) -> None:
         self.path = Path(path)
@@ -81,20 +84,23 @@ class Store:
     # ── facts: the rules, which truth scored, the organiser's token ──────────────────────────────
 
     def fact(self, name: str) -> str | None:
+        """The value of a fact, None if it was never written."""
         rows = self._database.read("SELECT value FROM facts WHERE name = ?", name)
         return rows[0]["value"] if rows else None
 
     def write_facts(self, facts: Mapping[str, str]) -> None:
+        """Writes or replaces facts; they are on the disk when it returns."""
         self._database.write(lambda connection: _write_facts(connection, facts)).result()
 
     # ── groups and tokens ────────────────────────────────────────────────────────────────────────
 
     def token_hash(self, name: str) -> str | None:
-        """None: no such group, or one without a token."""
+        """The hash of a group's token; None: there is no such group, or it has no token."""
         rows = self._database.read("SELECT token_hash FROM groups WHERE name = ?", name)
         return rows[0]["token_hash"] if rows else None
 
     def set_token_hash(self, name: str, token_hash: str | None) -> None:
+        """Gives a group a token; None takes it away. A new group is created."""
         self._database.write(
             lambda connection: connection.execute(
                 "INSERT INTO groups (name, token_hash, created) VALUES (?, ?, ?) "
@@ -104,24 +110,16 @@ class Store:
         ).result()
 
     def groups_with_token(self) -> list[str]:
+        """Their names, sorted."""
         rows = self._database.read(
             "SELECT name FROM groups WHERE token_hash IS NOT NULL ORDER BY name"
         )
         return [row["name"] for row in rows]
 
-    def group(self, group_id: int) -> str | None:
-        """The name of a group that has handed in, None where there is none."""
-        rows = self._database.read(
-            "SELECT name FROM groups WHERE id = ? "
-            "AND EXISTS (SELECT 1 FROM submissions WHERE group_id = groups.id)",
-            group_id,
-        )
-        return rows[0]["name"] if rows else None
-
     # ── submissions ──────────────────────────────────────────────────────────────────────────────
 
     def check_limits(self, group: str, received: float, rules: Rules) -> None:
-        """TooMany if a submission of this group would now be one too many."""
+        """Raises TooMany if this group has no submission left."""
         self._database.read_with(
             lambda connection: _check_limits(connection, group, received, rules)
         )
@@ -136,9 +134,10 @@ class Store:
         received: float,
         rules: Rules,
     ) -> "Future[Stored]":
-        """Done when the submission is on the disk; its exception: TooMany or StorageError.
+        """A future that is done when the submission is on the disk.
 
-        lists: as `packed` gives them. The limits of `rules` are checked in the same transaction.
+        Its exception is TooMany or StorageError. lists: as `packed` returns them. The limits of
+        `rules` are checked in the same transaction.
         """
 
         def write(connection: sqlite3.Connection) -> Stored:
@@ -159,15 +158,16 @@ class Store:
         return self._database.write(write)
 
     def count(self) -> int:
+        """The number of submissions of all groups."""
         return int(self._database.read("SELECT COUNT(*) AS n FROM submissions")[0]["n"])
 
     def newest(self) -> int:
-        """The largest id of a submission, 0 without any."""
+        """The largest id of a submission, 0 if there is none."""
         rows = self._database.read("SELECT COALESCE(MAX(id), 0) AS newest FROM submissions")
         return int(rows[0]["newest"])
 
     def each(self, *, chunk: int = 20) -> Iterator[dict[str, Any]]:
-        """Every submission in order of arrival: id, groupname, received, sha256, lists (packed)."""
+        """Yields every submission by id: id, groupname, received, sha256, lists (packed)."""
         after = 0
         while rows := self._database.read(
             "SELECT s.id, g.name AS groupname, s.received, s.sha256, s.lists "
@@ -180,7 +180,10 @@ class Store:
             after = rows[-1]["id"]
 
     def standings(self, part: str, counts: str) -> list[Standing]:
-        """Each group with the submission that counts by its score of `part`, in no order."""
+        """Each group with its best or last submission, in no order.
+
+        counts: "best" by the score of `part`, or "last".
+        """
         first = {"best": "sc.score DESC, s.received, s.id", "last": "s.received DESC, s.id DESC"}
         rows = self._database.read(
             f"""
@@ -193,7 +196,8 @@ class Store:
                 FROM submissions s
                 JOIN scores sc ON sc.submission_id = s.id AND sc.part = ?
             )
-            SELECT p.group_id, g.name, p.count, p.last, p.number, s.id, s.received, s.sha256
+            SELECT p.group_id, g.name AS groupname, p.count, p.last, p.number,
+                s.id, s.received, s.sha256
             FROM placed p
             JOIN groups g ON g.id = p.group_id
             JOIN submissions s ON s.id = p.id
@@ -203,16 +207,16 @@ class Store:
         )
         counted = self._with_scores(rows)
         return [
-            Standing(row["group_id"], row["name"], row["count"], row["last"], submission)
+            Standing(row["group_id"], row["count"], row["last"], submission)
             for row, submission in zip(rows, counted, strict=True)
         ]
 
     def history(
         self, group_id: int | None = None, *, newest: int | None = None
-    ) -> list[tuple[str, Submission]]:
-        """(group, submission) of one group or of all, oldest first; the newest N alone if given."""
+    ) -> list[Submission]:
+        """The submissions of one group or of all, oldest first. newest: only so many."""
         rows = self._database.read(
-            "SELECT s.id, s.received, s.sha256, g.name, ROW_NUMBER() OVER "
+            "SELECT s.id, s.received, s.sha256, g.name AS groupname, ROW_NUMBER() OVER "
             "(PARTITION BY s.group_id ORDER BY s.received, s.id) AS number "
             "FROM submissions s JOIN groups g ON g.id = s.group_id "
             "WHERE ? IS NULL OR s.group_id = ? ORDER BY s.received DESC, s.id DESC LIMIT ?",
@@ -220,23 +224,23 @@ class Store:
             group_id,
             -1 if newest is None else newest,
         )[::-1]
-        return list(zip([row["name"] for row in rows], self._with_scores(rows), strict=True))
+        return self._with_scores(rows)
 
     def rescore(
         self,
         score: Callable[[dict[str, list[str]]], Mapping[str, PartScore]],
         facts: Mapping[str, str],
     ) -> int:
-        """Scores every submission anew and writes `facts`, all in one transaction; how many.
+        """Scores every submission again and writes `facts`; returns the number of submissions.
 
-        When anything fails, all scores stay as they were.
+        One transaction: if anything fails, all scores stay as they were.
         """
 
         def write(connection: sqlite3.Connection) -> int:
             connection.execute("DELETE FROM scores")
             done = 0
             for row in connection.execute("SELECT id, sha256, lists FROM submissions"):
-                _write_scores(connection, row["id"], score(_sound_lists(row)))
+                _write_scores(connection, row["id"], score(_verified_lists(row)))
                 done += 1
             _write_facts(connection, facts)
             return done
@@ -249,11 +253,19 @@ class Store:
             "SELECT * FROM scores WHERE submission_id IN (SELECT value FROM json_each(?))",
             json.dumps(list(scores)),
         ):
+            interval = None if found["low"] is None else (found["low"], found["high"])
             scores[found["submission_id"]][found["part"]] = PartScore(
-                found["score"], found["low"], found["high"], json.loads(found["metrics"])
+                found["score"], interval, json.loads(found["metrics"])
             )
         return [
-            Submission(row["id"], row["number"], row["received"], row["sha256"], scores[row["id"]])
+            Submission(
+                row["id"],
+                row["groupname"],
+                row["number"],
+                row["received"],
+                row["sha256"],
+                scores[row["id"]],
+            )
             for row in rows
         ]
 
@@ -262,24 +274,26 @@ class Store:
 
 
 def packed(canonical: bytes) -> bytes:
+    """The canonical JSON of the lists, compressed as the file keeps it."""
     return zlib.compress(canonical, 1)
 
 
 def unpacked(blob: bytes) -> dict[str, list[str]]:
+    """The lists that `packed` compressed."""
     lists: dict[str, list[str]] = json.loads(zlib.decompress(blob))
     return lists
 
 
-def _sound_lists(row: sqlite3.Row) -> dict[str, list[str]]:
-    """The lists of a submission; StorageError if they are not those that were handed in."""
+def _verified_lists(row: sqlite3.Row) -> dict[str, list[str]]:
+    """The lists of a submission. Raises StorageError if they do not match their SHA-256."""
     try:
-        sound = hashlib.sha256(zlib.decompress(row["lists"])).hexdigest() == row["sha256"]
+        intact = hashlib.sha256(zlib.decompress(row["lists"])).hexdigest() == row["sha256"]
     except zlib.error:
-        sound = False
-    if not sound:
+        intact = False
+    if not intact:
         raise StorageError(
-            f"submission {row['id']} is damaged: its lists do not fit their SHA-256. "
-            "Nothing was scored anew; take the contest's file from a backup"
+            f"submission {row['id']} is damaged: its lists do not match their SHA-256. "
+            "No score was changed; restore the contest's file from a backup"
         )
     return unpacked(row["lists"])
 
@@ -287,7 +301,7 @@ def _sound_lists(row: sqlite3.Row) -> dict[str, list[str]]:
 def _check_limits(
     connection: sqlite3.Connection, group: str, received: float, rules: Rules
 ) -> tuple[int, int]:
-    """(submissions in all, in the last hour) so far; TooMany at a limit."""
+    """(submissions in all, in the last hour) so far. Raises TooMany at a limit."""
     since = received - HOUR
     row = connection.execute(
         "SELECT COUNT(*) AS in_all, COALESCE(SUM(received > ?), 0) AS this_hour FROM submissions "
@@ -296,7 +310,9 @@ def _check_limits(
     ).fetchone()
     in_all, this_hour = row["in_all"], row["this_hour"]
     if rules.in_all is not None and in_all >= rules.in_all:
-        raise TooMany(f"all {rules.in_all} submissions of this group are used up", None)
+        # no waiting helps: come back when the contest has closed, or tomorrow
+        wait = DAY if rules.closes is None else max(1.0, rules.closes - received)
+        raise TooMany(f"all {rules.in_all} submissions of this group are used up", wait)
     if rules.per_hour is not None and this_hour >= rules.per_hour:
         leaves = connection.execute(
             "SELECT received FROM submissions "
@@ -305,7 +321,7 @@ def _check_limits(
             (group, since, this_hour - rules.per_hour),
         ).fetchone()["received"]
         raise TooMany(
-            f"{rules.per_hour} submissions an hour are allowed, this group has had {this_hour}",
+            f"{rules.per_hour} submissions an hour are allowed, this group has made {this_hour}",
             max(1.0, leaves + HOUR - received),
         )
     return in_all, this_hour
@@ -317,7 +333,13 @@ def _write_scores(
     connection.executemany(
         "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)",
         [
-            (submission_id, part, one.score, one.low, one.high, json.dumps(one.metrics))
+            (
+                submission_id,
+                part,
+                one.score,
+                *(one.interval or (None, None)),
+                json.dumps(one.metrics),
+            )
             for part, one in scores.items()
         ],
     )
