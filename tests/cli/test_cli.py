@@ -26,18 +26,15 @@ def vizsla(*words: str, cwd: Path | None = None) -> "subprocess.CompletedProcess
     return subprocess.run([*VIZSLA, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def test_help_is_quick_and_light() -> None:
+def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'pandas', 'pyarrow', 'PIL', 'matplotlib'}"
-    code = f"import sys, vizsla.cli.main; print(sorted({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).stdout == b"[]\n"
-    seconds = []
-    for _ in range(5):
-        before = os.times()
-        assert vizsla("--help").returncode == 0
-        after = os.times()  # processor time: the clock would count what else the machine does
-        spent = after.children_user + after.children_system
-        seconds.append(spent - before.children_user - before.children_system)
-    assert min(seconds) < 0.3
+    code = (
+        "import sys, vizsla.cli.main\n"
+        "try: vizsla.cli.main.main(['--help'])\n"
+        f"finally: sys.stderr.write(str(sorted({heavy} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "[]" and "Usage" in done.stdout
 
 
 @pytest.mark.parametrize("words", [["evaluate", "--help"], ["compare", "results"]])

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from vizsla.data.imageset import ImageSet
+from vizsla.embed import cache as cache_module
 from vizsla.embed.cache import FILE, Fetched, VectorCache, content_of
 from vizsla.embed.compute import Compute
 from vizsla.embed.inference import embed
@@ -144,7 +145,7 @@ def test_it_stays_within_its_limit_and_forgets_what_was_not_asked_for_longest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("vizsla.embed.cache.time.time", lambda: clock[0])
+    monkeypatch.setattr(cache_module.time, "time", lambda: clock[0])
     cache = VectorCache(tmp_path, max_bytes=400_000)
     vector = np.ones(256, np.float32)
     first = b"first".ljust(32)
@@ -264,8 +265,8 @@ def test_a_format_of_the_future_is_set_aside(
 def test_one_that_stays_locked_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vizsla.embed.cache.WAIT", 0.5)
-    monkeypatch.setattr("vizsla.embed.cache.AT_EASE", 0.1)
+    monkeypatch.setattr(cache_module, "WAIT", 0.5)
+    monkeypatch.setattr(cache_module, "AT_EASE", 0.1)
     keys, vectors = filled(tmp_path)
     other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")

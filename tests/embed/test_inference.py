@@ -223,10 +223,10 @@ def test_what_the_machine_does_not_have_is_said() -> None:
             resolve_compute(device="cuda")
 
 
-def test_without_being_told_it_asks_what_the_network_bears(
+def test_without_being_told_it_asks_which_precision_the_network_allows(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vizsla.embed import compute as module
+    from vizsla.embed import auto_compute as module
 
     asked: list[object] = []
 

@@ -25,6 +25,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.remote import image_set_at
 from vizsla.data.webdataset import image_set_in_tars
+from vizsla.embed import ray_engine as ray_module
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compilation import CompilingError
 from vizsla.embed.embeddings import Embeddings
@@ -334,7 +335,7 @@ def test_a_compiler_that_fails_there_is_told_apart(
     def failing(*_: object) -> Any:
         raise CompilingError("patches cannot be compiled")
 
-    monkeypatch.setattr("vizsla.embed.ray_engine.embed_shards", failing)
+    monkeypatch.setattr(ray_module, "embed_shards", failing)
     actor: Any = object.__new__(_Actor)
     actor.source, actor.network, actor.differs = Source(ImageSet(photos, [])), None, ""
     sent = pickle.dumps(ImageSet.from_folder(photos).sent(range(2)))
@@ -366,7 +367,7 @@ def test_a_cluster_that_is_not_there() -> None:
 def test_an_address_where_something_else_listens(
     answer: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vizsla.embed.ray_engine.WAIT", 0.5)
+    monkeypatch.setattr(ray_module, "WAIT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

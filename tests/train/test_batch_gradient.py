@@ -127,7 +127,7 @@ def test_memory_is_estimated_before_a_cpu_runs_out(caplog: pytest.LogCaptureFixt
 TWO_PROCESSES = """
 import json, sys, torch
 sys.path.insert(0, sys.argv[2])
-from test_microbatch import B, C, D, LOSSES, Net, batch
+from test_batch_gradient import B, C, D, LOSSES, Net, batch
 from vizsla.train.losses import build_loss
 from vizsla.train.batch_gradient import GradientMaker, open_processes
 torch.set_num_threads(1)

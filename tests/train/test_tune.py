@@ -18,7 +18,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.origin import Origin
 from vizsla.run import pipeline
-from vizsla.run.config import RunConfig
+from vizsla.run.config import RunConfig, again
 from vizsla.train.result import TrainResult
 from vizsla.train.selection import Candidate, Contest
 from vizsla.train.tune import (
@@ -119,10 +119,10 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     saved = Embedder.load(result.run.folder / "embedder")
     assert saved.model_id == record["model_id"]
     assert (result.run.folder / "training" / "log.jsonl").is_file()
-    again = config.again(result.run.folder)
-    assert again.tuning is not None
-    assert again.tuning["loss"] == "cross-entropy"
-    assert again.tuning["precision"] == "fp32"
+    repeated = again(result.run.folder)
+    assert repeated.tuning is not None
+    assert repeated.tuning["loss"] == "cross-entropy"
+    assert repeated.tuning["precision"] == "fp32"
 
 
 @pytest.mark.parametrize("finetune", ["head", "none"])
@@ -203,13 +203,13 @@ def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
 def test_an_origin_tells_the_training_that_was_kept() -> None:
     pretrained = Origin.of_weights("pretrained")
     told: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}}
-    assert pretrained.after(result_of("last weights", 0), **told) == pretrained
-    tuned = pretrained.after(result_of("last weights", 1), **told)
+    assert result_of("last weights", 0).origin(pretrained, **told) == pretrained
+    tuned = result_of("last weights", 1).origin(pretrained, **told)
     assert tuned.is_finetuned and tuned.record()["num_epochs"] == 3
-    fitted = pretrained.after(result_of("last weights", 2), **told)
+    fitted = result_of("last weights", 2).origin(pretrained, **told)
     assert fitted.is_finetuned is False and fitted.training is not None
     assert fitted.training["kept"] == "whitened" and fitted.record()["loss_function"] is None
-    both = tuned.after(result_of("last weights", 2), images=40, options={})
+    both = result_of("last weights", 2).origin(tuned, images=40, options={})
     assert both.is_finetuned and both.training is not None
     assert both.training["kept"] == "last weights → whitened"
     assert both.training["options"] == {"before": {"loss": "triplet"}}
