@@ -1,7 +1,6 @@
-"""Ranking ↔ submission files, and the check that stands before both. Knows no labels.
+"""Ranking ↔ submission files, checked when written and when read. Knows no labels.
 
-Nothing is written that a contest would refuse; nothing is read that says two things at once.
-`check_submission` is pure: the contest server judges with the same function.
+`check_submission` is pure; the contest's server uses it too.
 """
 
 import hashlib
@@ -14,20 +13,20 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
-from vizsla.output.submission_forms import (
+from vizsla.output.submission_formats import (
     FORMATS,
     Format,
     Lists,
     Scores,
-    counted,
-    decoded,
+    decode_text,
+    detect_format,
     kind_of,
-    recognised,
-    shown,
+    list_offenders,
+    quoted,
 )
 from vizsla.search.ranking import Ranking
 
-# ── what a submission must be ────────────────────────────────────────────────────────────────────
+# ── the check ───────────────────────────────────────────────────────────────────────────────────
 
 
 def check_submission(
@@ -37,21 +36,21 @@ def check_submission(
     gallery: Collection[str] | None = None,
     k: int | None = None,
 ) -> list[str]:
-    """What is wrong with {query: [gallery id, …]}, a line for each kind; empty when all is well.
+    """What is wrong with {query: [gallery id, …]}: one line for each kind of fault, or none.
 
-    Takes anything that JSON can hold. None leaves out what it would check: which queries there
-    must be, which gallery names exist, how long each list is. Pass sets: others are made into one.
-    A name may be both a query and a gallery image.
+    lists: anything that JSON can hold. queries: those that must occur; gallery: the names that may
+    occur; k: the length of every list; None leaves out the check. Sets are fastest. A name may be
+    both a query and a gallery image.
     """
     if not isinstance(lists, Mapping):
         return [f"expected an object {{query: [gallery, …]}}, got {kind_of(lists)}"]
     if not lists:
         return ["it holds no queries"]
-    found = {"queries that are not texts": [shown(q) for q in lists if not isinstance(q, str)]}
+    found = {"queries that are not strings": [quoted(q) for q in lists if not isinstance(q, str)]}
     if queries is not None:
         wanted = _as_set(queries)
-        found["unknown queries"] = [shown(q) for q in lists if q not in wanted]
-        found["missing queries"] = [shown(q) for q in wanted if q not in lists]
+        found["unknown queries"] = [quoted(q) for q in lists if q not in wanted]
+        found["missing queries"] = [quoted(q) for q in wanted if q not in lists]
     known = None if gallery is None else _as_set(gallery)
     for query, row in lists.items():
         if (
@@ -63,20 +62,20 @@ def check_submission(
         ):
             continue
         for kind, what in _row_problems(row, known, k):
-            found.setdefault(kind, []).append(f"{shown(query)} {what}")
-    return [counted(kind, offenders) for kind, offenders in found.items() if offenders]
+            found.setdefault(kind, []).append(f"{quoted(query)} {what}")
+    return [list_offenders(kind, offenders) for kind, offenders in found.items() if offenders]
 
 
 def _row_problems(
     row: Any, known: Collection[str] | None, k: int | None
 ) -> Iterable[tuple[str, str]]:
-    """(kind, what) for each fault of one query's list."""
+    """Yields (kind, what) for each fault of one query's list."""
     if not isinstance(row, list):
         yield "queries without a list of names", f"has {kind_of(row)}"
         return
     strangers = [name for name in row if not isinstance(name, str)]
     if strangers:
-        yield "lists that hold something else than names", f"holds {kind_of(strangers[0])}"
+        yield "lists that hold something other than names", f"holds {kind_of(strangers[0])}"
         return
     if k is not None and len(row) != k:
         yield f"lists that do not have exactly {k} names", f"has {len(row)}"
@@ -85,19 +84,19 @@ def _row_problems(
         if name == "":
             yield "empty names", "holds an empty name"
         elif name in seen:
-            yield "repeated gallery names", f"repeats {shown(name)}"
+            yield "repeated gallery names", f"repeats {quoted(name)}"
         elif known is not None and name not in known:
-            yield "unknown gallery names", f"names {shown(name)}"
+            yield "unknown gallery names", f"names {quoted(name)}"
         seen.add(name)
 
 
 def _as_set(names: Collection[str]) -> Collection[str]:
-    """Fast to look in, and in its own order."""
+    """The names with fast membership tests, in their order."""
     return names if isinstance(names, Set | Mapping) else dict.fromkeys(names)
 
 
 def submission_sha256(lists: Mapping[str, Sequence[str]]) -> str:
-    """The same for the same lists, in whatever order of queries and whatever form they are kept."""
+    """The SHA-256 of the lists; the order of the queries and the file's format do not matter."""
     text = json.dumps(lists, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -114,16 +113,16 @@ def write_submission(
     gallery: Collection[str] | None = None,
     format: str = "json",
 ) -> None:
-    """Checks, then writes; DataError names what is wrong, and nothing is written.
+    """Checks a submission and writes it. Raises DataError, and writes nothing, if it is not valid.
 
-    A Ranking is cut to its first k; lists must have exactly k names. With `queries` the file
-    follows their order. TREC alone keeps scores.
+    A Ranking is cut to its first k images; lists must have exactly k names. With `queries` the file
+    follows their order. Only the TREC format keeps scores.
     """
     form = _form(format)
     if k < 1:
         raise UsageError(f"k={k}: a submission needs at least one image for each query")
     lists = as_lists(results, k=k)
-    require_sound(lists, queries=queries, gallery=gallery, k=k, what="the submission")
+    require_valid(lists, queries=queries, gallery=gallery, k=k, what="the submission")
     if queries is not None:
         lists = {query: lists[query] for query in dict.fromkeys(queries)}
     try:
@@ -135,7 +134,7 @@ def write_submission(
 
 
 def as_lists(results: Ranking | Mapping[str, Any], *, k: int | None = None) -> Lists:
-    """{query: [gallery id, …]}; tuples and arrays become lists, what is neither stays as it is."""
+    """{query: [gallery id, …]}; tuples and arrays become lists, other values are kept."""
     if isinstance(results, Ranking):
         return results.to_lists(k)
     if not isinstance(results, Mapping):
@@ -147,7 +146,7 @@ def as_lists(results: Ranking | Mapping[str, Any], *, k: int | None = None) -> L
     return lists
 
 
-def require_sound(
+def require_valid(
     lists: Any,
     *,
     queries: Collection[str] | None = None,
@@ -155,10 +154,10 @@ def require_sound(
     k: int | None = None,
     what: str,
 ) -> None:
-    """DataError with all that `check_submission` finds, in one line."""
+    """Raises DataError with everything that `check_submission` finds, in one line."""
     problems = check_submission(lists, queries=queries, gallery=gallery, k=k)
     if problems:
-        raise DataError(f"{what} is not as it must be: " + "; ".join(problems))
+        raise DataError(f"{what} is not valid: " + "; ".join(problems))
 
 
 def _scores_of(results: Ranking | Mapping[str, Any], k: int) -> Scores:
@@ -171,15 +170,15 @@ def _scores_of(results: Ranking | Mapping[str, Any], k: int) -> Scores:
 
 
 def read_submission(path: str | Path, format: str = "auto") -> Ranking:
-    """The Ranking that a submission file of any form holds; the gallery's size stays unknown.
+    """The Ranking in a submission file of any format; the size of the gallery is unknown.
 
-    Lists may differ in length. DataError says what is wrong, and where.
+    Lists may differ in length. Raises DataError, which says what is wrong, and where.
     """
     try:
-        text = decoded(storage.read_bytes(path))
-        form = FORMATS[recognised(text)] if format == "auto" else _form(format)
+        text = decode_text(storage.read_bytes(path))
+        form = FORMATS[detect_format(text)] if format == "auto" else _form(format)
         lists, scores = form.read(text)
-        require_sound(lists, what="the submission")
+        require_valid(lists, what="the submission")
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return Ranking.from_lists(lists, scores)

@@ -1,8 +1,9 @@
 """A submission → a contest server's answer. Knows the protocol, nothing of how it is scored.
 
 `POST {"groupname": …, "images": {query: [gallery id, …]}}`; the answer is JSON with `accuracy`.
-A submission is sent again only while it cannot have counted: when no connection came about, or
-after a 5xx answer. Once the request is out, silence may mean that it was stored, so it is final.
+A submission is sent again only while it cannot have been counted: when no connection could be made
+(httpx's transport tries again), or after HTTP 503, by which a server says that it did not handle
+the request. Every other failure is final, since the submission may have been stored.
 """
 
 import datetime
@@ -17,6 +18,7 @@ import re
 import socket
 import ssl
 import time
+import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,25 +28,26 @@ import httpx
 
 from vizsla import storage
 from vizsla.errors import DataError, SubmitError, UsageError
-from vizsla.output.submission import as_lists, read_submission, require_sound, submission_sha256
-from vizsla.output.submission_forms import Lists
+from vizsla.output.submission import as_lists, read_submission, require_valid, submission_sha256
 from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.submit")
 
 MAX_ANSWER = 4 * 2**20  # bytes
 MAX_REDIRECTS = 3
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.WriteError, httpx.WriteTimeout)
-LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for between two tries
+CONNECT_SECONDS = 10.0  # for one connection; `timeout` is for the upload and the answer
+LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
+X509_V_ERR_CERT_HAS_EXPIRED = 10  # OpenSSL's
+MAY_COUNT = "The submission may have been counted: check before you send it again"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was sent, and what came back. accuracy is None after a dry run only, which may lack a
-    url as well.
+    """What was sent, and what the server answered.
 
-    metrics: the other numbers of the answer. answer: all of it. sha256: of the lists
-    (`submission_sha256`), not of the request. sent_at: UTC, when the answer came.
+    url: None if a dry run had none. accuracy, sent_at: None after a dry run. metrics: the other
+    numbers of the answer. answer: the whole answer. sha256: of the lists (`submission_sha256`), not
+    of the request. sent_at: when the answer came, in UTC.
     """
 
     groupname: str
@@ -60,6 +63,8 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Reply:
+    """An HTTP response that was read to its end."""
+
     status: int
     headers: httpx.Headers
     body: bytes
@@ -72,7 +77,7 @@ def submit(
     *,
     token: str | None = None,
     timeout: float = 30.0,
-    waits: Sequence[float] = (1.0, 4.0),
+    retries: int = 3,
     dry_run: bool = False,
     queries: Collection[str] | None = None,
     gallery: Collection[str] | None = None,
@@ -80,41 +85,40 @@ def submit(
 ) -> Receipt:
     """Posts a ranking to a contest server; the Receipt holds its score.
 
-    results: a Ranking, {query: [gallery id, …]} or the path of a submission file of any form.
-    url and token may come from VIZSLA_SUBMIT_URL and VIZSLA_SUBMIT_TOKEN. waits: seconds before
-    each further try. queries, gallery, k: what to check the lists against before anything is sent.
-    SubmitError says in one line why there is no score.
+    results: a Ranking, {query: [gallery id, …]} or the path of a submission file of any format.
+    url and token default to VIZSLA_SUBMIT_URL and VIZSLA_SUBMIT_TOKEN. timeout: seconds. retries:
+    how often to try again while the submission cannot have been counted. queries, gallery, k: what
+    to check the lists against before anything is sent.
+    Raises SubmitError, which says in one line why there is no score.
     """
-    lists = _lists(results, k)
-    require_sound(lists, queries=queries, gallery=gallery, k=k, what="the submission")
+    if isinstance(results, str | Path):
+        lists = read_submission(results).to_lists()
+    else:
+        lists = as_lists(results, k=k)
+    require_valid(lists, queries=queries, gallery=gallery, k=k, what="the submission")
     if not isinstance(groupname, str) or not groupname.strip():
-        raise UsageError("the name of the group is empty: give the one that the contest knows")
+        raise UsageError("the group's name is empty: give the name that the contest knows")
     if timeout <= 0:
         raise UsageError(f"timeout={timeout:g}: expected seconds above 0")
-    unnamed = dry_run and not (url or os.environ.get("VIZSLA_SUBMIT_URL"))
-    target = None if unnamed else _target(url)
+    if retries < 0:
+        raise UsageError(f"retries={retries}: expected 0 or more")
+    url = url or os.environ.get("VIZSLA_SUBMIT_URL")
+    target = None if dry_run and not url else _target(url)
     headers = _headers(token or os.environ.get("VIZSLA_SUBMIT_TOKEN"))
     body = json.dumps({"groupname": groupname, "images": lists}).encode()
     shown = None if target is None else _shown_url(target)
     receipt = Receipt(groupname, shown, len(lists), len(body), submission_sha256(lists))
     if dry_run or target is None:
         return receipt
-    reply = _post_with_tries(target, body, headers, timeout, waits)
-    answer = _answer(reply, target)
+    answer = _answer(_post(target, body, headers, timeout, retries), target)
     numbers = {key: value for key, value in answer.items() if _is_number(value)}
     accuracy = float(numbers.pop("accuracy"))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return replace(receipt, accuracy=accuracy, metrics=numbers, answer=answer, sent_at=now)
 
 
-def _lists(results: Ranking | Mapping[str, Any] | str | Path, k: int | None) -> Lists:
-    if isinstance(results, str | Path):
-        return read_submission(results).to_lists()
-    return as_lists(results, k=k)
-
-
 def record_submission(run_folder: str | Path, receipt: Receipt) -> Path:
-    """Adds the receipt as one line to <run folder>/submissions.jsonl; the path of that file."""
+    """Appends the receipt to <run folder>/submissions.jsonl; returns the path of that file."""
     if receipt.sent_at is None:
         raise UsageError("a dry run sends nothing, so there is nothing to record")
     folder = Path(run_folder)
@@ -133,7 +137,6 @@ def record_submission(run_folder: str | Path, receipt: Receipt) -> Path:
 
 
 def _target(url: str | None) -> httpx.URL:
-    url = url or os.environ.get("VIZSLA_SUBMIT_URL")
     if not url:
         raise UsageError("no server to send to: give --url (url=…), or set VIZSLA_SUBMIT_URL")
     try:
@@ -155,7 +158,7 @@ def _headers(token: str | None) -> dict[str, str]:
 
 
 def _shown_url(url: httpx.URL) -> str:
-    """Without user name and password: it is logged and kept."""
+    """Without user name and password, since it is logged and stored."""
     return str(url.copy_with(username=None, password=None)) if url.userinfo else str(url)
 
 
@@ -170,55 +173,64 @@ def _same_server(old: httpx.URL, new: httpx.URL) -> bool:
 # ── sending ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _post_with_tries(
-    target: httpx.URL, body: bytes, headers: dict[str, str], timeout: float, waits: Sequence[float]
+def _post(
+    target: httpx.URL, body: bytes, headers: dict[str, str], timeout: float, retries: int
 ) -> Reply:
-    """The first answer below 500. SubmitError when the tries are used up."""
-    tries = len(waits) + 1
-    for number, wait in enumerate([*waits, None], 1):
-        asked = 0.0
-        try:
-            reply = _post(target, body, headers, timeout)
-        except NOT_SENT as error:
-            problem, hopeless = _connection_problem(error, target, timeout)
-        else:
-            if reply.status < 500:
+    """The first answer other than 503. Raises SubmitError if there is none."""
+    limits = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+    transport = httpx.HTTPTransport(proxy=_proxy(target), retries=retries)
+    with httpx.Client(transport=transport, timeout=limits) as client:
+        for attempt in range(retries + 1):
+            reply = _send(client, target, body, headers, timeout)
+            if reply.status != http.HTTPStatus.SERVICE_UNAVAILABLE:
                 return reply
-            problem = f"{target.host} answered {_status(reply.status)}{_said(reply)}"
-            asked = _retry_after(reply) or 0.0
-            hopeless = asked > LONGEST_WAIT
-        if hopeless or wait is None:
-            again = f" ({number} tries)" if number > 1 else ""
-            raise SubmitError(problem + again + (f"; {_when(asked)}" if asked else ""))
-        wait = max(wait, asked)
-        log.warning("%s; try %d of %d in %g s", problem, number + 1, tries, wait)
-        time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+            problem = f"{target.host} answered {_status(503)}{_reason(reply)}"
+            wait = max(2.0**attempt, _retry_after(reply) or 0.0)
+            if attempt == retries or wait > LONGEST_WAIT:
+                raise SubmitError(f"{problem}; {_when(wait)}")
+            log.warning("%s; trying again in %g s (%d of %d)", problem, wait, attempt + 1, retries)
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _post(target: httpx.URL, body: bytes, headers: dict[str, str], timeout: float) -> Reply:
-    """One request, with the redirects that stay on the server. Connection errors pass through."""
+def _proxy(target: httpx.URL) -> httpx.Proxy | None:
+    """The proxy of the environment: a client that is given a transport does not look for one."""
+    if urllib.request.proxy_bypass(target.host):
+        return None
+    proxies = urllib.request.getproxies()
+    address = proxies.get(target.scheme) or proxies.get("all")
+    if not address:
+        return None
+    return httpx.Proxy(address if "://" in address else f"http://{address}")
+
+
+def _send(
+    client: httpx.Client, target: httpx.URL, body: bytes, headers: dict[str, str], timeout: float
+) -> Reply:
+    """The answer to one request, after redirects that stay on the server. Raises SubmitError."""
     url = target
     try:
-        with httpx.Client(timeout=timeout, follow_redirects=False) as client:
-            for _ in range(MAX_REDIRECTS + 1):
-                with client.stream("POST", url, content=body, headers=headers) as response:
-                    if not response.has_redirect_location:
-                        content = _read(response, target, time.monotonic() + timeout)
-                        return Reply(response.status_code, response.headers, content)
-                    url = _redirected(url, response)
-    except NOT_SENT:
-        raise
+        for _ in range(MAX_REDIRECTS + 1):
+            with client.stream("POST", url, content=body, headers=headers) as response:
+                if not response.has_redirect_location:
+                    content = _read(response, target, time.monotonic() + timeout)
+                    return Reply(response.status_code, response.headers, content)
+                url = _redirected(url, response)
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise SubmitError(_connection_problem(error, target)) from error
+    except (httpx.WriteTimeout, httpx.WriteError) as error:
+        reason = error if str(error) else f"it was too slow for a timeout of {timeout:g} s"
+        raise SubmitError(f"{target.host} did not take the whole submission: {reason}") from error
     except httpx.ReadTimeout as error:
-        raise SubmitError(_silence(target, timeout)) from error
-    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
         raise SubmitError(
-            f"{target.host} gave no answer that can be read ({error}). "
-            "The submission may have been counted: look before you send it again"
+            f"{target.host} did not answer within {timeout:g} s. {MAY_COUNT}, "
+            "and give it more time (timeout)"
         ) from error
+    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+        raise SubmitError(f"{target.host} gave no valid answer ({error}). {MAY_COUNT}") from error
     except httpx.ProxyError as error:
         raise SubmitError(
-            f"the proxy does not let it through ({error}): check HTTP_PROXY and NO_PROXY"
+            f"the proxy refuses the connection ({error}): check HTTP_PROXY and NO_PROXY"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
         raise SubmitError(f"cannot send to {_shown_url(target)}: {error}") from error
@@ -226,14 +238,14 @@ def _post(target: httpx.URL, body: bytes, headers: dict[str, str], timeout: floa
 
 
 def _read(response: httpx.Response, target: httpx.URL, until: float) -> bytes:
-    """The answer's body, within a time and a size."""
+    """The body of the answer, limited in time and size."""
     content = b""
     for chunk in response.iter_bytes():
         content += chunk
         if len(content) > MAX_ANSWER:
             raise SubmitError(
                 f"{target.host} answers with more than {MAX_ANSWER >> 20} MB: "
-                "that is no contest server's answer. Is the URL right?"
+                "that is not a contest server's answer. Is the URL right?"
             )
         if time.monotonic() > until:
             raise httpx.ReadTimeout("the answer does not end")
@@ -252,59 +264,40 @@ def _redirected(old: httpx.URL, response: httpx.Response) -> httpx.URL:
     return new
 
 
-def _connection_problem(
-    error: httpx.TransportError, target: httpx.URL, timeout: float
-) -> tuple[str, bool]:
-    """(why there is no connection, whether another try is useless)."""
+def _connection_problem(error: httpx.TransportError, target: httpx.URL) -> str:
+    """Why there is no connection."""
     where = f"{target.host}:{target.port or (443 if target.scheme == 'https' else 80)}"
-    if isinstance(error, httpx.ConnectTimeout | httpx.WriteTimeout):
-        return f"{where} did not take the submission within {timeout:g} s", False
-    causes = list(_causes(error))
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"{where} does not answer: is the address right, and can this network reach it?"
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return _certificate_problem(cause, target), True
+            if cause.verify_code == X509_V_ERR_CERT_HAS_EXPIRED:
+                return f"the certificate of {target.host} has expired: nothing was sent"
+            return (
+                f"the certificate of {target.host} is not trusted ({cause.verify_message}): "
+                "nothing was sent. For a certificate of your own, set SSL_CERT_FILE to its file"
+            )
         if isinstance(cause, ssl.SSLError):
-            return f"{where} does not speak TLS as it should ({cause.reason}): is it http://?", True
+            return f"{where} does not speak TLS ({cause.reason}): should the URL be http://…?"
         if isinstance(cause, socket.gaierror):
-            unknown = cause.errno != socket.EAI_AGAIN
             advice = "check the spelling, and whether this network can reach it"
-            return f"the host {target.host} is not known ({cause.strerror}): {advice}", unknown
+            return f"the host {target.host} is not known ({cause.strerror}): {advice}"
         if isinstance(cause, ConnectionRefusedError):
-            return f"{where} refuses the connection: is the server running, the port right?", False
+            return f"{where} refuses the connection: is the server running, the port right?"
     reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), str(error))
-    return f"no connection to {where} ({reason})", False
-
-
-def _certificate_problem(error: ssl.SSLCertVerificationError, target: httpx.URL) -> str:
-    expired = error.verify_code == 10  # X509_V_ERR_CERT_HAS_EXPIRED
-    if expired:
-        return f"the certificate of {target.host} has expired: nothing was sent. Tell its organiser"
-    return (
-        f"the certificate of {target.host} cannot be trusted ({error.verify_message}): nothing was "
-        "sent. For a certificate of your own, name its file in SSL_CERT_FILE"
-    )
-
-
-def _causes(error: BaseException | None) -> "list[BaseException]":
-    chain = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
-
-
-def _silence(target: httpx.URL, timeout: float) -> str:
-    return (
-        f"{target.host} took the submission, but did not answer within {timeout:g} s. It may have "
-        "been counted: look before you send it again, and give it more time (timeout)"
-    )
+    return f"no connection to {where} ({reason})"
 
 
 # ── the answer ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _answer(reply: Reply, target: httpx.URL) -> dict[str, Any]:
-    """The JSON of a good answer. SubmitError for all else."""
+    """The JSON of a successful answer. Raises SubmitError for any other."""
     if not 200 <= reply.status < 300:
         raise SubmitError(_refusal(reply, target))
     page = _page_title(reply)
@@ -319,28 +312,31 @@ def _answer(reply: Reply, target: httpx.URL) -> dict[str, Any]:
             f"the answer of {target.host} is not JSON: {_one_line(_text(reply)) or 'it is empty'}"
         ) from None
     if not isinstance(answer, dict) or "accuracy" not in answer:
-        problem = "holds no accuracy"
+        problem = "has no accuracy"
     elif not _is_number(answer["accuracy"]):
-        problem = "holds an accuracy that is not a number"
+        problem = "has an accuracy that is not a number"
     else:
         return answer
     raise SubmitError(f"the answer of {target.host} {problem}: {_one_line(_text(reply))}")
 
 
 def _refusal(reply: Reply, target: httpx.URL) -> str:
-    status, said = _status(reply.status), _said(reply)
+    """Why the server gave no score."""
+    status, reason = _status(reply.status), _reason(reply)
     later = _retry_after(reply)
     when = f"; {_when(later)}" if later is not None else ""
     host = target.host
+    if reply.status >= 500:
+        return f"{host} failed ({status}){reason}. {MAY_COUNT}"
     return {
-        401: f"{host} wants a token, or another one ({status}){said}: "
+        401: f"{host} asks for a token, or for another one ({status}){reason}: "
         "give --token (token=…), or set VIZSLA_SUBMIT_TOKEN",
-        403: f"{host} does not accept this submission ({status}){said}",
-        404: f"there is nothing at {_shown_url(target)} ({status}){said}: is the URL right?",
-        405: f"{_shown_url(target)} takes no submissions ({status}){said}: is the URL right?",
-        413: f"the submission is too large for {host} ({status}){said}",
-        429: f"{host} has had too many submissions of this group ({status}){said}{when}",
-    }.get(reply.status, f"{host} refuses the submission ({status}){said}")
+        403: f"{host} does not accept this submission ({status}){reason}",
+        404: f"there is nothing at {_shown_url(target)} ({status}){reason}: is the URL right?",
+        405: f"{_shown_url(target)} takes no submissions ({status}){reason}: is the URL right?",
+        413: f"the submission is too large for {host} ({status}){reason}",
+        429: f"this group has made too many submissions to {host} ({status}){reason}{when}",
+    }.get(reply.status, f"{host} refuses the submission ({status}){reason}")
 
 
 def _status(status: int) -> str:
@@ -350,8 +346,8 @@ def _status(status: int) -> str:
         return f"HTTP {status}"
 
 
-def _said(reply: Reply) -> str:
-    """What the server gives as its reason: `: …`, or nothing."""
+def _reason(reply: Reply) -> str:
+    """The reason that the server gives, as `: …`; empty if it gives none."""
     page = _page_title(reply)
     if page is not None:
         return f": a web page{page}"
@@ -368,7 +364,7 @@ def _said(reply: Reply) -> str:
 
 
 def _page_title(reply: Reply) -> str | None:
-    """None unless the answer is HTML; then its title in quotes, or an empty text."""
+    """None unless the answer is HTML; then its title in quotes, or an empty string."""
     text = _text(reply)
     if "html" not in reply.headers.get("content-type", "") and not text.lstrip().startswith("<"):
         return None
@@ -381,14 +377,14 @@ def _text(reply: Reply) -> str:
 
 
 def _one_line(text: str) -> str:
-    """At most 300 printable characters: the server's words end up on a terminal."""
+    """At most 300 printable characters, since the text is shown in a terminal."""
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:299] + "…"
 
 
 def _finite(digits: str) -> float | None:
-    """JSON's numbers; what is none (NaN, 1e999) is unknown."""
+    """A number of JSON; None for NaN and for what float64 cannot hold."""
     value = float(digits)
     return value if math.isfinite(value) else None
 
@@ -398,7 +394,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """Seconds, from either form of the header."""
+    """The seconds of Retry-After, which is a number or a date; None if it is neither."""
     value = reply.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])

@@ -11,7 +11,13 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.errors import DataError
-from vizsla.output.submission_forms import FORMATS, decoded, shown, with_spaces, without_spaces
+from vizsla.output.submission_formats import (
+    FORMATS,
+    decode_text,
+    quoted,
+    with_spaces,
+    without_spaces,
+)
 from vizsla.score.relevance import Truth, ignored_names, relevance, relevant_and_ignored
 from vizsla.search.ranking import Ranking
 
@@ -25,7 +31,7 @@ def read_qrels(path: str | Path) -> Grades:
     The iteration is not looked at. A pair may stand twice if it has the same grade.
     """
     try:
-        return _parsed(decoded(storage.read_bytes(path)))
+        return _parsed(decode_text(storage.read_bytes(path)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -45,13 +51,13 @@ def _parsed(text: str) -> Grades:
             grade = int(fields[3])
         except ValueError:
             raise DataError(
-                f"line {number}: expected a whole number as grade, got {shown(fields[3])}"
+                f"line {number}: expected a whole number as grade, got {quoted(fields[3])}"
             ) from None
         row = grades.setdefault(query, {})
         if row.setdefault(name, grade) != grade:
             raise DataError(
-                f"line {number}: {shown(query)} and {shown(name)} have the grades {row[name]} and "
-                f"{grade}: keep one"
+                f"line {number}: {quoted(query)} and {quoted(name)} have the grades {row[name]} "
+                f"and {grade}: keep one"
             )
     if not grades:
         raise DataError("there is no judgement in it: expected lines such as `q1 0 image7 1`")

@@ -120,7 +120,7 @@ def test_our_own_client_passes_tokens_and_shows_refusals(open_contest: Open) -> 
     assert receipt.accuracy == 0.5
     with pytest.raises(vizsla.VizslaError, match="used up"):
         vizsla.submit(
-            contest.lists(), groupname="Hounds", url=url, token="the-token-of-hounds", waits=()
+            contest.lists(), groupname="Hounds", url=url, token="the-token-of-hounds", retries=0
         )
 
 
@@ -199,7 +199,7 @@ def refusals(contest: Any) -> list[tuple[bytes, int, str]]:
         (b"[" * 100_000, 400, "nested too deeply"),
         (b'{"groupname": "a", "images": ' + b'{"a":' * 50_000, 400, "nested too deeply"),
         (b'{"groupname": "a", "groupname": "b", "images": {}}', 400, "twice in one object"),
-        (twice, 400, "keys that stand twice in one object: 'q0.jpg'"),
+        (twice, 400, "keys that occur twice in one object: 'q0.jpg'"),
         (b'{"groupname": "a", "images": ' + b"9" * 5000 + b"}", 400, "not valid JSON"),
         (b"[1, 2]", 422, "got a list"),
         (b"null", 422, "got null"),
@@ -211,7 +211,7 @@ def refusals(contest: Any) -> list[tuple[bytes, int, str]]:
         (json.dumps({"groupname": "\ud800", "images": lists}).encode(), 422, "U+D800"),
         (body(lists, token=7), 422, "token must be a string"),
         (body([]), 422, "got a list"),
-        (body(True), 422, "got true or false"),
+        (body(True), 422, "got a boolean"),
         (body({}), 422, "it holds no queries"),
         (body(changed(lists, other=row)), 422, "unknown queries: 'other'"),
         (body(without), 422, "missing queries: 'q3.jpg', 'q7.jpg'"),
@@ -221,10 +221,10 @@ def refusals(contest: Any) -> list[tuple[bytes, int, str]]:
         (body(changed(lists, q0_jpg=row[:2])), 422, "exactly 3 names: 'q0.jpg' has 2"),
         (body(changed(lists, q0_jpg=[*row, "g9.jpg"])), 422, "'q0.jpg' has 4"),
         (body(changed(lists, q0_jpg=[*row[:2], 5])), 422, "'q0.jpg' holds a number"),
-        (body(changed(lists, q0_jpg=[*row[:2], True])), 422, "'q0.jpg' holds true or false"),
+        (body(changed(lists, q0_jpg=[*row[:2], True])), 422, "'q0.jpg' holds a boolean"),
         (body(changed(lists, q0_jpg=[*row[:2], None])), 422, "'q0.jpg' holds null"),
         (body(changed(lists, q0_jpg=[*row[:2], {}])), 422, "'q0.jpg' holds an object"),
-        (body(changed(lists, q0_jpg="abc")), 422, "'q0.jpg' has a text"),
+        (body(changed(lists, q0_jpg="abc")), 422, "'q0.jpg' has a string"),
         (body(changed(lists, q0_jpg=None)), 422, "'q0.jpg' has null"),
         (body(changed(lists, q0_jpg=[*row[:2], "\ud800.jpg"])), 422, "\\ud800"),
     ]  # fmt: skip

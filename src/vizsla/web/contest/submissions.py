@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field, SkipValidation, ValidationError
 
 from vizsla.errors import DataError, UsageError, VizslaError
-from vizsla.output.submission_forms import kind_of, parse_json
+from vizsla.output.submission_formats import kind_of, parse_json
 from vizsla.web.contest.rules import Rules, group_name, iso
 from vizsla.web.contest.scoring import Lists, PartScore, Scorer, canonical
 from vizsla.web.contest.store import Store, Stored, packed

@@ -9,7 +9,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vizsla.errors import UsageError
-from vizsla.output.submission_forms import parse_json
+from vizsla.output.submission_formats import parse_json
 from vizsla.web.search import openapi
 from vizsla.web.search.engine import Answer, NotThere
 from vizsla.web.search.pages import Pages

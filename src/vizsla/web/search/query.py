@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vizsla.errors import UsageError
-from vizsla.output.submission_forms import kind_of
+from vizsla.output.submission_formats import kind_of
 
 NOT_WEIGHT = 0.5
 RIGHT_WEIGHT, WRONG_WEIGHT = 0.75, 0.15

@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 
 from vizsla.errors import DataError, UsageError
-from vizsla.output.submission_forms import parse_json
+from vizsla.output.submission_formats import parse_json
 from vizsla.web.search.query import fields_of_json
 from vizsla.web.shell.http import BodyRefused, Room, read_body
 

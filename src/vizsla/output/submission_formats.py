@@ -1,7 +1,7 @@
-"""{query: [gallery id, …]} ↔ text, in the forms that contests ask for. Knows no files.
+"""{query: [gallery id, …]} ↔ text, in the formats that contests ask for. Knows no files.
 
-What is read says one thing: a damaged text, a key that stands twice, a NaN is a DataError that
-tells where. Whether the lists are what a contest wants is not known here.
+Reading is strict: damaged text, a repeated key or NaN raises a DataError that says where. Whether
+the lists are valid for a contest is not checked here.
 """
 
 import json
@@ -18,8 +18,8 @@ from vizsla.errors import DataError
 Lists = dict[str, list[str]]  # {query: [gallery id, …]}, best first
 Scores = dict[str, list[float]] | None  # in step with Lists
 
-SHOWN = 3  # offenders that a message names; the rest is counted
-ORDER_ONLY = "vizsla-order"  # TREC tag of a run whose scores only count down the ranks
+NAMED = 3  # offenders that a message names; the others are counted
+ORDER_ONLY = "vizsla-order"  # TREC tag of a run without scores: its scores only count down
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -37,17 +37,19 @@ def _write_records(lists: Lists, scores: Scores) -> str:
 def _write_kaggle(lists: Lists, scores: Scores) -> str:
     lines = ["id,images\n"]
     for query, row in lists.items():
-        lines.append(f"{_quoted(query)},{_quoted(' '.join(map(without_spaces, row)))}\n")
+        lines.append(f"{_csv_cell(query)},{_csv_cell(' '.join(map(without_spaces, row)))}\n")
     return "".join(lines)
 
 
-def _quoted(cell: str) -> str:
+def _csv_cell(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"' if re.search(r'[",\r\n]', cell) else cell
 
 
 def _write_trec(lists: Lists, scores: Scores) -> str:
-    """trec_eval sorts by score alone, in single precision, and breaks ties in its own way:
-    so each score is written strictly below the one before, a single-precision step where needed."""
+    """Scores fall strictly in single precision, by one step where they are tied.
+
+    trec_eval sorts by score only, in single precision, and breaks ties in its own way.
+    """
     tag = ORDER_ONLY if scores is None else "vizsla"
     lines = []
     for query, row in lists.items():
@@ -56,36 +58,39 @@ def _write_trec(lists: Lists, scores: Scores) -> str:
             values = _falling(scores[query])
         for rank, (name, value) in enumerate(zip(row, values, strict=False), 1):
             if not math.isfinite(value):
-                raise DataError(f"the score of {shown(query)} at rank {rank} is {value}")
+                raise DataError(f"the score of {quoted(query)} at rank {rank} is {value}")
             where = f"{without_spaces(query)} Q0 {without_spaces(name)}"
             lines.append(f"{where} {rank} {value!s} {tag}\n")
     return "".join(lines)
 
 
 def _falling(scores: Sequence[float]) -> Iterable[np.float32]:
-    before = np.float32(np.inf)
+    last = np.float32(np.inf)
     for score in scores:
-        before = min(np.float32(score), np.nextafter(before, np.float32(-np.inf)))
-        yield before
+        last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
+        yield last
 
 
-# A name with a space would fall apart in a list that spaces separate, so white space is written as
-# %20 and the like; a % that would otherwise be taken for such a code becomes %25.
+# Spaces separate the names of a list, so white space within a name is percent-encoded (%20), and so
+# is a % that would look like such a code (%25).
 _NOT_IN_LISTS = re.compile(r"\s|%(?=[0-9A-Fa-f]{2})")
 _CODES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 
 
 def without_spaces(name: str) -> str:
+    """The name with its white space percent-encoded."""
     return _NOT_IN_LISTS.sub(
         lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name
     )
 
 
 def with_spaces(name: str) -> str:
+    """The name that `without_spaces` encoded."""
+
     def decoded(found: re.Match[str]) -> str:
         try:
             return bytes.fromhex(found[0].replace("%", "")).decode()
-        except UnicodeDecodeError:  # another program's name, which only looks like a code
+        except UnicodeDecodeError:  # the name of another program, not a code
             return found[0]
 
     return _CODES.sub(decoded, name) if "%" in name else name
@@ -95,8 +100,8 @@ def with_spaces(name: str) -> str:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """What the JSON says, if it says one thing: no NaN, no key twice. DataError otherwise."""
-    text = decoded(data) if isinstance(data, bytes) else data
+    """The content of the JSON. Raises DataError, also for NaN and for repeated keys."""
+    text = decode_text(data) if isinstance(data, bytes) else data
     try:
         return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
     except RecursionError:
@@ -106,11 +111,12 @@ def parse_json(data: bytes | str) -> Any:
             f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
             + (" (the file may have been cut off)" if error.pos >= len(text.rstrip()) else "")
         ) from error
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise DataError(f"not valid JSON: {error}") from error
 
 
-def decoded(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark. Raises DataError."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError("the text is UTF-16: save it as UTF-8")
     if data.startswith(b"PAR1"):
@@ -129,7 +135,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         seen: set[str] = set()
         twice = [key for key, _ in pairs if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        raise DataError(counted("keys that stand twice in one object", list(map(shown, twice))))
+        raise DataError(
+            list_offenders("keys that occur twice in one object", list(map(quoted, twice)))
+        )
     return content
 
 
@@ -156,9 +164,9 @@ def _read_records(text: str) -> tuple[Lists, Scores]:
             raise DataError(f"record {i} has no {' and no '.join(missing)}: expected {_RECORD}")
         query = record["filename"]
         if not isinstance(query, str):
-            raise DataError(f"record {i}: filename is {kind_of(query)}, expected a text")
+            raise DataError(f"record {i}: filename is {kind_of(query)}, expected a string")
         if query in lists:
-            raise DataError(f"record {i}: the query {shown(query)} stands in two records")
+            raise DataError(f"record {i}: the query {quoted(query)} occurs in two records")
         lists[query] = record["gallery_images"]
     return lists, None
 
@@ -181,13 +189,13 @@ def _read_kaggle(text: str) -> tuple[Lists, Scores]:
     lists: Lists = {}
     for at, query, names in rows:
         if query in lists:
-            raise DataError(f"line {_line(text, at)}: the query {shown(query)} stands there twice")
+            raise DataError(f"line {_line(text, at)}: the query {quoted(query)} occurs twice")
         lists[query] = list(map(with_spaces, names.split()))
     return lists, None
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, str, str]]:
-    """(where the row starts, first cell, second cell)."""
+    """Yields (start of the row in the text, first cell, second cell)."""
     at = 0
     while at < len(text):
         if blank := _BLANK_LINE.match(text, at):
@@ -238,21 +246,21 @@ def _trec_fields(fields: list[str], number: int) -> tuple[str, str, int, float, 
     if not math.isfinite(score):
         raise DataError(
             f"line {number}: expected a whole number and a number as rank and score, "
-            f"got {shown(fields[3])} and {shown(fields[4])}"
+            f"got {quoted(fields[3])} and {quoted(fields[4])}"
         )
     return with_spaces(fields[0]), with_spaces(fields[2]), rank, score, fields[5]
 
 
-def recognised(text: str) -> str:
-    """Which of FORMATS this looks like."""
+def detect_format(text: str) -> str:
+    """The name of the format that this text looks like. Raises DataError if there is none."""
     for name, form in FORMATS.items():
         if form.looks_like(text.lstrip()):
             return name
     if not text.strip():
         raise DataError("the file is empty")
     raise DataError(
-        f"not a submission: it starts with {shown(text.strip()[:30])}, "
-        f"expected one of the forms {', '.join(FORMATS)}"
+        f"not a submission: it starts with {quoted(text.strip()[:30])}, "
+        f"expected one of the formats {', '.join(FORMATS)}"
     )
 
 
@@ -261,12 +269,12 @@ def _looks_like_trec(text: str) -> bool:
     return len(fields) == 6 and fields[3].isdigit()
 
 
-# ── the forms ────────────────────────────────────────────────────────────────────────────────────
+# ── the formats ──────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Format:
-    """One form of file: text from lists, lists from text, and whether a text looks like it."""
+    """One file format: lists → text, text → lists, and whether a text looks like it."""
 
     suffix: str
     write: Callable[[Lists, Scores], str]
@@ -287,21 +295,21 @@ FORMATS = {
 # ── words for messages ───────────────────────────────────────────────────────────────────────────
 
 
-def counted(kind: str, offenders: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    rest = len(offenders) - SHOWN
+def list_offenders(kind: str, offenders: Sequence[str]) -> str:
+    """The first few offenders, and how many more there are."""
+    rest = len(offenders) - NAMED
     more = f" and {rest} more" if rest > 0 else ""
-    return f"{kind}: {', '.join(offenders[:SHOWN])}{more}"
+    return f"{kind}: {', '.join(offenders[:NAMED])}{more}"
 
 
-def shown(name: object) -> str:
-    """In quotes, what cannot be printed escaped, the middle of a long name left out."""
+def quoted(name: object) -> str:
+    """The name in quotes, with unprintable characters escaped, and a long name shortened."""
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
 
 
 def kind_of(value: object) -> str:
-    """As JSON would call it."""
-    kinds = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
-    kinds |= {str: "a text", list: "a list", dict: "an object"}
+    """The type of a JSON value, for messages."""
+    kinds = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
+    kinds |= {str: "a string", list: "a list", dict: "an object"}
     return kinds.get(type(value), type(value).__name__)
