@@ -1,6 +1,7 @@
 """Images behind a URL: through Arrow's own filesystems, through fsspec's, from a real S3 server."""
 
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -13,17 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.fs
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from torch import nn
 
 from vizsla.data.images import read_image
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
-from vizsla.data.remote import BLOCK, BlockReader, image_set_at, is_url, open_filesystem
-from vizsla.data.webdataset import image_set_in_tars
+from vizsla.data.remote import (
+    BLOCK_BYTES,
+    ArrowFileSystem,
+    BlockReader,
+    image_set_from_url,
+    is_url,
+    open_filesystem,
+)
+from vizsla.data.webdataset import image_set_from_tars
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, ImageError, StorageError
@@ -48,7 +58,7 @@ def the_same_as_here(images: ImageSet, photos: Path) -> None:
     assert images.ids == here.ids
     for i in range(len(here)):
         assert images.file(i) == here.path(i).read_bytes()
-        assert images.subset([i]).sent(range(1)).file(0) == images.file(i)
+        assert images.subset([i]).for_worker(range(1)).file(0) == images.file(i)
 
 
 def test_a_url_is_one() -> None:
@@ -61,15 +71,37 @@ def test_a_url_is_one() -> None:
 
 
 def test_arrow_and_fsspec(photos: Path) -> None:
-    import fsspec
-
-    the_same_as_here(image_set_at(f"file://{photos}"), photos)
+    the_same_as_here(image_set_from_url(f"file://{photos}"), photos)
     memory = fsspec.filesystem("memory")
     memory.put(str(photos), "/photos", recursive=True)
     try:
-        the_same_as_here(image_set_at("memory://photos"), photos)
+        the_same_as_here(image_set_from_url("memory://photos"), photos)
     finally:
         memory.rm("/photos", recursive=True)
+
+
+def test_arrow_file_systems_list_and_read_as_those_of_fsspec(photos: Path, tmp_path: Path) -> None:
+    arrow, local = ArrowFileSystem(pyarrow.fs.LocalFileSystem()), LocalFileSystem()
+    assert sorted(arrow.find(str(photos))) == sorted(local.find(str(photos)))
+    assert sorted(arrow.glob(f"{photos}/*/*.png")) == sorted(local.glob(f"{photos}/*/*.png"))
+    path = str(photos / "a/1.png")
+    for part in ((), (0, 10), (5, 20)):
+        assert arrow.cat_file(path, *part) == local.cat_file(path, *part)
+    copy = pickle.loads(pickle.dumps(arrow))
+    assert copy.cat_file(path) == local.cat_file(path)
+
+
+def test_what_a_file_system_raises_is_a_storage_error(photos: Path) -> None:
+    """Some raise exceptions of their own, which are no OSError."""
+    images = image_set_from_url(f"file://{photos}")
+
+    class Strange:
+        def cat_file(self, path: str) -> bytes:
+            raise RuntimeError("HTTP 503")
+
+    object.__setattr__(images.source, "filesystem", Strange())
+    with pytest.raises(StorageError, match=r"cannot read .*HTTP 503"):
+        images.file(0)
 
 
 def test_names_that_are_not_utf8_are_left_out_as_in_a_folder(
@@ -77,20 +109,20 @@ def test_names_that_are_not_utf8_are_left_out_as_in_a_folder(
 ) -> None:
     for name in (b"\xff.png", b"a/gr\xfcn.png"):
         shutil.copy(photos / "a/1.png", os.fsencode(photos) + b"/" + name)
-    the_same_as_here(image_set_at(f"file://{photos}"), photos)
+    the_same_as_here(image_set_from_url(f"file://{photos}"), photos)
     assert r"names that are not UTF-8, left out: \xff.png, gr\xfcn.png" in caplog.text
 
 
 def test_labels_are_the_first_folders(photos: Path) -> None:
-    found = image_set_at(f"file://{photos}", class_folders=True)
+    found = image_set_from_url(f"file://{photos}", class_folders=True)
     assert found.labels == ["a", "a", "b", "b"]
     shutil.copy(photos / "a/1.png", photos / "top.png")
     with pytest.raises(DataError, match=r"1 images outside class folders \(top\.png\)"):
-        image_set_at(f"file://{photos}", class_folders=True)
+        image_set_from_url(f"file://{photos}", class_folders=True)
 
 
 def test_what_is_missing_is_one_image_and_what_does_not_answer_is_all(photos: Path) -> None:
-    found = image_set_at(f"file://{photos}")
+    found = image_set_from_url(f"file://{photos}")
     (photos / "a/1.png").unlink()
     with pytest.raises(ImageError, match="the file is missing"):
         found.file(0)
@@ -101,20 +133,20 @@ def test_what_is_missing_is_one_image_and_what_does_not_answer_is_all(photos: Pa
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        image_set_at(f"file://{tmp_path}/none")
+        image_set_from_url(f"file://{tmp_path}/none")
     with pytest.raises(DataError, match="holds no images"):
-        image_set_at(f"file://{tmp_path}")
+        image_set_from_url(f"file://{tmp_path}")
     with pytest.raises(DataError, match="cannot open nosuch://x"):
         open_filesystem("nosuch://x")
 
 
 def test_a_file_that_changes_is_another_input(photos: Path, tmp_path: Path) -> None:
     compute = resolve_compute(device="cpu", batch_size=2)
-    embed(image_set_at(f"file://{photos}"), colours(), tmp_path / "e", compute=compute)
-    embed(image_set_at(f"file://{photos}"), colours(), tmp_path / "e", compute=compute)
+    embed(image_set_from_url(f"file://{photos}"), colours(), tmp_path / "e", compute=compute)
+    embed(image_set_from_url(f"file://{photos}"), colours(), tmp_path / "e", compute=compute)
     os.utime(photos / "a/1.png", ns=(1, 1))
     with pytest.raises(DataError, match="differ in images"):
-        embed(image_set_at(f"file://{photos}"), colours(), tmp_path / "e", compute=compute)
+        embed(image_set_from_url(f"file://{photos}"), colours(), tmp_path / "e", compute=compute)
 
 
 def colours() -> Embedder:
@@ -125,7 +157,7 @@ def colours() -> Embedder:
 
 def test_blocks_are_read_once_and_hold_what_the_file_holds(tmp_path: Path) -> None:
     """Neighbours share a request, also when several threads ask at once."""
-    content = np.random.default_rng(0).bytes(3 * BLOCK + 1000)
+    content = np.random.default_rng(0).bytes(3 * BLOCK_BYTES + 1000)
     (tmp_path / "x").write_bytes(content)
     requests: list[int] = []
 
@@ -133,15 +165,18 @@ def test_blocks_are_read_once_and_hold_what_the_file_holds(tmp_path: Path) -> No
         def __init__(self, inner: Any) -> None:
             self.inner = inner
 
-        def open_input_file(self, path: str) -> Any:
-            requests.append(1)
-            return self.inner.open_input_file(path)
+        def info(self, path: str) -> Any:
+            return self.inner.info(path)
 
-    reader = BlockReader(Counted(pyarrow.fs.LocalFileSystem()), "here")
+        def cat_file(self, path: str, start: int, end: int) -> bytes:
+            requests.append(1)
+            return self.inner.cat_file(path, start, end)
+
+    reader = BlockReader(Counted(LocalFileSystem()), "here")
     path, wrong = str(tmp_path / "x"), []
 
     def read(start: int) -> None:
-        for offset in range(start, start + BLOCK, 100_000):
+        for offset in range(start, start + BLOCK_BYTES, 100_000):
             if reader.read(path, offset, 50_000) != content[offset : offset + 50_000]:
                 wrong.append(offset)
 
@@ -151,7 +186,7 @@ def test_blocks_are_read_once_and_hold_what_the_file_holds(tmp_path: Path) -> No
     for thread in threads:
         thread.join()
     assert wrong == [] and len(requests) <= 2
-    for offset, size in ((len(content) - 10, 100), (len(content), 5), (5, 0), (7, 3 * BLOCK)):
+    for offset, size in ((len(content) - 10, 100), (len(content), 5), (5, 0), (7, 3 * BLOCK_BYTES)):
         assert reader.read(path, offset, size) == content[offset : offset + size]
 
 
@@ -213,7 +248,7 @@ def upload(server: str, folder: Path, place: str) -> None:
 def test_s3(bucket: tuple[str, str], photos: Path, tmp_path: Path) -> None:
     server, query = bucket
     upload(server, photos, "set")
-    images = image_set_at(f"s3://photos/set{query}")
+    images = image_set_from_url(f"s3://photos/set{query}")
     the_same_as_here(images, photos)
     found = embed(images, colours(), tmp_path / "e")
     here = embed(ImageSet.from_folder(photos), colours(), tmp_path / "h")
@@ -233,7 +268,7 @@ def test_tar_files_on_s3(bucket: tuple[str, str], photos: Path, tmp_path: Path) 
                 archive.add(path, path.name)
     upload(server, tmp_path / "tars", "tars")
     for pattern in ("*.tar", "{a,b}.tar"):
-        images = image_set_in_tars(f"s3://photos/tars/{pattern}{query}")
+        images = image_set_from_tars(f"s3://photos/tars/{pattern}{query}")
         the_same_as_here(images, photos)
     found = embed(images, colours(), tmp_path / "e")
     assert len(found) == 3 and found.broken[0][0] == "b/broken.png"
@@ -244,16 +279,16 @@ def test_a_server_that_is_gone_ends_the_job_and_not_the_images(
 ) -> None:
     server, query = bucket
     upload(server, photos, "gone")
-    images = image_set_at(f"s3://photos/gone{query}")
+    images = image_set_from_url(f"s3://photos/gone{query}")
 
     class Gone:
-        def open_input_file(self, path: str) -> Any:
+        def cat_file(self, path: str) -> bytes:
             raise OSError("When reading: AWS Error NETWORK_CONNECTION: no answer")
 
     object.__setattr__(images.source, "filesystem", Gone())
     with pytest.raises(StorageError, match=r"NETWORK_CONNECTION.*goes on where it stopped"):
         embed(images, colours(), tmp_path / "e")
-    found = embed(image_set_at(f"s3://photos/gone{query}"), colours(), tmp_path / "e")
+    found = embed(image_set_from_url(f"s3://photos/gone{query}"), colours(), tmp_path / "e")
     assert len(found) == 3
 
 
@@ -270,7 +305,7 @@ def test_many_files_read_in_turn_are_fetched_once_and_at_once(tmp_path: Path) ->
             together.wait()
             return super()._fetch(path, offset, size)
 
-    reader = Noted(pyarrow.fs.LocalFileSystem(), "here")
+    reader = Noted(LocalFileSystem(), "here")
 
     def walk(i: int) -> None:
         for offset in range(0, 50_000, 500):

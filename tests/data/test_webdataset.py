@@ -14,7 +14,7 @@ from PIL import Image
 
 from vizsla.data.images import read_image
 from vizsla.data.imageset import ImageSet
-from vizsla.data.webdataset import _braces, image_set_in_tars, is_tars
+from vizsla.data.webdataset import _braces, image_set_from_tars, is_tars
 from vizsla.errors import DataError, ImageError
 
 
@@ -49,7 +49,7 @@ def tars(tmp_path: Path) -> Path:
 
 
 def test_ids_are_those_of_the_unpacked_folder(tars: Path, tmp_path: Path) -> None:
-    found = image_set_in_tars(str(tars))
+    found = image_set_from_tars(str(tars))
     for path in tars.glob("*.tar"):
         with tarfile.open(path) as archive:
             archive.extractall(tmp_path / "plain" / path.stem, filter="data")
@@ -71,18 +71,18 @@ WAYS = [
 def test_all_ways_to_name_them(tars: Path, pattern: str) -> None:
     place = pattern.format(tars)
     assert is_tars(place)
-    assert len(image_set_in_tars(place)) == 6
+    assert len(image_set_from_tars(place)) == 6
 
 
 def test_urls(tars: Path) -> None:
     names = [f"part-00{n}/{'sub/' * n}{i}.png" for n in range(2) for i in range(3)]
     for place in (f"file://{tars}/part-*.tar", f"file://{tars}/part-{{000..001}}.tar"):
-        found = image_set_in_tars(place)
+        found = image_set_from_tars(place)
         assert found.ids == names
         assert found.file(5) == png(12)
-        assert found.labels == image_set_in_tars(str(tars)).labels
+        assert found.labels == image_set_from_tars(str(tars)).labels
     with pytest.raises(DataError, match="does not exist"):
-        image_set_in_tars(f"file://{tars}/none.tar")
+        image_set_from_tars(f"file://{tars}/none.tar")
 
 
 def test_braces_as_others_expand_them() -> None:
@@ -98,7 +98,7 @@ def test_braces_as_others_expand_them() -> None:
 )  # it leaves files open
 def test_the_webdataset_package_reads_the_same(tars: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
-    found = image_set_in_tars(str(tars))
+    found = image_set_from_tars(str(tars))
     path = str(tars / "part-000.tar")
     samples = list(webdataset.WebDataset(path, shardshuffle=False))
     assert [sample["png"] for sample in samples] == [found.file(i) for i in range(3)]
@@ -113,7 +113,7 @@ def test_labels_from_json_and_text(tmp_path: Path) -> None:
         "c.png": png(2), "c.json": b"{broken", "c.cls": b"3",
         "d.png": png(3),
     }  # fmt: skip
-    found = image_set_in_tars(str(write_tar(tmp_path / "x.tar", members)))
+    found = image_set_from_tars(str(write_tar(tmp_path / "x.tar", members)))
     assert found.labels == ["cat", "dog", "3", None]
     assert found.attributes["group"].to_pylist() == ["7", None, None, None]
     assert found.attributes.column_names == ["label", "group", "domain"]
@@ -121,7 +121,7 @@ def test_labels_from_json_and_text(tmp_path: Path) -> None:
 
 def test_several_pictures_of_one_key_share_its_label(tmp_path: Path) -> None:
     members = {"a.left.png": png(0), "a.right.png": png(1), "a.cls": b"x"}
-    found = image_set_in_tars(str(write_tar(tmp_path / "x.tar", members)))
+    found = image_set_from_tars(str(write_tar(tmp_path / "x.tar", members)))
     assert found.ids == ["x/a.left.png", "x/a.right.png"] and found.labels == ["x", "x"]
 
 
@@ -139,9 +139,9 @@ def test_broken_members_are_listed(tmp_path: Path) -> None:
     members = {
         "a.png": png(0), "b.png": b"no picture", "c.png": b"", "d.cls": b"x", "e.png": png(1),
     }  # fmt: skip
-    found = reasons(image_set_in_tars(str(write_tar(tmp_path / "x.tar", members))))
+    found = reasons(image_set_from_tars(str(write_tar(tmp_path / "x.tar", members))))
     assert sorted(found) == ["x/b.png", "x/c.png", "x/d"]
-    assert "no picture under this key, but cls" in found["x/d"] and "empty" in found["x/c.png"]
+    assert "no image with this key, only cls" in found["x/d"] and "empty" in found["x/c.png"]
 
 
 @pytest.mark.parametrize("kept", [0, 100, 700, 2048, 3000, 4096, -1024, -512])
@@ -151,7 +151,7 @@ def test_a_cut_off_tar_file_keeps_what_is_whole(tmp_path: Path, kept: int) -> No
     data = (whole + bytes(1024 + -len(whole) % 512))[: kept if kept > 0 else None]
     path.write_bytes(data[:kept] if kept < 0 else data if kept else b"")
     write_tar(tmp_path / "y.tar", {"9.png": png(9)})
-    images = image_set_in_tars(str(tmp_path))
+    images = image_set_from_tars(str(tmp_path))
     found = reasons(images)
     assert "y/9.png" in images.ids and "y/9.png" not in found
     good = [name for name in images.ids if name not in found]
@@ -168,7 +168,7 @@ def test_a_garbled_header_loses_what_is_behind_it_and_says_so(tmp_path: Path) ->
     with tarfile.open(path) as archive:
         data[archive.getmembers()[2].offset + 150] ^= 1
     path.write_bytes(data)
-    images = image_set_in_tars(str(path))
+    images = image_set_from_tars(str(path))
     assert images.ids == ["x.tar", "x/0.png", "x/1.png"]
     assert "damaged tar file" in reasons(images)["x.tar"]
 
@@ -182,23 +182,23 @@ def test_every_byte_may_change(tmp_path: Path) -> None:
         bad[at] ^= 1 << int(dice.integers(8))
         path.write_bytes(bad)
         try:
-            reasons(image_set_in_tars(str(path)))
+            reasons(image_set_from_tars(str(path)))
         except DataError as error:
             assert "no images" in str(error)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="matches no tar files"):
-        image_set_in_tars(str(tmp_path / "*.tar"))
+        image_set_from_tars(str(tmp_path / "*.tar"))
     with pytest.raises(DataError, match="cannot read"):
-        image_set_in_tars(str(tmp_path / "none.tar"))
+        image_set_from_tars(str(tmp_path / "none.tar"))
     path = write_tar(tmp_path / "x.tar", {"a.png": png(0)})
     with pytest.raises(DataError, match="named twice"):
-        image_set_in_tars(f"{path}::{path}")
-    images = image_set_in_tars(str(path))
+        image_set_from_tars(f"{path}::{path}")
+    images = image_set_from_tars(str(path))
     path.unlink()
     assert reasons(images) == {"x/a.png": "its tar file is missing"}
-    images.require_root()
+    images.require_available()
 
 
 def test_a_folder_of_images_stays_one(tars: Path, paint: Callable[..., Path]) -> None:
@@ -223,7 +223,7 @@ def add(path: Path, *members: tuple[str, bytes, str]) -> Path:
 def test_of_two_samples_of_one_key_the_first_keeps_its_own_label(tmp_path: Path) -> None:
     members = [("a.png", png(0), ""), ("a.cls", b"first", ""), ("b.png", png(1), ""),
                ("b.cls", b"b", ""), ("a.png", png(2), ""), ("a.cls", b"second", "")]  # fmt: skip
-    found = image_set_in_tars(str(add(tmp_path / "x.tar", *members)))
+    found = image_set_from_tars(str(add(tmp_path / "x.tar", *members)))
     assert found.ids == ["x/a.png", "x/b.png"] and found.labels == ["first", "b"]
     assert found.file(0) == png(0)
 
@@ -233,7 +233,7 @@ def test_links_inside_are_followed_and_others_are_listed(tmp_path: Path) -> None
                ("b.cls", b"", "=a.cls"), ("s/c.png", b"", "../a.png"), ("d.png", b"", "s/c.png"),
                ("e.png", b"", "/etc/passwd"), ("f.png", b"", "f.png"), ("g.png", b"", "../g.png"),
                ("h.png", b"", "=none.png"), ("folder", b"", "s")]  # fmt: skip
-    found = image_set_in_tars(str(add(tmp_path / "x.tar", *members)))
+    found = image_set_from_tars(str(add(tmp_path / "x.tar", *members)))
     assert found.ids == [f"x/{name}.png" for name in ("a", "b", "d", "e", "f", "g", "h", "s/c")]
     assert [found.file(i) for i in (0, 1, 2, 7)] == [png(0)] * 4
     assert found.labels is not None and found.labels[:2] == ["one", "one"]
@@ -246,7 +246,7 @@ def test_a_gnu_tar_of_hard_linked_files(tmp_path: Path) -> None:
     os.link(tmp_path / "d/a.png", tmp_path / "d/b.png")
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(tmp_path / "d", ".")
-    found = image_set_in_tars(str(tmp_path / "x.tar"))
+    found = image_set_from_tars(str(tmp_path / "x.tar"))
     assert [found.file(i) for i in range(2)] == [png(0)] * 2
 
 
@@ -254,11 +254,11 @@ def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
     paths = [write_tar(tmp_path / f"{i}.tar", {f"{i}.png": png(i)}) for i in range(3)]
     joined = tmp_path / "all.tar"
     joined.write_bytes(b"".join(path.read_bytes() for path in paths))
-    found = image_set_in_tars(str(joined))
+    found = image_set_from_tars(str(joined))
     assert found.ids == ["all/0.png", "all/1.png", "all/2.png"]
     assert [found.file(i) for i in range(3)] == [png(i) for i in range(3)]
     joined.write_bytes(joined.read_bytes() + b"garbage")
-    assert "damaged tar file" in reasons(image_set_in_tars(str(joined)))["all.tar"]
+    assert "damaged tar file" in reasons(image_set_from_tars(str(joined)))["all.tar"]
 
 
 def test_one_bad_member_ends_nothing(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_one_bad_member_ends_nothing(tmp_path: Path) -> None:
     members = [("a.png", png(0), ""), ("a.json", deep, ""), ("b.png", png(1), ""),
                ("b.json", odd, ""), ("gr\udcfcn.png", png(2), ""),
                ("\udcff.cls", b"x", "")]  # fmt: skip
-    found = image_set_in_tars(str(add(tmp_path / "x.tar", *members)))
+    found = image_set_from_tars(str(add(tmp_path / "x.tar", *members)))
     assert "".join(found.ids).isascii()
     assert found.ids[:2] == ["x/\\udcff", "x/a.png"] and len(found) == 4
     assert found.labels == [None, None, "?x", None]
@@ -285,31 +285,31 @@ def test_compressed_tars_are_named_as_such(tmp_path: Path, name: str) -> None:
         path.parent.rmdir()
     assert is_tars(place)
     if name == "y.tar":
-        assert "compressed" in reasons(image_set_in_tars(place))["y.tar"]
+        assert "compressed" in reasons(image_set_from_tars(place))["y.tar"]
         return
     with pytest.raises(DataError, match=r"compressed tar files.*x\.t.*gz.*unpack"):
-        image_set_in_tars(place)
+        image_set_from_tars(place)
 
 
 def test_a_star_crosses_no_folder(tmp_path: Path) -> None:
     for below in ("a.tar", ".h.tar", "sub/b.tar"):
         write_tar(tmp_path / below, {"1.png": png(0)})
     for place in (str(tmp_path), f"file://{tmp_path}"):
-        assert image_set_in_tars(f"{place}/*.tar").ids == ["a/1.png"]
-        assert image_set_in_tars(f"{place}/*/*.tar").ids == ["b/1.png"]
+        assert image_set_from_tars(f"{place}/*.tar").ids == ["a/1.png"]
+        assert image_set_from_tars(f"{place}/*/*.tar").ids == ["b/1.png"]
 
 
 def test_too_many_tars_are_refused_at_once() -> None:
     for pattern in ("p-{0..30000000}.tar", "p-{0..9" + "9" * 5000 + "}.tar"):
         with pytest.raises(DataError, match="more than 1,000,000 tar files"):
-            image_set_in_tars(pattern)
+            image_set_from_tars(pattern)
 
 
 def test_what_is_sent_away_knows_where_its_tars_are(
     tars: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tars)
-    sent = image_set_in_tars("part-000.tar::part-001.tar").sent(range(2, 5))
+    sent = image_set_from_tars("part-000.tar::part-001.tar").for_worker(range(2, 5))
     monkeypatch.chdir("/")
     assert [sent.file(i) for i in range(3)] == [png(2), png(10), png(11)]
 
@@ -317,4 +317,4 @@ def test_what_is_sent_away_knows_where_its_tars_are(
 def test_a_pipe_is_no_tar_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises(DataError, match="not a regular file"):
-        image_set_in_tars(str(tmp_path / "x.tar"))
+        image_set_from_tars(str(tmp_path / "x.tar"))

@@ -327,23 +327,23 @@ class Counted:
 
     folder: Path
     reads: list[str]
-    place = "store"
-    waits = True
+    location = "store"
+    is_remote = True
 
     def read(self, name: str) -> bytes:
         self.reads.append(name)
         return (self.folder / name).read_bytes()
 
-    def stamp(self, name: str) -> bytes:
+    def version(self, name: str) -> bytes:
         return name.encode()
 
     def states(self, names: Sequence[str], *, now: bool) -> list[int]:
         return [0] * len(names)
 
-    def part(self, names: Sequence[str]) -> "Counted":
+    def subset(self, names: Sequence[str]) -> "Counted":
         return self
 
-    def require(self) -> None:
+    def require_available(self) -> None:
         pass
 
 
@@ -357,7 +357,7 @@ def test_what_is_far_away_is_fetched_once(
         monkeypatch.setattr(Fetched.__init__, "__defaults__", (limit,))
         for again in (False, True):
             source = Counted(photos, [])
-            images = ImageSet.elsewhere("store", names, source)
+            images = ImageSet.from_source(names, source)
             found = embed(
                 images, embedder, tmp_path / f"{limit}-{again}", compute=COMPUTE, shard_images=4,
                 cache=cache,

@@ -23,8 +23,8 @@ from torch import nn
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
-from vizsla.data.remote import image_set_at
-from vizsla.data.webdataset import image_set_in_tars
+from vizsla.data.remote import image_set_from_url
+from vizsla.data.webdataset import image_set_from_tars
 from vizsla.embed import ray_engine as ray_module
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compilation import CompilingError
@@ -174,7 +174,7 @@ def test_tar_files_too(photos: Path, tmp_path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         for name in ("03.png", "07.png", "09.png"):
             archive.add(photos / name, name)
-    tars = image_set_in_tars(str(path))
+    tars = image_set_from_tars(str(path))
     with connected() as ray:
         assert embed_there(ray, tars, tmp_path / "there").broken[0][0] == "x/07.png"
     assert files(tmp_path / "there") == embed_here(tars, tmp_path / "here")
@@ -279,7 +279,7 @@ def test_killed_actors_are_replaced(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_from_a_bucket(photos: Path, tmp_path: Path) -> None:
     """file:// is a bucket of Arrow's like any other; what s3:// adds is tested in tests/data."""
-    images = image_set_at(f"file://{photos}")
+    images = image_set_from_url(f"file://{photos}")
     whole = embed_here(images, tmp_path / "here")
     with connected() as ray:
         embed_there(ray, images, tmp_path / "there")
@@ -338,7 +338,7 @@ def test_a_compiler_that_fails_there_is_told_apart(
     monkeypatch.setattr(ray_module, "embed_shards", failing)
     actor: Any = object.__new__(_Actor)
     actor.source, actor.network, actor.differs = Source(ImageSet(photos, [])), None, ""
-    sent = pickle.dumps(ImageSet.from_folder(photos).sent(range(2)))
+    sent = pickle.dumps(ImageSet.from_folder(photos).for_worker(range(2)))
     row = actor({"start": np.array([0]), "stop": np.array([2]), "images": [sent]})
     assert row["compiling"] == [True] and "cannot be compiled" in row["error"][0]
 

@@ -16,9 +16,9 @@ from torch import nn
 from vizsla.data import file_hashes
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
-from vizsla.data.remote import image_set_at
+from vizsla.data.remote import image_set_from_url
 from vizsla.data.resize import Framing
-from vizsla.data.webdataset import image_set_in_tars
+from vizsla.data.webdataset import image_set_from_tars
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
@@ -250,7 +250,7 @@ def test_a_tar_file_must_hold_still_too(
                 archive.add(path, path.name)
         other.replace(tar)
 
-    images, away = image_set_in_tars(str(tar)), tmp_path / "away.tar"
+    images, away = image_set_from_tars(str(tar)), tmp_path / "away.tar"
     if how == "replaced":
         at_read(at_11=replaced)
     else:
@@ -260,7 +260,7 @@ def test_a_tar_file_must_hold_still_too(
         embed(images, colours, tmp_path / "e", compute=compute, shard_images=8)
     if away.exists():
         away.rename(tar)
-    again = image_set_in_tars(str(tar))
+    again = image_set_from_tars(str(tar))
     found = embed(again, colours, tmp_path / "e", compute=compute, shard_images=8,
                   overwrite=how == "replaced")  # fmt: skip
     assert len(found) == N and not found.broken
@@ -270,7 +270,7 @@ def test_a_tar_file_must_hold_still_too(
 def test_what_a_store_listed_must_still_be_there(
     photos: Path, tmp_path: Path, colours: Embedder, how: str
 ) -> None:
-    images = image_set_at(f"file://{photos}")
+    images = image_set_from_url(f"file://{photos}")
     last = photos / images.ids[-1]
     whole = last.read_bytes()
     last.unlink() if how == "gone" else last.write_bytes(whole + b"more")
@@ -279,7 +279,7 @@ def test_what_a_store_listed_must_still_be_there(
         embed(images, colours, tmp_path / "e", compute=compute, shard_images=8)
     last.write_bytes(whole)
     os.utime(last, (1, 1))
-    again = image_set_at(f"file://{photos}")
+    again = image_set_from_url(f"file://{photos}")
     found = embed(again, colours, tmp_path / "e", compute=compute, shard_images=8, overwrite=True)
     assert len(found) == N and not found.broken
 

@@ -54,29 +54,30 @@ LAYOUT = """\
 
 
 class Source(Protocol):
-    """Where images are that are no files on this machine: data/remote.py, data/webdataset.py."""
+    """Images that are not files on this machine: data/remote.py, data/webdataset.py."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """As the user named it."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading waits for a network: then many reads at once are faster."""
+
     def read(self, name: str) -> bytes:
-        """ImageError where this one image cannot be had, StorageError where none can."""
+        """ImageError where this one image cannot be read, StorageError where none can."""
 
     def version(self, name: str) -> bytes:
         """Bytes that change when the image does, found without reading all of it."""
 
     def states(self, names: Sequence[str], *, now: bool) -> list[int]:
-        """Another number where what holds an image was changed: as it is now, or was when the
-        images were listed. 0 where that cannot be said."""
+        """Numbers that change when what holds an image does, as they are now or were when the
+        images were listed; 0 where that is not known."""
 
-    @property
-    def waits(self) -> bool:
-        """Whether reading is waiting, as for a network: then many may do it at once."""
+    def subset(self, names: Sequence[str]) -> "Source":
+        """Only these images: small enough to be sent to another machine."""
 
-    def part(self, names: Sequence[str]) -> "Source": ...
-
-    def require(self) -> None:
+    def require_available(self) -> None:
         """DataError where all of it is gone."""
 
 
@@ -120,7 +121,7 @@ class ImageSet:
         return os.path.join(str(self.root), self.ids[i])  # noqa: PTH118
 
     def file(self, i: int) -> Path | bytes:
-        """What `read_image` takes: the path, or the content of what is no file here."""
+        """What `read_image` takes: the path, or the content of an image that is no file here."""
         return self.path(i) if self.source is None else self.source.read(self.ids[i])
 
     def states(self, positions: Sequence[int], *, now: bool = True) -> np.ndarray:
@@ -132,33 +133,33 @@ class ImageSet:
         return np.array(found, np.int64)
 
     @property
-    def place(self) -> str:
-        """The root, as people named it."""
-        return str(self.root) if self.source is None else self.source.place
+    def location(self) -> str:
+        """The root, as the user named it."""
+        return str(self.root) if self.source is None else self.source.location
 
-    def require_root(self) -> None:
+    def require_available(self) -> None:
         """DataError where the folder of images is gone, as when a disk was unmounted."""
         if self.source is not None:
-            self.source.require()
+            self.source.require_available()
         elif not self.root.is_dir():
             raise DataError(
                 f"{self.root} is gone, so its images cannot be read: when it is back, run the "
                 "same command again"
             )
 
-    def sent(self, part: range) -> "ImageSet":
-        """These images alone, without attributes: small enough to be sent to another machine."""
-        ids = self.ids[part.start : part.stop]
+    def for_worker(self, positions: range) -> "ImageSet":
+        """Only these images, without attributes: small enough to be sent to another machine."""
+        ids = self.ids[positions.start : positions.stop]
         root = Path(os.path.abspath(self.root))  # noqa: PTH100 (links stay as they are)
-        return ImageSet(root, ids, source=self.source and self.source.part(ids))
+        return ImageSet(root, ids, source=self.source and self.source.subset(ids))
 
     @staticmethod
-    def elsewhere(
-        place: str, ids: list[str], source: Source, attributes: pa.Table | None = None
+    def from_source(
+        ids: list[str], source: Source, attributes: pa.Table | None = None
     ) -> "ImageSet":
-        """Images that are no files on this machine."""
-        return ImageSet(Path(place), ids, pa.table({}) if attributes is None else attributes,
-                        source=source)  # fmt: skip
+        """Images that are not files on this machine; ids as the source names them, sorted."""
+        table = pa.table({}) if attributes is None else attributes
+        return ImageSet(Path(source.location), ids, table, source=source)
 
     def subset(self, indices: Iterable[int]) -> "ImageSet":
         """The images at these positions, in the order given."""

@@ -1,8 +1,7 @@
-"""Images that do not lie on this machine's disk: s3://…, gs://…, or whatever fsspec knows.
+"""Images that are not on this machine's disk: s3://…, gs://…, https://…, whatever fsspec opens.
 
-A broken file is one image's matter. A store that does not answer, and a file that was listed and is
-gone or has another size, end the job, which goes on when it is started again. Nothing is kept on
-disk.
+A broken file costs one image. A store that does not answer, and a file that was listed and is gone
+or has another size, end the job, which goes on when it is started again. Nothing is kept on disk.
 """
 
 import bisect
@@ -15,8 +14,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.fs
+from fsspec.implementations.arrow import ArrowFSWrapper
 
 from vizsla.data.images import MISSING, TAR_MISSING
 from vizsla.data.imageset import ImageSet, Source
@@ -26,217 +27,257 @@ from vizsla.errors import DataError, ImageError, StorageError
 log = logging.getLogger("vizsla.images")
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-BLOCK = 8 * 2**20  # bytes of one request, when many small pieces of a large file are wanted
-BLOCKS_KEPT = 16  # of all files together, more than are read at once
-READERS = 16  # that wait for a store at once
+BLOCK_BYTES = 8 * 2**20  # of one request, where many small parts of a large file are read
+KEPT_BLOCKS = 16  # of all files together; more than are read at once
+PARALLEL_READS = 16  # from one store
+_VERSION_KEYS = ("mtime", "LastModified", "updated", "last_modified", "ETag", "etag", "created")
 
 
-def is_url(place: str) -> bool:
-    return _URL.match(place) is not None
+def is_url(location: str) -> bool:
+    """Whether it starts as a URL does: `s3://`."""
+    return _URL.match(location) is not None
+
+
+class ArrowFileSystem(ArrowFSWrapper):
+    """Arrow's S3, GCS and HDFS for fsspec: they need no further package, and options in the URL."""
+
+    cachable = False  # fsspec would find a closed one again
+
+    def find(
+        self, path: str, maxdepth: int | None = None, withdirs: bool = False,
+        detail: bool = False, **options: Any,
+    ) -> Any:  # fmt: skip
+        """As in fsspec; all files below a path by one listing instead of one for each folder."""
+        if maxdepth is not None or withdirs:
+            return super().find(path, maxdepth, withdirs, detail=detail, **options)
+        infos = self.fs.get_file_info(pa.fs.FileSelector(path, recursive=True))
+        files = [self._make_entry(info) for info in infos if info.type == pa.fs.FileType.File]
+        found = {entry["name"]: entry for entry in files}
+        return found if detail else list(found)
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **options: Any
+    ) -> bytes:
+        """The bytes from `start` to `end` (default: all), by one request."""
+        with self.fs.open_input_file(path) as file:
+            begin = start or 0
+            data: bytes = file.read() if end is None else file.read_at(end - begin, begin)
+            return data
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """A pyarrow FileSystem and the path in it. Arrow's own where it has one, else fsspec's."""
-    try:
-        found: tuple[Any, str] = pa.fs.FileSystem.from_uri(url)
-        return found
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        reason = error
-    except OSError as error:
-        raise StorageError(f"cannot open {url}: {error}") from error
-    try:
-        import fsspec
+    """The fsspec file system of a URL and the path in it.
 
-        filesystem, path = fsspec.core.url_to_fs(url)
+    DataError where nothing knows the scheme, StorageError where it cannot be reached.
+    """
+    reason: Exception | None = None
+    if not url.startswith(("file:", "local:")):  # fsspec's own reads any file name
+        try:
+            filesystem, path = pa.fs.FileSystem.from_uri(url)
+            return ArrowFileSystem(filesystem), path
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            reason = error
+        except OSError as error:
+            raise StorageError(f"cannot open {url}: {error}") from error
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        return found
     except ImportError as error:
         raise StorageError(f"cannot open {url}: {error}") from error
     except (ValueError, OSError) as error:
         raise DataError(f"cannot open {url}: {error}; Arrow says: {reason}") from error
-    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)), path
 
 
-def image_set_at(url: str, *, class_folders: bool = False) -> ImageSet:
-    """All images below a URL; the first folder is the label where class_folders is set."""
+def image_set_from_url(url: str, *, class_folders: bool = False) -> ImageSet:
+    """All images below a URL, hidden ones left out.
+
+    class_folders: the first folder is the label. DataError where there are no images.
+    """
     filesystem, top = open_filesystem(url)
-    found = sorted(_images_below(filesystem, top, url))
-    if class_folders:
-        stray = [name for name, _ in found if "/" not in name]
-        if stray:
-            raise DataError(
-                f"{url} holds {len(stray)} images outside class folders ({few(stray)}): expected "
-                "one folder for each class below it"
-            )
-    names = [name for name, _ in found]
-    source = RemoteFolder(url, filesystem, top, names, [stamp for _, stamp in found])
-    images = ImageSet.elsewhere(url, names, source)
+    versions = {
+        name: version for name, version in list_files(filesystem, top, url)
+        if is_image_name(name.rpartition("/")[2])
+        and not any(part.startswith(".") for part in name.split("/"))
+    }  # fmt: skip
+    if not versions:
+        raise DataError(f"{url} holds no images: expected names that end in .jpg, .png, .webp, …")
+    names = sorted(versions)
+    if class_folders and (outside := [name for name in names if "/" not in name]):
+        raise DataError(
+            f"{url} holds {len(outside)} images outside class folders ({few(outside)}): expected "
+            "one folder for each class below it"
+        )
+    source = RemoteFolder(url, filesystem, top, names, [versions[name] for name in names])
+    images = ImageSet.from_source(names, source)
     if class_folders:
         images = images.with_labels([name.partition("/")[0] for name in names])
     return images
 
 
-def _images_below(filesystem: Any, top: str, url: str) -> list[tuple[str, str]]:
-    """(name, stamp) of each. The stamp changes when the file does."""
-    found = []
-    for info in files_in(filesystem, top, url):
-        name = info.path[len(top) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if not hidden and is_image_name(name.rpartition("/")[2]):
-            found.append((name, f"{info.size} {info.mtime_ns}"))
-    if not found:
-        raise DataError(f"{url} holds no images: expected names that end in .jpg, .png, .webp, …")
-    return found
+def list_files(filesystem: Any, top: str, url: str) -> list[tuple[str, str]]:
+    """(name below `top`, version) of each file. A version is its size, and what dates it.
 
-
-def files_in(filesystem: Any, top: str, url: str) -> list[Any]:
-    """pyarrow's FileInfo of each file below the path `top`."""
-    selector = pa.fs.FileSelector(top, recursive=True)
+    DataError where there is no such folder, StorageError where it cannot be listed.
+    """
     try:
-        infos = filesystem.get_file_info(selector)
+        filesystem.invalidate_cache()
+        found = filesystem.find(top, detail=True)
+        if not found and not filesystem.exists(top):
+            raise FileNotFoundError(top)
     except FileNotFoundError as error:
         raise DataError(f"{url} does not exist") from error
-    except OSError as error:
+    except Exception as error:  # each file system raises its own kinds
         raise StorageError(f"cannot list {url}: {error}") from error
-    found, bad = [], []
-    for info in infos:
+    files, not_utf8 = [], []
+    for path, info in found.items():
+        name = path[len(top) :].lstrip("/")
+        if not name:
+            continue
         try:
-            if info.type == pa.fs.FileType.File and info.path:
-                found.append(info)
-        except UnicodeDecodeError as error:  # no artefact could hold such a name
-            bad.append(error.object.rpartition(b"/")[2].decode("utf-8", "backslashreplace"))
-    if bad:
-        log.warning("%s: names that are not UTF-8, left out: %s", url, few(sorted(bad)))
-    return found
+            name.encode()
+        except UnicodeEncodeError:  # no artefact could hold such a name
+            not_utf8.append(ascii(name.rpartition("/")[2])[1:-1].replace(r"\udc", r"\x"))
+            continue
+        dates = [str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None]
+        files.append((name, " ".join([str(info.get("size")), *dates])))
+    if not_utf8:
+        log.warning("%s: names that are not UTF-8, left out: %s", url, few(sorted(not_utf8)))
+    return files
 
 
 @dataclass(frozen=True, eq=False)
 class RemoteFolder:
-    """names: sorted paths below `top`. stamps: size and time of each, as it was listed."""
+    """Images below a URL. names: sorted paths below `top`. versions: of each, as it was listed."""
 
-    place: str
+    location: str
     filesystem: Any
     top: str
     names: Sequence[str]
-    stamps: Sequence[str]
+    versions: Sequence[str]
+
+    @property
+    def is_remote(self) -> bool:
+        return True
 
     def read(self, name: str) -> bytes:
         """DataError where it has another size than when it was listed."""
-        data = read_whole(self.filesystem, f"{self.top.rstrip('/')}/{name}", self.place)
-        listed = self.stamps[_place_of(name, self.names)].partition(" ")[0]
+        data = read_file(self.filesystem, f"{self.top.rstrip('/')}/{name}", self.location)
+        listed = self._version(name).partition(" ")[0]
         if listed.isdigit() and int(listed) != len(data):
             raise DataError(
-                f"{name} of {self.place} was listed with {listed} bytes and has {len(data)} now: "
-                "it changed. Run the same command again when nothing changes it; with --overwrite "
-                "if it is another one for good"
+                f"{name} of {self.location} was listed with {listed} bytes and has {len(data)} "
+                "now: it changed. Run the same command again when nothing changes it; with "
+                "--overwrite if the new one is to be used"
             )
         return data
 
-    @property
-    def waits(self) -> bool:
-        return True
-
     def version(self, name: str) -> bytes:
-        return self.stamps[_place_of(name, self.names)].encode()
+        return self._version(name).encode()
+
+    def _version(self, name: str) -> str:
+        return self.versions[bisect.bisect_left(self.names, name)]
 
     def states(self, names: Sequence[str], *, now: bool) -> list[int]:
-        """Asking a store about each file would take as long as reading it: see `read`."""
+        """Zeros: asking a store about each file would take as long as reading it (see `read`)."""
         return [0] * len(names)
 
-    def part(self, names: Sequence[str]) -> Source:
-        """The same for a few names alone: small enough to be sent away."""
-        stamps = [self.stamps[_place_of(name, self.names)] for name in names]
-        return RemoteFolder(self.place, self.filesystem, self.top, list(names), stamps)
+    def subset(self, names: Sequence[str]) -> Source:
+        """Only these images: small enough to be sent to another machine."""
+        versions = [self._version(name) for name in names]
+        return RemoteFolder(self.location, self.filesystem, self.top, list(names), versions)
 
-    def require(self) -> None:
-        """What is missing was told apart already when it was read."""
-
-
-def _place_of(name: str, names: Sequence[str]) -> int:
-    return bisect.bisect_left(names, name)
+    def require_available(self) -> None:
+        """Nothing to do: reading tells a missing file from a store that does not answer."""
 
 
-def read_whole(filesystem: Any, path: str, place: str) -> bytes:
+def read_file(filesystem: Any, path: str, location: str) -> bytes:
     """ImageError where the file is not there, StorageError where the store does not answer."""
     try:
-        with filesystem.open_input_file(path) as file:
-            data: bytes = file.read()
-            return data
+        data: bytes = filesystem.cat_file(path)
+        return data
     except FileNotFoundError as error:
         raise ImageError(MISSING) from error
-    except OSError as error:
-        raise unanswered(path, place, error) from error
+    except Exception as error:  # each file system raises its own kinds
+        raise _read_error(path, location, error) from error
 
 
-def unanswered(path: str, place: str, error: OSError) -> StorageError:
-    said = " ".join(str(error).split())[:200]
+def _read_error(path: str, location: str, error: Exception) -> StorageError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return StorageError(
-        f"cannot read {path} of {place}: {said}. Run the same command again, it goes on where it "
-        "stopped; a file that can never be read is left out with --exclude"
+        f"cannot read {path} of {location}: {reason}. Run the same command again, it goes on where "
+        "it stopped; a file that can never be read is left out with --exclude"
     )
 
 
 @dataclass(eq=False)
 class BlockReader:
-    """Pieces of large remote files, read in large blocks that are kept for a moment.
+    """Parts of large remote files, read in large blocks that are kept for a moment.
 
-    Neighbours in a file cost one request together. Several threads may read at once.
+    Parts that lie together cost one request. Several threads may read at once.
     """
 
     filesystem: Any
-    place: str
-    _kept: "OrderedDict[tuple[str, int], Future[bytes]]" = field(default_factory=OrderedDict)
+    location: str
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _blocks: "OrderedDict[tuple[str, int], Future[bytes]]" = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def size(self, path: str) -> int:
+        """Bytes of the file, asked once; DataError where there is no such file."""
+        if path not in self._sizes:
+            try:
+                info = self.filesystem.info(path)
+            except FileNotFoundError:
+                info = {}
+            except Exception as error:
+                raise _read_error(path, self.location, error) from error
+            if info.get("type") != "file" or info.get("size") is None:
+                raise DataError(f"{path} does not exist in {self.location}")
+            self._sizes[path] = int(info["size"])
+        return self._sizes[path]
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Shorter where the file ends before."""
-        first, last = offset // BLOCK, (offset + max(size, 1) - 1) // BLOCK
-        if last - first >= BLOCKS_KEPT:
+        first, last = offset // BLOCK_BYTES, (offset + max(size, 1) - 1) // BLOCK_BYTES
+        if last - first >= KEPT_BLOCKS:
             return self._fetch(path, offset, size)
         joined = b"".join(self._block(path, number) for number in range(first, last + 1))
-        start = offset - first * BLOCK
+        start = offset - first * BLOCK_BYTES
         return joined[start : start + size]
 
     def _block(self, path: str, number: int) -> bytes:
         key = path, number
         with self._lock:
-            block = self._kept.get(key)
-            mine = block is None
+            block = self._blocks.get(key)
+            is_new = block is None
             if block is None:
-                block = self._kept[key] = Future()
-                while len(self._kept) > BLOCKS_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-        if mine:
+                block = self._blocks[key] = Future()
+                while len(self._blocks) > KEPT_BLOCKS:
+                    self._blocks.popitem(last=False)
+            self._blocks.move_to_end(key)
+        if is_new:
             try:
-                block.set_result(self._fetch(path, number * BLOCK, BLOCK))
+                block.set_result(self._fetch(path, number * BLOCK_BYTES, BLOCK_BYTES))
             except BaseException as error:
                 with self._lock:
-                    self._kept.pop(key, None)
+                    self._blocks.pop(key, None)
                 block.set_exception(error)
         return block.result()  # a second reader of the same block waits instead of fetching it
 
-    def size(self, path: str) -> int:
-        """DataError where there is no such file."""
-        try:
-            (info,) = self.filesystem.get_file_info([path])
-        except OSError as error:
-            raise unanswered(path, self.place, error) from error
-        if info.type != pa.fs.FileType.File:
-            raise DataError(f"{path} does not exist in {self.place}")
-        return int(info.size)
-
     def _fetch(self, path: str, offset: int, size: int) -> bytes:
         try:
-            with self.filesystem.open_input_file(path) as file:
-                size = max(0, min(size, file.size() - offset))
-                data: bytes = file.read_at(size, offset) if size else b""
-                return data
-        except FileNotFoundError as error:
+            end = min(offset + size, self.size(path))
+            data: bytes = self.filesystem.cat_file(path, offset, end) if end > offset else b""
+            return data
+        except (DataError, FileNotFoundError) as error:
             raise ImageError(TAR_MISSING) from error
-        except OSError as error:
-            raise unanswered(path, self.place, error) from error
+        except StorageError:
+            raise
+        except Exception as error:
+            raise _read_error(path, self.location, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"filesystem": self.filesystem, "place": self.place}
+        return {"filesystem": self.filesystem, "location": self.location}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

@@ -1,15 +1,13 @@
 """WebDataset tar files → ImageSet: as if each tar file were a folder of the same name.
 
-`part-0003.tar` that holds `ab/7.jpg` and `ab/7.cls` gives the image `part-0003/ab/7.jpg` with its
-label. One pass over the headers finds what there is; images are then read where they lie, one after
-another, and never unpacked to disk. What of a tar file is damaged is listed like a broken image.
+`part-0003.tar` with `ab/7.jpg` and `ab/7.cls` in it gives the image `part-0003/ab/7.jpg` with its
+label. One pass over the headers finds the images; they are then read where they are, one after
+another, and never unpacked to disk. Damaged parts of a tar file are listed as broken images.
 """
 
 import bisect
-import fnmatch
 import glob
 import io
-import itertools
 import logging
 import os
 import re
@@ -27,162 +25,64 @@ from vizsla.data.file_hashes import current_state
 from vizsla.data.images import TAR_MISSING, TAR_UNREADABLE
 from vizsla.data.imageset import ImageSet, Source
 from vizsla.data.listing import few, is_image_name
-from vizsla.data.remote import BlockReader, files_in, is_url, open_filesystem
-from vizsla.data.tar_index import ATTRIBUTES, Found, pictures_in
-from vizsla.errors import DataError, ImageError
+from vizsla.data.remote import BlockReader, is_url, open_filesystem
+from vizsla.data.tar_index import ATTRIBUTES, TarContents, TarReader, read_tar_index
+from vizsla.errors import DataError, ImageError, StorageError
 from vizsla.storage import open_regular
 
 log = logging.getLogger("vizsla.webdataset")
 
-READERS = 8  # tar files whose headers are read at once
-MOST = 1_000_000  # tar files of one call
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+PARALLEL_SCANS = 8  # tar files whose headers are read at once
+MAX_TARS = 1_000_000  # of one call
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
-class Reader(Protocol):
-    """Pieces of tar files, wherever they are. waits: as of a Source."""
-
-    @property
-    def waits(self) -> bool: ...
-
-    def opened(self, path: str) -> BinaryIO: ...
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Shorter where the file ends before."""
-
-    def version(self, member: "Member") -> bytes: ...
-
-    def state(self, path: str) -> int:
-        """As of `Source.states`."""
-
-    def matching(self, pattern: str) -> list[str]: ...
-
-    def absolute(self, path: str) -> str: ...
-
-    def require(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """Where an image lies: tar is a path, offset and size are bytes; broken: why it cannot be."""
-
-    name: str
-    tar: str
-    offset: int
-    size: int
-    broken: str | None = None
-
-
-@dataclass(eq=False)
-class TarFiles:
-    """names: N, sorted. The i-th lies in tars[tar_of[i]], sizes[i] bytes from offsets[i] on.
-
-    broken: why not, by i. By column, since there may be millions. states_listed: of each tar
-    file, before its headers were read.
-    """
-
-    place: str
-    reader: Reader
-    names: Sequence[str]
-    tars: Sequence[str]
-    states_listed: Sequence[int]
-    tar_of: "array[int]"
-    offsets: "array[int]"
-    sizes: "array[int]"
-    broken: dict[int, str]
-
-    def member(self, name: str) -> Member:
-        i = bisect.bisect_left(self.names, name)
-        tar = self.tars[self.tar_of[i]]
-        return Member(name, tar, self.offsets[i], self.sizes[i], self.broken.get(i))
-
-    def read(self, name: str) -> bytes:
-        member = self.member(name)
-        if member.broken:
-            raise ImageError(member.broken)
-        data: bytes = self.reader.read(member.tar, member.offset, member.size)
-        if len(data) < member.size:
-            raise ImageError(
-                f"truncated: {len(data):,} of its {member.size:,} bytes are in the tar file"
-            )
-        return data
-
-    @property
-    def waits(self) -> bool:
-        return self.reader.waits
-
-    def version(self, name: str) -> bytes:
-        """Where it lies, and pieces of what lies there on this machine's disk."""
-        member = self.member(name)
-        where = f"{member.tar}|{member.offset}|{member.size}|{member.broken}"
-        return where.encode("utf-8", "surrogateescape") + self.reader.version(member)
-
-    def states(self, names: Sequence[str], *, now: bool) -> list[int]:
-        tars = [self.tar_of[bisect.bisect_left(self.names, name)] for name in names]
-        found = {
-            t: self.reader.state(self.tars[t]) if now else self.states_listed[t] for t in set(tars)
-        }
-        return [found[t] for t in tars]
-
-    def part(self, names: Sequence[str]) -> Source:
-        """To be sent to another process, whose current folder is another one."""
-        ordered = sorted(names)
-        kept = [bisect.bisect_left(self.names, name) for name in ordered]
-        used = sorted({self.tar_of[i] for i in kept})
-        return TarFiles(
-            self.place, self.reader, ordered, [self.reader.absolute(self.tars[t]) for t in used],
-            [self.states_listed[t] for t in used],
-            array("q", (used.index(self.tar_of[i]) for i in kept)),
-            array("q", (self.offsets[i] for i in kept)),
-            array("q", (self.sizes[i] for i in kept)),
-            {n: self.broken[i] for n, i in enumerate(kept) if i in self.broken},
-        )  # fmt: skip
-
-    def require(self) -> None:
-        self.reader.require()
-
-
-def is_tars(place: str) -> bool:
-    """Whether `place` names tar files: one, several, a pattern, or a folder that holds them alone.
+def is_tars(location: str) -> bool:
+    """Whether it names tar files: one, several, a pattern, or a folder that holds only them.
 
     A folder that holds images or folders as well is a folder of images.
     """
-    if any(part.partition("?")[0].endswith((".tar", *PACKED)) for part in place.split("::")):
+    parts = [part.partition("?")[0] for part in location.split("::")]
+    if any(part.endswith((".tar", *COMPRESSED)) for part in parts):
         return True
-    folder = Path(place)
-    if is_url(place) or not folder.is_dir():
+    folder = Path(location)
+    if is_url(location) or not folder.is_dir():
         return False
-    if not any(entry.name.endswith((".tar", *PACKED)) for entry in folder.iterdir()):
+    if not any(entry.name.endswith((".tar", *COMPRESSED)) for entry in folder.iterdir()):
         return False
-    shown = (entry for entry in folder.iterdir() if entry.name[0] != ".")
-    return not any(entry.is_dir() or is_image_name(entry.name) for entry in shown)
+    visible = (entry for entry in folder.iterdir() if entry.name[0] != ".")
+    return not any(entry.is_dir() or is_image_name(entry.name) for entry in visible)
 
 
-def image_set_in_tars(place: str) -> ImageSet:
+def image_set_from_tars(location: str) -> ImageSet:
     """The images of tar files: `x.tar`, `part-{0000..0099}.tar`, `s3://b/*.tar`, several of these
     joined by `::`, or a folder of tar files.
 
     Labels come from .cls, else from `label` in .json, else from .txt; .json may give group and
-    domain too. A key without an image, and a tar file that is cut off or damaged, count as broken.
+    domain too. A key without an image, and a truncated or damaged tar file, count as broken.
     """
-    reader, patterns = _reader_of(place)
-    tars = [tar for pattern in patterns for tar in _expanded(pattern, reader)]
+    files, patterns = _files_at(location)
+    tars = [tar for pattern in patterns for tar in _matching_tars(pattern, files)]
     names = _folder_names(tars)
-    states = [reader.state(tar) for tar in tars]
-    with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as pool:
-        found = list(pool.map(lambda tar: pictures_in(tar, names[tar], reader), tars))
-    source, table = _joined(place, reader, tars, states, found)
+    states = [files.state(tar) for tar in tars]
+    with ThreadPoolExecutor(PARALLEL_SCANS, thread_name_prefix="headers") as pool:
+        contents = list(pool.map(lambda tar: read_tar_index(tar, names[tar], files), tars))
+    source, attributes = _joined(location, files, tars, states, contents)
     if not source.names:
-        raise DataError(f"{place} holds no images: {len(tars)} tar files are empty")
-    return ImageSet.elsewhere(place, list(source.names), source, table)
+        raise DataError(f"{location} holds no images: {len(tars)} tar files are empty")
+    return ImageSet.from_source(list(source.names), source, attributes)
 
 
 def _joined(
-    place: str, reader: Reader, tars: Sequence[str], states: list[int], found: list[Found]
-) -> tuple[TarFiles, pa.Table]:
-    """All tar files as one, sorted by name; and a column for each attribute that any image has."""
-    names = [name for each in found for name in each.names]
-    order = sorted(range(len(names)), key=names.__getitem__)  # of equal ones the first stays first
+    location: str,
+    files: "TarStorage",
+    tars: Sequence[str],
+    states: list[int],
+    contents: list[TarContents],
+) -> "tuple[TarImages, pa.Table]":
+    """All tar files as one source, sorted by name; and a column for each attribute in use."""
+    names = [name for each in contents for name in each.names]
+    order = sorted(range(len(names)), key=names.__getitem__)  # of equal names the first stays first
     kept = array("q")
     for before, i in zip([-1, *order], order, strict=False):
         if before >= 0 and names[before] == names[i]:
@@ -191,51 +91,124 @@ def _joined(
             kept.append(i)
     offsets, sizes, tar_of = array("q"), array("q"), array("q")
     broken: dict[int, str] = {}
+    attributes: dict[str, dict[int, str]] = {name: {} for name in ATTRIBUTES}
     first = 0
-    told: dict[str, dict[int, str]] = {name: {} for name in ATTRIBUTES}
-    for t, each in enumerate(found):
+    for t, each in enumerate(contents):
         offsets += each.offsets
         sizes += each.sizes
         tar_of.extend([t] * len(each.names))
         broken |= {first + i: why for i, why in each.broken.items()}
-        for name, column in each.told.items():
-            told[name].update((first + i, value) for i, value in column.items())
+        for name, column in each.attributes.items():
+            attributes[name].update((first + i, value) for i, value in column.items())
             column.clear()
         first += len(each.names)
-    source = TarFiles(
-        place, reader, [names[i] for i in kept], tars, states,
+    source = TarImages(
+        location, files, [names[i] for i in kept], tars, states,
         array("q", (tar_of[i] for i in kept)),
         array("q", (offsets[i] for i in kept)),
         array("q", (sizes[i] for i in kept)),
         {n: broken[i] for n, i in enumerate(kept) if i in broken},
     )  # fmt: skip
-    columns = {name: column for name, column in told.items() if column}
+    columns = {name: column for name, column in attributes.items() if column}
     return source, pa.table(
         {name: pa.array([c.get(i) for i in kept], pa.string()) for name, c in columns.items()}
     )
 
 
+@dataclass(eq=False)
+class TarImages:
+    """N sorted names. The i-th image is in tars[tar_of[i]], sizes[i] bytes from offsets[i] on.
+
+    By column, since there may be millions. broken: why an image cannot be read, by i.
+    listed_states: of each tar file, before its headers were read.
+    """
+
+    location: str
+    files: "TarStorage"
+    names: Sequence[str]
+    tars: Sequence[str]
+    listed_states: Sequence[int]
+    tar_of: "array[int]"
+    offsets: "array[int]"
+    sizes: "array[int]"
+    broken: dict[int, str]
+
+    @property
+    def is_remote(self) -> bool:
+        return self.files.is_remote
+
+    def _number(self, name: str) -> int:
+        return bisect.bisect_left(self.names, name)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image; ImageError where they are missing or damaged."""
+        i = self._number(name)
+        if i in self.broken:
+            raise ImageError(self.broken[i])
+        data = self.files.read(self.tars[self.tar_of[i]], self.offsets[i], self.sizes[i])
+        if len(data) < self.sizes[i]:
+            raise ImageError(
+                f"truncated: {len(data):,} of its {self.sizes[i]:,} bytes are in the tar file"
+            )
+        return data
+
+    def version(self, name: str) -> bytes:
+        """Tar file, offset and size; on this machine's disk also a sample of the content."""
+        i = self._number(name)
+        tar, offset, size = self.tars[self.tar_of[i]], self.offsets[i], self.sizes[i]
+        sample = b"" if i in self.broken else self.files.sample(tar, offset, size)
+        position = f"{tar}|{offset}|{size}|{self.broken.get(i)}"
+        return position.encode("utf-8", "surrogateescape") + sample
+
+    def states(self, names: Sequence[str], *, now: bool) -> list[int]:
+        """Of each image's tar file, as it is now or was before its headers were read."""
+        tars = [self.tar_of[self._number(name)] for name in names]
+        found = {
+            t: self.files.state(self.tars[t]) if now else self.listed_states[t] for t in set(tars)
+        }
+        return [found[t] for t in tars]
+
+    def subset(self, names: Sequence[str]) -> Source:
+        """Only these images, with absolute paths: for a process in another current folder."""
+        ordered = sorted(names)
+        kept = [self._number(name) for name in ordered]
+        used = sorted({self.tar_of[i] for i in kept})
+        return TarImages(
+            self.location, self.files, ordered, [self.files.absolute(self.tars[t]) for t in used],
+            [self.listed_states[t] for t in used],
+            array("q", (used.index(self.tar_of[i]) for i in kept)),
+            array("q", (self.offsets[i] for i in kept)),
+            array("q", (self.sizes[i] for i in kept)),
+            {n: self.broken[i] for n, i in enumerate(kept) if i in self.broken},
+        )  # fmt: skip
+
+    def require_available(self) -> None:
+        """DataError where the folder of the tar files is gone."""
+        self.files.require_available()
+
+
 # ── which tar files ──────────────────────────────────────────────────────────────────────────────
 
 
-def _reader_of(place: str) -> tuple[Reader, list[str]]:
-    """What reads there, and the patterns as paths in it."""
-    patterns = place.split("::")
-    if not is_url(place):
-        if os.path.isdir(place):  # noqa: PTH112 (which takes any text)
-            left = sorted(p.name for p in Path(place).iterdir() if p.name.endswith(PACKED))
-            if left and any(Path(place).glob("*.tar")):
-                log.warning("%s: compressed tar files are left out: %s", place, few(left))
-            return DiskReader(place), [f"{glob.escape(place.rstrip('/'))}/*.tar"]
-        return DiskReader(str(Path(re.split(r"[*?\[{]", patterns[0])[0]).parent)), patterns
+def _files_at(location: str) -> "tuple[TarStorage, list[str]]":
+    """Where the tar files are, and their patterns as paths there."""
+    patterns = location.split("::")
+    if not is_url(location):
+        if os.path.isdir(location):  # noqa: PTH112 (which takes any text)
+            entries = sorted(path.name for path in Path(location).iterdir())
+            skipped = [name for name in entries if name.endswith(COMPRESSED)]
+            if skipped and any(Path(location).glob("*.tar")):
+                log.warning("%s: compressed tar files are left out: %s", location, few(skipped))
+            return LocalTars(location), [f"{glob.escape(location.rstrip('/'))}/*.tar"]
+        return LocalTars(str(Path(re.split(r"[*?\[{]", patterns[0])[0]).parent)), patterns
     folders = [_split_url(pattern) for pattern in patterns]
     if len({(folder.split("/")[:3][0], query) for folder, _, query in folders}) > 1:
-        raise DataError(f"{place}: all tar files of one call must lie in one store")
+        raise DataError(f"{location}: all tar files of one call must be in one store")
     opened = [open_filesystem(folder + query) for folder, _, query in folders]
     paths = [
         f"{top.rstrip('/')}/{rest}" for (_, top), (_, rest, _) in zip(opened, folders, strict=True)
     ]
-    return RemoteReader(opened[0][0], place), paths
+    return RemoteTars(opened[0][0], location), paths
 
 
 def _split_url(pattern: str) -> tuple[str, str, str]:
@@ -246,31 +219,31 @@ def _split_url(pattern: str) -> tuple[str, str, str]:
     return folder, address[len(folder) + 1 :], question + query
 
 
-def _expanded(pattern: str, reader: Reader) -> list[str]:
+def _matching_tars(pattern: str, files: "TarStorage") -> list[str]:
     """Paths, sorted; DataError where there is none."""
     found: list[str] = []
     for each in _braces(pattern):
-        found += reader.matching(each) if any(sign in each for sign in "*?[") else [each]
-        if len(found) > MOST:
-            raise _too_many(pattern)
-    packed = [tar for tar in found or _beside(pattern, reader) if tar.endswith(PACKED)]
-    if packed:
+        found += files.matching(each) if any(sign in each for sign in "*?[") else [each]
+        if len(found) > MAX_TARS:
+            raise _too_many_tars(pattern)
+    candidates = found
+    if not found and "{" not in pattern:  # what else may have been meant?
+        candidates = files.matching(pattern.removesuffix(".tar") + "*")
+    compressed = [tar for tar in candidates if tar.endswith(COMPRESSED)]
+    if compressed:
         raise DataError(
-            f"compressed tar files cannot be read from the middle ({few(packed)}): unpack them to "
-            ".tar (gzip -d, xz -d, …); pictures are compressed by themselves"
+            f"compressed tar files cannot be read from the middle ({few(compressed)}): unpack them "
+            "to .tar (gzip -d, xz -d, …); the images in them are compressed already"
         )
     if not found:
         raise DataError(f"{pattern} matches no tar files")
     return found
 
 
-def _beside(pattern: str, reader: Reader) -> list[str]:
-    """What else the pattern may have been meant for."""
-    return reader.matching(pattern.removesuffix(".tar") + "*") if "{" not in pattern else []
-
-
-def _too_many(pattern: str) -> DataError:
-    return DataError(f"{pattern} names more than {MOST:,} tar files: embed them in several parts")
+def _too_many_tars(pattern: str) -> DataError:
+    return DataError(
+        f"{pattern} names more than {MAX_TARS:,} tar files: embed them in several parts"
+    )
 
 
 def _braces(pattern: str) -> Iterator[str]:
@@ -282,8 +255,8 @@ def _braces(pattern: str) -> Iterator[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if numbers:
         first, last = numbers.groups()
-        if len(last) > 18 or int(last) - int(first) >= MOST:
-            raise _too_many(pattern)
+        if len(last) > 18 or int(last) - int(first) >= MAX_TARS:
+            raise _too_many_tars(pattern)
         choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     else:
         choices = found[1].split(",")
@@ -292,7 +265,7 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 def _folder_names(tars: Sequence[str]) -> dict[str, str]:
-    """What stands for a tar file in its images' ids: its path below what all have in common."""
+    """What stands for a tar file in its images' ids: its path below the folder common to all."""
     repeated = sorted(tar for tar, times in Counter(tars).items() if times > 1)
     if repeated:
         raise DataError(f"named twice: {few(repeated)}")
@@ -303,22 +276,44 @@ def _folder_names(tars: Sequence[str]) -> dict[str, str]:
     return {tar: "/".join(p[common:]) for tar, p in zip(tars, parts, strict=True)}
 
 
-# ── where they are read ──────────────────────────────────────────────────────────────────────────
+# ── where they are ───────────────────────────────────────────────────────────────────────────────
+
+
+class TarStorage(TarReader, Protocol):
+    """Where tar files are. is_remote: as of a Source."""
+
+    @property
+    def is_remote(self) -> bool: ...
+
+    def sample(self, path: str, offset: int, size: int) -> bytes:
+        """Bytes that change with the content; none where reading them takes long."""
+
+    def state(self, path: str) -> int:
+        """A number that changes when the file does, as in `Source.states`."""
+
+    def matching(self, pattern: str) -> list[str]:
+        """The paths that a pattern with `*`, `?` or `[…]` matches, sorted."""
+
+    def absolute(self, path: str) -> str:
+        """The path as seen from any folder."""
+
+    def require_available(self) -> None:
+        """DataError where all of it is gone."""
 
 
 @dataclass(frozen=True)
-class DiskReader:
-    """Pieces of files on this machine; the system reads ahead by itself."""
+class LocalTars:
+    """Tar files on this machine; the system reads ahead by itself."""
 
     folder: str
-    waits: ClassVar[bool] = False
+    is_remote: ClassVar[bool] = False
 
-    def opened(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> BinaryIO:
         try:
             return open(open_regular(path), "rb")  # noqa: PTH123 (a descriptor)
         except (OSError, ValueError) as error:
-            said = getattr(error, "strerror", None) or error
-            raise DataError(f"cannot read {path}: {said}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot read {path}: {reason}") from error
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         try:
@@ -330,6 +325,9 @@ class DiskReader:
         except OSError as error:
             raise ImageError(f"{TAR_UNREADABLE}: {error.strerror}") from error
 
+    def sample(self, path: str, offset: int, size: int) -> bytes:
+        return self.read(path, offset + max(0, size // 2 - 256), min(512, size))
+
     def state(self, path: str) -> int:
         return current_state(path)
 
@@ -339,13 +337,7 @@ class DiskReader:
     def absolute(self, path: str) -> str:
         return os.path.abspath(path)  # noqa: PTH100 (links stay as they are)
 
-    def version(self, member: Member) -> bytes:
-        if member.broken:
-            return b""
-        middle = member.offset + max(0, member.size // 2 - 256)
-        return self.read(member.tar, middle, min(512, member.size))
-
-    def require(self) -> None:
+    def require_available(self) -> None:
         if not Path(self.folder).is_dir():
             raise DataError(
                 f"{self.folder} is gone, so its tar files cannot be read: when it is back, run the "
@@ -353,49 +345,49 @@ class DiskReader:
             )
 
 
-class RemoteReader:
-    """The same for paths in a filesystem of pyarrow's, in large blocks."""
+class RemoteTars:
+    """Tar files in an fsspec file system, read in large blocks."""
 
-    waits: ClassVar[bool] = True
+    is_remote: ClassVar[bool] = True
 
-    def __init__(self, filesystem: Any, place: str) -> None:
-        self.place, self.blocks = place, BlockReader(filesystem, place)
+    def __init__(self, filesystem: Any, location: str) -> None:
+        self.location, self.blocks = location, BlockReader(filesystem, location)
 
-    def opened(self, path: str) -> BinaryIO:
-        return io.BufferedReader(_Seekable(path, self.blocks))
+    def open(self, path: str) -> BinaryIO:
+        return io.BufferedReader(_SeekableFile(path, self.blocks))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         return self.blocks.read(path, offset, size)
+
+    def sample(self, path: str, offset: int, size: int) -> bytes:
+        return b""
 
     def state(self, path: str) -> int:
         return 0
 
     def matching(self, pattern: str) -> list[str]:
-        folder = pattern[: re.split(r"[*\[]", pattern)[0].rindex("/")]
-        paths = [info.path for info in files_in(self.blocks.filesystem, folder, self.place)]
-        return sorted(path for path in paths if _matches(path, pattern))
+        """As in a shell, `*` matches nothing hidden."""
+        try:
+            self.blocks.filesystem.invalidate_cache()
+            paths = self.blocks.filesystem.glob(pattern)
+        except Exception as error:  # each file system raises its own kinds
+            raise StorageError(f"cannot list {pattern} of {self.location}: {error}") from error
+        return sorted(path for path in paths if not _matches_hidden(path, pattern))
 
     def absolute(self, path: str) -> str:
         return path
 
-    def version(self, member: Member) -> bytes:
-        return b""  # the place and size of each member, found in the tar file's own headers
-
-    def require(self) -> None:
-        """What is missing was told apart already when it was read."""
+    def require_available(self) -> None:
+        """Nothing to do: reading tells a missing file from a store that does not answer."""
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """As in a shell: a star crosses no folder and finds nothing hidden."""
-    pairs = list(itertools.zip_longest(path.split("/"), pattern.split("/"), fillvalue=""))
-    return all(
-        fnmatch.fnmatchcase(name, wanted) and (name[:1] != "." or wanted[:1] == ".")
-        for name, wanted in pairs
-    )
+def _matches_hidden(path: str, pattern: str) -> bool:
+    parts = zip(path.split("/"), pattern.split("/"), strict=False)
+    return any(name[:1] == "." and wanted[:1] != "." for name, wanted in parts)
 
 
-class _Seekable(io.RawIOBase):
-    """A remote file as tarfile wants it."""
+class _SeekableFile(io.RawIOBase):
+    """A remote file as tarfile reads it."""
 
     def __init__(self, path: str, blocks: BlockReader) -> None:
         self.path, self.blocks, self.position = path, blocks, 0

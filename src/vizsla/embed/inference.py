@@ -25,7 +25,7 @@ from vizsla.data.fingerprint import FileInspection, inspect_files
 from vizsla.data.images import is_by_the_system
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
-from vizsla.data.remote import READERS
+from vizsla.data.remote import PARALLEL_READS
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.cache import Fetched, VectorCache, space_of
 from vizsla.embed.compilation import CompilingError
@@ -113,7 +113,7 @@ def write_embeddings(
     here); it changes nothing that is written.
     """
     if len(images) == 0:
-        raise DataError(f"{images.place} holds no images to embed")
+        raise DataError(f"{images.location} holds no images to embed")
     if store not in STORES:
         raise UsageError(f"store={store!r}: choose {' or '.join(STORES)}")
     if network is None:
@@ -225,7 +225,7 @@ def _write_from(
     with behind or nullcontext(), _given_up_on_error(found):
         for positions, shard in engine(source, network, ranges, report):
             if shard.broken:
-                source.images.require_root()  # gone, it would make all that follow broken
+                source.images.require_available()  # gone, it would make all that follow broken
                 _require_still_there(source, found.result(), positions, shard.broken)
             write = partial(_write, source, found, writer, positions, shard, per_shard)
             if behind is None:
@@ -276,7 +276,7 @@ def _require_still_there(
     ]  # fmt: skip
     if lost:
         raise DataError(
-            f"{len(lost)} of images {positions.start + 1} to {positions.stop} in {images.place} "
+            f"{len(lost)} of images {positions.start + 1} to {positions.stop} in {images.location} "
             f"could be read at the start, and not when they were embedded (first: {lost[0]}); what "
             "was embedded before them is kept. Run the same command again when they are back; on a "
             "cluster every machine must see them"
@@ -302,7 +302,7 @@ def _require_as_seen(
 
 def _changed(images: ImageSet, positions: Sequence[int]) -> DataError:
     return DataError(
-        f"{len(positions)} images in {images.place} changed while they were embedded (first: "
+        f"{len(positions)} images in {images.location} changed while they were embedded (first: "
         f"{images.ids[positions[0]]}); what was embedded before them is kept. Run the same "
         "command again when nothing changes them; with --overwrite if they are others for good"
     )
@@ -370,14 +370,14 @@ def embed_shards(
     """
     compute = network.compute
     on_gpu = compute.kind == "cuda"
-    waits = source.images.source is not None and source.images.source.waits
+    waits = source.images.source is not None and source.images.source.is_remote
     fetched = Fetched(source.images.file)
     plain = source.images.source is None and source.cache is None
     with Loader(
         source.images.path_text if plain else fetched.take,
         network.embedder.preprocess.framing,
         batch_size=compute.batch_size,
-        workers=max(compute.workers, READERS if waits else 0),
+        workers=max(compute.workers, PARALLEL_READS if waits else 0),
         max_pixels=source.max_pixels,
         picture=source.picture,
         ahead=2 if on_gpu or waits else 0,  # on a CPU both need all cores, and take turns
@@ -466,7 +466,7 @@ def _fill_from_cache(
 ) -> list[int]:
     """The positions whose vectors the cache does not hold."""
     assert source.cache is not None
-    with ThreadPoolExecutor(max(network.compute.workers, READERS)) as pool:
+    with ThreadPoolExecutor(max(network.compute.workers, PARALLEL_READS)) as pool:
         found = pool.map(fetched.content, draft.positions)
         draft.contents = dict(zip(draft.positions, found, strict=True))
     wanted = list({content for content in draft.contents.values() if content})
@@ -544,13 +544,15 @@ def _report_broken(written: Written, images: ImageSet) -> None:
     if written.images == 0:
         if len(images) == 1:
             raise DataError(f"{images.ids[0]} cannot be used: {broken[0][1]}")
-        raise DataError(f"none of the {len(images)} images in {images.place} can be used: {first}")
+        raise DataError(
+            f"none of the {len(images)} images in {images.location} can be used: {first}"
+        )
     for name, reason in broken:
         log.debug("broken: %s: %s", name, reason)
     more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
     log.warning(
         "broken and left out: %d of %d images in %s (%s%s); all are listed in %s",
-        len(broken), len(images), images.place, first, more, written.folder / "manifest.json",
+        len(broken), len(images), images.location, first, more, written.folder / "manifest.json",
     )  # fmt: skip
 
 

@@ -212,11 +212,11 @@ def _computed(
     needs = _needs(network.compute)
     actors = min(_room(ray, needs), len(ranges))
     log.info("Ray: %d actors with %d CPUs, %d GPUs each", actors, needs.cpus, needs.gpus)
-    plain = replace(source, images=source.images.sent(range(0)))
+    plain = replace(source, images=source.images.for_worker(range(0)))
     compute, threads = network.compute, torch.get_num_threads()
     held = ray.put((plain, network.embedder.cpu(), compute, compute.facts, threads))
     rows = [
-        {"start": r.start, "stop": r.stop, "images": pickle.dumps(source.images.sent(r))}
+        {"start": r.start, "stop": r.stop, "images": pickle.dumps(source.images.for_worker(r))}
         for r in ranges
     ]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))

@@ -15,10 +15,10 @@ from vizsla.data.imageset import (
     read_labels,
 )
 from vizsla.data.listing import few
-from vizsla.data.remote import image_set_at, is_url
+from vizsla.data.remote import image_set_from_url, is_url
 from vizsla.data.resize import INTERPOLATIONS
 from vizsla.data.splits import Target
-from vizsla.data.webdataset import image_set_in_tars, is_tars
+from vizsla.data.webdataset import image_set_from_tars, is_tars
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
@@ -104,9 +104,9 @@ def image_set(
     if is_tars(str(source)):
         if class_folders:
             raise UsageError("tar files carry their labels in them: leave out --class-folders")
-        images = image_set_in_tars(str(source))
+        images = image_set_from_tars(str(source))
     elif is_url(str(source)):
-        images = image_set_at(str(source), class_folders=class_folders)
+        images = image_set_from_url(str(source), class_folders=class_folders)
     elif Path(source).is_file():
         images = ImageSet.from_table(source, role=role)
     elif class_folders:
