@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.output import charts, embedding_map
-from vizsla.output.report_numbers import score_name
+from vizsla.output import embedding_map
+from vizsla.output.report_page import score_name
 from vizsla.run import finished_run
 from vizsla.run.config import RunConfig
 from vizsla.run.pipeline import run
@@ -89,7 +89,7 @@ def test_the_configuration_names_the_model_that_made_the_vectors(
     storage.write_sealed_json(folder / "config.json", config)
     rows = text_of(finished_run.report(folder, tmp_path / "r.html")).split("Configuration")[-1]
     told = " ".join(rows.split())
-    assert f" model id {kept} " in told and f" model id before it was fitted {start} " in told
+    assert f" model id {kept} " in told and f" model id before fitting {start} " in told
     assert f" weights {weights} " in told
     assert " tuning.budget 60 s " in told and re.search(r" runtime [\d.]+ s ", told)
 
@@ -180,14 +180,6 @@ def test_large_sets_are_drawn_in_part() -> None:
         chosen = embedding_map.choose(points(queries), points(gallery))
         assert tuple(map(len, chosen)) == expected
         assert all(len(set(part.tolist())) == len(part) for part in chosen)
-
-
-def test_a_chart_holds_its_numbers_as_a_table() -> None:
-    drawn = charts.line_chart("T", {"a": [(1, 0.5), (10, 0.25)], "b": [(1, 0.1)]}, x_name="k",
-                              y_name="y", log_x=True)  # fmt: skip
-    assert "0.2500" in drawn and "–" in drawn and drawn.count("<polyline") == 2
-    assert "nan" not in charts.line_chart("T", {"a": [(3, 0.0)]}, x_name="k", y_name="y")
-    assert "nan" not in charts.histogram("T", {"right": np.array([0.5])}, x_name="s")
 
 
 # ── in a browser ─────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vizsla.errors import DataError, UsageError
-from vizsla.score.compare import Comparison, read_results
+from vizsla.output.pages import comparison_page
+from vizsla.score.compare import GROUPS, Comparison, read_results
 from vizsla.search.ranking import Ranking
 
 BASE = {
@@ -309,7 +310,7 @@ def test_scores_that_are_no_shares_are_flagged(results) -> None:  # type: ignore
 
 def test_html_and_json_hold_groups_runs_and_flags(results) -> None:  # type: ignore[no-untyped-def]
     found = results({"model_name": "<b>x</b>", "top_k_accuracy": 0.0}, {})
-    html = found.html()
+    html = comparison_page(found, GROUPS)
     assert "&lt;b&gt;x" in html and "<b>x" not in html
     assert "exactly 0" in html and "Single runs" in html
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))

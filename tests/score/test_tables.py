@@ -1,8 +1,9 @@
 import csv
 import io
-from html.parser import HTMLParser
 
-from vizsla.score.tables import Section, Table, to_csv, to_html, to_markdown
+import pytest
+
+from vizsla.score.tables import Table, to_csv, to_markdown
 
 TABLE = Table(
     ["model", "tuned", "score", "seconds"],
@@ -34,31 +35,39 @@ def test_records_for_json() -> None:
     assert TABLE.records()[1] == {"model": "<i>", "tuned": None, "score": None, "seconds": 1.0}
 
 
-class Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+WIDE = Table(
+    ["model_name", "is_finetuned", "data", "run", "top_k_accuracy", "runtime_seconds"],
+    [
+        ["resnet50", False, "clothing (1b2c)", "20261127-010500-f2fd", 0.75, 10.5],
+        ["dinov2 small", True, "clothing (1b2c)", "20261127-010502-67ae", 0.5, 3.25],
+    ],
+)
 
 
-def test_html_is_one_page_that_asks_for_nothing() -> None:
-    html = to_html("A & B", [Section("All", TABLE), Section("Odd", alarms=["<b>"], remarks=["x"])])
-    page = Page()
-    page.feed(html)
-    assert not {"i", "b", "script", "link", "img", "iframe"} & set(page.tags)
-    assert not {"src", "href"} & set(page.attributes)
-    assert "url(" not in html and "@import" not in html
-    assert "prefers-color-scheme: dark" in html and "color-scheme: light dark" in html
-    assert "A & B" in page.text and "<i>" in page.text and "<b>" in page.text
-    assert page.tags.count("td") == 8
+def test_a_table_that_fits_the_terminal_is_unchanged() -> None:
+    assert WIDE.lines(200) == WIDE.lines()
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_a_wide_table_is_folded_and_its_scores_stay_whole(width: int) -> None:
+    lines = WIDE.lines(width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "0.7500" in text and "0.5000" in text and "10.50" in text
+    assert "data clothing (1b2c)" in " ".join(text.split())
+    assert "The same in every row" not in "\n".join(WIDE.lines(width, keep=["data"]))
+
+
+def test_brackets_are_no_markup() -> None:
+    assert Table(["a[b]"], [["[red]x[/red]"]]).lines() == ["a[b]", "[red]x[/red]"]
+
+
+def test_columns_are_chosen_and_constant_ones_split_off() -> None:
+    assert WIDE.select(["run", "data"]).rows[0] == ["20261127-010500-f2fd", "clothing (1b2c)"]
+    same, rest = WIDE.without_constant_columns()
+    assert same == {"data": "clothing (1b2c)"} and "data" not in rest.columns
+    one = Table(["a"], [[1]])
+    assert one.without_constant_columns() == ({}, one)
 
 
 def test_a_table_without_rows_still_shows_its_columns() -> None:

@@ -119,6 +119,7 @@ def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Pa
     saved = Embedder.load(result.run.folder / "embedder")
     assert saved.model_id == record["model_id"]
     assert (result.run.folder / "training" / "log.jsonl").is_file()
+    assert (result.run.folder / "training" / "curve.png").is_file()
     repeated = again(result.run.folder)
     assert repeated.tuning is not None
     assert repeated.tuning["loss"] == "cross-entropy"
@@ -195,7 +196,7 @@ def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
     return TrainResult(
         embedder=cast(Any, None), candidates=candidates, loss_function="CrossEntropyLoss",
         num_classes=4, num_epochs=3, final_train_loss=0.25, steps=9, seconds=1.0, warnings=[],
-        folder=Path(), log_path=Path(), curve_path=None, precision="fp32", images_per_second=1.0,
+        folder=Path(), log_path=Path(), precision="fp32", images_per_second=1.0,
         closed_forms=frozenset({"whitened"}),
     )  # fmt: skip
 

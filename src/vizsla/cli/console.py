@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,14 +162,10 @@ def print_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_table(table: "Table", **narrow: Any) -> None:
-    """As it is to a file or a pipe; on a terminal no wider than that. narrow: of fitted_lines."""
-    from vizsla.score.narrow_tables import fitted_lines
-
-    if not sys.stdout.isatty():
-        typer.echo(table.text())
-        return
-    typer.echo("\n".join(fitted_lines(table, shutil.get_terminal_size().columns, **narrow)))
+def print_table(table: "Table", keep: Sequence[str] = ()) -> None:
+    """In full to a file or a pipe; on a terminal folded to its width. keep: of Table.lines."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo(table.text(width, keep=keep))
 
 
 def print_remarks(alarms: list[str], notes: list[str]) -> None:

@@ -300,6 +300,7 @@ def compare(
     Runs, or rankings with the truth: every pair's difference, with interval and p-value.
     """
     from vizsla import storage
+    from vizsla.output import pages
     from vizsla.score import compare, paired_tests, tables
     from vizsla.workspace import is_run
 
@@ -307,15 +308,14 @@ def compare(
     if told.given or all(is_run(source) for source in sources):
         table, page, content, notes = _compare_pairs(sources, told, metric, cluster)
         alarms: list[str] = []
-        narrow: dict[str, Any] = {"keep": paired_tests.KEPT, "drop": paired_tests.DROPPED}
-        narrow["short"] = paired_tests.SHORT
+        keep = paired_tests.KEPT
     else:
         results = compare.read_results(sources)
         by = group.split(",") if group else compare.GROUPS
-        table, page = results.grouped(by, sort=sort), results.html(by, sort=sort)
+        table, page = results.grouped(by, sort=sort), pages.comparison_page(results, by, sort=sort)
         content = results.to_dict(by, sort=sort)
         alarms, notes = results.remarks()
-        narrow = {"keep": compare.SCORES, "drop": compare.COSTS}
+        keep = compare.SCORES
     for path, text in (
         (csv, tables.to_csv(table)), (markdown, tables.to_markdown(table)), (html, page),
     ):  # fmt: skip
@@ -324,13 +324,14 @@ def compare(
     if as_json:
         print_json(content)
         return
-    print_table(table, **narrow)
+    print_table(table, keep)
     print_remarks(alarms, notes)
 
 
 def _compare_pairs(
     sources: list[Path], told: ToldTruth, metrics: list[str] | None, cluster: str | None
 ) -> tuple["Table", str, Any, list[str]]:
+    from vizsla.output import pages
     from vizsla.score.evaluate import evaluate
     from vizsla.score.paired_tests import (
         compare_systems,
@@ -339,7 +340,6 @@ def _compare_pairs(
         in_words,
     )
     from vizsla.score.scores import Scores
-    from vizsla.score.tables import Section, to_html
 
     systems, named = {}, _names(sources)
     for source in sources:
@@ -355,9 +355,7 @@ def _compare_pairs(
     differences = compare_systems(systems, keys=metrics or None, cluster=cluster)
     table, notes = differences_table(differences), [correction_note(differences)]
     words = [*map(in_words, differences), *notes]
-    sections = [Section("In words", remarks=words), Section("Differences", table)]
-    page = to_html("Systems compared", sections)
-    return table, page, table.records(), notes
+    return table, pages.differences_page(table, words), table.records(), notes
 
 
 def _names(sources: list[Path]) -> dict[Path, str]:

@@ -1,24 +1,24 @@
-"""Embeddings → a map of them in the plane, drawn as SVG, and a sheet of small pictures beside it.
+"""Embeddings → a map of them in the plane, and one sheet of small pictures to show beside it.
 
 Near on the map means similar; far means little, and the axes mean nothing. Knows no relevance.
 """
 
-import base64
-import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import ImageError, UsageError
+from vizsla.output.pages import data_uri
 
-MOST_POINTS = 2000  # queries and gallery images together; beyond that some at random
-TILE, TILE_COLUMNS = 72, 25  # px of a small picture; how many stand beside each other
+MOST_POINTS = 2000  # queries and gallery images together; of more, a random choice
+TILE, TILE_COLUMNS = 72, 25  # px of a small picture; pictures in a row
 WIDTH, HEIGHT, BORDER = 1000, 700, 24  # of the drawing
 NAMED_CLASSES = 25  # with more of them the names would cover the points
 GOLDEN_ANGLE = 137.508
@@ -37,13 +37,13 @@ class Point:
 def choose(
     queries: Sequence[Point], gallery: Sequence[Point], *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which queries and which gallery images are drawn: all, or so many at random of each."""
-    dice = np.random.default_rng(seed)
+    """Positions of the queries and of the gallery images to draw: all, or a random choice."""
+    rng = np.random.default_rng(seed)
     wanted = min(len(queries), max(MOST_POINTS // 2, MOST_POINTS - len(gallery)))
     left = min(len(gallery), MOST_POINTS - wanted)
     return (
-        np.sort(dice.permutation(len(queries))[:wanted]),
-        np.sort(dice.permutation(len(gallery))[:left]),
+        np.sort(rng.permutation(len(queries))[:wanted]),
+        np.sort(rng.permutation(len(gallery))[:left]),
     )
 
 
@@ -91,25 +91,54 @@ def in_the_plane(vectors: np.ndarray, projection: str = "tsne") -> np.ndarray:
 # ── the drawing ──────────────────────────────────────────────────────────────────────────────────
 
 
-def draw_map(points: Sequence[Point], places: np.ndarray) -> str:
-    """The map as SVG. The i-th point's small picture is the i-th of `draw_tiles`."""
+def map_of(
+    queries: tuple[Embeddings, Path, Mapping[str, str | None]],
+    gallery: tuple[Embeddings, Path, Mapping[str, str | None]],
+    projection: str = "tsne",
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> dict[str, Any]:
+    """What report.html needs to draw the map. queries, gallery: (embeddings, root, labels)."""
+    parts = (("query", *queries), ("gallery", *gallery))
+    all_points = [
+        [Point(name, role, root / name, labels.get(name)) for name in embeddings.ids]
+        for role, embeddings, root, labels in parts
+    ]
+    chosen = choose(*all_points)
+    vectors = [part[1].vectors[rows] for part, rows in zip(parts, chosen, strict=True)]
+    points = [p[i] for p, rows in zip(all_points, chosen, strict=True) for i in rows]
+    places = in_the_plane(np.concatenate(vectors), projection)  # (N, 2)
     classes = sorted({point.label for point in points if point.label is not None})
     number = {label: i for i, label in enumerate(classes)}
     marks = [
-        _mark(i, point, number.get(point.label or "", -1), x, y)
-        for i, (point, (x, y)) in enumerate(zip(points, places.tolist(), strict=True))
+        {
+            "role": point.role,
+            "x": f"{x:.1f}",
+            "y": f"{y:.1f}",
+            "class_number": number.get(point.label or "", -1),
+            "colour": colour(number.get(point.label or "", -1)),
+            "title": f"{point.role} {point.id}" + (f", {point.label}" if point.label else ""),
+        }
+        for point, (x, y) in zip(points, places.tolist(), strict=True)
     ]
     roles = Counter(point.role for point in points)
-    about = (
-        f"Map of {roles['query']} queries and {roles['gallery']} gallery images"
-        + (f" of {len(classes)} classes" if classes else "")
-        + "; arrow keys go from picture to picture"
-    )
-    names = _names(points, places, classes) if len(classes) <= NAMED_CLASSES else ""
-    return (
-        f'<svg class="plane" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
-        f'aria-label="{escape(about)}"><g class="marks">{"".join(marks)}</g>{names}</svg>'
-    )
+    return {
+        "method": {"tsne": "t-SNE", "pca": "the first two principal components"}[projection],
+        "points": marks,
+        "total": sum(map(len, all_points)),
+        "classes": classes,
+        "names": _names(points, places, classes) if len(classes) <= NAMED_CLASSES else [],
+        "tiles": draw_tiles(points, max_pixels=max_pixels),
+        "tile": TILE,
+        "tile_columns": TILE_COLUMNS,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "description": (
+            f"Map of {roles['query']} queries and {roles['gallery']} gallery images"
+            + (f" of {len(classes)} classes" if classes else "")
+            + "; arrow keys go from picture to picture"
+        ),
+    }
 
 
 def draw_tiles(points: Sequence[Point], *, max_pixels: int = MAX_PIXELS) -> str:
@@ -126,40 +155,25 @@ def draw_tiles(points: Sequence[Point], *, max_pixels: int = MAX_PIXELS) -> str:
     return data_uri(sheet, quality=60)
 
 
-def data_uri(image: Image.Image, *, quality: int = 75) -> str:
-    """A picture inside a page."""
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=quality, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def colour(number: int) -> str:
-    """A class's colour: hues by the golden angle, three degrees of lightness; grey without one."""
+    """A class's colour: hues by the golden angle in three lightnesses; grey if `number` < 0."""
     if number < 0:
         return "hsl(0 0% 55%)"
     return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 70% {(48, 60, 38)[number % 3]}%)"
 
 
-def _mark(i: int, point: Point, number: int, x: float, y: float) -> str:
-    """A disc for a gallery image, a diamond for a query."""
-    what = escape(f"{point.role} {point.id}" + (f", {point.label}" if point.label else ""))
-    about = f'data-i="{i}" data-c="{number}" fill="{colour(number)}"><title>{what}</title>'
-    if point.role == "query":
-        return f'<path class="pt" d="M{x:.1f} {y - 7:.1f}l7 7-7 7-7-7z" {about}</path>'
-    return f'<circle class="pt" cx="{x:.1f}" cy="{y:.1f}" r="5" {about}</circle>'
-
-
-def _names(points: Sequence[Point], places: np.ndarray, classes: Sequence[str]) -> str:
-    """Each class's name on the one of its points that is nearest to its middle."""
+def _names(
+    points: Sequence[Point], places: np.ndarray, classes: Sequence[str]
+) -> list[tuple[float, float, str]]:
+    """(x, y, name) of each class: at the point nearest to its median, below names in the way."""
     labels = np.array([point.label or "" for point in points], dtype=object)
     taken: list[tuple[float, float, str]] = []
     for label in classes:
-        own = places[labels == label]
-        middle = own[np.abs(own - np.median(own, axis=0)).sum(axis=1).argmin()]
+        members = places[labels == label]
+        middle = members[np.abs(members - np.median(members, axis=0)).sum(axis=1).argmin()]
         x, y = float(np.clip(middle[0], 90, WIDTH - 90)), max(24.0, float(middle[1]) - 10)
         text = label if len(label) <= 24 else label[:23] + "…"
         while any(abs(x - a) < 8 * len(text + b) and abs(y - c) < 26 for a, c, b in taken):
-            y += 9  # below a name that stands there already
-        taken.append((x, y, text))
-    parts = [f'<text class="name" x="{x:.0f}" y="{y:.0f}">{escape(t)}</text>' for x, y, t in taken]
-    return f'<g aria-hidden="true">{"".join(parts)}</g>'
+            y += 9
+        taken.append((round(x), round(y), text))
+    return taken

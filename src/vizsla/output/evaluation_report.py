@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vizsla.errors import DataError
-from vizsla.output import plots
+from vizsla.output import charts
 from vizsla.score import metrics
 from vizsla.score.calibration import Calibration
 from vizsla.score.relevance import Relevance, match_pairs
@@ -95,7 +95,7 @@ def draw_curve(path: str | Path, judged: Relevance) -> None:
         lines["recall@k"] = [
             float(metrics.recall_at_k(ranks, counts, k)[answerable].mean()) for k in ks
         ]
-    plots.recall_curve(path, ks, lines, name=" and ".join(lines))
+    charts.cutoff_curve(path, ks, lines, name=" and ".join(lines))
 
 
 def draw_bars(path: str | Path, scores: Scores) -> None:
@@ -107,7 +107,7 @@ def draw_bars(path: str | Path, scores: Scores) -> None:
     values = [None if mean is None else mean / figure.highest for mean in means]
     name = figure.title if figure.highest == 1 else f"{figure.title} / {figure.highest:g}"
     counts = [len(part) for part in parts.values()]
-    plots.class_bars(path, list(parts), values, counts, name=name)
+    charts.class_bars(path, list(parts), values, counts, name=name)
 
 
 def draw_histogram(
@@ -116,7 +116,7 @@ def draw_histogram(
     """The scores of right and of wrong first matches, and the cut-off where there is one."""
     scores, matches = match_pairs(judged)
     cutoff = calibration.cutoff if calibration else None
-    plots.score_histogram(
+    charts.score_histogram(
         path, scores[matches], scores[~matches], cut_off=cutoff.score if cutoff else None
     )
 

@@ -1,4 +1,4 @@
-"""A run's folder → all that a report is made from. Knows nothing of pages."""
+"""A run's folder → everything that its report shows. Knows nothing of pages."""
 
 import json
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from vizsla.workspace import Run, ranking_in
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
-    """All that a report is made from. record: the run's result file. log: of its training."""
+class ReportData:
+    """What a report shows. record: the run's result file. log: the records of its training."""
 
     run: Run
     config: dict[str, Any]
@@ -45,8 +45,8 @@ class Material:
         return str(self.config["embedder"]["name"])
 
 
-def gather(run: Run, data: DataFolders, truth: Truth | None) -> Material:
-    """Reads what a run left. Scores are those of the run, or made now where only now labels are."""
+def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
+    """Reads the artefacts of a run. Scores are the saved ones, or computed if labels came later."""
     config = run.config
     ranking = Ranking.load(ranking_in(run.folder))
     top_k = int(config["options"]["top_k"])
@@ -55,7 +55,7 @@ def gather(run: Run, data: DataFolders, truth: Truth | None) -> Material:
     if scores is None and truth is not None:
         scores = evaluate(ranking, truth, ks=sorted({1, 5, 10, top_k}), top_k=top_k)
     results = sorted((run.home / "results").glob(f"*_metrics_{run.id}.json"))
-    return Material(
+    return ReportData(
         run,
         config,
         storage.read_json(results[0]) if results else {},
@@ -71,7 +71,7 @@ def gather(run: Run, data: DataFolders, truth: Truth | None) -> Material:
 
 
 def _log_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a training's log; a half-written last line is passed over."""
+    """The complete records of a training log; a half-written last line is skipped."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

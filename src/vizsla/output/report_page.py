@@ -1,145 +1,310 @@
-"""A run and its truth → one self-contained page: numbers, curves, pictures and a map.
+"""A run and its truth → one self-contained page: scores, charts, pictures and a map.
 
-Needs no network and no other file; everything but the map's hovering works without JavaScript.
+Everything except hovering over the map works without JavaScript.
 """
 
-import base64
-import functools
-import hashlib
-from collections.abc import Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vizsla.output import report_numbers as numbers
-from vizsla.output import report_pictures as pictures
-from vizsla.output.markup import bullets, table
-from vizsla.output.report_data import Material
+import numpy as np
+from markupsafe import Markup
+
+from vizsla.output import charts, embedding_map
+from vizsla.output.pages import Section, render_page, thumbnail
+from vizsla.output.report_data import ReportData
+from vizsla.score import metrics
+from vizsla.score.relevance import Relevance, match_pairs
+from vizsla.score.scores import Figure, Scores, is_shown
+
+MATRIX_CLASSES = 50  # a larger confusion matrix cannot be read
+SHOWN_CLASSES = 60  # of more classes the worst and the best are shown
+CURVE_DEPTH = 1000
+WORST, BEST = 8, 4  # queries on sheets
 
 
-def report(material: Material, *, projection: str = "tsne") -> str:
+def report(data: ReportData, *, projection: str = "tsne") -> str:
     """The whole page as text. projection: "tsne" or "pca", for the map."""
+    scores = data.scores
+    broken = [
+        [role, name, reason]
+        for role, images in (("query", data.queries), ("gallery", data.gallery))
+        for name, reason in images.broken
+    ]
     sections = [
-        ("warnings", "Warnings", _warnings(material)),
-        ("scores", "Scores", numbers.scores_part(material)),
-        ("curves", "Curves", numbers.curves_part(material)),
-        ("classes", "Classes", numbers.classes_part(material)),
-        ("confusion", "Confusion", numbers.confusion_part(material)),
-        ("sheets", "Queries" if material.scores is None else "Worst and best queries",
-         pictures.sheets_part(material)),
-        ("map", "Map of the embeddings", pictures.map_part(material, projection)),
-        ("broken", "Broken images", _broken(material)),
-        ("configuration", "Configuration", _configuration(material)),
+        Section("warnings", "Warnings", data.record.get("warnings")),
+        Section("scores", "Scores", _scores(scores) if scores is not None else None),
+        Section("curves", "Curves", _curves(data)),
+        Section("classes", "Classes", _classes(scores) if scores is not None else None),
+        Section("confusion", "Confusion", _confusion(scores) if scores is not None else None),
+        Section("sheets", "Queries" if scores is None else "Worst and best queries",
+                _sheets(data)),
+        Section("map", "Map of the embeddings", embedding_map.map_of(
+            (data.queries, data.data.query.root, data.truth.query if data.truth else {}),
+            (data.gallery, data.data.gallery.root, data.truth.gallery if data.truth else {}),
+            projection, max_pixels=data.max_pixels)),
+        Section("broken", "Broken images", broken),
+        Section("configuration", "Configuration", _configuration(data)),
     ]  # fmt: skip
-    return _page(material, [(key, title, body) for key, title, body in sections if body])
-
-
-# ── the page ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _page(material: Material, sections: Sequence[tuple[str, str, str]]) -> str:
-    style, script = _resource("report.css"), _resource("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    title = f"{material.name} on {Path(material.config['options']['data']).name}"
-    links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name, _ in sections)
-    body = "\n".join(
-        f'<section id="{key}" class="{key}" aria-labelledby="{key}-title">'
-        f'<h2 id="{key}-title">{escape(name)}</h2>\n{content}\n</section>'
-        for key, name, content in sections
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(title)}</h1>\n{_subtitle(material)}\n"
-        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav></header>\n'
-        f"<main>\n{numbers.headline_part(material)}\n{body}\n</main>\n<script>{script}</script>\n"
-        "</body>\n</html>\n"
+    return render_page(
+        "report.html",
+        f"{data.name} on {Path(data.config['options']['data']).name}",
+        sections,
+        subtitle=_subtitle(data),
+        script="report.js",
+        headline=None if scores is None else _headline(scores),
     )
 
 
-@functools.cache
-def _resource(name: str) -> str:
-    return resources.files("vizsla.output").joinpath(name).read_text(encoding="utf-8")
-
-
-def _subtitle(material: Material) -> str:
-    stamp = material.run.id
-    when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}"
-    pooling = material.config["options"].get("pooling") or material.record.get("pooling_type")
-    tuned = material.record.get("is_finetuned")
+def _subtitle(data: ReportData) -> list[str]:
+    run_id = data.run.id
+    when = f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]} {run_id[9:11]}:{run_id[11:13]}"
+    pooling = data.config["options"].get("pooling") or data.record.get("pooling_type")
+    tuned = data.record.get("is_finetuned")
     parts = [
-        f"{len(material.ranking)} queries",
-        f"{len(material.gallery)} gallery images",
+        f"{len(data.ranking)} queries",
+        f"{len(data.gallery)} gallery images",
         f"{pooling} pooling" if pooling else "",
         "fine-tuned" if tuned else "frozen" if tuned is False else "",
-        f"run {stamp} ({when})",
+        f"run {run_id} ({when})",
     ]
-    return f'<p class="soft">{escape(" · ".join(filter(None, parts)))}</p>'
+    return [part for part in parts if part]
 
 
-def _warnings(material: Material) -> str:
-    found = material.record.get("warnings") or []
-    return bullets(found)
+# ── scores ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _broken(material: Material) -> str:
-    rows = [
-        [role, escape(name), escape(reason)]
-        for role, part in (("query", material.queries), ("gallery", material.gallery))
-        for name, reason in part.broken
-    ]
-    return table(["role", "image", "reason"], rows, long=2) if rows else ""
+def _headline(scores: Scores) -> list[tuple[str, str, str]]:
+    """(title, value, interval) of the main scores."""
+    keys = dict.fromkeys(
+        ["top_k_accuracy@1", f"top_k_accuracy@{scores.top_k}", f"precision@{scores.top_k}", "map",
+         "contest_points"]
+    )  # fmt: skip
+    figures = [scores.known[key] for key in keys if key in scores.known]
+    return [(figure.title, _number(figure), _interval(figure)) for figure in figures]
 
 
-def _configuration(material: Material) -> str:
-    options = _flat(material.config["options"])
-    start, model_id = material.config["embedder"]["model_id"], material.queries.model_id
-    facts = {
-        "model id": model_id,
-        "model id before it was fitted": start if start != model_id else None,
-        "dimensions": material.queries.dim,
-        "runtime": material.record.get("runtime_seconds"),
-        **material.config["versions"],
+def _number(figure: Figure, value: float | None = None) -> str:
+    value = figure.mean if value is None else value
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if figure.title == "contest points" else f"{value:.3f}"
+
+
+def _interval(figure: Figure) -> str:
+    if figure.low is None:
+        return ""
+    return f"{_number(figure, figure.low)} to {_number(figure, figure.high)}"
+
+
+def _scores(scores: Scores) -> dict[str, Any]:
+    confidence = 100 * scores.settings.confidence
+    return {
+        "columns": ["metric", "value", f"{confidence:g} % interval", "queries"],
+        "rows": [
+            [figure.title, _number(figure), _interval(figure), figure.n]
+            for key, figure in scores.known.items()
+            if is_shown(scores, key)
+        ],
+        "notes": scores.notes,
     }
-    known = {**options, "weights": _weights(material), **facts}
-    rows = [
-        [escape(key), escape(_with_unit(key, value))]
-        for key, value in known.items()
-        if value is not None
+
+
+def _classes(scores: Scores) -> dict[str, Any]:
+    """A row for each class, the worst first, with its mean as a bar."""
+    ordered = scores.worst(len(scores), column="label")
+    half = SHOWN_CLASSES // 2 if len(ordered) > SHOWN_CLASSES else 0
+    shown = [*ordered[:half], *ordered[-half:]] if half else ordered
+    figure = scores.metrics[scores.headline]
+    digits = 3 if figure.highest == 1 else 1
+    return {
+        "half": half,
+        "total": len(ordered),
+        "metric": figure.title,
+        "rows": [[label, n, f"{mean:.{digits}f}"] for label, mean, n in shown],
+        "bars": [mean / figure.highest for _, mean, _ in shown],
+    }
+
+
+def _confusion(scores: Scores) -> dict[str, Any]:
+    """Which class is at rank 1 instead of the query's."""
+    pairs = [
+        (label, first)
+        for label, first in zip(scores.columns["label"], scores.first_labels, strict=True)
+        if label is not None and first is not None
     ]
-    again = f"vizsla run --again {material.run.folder}"
-    return f"<p>Again: <code>{escape(again)}</code></p>" + table(["option", "value"], rows, long=1)
+    classes = sorted({label for pair in pairs for label in pair})
+    rows = []
+    if len(classes) <= MATRIX_CLASSES:
+        place = {label: i for i, label in enumerate(classes)}
+        counts = np.zeros((len(classes), len(classes)), dtype=int)  # (C, C)
+        for label, first in pairs:
+            counts[place[label], place[first]] += 1
+        rows = [{"counts": row.tolist(), "total": max(1, int(row.sum()))} for row in counts]
+    return {"pairs": scores.confused(12), "matrix": {"classes": classes, "rows": rows}}
 
 
-def _weights(material: Material) -> str:
-    """As they were given; of a saved embedder, which holds its own, where those came from."""
-    given, record = str(material.config["options"]["weights"]), material.record
-    if not Path(material.config["options"]["model"]).is_absolute():
-        return given
-    told = record.get("weights") or "not known"
-    return f"the embedder's own ({record.get('weights_file') or told})"
+# ── curves ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _curves(data: ReportData) -> dict[str, Any] | None:
+    drawn: list[Markup] = []
+    if data.judged is not None:
+        drawn.append(_by_cut_off(data.judged))
+        if data.judged.scores is not None:
+            drawn += _score_histogram(data)
+    losses = [(r["step"], r["loss"]) for r in data.log if _is_number(r.get("loss"))]
+    if losses:
+        chart = charts.line_chart("Training loss", {"loss": losses}, x_name="step", y_name="loss")
+        drawn.append(chart)
+    training = data.record.get("training") or {}
+    candidates = [
+        [
+            str(c["name"]) + (" (kept)" if c["kept"] else ""),
+            f"{c['value']:.4f}",
+            f"{c['gain']:+.4f} ± {c['standard_error']:.4f}",
+        ]
+        for c in training.get("candidates", [])
+    ]
+    if not (drawn or candidates):
+        return None
+    return {"charts": drawn, "candidates": candidates, "verdict": training.get("verdict", "")}
+
+
+def _by_cut_off(judged: Relevance) -> Markup:
+    """top-k accuracy, precision and recall at up to 25 cut-offs that every list reaches."""
+    deepest = min(int(judged.lengths[judged.rows >= 0].min(initial=CURVE_DEPTH)), CURVE_DEPTH)
+    ks = np.unique(np.geomspace(1, max(1, deepest), 25).round().astype(int)).tolist()
+    ranks, answerable = metrics.hit_ranks(judged.hits), judged.n_relevant != 0
+    lines = {"top-k accuracy": [(k, float(metrics.hit_rate_at_k(ranks, k).mean())) for k in ks]}
+    if answerable.any():
+        precision = [metrics.precision_at_k(ranks, k)[answerable] for k in ks]
+        lines["precision@k"] = [(k, float(p.mean())) for k, p in zip(ks, precision, strict=True)]
+    if answerable.any() and (judged.n_relevant >= 0).all():
+        recall = [metrics.recall_at_k(ranks, judged.n_relevant, k)[answerable] for k in ks]
+        lines["recall@k"] = [(k, float(r.mean())) for k, r in zip(ks, recall, strict=True)]
+    return charts.line_chart(
+        "By cut-off k", lines, x_name="k, length of the result list", y_name="share",
+        y_range=(0, 1.02), log_x=deepest > 20,
+    )  # fmt: skip
+
+
+def _score_histogram(data: ReportData) -> list[Markup]:
+    """The scores of right and of wrong images in the first k; none where nothing is known."""
+    assert data.judged is not None
+    scores, matches = match_pairs(data.judged, data.top_k)
+    parts = {"right": scores[matches], "wrong": scores[~matches]}
+    known = {name: values for name, values in parts.items() if len(values)}
+    if not known:
+        return []
+    auc = metrics.match_auc(scores, matches)
+    title = f"Scores of right and wrong images in the first {data.top_k}"
+    title += "" if auc is None else f" (AUC {auc:.3f})"
+    return [charts.histogram(title, known, x_name=score_name(data.record))]
+
+
+def score_name(record: dict[str, Any]) -> str:
+    """A run's scores are cosines, unless rankings were fused or re-ranked."""
+    chain = (record.get("refine") or {}).get("chain", "none")
+    return "score" if record.get("fusion") or chain != "none" else "score (cosine)"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value
+
+
+# ── sheets ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _sheets(data: ReportData) -> list[dict[str, Any]]:
+    """Groups of sheets: the worst and the best queries; the first few if there are no scores."""
+    scores = data.scores
+    if scores is None:
+        rows = range(min(WORST, len(data.ranking)))
+        return [{"title": "", "sheets": [_sheet(data, row, "") for row in rows]}]
+    row_of = {name: i for i, name in enumerate(data.ranking.queries)}
+    values = scores.per_query(scores.headline)
+    known = sorted(
+        (value, -min(first, 1e9), row_of[name], name)
+        for value, first, name in zip(values, scores.first_ranks, scores.queries, strict=True)
+        if value is not None and name in row_of
+    )
+    worst = known[:WORST]
+    best = [entry for entry in reversed(known) if entry not in worst][:BEST]
+    whole = scores.headline == "map"
+    title = "AP" if whole else scores.metrics[scores.headline].title
+    suffix = " (whole ranking)" if whole else ""
+    groups = [
+        {"title": name,
+         "sheets": [_sheet(data, row, f"{title} {value:.3f}{suffix}") for value, _, row, _ in part]}
+        for name, part in (("Worst", worst), ("Best", best))
+    ]  # fmt: skip
+    return [group for group in groups if group["sheets"]]
+
+
+def _sheet(data: ReportData, row: int, score: str) -> dict[str, Any]:
+    """One query and its first k results."""
+    ranking, truth = data.ranking, data.truth
+    query = ranking.queries[row]
+    label = truth.query.get(query) if truth else None
+    tiles = []
+    for rank, found in enumerate(ranking.row(row)[: data.top_k]):
+        other = truth.gallery.get(found) if truth else None
+        unknown = label is None or other is None
+        value = None if ranking.scores is None else float(ranking.scores[row, rank])
+        tiles.append({
+            "kind": "" if unknown else "right" if label == other else "wrong",
+            "rank": rank + 1,
+            "score": "" if value is None else f"{value:.3f}",
+            "label": other,
+            "id": found,
+            "name": Path(found).name,
+            "picture": thumbnail(data.data.gallery.root / found, max_pixels=data.max_pixels),
+        })  # fmt: skip
+    picture = thumbnail(data.data.query.root / query, max_pixels=data.max_pixels)
+    notes = [note for note in (label, score) if note]
+    return {"query": query, "notes": notes, "picture": picture, "tiles": tiles}
+
+
+# ── configuration ────────────────────────────────────────────────────────────────────────────────
+
+
+def _configuration(data: ReportData) -> dict[str, Any]:
+    start, model_id = data.config["embedder"]["model_id"], data.queries.model_id
+    known = {
+        **_flat(data.config["options"]),
+        "weights": _weights(data),
+        "model id": model_id,
+        "model id before fitting": start if start != model_id else None,
+        "dimensions": data.queries.dim,
+        "runtime": data.record.get("runtime_seconds"),
+        **data.config["versions"],
+    }
+    rows = [[key, _with_unit(key, value)] for key, value in known.items() if value is not None]
+    return {"folder": data.run.folder, "rows": rows}
+
+
+def _weights(data: ReportData) -> str:
+    """The option as given; for a saved embedder, where its own weights came from."""
+    if not Path(data.config["options"]["model"]).is_absolute():
+        return str(data.config["options"]["weights"])
+    source = data.record.get("weights_file") or data.record.get("weights") or "not known"
+    return f"the embedder's own ({source})"
 
 
 def _with_unit(key: str, value: Any) -> str:
-    """A duration with its unit, all else as it is."""
+    """The value as text; durations in seconds."""
     name = key.rpartition(".")[2]
     if isinstance(value, int | float) and name in ("budget", "save_seconds", "runtime"):
         return f"{value:g} s"
     return str(value)
 
 
-def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options with dotted names."""
     found: dict[str, Any] = {}
     for key, value in options.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{before}{key}.")
+            found |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{before}{key}"] = value
+            found[f"{prefix}{key}"] = value
     return found

@@ -56,7 +56,7 @@ def report(
         labels = config.labels if config.labels and Path(config.labels).exists() else None
         config = dataclasses.replace(config, data=str(data), labels=labels)
     folders = folders_of(config)
-    found = report_data.gather(open_run(folder), folders, truth_in(config, folders))
+    found = report_data.read_run(open_run(folder), folders, truth_in(config, folders))
     storage.write_text(out, report_page.report(found, projection=projection))
     return Path(out)
 

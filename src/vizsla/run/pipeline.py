@@ -36,6 +36,7 @@ from vizsla.embed.torch_runtime import Network
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import WHITENINGS
+from vizsla.output import charts
 from vizsla.output.query_sheets import draw_ranking, with_unanswered
 from vizsla.output.sheet_selection import judge_rows, pick_rows, with_some_empty
 from vizsla.output.submission import write_submission
@@ -52,6 +53,7 @@ from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import KeptIn
 from vizsla.search.ranking import Ranking
 from vizsla.train.batch_gradient import Processes
+from vizsla.train.train_log import SHORT_FOLDER, read_log
 from vizsla.train.training import TrainResult, training_compute
 from vizsla.train.tune import options_given, target_of, training_part, tune
 from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
@@ -304,9 +306,17 @@ def _tuned(
     compute = training_compute(chosen.train)
     key = key_of(embedder, images, compute, **splitting) if config.cache else ""
     with lent(out / "features", config.cache, key):
-        return tune(
+        result = tune(
             images, embedder, chosen, out, target=target, processes=processes, progress=progress
         )
+    if processes is None or processes.rank == 0:
+        charts.training_curve(
+            out / "curve.png",
+            read_log(out),
+            chosen.train.loss,
+            short=read_log(out / SHORT_FOLDER),
+        )
+    return result
 
 
 def network_of_run(this: Run, config: RunConfig) -> Network:

@@ -23,11 +23,12 @@ from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaErr
 from vizsla.model.backbones import resolve
 from vizsla.model.embedder import Embedder
 from vizsla.model.pooling import POOLINGS
+from vizsla.output import pages
 from vizsla.run import inputs, pipeline
 from vizsla.run.config import RunConfig, compute_for
 from vizsla.run.pipeline import Progress
 from vizsla.score.compare import read_results
-from vizsla.score.tables import Section, Table, to_html
+from vizsla.score.tables import Table
 from vizsla.train.train_log import SHORT_FOLDER
 from vizsla.train.tune import TuneConfig
 
@@ -128,11 +129,9 @@ class SweepResult:
         }  # fmt: skip
 
     def html(self) -> str:
+        """The table and the remarks as one self-contained page."""
         alarms, notes = self.remarks()
-        sections = [Section("Runs", self.table())]
-        if alarms or notes:
-            sections.append(Section("Look at these", alarms=alarms, remarks=notes))
-        return to_html("Sweep", sections)
+        return pages.sweep_page(self.table(), alarms, notes)
 
 
 def sweep(config: SweepConfig, progress: Progress | None = None) -> SweepResult:

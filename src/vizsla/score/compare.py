@@ -14,7 +14,7 @@ from typing import Any
 
 from vizsla import storage
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.score.tables import Section, Table, to_html
+from vizsla.score.tables import Table
 from vizsla.workspace import canonical_name
 
 log = logging.getLogger("vizsla.compare")
@@ -151,15 +151,6 @@ class Comparison:
             ],
             "damaged": [{"source": file, "reason": why} for file, why in self.damaged],
         }
-
-    def html(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> str:
-        """One self-contained page: groups, what is odd, single runs."""
-        alarms, notes = self.remarks()
-        sections = [Section("Averages", self.grouped(by, sort=sort))]
-        if alarms or notes:
-            sections.append(Section("Look at these", alarms=alarms, remarks=notes))
-        sections.append(Section("Single runs", self.single()))
-        return to_html("Results compared", sections)
 
     def _settings_that_differ(self) -> list[str]:
         """Those in which runs differ that are otherwise of one group; how something was trained

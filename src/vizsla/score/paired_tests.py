@@ -13,8 +13,6 @@ from vizsla.score.tables import Table
 NO_DIFFERENCE = "no difference that these queries can show"
 # of the table, on a narrow terminal: what stays in it, what may be left out, shorter texts
 KEPT = ("metric", "A − B", "verdict")
-DROPPED = ("p", "mean B", "mean A", "queries")
-SHORT = {"low (Bonferroni)": "low", "high (Bonferroni)": "high", NO_DIFFERENCE: "none shown"}
 FINEST = 40  # permutations a comparison: the smallest p, corrected, can then reach .025
 
 

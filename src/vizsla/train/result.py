@@ -30,7 +30,6 @@ class TrainResult:
     warnings: list[str]
     folder: Path
     log_path: Path
-    curve_path: Path | None
     precision: str
     images_per_second: float
     broken: list[tuple[str, str]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a training says as it goes: log.jsonl, a curve as PNG, TensorBoard where it is installed."""
+"""The record of a training as it runs: log.jsonl, and TensorBoard where it is installed."""
 
 import json
 import math
@@ -8,8 +8,8 @@ from typing import Any
 from vizsla import storage
 from vizsla.errors import MissingExtraError
 
-LOG, CURVE = "log.jsonl", "curve.png"
-SHORT_FOLDER = "short"  # of a short training's log, below the other's
+LOG = "log.jsonl"
+SHORT_FOLDER = "short"  # holds the log of a short training, below the other one
 
 
 class TrainLog:
@@ -45,42 +45,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return records
-
-
-def draw_curve(folder: Path, title: str, *, short: bool = False) -> Path | None:
-    """The loss over the steps, that of a short training too; None where there is none."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    points, before = _losses(folder), _losses(folder / SHORT_FOLDER) if short else []
-    if not (points or before):
-        return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    rates = axes.twinx()
-    rates.plot(*_by_step(points, "rate"), color="tab:gray", linewidth=1)
-    rates.set_ylabel("share of the learning rate", color="tab:gray")
-    if before:
-        axes.plot(*_by_step(before, "loss"), color="tab:orange", label="short training")
-    axes.plot(*_by_step(points, "loss"), color="tab:blue", label="training")
-    axes.set(xlabel="step", title=title)
-    axes.set_ylabel("loss", color="tab:blue")
-    axes.set_zorder(rates.get_zorder() + 1)  # the loss before the rate
-    axes.patch.set_visible(False)
-    if before:
-        axes.legend(loc="upper right")
-    with storage.writing(folder / CURVE) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    return folder / CURVE
-
-
-def _losses(folder: Path) -> list[dict[str, Any]]:
-    return [r for r in read_log(folder) if isinstance(r.get("loss"), int | float)]
-
-
-def _by_step(points: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    return [r["step"] for r in points], [r.get(key, 0.0) for r in points]
 
 
 def _board(folder: Path) -> Any:

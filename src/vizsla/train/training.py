@@ -45,7 +45,7 @@ from vizsla.train.plan import (
 from vizsla.train.result import TrainResult
 from vizsla.train.selection import Contest, Validate, table
 from vizsla.train.settings import TrainConfig, training_compute
-from vizsla.train.train_log import LOG, SHORT_FOLDER, TrainLog, draw_curve
+from vizsla.train.train_log import LOG, SHORT_FOLDER, TrainLog
 from vizsla.workspace import SECONDS
 
 log = logging.getLogger("vizsla.train")
@@ -359,10 +359,8 @@ class _Training:
         assert kept.embedder is not None
         for p in kept.embedder.parameters():
             p.requires_grad_(False)
-        curve = None
         if self.processes.rank == 0:
             kept.embedder.eval().save(self.out / "embedder")
-            curve = draw_curve(self.out, self.config.loss, short=SHORT in self.loop_results)
         self._warn_of_overrun()
         log.debug("candidates on validation:\n%s", table(contest.candidates))
         length = SHORT if kept.name.startswith(SHORT.prefix) else LONG
@@ -382,7 +380,6 @@ class _Training:
             warnings=self.warnings,
             folder=self.out,
             log_path=length.folder(self.out) / LOG,
-            curve_path=curve,
             precision=self.compute.precision,
             images_per_second=trained.images_per_second if trained else 0.0,
             broken=broken,
