@@ -128,23 +128,23 @@ def write_embeddings(
             _clear(out)
         source = Source(images, max_pixels, picture, vectors)
         per_shard = whole_batches(shard_images, network.compute.batch_size)
-        found = _Looking(images, beside=network.compute.kind == "cuda")
-        writer = _writer(source, found, network, out, store, per_shard)
+        inspection = _Inspection(images, in_background=network.compute.kind == "cuda")
+        writer = _writer(source, inspection, network, out, store, per_shard)
         done = writer.resume()
         if done:
             log.info("%s: going on behind image %d of %d", out, done, len(images))
         try:
             _write_from(
-                done, source, found, network, writer, per_shard, engine or embed_here, progress
+                done, source, inspection, network, writer, per_shard, engine or embed_here, progress
             )
         except CompilingError as error:
             if writer.done > done or done:  # nothing may be mixed
                 raise
             log.warning("%s: goes on without compiling", error)
             network.compute = replace(network.compute, compiled=False)
-            writer = _writer(source, found, network, out, store, per_shard)
+            writer = _writer(source, inspection, network, out, store, per_shard)
             _write_from(
-                0, source, found, network, writer, per_shard, engine or embed_here, progress
+                0, source, inspection, network, writer, per_shard, engine or embed_here, progress
             )
         writer.finish()
     broken = [(name, why) for shard in writer.shards for name, why in shard["broken"]]
@@ -155,38 +155,39 @@ def write_embeddings(
     return written
 
 
-class _Looking:
-    """What the files look like at the beginning.
+class _Inspection:
+    """The fingerprint and the states of the files, taken once at the start of a job.
 
-    beside: found out while the first are decoded already, which takes time on a GPU alone: on a CPU
-    both need all cores.
+    in_background: while the first images are decoded already. That saves time beside a GPU; on a
+    CPU both need all cores.
     """
 
-    def __init__(self, images: ImageSet, *, beside: bool) -> None:
-        self._images, self._stop = images, threading.Event()
-        self._inspection: Future[FileInspection] = Future()
-        if beside and images.source is None:
-            threading.Thread(target=self._look, name="fingerprint", daemon=True).start()
+    def __init__(self, images: ImageSet, *, in_background: bool) -> None:
+        self._images, self._cancelled = images, threading.Event()
+        self._result: Future[FileInspection] = Future()
+        if in_background and images.source is None:
+            threading.Thread(target=self._run, name="fingerprint", daemon=True).start()
         else:
-            self._inspection.set_result(inspect_files(images))
+            self._result.set_result(inspect_files(images))
 
     def result(self) -> FileInspection:
-        return self._inspection.result()
+        """Waits for it."""
+        return self._result.result()
 
-    def give_up(self) -> None:
-        """Nobody asks any more."""
-        self._stop.set()
+    def cancel(self) -> None:
+        """The result is not needed any more; whoever waits for it gets CancelledError."""
+        self._cancelled.set()
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         try:
-            self._inspection.set_result(inspect_files(self._images, cancelled=self._stop))
-        except BaseException as error:  # told where the result is asked for
-            self._inspection.set_exception(error)
+            self._result.set_result(inspect_files(self._images, cancelled=self._cancelled))
+        except BaseException as error:  # raised where the result is asked for
+            self._result.set_exception(error)
 
 
 def _writer(
     source: "Source",
-    found: _Looking,
+    inspection: _Inspection,
     network: Network,
     out: Path,
     store: str,
@@ -201,7 +202,7 @@ def _writer(
         "shard_images": per_shard,
     }
     return ShardWriter(
-        out, lambda: {**about, "images": found.result().fingerprint}, network.embedder.dim,
+        out, lambda: {**about, "images": inspection.result().fingerprint}, network.embedder.dim,
         store=store, total=len(source.images),
     )  # fmt: skip
 
@@ -209,7 +210,7 @@ def _writer(
 def _write_from(
     done: int,
     source: "Source",
-    found: _Looking,
+    inspection: _Inspection,
     network: Network,
     writer: ShardWriter,
     per_shard: int,
@@ -222,12 +223,11 @@ def _write_from(
     # Beside a GPU a shard is written while the next one is computed; a CPU would gain nothing.
     behind = ThreadPoolExecutor(1) if network.compute.kind == "cuda" else None
     writing: Future[None] | None = None
-    with behind or nullcontext(), _given_up_on_error(found):
+    with behind or nullcontext(), _cancelled_on_error(inspection):
         for positions, shard in engine(source, network, ranges, report):
-            if shard.broken:
-                source.images.require_available()  # gone, it would make all that follow broken
-                _require_still_there(source, found.result(), positions, shard.broken)
-            write = partial(_write, source, found, writer, positions, shard, per_shard)
+            write = partial(
+                _write, source, inspection, network, writer, positions, shard, per_shard
+            )
             if behind is None:
                 write()
                 continue
@@ -239,40 +239,52 @@ def _write_from(
 
 
 @contextmanager
-def _given_up_on_error(found: _Looking) -> Iterator[None]:
-    """Before anybody waits for a writer that waits for it."""
+def _cancelled_on_error(inspection: _Inspection) -> Iterator[None]:
+    """Else the writer, which is waited for, would wait for the inspection."""
     try:
         yield
     except BaseException:
-        found.give_up()
+        inspection.cancel()
         raise
 
 
 def _write(
     source: "Source",
-    found: _Looking,
+    inspection: _Inspection,
+    network: Network,
     writer: ShardWriter,
     positions: range,
     shard: "Shard",
     per_shard: int,
 ) -> None:
-    _require_as_seen(source, found.result(), positions, shard.states)
+    """Writes a shard, and its new vectors into the cache, unless files changed meanwhile."""
+    first_look = inspection.result()
+    if source.picture is None:
+        _require_readable_as_before(source.images, first_look, positions, shard.broken)
+        part = slice(positions.start, positions.stop)
+        require_unchanged(source.images, positions, first_look.states[part], shard)
+    if source.cache is not None and shard.by_content:
+        source.cache.put(_space(source, network), shard.by_content)
     writer.add(
         shard.ids, shard.vectors, shard.attributes, shard.broken,
         number=positions.start // per_shard,
     )  # fmt: skip
 
 
-def _require_still_there(
-    source: "Source", found: FileInspection, positions: range, broken: list[tuple[str, str]]
+def _require_readable_as_before(
+    images: ImageSet,
+    first_look: FileInspection,
+    positions: range,
+    broken: list[tuple[str, str]],
 ) -> None:
-    """DataError where images that could be read at the start cannot be now: they may come back."""
-    if source.picture is not None:
+    """DataError where images cannot be read that could be at the first look: they may come back."""
+    if not broken:
         return
-    images, reasons = source.images, dict(broken)
+    images.require_available()  # else all that follow would be broken
+    reasons = dict(broken)
     lost = [
         f"{images.ids[i]}: {reasons[images.ids[i]]}" for i in positions
-        if is_by_the_system(reasons.get(images.ids[i], "")) and i not in found.unreadable
+        if is_by_the_system(reasons.get(images.ids[i], "")) and i not in first_look.unreadable
     ]  # fmt: skip
     if lost:
         raise DataError(
@@ -283,29 +295,27 @@ def _require_still_there(
         )
 
 
-def _require_as_seen(
-    source: "Source", found: FileInspection, positions: range, states: np.ndarray | None
+def require_unchanged(
+    images: ImageSet, positions: range, first_states: np.ndarray, shard: "Shard"
 ) -> None:
-    """DataError where a shard was not made from the files that the fingerprint was taken of.
+    """DataError where a file is not the one it was at the first look, `first_states` (n,).
 
-    states: theirs before they were embedded; None where that was on another machine, to which the
-    same file may look otherwise: then theirs now.
+    A file that was unreadable then (state 0) may be anything now, and one that is gone after it was
+    read does no harm.
     """
-    if source.picture is not None:
-        return
-    now = source.images.states(positions) if states is None else states
-    differing = np.flatnonzero(now != found.states[positions.start : positions.stop])
-    changed = [positions[n] for n in differing if positions[n] not in found.unreadable]
-    if changed:
-        raise _changed(source.images, changed)
-
-
-def _changed(images: ImageSet, positions: Sequence[int]) -> DataError:
-    return DataError(
-        f"{len(positions)} images in {images.location} changed while they were embedded (first: "
-        f"{images.ids[positions[0]]}); what was embedded before them is kept. Run the same "
-        "command again when nothing changes them; with --overwrite if they are others for good"
-    )
+    if shard.states_before is None or shard.states_after is None:  # read on other machines
+        changed = images.states(positions) != first_states
+    else:
+        changed = shard.states_before != first_states
+        changed |= (shard.states_after != first_states) & (shard.states_after != 0)
+    found = np.flatnonzero(changed & (first_states != 0))
+    if len(found):
+        raise DataError(
+            f"{len(found)} images in {images.location} changed while they were embedded (first: "
+            f"{images.ids[positions[found[0]]]}); what was embedded before them is kept. Run the "
+            "same command again when nothing changes them; with --overwrite if the new ones are to "
+            "be used"
+        )
 
 
 # ── shards ───────────────────────────────────────────────────────────────────────────────────────
@@ -331,14 +341,18 @@ class Source:
 class Shard:
     """ids and attributes of the n good images, (n, D) float32; and (id, reason) of the others.
 
-    states: of all files, before they were embedded; None where that was on another machine.
+    states_before, states_after: (N,) of all files, before the first of them was read and after the
+    last; None where they were read on another machine, which may see other times.
+    by_content: new vectors for the cache, by the SHA-256 of their files.
     """
 
     ids: list[str]
     vectors: np.ndarray
     attributes: pa.Table
     broken: list[tuple[str, str]]
-    states: np.ndarray | None = None
+    states_before: np.ndarray | None = None
+    states_after: np.ndarray | None = None
+    by_content: dict[bytes, np.ndarray] = field(default_factory=dict)
 
 
 Engine = Callable[
@@ -391,7 +405,8 @@ def embed_shards(
                 drafts[0].take(batch, vectors)
             if batch.filled and progress:
                 progress(batch.positions[-1] + 1)
-            yield from _finished(drafts, source, network, fetched)
+            while drafts and not drafts[0].waiting:
+                yield drafts.popleft().shard(source, fetched)
     if progress and source.cache is not None and ranges:
         progress(ranges[-1].stop)
 
@@ -402,7 +417,7 @@ class _Draft:
 
     positions: range
     vectors: np.ndarray  # (N, D)
-    states: np.ndarray  # (N,) of the files, before any of them was read
+    states_before: np.ndarray  # (N,) of the files
     waiting: int  # images that are still to be embedded
     broken: dict[int, str] = field(default_factory=dict)
     contents: dict[int, bytes | None] = field(default_factory=dict)  # only with a cache
@@ -418,8 +433,8 @@ class _Draft:
         self.fresh += positions
         self.waiting -= batch.filled
 
-    def shard(self, images: ImageSet) -> Shard:
-        start = self.positions.start
+    def shard(self, source: Source, fetched: Fetched) -> Shard:
+        images, start = source.images, self.positions.start
         for i, first in self.copies.items():
             self.vectors[i - start] = self.vectors[first - start]
             if first in self.broken:
@@ -428,15 +443,15 @@ class _Draft:
         rows = self.vectors[[i - start for i in good]]
         broken = [(images.ids[i], reason) for i, reason in sorted(self.broken.items())]
         attributes = images.subset(good).attributes
-        return Shard([images.ids[i] for i in good], rows, attributes, broken, self.states)
-
-    def require_unchanged(self, source: Source) -> None:
-        """DataError where a file is another one than before it was read. Missing ones are told
-        apart by what became of them."""
-        now = source.states(self.positions)
-        changed = np.flatnonzero((now != self.states) & (now != 0) & (self.states != 0))
-        if len(changed):
-            raise _changed(source.images, [self.positions[n] for n in changed])
+        fresh = [i for i in self.fresh if i not in fetched.changed]
+        by_content = {
+            content: self.vectors[i - start]
+            for i in fresh if (content := self.contents.get(i)) is not None
+        }  # fmt: skip
+        return Shard(
+            [images.ids[i] for i in good], rows, attributes, broken,
+            self.states_before, source.states(self.positions), by_content,
+        )  # fmt: skip
 
 
 def _chunks(
@@ -482,22 +497,6 @@ def _fill_from_cache(
             draft.copies[i] = first[content]
     fetched.drop(set(draft.positions) - set(missing))
     return missing
-
-
-def _finished(
-    drafts: "deque[_Draft]", source: Source, network: Network, fetched: Fetched
-) -> Iterator[Shard]:
-    """The first shards, as far as nothing of them is waited for."""
-    while drafts and not drafts[0].waiting:
-        draft = drafts.popleft()
-        draft.require_unchanged(source)
-        if source.cache is not None and draft.fresh:
-            first = draft.positions.start
-            fresh = [i for i in draft.fresh if i not in fetched.changed]
-            new = {draft.contents[i]: draft.vectors[i - first] for i in fresh}
-            known = {content: vector for content, vector in new.items() if content is not None}
-            source.cache.put(_space(source, network), known)
-        yield draft.shard(source.images)
 
 
 def _space(source: Source, network: Network) -> str:

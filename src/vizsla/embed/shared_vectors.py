@@ -30,6 +30,7 @@ from vizsla.embed.inference import (
     Shard,
     Source,
     embed_shards,
+    require_unchanged,
     whole_batches,
 )
 from vizsla.embed.torch_runtime import Network
@@ -110,11 +111,13 @@ def embed_together(
     per_shard = whole_batches(SHARD_IMAGES, compute.batch_size)
     for start in range(0, len(images), per_shard):
         positions = range(start, min(start + per_shard, len(images)))
+        states = images.states(positions)
         contents = [content_of(images.file(i)) for i in positions]
         spaces = [space_of(e.model_id, compute.id, max_pixels) for e in embedders]
         if not _all_known(kept, spaces, embedders, contents):
             part = images.subset(positions)
             (shard,) = embed_shards(Source(part, max_pixels), network, [range(len(part))])
+            require_unchanged(part, range(len(part)), states, shard)
             _keep_parts(kept, spaces, embedders, dict(zip(part.ids, contents, strict=True)), shard)
         if progress:
             progress(positions.stop, len(images))
