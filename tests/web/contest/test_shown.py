@@ -229,7 +229,7 @@ def test_the_data_folder_is_held_against_the_labels(paint: Any, tmp_path: Path) 
     good = labels_file(tmp_path, {"q1.png": "a"}, {"g1.png": "a"})
     assert judging.read_truth(good, data) == ({"q1.png": "a"}, {"g1.png": "a", "g2.png": None})
     absent = labels_file(tmp_path, {"q1.png": "a"}, {"g1.png": "a", "g9.png": "a"}, "absent.csv")
-    with pytest.raises(DataError, match=r"lacks: g9\.png"):
+    with pytest.raises(DataError, match=r"not in the data folder: g9\.png"):
         judging.read_truth(absent, data)
     paint("data/test/query/q2.png", (1, 2, 3))
     with pytest.raises(DataError, match=r"not in the labels: q2\.png"):

@@ -1,7 +1,7 @@
 """The leaderboard → pages for people. Knows templates and requests, no scoring and no storage."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from vizsla.web.contest.curve import history_svg, shown_score
+from vizsla.output.charts import line_chart
 from vizsla.web.contest.leaderboard import Leaderboard, LeaderboardRow
 from vizsla.web.contest.rules import COUNTS, GROUPS, METRICS, iso
+from vizsla.web.contest.scoring import PartScore
 from vizsla.web.shell.http import Json
 from vizsla.web.shell.templating import templates, wants_page
 
 MOST_ROWS = 1000  # of a table on a page; the CSV and the JSON hold all
+MOST_POINTS = 400  # of a chart; the newest of a longer history
 NEWEST = 50  # submissions on the organiser's page
 METRIC_TITLES = {
     "top_k_accuracy": "Top-{k} accuracy",
@@ -37,7 +39,7 @@ class Pages:
         )
         metric, k = board.rules.metric, board.rules.top_k
         self._templates.filters |= {
-            "score": lambda value: shown_score(value, metric),
+            "score": lambda value: f"{value:.4f}" if METRICS[metric] == 1 else f"{value:.2f}",
             "moment": lambda seconds: Markup(_moment(seconds)),
         }
         self._templates.globals |= {
@@ -94,12 +96,10 @@ class Pages:
             row=row,
             history=history[::-1][:MOST_ROWS],
             hidden=max(0, len(history) - MOST_ROWS),
-            curve=Markup(
-                history_svg(
-                    [submission.parts[part] for submission in history],
-                    self.board.rules.metric,
-                    f"Scores of {row.groupname} by submission",
-                )
+            chart=history_chart(
+                f"Scores of {row.groupname} by submission",
+                [submission.parts[part] for submission in history],
+                self.board.rules.metric,
             ),
         )
 
@@ -141,6 +141,27 @@ class Pages:
             **values,
         )
         return HTMLResponse(text)
+
+
+def history_chart(title: str, scores: Sequence[PartScore], metric: str) -> Markup:
+    """The score of each submission, the best so far and the 95 % intervals, as an SVG figure."""
+    first = max(0, len(scores) - MOST_POINTS)
+    best, steps = max(score.score for score in scores[: first + 1]), []
+    for number, score in enumerate(scores[first:], first + 1):
+        steps.append((float(number), best))
+        best = max(best, score.score)
+        steps.append((float(number), best))
+    numbered = [(float(n), score) for n, score in enumerate(scores[first:], first + 1)]
+    series = {"Score": [(n, score.score) for n, score in numbered], "Best so far": steps}
+    for i, name in enumerate(("95 % interval, low", "95 % interval, high")):
+        ends = [(n, score.interval[i]) for n, score in numbered if score.interval is not None]
+        if ends:
+            series[name] = ends
+    values = [y for line in series.values() for _, y in line]
+    room = max(0.05 * (max(values) - min(values)), METRICS[metric] / 100)
+    y_range = max(0.0, min(values) - room), min(METRICS[metric], max(values) + room)
+    chart = line_chart(title, series, x_name="submission", y_name="score", y_range=y_range)
+    return Markup(chart)
 
 
 def _moment(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What an organiser decides about a contest. Knows no truth, no submissions and no HTTP."""
+"""The rules that an organiser sets for a contest. Knows no truth, no submissions and no HTTP."""
 
 import datetime
 import json
@@ -10,21 +10,21 @@ from typing import Any, Literal
 from vizsla.errors import UsageError
 
 Phase = Literal["before", "open", "closed"]
-METRICS = {  # what `accuracy` may hold: name → the largest value it can have
+METRICS = {  # what `accuracy` may be, and the largest value of each
     "top_k_accuracy": 1.0,
     "contest_points": 1000.0,
     "map_at_k": 1.0,
 }
 GROUPS = {
-    "open": "anyone may hand in under any name; names that have a token need it",
-    "token": "only groups that the organiser gave a token",
+    "open": "anyone may submit under any name; a name with a token requires it",
+    "token": "only groups with a token from the organiser may submit",
 }
 COUNTS = {
     "best": "each group's best submission counts",
     "last": "each group's last submission counts",
 }
 LONGEST_NAME = 60  # characters of a group's name
-_UNSEEN = re.compile(  # what takes no ink: two names that differ in it alone would look the same
+_INVISIBLE = re.compile(  # two names that differ only in these would look the same
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u2800\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
 )
@@ -32,11 +32,11 @@ _UNSEEN = re.compile(  # what takes no ink: two names that differ in it alone wo
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of one contest. Times are seconds since 1970, UTC; None: not limited.
+    """The rules of one contest. Times are seconds since 1970, UTC; None: no limit.
 
-    public_share: None shows all queries at once; a share in (0, 1) shows the scores of that part
-    of the queries while the contest runs, and those of the rest once it is closed.
-    seed: which queries are public, for whoever knows it; None: `judge` draws one, once.
+    public_share: the share, in (0, 1), of the queries whose scores are shown while the contest
+    runs; those of the others are shown when it has closed. None: all scores are shown.
+    seed: determines which queries are public, so keep it secret; None: `judge` draws one, once.
     """
 
     title: str = "Image retrieval contest"
@@ -60,14 +60,14 @@ class Rules:
             if value not in choices:
                 raise UsageError(f"{what}={value!r}: choose one of {', '.join(choices)}")
         if self.top_k < 1:
-            raise UsageError(f"top_k={self.top_k}: a list holds at least one image")
-        for what, limit in (("an hour", self.per_hour), ("in all", self.in_all)):
+            raise UsageError(f"top_k={self.top_k}: expected at least 1")
+        for what, limit in (("per hour", self.per_hour), ("in total", self.in_all)):
             if limit is not None and limit < 1:
-                raise UsageError(f"{limit} submissions {what}: allow at least 1, or give no limit")
+                raise UsageError(f"{limit} submissions {what}: allow at least 1, or set no limit")
         if self.opens is not None and self.closes is not None and self.opens >= self.closes:
             raise UsageError(
                 f"the contest opens at {iso(self.opens)} and closes at {iso(self.closes)}: "
-                "it must close later than it opens"
+                "it must close after it opens"
             )
         if self.public_share is not None:
             if not 0 < self.public_share < 1:
@@ -76,7 +76,7 @@ class Rules:
                 )
             if self.closes is None:
                 raise UsageError(
-                    "a public share needs a closing time: the rest is shown when the contest closes"
+                    "a public share needs a closing time, when the other scores are shown"
                 )
 
     def phase(self, now: float) -> Phase:
@@ -86,49 +86,57 @@ class Rules:
         return "closed" if self.closes is not None and now >= self.closes else "open"
 
     def parts(self) -> list[str]:
-        """The parts of the queries that are scored apart; the first is shown while it is open."""
+        """The parts that have scores of their own; the first is shown during the contest."""
         return ["all"] if self.public_share is None else ["public", "private"]
 
     def visible_parts(self, now: float) -> list[str]:
-        """The parts whose scores may be seen by anyone now, the one that ranks first."""
+        """The parts whose scores may be shown now; the first one ranks."""
         if self.public_share is None:
             return ["all"]
         return ["private", "public"] if self.phase(now) == "closed" else ["public"]
 
     def to_json(self) -> str:
+        """All rules, as `from_json` reads them."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> "Rules":
+        """The rules in JSON; unknown keys are ignored."""
         known = {field.name for field in fields(Rules)}
         content: dict[str, Any] = json.loads(text)
         return Rules(**{key: value for key, value in content.items() if key in known})
 
 
 def group_name(given: Any) -> str:
-    """The name as it is kept: NFC, single spaces, none around it. UsageError says why it cannot be.
+    """The normalised name: NFC, single spaces, none around it. Raises UsageError.
 
-    Two spellings that differ in Unicode's normal form alone are one name.
+    Spellings that differ only in Unicode's normal form are one name.
     """
     if not isinstance(given, str):
-        raise UsageError("groupname must be a text")
-    if len(given) > 4 * LONGEST_NAME:  # before it is normalised, which takes quadratic time
-        raise UsageError(f"groupname has {len(given)} characters, at most {LONGEST_NAME} may be")
+        raise UsageError("groupname must be a string")
+    if len(given) > 4 * LONGEST_NAME:  # before it is normalised, in quadratic time
+        raise UsageError(
+            f"groupname has {len(given)} characters: at most {LONGEST_NAME} are allowed"
+        )
     name = re.sub(" {2,}", " ", unicodedata.normalize("NFC", given).strip())
     if not name:
         raise UsageError("groupname is empty")
     if len(name) > LONGEST_NAME:
-        raise UsageError(f"groupname has {len(name)} characters, at most {LONGEST_NAME} may be")
-    bad = next((c for c in name if not c.isprintable() or _UNSEEN.match(c)), None)
+        raise UsageError(
+            f"groupname has {len(name)} characters: at most {LONGEST_NAME} are allowed"
+        )
+    bad = next((c for c in name if not c.isprintable() or _INVISIBLE.match(c)), None)
     if bad is not None:
-        raise UsageError(f"groupname holds the character U+{ord(bad):04X}, which cannot be shown")
+        raise UsageError(
+            f"groupname contains the character U+{ord(bad):04X}, which cannot be shown"
+        )
     if unicodedata.combining(name[0]) or max(map(len, _stacks(name))) > 4:
-        raise UsageError("groupname piles up accents: at most 3 may stand on a letter")
+        raise UsageError("groupname has more than 3 accents on one letter")
     return name
 
 
 def _stacks(name: str) -> list[str]:
-    """The letters of a name, each with the accents that stand on it."""
+    """The letters of a name, each with its combining accents."""
     stacks: list[str] = []
     for character in name:
         if unicodedata.category(character) in ("Mn", "Me") and stacks:
@@ -139,7 +147,7 @@ def _stacks(name: str) -> list[str]:
 
 
 def parse_time(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 time; without a zone it is this machine's local time."""
+    """Seconds since 1970 of an ISO 8601 time; local time if it has no zone. Raises UsageError."""
     try:
         return datetime.datetime.fromisoformat(text.strip()).timestamp()
     except (ValueError, OverflowError, OSError):
@@ -150,6 +158,6 @@ def parse_time(text: str) -> float:
 
 
 def iso(seconds: float) -> str:
-    """2026-05-28T12:00:00Z."""
+    """The time in UTC as 2026-05-28T12:00:00Z."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

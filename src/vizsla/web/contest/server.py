@@ -1,4 +1,4 @@
-"""Labels + rules → a contest's server, and what its organiser does beside it.
+"""Labels + rules → a contest's server; scoring its submissions again; its groups' tokens.
 
 The commands `vizsla judge`, `vizsla judge rescore` and `vizsla judge token` call this module.
 """
@@ -40,11 +40,11 @@ def judge(
     organiser_token: str | None = None,
     started: Callable[[str, str | None], None] | None = None,
 ) -> None:
-    """Runs the server until SIGINT or SIGTERM; what was accepted is then on the disk.
+    """Runs the server until SIGINT or SIGTERM; all accepted submissions are then on the disk.
 
     data: the folder with test/query and test/gallery, to check the labels against.
-    organiser_token: None keeps the one in the file, or makes one at the first start.
-    started: called with the server's address and, if it was just made, the organiser's token.
+    organiser_token: None keeps the one in the file; the first start creates one.
+    started: is called with the server's URL and the organiser's token, None unless it is new.
     """
     try:
         import fastapi  # noqa: F401
@@ -118,23 +118,31 @@ def create_app(
 def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labels, Labels]:
     """The labels of the queries and of the gallery, by id. Without roles every name is both.
 
-    With `data` the folders say which images there are; gallery images without a label count as
-    wrong for every query.
+    data: a folder whose images are the queries and the gallery. Its gallery images without a label
+    are wrong for every query. Raises DataError if labels and folder do not match.
     """
+    from vizsla.data.imageset import open_data
+
     truth = Truth.from_file(labels)
     query, gallery = dict(truth.query), dict(truth.gallery)
     if data is not None:
-        query, gallery = _as_in_folders(query, gallery, data)
+        folders = open_data(data)
+        _compare("query", query, set(folders.query.ids), all_labelled=True)
+        _compare("gallery", gallery, set(folders.gallery.ids), all_labelled=False)
+        gallery = {name: gallery.get(name) for name in folders.gallery.ids}
     unlabelled = sum(label is None for label in query.values())
     if unlabelled:
-        log.warning("%d queries have no label: they are handed in, but do not count", unlabelled)
+        log.warning(
+            "%d queries have no label: submissions must answer them, but they do not count",
+            unlabelled,
+        )
     return query, gallery
 
 
 def seeded(rules: Rules, store: Store) -> Rules:
-    """The rules with the seed of the public part: as given, else the file's, else a new one.
+    """The rules with a seed for the public part: the given one, the file's, or a new random one.
 
-    It is drawn once, since nobody could guess it then, and every start must split alike.
+    It is stored, so that every start splits the queries alike.
     """
     if rules.public_share is None or rules.seed is not None:
         return rules
@@ -143,13 +151,15 @@ def seeded(rules: Rules, store: Store) -> Rules:
 
 
 def adopt(store: Store, scorer: Scorer) -> None:
-    """Makes this truth and these rules the file's; DataError if it holds other scores."""
+    """Stores which truth and rules the scores are computed with.
+
+    Raises DataError if the file has scores that were computed with others.
+    """
     before = store.fact("scored_by")
     if before not in (None, scorer.fingerprint) and store.count():
         raise DataError(
-            "the labels, --top-k, --metric, --public-share or --seed are not those that the stored "
-            "submissions were scored with: start with the old ones, or run `vizsla judge rescore` "
-            "with the new ones first"
+            "the stored submissions were scored with other labels, --top-k, --metric, "
+            "--public-share or --seed: start with those, or run `vizsla judge rescore` first"
         )
     store.write_facts({"scored_by": scorer.fingerprint, "rules": scorer.rules.to_json()})
 
@@ -159,9 +169,9 @@ def adopt(store: Store, scorer: Scorer) -> None:
 
 @dataclass(frozen=True)
 class Rescored:
-    """submissions: how many were scored anew; changed: how many have another score now.
+    """submissions: how many were scored again; changed: how many of them have another score now.
 
-    misfits: how many name something that the truth no longer holds, or lack a query of it.
+    misfits: how many contain a name that the new truth lacks, or lack one of its queries.
     """
 
     submissions: int
@@ -176,10 +186,10 @@ def rescore(
     data: str | Path | None = None,
     **changes: Any,
 ) -> Rescored:
-    """Scores every stored submission anew, all or none; the server must not run meanwhile.
+    """Scores every stored submission again, all or none. The server must not be running.
 
-    changes: what differs from the rules in the file (top_k, metric, public_share, seed); None
-    leaves a rule as it is.
+    changes: rules that differ from those in the file (top_k, metric, public_share, seed); None
+    keeps a rule.
     """
     with exclusive(database), Store(database, create=False) as store:
         kept = Rules.from_json(store.fact("rules") or "{}")
@@ -205,7 +215,7 @@ def rescore(
 
 
 def add_token(name: str, *, database: str | Path = DATABASE) -> str:
-    """A new token for a group; an older one is no longer valid. It is not kept in the clear."""
+    """A new token for a group; an older one is no longer valid. Only its hash is stored."""
     token = new_token()
     with Store(database) as store:
         store.set_token_hash(group_name(name), hashed(token))
@@ -213,27 +223,27 @@ def add_token(name: str, *, database: str | Path = DATABASE) -> str:
 
 
 def list_tokens(*, database: str | Path = DATABASE) -> list[str]:
-    """The groups that have a token."""
+    """The names of the groups that have a token."""
     with Store(database, create=False) as store:
         return store.groups_with_token()
 
 
 def remove_token(name: str, *, database: str | Path = DATABASE) -> None:
-    """Takes a group's token away; its submissions stay."""
+    """Removes a group's token; its submissions stay. Raises UsageError if it has none."""
     with Store(database, create=False) as store:
         name = group_name(name)
         known = store.groups_with_token()
         if name not in known:
             have = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
-            raise UsageError(f"{name!r} has no token; groups that have one: {have or 'none'}")
+            raise UsageError(f"{name!r} has no token; groups with a token: {have or 'none'}")
         store.set_token_hash(name, None)
 
 
-# ── parts ────────────────────────────────────────────────────────────────────────────────────────
+# ── steps ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _organiser(store: Store, token: str | None) -> tuple[str, str | None]:
-    """(the hash of the organiser's token, the token if it was made now)."""
+    """(the hash of the organiser's token, the token if it is new)."""
     known = store.fact("organiser_hash")
     if token is None and known is not None:
         return known, None
@@ -243,34 +253,24 @@ def _organiser(store: Store, token: str | None) -> tuple[str, str | None]:
     return new, made
 
 
-def _as_in_folders(
-    query: dict[str, str | None], gallery: dict[str, str | None], data: str | Path
-) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    from vizsla.data.imageset import open_data
-
-    folders = open_data(data)
-    _compare("query", query, set(folders.query.ids), all_labelled=True)
-    _compare("gallery", gallery, set(folders.gallery.ids), all_labelled=False)
-    return query, {name: gallery.get(name) for name in folders.gallery.ids}
-
-
 def _compare(
-    role: str, labels: dict[str, str | None], there: set[str], *, all_labelled: bool
+    role: str, labels: dict[str, str | None], images: set[str], *, all_labelled: bool
 ) -> None:
-    absent = sorted(labels.keys() - there)
+    """Raises DataError where labels and images differ; all_labelled: every image needs a label."""
+    absent = sorted(labels.keys() - images)
     if absent:
         raise DataError(
-            f"the labels name {len(absent)} {role} images that the data folder lacks: "
+            f"the labels name {len(absent)} {role} images that are not in the data folder: "
             + _first_few(absent)
         )
-    without = sorted(there - labels.keys())
+    without = sorted(images - labels.keys())
     if without and all_labelled:
         raise DataError(
             f"{len(without)} {role} images of the data folder are not in the labels: "
             + _first_few(without)
         )
     if without:
-        log.warning("%d gallery images have no label: they count as wrong", len(without))
+        log.warning("%d gallery images have no label and count as wrong", len(without))
 
 
 def _first_few(names: list[str]) -> str:

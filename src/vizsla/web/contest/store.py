@@ -143,7 +143,9 @@ class Store:
         def write(connection: sqlite3.Connection) -> Stored:
             in_all, this_hour = _check_limits(connection, group, received, rules)
             connection.execute(
-                "INSERT OR IGNORE INTO groups (name, created) VALUES (?, ?)", (group, received)
+                "INSERT INTO groups (name, created) SELECT ?, ? "  # OR IGNORE would use up an id
+                "WHERE NOT EXISTS (SELECT 1 FROM groups WHERE name = ?)",
+                (group, received, group),
             )
             cursor = connection.execute(
                 "INSERT INTO submissions (group_id, received, sha256, lists) "
