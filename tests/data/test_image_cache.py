@@ -1,11 +1,11 @@
-"""Pictures: decoded once where they fit, read again where they do not, never larger than asked."""
+"""Images are decoded once where they fit, read again where they do not, and never too large."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vizsla.data.image_cache import Pictures, available_memory
+from vizsla.data.image_cache import ImageCache, available_memory
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import ImageError
 
@@ -18,7 +18,7 @@ def images(tmp_path: Path, paint: Callable[..., Path]) -> ImageSet:
 
 
 def test_what_fits_is_read_once(images: ImageSet) -> None:
-    pictures = Pictures(images)
+    pictures = ImageCache(images)
     first = pictures[1].tobytes()
     images.path(1).unlink()
     assert pictures[1].tobytes() == first
@@ -26,7 +26,7 @@ def test_what_fits_is_read_once(images: ImageSet) -> None:
 
 
 def test_what_does_not_fit_is_read_again(images: ImageSet) -> None:
-    pictures = Pictures(images, max_bytes=40 * 20 * 3)
+    pictures = ImageCache(images, max_bytes=40 * 20 * 3)
     for i in range(3):
         assert pictures[i].size == (40, 20)
         images.path(i).unlink()
@@ -36,15 +36,15 @@ def test_what_does_not_fit_is_read_again(images: ImageSet) -> None:
 
 
 def test_large_ones_are_kept_smaller_and_small_ones_as_they_are(images: ImageSet) -> None:
-    assert Pictures(images, short_side=10)[0].size == (20, 10)
-    assert Pictures(images, short_side=30)[0].size == (40, 20)
+    assert ImageCache(images, short_side=10)[0].size == (20, 10)
+    assert ImageCache(images, short_side=30)[0].size == (40, 20)
 
 
 def test_a_part_takes_its_pictures_along(images: ImageSet) -> None:
-    pictures = Pictures(images)
+    pictures = ImageCache(images)
     for i in range(3):
         assert pictures[i]
-    part = pictures.of(images.subset([2]))
+    part = pictures.subset(images.subset([2]))
     images.path(2).unlink()
     assert part[0].getpixel((0, 0)) == (2, 0, 0)
 

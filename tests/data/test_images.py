@@ -15,7 +15,7 @@ from PIL import Image
 
 from vizsla.data.images import (
     Header,
-    _pillow_at_ease,
+    _pillow_limits,
     read_header,
     read_image,
 )
@@ -531,8 +531,8 @@ def test_threads_leave_pillow_and_warnings_as_they_were(
 def test_the_last_reader_restores_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     filters = list(warnings.filters)
-    with _pillow_at_ease(5000):
-        with _pillow_at_ease(3000):
+    with _pillow_limits(5000):
+        with _pillow_limits(3000):
             assert Image.MAX_IMAGE_PIXELS == 5000
         assert Image.MAX_IMAGE_PIXELS == 5000 and len(warnings.filters) == len(filters) + 1
     assert Image.MAX_IMAGE_PIXELS == 1000 and list(warnings.filters) == filters

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target, class_codes, split, warn_of_labels
+from vizsla.data.splits import Target, class_codes, label_warnings, split
 from vizsla.errors import DataError, UsageError
 
 
@@ -109,10 +109,10 @@ def test_domains_play_their_roles() -> None:
     [
         (image_set(even(1, 9)), {}, "1 classes"),
         (image_set(even(3, 9)), {}, "--validate-on seen-classes"),
-        (image_set(even(9, 1)), {}, "images enough"),
+        (image_set(even(9, 1)), {}, "enough images"),
         (image_set(even(9, 1)), {"validate_on": "seen-classes"}, "more images"),
         (image_set(even(9, 9)), {"query_domain": "photo"}, "no domain column"),
-        (image_set(even(2, 2), domain=["a"] * 4), {"query_domain": "b"}, "there are a"),
+        (image_set(even(2, 2), domain=["a"] * 4), {"query_domain": "b"}, "expected one of a"),
         (image_set(even(4, 4), group=["g"] * 16), {}, "group"),
     ],
 )
@@ -142,7 +142,7 @@ def test_ten_thousand_classes_split_in_a_moment() -> None:
 
 
 def test_odd_labels_are_told() -> None:
-    said = warn_of_labels(["Cat", "cat", "dog", "dog"])
+    said = label_warnings(["Cat", "cat", "dog", "dog"])
     assert any("upper and lower case" in s and "'Cat' and 'cat'" in s for s in said)
     assert any("2 of 3 classes have one image" in s for s in said)
-    assert warn_of_labels(["a", "a", "b", "b"]) == []
+    assert label_warnings(["a", "a", "b", "b"]) == []

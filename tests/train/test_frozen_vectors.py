@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vizsla.data.image_cache import Pictures
+from vizsla.data.image_cache import ImageCache
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import split
@@ -58,7 +58,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 def read(images: ImageSet, out: Path, budget: float | None, seed: int = 0) -> Read:
     return read_features(
-        Pictures(images), slow(), out, compute=resolve_compute(device="cpu", batch_size=32),
+        ImageCache(images), slow(), out, compute=resolve_compute(device="cpu", batch_size=32),
         budget=budget, seed=seed, about=ABOUT, processes=Processes(), progress=lambda *_: None,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Images on disk → batches of pixels, decoded by threads or processes; and batches to train on.
+"""Images → batches of pixels, decoded by threads or child processes; and batches to train on.
 
-Threads where the network needs the processor too: Pillow lets go of the interpreter while it
+Threads where the network needs the processor too: Pillow releases the interpreter lock while it
 decodes and resizes. Processes beside a GPU, where many cores only decode (see decoding.py).
 """
 
@@ -30,9 +30,9 @@ AHEAD = 2  # batches being decoded while one is in use
 class Batch:
     """pixels: (B, H, W, 3) uint8; a broken or missing image keeps its slot, filled with zeros.
 
-    The memory of `pixels` is used again: it holds until the next batch but one is asked for.
-    positions: of the images that stand in the first slots; the last batch is padded to B.
-    reasons: why not, for each broken slot.
+    The memory of `pixels` is reused: it is valid until the next batch but one is requested.
+    positions: of the images in the first slots; the last batch is padded to B.
+    reasons: why an image is broken, by slot.
     """
 
     pixels: Tensor
@@ -41,20 +41,22 @@ class Batch:
 
     @property
     def filled(self) -> int:
+        """How many slots hold an image, or stand for a broken one."""
         return len(self.positions)
 
 
 class Loader:
-    """Pictures by position → batches of one shape. Holds its threads or processes while open.
+    """Images by position → batches of one shape. Keeps its threads or processes while open.
 
-    picture: gives the i-th picture instead of its file, from a memory for instance.
+    file: the i-th image, a path or its content. picture: gives the i-th image decoded, instead.
     ahead: how many batches are decoded while one is in use; 0 takes turns with the network.
-    processes: decode in processes of their own, not in threads.
+    processes: decode in child processes, not in threads. pinned: in page-locked memory, which a GPU
+    copies by itself.
     """
 
     def __init__(
         self,
-        path: Callable[[int], str | Path | bytes],
+        file: Callable[[int], str | Path | bytes],
         framing: Framing,
         *,
         batch_size: int,
@@ -66,12 +68,12 @@ class Loader:
         pinned: bool = False,
     ) -> None:
         self.batch_size, self.ahead = batch_size, ahead
-        shape = (ahead + 3, batch_size, *framing.size, 3)  # two more are in use at the network
+        shape = (ahead + 3, batch_size, *framing.size, 3)  # two more are in use by the network
         self._decoder: ThreadDecoder | ProcessDecoder
         if processes and picture is None:
-            self._decoder = ProcessDecoder(path, framing, shape, workers, max_pixels)
+            self._decoder = ProcessDecoder(file, framing, shape, workers, max_pixels)
         else:
-            self._decoder = ThreadDecoder(path, framing, shape, workers, max_pixels, picture)
+            self._decoder = ThreadDecoder(file, framing, shape, workers, max_pixels, picture)
         self._pixels = torch.from_numpy(self._decoder.memory)
         self._pinned = pinned and _pin(self._pixels)
 
@@ -114,19 +116,20 @@ class Loader:
                 for slot in broken:
                     self._pixels[ring, slot] = 0
                 yield Batch(self._pixels[ring], positions, broken)
-        finally:  # the reader may stop early: what waits is dropped, what runs is soon done
+        finally:  # the caller may stop early: what has not begun is dropped
             for _, _, futures in pending:
                 for future in futures:
                     future.cancel()
 
 
 def in_chunks(positions: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Consecutive parts of at most `size` positions."""
     for start in range(0, len(positions), size):
         yield positions[start : start + size]
 
 
 def _pin(pixels: Tensor) -> bool:
-    """Whether the memory is now page-locked, so that a GPU copies it by itself."""
+    """Page-locks the memory; False where that is not possible."""
     if not torch.cuda.is_available():
         return False
     return int(torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.nbytes, 0)) == 0
@@ -138,9 +141,10 @@ def _unpin(pixels: Tensor) -> None:
 
 
 def choose_workers(device_type: str) -> int:
-    """Threads or processes that decode: every core. On a CPU they take turns with the network; a
-    GPU waits for decoding alone, and one core is left to feed it."""
-    return max(1, min(64, available_cores() if device_type == "cpu" else available_cores() - 1))
+    """How many threads or processes decode: one a core, at most 64; beside a GPU one core is left
+    to feed it."""
+    cores = available_cores()
+    return max(1, min(64, cores if device_type == "cpu" else cores - 1))
 
 
 # ── batches to train on ──────────────────────────────────────────────────────────────────────────
@@ -150,11 +154,11 @@ ORDERS = ("plain", "balanced", "classes")
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """Which images make up the batch of a step: a function of (seed, step), so it resumes anywhere.
+    """The images in the batch of each step: a function of (seed, step), so it resumes anywhere.
 
     labels: (N,) class numbers. domains: (N,) numbers, or None. order "plain": all images in turn;
     "balanced": all classes in turn; "classes": P classes × `per_class` images, domains mixed.
-    A batch is always full: a set smaller than one comes round more than once.
+    A batch is always full: a set smaller than a batch is repeated.
     """
 
     labels: np.ndarray
@@ -175,6 +179,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Batches that hold as many images as the set does."""
         return max(1, -(-len(self.labels) // self.batch_size))
 
     @cached_property
@@ -187,39 +192,39 @@ class BatchPlan:
     def batch(self, step: int) -> np.ndarray:
         """(B,) positions."""
         if self.order == "classes":
-            return self._of_classes(step)
+            return self._class_batch(step)
         slots = range(step * self.batch_size, (step + 1) * self.batch_size)
         if self.order == "plain":
             return np.array([self._in_turn(slot, len(self.labels), 0) for slot in slots])
-        return np.array([self._of_balanced(slot) for slot in slots])
+        return np.array([self._balanced(slot) for slot in slots])
 
     def _in_turn(self, slot: int, n: int, stream: int) -> int:
-        """The slot-th number of an endless row of permutations of 0…n-1."""
+        """The slot-th number of an endless sequence of permutations of 0…n-1."""
         return int(_permutation(self.seed, stream, slot // n, n)[slot % n])
 
-    def _of_balanced(self, slot: int) -> int:
+    def _balanced(self, slot: int) -> int:
         c = self._in_turn(slot, len(self.members), 1)
         members = self.members[c]
         return int(members[self._in_turn(slot // len(self.members), len(members), 2 + c)])
 
-    def _of_classes(self, step: int) -> np.ndarray:
+    def _class_batch(self, step: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, 21, step))
         P = min(self.batch_size // self.per_class, len(self.members))
         chosen = rng.choice(len(self.members), P, replace=False)
-        each, left = divmod(self.batch_size, P)  # where classes are few they give more images
+        each, rest = divmod(self.batch_size, P)  # few classes give more images each
         parts = [
-            self._of_one(self.members[c], each + (i < left), rng) for i, c in enumerate(chosen)
+            self._from_class(self.members[c], each + (i < rest), rng) for i, c in enumerate(chosen)
         ]
         return np.concatenate(parts)
 
-    def _of_one(self, members: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-        """k images of one class, its domains in turn; again from the start where it has fewer."""
+    def _from_class(self, members: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+        """k images of one class, its domains in turn; repeated where the class has fewer."""
         shuffled = rng.permutation(members)
         if self.domains is not None:
-            own = self.domains[shuffled]
-            turn = np.empty(len(own), dtype=np.int64)  # the how-manieth of its domain
-            for domain in np.unique(own):
-                turn[own == domain] = np.arange((own == domain).sum())
+            domains = self.domains[shuffled]
+            turn = np.empty(len(domains), dtype=np.int64)  # 0 for the first of each domain, …
+            for domain in np.unique(domains):
+                turn[domains == domain] = np.arange((domains == domain).sum())
             shuffled = shuffled[np.argsort(turn, kind="stable")]
         return np.resize(shuffled, k)
 
@@ -240,8 +245,8 @@ def training_batches(
 ) -> Generator[tuple[Tensor, np.ndarray], None, None]:
     """Endless (images (B, 3, H, W), positions (B,)) from step `start` on.
 
-    The same step gives the same pictures, whatever came before. part: the slots of the joint batch
-    that this process embeds; positions are always those of the joint batch.
+    A step's images depend only on the seed and the step. part: the slots of the whole batch that
+    this process embeds; positions are always those of the whole batch.
     """
 
     def read(step: int, slot: int, position: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""One file → one upright RGB picture, or a plain reason why not.
+"""One file → one upright RGB picture, or a reason in plain words why it cannot be read.
 
 Knows nothing of labels or tensors. A file from a stranger may be broken, huge or hostile: only the
-formats below are tried, the size is judged before pixels are unpacked, and no program is started.
+formats below are tried, the size is checked before pixels are decoded, and no program is started.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from vizsla.data.rgb import SIDEWAYS, finished, rawmode_of, turned_box, upright
+from vizsla.data.rgb import SIDEWAYS, rawmode_of, to_upright_rgb, transposed_box, upright_transpose
 from vizsla.errors import ImageError, MissingExtraError
 
 log = logging.getLogger("vizsla.images")
@@ -68,23 +68,23 @@ def read_image(
 ) -> Image.Image:
     """The picture as people see it: RGB, turned upright by EXIF, alpha on white, first frame only.
 
-    Raises ImageError with the reason alone, in plain words, for whatever cannot be read.
+    Raises ImageError, whose message is only the reason, for whatever cannot be read.
     A truncated file counts as broken, however little is missing: the grey rest would give a
-    misleading vector. A broken EXIF block does no harm: the picture stays as it lies.
-    16 bits become 8 by scaling, never by clipping. Grey numbers without a known range (32-bit
+    misleading vector. A broken EXIF block is ignored: the picture is not turned.
+    16 bits become 8 by scaling, never by clipping. Grey values without a known range (32-bit
     integers, floats) are read as 0…1, 0…255 or 0…65535, whichever they fit, else stretched.
-    at_least: a large JPEG may come at 1/2, 1/4 or 1/8 of its size, which is faster, but with no
-    side shorter than this.
+    at_least: a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, but with
+    no side shorter than this.
     """
     return read_reduced(path, max_pixels=max_pixels, at_least=at_least).image
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A picture that may have been decoded smaller.
+    """A picture that may have been decoded at a reduced size.
 
-    whole: (width, height) it would have. box: (left, top, right, bottom), where the whole picture
-    lies in `image`: a smaller decoding rounds its sides up, so the last column may be half empty.
+    whole: its full (width, height). box: (left, top, right, bottom) of the picture in `image`:
+    reduced decoding rounds sides up, so the last column may be half empty.
     """
 
     image: Image.Image
@@ -93,20 +93,20 @@ class Reduced:
 
     @staticmethod
     def of(image: Image.Image) -> "Reduced":
-        """One that was decoded whole."""
+        """A picture that was decoded at its full size."""
         return Reduced(image, image.size, (0, 0, *image.size))
 
 
 def read_reduced(
     path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
 ) -> Reduced:
-    """As `read_image`, and how the picture lies in what came."""
+    """As `read_image`, with the position of the whole picture in the reduced one."""
     return _from_file(path, max_pixels, functools.partial(_decode, at_least=at_least))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its picture. size: as it lies. format and mode: Pillow's names."""
+    """What a file's header says. size: not turned upright. format, mode: Pillow's names."""
 
     format: str
     size: tuple[int, int]
@@ -115,7 +115,7 @@ class Header:
 
 
 def read_header(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """The pixels are not read, so they may still turn out broken. Raises what `read_image` does."""
+    """The header alone: the pixels may still be broken. Raises what `read_image` does."""
     return _from_file(path, max_pixels, _header)
 
 
@@ -125,7 +125,7 @@ def _from_file(
     n_bytes = _size_of_file(path, max_pixels)
     kind = "image"
     try:
-        with _open(path) as file, _pillow_at_ease(max_pixels):
+        with _open(path) as file, _pillow_limits(max_pixels):
             head = file.read(512)
             kind = _kind_of(head)
             return read(file, kind, max_pixels)
@@ -157,7 +157,7 @@ def _size_on_disk(path: str | Path) -> int:
     try:
         found = Path(path).stat()
     except (OSError, ValueError) as error:
-        raise ImageError(_reason_of_system(error)) from error
+        raise ImageError(_system_reason(error)) from error
     if stat.S_ISDIR(found.st_mode):
         raise ImageError("a folder, not a picture")
     if not stat.S_ISREG(found.st_mode):
@@ -167,7 +167,7 @@ def _size_on_disk(path: str | Path) -> int:
 
 def _decode(file: BinaryIO, kind: str, max_pixels: int, *, at_least: int | None = None) -> Reduced:
     if kind == "HEIC":
-        return Reduced.of(finished(_read_heic(file, max_pixels), ""))
+        return Reduced.of(to_upright_rgb(_read_heic(file, max_pixels), ""))
     with _opened(file, kind, max_pixels) as image:
         whole, reduced = image.size, None
         if at_least is not None:
@@ -177,11 +177,11 @@ def _decode(file: BinaryIO, kind: str, max_pixels: int, *, at_least: int | None 
             _check_pixels(tile, max(max_pixels, 2**24))
         rawmode = rawmode_of(image)
         image.load()
-        found = finished(image, rawmode)
+        found = to_upright_rgb(image, rawmode)
         if reduced is None or image.size == whole:
             return Reduced.of(found)
-        turn = upright(image)
-        box = turned_box(reduced[1], image.size, turn)
+        turn = upright_transpose(image)
+        box = transposed_box(reduced[1], image.size, turn)
         return Reduced(found, whole[::-1] if turn in SIDEWAYS else whole, box)
 
 
@@ -195,7 +195,7 @@ def _header(file: BinaryIO, kind: str, max_pixels: int) -> Header:
 
 
 def _opened(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:
-    """Its pixels are not unpacked yet, and are not too many."""
+    """Opened, but not decoded yet; ImageError where it has too many pixels."""
     if kind == "ICO":  # Pillow unpacks icons while it opens them
         _check_pixels(_size_inside_icon(file), max_pixels)
     file.seek(0)
@@ -205,7 +205,7 @@ def _opened(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:
 
 
 def _open_heic(file: BinaryIO, max_pixels: int) -> Any:
-    """Its pixels are not unpacked yet."""
+    """Opened, but not decoded yet."""
     try:
         import pillow_heif
     except ImportError:
@@ -224,7 +224,7 @@ def _read_heic(file: BinaryIO, max_pixels: int) -> Image.Image:
 
 
 def _size_inside_icon(file: BinaryIO) -> tuple[int, int]:
-    """The icon's own directory may lie: a PNG or BMP inside it has a header of its own."""
+    """The icon's directory may be wrong: a PNG or BMP inside it has a header of its own."""
     file.seek(0)
     offset = IcoImagePlugin.IcoFile(file).entry[0].offset
     file.seek(offset)
@@ -253,25 +253,25 @@ def _too_many(pixels: int, max_pixels: int) -> str:
 
 # ── Pillow's own limits and warnings ─────────────────────────────────────────────────────────────
 
-_reading: list[int] = []  # the max_pixels of every read under way, in all threads
+_reading: list[int] = []  # the max_pixels of every read in progress, in all threads
 _reading_lock = threading.Lock()
 _limit_before: int | None = None
-_HUSH: Any = ("ignore", None, Warning, re.compile(r"PIL\.(?#vizsla)"), 0)
+_IGNORE_PILLOW: Any = ("ignore", None, Warning, re.compile(r"PIL\.(?#vizsla)"), 0)
 
 
 @contextlib.contextmanager
-def _pillow_at_ease(max_pixels: int) -> Iterator[None]:
-    """While any thread reads: no warnings out of Pillow, and no pixel limit below ours.
+def _pillow_limits(max_pixels: int) -> Iterator[None]:
+    """While any thread reads: no warnings from Pillow, and no pixel limit below ours.
 
-    Both are settings of the whole process. The first reader changes them and the last one puts them
-    back, so that threads do not undo each other's; `warnings.catch_warnings` would.
+    Both are settings of the whole process. The first reader changes them and the last one restores
+    them, so that threads do not undo each other's changes, as `warnings.catch_warnings` would.
     """
     global _limit_before
     with _reading_lock:
         if not _reading:
             _limit_before = Image.MAX_IMAGE_PIXELS
-        if _HUSH not in warnings.filters:  # somebody else may have restored an older list
-            warnings.filters.insert(0, _HUSH)  # type: ignore[attr-defined]
+        if _IGNORE_PILLOW not in warnings.filters:  # other code may have restored an older list
+            warnings.filters.insert(0, _IGNORE_PILLOW)  # type: ignore[attr-defined]
         _reading.append(max_pixels)
         if _limit_before is not None:
             Image.MAX_IMAGE_PIXELS = max(_limit_before, *_reading)
@@ -282,20 +282,20 @@ def _pillow_at_ease(max_pixels: int) -> Iterator[None]:
             _reading.remove(max_pixels)
             if not _reading:
                 Image.MAX_IMAGE_PIXELS = _limit_before
-                while _HUSH in warnings.filters:
-                    warnings.filters.remove(_HUSH)  # type: ignore[attr-defined]
+                while _IGNORE_PILLOW in warnings.filters:
+                    warnings.filters.remove(_IGNORE_PILLOW)  # type: ignore[attr-defined]
 
 
-# ── why not ──────────────────────────────────────────────────────────────────────────────────────
+# ── why a file cannot be read ─────────────────────────────────────────────────────────────────────
 
-# Said by the system, and not by the picture: another time it may be read.
+# The operating system's reasons: the file may be readable another time.
 MISSING = "the file is missing"
 NO_PERMISSION = "no permission to read the file"
 CANNOT_BE_READ = "the file cannot be read"
 CANNOT_BE_OPENED = "the file cannot be opened"
 TAR_MISSING = "its tar file is missing"
 TAR_UNREADABLE = "its tar file cannot be read"
-_BY_THE_SYSTEM = (
+_SYSTEM_REASONS = (
     MISSING, NO_PERMISSION, CANNOT_BE_READ, CANNOT_BE_OPENED, TAR_MISSING, TAR_UNREADABLE
 )  # fmt: skip
 _NOT_PICTURES = (
@@ -310,7 +310,7 @@ _NOT_PICTURES = (
     (b"<?xml", "an XML document, not a picture"),
 )
 
-_IN_PLAIN_WORDS = {
+_PLAIN_WORDS = {
     "data stream": "the compressed part is garbled",
     "decoder error": "the compressed part is garbled",
     "failed to read next frame": "the compressed part is garbled",
@@ -320,11 +320,11 @@ _IN_PLAIN_WORDS = {
     "out of range": "its header is garbled",
     "could not create decoder": "its header is garbled",
     "invalid argument": "its header is garbled",
-}  # what decoders say → what it means
+}  # part of a decoder's message → what it means
 
 
 def _kind_of(head: bytes) -> str:
-    """The format's name by its first bytes; ImageError where they belong to something else."""
+    """The format's name by its first bytes; ImageError where they are those of no picture."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in _NOT_PICTURES:
         if start.startswith(magic.lower()):
@@ -347,7 +347,7 @@ def _kind_of(head: bytes) -> str:
 
 
 def _reason(error: Exception, kind: str, n_bytes: int, max_pixels: int) -> str:
-    """What went wrong in plain words; in the decoder's own only where there are no others."""
+    """What went wrong in plain words; in the decoder's words where no others are known."""
     text = " ".join(str(error).split())
     lowered = text.lower()
     if isinstance(error, Image.DecompressionBombError):
@@ -365,13 +365,13 @@ def _reason(error: Exception, kind: str, n_bytes: int, max_pixels: int) -> str:
     if cut or "truncated" in lowered or "unexpected end" in lowered:
         return f"truncated: the {kind} ends after {n_bytes:,} bytes, before it is complete"
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-        return _reason_of_system(error)
-    plain = next((ours for theirs, ours in _IN_PLAIN_WORDS.items() if theirs in lowered), None)
+        return _system_reason(error)
+    plain = next((ours for theirs, ours in _PLAIN_WORDS.items() if theirs in lowered), None)
     said = plain or (text[:97] + "…" if len(text) > 98 else text)
     return f"damaged {kind} data ({said or type(error).__name__})"
 
 
-def _reason_of_system(error: Exception) -> str:
+def _system_reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return MISSING
     if isinstance(error, PermissionError):
@@ -381,6 +381,6 @@ def _reason_of_system(error: Exception) -> str:
     return f"{CANNOT_BE_OPENED}: {error}"
 
 
-def is_by_the_system(reason: str) -> bool:
-    """Whether it says nothing of the picture: it may be read another time, or elsewhere."""
-    return reason.startswith(_BY_THE_SYSTEM)
+def is_system_reason(reason: str) -> bool:
+    """Whether the system failed and not the picture: it may be readable later, or elsewhere."""
+    return reason.startswith(_SYSTEM_REASONS)

@@ -16,19 +16,19 @@ TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation → what makes it upright
-SIDEWAYS = tuple(TURNS[i] for i in (5, 6, 7, 8))  # those that change width and height
+}  # EXIF orientation → the transposition that makes it upright
+SIDEWAYS = tuple(TURNS[i] for i in (5, 6, 7, 8))  # they swap width and height
 
 
-def upright(image: Image.Image) -> Image.Transpose | None:
-    """What makes it upright, by its EXIF block; None where nothing is needed."""
+def upright_transpose(image: Image.Image) -> Image.Transpose | None:
+    """The transposition that makes it upright, by its EXIF block; None where none is needed."""
     return TURNS.get(_orientation(image))
 
 
-def turned_box(
+def transposed_box(
     box: tuple[float, float, float, float], size: tuple[int, int], turn: Image.Transpose | None
 ) -> tuple[float, float, float, float]:
-    """Where the box (left, top, right, bottom) of a picture lies once the picture is turned."""
+    """The box (left, top, right, bottom) of a picture of this size after its transposition."""
     left, top, right, bottom = box
     wide, high = size
     mirrored, flipped = (wide - right, wide - left), (high - bottom, high - top)
@@ -44,9 +44,9 @@ def turned_box(
     return across[0], down[0], across[1], down[1]
 
 
-def finished(image: Image.Image, rawmode: str) -> Image.Image:
-    """Upright RGB from a picture that is unpacked. rawmode: see `rawmode_of`."""
-    turn = upright(image)
+def to_upright_rgb(image: Image.Image, rawmode: str) -> Image.Image:
+    """Upright RGB from a picture whose pixels are loaded. rawmode: see `rawmode_of`."""
+    turn = upright_transpose(image)
     rgb = _to_rgb(image, rawmode)
     if turn is not None:
         rgb = rgb.transpose(turn)
@@ -60,8 +60,8 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
         return int(value)
-    except Exception as error:  # EXIF is a file format of its own, and as often broken
-        log.debug("EXIF cannot be read (%s): the picture stays as it lies", error)
+    except Exception as error:  # EXIF is a file format of its own, and often broken
+        log.debug("EXIF cannot be read (%s): the picture is not turned", error)
         return 1
 
 
@@ -82,13 +82,13 @@ def _to_rgb(image: Image.Image, rawmode: str) -> Image.Image:
 
 
 def rawmode_of(image: Any) -> str:
-    """How the pixels lie in the file, such as `L;2` or `RGB;16B`; known until they are loaded."""
+    """How the file stores its pixels, such as `L;2` or `RGB;16B`; known until they are loaded."""
     args = image.tile[0][3] if image.tile else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def _scale_transparent_colour(image: Image.Image, rawmode: str) -> None:
-    """A PNG names its transparent colour in the file's own depth; Pillow compares it in 8 bits."""
+    """A PNG gives its transparent colour in its own bit depth; Pillow compares it in 8 bits."""
     colour = image.info.get("transparency")
     if image.format != "PNG" or image.mode not in ("L", "RGB"):
         return
@@ -115,7 +115,7 @@ def _from_grey16(image: Image.Image) -> Image.Image:
 
 
 def _span(numbers: np.ndarray) -> tuple[float, float]:
-    """The values of black and of white, guessed from the numbers themselves."""
+    """The values of black and white, guessed from the range of the numbers."""
     finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
     if finite.size == 0:
         return 0, 1
@@ -127,7 +127,7 @@ def _span(numbers: np.ndarray) -> tuple[float, float]:
 
 
 def _to_grey8(numbers: np.ndarray, black: float, white: float) -> Image.Image:
-    """Mode L; black and white may stand in either order. In strips, to stay small in memory."""
+    """Mode L; black may be above white. In strips, to save memory."""
     grey = np.empty(numbers.shape, np.uint8)
     rows = max(1, 2**20 // max(1, numbers.shape[1]))
     for start in range(0, len(numbers), rows):

@@ -1,7 +1,7 @@
-"""Labelled images → what to train on and what to validate on, so that validation imitates the test.
+"""Labelled images → a training part and a validation part that imitates the test part.
 
-By class when the test classes will be new, by image when they are the training classes. Knows
-labels, groups and domains, opens no picture. A split depends on its seed and the ids alone.
+Split by class where the test classes will be new, by image where they are the training classes.
+Knows labels, groups and domains, opens no image. A split depends only on its seed and the ids.
 """
 
 import logging
@@ -16,9 +16,9 @@ from vizsla.errors import DataError, UsageError
 log = logging.getLogger("vizsla.splits")
 
 KINDS = ("new-classes", "seen-classes")
-SHARE = 0.2  # of the images goes to validation at most
+SHARE = 0.2  # of the images goes to validation, at most
 DRAWS = 3
-QUERY_SHARE = 0.2  # of the images held out, where the test part is unknown
+QUERY_SHARE = 0.2  # of the held-out images are queries, where the test part is unknown
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Target:
 
     @property
     def query_share(self) -> float:
+        """Queries over all images of the test part."""
         if not self.queries or not self.gallery:
             return QUERY_SHARE
         return self.queries / (self.queries + self.gallery)
@@ -38,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Positions in the image set: who asks, and who is searched. Disjoint."""
+    """Positions in the image set of queries, and of the gallery that they search. Disjoint."""
 
     query: np.ndarray
     gallery: np.ndarray
@@ -46,9 +47,10 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """training: positions to train on. draws: several ways to query what was held out.
+    """training: positions to train on. draws: several ways to divide the held-out images into
+    queries and gallery.
 
-    set_aside: how many images are in neither, because their group lies on the other side.
+    set_aside: how many images are in neither part, because their group is held out.
     """
 
     training: np.ndarray
@@ -57,7 +59,7 @@ class Split:
 
     @property
     def held_out(self) -> np.ndarray:
-        """All positions that some draw uses, rising."""
+        """All positions that some draw uses, ascending."""
         parts = [part for draw in self.draws for part in (draw.query, draw.gallery)]
         return np.unique(np.concatenate(parts))
 
@@ -87,14 +89,14 @@ def split(
     target = target or Target()
     labels = class_codes(images)
     groups = _codes(images, "group", default=np.arange(len(images)))
-    asks = _in_domain(images, query_domain, "query")
-    answers = _in_domain(images, gallery_domain, "gallery")
+    can_query = _in_domain(images, query_domain, "query")
+    can_answer = _in_domain(images, gallery_domain, "gallery")
     rng = np.random.default_rng((seed, 11))
     if validate_on == "new-classes":
-        held = _hold_out_classes(labels, asks, answers, share, rng)
+        held_out = _hold_out_classes(labels, can_query, can_answer, share, rng)
     else:
-        held = _hold_out_images(labels, groups, asks | answers, target, share, rng)
-    return _finished(labels, groups, held, asks, answers, target, draws, seed)
+        held_out = _hold_out_images(labels, groups, can_query | can_answer, target, share, rng)
+    return _split_from(labels, groups, held_out, can_query, can_answer, target, draws, seed)
 
 
 def class_codes(images: ImageSet) -> np.ndarray:
@@ -119,16 +121,16 @@ def domain_codes(images: ImageSet) -> np.ndarray | None:
 
 
 def _codes(images: ImageSet, column: str, default: np.ndarray) -> np.ndarray:
-    """(N,) int64; an image without a value stands for itself."""
+    """(N,) int64: numbers of the values; an image without a value gets its own."""
     if column not in images.attributes.column_names:
         return default
     values = images.attributes[column].to_pylist()
-    own = [f"\0{i}" if value is None else f"={value}" for i, value in enumerate(values)]
-    return np.unique(np.array(own), return_inverse=True)[1]
+    keys = [f"\0{i}" if value is None else f"={value}" for i, value in enumerate(values)]
+    return np.unique(np.array(keys), return_inverse=True)[1]
 
 
 def _in_domain(images: ImageSet, domain: str | None, role: str) -> np.ndarray:
-    """(N,) bool: which images may play this role."""
+    """(N,) bool: which images may have this role."""
     if domain is None:
         return np.ones(len(images), dtype=bool)
     if "domain" not in images.attributes.column_names:
@@ -138,48 +140,51 @@ def _in_domain(images: ImageSet, domain: str | None, role: str) -> np.ndarray:
         )
     found = np.array(images.attributes["domain"].to_pylist(), dtype=object) == domain
     if not found.any():
-        there = sorted({str(v) for v in images.attributes["domain"].to_pylist() if v is not None})
+        known = sorted({str(v) for v in images.attributes["domain"].to_pylist() if v is not None})
         raise DataError(
-            f"no training image has the domain {domain!r}: there are {', '.join(there)}"
+            f"no training image has the domain {domain!r}: expected one of {', '.join(known)}"
         )
     return found
 
 
-# ── what is held out ─────────────────────────────────────────────────────────────────────────────
+# ── which images are held out ─────────────────────────────────────────────────────────────────────
 
 
 def _hold_out_classes(
     labels: np.ndarray,
-    asks: np.ndarray,
-    answers: np.ndarray,
+    can_query: np.ndarray,
+    can_answer: np.ndarray,
     share: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """(N,) bool: whole classes, drawn until they hold `share` of the images, two at least."""
     sizes = np.bincount(labels)
-    usable = np.flatnonzero(_can_be_queried(labels, asks, answers))
+    usable = np.flatnonzero(_can_be_queried(labels, can_query, can_answer))
     if len(usable) < 2 or len(sizes) < 4:
         raise DataError(
-            f"{len(sizes)} classes, of which {len(usable)} have images enough to be queried: "
+            f"{len(sizes)} classes, of which {len(usable)} have enough images to be queried: "
             "validating on new classes needs 4 and 2. Use --validate-on seen-classes, or more data"
         )
-    most = len(sizes) - 2
+    max_classes = len(sizes) - 2
     chosen: list[int] = []
     for c in rng.permutation(usable):
         if len(chosen) >= 2 and (sizes[chosen].sum() + sizes[c] / 2 > share * len(labels)):
             break
-        if len(chosen) < most:
+        if len(chosen) < max_classes:
             chosen.append(int(c))
     return np.isin(labels, chosen)
 
 
-def _can_be_queried(labels: np.ndarray, asks: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """(C,) bool: whether one image of the class can ask and another one answer."""
-    one, other, both = (
-        np.bincount(labels, weights=role.astype(float)) for role in (asks, answers, asks & answers)
+def _can_be_queried(
+    labels: np.ndarray, can_query: np.ndarray, can_answer: np.ndarray
+) -> np.ndarray:
+    """(C,) bool: whether the class has a query and another image for the gallery."""
+    queries, answers, both = (
+        np.bincount(labels, weights=role.astype(float))
+        for role in (can_query, can_answer, can_query & can_answer)
     )
-    alone = (one == 1) & (other == 1) & (both == 1)
-    return (one > 0) & (other > 0) & ~alone
+    single = (queries == 1) & (answers == 1) & (both == 1)
+    return (queries > 0) & (answers > 0) & ~single
 
 
 def _hold_out_images(
@@ -190,61 +195,69 @@ def _hold_out_images(
     share: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """(N,) bool: of every class the same share, whole groups; one group stays for training."""
+    """(N,) bool: the same share of every class, in whole groups; one group stays for training."""
     wanted = (target.queries or len(labels)) + (target.gallery or len(labels))
     share = min(share, wanted / len(labels))
-    held = np.zeros(len(labels), dtype=bool)
-    owed = 0.0  # images that rounding did not hold out yet, carried from class to class
+    held_out = np.zeros(len(labels), dtype=bool)
+    due = 0.0  # images still to be held out, carried from class to class
     for c in rng.permutation(labels.max() + 1):
         members = np.flatnonzero((labels == c) & roles)
         units = rng.permutation(np.unique(groups[members]))
-        owed += share * len(members)
+        due += share * len(members)
         for unit in units[: max(0, len(units) - 1)]:
             size = int((groups[members] == unit).sum())
-            if owed < max(1.0, size / 2):
+            if due < max(1.0, size / 2):
                 break
-            held[members[groups[members] == unit]] = True
-            owed -= size
-    return held
+            held_out[members[groups[members] == unit]] = True
+            due -= size
+    return held_out
 
 
-# ── who asks and who answers ─────────────────────────────────────────────────────────────────────
+# ── queries and gallery ───────────────────────────────────────────────────────────────────────────
 
 
-def _finished(
+def _split_from(
     labels: np.ndarray,
     groups: np.ndarray,
-    held: np.ndarray,
-    asks: np.ndarray,
-    answers: np.ndarray,
+    held_out: np.ndarray,
+    can_query: np.ndarray,
+    can_answer: np.ndarray,
     target: Target,
     draws: int,
     seed: int,
 ) -> Split:
-    aside = ~held & np.isin(groups, groups[held])
-    training = np.flatnonzero(~held & ~aside)
+    aside = ~held_out & np.isin(groups, groups[held_out])
+    training = np.flatnonzero(~held_out & ~aside)
     if len(np.unique(labels[training])) < 2:
         raise DataError(
-            f"after holding out {int(held.sum())} images for validation, and {int(aside.sum())} "
-            "that share a group with them, fewer than 2 classes are left to train on: give more "
-            "classes, or correct the group column"
+            f"after holding out {int(held_out.sum())} images for validation, and "
+            f"{int(aside.sum())} that share a group with them, fewer than 2 classes are left to "
+            "train on: give more classes, or correct the group column"
         )
-    if not held.any():
+    if not held_out.any():
         raise DataError(
-            "no class has images enough to hold one out for validation and keep one to train on: "
+            "no class has enough images to hold one out for validation and keep one to train on: "
             "give more images of each class"
         )
     if aside.any():
         log.info("%d images are set aside: their group is held out", int(aside.sum()))
     found = [
-        _draw(labels, groups, held, asks, answers, target, np.random.default_rng((seed, 12, i)))
+        _draw(
+            labels,
+            groups,
+            held_out,
+            can_query,
+            can_answer,
+            target,
+            np.random.default_rng((seed, 12, i)),
+        )
         for i in range(draws)
     ]
     found = [draw for draw in found if len(draw.query)]
     if not found:
         raise DataError(
-            f"the {int(held.sum())} images held out for validation give no query with a relevant "
-            "gallery image: give more images of each class"
+            f"the {int(held_out.sum())} images held out for validation give no query with a "
+            "relevant gallery image: give more images of each class"
         )
     return Split(training, found, int(aside.sum()))
 
@@ -252,45 +265,47 @@ def _finished(
 def _draw(
     labels: np.ndarray,
     groups: np.ndarray,
-    held: np.ndarray,
-    asks: np.ndarray,
-    answers: np.ndarray,
+    held_out: np.ndarray,
+    can_query: np.ndarray,
+    can_answer: np.ndarray,
     target: Target,
     rng: np.random.Generator,
 ) -> Draw:
     query: list[np.ndarray] = []
     gallery: list[np.ndarray] = []
-    for c in np.unique(labels[held]):
-        members = np.flatnonzero(held & (labels == c))
-        one, other = _sides(members, groups, asks, answers, target.query_share, rng)
+    for c in np.unique(labels[held_out]):
+        members = np.flatnonzero(held_out & (labels == c))
+        class_query, class_gallery = _divided(
+            members, groups, can_query, can_answer, target.query_share, rng
+        )
         if target.per_class:
-            other = rng.permutation(other)[: max(1, round(target.per_class))]
-        query.append(one if len(other) else one[:0])
-        gallery.append(other)
-    asked = rng.permutation(np.concatenate(query))[: target.queries]
-    searched = _limited(np.concatenate(gallery), labels, asked, target.gallery, rng)
-    return Draw(np.sort(asked), np.sort(searched))
+            class_gallery = rng.permutation(class_gallery)[: max(1, round(target.per_class))]
+        query.append(class_query if len(class_gallery) else class_query[:0])
+        gallery.append(class_gallery)
+    queries = rng.permutation(np.concatenate(query))[: target.queries]
+    kept = _limited(np.concatenate(gallery), labels, queries, target.gallery, rng)
+    return Draw(np.sort(queries), np.sort(kept))
 
 
-def _sides(
+def _divided(
     members: np.ndarray,
     groups: np.ndarray,
-    asks: np.ndarray,
-    answers: np.ndarray,
+    can_query: np.ndarray,
+    can_answer: np.ndarray,
     query_share: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The members that ask and those that answer; whole groups where there is more than one."""
-    either = members[asks[members] & answers[members]]
+    """Queries and gallery of one class; whole groups where there is more than one."""
+    either = members[can_query[members] & can_answer[members]]
     units = groups[either] if len(np.unique(groups[either])) > 1 else either
     names = rng.permutation(np.unique(units))
     n_query = min(max(1, round(query_share * len(names))), max(0, len(names) - 1))
-    asking = np.isin(units, names[:n_query])
-    only_asks = members[asks[members] & ~answers[members]]
-    only_answers = members[~asks[members] & answers[members]]
+    is_query = np.isin(units, names[:n_query])
+    only_queries = members[can_query[members] & ~can_answer[members]]
+    only_gallery = members[~can_query[members] & can_answer[members]]
     return (
-        np.concatenate([either[asking], only_asks]),
-        np.concatenate([either[~asking], only_answers]),
+        np.concatenate([either[is_query], only_queries]),
+        np.concatenate([either[~is_query], only_gallery]),
     )
 
 
@@ -301,7 +316,7 @@ def _limited(
     size: int | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """At most `size` of the gallery; every query's class keeps one image."""
+    """At most `size` of the gallery; the class of every query keeps one image."""
     if not size or len(gallery) <= size:
         return gallery
     shuffled = rng.permutation(gallery)
@@ -311,24 +326,24 @@ def _limited(
     return np.concatenate([needed, rest[: max(0, size - len(needed))]])
 
 
-def warn_of_labels(labels: Sequence[str]) -> list[str]:
-    """What is odd about the class names, in sentences; empty where nothing is."""
+def label_warnings(labels: Sequence[str]) -> list[str]:
+    """Sentences about suspicious class names and classes with one image."""
     names = sorted(set(labels))
     folded: dict[str, list[str]] = {}
     for name in names:
         folded.setdefault(name.casefold().strip(), []).append(name)
     alike = [" and ".join(map(repr, group)) for group in folded.values() if len(group) > 1]
-    said = []
+    found = []
     if alike:
-        said.append(
+        found.append(
             f"{len(alike)} labels differ in upper and lower case only ({'; '.join(alike[:3])}): "
-            "they are trained as different classes; rename one where they are the same"
+            "they are trained as different classes; rename one if they are the same"
         )
     counts = np.unique(np.array(labels), return_counts=True)[1]
     single = int((counts == 1).sum())
     if single:
-        said.append(
+        found.append(
             f"{single} of {len(names)} classes have one image: they are trained on, but pair "
-            "losses see them only as something to keep away from"
+            "losses use them only as negatives"
         )
-    return said
+    return found

@@ -22,7 +22,7 @@ from PIL import Image
 from vizsla import storage
 from vizsla.data.batches import Batch, Loader, in_chunks
 from vizsla.data.fingerprint import FileInspection, inspect_files
-from vizsla.data.images import is_by_the_system
+from vizsla.data.images import is_system_reason
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.data.remote import PARALLEL_READS
@@ -284,7 +284,7 @@ def _require_readable_as_before(
     reasons = dict(broken)
     lost = [
         f"{images.ids[i]}: {reasons[images.ids[i]]}" for i in positions
-        if is_by_the_system(reasons.get(images.ids[i], "")) and i not in first_look.unreadable
+        if is_system_reason(reasons.get(images.ids[i], "")) and i not in first_look.unreadable
     ]  # fmt: skip
     if lost:
         raise DataError(

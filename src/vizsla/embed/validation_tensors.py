@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vizsla.data.batches import Loader, in_chunks
-from vizsla.data.image_cache import Pictures, available_memory
+from vizsla.data.image_cache import ImageCache, available_memory
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.compute import PRECISIONS, Compute
 from vizsla.embed.inference import MAX_PIXELS
@@ -99,7 +99,12 @@ def pooled(embedder: Embedder, prepared: Iterable[Tensor], compute: Compute) -> 
 
 
 def pooled_of(
-    pictures: Pictures, chosen: np.ndarray, embedder: Embedder, compute: Compute, *, max_pixels: int
+    pictures: ImageCache,
+    chosen: np.ndarray,
+    embedder: Embedder,
+    compute: Compute,
+    *,
+    max_pixels: int,
 ) -> np.ndarray:
     """(n, C) of the chosen pictures, as the embedder prepares them."""
     with Loader(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vizsla.data.image_cache import Pictures
+from vizsla.data.image_cache import ImageCache
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import class_codes
 from vizsla.embed.compute import Compute
@@ -46,7 +46,7 @@ class Read:
 
 
 def read_features(
-    pictures: Pictures,
+    pictures: ImageCache,
     embedder: Embedder,
     out: Path,
     *,
@@ -94,12 +94,12 @@ def read_features(
     return Read(images, found.vectors, found.broken, len(pictures) - wanted)
 
 
-def part_of(pictures: Pictures, n: int, seed: int) -> Pictures:
+def part_of(pictures: ImageCache, n: int, seed: int) -> ImageCache:
     """n of them, of every class its share; the same ones for the same n and seed."""
     if n >= len(pictures):
         return pictures
     chosen = drawn_by_class(class_codes(pictures.images), n, seed)
-    return pictures.of(pictures.images.subset(chosen))
+    return pictures.subset(pictures.images.subset(chosen))
 
 
 def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def _decided(
-    pictures: Pictures, network: Network, out: Path, seconds: float, about: dict[str, str]
+    pictures: ImageCache, network: Network, out: Path, seconds: float, about: dict[str, str]
 ) -> int:
     """How many images are read: decided once, so that an interrupted run goes on with the same."""
     known = checkpoint.load_state(out / DECISION, about=about)
@@ -137,7 +137,7 @@ def _read_before(folder: Path) -> bool:
         return False
 
 
-def _affordable(pictures: Pictures, network: Network, seconds: float) -> int:
+def _affordable(pictures: ImageCache, network: Network, seconds: float) -> int:
     """How many images `seconds` do for, by the time that a few take."""
     batch = network.compute.batch_size
     few = np.linspace(0, len(pictures) - 1, (1 + TIMED) * batch).astype(int)

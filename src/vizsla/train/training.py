@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from vizsla import storage
-from vizsla.data.image_cache import Pictures
+from vizsla.data.image_cache import ImageCache
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import class_codes, warn_of_labels
+from vizsla.data.splits import class_codes, label_warnings
 from vizsla.embed.validation_tensors import pooled_of
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection, identity_or_pca
@@ -116,10 +116,10 @@ class _Training:
         self.compute = training_compute(config)
         self.warnings: list[str] = []
         self.images = labelled(images)
-        for sentence in warn_of_labels([str(label) for label in self.images.labels or []]):
+        for sentence in label_warnings([str(label) for label in self.images.labels or []]):
             self._warn(sentence)
         self.embedder = self._placed(embedder).eval()
-        self.pictures = Pictures(
+        self.pictures = ImageCache(
             self.images,
             short_side=2 * max(embedder.preprocess.size),
             max_pixels=config.max_pixels,
@@ -188,7 +188,7 @@ class _Training:
             self._warn(f"{len(read.broken)} broken training images are left out")
         if len(read.images) < len(self.images):
             self.images = read.images
-            self.pictures = self.pictures.of(self.images)
+            self.pictures = self.pictures.subset(self.images)
         return read
 
     def _heads(self, contest: Contest, vectors: np.ndarray) -> Embedder:
