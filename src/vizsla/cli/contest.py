@@ -1,4 +1,4 @@
-"""Commands of a contest: submit, and judge, its server."""
+"""The commands of a contest: `submit`, and `judge`, its server."""
 
 import dataclasses
 from pathlib import Path
@@ -17,18 +17,25 @@ def submit(
     file: Annotated[Path, typer.Argument(help="A submission file, or a run's folder.")],
     group: Annotated[str, typer.Option("--group", help="The group's name.")],
     url: Annotated[
-        str | None, typer.Option("--url", help="The server.", show_default="$VIZSLA_SUBMIT_URL")
+        str | None,
+        typer.Option("--url", help="The server's URL.", show_default="$VIZSLA_SUBMIT_URL"),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Check the names against this data folder first.")
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option("--token", envvar="VIZSLA_SUBMIT_TOKEN", help="If it asks for one."),
+        typer.Option(
+            "--token",
+            envvar="VIZSLA_SUBMIT_TOKEN",
+            help="The group's token, if the server asks for one.",
+        ),
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the answer.")
+    ] = 30.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and show, send nothing; needs no URL.")
+        bool, typer.Option("--dry-run", help="Check the submission and send nothing; needs no URL.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -62,19 +69,17 @@ def submit(
 
 judge_commands = typer.Typer(
     cls=Group,
-    help="Run a contest: a server that takes submissions and shows a leaderboard.",
+    help="Run a contest: a server that scores submissions and shows a leaderboard.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-token_commands = typer.Typer(cls=Group, help="Tokens of groups.", no_args_is_help=True)
+token_commands = typer.Typer(cls=Group, help="Manage the tokens of groups.", no_args_is_help=True)
 judge_commands.add_typer(token_commands, name="token")
 app.add_typer(judge_commands, name="judge")
 
-Database = Annotated[
-    Path, typer.Option("--database", help="The contest's file: submissions, scores, tokens.")
-]
+Database = Annotated[Path, typer.Option("--database", help="The contest's file.")]
 Share = Annotated[
     float | None,
-    typer.Option("--public-share", help="Share of the queries scored live; needs --closes."),
+    typer.Option("--public-share", help="Share of queries with live scores; needs --closes."),
 ]
 
 
@@ -93,56 +98,61 @@ def judge(
         str, typer.Option("--metric", help="top_k_accuracy, contest_points or map_at_k.")
     ] = "top_k_accuracy",
     title: Annotated[
-        str, typer.Option("--title", help="Stands above the leaderboard.")
+        str, typer.Option("--title", help="The contest's title.")
     ] = "Image retrieval contest",
     public_share: Share = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", help="Which queries are public.", show_default="drawn once, and kept"
+            "--seed", help="Determines the public queries.", show_default="random, stored"
         ),
     ] = None,
     groups: Annotated[
-        str, typer.Option("--groups", help="open: any name; token: those with a token.")
+        str,
+        typer.Option("--groups", help="Who may submit. open: anyone; token: groups with a token."),
     ] = "open",
     per_hour: Annotated[
-        int | None, typer.Option("--per-hour", min=1, help="Submissions of a group an hour.")
+        int | None, typer.Option("--per-hour", min=1, help="Submissions per group and hour.")
     ] = None,
     in_all: Annotated[
-        int | None, typer.Option("--in-all", min=1, help="Submissions of a group in all.")
+        int | None, typer.Option("--in-all", min=1, help="Submissions per group in total.")
     ] = None,
     opens: Annotated[
-        str | None, typer.Option("--opens", help="Such as 2026-05-28T12:00 (local) or …Z (UTC).")
+        str | None,
+        typer.Option("--opens", help="Opening time: 2026-05-28T12:00 (local) or …Z (UTC)."),
     ] = None,
     closes: Annotated[
-        str | None, typer.Option("--closes", help="The same form; never, if not given.")
+        str | None,
+        typer.Option("--closes", help="Closing time, in the same format.", show_default="never"),
     ] = None,
-    counts: Annotated[str, typer.Option("--counts", help="best or last submission.")] = "best",
+    counts: Annotated[
+        str, typer.Option("--counts", help="Which submission of a group: best or last.")
+    ] = "best",
     database: Database = Path("judge.sqlite"),
     host: Annotated[
-        str, typer.Option("--host", help="0.0.0.0 lets other machines in.")
+        str, typer.Option("--host", help="0.0.0.0 accepts other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 3001,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")] = 3001,
     organiser_token: Annotated[
         str | None,
         typer.Option(
             "--organiser-token",
-            help="Opens /organiser.",
+            help="The token for /organiser.",
             envvar="VIZSLA_ORGANISER_TOKEN",
-            show_default="made once",
+            show_default="created once",
         ),
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Take submissions at /retrieval/ and show the leaderboard, until Ctrl-C."""
+    """Accept submissions at /retrieval/ and show the leaderboard, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
     from vizsla.web.contest import server as judging
     from vizsla.web.contest.rules import Rules, parse_time
 
     if labels is None:
-        raise UsageError("give the truth: --labels FILE")
+        raise UsageError("--labels FILE is missing: it is the truth to score with")
     rules = Rules(
         title=title, top_k=top_k, metric=metric, public_share=public_share, seed=seed,
         groups=groups, per_hour=per_hour, in_all=in_all, counts=counts,
@@ -150,12 +160,14 @@ def judge(
         closes=parse_time(closes) if closes else None,
     )  # fmt: skip
 
-    def started(url: str, made: str | None) -> None:
+    def started(url: str, new_token: str | None) -> None:
         typer.echo(f"submissions  {url}/retrieval/")
         typer.echo(f"leaderboard  {url}/")
         typer.echo(f"organiser    {url}/organiser")
-        if made:
-            typer.echo(f"             token {made} (shown this once; any user name)")
+        if new_token:
+            typer.echo(
+                f"             token {new_token} (printed once; the password for any user name)"
+            )
 
     judging.judge(
         labels, database=database, data=data, rules=rules, host=host, port=port,
@@ -163,7 +175,7 @@ def judge(
     )  # fmt: skip
 
 
-@judge_commands.command(epilog="Example: vizsla judge rescore --labels mended.csv")
+@judge_commands.command(epilog="Example: vizsla judge rescore --labels corrected.csv")
 def rescore(
     labels: Annotated[Path, typer.Option("--labels", help="The truth to score with.")],
     data: Annotated[
@@ -171,27 +183,28 @@ def rescore(
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option("-k", "--top-k", min=1, help="Images of a list.", show_default="as before"),
+        typer.Option("-k", "--top-k", min=1, help="Images per query.", show_default="as before"),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="What accuracy holds.", show_default="as before")
+        str | None,
+        typer.Option("--metric", help="The metric of accuracy.", show_default="as before"),
     ] = None,
     public_share: Annotated[
         float | None,
         typer.Option(
-            "--public-share", help="Share that was scored live.", show_default="as before"
+            "--public-share", help="Share of queries with live scores.", show_default="as before"
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Which queries are public.", show_default="as before"),
+        typer.Option("--seed", help="Determines the public queries.", show_default="as before"),
     ] = None,
     database: Database = Path("judge.sqlite"),
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score every stored submission anew, as after a mended label. Stop the server first."""
+    """Score every stored submission again, after correcting a label. Stop the server first."""
     from vizsla.web.contest import server as judging
 
     done = judging.rescore(
@@ -201,20 +214,20 @@ def rescore(
     if as_json:
         print_json(dataclasses.asdict(done))
     else:
-        typer.echo(f"scored anew: {done.submissions}, of which with another score: {done.changed}")
+        typer.echo(f"scored again: {done.submissions}, of which with another score: {done.changed}")
         if done.misfits:
             typer.echo(
-                f"naming images that the truth lacks, or lacking queries of it: {done.misfits} "
+                f"with other queries or images than the labels: {done.misfits} "
                 "(are these the right labels?)"
             )
 
 
 @token_commands.command("add", epilog="Example: vizsla judge token add 'Team 7'")
 def token_add(
-    name: Annotated[str, typer.Argument(help="The group.")],
+    name: Annotated[str, typer.Argument(help="The group's name.")],
     database: Database = Path("judge.sqlite"),
 ) -> None:
-    """Make a token for a group and print it; an older one is no longer valid."""
+    """Create a token for a group and print it; an older one is no longer valid."""
     from vizsla.web.contest.server import add_token
 
     typer.echo(add_token(name, database=database))
@@ -222,7 +235,7 @@ def token_add(
 
 @token_commands.command("list")
 def token_list(database: Database = Path("judge.sqlite")) -> None:
-    """The groups that have a token."""
+    """List the groups that have a token."""
     from vizsla.web.contest.server import list_tokens
 
     typer.echo("\n".join(list_tokens(database=database)))
@@ -230,10 +243,10 @@ def token_list(database: Database = Path("judge.sqlite")) -> None:
 
 @token_commands.command("remove")
 def token_remove(
-    name: Annotated[str, typer.Argument(help="The group.")],
+    name: Annotated[str, typer.Argument(help="The group's name.")],
     database: Database = Path("judge.sqlite"),
 ) -> None:
-    """Take a group's token away; its submissions stay."""
+    """Remove a group's token; its submissions stay."""
     from vizsla.web.contest.server import remove_token
 
     remove_token(name, database=database)

@@ -126,7 +126,7 @@ def test_queries_without_a_label_are_handed_in_but_do_not_count() -> None:
         Scorer({"d": None}, GALLERY, Rules(top_k=2))
 
 
-def test_old_submissions_can_be_scored_by_a_mended_truth() -> None:
+def test_old_submissions_can_be_scored_by_a_corrected_truth() -> None:
     scorer = Scorer(QUERIES, GALLERY, Rules(top_k=3))
     whole = scorer.scores({"a": ["1", "2", "3"], "b": ["9", "2", "2"], "gone": ["1", "2", "3"]})
     assert whole["all"].metrics["contest_points"] == pytest.approx((1000 + 400 + 0) / 3)

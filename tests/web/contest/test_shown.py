@@ -201,8 +201,8 @@ def test_rescore_scores_all_anew_from_the_file(open_contest: Open, tmp_path: Pat
         labels_file(tmp_path, contest.queries, contest.gallery), database=database
     )
     assert (same.submissions, same.changed, same.misfits) == (3, 0, 0)
-    mended = {query: label for query, label in contest.queries.items() if query != "q0.jpg"}
-    fixed = labels_file(tmp_path, {**mended, "q1.jpg": "class 9"}, contest.gallery, "fixed.csv")
+    corrected = {query: label for query, label in contest.queries.items() if query != "q0.jpg"}
+    fixed = labels_file(tmp_path, {**corrected, "q1.jpg": "class 9"}, contest.gallery, "fixed.csv")
     with Store(database) as store, pytest.raises(DataError, match="rescore"):
         judging.adopt(store, Scorer(*judging.read_truth(fixed), contest.rules))
     found = judging.rescore(fixed, database=database, metric="contest_points")
