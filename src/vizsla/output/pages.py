@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS, read_image
@@ -92,13 +92,16 @@ def render(template: str, **context: Any) -> Markup:
 
 @functools.cache
 def environment() -> Environment:
-    return Environment(
+    """Templates of this folder: all values are escaped, and an unknown name is an error."""
+    found = Environment(
         loader=PackageLoader("vizsla.output"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
+    return found
 
 
 @functools.cache
@@ -125,7 +128,13 @@ def differences_page(differences: Table, in_words: Sequence[str]) -> str:
     """The page of `vizsla compare` for pairs of systems."""
     sections = [
         _remarks_section([], in_words, title="In words"),
-        _table_section("differences", "Differences", differences, keep=differences.columns),
+        _table_section(
+            "differences",
+            "Differences",
+            differences,
+            first=["metric", "A", "B", "A − B", "verdict"],
+            keep=differences.columns,
+        ),
     ]
     return render_page("tables.html", "Systems compared", sections)
 
