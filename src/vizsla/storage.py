@@ -33,8 +33,8 @@ SEAL_KEY = "vizsla.seal"
 _SEAL_START = "vizsla-sha256:"
 _UNSEALED = _SEAL_START + "0" * 64
 LOCK = ".lock"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")  # ours, safetensors'
-MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it costs milliseconds
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")  # ours, and safetensors'
+MEMO_FROM_BYTES = 16 * 2**20  # a smaller file is hashed on every read: it takes milliseconds
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -42,30 +42,31 @@ MEMO_FROM_BYTES = 16 * 2**20  # below this a file is hashed on every read: it co
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`; when the block ends well, it becomes `path` in one step.
+    """A temporary path beside `path`; when the block succeeds, it replaces `path` in one step.
 
     Whatever goes wrong (Ctrl-C included), `path` keeps its old content or stays absent. Nothing is
-    written into a folder that was `locked` and is gone.
+    written into a folder that was `locked` and has been deleted. StorageError where the system
+    refuses to write.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        check_held(path)
+        require_lock_kept(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        usual = temporary.stat().st_mode
+        usual_mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(usual)  # safetensors would let nobody else read it
+        temporary.chmod(usual_mode)  # safetensors would deny others to read it
         _fsync(temporary)
-        check_held(path)
+        require_lock_kept(path)
         temporary.replace(path)
         _fsync(path.parent)
     except OSError as error:
-        check_held(path)  # a folder that was deleted is the better reason
+        require_lock_kept(path)  # a deleted folder is the better reason
         raise storage_error("write", path, error) from error
     except Exception as error:
         if (found := _system_error_in(error)) is not None:
-            check_held(path)
+            require_lock_kept(path)
             raise storage_error("write", path, found) from error
         raise
     finally:
@@ -74,18 +75,18 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 def append_line(path: str | Path, text: str) -> None:
-    """For logs alone: what is appended may be cut off by a crash."""
+    """Appends to a log, whose last line a crash may cut off; StorageError where that fails."""
     path = Path(path)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
     except OSError as error:
-        check_held(path)
+        require_lock_kept(path)
         raise storage_error("write", path, error) from error
 
 
 def remove(*paths: Path) -> None:
-    """Files that may be there or not, in this order."""
+    """Deletes files that may or may not exist, in this order."""
     for path in paths:
         try:
             path.unlink(missing_ok=True)
@@ -94,32 +95,35 @@ def remove(*paths: Path) -> None:
 
 
 def _system_error_in(error: Exception) -> OSError | None:
-    """What the system said to a library in Rust or C++, which tells it in words alone."""
-    said = str(error)
-    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", said)
+    """The system error behind that of a library in Rust or C++, which gives it only in words."""
+    text = str(error)
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", text)
     if found:
         number = int(found[1] or found[2])
         return OSError(number, os.strerror(number))
     known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-    number = next((n for n in known if os.strerror(n) in said), 0)
+    number = next((n for n in known if os.strerror(n) in text), 0)
     return OSError(number, os.strerror(number)) if number else None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes the file as a whole or not at all."""
     with writing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Writes the file as a whole or not at all, in UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """JSON that people may edit: not sealed. NaN is refused, unknown is null."""
+    """Writes JSON that people may edit, without a seal. NaN is refused: unknown values are null."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_sealed_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Writes JSON that carries its own hash."""
     text = json.dumps(
         {**content, SEAL_KEY: _UNSEALED}, indent=1, ensure_ascii=False, allow_nan=False
     )
@@ -127,7 +131,7 @@ def write_sealed_json(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def write_sealed_table(path: str | Path, table: "pa.Table") -> None:
-    """One Parquet file that carries its own hash."""
+    """Writes one Parquet file that carries its own hash."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,14 +142,16 @@ def write_sealed_table(path: str | Path, table: "pa.Table") -> None:
 
 
 def write_table(path: str | Path, table: "pa.Table") -> str:
-    """Writes Parquet without a seal; the SHA-256 of the file, for a manifest."""
+    """Writes Parquet without a seal and returns the SHA-256 of the file, for a manifest."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # A dictionary of the numbers of vectors takes six times as long to write, and more room.
-    repeated = [column.name for column in table.schema if not pa.types.is_nested(column.type)]
+    # Dictionaries for the numbers of vectors would take six times as long and more space.
+    with_dictionary = [
+        column.name for column in table.schema if not pa.types.is_nested(column.type)
+    ]
     with writing(path) as temporary:
-        pq.write_table(table, temporary, compression="none", use_dictionary=repeated)
+        pq.write_table(table, temporary, compression="none", use_dictionary=with_dictionary)
         return sha256_of(temporary)
 
 
@@ -163,8 +169,8 @@ def _fsync(path: Path) -> None:
 
 
 def open_regular(path: str | Path) -> int:
-    """A descriptor for reading. OSError or ValueError for what is no regular file: a pipe would
-    wait for ever, and a device may never end."""
+    """A descriptor for reading. OSError or ValueError for what is no regular file: reading a pipe
+    could wait for ever, and a device may never end."""
     flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(path, os.O_RDONLY | flags)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -174,6 +180,7 @@ def open_regular(path: str | Path) -> int:
 
 
 def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; StorageError where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -181,15 +188,16 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """Anybody's JSON; where it carries a seal, the seal is checked and left out."""
+    """The content of a JSON file; if it carries a seal, the seal is checked and left out."""
     data = read_bytes(path)
-    sealed = SEAL_KEY.encode() in data or _SEAL_START.encode() in data  # a byte breaks one
+    # A changed byte may have damaged one of the two.
+    sealed = SEAL_KEY.encode() in data or _SEAL_START.encode() in data
     if sealed:
         try:
-            unsealed(data, path)
+            check_seal(data, path)
         except StorageError as error:
             raise StorageError(
-                f"{error}. If it was changed on purpose, take the line {SEAL_KEY!r} out of it"
+                f"{error}. If it was changed on purpose, remove the line {SEAL_KEY!r} from it"
             ) from error
     try:
         content = json.loads(data)
@@ -201,21 +209,23 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(unsealed(read_bytes(path), path))
+    """The content of a sealed JSON file; StorageError where it is damaged or has no seal."""
+    content: dict[str, Any] = json.loads(check_seal(read_bytes(path), path))
     del content[SEAL_KEY]
     return content
 
 
 def read_sealed_table(path: str | Path) -> "pa.Table":
+    """The table of a sealed Parquet file; StorageError where it is damaged or has no seal."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    data = unsealed(read_bytes(path), path)
+    data = check_seal(read_bytes(path), path)
     return pq.read_table(pa.BufferReader(data))
 
 
 def read_table(path: str | Path, sha256: str, columns: list[str] | None = None) -> "pa.Table":
-    """A Parquet file of a manifest, after its hash was checked. Memory-mapped."""
+    """A Parquet file named in a manifest, memory-mapped, after its hash was checked."""
     import pyarrow.parquet as pq
 
     verify(path, sha256)
@@ -226,15 +236,15 @@ def read_table(path: str | Path, sha256: str, columns: list[str] | None = None) 
 
 
 def seal(data: bytes) -> bytes:
-    """`data` with the one empty seal in it replaced by its digest."""
+    """`data`, its empty seal filled with the digest."""
     if data.count(_UNSEALED.encode()) != 1:
         raise StorageError("cannot seal: the content must hold exactly one empty seal")
     digest = hashlib.sha256(data).hexdigest()
     return data.replace(_UNSEALED.encode(), (_SEAL_START + digest).encode())
 
 
-def unsealed(data: bytes, path: str | Path) -> bytes:
-    """`data`, after its seal was found to be right; StorageError otherwise."""
+def check_seal(data: bytes, path: str | Path) -> bytes:
+    """`data`, if its seal is right; else StorageError."""
     start = data.rfind(_SEAL_START.encode())
     if start < 0:
         raise StorageError(
@@ -252,6 +262,7 @@ def unsealed(data: bytes, path: str | Path) -> bytes:
 
 
 def sha256_of(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -259,8 +270,8 @@ def sha256_of(path: str | Path) -> str:
 def verify(path: str | Path, sha256: str, *, force: bool = False) -> None:
     """StorageError unless the file has this hash.
 
-    A large file is hashed once for each (size, mtime, inode), remembered between processes;
-    `force` hashes it again.
+    A large file is hashed once for each (size, mtime, inode), which is remembered between
+    processes; `force` hashes it again.
     """
     path = Path(path)
     try:
@@ -277,13 +288,13 @@ def verify(path: str | Path, sha256: str, *, force: bool = False) -> None:
             "Restore it from a copy, or delete it and run the command that wrote it again"
         )
     if memo:
-        with contextlib.suppress(OSError):  # a read-only cache folder costs time, nothing else
+        with contextlib.suppress(OSError):  # a read-only cache folder only costs time
             memo.parent.mkdir(parents=True, exist_ok=True)
             memo.touch()
 
 
 def cache_folder() -> Path:
-    """Where this user's vizsla keeps what can be made again. VIZSLA_CACHE sets it."""
+    """The folder for what can be computed again; VIZSLA_CACHE sets it."""
     if named := os.environ.get("VIZSLA_CACHE"):
         return Path(named)
     base = os.environ.get("XDG_CACHE_HOME") or _home_cache()
@@ -292,18 +303,19 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _home_cache() -> Path:
-    """A temporary folder where this user has no home, as in many containers."""
+    """~/.cache; a temporary folder where the user has no home, as in many containers."""
     try:
         return Path.home() / ".cache"
     except RuntimeError:
         place = Path(tempfile.mkdtemp(prefix="vizsla-cache-"))
         atexit.register(shutil.rmtree, place, ignore_errors=True)
-        log.warning("this user has no home folder: what is cached is kept in %s until the "
-                    "end (VIZSLA_CACHE names another place)", place)  # fmt: skip
+        log.warning("this user has no home folder: the cache is in %s and is deleted at "
+                    "the end (set VIZSLA_CACHE to keep it elsewhere)", place)  # fmt: skip
         return place
 
 
 def memo_path(path: Path, state: os.stat_result, sha256: str) -> Path:
+    """The empty file whose existence says that `path`, in this state, has this hash."""
     known = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}|{sha256}"
     return cache_folder() / "verified" / hashlib.sha256(known.encode()).hexdigest()
 
@@ -312,7 +324,7 @@ def memo_path(path: Path, state: os.stat_result, sha256: str) -> Path:
 
 
 def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
-    """The StorageError that says in words what the operating system said in a number."""
+    """A StorageError with advice for the system's error. verb: what could not be done."""
     advice = {
         errno.ENOSPC: "the disk is full: free some space and run the command again",
         errno.EDQUOT: "your disk quota is used up: free some space and run the command again",
@@ -327,16 +339,16 @@ def storage_error(verb: str, path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot {verb} {path}: {advice}")
 
 
-_held: dict[Path, tuple[int, int]] = {}  # folder that this process holds → its lock's identity
+_locked_folders: dict[Path, tuple[int, int]] = {}  # folder → identity of its lock file
 
 
-def check_held(path: Path) -> None:
-    """StorageError where `path` lies in a folder of this process's that was deleted meanwhile.
+def require_lock_kept(path: Path) -> None:
+    """StorageError where `path` is in a folder locked by this process that was deleted meanwhile.
 
-    Also where the folder is there again: another process may be writing to it by now.
+    Also where the folder exists again: another process may be writing to it by now.
     """
     here = path.absolute()
-    for folder, identity in list(_held.items()):
+    for folder, identity in list(_locked_folders.items()):
         if here.is_relative_to(folder) and _identity(folder / LOCK) != identity:
             raise StorageError(
                 f"{folder} was deleted or replaced while it was written to: nothing more is "
@@ -345,20 +357,20 @@ def check_held(path: Path) -> None:
 
 
 def require_local(folder: str | Path) -> None:
-    """StorageError for a URL: it would become a folder of that name here."""
+    """StorageError for a URL, which would become a folder of that name."""
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", str(folder))
     if scheme and not Path(f"{scheme[1]}:").is_dir():
         raise StorageError(
-            f"{folder} is a URL, but what is written goes to a disk of this machine: name a folder "
-            "here, and copy it there when it is complete"
+            f"{folder} is a URL, but results are written to a local disk: name a local folder, and "
+            "copy it when it is complete"
         )
 
 
 @contextlib.contextmanager
 def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[None]:
-    """Holds `folder` for this process; a second process gets a StorageError at once.
+    """Reserves `folder` for this process; a second process gets a StorageError at once.
 
-    What a killed process left half-written is removed, there and in the folders `parts` below it.
+    Temporary files of a killed process are removed, there and in the folders `parts` below it.
     """
     import filelock
 
@@ -377,10 +389,10 @@ def locked(folder: str | Path, *, parts: Sequence[str] = ()) -> Iterator[None]:
     try:
         for place in (folder, *(folder / name for name in parts)):
             _remove_leftovers(place)
-        _held[folder.absolute()] = _identity(folder / LOCK) or (0, 0)
+        _locked_folders[folder.absolute()] = _identity(folder / LOCK) or (0, 0)
         yield
     finally:
-        _held.pop(folder.absolute(), None)
+        _locked_folders.pop(folder.absolute(), None)
         lock.release()
 
 
@@ -393,7 +405,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Temporary files of `writing` whose process was killed."""
+    """Deletes temporary files of `writing` whose process was killed."""
     for path in folder.glob(".*tmp*"):
         if _TEMPORARY.fullmatch(path.name):
             with contextlib.suppress(OSError):

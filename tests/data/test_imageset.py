@@ -93,7 +93,7 @@ def test_the_label_is_the_first_folder(tmp_path: Path) -> None:
 def test_images_outside_class_folders_are_named(tmp_path: Path, warned: Callable[[], str]) -> None:
     touch(tmp_path, "dog/1.jpg", "stray.jpg")
     assert ImageSet.from_class_folders(tmp_path).ids == ["dog/1.jpg"]
-    assert "1 images lie outside the class folders" in warned() and "stray.jpg" in warned()
+    assert "1 images are outside the class folders" in warned() and "stray.jpg" in warned()
 
 
 def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_empty_and_twin_classes_are_named(tmp_path: Path, warned: Callable[[], s
         pytest.skip("this file system does not tell Dog from dog")
     assert ImageSet.from_class_folders(tmp_path).labels == ["Dog", "cat", "dog"]
     assert "1 class folder holds no images: bird" in warned()
-    assert "differ only in case stay apart: Dog/dog" in warned()
+    assert "differ only in case are kept apart: Dog/dog" in warned()
 
 
 def test_nothing_to_warn_of_is_silent(tmp_path: Path, warned: Callable[[], str]) -> None:
@@ -162,14 +162,14 @@ def test_hugging_face_metadata_is_read(
     assert images.ids == ["a.jpg", "c.jpg", "sub/b.jpg"]
     assert images.labels == ["12", None, "7"]
     assert images.attributes["text"].to_pylist() == [None, None, "a, b"]
-    assert "1 images that are not there: gone.jpg" in warned()
+    assert "1 images that do not exist: gone.jpg" in warned()
     assert "no row for 1 images: c.jpg" in warned()
 
 
 def test_metadata_for_other_images_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     write(tmp_path / "metadata.csv", "file_name,label\nb.jpg,x\n")
-    with pytest.raises(DataError, match=r"names none of the images beside it, but b\.jpg"):
+    with pytest.raises(DataError, match=r"names none of the images in its folder, but b\.jpg"):
         ImageSet.from_folder(tmp_path)
 
 
@@ -235,7 +235,7 @@ def test_the_root_moves_up_to_hold_all_files_unless_it_is_given(tmp_path: Path) 
     path = write(tmp_path / "tables" / "t.csv", "file\n../images/a/1.jpg\n../images/b/2.jpg\n")
     images = ImageSet.from_table(path)
     assert images.root == tmp_path / "images" and images.ids == ["a/1.jpg", "b/2.jpg"]
-    with pytest.raises(DataError, match="2 files lie outside"):
+    with pytest.raises(DataError, match="2 files are outside"):
         ImageSet.from_table(path, tmp_path / "tables")
 
 
@@ -539,7 +539,7 @@ def test_labels_as_parquet(data: Path) -> None:
         (["test/Query/1.jpg", "test/gallery/1.jpg"], "Query/ should be named query/"),
         (["test/queries/1.jpg", "test/gallery/1.jpg"], "queries/ should be named query/"),
         (["Test/query/1.jpg", "training/a/1.jpg"], "Test/ should be named test/"),
-        (["query/1.jpg", "gallery/1.jpg"], "query/ and gallery/ belong into test/"),
+        (["query/1.jpg", "gallery/1.jpg"], "query/ and gallery/ belong in test/"),
         (["training/dog/1.jpg", "a.jpg"], "test/query and test/gallery missing"),
         (["test/query/1.jpg"], "test/gallery missing"),
         ([".hidden/a.jpg"], "Found there: nothing"),

@@ -160,7 +160,7 @@ def test_a_result_without_its_seal_is_read(tmp_path: Path) -> None:
     assert storage.SEAL_KEY not in content
     text = path.read_text().replace('"tiny"', '"renamed"')
     path.write_text(text)
-    with pytest.raises(StorageError, match=r"damaged.*take the line 'vizsla\.seal' out"):
+    with pytest.raises(StorageError, match=r"damaged.*remove the line 'vizsla\.seal'"):
         storage.read_json(path)
     lines = [line for line in text.splitlines() if storage.SEAL_KEY not in line]
     lines[-2] = lines[-2].rstrip(",")

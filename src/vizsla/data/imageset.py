@@ -1,6 +1,6 @@
 """Folders and tables → ImageSet: ids, labels and attributes, sorted by id. Opens no picture.
 
-A name in a table may be wrong, missing or there twice; what is said here about it is for people.
+Names in a table may be wrong, missing or repeated; the messages here say which.
 """
 
 import logging
@@ -38,11 +38,11 @@ __all__ = [
     "open_data",
     "read_exclude",
     "read_labels",
-]  # with the functions on labels, so that one import line gives all
+]  # with the functions on labels, so that one import is enough
 
 log = logging.getLogger("vizsla.imageset")
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # Hugging Face's imagefolder
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # Hugging Face's image folders
 LABELS = ("labels.csv", "labels.parquet", "labels.tsv")
 LAYOUT = """\
   DATA/
@@ -86,7 +86,7 @@ class ImageSet:
     """ids: N posix paths below root, sorted as UTF-8 bytes. attributes: N rows, or no columns.
 
     links_outside: links that lead out of the root and were not followed.
-    source: where the images are, unless they are files below `root`.
+    source: gives the images, where they are not files below `root`.
     """
 
     root: Path
@@ -114,10 +114,11 @@ class ImageSet:
         return labels
 
     def path(self, i: int) -> Path:
+        """The file of the i-th image; only without a source."""
         return self.root / self.ids[i]
 
     def path_text(self, i: int) -> str:
-        """The path as text, for loops over all images: a Path takes ten times as long to make."""
+        """The path as text, for loops over all images: making a Path takes ten times as long."""
         return os.path.join(str(self.root), self.ids[i])  # noqa: PTH118
 
     def file(self, i: int) -> Path | bytes:
@@ -169,15 +170,16 @@ class ImageSet:
         return replace(self, ids=[self.ids[i] for i in kept], attributes=taken)
 
     def without(self, ids: Collection[str]) -> "ImageSet":
-        """All but these; ids that it does not hold are no error."""
+        """All images but these; unknown ids are ignored."""
         gone = set(ids)
         return self.subset(i for i, name in enumerate(self.ids) if name not in gone)
 
     def with_labels(self, labels: Sequence[str | None]) -> "ImageSet":
+        """The same images with these N labels, None for an unknown one."""
         return self.with_attribute("label", labels)
 
     def with_attribute(self, name: str, values: Sequence[str | None]) -> "ImageSet":
-        """A column of strings, added or replaced."""
+        """The same images with a column of N strings added or replaced."""
         if len(values) != len(self.ids):
             raise DataError(
                 f"{len(values)} values of {name} for {len(self.ids)} images: expected one each"
@@ -190,27 +192,27 @@ class ImageSet:
     def from_class_folders(root: str | Path, *, follow_links: bool = False) -> "ImageSet":
         """One folder for each class: the label is the first folder below the root.
 
-        Other columns come from a metadata file in the root, as in `from_folder`. Images that lie in
-        the root itself have no class: they are left out with a warning.
+        Other columns come from a metadata file in the root, as in `from_folder`. Images directly in
+        the root have no class: they are left out with a warning.
         """
         listing = _listed(root, follow_links)
         ids = [name for name in listing.ids if "/" in name]
-        stray = [name for name in listing.ids if "/" not in name]
+        outside = [name for name in listing.ids if "/" not in name]
         if not ids:
             raise DataError(
-                f"{root} holds {len(stray)} images but no class folders: expected "
+                f"{root} holds {len(outside)} images but no class folders: expected "
                 f"{Path(root).name}/<class>/… with the images of one class in each folder"
             )
-        if stray:
+        if outside:
             log.warning(
-                "%s: %d images lie outside the class folders and are left out (%s)",
-                root, len(stray), few(stray),
+                "%s: %d images are outside the class folders and are left out (%s)",
+                root, len(outside), few(outside),
             )  # fmt: skip
         labels = [name.partition("/")[0] for name in ids]
         _warn_of_classes(Path(root), set(labels))
         images = ImageSet(Path(root), ids, _metadata_of(root, ids), listing.links_outside)
-        told = zip(images.labels or [], labels, strict=False)
-        if any(label not in (None, folder) for label, folder in told):
+        pairs = zip(images.labels or [], labels, strict=False)
+        if any(label not in (None, folder) for label, folder in pairs):
             log.warning("%s: the labels are the folders' names, not the metadata file's", root)
         return images.with_labels(labels)
 
@@ -218,8 +220,8 @@ class ImageSet:
     def from_folder(root: str | Path, *, follow_links: bool = False) -> "ImageSet":
         """All images of a flat or nested folder, without labels.
 
-        Unless the folder holds Hugging Face's metadata.csv, .jsonl or .parquet: its `file_name`
-        says which image a row is for, all its other columns become attributes.
+        A metadata.csv, .jsonl or .parquet in the folder, as Hugging Face has them, gives
+        attributes: `file_name` names the image of a row, all other columns become attributes.
         """
         listing = _listed(root, follow_links)
         attributes = _metadata_of(root, listing.ids)
@@ -232,8 +234,8 @@ class ImageSet:
         """The images that a CSV, TSV, JSONL or Parquet file names; other columns are attributes.
 
         Names are relative to `root` (default: the table's folder, or test/<role> beside it), or
-        absolute. role: only the rows with this role or none. Files that do not exist stay, with a
-        warning, and turn out broken when they are read; DataError where none exists.
+        absolute. role: only the rows with this role or none. Files that do not exist are kept,
+        with a warning, and are broken when they are read; DataError where none exists.
         """
         table = read_table(path)
         if role is not None:
@@ -242,7 +244,7 @@ class ImageSet:
             raise DataError(f"{path} names no images: it has a header but no rows")
         names = table["file"].to_pylist()
         base = _base_of(path, root, role, names)
-        files, exist = zip(*(_file_of(base, name) for name in names), strict=True)
+        files, exist = zip(*(_resolved(base, name) for name in names), strict=True)
         base = _root_of(files, base, fixed=root is not None)
         ids = [file[len(base) :].lstrip(os.sep).replace(os.sep, "/") for file in files]
         _warn_of_missing(
@@ -260,8 +262,8 @@ class ImageSet:
 class DataFolders:
     """folder: the one that holds training/ and test/.
 
-    All three sets carry the columns (domain, group, …) that the labels file has for them; but not
-    its labels: query and gallery have none, unless a metadata file in their own folder gives them.
+    All three sets have the columns (domain, group, …) of the labels file, but not its labels: query
+    and gallery have none, unless a metadata file in their own folder gives them.
     """
 
     folder: Path
@@ -272,9 +274,9 @@ class DataFolders:
 
 
 def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
-    """The sets of a folder in the starting document's layout, or of its parent (`…/data`).
+    """The sets of a folder with the layout above, or of its parent (`…/data`).
 
-    DataError where the layout is another one: it shows what was expected and what was found.
+    DataError where the layout differs: it shows what was expected and what was found.
     """
     data = _data_folder(Path(folder))
     training = data / "training"
@@ -301,7 +303,7 @@ def has_layout(folder: str | Path) -> bool:
 
 
 def _with_columns_of(path: Path, sets: dict[str, ImageSet | None]) -> dict[str, ImageSet | None]:
-    """Adds all but the labels: those are the truth, which only scoring may see."""
+    """Adds all columns but the labels: only scoring may see the truth."""
     try:
         table = read_labels(path)
         for role, images in sets.items():
@@ -316,7 +318,7 @@ def _with_columns_of(path: Path, sets: dict[str, ImageSet | None]) -> dict[str, 
     return sets
 
 
-_SLIPS = {
+_OTHER_NAMES = {
     "training": ("train", "training_set", "train_set", "trainset"),
     "test": ("testing", "test_set", "testset", "val", "validation"),
     "query": ("queries", "query_images", "probe"),
@@ -333,12 +335,12 @@ def _data_folder(folder: Path) -> Path:
         data = folder / "data"
     missing = [n for n in ("test/query", "test/gallery") if not (data / n).is_dir()]
     problems = [f"{' and '.join(missing)} missing"] if missing else []
-    problems += _slips(data, "training", "test") + _slips(data / "test", "query", "gallery")
+    problems += _misnamed(data, "training", "test") + _misnamed(data / "test", "query", "gallery")
     if missing and _holds(data, "query", "gallery"):
         problems.append(
             f"{data} is the test part: give the folder above it"
             if data.name == "test"
-            else "query/ and gallery/ belong into test/"
+            else "query/ and gallery/ belong in test/"
         )
     if problems:
         raise DataError(
@@ -352,15 +354,15 @@ def _holds(folder: Path, *names: str) -> bool:
     return any((folder / name).is_dir() for name in names)
 
 
-def _slips(folder: Path, *expected: str) -> list[str]:
-    """Folders that seem to be meant for one that is not there."""
+def _misnamed(folder: Path, *expected: str) -> list[str]:
+    """Sentences about folders that seem to be meant for one that is missing."""
     found = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     return [
         f"{name}/ should be named {wanted}/"
         for wanted in expected
         if not (folder / wanted).is_dir()
         for name in found
-        if name.lower() == wanted or name.lower() in _SLIPS[wanted]
+        if name.lower() == wanted or name.lower() in _OTHER_NAMES[wanted]
     ]
 
 
@@ -379,7 +381,7 @@ def _listed(root: str | Path, follow_links: bool) -> Listing:
     listing = list_images(root, follow_links=follow_links)
     if listing.links_outside:
         log.warning(
-            "%s: %d links lead out of it and are left out (%s); --follow-links takes them in",
+            "%s: %d links lead out of it and are left out (%s); --follow-links includes them",
             root, len(listing.links_outside), few(listing.links_outside),
         )  # fmt: skip
     return listing
@@ -389,14 +391,18 @@ def _warn_of_classes(root: Path, labels: set[str]) -> None:
     folders = (p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
     empty = sorted(set(folders) - labels)
     if empty:
-        said = "1 class folder holds" if len(empty) == 1 else f"{len(empty)} class folders hold"
-        log.warning("%s: %s no images: %s", root, said, few(empty))
+        subject = "1 class folder holds" if len(empty) == 1 else f"{len(empty)} class folders hold"
+        log.warning("%s: %s no images: %s", root, subject, few(empty))
     by_case: dict[str, list[str]] = {}
     for label in sorted(labels):
         by_case.setdefault(label.casefold(), []).append(label)
     twins = ["/".join(names) for names in by_case.values() if len(names) > 1]
     if twins:
-        log.warning("%s: classes that differ only in case stay apart: %s", root, few(twins))
+        log.warning(
+            "%s: classes that differ only in case are kept apart: %s",
+            root,
+            few(twins),
+        )
 
 
 def _metadata_of(root: str | Path, ids: list[str]) -> pa.Table:
@@ -407,13 +413,13 @@ def _metadata_of(root: str | Path, ids: list[str]) -> pa.Table:
     table = read_table(path)
     names = [name.strip().replace("\\", "/").removeprefix("./") for name in texts(table, "file")]
     rows = row_of_each(names, table, str(path))
-    lost, bare = sorted(rows.keys() - set(ids)), [name for name in ids if name not in rows]
-    if len(bare) == len(ids):
-        raise DataError(f"{path} names none of the images beside it, but {few(lost)}")
-    if lost:
-        log.warning("%s names %d images that are not there: %s", path, len(lost), few(lost))
-    if bare:
-        log.warning("%s has no row for %d images: %s", path, len(bare), few(bare))
+    unknown, without = sorted(rows.keys() - set(ids)), [name for name in ids if name not in rows]
+    if len(without) == len(ids):
+        raise DataError(f"{path} names none of the images in its folder, but {few(unknown)}")
+    if unknown:
+        log.warning("%s names %d images that do not exist: %s", path, len(unknown), few(unknown))
+    if without:
+        log.warning("%s has no row for %d images: %s", path, len(without), few(without))
     return take_rows(table, [rows.get(name) for name in ids])
 
 
@@ -429,12 +435,12 @@ def _base_of(path: str | Path, root: str | Path | None, role: str | None, names:
     beside = Path(os.path.abspath(path)).parent  # noqa: PTH100
     below = {None: [], "training": ["training"]}.get(role, [f"test/{role}", f"{role}"])
     places = [str(place) for place in (beside, *(beside / name for name in below))]
-    exists = (place for place in places if any(_file_of(place, n)[1] for n in names[:100]))
+    exists = (place for place in places if any(_resolved(place, n)[1] for n in names[:100]))
     return next(exists, places[0])
 
 
-def _file_of(base: str, name: str) -> tuple[str, bool]:
-    """The file that a table means by this name, and whether it exists."""
+def _resolved(base: str, name: str) -> tuple[str, bool]:
+    """The file that a name in a table refers to, and whether it exists."""
     file = ""
     for spelling in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
         file = os.path.normpath(os.path.join(base, spelling))  # noqa: PTH118
@@ -444,13 +450,13 @@ def _file_of(base: str, name: str) -> tuple[str, bool]:
 
 
 def _root_of(files: Sequence[str], base: str, *, fixed: bool) -> str:
-    """`base`, or where files lie outside of it the folder that holds them all."""
+    """`base`, or the folder that holds all files where some are outside it."""
     outside = [file for file in files if not file.startswith(base.rstrip(os.sep) + os.sep)]
     if not outside:
         return base
     if fixed:
         raise DataError(
-            f"{len(outside)} files lie outside {base} ({few(outside)}): "
+            f"{len(outside)} files are outside {base} ({few(outside)}): "
             "give a root that holds them all"
         )
     try:
