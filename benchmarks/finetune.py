@@ -37,7 +37,7 @@ from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
+from vizsla.score.truth import Truth
 from vizsla.search import exact
 from vizsla.train.augment import augmenter
 from vizsla.train.optimizer import freeze_norms

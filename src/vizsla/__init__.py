@@ -104,8 +104,8 @@ if TYPE_CHECKING:
     from vizsla.run.config import RunConfig as RunConfig
     from vizsla.run.pipeline import run as run
     from vizsla.score.evaluate import evaluate as evaluate
-    from vizsla.score.relevance import Truth as Truth
     from vizsla.score.scores import Scores as Scores
+    from vizsla.score.truth import Truth as Truth
     from vizsla.score.whole_gallery import evaluate_embeddings as evaluate_embeddings
     from vizsla.search.chain import parse_chain as parse_chain
     from vizsla.search.chain import rank_refined as rank_refined

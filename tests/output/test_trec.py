@@ -9,8 +9,8 @@ from vizsla.errors import DataError
 from vizsla.output.submission import read_submission
 from vizsla.output.trec import grades_of, read_qrels, write_qrels, write_run
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 PAIRS = {

@@ -17,7 +17,7 @@ from vizsla.run import pipeline
 from vizsla.run.config import RunConfig
 from vizsla.run.pipeline import run
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 SEED_KEYS = {

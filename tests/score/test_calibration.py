@@ -14,7 +14,8 @@ from vizsla.score.calibration import (
     calibrate_on_training,
     share_like,
 )
-from vizsla.score.relevance import Relevance, Truth, relevance
+from vizsla.score.relevance import Relevance, relevance
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 

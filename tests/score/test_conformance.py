@@ -18,8 +18,8 @@ from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from vizsla.score.evaluate import evaluate
 from vizsla.score.metrics import match_auc
-from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 KS = (1, 3, 10)

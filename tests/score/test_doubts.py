@@ -3,8 +3,8 @@
 import pytest
 
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 

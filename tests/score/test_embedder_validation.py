@@ -18,7 +18,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection
 from vizsla.score.embedder_validation import Validation
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
+from vizsla.score.truth import Truth
 from vizsla.search import exact
 
 COMPUTE = Compute("cpu", "fp32", 8, 1)

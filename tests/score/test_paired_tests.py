@@ -12,8 +12,8 @@ from vizsla.score.paired_tests import (
     differences_table,
     in_words,
 )
-from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 Q, G, C = 120, 40, 8

@@ -4,7 +4,8 @@ import pytest
 
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError
-from vizsla.score.relevance import Truth, match_pairs, relevance, relevant_and_ignored
+from vizsla.score.relevance import match_pairs, relevance, relevant_and_ignored
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 LISTS = {"q1": ["g1", "g2", "g3"], "q2": ["g3", "g1", "g2"]}

@@ -6,9 +6,9 @@ import pytest
 
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
 from vizsla.score.result_file import result_record
 from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 LISTS = {

@@ -7,9 +7,9 @@ import pytest
 
 from vizsla.errors import UsageError
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
 from vizsla.score.scores import Scores
 from vizsla.score.slices import confusion_table, query_table, slice_table, write_queries
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 TRUTH = Truth(

@@ -6,7 +6,7 @@ import vizsla
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.score import whole_gallery
-from vizsla.score.relevance import Truth
+from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_embeddings, evaluate_ranked, own_pair
 from vizsla.search import exact
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vizsla.errors import DataError, StorageError
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import Ranking, self_positions, without_self
 
 
 def example() -> Ranking:
@@ -52,3 +52,18 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(StorageError, match="no seal"):
         Ranking.load(tmp_path / "r.parquet")
+
+
+def test_the_query_itself_is_left_out_of_full_short_and_foreign_rows() -> None:
+    positions = np.array([[2, 0, 1], [1, 2, 0], [0, 1, -1]])
+    scores = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4], [0.3, 0.2, np.nan]])
+    self_at = self_positions(["a", "elsewhere", "b"], ["a", "b", "c"])
+    np.testing.assert_array_equal(self_at, [0, -1, 1])
+
+    found, kept = without_self(positions, scores, self_at, 2)
+    np.testing.assert_array_equal(found, [[2, 1], [1, 2], [0, -1]])
+    np.testing.assert_array_equal(kept, [[0.9, 0.7], [0.6, 0.5], [0.3, np.nan]])
+
+    found, kept = without_self(positions, scores, self_at, 3)  # a filter left no more than three
+    np.testing.assert_array_equal(found, [[2, 1, -1], [1, 2, 0], [0, -1, -1]])
+    np.testing.assert_array_equal(np.isnan(kept), found < 0)

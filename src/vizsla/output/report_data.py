@@ -10,8 +10,9 @@ from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders
 from vizsla.embed.embeddings import Embeddings
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Relevance, Truth, relevance
+from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, ranking_in
 

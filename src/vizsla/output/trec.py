@@ -18,7 +18,8 @@ from vizsla.output.submission_formats import (
     with_spaces,
     without_spaces,
 )
-from vizsla.score.relevance import Truth, ignored_names, relevance, relevant_and_ignored
+from vizsla.score.relevance import ignored_names, relevance, relevant_and_ignored
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 Grades = dict[str, dict[str, int]]  # query id → gallery id → grade

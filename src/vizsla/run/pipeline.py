@@ -43,10 +43,9 @@ from vizsla.output.submission import write_submission
 from vizsla.run.config import REFINEMENT, RunConfig, compute_for, resolved, tune_config
 from vizsla.run.inputs import load_embedder, open_folders, training_images, whiten_embedder
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
 from vizsla.score.result_file import result_record
 from vizsla.score.scores import Scores
-from vizsla.score.truth import truth_of_folders
+from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search import exact
 from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined

@@ -16,8 +16,9 @@ from vizsla.data.splits import SHARE, Split, Target, split
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.score.metrics import Cutoff, calibrated_cutoff, match_auc, threshold_table
-from vizsla.score.relevance import Relevance, Truth, match_pairs, relevance
+from vizsla.score.relevance import Relevance, match_pairs, relevance
 from vizsla.score.tables import Table
+from vizsla.score.truth import Truth
 
 CONFIDENCE = 0.9  # one-sided, that the precision is reached
 STEPS = 10  # rows of the table

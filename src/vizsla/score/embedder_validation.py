@@ -16,7 +16,7 @@ from vizsla.embed.inference import MAX_PIXELS
 from vizsla.embed.validation_tensors import HeldImages
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.score.relevance import Truth
+from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search import exact
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vizsla.errors import DataError
-from vizsla.score.truth import Truth as Truth  # a public name of this module
-from vizsla.score.truth import knows_gallery
+from vizsla.score.truth import Truth, knows_gallery
 from vizsla.search.ranking import Ranking
 
 _ROWS = 256  # queries judged at once: bounds the memory

@@ -10,8 +10,9 @@ from vizsla.embed.arrays import own_embeddings
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth, relevant_and_ignored
+from vizsla.score.relevance import relevant_and_ignored
 from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
 

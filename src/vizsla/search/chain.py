@@ -13,7 +13,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.search import exact, refine
 from vizsla.search.knn_graph import Keeper, NeighbourGraph, Progress, kept_graph
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import Ranking, self_positions, without_self
 
 NOTHING, GALLERY, QUERIES = "nothing", "gallery", "queries"  # each uses what stands before it too
 USES = {
@@ -198,9 +198,7 @@ def rank_refined(
     )
     positions, scores = refiner.top_k(chain, k + same_set)
     if own is not None:
-        keep = positions != own[:, None]
-        keep[keep.all(axis=1), -1] = False
-        positions, scores = positions[keep].reshape(-1, k), scores[keep].reshape(-1, k)
+        positions, scores = without_self(positions, scores, own, k)
     origin = {
         "model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set,
         "refine": chain.record(),
@@ -210,14 +208,14 @@ def rank_refined(
 
 def own_positions(queries: list[str], gallery: list[str]) -> np.ndarray:
     """(Q,) where each query stands in the gallery; DataError where one does not."""
-    place = {name: i for i, name in enumerate(gallery)}
-    missing = [name for name in queries if name not in place]
+    positions = self_positions(queries, gallery)
+    missing = [name for name, at in zip(queries, positions, strict=True) if at < 0]
     if missing:
         raise DataError(
             f"--same-set, but {len(missing)} queries ({missing[0]}, …) are not in the gallery: "
             "leave --same-set out, or give one set twice"
         )
-    return np.array([place[name] for name in queries])
+    return positions
 
 
 class Refiner:

@@ -17,7 +17,7 @@ from torch import Tensor
 from vizsla.embed.compute import has_fast_bf16
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import Ranking, self_positions, without_self
 
 GRID = 2.0**26
 FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
@@ -105,7 +105,9 @@ def rank(
     check_k(k, available)
     positions, scores = top_k(queries.vectors, gallery.vectors, k + same_set, device=device)
     if same_set:
-        positions, scores = _without_self(queries.ids, gallery.ids, positions, scores, k)
+        positions, scores = without_self(
+            positions, scores, self_positions(queries.ids, gallery.ids), k
+        )
     origin = {"model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set}
     return Ranking(queries.ids, gallery.ids, positions, scores, len(gallery), origin)
 
@@ -123,7 +125,26 @@ def comparable(
         raise DataError(f"the {what} have {query_dim} dimensions, the gallery {gallery_dim}")
 
 
+def as_embeddings(
+    queries: Embeddings | np.ndarray, model_id: str | None, *, same_set: bool = False
+) -> Embeddings:
+    """Embeddings as they are; (Q, D) numbers as unit vectors of that model with ids 0, 1, …
+
+    UsageError where the model, or with `same_set` the ids, are not known.
+    """
+    if isinstance(queries, Embeddings):
+        return queries
+    if model_id is None:
+        raise UsageError("which model made these vectors? Give their model_id, or Embeddings")
+    if same_set:
+        raise UsageError("same_set needs the queries' ids: give Embeddings")
+    return Embeddings.from_arrays(queries, model_id=model_id)
+
+
 def check_k(k: int, available: int) -> None:
+    """DataError unless 1 <= k <= available, the images that may be found."""
+    if available < 1:
+        raise DataError("the index holds no image to be found: add some first (`vizsla index add`)")
     if not 1 <= k <= available:
         raise DataError(
             f"k={k}, but the gallery offers {available} images: choose k from 1 to {available}"
@@ -432,20 +453,6 @@ def _block(gallery: Gallery, part: slice, device: str, dtype: torch.dtype) -> Te
     if rows.dtype != np.float32 or not rows.flags.writeable:
         rows = rows.astype(np.float32)
     return torch.from_numpy(rows).to(device, dtype)
-
-
-def _without_self(
-    query_ids: Sequence[str],
-    gallery_ids: Sequence[str],
-    positions: np.ndarray,
-    scores: np.ndarray,
-    k: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    place = {name: i for i, name in enumerate(gallery_ids)}
-    own = np.array([place.get(name, -1) for name in query_ids])
-    keep = positions != own[:, None]
-    keep[keep.all(axis=1), -1] = False  # the query is not among its k + 1 nearest
-    return positions[keep].reshape(-1, k), scores[keep].reshape(-1, k)
 
 
 def _rows(width: int) -> int:

@@ -30,8 +30,7 @@ from vizsla.search.filters import Filter
 from vizsla.search.index_files import Stored
 from vizsla.search.index_kinds import KINDS, choose_kind
 from vizsla.search.index_snapshot import Loaded, State, in_file
-from vizsla.search.queries import as_queries, check_k, without_self
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import Ranking, self_positions, without_self
 
 log = logging.getLogger("vizsla.index")
 
@@ -160,9 +159,9 @@ class FolderIndex:
     ) -> Ranking:
         """See Index.search."""
         state = self._state
-        queries = as_queries(queries, model_id, state.ids if same_set else None)
+        queries = exact.as_embeddings(queries, model_id, same_set=same_set)
         exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
-        check_k(k, len(state) - same_set)
+        exact.check_k(k, len(state) - same_set)
         allowed = None if filter is None else filter.mask(state.ids, state.attributes)
         wanted = min(k + same_set, len(state) if allowed is None else int(allowed.sum()))
         try:
@@ -173,7 +172,8 @@ class FolderIndex:
             return self.search(queries, k, filter, same_set=same_set)
         positions = state.position_of[rows]
         if same_set:
-            positions, scores = without_self(queries.ids, state.ids, positions, scores, k)
+            self_at = self_positions(queries.ids, state.ids)
+            positions, scores = without_self(positions, scores, self_at, k)
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
@@ -443,7 +443,7 @@ def build_in(
         kind, reason = choose_kind(size, dim, memory)
     vectors = None
     if sample is not None:
-        asked = as_queries(sample, model_id)
+        asked = exact.as_embeddings(sample, model_id)
         exact.comparable(asked.model_id, model_id, asked.dim, dim)
         vectors = asked.vectors
     with storage.locked(folder):

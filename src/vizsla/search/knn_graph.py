@@ -20,6 +20,7 @@ from torch import Tensor
 from vizsla import storage
 from vizsla.errors import DataError, StorageError, VizslaError
 from vizsla.search import exact
+from vizsla.search.ranking import without_self
 
 log = logging.getLogger("vizsla.search")
 
@@ -178,13 +179,8 @@ def recall_of_sample(
 def _exactly(vectors: np.ndarray, K: int, device: str) -> tuple[np.ndarray, np.ndarray]:
     N = len(vectors)
     positions, scores = exact.top_k(vectors, vectors, K + 1, device=device)
-    own = positions == np.arange(N)[:, None]
-    own[~own.any(axis=1), -1] = True  # copies stand before it: then the last one goes
-    keep = ~own
-    return (
-        positions[keep].reshape(N, K).astype(np.int32),
-        scores[keep].reshape(N, K).astype(np.float32),
-    )
+    positions, scores = without_self(positions, scores, np.arange(N), K)
+    return positions.astype(np.int32), scores.astype(np.float32)
 
 
 # ── blocks of a large score matrix ───────────────────────────────────────────────────────────────

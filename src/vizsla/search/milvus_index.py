@@ -23,8 +23,7 @@ from vizsla.search import ann, exact
 from vizsla.search.filters import Condition, Filter, no_attribute, typed
 from vizsla.search.folder_index import build_in
 from vizsla.search.index_files import Part, check_new, parts_of
-from vizsla.search.queries import as_queries, check_k, without_self
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import Ranking, self_positions, without_self
 
 FORM = "milvus/1"
 ABOUT = "_vizsla"  # the collection beside
@@ -173,17 +172,18 @@ class MilvusIndex:
         same_set: bool = False,
     ) -> Ranking:
         """See Index.search. The Ranking's gallery are the images that were found."""
-        queries = as_queries(queries, model_id, [] if same_set else None)
+        queries = exact.as_embeddings(queries, model_id, same_set=same_set)
         exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         size = len(self)
-        check_k(k, size - same_set)
+        exact.check_k(k, size - same_set)
         where = "" if filter is None else self._expression(filter)
         allowed = size if filter is None else self._count(where)
         wanted = min(k + same_set, allowed)
         found = self._found(queries.vectors, wanted, allowed, where, scan=filter is not None)
         positions, scores = found.best(queries.vectors, wanted)
         if same_set:
-            positions, scores = without_self(queries.ids, found.ids, positions, scores, k)
+            self_at = self_positions(queries.ids, found.ids)
+            positions, scores = without_self(positions, scores, self_at, k)
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)

@@ -151,6 +151,34 @@ class Ranking:
         )
 
 
+def self_positions(queries: Sequence[str], gallery: Sequence[str]) -> np.ndarray:
+    """(Q,) int64: the gallery position of each query's own id, -1 where the gallery lacks it."""
+    wanted = set(queries)
+    position = {name: i for i, name in enumerate(gallery) if name in wanted}
+    return np.array([position.get(name, -1) for name in queries], np.int64)
+
+
+def without_self(
+    positions: np.ndarray, scores: np.ndarray, self_at: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and scores without the query itself: (Q, k), or fewer columns where fewer came in.
+
+    positions, scores: (Q, K), best first; for k results K is k + 1. A row that holds the query is
+    moved up by one and may end in -1 (score nan); a row that lacks it loses its last result.
+    self_at: (Q,) the position to leave out, -1 for none.
+    """
+    if positions.shape[1] <= k:  # no result too many: a row that holds the query gets shorter
+        positions = np.pad(positions, ((0, 0), (0, 1)), constant_values=-1)
+        scores = np.pad(scores.astype(np.float64), ((0, 0), (0, 1)), constant_values=np.nan)
+    Q, K = positions.shape
+    kept = positions != np.where(self_at < 0, -2, self_at)[:, None]  # -1 marks a row's end
+    kept[kept.all(axis=1), -1] = False
+    positions = positions[kept].reshape(Q, K - 1)[:, :k]
+    scores = scores[kept].reshape(Q, K - 1)[:, :k]
+    scores[positions < 0] = np.nan
+    return positions, scores
+
+
 def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """Codes (rows,), -1 for null, and the names in order of first use."""
     encoded = pc.dictionary_encode(column.cast(pa.string())).combine_chunks()

@@ -14,6 +14,7 @@ import torch
 from vizsla.errors import DataError
 from vizsla.search import exact
 from vizsla.search.knn_graph import NeighbourGraph
+from vizsla.search.ranking import without_self
 
 PAIRS_AT_ONCE = 4_000_000  # of sparse entries, and so of memory
 CELLS_AT_ONCE = 8_000_000  # of a dense (queries, gallery) part, float64
@@ -41,9 +42,7 @@ def expanded_queries(
     exact.check_k(n, len(gallery) - (own is not None))
     positions, scores = exact.top_k(queries, gallery, n + (own is not None), device=device)
     if own is not None:
-        keep = positions != own[:, None]
-        keep[keep.all(axis=1), -1] = False
-        positions, scores = (part[keep].reshape(-1, n) for part in (positions, scores))
+        positions, scores = without_self(positions, scores, own, n)
     return _weighted_sum(queries, gallery, positions, scores, alpha)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vizsla.errors import DataError
 from vizsla.output.submission import check_submission, submission_sha256
 from vizsla.score.evaluate import evaluate
-from vizsla.score.relevance import Truth
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 from vizsla.web.contest.rules import METRICS, Rules
 from vizsla.web.contest.scoring import Scorer, canonical

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, MissingExtraError, UsageError
-from vizsla.score.relevance import Truth
+from vizsla.score.truth import Truth
 from vizsla.web.contest.database import exclusive
 from vizsla.web.contest.rules import Rules, group_name
 from vizsla.web.contest.scoring import Labels, Lists, PartScore, Scorer
