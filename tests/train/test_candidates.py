@@ -19,7 +19,7 @@ from vizsla.train.candidates import (
     seen_as,
     takes_any_size,
 )
-from vizsla.train.loop import Clock
+from vizsla.train.loop import Budget
 from vizsla.train.selection import Contest
 
 
@@ -58,8 +58,8 @@ class Validate:
 
 def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest, list[str]]:
     contest, warned = Contest(embedder(), Validate()), []
-    clock = Clock(budget)
-    clock.add(spent)
+    limit = Budget(budget, clock=lambda: 0.0)
+    limit.count_earlier(spent)
     labels = np.arange(40) % 4
     asked: list[tuple[int, ...]] = []
 
@@ -69,7 +69,7 @@ def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest
         return rng.normal(size=(len(chosen), 6)).astype(np.float32) + labels[chosen, None]
 
     entries = TunedEntries(
-        contest, clock, Costs(10.0, 20.0), pooled=pooled, labels=labels, dim=None, seed=0,
+        contest, limit, Costs(10.0, 20.0), pooled=pooled, labels=labels, dim=None, seed=0,
         warn=warned.append,
     )  # fmt: skip
     entries.enter(

@@ -15,7 +15,7 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection
 from vizsla.train import heads
-from vizsla.train.loop import Clock
+from vizsla.train.loop import Budget
 from vizsla.train.selection import Candidate, Contest, interpolated
 
 log = logging.getLogger("vizsla.train")
@@ -50,7 +50,7 @@ class TunedEntries:
     def __init__(
         self,
         contest: Contest,
-        clock: Clock,
+        budget: Budget,
         costs: Costs,
         *,
         pooled: Callable[[Embedder, np.ndarray], np.ndarray],
@@ -62,7 +62,7 @@ class TunedEntries:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """prefix: of all names. progress: candidates scored, of about so many."""
-        self.contest, self.clock, self.costs = contest, clock, costs
+        self.contest, self.budget, self.costs = contest, budget, costs
         self.pooled, self.labels, self.dim, self.seed = pooled, labels, dim, seed
         self.warn, self.prefix, self.progress = warn, prefix, progress
         self.done = self.most = 0
@@ -74,7 +74,7 @@ class TunedEntries:
         leader = self._between(origin, best)
         seen = [leader, *self._framings(leader)]
         for candidate in sorted(seen, key=lambda c: -c.value)[:2]:
-            if self.clock.left() > self._fitting_seconds(candidate) + SAVING_SECONDS:
+            if self.budget.left() > self._fitting_seconds(candidate) + SAVING_SECONDS:
                 self._refitted(candidate)
         if self.progress:
             self.progress(self.most, self.most)
@@ -132,7 +132,7 @@ class TunedEntries:
 
     def _time_for_one_more(self, preprocess: Preprocess | None = None) -> bool:
         larger = LARGER**2 if preprocess else 1.0
-        return self.clock.left() > larger * self.costs.validating + SAVING_SECONDS
+        return self.budget.left() > larger * self.costs.validating + SAVING_SECONDS
 
     def _fitting_seconds(self, tuned: Candidate) -> float:
         assert tuned.embedder is not None

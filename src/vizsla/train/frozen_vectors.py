@@ -5,7 +5,6 @@ network is trained on an image more slowly than it reads one, so it would not ge
 """
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.train import checkpoint
 from vizsla.train.batch_gradient import Processes
+from vizsla.train.loop import Budget
 
 log = logging.getLogger("vizsla.train")
 
@@ -51,13 +51,13 @@ def read_features(
     out: Path,
     *,
     compute: Compute,
-    budget: float | None,
+    budget: Budget,
     seed: int,
     about: dict[str, str],
     processes: Processes,
     progress: Callable[[int, int], None],
 ) -> Read:
-    """Vectors without the embedder's projection. budget: seconds of the whole training, or None.
+    """Vectors without the embedder's projection. budget: of the whole training.
 
     DataError where fewer than two classes can be read. Other processes than the first wait for it.
     """
@@ -67,10 +67,10 @@ def read_features(
         if processes.rank > 0:
             processes.wait()
         wanted = len(pictures)
-        if budget is not None:
+        if budget.seconds is not None:
             decided = 0
             if processes.rank == 0:
-                decided = _decided(pictures, network, out, READING * budget, about)
+                decided = _decided(pictures, network, out, budget, about)
             wanted = round(processes.from_first(decided))
         part = part_of(pictures, wanted, seed)
         found = embed(
@@ -118,14 +118,14 @@ def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def _decided(
-    pictures: ImageCache, network: Network, out: Path, seconds: float, about: dict[str, str]
+    pictures: ImageCache, network: Network, out: Path, budget: Budget, about: dict[str, str]
 ) -> int:
     """How many images are read: decided once, so that an interrupted run goes on with the same."""
     known = checkpoint.load_state(out / DECISION, about=about)
     if known is None:
         known = {"images": len(pictures)}
         if not _read_before(out / FEATURES):
-            known["images"] = _affordable(pictures, network, seconds)
+            known["images"] = _affordable(pictures, network, budget)
         checkpoint.save_state(out / DECISION, known, about=about)
     return int(known["images"])
 
@@ -137,8 +137,9 @@ def _read_before(folder: Path) -> bool:
         return False
 
 
-def _affordable(pictures: ImageCache, network: Network, seconds: float) -> int:
-    """How many images `seconds` do for, by the time that a few take."""
+def _affordable(pictures: ImageCache, network: Network, budget: Budget) -> int:
+    """How many images can be read in the share READING, estimated from the time that a few take."""
+    assert budget.seconds is not None
     batch = network.compute.batch_size
     few = np.linspace(0, len(pictures) - 1, (1 + TIMED) * batch).astype(int)
     if len(pictures) <= 2 * len(few):
@@ -148,12 +149,12 @@ def _affordable(pictures: ImageCache, network: Network, seconds: float) -> int:
         pictures.max_pixels,
         lambda i: pictures[int(few[i])],
     )
-    started = time.monotonic()
+    started = budget.clock()
     for _ in embed_shards(source, network, [range(batch)]):
         pass
-    warm = time.monotonic()
+    warm = budget.clock()
     for _ in embed_shards(source, network, [range(batch, len(few))]):
         pass
-    speed = TIMED * batch / max(1e-9, time.monotonic() - warm)
-    left = seconds - (time.monotonic() - started)
+    speed = TIMED * batch / max(1e-9, budget.clock() - warm)
+    left = READING * budget.seconds - (budget.clock() - started)
     return int(np.clip(speed * left, len(few), len(pictures)))

@@ -6,6 +6,7 @@ The backbone's vectors are computed once and kept on disk, as embeddings.
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def train_head(
     learning_rate: float = 1e-3,
     steps: int = STEPS,
     seconds: float = SECONDS,
+    clock: Callable[[], float] = time.monotonic,
     order: str = "plain",
     per_class: int = 4,
     seed: int = 0,
@@ -105,9 +107,9 @@ def train_head(
     ]
     groups = [{**group, "full_lr": group["lr"]} for group in groups if group["params"]]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
-    losses, started = [], time.monotonic()
+    losses, started = [], clock()
     for step in range(steps):
-        spent = (time.monotonic() - started) / max(seconds, 1e-9)
+        spent = (clock() - started) / max(seconds, 1e-9)
         if spent >= 1:
             break
         set_rates(optimiser, rate_at(max(step / steps, spent), 0.05))

@@ -34,22 +34,29 @@ SAFE_STEPS = 20  # between copies of weights that gave a finite loss
 TOLD_STEPS = 10  # between lines in the log
 
 
-class Clock:
-    """Seconds spent, those before a resumption included; and what is left of a budget."""
+class Budget:
+    """The seconds that a training may take, None for any number, and those it has spent.
 
-    def __init__(self, budget: float | None, *, started: float | None = None) -> None:
-        self.budget = budget
-        self.started = time.monotonic() if started is None else started
-        self.before = 0.0
+    clock: gives seconds from any origin. The time starts when the budget is made.
+    """
+
+    def __init__(
+        self, seconds: float | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.seconds, self.clock = seconds, clock
+        self.started = clock()
+        self.before = 0.0  # spent by the runs that were interrupted
 
     def spent(self) -> float:
-        return time.monotonic() - self.started + self.before
+        """Seconds, with those of interrupted runs."""
+        return self.clock() - self.started + self.before
 
     def left(self) -> float:
-        return math.inf if self.budget is None else self.budget - self.spent()
+        """Seconds; infinite without a limit, negative after an overrun."""
+        return math.inf if self.seconds is None else self.seconds - self.spent()
 
-    def add(self, seconds: float) -> None:
-        """Counts what an interrupted run had spent; of several figures the largest holds all."""
+    def count_earlier(self, seconds: float) -> None:
+        """Counts what interrupted runs had spent. Each figure includes the smaller ones."""
         self.before = max(self.before, seconds)
 
 
@@ -106,10 +113,10 @@ class Loop:
         *,
         folder: Path,
         about: dict[str, Any],
-        clock: Clock,
+        budget: Budget,
     ) -> None:
         self.embedder, self.loss, self.optimiser, self.maker = embedder, loss, optimiser, maker
-        self.plan, self.config, self.clock = plan, config, clock
+        self.plan, self.config, self.budget = plan, config, budget
         self.folder, self.about = folder, about
         self.step, self.losses, self.spent = 0, [], 0.0  # type: int, list[float], float
         self.seconds = config.seconds
@@ -140,10 +147,10 @@ class Loop:
             workers=self.config.workers,
             part=slice(rank * each, (rank + 1) * each),
         )
-        begun, first, saved = time.monotonic() - self.spent, self.step, time.monotonic()
+        begun, first, saved = self.budget.clock() - self.spent, self.step, self.budget.clock()
         safe = self._safe_copy()
         for images, positions in batches:
-            self.spent = time.monotonic() - begun
+            self.spent = self.budget.clock() - begun
             done = self.processes.from_first(self._done())
             if done >= 1:
                 break
@@ -160,11 +167,11 @@ class Loop:
             self.losses.append(value)
             self.step += 1
             self._tell(log_file, value, norm, done, begun, first, progress)
-            if self.processes.rank == 0 and time.monotonic() - saved > self._save_seconds():
+            if self.processes.rank == 0 and self.budget.clock() - saved > self._save_seconds():
                 self.save()
-                saved = time.monotonic()
+                saved = self.budget.clock()
         batches.close()
-        self.ended, self.spent = True, time.monotonic() - begun
+        self.ended, self.spent = True, self.budget.clock() - begun
         return self._result(max(1e-9, self.spent))
 
     def _result(self, took: float) -> LoopResult:
@@ -197,9 +204,9 @@ class Loop:
     def _save_seconds(self) -> float:
         """Between checkpoints. What passes after the last one is lost to an interrupted run, so a
         short budget has them more often, as long as writing them takes little of it."""
-        if self.clock.budget is None:
+        if self.budget.seconds is None:
             return self.config.save_seconds
-        often = max(SAVE_SHARE * self.clock.budget, SAVE_COSTS * self.saving)
+        often = max(SAVE_SHARE * self.budget.seconds, SAVE_COSTS * self.saving)
         return min(self.config.save_seconds, often)
 
     def _update(self, share: float) -> float:
@@ -229,7 +236,7 @@ class Loop:
     ) -> None:
         if self.step % TOLD_STEPS and self.step != 1:
             return
-        seconds = max(1e-9, time.monotonic() - begun)
+        seconds = max(1e-9, self.budget.clock() - begun)
         speed = self.step * self.plan.batch_size / seconds
         rates = [group["lr"] for group in self.optimiser.param_groups]
         if log_file:
@@ -279,13 +286,13 @@ class Loop:
 
     def save(self) -> None:
         """All that the next step depends on."""
-        begun = time.monotonic()
+        begun = self.budget.clock()
         state = {
             "step": self.step,
             "ended": self.ended,
             "stopped": self.stopped,
             "spent": self.spent,
-            "clock": self.clock.spent(),
+            "clock": self.budget.spent(),
             "losses": self.losses,
             "micro_batch": self.maker.micro_batch,
             "embedder": self._trained_state(self.embedder),
@@ -297,7 +304,7 @@ class Loop:
             "generators": checkpoint.generator_states(),
         }
         checkpoint.save_state(self.folder, state, about=self.about)
-        self.saving = time.monotonic() - begun
+        self.saving = self.budget.clock() - begun
 
     def resume(self) -> bool:
         """Takes over what an interrupted run left, if anything."""
@@ -306,7 +313,7 @@ class Loop:
             return False
         self.step, self.spent, self.losses = state["step"], state["spent"], state["losses"]
         self.ended, self.stopped = state["ended"], state["stopped"]
-        self.clock.add(state["clock"])
+        self.budget.count_earlier(state["clock"])
         self.maker.micro_batch = state["micro_batch"]
         self.embedder.load_state_dict(state["embedder"], strict=False)
         self.loss.load_state_dict(state["loss"])

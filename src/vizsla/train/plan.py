@@ -20,7 +20,7 @@ from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.train.batch_gradient import GradientMaker, Processes, fitting_micro_batch
 from vizsla.train.candidates import STEP, takes_any_size
-from vizsla.train.loop import UNLIMITED, Clock, Loop, LoopConfig
+from vizsla.train.loop import UNLIMITED, Budget, Loop, LoopConfig
 from vizsla.train.losses import TrainingLoss
 from vizsla.train.optimizer import checkpoint_activations, open_weights, parameter_groups
 from vizsla.train.settings import TrainConfig
@@ -78,7 +78,7 @@ def build_loop(
     *,
     epochs: float | None,
     processes: Processes,
-    clock: Clock,
+    budget: Budget,
     folder: Path,
     about: dict[str, str],
 ) -> Loop:
@@ -126,7 +126,7 @@ def build_loop(
     )
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     return Loop(
-        tuned, loss, optimiser, maker, plan, settings, folder=folder, about=about, clock=clock
+        tuned, loss, optimiser, maker, plan, settings, folder=folder, about=about, budget=budget
     )
 
 

@@ -28,7 +28,7 @@ from vizsla.train.augment import augmenter
 from vizsla.train.batch_gradient import Processes
 from vizsla.train.candidates import REFITTED, Costs, TunedEntries, behind, framings_of
 from vizsla.train.frozen_vectors import DECISION, Read, read_features
-from vizsla.train.loop import Clock, Loop, LoopResult
+from vizsla.train.loop import Budget, Loop, LoopResult
 from vizsla.train.losses import TrainingLoss, build_loss
 from vizsla.train.plan import (
     LONG,
@@ -78,7 +78,7 @@ def train(
     validate: Validate,
     out: str | Path,
     *,
-    clock: Clock | None = None,
+    budget: Budget | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -88,7 +88,7 @@ def train(
     `means` (other figures of its last call, by name) and `chance` (a random ranking's value).
     out: a folder for log, checkpoint and embedder; a run that was killed goes on from there.
     """
-    run = _Training(images, embedder, config, validate, Path(out), clock, processes, progress)
+    run = _Training(images, embedder, config, validate, Path(out), budget, processes, progress)
     if run.processes.rank > 0:
         return run.result()
     with storage.locked(run.out, parts=PARTS):
@@ -105,13 +105,13 @@ class _Training:
         config: TrainConfig,
         validate: Validate,
         out: Path,
-        clock: Clock | None,
+        budget: Budget | None,
         processes: Processes | None,
         progress: Progress | None,
     ) -> None:
         self.config, self.validate, self.out = config, validate, out
         self.processes = processes or Processes()
-        self.clock = clock or Clock(config.budget)
+        self.budget = budget or Budget(config.budget)
         self.progress = progress or (lambda stage, done, total: None)
         self.compute = training_compute(config)
         self.warnings: list[str] = []
@@ -147,9 +147,9 @@ class _Training:
         return self._finished(contest, read.broken)
 
     def _frozen(self) -> Contest:
-        before = self.clock.spent()
+        before = self.budget.spent()
         contest = Contest(copy.deepcopy(self.embedder), self.validate)
-        self.choice_seconds = self.clock.spent() - before
+        self.choice_seconds = self.budget.spent() - before
         frozen = contest.frozen
         log.info("validation: frozen %.4f over %d queries", frozen.value, len(frozen.values))
         if len(frozen.values) < FEW_QUERIES:
@@ -165,19 +165,19 @@ class _Training:
         """Frozen vectors; broken images, and those there is no time for, leave the set."""
         if self.config.finetune == "none":
             return Read(self.images, np.empty((0, 0)), [])
-        before = self.clock.spent()
+        before = self.budget.spent()
         read = read_features(
             self.pictures,
             self.embedder,
             self.out,
             compute=self.compute,
-            budget=self.config.budget,
+            budget=self.budget,
             seed=self.config.seed,
             about=self.about,
             processes=self.processes,
             progress=lambda done, total: self.progress("reading images", done, total),
         )
-        self.reading_seconds = self.clock.spent() - before
+        self.reading_seconds = self.budget.spent() - before
         if read.left_out:
             self._warn(
                 f"a quarter of the budget does for reading {len(read.images):,} of "
@@ -234,6 +234,7 @@ class _Training:
             loss,
             learning_rate=self.config.head_learning_rate,
             seconds=self._head_seconds(),
+            clock=self.budget.clock,
             order=order_of(self.config, loss),
             per_class=self.config.per_class,
             seed=self.config.seed,
@@ -258,7 +259,7 @@ class _Training:
         self.loss.to(self.compute.device)
         loop = build_loop(
             tuned, blocks, self.loss, self.images, config, self.compute,
-            epochs=length.epochs(config), processes=self.processes, clock=self.clock,
+            epochs=length.epochs(config), processes=self.processes, budget=self.budget,
             folder=folder / "checkpoint", about=self.about,
         )  # fmt: skip
         resumed = loop.resume()
@@ -304,7 +305,7 @@ class _Training:
             ends.append(("average of weights", averaged))
         ends.append((LAST, tuned))
         entries = TunedEntries(
-            contest, self.clock, self._costs(), pooled=self._pooled, labels=self.labels,
+            contest, self.budget, self._costs(), pooled=self._pooled, labels=self.labels,
             dim=self.config.dim, seed=self.config.seed, prefix=length.prefix,
             warn=lambda sentence: self._warn(length.prefix + sentence),
             progress=lambda done, total: self.progress(f"validating {length.stage}", done, total),
@@ -331,11 +332,11 @@ class _Training:
                 known = {
                     "short": self._time_for_short(),
                     "reading": self.reading_seconds,
-                    "clock": self.clock.spent(),
+                    "clock": self.budget.spent(),
                 }
                 checkpoint.save_state(self.out / PLAN, known, about=self.about)
             else:
-                self.clock.add(known.get("clock", 0.0))
+                self.budget.count_earlier(known.get("clock", 0.0))
         known = known or {"short": False, "reading": 0.0}
         self.short_first = self.processes.from_first(float(known["short"])) > 0
         self.reading_seconds = self.processes.from_first(known["reading"])
@@ -346,7 +347,7 @@ class _Training:
             return False
         wanted = self.config.short_epochs * TRAINING_COSTS * self.reading_seconds
         choices = 2 * self._costs().of_all(len(framings_of(self.embedder)))
-        return SHORT_TIMES * wanted <= self.clock.left() - choices
+        return SHORT_TIMES * wanted <= self.budget.left() - choices
 
     def _pooled(self, embedder: Embedder, chosen: np.ndarray) -> np.ndarray:
         """(n, C) of these training images."""
@@ -376,7 +377,7 @@ class _Training:
             num_epochs=max(1, round(epochs)) if steps else 0,
             final_train_loss=final if math.isfinite(final) else None,
             steps=steps,
-            seconds=self.clock.spent(),
+            seconds=self.budget.spent(),
             warnings=self.warnings,
             folder=self.out,
             log_path=length.folder(self.out) / LOG,
@@ -428,7 +429,7 @@ class _Training:
         at the end is planned for."""
         if self.config.budget is None:
             return None
-        left = self.clock.left() + spent
+        left = self.budget.left() + spent
         reserve = self._costs().of_all(len(framings_of(tuned)))
         if length is SHORT:
             return max(0.0, (left - 2 * reserve) / 2)  # at most: it goes by epochs
@@ -436,7 +437,7 @@ class _Training:
         if seconds < 1:
             self._warn(
                 f"the budget of {self.config.budget:.0f} s leaves no time to train the backbone: "
-                f"{self.clock.spent():.0f} s went into reading and the head. Give more time"
+                f"{self.budget.spent():.0f} s went into reading and the head. Give more time"
             )
         return max(0.0, seconds)
 
@@ -447,7 +448,7 @@ class _Training:
 
     def _warn_of_overrun(self) -> None:
         """What no budget can leave out: the frozen model's vectors, and scoring it once."""
-        budget, spent = self.config.budget, self.clock.spent()
+        budget, spent = self.config.budget, self.budget.spent()
         if budget is None or spent < OVER * budget + 1:
             return
         self._warn(

@@ -6,8 +6,9 @@ The stage of the main job that `vizsla train` and `vizsla run --finetune` share.
 import dataclasses
 import logging
 import re
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.score.embedder_validation import BALANCED, Validation
 from vizsla.train.batch_gradient import Processes
-from vizsla.train.loop import Clock
+from vizsla.train.loop import Budget
 from vizsla.train.training import Progress, TrainConfig, TrainResult, train, training_compute
 
 log = logging.getLogger("vizsla.train")
@@ -82,12 +83,13 @@ def tune(
     target: Target | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainResult:
     """Trains on a part of the labelled `images` and keeps what scores best on the rest.
 
     target: the test part, as far as it is known, for validation to imitate.
     """
-    clock = Clock(config.train.budget)
+    budget = Budget(config.train.budget, clock=clock)
     parts = held_out(images, config, target)
     log.info(
         "training on %d images; %d held out (%s), %d draws of %d queries and %d gallery images",
@@ -108,7 +110,7 @@ def tune(
         config.train,
         validation,
         out,
-        clock=clock,
+        budget=budget,
         processes=processes,
         progress=progress,
     )
