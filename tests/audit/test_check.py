@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vizsla.audit.check import check, labelled_sets
-from vizsla.audit.findings import Report
+from vizsla.audit.findings import CheckReport
 from vizsla.cli.main import app, main
 from vizsla.data.imageset import ImageSet, open_data, read_exclude
 from vizsla.embed.embeddings import Embeddings
@@ -68,7 +68,7 @@ def messy(data: Path, photo: Photo) -> Path:
     return data
 
 
-def checked(folder: Path, **options: Any) -> Report:
+def checked(folder: Path, **options: Any) -> CheckReport:
     return check(folder, labelled_sets(open_data(folder)), **options)
 
 
@@ -85,7 +85,7 @@ def test_nothing_is_found_in_clean_data(data: Path) -> None:
     assert report.class_findings == {} and report.odd() == {} and report.suspects is None
     alarms, notes = report.remarks()
     assert alarms == [] and len(notes) == 2 and "--model" in notes[1]
-    assert notes[0].startswith("nothing to mend: ") and "all readable" in notes[0]
+    assert notes[0].startswith("nothing to fix: ") and "all readable" in notes[0]
     assert report.class_table().rows == [
         ["bird", 4, 2, 3], ["cat", 4, 2, 3], ["dog", 4, 2, 3], ["all", 12, 6, 9],
     ]  # fmt: skip
@@ -108,7 +108,7 @@ def test_every_fault_is_found_and_only_those(messy: Path) -> None:
         kind: ["training/dog/line\nbreak.png"] for kind in ("tiny", "thin", "one colour")
     }
     assert found["class_findings"] == {
-        "empty": ["none"], "one image": ["Cat"], "alike in name": ["Cat/cat"],
+        "empty": ["none"], "one image": ["Cat"], "similar names": ["Cat/cat"],
         "not in the gallery": ["fish"],
     }  # fmt: skip
     assert found["images"] == {"training": 18, "query": 7, "gallery": 9}
@@ -122,7 +122,7 @@ def test_every_fault_is_found_and_only_those(messy: Path) -> None:
     for words in (
         "1 training image is also in the query part: training/cat/leak.jpg = query/cat-0.png",
         "1 query image is also in the gallery part", "2 pairs of copies with different labels",
-        "1 image cannot be read", "tiny (", "Cat/cat", "5 training images better left out",
+        "1 image cannot be read", "tiny (", "Cat/cat", "5 training images should be left out",
     ):  # fmt: skip
         assert words in text
 
@@ -175,7 +175,7 @@ def test_with_embeddings_swapped_labels_and_near_pairs_are_found(data: Path) -> 
     (pair,) = report.pairs
     assert pair.how == "model" and report.facts[pair.a].name == "training/bird/bird-0.png"
     assert report.copies == [] and report.excluded().keys() == {"training/bird/broken.png"}
-    assert "Labels in doubt" in report.text() and "cat-0-again.png" in report.text()
+    assert "Doubtful labels" in report.text() and "cat-0-again.png" in report.text()
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────
@@ -215,7 +215,7 @@ def test_the_summary_counts_classes_and_names_what_to_mend(messy: Path) -> None:
     assert lines[0].split() == ["class", "training", "query", "gallery"]
     assert ["all", "18", "7", "9"] in [line.split() for line in lines]
     assert any(line.startswith("! 1 training image is also in the query part") for line in lines)
-    assert any(line.startswith("- labels in doubt") for line in lines)
+    assert any(line.startswith("- doubtful labels") for line in lines)
 
 
 def test_many_classes_are_shortened_on_the_terminal(data: Path) -> None:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vizsla.audit.duplicates import (
-    HOWS,
     MANY,
+    PAIR_KINDS,
     Pair,
     conflicts,
     find_pairs,
@@ -16,13 +16,13 @@ from vizsla.audit.duplicates import (
     leaks,
     to_exclude,
 )
-from vizsla.audit.file_scan import Facts, look
+from vizsla.audit.file_scan import ImageFacts, scan_files
 from vizsla.data.imageset import ImageSet
 
 Photo = Callable[..., Image.Image]
 
 
-def facts(*files: str) -> list[Facts]:
+def facts(*files: str) -> list[ImageFacts]:
     """`training/a:cat` or `query/b`: role, id and label; a `!` behind it makes it broken."""
     made = []
     for i, file in enumerate(files):
@@ -30,12 +30,12 @@ def facts(*files: str) -> list[Facts]:
         role, _, below = name.partition("/")
         broken = "cut off" if file.endswith("!") else None
         size = (100 + i, 100)
-        made.append(Facts(role, below, Path(name), label or None, broken, size=size))
+        made.append(ImageFacts(role, below, Path(name), label or None, broken, size=size))
     return made
 
 
-def pair(a: int, b: int, how: str = "near", likeness: float = 0.95) -> Pair:
-    return Pair(a, b, how, likeness)
+def pair(a: int, b: int, how: str = "near", similarity: float = 0.95) -> Pair:
+    return Pair(a, b, how, similarity)
 
 
 # ── finding them ─────────────────────────────────────────────────────────────────────────────────
@@ -63,9 +63,9 @@ def sets(photo: Photo, tmp_path: Path) -> dict[str, ImageSet]:
 
 
 def test_copies_inside_and_between_roles_are_found_and_named(sets: dict[str, ImageSet]) -> None:
-    looks = look(sets)
-    pairs = find_pairs(looks)
-    named = {(looks.facts[p.a].name, looks.facts[p.b].name): p.how for p in pairs}
+    scan = scan_files(sets)
+    pairs = find_pairs(scan)
+    named = {(scan.facts[p.a].name, scan.facts[p.b].name): p.how for p in pairs}
     assert named == {
         ("query/d.png", "query/d2.png"): "same file",
         ("training/cat/b.png", "query/b.bmp"): "same picture",
@@ -73,11 +73,11 @@ def test_copies_inside_and_between_roles_are_found_and_named(sets: dict[str, Ima
         ("training/dog/c.png", "gallery/c-mirrored.png"): "mirrored",
     }
     assert [p.how for p in pairs] == ["same file", "same picture", "near", "mirrored"]
-    assert [p.likeness for p in pairs][:2] == [1.0, 1.0]
-    assert {looks.facts[p.b].name for p in leaks(looks.facts, pairs)} == {
+    assert [p.similarity for p in pairs][:2] == [1.0, 1.0]
+    assert {scan.facts[p.b].name for p in leaks(scan.facts, pairs)} == {
         "query/b.bmp", "gallery/c-mirrored.png",
     }  # fmt: skip
-    assert [looks.facts[p.a].name for p in conflicts(looks.facts, pairs)] == ["training/cat/a.jpg"]
+    assert [scan.facts[p.a].name for p in conflicts(scan.facts, pairs)] == ["training/cat/a.jpg"]
 
 
 def test_of_many_equal_files_every_leak_is_still_a_pair(photo: Photo, tmp_path: Path) -> None:
@@ -87,17 +87,17 @@ def test_of_many_equal_files_every_leak_is_still_a_pair(photo: Photo, tmp_path: 
     (tmp_path / "query").mkdir()
     photo(0).save(tmp_path / "query/q.png")
     photo(0).resize((80, 60)).save(tmp_path / "query/small.png")
-    looks = look(
+    scan = scan_files(
         {
             "training": ImageSet.from_class_folders(tmp_path / "training"),
             "query": ImageSet.from_folder(tmp_path / "query"),
         }
     )
     n = MANY + 4
-    pairs = find_pairs(looks)
+    pairs = find_pairs(scan)
     assert {(p.a, p.b) for p in pairs if p.how == "same file"} == {(i, n) for i in range(n)}
     assert {(p.a, p.b) for p in pairs if p.how == "near"} == {(i, n + 1) for i in range(n + 1)}
-    assert len(to_exclude(looks.facts, pairs)) == n
+    assert len(to_exclude(scan.facts, pairs)) == n
 
 
 # ── what they mean ───────────────────────────────────────────────────────────────────────────────
@@ -137,8 +137,8 @@ def test_the_reason_names_the_other_image() -> None:
     known = facts("training/a:x", "training/b:y", "training/c:x", "query/d", "training/e!")
     reasons = to_exclude(known, [pair(0, 1), pair(2, 3, "mirrored")])
     assert reasons == {
-        0: "a copy of training/b, which is labelled otherwise",
-        1: "a copy of training/a, which is labelled otherwise",
+        0: "a copy of training/b, which has another label",
+        1: "a copy of training/a, which has another label",
         2: "a copy of query/d (mirrored)",
         4: "broken: cut off",
     }
@@ -146,7 +146,7 @@ def test_the_reason_names_the_other_image() -> None:
 
 @given(
     st.lists(st.sampled_from(["training:x", "training:y", "query", "gallery"]), max_size=9),
-    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from(list(HOWS)))),
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from(list(PAIR_KINDS)))),
 )
 def test_what_stays_is_clean_and_the_test_part_is_whole(
     roles: list[str], drawn: list[tuple[int, int, str]]

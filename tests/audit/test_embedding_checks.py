@@ -19,7 +19,7 @@ def clusters(n_classes: int, each: int, seed: int = 0) -> tuple[np.ndarray, list
     return vectors.astype(np.float32), [f"class{i}" for i in y]
 
 
-# ── labels in doubt ──────────────────────────────────────────────────────────────────────────────
+# ── doubtful labels ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_swapped_labels_come_first_with_the_right_class_beside_them() -> None:

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vizsla.audit.file_scan import ODD, REMARKS, Facts, Looks, look
+from vizsla.audit.file_scan import ODD, REMARKS, ImageFacts, Scan, scan_files
 from vizsla.data.imageset import ImageSet
 
 Photo = Callable[..., Image.Image]
 
 
-def looks_at(folder: Path, **options: object) -> Looks:
-    return look({"training": ImageSet.from_folder(folder)}, **options)  # type: ignore[arg-type]
+def scan_of(folder: Path, **options: object) -> Scan:
+    return scan_files({"training": ImageSet.from_folder(folder)}, **options)  # type: ignore[arg-type]
 
 
-def only(folder: Path) -> Facts:
-    (facts,) = looks_at(folder).facts
+def only(folder: Path) -> ImageFacts:
+    (facts,) = scan_of(folder).facts
     return facts
 
 
@@ -30,24 +30,24 @@ def test_facts_are_those_of_the_files_in_order(photo: Photo, tmp_path: Path) -> 
         "training": ImageSet.from_class_folders(tmp_path / "t"),
         "query": ImageSet.from_folder(tmp_path / "q"),
     }
-    told: list[tuple[int, int]] = []
-    looks = look(sets, workers=2, progress=lambda done, total: told.append((done, total)))
-    assert [facts.name for facts in looks.facts] == [
+    reports: list[tuple[int, int]] = []
+    scan = scan_files(sets, workers=2, progress=lambda done, total: reports.append((done, total)))
+    assert [facts.name for facts in scan.facts] == [
         "training/cat/a.jpg", "training/cat/b.png", "training/dog/c.png", "query/x.webp",
     ]  # fmt: skip
-    assert [facts.label for facts in looks.facts] == ["cat", "cat", "dog", None]
-    assert looks.facts[1].size == (160, 120) and looks.facts[1].form == "PNG RGB"
-    assert looks.facts[1].pixels == 160 * 120 and told[-1] == (4, 4)
-    assert looks.grey.shape == (4, 64, 64) and looks.colours.shape == (4, 2, 8, 8)
+    assert [facts.label for facts in scan.facts] == ["cat", "cat", "dog", None]
+    assert scan.facts[1].size == (160, 120) and scan.facts[1].form == "PNG RGB"
+    assert scan.facts[1].pixels == 160 * 120 and reports[-1] == (4, 4)
+    assert scan.grey.shape == (4, 64, 64) and scan.colours.shape == (4, 2, 8, 8)
     grey = np.asarray(photo(9).convert("YCbCr").split()[0].resize((64, 64), Image.Resampling.BOX))
-    assert np.array_equal(looks.grey[1], grey)
+    assert np.array_equal(scan.grey[1], grey)
 
 
 def test_broken_files_have_a_reason_and_do_not_stop_the_rest(photo: Photo, tmp_path: Path) -> None:
     photo(0).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
     (tmp_path / "c.jpg").write_bytes(b"")
-    whole, cut, empty = looks_at(tmp_path).facts
+    whole, cut, empty = scan_of(tmp_path).facts
     assert whole.broken is None
     assert "truncated" in str(cut.broken) and "empty" in str(empty.broken)
     assert cut.file_hash == "" and cut.odd == ()
@@ -59,7 +59,7 @@ def test_hashes_tell_files_and_pictures_apart(photo: Photo, tmp_path: Path) -> N
     photo(0).save(tmp_path / "c.bmp")
     photo(0).save(tmp_path / "d.png", compress_level=1)
     photo(1).save(tmp_path / "e.png")
-    facts = looks_at(tmp_path).facts
+    facts = scan_of(tmp_path).facts
     assert len({f.file_hash for f in facts}) == 4 and facts[0].file_hash == facts[1].file_hash
     assert len({f.pixel_hash for f in facts}) == 2 and facts[4].pixel_hash != facts[0].pixel_hash
 
@@ -71,7 +71,7 @@ def test_a_large_jpeg_with_other_exif_is_the_same_picture(photo: Photo, tmp_path
     large.save(tmp_path / "a.jpg", quality=80)
     large.save(tmp_path / "b.jpg", quality=80, exif=exif)
     large.save(tmp_path / "c.jpg", quality=79)
-    a, b, c = looks_at(tmp_path).facts
+    a, b, c = scan_of(tmp_path).facts
     assert a.file_hash != b.file_hash and a.pixel_hash == b.pixel_hash != c.pixel_hash
 
 
@@ -122,8 +122,8 @@ def test_every_kind_has_its_meaning() -> None:
     assert {"tiny", "thin", "huge", "one colour", "wrong extension"}.isdisjoint(REMARKS)
 
 
-def test_real_odd_files_are_all_looked_at(shared: Path) -> None:
-    looks = looks_at(shared / "data" / "edge", workers=2)
-    kinds = {kind for facts in looks.facts for kind in facts.odd}
-    assert len(looks) >= 70 and len([f for f in looks.facts if f.broken]) == 11
+def test_real_odd_files_are_all_scanned(shared: Path) -> None:
+    scan = scan_of(shared / "data" / "edge", workers=2)
+    kinds = {kind for facts in scan.facts for kind in facts.odd}
+    assert len(scan) >= 70 and len([f for f in scan.facts if f.broken]) == 11
     assert {"tiny", "grey", "palette", "alpha channel", "16 bits", "CMYK", "animated"} <= kinds

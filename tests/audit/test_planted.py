@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from vizsla.audit.check import Embed, check, embedding_in, labelled_sets
 from vizsla.audit.embedding_checks import stacked, suspects
-from vizsla.audit.findings import Report
+from vizsla.audit.findings import CheckReport
 from vizsla.data.images import read_image
 from vizsla.data.imageset import ImageSet, open_data
 from vizsla.embed.inference import resolve_compute
@@ -96,7 +96,7 @@ class Planted:
         return self.name(path), self.name(out)
 
 
-def copies_of(report: Report) -> set[tuple[str, str]]:
+def copies_of(report: CheckReport) -> set[tuple[str, str]]:
     return {(report.facts[p.a].name, report.facts[p.b].name) for p in report.copies}
 
 

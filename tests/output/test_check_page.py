@@ -11,7 +11,7 @@ from PIL import Image
 from vizsla.audit.check import check
 from vizsla.audit.duplicates import Pair
 from vizsla.audit.embedding_checks import Suspect
-from vizsla.audit.findings import Report
+from vizsla.audit.findings import CheckReport
 from vizsla.data.imageset import ImageSet
 from vizsla.output import check_page
 from vizsla.output.check_page import page
@@ -20,7 +20,7 @@ NASTY = 'x"><script>alert(1)<∕script>&.png'
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> Report:
+def report(tmp_path: Path) -> CheckReport:
     """Nine noisy pictures: a leak, a conflict, a broken and a tiny one, one in doubt."""
     files = ["training/a<i>/1.png", "training/a<i>/2.png", f"training/b/{NASTY}",
              "training/b/4.png", "query/5.png", "gallery/6.png", "gallery/7.png"]  # fmt: skip
@@ -45,7 +45,7 @@ def report(tmp_path: Path) -> Report:
         Pair(at["gallery/6.png"], at["gallery/7.png"], "model", 0.97),
     ]  # fmt: skip
     doubt = Suspect(nasty, "b", 0.02, "a<i>", 0.91, 4.5)
-    return Report(found.folder, found.facts, pairs, found.class_findings, [doubt], 1.0)
+    return CheckReport(found.folder, found.facts, pairs, found.class_findings, [doubt], 1.0)
 
 
 def text_of(page: str) -> str:
@@ -57,7 +57,7 @@ def section(page: str, key: str) -> str:
     return page.partition(f'<section id="{key}"')[2].partition("</section>")[0]
 
 
-def test_every_finding_has_its_part_and_its_pictures(report: Report) -> None:
+def test_every_finding_has_its_part_and_its_pictures(report: CheckReport) -> None:
     whole = page(report)
     for key, words, pictures in [
         ("leaks", "near 0.92", 2), ("conflicts", "mirrored 0.99 · labels differ", 2),
@@ -71,10 +71,10 @@ def test_every_finding_has_its_part_and_its_pictures(report: Report) -> None:
     assert '<section id="shared"' not in whole and '<section id="copies"' not in whole
 
 
-def test_the_test_image_comes_first_in_a_long_card(report: Report) -> None:
+def test_the_test_image_comes_first_in_a_long_card(report: CheckReport) -> None:
     training = [i for i, f in enumerate(report.facts) if f.role == "training" and not f.broken]
     query = next(i for i, f in enumerate(report.facts) if f.role == "query")
-    many = Report(
+    many = CheckReport(
         report.folder, report.facts * 4,
         [Pair(i + k * len(report.facts), query + 3 * len(report.facts), "same file", 1.0)
          for i in training for k in range(4)],
@@ -85,7 +85,7 @@ def test_the_test_image_comes_first_in_a_long_card(report: Report) -> None:
     assert part.count("<img ") == 12 and "12 of 21 are shown" in part
 
 
-def test_names_are_escaped_and_nothing_comes_from_elsewhere(report: Report) -> None:
+def test_names_are_escaped_and_nothing_comes_from_elsewhere(report: CheckReport) -> None:
     whole = page(report)
     assert "<script" not in whole and "<i>/" not in whole and "of <mine>" not in whole
     assert "alert(1)" in whole
@@ -94,16 +94,18 @@ def test_names_are_escaped_and_nothing_comes_from_elsewhere(report: Report) -> N
     assert "default-src 'none'" in whole
 
 
-def test_a_file_that_is_gone_leaves_a_word_in_its_place(report: Report) -> None:
+def test_a_file_that_is_gone_leaves_a_word_in_its_place(report: CheckReport) -> None:
     report.facts[report.pairs[0].a].path.unlink()
     assert "no picture: the file is missing" in text_of(page(report))
 
 
-def test_long_lists_are_cut_and_say_so(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_lists_are_cut_and_say_so(
+    report: CheckReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(check_page, "MOST_CARDS", 2)
     n = len(report.facts)
     pairs = [Pair(0 + n * k, 1 + n * k, "near", 0.9) for k in range(5)]
-    many = Report(report.folder, report.facts * 5, pairs, {}, None, 0.0)
+    many = CheckReport(report.folder, report.facts * 5, pairs, {}, None, 0.0)
     part = section(page(many), "copies")
     assert "The first 2 of 5" in text_of(part) and part.count("<article") == 2
 
@@ -111,7 +113,7 @@ def test_long_lists_are_cut_and_say_so(report: Report, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_it_without_scrolling_sideways(
-    report: Report, tmp_path: Path, browser: Any, width: int, scheme: str
+    report: CheckReport, tmp_path: Path, browser: Any, width: int, scheme: str
 ) -> None:
     (tmp_path / "page.html").write_text(page(report))
     context = browser.new_context(
@@ -129,6 +131,6 @@ def test_a_browser_shows_it_without_scrolling_sideways(
     context.close()
 
 
-def test_a_clean_report_is_a_short_page(report: Report) -> None:
-    whole = page(Report(report.folder, report.facts[:1], [], {}, None, 0.0))
+def test_a_clean_report_is_a_short_page(report: CheckReport) -> None:
+    whole = page(CheckReport(report.folder, report.facts[:1], [], {}, None, 0.0))
     assert re.findall(r'<section id="(\w+)"', whole) == ["notes", "classes"]

@@ -1,6 +1,6 @@
-"""Image sets by role → a report of all that may be wrong with them: check after check.
+"""Image sets by role → a report of everything that may be wrong with them.
 
-Unlike all else this looks at the truth of the test part: it is no model and makes no choice.
+Unlike all other stages, this one reads the labels of the test part: it trains and selects nothing.
 """
 
 import time
@@ -14,8 +14,8 @@ import numpy as np
 from vizsla.audit import embedding_checks
 from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
 from vizsla.audit.embedding_checks import Suspect
-from vizsla.audit.file_scan import Looks, look
-from vizsla.audit.findings import Report
+from vizsla.audit.file_scan import Scan, scan_files
+from vizsla.audit.findings import CheckReport
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders, ImageSet, labels_for, read_labels
 from vizsla.embed.embeddings import Embeddings
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 Embed = Callable[[str, ImageSet], Embeddings]
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
-MOST_SUSPECTS = 100  # listed; behind the first dozens of them hardly one is a real mistake
+MOST_SUSPECTS = 100  # listed; after the first few dozen hardly any is a real mistake
 
 
 def labelled_sets(data: DataFolders, labels: str | Path | None = None) -> dict[str, ImageSet]:
-    """Role → images; query and gallery with the labels of the file, or of the folder's own."""
+    """Role → images; query and gallery with the labels of `labels`, else of the folder's file."""
     sets = {"training": data.training} if data.training else {}
     sets |= {"query": data.query, "gallery": data.gallery}
     file = labels or data.labels_file
@@ -60,31 +60,31 @@ def check(
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Report:
-    """Looks at every image of all sets (role → images, see `labelled_sets`).
+) -> CheckReport:
+    """The report on every image of all sets (role → images, see `labelled_sets`).
 
-    embed: (role, its readable images) → their embeddings, all by one model; it adds the pairs that
-    only a model finds alike, and labels in doubt. workers: None takes all cores.
+    embed: (role, its readable images) → their embeddings, all by one model; adds pairs that only a
+    model finds similar, and doubtful labels. workers: None uses all cores.
     """
     started = time.monotonic()
     workers = workers or min(16, available_cores())
     report = progress or (lambda stage, done, total: None)
-    looks = look(
+    scan = scan_files(
         sets, max_pixels=max_pixels, workers=workers,
         progress=lambda done, total: report("reading", done, total),
     )  # fmt: skip
     pairs = find_pairs(
-        looks, max_pixels=max_pixels, workers=workers,
+        scan, max_pixels=max_pixels, workers=workers,
         progress=lambda done, total: report("comparing", done, total),
     )  # fmt: skip
     suspects = None
     if embed is not None:
-        broken = {facts.name for facts in looks.facts if facts.broken}
+        broken = {facts.name for facts in scan.facts if facts.broken}
         vectors = embedding_checks.stacked(sets, _embeddings(sets, broken, embed))
-        pairs += _near_pairs(looks, pairs, vectors)
-        suspects = _suspects(looks, pairs, vectors)
+        pairs += _near_pairs(scan, pairs, vectors)
+        suspects = _suspects(scan, pairs, vectors)
     seconds = time.monotonic() - started
-    return Report(Path(folder), looks.facts, pairs, _class_findings(sets), suspects, seconds)
+    return CheckReport(Path(folder), scan.facts, pairs, _class_findings(sets), suspects, seconds)
 
 
 def embedding_in(
@@ -95,7 +95,7 @@ def embedding_in(
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> Embed:
-    """What `check` takes as `embed`: each role is embedded into a folder of its own below this."""
+    """A function for the `embed` of `check`: it embeds each role into its own subfolder."""
     from vizsla.embed import inference
 
     def embed(role: str, images: ImageSet) -> Embeddings:
@@ -121,21 +121,21 @@ def _embeddings(
     return found
 
 
-def _units(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> list[int]:
-    """Positions with a vector, each photo once for each label."""
+def _units(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[int]:
+    """Positions that have a vector; copies with the same label only once."""
     copies = [pair for pair in pairs if pair.how != "model"]
-    group = {i: group[0] for group in groups_of(len(looks), copies) for i in group}
+    group = {i: group[0] for group in groups_of(len(scan), copies) for i in group}
     have_vectors = np.isfinite(vectors).all(axis=1)
     firsts: dict[tuple[int, str | None], int] = {}
-    for i, facts in enumerate(looks.facts):
+    for i, facts in enumerate(scan.facts):
         if have_vectors[i]:
             firsts.setdefault((group.get(i, i), facts.label), i)
     return list(firsts.values())
 
 
-def _near_pairs(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Pair]:
+def _near_pairs(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Pair]:
     known = {(pair.a, pair.b) for pair in pairs}
-    units = _units(looks, pairs, vectors)
+    units = _units(scan, pairs, vectors)
     found = [
         Pair(units[a], units[b], "model", cosine)
         for a, b, cosine in embedding_checks.near_pairs(vectors[units])
@@ -143,9 +143,9 @@ def _near_pairs(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> lis
     return [pair for pair in found if (pair.a, pair.b) not in known]
 
 
-def _suspects(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Suspect]:
-    units = [i for i in _units(looks, pairs, vectors) if looks.facts[i].label is not None]
-    labels = [str(looks.facts[i].label) for i in units]
+def _suspects(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Suspect]:
+    units = [i for i in _units(scan, pairs, vectors) if scan.facts[i].label is not None]
+    labels = [str(scan.facts[i].label) for i in units]
     found = embedding_checks.suspects(vectors[units], labels)
     return [suspect.at(units[suspect.i]) for suspect in found[:MOST_SUSPECTS]]
 
@@ -154,7 +154,7 @@ def _suspects(looks: Looks, pairs: Sequence[Pair], vectors: np.ndarray) -> list[
 
 
 def _class_findings(sets: Mapping[str, ImageSet]) -> dict[str, list[str]]:
-    """Kind of finding → class names; kinds without any are left out."""
+    """Kind of finding → class names, without empty kinds."""
     counts = {role: _counts(images) for role, images in sets.items()}
     training, query, gallery = (counts.get(role, {}) for role in ("training", *TEST))
     root = sets["training"].root if "training" in sets else None
@@ -162,7 +162,7 @@ def _class_findings(sets: Mapping[str, ImageSet]) -> dict[str, list[str]]:
     found = {
         "empty": [name for name in folders if name[0] != "." and name not in training],
         "one image": [name for name, count in training.items() if count == 1],
-        "alike in name": ["/".join(names) for names in _twins({*training, *query, *gallery})],
+        "similar names": ["/".join(names) for names in _twins({*training, *query, *gallery})],
         "not in the gallery": [name for name in query if name not in gallery] if gallery else [],
     }
     return {kind: sorted(names) for kind, names in found.items() if names}
@@ -177,7 +177,7 @@ def _counts(images: ImageSet) -> dict[str, int]:
 
 
 def _twins(names: set[str]) -> list[list[str]]:
-    """Names that differ in case, spaces or hyphens alone."""
+    """Groups of names that differ only in case, spaces or hyphens."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         plain = unicodedata.normalize("NFKC", name).casefold()

@@ -17,15 +17,15 @@ from PIL import Image
 SIDE = 64  # px of a grey picture; its sides are squashed to a square
 COLOURS = 8  # px of a side of the two colour planes
 WAVES = 10  # a fingerprint keeps WAVES × WAVES low frequencies, without the mean
-CLOSE = 0.75  # cosine of two fingerprints from which they are compared further
-ALIKE = 0.87  # how far edges must agree; other pictures of one kind of thing stay below .80
-SURE = 0.95  # at SIDE px: from here on the files need not be read again
-LARGE = 128  # px for the last look, where both files have them
+CLOSE = 0.75  # cosine of two fingerprints above which they are compared further
+ALIKE = 0.87  # least agreement of edges; different pictures of similar things stay below .80
+SURE = 0.95  # at SIDE px: above this the files need not be read again
+LARGE = 128  # px of the final comparison, if both files are that large
 FLAT = 3.0  # grey levels (standard deviation) below which there is nothing to compare
 BLOCK = 2048  # pictures; a block of similarities takes 16 MB
-MOST = 20  # candidates of one picture within a block: a thousand alike ones are still one group
-CHUNK = 64  # pairs laid over each other at once, so that they stay in the processor's cache
-LEAST_SHOWN = 0.6  # of either picture must be in the other one too
+MOST = 20  # candidates of a picture within a block: a thousand copies still form one group
+CHUNK = 64  # pairs aligned at once, so that they stay in the processor's cache
+LEAST_SHOWN = 0.6  # share of either picture that must be in the other one too
 
 TURNS: dict[str, tuple[bool, bool, bool]] = {
     "as it is": (False, False, False),
@@ -53,7 +53,7 @@ class Match:
     a: int
     b: int
     turn: str
-    likeness: float
+    similarity: float
 
 
 def matches(
@@ -223,13 +223,13 @@ def _checked(pairs: _Pairs, turn: str, grey: np.ndarray, colours: np.ndarray) ->
     """The pairs whose edges agree at SIDE / 2 and at SIDE px, and whose colours do not differ."""
     a = grey[pairs.a].astype(np.float32)
     b = turned(grey[pairs.b], turn).astype(np.float32)
-    place, likeness = _fitted(_half(a), _half(b), pairs.place, steps=3)
-    kept = (likeness >= ALIKE) & ~_other_colours(colours[pairs.a], turned(colours[pairs.b], turn))
+    place, similarity = _fitted(_half(a), _half(b), pairs.place, steps=3)
+    kept = (similarity >= ALIKE) & ~_other_colours(colours[pairs.a], turned(colours[pairs.b], turn))
     pairs, a, b = pairs.part(kept), a[kept], b[kept]
-    place, likeness = _fitted(a, b, place[kept], steps=2)
+    place, similarity = _fitted(a, b, place[kept], steps=2)
     return [
         Match(int(i), int(j), turn, float(value))
-        for i, j, value in zip(pairs.a, pairs.b, likeness, strict=True)
+        for i, j, value in zip(pairs.a, pairs.b, similarity, strict=True)
         if value >= ALIKE
     ]
 
@@ -237,13 +237,13 @@ def _checked(pairs: _Pairs, turn: str, grey: np.ndarray, colours: np.ndarray) ->
 def _keep_best(best: dict[tuple[int, int], Match], found: Iterable[Match]) -> None:
     for match in found:
         known = best.setdefault((match.a, match.b), match)
-        if match.likeness > known.likeness + 0.01 * (known.turn == "as it is"):
+        if match.similarity > known.similarity + 0.01 * (known.turn == "as it is"):
             best[match.a, match.b] = match
 
 
 def _looked_at_again(match: Match, read: Callable[[int], Image.Image | None]) -> Match | None:
-    """The match with its likeness at up to LARGE px, None where that is too small after all."""
-    if match.likeness >= SURE:
+    """The match with its similarity at up to LARGE px, None where that is too small after all."""
+    if match.similarity >= SURE:
         return match
     pictures = read(match.a), read(match.b)
     if pictures[0] is None or pictures[1] is None:
@@ -254,8 +254,10 @@ def _looked_at_again(match: Match, read: Callable[[int], Image.Image | None]) ->
     place = _place_of(WHOLE).astype(np.float32)[None]
     for size, steps in ((SIDE // 2, 5), (SIDE, 2), (side, 2)):
         small = [np.asarray(_shrunk(Image.fromarray(x[0]), size))[None] for x in (a, b)]
-        place, likeness = _fitted(small[0], small[1], place, steps=steps)
-    return Match(match.a, match.b, match.turn, float(likeness[0])) if likeness >= ALIKE else None
+        place, similarity = _fitted(small[0], small[1], place, steps=steps)
+    return (
+        Match(match.a, match.b, match.turn, float(similarity[0])) if similarity >= ALIKE else None
+    )
 
 
 def _shrunk(picture: Image.Image, side: int) -> np.ndarray:
@@ -296,9 +298,9 @@ def _fitted(
         x, y = _standard(warped, inside, weight), _standard(b, inside, weight)
         place = place + _step(x, y, inside, grid)
     warped, inside = _warped(a, place, grid)
-    likeness = _agreement(warped, b, inside)
-    likeness[_shown(place) < LEAST_SHOWN] = 0
-    return place, likeness
+    similarity = _agreement(warped, b, inside)
+    similarity[_shown(place) < LEAST_SHOWN] = 0
+    return place, similarity
 
 
 def _warped(a: np.ndarray, place: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Looks at all files → pairs that show one photo, which of them leak, and which copy to leave out.
+"""Scanned files → pairs that show one photo, which of them leak, and which copies to exclude.
 
 Knows roles and labels, but not how pictures are compared.
 """
@@ -9,32 +9,35 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vizsla.audit import copy_detection
-from vizsla.audit.file_scan import Facts, Looks
+from vizsla.audit.file_scan import ImageFacts, Scan
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
 
 TEST = ("query", "gallery")
-HOWS = {
+PAIR_KINDS = {
     "same file": "byte for byte",
     "same picture": "the same pixels in another file",
     "near": "resized, compressed, cropped or retouched",
     "mirrored": "as in a mirror",
     "turned": "on its side or upside down",
     "model": "almost the same vector: perhaps two photos of one thing",
-}  # how two files are alike, the surest first
+}  # what two files have in common, the most certain kind first
 
 
-MANY = 8  # files in one group of equal ones: up to here every pair is listed
+MANY = 8  # equal files in a group: up to this many, every pair is listed
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two positions among the looks, a < b; how they are alike (HOWS); 1 is equal."""
+    """Positions of two files, a < b, and how they are alike: a key of PAIR_KINDS.
+
+    similarity: 1 for equal files.
+    """
 
     a: int
     b: int
     how: str
-    likeness: float
+    similarity: float
     turn: str = "as it is"
 
 
@@ -42,18 +45,18 @@ class Pair:
 
 
 def find_pairs(
-    looks: Looks,
+    scan: Scan,
     *,
     max_pixels: int = MAX_PIXELS,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pair]:
-    """All pairs of copies, the surest kind first.
+    """All pairs of copies, the most certain kind first.
 
-    Where more than MANY files are equal, each is paired with the first one alone. That is one of
-    the test part where there is one, so every leak is among the pairs.
+    Where more than MANY files are equal, each is paired only with the first one. That is a test
+    image if there is one, so every leak is among the pairs.
     """
-    facts = looks.facts
+    facts = scan.facts
     whole = [i for i in range(len(facts)) if not facts[i].broken]
     in_order = sorted(whole, key=lambda i: (_rank(facts[i]), i))
     groups = _equal([facts[i].pixel_hash for i in in_order], in_order)
@@ -70,24 +73,25 @@ def find_pairs(
             return read_image(path, max_pixels=max_pixels, at_least=copy_detection.LARGE).convert(
                 "L"
             )
-        except ImageError:  # gone since the first look
+        except ImageError:  # removed since the scan
             return None
 
     for match in copy_detection.matches(
-        looks.grey[pictures], looks.colours[pictures], read, workers=workers, progress=progress
+        scan.grey[pictures], scan.colours[pictures], read, workers=workers, progress=progress
     ):
         how = {"as it is": "near", "mirrored": "mirrored"}.get(match.turn, "turned")
-        likeness = min(match.likeness, 1.0)
+        similarity = min(match.similarity, 1.0)
         for a, b in _between(groups[pictures[match.a]], groups[pictures[match.b]]):
-            pairs[a, b] = Pair(a, b, how, likeness, match.turn)
-    return sorted(pairs.values(), key=by_sureness)
+            pairs[a, b] = Pair(a, b, how, similarity, match.turn)
+    return sorted(pairs.values(), key=by_certainty)
 
 
-def by_sureness(pair: Pair) -> tuple[int, float, int, int]:
-    return list(HOWS).index(pair.how), -pair.likeness, pair.a, pair.b
+def by_certainty(pair: Pair) -> tuple[int, float, int, int]:
+    """Sort key: the most certain kind first, then the most similar pair."""
+    return list(PAIR_KINDS).index(pair.how), -pair.similarity, pair.a, pair.b
 
 
-def _rank(facts: Facts) -> int:
+def _rank(facts: ImageFacts) -> int:
     return TEST.index(facts.role) if facts.role in TEST else len(TEST)
 
 
@@ -99,7 +103,7 @@ def _equal(keys: Sequence[str], positions: Sequence[int]) -> dict[int, list[int]
     return {group[0]: group for group in groups.values()}
 
 
-def _same_file(facts: Sequence[Facts], a: int, b: int) -> bool:
+def _same_file(facts: Sequence[ImageFacts], a: int, b: int) -> bool:
     return facts[a].file_hash == facts[b].file_hash
 
 
@@ -119,13 +123,13 @@ def _between(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[int, int]]:
 # ── what pairs mean ──────────────────────────────────────────────────────────────────────────────
 
 
-def leaks(facts: Sequence[Facts], pairs: Iterable[Pair]) -> list[Pair]:
-    """A photo of the test part that is also among the training images, or query and gallery."""
+def leaks(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs of images in two different parts, such as training and query."""
     return [pair for pair in pairs if facts[pair.a].role != facts[pair.b].role]
 
 
-def conflicts(facts: Sequence[Facts], pairs: Iterable[Pair]) -> list[Pair]:
-    """Copies whose labels differ."""
+def conflicts(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs whose labels differ."""
     return [pair for pair in pairs if _conflict(facts[pair.a].label, facts[pair.b].label)]
 
 
@@ -134,7 +138,7 @@ def _conflict(a: str | None, b: str | None) -> bool:
 
 
 def groups_of(n: int, pairs: Iterable[Pair]) -> list[list[int]]:
-    """Copies, and copies of copies, together; largest groups first."""
+    """Positions of copies, and of copies of copies, grouped; the largest groups first."""
     first = list(range(n))
 
     def top(i: int) -> int:
@@ -152,15 +156,15 @@ def groups_of(n: int, pairs: Iterable[Pair]) -> list[list[int]]:
     return sorted((g for g in groups.values() if len(g) > 1), key=lambda g: (-len(g), g))
 
 
-def to_exclude(facts: Sequence[Facts], pairs: Iterable[Pair]) -> dict[int, str]:
-    """Position → why to leave it out. Training images alone: the test part stays as it is.
+def to_exclude(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> dict[int, str]:
+    """Position → the reason to exclude it. Only training images: the test part is never changed.
 
-    What is broken; what is a copy of a test image; all copies whose labels contradict each other;
-    of other copies all but the largest. Pairs that only a model finds alike are left to people.
+    Broken images; copies of a test image; all copies with contradicting labels; of other copies
+    all but the largest. Pairs that only a model finds similar are left to people.
     """
     gone = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
     copies: dict[int, list[Pair]] = {}
-    for pair in sorted(pairs, key=by_sureness):
+    for pair in sorted(pairs, key=by_certainty):
         if pair.how != "model":
             copies.setdefault(pair.a, []).append(pair)
             copies.setdefault(pair.b, []).append(pair)
@@ -171,7 +175,7 @@ def to_exclude(facts: Sequence[Facts], pairs: Iterable[Pair]) -> dict[int, str]:
             if other.role in TEST:
                 gone.setdefault(i, f"a copy of {other.name} ({pair.how})")
             elif _conflict(facts[i].label, other.label):
-                gone.setdefault(i, f"a copy of {other.name}, which is labelled otherwise")
+                gone.setdefault(i, f"a copy of {other.name}, which has another label")
     for i in sorted(training, key=lambda i: (-facts[i].pixels, i)):
         if i not in gone:
             for pair in copies[i]:

@@ -1,4 +1,4 @@
-"""Embeddings → what only a model can see: pairs that are almost one thing, and labels in doubt.
+"""Embeddings → findings that need a model: pairs of almost equal vectors, and doubtful labels.
 
 Knows unit vectors and labels, no files.
 """
@@ -13,16 +13,16 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 
-AROUND = 10  # the neighbour whose distance says how crowded a place is
-NEAR = 1 / 3  # of that distance: from here on two images count as almost the same
+AROUND = 10  # the distance of this neighbour measures the local density
+NEAR = 1 / 3  # of that distance: two nearer images count as almost the same
 WIDTH = 2.0  # of the kernel exp(WIDTH · (cosine − 1)) on centred vectors
-NOISE = 0.1  # how far one label is trusted against its surroundings: 0 trusts it fully
-SHARP = 5.0  # fits → logits, before it is learned which classes are mistaken for each other
-RIDGE = 5.0  # how firmly that stays at "none more than others"
+NOISE = 0.1  # how little a label is trusted against its neighbours: 0 trusts it fully
+SHARP = 5.0  # scales fits to logits, before confusions between classes are learned
+RIDGE = 5.0  # how strongly the learned confusions are regularised to none
 FOLDS = 3
-SOFTNESS = 2.0  # of the doubt: 0 asks for the other class alone, a large one for the own one alone
-MIXED = 200  # classes; with more of them no mistakes are learned (C² numbers, and few of each)
-AT_ONCE = 6000  # images of one kernel matrix (140 MB); more are split into parts of equal make-up
+SOFTNESS = 2.0  # temperature of the doubt
+MIXED = 200  # classes; of more, no confusions are learned (C² numbers, few examples each)
+AT_ONCE = 6000  # images of one kernel matrix (140 MB); more are split into stratified parts
 CHUNK = 1000
 
 
@@ -49,7 +49,7 @@ def stacked(sets: Mapping[str, ImageSet], embeddings: Mapping[str, Embeddings]) 
     return np.concatenate(rows)
 
 
-# ── almost one thing ─────────────────────────────────────────────────────────────────────────────
+# ── almost equal vectors ─────────────────────────────────────────────────────────────────────────
 
 
 def near_pairs(vectors: np.ndarray) -> list[tuple[int, int, float]]:
@@ -88,15 +88,15 @@ def _nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return nearest, np.maximum(distances, 0)
 
 
-# ── labels in doubt ──────────────────────────────────────────────────────────────────────────────
+# ── doubtful labels ──────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A position whose label its surroundings contradict.
+    """The position of an image whose label contradicts similar images.
 
-    fit, other_fit: how likely its own class and the other one are for an image like it, 0…1.
-    doubt: what suspects are ranked by, 0 for a label that is beyond doubt.
+    fit, other_fit: probability of its label and of the other class, given all other images.
+    doubt: what suspects are ranked by; 0 for a certain label.
     """
 
     i: int
@@ -107,15 +107,16 @@ class Suspect:
     doubt: float
 
     def at(self, i: int) -> "Suspect":
+        """The same at position i."""
         return replace(self, i=i)
 
 
 def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> list[Suspect]:
-    """Images that look more like another class than like their own, the most doubtful first.
+    """Images that resemble another class more than their own, the most doubtful first.
 
-    vectors: (N, D) unit rows, each photo once for each label, or copies would vouch for each other.
-    Every image is judged by all others (kernel ridge regression on the classes, leaving one out in
-    closed form; then which classes are mistaken for each other), so its own label has no say.
+    vectors: (N, D) unit rows, without copies of one label, which would support each other.
+    Every image is judged by all others (kernel ridge regression on the classes, leave-one-out in
+    closed form, then the confusions between classes), so its own label has no influence.
     Classes of one image are not judged.
     """
     classes, y = np.unique(np.asarray(labels, dtype=object), return_inverse=True)
@@ -129,10 +130,10 @@ def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> li
     logs = _calibrated(fits, y[judged], seed)
     found = []
     for i, row, doubt in zip(judged, np.exp(logs), _doubts(logs, y[judged]), strict=True):
-        own, best = int(y[i]), int(row.argmax())
-        if best != own:
-            fit, other = float(row[own]), float(row[best])
-            found.append(Suspect(int(i), classes[own], fit, classes[best], other, float(doubt)))
+        label, best = int(y[i]), int(row.argmax())
+        if best != label:
+            fit, other = float(row[label]), float(row[best])
+            found.append(Suspect(int(i), classes[label], fit, classes[best], other, float(doubt)))
     return sorted(found, key=lambda suspect: (-suspect.doubt, suspect.i))
 
 
@@ -145,7 +146,7 @@ def _parts(y: np.ndarray, seed: int) -> list[np.ndarray]:
 
 
 def _fits_without_self(vectors: np.ndarray, y: np.ndarray, n_classes: int) -> np.ndarray:
-    """(N, C): how much each image looks like each class, by a regression that has not seen it.
+    """(N, C): how well each image fits each class, by a regression without that image.
 
     With A = (K + NOISE)⁻¹ the residual of leaving one out is (A Y)ᵢ / Aᵢᵢ (Rasmussen and Williams
     2006, equation 5.12).
@@ -164,11 +165,11 @@ def _fits_without_self(vectors: np.ndarray, y: np.ndarray, n_classes: int) -> np
 
 
 def _calibrated(fits: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    """(N, C) logarithms of shares: how likely each class is for an image that fits so.
+    """(N, C) log-probabilities of the classes, given the fits.
 
-    That a longsleeve looks like a shirt says little where many do. So a softmax regression from
-    fits to labels is learned, held to the identity by RIDGE, and each image judged by one that was
-    learned on the others (FOLDS of them).
+    That a longsleeve fits the class shirt says little if many do. A softmax regression from fits
+    to labels, regularised to the identity by RIDGE, learns such confusions; each image is judged
+    by one that was learned on the other folds (FOLDS).
     """
     n, classes = fits.shape
     inputs = np.column_stack([SHARP * fits, np.ones(n)])
@@ -208,6 +209,6 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _doubts(logs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(N,): minus the logarithm of the share of the own class among all, softened."""
+    """(N,): minus the log-probability of the image's own label, at temperature SOFTNESS."""
     doubts: np.ndarray = -_log_softmax(logs / SOFTNESS)[np.arange(len(y)), y]
     return doubts

@@ -1,4 +1,4 @@
-"""Image sets → what one look at every file tells: broken, odd, its hashes, a small grey picture.
+"""Image sets → facts about every file: broken, odd, hashes, a small grey picture.
 
 Each file is read once, by threads. Knows nothing of pairs or of what a finding means.
 """
@@ -22,15 +22,15 @@ from vizsla.errors import ImageError
 TINY = 32  # px of the shorter side
 THIN = 4.0  # longer side over shorter side
 HUGE = 40_000_000  # pixels
-ENOUGH = 512  # px: a large JPEG is read at 1/2, 1/4 or 1/8 as long as both sides keep so many
+ENOUGH = 512  # px: a large JPEG is decoded at 1/2, 1/4 or 1/8 while both sides keep this many
 
 ODD = {
     "tiny": f"shorter side below {TINY} px",
-    "thin": f"one side more than {THIN:g} times the other",
+    "thin": f"one side is more than {THIN:g} times the other",
     "huge": f"more than {HUGE // 1_000_000} million pixels",
-    "one colour": "nothing to be seen",
-    "nearly one colour": "next to nothing to be seen",
-    "wrong extension": "the file's content is of another format than its name says",
+    "one colour": "shows nothing",
+    "nearly one colour": "shows almost nothing",
+    "wrong extension": "the content has another format than the file name says",
     "animated": "only the first frame is used",
     "alpha channel": "shown on white where it is transparent",
     "16 bits": "read as 8 bits a channel",
@@ -38,7 +38,7 @@ ODD = {
     "palette": "256 colours at most",
     "black and white": "no greys",
     "grey": "no colours",
-}  # kind → what it means; the last seven are remarks, no faults
+}  # kind → meaning; the last seven are remarks, not faults
 REMARKS = frozenset(list(ODD)[-7:])
 
 _EXTENSIONS = {
@@ -55,11 +55,11 @@ _MODES = {
 
 
 @dataclass(frozen=True)
-class Facts:
-    """One file. broken: why it cannot be read; then all that follows is empty.
+class ImageFacts:
+    """One file. broken: why it cannot be read; all later fields are then empty.
 
-    file_hash, pixel_hash: SHA-256 of its bytes, and of the picture that they unpack to.
-    odd: kinds out of ODD. size: width and height as it lies.
+    file_hash, pixel_hash: SHA-256 of its bytes, and of its decoded pixels.
+    odd: keys of ODD. size: stored width and height, before any rotation.
     """
 
     role: str
@@ -75,7 +75,7 @@ class Facts:
 
     @property
     def name(self) -> str:
-        """As `run --exclude` reads it."""
+        """The name as `run --exclude` reads it."""
         return f"{self.role}/{self.id}"
 
     @property
@@ -84,10 +84,10 @@ class Facts:
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
-    """N files of all roles. grey, colours: what `alike.matches` takes; zeros for a broken one."""
+class Scan:
+    """N files of all roles. grey, colours: for `copy_detection.matches`; 0 for a broken file."""
 
-    facts: list[Facts]
+    facts: list[ImageFacts]
     grey: np.ndarray
     colours: np.ndarray
 
@@ -95,14 +95,14 @@ class Looks:
         return len(self.facts)
 
 
-def look(
+def scan_files(
     sets: Mapping[str, ImageSet],
     *,
     max_pixels: int = MAX_PIXELS,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> Looks:
-    """One look at every file of all sets (role → images), in this order."""
+) -> Scan:
+    """The facts of every file of all sets (role → images), in this order."""
     files = [
         (role, name, images.path(i), label)
         for role, images in sets.items()
@@ -113,10 +113,10 @@ def look(
     grey = np.zeros((len(files), SIDE, SIDE), np.uint8)
     colours = np.zeros((len(files), 2, COLOURS, COLOURS), np.int8)
 
-    def one(i: int) -> Facts:
-        facts = Facts(*files[i])
+    def one(i: int) -> ImageFacts:
+        facts = ImageFacts(*files[i])
         try:
-            facts, grey[i], colours[i] = _looked_at(facts, max_pixels)
+            facts, grey[i], colours[i] = _scan_file(facts, max_pixels)
         except (ImageError, OSError) as error:
             facts = replace(facts, broken=str(error))
         return facts
@@ -126,15 +126,17 @@ def look(
         facts.append(found)
         if progress and (len(facts) % 100 == 0 or len(facts) == len(files)):
             progress(len(facts), len(files))
-    return Looks(facts, grey, colours)
+    return Scan(facts, grey, colours)
 
 
-def _in_threads(function: Callable[[int], Facts], n: int, workers: int) -> Iterator[Facts]:
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="look") as pool:
+def _in_threads(
+    function: Callable[[int], ImageFacts], n: int, workers: int
+) -> Iterator[ImageFacts]:
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="scan") as pool:
         yield from pool.map(function, range(n))
 
 
-def _looked_at(facts: Facts, max_pixels: int) -> tuple[Facts, np.ndarray, np.ndarray]:
+def _scan_file(facts: ImageFacts, max_pixels: int) -> tuple[ImageFacts, np.ndarray, np.ndarray]:
     image = read_image(facts.path, max_pixels=max_pixels, at_least=ENOUGH)
     header = read_header(facts.path, max_pixels=max_pixels)
     sides = (SIDE, COLOURS, COLOURS)

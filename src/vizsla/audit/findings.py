@@ -1,6 +1,6 @@
-"""What a check found → text, JSON, a list of files to leave out.
+"""The findings of a check → text, JSON, and the list of files to exclude.
 
-What is found is for people to judge: nothing here changes or deletes an image.
+People judge the findings: nothing here changes or deletes an image.
 """
 
 import json
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vizsla.audit.duplicates import HOWS, Pair, conflicts, groups_of, leaks, to_exclude
+from vizsla.audit.duplicates import PAIR_KINDS, Pair, conflicts, groups_of, leaks, to_exclude
 from vizsla.audit.embedding_checks import Suspect
-from vizsla.audit.file_scan import ODD, REMARKS, Facts
+from vizsla.audit.file_scan import ODD, REMARKS, ImageFacts
 from vizsla.data.listing import few
 from vizsla.score.tables import Table
 
@@ -21,21 +21,21 @@ SHOWN_CLASSES = 25  # on the terminal
 
 CLASS_FINDINGS = {
     "empty": "class folders without images",
-    "one image": "classes of one training image",
-    "alike in name": "class names that differ in case, spaces or hyphens alone",
-    "not in the gallery": "classes of queries without a gallery image to find",
+    "one image": "classes with one training image",
+    "similar names": "class names that differ only in case, spaces or hyphens",
+    "not in the gallery": "query classes without a gallery image",
 }
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
-    """All that was found. facts: one of each image. pairs: of positions among the facts.
+class CheckReport:
+    """All findings. facts: one entry for each image. pairs: of positions in `facts`.
 
-    suspects: None where no model was given.
+    suspects: the doubtful labels; None without a model.
     """
 
     folder: Path
-    facts: list[Facts]
+    facts: list[ImageFacts]
     pairs: list[Pair]
     class_findings: dict[str, list[str]]
     suspects: list[Suspect] | None
@@ -43,35 +43,39 @@ class Report:
 
     @property
     def copies(self) -> list[Pair]:
-        """Pairs of one photo, without those that a model alone finds alike."""
+        """Pairs that show one photo, without those that only a model finds similar."""
         return [pair for pair in self.pairs if pair.how != "model"]
 
     @property
-    def broken(self) -> list[Facts]:
+    def broken(self) -> list[ImageFacts]:
+        """Images that cannot be read."""
         return [facts for facts in self.facts if facts.broken]
 
-    def odd(self) -> dict[str, list[Facts]]:
-        """Kind (see ODD) → images, kinds without any left out."""
+    def odd(self) -> dict[str, list[ImageFacts]]:
+        """Kind (see ODD) → images, without empty kinds."""
         by_kind = {kind: [f for f in self.facts if kind in f.odd] for kind in ODD}
         return {kind: found for kind, found in by_kind.items() if found}
 
     def leaks(self) -> list[Pair]:
+        """Copies in two different parts, such as training and query."""
         return leaks(self.facts, self.copies)
 
     def conflicts(self) -> list[Pair]:
+        """Copies with different labels."""
         return conflicts(self.facts, self.copies)
 
     def groups(self) -> list[list[int]]:
+        """Positions of copies, grouped; the largest groups first."""
         return groups_of(len(self.facts), self.copies)
 
     def excluded(self) -> dict[str, str]:
-        """Name as `run --exclude` reads it → why it is better left out."""
+        """Name as `run --exclude` reads it → the reason to leave it out."""
         found = to_exclude(self.facts, self.pairs)
         return {self.facts[i].name: reason for i, reason in found.items()}
 
     def exclude_text(self) -> str:
-        """The file that `--write-exclude` writes and `run --exclude` reads."""
-        lines = ["# Training images that `vizsla check` would leave out, each below the reason."]
+        """The content of the file that `--write-exclude` writes and `run --exclude` reads."""
+        lines = ["# Training images that `vizsla check` would exclude, each below its reason."]
         for name, reason in self.excluded().items():
             plain = name.isprintable() and name == name.strip()
             shown = reason if reason.isprintable() else ascii(reason)
@@ -79,7 +83,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def class_table(self) -> Table:
-        """Images of each class by role, then all of them; the number of unlabelled ones, if any."""
+        """Number of images by class and role, unlabelled ones included; the last row: all."""
         roles = list(dict.fromkeys(facts.role for facts in self.facts))
         labels = sorted({facts.label for facts in self.facts if facts.label is not None})
         rows = {label: [0] * len(roles) for label in [*labels, None]}
@@ -90,6 +94,7 @@ class Report:
         return Table(["class", *roles], [*table, total])
 
     def suspect_table(self, most: int | None = None) -> Table:
+        """The doubtful labels, the most doubtful first; at most `most` of them."""
         rows = [
             [self.facts[s.i].name, s.label, s.other, s.fit, s.other_fit]
             for s in (self.suspects or [])[:most]
@@ -97,14 +102,14 @@ class Report:
         return Table(["image", "label", "looks like", "fits label", "fits other"], rows)
 
     def remarks(self, excluded_in: str | None = None) -> tuple[list[str], list[str]]:
-        """What should be mended, and what is good to know: a line each.
+        """(what should be fixed, what is good to know), as lines.
 
-        excluded_in: the file that lists what is better left out, where it is written already.
+        excluded_in: the file with the images to exclude, if it is written already.
         """
         return _alarms(self), _notes(self, excluded_in)
 
     def text(self) -> str:
-        """Counts and suspects, for a terminal; see `remarks` for the rest."""
+        """Image counts and doubtful labels, for a terminal; see `remarks` for the rest."""
         table = self.class_table()
         lines = table.lines()
         if len(lines) > SHOWN_CLASSES:
@@ -114,11 +119,12 @@ class Report:
         if self.suspects:
             found = len(self.suspects)
             of = f"the first {SHOWN_SUSPECTS} of {found}" if found > SHOWN_SUSPECTS else found
-            title = f"Labels in doubt ({of}, the most doubtful first):"
+            title = f"Doubtful labels ({of}, the most doubtful first):"
             lines += ["", title, *self.suspect_table(SHOWN_SUSPECTS).lines()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
+        """All findings, for JSON."""
         names = [facts.name for facts in self.facts]
         table = self.class_table()
         return {
@@ -145,12 +151,12 @@ class Report:
         a, b = self.facts[pair.a], self.facts[pair.b]
         return {
             "images": [a.name, b.name], "how": pair.how, "turn": pair.turn,
-            "likeness": round(pair.likeness, 4), "labels": [a.label, b.label],
+            "similarity": round(pair.similarity, 4), "labels": [a.label, b.label],
             "leak": a.role != b.role, "conflict": bool(conflicts(self.facts, [pair])),
         }  # fmt: skip
 
 
-def _alarms(report: Report) -> list[str]:
+def _alarms(report: CheckReport) -> list[str]:
     facts = report.facts
     between: dict[tuple[str, str], list[Pair]] = {}
     for pair in report.leaks():
@@ -158,28 +164,30 @@ def _alarms(report: Report) -> list[str]:
     lines = []
     if report.broken:
         shown = [f"{f.name} ({f.broken})" for f in report.broken]
-        lines.append(f"{_n(len(shown), 'image')} cannot be read: {few(shown)}")
+        lines.append(f"{_counted(len(shown), 'image')} cannot be read: {few(shown)}")
     for (first, second), pairs in between.items():
         copied = {pair.a for pair in pairs}
         are = "is" if len(copied) == 1 else "are"
-        what = f"{_n(len(copied), f'{first} image')} {are} also in the {second} part"
-        lines.append(f"{what}: {few([_said(facts, pair) for pair in pairs])}")
+        what = f"{_counted(len(copied), f'{first} image')} {are} also in the {second} part"
+        lines.append(f"{what}: {few([_pair_text(facts, pair) for pair in pairs])}")
     against = report.conflicts()
     if against:
-        shown = [f"{_said(facts, p)}, {facts[p.a].label}/{facts[p.b].label}" for p in against]
-        lines.append(f"{_n(len(against), 'pair')} of copies with different labels: {few(shown)}")
+        shown = [f"{_pair_text(facts, p)}, {facts[p.a].label}/{facts[p.b].label}" for p in against]
+        lines.append(
+            f"{_counted(len(against), 'pair')} of copies with different labels: {few(shown)}"
+        )
     kinds = [kind for kind in report.odd() if kind not in REMARKS]
     lines += [_odd_line(report, kind) for kind in kinds]
     lines += [_class_line(kind, names) for kind, names in report.class_findings.items()]
     return lines
 
 
-def _notes(report: Report, excluded_in: str | None) -> list[str]:
+def _notes(report: CheckReport, excluded_in: str | None) -> list[str]:
     lines = []
     if not _alarms(report):
         lines.append(
-            f"nothing to mend: {_n(len(report.facts), 'image')}, all readable, no copies across "
-            "parts or under different labels, no odd pictures or classes"
+            f"nothing to fix: {_counted(len(report.facts), 'image')}, all readable, no copies "
+            "across parts or under different labels, no odd images or classes"
         )
     inside = [p for p in report.copies if report.facts[p.a].role == report.facts[p.b].role]
     by_role: dict[str, list[Pair]] = {}
@@ -187,16 +195,18 @@ def _notes(report: Report, excluded_in: str | None) -> list[str]:
         by_role.setdefault(report.facts[pair.a].role, []).append(pair)
     for role, pairs in by_role.items():
         kinds = ", ".join(
-            f"{count} {how}" for how in HOWS if (count := sum(p.how == how for p in pairs))
+            f"{count} {how}" for how in PAIR_KINDS if (count := sum(p.how == how for p in pairs))
         )
-        lines.append(f"{_n(len(pairs), 'pair')} of copies inside the {role} part: {kinds}")
+        lines.append(f"{_counted(len(pairs), 'pair')} of copies inside the {role} part: {kinds}")
     almost = [pair for pair in report.pairs if pair.how == "model"]
     if almost:
-        shown = few([_said(report.facts, pair) for pair in almost])
-        lines.append(f"{_n(len(almost), 'pair')} almost the same to the model: {shown}")
+        shown = few([_pair_text(report.facts, pair) for pair in almost])
+        lines.append(
+            f"{_counted(len(almost), 'pair')} that the model finds almost the same: {shown}"
+        )
     lines += [_odd_line(report, kind) for kind in report.odd() if kind in REMARKS]
     if report.suspects is None:
-        lines.append("labels in doubt are looked for with a model: give --model")
+        lines.append("doubtful labels are found with a model only: give --model")
     excluded = report.excluded()
     if excluded:
         listed = (
@@ -204,23 +214,23 @@ def _notes(report: Report, excluded_in: str | None) -> list[str]:
             if excluded_in
             else "--write-exclude FILE lists them, `vizsla run --exclude FILE` leaves them out"
         )
-        lines.append(f"{_n(len(excluded), 'training image')} better left out: {listed}")
+        lines.append(f"{_counted(len(excluded), 'training image')} should be left out: {listed}")
     return lines
 
 
-def _said(facts: Sequence[Facts], pair: Pair) -> str:
+def _pair_text(facts: Sequence[ImageFacts], pair: Pair) -> str:
     return f"{facts[pair.a].name} = {facts[pair.b].name} ({pair.how})"
 
 
-def _odd_line(report: Report, kind: str) -> str:
+def _odd_line(report: CheckReport, kind: str) -> str:
     found = report.odd()[kind]
     names = few([f.name for f in found])
-    return f"{kind} ({ODD[kind]}): {_n(len(found), 'image')}, {names}"
+    return f"{kind} ({ODD[kind]}): {_counted(len(found), 'image')}, {names}"
 
 
 def _class_line(kind: str, names: Sequence[str]) -> str:
     return f"{CLASS_FINDINGS[kind]} ({len(names)}): {few(names, 8)}"
 
 
-def _n(count: int, what: str) -> str:
+def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"

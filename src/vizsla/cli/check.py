@@ -32,7 +32,7 @@ from vizsla.cli.options import (
 def check_data(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/….")],
     model: Annotated[
-        str | None, typer.Option("--model", help="Also find labels in doubt, with this model.")
+        str | None, typer.Option("--model", help="Also find doubtful labels, with this model.")
     ] = None,
     weights: Weights = "pretrained",
     pooling: Pooling = None,

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vizsla.audit.duplicates import HOWS, TEST, Pair
+from vizsla.audit.duplicates import PAIR_KINDS, TEST, Pair
 from vizsla.audit.file_scan import ODD, REMARKS
-from vizsla.audit.findings import CLASS_FINDINGS, Report
+from vizsla.audit.findings import CLASS_FINDINGS, CheckReport
 from vizsla.data.images import MAX_PIXELS
 from vizsla.output.pages import Section, render_page, thumbnail
 
@@ -15,7 +15,7 @@ MOST_TILES = 12  # on a card
 MOST_ROWS = 300  # in a table
 
 
-def page(report: Report, *, max_pixels: int = MAX_PIXELS) -> str:
+def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
     """The whole page as text."""
     album = _Album(report, max_pixels)
     alarms, notes = report.remarks()
@@ -36,7 +36,7 @@ def page(report: Report, *, max_pixels: int = MAX_PIXELS) -> str:
         Section("copies", "Other copies", album.group_cards(groups["copies"]), "cards"),
         Section("almost", "Almost the same to the model", album.pair_cards(near), "cards"),
         Section("broken", "Broken images", _rows([(f.name, f.broken) for f in report.broken])),
-        Section("odd", "Unusual images", _unusual(report, album)),
+        Section("odd", "Odd images", _odd_images(report, album)),
         Section("classes", "Classes", _classes(report)),
         Section("excluded", "Better left out", _rows(excluded)),
     ]  # fmt: skip
@@ -51,7 +51,7 @@ def page(report: Report, *, max_pixels: int = MAX_PIXELS) -> str:
     )
 
 
-def _groups_by_finding(report: Report) -> dict[str, list[list[int]]]:
+def _groups_by_finding(report: CheckReport) -> dict[str, list[list[int]]]:
     """Finding → groups of copies; each group once, under its most serious finding."""
     conflicting = {i for pair in report.conflicts() for i in (pair.a, pair.b)}
     found: dict[str, list[list[int]]] = {
@@ -70,7 +70,7 @@ def _groups_by_finding(report: Report) -> dict[str, list[list[int]]]:
 class _Album:
     """The images of one report as tiles and cards."""
 
-    def __init__(self, report: Report, max_pixels: int) -> None:
+    def __init__(self, report: CheckReport, max_pixels: int) -> None:
         self.facts = report.facts
         self.max_pixels = max_pixels
         self.pairs_of: dict[int, list[Pair]] = {}
@@ -101,7 +101,7 @@ class _Album:
 
     def _card(self, group: Sequence[int], pairs: Sequence[Pair]) -> dict[str, Any]:
         test_first = sorted(group, key=lambda i: (self.facts[i].role not in TEST, i))
-        kinds = [_kind(how, [p for p in pairs if p.how == how]) for how in HOWS]
+        kinds = [_kind(how, [p for p in pairs if p.how == how]) for how in PAIR_KINDS]
         return {
             "kinds": [kind for kind in kinds if kind],
             "conflict": any((pair.a, pair.b) in self.conflicts for pair in pairs),
@@ -114,7 +114,7 @@ def _kind(how: str, pairs: Sequence[Pair]) -> str:
     """Such as `near 0.97`: the lowest similarity of the pairs, rounded down."""
     if not pairs:
         return ""
-    lowest = min(pair.likeness for pair in pairs)
+    lowest = min(pair.similarity for pair in pairs)
     if how == "turned":
         how = ", ".join(sorted({pair.turn for pair in pairs}))
     elif how == "model":
@@ -126,7 +126,7 @@ def _rows(rows: Sequence[Sequence[Any]]) -> dict[str, Any] | None:
     return {"rows": rows[:MOST_ROWS], "total": len(rows)} if rows else None
 
 
-def _unusual(report: Report, album: _Album) -> list[dict[str, Any]]:
+def _odd_images(report: CheckReport, album: _Album) -> list[dict[str, Any]]:
     """One entry for each kind: remarks as a list of names, all others as tiles."""
     positions = {facts.name: i for i, facts in enumerate(report.facts)}
     kinds = []
@@ -142,7 +142,7 @@ def _unusual(report: Report, album: _Album) -> list[dict[str, Any]]:
     return kinds
 
 
-def _classes(report: Report) -> dict[str, Any]:
+def _classes(report: CheckReport) -> dict[str, Any]:
     counts = report.class_table()
     largest = max((max(row[1:]) for row in counts.rows[:-1]), default=1)
     return {
@@ -156,7 +156,7 @@ def _classes(report: Report) -> dict[str, Any]:
     }
 
 
-def _headline(report: Report) -> list[tuple[str, str, str, bool]]:
+def _headline(report: CheckReport) -> list[tuple[str, str, str, bool]]:
     """(section, number, what it counts, whether it is serious) for each main finding."""
     leaks = report.leaks()
     leaked = {p.a for p in leaks if report.facts[p.a].role == "training"}
