@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vizsla.embed.embeddings import Embeddings, ShardWriter, is_embeddings, shards, vectors_of
+from vizsla.embed.embeddings import Embeddings, ShardWriter, is_embeddings, parts_of
 from vizsla.errors import DataError, StorageError
 
 
@@ -82,7 +82,7 @@ def test_resume_goes_on_behind_the_last_whole_shard(tmp_path: Path) -> None:
     third.add(["d", "e", "f"], unit(3), pa.table({}), [])
     third.finish()
     assert Embeddings.open(tmp_path / "e").ids == ["a", "b", "d", "e", "f"]
-    assert [len(vectors_of(t)) for t in shards(tmp_path / "e")] == [2, 3]
+    assert [len(vectors) for _, vectors, _ in parts_of(tmp_path / "e")[3]] == [2, 3]
     with pytest.raises(DataError, match="differ in model_id"):
         ShardWriter(tmp_path / "e", lambda: {**about, "model_id": "n"}, 5, total=6).resume()
 

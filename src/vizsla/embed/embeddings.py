@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
+from vizsla.embed import shards
 from vizsla.errors import DataError, StorageError
 
-MANIFEST = "manifest.json"
 FORM = "embeddings/1"
-STORES = {"fp32": pa.float32(), "fp16": pa.float16()}
+Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n, D) float32 unit rows, attributes
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,11 @@ class Embeddings:
     def open(folder: str | Path) -> "Embeddings":
         """Reads a whole folder; StorageError where it is damaged or unfinished."""
         manifest = read_manifest(folder)
-        parts = [shard_table(folder, shard) for shard in manifest["shards"]]
-        if not parts:
+        tables = [shards.read_shard(folder, entry) for entry in manifest["shards"]]
+        if not tables:
             raise StorageError(f"{folder} holds no shards: embed again")
-        table = pa.concat_tables(parts, promote_options="default")
-        vectors = np.concatenate([vectors_of(part) for part in parts])
+        table = shards.concatenated(tables)
+        vectors = np.concatenate([shards.vectors_of(part) for part in tables])
         return Embeddings(
             table["id"].to_pylist(),
             vectors,
@@ -108,17 +108,16 @@ class Embeddings:
 
 
 def is_embeddings(folder: str | Path) -> bool:
-    path = Path(folder) / MANIFEST
-    return path.is_file() and f'"{FORM}"' in path.read_text(errors="replace")[:200]
+    """Whether the folder holds embeddings, complete or not."""
+    return shards.has_manifest(folder, FORM)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise DataError(f"{folder} holds no embeddings: it has no {MANIFEST} (see `vizsla embed`)")
-    manifest = storage.read_sealed_json(path)
-    if manifest.get("form") != FORM:
-        raise DataError(f"{folder} holds no embeddings but {manifest.get('form')!r}")
+    """The manifest of complete embeddings. StorageError: damaged; DataError: unfinished, or none.
+
+    Its keys: model_id, compute_id, dim, store, shards and what else `embed` was called with.
+    """
+    manifest = shards.read_manifest(folder, FORM, what="embeddings", command="vizsla embed")
     if not manifest["complete"] and 0 < manifest["total"] == manifest["done"]:
         broken = [pair for shard in manifest["shards"] for pair in shard["broken"]]
         if len(broken) == manifest["done"]:
@@ -134,24 +133,23 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def shard_table(folder: str | Path, shard: dict[str, Any]) -> pa.Table:
-    return storage.read_table(Path(folder) / shard["file"], shard["sha256"])
+def parts_of(source: Embeddings | str | Path) -> tuple[str, int, int, Iterator[Part]]:
+    """model_id, D, N, and the rows: of embeddings in memory, or of their folder shard by shard.
 
+    So a gallery larger than the memory can be read. Errors as of `read_manifest`.
+    """
+    if isinstance(source, Embeddings):
+        part = (source.ids, source.vectors, source.attributes)
+        return source.model_id, source.dim, len(source), iter([part])
+    manifest = read_manifest(source)
 
-def shards(folder: str | Path) -> Iterator[pa.Table]:
-    """One table (id, attributes…, vector) a shard, for galleries larger than memory."""
-    for shard in read_manifest(folder)["shards"]:
-        yield shard_table(folder, shard)
+    def read(entry: dict[str, Any]) -> Part:
+        table = shards.read_shard(source, entry)
+        ids: list[str] = table["id"].to_pylist()
+        return ids, shards.vectors_of(table), table.drop_columns(["id", "vector"])
 
-
-def vectors_of(table: pa.Table) -> np.ndarray:
-    """(N, D) float32 unit rows of a shard's `vector` column; float16 ones get length 1 again."""
-    column = table["vector"].combine_chunks()
-    stored = column.flatten().to_numpy(zero_copy_only=False)
-    vectors = stored.astype(np.float32, copy=False).reshape(len(column), column.type.list_size)
-    if stored.dtype == np.float16:
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
+    size = sum(entry["rows"] for entry in manifest["shards"])
+    return manifest["model_id"], manifest["dim"], size, map(read, manifest["shards"])
 
 
 class ShardWriter:
@@ -181,7 +179,7 @@ class ShardWriter:
         DataError when the folder holds something else. A damaged shard is made again, and so is
         all behind it.
         """
-        path = self.folder / MANIFEST
+        path = self.folder / shards.MANIFEST
         if not path.exists():
             return 0
         found = storage.read_sealed_json(path)
@@ -218,49 +216,27 @@ class ShardWriter:
         The manifest names a shard as soon as all before it are on disk.
         """
         number = len(self.shards) if number is None else number
-        self.early[number] = self._write_shard(number, ids, vectors, attributes, broken)
-        while (entry := self.early.pop(len(self.shards), None)) is not None:
+        table = shards.shard_table(ids, attributes, vectors.reshape(-1, self.dim), self.store)
+        entry = shards.write_shard(self.folder, f"shard-{number:05d}.parquet", table)
+        self.early[number] = {**entry, "broken": list(map(list, broken))}
+        while entry := self.early.pop(len(self.shards), {}):
             self.shards.append(entry)
             self.done += entry["rows"] + len(entry["broken"])
             if len(self.shards) not in self.early:
-                self._write(complete=False)
-
-    def _write_shard(
-        self,
-        number: int,
-        ids: Sequence[str],
-        vectors: np.ndarray,
-        attributes: pa.Table,
-        broken: Sequence[tuple[str, str]],
-    ) -> dict[str, Any]:
-        """The manifest's entry for it."""
-        kept = {name: attributes[name] for name in attributes.column_names}
-        if reserved := {"id", "vector"} & kept.keys():
-            raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
-        flat = pa.array(vectors.reshape(-1).astype(STORES[self.store].to_pandas_dtype()))
-        table = pa.table(
-            {
-                "id": pa.array(ids, pa.string()),
-                **kept,
-                "vector": pa.FixedSizeListArray.from_arrays(flat, self.dim),
-            }
-        )
-        name = f"shard-{number:05d}.parquet"
-        sha256 = storage.write_table(self.folder / name, table)
-        return {"file": name, "rows": len(ids), "sha256": sha256, "broken": list(map(list, broken))}
+                self._write_manifest(complete=False)
 
     def finish(self) -> None:
         """An artefact without a single vector stays unfinished: nothing could be done with it."""
-        self._write(complete=self.total == 0 or any(shard["rows"] for shard in self.shards))
+        self._write_manifest(
+            complete=self.total == 0 or any(shard["rows"] for shard in self.shards)
+        )
 
     def _header(self) -> dict[str, Any]:
         return {**self.about(), "dim": self.dim, "store": self.store, "total": self.total}
 
-    def _write(self, *, complete: bool) -> None:
+    def _write_manifest(self, *, complete: bool) -> None:
         progress = {"complete": complete, "done": self.done, "shards": self.shards}
-        storage.write_sealed_json(
-            self.folder / MANIFEST, {"form": FORM, **self._header(), **progress}
-        )
+        shards.write_manifest(self.folder, {"form": FORM, **self._header(), **progress})
 
 
 def _as_matrix(vectors: Any) -> np.ndarray:

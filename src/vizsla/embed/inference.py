@@ -31,7 +31,8 @@ from vizsla.embed.cache import Fetched, VectorCache, space_of
 from vizsla.embed.compilation import CompilingError
 from vizsla.embed.compute import PRECISIONS as PRECISIONS
 from vizsla.embed.compute import Compute
-from vizsla.embed.embeddings import STORES, Embeddings, ShardWriter
+from vizsla.embed.embeddings import Embeddings, ShardWriter
+from vizsla.embed.shards import STORES
 from vizsla.embed.torch_runtime import Network, Pending
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder

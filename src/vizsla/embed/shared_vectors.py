@@ -22,7 +22,7 @@ from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.cache import VectorCache, content_of, space_of
 from vizsla.embed.compute import Compute
-from vizsla.embed.embeddings import MANIFEST, read_manifest
+from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import (
     MAX_PIXELS,
     SHARD_IMAGES,
@@ -33,6 +33,7 @@ from vizsla.embed.inference import (
     require_unchanged,
     whole_batches,
 )
+from vizsla.embed.shards import MANIFEST
 from vizsla.embed.torch_runtime import Network
 from vizsla.errors import UsageError, VizslaError
 from vizsla.model.embedder import Embedder

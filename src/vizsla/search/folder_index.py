@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
-from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings, parts_of
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search import index_files as disk
@@ -437,7 +437,7 @@ def build_in(
         raise UsageError(f"kind={kind!r}: choose one of auto, {', '.join(KINDS)}")
     if recall is not None and not 0 < recall <= 1:
         raise UsageError(f"recall={recall}: choose a share above 0 and up to 1")
-    model_id, dim, size, _ = disk.parts_of(embeddings)
+    model_id, dim, size, _ = parts_of(embeddings)
     reason = "as asked for"
     if kind == "auto":
         kind, reason = choose_kind(size, dim, memory)

@@ -1,10 +1,10 @@
 """The folder of an index: vectors, ids and attributes, which of them are removed; its manifest.
 
 `vectors.npy` only grows: an addition is written behind its last row, and counts from the moment the
-manifest names it. Every addition is a *segment*: rows of `vectors.npy`, with their SHA-256, and one
-Parquet file of ids and attributes. Small segments are merged, so that there are never many. Removed
+manifest names it. Each addition is one shard: rows of `vectors.npy`, with their SHA-256, and a
+Parquet file of ids and attributes. Small shards are merged, so that there are never many. Removed
 rows stay where they are until `rewrite`. The manifest is replaced as the last step of every change,
-so what a crash leaves behind is either not named, or whole. Knows nothing of how one searches.
+so what a crash leaves behind is either not named, or whole. Knows nothing of searching.
 """
 
 import contextlib
@@ -23,17 +23,16 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
-from vizsla.embed import embeddings as emb
-from vizsla.embed.embeddings import Embeddings
+from vizsla.embed import shards
+from vizsla.embed.embeddings import Embeddings, Part, parts_of
+from vizsla.embed.shards import MANIFEST, STORES
 from vizsla.errors import DataError, StorageError
 
-MANIFEST = "manifest.json"
 FORM = "index/1"
-STORES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 HEADER = 128  # bytes before the first row of vectors.npy
 LASTING = ("structure", "sample")  # files that an addition or removal leaves valid
 NOTHING: dict[str, Any] = {
-    "segments": [], "removed": None, "structure": None, "sample": None, "extras": {},
+    "shards": [], "removed": None, "structure": None, "sample": None, "extras": {},
 }  # fmt: skip
 COPY_ROWS = 8192  # rows written or hashed at a time
 OURS = re.compile(
@@ -74,18 +73,13 @@ class Stored:
 
 
 def is_index(folder: str | Path) -> bool:
-    path = Path(folder) / MANIFEST
-    return path.is_file() and f'"{FORM}"' in path.read_text(errors="replace")[:200]
+    """Whether the folder holds an index."""
+    return shards.has_manifest(folder, FORM)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise DataError(f"{folder} holds no index: it has no {MANIFEST} (see `vizsla index`)")
-    manifest = storage.read_sealed_json(path)
-    if manifest.get("form") != FORM:
-        raise DataError(f"{folder} holds no index but {manifest.get('form')!r}")
-    return manifest
+    """The manifest of an index. StorageError: damaged; DataError: no index."""
+    return shards.read_manifest(folder, FORM, what="index", command="vizsla index")
 
 
 def version_of(manifest: dict[str, Any]) -> str:
@@ -109,15 +103,13 @@ def _opened(folder: Path, manifest: dict[str, Any], verify: bool) -> Stored:
     verify_vectors(folder, manifest, force=verify)
     for name, sha256 in files_of(manifest).items():
         storage.verify(folder / name, sha256, force=verify)
-    tables = [storage.read_table(folder / s["items"], s["sha256"]) for s in manifest["segments"]]
-    items = _joined(tables)
+    table = shards.concatenated([shards.read_shard(folder, e) for e in manifest["shards"]])
     removed = np.empty(0, np.int64)
     if manifest["removed"]:
-        entry = manifest["removed"]
-        removed = storage.read_table(folder / entry["file"], entry["sha256"])["row"].to_numpy()
+        removed = shards.read_shard(folder, manifest["removed"])["row"].to_numpy()
     vectors = _mapped(folder / manifest["vectors"], _rows(manifest), manifest)
-    ids = items["id"].to_pylist()
-    return Stored(folder, manifest, vectors, ids, items.drop_columns(["id"]), removed)
+    ids = table["id"].to_pylist()
+    return Stored(folder, manifest, vectors, ids, table.drop_columns(["id"]), removed)
 
 
 def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
@@ -130,13 +122,12 @@ def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
 
 def files_of(manifest: dict[str, Any]) -> dict[str, str]:
     """File → SHA-256 of all that the manifest names, but `vectors.npy`."""
-    named = {segment["items"]: segment["sha256"] for segment in manifest["segments"]}
     others = [manifest[key] for key in ("removed", *LASTING)] + [*manifest["extras"].values()]
-    return named | {entry["file"]: entry["sha256"] for entry in others if entry}
+    return {entry["file"]: entry["sha256"] for entry in [*manifest["shards"], *others] if entry}
 
 
 def verify_vectors(folder: Path, manifest: dict[str, Any], *, force: bool = False) -> None:
-    """StorageError unless the header and every segment's rows are what the manifest says.
+    """StorageError unless the header and the rows of every shard are what the manifest says.
 
     Remembered for each (size, mtime, inode), as storage.verify does for whole files.
     """
@@ -147,12 +138,12 @@ def verify_vectors(folder: Path, manifest: dict[str, Any], *, force: bool = Fals
             if memo and memo.exists() and not force:
                 return
             _check_header(path, file.read(HEADER), manifest)
-            for segment in manifest["segments"]:
-                found = _hash_rows(file, segment["rows"] * _row_bytes(manifest))
-                if found != segment["vectors_sha256"]:
+            for shard in manifest["shards"]:
+                found = _hash_rows(file, shard["rows"] * _row_bytes(manifest))
+                if found != shard["vectors_sha256"]:
                     raise StorageError(
                         f"{path} is damaged: the SHA-256 of its rows is {found[:12]}…, expected "
-                        f"{segment['vectors_sha256'][:12]}…. Restore it from a copy, or build the "
+                        f"{shard['vectors_sha256'][:12]}…. Restore it from a copy, or build the "
                         "index again"
                     )
     except OSError as error:
@@ -171,7 +162,7 @@ def _memo(path: Path, file: io.BufferedReader, manifest: dict[str, Any]) -> Path
     state = os.fstat(file.fileno())
     if state.st_size < storage.MEMO_FROM_BYTES:
         return None
-    parts = "".join(segment["vectors_sha256"] for segment in manifest["segments"])
+    parts = "".join(shard["vectors_sha256"] for shard in manifest["shards"])
     return storage.memo_path(path, state, parts)
 
 
@@ -183,23 +174,6 @@ def _remember(memo: Path | None) -> None:
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
-
-
-Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n, D) float32 unit rows, attributes
-
-
-def parts_of(source: Embeddings | str | Path) -> tuple[str, int, int, Iterator[Part]]:
-    """model_id, D, N, and the parts of embeddings in memory or, shard by shard, of their folder."""
-    if isinstance(source, Embeddings):
-        part = (source.ids, source.vectors, source.attributes)
-        return source.model_id, source.dim, len(source), iter([part])
-    manifest = emb.read_manifest(source)
-    size = sum(shard["rows"] for shard in manifest["shards"])
-    return manifest["model_id"], manifest["dim"], size, map(_part, emb.shards(source))
-
-
-def _part(table: pa.Table) -> Part:
-    return table["id"].to_pylist(), emb.vectors_of(table), table.drop_columns(["id", "vector"])
 
 
 def create(
@@ -235,7 +209,7 @@ def check_place(folder: Path) -> None:
 
 
 def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) -> Stored:
-    """All parts as the one segment of a new `vectors.npy`."""
+    """All parts as the one shard of a new `vectors.npy`."""
     tables, rows, digest = [], 0, hashlib.sha256()
     seen: set[str] = set()
     with storage.writing(folder / manifest["vectors"]) as temporary, temporary.open("wb") as file:
@@ -243,31 +217,29 @@ def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) ->
         for ids, vectors, attributes in parts:
             check_new(ids, vectors, seen)
             seen.update(ids)
-            tables.append(_items(ids, attributes))
+            tables.append(shards.shard_table(ids, attributes))
             _write_rows(file, vectors, manifest, digest)
             rows += len(ids)
         file.seek(0)
         file.write(_header(rows, manifest))
         file.flush()
-    items = _joined(tables) if tables else _items([], pa.table({}))
-    name, manifest = _numbered(manifest, "items-{:05d}.parquet")
-    entry = {"rows": rows, "vectors_sha256": digest.hexdigest(), "items": name,
-             "sha256": storage.write_table(folder / name, items)}  # fmt: skip
-    manifest = {**manifest, "segments": [entry], "header_rows": rows}
-    _trust(folder, manifest)
+    table = shards.concatenated(tables or [shards.shard_table([], pa.table({}))])
+    manifest = _with_shard(folder, {**manifest, "header_rows": rows}, table, digest.hexdigest())
+    _remember_verified(folder, manifest)
     commit(folder, manifest)
     return read(folder)
 
 
 def append(stored: Stored, added: Embeddings) -> Stored:
-    """`added` behind the last row."""
+    """The index with `added` behind its last row. DataError: an id is there, or types differ."""
     folder, manifest = stored.folder, stored.manifest
     check_new(added.ids, added.vectors, stored.row_of)
-    items = _items(added.ids, added.attributes)
-    joined = _joined_attributes(stored, items)  # fails, if at all, before anything is written
+    table = shards.shard_table(added.ids, added.attributes)
+    before = shards.shard_table(pa.nulls(len(stored.ids), pa.string()), stored.attributes)
+    attributes = shards.concatenated([before, table])  # fails before anything is written
     verify_vectors(folder, manifest)  # costs nothing unless the file was touched
-    path = folder / manifest["vectors"]
-    start = HEADER + _rows(manifest) * _row_bytes(manifest)
+    path, rows_before = folder / manifest["vectors"], _rows(manifest)
+    start = HEADER + rows_before * _row_bytes(manifest)
     digest = hashlib.sha256()
     try:
         with path.open("r+b") as file:
@@ -278,59 +250,57 @@ def append(stored: Stored, added: Embeddings) -> Stored:
             os.fsync(file.fileno())
     except OSError as error:
         raise storage.storage_error("write", path, error) from error
-    name, manifest = _numbered(manifest, "items-{:05d}.parquet")
-    entry = {"rows": len(added), "vectors_sha256": digest.hexdigest(), "items": name,
-             "sha256": storage.write_table(folder / name, items)}  # fmt: skip
-    before = _rows(manifest)
-    manifest = _merged(folder, {**manifest, "segments": [*manifest["segments"], entry]})
-    manifest = {**manifest, "header_rows": before, "extras": {}}
+    manifest = _merged(folder, _with_shard(folder, manifest, table, digest.hexdigest()))
+    manifest = {**manifest, "header_rows": rows_before, "extras": {}}
     commit(folder, manifest)
     with path.open("r+b") as file:
         file.write(_header(_rows(manifest), manifest))
-    _trust(folder, manifest)
+    _remember_verified(folder, manifest)
     grown = Stored(
         folder, manifest, _mapped(path, _rows(manifest), manifest), [*stored.ids, *added.ids],
-        joined, stored.removed,
+        attributes.drop_columns(["id"]), stored.removed,
     )  # fmt: skip
-    new_rows = zip(added.ids, range(before, before + len(added)), strict=True)
+    new_rows = zip(added.ids, range(rows_before, _rows(manifest)), strict=True)
     grown.__dict__["row_of"] = {**stored.row_of, **dict(new_rows)}  # making it anew takes longer
     return grown
 
 
+def _with_shard(
+    folder: Path, manifest: dict[str, Any], table: pa.Table, vectors_sha256: str
+) -> dict[str, Any]:
+    """The manifest with one more shard, whose Parquet file is written here."""
+    name, manifest = _numbered(manifest, "items-{:05d}.parquet")
+    entry = {**shards.write_shard(folder, name, table), "vectors_sha256": vectors_sha256}
+    return {**manifest, "shards": [*manifest["shards"], entry]}
+
+
 def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Joins a last segment that has grown to half of the one before: there are only log N."""
-    segments = list(manifest["segments"])
-    while len(segments) > 1 and 2 * segments[-1]["rows"] >= segments[-2]["rows"]:
-        pair = [segments.pop(), segments.pop()][::-1]
-        tables = [storage.read_table(folder / s["items"], s["sha256"]) for s in pair]
-        rows = sum(s["rows"] for s in pair)
-        with (folder / manifest["vectors"]).open("rb") as file:
-            file.seek(HEADER + sum(s["rows"] for s in segments) * _row_bytes(manifest))
-            for segment in pair:  # or damage since the last look would get a right hash
-                if (
-                    _hash_rows(file, segment["rows"] * _row_bytes(manifest))
-                    != segment["vectors_sha256"]
-                ):
-                    raise StorageError(f"{folder / manifest['vectors']} is damaged")
-            file.seek(HEADER + sum(s["rows"] for s in segments) * _row_bytes(manifest))
-            digest = _hash_rows(file, rows * _row_bytes(manifest))
-        name, manifest = _numbered(manifest, "items-{:05d}.parquet")
-        sha256 = storage.write_table(folder / name, _joined(tables))
-        segments.append({"rows": rows, "vectors_sha256": digest, "items": name, "sha256": sha256})
-    return {**manifest, "segments": segments}
+    """Joins a last shard that has grown to half of the one before: there are only log N."""
+    path, width = folder / manifest["vectors"], _row_bytes(manifest)
+    while len(manifest["shards"]) > 1:
+        *first, last_but_one, last = manifest["shards"]
+        if 2 * last["rows"] < last_but_one["rows"]:
+            break
+        pair = [last_but_one, last]
+        table = shards.concatenated([shards.read_shard(folder, entry) for entry in pair])
+        start = HEADER + sum(entry["rows"] for entry in first) * width
+        with path.open("rb") as file:
+            file.seek(start)
+            for entry in pair:  # or damage since the last check would get a right hash
+                if _hash_rows(file, entry["rows"] * width) != entry["vectors_sha256"]:
+                    raise StorageError(f"{path} is damaged")
+            file.seek(start)
+            digest = _hash_rows(file, len(table) * width)
+        manifest = _with_shard(folder, {**manifest, "shards": first}, table, digest)
+    return manifest
 
 
 def remove(stored: Stored, rows: np.ndarray) -> Stored:
-    """The rows count no longer; they stay on disk until `rewrite`."""
+    """The index without these rows; they stay on disk until `rewrite`."""
     removed = np.union1d(stored.removed, rows).astype(np.int64)
     name, manifest = _numbered(stored.manifest, "removed-{:05d}.parquet")
-    sha256 = storage.write_table(stored.folder / name, pa.table({"row": removed}))
-    manifest = {
-        **manifest,
-        "removed": {"file": name, "sha256": sha256, "rows": len(removed)},
-        "extras": {},
-    }
-    commit(stored.folder, manifest)
+    entry = shards.write_shard(stored.folder, name, pa.table({"row": removed}))
+    commit(stored.folder, {**manifest, "removed": entry, "extras": {}})
     return read(stored.folder)
 
 
@@ -380,7 +350,7 @@ def note(stored: Stored, manifest: dict[str, Any]) -> Stored:
 
 def commit(folder: Path, manifest: dict[str, Any]) -> None:
     """Replaces the manifest, then deletes the files that it no longer names."""
-    storage.write_sealed_json(folder / MANIFEST, manifest)
+    shards.write_manifest(folder, manifest)
     named = {*files_of(manifest), manifest["vectors"], MANIFEST, ".lock"}
     for path in folder.iterdir():
         if path.name not in named and OURS.fullmatch(path.name):
@@ -420,7 +390,7 @@ def check_new(ids: Sequence[str], vectors: np.ndarray, present: Any) -> None:
 
 
 def _rows(manifest: dict[str, Any]) -> int:
-    return sum(segment["rows"] for segment in manifest["segments"])
+    return sum(entry["rows"] for entry in manifest["shards"])
 
 
 def _row_bytes(manifest: dict[str, Any]) -> int:
@@ -455,34 +425,11 @@ def _hash_rows(file: io.BufferedReader, size: int) -> str:
     return digest.hexdigest()
 
 
-def _trust(folder: Path, manifest: dict[str, Any]) -> None:
+def _remember_verified(folder: Path, manifest: dict[str, Any]) -> None:
     """Remembers rows as verified that were hashed while they were written."""
     path = folder / manifest["vectors"]
     with path.open("rb") as file:
         _remember(_memo(path, file, manifest))
-
-
-def _items(ids: Sequence[str], attributes: pa.Table) -> pa.Table:
-    columns = {name: attributes[name] for name in attributes.column_names}
-    if reserved := {"id", "vector"} & columns.keys():
-        raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
-    return pa.table({"id": pa.array(ids, pa.string()), **columns})
-
-
-def _joined(tables: list[pa.Table]) -> pa.Table:
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the attributes do not fit those in the index: {error}") from error
-
-
-def _joined_attributes(stored: Stored, items: pa.Table) -> pa.Table:
-    """Of all rows. Columns that only one side has are null on the other."""
-    ids = pa.array(stored.ids, pa.string()) if stored.attributes.num_columns == 0 else None
-    old = pa.table({"id": ids}) if ids is not None else stored.attributes
-    new = items if ids is not None else items.drop_columns(["id"])
-    joined = _joined([old, new])
-    return joined.drop_columns(["id"]) if ids is not None else joined
 
 
 def _numbered(manifest: dict[str, Any], form: str) -> tuple[str, dict[str, Any]]:

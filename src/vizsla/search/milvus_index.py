@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings, Part, parts_of
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search.filters import Condition, Filter, no_attribute, typed
 from vizsla.search.folder_index import build_in
-from vizsla.search.index_files import Part, check_new, parts_of
+from vizsla.search.index_files import check_new
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
 FORM = "milvus/1"

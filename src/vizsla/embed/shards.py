@@ -1,0 +1,96 @@
+"""Parquet shards of images, and the sealed manifest that names them with their SHA-256.
+
+A shard is a table with the column `id`, the attributes and, in embeddings, the column `vector`.
+Embeddings and the gallery of an index are both written and read here: every shard whole or not at
+all, and never read before its hash was checked. Knows nothing of how vectors are made or searched.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vizsla import storage
+from vizsla.errors import DataError
+
+MANIFEST = "manifest.json"
+STORES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+
+
+def has_manifest(folder: str | Path, form: str) -> bool:
+    """Whether the folder has a manifest of this form. Its seal is not checked."""
+    path = Path(folder) / MANIFEST
+    return path.is_file() and f'"{form}"' in path.read_text(errors="replace")[:200]
+
+
+def read_manifest(folder: str | Path, form: str, *, what: str, command: str) -> dict[str, Any]:
+    """The manifest, after its seal was checked. StorageError: damaged; DataError: none, or another.
+
+    what, command: what the folder should hold and what makes it, for the messages.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {what}: it has no {MANIFEST} (see `{command}`)")
+    manifest = storage.read_sealed_json(path)
+    if manifest.get("form") != form:
+        raise DataError(f"{folder} holds no {what} but {manifest.get('form')!r}")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Replaces the manifest in one step. It must hold the key `form`, and holds it first."""
+    storage.write_sealed_json(folder / MANIFEST, {"form": manifest["form"], **manifest})
+
+
+def shard_table(
+    ids: Sequence[str] | pa.Array,
+    attributes: pa.Table,
+    vectors: np.ndarray | None = None,
+    store: str = "fp32",
+) -> pa.Table:
+    """The N rows of a shard: `id`, the attributes and, where given, `vector` (N, D) in `store`.
+
+    DataError where an attribute is called id or vector.
+    """
+    columns = {name: attributes[name] for name in attributes.column_names}
+    if reserved := {"id", "vector"} & columns.keys():
+        raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
+    table = {"id": ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string()), **columns}
+    if vectors is not None:
+        flat = pa.array(vectors.reshape(-1).astype(STORES[store]))
+        table["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table(table)
+
+
+def write_shard(folder: Path, name: str, table: pa.Table) -> dict[str, Any]:
+    """Writes the file and returns its entry for the manifest: file, rows and sha256."""
+    sha256 = storage.write_table(folder / name, table)
+    return {"file": name, "rows": len(table), "sha256": sha256}
+
+
+def read_shard(folder: str | Path, entry: dict[str, Any]) -> pa.Table:
+    """The table of a manifest's entry, memory-mapped. StorageError where its hash is another."""
+    return storage.read_table(Path(folder) / entry["file"], entry["sha256"])
+
+
+def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all shards. An attribute that only some of them have is null in the others.
+
+    DataError where an attribute has types that do not go together.
+    """
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the attributes do not fit together: {error}") from error
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """(N, D) float32 unit rows of a shard's `vector` column; float16 ones get length 1 again."""
+    column = table["vector"].combine_chunks()
+    stored = column.flatten().to_numpy(zero_copy_only=False)
+    vectors = stored.astype(np.float32, copy=False).reshape(len(column), column.type.list_size)
+    if stored.dtype == np.float16:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
