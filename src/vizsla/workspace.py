@@ -1,4 +1,4 @@
-"""The folders that a run leaves behind: results/, submissions/, visualizations/, runs/<run id>/.
+"""The folders that a run writes: results/, submissions/, visualizations/, runs/<run id>/.
 
 Knows folders and JSON, nothing of images or scores.
 """
@@ -21,13 +21,14 @@ RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
 @dataclass(frozen=True)
 class Run:
-    """One run: `folder` is <home>/runs/<id>."""
+    """One run. Results, submissions and figures of all runs share folders below `home`."""
 
     home: Path
     id: str
 
     @property
     def folder(self) -> Path:
+        """<home>/runs/<id>, which holds the run's artefacts."""
         return self.home / "runs" / self.id
 
     @property
@@ -36,15 +37,19 @@ class Run:
         return storage.read_sealed_json(self.folder / "config.json")
 
     def write_config(self, config: dict[str, Any]) -> None:
+        """Stores the resolved configuration, which `config` reads."""
         storage.write_sealed_json(self.folder / "config.json", config)
 
     def result_path(self, model_name: str) -> Path:
+        """Where the result file (JSON) of this model belongs."""
         return self.home / "results" / f"{file_safe(model_name)}_metrics_{self.id}.json"
 
     def submission_path(self, model_name: str) -> Path:
+        """Where the submission (JSON) of this model belongs."""
         return self.home / "submissions" / f"sub_{file_safe(model_name)}_{self.id}.json"
 
     def figures_folder(self, model_name: str) -> Path:
+        """The folder of this model's contact sheets and charts."""
         return self.home / "visualizations" / f"{file_safe(model_name)}_{self.id}"
 
 
@@ -76,19 +81,21 @@ def open_run(folder: str | Path) -> Run:
 
 
 def is_run(folder: str | Path) -> bool:
+    """Whether the folder has a run's name and configuration."""
     folder = Path(folder)
     return RUN_ID.fullmatch(folder.name) is not None and (folder / "config.json").is_file()
 
 
 def ranking_in(folder: str | Path) -> Path:
+    """The ranking file of a run; DataError where the run wrote none."""
     path = Path(folder) / "ranking.parquet"
     if not path.exists():
-        raise DataError(f"{folder} left no ranking: it was interrupted, or is still going on")
+        raise DataError(f"{folder} has no ranking: the run was interrupted, or is not finished")
     return path
 
 
 def submission_in(folder: str | Path) -> Path:
-    """The submission that a run left, or the newest one in a folder of submissions."""
+    """The submission that a run wrote, or the newest one in a folder of submissions."""
     folder = Path(folder)
     if not is_run(folder):
         files = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
@@ -98,7 +105,7 @@ def submission_in(folder: str | Path) -> Path:
     run = open_run(folder)
     found = sorted((run.home / "submissions").glob(f"sub_*_{run.id}.json"))
     if not found:
-        raise DataError(f"{folder} left no submission in {run.home / 'submissions'}")
+        raise DataError(f"{folder} has no submission in {run.home / 'submissions'}")
     return found[0]
 
 
@@ -123,10 +130,12 @@ class Messages(logging.Handler):
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keeps the record."""
         self.records.append(record)
 
     @property
     def warnings(self) -> list[str]:
+        """Messages of level WARNING and above, in order."""
         return [r.getMessage() for r in self.records if r.levelno >= logging.WARNING]
 
     def __enter__(self) -> "Messages":

@@ -44,7 +44,7 @@ def test_listing_is_sorted_as_utf8_and_passes_over_the_rest(tmp_path: Path) -> N
     touch(tmp_path, "a/.hidden.jpg", ".git/x.jpg", "a/notes.txt", "Thumbs.db", "a/._1.jpg")
     found = list_images(tmp_path)
     assert found.ids == sorted([*names, "\uffee.jpg"], key=lambda name: name.encode())
-    assert found.passed_over == 5
+    assert found.ignored == 5
     assert found.links_outside == [] and found.bad_names == []
 
 
@@ -79,7 +79,7 @@ def test_links_out_of_the_root_are_named_and_followed_on_request(tmp_path: Path)
     found = list_images(root)
     assert found.ids == ["a.jpg"]
     assert found.links_outside == ["b.jpg", "file.jpg", "folder", "m.jpg", "z.jpg"]
-    assert found.passed_over == 2
+    assert found.ignored == 2
     followed = list_images(root, follow_links=True)
     assert followed.ids == [
         "a.jpg", "b.jpg", "file.jpg", "folder/sub/y.jpg", "folder/x.jpg", "m.jpg", "z.jpg",
@@ -132,7 +132,7 @@ def test_folders_and_pipes_with_names_of_images_are_not_images(tmp_path: Path) -
     touch(tmp_path, "a.jpg/b.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     found = list_images(tmp_path)
-    assert found.ids == ["a.jpg/b.jpg"] and found.passed_over == 1
+    assert found.ids == ["a.jpg/b.jpg"] and found.ignored == 1
 
 
 def test_two_files_of_one_name_stay_apart(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""A seed → a small data set to try everything on: the same 24 things as photos and as drawings.
+"""A seed → a small data set to try everything on: 24 kinds of objects as photos and as drawings.
 
 Queries are "photos" (filled, lit, textured, noisy), the gallery holds "drawings" (dark lines on
-paper), the training part has both. Colour, place, size and turn are drawn at random for each
-picture, so that only the shape tells the class. Knows nothing of what is done with it.
+paper), the training part has both. Colour, position, size and rotation are random for each image,
+so that only the shape determines the class.
 """
 
 import csv
@@ -21,17 +21,17 @@ from vizsla.errors import DataError
 
 SIDE = 96  # pixels
 FINE = 3  # shapes are drawn this many times larger, then scaled down
-TRAINING_EACH = 20  # a class has this many photos and as many drawings to learn from
+TRAINING_EACH = 20  # photos of each class in the training part, and as many drawings
 QUERIES_EACH = 5
 GALLERY_EACH = 10
-MARKER = ".vizsla-demo"  # says that a folder is ours to write over
+MARKER = ".vizsla-demo"  # marks a folder that may be overwritten
 
 Points = np.ndarray  # (P, 2): x to the right and y down, about -1…1
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a thing: an area (with a hole, if any), or a line where there is no area."""
+    """One part of an object: an area, possibly with a hole, or a line."""
 
     outline: Points
     hole: Points | None = None
@@ -68,7 +68,7 @@ def _claim(folder: Path, seed: int) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
         raise DataError(
             f"{folder} is not empty and was not made by the demo: name a new folder, "
-            "so that nothing of yours is written over"
+            "so that none of your files is overwritten"
         )
     storage.write_text(marker, f"made by `vizsla demo`, seed {seed}\n")
 
@@ -86,7 +86,7 @@ def _pictures(seed: int) -> Iterator[tuple[str, str, str, str, Image.Image]]:
         ("gallery", "drawn", GALLERY_EACH, "png"),
     ):
         shuffled = np.random.default_rng([seed, each]).permutation(len(names) * each)
-        for place, mixed in enumerate(shuffled):  # file names must not tell the class
+        for place, mixed in enumerate(shuffled):  # file names must not give the class away
             label, i = names[mixed // each], TRAINING_EACH + int(mixed) % each
             file = f"{role}_{place:04d}.{extension}"
             yield role, file, label, domain, _picture(label, domain, seed, i)
@@ -224,7 +224,7 @@ def _drawing(parts: list[Part], rng: np.random.Generator) -> Image.Image:
     width = int(rng.integers(6, 9))
     for part in parts:
         if not part.is_line:
-            page.paste(255, mask=_mask(part, width))  # what lies behind is hidden
+            page.paste(255, mask=_mask(part, width))  # hides what is behind
         outlines = [part.outline] if part.hole is None else [part.outline, part.hole]
         for outline in outlines:
             _stroke(page, outline, rng, width, closed=not part.is_line)

@@ -1,4 +1,4 @@
-"""One folder → the names of the pictures in it. They are not opened."""
+"""One folder → the names of the images in it. They are not opened."""
 
 import heapq
 import logging
@@ -20,7 +20,7 @@ IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())  # without the dot, in small l
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names and how many more there are, for a message; odd characters are escaped."""
+    """The first names and how many more there are, for a message; unprintable ones escaped."""
     shown = ", ".join(n if n.isprintable() else ascii(n)[1:-1] for n in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -29,14 +29,14 @@ def few(names: Sequence[str], most: int = 3) -> str:
 class Listing:
     """ids: posix paths below the root, sorted as UTF-8 bytes.
 
-    links_outside: links that lead out of the root and were not followed. passed_over: how many
-    hidden entries and files of other kinds there are. bad_names: pictures left out because their
+    links_outside: links that lead out of the root and were not followed. ignored: how many
+    hidden entries and files of other kinds there are. bad_names: images left out because their
     names are not valid UTF-8 (in Python's escaped form); no artefact could hold such a name.
     """
 
     ids: list[str]
     links_outside: list[str] = field(default_factory=list)
-    passed_over: int = 0
+    ignored: int = 0
     bad_names: list[str] = field(default_factory=list)
 
 
@@ -47,11 +47,11 @@ def is_image_name(name: str) -> bool:
 
 
 def list_images(root: str | Path, *, follow_links: bool = False) -> Listing:
-    """All pictures below `root`, by name; they are not opened.
+    """All images below `root`, by name; they are not opened.
 
-    A link to a file below the root is one more picture. A linked folder is listed once, under its
-    real name where that lies below the root, so links in a circle end. A link that leads nowhere is
-    listed too, and turns out broken when it is read. DataError for no folder, or no pictures.
+    A link to a file below the root is one more image. A linked folder is listed once, under its
+    real name where that is below the root, so cyclic links end. A link that leads nowhere is
+    listed too, and is broken when it is read. DataError for no folder, or no images in it.
     """
     start = Path(root)
     if not start.exists():
@@ -77,7 +77,7 @@ def _locale_hint() -> str:
     encoding = sys.getfilesystemencoding()
     if encoding == "utf-8":
         return ""
-    return f" (this Python takes all names for {encoding}: start it with PYTHONUTF8=1)"
+    return f" (this Python reads all names as {encoding}: start it with PYTHONUTF8=1)"
 
 
 def _nothing_in(root: str | Path, found: Listing) -> str:
@@ -89,10 +89,8 @@ def _nothing_in(root: str | Path, found: Listing) -> str:
         )
     elif found.bad_names:
         message += f" with a name that can be read, but {len(found.bad_names)} others"
-    elif found.passed_over:
-        message += (
-            f" among {found.passed_over} files: expected names that end in .jpg, .png, .webp, …"
-        )
+    elif found.ignored:
+        message += f" among {found.ignored} files: expected names that end in .jpg, .png, .webp, …"
     else:
         message += ": it is empty"
     return message
@@ -107,8 +105,8 @@ class _Walk:
         self.outside: list[str] = []
         self.bad_names: list[str] = []
         self.unreadable: list[str] = []
-        self.passed_over = 0
-        self.seen: set[tuple[int, int]] = set()
+        self.ignored = 0
+        self.visited: set[tuple[int, int]] = set()
         self.linked: list[tuple[int, str, str]] = []  # (depth, id prefix, folder), not yet walked
 
     def run(self) -> None:
@@ -119,18 +117,16 @@ class _Walk:
 
     def listing(self) -> Listing:
         # Python sorts by code points, which is the order of their UTF-8 bytes.
-        return Listing(
-            sorted(self.ids), sorted(self.outside), self.passed_over, sorted(self.bad_names)
-        )
+        return Listing(sorted(self.ids), sorted(self.outside), self.ignored, sorted(self.bad_names))
 
     def _folders(self, waiting: list[tuple[str, str]]) -> None:
         while waiting:
             prefix, folder = waiting.pop()
             try:
                 found = Path(folder).stat()
-                if (found.st_dev, found.st_ino) in self.seen:
+                if (found.st_dev, found.st_ino) in self.visited:
                     continue
-                self.seen.add((found.st_dev, found.st_ino))
+                self.visited.add((found.st_dev, found.st_ino))
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         self._entry(entry, prefix, waiting)
@@ -142,7 +138,7 @@ class _Walk:
     ) -> None:
         name = entry.name
         if name[0] == ".":
-            self.passed_over += 1
+            self.ignored += 1
         elif entry.is_symlink():
             self._link(entry, prefix + name)
         elif entry.is_dir(follow_symlinks=False):
@@ -150,12 +146,12 @@ class _Walk:
         elif is_image_name(name) and entry.is_file(follow_symlinks=False):
             self._image(prefix + name)
         else:
-            self.passed_over += 1
+            self.ignored += 1
 
     def _link(self, entry: "os.DirEntry[str]", name: str) -> None:
-        is_folder = Path(entry.path).is_dir()  # False for links in a circle; entry.is_dir() raises
+        is_folder = Path(entry.path).is_dir()  # False for cyclic links; entry.is_dir() raises
         if not is_folder and not is_image_name(entry.name):
-            self.passed_over += 1
+            self.ignored += 1
         elif not is_folder and self.follow_links:
             self._image(name)
         else:

@@ -63,7 +63,7 @@ class Preprocess:
         return colours.sub(mean[:, None, None]).div(std[:, None, None])
 
     def with_size(self, size: int) -> "Preprocess":
-        """The same for square tensors of another size; the share that is cut off stays."""
+        """The same for square tensors of another size; the share that is cropped stays."""
         if self.size == (size, size):
             return self
         border = None if self.resize is None else round(size * self.resize / max(self.size))
@@ -75,6 +75,7 @@ class Preprocess:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Preprocess":
+        """From what `to_dict` gave; ModelError for anything else."""
         try:
             known: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in content.items()

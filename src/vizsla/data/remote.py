@@ -157,6 +157,7 @@ class RemoteFolder:
 
     @property
     def is_remote(self) -> bool:
+        """True."""
         return True
 
     def read(self, name: str) -> bytes:
@@ -172,6 +173,7 @@ class RemoteFolder:
         return data
 
     def version(self, name: str) -> bytes:
+        """Size and dates, as listed."""
         return self._version(name).encode()
 
     def _version(self, name: str) -> str:
@@ -187,7 +189,7 @@ class RemoteFolder:
         return RemoteFolder(self.location, self.filesystem, self.top, list(names), versions)
 
     def require_available(self) -> None:
-        """Nothing to do: reading tells a missing file from a store that does not answer."""
+        """Does nothing: reading distinguishes missing files from a store that does not answer."""
 
 
 def read_file(filesystem: Any, path: str, location: str) -> bytes:
@@ -213,7 +215,7 @@ def _read_error(path: str, location: str, error: Exception) -> StorageError:
 class BlockReader:
     """Parts of large remote files, read in large blocks that are kept for a moment.
 
-    Parts that lie together cost one request. Several threads may read at once.
+    Neighbouring parts share one request. Several threads may read at once.
     """
 
     filesystem: Any
@@ -223,7 +225,7 @@ class BlockReader:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def size(self, path: str) -> int:
-        """Bytes of the file, asked once; DataError where there is no such file."""
+        """Bytes of the file, requested once; DataError where there is no such file."""
         if path not in self._sizes:
             try:
                 info = self.filesystem.info(path)

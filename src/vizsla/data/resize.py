@@ -1,6 +1,5 @@
-"""A picture → the pixels that a network looks at: resized, the centre cut out. Imports no torch.
-
-So a process that decodes and does nothing else starts fast and stays small.
+"""A picture → the pixels of a network's input: resized, the centre cropped. Imports no torch, so
+that a child process that only decodes starts fast and stays small.
 """
 
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-REDUCED = 2.0  # a JPEG is decoded smaller, but at least so many times as large as it is needed
-REDUCED_BOUND = 1.0  # of 255: how much a pixel then differs at most, on average over a photo
+REDUCED = 2.0  # a JPEG may be decoded smaller, but no smaller than this times the size needed
+REDUCED_BOUND = 1.0  # of 255: by which a pixel then differs at most, on average over a photo
 
 
 @dataclass(frozen=True)
 class Framing:
-    """size: (H, W) of what comes out. resize, mode, interpolation: see transforms.Preprocess."""
+    """size: (H, W) of what comes out. resize, mode, interpolation: see preprocess.Preprocess."""
 
     size: tuple[int, int]
     resize: int | None
@@ -44,7 +43,7 @@ class Framing:
 
     @property
     def least_side(self) -> int:
-        """No side of a picture may be shorter, that is to be decoded at a smaller size."""
+        """The shortest side that a reduced picture may have."""
         return round(REDUCED * (self.resize or max(self.size)))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -53,7 +52,7 @@ class Framing:
 
     def of_reduced(self, found: Reduced) -> np.ndarray:
         """(H, W, 3) uint8 of a picture that may have been decoded smaller: sizes and positions are
-        those of the whole one, to a part of a pixel."""
+        those of the whole one, to a fraction of a pixel."""
         wide, high = found.whole
         kept = _without_long_ends(wide, high) if self.mode == "crop" else (0, 0, wide, high)
         image, size = found.image, self.scaled(kept[2] - kept[0], kept[3] - kept[1])
@@ -80,14 +79,14 @@ class Framing:
 
 def _without_long_ends(wide: int, high: int) -> tuple[int, int, int, int]:
     """The box that is kept. A strip of 1 × 10,000 pixels, its shorter side resized to 256, would
-    need gigabytes: what is far from the centre is cut off before, and not after."""
+    need gigabytes: what is far from the centre is cropped before resizing, and not after."""
     longest = 8 * min(wide, high)
     left, top = max(0, wide - longest) // 2, max(0, high - longest) // 2
     return left, top, left + min(wide, longest), top + min(high, longest)
 
 
 def _inside(kept: tuple[int, int, int, int], found: Reduced) -> tuple[float, float, float, float]:
-    """Where a box of the whole picture lies in the smaller one."""
+    """A box of the whole picture, in the coordinates of the reduced one."""
     wide, high = found.whole
     left, top, right, bottom = found.box
     across, down = (right - left) / wide, (bottom - top) / high

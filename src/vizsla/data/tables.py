@@ -1,6 +1,6 @@
 """A CSV, TSV, JSONL or Parquet file that names images → a table of strings; labels for ids.
 
-Strings always: the label "007" stays "007". Knows names only: nothing here looks into a folder.
+Strings always: the label "007" stays "007". Knows names only: nothing here opens a folder.
 """
 
 import codecs
@@ -43,9 +43,9 @@ def read_table(path: str | Path) -> pa.Table:
             f"{path} has the columns {few(names, 8)}: expected one of {', '.join(FILE_COLUMNS)}, "
             "and `label` for the classes (in a CSV, the first line names the columns)"
         )
-    nameless = [i for i, name in enumerate(table[key].to_pylist()) if not name]
-    if nameless:
-        raise DataError(f"{path}: row {nameless[0] + 1} below the header has no {key}")
+    without_name = [i for i, name in enumerate(table[key].to_pylist()) if not name]
+    if without_name:
+        raise DataError(f"{path}: row {without_name[0] + 1} below the header has no {key}")
     return table.rename_columns(["file" if name == key else name for name in names])
 
 
@@ -90,7 +90,7 @@ def read_labels(path: str | Path) -> pa.Table:
     """Columns file, [label], [role] and any others, all strings; empty is null.
 
     Files are posix paths. Where all of a role's files start with `…/query/` (or gallery, training)
-    they are cut to what follows; without a role column, such paths tell the role.
+    they are cut to what follows; without a role column, such paths give the role.
     """
     table = read_table(path)
     names = table.column_names
@@ -100,9 +100,9 @@ def read_labels(path: str | Path) -> pa.Table:
         found = [_role_in(file) for file in files]
         roles = found if all(found) else None
     if roles is not None:
-        strange = sorted({role for role in roles if role and role not in ROLES})
-        if strange:
-            log.warning("%s: unknown roles %s (known: %s)", path, few(strange), ", ".join(ROLES))
+        unknown = sorted({role for role in roles if role and role not in ROLES})
+        if unknown:
+            log.warning("%s: unknown roles %s (known: %s)", path, few(unknown), ", ".join(ROLES))
         files = _cut_to_role(files, roles)
     columns: dict[str, Any] = {"file": pa.array(files, pa.string())}
     columns |= {name: table[name] for name in names if name not in ("file", "role")}
@@ -112,7 +112,7 @@ def read_labels(path: str | Path) -> pa.Table:
 
 
 def labels_for(ids: Sequence[str], table: pa.Table, role: str | None) -> list[str | None]:
-    """The label of each id, None where `table` (see read_labels) does not tell it.
+    """The label of each id, None where `table` (see read_labels) has none.
 
     Rows of another role do not count, rows without a role count for all. role None: all rows.
     DataError where two rows give one image different labels.
@@ -130,7 +130,7 @@ def labels_for(ids: Sequence[str], table: pa.Table, role: str | None) -> list[st
 def attributes_for(
     ids: Sequence[str], table: pa.Table, role: str | None, *, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """N rows of `columns` (default: all but file, label and role), null where no row tells."""
+    """N rows of `columns` (default: all but file, label and role), null where no row has one."""
     if role is not None and "role" in table.column_names:
         table = table.filter(pc.fill_null(pc.equal(table["role"], role), True))
     rows = row_of_each(texts(table, "file"), table, "the labels file")
@@ -200,17 +200,18 @@ def take_rows(table: pa.Table, rows: Sequence[int | None]) -> pa.Table:
 
 
 def rows_of_role(table: pa.Table, role: str, path: str | Path) -> pa.Table:
+    """The rows with this role or none; DataError where there are none. path: for the message."""
     if "role" not in table.column_names:
         return table
     roles = pc.utf8_lower(table["role"])
     kept = table.filter(pc.fill_null(pc.equal(roles, role), True)).drop_columns(["role"])
     if len(kept) == 0:
-        there = sorted({value for value in roles.to_pylist() if value})
-        raise DataError(f"{path} has no rows with the role {role}, only {few(there)}")
+        known = sorted({value for value in roles.to_pylist() if value})
+        raise DataError(f"{path} has no rows with the role {role}, only {few(known)}")
     return kept
 
 
-def row_of_each(names: Sequence[str], table: pa.Table, where: str) -> dict[str, int]:
+def row_of_each(names: Sequence[str], table: pa.Table, origin: str) -> dict[str, int]:
     """Name → its first row; DataError where another row of the name has another label."""
     labels = table["label"].to_pylist() if "label" in table.column_names else [None] * len(names)
     rows: dict[str, int] = {}
@@ -221,11 +222,11 @@ def row_of_each(names: Sequence[str], table: pa.Table, where: str) -> dict[str, 
             conflicts.append(f"{name}: {labels[first]} and {labels[row]}")
     if conflicts:
         raise DataError(
-            f"{where} gives {len(conflicts)} images more than one label ({few(conflicts)}): "
-            "keep one row each, or tell query and gallery apart in a column `role`"
+            f"{origin} gives {len(conflicts)} images more than one label ({few(conflicts)}): "
+            "keep one row each, or distinguish query and gallery in a column `role`"
         )
     if len(rows) < len(names):
-        log.warning("%s names %d images more than once", where, len(names) - len(rows))
+        log.warning("%s names %d images more than once", origin, len(names) - len(rows))
     return rows
 
 

@@ -135,6 +135,7 @@ class TarImages:
 
     @property
     def is_remote(self) -> bool:
+        """Whether the tar files are read over a network."""
         return self.files.is_remote
 
     def _number(self, name: str) -> int:
@@ -280,10 +281,11 @@ def _folder_names(tars: Sequence[str]) -> dict[str, str]:
 
 
 class TarStorage(TarReader, Protocol):
-    """Where tar files are. is_remote: as of a Source."""
+    """Where tar files are."""
 
     @property
-    def is_remote(self) -> bool: ...
+    def is_remote(self) -> bool:
+        """Whether they are read over a network."""
 
     def sample(self, path: str, offset: int, size: int) -> bytes:
         """Bytes that change with the content; none where reading them takes long."""
@@ -309,6 +311,7 @@ class LocalTars:
     is_remote: ClassVar[bool] = False
 
     def open(self, path: str) -> BinaryIO:
+        """The file from its start; DataError where it cannot be read."""
         try:
             return open(open_regular(path), "rb")  # noqa: PTH123 (a descriptor)
         except (OSError, ValueError) as error:
@@ -316,6 +319,7 @@ class LocalTars:
             raise DataError(f"cannot read {path}: {reason}") from error
 
     def read(self, path: str, offset: int, size: int) -> bytes:
+        """A part of it, shorter where the file ends before; ImageError where it cannot be read."""
         try:
             with open(open_regular(path), "rb", buffering=0) as file:  # noqa: PTH123
                 file.seek(offset)
@@ -326,18 +330,23 @@ class LocalTars:
             raise ImageError(f"{TAR_UNREADABLE}: {error.strerror}") from error
 
     def sample(self, path: str, offset: int, size: int) -> bytes:
+        """Up to 512 bytes from the middle of the image."""
         return self.read(path, offset + max(0, size // 2 - 256), min(512, size))
 
     def state(self, path: str) -> int:
+        """A number that changes with the file's size and times."""
         return current_state(path)
 
     def matching(self, pattern: str) -> list[str]:
+        """The paths that the pattern matches, sorted."""
         return sorted(glob.glob(pattern))  # noqa: PTH207 (the pattern may be absolute)
 
     def absolute(self, path: str) -> str:
+        """The path as seen from any folder."""
         return os.path.abspath(path)  # noqa: PTH100 (links stay as they are)
 
     def require_available(self) -> None:
+        """DataError where the folder of the tar files is gone."""
         if not Path(self.folder).is_dir():
             raise DataError(
                 f"{self.folder} is gone, so its tar files cannot be read: when it is back, run the "
@@ -354,15 +363,19 @@ class RemoteTars:
         self.location, self.blocks = location, BlockReader(filesystem, location)
 
     def open(self, path: str) -> BinaryIO:
+        """The file from its start; DataError where it cannot be read."""
         return io.BufferedReader(_SeekableFile(path, self.blocks))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
+        """A part of it, shorter where the file ends before; ImageError where it cannot be read."""
         return self.blocks.read(path, offset, size)
 
     def sample(self, path: str, offset: int, size: int) -> bytes:
+        """Nothing: reading would take too long."""
         return b""
 
     def state(self, path: str) -> int:
+        """0: changes are not noticed."""
         return 0
 
     def matching(self, pattern: str) -> list[str]:
@@ -375,10 +388,11 @@ class RemoteTars:
         return sorted(path for path in paths if not _matches_hidden(path, pattern))
 
     def absolute(self, path: str) -> str:
+        """The same path."""
         return path
 
     def require_available(self) -> None:
-        """Nothing to do: reading tells a missing file from a store that does not answer."""
+        """Does nothing: reading distinguishes missing files from a store that does not answer."""
 
 
 def _matches_hidden(path: str, pattern: str) -> bool:
