@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
-from vizsla.choose.refinement import chain_for
-from vizsla.choose.validation import nearness
+from vizsla.choose.refinement import choose_chain_on_images
+from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.imageset import DataFolders, ImageSet, open_data
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
@@ -107,13 +107,13 @@ def chosen(bench: Bench, uses: str) -> tuple[Chain, dict[str, Any]]:
         return Embeddings(ids, whole.vectors[rows], images.attributes, whole.model_id)
 
     query, gallery = bench.test()
-    near = nearness(query.vectors, gallery.vectors)
     started = time.monotonic()
-    choice = chain_for(
+    choice = choose_chain_on_images(
         bench.training,
         TuneConfig(validate_on=SETS[bench.name]),
         target_of(bench.data.query, bench.data.gallery, labels),
-        frozen=True, embed=vectors, near=near, uses=uses,
+        frozen=True, embed=vectors,
+        nearest_cosine=mean_nearest_cosine(query.vectors, gallery.vectors), uses=uses,
     )  # fmt: skip
     print("\n".join(choice.lines()), flush=True)
     return choice.chain, {**choice.record(), "seconds": round(time.monotonic() - started, 1)}

@@ -82,7 +82,7 @@ TRIAL = {
 }
 CHOSEN_ON = {
     **dict.fromkeys(["draws", "queries", "gallery"], "int"),
-    **dict.fromkeys(["per_class", "near"], "float"),
+    **dict.fromkeys(["per_class", "relative_share"], "float"),
     "candidates": [TRIAL],
 }
 MEMBER = {

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from vizsla.choose.fusion_weights import choose_weights
-from vizsla.choose.validation import Drawn, drawn_like
+from vizsla.choose.validation import EmbeddedDraws, embedded_draws
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
@@ -30,8 +30,8 @@ def model(images: ImageSet, noise: float, seed: int) -> Embeddings:
     return Embeddings.from_arrays(rows, images.ids, images.labels, model_id=f"m{seed}")
 
 
-def drawn(images: ImageSet, first: Embeddings) -> Drawn:
-    return drawn_like(images, TuneConfig(), Target(20, 70), frozen=True, embed=lambda _: first)
+def drawn(images: ImageSet, first: Embeddings) -> EmbeddedDraws:
+    return embedded_draws(images, TuneConfig(), Target(20, 70), frozen=True, embed=lambda _: first)
 
 
 def test_a_useless_model_gets_little_and_two_good_ones_help_each_other(images: ImageSet) -> None:
@@ -39,14 +39,14 @@ def test_a_useless_model_gets_little_and_two_good_ones_help_each_other(images: I
     choice = choose_weights([good, bad], [Chain(), Chain()], drawn(images, good))
     assert choice.weights[0] > 0.75 and sum(choice.weights) == pytest.approx(1)
     both = choose_weights([good, also], [Chain(), Chain()], drawn(images, good))
-    alone = [t for t in both.tried.trials if t.name in ("1.000 0.000", "0.000 1.000")]
+    alone = [t for t in both.report.trials if t.name in ("1.000 0.000", "0.000 1.000")]
     assert 0.2 < both.weights[0] < 0.8
-    assert both.tried.chosen.value > max(t.value for t in alone) + 0.02
+    assert both.report.chosen.value > max(t.value for t in alone) + 0.02
     three = choose_weights(
         [good, bad, also], [parse_chain("aqe"), Chain(), Chain()], drawn(images, good)
     )
     assert three.weights[1] < 0.2
-    assert three.tried.chosen.value >= three.tried.trials[0].value
+    assert three.report.chosen.value >= three.report.trials[0].value
     assert "kept: " in three.lines()[-1] and three.record()["candidates"][0]["weights"]
 
 

@@ -6,17 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vizsla.choose.refinement import choose_chain, kept_chain, neighbourhood_sizes
+from vizsla.choose.refinement import choose_chain, neighbourhood_sizes, saved_chain
 from vizsla.choose.validation import (
-    Drawn,
-    Ground,
-    Judge,
-    Part,
-    as_near,
-    drawn_like,
-    ground_of,
-    nearness,
+    EmbeddedDraws,
+    Trials,
+    ValidationSet,
+    embedded_draws,
+    match_nearest_cosine,
+    mean_nearest_cosine,
     validation_draws,
+    validation_set,
 )
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
@@ -50,26 +49,33 @@ def images() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def ground(images: ImageSet) -> Ground:
+def validation(images: ImageSet) -> ValidationSet:
     draws = validation_draws(images, TuneConfig(), Target(24, 72, 9.0), frozen=True)
-    return ground_of(images, images.ids, draws)
+    return validation_set(images, images.ids, draws)
 
 
 @pytest.mark.parametrize("uses", ["queries", "gallery", "nothing"])
-def test_the_choice_says_how_far_it_is(uses: str, images: ImageSet, ground: Ground) -> None:
-    said: list[tuple[int, int]] = []
+def test_progress_rises_to_about_the_expected_number(
+    uses: str, images: ImageSet, validation: ValidationSet
+) -> None:
+    reports: list[tuple[int, int]] = []
     choice = choose_chain(
-        curled(images), ground, uses=uses, progress=lambda done, total: said.append((done, total))
+        curled(images),
+        validation,
+        uses=uses,
+        progress=lambda done, total: reports.append((done, total)),
     )
-    done, totals = zip(*said, strict=True)
+    done, totals = zip(*reports, strict=True)
     tried = len(choice.trials)
-    assert len(said) == tried + 1 and list(done) == sorted(done)
+    assert len(reports) == tried + 1 and list(done) == sorted(done)
     assert len(set(totals)) == 1 and done[-1] == totals[-1] > done[-2]
     assert 0.8 * tried <= totals[-1] <= 1.25 * tried
 
 
-def test_what_helps_is_chosen_and_said(images: ImageSet, ground: Ground, tmp_path: Path) -> None:
-    choice = choose_chain(curled(images), ground)
+def test_what_helps_is_chosen_and_said(
+    images: ImageSet, validation: ValidationSet, tmp_path: Path
+) -> None:
+    choice = choose_chain(curled(images), validation)
     base, kept = choice.trials[0], choice.chosen
     assert base.name == "none" and kept is not base
     assert kept.value == max(t.value for t in choice.trials if not t.costs_too_much)
@@ -82,72 +88,71 @@ def test_what_helps_is_chosen_and_said(images: ImageSet, ground: Ground, tmp_pat
     )
     assert [row["refinement"] for row in rows if row["verdict"] == "kept"] == [str(choice.chain)]
     choice.save(tmp_path / "refinement.json")
-    assert kept_chain(tmp_path / "refinement.json") == str(choice.chain)
-    assert kept_chain(tmp_path / "absent.json") is None
+    assert saved_chain(tmp_path / "refinement.json") == str(choice.chain)
+    assert saved_chain(tmp_path / "absent.json") is None
     (tmp_path / "refinement.json").write_text("{}")
     with pytest.raises(StorageError):
-        kept_chain(tmp_path / "refinement.json")
+        saved_chain(tmp_path / "refinement.json")
 
 
-def test_only_what_is_allowed_is_tried(images: ImageSet, ground: Ground) -> None:
+def test_only_what_is_allowed_is_tried(images: ImageSet, validation: ValidationSet) -> None:
     vectors = curled(images)
-    gallery = choose_chain(vectors, ground, uses="gallery")
+    gallery = choose_chain(vectors, validation, uses="gallery")
     assert {trial.uses for trial in gallery.trials} == {"nothing", "gallery"}
-    nothing = choose_chain(vectors, ground, uses="nothing")
+    nothing = choose_chain(vectors, validation, uses="nothing")
     assert str(nothing.chain) == "none" and len(nothing.trials) == 1
     with pytest.raises(UsageError, match="choose one of"):
-        choose_chain(vectors, ground, uses="everything")
+        choose_chain(vectors, validation, uses="everything")
 
 
-def test_the_same_is_chosen_again(images: ImageSet, ground: Ground) -> None:
-    first, second = (choose_chain(curled(images), ground, uses="gallery") for _ in range(2))
+def test_the_same_is_chosen_again(images: ImageSet, validation: ValidationSet) -> None:
+    first, second = (choose_chain(curled(images), validation, uses="gallery") for _ in range(2))
     assert first.trials == second.trials
 
 
-def test_where_nothing_helps_none_stays(images: ImageSet, ground: Ground) -> None:
+def test_where_nothing_helps_none_stays(images: ImageSet, validation: ValidationSet) -> None:
     """Vectors that are right already: no refinement can gain."""
     rows = np.eye(16)[[int(name[:2]) for name in images.ids]]
-    choice = choose_chain(Embeddings.from_arrays(rows, images.ids, images.labels), ground)
+    choice = choose_chain(Embeddings.from_arrays(rows, images.ids, images.labels), validation)
     assert str(choice.chain) == "none"
 
 
 def test_a_chain_that_costs_top_1_is_rejected() -> None:
     labels = np.array(["a", "a", "a", "b"])
-    part = Part(np.array([0]), np.array([1, 2, 3]))
-    many = Ground(labels, [part] * 1, [np.array([2])])
-    judge = Judge(many)
-    judge.judge("none", [np.array([[0, 2, 1]])])
-    worse = judge.judge("worse", [np.array([[2, 0, 1]])])
+    part = Draw(np.array([0]), np.array([1, 2, 3]))
+    trials = Trials(ValidationSet(labels, [part] * 1, [np.array([2])]))
+    trials.add("none", [np.array([[0, 2, 1]])])
+    worse = trials.add("worse", [np.array([[2, 0, 1]])])
     assert worse.change == -1 and worse.costs_too_much
-    assert judge.best(["none", "worse"]).name == "none"
+    assert trials.best().name == "none"
 
 
 @pytest.mark.parametrize("n", [3, 7, 185, 246, 1237])
 def test_one_query_alone_is_no_more_than_one_standard_error(n: int) -> None:
     """Whatever it loses, and however that is rounded: the mean is x / n, its error |x| / n."""
     labels = np.array(["a"] * (n + 1) + ["b"])
-    part = Part(np.arange(n), np.array([n, n + 1]))
+    part = Draw(np.arange(n), np.array([n, n + 1]))
     for draws in (1, 3):  # the query is lost in one of them
-        judge = Judge(Ground(labels, [part] * draws, [np.ones(n, np.int64)] * draws))
+        trials = Trials(ValidationSet(labels, [part] * draws, [np.ones(n, np.int64)] * draws))
         right = np.tile([0, 1], (n, 1))
-        judge.judge("none", [right] * draws)
+        trials.add("none", [right] * draws)
         for lost, rejected in ((1, False), (2, True)):
             other = right.copy()
             other[:lost] = [1, 0]
-            trial = judge.judge(f"loses {lost}", [other, *[right] * (draws - 1)])
+            trial = trials.add(f"loses {lost}", [other, *[right] * (draws - 1)])
             assert trial.change == pytest.approx(-lost / draws / n)
             assert trial.costs_too_much is rejected
 
 
 def test_means_are_by_query_and_the_error_by_pairs() -> None:
     labels = np.array(["a"] * 4 + ["b"] * 2)
-    parts = [Part(np.array([0, 1]), np.array([2, 4])), Part(np.array([0]), np.array([3, 5]))]
-    judge = Judge(Ground(labels, parts, [np.array([1, 1]), np.array([1])]))
+    parts = [Draw(np.array([0, 1]), np.array([2, 4])), Draw(np.array([0]), np.array([3, 5]))]
+    trials = Trials(ValidationSet(labels, parts, [np.array([1, 1]), np.array([1])]))
     right, wrong = [0, 1], [1, 0]
-    base = judge.judge("none", [np.array([right, wrong]), np.array([wrong])])
+    base = trials.add("none", [np.array([right, wrong]), np.array([wrong])])
     assert base.top1 == pytest.approx((0.5 + 0) / 2)  # query 0 has two draws
     assert base.map == pytest.approx((0.75 + 0.5) / 2)
-    other = judge.judge("other", [np.array([right, right]), np.array([right])])
+    other = trials.add("other", [np.array([right, right]), np.array([right])])
     apart = np.array([0.5, 1.0])
     assert other.change == pytest.approx(apart.mean())
     assert other.error == pytest.approx(apart.std(ddof=1) / 2**0.5)
@@ -168,9 +173,9 @@ def test_a_tuned_model_is_tried_on_what_it_has_not_seen() -> None:
 def test_validation_is_like_the_test_part() -> None:
     images = labelled(30, 20)
     draws = validation_draws(images, TuneConfig(), Target(40, 120, 8.0), frozen=True)
-    ground = ground_of(images, images.ids, draws)
-    about = ground.record()
-    assert (about["draws"], about["queries"], about["near"]) == (8, 40, None)
+    validation = validation_set(images, images.ids, draws)
+    about = validation.record()
+    assert (about["draws"], about["queries"], about["relative_share"]) == (8, 40, None)
     assert about["gallery"] == pytest.approx(120, abs=8)
     assert about["per_class"] == pytest.approx(8, abs=0.5)
     middling = validation_draws(images, TuneConfig(), Target(300, 800), frozen=True)
@@ -182,10 +187,12 @@ def test_validation_is_like_the_test_part() -> None:
 def test_broken_images_are_left_out() -> None:
     images = labelled(6, 4)
     draw = Draw(np.array([0, 4]), np.array([1, 2, 5, 6]))
-    ground = ground_of(images, [name for name in images.ids if name != images.ids[4]], [draw])
-    assert len(ground.parts[0].query) == 1
-    with pytest.raises(DataError, match="can be queried"):
-        ground_of(images, images.ids[:1], [draw])
+    validation = validation_set(
+        images, [name for name in images.ids if name != images.ids[4]], [draw]
+    )
+    assert len(validation.draws[0].query) == 1
+    with pytest.raises(DataError, match="another one of its class"):
+        validation_set(images, images.ids[:1], [draw])
 
 
 def test_sizes_of_neighbourhoods_follow_the_class() -> None:
@@ -194,7 +201,7 @@ def test_sizes_of_neighbourhoods_follow_the_class() -> None:
     assert max(neighbourhood_sizes(500)) == 60
 
 
-# ── nearness ──
+# ── as near to the gallery as the test queries ──
 
 
 def in_pairs(images: ImageSet) -> Embeddings:
@@ -213,28 +220,30 @@ def test_validation_is_as_near_as_the_test_part(validate_on: str) -> None:
     """A test part that was cut between the two photos of many a thing."""
     images = labelled(12, 40)
     vectors = in_pairs(images)
-    pairs = nearness(vectors.vectors[::2], vectors.vectors[1::2])
+    pairs = mean_nearest_cosine(vectors.vectors[::2], vectors.vectors[1::2])
 
-    def drawn(wanted: float | None) -> Drawn:
-        return drawn_like(
+    def drawn(wanted: float | None) -> EmbeddedDraws:
+        return embedded_draws(
             images, TuneConfig(validate_on=validate_on), Target(30, 60, 10.0), frozen=True,
-            embed=lambda some: _subset(vectors, some.ids), near=wanted,
+            embed=lambda some: _subset(vectors, some.ids), nearest_cosine=wanted,
         )  # fmt: skip
 
-    def there(drawn: Drawn) -> float:
+    def there(drawn: EmbeddedDraws) -> float:
         rows = drawn.vectors.vectors[[drawn.vectors.ids.index(name) for name in drawn.images.ids]]
-        return float(np.mean([nearness(rows[d.query], rows[d.gallery]) for d in drawn.draws]))
+        return float(
+            np.mean([mean_nearest_cosine(rows[d.query], rows[d.gallery]) for d in drawn.draws])
+        )
 
     plain = drawn(None)
     wanted = (there(plain) + pairs) / 2
     near = drawn(wanted)
-    assert plain.near is None and there(plain) < wanted - 0.02
-    assert near.near and there(near) == pytest.approx(wanted, abs=0.01)
+    assert plain.relative_share is None and there(plain) < wanted - 0.02
+    assert near.relative_share and there(near) == pytest.approx(wanted, abs=0.01)
     for before, after in zip(plain.draws, near.draws, strict=True):
         assert len(before.query) == len(after.query)
         assert abs(len(after.gallery) - len(before.gallery)) <= 0.25 * len(before.gallery)
         assert not set(after.query) & set(after.gallery)
-    assert "nearest relative" in near.ground.words() and near.ground.record()["near"] == near.near
+    assert "nearest relative" in near.validation_set.description()
 
 
 def _subset(vectors: Embeddings, ids: list[str]) -> Embeddings:
@@ -246,12 +255,12 @@ def _subset(vectors: Embeddings, ids: list[str]) -> Embeddings:
 def test_a_validation_part_that_is_near_enough_stays(images: ImageSet) -> None:
     vectors, labels = curled(images).vectors, np.array(images.labels)
     draws = validation_draws(images, TuneConfig(), Target(24, 40, 5.0), frozen=True)
-    same, share = as_near(draws, vectors, labels, wanted=-1.0)
+    same, share = match_nearest_cosine(draws, vectors, labels, wanted=-1.0)
     assert share == 0
     for one, other in zip(draws, same, strict=True):
         np.testing.assert_array_equal(one.gallery, other.gallery)
-    again, share = as_near(draws, vectors, labels, wanted=0.99)
-    twice, _ = as_near(draws, vectors, labels, wanted=0.99)
+    again, share = match_nearest_cosine(draws, vectors, labels, wanted=0.99)
+    twice, _ = match_nearest_cosine(draws, vectors, labels, wanted=0.99)
     assert share > 0
     for one, other in zip(again, twice, strict=True):
         np.testing.assert_array_equal(one.gallery, other.gallery)

@@ -5,7 +5,6 @@ VIZSLA_BYTES sets how many changes the slow test makes to each kind (1000).
 
 import os
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,27 +102,21 @@ def test_changed_bytes(kind: Callable[[Path], Artefact], tmp_path: Path) -> None
 
 def _changed(artefact: Artefact, n: int, name: str) -> None:
     assert artefact.read() is not None
-    dice, found, slowest = random.Random(0), 0, 0.0
+    dice, found = random.Random(0), 0
     for i in range(n):
         path = artefact.files[i % len(artefact.files)]  # each file as often as the others
         good = path.read_bytes()
         at, mask = dice.randrange(len(good)), dice.randrange(1, 256)
         path.write_bytes(good[:at] + bytes([good[at] ^ mask]) + good[at + 1 :])
-        started = time.monotonic()
         try:
             found += artefact.read() is None
         except StorageError as error:
             found += 1
             assert str(path) in str(error), error
-        slowest = max(slowest, time.monotonic() - started)
         path.write_bytes(good)
     assert artefact.read() is not None
-    print(
-        f"\n{name}: {n} changed bytes in {len(artefact.files)} files, {found} found before use, "
-        f"slowest answer {slowest:.2f} s"
-    )
+    print(f"\n{name}: {n} changed bytes in {len(artefact.files)} files, {found} found before use")
     assert found == n
-    assert slowest < 10
 
 
 def test_commands_say_it_in_one_line(commands: Commands, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which chain of refinements: tried on a validation part, never on the test part."""
+"""Chains of refinements → the one that validation prefers. The test part is never used."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -10,12 +10,12 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.choose.validation import (
-    Ground,
-    Judge,
     Trial,
-    Tried,
-    drawn_like,
-    nearness,
+    TrialReport,
+    Trials,
+    ValidationSet,
+    embedded_draws,
+    mean_nearest_cosine,
 )
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
@@ -29,7 +29,7 @@ log = logging.getLogger("vizsla.choose")
 Progress = Callable[[int, int], None]  # (chains tried, of about so many)
 STAGE = "trying refinements"
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
-# what is varied at the end, of the last step; (): sizes of a neighbourhood
+# options of the last step that are varied at the end; (): the neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
     "kreciprocal": {
         "weight": (0.3, *WEIGHTS),
@@ -42,62 +42,64 @@ VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Choice:
-    """chain: what was chosen. tried: all that was."""
+class RefinementChoice:
+    """The chain that was chosen, and all trials."""
 
     chain: Chain
-    tried: Tried
+    report: TrialReport
 
     @property
     def trials(self) -> list[Trial]:
-        return self.tried.trials
+        return self.report.trials
 
     @property
     def chosen(self) -> Trial:
-        return self.tried.chosen
+        return self.report.chosen
 
     def lines(self) -> list[str]:
         """For a terminal and the log."""
         return [
-            *self.tried.lines("refinement"),
+            *self.report.lines("refinement"),
             f"kept: {self.chain} (uses {USES[self.chain.uses]})",
         ]
 
     def record(self) -> dict[str, Any]:
         """For the result file: on what it was chosen, and each candidate's gain."""
-        return self.tried.record("refinement")
+        return self.report.record("refinement")
 
     def save(self, path: str | Path) -> None:
-        """Sealed JSON, so that a repeated run need not choose again."""
+        """Writes sealed JSON, so that a repeated run need not choose again."""
         content = {"form": FORM, **self.chain.record(), **self.record()}
         storage.write_sealed_json(path, content)
 
 
-def kept_chain(path: str | Path) -> str | None:
-    """The chain that `Choice.save` wrote down; None where nothing was."""
+def saved_chain(path: str | Path) -> str | None:
+    """The chain that `RefinementChoice.save` wrote; None where there is no such file."""
     return str(storage.read_sealed_json(path)["chain"]) if Path(path).exists() else None
 
 
-def chain_for(
+def choose_chain_on_images(
     images: ImageSet,
     config: TuneConfig,
     target: Target | None,
     *,
     frozen: bool,
     embed: Callable[[ImageSet], Embeddings],
-    near: float | None = None,
+    nearest_cosine: float | None = None,
     uses: str = QUERIES,
     progress: Progress | None = None,
-) -> Choice:
-    """The chain for a test part of which `target` and `near` are known, chosen on labelled images.
+) -> RefinementChoice:
+    """The chain chosen on labelled images, by draws like the test part (see `embedded_draws`).
 
-    See `drawn_like` for frozen, embed and near.
+    uses: the most that the chain may use of the other test images.
     """
-    drawn = drawn_like(images, config, target, frozen=frozen, embed=embed, near=near)
-    return choose_chain(drawn.vectors, drawn.ground, uses=uses, progress=progress)
+    drawn = embedded_draws(
+        images, config, target, frozen=frozen, embed=embed, nearest_cosine=nearest_cosine
+    )
+    return choose_chain(drawn.vectors, drawn.validation_set, uses=uses, progress=progress)
 
 
-def chain_learned_on(
+def choose_chain_on_embeddings(
     training: Embeddings,
     queries: Embeddings,
     gallery: Embeddings,
@@ -105,19 +107,19 @@ def chain_learned_on(
     validate_on: str,
     uses: str = QUERIES,
     progress: Progress | None = None,
-) -> Choice:
+) -> RefinementChoice:
     """The chain for these queries and this gallery, chosen on labelled training embeddings.
 
     They must be of images that the model was not trained on. DataError without labels.
     """
-    images = ImageSet(Path("the embeddings to learn on"), training.ids, training.attributes)
-    return chain_for(
+    images = ImageSet(Path("the training embeddings"), training.ids, training.attributes)
+    return choose_chain_on_images(
         images,
         TuneConfig(validate_on=validate_on),
         Target(len(queries), len(gallery)),
         frozen=True,
         embed=lambda _: training,
-        near=nearness(queries.vectors, gallery.vectors),
+        nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
         uses=uses,
         progress=progress,
     )
@@ -125,129 +127,125 @@ def chain_learned_on(
 
 def choose_chain(
     vectors: Embeddings,
-    ground: Ground,
+    validation: ValidationSet,
     *,
     uses: str = QUERIES,
     progress: Progress | None = None,
-) -> Choice:
+) -> RefinementChoice:
     """The chain with the highest mean of top-1 and mAP among those that keep top-1.
 
-    Steps alone first, then the best of each together. uses: the most that a chain may use.
+    Tries single steps, then the best of each combined, then variations of the last step.
+    uses: the most that the chain may use of the other test images.
     """
     check_uses(uses)
-    judge = Judge(ground)
-    search = _Search(vectors.vectors, judge, LEVELS.index(uses), progress)
-    search.try_out([Chain()])
+    search = _Search(vectors.vectors, Trials(validation), LEVELS.index(uses), progress)
+    search.best_of([Chain()])
     if uses != LEVELS[0]:
-        search.together(search.alone())
-        search.varied(search.chains[judge.best(judge.trials).name])
+        search.try_combinations(search.best_single_steps())
+        search.vary_last_step(search.chains[search.trials.best().name])
     search.report(ended=True)
-    best = judge.best(judge.trials)
-    chain = search.chains[best.name]
-    choice = Choice(chain, judge.tried(best.name))
+    best = search.trials.best()
+    choice = RefinementChoice(search.chains[best.name], search.trials.report(best.name))
     for line in choice.lines():
         log.debug("%s", line)
     return choice
 
 
 class _Search:
-    """Tries chains on every part; what chains share is made once."""
+    """Tries chains on every draw; what chains share is computed once.
+
+    level: position in LEVELS of the most that a chain may use.
+    """
 
     def __init__(
-        self, vectors: np.ndarray, judge: Judge, level: int, progress: Progress | None = None
+        self, vectors: np.ndarray, trials: Trials, level: int, progress: Progress | None = None
     ) -> None:
-        self.judge, self.level, self.progress = judge, level, progress
-        self.refiners = [Refiner(vectors[p.query], vectors[p.gallery]) for p in judge.ground.parts]
+        self.trials, self.level, self.progress = trials, level, progress
+        self.draws, per_class = trials.on.draws, trials.on.per_class
+        self.refiners = [Refiner(vectors[d.query], vectors[d.gallery]) for d in self.draws]
+        self.expansion_sizes = [n for n in (1, 3, 8) if n == 1 or n <= per_class]
+        self.ks = neighbourhood_sizes(per_class)
         self.chains: dict[str, Chain] = {}
 
-    def try_out(self, chains: Iterable[Chain]) -> Chain:
-        """The best of them that is not too costly; of costly ones alone the best anyway."""
+    def best_of(self, chains: Iterable[Chain]) -> Chain:
+        """The best of the allowed ones; one that costs too much only if all do."""
         allowed = [c for c in chains if LEVELS.index(c.uses) <= self.level]
         for chain in allowed:
-            if str(chain) not in self.judge.trials:
+            if str(chain) not in self.trials.by_name:
                 found = [
-                    refiner.top_k(chain, len(part.gallery))[0]
-                    for refiner, part in zip(self.refiners, self.judge.ground.parts, strict=True)
+                    refiner.top_k(chain, len(draw.gallery))[0]
+                    for refiner, draw in zip(self.refiners, self.draws, strict=True)
                 ]
-                self.judge.judge(str(chain), found, chain.uses)
+                self.trials.add(str(chain), found, chain.uses)
                 self.chains[str(chain)] = chain
                 self.report()
-        trials = [(self.judge.trials[str(chain)], chain) for chain in allowed]
+        trials = [(self.trials.by_name[str(chain)], chain) for chain in allowed]
         return max(trials, key=lambda pair: (not pair[0].costs_too_much, pair[0].value))[1]
 
     def report(self, *, ended: bool = False) -> None:
-        """How many chains are tried, of about how many: what comes last depends on the first."""
-        if self.progress:
-            most = self.about()
-            self.progress(most if ended else min(len(self.chains), most - 1), most)
+        """Progress, of about as many chains as will be tried: the last ones depend on the first."""
+        if not self.progress:
+            return
+        expected = 1
+        if self.level:
+            weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
+            sizes, ks = len(self.expansion_sizes), len(self.ks)
+            expected += 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10
+        self.progress(expected if ended else min(len(self.chains), expected - 1), expected)
 
-    def about(self) -> int:
-        """How many chains are tried, nearly."""
-        if not self.level:
-            return 1
-        per_class = self.judge.ground.per_class
-        sizes, ks = len(self._sizes()), len(neighbourhood_sizes(per_class))
-        weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
-        return 1 + 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10
-
-    def _sizes(self) -> list[int]:
-        """How many neighbours expansion takes."""
-        return [n for n in (1, 3, 8) if n == 1 or n <= self.judge.ground.per_class]
-
-    def alone(self) -> dict[str, Step]:
-        """The best form of each step."""
-        per_class = self.judge.ground.per_class
-        found = {}
+    def best_single_steps(self) -> dict[str, Step]:
+        """Each step's name → its best form, tried alone."""
+        best = {}
         for name in ("dba", "aqe"):
-            tried = [Step.of(name, n=n, alpha=a) for n in self._sizes() for a in (0.0, 3.0, 8.0)]
-            found[name] = self._best_step(tried)
-        ks = neighbourhood_sizes(per_class)
-        spread = [
+            best[name] = self._best_step(
+                Step.of(name, n=n, alpha=a) for n in self.expansion_sizes for a in (0.0, 3.0, 8.0)
+            )
+        best["diffusion"] = self._best_step(
             Step.of("diffusion", k=k, alpha=a, weight=w)
-            for k in ks[:2] for a in (0.5, 0.8) for w in (0.1, 0.3)
-        ]  # fmt: skip
-        found["diffusion"] = self._best_step(spread)
-        both = (True, False) if self.level == LEVELS.index(QUERIES) else (False,)
+            for k in self.ks[:2]
+            for a in (0.5, 0.8)
+            for w in (0.1, 0.3)
+        )
+        together = (True, False) if self.level == LEVELS.index(QUERIES) else (False,)
         first = self._best_step(
-            Step.of("kreciprocal", k1=k, k2=k2, together=both[0], program=program)
-            for k in ks
+            Step.of("kreciprocal", k1=k, k2=k2, together=together[0], program=program)
+            for k in self.ks
             for k2 in (3, 6)
             for program in (True, False)
         )
-        found["kreciprocal"] = self._best_step(
-            Step.of("kreciprocal", **{**dict(first.options), "together": b, "weight": w})
-            for b in both
+        best["kreciprocal"] = self._best_step(
+            Step.of("kreciprocal", **{**dict(first.options), "together": t, "weight": w})
+            for t in together
             for w in (first["weight"], *WEIGHTS)
         )
-        return found
+        return best
 
-    def together(self, best: dict[str, Step]) -> None:
-        """Expansion by gallery and queries, then re-ranking."""
+    def _best_step(self, steps: Iterable[Step]) -> Step:
+        return self.best_of([Chain((step,)) for step in steps]).steps[0]
+
+    def try_combinations(self, best: dict[str, Step]) -> None:
+        """Expansions, each alone and followed by each way of re-ranking."""
         dba, aqe = best["dba"], best["aqe"]
         expansions: list[tuple[Step, ...]] = [(dba,), (aqe,), (dba, aqe)]
         last: list[tuple[Step, ...]] = [(), (best["kreciprocal"],), (best["diffusion"],)]
-        self.try_out([Chain((*some, *end)) for some in expansions for end in last])
+        self.best_of([Chain((*steps, *end)) for steps in expansions for end in last])
 
-    def varied(self, chain: Chain) -> None:
-        """Other forms of the last step behind these first ones, one option at a time."""
+    def vary_last_step(self, chain: Chain) -> None:
+        """Other values for the last step's options, one option at a time."""
         if not chain.steps or chain.steps[-1].name not in VARIED:
             return
         *first, last = chain.steps
-        ks = neighbourhood_sizes(self.judge.ground.per_class)
         for option, values in VARIED[last.name].items():
-            tried = [{**dict(last.options), option: value} for value in values or ks]
-            steps = [Step.of(last.name, **options) for options in tried]
-            last = self.try_out([Chain((*first, step)) for step in [last, *steps]]).steps[-1]
-
-    def _best_step(self, steps: Iterable[Step]) -> Step:
-        return self.try_out([Chain((step,)) for step in steps]).steps[0]
+            options = [{**dict(last.options), option: value} for value in values or self.ks]
+            steps = [last, *(Step.of(last.name, **changed) for changed in options)]
+            last = self.best_of([Chain((*first, step)) for step in steps]).steps[-1]
 
 
 def neighbourhood_sizes(per_class: float) -> list[int]:
     """k1 to be tried: about half a class, a whole one, one and a half; and the paper's 20."""
     wanted = [20, *(int(np.clip(round(per_class * f), 3, 60)) for f in (0.5, 1.0, 1.5))]
-    found: list[int] = []
+    sizes: list[int] = []
     for k in wanted:
-        if all(abs(k - other) > 0.15 * other for other in found):
-            found.append(k)
-    return sorted(found)
+        if all(abs(k - other) > 0.15 * other for other in sizes):
+            sizes.append(k)
+    return sorted(sizes)

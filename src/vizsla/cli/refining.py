@@ -10,7 +10,7 @@ import typer
 from vizsla.errors import UsageError
 
 if TYPE_CHECKING:
-    from vizsla.choose.refinement import Choice
+    from vizsla.choose.refinement import RefinementChoice
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.chain import Chain
     from vizsla.search.filters import Filter
@@ -27,7 +27,7 @@ def chain_of(
     queries: "Embeddings",
     gallery: "Callable[[], Embeddings]",
     progress: Callable[[str, int, int], None],
-) -> "tuple[Chain, Choice | None]":
+) -> "tuple[Chain, RefinementChoice | None]":
     """The chain that was given, or chosen on the labelled embeddings of --learn-on."""
     from vizsla.search.chain import parse_chain
 
@@ -40,13 +40,13 @@ def chain_of(
             "--refine auto chooses on labelled images: give --learn-on EMBEDDINGS of training "
             "images (vizsla embed data/training --class-folders -o training.emb), or name a chain"
         )
-    from vizsla.choose.refinement import STAGE, chain_learned_on
+    from vizsla.choose.refinement import STAGE, choose_chain_on_embeddings
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.exact import comparable
 
     training = Embeddings.open(learn_on)
     comparable(queries.model_id, training.model_id, queries.dim, training.dim)
-    choice = chain_learned_on(
+    choice = choose_chain_on_embeddings(
         training, queries, gallery(), validate_on=validate_on or "new-classes", uses=uses,
         progress=lambda done, total: progress(STAGE, done, total),
     )  # fmt: skip
@@ -111,7 +111,7 @@ def _subset(gallery: "Embeddings", rows: Any) -> "Embeddings":
     )
 
 
-def print_refined(chain: "Chain", choice: "Choice | None") -> None:
+def print_refined(chain: "Chain", choice: "RefinementChoice | None") -> None:
     """How the chain was chosen, and what it uses."""
     if choice is not None:
         typer.echo("\n".join([*choice.lines(), ""]))
@@ -119,5 +119,5 @@ def print_refined(chain: "Chain", choice: "Choice | None") -> None:
         typer.echo(f"refined by {chain}, which uses {chain.words}")
 
 
-def refine_record(chain: "Chain", choice: "Choice | None") -> dict[str, Any]:
+def refine_record(chain: "Chain", choice: "RefinementChoice | None") -> dict[str, Any]:
     return {**chain.record(), "chosen_on": choice and choice.record()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import vizsla
-from vizsla.choose.refinement import kept_chain
+from vizsla.choose.refinement import saved_chain
 from vizsla.data.imageset import DataFolders
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
@@ -63,7 +63,7 @@ def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     asked = {key: value for key, value in recorded["options"].items() if key in known}
     asked["model_id"] = recorded["embedder"]["model_id"]
     if asked.get("refine") == "auto":
-        asked["refine"] = kept_chain(Path(folder) / REFINEMENT) or "auto"
+        asked["refine"] = saved_chain(Path(folder) / REFINEMENT) or "auto"
     config = RunConfig(**asked)
     return config if data is None else moved_to(config, data)
 

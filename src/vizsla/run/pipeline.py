@@ -18,8 +18,8 @@ import numpy as np
 import vizsla
 from vizsla import storage
 from vizsla.choose.fusion_weights import WeightsChoice
-from vizsla.choose.refinement import STAGE, Choice, chain_for
-from vizsla.choose.validation import nearness
+from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_images
+from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import (
     DataFolders,
@@ -76,7 +76,7 @@ class RunResult:
     seconds: float
     warnings: list[str] = field(default_factory=list)
     chain: Chain = field(default_factory=Chain)
-    choice: Choice | None = None  # of the chain, where it was `auto`
+    choice: RefinementChoice | None = None  # of the chain, where it was `auto`
     tuned: TrainResult | None = None  # where training was asked for
     members: list["RunResult"] = field(default_factory=list)  # of several models (ensemble.py)
     weights: WeightsChoice | None = None  # of their fusion, where they were `auto`
@@ -139,8 +139,10 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         network = Network(embedder, compute)
         queries = embed_role(data.query, "query", network, this, config, progress)
         gallery = embed_role(data.gallery, "gallery", network, this, config, progress)
-        near = nearness(queries.vectors, gallery.vectors)
-        chain, choice = _refinement(data, truth, near, network, this, config, tuned, progress)
+        nearest_cosine = mean_nearest_cosine(queries.vectors, gallery.vectors)
+        chain, choice = _refinement(
+            data, truth, nearest_cosine, network, this, config, tuned, progress
+        )
         ranking = rank_refined(
             queries, gallery, chain, device=_search_device(compute),
             graphs=KeptIn(this.folder / "graphs"),
@@ -370,23 +372,23 @@ def _check_compute(config: RunConfig) -> None:
 def _refinement(
     data: DataFolders,
     truth: Truth | None,
-    near: float,
+    nearest_cosine: float,
     network: Network,
     this: Run,
     config: RunConfig,
     tuned: TrainResult | None,
     progress: Progress | None,
-) -> tuple[Chain, Choice | None]:
+) -> tuple[Chain, RefinementChoice | None]:
     """The chain that was given, or the one that does best on validation."""
     if config.refine != "auto":
         return parse_chain(config.refine), None
-    choice = chain_for(
+    choice = choose_chain_on_images(
         training_part(data.training, config.data),
         tune_config(config, config.tuning or config.validating or {}),
         target_in(data, truth),
         frozen=tuned is None or not tuned.is_finetuned,
         embed=lambda images: embed_role(images, "validation", network, this, config, progress),
-        near=near,
+        nearest_cosine=nearest_cosine,
         uses=config.refine_uses,
         progress=progress and (lambda done, total: progress(STAGE, done, total)),
     )
@@ -394,7 +396,7 @@ def _refinement(
     return choice.chain, choice
 
 
-def refine_record(chain: Chain, choice: Choice | None) -> dict[str, Any]:
+def refine_record(chain: Chain, choice: RefinementChoice | None) -> dict[str, Any]:
     """For result files: the chain, what it uses of the other test images, how it was chosen."""
     return {**chain.record(), "chosen_on": choice and choice.record()}
 

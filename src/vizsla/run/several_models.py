@@ -18,8 +18,13 @@ import numpy as np
 import vizsla
 from vizsla import storage
 from vizsla.choose.fusion_weights import WeightsChoice, choose_weights
-from vizsla.choose.refinement import STAGE, Choice, choose_chain
-from vizsla.choose.validation import Drawn, drawn_like, ground_of, nearness
+from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain
+from vizsla.choose.validation import (
+    EmbeddedDraws,
+    embedded_draws,
+    mean_nearest_cosine,
+    validation_set,
+)
 from vizsla.data.imageset import DataFolders, ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
@@ -141,7 +146,7 @@ class Fused:
     weights: list[float]
     choice: WeightsChoice | None = None
     chain: Chain = dataclasses.field(default_factory=Chain)
-    refined: Choice | None = None
+    refined: RefinementChoice | None = None
 
     def record(self, fusion: FusionConfig) -> dict[str, Any]:
         return {
@@ -194,7 +199,7 @@ def _chosen_weights(
     return choose_weights([drawn.vectors, *others], chains, drawn, method=method)
 
 
-def _validation(members: Sequence[Member], progress: Progress | None) -> Drawn:
+def _validation(members: Sequence[Member], progress: Progress | None) -> EmbeddedDraws:
     """Labelled images that no member was trained on, with the first one's vectors."""
     tuned = [member for member in members if member.is_tuned]
     first = members[0]
@@ -205,14 +210,14 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Drawn:
             "tune them with the same --validate-on and --seed, or give --fusion-weights"
         )
     data = folders_of(config)
-    near = nearness(*(first.embeddings(role).vectors for role in ("query", "gallery")))
-    return drawn_like(
+    vectors = [first.embeddings(role).vectors for role in ("query", "gallery")]
+    return embedded_draws(
         training_part(data.training, config.data, "--fusion-weights auto"),
         tune_config(config, (config.tuning if tuned else config.validating) or {}),
         target_in(data, truth_in(config, data)),
         frozen=not tuned,
         embed=lambda images: first.embed(images, "validation-fusion", progress),
-        near=near,
+        nearest_cosine=mean_nearest_cosine(*vectors),
     )
 
 
@@ -245,9 +250,11 @@ def _concatenated(
             queries, gallery, training = _whitened(parts, training.vectors, fusion.whiten)
         if fusion.refine == AUTO:
             drawn = _validation(members, progress)
-            ground = ground_of(drawn.images, training.ids, drawn.draws, near=drawn.near)
+            validation = validation_set(
+                drawn.images, training.ids, drawn.draws, relative_share=drawn.relative_share
+            )
             choice = choose_chain(
-                training, ground, uses=fusion.refine_uses,
+                training, validation, uses=fusion.refine_uses,
                 progress=progress and (lambda done, total: progress(STAGE, done, total)),
             )  # fmt: skip
     chain = choice.chain if choice else parse_chain(fusion.refine)
