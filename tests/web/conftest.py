@@ -256,10 +256,9 @@ def open_search(
     from vizsla.web.search.batching_model import Model
     from vizsla.web.search.engine import Engine
     from vizsla.web.search.gallery import Gallery
-    from vizsla.web.search.rate_limits import Access
-    from vizsla.web.search.readiness import Serving
-    from vizsla.web.search.request_handling import Limits
+    from vizsla.web.search.service import Limits, ServerState
     from vizsla.web.search.thumbnails import Thumbnails
+    from vizsla.web.shell.access import Access
 
     opened: list[Served] = []
 
@@ -278,14 +277,14 @@ def open_search(
         embedder = embedder or colours()
         vectors = embedded(folder, embedder, tmp_path / "gallery.emb", columns)
         index = FolderIndex.build(vectors, tmp_path / "gallery.index")
-        state = Serving()
+        state = ServerState()
         engine = Engine(
-            Model(embedder, resolve_compute(device="cpu"), seen=state.metrics.batch),
-            Gallery.of(index, folder),
+            Model(embedder, resolve_compute(device="cpu"), on_batch=state.metrics.count_batch),
+            Gallery.open(index, folder),
             decoder,
             metrics=state.metrics,
             thumbnails=Thumbnails(decoder, tmp_path / "thumbnails"),
-            watched=watched,
+            watch=watched,
         )
         engine.warm_up()
         state.engine = engine

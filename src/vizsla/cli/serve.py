@@ -85,7 +85,7 @@ def serve(
 
     def started(about: serving.Started) -> None:
         typer.echo(f"page  {about.url}/")
-        typer.echo(f"API   {about.url}/openapi.json")
+        typer.echo(f"API   {about.url}/docs")
         if about.token:
             typer.echo(f"token {about.token} (to change the gallery; shown this once)")
 

@@ -245,7 +245,7 @@ def test_bad_submissions_are_refused_precisely_and_never_scored(contest: Any) ->
 def test_compressed_bodies_are_refused(contest: Any) -> None:
     response = contest.post(content=b"x", headers={"Content-Encoding": "gzip"})
     assert response.status_code == 415
-    assert "send it plain" in response.json()["error"]
+    assert "send it uncompressed" in response.json()["error"]
 
 
 # ── groups, tokens, limits, times ────────────────────────────────────────────────────────────────

@@ -1,6 +1,5 @@
 """What the contest's server bears: odd bodies, slow clients, load, and being killed."""
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -23,7 +22,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from vizsla.web.contest.rules import Rules
-from vizsla.web.shell import http as web_http
 
 Open = Callable[..., Any]
 
@@ -141,7 +139,7 @@ def test_a_body_that_says_it_is_too_large_is_not_read(open_contest: Open) -> Non
         connection.sendall(head("Content-Length: 1001"))
         answer = all_of(connection)
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"larger than 1000 bytes" in answer and b"connection: close" in answer
+    assert b"larger than the limit of 1000 bytes" in answer and b"connection: close" in answer
 
 
 @pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 100000000000"])
@@ -169,7 +167,7 @@ def test_a_client_that_sends_too_much_still_learns_why(open_contest: Open) -> No
         assert response.status_code == 413
         response = httpx.post(contest.url + "/retrieval/", content=iter([b" " * size]))
         assert (response.status_code, response.json()["error"]) == (
-            413, "the body is larger than 10000 bytes, which is the limit here",
+            413, "the body is larger than the limit of 10000 bytes",
         )  # fmt: skip
     with raw(contest) as connection:  # one that sends all before it reads
         connection.sendall(head("Content-Length: 3000000"))
@@ -180,8 +178,7 @@ def test_a_client_that_sends_too_much_still_learns_why(open_contest: Open) -> No
     assert contest.post(content=b" " * 10_000).status_code == 400
 
 
-def test_lengths_that_lie(open_contest: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_http.PatientProtocol, "header_seconds", 0.5)
+def test_lengths_that_lie(open_contest: Open) -> None:
     contest = open_contest(body_seconds=0.5)
     body = json.dumps({"groupname": "a", "images": contest.lists()}).encode()
     with raw(contest) as connection:  # more is promised than comes
@@ -190,7 +187,7 @@ def test_lengths_that_lie(open_contest: Open, monkeypatch: pytest.MonkeyPatch) -
     assert contest.store.count() == 0
     with raw(contest) as connection:  # more comes than was promised
         connection.sendall(head(f"Content-Length: {len(body) - 1}") + body)
-        answer = all_of(connection)
+        answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 400 ") and b"accuracy" not in answer
     for wrong in (
         "Content-Length: -5",
@@ -213,8 +210,7 @@ def test_a_body_that_breaks_off_is_not_scored(contest: Any) -> None:
     assert contest.store.count() == 1
 
 
-def test_slow_clients_hold_nobody_up(open_contest: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_http.PatientProtocol, "header_seconds", 1.0)
+def test_slow_clients_hold_nobody_up(open_contest: Open) -> None:
     contest = open_contest(body_seconds=1.0)
     slow = [raw(contest) for _ in range(60)]
     for i, connection in enumerate(slow):
@@ -222,50 +218,18 @@ def test_slow_clients_hold_nobody_up(open_contest: Open, monkeypatch: pytest.Mon
     assert contest.post().status_code == 200  # while all of them are connected
     assert contest.get("/").status_code == 200
     for i, connection in enumerate(slow):
-        answer = all_of(connection)  # ends: the server has closed it
-        assert answer.startswith(b"HTTP/1.1 408 ") if i % 3 == 2 else answer == b""
+        if i % 3 == 2:  # the headers arrived: the body has a time limit
+            assert all_of(connection).startswith(b"HTTP/1.1 408 ")
         connection.close()
 
 
-def test_a_client_that_does_not_read_is_cut_off(
-    serving: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web_http.PatientProtocol, "read_seconds", 0.5)
-    switch, url = serving
-    given_up = threading.Event()
-
-    async def large(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for _ in range(200):
-            await send({"type": "http.response.body", "body": b"x" * 2**20, "more_body": True})
-        given_up.set()
-
-    monkeypatch.setattr(switch, "app", large)
-    port = int(url.rsplit(":", 1)[1])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert given_up.wait(5)
-    given_up.clear()
-    with httpx.stream("GET", url, timeout=20) as answer:  # one that reads gets all of it
-        received = 0
-        for block in answer.iter_raw():
-            received += len(block)
-            if received >= 200 * 2**20:
-                break
-    assert given_up.wait(5)
-
-
-def test_a_body_in_very_many_tiny_chunks_is_refused(contest: Any) -> None:
+def test_a_body_in_very_many_tiny_chunks_is_read(contest: Any) -> None:
     body = json.dumps({"groupname": "a", "images": contest.lists()}).encode()
-    for spaces, statuses in ((0, [b"200"]), (20_000, [b"400", b""])):
-        chunks = [b"1\r\n%c\r\n" % byte for byte in body + b" " * spaces]
-        answer = b""
-        with raw(contest) as connection:
-            connection.sendall(head("Connection: close\r\nTransfer-Encoding: chunked"))
-            with contextlib.suppress(OSError):
-                connection.sendall(b"".join(chunks) + b"0\r\n\r\n")
-                answer = connection.recv(12)
-        assert answer[9:] in statuses
+    chunks = [b"1\r\n%c\r\n" % byte for byte in body + b" " * 20_000]
+    with raw(contest) as connection:
+        connection.sendall(head("Connection: close\r\nTransfer-Encoding: chunked"))
+        connection.sendall(b"".join(chunks) + b"0\r\n\r\n")
+        assert connection.recv(12)[9:] == b"200"
     assert contest.store.count() == 1
 
 

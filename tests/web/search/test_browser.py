@@ -43,7 +43,7 @@ def test_a_picture_finds_itself_first(served: Any, visit: Any, kind: str, give: 
         page.reload()  # the address is the search
         assert ids(page)[0] == "green/green-4.png"
         page.go_back()
-        settled(page, "Some pictures to start with")
+        settled(page, "Random pictures")
 
 
 def test_a_result_is_searched_with_and_seen_large(served: Any, visit: Any) -> None:
@@ -53,7 +53,7 @@ def test_a_result_is_searched_with_and_seen_large(served: Any, visit: Any) -> No
         view.wait_for()
         shown = ids(page)[1]
         assert view.get_by_text(shown).is_visible()
-        heat = view.locator("img[data-why]")
+        heat = view.locator("img[data-similarity]")
         heat.evaluate_all("all => Promise.all(all.map(i => i.decode()))")
         sizes = heat.evaluate_all("all => all.map(i => i.naturalWidth)")
         assert sizes == [448, 448]
@@ -82,12 +82,12 @@ def test_filters_and_the_number_of_results(served: Any, visit: Any) -> None:
         assert {name.partition("/")[0] for name in ids(page)} == {"a & <b>"}
         page.get_by_label("Domain").select_option("photo")
         settled(page, "3 results")
-        page.get_by_label("not known (5)").check()
+        page.get_by_label("unknown (5)").check()
         settled(page, "1 result")
-        page.get_by_label("not known (5)").uncheck()
+        page.get_by_label("unknown (5)").uncheck()
         settled(page, "3 results")
         page.get_by_label("Label").select_option("")
-        page.get_by_label("How many").select_option("12")
+        page.get_by_label("Results").select_option("12")
         page.wait_for_url("**k=12*")
         settled(page, "12 results")
         assert page.url == served.url + "/?id=red%2Fred-0.png&k=12&where.domain=photo"
@@ -126,7 +126,7 @@ def test_words_with_a_model_that_reads_them(
         settled(page, "24 results")
         assert "text=a%20dog" in page.url or "text=a+dog" in page.url
         plain = ids(page)
-        page.get_by_text("More on the words").click()
+        page.get_by_text("More text options").click()
         page.get_by_label("Weight of words").fill("0")
         page.get_by_label("Weight of words").press("Enter")
         page.wait_for_url("**text_weight=0**")
@@ -159,7 +159,7 @@ def test_marks_are_used_by_the_next_search_and_exported(served: Any, visit: Any)
         settled(page, "12 results")
         assert ids(page) != before and all(name.startswith("red") for name in ids(page)[:4])
         assert page.get_by_text("2 right, 1 wrong").is_visible()
-        page.get_by_role("link", name="Forget the marks").click()
+        page.get_by_role("link", name="Clear the marks").click()
         settled(page, "12 results")
         page.get_by_text("2 right, 1 wrong").wait_for(state="hidden")
         assert ids(page) == before
@@ -172,7 +172,7 @@ def test_not_like_that(served: Any, visit: Any) -> None:
         page.locator(".example.against").wait_for()
         settled(page, "12 results")
         assert all(name.startswith("red") for name in ids(page)[:3])
-        page.get_by_role("link", name="Take away: not like").click()
+        page.get_by_role("link", name="Remove: not like").click()
         page.locator(".example.against").wait_for(state="detached")
 
 
@@ -210,7 +210,7 @@ def test_errors_are_said_on_the_page_and_one_can_go_on(
         give(page, served.bytes_of("red/red-0.png"), "drop")
         settled(page, "24 results")
         assert fault.count() == 0
-        served.engine.uploads._kept.clear()
+        served.engine.uploads.clear()
         page.reload()
         assert "no longer kept" in page.get_by_role("alert").inner_text()
         assert page.get_by_role("heading", name="No results").is_visible()
@@ -241,25 +241,25 @@ def test_waiting_is_shown(served: Any, visit: Any) -> None:
 
 def test_the_page_of_progress_becomes_the_search(serving: Any, served: Any, visit: Any) -> None:
     from vizsla.web.search.app import create_app
-    from vizsla.web.search.readiness import Serving
+    from vizsla.web.search.service import ServerState
 
     switch, url = serving
-    state = Serving("embedding", 3, 24)
+    state = ServerState("embedding", 3, 24)
     switch.app = create_app(state, title="Colours")
     with visit(url, expected=REFUSED) as page:
-        assert page.get_by_text("3 of 24 pictures looked at").is_visible()
+        assert page.get_by_text("3 of 24 pictures embedded").is_visible()
         state.done = 20
-        page.get_by_text("20 of 24 pictures looked at").wait_for()
+        page.get_by_text("20 of 24 pictures embedded").wait_for()
         assert page.locator("progress").get_attribute("value") == "20"
         state.engine = served.engine
-        settled(page, "Some pictures to start with")
+        settled(page, "Random pictures")
 
 
 def test_an_empty_gallery_and_a_missing_picture(served: Any, visit: Any) -> None:
     with visit(served.url + "/?id=red/red-0.png&where.label=red&where.price=21") as page:
         assert page.get_by_role("heading", name="1 result").is_visible()
     with visit(served.url + "/?id=red/red-0.png&filter=price>100") as page:
-        assert page.get_by_text("No picture fits").is_visible()
+        assert page.get_by_text("No matching pictures").is_visible()
 
 
 READ = ("h1", ".label", ".name", ".choose small", ".foot p", ".choices label", ".mark", ".score")
@@ -307,9 +307,9 @@ def test_readers_of_screens_hear_what_things_are(served: Any, visit: Any) -> Non
     with visit(served.url + "/?id=red/red-0.png&k=12") as page:
         for role, name in [
             ("search", None), ("region", "What to search for"), ("region", "Results"),
-            ("link", "1: red, red-0.png. Show it large"), ("link", "Search with red, red-0.png"),
+            ("link", "1: red, red-0.png. Open"), ("link", "Search with red, red-0.png"),
             ("checkbox", "Mark red, red-0.png right"), ("combobox", "Label"),
-            ("link", "Take away: like red-0.png"), ("link", "Skip to the results"),
+            ("link", "Remove: like red-0.png"), ("link", "Skip to the results"),
         ]:  # fmt: skip
             found = page.get_by_role(role, name=name) if name else page.get_by_role(role)
             assert found.count() >= 1, (role, name)

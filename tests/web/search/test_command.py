@@ -23,9 +23,9 @@ from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
 from vizsla.run.config import RunConfig
 from vizsla.search.index import build_index, open_index
 from vizsla.web.search.engine import Engine
-from vizsla.web.search.query import Asked
-from vizsla.web.search.readiness import Serving
+from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.server import Source, prepare, serve
+from vizsla.web.search.service import ServerState
 
 VIZSLA = str(Path(sys.executable).parent / "vizsla")
 DOCS = Path(__file__).parents[3] / "docs" / "serve.md"
@@ -84,8 +84,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, tinted: Path) -> Path:
 
 
 @contextmanager
-def prepared(source: Source) -> Iterator[tuple[Engine, Serving]]:
-    state = Serving()
+def prepared(source: Source) -> Iterator[tuple[Engine, ServerState]]:
+    state = ServerState()
     engine = prepare(source, state)
     try:
         yield engine, state
@@ -96,7 +96,7 @@ def prepared(source: Source) -> Iterator[tuple[Engine, Serving]]:
 def test_a_run_is_served_with_its_labels(home: Path) -> None:
     with prepared(Source(home / RUN)) as (engine, _):
         (upload,) = engine.upload([(home / "data/test/gallery/g-green-0.png").read_bytes()])
-        found = engine.answer(Asked(query=(upload.name,), k=3)).results
+        found = engine.answer(SearchRequest(query=(upload.name,), k=3)).results
         assert (found[0].id, found[0].label) == ("g-green-0.png", "green")
         assert found[0].score == pytest.approx(1, abs=1e-5)
         assert engine.picture("g-green-0.png").is_file()
@@ -137,14 +137,18 @@ def test_labels_beside_an_index_are_laid_over_it(home: Path, tmp_path: Path) -> 
     with prepared(source) as (engine, _):
         assert engine.gallery.index.folder == folder
         assert engine.gallery.described("g-red-0.png")["label"] == "given"
-        found = engine.answer(Asked(id=("g-red-2.png",), filter=("label=given",), k=9)).results
+        found = engine.answer(
+            SearchRequest(id=("g-red-2.png",), filter=("label=given",), k=9)
+        ).results
         assert sorted(one.id for one in found) == ["g-red-0.png", "g-red-1.png"]
         open_index(folder).remove(["g-red-0.png"])
         for _ in range(100):
             if len(engine.gallery) == 23:
                 break
             time.sleep(0.1)
-        found = engine.answer(Asked(id=("g-red-2.png",), filter=("label=given",), k=9)).results
+        found = engine.answer(
+            SearchRequest(id=("g-red-2.png",), filter=("label=given",), k=9)
+        ).results
         assert [one.id for one in found] == ["g-red-1.png"]
 
 
@@ -187,7 +191,7 @@ def test_what_cannot_be_served(
 ) -> None:
     paths = {key: home / options[key] for key in ("path", "images") if key in options}
     with pytest.raises(error, match=said):
-        prepare(Source(**{**options, **paths}), Serving())  # type: ignore[arg-type]
+        prepare(Source(**{**options, **paths}), ServerState())  # type: ignore[arg-type]
 
 
 def test_what_fails_on_the_way_ends_the_server_in_one_line(home: Path) -> None:

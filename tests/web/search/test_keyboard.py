@@ -34,7 +34,7 @@ def focused(page: Any, wanted: str) -> None:
 
 def said(page: Any, text: str) -> None:
     page.wait_for_function(
-        "text => document.getElementById('said').textContent.startsWith(text)", arg=text
+        "text => document.getElementById('announcement').textContent.startsWith(text)", arg=text
     )
 
 
@@ -45,7 +45,7 @@ def test_the_focus_stays_where_it_was(served: Any, visit: Any) -> None:
         page.wait_for_url("**where.label=red**")
         settled(page, "6 results")
         focused(page, "filter-0")
-        page.get_by_label("How many").focus()
+        page.get_by_label("Results").focus()
         page.keyboard.press("4")
         page.wait_for_url("**k=48**")
         focused(page, "k")
@@ -58,7 +58,7 @@ def test_the_focus_stays_where_it_was(served: Any, visit: Any) -> None:
         focused(page, "not")  # the same picture's, wherever it went
         at = "name => document.activeElement.closest('.tile').dataset.id === name"
         assert page.evaluate(at, name)
-        page.get_by_role("link", name="Take away: not like").press("Enter")
+        page.get_by_role("link", name="Remove: not like").press("Enter")
         page.locator(".example.against").wait_for(state="detached")
         focused(page, "results")  # what had it is gone
         page.keyboard.press("ArrowRight")
@@ -67,22 +67,22 @@ def test_the_focus_stays_where_it_was(served: Any, visit: Any) -> None:
 
 def test_answers_are_said(served: Any, visit: Any) -> None:
     with visit(served.url + SEARCH, expected=(*REFUSED, *GIVEN_UP)) as page:
-        live = page.locator("#said")
+        live = page.locator("#announcement")
         assert live.get_attribute("role") == "status"
-        assert page.locator("#app #said").count() == 0  # it is not swapped
-        page.evaluate("document.getElementById('said').marked = true")
+        assert page.locator("#app #announcement").count() == 0  # it is not swapped
+        page.evaluate("document.getElementById('announcement').marked = true")
         page.get_by_label("Label").select_option("red")
         said(page, "6 results, best: red, red-0.png, 1.000")
-        assert page.evaluate("document.getElementById('said').marked")
+        assert page.evaluate("document.getElementById('announcement').marked")
         page.get_by_label("Domain").select_option("photo")
         said(page, "3 results, best: red, red-0.png")
         page.locator("#more-filters-summary").click()
         page.get_by_label("From").fill("1000")
         page.keyboard.press("Enter")
-        said(page, "No picture fits")
+        said(page, "No matching pictures")
         assert page.title() == "0 results · Colours"
         page.get_by_role("link", name="Start over").click()
-        said(page, "24 pictures to start with")
+        said(page, "24 random pictures")
 
 
 def test_what_is_typed_while_an_answer_comes_is_kept(served: Any, visit: Any, until: Any) -> None:
@@ -164,7 +164,7 @@ def test_many_values_are_typed_with_suggestions(open_search: Open, visit: Any, m
 @pytest.fixture
 def more(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """24 values, which are too many for a list."""
-    monkeypatch.setattr("vizsla.web.search.filters.LISTED", 10)
+    monkeypatch.setattr("vizsla.web.search.facets.MAX_LISTED", 10)
     return [f"maker {i}" for i in range(24)]
 
 
@@ -187,7 +187,7 @@ def test_dropped_pictures_are_added_as_wanted_and_unwanted(
         page.get_by_role("link", name="Like your picture 1 instead", exact=True).click()
         page.locator(".example.against").wait_for(state="detached")
         assert page.locator(".example").count() == 3
-        page.get_by_role("link", name="Take away: like red-0.png").click()
+        page.get_by_role("link", name="Remove: like red-0.png").click()
         page.wait_for_function("() => document.querySelectorAll('.example').length === 2")
         assert "id=red" not in page.url and "right=red" in page.url
 
@@ -212,7 +212,7 @@ def test_marks_go_along_with_links_and_outlast_a_reload(served: Any, visit: Any)
         for name in (right, wrong):
             assert name.replace("/", "%2F") in page.url
         page.get_by_role("link", name="Start over").click()
-        settled(page, "Some pictures to start with")
+        settled(page, "Random pictures")
         page.go_back()
         settled(page, "12 results")
         assert page.get_by_text("2 right, 1 wrong").is_visible()
@@ -234,9 +234,9 @@ def test_going_back_to_the_start_shows_the_same_pictures(served: Any, visit: Any
         page.locator(".tile [data-search]").nth(2).click()
         settled(page, "12 results")
         page.go_back()
-        settled(page, "Some pictures to start with")
+        settled(page, "Random pictures")
         assert ids(page) == start
-        page.get_by_role("link", name="Others").click()
+        page.get_by_role("link", name="Show others").click()
         page.wait_for_function(
             "seen => seen.some((id, i) => document.querySelectorAll('.tile')[i].dataset.id !== id)",
             arg=start,
@@ -258,15 +258,15 @@ def test_it_works_below_a_prefix(open_search: Open, visit: Any, prefix: str, giv
         page.locator(".picture").first.click()
         view = page.get_by_role("dialog")
         view.wait_for()
-        heat = view.locator("img[data-why]")
+        heat = view.locator("img[data-similarity]")
         heat.evaluate_all("all => Promise.all(all.map(i => i.decode()))")
         page.keyboard.press("Escape")
         give(page, b"<html>", "drop")
         page.get_by_role("alert").wait_for()
         assert page.url.startswith(served.url + "/?")  # which can be loaded again
         page.goto(served.url + "/no/such/page")
-        page.get_by_role("link", name="To the search").click()
-        settled(page, "Some pictures to start with")
+        page.get_by_role("link", name="Back to the search").click()
+        settled(page, "Random pictures")
         assert page.url.startswith(served.url + "/") and outside == []
 
 
@@ -290,9 +290,9 @@ def test_the_large_view_is_stepped_through_by_buttons(served: Any, visit: Any) -
         view = page.get_by_role("dialog", name="red")
         view.wait_for()
         focused(page, "view-title")
-        assert view.get_by_role("button", name="The result before").is_disabled()
-        view.get_by_role("button", name="The next result").click()
+        assert view.get_by_role("button", name="Previous result").is_disabled()
+        view.get_by_role("button", name="Next result").click()
         view.get_by_text(ids(page)[1]).wait_for()
-        assert view.get_by_role("button", name="The result before").is_enabled()
+        assert view.get_by_role("button", name="Previous result").is_enabled()
         assert page.title() == "12 results · Colours"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -15,7 +15,7 @@ from PIL import Image
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
 from vizsla.web.search.decoder import Busy, Closed
-from vizsla.web.search.similarity_maps import Whys
+from vizsla.web.search.similarity_maps import MapQueue
 
 Open = Callable[..., Any]
 
@@ -29,7 +29,7 @@ class Gated(torch.nn.Module):
         self.passes = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if threading.current_thread().name.startswith("serve-why"):
+        if threading.current_thread().name.startswith("serve-maps"):
             self.entered.set()
             assert self.gate.wait(30)
             self.passes += len(images)
@@ -45,9 +45,9 @@ def gated(open_search: Open) -> Any:
     network.gate.set()
 
 
-def ask_why(served: Any, query: str, result: str, side: str = "query") -> httpx.Response:
+def heat_map(served: Any, query: str, result: str, side: str = "query") -> httpx.Response:
     return httpx.get(
-        f"{served.url}/why/{side}.jpg", params={"id": query, "result": result}, timeout=60
+        f"{served.url}/similarity/{side}.jpg", params={"id": query, "result": result}, timeout=60
     )
 
 
@@ -64,7 +64,7 @@ def test_searches_are_answered_while_many_heat_maps_wait(gated: Any) -> None:
     names = served.ids()
     pairs = [(a, b) for a in names[:10] for b in names[10:20]]  # more than threads for searches
     with ThreadPoolExecutor(len(pairs)) as clients:
-        asked = [clients.submit(ask_why, served, a, b) for a, b in pairs]
+        asked = [clients.submit(heat_map, served, a, b) for a, b in pairs]
         until(lambda: sum(one.done() for one in asked) == len(pairs) - 7)
         started = time.monotonic()
         assert served.search(image="red/red-0.png", data={"k": 1}) == ["red/red-0.png"]
@@ -89,8 +89,8 @@ def test_equal_requests_share_one_drawing_that_is_remembered(gated: Any) -> None
     pair = ("red/red-0.png", "red/red-1.png")
     with ThreadPoolExecutor(8) as clients:
         sides = ["query", "result"] * 4
-        asked = [clients.submit(ask_why, served, *pair, side) for side in sides]
-        until(lambda: [job.askers for job in served.engine.whys._jobs.values()] == [8])
+        asked = [clients.submit(heat_map, served, *pair, side) for side in sides]
+        until(lambda: [job.waiting for job in served.engine.map_queue._jobs.values()] == [8])
         network.gate.set()
         answers = [one.result() for one in asked]
     assert {answer.status_code for answer in answers} == {200}
@@ -98,7 +98,7 @@ def test_equal_requests_share_one_drawing_that_is_remembered(gated: Any) -> None
     passes = network.passes
     assert passes <= 1 + 2 + 2 * 64
     served.engine.remove("blue/blue-0.png")  # another state of the gallery, the same pictures
-    assert ask_why(served, *pair).content == answers[0].content
+    assert heat_map(served, *pair).content == answers[0].content
     assert network.passes == passes
 
 
@@ -106,30 +106,30 @@ def test_what_nobody_waits_for_is_not_drawn(gated: Any) -> None:
     served, network = gated
     port = int(served.url.rsplit(":", 1)[1])
     with ThreadPoolExecutor(1) as client:
-        first = client.submit(ask_why, served, "red/red-0.png", "red/red-1.png")
-        until(lambda: len(served.engine.whys._jobs) == 1)
+        first = client.submit(heat_map, served, "red/red-0.png", "red/red-1.png")
+        until(lambda: len(served.engine.map_queue._jobs) == 1)
         with socket.create_connection(("127.0.0.1", port)) as leaving:
             leaving.sendall(
-                b"GET /why/query.jpg?id=red/red-0.png&result=red/red-2.png HTTP/1.1\r\n"
+                b"GET /similarity/query.jpg?id=red/red-0.png&result=red/red-2.png HTTP/1.1\r\n"
                 b"Host: x\r\n\r\n"
             )
-            until(lambda: len(served.engine.whys._jobs) == 2)
-        until(lambda: len(served.engine.whys._jobs) == 1)
+            until(lambda: len(served.engine.map_queue._jobs) == 2)
+        until(lambda: len(served.engine.map_queue._jobs) == 1)
         network.gate.set()
         assert first.result().status_code == 200
-    assert len(served.engine.whys._drawn) == 1
+    assert len(served.engine.map_queue._drawn) == 1
 
 
 def test_closing_ends_all_waiting_at_once(gated: Any) -> None:
     served, network = gated
     with ThreadPoolExecutor(3) as clients:
-        asked = [clients.submit(ask_why, served, "red/red-0.png", f"red/red-{i}.png")
+        asked = [clients.submit(heat_map, served, "red/red-0.png", f"red/red-{i}.png")
                  for i in (1, 2, 3)]  # fmt: skip
-        until(lambda: len(served.engine.whys._jobs) == 3)
+        until(lambda: len(served.engine.map_queue._jobs) == 3)
         assert network.entered.wait(30)  # one is under way
         served.engine.close(keep_decoder=True)
         assert {one.result(timeout=5).status_code for one in asked} == {503}
-    assert ask_why(served, "red/red-0.png", "red/red-4.png").status_code == 503
+    assert heat_map(served, "red/red-0.png", "red/red-4.png").status_code == 503
     network.gate.set()
     until(lambda: network.passes > 0)
     time.sleep(0.3)
@@ -145,36 +145,36 @@ def test_a_drawing_that_fails_is_tried_again() -> None:
             raise ValueError("once")
         return b"a", b"b"
 
-    whys = Whys(ThreadPoolExecutor(1))
+    maps = MapQueue(ThreadPoolExecutor(1))
     with pytest.raises(ValueError, match="once"):
-        whys.ask(("a", "b"), work).future.result(5)
-    assert whys.ask(("a", "b"), work).future.result(5) == (b"a", b"b")
-    assert whys.ask(("a", "b"), work).future.result(5) == (b"a", b"b")
+        maps.submit(("a", "b"), work).future.result(5)
+    assert maps.submit(("a", "b"), work).future.result(5) == (b"a", b"b")
+    assert maps.submit(("a", "b"), work).future.result(5) == (b"a", b"b")
     assert len(tries) == 2
-    whys.close()
+    maps.close()
     with pytest.raises(Closed):
-        whys.ask(("a", "b"), work)
+        maps.submit(("a", "b"), work)
 
 
 def test_only_so_many_are_remembered_and_wait() -> None:
     gate = threading.Event()
-    whys = Whys(ThreadPoolExecutor(1), waiting=1, kept=2)
+    maps = MapQueue(ThreadPoolExecutor(1), max_waiting=1, max_kept=2)
 
     def work() -> tuple[bytes, bytes]:
         gate.wait(10)
         return b"a", b"b"
 
-    jobs = [whys.ask(("q", str(i)), work) for i in range(2)]
+    jobs = [maps.submit(("q", str(i)), work) for i in range(2)]
     with pytest.raises(Busy):
-        whys.ask(("q", "2"), work)
-    whys.leave(jobs[1])
-    again = whys.ask(("q", "2"), work)  # in the place of the one that is given up
+        maps.submit(("q", "2"), work)
+    maps.leave(jobs[1])
+    again = maps.submit(("q", "2"), work)  # in the place of the one that is given up
     gate.set()
     assert again.future.result(5) == (b"a", b"b") and jobs[1].future.cancelled()
     for i in range(5):
-        whys.ask(("q", f"more {i}"), work).future.result(5)
-    assert len(whys._drawn) == 2
-    whys.close()
+        maps.submit(("q", f"more {i}"), work).future.result(5)
+    assert len(maps._drawn) == 2
+    maps.close()
 
 
 def test_the_thread_has_one_core_and_gives_way() -> None:
@@ -202,7 +202,7 @@ def test_a_heat_map_waits_while_pictures_are_searched_with(
 ) -> None:
     from vizsla.web.search import batching_model
 
-    monkeypatch.setattr(batching_model, "PATIENCE", 20.0)
+    monkeypatch.setattr(batching_model, "MAX_IDLE_WAIT", 20.0)
     served, network = gated
     network.gate.set()
     searching = threading.Event()
@@ -216,9 +216,9 @@ def test_a_heat_map_waits_while_pictures_are_searched_with(
     monkeypatch.setattr(batcher, "work", slow)
     with ThreadPoolExecutor(2) as clients:
         search = clients.submit(served.search, image="red/red-0.png", data={"k": 1})
-        until(lambda: batcher._working)
-        heat = clients.submit(ask_why, served, "red/red-0.png", "red/red-1.png")
-        until(lambda: any(job.begun for job in served.engine.whys._jobs.values()))
+        until(lambda: batcher._is_working)
+        heat = clients.submit(heat_map, served, "red/red-0.png", "red/red-1.png")
+        until(lambda: any(job.begun for job in served.engine.map_queue._jobs.values()))
         time.sleep(0.3)
         assert network.passes == 0
         searching.set()
@@ -227,16 +227,16 @@ def test_a_heat_map_waits_while_pictures_are_searched_with(
     assert network.passes > 2 * 9
 
 
-def test_a_batcher_knows_when_it_is_quiet() -> None:
+def test_a_batcher_knows_when_it_is_idle() -> None:
     from vizsla.web.search.batching_model import Batcher
 
     batcher: Batcher[int, int] = Batcher(lambda items: [time.sleep(0.02) or 1 for _ in items])
     try:
-        assert batcher.is_quiet(0.0)
+        assert batcher.is_idle(0.0)
         future = batcher.submit(1)
-        assert not batcher.is_quiet(0.0)
+        assert not batcher.is_idle(0.0)
         future.result(5)
-        until(lambda: batcher.is_quiet(0.05))
+        until(lambda: batcher.is_idle(0.05))
     finally:
         batcher.close()
 
@@ -244,5 +244,5 @@ def test_a_batcher_knows_when_it_is_quiet() -> None:
 def test_pictures_are_as_large_as_a_page_shows_them(served: Any) -> None:
     import io
 
-    answer = ask_why(served, "red/red-0.png", "red/red-1.png")
+    answer = heat_map(served, "red/red-0.png", "red/red-1.png")
     assert Image.open(io.BytesIO(answer.content)).size == (448, 448)

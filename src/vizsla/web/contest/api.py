@@ -25,7 +25,8 @@ from vizsla.web.contest.rules import iso
 from vizsla.web.contest.scoring import PartScore
 from vizsla.web.contest.store import Store, TooMany, unpacked
 from vizsla.web.contest.submissions import Refused, SubmissionRequest, accept
-from vizsla.web.shell.http import BodyRefused, Json, LastWord, read_body, to_json
+from vizsla.web.shell import http
+from vizsla.web.shell.http import Json, to_json
 from vizsla.web.shell.templating import to_csv
 from vizsla.web.shell.tokens import from_header, matches
 
@@ -117,9 +118,7 @@ def error_responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 # ── submissions ──────────────────────────────────────────────────────────────────────────────────
 
 
-def add_submissions(
-    app: FastAPI, board: Leaderboard, *, body_limit: int, body_seconds: float
-) -> None:
+def add_submissions(app: FastAPI, board: Leaderboard) -> None:
     """Adds POST /retrieval/, and how refusals of the whole API are answered."""
     pool = ThreadPoolExecutor(SCORERS, thread_name_prefix="judge-scorer")
     rules, store, scorer = board.rules, board.store, board.scorer
@@ -148,7 +147,7 @@ def add_submissions(
         },
     )
     async def hand_in(request: Request) -> SubmissionAnswer:
-        body = await read_body(request, limit=body_limit, seconds=body_seconds)
+        body = await request.body()
         received = board.clock()
         authorization = request.headers.get("authorization")
         accepted = await asyncio.get_running_loop().run_in_executor(
@@ -183,9 +182,7 @@ def add_submissions(
         message = str(error)
         content = {"error": message, "problems": getattr(error, "problems", [message])}
         match error:
-            case BodyRefused():
-                return LastWord(content, error.status)
-            case Refused():
+            case http.Refused() | Refused():
                 return Json(content, error.status, error.headers)
             case TooMany():
                 seconds = str(int(-(-error.retry_after // 1)))
@@ -194,7 +191,7 @@ def add_submissions(
         message = "it could not be stored and was not counted: send it again"
         return Json({"error": message, "problems": [message]}, 503)
 
-    for kind in (BodyRefused, Refused, TooMany, StorageError):
+    for kind in (http.Refused, Refused, TooMany, StorageError):
         app.add_exception_handler(kind, refused)
 
 

@@ -86,12 +86,17 @@ def create_app(
     from vizsla.web.contest import api
     from vizsla.web.contest.leaderboard import Leaderboard
     from vizsla.web.contest.pages import Pages
-    from vizsla.web.shell.http import BODY_SECONDS, SecureHeaders
-    from vizsla.web.shell.templating import StaticFolder, answer_errors
+    from vizsla.web.shell.http import BODY_SECONDS, BodyLimit, SecureHeaders
+    from vizsla.web.shell.templating import StaticFolder, add_api_page, answer_errors
 
     scorer.scores({})  # loads what the first submission would have to wait for
     app = FastAPI(
         title="Vizsla judge", version="1", docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.add_middleware(
+        BodyLimit,
+        limit=body_limit or max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()),
+        seconds=body_seconds or BODY_SECONDS,
     )
     app.add_middleware(SecureHeaders)
     board = Leaderboard(store, scorer, clock=clock)
@@ -102,15 +107,11 @@ def create_app(
         pages.error,
         lambda request: ": submissions are POSTed" if "/retrieval" in request.url.path else "",
     )
-    api.add_submissions(
-        app,
-        board,
-        body_limit=body_limit or max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()),
-        body_seconds=body_seconds or BODY_SECONDS,
-    )
+    api.add_submissions(app, board)
     api.add_leaderboard(app, board)
     api.add_organiser_data(app, board, organiser)
     pages.add_to(app, organiser)
+    add_api_page(app)
     app.mount("/static", StaticFolder(Path(__file__).parent), name="static")
     return app
 

@@ -1,4 +1,4 @@
-"""Bytes from a stranger, or a file of the gallery → pixels, by child processes that may die of it.
+"""Uploaded bytes, or a file of the gallery → pixels, in a child process that may crash.
 
 A decoder cannot be stopped from outside while it runs in a thread, and a bug in one can end the
 whole process. So images are decoded by a few child processes (vizsla.processes) with a limit on

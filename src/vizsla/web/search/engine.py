@@ -1,7 +1,7 @@
-"""A model and a gallery → answers. Knows no HTTP; safe to use from many threads.
+"""A model and a gallery → answers to searches. Knows no HTTP; safe to use from many threads.
 
-An answer is made from one state of the gallery, taken once at its start: replacing the index is
-one assignment, and whoever is being answered meanwhile goes on with the state that they began with.
+Each answer comes from one state of the gallery, taken at its start. Replacing the index is one
+assignment, and searches under way go on with the state that they started with.
 """
 
 import logging
@@ -21,40 +21,41 @@ from vizsla import storage
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, ImageError, StorageError, UsageError, VizslaError
 from vizsla.search.folder_index import FolderIndex
-from vizsla.web.search.attributes import row_of
-from vizsla.web.search.batching_model import Batcher, Model, Texts
+from vizsla.web.search.batching_model import Batcher, Model, TextCache
 from vizsla.web.search.decoder import Busy, Closed, Decoded, Decoder
-from vizsla.web.search.filters import parse_filter
+from vizsla.web.search.facets import parse_filter, row_of
 from vizsla.web.search.gallery import Gallery, Search, search_all, version_of
-from vizsla.web.search.prometheus import Metrics
-from vizsla.web.search.query import Asked, Examples, query_vector
-from vizsla.web.search.similarity_maps import Drawn, Job, Whys, glowing
+from vizsla.web.search.models import SearchRequest
+from vizsla.web.search.query_vector import Examples, query_vector
+from vizsla.web.search.similarity_maps import Job, MapQueue, Maps, draw_maps
+from vizsla.web.search.status import Metrics
 from vizsla.web.search.thumbnails import (
     EXTENSIONS,
-    PREVIEW,
+    UPLOAD_SIDE,
     Thumbnails,
     Upload,
     Uploads,
     media_type,
-    name_of,
     safe_name,
+    upload_name,
 )
 
 log = logging.getLogger("vizsla.serve")
 
-SEARCHES_AT_ONCE = 32
-WATCHED_EVERY, REFUSED_FOR = 1.0, 30.0  # s; then a state that was refused is tried again
-CHANGE_SECONDS, CHANGE_AGAIN = 5.0, 0.1  # that a change waits for another process; between tries
-ADDED = "added"  # the folder, below the gallery's, of what came in over the API
+MAX_SEARCH_BATCH = 32  # searches in one matrix product
+WATCH_SECONDS = 1.0  # between two looks at the folder of the index
+REFUSED_SECONDS = 30.0  # after which a state that was refused is tried again
+CHANGE_SECONDS, CHANGE_RETRY_SECONDS = 5.0, 0.1  # that a change waits for another process
+ADDED = "added"  # the folder, inside the gallery's, of pictures that came over the API
 
 
-class NotThere(VizslaError):
-    """An id that the gallery does not have, or an upload that is no longer kept."""
+class NotFound(VizslaError):
+    """An unknown id, or an upload that is no longer kept."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One result. label, attributes: as JSON has them."""
+    """One result. label, attributes: as JSON has them. score: NaN of random images."""
 
     id: str
     score: float
@@ -64,7 +65,7 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """uploads: the names of the pictures that were sent along, for a link to this search."""
+    """The results of a search. uploads: the names of the pictures that were sent along."""
 
     results: list[Found]
     uploads: list[str]
@@ -72,6 +73,8 @@ class Answer:
 
 
 class Engine:
+    """Searches, embeds, explains and changes a gallery."""
+
     def __init__(
         self,
         model: Model,
@@ -80,45 +83,47 @@ class Engine:
         *,
         metrics: Metrics | None = None,
         thumbnails: Thumbnails | None = None,
-        own_decoder: Decoder | None = None,
-        watched: bool = False,  # another process may replace the index in its folder
+        gallery_decoder: Decoder | None = None,
+        watch: bool = False,
         at_close: Callable[[], None] | None = None,
     ) -> None:
-        """decoder: for what comes in. own_decoder: for the gallery's pictures, which are trusted
-        to be as large as they are; default: the same.
+        """decoder: for uploads. gallery_decoder: for the gallery's pictures, which may be larger;
+        by default the same. watch: follow changes that other processes make to the index.
         """
         self.model, self.gallery, self.decoder = model, gallery, decoder
-        self.own_decoder = own_decoder or decoder
+        self.gallery_decoder = gallery_decoder or decoder
         self.metrics = metrics or Metrics()
         self.uploads = Uploads()
-        self.thumbnails = thumbnails or Thumbnails(self.own_decoder)
+        self.thumbnails = thumbnails or Thumbnails(self.gallery_decoder)
         self._searches: Batcher[Search, list[tuple[str, float]]] = Batcher(
-            search_all, most=SEARCHES_AT_ONCE, wait=0.0
+            search_all, max_batch=MAX_SEARCH_BATCH, wait=0.0
         )
-        self._texts = Texts(model)
-        self.whys = Whys(model.aside())
+        self._texts = TextCache(model)
+        self.map_queue = MapQueue(model.background_thread())
         self._changing = threading.RLock()
         self._closed = threading.Event()
         self._at_close = at_close
-        self.metrics.gallery_size(len(gallery))
-        if watched:
+        self.metrics.set_gallery_size(len(gallery))
+        if watch:
             threading.Thread(target=self._watch, name="serve-watch", daemon=True).start()
 
     def warm_up(self) -> None:
+        """Does once what the first requests would wait for."""
         self.model.warm_up()
         self.gallery.warm_up()
 
     @property
     def is_closed(self) -> bool:
+        """Whether `close` was called."""
         return self._closed.is_set()
 
     def close(self, *, keep_decoder: bool = False) -> None:
-        """Whoever is being answered, or asks from now on, gets Closed."""
+        """Requests under way and new ones get Closed. keep_decoder: its owner closes it."""
         self._closed.set()
-        self.whys.close()
+        self.map_queue.close()
         if not keep_decoder:
             self.decoder.close()
-            self.own_decoder.close()
+            self.gallery_decoder.close()
         self._searches.close()
         self.model.close()
         if self._at_close is not None:
@@ -126,72 +131,75 @@ class Engine:
 
     # ── searching ────────────────────────────────────────────────────────────────────────────────
 
-    def answer(self, asked: Asked, files: Sequence[bytes] = ()) -> Answer:
-        """files: pictures sent along, beside what `asked` names."""
+    def answer(self, search: SearchRequest, files: Sequence[bytes] = ()) -> Answer:
+        """The results of a search. files: pictures sent along, besides those that it names.
+
+        UsageError or DataError for what does not fit, NotFound for an unknown id.
+        """
         self._require_open()
         gallery = self.gallery
-        condition = parse_filter(asked.filter, gallery.attributes)
+        condition = parse_filter(search.filter, gallery.attributes)
         if condition is not None:
-            gallery.allowed(condition)  # looked at here, and not in the one thread of all searches
-        uploads = self.upload(files, shown=False)
-        vector = self._vector(asked, uploads, gallery)
-        found = self._searches.submit(Search(gallery, vector, asked.k, condition)).result()
+            gallery.mask(condition)  # here, and not in the single thread of all searches
+        uploads = self.upload(files, large=False)
+        vector = self._vector(search, uploads, gallery)
+        found = self._searches.submit(Search(gallery, vector, search.k, condition)).result()
         results = [Found(name, score, **gallery.described(name)) for name, score in found]
         return Answer(results, [upload.name for upload in uploads], gallery)
 
-    def upload(self, files: Sequence[bytes], *, shown: bool = True) -> list[Upload]:
-        """Decoded, embedded and kept for a while, each once; ImageError for what is no picture.
+    def upload(self, files: Sequence[bytes], *, large: bool = True) -> list[Upload]:
+        """Decodes, embeds and keeps pictures, each once; ImageError for what is no picture.
 
-        shown: people will see it large, so a JPEG is kept that is worth it.
+        large: the JPEG that is kept is large enough to be shown large.
         """
         self._require_open()
-        known = {name_of(data): data for data in files}
+        known = {upload_name(data): data for data in files}
         kept = {name: self.uploads.get(name) for name in known}
         missing = [
-            name for name, one in kept.items() if one is None or (shown and not one.is_large)
+            name for name, one in kept.items() if one is None or (large and not one.is_large)
         ]
-        decoding = self._decoding([known[name] for name in missing], shown)
+        decoding = self._start_decoding([known[name] for name in missing], large)
         decoded = [future.result() for future in decoding]
         vectors = self.model.images([one.pixels for one in decoded if one.pixels is not None])
         for name, one, vector in zip(missing, decoded, vectors, strict=True):
             assert one.pixels is not None and one.jpeg is not None
             upload = Upload(
-                name, one.size, with_direction(vector.result()), one.pixels, one.jpeg, shown
+                name, one.size, with_direction(vector.result()), one.pixels, one.jpeg, large
             )
             self.uploads.add(upload)
             kept[name] = upload
         return [found for name in known if (found := kept[name]) is not None]
 
-    def _decoding(self, files: Sequence[bytes], shown: bool) -> "list[Future[Decoded]]":
-        """All under way; none of them where one finds no place."""
-        begun: list[Future[Decoded]] = []
+    def _start_decoding(self, files: Sequence[bytes], large: bool) -> "list[Future[Decoded]]":
+        """A future for each file; where one of them is refused, none is decoded."""
+        started: list[Future[Decoded]] = []
         try:
             for data in files:
-                begun.append(
+                started.append(
                     self.decoder.decode(
-                        data, framing=self.model.framing, jpeg_side=PREVIEW, large=shown
+                        data, framing=self.model.framing, jpeg_side=UPLOAD_SIDE, large=large
                     )
                 )
         except (Busy, Closed):
-            for future in begun:
+            for future in started:
                 future.cancel()
             raise
-        return begun
+        return started
 
     def embed(self, files: Sequence[bytes], texts: Sequence[str]) -> list[np.ndarray]:
-        """The vectors of pictures, then of texts, each kind through the model together."""
-        found = {one.name: one.vector for one in self.upload(files, shown=False)}
-        return [*(found[name_of(data)] for data in files), *self.text_vectors(texts)]
+        """(D,) float32 each: of the pictures, then of the texts."""
+        found = {one.name: one.vector for one in self.upload(files, large=False)}
+        return [*(found[upload_name(data)] for data in files), *self.text_vectors(texts)]
 
     def text_vectors(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """(D,) each; UsageError where the model reads no text."""
+        """(D,) float32 each; UsageError where the model does not read text."""
         if not texts:
             return []
         self._require_open()
         if not self.model.reads_text:
             raise UsageError(
-                f"{self.model.name} reads no text: send a picture, or serve a CLIP, SigLIP or PE "
-                "model"
+                f"{self.model.name} does not read text: send a picture, or serve a CLIP, SigLIP or "
+                "PE model"
             )
         return [with_direction(vector) for vector in self._texts.vectors(texts)]
 
@@ -199,93 +207,96 @@ class Engine:
         if self.is_closed:
             raise Closed
 
-    def random(self, k: int, seed: int, filter: Sequence[str] = ()) -> tuple[list[Found], Gallery]:
-        """Some pictures to start with; the same for a seed."""
+    def random(self, k: int, seed: int, filter: Sequence[str] = ()) -> list[Found]:
+        """Up to k random images of the gallery, the same for the same seed."""
         gallery = self.gallery
         condition = parse_filter(filter, gallery.attributes)
         names: Sequence[str] = gallery.ids
         if condition is not None:
-            names = [gallery.ids[i] for i in np.flatnonzero(gallery.allowed(condition))]
+            names = [gallery.ids[i] for i in np.flatnonzero(gallery.mask(condition))]
         drawn = random.Random(seed).sample(names, min(k, len(names)))
         nan = float("nan")
-        return [Found(name, nan, **gallery.described(name)) for name in drawn], gallery
+        return [Found(name, nan, **gallery.described(name)) for name in drawn]
 
-    def _vector(self, asked: Asked, uploads: Sequence[Upload], gallery: Gallery) -> np.ndarray:
+    def _vector(
+        self, search: SearchRequest, uploads: Sequence[Upload], gallery: Gallery
+    ) -> np.ndarray:
         def of_ids(names: Sequence[str]) -> list[np.ndarray]:
-            unknown = [name for name in names if name not in gallery.place]
+            unknown = [name for name in names if name not in gallery.positions]
             if unknown:
-                raise NotThere(f"the gallery has no image {unknown[0][:200]!r}")
+                raise NotFound(f"the gallery has no image {unknown[0][:200]!r}")
             return [gallery.vector(name) for name in names]
 
         def of_uploads(names: Sequence[str]) -> list[np.ndarray]:
             return [self.kept_upload(name).vector for name in names]
 
         examples = Examples(
-            images=[*(u.vector for u in uploads), *of_uploads(asked.query), *of_ids(asked.id)],
-            not_images=[*of_uploads(asked.not_query), *of_ids(asked.not_id)],
-            texts=self.text_vectors([asked.text] if asked.text else []),
-            not_texts=self.text_vectors([asked.not_text] if asked.not_text else []),
-            right=of_ids(asked.right),
-            wrong=of_ids(asked.wrong),
+            images=[*(u.vector for u in uploads), *of_uploads(search.query), *of_ids(search.id)],
+            not_images=[*of_uploads(search.not_query), *of_ids(search.not_id)],
+            texts=self.text_vectors([search.text] if search.text else []),
+            not_texts=self.text_vectors([search.not_text] if search.not_text else []),
+            right=of_ids(search.right),
+            wrong=of_ids(search.wrong),
         )
-        if asked.is_empty and not uploads:
+        if search.is_empty and not uploads:
             raise UsageError("nothing to search with: send an image, an id of the gallery, or text")
         return query_vector(
             examples,
             gallery.spread,
-            image_weight=asked.image_weight,
-            text_weight=asked.text_weight,
+            image_weight=search.image_weight,
+            text_weight=search.text_weight,
         )
 
     def kept_upload(self, name: str) -> Upload:
+        """The upload of this name; NotFound where it is no longer kept."""
         found = self.uploads.get(name)
         if found is None:
-            raise NotThere(
-                "the picture behind this link is no longer kept: the server forgets uploads when "
-                "it is started anew, or when many others came. Search with it again"
+            raise NotFound(
+                "this uploaded picture is no longer kept: the server forgets uploads when it "
+                "restarts, and after many others. Upload it again"
             )
         return found
 
-    # ── why ──────────────────────────────────────────────────────────────────────────────────────
+    # ── similarity maps ──────────────────────────────────────────────────────────────────────────
 
-    def why(self, asked: Asked, result: str) -> Job:
-        """Two JPEGs on their way: the first picture that was asked with, and a result; what makes
-        them alike glows. Whoever asked tells `self.whys.leave(job)` at last.
+    def similarity_maps(self, search: SearchRequest, result: str) -> Job:
+        """A job that draws heat maps of the first picture searched with and of a result.
 
-        NotThere where no picture was asked with; Busy where many others wait.
+        The caller ends with `self.map_queue.leave(job)`. NotFound where the search has no picture;
+        Busy where too many jobs wait.
         """
         gallery = self.gallery
         found = self.picture(result, gallery)
         query: Upload | Path
-        if asked.query:
-            query = self.kept_upload(asked.query[0])
-        elif asked.id:
-            query = self.picture(asked.id[0], gallery)
+        if search.query:
+            query = self.kept_upload(search.query[0])
+        elif search.id:
+            query = self.picture(search.id[0], gallery)
         else:
-            raise NotThere("where pictures are alike is only shown for a search with a picture")
+            raise NotFound("heat maps need a search with a picture")
 
-        def drawn() -> Drawn:
+        def draw() -> Maps:
             first = query.pixels if isinstance(query, Upload) else self._pixels(query)
             second = self._pixels(found)
-            return glowing(first, second, self.model.explain(first, second))
+            return draw_maps(first, second, self.model.explain(first, second))
 
         try:
             name = query.name if isinstance(query, Upload) else Thumbnails.tag(query)
             key = (name, Thumbnails.tag(found))
         except OSError as error:
-            raise NotThere("its file is gone") from error
-        return self.whys.ask(key, drawn)
+            raise NotFound("the file of this image is gone") from error
+        return self.map_queue.submit(key, draw)
 
     def _pixels(self, path: Path) -> np.ndarray:
-        pixels = self.own_decoder.decode(path, framing=self.model.framing).result().pixels
+        pixels = self.gallery_decoder.decode(path, framing=self.model.framing).result().pixels
         assert pixels is not None
         return pixels
 
     def picture(self, name: str, gallery: Gallery | None = None) -> Path:
-        """The file of an id; NotThere where the gallery has none."""
+        """The file of an image; NotFound for an unknown id, or where the file is gone."""
         path = (gallery or self.gallery).path(name)
         if path is None:
-            raise NotThere("the gallery has no such image, or its file is not there")
+            raise NotFound("the gallery has no such image, or its file is gone")
         return path
 
     # ── changing the gallery ─────────────────────────────────────────────────────────────────────
@@ -293,25 +304,25 @@ class Engine:
     def add(
         self, data: bytes, *, name: str = "", attributes: Mapping[str, str] | None = None
     ) -> tuple[str, str]:
-        """The new image's id, and the state of the index that has it.
+        """Adds an image; its id, and the state of the index that has it.
 
-        Its file lies in the folder `added` below the gallery's. DataError for what does not fit,
-        ImageError for what is no picture.
+        The file is written into the folder `added` inside the gallery's. DataError for attributes
+        that do not fit, ImageError for what is no picture.
         """
         kind = media_type(data[:16])
-        (upload,) = self.upload([data], shown=False)
+        (upload,) = self.upload([data], large=False)
         if kind is None:
             raise ImageError("only JPEG, PNG, WebP and GIF can be added")
         name = f"{ADDED}/{safe_name(name) or upload.name[:16]}{EXTENSIONS[kind]}"
 
         def put(gallery: Gallery, index: FolderIndex) -> None:
             file = gallery.root / name
-            if name in gallery.place or file.exists():
-                raise DataError(f"the gallery has an image {name!r} already")
+            if name in gallery.positions or file.exists():
+                raise DataError(f"the gallery already has an image {name!r}")
             row = row_of(attributes or {}, index.attributes)
             new = Embeddings([name], upload.vector[None], row, self.model.model_id)
             if Path(os.path.realpath(file.parent)) != gallery.root / ADDED:
-                raise DataError(f"the folder {ADDED} leads out of the gallery's")
+                raise DataError(f"the folder {ADDED} leads out of the gallery's folder")
             storage.write_bytes(file, data)
             try:
                 index.add(new)
@@ -322,14 +333,14 @@ class Engine:
         return name, self._change(put)
 
     def remove(self, name: str) -> str:
-        """Takes an image out of the gallery; the state of the index without it.
+        """Removes an image from the index; the state of the index without it.
 
-        Only files that came in over the API are deleted.
+        Its file is deleted only if it was added over the API.
         """
 
         def take(gallery: Gallery, index: FolderIndex) -> None:
-            if name not in gallery.place:
-                raise NotThere("the gallery has no such image")
+            if name not in gallery.positions:
+                raise NotFound("the gallery has no such image")
             path = gallery.path(name)
             index.remove([name])
             if path is not None and name.startswith(f"{ADDED}/"):
@@ -338,9 +349,9 @@ class Engine:
         return self._change(take)
 
     def _change(self, change: Callable[[Gallery, FolderIndex], None]) -> str:
-        """`change` gets what is served now, and an index of the same state to change.
+        """Applies `change` to a copy of the index; the new state of the index.
 
-        Another process that writes meanwhile is waited for, and what it has left is changed.
+        Waits for another process that is writing, and then changes what that has left.
         """
         until = time.monotonic() + CHANGE_SECONDS
         with self._changing:
@@ -356,15 +367,15 @@ class Engine:
                         continue
                     if time.monotonic() > until:
                         raise
-                self._closed.wait(CHANGE_AGAIN)
-            self._replace(gallery.followed_by(index))
+                self._closed.wait(CHANGE_RETRY_SECONDS)
+            self._replace(gallery.with_index(index))
             return self.gallery.version
 
     def reload(self) -> bool:
-        """Takes over the index that lies in the folder now; whether it was another one.
+        """Serves the index that is in the folder now; whether it was another state.
 
-        It is opened, checked and warmed before it takes the old one's place. DataError where it
-        holds another model's vectors: the old one stays.
+        It is opened, checked and warmed up before it replaces the old one. DataError where it
+        holds vectors of another model: the old one stays.
         """
         with self._changing:
             before = self.gallery
@@ -374,39 +385,40 @@ class Engine:
             index = FolderIndex.load(folder)
             if index.model_id != self.model.model_id:
                 raise DataError(
-                    f"the new index holds vectors of model {index.model_id}, this server's is "
-                    f"{self.model.model_id}: the old one stays"
+                    f"the new index holds vectors of model {index.model_id}, but this server's "
+                    f"model is {self.model.model_id}: the old one stays"
                 )
-            after = before.followed_by(index)
+            after = before.with_index(index)
             self._replace(after)
             log.info("the index was replaced: %d images", len(after))
             return True
 
     def _replace(self, gallery: Gallery) -> None:
-        """Warm before it is asked: what is counted anew would else be counted by a request."""
+        """Warms it up first, so that no request waits for that."""
         gallery.warm_up()
         self.gallery = gallery
-        self.metrics.gallery_size(len(gallery))
+        self.metrics.set_gallery_size(len(gallery))
 
     def _watch(self) -> None:
         refused, until = "", 0.0
-        while not self._closed.wait(WATCHED_EVERY):
+        while not self._closed.wait(WATCH_SECONDS):
             version = "no manifest"
             try:
                 version = version_of(self.gallery.index.folder)
-                known = version == refused and time.monotonic() < until
-                if version != self.gallery.version and not known:
+                is_refused = version == refused and time.monotonic() < until
+                if version != self.gallery.version and not is_refused:
                     self.reload()
-            except Exception as error:  # whatever lies there now, the old one goes on
+            except Exception as error:  # whatever is there now, the old one stays
                 if version != refused:
                     log.warning("the index cannot be replaced: %s", error)
-                refused, until = version, time.monotonic() + REFUSED_FOR
+                refused, until = version, time.monotonic() + REFUSED_SECONDS
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def with_direction(vector: np.ndarray) -> np.ndarray:
+    """The vector, if it has length 1; ImageError where the model gave it no direction."""
     if not np.isclose(float(np.linalg.norm(vector)), 1, atol=1e-3):
-        raise ImageError("the model gives it no direction")
+        raise ImageError("the model gives it a vector without direction")
     return vector

@@ -1,13 +1,12 @@
-"""An index and the folder of its pictures → what one request sees of them, while it lasts.
+"""An index and the folder of its pictures → the state of both that one request works with.
 
-Pictures are found by id alone. An id is looked up among the index's own, and only then becomes a
-path; a path that leads out of the folder, by a link for instance, is no picture.
+Pictures are found by id only. An id is looked up in the index before it becomes a path; a path
+that leads out of the folder, through a link for instance, is not served.
 """
 
-import contextlib
 import os
 import stat
-from collections import OrderedDict
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,34 +14,42 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 
 from vizsla.errors import StorageError
 from vizsla.search import index_files
 from vizsla.search.filters import Filter
 from vizsla.search.folder_index import FolderIndex
-from vizsla.web.search.attributes import REPLACED, Known, Labels, labelled
-from vizsla.web.search.filters import Facet, facets_of
+from vizsla.web.search.facets import (
+    REPLACED,
+    EvaluatedFilter,
+    Facet,
+    Labels,
+    facets_of,
+    labelled,
+)
 
-SAMPLE = 4096  # vectors over which scores are standardised
-MASKS = 32  # of conditions, remembered
+SAMPLE_SIZE = 4096  # vectors over which scores are standardised
+MAX_MASKS = 32  # of filters that are remembered
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """One state of an index. Changes give a new Gallery and leave this one as it is.
+    """One state of an index. A change makes a new Gallery and leaves this one as it is.
 
-    attributes: the index's, with what `labels` tells in place of its own labels.
+    attributes: those of the index, with the labels that `labels` gives in place of its own.
     """
 
     index: FolderIndex
     root: Path
     ids: list[str]
     attributes: pa.Table
-    version: str  # another one after every change
+    version: str  # a different one after every change
     labels: Labels | None = None
 
     @staticmethod
-    def of(index: FolderIndex, root: Path, labels: Labels | None = None) -> "Gallery":
+    def open(index: FolderIndex, root: Path, labels: Labels | None = None) -> "Gallery":
+        """The index as it is now; root: the folder of its pictures."""
         index = index.at_this_moment()
         ids, attributes = index.ids, index.attributes
         if labels is not None:
@@ -50,59 +57,67 @@ class Gallery:
         real = Path(os.path.realpath(root))
         return Gallery(index, real, ids, attributes, index.version, labels)
 
-    def followed_by(self, index: FolderIndex) -> "Gallery":
-        """Another state, of the same pictures' folder and labels."""
-        return Gallery.of(index, self.root, self.labels)
+    def with_index(self, index: FolderIndex) -> "Gallery":
+        """Another state, with the same folder of pictures and the same labels."""
+        return Gallery.open(index, self.root, self.labels)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
-    def place(self) -> dict[str, int]:
+    def positions(self) -> dict[str, int]:
+        """{id: its row}."""
         return {name: i for i, name in enumerate(self.ids)}
 
     @cached_property
     def sample(self) -> np.ndarray:
         """(≤ 4096, D) float32: gallery vectors, evenly drawn."""
         n = len(self)
-        rows = np.arange(n) if n <= SAMPLE else np.linspace(0, n - 1, SAMPLE).astype(np.int64)
+        rows = (
+            np.arange(n)
+            if n <= SAMPLE_SIZE
+            else np.linspace(0, n - 1, SAMPLE_SIZE).astype(np.int64)
+        )
         return self.index.vectors(rows)
 
     def warm_up(self) -> None:
-        """What the first request would have to wait for; pages of the vectors come into memory.
+        """Computes what the first request would wait for, and reads the vectors into memory.
 
-        StorageError where its files are gone meanwhile, replaced by another state's.
+        StorageError where the files of this state have been replaced.
         """
-        assert len(self.place) == len(self.sample[:0]) + len(self)
+        assert len(self.positions) == len(self.sample[:0]) + len(self)
         self.facets  # noqa: B018
         if len(self):
             self.search(self.sample[:1], 1, None)
 
-    # ── what it knows of an image ────────────────────────────────────────────────────────────────
+    # ── images ──────────────────────────────────────────────────────────────────────────────────
 
     def vector(self, name: str) -> np.ndarray:
-        """(D,) float32; KeyError for an id that is not there."""
-        return self.index.vectors(np.array([self.place[name]]))[0]
+        """(D,) float32; KeyError for an unknown id."""
+        return self.index.vectors(np.array([self.positions[name]]))[0]
 
     def described(self, name: str) -> dict[str, Any]:
-        """label and attributes, as JSON has them."""
-        place = self.place.get(name)
-        if place is None:  # added, or removed, a moment ago
+        """{"label": …, "attributes": …} with values as JSON has them."""
+        position = self.positions.get(name)
+        if position is None:  # added or removed a moment ago
             return {"label": None, "attributes": {}}
-        row = self.attributes.slice(place, 1).to_pylist()[0] if self.attributes.num_columns else {}
+        row = (
+            self.attributes.slice(position, 1).to_pylist()[0] if self.attributes.num_columns else {}
+        )
         return {
             "label": _plain(row.pop("label", None)),
             "attributes": {key: _plain(value) for key, value in row.items()},
         }
 
     def path(self, name: str) -> Path | None:
-        """The picture's file; None where there is none below the folder, or no such id."""
-        if name not in self.place:
+        """The picture's file; None for an unknown id, or without a file inside the folder."""
+        if name not in self.positions:
             return None
-        return inside(self.root, name)
+        return file_inside(self.root, name)
 
     @cached_property
     def facets(self) -> list[Facet]:
+        """The attributes to filter by."""
         return facets_of(self.attributes)
 
     # ── searching ────────────────────────────────────────────────────────────────────────────────
@@ -112,32 +127,35 @@ class Gallery:
         return float(np.std(self.sample @ np.asarray(vector, np.float32)))
 
     @cached_property
-    def _masks(self) -> OrderedDict[Filter, np.ndarray]:
-        return OrderedDict()
+    def _masks(self) -> "LRUCache[Filter, np.ndarray]":
+        return LRUCache(MAX_MASKS)
 
-    def allowed(self, condition: Filter) -> np.ndarray:
-        """(G,) bool: the images that may be found; remembered for the latest conditions."""
-        found = self._masks.get(condition)
-        if found is None:
-            found = condition.mask(self.ids, self.attributes)
-            self._masks[condition] = found
-            while len(self._masks) > MASKS:
-                with contextlib.suppress(KeyError):  # another thread was here
-                    self._masks.popitem(last=False)
-        return found
+    @cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    def mask(self, condition: Filter) -> np.ndarray:
+        """(G,) bool: the images that the filter lets through; the latest masks are remembered."""
+        with self._lock:
+            mask = self._masks.get(condition)
+        if mask is None:
+            mask = condition.mask(self.ids, self.attributes)
+            with self._lock:
+                self._masks[condition] = mask
+        return mask
 
     def search(
         self, vectors: np.ndarray, k: int, condition: Filter | None
     ) -> list[list[tuple[str, float]]]:
-        """For each of (Q, D) unit vectors the k best, (id, score); fewer where there are fewer."""
+        """For each of (Q, D) unit vectors up to k results, (id, score), best first."""
         k = min(k, len(self.index))
         if k == 0:
             return [[] for _ in vectors]
-        known = None
+        filter = None
         if condition is not None:
-            known = Known(condition.conditions, condition.ids, self.allowed(condition))
-        ranking = self.index.search(vectors, k, known, model_id=self.index.model_id)
-        if ranking.gallery is not self.ids:  # another state's answer, under this one's name
+            filter = EvaluatedFilter(condition.conditions, condition.ids, self.mask(condition))
+        ranking = self.index.search(vectors, k, filter, model_id=self.index.model_id)
+        if ranking.gallery is not self.ids:  # the index has moved on to another state
             raise StorageError(REPLACED)
         assert ranking.scores is not None
         return [
@@ -150,8 +168,8 @@ class Gallery:
         ]
 
 
-def inside(root: Path, name: str) -> Path | None:
-    """The regular file root/name, unless that is, or leads, outside of `root` (a real path)."""
+def file_inside(root: Path, name: str) -> Path | None:
+    """The regular file root/name; None where it is, or leads, outside of `root` (a real path)."""
     if "\0" in name:
         return None
     real = os.path.realpath(root / name)
@@ -165,20 +183,20 @@ def inside(root: Path, name: str) -> Path | None:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; NaN and infinity are unknown there."""
+    """A value as JSON has it, with null for NaN and infinity."""
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
 def version_of(folder: Path) -> str:
-    """Of the index that lies in the folder now, as `Gallery.version`."""
+    """`Gallery.version` of the index that is in the folder now."""
     return index_files.version_of(index_files.read_manifest(folder))
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """One of those that are answered together."""
+    """A search that is computed together with others."""
 
     gallery: Gallery
     vector: np.ndarray
@@ -187,7 +205,7 @@ class Search:
 
 
 def search_all(searches: list[Search]) -> list[list[tuple[str, float]]]:
-    """Those of one gallery and one filter as one product of matrices."""
+    """The results of each search; those of one gallery and filter share one matrix product."""
     groups: dict[tuple[int, Filter | None], list[int]] = {}
     for i, one in enumerate(searches):
         groups.setdefault((id(one.gallery), one.condition), []).append(i)

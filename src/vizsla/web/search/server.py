@@ -1,7 +1,7 @@
 """A run, an index or a folder of pictures → a search page and an API. `vizsla serve` calls this.
 
-The server answers from its first moment, with a page of progress; what takes time is done in a
-thread beside it, and only when all is warm does the first search go through.
+The server answers at once, with a page of progress, while a thread loads, embeds and indexes what
+has to be. Searches are answered when all of it is warm.
 """
 
 import contextlib
@@ -39,28 +39,27 @@ from vizsla.search.index_files import is_index
 from vizsla.workspace import is_run
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from vizsla.web.search.attributes import Labels
     from vizsla.web.search.decoder import Decoder
     from vizsla.web.search.engine import Engine
-    from vizsla.web.search.readiness import Serving
+    from vizsla.web.search.facets import Labels
+    from vizsla.web.search.service import ServerState
+    from vizsla.web.search.status import Progress
 
 log = logging.getLogger("vizsla.serve")
 
-MODEL = "dinov2-s14"  # for a folder of pictures
-MAX_PIXELS = 40_000_000  # of a picture to search with
-OWN_PIXELS, OWN_SECONDS = 400_000_000, 30.0  # of the gallery's pictures
-OWN_ROOM = 6 * 2**30  # bytes that unpacking one of them may take
+DEFAULT_MODEL = "dinov2-s14"  # for a folder of pictures
+MAX_PIXELS = 40_000_000  # of an upload
+GALLERY_MAX_PIXELS, GALLERY_SECONDS = 400_000_000, 30.0  # of a picture of the gallery, to decode
+GALLERY_DECODER_BYTES = 6 * 2**30  # of memory for one of them
 LOOPBACK = ("127.", "::1")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is served, as the command line says it. Nothing is read before `prepare`.
+    """What is served, from the command line. Nothing is read before `prepare`.
 
     path: a run, an index, embeddings, or a folder or table of pictures.
-    images: the folder of the gallery's pictures, where `path` does not know it.
+    images: the folder of the gallery's pictures, where `path` does not say it.
     """
 
     path: Path
@@ -87,7 +86,7 @@ class Source:
         return "embeddings" if is_embeddings(self.path) else "pictures"
 
     def check(self) -> None:
-        """UsageError or DataError for what can be told before anything is loaded."""
+        """UsageError or DataError for what is wrong before anything is loaded."""
         if not self.path.exists():
             raise DataError(
                 f"{self.path} does not exist: give a run, an index, or a folder of pictures"
@@ -109,7 +108,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Started:
-    """What to tell whoever starts the server. token: only if it was made now."""
+    """The address of the server that has started. token: only if it was made now."""
 
     url: str
     token: str | None = None
@@ -130,19 +129,19 @@ def serve(
     started: Callable[[Started], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Runs the server until SIGINT or SIGTERM; SIGHUP takes over a changed index.
+    """Runs the server until SIGINT or SIGTERM; SIGHUP reloads the index.
 
-    token: what every request then needs. allow_changes: needs one as well; where none was given,
-    one is made that only changes need.
+    token: every request then needs it. allow_changes: without a token, one is made that only
+    changes need. started: called with the address once the server listens.
     """
-    _need_extra()
-    import faiss  # noqa: F401  (it and the next: the limit on threads reaches what is loaded)
+    _require_extra()
+    import faiss  # noqa: F401  (the limit on threads applies to libraries that are loaded)
     import scipy.linalg  # noqa: F401
     from threadpoolctl import threadpool_limits
 
-    from vizsla.web.search.app import Limits, create_app
-    from vizsla.web.search.rate_limits import Access
-    from vizsla.web.search.readiness import Serving
+    from vizsla.web.search.app import create_app
+    from vizsla.web.search.service import Limits, ServerState
+    from vizsla.web.shell.access import Access
     from vizsla.web.shell.http import listen, make_server
     from vizsla.web.shell.tokens import chosen, hashed, new_token
 
@@ -150,42 +149,44 @@ def serve(
     token_hash = hashed(chosen(token)) if token else None
     made = new_token() if allow_changes and token_hash is None else None
     change_hash = (token_hash or hashed(made or "")) if allow_changes else None
-    serving = Serving()
+    state = ServerState()
     with listen(host, port) as bound:
         address = bound.getsockname()[0]
-        trusting = token_hash is None and address.startswith(LOOPBACK)
+        needs_host_check = token_hash is None and address.startswith(LOOPBACK)
         app = create_app(
-            serving,
+            state,
             limits=Limits(per_minute=per_minute, k=most_k, body_bytes=body_bytes),
             access=Access(
                 token_hash,
                 change_hash,
-                frozenset(name.lower() for name in allow_hosts) if trusting else None,
+                frozenset(name.lower() for name in allow_hosts) if needs_host_check else None,
             ),
             title=title or f"Search {source.path.resolve().name}",
         )
         server = make_server(app)
         failed: list[Exception] = []
         thread = threading.Thread(
-            target=_prepared, args=(source, serving, server, failed, progress), daemon=True
+            target=_prepare_in_thread, args=(source, state, server, failed, progress), daemon=True
         )
         thread.start()
         if started is not None:
             shown = f"[{address}]" if ":" in address else address
             started(Started(f"http://{shown}:{bound.getsockname()[1]}", made))
-        # OpenBLAS lets its threads spin for a while after each product: beside the network they
-        # would take a core for nothing
-        with _reload_on_hangup(serving), threadpool_limits(1, user_api="blas"):
+        # OpenBLAS threads spin for a while after each product, and would take a core from the model
+        with _reload_on_hangup(state), threadpool_limits(1, user_api="blas"):
             server.run([bound])
-        if serving.engine is not None:
-            serving.engine.close()
+        if state.engine is not None:
+            state.engine.close()
         if failed:
             raise failed[0]
 
 
-def _need_extra() -> None:
+def _require_extra() -> None:
     try:
+        import anyio  # noqa: F401
+        import cachetools  # noqa: F401
         import fastapi  # noqa: F401
+        import fastapi_offline  # noqa: F401
         import jinja2  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
@@ -194,41 +195,34 @@ def _need_extra() -> None:
         raise MissingExtraError("the search server", "web") from error
 
 
-def _prepared(
+def _prepare_in_thread(
     source: Source,
-    serving: "Serving",
+    state: "ServerState",
     server: Any,
     failed: list[Exception],
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    """In a thread of its own: a fault ends the server, and `serve` raises it."""
+    """An error stops the server, and `serve` raises it."""
     try:
-        serving.engine = prepare(source, serving, progress)
-        log.info("ready: %d images", len(serving.engine.gallery))
+        state.engine = prepare(source, state, progress)
+        log.info("ready: %d images", len(state.engine.gallery))
     except Exception as error:
-        serving.stage, serving.error = "failed", str(error)
+        state.stage, state.error = "failed", str(error)
         if not isinstance(error, VizslaError):
             log.debug("the server could not start", exc_info=True)
         failed.append(error)
         server.should_exit = True
 
 
-def create(serving: "Serving", **options: Any) -> "FastAPI":
-    """The ASGI application for a server of one's own; options as `create_app` has them."""
-    from vizsla.web.search.app import create_app
-
-    return create_app(serving, **options)
-
-
-# ── making ready ─────────────────────────────────────────────────────────────────────────────────
+# ── preparing ────────────────────────────────────────────────────────────────────────────────────
 
 
 def prepare(
     source: Source,
-    serving: "Serving",
+    state: "Progress",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> "Engine":
-    """Loads, embeds and indexes what has to be, and warms it up; `serving` says where it stands."""
+    """Loads, embeds and indexes what has to be, and warms it up; `state` follows the progress."""
     from vizsla.web.search.batching_model import Model
     from vizsla.web.search.engine import Engine
     from vizsla.web.search.gallery import Gallery
@@ -238,7 +232,7 @@ def prepare(
     embedder = _embedder(source, kind)
 
     def report(done: int, total: int) -> None:
-        serving.stage, serving.done, serving.total = "embedding", done, total
+        state.stage, state.done, state.total = "embedding", done, total
         if progress:
             progress("embedding", done, total)
 
@@ -246,24 +240,24 @@ def prepare(
     if kind == "index":
         index, root = FolderIndex.load(source.path), source.images
         _require_same_model(index.model_id, embedder.model_id, source)
-        labels = _labels(source)  # laid over the index's own each time that it is opened
+        labels = _labels_of(source)  # in place of the index's own, each time that it is opened
         compute = _compute(source, embedder, index.ids, root)
     else:
         embeddings, root, compute = _embeddings(source, kind, embedder, report)
         _require_same_model(embeddings.model_id, embedder.model_id, source)
-        serving.stage = "indexing"
+        state.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
         index = FolderIndex.build(embeddings, temporary.name)
     assert root is not None
-    serving.stage = "warming"
-    decoder, own_decoder = decoders(source.max_pixels)
+    state.stage = "warming"
+    decoder, gallery_decoder = decoders(source.max_pixels)
     engine = Engine(
-        Model(embedder, compute, seen=serving.metrics.batch),
-        Gallery.of(index, root, labels),
+        Model(embedder, compute, on_batch=state.metrics.count_batch),
+        Gallery.open(index, root, labels),
         decoder,
-        own_decoder=own_decoder,
-        metrics=serving.metrics,
-        watched=temporary is None,
+        gallery_decoder=gallery_decoder,
+        metrics=state.metrics,
+        watch=temporary is None,
         at_close=None if temporary is None else temporary.cleanup,
     )
     engine.warm_up()
@@ -271,18 +265,19 @@ def prepare(
 
 
 def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
-    """For strangers' pictures, and for the gallery's, which are its owner's: those may be larger,
-    and strangers do not wait for them.
+    """One for uploads, and one for the gallery's pictures, which may be larger.
+
+    The second gives way to the first, so that searches do not wait for thumbnails.
     """
     from vizsla.web.search.decoder import Decoder
 
-    own = Decoder(
-        max_pixels=max(max_pixels, OWN_PIXELS),
-        seconds=OWN_SECONDS,
-        memory_limit=OWN_ROOM,
+    for_gallery = Decoder(
+        max_pixels=max(max_pixels, GALLERY_MAX_PIXELS),
+        seconds=GALLERY_SECONDS,
+        memory_limit=GALLERY_DECODER_BYTES,
         low_priority=True,
     )
-    return Decoder(max_pixels=max_pixels), own
+    return Decoder(max_pixels=max_pixels), for_gallery
 
 
 def _require_same_model(vectors: str, model: str, source: Source) -> None:
@@ -294,7 +289,7 @@ def _require_same_model(vectors: str, model: str, source: Source) -> None:
 
 
 def _embedder(source: Source, kind: str) -> Any:
-    model = source.model or (str(source.path) if kind == "run" else MODEL)
+    model = source.model or (str(source.path) if kind == "run" else DEFAULT_MODEL)
     return inputs.load_embedder(
         model, weights=source.weights, pooling=source.pooling, image_size=source.image_size
     )
@@ -307,7 +302,7 @@ def _compute(
     root: Path | None,
     embedded: Path | None = None,
 ) -> Compute:
-    """What queries are computed with: as the gallery was, or in bf16 where its pictures allow."""
+    """How queries are embedded: as the gallery was, or in bf16 where its pictures allow it."""
     return resolve_compute(
         device=source.device, precision=source.precision, embedder=embedder,
         images=len(ids) if root else 0, sample=(lambda i: root / ids[i]) if root else None,
@@ -318,7 +313,7 @@ def _compute(
 def _embeddings(
     source: Source, kind: str, embedder: Any, report: Callable[[int, int], None]
 ) -> tuple[Embeddings, Path, Compute]:
-    """The gallery's vectors with their labels, the folder of its pictures, and the `_compute`."""
+    """The gallery's vectors with labels, the folder of its pictures, and how to embed queries."""
     if kind == "pictures":
         images = inputs.image_set(
             source.path, labels=source.labels, labels_from=source.labels_from,
@@ -336,7 +331,8 @@ def _embeddings(
     if kind == "run" and source.labels is None and source.labels_from is None:
         labels = _labels_of_run(source.path, found.ids)
     else:
-        labels = _labels_of(source, found.ids)
+        read_label = _labels_of(source)
+        labels = None if read_label is None else list(read_label(found.ids))
     compute = _compute(source, embedder, found.ids, root, folder)
     return _with_labels(found, labels), root, compute
 
@@ -344,12 +340,12 @@ def _embeddings(
 def _embedded(
     images: ImageSet, embedder: Any, compute: Any, report: Callable[[int, int], None]
 ) -> Embeddings:
-    """Kept in the user's cache, so that the next start is quick; an interrupted one goes on."""
+    """Kept in the user's cache, so that the next start is quick and an interrupted one resumes."""
     place = f"{os.path.realpath(images.root)}|{embedder.model_id}"
     folder = storage.cache_folder() / "served" / hashlib.sha256(place.encode()).hexdigest()[:16]
     key = hashlib.sha256(f"{fingerprint(images)}|{compute.id}".encode()).hexdigest()[:16]
     if folder.is_dir():
-        for other in folder.iterdir():  # of what the folder held before
+        for other in folder.iterdir():  # of an earlier content of the folder
             if other.name != key:
                 shutil.rmtree(other, ignore_errors=True)
     report(0, len(images))
@@ -360,24 +356,19 @@ def _labels_of_run(folder: Path, ids: list[str]) -> list[str | None] | None:
     try:
         truth = finished_run.truth_of_run(folder)
     except VizslaError as error:
-        log.warning("the run's labels cannot be read (%s): the results have none", error)
+        log.warning("the run's labels cannot be read (%s): results have no labels", error)
         return None
     return None if truth is None else [truth.gallery.get(name) for name in ids]
 
 
-def _labels(source: Source) -> "Labels | None":
-    """What tells the labels of ids, read anew each time; None where the source says nothing."""
+def _labels_of(source: Source) -> "Labels | None":
+    """A function that reads the labels of ids; None where the source does not say any."""
     path, pattern = source.labels, source.labels_from
     if path is not None:
         return lambda ids: labels_for(ids, read_labels(path), "gallery")
     if pattern is not None:
         return lambda ids: labels_from_pattern(ids, pattern)
     return None
-
-
-def _labels_of(source: Source, ids: list[str]) -> list[str | None] | None:
-    labels = _labels(source)
-    return None if labels is None else list(labels(ids))
 
 
 def _with_labels(embeddings: Embeddings, labels: list[str | None] | None) -> Embeddings:
@@ -389,15 +380,15 @@ def _with_labels(embeddings: Embeddings, labels: list[str | None] | None) -> Emb
 
 
 @contextlib.contextmanager
-def _reload_on_hangup(serving: "Serving") -> Iterator[None]:
+def _reload_on_hangup(state: "ServerState") -> Iterator[None]:
     if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def reload() -> None:
         try:
-            if serving.engine is not None:
-                serving.engine.reload()
+            if state.engine is not None:
+                state.engine.reload()
         except VizslaError as error:
             log.warning("the index cannot be replaced: %s", error)
 

@@ -1,80 +1,82 @@
-"""Where a query and a result are alike → two JPEGs, one pair after the other, beside searches.
+"""Heat maps of where a query and a result are alike → two JPEGs, drawn one pair after the other.
 
-For a network without a map of places that takes seconds, so it has a thread of its own that gives
-way to all others. Equal requests share one drawing; what nobody waits for any longer is not begun.
+A network without a spatial feature map takes seconds for them, so they have a thread of their own
+with low priority. Equal requests share one drawing; jobs without a waiting client are dropped.
 """
 
 import io
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import numpy as np
+from cachetools import LRUCache
 from PIL import Image
 
 from vizsla.model.explain import Explanation
 from vizsla.output.similarity_sheet import overlaid
 from vizsla.web.search.decoder import Busy, Closed, fail, succeed
 
-WAITING = 6  # pairs behind the one that is drawn
-KEPT = 200  # pairs, of some 100 kB
-BUSY_SECONDS = 10  # after which one may ask again
+MAX_WAITING = 6  # pairs behind the one that is drawn
+MAX_KEPT = 200  # pairs, of about 100 kB each
+RETRY_SECONDS = 10  # after which to try again where too many wait
 SIDE = 448  # px
 
-Key = tuple[str, str]  # of the query and the result: what names each one's pixels
-Drawn = tuple[bytes, bytes]
+Key = tuple[str, str]  # of query and result: a name of the pixels of each
+Maps = tuple[bytes, bytes]  # JPEGs of the query and of the result
 
 
 @dataclass(eq=False)
 class Job:
-    """One pair on its way. askers: who waits for it."""
+    """One pair to draw. waiting: how many requests wait for it."""
 
     key: Key
-    future: "Future[Drawn]" = field(default_factory=Future)
-    askers: int = 0
-    begun: bool = False
+    future: "Future[Maps]" = field(default_factory=Future)
+    waiting: int = 0
+    is_started: bool = False
 
 
-class Whys:
-    """`ask(key, work)` → Job, whose future is `work()`; whoever has asked calls `leave` at last."""
+class MapQueue:
+    """`submit(key, work)` → Job, whose future is `work()`; each caller ends with `leave(job)`."""
 
-    def __init__(self, pool: Executor, *, waiting: int = WAITING, kept: int = KEPT) -> None:
-        """pool: has one thread. kept: drawn pairs that are remembered."""
-        self.waiting, self.kept = waiting, kept
+    def __init__(
+        self, pool: Executor, *, max_waiting: int = MAX_WAITING, max_kept: int = MAX_KEPT
+    ) -> None:
+        """pool: of one thread. max_kept: pairs that are remembered."""
+        self.max_waiting = max_waiting
         self._pool = pool
         self._jobs: dict[Key, Job] = {}
-        self._drawn: OrderedDict[Key, Drawn] = OrderedDict()
+        self._drawn: LRUCache[Key, Maps] = LRUCache(max_kept)
         self._lock = threading.Lock()
         self._closed = False
 
-    def ask(self, key: Key, work: Callable[[], Drawn]) -> Job:
-        """Raises Busy where too many others wait, Closed after `close`."""
+    def submit(self, key: Key, work: Callable[[], Maps]) -> Job:
+        """The job of the pair. Raises Busy where too many wait, Closed after `close`."""
         with self._lock:
             if self._closed:
                 raise Closed
-            if key in self._drawn:
-                self._drawn.move_to_end(key)
+            drawn = self._drawn.get(key)
+            if drawn is not None:
                 job = Job(key)
-                job.future.set_result(self._drawn[key])
+                job.future.set_result(drawn)
                 return job
-            job = self._jobs.get(key) or self._new(key, work)
-            job.askers += 1
+            job = self._jobs.get(key) or self._add_job(key, work)
+            job.waiting += 1
             return job
 
     def leave(self, job: Job) -> None:
-        """Whoever asked has it, or waits no longer."""
+        """One caller waits no longer; without any the job is dropped, unless it has started."""
         with self._lock:
-            job.askers -= 1
-            unwanted = job.askers <= 0 and not job.begun and self._jobs.get(job.key) is job
-            if unwanted:
+            job.waiting -= 1
+            is_dropped = job.waiting <= 0 and not job.is_started and self._jobs.get(job.key) is job
+            if is_dropped:
                 del self._jobs[job.key]
-        if unwanted:
+        if is_dropped:
             job.future.cancel()
 
     def close(self) -> None:
-        """Whoever waits gets Closed at once."""
+        """All that wait get Closed at once."""
         with self._lock:
             self._closed = True
             jobs, self._jobs = list(self._jobs.values()), {}
@@ -82,20 +84,20 @@ class Whys:
         for job in jobs:
             fail(job.future, Closed())
 
-    def _new(self, key: Key, work: Callable[[], Drawn]) -> Job:
-        if len(self._jobs) > self.waiting:
+    def _add_job(self, key: Key, work: Callable[[], Maps]) -> Job:
+        if len(self._jobs) > self.max_waiting:
             raise Busy(
-                "too many heat maps wait to be drawn: try again in a moment", seconds=BUSY_SECONDS
+                "too many heat maps wait to be drawn: try again in a moment", seconds=RETRY_SECONDS
             )
         job = self._jobs[key] = Job(key)
         self._pool.submit(self._do, job, work)
         return job
 
-    def _do(self, job: Job, work: Callable[[], Drawn]) -> None:
+    def _do(self, job: Job, work: Callable[[], Maps]) -> None:
         with self._lock:
-            if job.future.done():  # nobody waits any longer
+            if job.future.done():  # dropped
                 return
-            job.begun = True
+            job.is_started = True
         try:
             drawn = work()
         except BaseException as error:
@@ -105,27 +107,25 @@ class Whys:
             self._end(job, drawn)
             succeed(job.future, drawn)
 
-    def _end(self, job: Job, drawn: Drawn | None) -> None:
+    def _end(self, job: Job, drawn: Maps | None) -> None:
         with self._lock:
             self._jobs.pop(job.key, None)
             if drawn is not None:
                 self._drawn[job.key] = drawn
-                while len(self._drawn) > self.kept:
-                    self._drawn.popitem(last=False)
 
 
-def glowing(query: np.ndarray, result: np.ndarray, found: Explanation) -> Drawn:
-    """Both pictures, (H, W, 3) uint8, under one scale, so that the two can be compared."""
+def draw_maps(query: np.ndarray, result: np.ndarray, found: Explanation) -> Maps:
+    """JPEGs of both pictures, (H, W, 3) uint8, with heat maps on one common scale."""
     densities = [heat * heat.size for heat in (found.query, found.result)]
     highest = max(float(heat.max()) for heat in densities)
     drawn = [
-        _glowing(pixels, heat, highest)
+        _draw_map(pixels, heat, highest)
         for pixels, heat in zip((query, result), densities, strict=True)
     ]
     return drawn[0], drawn[1]
 
 
-def _glowing(pixels: np.ndarray, heat: np.ndarray, highest: float) -> bytes:
+def _draw_map(pixels: np.ndarray, heat: np.ndarray, highest: float) -> bytes:
     picture = Image.fromarray(pixels)
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -1,7 +1,7 @@
-"""Sockets, bodies and headers: what keeps a server standing. Knows no contest and no search.
+"""The HTTP server: its limits, the refusal of bodies, and the headers of every answer.
 
-Time and size of a request are limited while it is read, so that neither a slow client nor an
-endless body can hold the server up.
+Knows no contest and no search. Slow clients are the business of a reverse proxy, which a public
+server needs anyway; here the number of connections and the size of headers and bodies are limited.
 """
 
 import asyncio
@@ -14,23 +14,19 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import h11
 import uvicorn
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vizsla.errors import UsageError
 
-HEADER_SECONDS = 15.0  # for the headers of a request to arrive
-BODY_SECONDS = 60.0  # for its body
-READ_SECONDS = 30.0  # for a client to go on reading its answer
-DRAIN_SECONDS, DRAIN_BYTES = 1.0, 4 * 2**20  # read and thrown away after a refusal, see LastWord
-LARGEST_HEADERS = 64 * 1024  # bytes
-TINY_PIECES, TINY_BYTES = 5000, 64  # no more pieces of a body may be smaller than that
-CONNECTIONS = 900  # at once; further ones get 503
-CONNECTIONS_OF_ONE = 600  # of one address, so that none keeps all others out; a proxy needs many
+MAX_CONNECTIONS = 900  # further requests get 503
+MAX_HEADER_BYTES = 64 * 1024
+KEEP_ALIVE_SECONDS = 15  # that a connection may wait for its next request
+SHUTDOWN_SECONDS = 10  # that requests have to end when the server stops
+BODY_SECONDS = 60.0  # for a body to arrive
+DRAIN_SECONDS, DRAIN_BYTES = 1.0, 4 * 2**20  # of a refused body that are still read
 
 SECURITY_HEADERS = {
     "content-security-policy": (
@@ -75,218 +71,133 @@ class SecureHeaders:
         await self.app(scope, receive, send_secured if scope["type"] == "http" else send)
 
 
-# ── bodies ───────────────────────────────────────────────────────────────────────────────────────
+# ── refusals and bodies ──────────────────────────────────────────────────────────────────────────
 
 
-class BodyRefused(Exception):
-    """A body that is not read to its end. status: 400, 408, 413, 415 or 503."""
+class Refused(Exception):
+    """A request that gets no answer but a status from 400 on, a sentence, and headers."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, dict(headers or {})
 
 
-class Room:
-    """Bytes that all bodies under way may fill together, so that many clients fill no memory."""
+class BodyLimit:
+    """ASGI middleware: reading a body that is too large, too slow or compressed raises Refused.
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.taken = limit, 0
-
-    def take(self, n_bytes: int) -> None:
-        """BodyRefused with 503 where they do not fit; else they stay taken until given back."""
-        if self.taken + n_bytes > self.limit:
-            raise BodyRefused(503, "too many large requests at once: try again in a moment")
-        self.taken += n_bytes
-
-    def give_back(self, n_bytes: int) -> None:
-        self.taken -= n_bytes
-
-
-async def read_body(
-    request: Request, *, limit: int, seconds: float, room: Room | None = None
-) -> bytes:
-    """The whole body. BodyRefused before more than `limit` bytes are kept.
-
-    room: the caller gives the bytes back to it when it is done with the body.
+    The connection is closed after such a refusal. Bytes count until the request is answered.
     """
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding not in ("", "identity"):
-        raise BodyRefused(415, "the body is compressed: send it plain")
-    length = request.headers.get("content-length", "")
-    too_large = BodyRefused(413, f"the body is larger than {limit} bytes, which is the limit here")
-    if length.isdigit() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > limit:
-                    raise too_large
-                if room is not None:
-                    room.take(len(chunk))
-                body += chunk
-    except BaseException as error:
-        if room is not None:
-            room.give_back(len(body))
-        if isinstance(error, TimeoutError):
-            raise BodyRefused(408, f"the body did not arrive within {seconds:g} s") from None
-        if isinstance(error, ClientDisconnect):
-            raise BodyRefused(400, "the body broke off") from None
-        raise
-    return bytes(body)
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limit: int,
+        limits_by_type: Mapping[str, int] | None = None,
+        total: int | None = None,
+        seconds: float = BODY_SECONDS,
+    ) -> None:
+        """limit: bytes of one body; limits_by_type: lower ones, by content type. total: of all
+        bodies together. seconds: for one body to arrive.
+        """
+        self.app, self.limit, self.total, self.seconds = app, limit, total, seconds
+        self.limits_by_type = limits_by_type or {}
+        self.bytes_held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return await self.app(scope, receive, send)
+        body = _LimitedBody(self, scope, receive, send)
+        try:
+            await self.app(scope, body.receive, body.send)
+        finally:
+            self.bytes_held -= body.n_bytes
+
+
+class _LimitedBody:
+    """The body of one request: `receive` and `send` as the application sees them."""
+
+    def __init__(self, limits: BodyLimit, scope: Scope, receive: Receive, send: Send) -> None:
+        self.limits, self._receive, self._send = limits, receive, send
+        self.headers = Headers(scope=scope)
+        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.limit = min(limits.limit, limits.limits_by_type.get(content_type, limits.limit))
+        self.deadline = asyncio.get_running_loop().time() + limits.seconds
+        self.n_bytes, self.is_complete, self.is_refused = 0, False, False
+
+    async def receive(self) -> Message:
+        if self.is_complete:
+            return await self._receive()
+        if self.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            raise self._refusal(415, "the body is compressed: send it uncompressed")
+        self._require_room(int(self.headers.get("content-length") or 0))
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                message = await self._receive()
+        except TimeoutError:
+            seconds = self.limits.seconds
+            raise self._refusal(408, f"the body did not arrive within {seconds:g} s") from None
+        size = len(message.get("body", b""))
+        self._require_room(self.n_bytes + size)
+        limits = self.limits
+        if limits.total is not None and limits.bytes_held + size > limits.total:
+            busy = "too many large requests at once: try again in a moment"
+            raise self._refusal(503, busy, {"Retry-After": "1"})
+        limits.bytes_held += size
+        self.n_bytes += size
+        self.is_complete = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.is_refused and message["type"] == "http.response.start":
+            headers = [*message.get("headers", []), (b"connection", b"close")]
+            message = {**message, "headers": headers}
+        elif self.is_refused and not message.get("more_body", False):
+            # Closing at once would reset the connection, and the client might never see the answer.
+            await self._send({**message, "more_body": True})
+            await self._drain()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    def _require_room(self, n_bytes: int) -> None:
+        if n_bytes > self.limit:
+            raise self._refusal(413, f"the body is larger than the limit of {self.limit} bytes")
+
+    def _refusal(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None
+    ) -> Refused:
+        self.is_refused = True
+        self.limits.bytes_held -= self.n_bytes
+        self.n_bytes = 0
+        return Refused(status, message, headers)
+
+    async def _drain(self) -> None:
+        drained = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while drained < DRAIN_BYTES:
+                    message = await self._receive()
+                    if not message.get("more_body"):  # the end, or the client is gone
+                        return
+                    drained += len(message.get("body", b""))
 
 
 def to_json(content: Any) -> bytes:
+    """UTF-8. Half a surrogate pair, which Python strings may hold, stays as JSON's escape."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    return text.encode(errors="backslashreplace")  # \ud800 is how JSON writes it
+    return text.encode(errors="backslashreplace")
 
 
 class Json(Response):
+    """An answer in JSON, from what json.dumps takes."""
+
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         return to_json(content)
 
 
-class LastWord(Json):
-    """An answer to a request that was not read to its end: sent, then the connection closes."""
-
-    def __init__(self, content: Any, status: int, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(content, status, {**(headers or {}), "connection": "close"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await say_last(self, receive, send)
-
-
-class LastPage(HTMLResponse):
-    """The same as a page."""
-
-    def __init__(self, text: str, status: int, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(text, status, {**(headers or {}), "connection": "close"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await say_last(self, receive, send)
-
-
-async def say_last(response: Response, receive: Receive, send: Send) -> None:
-    """Sends it, then reads and throws away a little of what the client still sends.
-
-    Closing at once would reset the connection, and the client might never see why.
-    """
-    start = {"type": "http.response.start", "status": response.status_code}
-    await send({**start, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            await _drain(receive)
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _drain(receive: Receive) -> None:
-    drained = 0
-    while drained < DRAIN_BYTES:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return
-        drained += len(message.get("body", b""))
-
-
 # ── the server ───────────────────────────────────────────────────────────────────────────────────
-
-
-class FewPieces(h11.Connection):
-    """Refuses a body in very many tiny chunks: the loop would do nothing else meanwhile."""
-
-    _tiny = 0
-
-    def next_event(self) -> Any:
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self._tiny = 0
-        elif isinstance(event, h11.Data) and len(event.data) < TINY_BYTES:
-            self._tiny += 1
-            if self._tiny > TINY_PIECES:
-                raise h11.RemoteProtocolError("too many tiny chunks")
-        return event
-
-
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that waits for headers, and for a client that does not read, only so long.
-
-    The connection is closed then.
-    """
-
-    header_seconds = HEADER_SECONDS
-    read_seconds = READ_SECONDS
-    most_of_one = CONNECTIONS_OF_ONE
-    _header_timer: asyncio.TimerHandle | None = None
-    _read_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.conn = FewPieces(h11.SERVER, LARGEST_HEADERS)
-        if self._has_too_many():
-            transport.abort()
-        else:
-            self._watch()
-
-    def _has_too_many(self) -> bool:
-        """Whether the address at the other end has opened more connections than one may."""
-        if self.client is None or len(self.connections) <= self.most_of_one:
-            return False
-        others = [one.client for one in self.connections if isinstance(one, PatientProtocol)]
-        own = sum(one is not None and one[0] == self.client[0] for one in others)
-        return own > self.most_of_one
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if not self.transport.is_closing():
-            self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_watching()
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:  # an answer has begun already
-            self.transport.abort()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._read_timer is None:
-            self._read_timer = self.loop.call_later(self.read_seconds, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        self._stop_waiting()
-        super().resume_writing()
-
-    def _stop_waiting(self) -> None:
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-            self._read_timer = None
-
-    def _watch(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_watching()  # the headers are there; the body has its own limit
-        elif self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.header_seconds, self._give_up)
-
-    def _stop_watching(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _give_up(self) -> None:
-        self._header_timer = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -307,21 +218,21 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: ASGIApp) -> Server:
-    """A server without access log, banners and websockets; run it with `server.run([socket])`."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for every odd client
+    """A server without access log and websockets; `server.run([socket])` starts it."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for every odd client
     config = uvicorn.Config(
         app,
-        http=PatientProtocol,
+        http="h11",
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        h11_max_incomplete_event_size=LARGEST_HEADERS,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=10,
+        limit_concurrency=MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     return Server(config)
 

@@ -1,7 +1,11 @@
-"""What every server shows in one way: templates, CSV, and errors as a page or as JSON."""
+"""What servers show alike: templates, static files, errors, the page of the API, and CSV."""
 
+import base64
 import csv
+import hashlib
+import importlib.resources
 import io
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +14,17 @@ from urllib.parse import quote
 import jinja2
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
+from vizsla.web.shell.http import SECURITY_HEADERS
+
 SHELL = Path(__file__).parent
-Shown = Callable[[Request, int, str, Mapping[str, str] | None], Response]
+ErrorAnswer = Callable[[Request, int, str, Mapping[str, str] | None], Response]
 
 
 def templates(room: Path, *, title: str, start_page: str) -> jinja2.Environment:
@@ -42,12 +49,36 @@ def templates(room: Path, *, title: str, start_page: str) -> jinja2.Environment:
     return environment
 
 
+def add_api_page(app: FastAPI) -> None:
+    """Adds /docs: FastAPI's page of the API, with Swagger UI from a package instead of a CDN."""
+    page = get_swagger_ui_html(
+        openapi_url="./openapi.json",
+        title=app.title,
+        swagger_js_url="./static/swagger-ui-bundle.js",
+        swagger_css_url="./static/swagger-ui.css",
+        swagger_favicon_url="./static/house.svg",
+    )
+    script = re.search(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1]).digest()).decode()
+    policy = SECURITY_HEADERS["content-security-policy"]
+    for before, after in (
+        ("script-src 'self'", f"script-src 'self' 'sha256-{digest}'"),
+        ("style-src 'self'", "style-src 'self' 'unsafe-inline'"),
+        ("img-src 'self'", "img-src 'self' data:"),
+    ):
+        policy = policy.replace(before, after)
+    page.headers["content-security-policy"] = policy
+    app.add_route("/docs", lambda _: page, methods=["GET"])
+
+
 def many(count: int, noun: str, plural: str | None = None) -> str:
+    """The count with its noun: "1 picture", "1,200 pictures"."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def quoted_path(name: str) -> str:
-    """An id as part of an address: only its slashes stay."""
+    """An id as part of an address; slashes stay slashes."""
     return quote(name, safe="/")
 
 
@@ -57,6 +88,7 @@ def path_below(request: Request) -> str:
 
 
 def wants_page(request: Request) -> bool:
+    """Whether a browser asks, and not a program."""
     return "text/html" in request.headers.get("accept", "")
 
 
@@ -65,7 +97,8 @@ class StaticFolder(StaticFiles):
 
     def __init__(self, room: Path) -> None:
         super().__init__(directory=room / "static")
-        self.all_directories.append(SHELL / "static")
+        swagger = importlib.resources.files("fastapi_offline") / "static"
+        self.all_directories += [SHELL / "static", Path(str(swagger))]
 
     def file_response(self, *args: Any, **more: Any) -> Response:
         response = super().file_response(*args, **more)
@@ -74,11 +107,11 @@ class StaticFolder(StaticFiles):
 
 
 def answer_errors(
-    app: FastAPI, shown: Shown, hint: Callable[[Request], str] = lambda _: ""
+    app: FastAPI, answer: ErrorAnswer, hint: Callable[[Request], str] = lambda _: ""
 ) -> None:
-    """Every error in one form, as `shown` gives it. Never a trace.
+    """Every error in one form, as `answer` gives it, and never with a traceback.
 
-    hint: what to add where an address takes another method.
+    hint: what to add for an address that takes another method.
     """
 
     async def http_error(request: Request, error: Exception) -> Response:
@@ -90,40 +123,44 @@ def answer_errors(
         headers = error.headers
         if error.status_code == 405:
             headers = {"Allow": ", ".join(sorted(_methods(app, request)))}
-        return shown(request, error.status_code, message, headers)
+        return answer(request, error.status_code, message, headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
-        return shown(request, 422, "the address holds something that is no number", None)
+        assert isinstance(error, RequestValidationError)
+        fault = error.errors()[0]
+        reason = f"{fault['loc'][-1]}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+        return answer(request, 422, reason, None)
+
+    async def disconnected(request: Request, error: Exception) -> Response:
+        return answer(request, 400, "the body broke off", None)  # nobody reads it
 
     async def broken(request: Request, error: Exception) -> Response:
         close = {"connection": "close"}  # as uvicorn does after an exception
-        return shown(request, 500, "the server failed; who runs it can see why", close)
+        return answer(request, 500, "the server failed; its log says why", close)
 
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ClientDisconnect, disconnected)
     app.add_exception_handler(Exception, broken)
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:
-    """That an address takes; Starlette names those of the first of its routes alone."""
+    """All methods that an address takes; Starlette names those of its first route only."""
     known = [route for route in app.routes if hasattr(route, "methods")]
     fits = [route.path for route in known if route.matches(request.scope)[0] != Match.NONE]  # type: ignore[attr-defined]
     return {m for route in known if route.path == fits[0] for m in route.methods} if fits else set()  # type: ignore[attr-defined]
 
 
 def to_csv(records: list[dict[str, Any]], *, columns: list[str]) -> str:
-    """A header and one line a record.
-
-    A text that a spreadsheet would take for a formula gets a quote before it.
-    """
+    """CSV with a header line. A quote is put before a text that spreadsheets take for a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(columns)
     for record in records:
-        writer.writerow([_harmless(record[column]) for column in columns])
+        writer.writerow([_not_a_formula(record[column]) for column in columns])
     return text.getvalue()
 
 
-def _harmless(value: Any) -> Any:
+def _not_a_formula(value: Any) -> Any:
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if formula else value

@@ -1,6 +1,6 @@
-"""Tokens: made, hashed, compared. A token itself is shown once and kept nowhere.
+"""Tokens: made, hashed, compared. Only the hash of a token is stored.
 
-Tokens are 256 random bits: a plain SHA-256 of one cannot be turned back, a slow hash gains nothing.
+Tokens are 256 random bits: a plain SHA-256 cannot be reversed, so a slow hash gains nothing.
 """
 
 import base64
@@ -11,29 +11,36 @@ import secrets
 
 from vizsla.errors import UsageError
 
-SHORTEST = 16  # characters of a token that somebody chose
+MIN_CHARACTERS = 16  # of a token that a person chose
 
 
 def new_token() -> str:
-    return secrets.token_hex(32)  # no character that a shell or a header could misread
+    """64 hexadecimal digits, which need no quoting in a shell or a header."""
+    return secrets.token_hex(32)
 
 
 def hashed(token: str) -> str:
+    """The token's SHA-256, as hexadecimal digits."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 
 def chosen(token: str) -> str:
-    """The token, if it is one that can be typed into a header and not easily guessed."""
-    if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
+    """The token, if it fits into a header and is long enough; else UsageError."""
+    if (
+        len(token) < MIN_CHARACTERS
+        or not token.isascii()
+        or not token.isprintable()
+        or " " in token
+    ):
         raise UsageError(
-            f"a token needs at least {SHORTEST} ASCII characters without spaces: "
+            f"a token needs at least {MIN_CHARACTERS} ASCII characters without spaces: "
             "leave it out, and one is made"
         )
     return token
 
 
 def matches(token: str | None, token_hash: str | None) -> bool:
-    """In a time that tells nothing about either. Without a token or a hash: False."""
+    """Whether the token has this hash, in constant time. Without a token or a hash: False."""
     same = hmac.compare_digest(hashed(token or ""), token_hash or hashed(""))
     return same and bool(token) and token_hash is not None
 

@@ -1,5 +1,5 @@
-// Dropping and pasting pictures, marks, keys, focus and the large view. All else on the page is
-// links and forms, which htmx fetches and which work without it.
+// Dropping and pasting pictures, marks, keys, focus and the large view. Everything else on the page
+// is links and forms, which htmx requests and which work without it.
 "use strict";
 
 const root = document.documentElement;
@@ -9,7 +9,7 @@ const busy = () => document.getElementById("busy");
 const one = (selector, from = document) => from.querySelector(selector);
 root.classList.add("scripted");
 
-// ── what is going on ────────────────────────────────────────────────────────────────────────────
+// ── requests and errors ────────────────────────────────────────────────────────────────────────────
 
 let waiting = 0;
 
@@ -17,16 +17,16 @@ function wait(change) {
   waiting = Math.max(0, waiting + change);
   one("#app")?.setAttribute("aria-busy", String(waiting > 0));
   busy().textContent = waiting > 0 ? "Searching" : "";
-  if (waiting > 0) one("#said").textContent = ""; // or the same answer would not be said again
+  if (waiting > 0) one("#announcement").textContent = ""; // or the same text would not be announced again
 }
 
 const isQuiet = (event) => event.detail.elt?.hasAttribute("data-progress");
 document.addEventListener("htmx:beforeRequest", (event) => isQuiet(event) || wait(+1));
 document.addEventListener("htmx:afterRequest", (event) => isQuiet(event) || wait(-1));
 document.addEventListener("htmx:sendError", () => fault("The server cannot be reached"));
-document.addEventListener("htmx:timeout", () => fault("The server takes too long"));
+document.addEventListener("htmx:timeout", () => fault("The server takes too long to answer"));
 document.addEventListener("htmx:beforeSwap", (event) => {
-  // a proxy's page, or a plain sentence: it would leave nothing but the header
+  // a proxy's error page, which would replace everything but the header
   const wanted = event.detail.target?.id;
   if (wanted && !event.detail.serverResponse.includes(`id="${wanted}"`)) {
     event.detail.shouldSwap = false;
@@ -51,7 +51,7 @@ function hideBroken(event) {
   if (event.target instanceof HTMLImageElement) event.target.classList.add("gone");
 }
 document.addEventListener("error", hideBroken, true); // error events of images do not bubble
-function hideAllBroken() { // also those that failed before anybody listened
+function hideAllBroken() { // also those that failed before this script ran
   for (const image of document.images) image.classList.toggle("gone", image.complete && image.naturalWidth === 0);
 }
 
@@ -61,25 +61,25 @@ function searchWith(given, use) {
   const form = one("#upload");
   const pictures = [...given];
   if (!form || pictures.length === 0) return;
-  const most = Number(form.elements.image.dataset.most);
+  const most = Number(form.elements.image.dataset.maxFiles);
   const limit = Number(document.body.dataset.bodyLimit);
   const megabytes = `${(limit / 2 ** 20).toFixed(1)} MB`;
   if (pictures.length > most) return fault(`At most ${most} pictures are taken at a time`);
   if (pictures.reduce((sum, file) => sum + file.size, 0) > limit) {
     const many = pictures.length > 1;
-    return fault(many ? `The pictures are together larger than ${megabytes}` : `The picture is larger than ${megabytes}`);
+    return fault(many ? `The pictures together are larger than ${megabytes}` : `The picture is larger than ${megabytes}`);
   }
   const files = new DataTransfer();
   for (const file of pictures) files.items.add(file);
   form.elements.image.files = files.files;
   const choice = use && one(`[name=use][value=${use}]`, form);
   if (choice) choice.checked = true;
-  // what was typed, chosen and marked meanwhile goes along
+  // with what was typed, chosen and marked since
   form.elements.state.value = String(filled(new FormData(one("#search"))));
   form.requestSubmit();
 }
 
-/** Its fields as an address has them: an empty one is no choice. */
+/** The fields for an address, without empty ones. */
 const filled = (data) => new URLSearchParams([...data].filter(([, value]) => value !== ""));
 
 const dragsFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
@@ -138,7 +138,7 @@ document.addEventListener("input", (event) => {
   clearTimeout(suggesting);
   const typed = event instanceof InputEvent && event.inputType !== "insertReplacementText";
   if (typed) suggesting = setTimeout(() => suggest(field), LATER);
-  else if (field.value) field.form.requestSubmit(); // one of the list was picked
+  else if (field.value) field.form.requestSubmit(); // a suggestion was picked
 });
 
 async function suggest(field) {
@@ -149,7 +149,7 @@ async function suggest(field) {
     if (options !== null && field.isConnected && wanted.get(field.name) === field.value) {
       field.list.innerHTML = options;
     }
-  } catch { /* without suggestions one still types */ }
+  } catch { /* suggestions are optional */ }
 }
 
 document.addEventListener("htmx:configRequest", (event) => {
@@ -159,7 +159,7 @@ document.addEventListener("htmx:configRequest", (event) => {
     for (const name of [...formData.keys()]) formData.delete(name);
     for (const [name, value] of kept) formData.append(name, value);
   } else if (elt?.matches("a[href]")) {
-    event.detail.path = elt.getAttribute("href"); // as it is now, with the marks
+    event.detail.path = elt.getAttribute("href"); // the current one, with the marks
   }
 });
 
@@ -172,7 +172,7 @@ function withMarks(query, isAnother = false) {
   given.delete("right");
   given.delete("wrong");
   for (const [name, value] of marksNow()) {
-    // a search for what is like a picture is not one for what is unlike it
+    // a picture that is searched with is not marked wrong
     if (!(isAnother && name === "wrong" && value === given.get("id"))) given.append(name, value);
   }
   return given;
@@ -189,7 +189,7 @@ function showMarks() {
   }
 }
 
-// Marks that were just set go along with every link, and stay when the page is loaded again.
+// Adds the current marks to every link and to the page's address.
 function keepMarks() {
   for (const link of document.querySelectorAll("#app a[href*='?'], #view a[href*='?']")) {
     if (link.matches("[data-forget]")) continue;
@@ -202,7 +202,7 @@ function keepMarks() {
   showAddress();
 }
 
-// The page's own address: with the seed of its pictures, without what is empty.
+// Shows the page's full address: with the seed of random pictures, without empty fields.
 function showAddress() {
   const address = one("#app")?.dataset.address;
   if (address !== undefined) history.replaceState(history.state, "", address ? `./?${address}` : "./");
@@ -215,23 +215,23 @@ document.addEventListener("click", async (event) => {
   event.stopPropagation();
   try {
     await navigator.clipboard.writeText(link.href);
-    link.textContent = one("#said").textContent = "Link copied";
+    link.textContent = one("#announcement").textContent = "Link copied";
   } catch {
     location.assign(link.href);
   }
 }, true);
 
-// ── where one was ───────────────────────────────────────────────────────────────────────────────
+// ── focus and typed text ───────────────────────────────────────────────────────────────────────────────
 
-let sent = new Map(); // the fields' values when they were last sent
-let left = null; // what had the focus, what was typed since, what was unfolded
+let sent = new Map(); // the values of fields when they were last sent
+let left = null; // the focus, texts typed since, and open details
 
 const typedFields = () => document.querySelectorAll("#search input[id]:not([type=checkbox], [type=hidden])");
 
 document.addEventListener("htmx:beforeRequest", (event) => {
   const { elt, target } = event.detail;
   if (target?.id !== "app") return;
-  const all = elt.matches("form, #over, #unfiltered, .home"); // other links leave what was typed
+  const all = elt.matches("form, #over, #unfiltered, .home"); // other links keep what was typed
   sent = new Map([...typedFields()].map((field) => [field.id, all ? field.value : field.defaultValue]));
 });
 
@@ -265,7 +265,7 @@ function restore() {
 
 // ── the large view ──────────────────────────────────────────────────────────────────────────────
 
-let opened = null; // the tile that is shown large
+let opened = null; // the id of the tile that is shown large
 
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a");
@@ -274,7 +274,7 @@ document.addEventListener("click", (event) => {
     event.preventDefault();
     view().close();
   }
-  if (event.target === view()) view().close(); // beside it
+  if (event.target === view()) view().close(); // a click outside
   const step = event.target.closest("[data-step]");
   if (step) stepTo(tiles(), tiles().indexOf(tileOf(opened)) + Number(step.dataset.step));
 }, true);
@@ -309,7 +309,7 @@ function arrived() {
   hideAllBroken();
   showMarks();
   showAddress();
-  one("#said").textContent = one("#app")?.dataset.said ?? "";
+  one("#announcement").textContent = one("#app")?.dataset.announcement ?? "";
 }
 
 // ── keys ────────────────────────────────────────────────────────────────────────────────────────

@@ -6,8 +6,8 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 import pytest
 
-from vizsla.web.search.address import State
-from vizsla.web.search.filters import facets_of
+from vizsla.web.search.facets import facets_of
+from vizsla.web.search.page_state import State
 
 ATTRIBUTES = pa.table(
     {
@@ -23,7 +23,7 @@ def state(address: str) -> State:
     fields: dict[str, list[str]] = {}
     for name, value in parse_qsl(address, keep_blank_values=True):
         fields.setdefault(name, []).append(value)
-    return State.parse(fields, most_k=200)
+    return State.parse(fields, max_k=200)
 
 
 def test_what_is_empty_is_left_out() -> None:
@@ -34,9 +34,9 @@ def test_what_is_empty_is_left_out() -> None:
 
 def test_a_state_gives_its_address_back() -> None:
     fields = {"id": ["a b.jpg"], "where.x y": ["1&2"], "k": ["12"], "unknown": ["x"]}
-    one = State.parse(fields, most_k=50)
+    one = State.parse(fields, max_k=50)
     assert one.address() == "id=a+b.jpg&k=12&where.x+y=1%262"
-    assert one.conditions.filter == ('x y="1&2"',)
+    assert one.filtered_search.filter == ('x y="1&2"',)
     assert one.search_with("c.jpg") == "id=c.jpg&k=12&where.x+y=1%262"
     assert one.lacking("id", "a b.jpg") == "k=12&where.x+y=1%262"
 
@@ -52,7 +52,7 @@ def test_the_seed_stands_in_links_until_something_is_searched_with() -> None:
 
 def test_choices_become_conditions() -> None:
     chosen = state("where.domain=photo&from.price=5&to.price=10&filter=label!%3Dx")
-    assert chosen.conditions.filter == (
+    assert chosen.filtered_search.filter == (
         "label!=x", 'domain="photo"', 'price>="5"', 'price<="10"',
     )  # fmt: skip
     assert chosen.faults(ATTRIBUTES) == {} and chosen.fitted(FACETS) == chosen
@@ -61,10 +61,10 @@ def test_choices_become_conditions() -> None:
 def test_a_choice_without_a_control_becomes_a_written_condition() -> None:
     given = state("where.colour=red&where.price=21&to.domain=photo&where.label=class+1")
     fitted = given.fitted(FACETS)
-    assert fitted.asked.filter == ('colour="red"', 'price="21"', 'domain<="photo"')
-    assert fitted.chosen == (("where.label", "class 1"),)
-    assert fitted.conditions.filter[:3] == fitted.asked.filter
-    assert state("where.price=null").fitted(FACETS).chosen == (("where.price", "null"),)
+    assert fitted.search.filter == ('colour="red"', 'price="21"', 'domain<="photo"')
+    assert fitted.choices == (("where.label", "class 1"),)
+    assert fitted.filtered_search.filter[:3] == fitted.search.filter
+    assert state("where.price=null").fitted(FACETS).choices == (("where.price", "null"),)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_a_condition_that_cannot_be_answered_is_named(address: str, field: str, 
 
 
 def of(address: str) -> dict[str, Any]:
-    asked = state(address).asked
+    search = state(address).search
     return {sort: value for sort in ("id", "not_id", "query", "not_query", "right", "wrong")
-            if (value := getattr(asked, sort))}  # fmt: skip
+            if (value := getattr(search, sort))}  # fmt: skip
 
 
 MARKED = "id=a&query=u1&not_id=b&right=c&wrong=d"
@@ -113,7 +113,7 @@ def test_a_dropped_picture_is_searched_with_or_added_or_not_wanted() -> None:
     assert unwanted["not_query"] == ("u2", "u1") and "query" not in unwanted
     assert unwanted["id"] == ("a",) and unwanted["right"] == ("c",)
     for use in ("with", "also", "not"):
-        assert one.with_uploads(["u2"], use).chosen == one.chosen
+        assert one.with_uploads(["u2"], use).choices == one.choices
 
 
 def test_marks_go_along_with_a_result_that_is_searched_with() -> None:

@@ -6,15 +6,15 @@ import pyarrow as pa
 import pytest
 
 from vizsla.errors import DataError, UsageError
-from vizsla.web.search.filters import (
-    LISTED,
-    SUGGESTED,
+from vizsla.web.search.facets import (
+    MAX_LISTED,
+    MAX_SUGGESTED,
     UNKNOWN,
+    as_choice,
     at_least,
     at_most,
     equals,
     facets_of,
-    given_for,
     parse_filter,
 )
 
@@ -36,7 +36,7 @@ def found(text: str, attributes: pa.Table) -> list[int]:
 def test_few_values_are_listed_many_suggested_and_numbers_asked_for_by_range() -> None:
     attributes = table(
         label=[f"class {i % 3}" for i in range(N)],
-        maker=[f"maker {i % (LISTED + 1)}" for i in range(N)],
+        maker=[f"maker {i % (MAX_LISTED + 1)}" for i in range(N)],
         price=[None if i % 2 else i / 4 for i in range(N)],
         taken=DAYS,
         at=[datetime.datetime.combine(day, datetime.time(12, 30)) for day in DAYS],
@@ -51,9 +51,9 @@ def test_few_values_are_listed_many_suggested_and_numbers_asked_for_by_range() -
     }  # fmt: skip
     assert list(facets)[:3] == ["label", "sold", "stars"]
     assert (facets["price"].lowest, facets["price"].highest) == ("0", "74.5")
-    assert [(one.given, one.count) for one in facets["price"].choices] == [(UNKNOWN, 150)]
+    assert [(one.value, one.count) for one in facets["price"].choices] == [(UNKNOWN, 150)]
     assert facets["taken"].highest == str(DAYS[-1])
-    assert [one.shown for one in facets["stars"].choices] == ["0", "1", "2", "3", "4"]
+    assert [one.text for one in facets["stars"].choices] == ["0", "1", "2", "3", "4"]
 
 
 def test_a_label_is_never_a_range() -> None:
@@ -79,7 +79,7 @@ def test_what_would_be_refused_or_tells_nothing_apart_is_not_offered(
 def test_odd_names_that_can_be_asked_for_are_offered_and_work(column: str) -> None:
     attributes = pa.table({column: ["a", "b", "a"]})
     (facet,) = facets_of(attributes)
-    assert found(equals(facet.column, facet.choices[0].given), attributes) == [0, 2]
+    assert found(equals(facet.column, facet.choices[0].value), attributes) == [0, 2]
 
 
 ODD = ["null", "", " x ", 'say "x"', '"x"', "a|b", "@file", "line\nbreak", "צבע", "plain", None]
@@ -88,12 +88,12 @@ ODD = ["null", "", " x ", 'say "x"', '"x"', "a|b", "@file", "line\nbreak", "צב
 def test_every_choice_finds_its_value_and_no_other() -> None:
     attributes = table(label=ODD)
     (facet,) = facets_of(attributes)
-    assert len({one.given for one in facet.choices}) == len(ODD) == len(facet.choices)
+    assert len({one.value for one in facet.choices}) == len(ODD) == len(facet.choices)
     for choice in facet.choices:
-        (place,) = found(equals("label", choice.given), attributes)
+        (place,) = found(equals("label", choice.value), attributes)
         value = ODD[place]
-        assert choice.given == (UNKNOWN if value is None else given_for(value))
-        assert choice.given == choice.given.strip() != "" and "\n" not in choice.given
+        assert choice.value == (UNKNOWN if value is None else as_choice(value))
+        assert choice.value == choice.value.strip() != "" and "\n" not in choice.value
 
 
 def test_what_is_typed_in_quotes_stays_as_it_is() -> None:
@@ -112,7 +112,7 @@ def test_every_type_of_choice_works() -> None:
         attributes = table(x=values)
         (facet,) = facets_of(attributes)
         for choice in facet.choices:
-            assert len(found(equals("x", choice.given), attributes)) == choice.count == 1
+            assert len(found(equals("x", choice.value), attributes)) == choice.count == 1
     words = pa.table({"x": pa.array(["a", "b", "b"]).dictionary_encode()})
     assert [one.count for one in facets_of(words)[0].choices] == [1, 2]
 
@@ -127,11 +127,11 @@ def test_ranges_include_their_ends() -> None:
 def test_suggestions_begin_with_what_was_typed_then_hold_it() -> None:
     names = [f"shoe {i}" for i in range(150)] + ["Red Shoe", "red hat", "hat"]
     facet = facets_of(table(label=[*names, "hat"]))[0]
-    assert facet.choices[0].shown == "hat" and facet.choices[0].count == 2  # the most frequent
-    assert len(facet.suggestions()) == SUGGESTED
-    assert [one.shown for one in facet.suggestions("RED")] == ["red hat", "Red Shoe"]
-    assert [one.shown for one in facet.suggestions("hat")] == ["hat", "red hat"]
-    assert facet.suggestions("shoe", 200)[-1].shown == "Red Shoe"
+    assert facet.choices[0].text == "hat" and facet.choices[0].count == 2  # the most frequent
+    assert len(facet.suggestions()) == MAX_SUGGESTED
+    assert [one.text for one in facet.suggestions("RED")] == ["red hat", "Red Shoe"]
+    assert [one.text for one in facet.suggestions("hat")] == ["hat", "red hat"]
+    assert facet.suggestions("shoe", 200)[-1].text == "Red Shoe"
     assert facet.suggestions("zebra") == []
 
 

@@ -6,14 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vizsla.errors import UsageError
-from vizsla.web.search.query import (
-    DEFAULT_K,
-    LISTS,
-    Asked,
-    Examples,
-    fields_of_json,
-    query_vector,
-)
+from vizsla.web.search.models import DEFAULT_K, EmbedForm, SearchForm, SearchRequest
+from vizsla.web.search.query_vector import Examples, query_vector
+from vizsla.web.shell.requests import grouped, validated
 
 
 def units(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:
@@ -25,6 +20,9 @@ def spread_over(gallery: np.ndarray):
     return lambda vector: float(np.std(gallery @ np.asarray(vector, np.float32)))
 
 
+LISTS = ("id", "not_id", "query", "not_query", "right", "wrong", "filter")
+
+
 # ── fields ───────────────────────────────────────────────────────────────────────────────────────
 
 names = st.lists(st.text(min_size=1, max_size=8), max_size=4, unique=True).map(tuple)
@@ -33,7 +31,7 @@ words = st.text("abc é", max_size=20).map(lambda text: " ".join(text.split()))
 
 @given(
     st.builds(
-        Asked,
+        SearchRequest,
         **dict.fromkeys(LISTS, names),
         text=words,
         not_text=words,
@@ -42,43 +40,53 @@ words = st.text("abc é", max_size=20).map(lambda text: " ".join(text.split()))
         k=st.integers(1, 50),
     )
 )
-def test_an_address_gives_back_what_was_asked(asked: Asked) -> None:
-    fields: dict[str, list[str]] = {}
-    for name, value in asked.pairs():
-        fields.setdefault(name, []).append(value)
-    assert Asked.parse(fields, most_k=50) == asked
+def test_an_address_gives_back_what_was_asked(search: SearchRequest) -> None:
+    assert SearchRequest.parse(grouped(search.pairs()), max_k=50) == search
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"k": ["0"]}, "from 1 to 50"),
+        ({"k": ["0"]}, "k: input should be greater than or equal to 1"),
         ({"k": ["51"]}, "from 1 to 50"),
-        ({"k": ["nan"]}, "from 1 to 50"),
-        ({"k": ["2.5"]}, "whole number"),
-        ({"k": ["1e400"]}, "from 1 to 50"),
-        ({"image_weight": ["-1"]}, "from 0 to 10"),
-        ({"text": ["x" * 1001]}, "1000 at most"),
+        ({"k": ["nan"]}, "k: input should be a valid integer"),
+        ({"k": ["2.5"]}, "valid integer"),
+        ({"k": True}, "expected a number"),
+        ({"k": ["1e400"]}, "valid integer"),
+        ({"image_weight": ["-1"]}, "image_weight: input should be greater than or equal to 0"),
+        ({"image_weight": ["nan"]}, "finite number"),
+        ({"text": ["x" * 1001]}, "at most 1000 characters"),
         ({"text": ["a\x1bb"]}, "cannot be shown"),
-        ({"id": [str(i) for i in range(21)]}, "20 at most"),
-        ({"filter": ["a=" + "b" * 1000]}, "1000 characters"),
-        ({"path": ["/etc/passwd"]}, "'path' is no field"),
+        ({"text": [1]}, "text"),
+        ({"id": [str(i) for i in range(21)]}, "at most 20 items"),
+        ({"id": {"a": 1}}, "id: input should be a valid string"),
+        ({"id": [["a"]]}, "id: input should be a valid string"),
+        ({"filter": ["a=" + "b" * 1000]}, "at most 1000 characters"),
+        ({"path": ["/etc/passwd"]}, "'path' is not a field: expected id, not_id"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(fields: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Asked.parse(fields, most_k=50)
+        SearchRequest.parse(fields, max_k=50)
 
 
-def test_defaults_and_json() -> None:
-    assert Asked.parse({}, most_k=200) == Asked(k=DEFAULT_K)
-    assert Asked.parse({}, most_k=200).is_empty
-    assert fields_of_json({"k": 3, "id": ["a", "b"], "text": None}) == {
-        "k": ["3"], "id": ["a", "b"], "text": [],
-    }  # fmt: skip
-    for wrong in ([], "text", {"k": True}, {"id": {"a": 1}}, {"id": [["a"]]}):
+def test_empty_fields_are_defaults_and_single_values_are_lists() -> None:
+    assert SearchRequest.parse({}, max_k=200) == SearchRequest(k=DEFAULT_K)
+    assert SearchRequest.parse({}, max_k=200).is_empty
+    assert SearchRequest.parse({}, max_k=5).k == 5
+    fields = {"k": "3", "id": "a", "right": ["b", "", "b"], "text": None, "wrong": [""]}
+    found = SearchRequest.parse(fields, max_k=5)
+    assert found == SearchRequest(k=3, id=("a",), right=("b",))
+
+
+def test_pictures_come_as_files_only() -> None:
+    assert SearchForm.parse({"image": [b"1", b"2"]}, max_k=5).image == (b"1", b"2")
+    for wrong in ("abc", ["abc"], [b"1"] * 17):
+        with pytest.raises(UsageError, match="image"):
+            SearchForm.parse({"image": wrong}, max_k=5)
+    for fields in ({}, {"text": ["a"] * 20, "image": [b"1"]}, {"text": ["a", ""]}):
         with pytest.raises(UsageError):
-            fields_of_json(wrong)
+            validated(EmbedForm, fields)
 
 
 # ── vectors ──────────────────────────────────────────────────────────────────────────────────────

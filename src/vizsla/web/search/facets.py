@@ -1,11 +1,11 @@
-"""Attributes of a gallery → what can be filtered by: conditions as one writes them, and choices.
+"""The attributes of a gallery → conditions, choices to filter by, and rows for added images.
 
-A choice is offered only if the condition that it means is taken and finds what it names.
+A choice is offered only if its condition is valid and finds the value that it names.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -15,21 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vizsla.errors import DataError, UsageError, VizslaError
+from vizsla.errors import DataError, StorageError, UsageError, VizslaError
 from vizsla.search.filters import Filter
 
 RESERVED = "id"
-UNKNOWN = "null"  # the choice of what has no value
-LISTED = 60  # values of an attribute that are all shown in a list
-LISTED_NUMBERS = 12  # the same of one that can also be asked for from and to
-SUGGESTED = 50  # values that are suggested at a time
+UNKNOWN = "null"  # the choice of images without a value
+MAX_LISTED = 60  # values of an attribute that are all shown in a list
+MAX_LISTED_NUMBERS = 12  # of an attribute that can also be filtered by range
+MAX_SUGGESTED = 50  # values at a time
 
 
 # ── conditions ───────────────────────────────────────────────────────────────────────────────────
 
 
 def parse_filter(texts: Sequence[str], attributes: pa.Table) -> Filter | None:
-    """Conditions such as `label=shoe`. On attributes alone: `id=@FILE` would read a file here.
+    """The filter of conditions such as `label=shoe`; None without any.
+
+    Only attributes can be filtered by: `id=@FILE` would read a file of this machine.
 
     DataError for a column that is not there, and for a value that the column cannot hold.
     """
@@ -53,15 +55,17 @@ def _without_ids(texts: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
 
 
 def equals(column: str, given: str) -> str:
-    """The condition that a choice means."""
-    return f"{column}={UNKNOWN if given == UNKNOWN else _quoted(_taken(given))}"
+    """The condition of a choice."""
+    return f"{column}={UNKNOWN if given == UNKNOWN else _quoted(_from_choice(given))}"
 
 
 def at_least(column: str, value: str) -> str:
+    """The condition of the lower end of a range."""
     return f"{column}>={_quoted(value)}"
 
 
 def at_most(column: str, value: str) -> str:
+    """The condition of the upper end of a range."""
     return f"{column}<={_quoted(value)}"
 
 
@@ -69,18 +73,18 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def given_for(value: str) -> str:
-    """How a value is chosen: as it is, in quotes where it would mean something else."""
+def as_choice(value: str) -> str:
+    """A value as the address of a page has it: in quotes where it would mean something else."""
     plain = value not in ("", UNKNOWN) and value == value.strip() and not set(value) & set("\r\n")
     return value if plain else _quoted(value)
 
 
-def _taken(given: str) -> str:
+def _from_choice(given: str) -> str:
     try:
         value = json.loads(given) if given.startswith('"') else given
     except ValueError:
         value = given
-    return value if given_for(value) == given else given
+    return value if as_choice(value) == given else given
 
 
 # ── choices ──────────────────────────────────────────────────────────────────────────────────────
@@ -88,10 +92,10 @@ def _taken(given: str) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """given: as it stands in the address. shown: as one reads it. count: how many images."""
+    """value: as the address has it. text: as people read it. count: how many images have it."""
 
-    given: str
-    shown: str
+    value: str
+    text: str
     count: int
 
 
@@ -99,9 +103,10 @@ class Choice:
 class Facet:
     """An attribute to filter by.
 
-    kind: `list` shows all its values, `text` has more than that and suggests some; `number`, `date`
-    and `datetime-local` are asked for from `lowest` to `highest`.
-    choices: by value in a list; in a text the most frequent first; for a range what is unknown.
+    kind: `list` shows all values, `text` has more values and suggests some; `number`, `date` and
+    `datetime-local` are filtered by range, from `lowest` to `highest`.
+    choices: sorted by value for a list; the most frequent first for a text; for a range at most
+    UNKNOWN.
     """
 
     column: str
@@ -112,41 +117,42 @@ class Facet:
 
     @property
     def is_range(self) -> bool:
+        """Whether images are filtered by a lower and an upper end."""
         return self.kind not in ("list", "text")
 
     @cached_property
     def _folded(self) -> list[str]:
-        return [choice.shown.casefold() for choice in self.choices]
+        return [choice.text.casefold() for choice in self.choices]
 
-    def suggestions(self, text: str = "", most: int = SUGGESTED) -> list[Choice]:
-        """Choices that begin with the text, then those that hold it, whatever the case."""
+    def suggestions(self, text: str = "", limit: int = MAX_SUGGESTED) -> list[Choice]:
+        """Choices that begin with the text, then those that contain it; case does not matter."""
         wanted, all_of = text.strip().casefold(), self._folded
         begins = (i for i, one in enumerate(all_of) if one.startswith(wanted))
         holds = (i for i, one in enumerate(all_of) if one.find(wanted) > 0)
-        return [self.choices[i] for i in islice(chain(begins, holds), most)]
+        return [self.choices[i] for i in islice(chain(begins, holds), limit)]
 
 
 def facets_of(attributes: pa.Table) -> list[Facet]:
-    """Of all attributes that tell images apart: the label, lists, what is hardest to use last."""
-    columns = [name for name in attributes.column_names if _works(name, attributes)]
+    """The attributes in which images differ: the label, then lists; what is hardest to use last."""
+    columns = [name for name in attributes.column_names if _is_usable(name, attributes)]
     found = [_facet(name, attributes[name]) for name in columns]
 
-    def place(facet: Facet) -> tuple[Any, ...]:
-        each_another = facet.kind == "text" and facet.choices[0].count == 1
-        return (facet.column != "label", each_another, facet.kind != "list", facet.column)
+    def order(facet: Facet) -> tuple[Any, ...]:
+        all_differ = facet.kind == "text" and facet.choices[0].count == 1
+        return (facet.column != "label", all_differ, facet.kind != "list", facet.column)
 
-    return sorted([facet for facet in found if facet is not None], key=place)
+    return sorted([facet for facet in found if facet is not None], key=order)
 
 
-def _works(name: str, attributes: pa.Table) -> bool:
-    """Whether a choice of the attribute would be taken, and would find what it names."""
+def _is_usable(name: str, attributes: pa.Table) -> bool:
+    """Whether the condition of a choice would be valid, and would find the value that it names."""
     try:
         one = _known(attributes[name]).slice(0, 1)
         if len(one) == 0:
             return False
-        asked = parse_filter([equals(name, given_for(_written(one[0].as_py())))], attributes)
-        assert asked is not None
-        (condition,) = asked.conditions
+        filter = parse_filter([equals(name, as_choice(_written(one[0].as_py())))], attributes)
+        assert filter is not None
+        (condition,) = filter.conditions
         return condition.column == name and bool(condition.mask(one).all())
     except (VizslaError, pa.ArrowException):
         return False
@@ -155,12 +161,12 @@ def _works(name: str, attributes: pa.Table) -> bool:
 def _facet(name: str, column: pa.ChunkedArray) -> Facet | None:
     known = _known(column)
     counts = [(pair["values"], pair["counts"]) for pair in pc.value_counts(known).to_pylist()]
-    unknown = Choice(UNKNOWN, "not known", column.null_count)
+    unknown = Choice(UNKNOWN, "unknown", column.null_count)
     if len(counts) + (unknown.count > 0) < 2:
         return None
     more = (unknown,) if unknown.count else ()
     kind = None if name == "label" else _range_kind(known.type)
-    if len(counts) > (LISTED_NUMBERS if kind else LISTED):
+    if len(counts) > (MAX_LISTED_NUMBERS if kind else MAX_LISTED):
         if kind:
             ends = pc.min_max(known).as_py()
             lowest, highest = (_field(ends[end]) for end in ("min", "max"))
@@ -174,7 +180,7 @@ def _facet(name: str, column: pa.ChunkedArray) -> Facet | None:
 
 def _choices(counts: Sequence[tuple[Any, int]]) -> list[Choice]:
     written = [(_written(value), count) for value, count in counts]
-    return [Choice(given_for(text), text or "(empty)", count) for text, count in written]
+    return [Choice(as_choice(text), text or "(empty)", count) for text, count in written]
 
 
 def _natural(value: Any) -> str:
@@ -183,7 +189,7 @@ def _natural(value: Any) -> str:
 
 
 def _known(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Its values without those that are unknown, or no number (which no condition finds)."""
+    """Its values without nulls and NaN, which no condition finds."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     floats = pa.types.is_floating(column.type)
@@ -200,12 +206,61 @@ def _range_kind(kind: pa.DataType) -> str | None:
 
 
 def _written(value: Any) -> str:
-    """As a condition takes it."""
+    """A value as a condition has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _field(value: Any) -> str:
-    """As a field of its range shows it."""
+    """A value as a field of its range shows it."""
     return (
         np.format_float_positional(value, 4, trim="-") if isinstance(value, float) else str(value)
     )
+
+
+# ── the table of attributes ──────────────────────────────────────────────────────────────────────
+
+Labels = Callable[[Sequence[str]], Sequence[str | None]]  # of ids; None where there is none
+REPLACED = "the index was replaced while it was read: try again"
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedFilter(Filter):
+    """A filter whose mask is known: it may come from other attributes than the index's own."""
+
+    allowed: np.ndarray | None = None
+
+    def mask(self, ids: Sequence[str], attributes: pa.Table) -> np.ndarray:
+        if self.allowed is None or len(self.allowed) != len(ids):
+            raise StorageError(REPLACED)
+        return self.allowed
+
+
+def labelled(attributes: pa.Table, labels: Sequence[str | None]) -> pa.Table:
+    """The table with these labels; where one is None, the table's own label stays."""
+    columns = {name: attributes[name] for name in attributes.column_names}
+    own = columns["label"].to_pylist() if "label" in columns else [None] * len(labels)
+    merged = [
+        label if label is not None or had is None else str(had)
+        for label, had in zip(labels, own, strict=True)
+    ]
+    return pa.table({**columns, "label": pa.array(merged, pa.string())})
+
+
+def row_of(attributes: Mapping[str, str], known: pa.Table) -> pa.Table:
+    """One row with the gallery's columns; DataError for other columns or unfit values."""
+    unknown = [name for name in attributes if name not in known.column_names]
+    if unknown:
+        names = ", ".join(known.column_names) or "none"
+        raise DataError(f"the gallery has no attribute {unknown[0][:60]!r}: it has {names}")
+    columns = {}
+    for column in known.column_names:
+        kind = known[column].type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        try:
+            value = attributes.get(column)
+            columns[column] = pa.array(
+                [None if value is None else pa.scalar(value).cast(kind)], kind
+            )
+        except (ValueError, pa.ArrowException) as error:  # UnicodeEncodeError too
+            raise DataError(f"{column} holds {kind}, not {attributes[column][:60]!r}") from error
+    return pa.table(columns)
