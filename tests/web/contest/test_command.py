@@ -55,7 +55,7 @@ def test_a_contest_from_the_command_line(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["changed"] == 1, again.stderr
 
 
-def test_the_data_folder_tells_which_images_there_are(tmp_path: Path) -> None:
+def test_the_data_folder_defines_the_images(tmp_path: Path) -> None:
     """--data: a label of no image is an error; a gallery image without a label may be named."""
     for role, n in (("query", 2), ("gallery", 4)):
         (tmp_path / "data/test" / role).mkdir(parents=True)

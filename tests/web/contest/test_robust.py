@@ -160,7 +160,7 @@ def test_an_endless_body_is_not_read_to_its_end(open_contest: Open, length: str)
     assert contest.post().status_code == 200
 
 
-def test_a_client_that_sends_too_much_still_learns_why(open_contest: Open) -> None:
+def test_a_client_that_sends_too_much_gets_the_reason(open_contest: Open) -> None:
     contest = open_contest(body_limit=10_000)
     for size in (10_001, 3_000_000):
         response = contest.post(content=b" " * size)
@@ -210,7 +210,7 @@ def test_a_body_that_breaks_off_is_not_scored(contest: Any) -> None:
     assert contest.store.count() == 1
 
 
-def test_slow_clients_hold_nobody_up(open_contest: Open) -> None:
+def test_slow_clients_do_not_block_others(open_contest: Open) -> None:
     contest = open_contest(body_seconds=1.0)
     slow = [raw(contest) for _ in range(60)]
     for i, connection in enumerate(slow):

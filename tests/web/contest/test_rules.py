@@ -113,7 +113,7 @@ def test_a_very_long_name_is_not_normalised(monkeypatch: pytest.MonkeyPatch) -> 
         0xE0FFF,
     ],
 )
-def test_characters_without_ink_are_refused(code: int) -> None:
+def test_invisible_characters_are_refused(code: int) -> None:
     with pytest.raises(UsageError, match=f"U\\+{code:04X}, which cannot be shown"):
         group_name(f"a{chr(code)}b")
 

@@ -114,7 +114,7 @@ def test_a_part_without_queries_is_refused() -> None:
         Scorer(QUERIES, GALLERY, Rules(top_k=2, public_share=0.01, closes=1.0, seed=0))
 
 
-def test_queries_without_a_label_are_handed_in_but_do_not_count() -> None:
+def test_queries_without_a_label_are_required_but_do_not_count() -> None:
     queries = {**QUERIES, "d": None}
     scorer = Scorer(queries, GALLERY, Rules(top_k=1))
     lists = {"a": ["1"], "b": ["2"], "c": ["1"]}
@@ -169,7 +169,7 @@ def test_the_canonical_form_is_the_one_that_clients_hash() -> None:
     assert canonical(lists) == canonical(dict(reversed(lists.items())))
 
 
-def test_the_fingerprint_tells_what_scores_depend_on() -> None:
+def test_the_fingerprint_covers_what_scores_depend_on() -> None:
     def fingerprint(queries: dict = QUERIES, **rules: object) -> str:
         return Scorer(queries, GALLERY, Rules(**{"top_k": 2, **rules})).fingerprint
 

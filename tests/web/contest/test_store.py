@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "judge.sqlite"
 
 
-def test_what_was_stored_is_read_back_in_order(path: Path) -> None:
+def test_submissions_are_read_back_in_order(path: Path) -> None:
     with Store(path) as store:
         for at, (group, score) in enumerate([("a", 0.5), ("b", 0.9), ("a", 0.7)]):
             add(store, group, score, at=at).result()
@@ -96,7 +96,7 @@ def test_the_writer_syncs_every_commit(path: Path) -> None:
     database.close()
 
 
-def test_a_result_is_handed_out_after_its_commit_only(path: Path) -> None:
+def test_a_result_is_returned_only_after_its_commit(path: Path) -> None:
     """Another connection sees the row as soon as the future is done."""
     other = None
     with Store(path) as store:
@@ -225,7 +225,7 @@ def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
         Store(tmp_path)
 
 
-def test_one_judge_a_file(path: Path) -> None:
+def test_only_one_judge_uses_a_file(path: Path) -> None:
     with exclusive(path), pytest.raises(StorageError, match="stop it first"), exclusive(path):
         pass
     with exclusive(path), Store(path):

@@ -56,9 +56,9 @@ def judge(
 
     truth = read_truth(labels, data)
     with listen(host, port) as bound, exclusive(database), Store(database) as store:
-        scorer = Scorer(*truth, seeded(rules or Rules(), store))
-        adopt(store, scorer)
-        organiser_hash, made = _organiser(store, organiser_token)
+        scorer = Scorer(*truth, with_seed(rules or Rules(), store))
+        record_scoring_rules(store, scorer)
+        organiser_hash, made = _organiser_hash(store, organiser_token)
         app = create_app(store, scorer, organiser_hash=organiser_hash)
         if started is not None:
             address = bound.getsockname()
@@ -140,7 +140,7 @@ def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labe
     return query, gallery
 
 
-def seeded(rules: Rules, store: Store) -> Rules:
+def with_seed(rules: Rules, store: Store) -> Rules:
     """The rules with a seed for the public part: the given one, the file's, or a new random one.
 
     It is stored, so that every start splits the queries alike.
@@ -151,7 +151,7 @@ def seeded(rules: Rules, store: Store) -> Rules:
     return dataclasses.replace(rules, seed=secrets.randbits(64) if kept is None else kept)
 
 
-def adopt(store: Store, scorer: Scorer) -> None:
+def record_scoring_rules(store: Store, scorer: Scorer) -> None:
     """Stores which truth and rules the scores are computed with.
 
     Raises DataError if the file has scores that were computed with others.
@@ -195,7 +195,7 @@ def rescore(
     with exclusive(database), Store(database, create=False) as store:
         kept = Rules.from_json(store.fact("rules") or "{}")
         given = {name: value for name, value in changes.items() if value is not None}
-        rules = seeded(dataclasses.replace(kept, **given), store)
+        rules = with_seed(dataclasses.replace(kept, **given), store)
         scorer = Scorer(*read_truth(labels, data), rules)
         before = [submission.scores for submission in store.history()]
         misfits = 0
@@ -243,7 +243,7 @@ def remove_token(name: str, *, database: str | Path = DATABASE) -> None:
 # ── steps ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _organiser(store: Store, token: str | None) -> tuple[str, str | None]:
+def _organiser_hash(store: Store, token: str | None) -> tuple[str, str | None]:
     """(the hash of the organiser's token, the token if it is new)."""
     known = store.fact("organiser_hash")
     if token is None and known is not None:

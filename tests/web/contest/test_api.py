@@ -57,7 +57,7 @@ def test_accuracy_holds_the_chosen_metric_unscaled(open_contest: Open, metric: s
     "content_type",
     [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "nonsense"],
 )
-def test_any_content_type_will_do(contest: Any, path: str, content_type: str | None) -> None:
+def test_any_content_type_is_accepted(contest: Any, path: str, content_type: str | None) -> None:
     text = json.dumps({"groupname": "Hounds", "images": contest.lists()}, indent=4)
     headers = {"Content-Type": content_type} if content_type else {}
     response = contest.client.post(contest.url + path, content=text, headers=headers)
@@ -167,6 +167,22 @@ def test_the_contest_s_own_submissions_score_as_they_did(
     receipt = vizsla.submit(file, groupname="Stochastic_thr", url=contest.url + "/retrieval/")
     assert receipt.accuracy == pytest.approx(accuracy, abs=5e-5)
     assert receipt.metrics["precision_at_k"] == pytest.approx(precision, abs=5e-5)
+
+
+def test_the_openapi_description_has_every_address_and_its_types(contest: Any) -> None:
+    described = contest.get("/openapi.json").json()
+    assert set(described["paths"]) == {
+        "/retrieval/", "/leaderboard.json", "/leaderboard.csv", "/groups/{group_id}.json",
+        "/organiser/scores.json", "/organiser/scores.csv", "/organiser/submissions.jsonl",
+    }  # fmt: skip
+    post = described["paths"]["/retrieval/"]["post"]
+    body = post["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == {"groupname", "images", "token"}
+    answer = described["components"]["schemas"]["SubmissionAnswer"]["properties"]
+    assert list(answer) == list(contest.post().json())
+    for path, methods in described["paths"].items():
+        for method in methods.values():
+            assert bool(method.get("security")) == path.startswith("/organiser")
 
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────
