@@ -87,7 +87,7 @@ def test_filters_and_the_number_of_results(served: Any, visit: Any) -> None:
         page.get_by_label("unknown (5)").uncheck()
         settled(page, "3 results")
         page.get_by_label("Label").select_option("")
-        page.get_by_label("Results").select_option("12")
+        page.get_by_label("Results", exact=True).select_option("12")
         page.wait_for_url("**k=12*")
         settled(page, "12 results")
         assert page.url == served.url + "/?id=red%2Fred-0.png&k=12&where.domain=photo"

@@ -45,7 +45,7 @@ def test_the_focus_stays_where_it_was(served: Any, visit: Any) -> None:
         page.wait_for_url("**where.label=red**")
         settled(page, "6 results")
         focused(page, "filter-0")
-        page.get_by_label("Results").focus()
+        page.get_by_label("Results", exact=True).focus()
         page.keyboard.press("4")
         page.wait_for_url("**k=48**")
         focused(page, "k")

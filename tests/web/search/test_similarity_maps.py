@@ -218,7 +218,7 @@ def test_a_heat_map_waits_while_pictures_are_searched_with(
         search = clients.submit(served.search, image="red/red-0.png", data={"k": 1})
         until(lambda: batcher._is_working)
         heat = clients.submit(heat_map, served, "red/red-0.png", "red/red-1.png")
-        until(lambda: any(job.begun for job in served.engine.map_queue._jobs.values()))
+        until(lambda: any(job.is_started for job in served.engine.map_queue._jobs.values()))
         time.sleep(0.3)
         assert network.passes == 0
         searching.set()
