@@ -36,12 +36,13 @@ from vizsla.data.splits import class_codes
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder
+from vizsla.options import TuneConfig
 from vizsla.score.evaluate import evaluate
 from vizsla.score.truth import Truth
 from vizsla.search import exact
 from vizsla.train.augment import augmenter
 from vizsla.train.optimizer import freeze_norms
-from vizsla.train.tune import TuneConfig, held_out, target_of, tune
+from vizsla.train.tune import held_out, target_of, tune
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 SAFETY = ("cross-entropy", "arcface", "triplet", "supcon", "multi-similarity", "proxy-anchor")

@@ -23,13 +23,14 @@ from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
 from vizsla.model.projection import whitening
+from vizsla.options import ModelChoice, TuneConfig
 from vizsla.run.inputs import load_embedder
 from vizsla.score.evaluate import evaluate
 from vizsla.score.tables import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.train.heads import project
-from vizsla.train.tune import TuneConfig, target_of
+from vizsla.train.tune import target_of
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 ALONE = (
@@ -64,7 +65,7 @@ class Bench:
         if is_embeddings(folder):
             return Embeddings.open(folder)
         embedder = load_embedder(
-            "mobilenetv2", weights=str(self.weights), pooling="gap", views=views
+            ModelChoice(model="mobilenetv2", weights=str(self.weights), pooling="gap", views=views)
         )
         if self.interpolation:
             embedder = embedder.with_interpolation(self.interpolation)

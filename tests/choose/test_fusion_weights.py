@@ -10,8 +10,8 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import UsageError
+from vizsla.options import TuneConfig
 from vizsla.search.chain import Chain, parse_chain
-from vizsla.train.tune import TuneConfig
 
 CLASSES, EACH = 14, 10
 

@@ -21,7 +21,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.train.tune import TuneConfig
+from vizsla.options import TuneConfig
 
 
 def labelled(classes: int, each: int) -> ImageSet:

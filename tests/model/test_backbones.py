@@ -14,7 +14,6 @@ from vizsla.errors import ModelError, UsageError
 from vizsla.model.backbones import build_backbone, measured, resolve
 from vizsla.model.catalogue import (
     BACKBONES,
-    DEFAULT_BACKBONE,
     BackboneSpec,
     model_table,
 )
@@ -22,6 +21,7 @@ from vizsla.model.lookup import find_backbone
 from vizsla.model.networks import Backbone, ClipBackbone, GoogLeNetBackbone, TimmBackbone
 from vizsla.model.pooling import POOLINGS, GlobalAverage
 from vizsla.model.weights import digest_of
+from vizsla.options import DEFAULT_BACKBONE
 
 NAMES = [
     "clip-vit-b32", "clip-vit-b16", "clip-vit-l14", "clip-vit-h14", "siglip2-b16",

@@ -6,12 +6,13 @@ import pytest
 
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.options import ModelChoice
 from vizsla.run.inputs import load_embedder
 
 
 def test_interpolation_is_part_of_the_model_and_of_its_folder(tmp_path: Path) -> None:
-    plain = load_embedder("tiny", weights="random")
-    bilinear = load_embedder("tiny", weights="random", interpolation="bilinear")
+    plain = load_embedder(ModelChoice(model="tiny", weights="random"))
+    bilinear = load_embedder(ModelChoice(model="tiny", weights="random", interpolation="bilinear"))
     assert plain.preprocess.interpolation == "bicubic"
     assert bilinear.preprocess.interpolation == "bilinear"
     assert plain.model_id != bilinear.model_id
@@ -23,7 +24,7 @@ def test_interpolation_is_part_of_the_model_and_of_its_folder(tmp_path: Path) ->
 
 def test_interpolation_cannot_be_unknown_or_another_than_a_saved_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="choose nearest, bilinear, bicubic, lanczos"):
-        load_embedder("tiny", weights="random", interpolation="cubic")
-    load_embedder("tiny", weights="random").save(tmp_path / "saved")
+        load_embedder(ModelChoice(model="tiny", weights="random", interpolation="cubic"))
+    load_embedder(ModelChoice(model="tiny", weights="random")).save(tmp_path / "saved")
     with pytest.raises(UsageError, match="leave out --interpolation"):
-        load_embedder(str(tmp_path / "saved"), interpolation="bilinear")
+        load_embedder(ModelChoice(model=str(tmp_path / "saved"), interpolation="bilinear"))

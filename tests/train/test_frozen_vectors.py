@@ -16,11 +16,12 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import split
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.model.embedder import Embedder
+from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
 from vizsla.train.batch_gradient import Processes
 from vizsla.train.frozen_vectors import Read, drawn_by_class, read_features
 from vizsla.train.loop import Budget
-from vizsla.train.training import TrainConfig, train, training_compute
+from vizsla.train.training import train, training_compute
 
 ABOUT = {"id": "one"}
 EACH = 0.004  # seconds that the network takes for an image

@@ -10,8 +10,8 @@ from torch import nn
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
+from vizsla.options import TrainConfig
 from vizsla.train.plan import identity_of, size_in_training, some_of
-from vizsla.train.settings import TrainConfig
 
 
 class Tokens(nn.Module):

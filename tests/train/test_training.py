@@ -19,9 +19,10 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import split
 from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
 from vizsla.train.loop import Budget
-from vizsla.train.training import TrainConfig, TrainResult, train, training_compute
+from vizsla.train.training import TrainResult, train, training_compute
 
 SIDE = 16
 FAST = {

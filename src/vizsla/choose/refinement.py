@@ -20,8 +20,8 @@ from vizsla.choose.validation import (
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
+from vizsla.options import TuneConfig
 from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, check_uses
-from vizsla.train.tune import TuneConfig
 
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")

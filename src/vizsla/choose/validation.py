@@ -15,11 +15,12 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
+from vizsla.options import TuneConfig
 from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
 from vizsla.score.tables import Table
 from vizsla.search import exact
-from vizsla.train.tune import TuneConfig, held_out
+from vizsla.train.tune import held_out
 
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
 DRAWS, MORE_DRAWS = 5, 8  # for a frozen model; the second where the test part is small
@@ -51,8 +52,7 @@ def validation_draws(
     few = (target.queries or SMALL) + (target.gallery or 0) <= SMALL
     draws = []
     for i in range(MORE_DRAWS if few else DRAWS):  # other classes, or other images, each time
-        train = dataclasses.replace(config.train, seed=config.train.seed + i)
-        draws += held_out(images, dataclasses.replace(config, train=train), target).draws
+        draws += held_out(images, dataclasses.replace(config, seed=config.seed + i), target).draws
     return draws
 
 
@@ -171,7 +171,7 @@ def embedded_draws(
         labels = np.array([str(label) for label in kept.labels or []])
         rows = vectors.vectors[[row_of[name] for name in kept.ids]]
         draws, share = match_nearest_cosine(
-            draws, rows, labels, nearest_cosine, seed=config.train.seed
+            draws, rows, labels, nearest_cosine, seed=config.seed
         )
     return EmbeddedDraws(kept, vectors, draws, share)
 

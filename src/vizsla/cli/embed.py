@@ -7,36 +7,14 @@ import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.inputs import names_in, open_engine, read_ranking
-from vizsla.cli.options import (
-    AsJson,
-    BatchSize,
-    Cache,
-    Compile,
-    Device,
-    Dim,
-    Exclude,
-    FollowLinks,
-    ImageSize,
-    Interpolation,
-    Labels,
-    LabelsFrom,
-    MaxPixels,
-    Model,
-    Pooling,
-    Precision,
-    Quiet,
-    Seed,
-    TopK,
-    Verbose,
-    Views,
-    Weights,
-    Whiten,
-    Workers,
-)
+from vizsla.cli.options import AsJson, Quiet, Seed, TopK, Verbose
+from vizsla.cli.parameters import with_options
 from vizsla.errors import DataError, UsageError
+from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, WhiteningChoice
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
+@with_options
 def embed(
     images: Annotated[
         str,
@@ -46,37 +24,20 @@ def embed(
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
-    model: Model = "dinov2-s14",
-    weights: Weights = "pretrained",
-    pooling: Pooling = None,
-    image_size: ImageSize = None,
-    interpolation: Interpolation = None,
-    labels: Labels = None,
-    labels_from: LabelsFrom = None,
     class_folders: Annotated[
         bool, typer.Option("--class-folders", help="The first folder is the label.")
     ] = False,
     role: Annotated[
         str | None, typer.Option("--role", help="Use the table's rows of this role alone.")
     ] = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    compiling: Compile = "auto",
-    batch_size: BatchSize = "auto",
-    workers: Workers = None,
     seed: Seed = 0,
     store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
     shard_images: Annotated[
         int,
-        typer.Option("--shard-images", min=1, help="Of one file; an interruption costs as many."),
+        typer.Option(
+            "--shard-images", min=1, hidden=True, help="Images in one file of the result."
+        ),
     ] = 1024,
-    exclude: Exclude = None,
-    max_pixels: MaxPixels = 100_000_000,
-    follow_links: FollowLinks = False,
-    cache: Cache = None,
-    views: Views = None,
-    whiten: Whiten = "none",
-    dim: Dim = None,
     whiten_on: Annotated[
         Path | None,
         typer.Option(
@@ -102,6 +63,11 @@ def embed(
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    choice: ModelChoice,
+    whitening: WhiteningChoice,
+    read: ImageOptions,
+    computing: ComputeChoice,
 ) -> None:
     """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
     from vizsla import storage
@@ -112,35 +78,36 @@ def embed(
 
     storage.require_local(out)
     if engine == "ray":
-        _refuse_on_ray(images, cache)
+        _refuse_on_ray(images, computing.cache)
     image_set = inputs.image_set(
-        images, labels=labels, labels_from=labels_from, class_folders=class_folders, role=role,
-        exclude=exclude, follow_links=follow_links,
+        images, labels=read.labels, labels_from=read.labels_from, class_folders=class_folders,
+        role=role, exclude=read.exclude, follow_links=read.follow_links,
     )  # fmt: skip
-    embedder = inputs.load_embedder(
-        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed,
-        interpolation=interpolation, views=views,
-    )  # fmt: skip
-    if (whiten != "none" or dim is not None) != (whiten_on is not None):
+    embedder = inputs.load_embedder(choice, seed=seed)
+    if (whitening != WhiteningChoice()) != (whiten_on is not None):
         raise UsageError(
             "--whiten and --dim are learned on training images: give them together with "
             "--whiten-on EMBEDDINGS (vizsla embed data/training --class-folders -o training.emb)"
         )
     if whiten_on is not None:
-        inputs.whiten_embedder(embedder, Embeddings.open(whiten_on), whiten, dim)
+        inputs.whiten_embedder(
+            embedder, Embeddings.open(whiten_on), whitening.whiten, whitening.dim
+        )
     if save_embedder is not None:
         embedder.save(save_embedder)
     with (
         open_engine(
-            engine, address, device=device, precision=precision, compiling=compiling,
-            batch_size=batch_size, workers=workers, embedder=embedder, images=len(image_set),
+            engine, address, device=computing.device, precision=computing.precision,
+            compiling=computing.compiling, batch_size=computing.batch_size,
+            workers=computing.workers, embedder=embedder, images=len(image_set),
             sample=image_set.file, written=None if overwrite else written_compute(out),
         ) as (compute, engine_there),
         ProgressShown(quiet) as progress,
     ):  # fmt: skip
         written = write_embeddings(
-            image_set, embedder, out, compute=compute, store=store, max_pixels=max_pixels,
-            overwrite=overwrite, cache=cache, shard_images=shard_images, engine=engine_there,
+            image_set, embedder, out, compute=compute, store=store, max_pixels=read.max_pixels,
+            overwrite=overwrite, cache=computing.cache, shard_images=shard_images,
+            engine=engine_there,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
     about = {
@@ -154,7 +121,7 @@ def embed(
         typer.echo(f"{written.images} embeddings of {written.dim} dimensions in {out}")
 
 
-def _refuse_on_ray(images: str, cache: Path | None) -> None:
+def _refuse_on_ray(images: str, cache: str | None) -> None:
     """UsageError for what other machines cannot have, before any is asked."""
     if cache is not None:
         raise UsageError("--engine ray takes no --cache: its machines share no folder for it")

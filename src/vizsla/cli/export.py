@@ -1,35 +1,36 @@
 """Commands that hand a model to other software: export."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vizsla.cli.console import app, print_json
-from vizsla.cli.options import AsJson, ImageSize, Pooling, Quiet, Seed, Verbose, Weights
+from vizsla.cli.options import AsJson, Quiet, Seed, Verbose
+from vizsla.cli.parameters import Without, with_options
+from vizsla.options import ModelChoice
 
 
 @app.command(epilog="Example: vizsla export resnet50 -o resnet50.onnx")
+@with_options
 def export(
     model: Annotated[
         str, typer.Argument(help="A backbone's name, a saved embedder's folder, or a run's.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write.")],
-    weights: Weights = "pretrained",
-    pooling: Pooling = None,
-    image_size: ImageSize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    choice: Annotated[ModelChoice, Without("interpolation", "views")],
 ) -> None:
     """Model → ONNX, and beside it in JSON how pictures are prepared for it (an extra)."""
     from vizsla.model.export import export as export_embedder
     from vizsla.run import inputs
 
-    embedder = inputs.load_embedder(
-        model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
-    )
+    embedder = inputs.load_embedder(replace(choice, model=model), seed=seed)
     done = export_embedder(embedder, out)
     if as_json:
         print_json(

@@ -7,38 +7,29 @@ import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.inputs import read_ranking
-from vizsla.cli.options import (
-    AsJson,
-    Fusion,
-    FusionWeights,
-    FusionWhiten,
-    Quiet,
-    Refine,
-    RefineUses,
-    Verbose,
-    fusion_weights,
-)
+from vizsla.cli.options import AsJson, Quiet, Verbose, fusion_weights
+from vizsla.cli.parameters import with_options
 from vizsla.errors import UsageError
+from vizsla.options import FusionOptions, RankingOptions
 
 
 @app.command(epilog="Example: vizsla fuse runs/ID1 runs/ID2 --fusion rrf -o fused.parquet")
+@with_options
 def fuse(
     sources: Annotated[
         list[Path], typer.Argument(help="Runs, rankings or submissions of the same queries.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The ranking to write (Parquet).")],
-    fusion: Fusion = "zscore",
-    weights: FusionWeights = None,
     depth: Annotated[
         int | None,
         typer.Option("--depth", min=1, help="How far it reaches.", show_default="as the longest"),
     ] = None,
-    whiten: FusionWhiten = "shrunk",
-    refine: Refine = "none",
-    refine_uses: RefineUses = "queries",
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    fusing: FusionOptions,
+    ranking_options: RankingOptions,
 ) -> None:
     """Several rankings → one, by scores, ranks or vectors. They may differ in depth and images.
 
@@ -50,12 +41,13 @@ def fuse(
     if len(sources) < 2:
         raise UsageError("give two runs or rankings, or more")
     config = several_models.FusionConfig(
-        fusion, fusion_weights(weights), whiten, refine, refine_uses
-    )
+        fusing.fusion, fusion_weights(fusing.fusion_weights), fusing.fusion_whiten,
+        ranking_options.refine, ranking_options.refine_uses,
+    )  # fmt: skip
     config.check(len(sources))
-    if fusion != several_models.CONCAT and refine != "none":
+    if fusing.fusion != several_models.CONCAT and ranking_options.refine != "none":
         raise UsageError("--refine here is for --fusion concat: refine each run instead")
-    if fusion == several_models.CONCAT or config.weights == several_models.AUTO:
+    if fusing.fusion == several_models.CONCAT or config.weights == several_models.AUTO:
         members = [several_models.Member.of(source) for source in sources]
         with ProgressShown(quiet) as progress:
             found = several_models.fuse_runs(members, config, progress)
@@ -67,7 +59,7 @@ def fuse(
         assert not isinstance(config.weights, str)
         ranking = fused(
             [read_ranking(source) for source in sources],
-            method=fusion, weights=config.weights, depth=depth,
+            method=fusing.fusion, weights=config.weights, depth=depth,
         )  # fmt: skip
         record = {key: ranking.origin["fusion"][key] for key in ("method", "weights")}
         lines = []
@@ -79,4 +71,4 @@ def fuse(
         typer.echo("\n".join([*lines, *([""] if lines else [])]), nl=bool(lines))
         kept = ", ".join(f"{weight:.3g}" for weight in record["weights"])
         typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {out}")
-        typer.echo(f"fused by {fusion}, weights {kept}")
+        typer.echo(f"fused by {fusing.fusion}, weights {kept}")

@@ -1,5 +1,6 @@
 """Commands on a gallery that is searched: index (build, add, remove, info), search."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,23 +10,11 @@ from typer.core import TyperGroup
 
 from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.inputs import embedded_queries, open_gallery
-from vizsla.cli.options import (
-    AsJson,
-    Device,
-    ImageSize,
-    LearnOn,
-    Pooling,
-    Quiet,
-    Refine,
-    RefineUses,
-    Seed,
-    ValidateOn,
-    Verbose,
-    Weights,
-    byte_count,
-)
+from vizsla.cli.options import AsJson, LearnOn, Quiet, Seed, ValidateOn, Verbose, byte_count
+from vizsla.cli.parameters import with_options
 from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined, vectors_of
 from vizsla.errors import UsageError
+from vizsla.options import ModelChoice, RankingOptions
 
 if TYPE_CHECKING:
     from vizsla.search.filters import Filter
@@ -218,6 +207,7 @@ def _filter(conditions: list[str] | None) -> "Filter | None":
 
 
 @app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
+@with_options
 def search(
     gallery: Annotated[str, typer.Argument(help="An index, or the gallery's embeddings.")],
     queries: Annotated[
@@ -244,18 +234,16 @@ def search(
     model: Annotated[
         str | None, typer.Option("--model", help="What embeds query images: as the gallery's.")
     ] = None,
-    weights: Weights = "pretrained",
-    pooling: Pooling = None,
-    image_size: ImageSize = None,
     seed: Seed = 0,
-    refine: Refine = "none",
-    refine_uses: RefineUses = "queries",
     learn_on: LearnOn = None,
     validate_on: ValidateOn = None,
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    model_choice: ModelChoice,
+    refining: RankingOptions,
 ) -> None:
     """Embeddings or images → ranking: for every query the gallery by falling cosine, or refined."""
     from vizsla.embed.auto_compute import resolve_compute
@@ -265,13 +253,13 @@ def search(
     found = open_gallery(gallery, device)
     with ProgressShown(quiet) as progress:
         asked = embedded_queries(
-            queries, found.model_id, model=model, weights=weights, pooling=pooling,
-            image_size=image_size, seed=seed, device=device,
+            queries, found.model_id, choice=replace(model_choice, model=model) if model else None,
+            seed=seed, device=device,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
         chain, choice = chain_of(
-            refine,
-            refine_uses,
+            refining.refine,
+            refining.refine_uses,
             learn_on,
             validate_on,
             queries=asked,

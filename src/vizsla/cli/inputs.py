@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vizsla.embed.compute import Compute
     from vizsla.embed.embeddings import Embeddings
     from vizsla.embed.inference import Engine
+    from vizsla.options import ModelChoice
     from vizsla.score.truth import Truth
     from vizsla.search.index import Index
     from vizsla.search.ranking import Ranking
@@ -135,15 +136,12 @@ def embedded_queries(
     sources: list[Path],
     model_id: str,
     *,
-    model: str | None,
+    choice: "ModelChoice | None",
+    seed: int,
     device: str,
     progress: Callable[[int, int], None],
-    **options: Any,
 ) -> "Embeddings":
-    """One folder of embeddings as it is; images embedded by `model`, which must be the gallery's.
-
-    options: of inputs.load_embedder.
-    """
+    """One folder of embeddings as it is; images embedded by the model that embedded the gallery."""
     from vizsla.embed.embeddings import Embeddings, is_embeddings
 
     for path in sources:
@@ -154,19 +152,20 @@ def embedded_queries(
     folders = [path for path in sources if path.is_dir()]
     if len(sources) > 1 and folders:
         raise UsageError(f"{folders[0]}: several queries must all be image files")
-    if is_embeddings(sources[0]) or (folders and model is None):
+    if is_embeddings(sources[0]) or (folders and choice is None):
         return Embeddings.open(sources[0])
-    if model is None:
+    if choice is None:
         raise UsageError("the queries are images: --model says what embeds them")
     from vizsla.data.imageset import ImageSet
     from vizsla.embed import inference
+    from vizsla.embed.auto_compute import resolve_compute
     from vizsla.run import inputs
 
-    embedder = inputs.load_embedder(model, **options)
+    embedder = inputs.load_embedder(choice, seed=seed)
     if embedder.model_id != model_id:
         raise DataError(
-            f"{model} is model {embedder.model_id} here, the gallery was embedded by {model_id}: "
-            "give the same --model, --weights, --pooling and --image-size as the gallery had"
+            f"{choice.model} is model {embedder.model_id} here, the gallery was embedded by "
+            f"{model_id}: give the --model, --weights, --pooling and --image-size of the gallery"
         )
     if folders:
         images = ImageSet.from_folder(sources[0])
@@ -174,7 +173,7 @@ def embedded_queries(
         names = dict.fromkeys(path.as_posix() for path in sources)
         images = ImageSet(Path(), sorted(names, key=str.encode))
     with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
-        compute = inference.resolve_compute(
+        compute = resolve_compute(
             device=device, embedder=embedder, images=len(images), sample=images.file
         )
         if compute.kind == "cpu":  # a lone query is not one of 32

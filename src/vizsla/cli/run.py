@@ -1,71 +1,38 @@
 """Commands that do the whole job: run, demo, train, sweep."""
 
 import shlex
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json, print_table
-from vizsla.cli.inputs import text_or_none
-from vizsla.cli.options import (
-    AsJson,
-    Augment,
-    BatchSize,
-    Budget,
-    Cache,
-    Compile,
-    Device,
-    Dim,
-    Epochs,
-    Exclude,
-    Finetune,
-    FollowLinks,
-    Fusion,
-    FusionWeights,
-    FusionWhiten,
-    GalleryDomain,
-    Home,
-    ImageSize,
-    Interpolation,
-    Labels,
-    LabelsFrom,
-    LearningRate,
-    Loss,
-    MaxPixels,
-    Model,
-    Pooling,
-    Precision,
-    QueryDomain,
-    Quiet,
-    Refine,
-    RefineUses,
-    Seed,
-    Settings,
-    TopK,
-    TrainBatchSize,
-    ValidateOn,
-    Verbose,
-    Views,
-    Weights,
-    Whiten,
-    Workers,
-    fusion_weights,
-    training_options,
-)
+from vizsla.cli.options import AsJson, Quiet, Seed, Verbose, fusion_weights
+from vizsla.cli.parameters import Given, Without, with_options
 from vizsla.cli.refining import print_refined
 from vizsla.errors import UsageError
+from vizsla.options import (
+    DEFAULT_BACKBONE,
+    FusionOptions,
+    ImageOptions,
+    ModelChoice,
+    RunOptions,
+    TuneConfig,
+)
 
 if TYPE_CHECKING:
     from vizsla.run.pipeline import RunResult
     from vizsla.run.sweep import SweepResult
 
 
+SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
+NOT_SWEPT = ("interpolation", "views", "whiten", "dim", "compiling", "refine", "refine_uses")
 VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # of use without training too
 
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
+@with_options
 def run(
     context: typer.Context,
     data: Annotated[
@@ -88,94 +55,52 @@ def run(
             show_default="pretrained",
         ),
     ] = None,
-    pooling: Pooling = None,
-    image_size: ImageSize = None,
-    interpolation: Interpolation = None,
-    top_k: TopK = 10,
-    labels: Labels = None,
-    labels_from: LabelsFrom = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    compiling: Compile = "auto",
-    batch_size: BatchSize = "auto",
-    workers: Workers = None,
-    cache: Cache = None,
-    seed: Seed = 0,
-    exclude: Exclude = None,
-    max_pixels: MaxPixels = 100_000_000,
-    follow_links: FollowLinks = False,
-    figures: Annotated[
-        int, typer.Option("--figures", min=-1, help="Query sheets to draw; -1: all of them.")
-    ] = 20,
-    home: Home = Path(),
-    finetune: Finetune = None,
-    loss: Loss = None,
-    budget: Budget = None,
-    epochs: Epochs = None,
-    augment: Augment = None,
-    learning_rate: LearningRate = None,
-    validate_on: ValidateOn = None,
-    query_domain: QueryDomain = None,
-    gallery_domain: GalleryDomain = None,
-    settings: Settings = None,
-    views: Views = None,
-    whiten: Whiten = "none",
-    dim: Dim = None,
-    refine: Refine = "none",
-    refine_uses: RefineUses = "queries",
-    fusion: Fusion = "zscore",
-    weights_of_fusion: FusionWeights = None,
-    whiten_of_fusion: FusionWhiten = "shrunk",
     repeat: Annotated[
         Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    options: RunOptions,
+    fusing: FusionOptions,
+    training: Annotated[dict[str, Any], Given(TuneConfig, SHARED, {"finetune": "frozen"})],
 ) -> None:
     """Embed, rank, score, hand in and draw: the whole main job."""
-    from vizsla.run import config, pipeline, several_models
+    from vizsla.run import config as run_config
+    from vizsla.run import pipeline, several_models
 
-    of_fusion = several_models.FusionConfig(
-        fusion, fusion_weights(weights_of_fusion), whiten_of_fusion,
-        *((refine, refine_uses) if fusion == several_models.CONCAT else ()),
+    fusion = several_models.FusionConfig(
+        fusing.fusion, fusion_weights(fusing.fusion_weights), fusing.fusion_whiten,
+        *((options.refine, options.refine_uses) if fusing.fusion == several_models.CONCAT else ()),
     )  # fmt: skip
     if repeat is not None:
         _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
         several = several_models.again_models(repeat, data=data)
-        configs, of_fusion = several or ([config.again(repeat, data=data)], of_fusion)
+        configs, fusion = several or ([run_config.again(repeat, data=data)], fusion)
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:
-        tuning = training_options(
-            settings, finetune=finetune, loss=loss, budget=budget, epochs=epochs, augment=augment,
-            learning_rate=learning_rate, validate_on=validate_on, query_domain=query_domain,
-            gallery_domain=gallery_domain,
-        )  # fmt: skip
         validating = None
-        if "auto" in (refine, weights_of_fusion) and finetune is None:
-            validating = {key: tuning.pop(key) for key in VALIDATING if key in tuning} or None
-        if tuning and finetune is None:
-            raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
-        models = _by_model(model or ["dinov2-s14"], weights or ["pretrained"])
+        if "auto" in (options.refine, fusing.fusion_weights) and "finetune" not in training:
+            validating = {key: training.pop(key) for key in VALIDATING if key in training} or None
+        if training and "finetune" not in training:
+            raise UsageError(f"{', '.join(training)}: options of training need --finetune")
+        models = _by_model(model or [DEFAULT_BACKBONE], weights or ["pretrained"])
         if len(models) == 1:
             _refuse_fusion(context)
-        shared = config.RunConfig(
-            data=str(data), pooling=pooling, image_size=image_size, tuning=tuning or None,
-            interpolation=interpolation, views=views, whiten=whiten, dim=dim, refine=refine,
-            refine_uses=refine_uses, validating=validating, top_k=top_k,
-            labels=text_or_none(labels), labels_from=labels_from, device=device,
-            precision=precision, batch_size=batch_size, compiling=compiling,
-            cache=text_or_none(cache),
-            workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
-            follow_links=follow_links, figures=figures, home=str(home),
-        )  # fmt: skip
-        configs = [replace(shared, model=name, weights=own) for name, own in models]
+        configs = [
+            run_config.RunConfig(
+                **{**asdict(options), "model": name, "weights": file},
+                data=str(data), tuning=training or None, validating=validating,
+            )
+            for name, file in models
+        ]  # fmt: skip
     with ProgressShown(quiet) as progress:
         if len(configs) == 1:
             result = pipeline.run(configs[0], progress)
         else:
-            result = several_models.run_models(configs, of_fusion, progress)
+            result = several_models.run_models(configs, fusion, progress)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -193,7 +118,7 @@ def _by_model(models: list[str], weights: list[str]) -> list[tuple[str, str]]:
 
 def _refuse_fusion(context: typer.Context) -> None:
     """UsageError where one model is to be fused with itself."""
-    names = ("fusion", "weights_of_fusion", "whiten_of_fusion")
+    names = ("fusion", "fusion_weights", "fusion_whiten")
     if any(_given_here(context, name) for name in names):
         raise UsageError("--fusion… joins several models: give --model twice or more")
 
@@ -264,6 +189,7 @@ def demo(
 
 
 @app.command(epilog="Example: vizsla train data --model resnet18 --budget 10m -o tuned")
+@with_options
 def train(
     data: Annotated[
         Path, typer.Argument(help="A data folder with training/, or a folder of class folders.")
@@ -271,105 +197,28 @@ def train(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Log, checkpoint and embedder go there.")
     ],
-    model: Model = "dinov2-s14",
-    weights: Weights = "pretrained",
-    pooling: Pooling = None,
-    image_size: ImageSize = None,
-    interpolation: Interpolation = None,
-    views: Views = None,
-    finetune: Annotated[
-        str, typer.Option("--finetune", help="none, head, last, full, lora.")
-    ] = "last",
-    blocks: Annotated[
-        int | None,
-        typer.Option(
-            "--blocks", min=1, help="How many, with --finetune last.", show_default="most"
-        ),
-    ] = None,
-    loss: Loss = None,
-    miner: Annotated[
-        str | None, typer.Option("--miner", help="Of pairs or triplets: semihard, hard, …")
-    ] = None,
-    memory: Annotated[
-        int | None, typer.Option("--memory", help="Vectors of past batches for pair losses.")
-    ] = None,
-    batches: Annotated[
-        str | None,
-        typer.Option("--batches", help="plain, balanced, classes.", show_default="by loss"),
-    ] = None,
-    per_class: Annotated[
-        int | None, typer.Option("--per-class", help="Images of a class in a batch of classes.")
-    ] = None,
-    train_size: Annotated[
-        int | None,
-        typer.Option("--train-size", help="Pixels in training.", show_default="the model's"),
-    ] = None,
-    dim: Annotated[
-        int | None, typer.Option("--dim", help="Of the vectors.", show_default="the backbone's")
-    ] = None,
-    budget: Budget = None,
-    epochs: Epochs = None,
-    augment: Augment = None,
-    learning_rate: LearningRate = None,
-    layer_decay: Annotated[
-        float | None, typer.Option("--layer-decay", help="Of the learning rate, block by block.")
-    ] = None,
-    ema_decay: Annotated[
-        float | None, typer.Option("--ema-decay", help="Of the weights' average; 0 turns it off.")
-    ] = None,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Less memory for more time.")
-    ] = False,
-    validate_on: ValidateOn = None,
-    query_domain: QueryDomain = None,
-    gallery_domain: GalleryDomain = None,
-    settings: Settings = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels", help="Labels of the images, by file, where the folder does not tell them."
-        ),
-    ] = None,
-    labels_from: LabelsFrom = None,
     devices: Annotated[
         int, typer.Option("--devices", min=1, help="Processes on this machine; 1 for torchrun.")
     ] = 1,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: TrainBatchSize = 32,
-    workers: Workers = None,
-    seed: Seed = 0,
-    exclude: Exclude = None,
-    max_pixels: MaxPixels = 100_000_000,
-    follow_links: FollowLinks = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write for TensorBoard (an extra).")
-    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over, and replace what a training left.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    choice: ModelChoice,
+    images: ImageOptions,
+    training: Annotated[dict[str, Any], Given(TuneConfig, ("max_pixels",))],
 ) -> None:
     """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
     from vizsla.run import train_folder
     from vizsla.run.config import RunConfig
 
-    options = training_options(
-        settings, finetune=finetune, blocks=blocks, loss=loss, miner=miner, memory=memory,
-        batches=batches, per_class=per_class, train_size=train_size, dim=dim, budget=budget,
-        epochs=epochs, augment=augment, learning_rate=learning_rate, layer_decay=layer_decay,
-        ema_decay=ema_decay, checkpointing=checkpointing or None, validate_on=validate_on,
-        query_domain=query_domain, gallery_domain=gallery_domain, batch_size=batch_size,
-        tensorboard=tensorboard or None,
-    )  # fmt: skip
+    shared = {key: training.pop(key) for key in ("device", "workers", "seed") if key in training}
     config = RunConfig(
-        data=str(data), model=model, weights=weights, pooling=pooling, image_size=image_size,
-        interpolation=interpolation, views=views, labels=text_or_none(labels),
-        labels_from=labels_from, device=device, precision=precision, workers=workers, seed=seed,
-        exclude=text_or_none(exclude), max_pixels=max_pixels, follow_links=follow_links,
-        tuning=options,
+        data=str(data), **asdict(choice), **asdict(images), **shared,
+        precision=training.get("precision", "auto"), tuning=training,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
         result = train_folder.train_once(
@@ -395,6 +244,7 @@ def _next_run(data: Path, embedder: Path) -> str:
 @app.command(
     epilog="Example: vizsla sweep data --model resnet50 --pooling gap,gem --finetune none,head"
 )
+@with_options
 def sweep(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
     model: Annotated[
@@ -414,52 +264,25 @@ def sweep(
         int,
         typer.Option("--trials", min=0, help="Search rates and losses instead; an extra."),
     ] = 0,
-    image_size: ImageSize = None,
-    top_k: TopK = 10,
-    labels: Labels = None,
-    labels_from: LabelsFrom = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = "auto",
-    workers: Workers = None,
-    cache: Cache = None,
-    seed: Seed = 0,
-    exclude: Exclude = None,
-    max_pixels: MaxPixels = 100_000_000,
-    follow_links: FollowLinks = False,
     figures: Annotated[int, typer.Option("--figures", min=-1, help="Sheets of each run.")] = 0,
-    home: Home = Path(),
-    budget: Budget = None,
-    epochs: Epochs = None,
-    augment: Augment = None,
-    learning_rate: LearningRate = None,
-    validate_on: ValidateOn = None,
-    query_domain: QueryDomain = None,
-    gallery_domain: GalleryDomain = None,
-    settings: Settings = None,
     html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    options: Annotated[RunOptions, Without(*NOT_SWEPT)],
+    training: Annotated[dict[str, Any], Given(TuneConfig, (*SHARED, "finetune", "loss"))],
 ) -> None:
     """Models × pooling × fine-tuning: a run of each, one table. Run again, it goes on."""
     from vizsla import storage
     from vizsla.run import sweep as sweeping
     from vizsla.run.config import RunConfig
 
-    tuning = training_options(
-        settings, budget=budget, epochs=epochs, augment=augment, learning_rate=learning_rate,
-        validate_on=validate_on, query_domain=query_domain, gallery_domain=gallery_domain,
-    )  # fmt: skip
     shared = RunConfig(
-        data=str(data), image_size=image_size, top_k=top_k, labels=text_or_none(labels),
-        labels_from=labels_from, device=device, precision=precision, batch_size=batch_size,
-        cache=text_or_none(cache),
-        workers=workers, seed=seed, exclude=text_or_none(exclude), max_pixels=max_pixels,
-        follow_links=follow_links, figures=figures, home=str(home), tuning=tuning or None,
-    )  # fmt: skip
+        **{**asdict(options), "figures": figures}, data=str(data), tuning=training or None
+    )
     config = sweeping.SweepConfig(
-        shared, model or ["dinov2-s14"], weights or ["pretrained"],
+        shared, model or [DEFAULT_BACKBONE], weights or ["pretrained"],
         pooling.split(",") if pooling else [None], finetune.split(","), loss or [], trials,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:

@@ -6,21 +6,13 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import ProgressShown, app
-from vizsla.cli.options import (
-    Device,
-    FollowLinks,
-    ImageSize,
-    Labels,
-    LabelsFrom,
-    Pooling,
-    Precision,
-    Quiet,
-    Verbose,
-    Weights,
-)
+from vizsla.cli.options import Quiet, Verbose
+from vizsla.cli.parameters import Without, with_options
+from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
 
 
 @app.command(epilog="Example: vizsla serve runs/20260131-235959-0a1b --port 8000")
+@with_options
 def serve(
     source: Annotated[
         Path, typer.Argument(help="A run, an index, or a folder of pictures to embed first.")
@@ -33,18 +25,12 @@ def serve(
             show_default="the run's own; dinov2-s14 for a folder",
         ),
     ] = None,
-    weights: Weights = "pretrained",
-    pooling: Pooling = None,
-    image_size: ImageSize = None,
     images: Annotated[
         Path | None, typer.Option("--images", help="Where the gallery's pictures lie.")
     ] = None,
-    labels: Labels = None,
-    labels_from: LabelsFrom = None,
     class_folders: Annotated[
         bool, typer.Option("--class-folders", help="The first folder is the label.")
     ] = False,
-    follow_links: FollowLinks = False,
     host: Annotated[
         str, typer.Option("--host", help="0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
@@ -66,19 +52,22 @@ def serve(
     ] = 600.0,
     most_k: Annotated[int, typer.Option("--most-k", min=1, help="Results at most.")] = 200,
     max_body: Annotated[
-        float, typer.Option("--max-body", min=0.001, help="MiB that a request may send.")
+        float,
+        typer.Option("--max-body", hidden=True, min=0.001, help="MiB that a request may send."),
     ] = 16.0,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Of a picture to search with.")
+        int, typer.Option("--max-pixels", hidden=True, min=1, help="Of a picture to search with.")
     ] = 40_000_000,
     title: Annotated[
         str,
         typer.Option("--title", help="Of the page.", show_default="the source's name"),
     ] = "",
-    device: Device = "auto",
-    precision: Precision = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
+    *,
+    choice: Annotated[ModelChoice, Without("interpolation", "views")],
+    listing: Annotated[ImageOptions, Without("exclude", "max_pixels")],
+    computing: Annotated[ComputeChoice, Without("compiling", "batch_size", "workers", "cache")],
 ) -> None:
     """Search by picture and by words, in a browser and over HTTP, until Ctrl-C."""
     from vizsla.web.search import server as serving
@@ -90,9 +79,11 @@ def serve(
             typer.echo(f"token {about.token} (to change the gallery; shown this once)")
 
     asked = serving.Source(
-        source, model=model, weights=weights, pooling=pooling, image_size=image_size,
-        images=images, labels=labels, labels_from=labels_from, class_folders=class_folders,
-        follow_links=follow_links, device=device, precision=precision, max_pixels=max_pixels,
+        source, model=model, weights=choice.weights, pooling=choice.pooling,
+        image_size=choice.image_size, images=images, labels=listing.labels,
+        labels_from=listing.labels_from, class_folders=class_folders,
+        follow_links=listing.follow_links, device=computing.device,
+        precision=computing.precision, max_pixels=max_pixels,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
         serving.serve(

@@ -9,6 +9,7 @@ from vizsla.cli.console import ProgressShown, app, log, print_json
 from vizsla.cli.inputs import images_behind, read_ranking
 from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
 from vizsla.errors import ModelError, UsageError
+from vizsla.options import ModelChoice
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
@@ -191,5 +192,5 @@ def _embedder_behind(source: Path, model: str | None) -> "Embedder":
 
     if model is None and not is_run(source):
         raise UsageError(f"--why needs the model behind {source}: give a run, or --model")
-    embedder = inputs.load_embedder(model or str(source))
+    embedder = inputs.load_embedder(ModelChoice(model=model or str(source)))
     return embedder.to(resolve_compute().device)

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-DEFAULT_BACKBONE = "dinov2-s14"
 NO_CLS = ("gap", "gem", "max", "native")  # convolutional networks, and SigLIP
 WITH_CLS = ("gap", "gem", "max", "cls", "native")
 OPEN_FORMS = "timm:NAME or openclip:ARCH/TAG"

@@ -21,13 +21,14 @@ from vizsla import __version__, storage
 from vizsla.data.preprocess import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone, resolve
-from vizsla.model.catalogue import DEFAULT_BACKBONE, BackboneSpec
+from vizsla.model.catalogue import BackboneSpec
 from vizsla.model.networks import Backbone, ClipBackbone
 from vizsla.model.origin import Origin
 from vizsla.model.pooling import POOLINGS, check_pooling
 from vizsla.model.projection import build_projection
 from vizsla.model.views import STEPS, Views
 from vizsla.model.weights import digest_of, lasting, load_state, read_state, traces_of
+from vizsla.options import DEFAULT_BACKBONE
 
 log = logging.getLogger("vizsla.model")
 

@@ -12,48 +12,27 @@ from vizsla.choose.refinement import saved_chain
 from vizsla.data.imageset import DataFolders
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
-from vizsla.embed.inference import MAX_PIXELS
 from vizsla.model.embedder import Embedder
+from vizsla.options import RunOptions, TuneConfig
 from vizsla.train.training import training_compute
-from vizsla.train.tune import TuneConfig
 from vizsla.workspace import open_run
 
 REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What `vizsla run` was asked. Paths are made absolute and every `auto` resolved in the run."""
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunOptions):
+    """What `vizsla run` was asked. Paths are made absolute and every `auto` resolved in the run.
+
+    tuning: the options of TuneConfig that were given; None where the model runs frozen.
+    validating: the same for choices on validation images without training.
+    model_id: what --again must find; None for any.
+    """
 
     data: str
-    model: str = "dinov2-s14"
-    weights: str = "pretrained"
-    pooling: str | None = None  # None: the model's default
-    image_size: int | None = None  # None: the weights' own
-    interpolation: str | None = None  # None: the named model's own
-    top_k: int = 10
-    labels: str | None = None  # None: DATA/labels.csv where there is one
-    labels_from: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    compiling: str = "auto"
-    batch_size: int | str = "auto"
-    workers: int | None = None
-    seed: int = 0
-    exclude: str | None = None
-    max_pixels: int = MAX_PIXELS
-    follow_links: bool = False
-    figures: int = 20  # 0: none, -1: one for every query
-    home: str = "."
-    tuning: dict[str, Any] | None = None  # options of TuneConfig; None: run frozen
-    views: str | None = None  # None: the embedder's own
-    whiten: str = "none"  # or plain, shrunk: learned on the training images
-    dim: int | None = None  # of the vectors, by PCA; None: all
-    refine: str = "none"  # auto, or a chain (search/chain.py)
-    refine_uses: str = "queries"  # the most that it may use of the other test images
-    validating: dict[str, Any] | None = None  # options of TuneConfig, for choices without training
-    model_id: str | None = None  # what --again must find; None: anything
-    cache: str | None = None  # a folder of vectors by content; None: each run makes its own
+    tuning: dict[str, Any] | None = None
+    validating: dict[str, Any] | None = None
+    model_id: str | None = None
 
 
 def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
@@ -118,7 +97,7 @@ def resolved(
 
     tuning = config.tuning
     if tuning is not None:  # its own `auto`: training may use another precision than embedding
-        compute_of_training = training_compute(tune_config(config, tuning).train)
+        compute_of_training = training_compute(tune_config(config, tuning))
         tuning = {**tuning, "precision": compute_of_training.precision}
     options = dataclasses.replace(
         config,

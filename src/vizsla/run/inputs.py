@@ -23,6 +23,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import behind, whitening
+from vizsla.options import ModelChoice
 from vizsla.search.exact import comparable
 from vizsla.train.tune import target_of
 from vizsla.workspace import is_run
@@ -30,29 +31,36 @@ from vizsla.workspace import is_run
 log = logging.getLogger("vizsla.run")
 
 
-def load_embedder(
-    model: str,
-    *,
-    weights: str = "pretrained",
-    pooling: str | None = None,
-    image_size: int | None = None,
-    seed: int = 0,
-    interpolation: str | None = None,
-    views: str | None = None,
-) -> Embedder:
+def load_embedder(choice: ModelChoice, *, seed: int = 0) -> Embedder:
     """From a backbone's name, a saved embedder's folder or a run's folder.
 
-    interpolation: bilinear, bicubic, … for weights that were trained so; None: the model's own.
-    views: None keeps a saved embedder's own.
+    UsageError where an option would change what a saved embedder has fixed.
     """
-    embedder = _loaded(model, weights=weights, pooling=pooling, image_size=image_size, seed=seed)
-    if interpolation is not None:
-        if Path(model).is_dir():
-            raise UsageError(f"{model} is a saved embedder: leave out --interpolation")
-        if interpolation not in INTERPOLATIONS:
-            raise UsageError(f"--interpolation {interpolation}: choose {', '.join(INTERPOLATIONS)}")
-        embedder = embedder.with_interpolation(interpolation)
-    return embedder if views is None else embedder.with_views(views)
+    folder = Path(choice.model)
+    if not folder.is_dir():
+        embedder = Embedder.build(
+            choice.model,
+            weights=choice.weights,
+            pooling=choice.pooling,
+            image_size=choice.image_size,
+            seed=seed,
+        )
+    elif choice.weights != "pretrained" or choice.pooling or choice.image_size:
+        raise UsageError(
+            f"{folder} is a saved embedder: its weights, pooling and image size are fixed. "
+            "Leave out --weights, --pooling and --image-size, or name a backbone"
+        )
+    elif choice.interpolation:
+        raise UsageError(f"{folder} is a saved embedder: leave out --interpolation")
+    else:
+        embedder = Embedder.load(folder / "embedder" if is_run(folder) else folder)
+    if choice.interpolation is not None:
+        if choice.interpolation not in INTERPOLATIONS:
+            raise UsageError(
+                f"--interpolation {choice.interpolation}: choose {', '.join(INTERPOLATIONS)}"
+            )
+        embedder = embedder.with_interpolation(choice.interpolation)
+    return embedder if choice.views is None else embedder.with_views(choice.views)
 
 
 def whiten_embedder(
@@ -70,22 +78,6 @@ def whiten_embedder(
         "PCA" if kind == "none" else f"{kind} whitening", projection.outputs, len(training),
     )  # fmt: skip
     return embedder
-
-
-def _loaded(
-    model: str, *, weights: str, pooling: str | None, image_size: int | None, seed: int
-) -> Embedder:
-    folder = Path(model)
-    if not folder.is_dir():
-        return Embedder.build(
-            model, weights=weights, pooling=pooling, image_size=image_size, seed=seed
-        )
-    if weights != "pretrained" or pooling is not None or image_size is not None:
-        raise UsageError(
-            f"{model} is a saved embedder: its weights, pooling and image size are fixed. "
-            "Leave out --weights, --pooling and --image-size, or name a backbone"
-        )
-    return Embedder.load(folder / "embedder" if is_run(folder) else folder)
 
 
 def image_set(

@@ -112,15 +112,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
     truth = truth_in(config, data)
     exact.check_k(config.top_k, len(data.gallery))
     _check_options(config, data)
-    embedder = load_embedder(
-        config.model,
-        weights=config.weights,
-        pooling=config.pooling,
-        image_size=config.image_size,
-        seed=config.seed,
-        interpolation=config.interpolation,
-        views=config.views,
-    )
+    embedder = load_embedder(config, seed=config.seed)
     _require_same_model(embedder, config)
     compute = compute_for(config, embedder, data)
     written = resolved(config, embedder, compute, data)
@@ -206,15 +198,7 @@ def training_material(config: RunConfig) -> Material:
         exclude=config.exclude,
         follow_links=config.follow_links,
     )
-    embedder = load_embedder(
-        config.model,
-        weights=config.weights,
-        pooling=config.pooling,
-        image_size=config.image_size,
-        seed=config.seed,
-        interpolation=config.interpolation,
-        views=config.views,
-    )
+    embedder = load_embedder(config, seed=config.seed)
     return training_part(images, config.data), embedder, target
 
 
@@ -302,9 +286,9 @@ def _tuned(
     """Other trainings with the same images held out lend the vectors of the frozen model."""
     chosen = tune_config(config, config.tuning or {})
     splitting = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
-    splitting["max_pixels"] = chosen.train.max_pixels
-    splitting["train"], splitting["target"] = chosen.train.seed, target and str(target)
-    compute = training_compute(chosen.train)
+    splitting["max_pixels"] = chosen.max_pixels
+    splitting["train"], splitting["target"] = chosen.seed, target and str(target)
+    compute = training_compute(chosen)
     key = key_of(embedder, images, compute, **splitting) if config.cache else ""
     with lent(out / "features", config.cache, key):
         result = tune(

@@ -226,7 +226,7 @@ def _splitting(config: RunConfig) -> tuple[Any, ...]:
     asked = tune_config(config, config.tuning or {})
     return (
         asked.validate_on, asked.query_domain, asked.gallery_domain, asked.share, asked.draws,
-        asked.train.seed, config.exclude,
+        asked.seed, config.exclude,
     )  # fmt: skip
 
 

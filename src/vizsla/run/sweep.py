@@ -23,6 +23,7 @@ from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaErr
 from vizsla.model.backbones import resolve
 from vizsla.model.embedder import Embedder
 from vizsla.model.pooling import POOLINGS
+from vizsla.options import ModelChoice, TuneConfig
 from vizsla.output import pages
 from vizsla.run import inputs, pipeline
 from vizsla.run.config import RunConfig, compute_for
@@ -30,7 +31,6 @@ from vizsla.run.pipeline import Progress
 from vizsla.score.compare import read_results
 from vizsla.score.tables import Table
 from vizsla.train.train_log import SHORT_FOLDER
-from vizsla.train.tune import TuneConfig
 
 log = logging.getLogger("vizsla.run.sweep")
 
@@ -277,10 +277,10 @@ def _embed_ahead(
     if one.finetune != "none" or len(poolings) < 2 or one.pooling != poolings[0] or run.exclude:
         return
     data = open_data(run.data, follow_links=run.follow_links)
-    first = inputs.load_embedder(
-        one.model, weights=one.weights, pooling=one.pooling, image_size=run.image_size,
-        seed=run.seed,
-    )  # fmt: skip
+    choice = ModelChoice(
+        model=one.model, weights=one.weights, pooling=one.pooling, image_size=run.image_size
+    )
+    first = inputs.load_embedder(choice, seed=run.seed)
     others = [Embedder(first.backbone, str(p), name=first.name).eval() for p in poolings[1:]]
     compute = compute_for(run, first, data)
     others = [e for e in others if compute_for(run, e, data) == compute]

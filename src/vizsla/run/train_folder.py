@@ -116,11 +116,11 @@ def settings_of(material: pipeline.Material, config: RunConfig) -> dict[str, Any
     images, embedder, target = material
     chosen = tune_config(config, config.tuning or {})
     known = json.dumps([fingerprint(images), target and dataclasses.astuple(target)])
-    options = {**dataclasses.asdict(chosen), **dataclasses.asdict(chosen.train)}
-    options["precision"] = training_compute(chosen.train).precision
+    options = dataclasses.asdict(chosen)
+    options["precision"] = training_compute(chosen).precision
     options["images"] = hashlib.sha256(known.encode()).hexdigest()[:24]
     options["model"] = embedder.model_id
-    return {key: value for key, value in options.items() if key not in ("train", *UNHEEDED)}
+    return {key: value for key, value in options.items() if key not in UNHEEDED}
 
 
 def _write_finished(result: TrainResult, settings: dict[str, Any]) -> None:

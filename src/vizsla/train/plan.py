@@ -18,12 +18,12 @@ from vizsla.data.splits import class_codes, domain_codes
 from vizsla.embed.compute import PRECISIONS, Compute
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
+from vizsla.options import TrainConfig
 from vizsla.train.batch_gradient import GradientMaker, Processes, fitting_micro_batch
 from vizsla.train.candidates import STEP, takes_any_size
 from vizsla.train.loop import UNLIMITED, Budget, Loop, LoopConfig
 from vizsla.train.losses import TrainingLoss
 from vizsla.train.optimizer import checkpoint_activations, open_weights, parameter_groups
-from vizsla.train.settings import TrainConfig
 from vizsla.train.train_log import SHORT_FOLDER
 
 SMALLER = 6 / 7  # of the side in training: a third more pictures in the time

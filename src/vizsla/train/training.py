@@ -23,6 +23,7 @@ from vizsla.data.splits import class_codes, label_warnings
 from vizsla.embed.validation_tensors import pooled_of
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection, identity_or_pca
+from vizsla.options import TrainConfig
 from vizsla.train import checkpoint, heads, train_warnings
 from vizsla.train.augment import augmenter
 from vizsla.train.batch_gradient import Processes
@@ -44,7 +45,7 @@ from vizsla.train.plan import (
 )
 from vizsla.train.result import TrainResult
 from vizsla.train.selection import Contest, Validate, table
-from vizsla.train.settings import TrainConfig, training_compute
+from vizsla.train.settings import training_compute
 from vizsla.train.train_log import LOG, SHORT_FOLDER, TrainLog
 from vizsla.workspace import SECONDS
 

@@ -33,6 +33,7 @@ from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError, VizslaError
+from vizsla.options import DEFAULT_BACKBONE, ModelChoice
 from vizsla.run import config, finished_run, inputs
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vizsla.serve")
 
-DEFAULT_MODEL = "dinov2-s14"  # for a folder of pictures
 MAX_PIXELS = 40_000_000  # of an upload
 GALLERY_MAX_PIXELS, GALLERY_SECONDS = 400_000_000, 30.0  # of a picture of the gallery, to decode
 GALLERY_DECODER_BYTES = 6 * 2**30  # of memory for one of them
@@ -68,7 +68,7 @@ class Source:
     pooling: str | None = None
     image_size: int | None = None
     images: Path | None = None
-    labels: Path | None = None
+    labels: str | Path | None = None
     labels_from: str | None = None
     class_folders: bool = False
     follow_links: bool = False
@@ -289,10 +289,14 @@ def _require_same_model(vectors: str, model: str, source: Source) -> None:
 
 
 def _embedder(source: Source, kind: str) -> Any:
-    model = source.model or (str(source.path) if kind == "run" else DEFAULT_MODEL)
-    return inputs.load_embedder(
-        model, weights=source.weights, pooling=source.pooling, image_size=source.image_size
+    model = source.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
+    choice = ModelChoice(
+        model=model,
+        weights=source.weights,
+        pooling=source.pooling,
+        image_size=source.image_size,
     )
+    return inputs.load_embedder(choice)
 
 
 def _compute(

@@ -1,0 +1,379 @@
+"""Every option, once: fields of typed dataclasses with their default, help, range and group.
+
+The command line and `--config FILE` (cli/parameters.py), saved configurations and the tables of
+docs/options.md are made from these fields. Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vizsla.errors import UsageError
+
+GROUPS = ("Data", "Model", "Ranking", "Training", "Speed", "Output")  # the panels of --help
+DEFAULT_BACKBONE = "dinov2-s14"
+FINETUNES = ("none", "head", "last", "full", "lora")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option beside its name, type and default.
+
+    flags: those of the command line, where they are not --the-name.
+    shown: the default in words, where it is None or depends on others.
+    usual: shown before all groups. rare: not in --help; `--set name=value` and --config reach it.
+    parse: a value from its text, where the type alone does not say how.
+    """
+
+    help: str
+    group: str = ""
+    flags: tuple[str, ...] = ()
+    minimum: float | None = None
+    shown: str | None = None
+    usual: bool = False
+    rare: bool = False
+    parse: Callable[[str], Any] | None = None
+
+
+def option(default: Any, help: str, group: str, *flags: str, **more: Any) -> Any:
+    """A dataclass field that is an option. more: fields of Option; `shown` says what None means."""
+    about = Option(help, group, flags, **more)
+    return field(default=default, metadata={"option": about})
+
+
+def options_of(cls: type) -> dict[str, tuple[Option, Any, Any]]:
+    """name → (Option, type, default) of each field that is an option."""
+    types = typing.get_type_hints(cls)
+    return {
+        f.name: (f.metadata["option"], types[f.name], f.default)
+        for f in dataclasses.fields(cls)
+        if "option" in f.metadata
+    }
+
+
+def flag_of(name: str, about: Option) -> str:
+    """The long flag of an option: --image-size."""
+    long = [flag for flag in about.flags if flag.startswith("--")]
+    return long[0] if long else "--" + name.replace("_", "-")
+
+
+def seconds(text: str | float) -> float:
+    """`90s`, `30m`, `1.5h` → seconds. A bare number is refused: each of the three may be meant."""
+    if not isinstance(text, str):
+        return float(text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"--budget {text!r}: write a time such as 90s, 30m or 1.5h")
+    number, unit = match.groups()
+    if not unit:
+        raise UsageError(
+            f"--budget {number} has no unit: write {number}s, {number}m or {number}h for "
+            "seconds, minutes or hours"
+        )
+    return float(number) * {"s": 1.0, "m": 60.0, "h": 3600.0}[unit]
+
+
+# ── what travels together ────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which embedder: a backbone with its weights, pooling and preprocessing, or a saved one."""
+
+    model: str = option(
+        DEFAULT_BACKBONE,
+        "A backbone's name (`vizsla models` lists them), a saved embedder, or a run.",
+        "Model",
+        usual=True,
+    )
+    weights: str = option(
+        "pretrained",
+        "pretrained, random, or a .safetensors/.pt/.pth file.",
+        "Model",
+        usual=True,
+    )
+    pooling: str | None = option(
+        None, "gap, gem, max, cls, native.", "Model", shown="the model's", usual=True
+    )
+    image_size: int | None = option(
+        None, "Pixels, the side of a square.", "Model", shown="the weights' own", minimum=1
+    )
+    interpolation: str | None = option(
+        None,
+        "How images are resized: bilinear, bicubic, …; for a weights file trained so.",
+        "Model",
+        shown="the named model's own",
+        rare=True,
+    )
+    views: str | None = option(
+        None,
+        "Average the vectors of several views of each image: flip, scales, or both: "
+        "'flip,1,0.7,1.4'.",
+        "Model",
+        shown="one, or the saved embedder's",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhiteningChoice:
+    """What is fitted to the vectors of training images and kept in the embedder."""
+
+    whiten: str = option(
+        "none", "none, plain, shrunk (for few images): fitted on training images.", "Model"
+    )
+    dim: int | None = option(
+        None, "Of the vectors, by PCA on training images.", "Model", shown="all", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Which images of a folder are read, and what is known of them."""
+
+    labels: str | None = option(
+        None,
+        "The truth: a CSV or Parquet table with the columns label and file.",
+        "Data",
+        shown="labels.csv in DATA",
+        usual=True,
+    )
+    labels_from: str | None = option(None, "Labels from file names: '{label}_{n}'.", "Data")
+    exclude: str | None = option(None, "A file that lists images to leave out.", "Data")
+    max_pixels: int = option(
+        100_000_000, "Larger images count as broken.", "Data", minimum=1, rare=True
+    )
+    follow_links: bool = option(
+        False, "Also read links that lead out of the folder.", "Data", rare=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeChoice:
+    """What vectors are computed with; each `auto` is resolved once and written down."""
+
+    device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
+    precision: str = option("auto", "auto, fp32, bf16, fp16.", "Speed")
+    compiling: str = option(
+        "auto", "auto, on, off; auto compiles where many images pay for it.", "Speed", "--compile"
+    )
+    batch_size: int | str = option(
+        "auto", "A number; auto: by a GPU's memory, 32 on a CPU.", "Speed"
+    )
+    workers: int | None = option(
+        None, "Threads or processes that decode.", "Speed", shown="by cores", minimum=1
+    )
+    cache: str | None = option(None, "A folder of vectors: no image is embedded twice.", "Speed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingOptions:
+    """How a gallery is ranked."""
+
+    refine: str = option(
+        "none",
+        "none; auto: chosen on validation images; or a chain such as 'aqe+kreciprocal(k1=20)' of "
+        "dba, aqe (expand gallery, queries), kreciprocal, diffusion (re-rank). All of them use "
+        "the other gallery images, kreciprocal also the other queries unless together=false: "
+        "contests may forbid it. docs/refine.md",
+        "Ranking",
+    )
+    refine_uses: str = option(
+        "queries",
+        "The most that --refine may use of the other test images: queries (and gallery), gallery, "
+        "nothing.",
+        "Ranking",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions:
+    """How several models' rankings become one."""
+
+    fusion: str = option(
+        "zscore",
+        "Of several models: zscore, minmax (of scores), rrf (of ranks); concat: the vectors in a "
+        "row (of runs).",
+        "Ranking",
+    )
+    fusion_weights: str | None = option(
+        None,
+        "One a model, as 0.5,0.3,0.2; auto: chosen on validation images.",
+        "Ranking",
+        shown="equal",
+    )
+    fusion_whiten: str = option(
+        "shrunk",
+        "For concat: shrunk, plain, none; fitted on training images.",
+        "Ranking",
+        rare=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ModelChoice, WhiteningChoice, ImageOptions, ComputeChoice, RankingOptions):
+    """The options of `vizsla run`, without those of training and fusion."""
+
+    top_k: int = option(
+        10, "Images handed in for a query.", "Ranking", "-k", "--top-k", minimum=1, usual=True
+    )
+    seed: int = option(0, "For random weights and random choices.", "Speed", rare=True)
+    figures: int = option(20, "Query sheets to draw; -1: all of them.", "Output", minimum=-1)
+    home: str = option(
+        ".", "Holds results/, submissions/, visualizations/, runs/.", "Output", usual=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained; see docs/training.md. None and "auto" are resolved in `train`.
+
+    budget: seconds for everything from the first image read to the saved embedder; without it
+    `epochs` count.
+    """
+
+    finetune: str = option("last", f"{', '.join(FINETUNES)}.", "Training", usual=True)
+    blocks: int | None = option(
+        None, "How many blocks --finetune last trains.", "Training", shown="two in three",
+        minimum=1, rare=True,
+    )  # fmt: skip
+    loss: str = option(
+        "cross-entropy+0.5*supcon", "E.g. arcface, or 'cross-entropy+0.5*supcon'.", "Training"
+    )
+    miner: str | None = option(
+        None, "Of pairs or triplets: semihard, hard, …", "Training", rare=True
+    )
+    memory: int = option(
+        0, "Vectors of past batches for pair losses; 0: none.", "Training", rare=True
+    )
+    batches: str = option(
+        "auto", "plain, balanced, classes; auto: classes for pair losses, else plain.", "Training",
+        rare=True,
+    )  # fmt: skip
+    per_class: int = option(4, "Images of a class in a batch of classes.", "Training", rare=True)
+    batch_size: int = option(32, "Images in a batch.", "Training", rare=True)
+    micro_batch: int | None = option(
+        None, "Images that pass the network at once.", "Training", shown="by memory", rare=True
+    )
+    augment: str = option("light", "none, light, medium, strong.", "Training")
+    train_size: int | None = option(
+        None, "Pixels in training.", "Training", shown="a little less than the model's", rare=True
+    )
+    dim: int | None = option(
+        None, "Of the projection.", "Training", shown="the backbone's", rare=True
+    )
+    learning_rate: float = option(
+        1e-4, "Of the last block; it falls with depth.", "Training", shown="by --validate-on",
+        rare=True,
+    )  # fmt: skip
+    head_learning_rate: float = option(1e-3, "Of the projection.", "Training", rare=True)
+    layer_decay: float = option(
+        0.85, "Of the learning rate, block by block.", "Training", rare=True
+    )
+    weight_decay: float = option(0.01, "Of AdamW.", "Training", rare=True)
+    warmup: float = option(0.1, "Share of the steps in which rates rise.", "Training", rare=True)
+    clip: float = option(5.0, "The longest gradient; 0: any.", "Training", rare=True)
+    ema_decay: float = option(
+        0.99, "Of the weights' moving average; 0 turns it off.", "Training", rare=True
+    )
+    batch_norm: str = option(
+        "frozen", "frozen or trained: their statistics.", "Training", rare=True
+    )
+    checkpointing: bool = option(False, "Less memory for more time.", "Training", rare=True)
+    epochs: float = option(10.0, "Passes over the images, without --budget.", "Training")
+    short_epochs: float = option(
+        0.0, "Of a training that is tried before the long one; 0: none.", "Training",
+        shown="by --validate-on", rare=True,
+    )  # fmt: skip
+    budget: float | None = option(
+        None, "Time for all of training, with its unit: 90s, 30m, 1.5h.", "Training",
+        parse=seconds, usual=True,
+    )  # fmt: skip
+    precision: str = option(
+        "auto", "fp32, bf16; auto: bf16 where the device multiplies it fast.", "Training", rare=True
+    )
+    device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
+    workers: int | None = option(
+        None, "Threads or processes that decode.", "Speed", shown="by cores", minimum=1
+    )
+    max_pixels: int = option(
+        100_000_000, "Larger images count as broken.", "Data", minimum=1, rare=True
+    )
+    tensorboard: bool = option(
+        False, "Also write for TensorBoard (an extra).", "Training", rare=True
+    )
+    seed: int = option(0, "For random weights and random choices.", "Speed", rare=True)
+    save_seconds: float = 60.0  # between checkpoints
+    real_weights: bool = True  # False for random ones, of which nothing is expected
+
+    def __post_init__(self) -> None:
+        if self.finetune not in FINETUNES:
+            raise UsageError(f"--finetune {self.finetune}: choose one of {', '.join(FINETUNES)}")
+        if self.batch_norm not in ("frozen", "trained"):
+            raise UsageError(f"--batch-norm {self.batch_norm}: choose frozen or trained")
+        if (
+            self.batch_size < 2
+            or self.epochs <= 0
+            or self.short_epochs < 0
+            or (self.budget or 1) <= 0
+        ):
+            raise UsageError(
+                f"batch size {self.batch_size}, {self.epochs} epochs, short_epochs "
+                f"{self.short_epochs}, budget {self.budget}: choose a batch of 2 images or more, "
+                "epochs and budget above 0, short_epochs of 0 or more"
+            )
+        if self.memory and self.memory < self.batch_size:
+            raise UsageError(
+                f"--memory {self.memory} is less than a batch of {self.batch_size}: choose more"
+            )
+
+
+# Test classes that are new lose by what the training classes gain beyond some point.
+BY_VALIDATION: Mapping[str, Mapping[str, Any]] = {
+    "new-classes": {"learning_rate": 1e-4, "short_epochs": 2.5},
+    "seen-classes": {"learning_rate": 2e-4, "short_epochs": 0.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(TrainConfig):
+    """How a model is tuned, and how validation imitates the test part."""
+
+    validate_on: str = option(
+        "new-classes",
+        "new-classes: classes are held out; seen-classes: images of every class.",
+        "Training",
+    )
+    query_domain: str | None = option(
+        None, "Validate with queries of this domain.", "Training", rare=True
+    )
+    gallery_domain: str | None = option(
+        None, "Validate on a gallery of this domain.", "Training", rare=True
+    )
+    value: str = option(
+        "balanced",
+        "What decides between candidates: balanced (mean of AP and top-1), map, top1, points.",
+        "Training",
+        rare=True,
+    )
+    draws: int = option(3, "Times that queries are drawn for validation.", "Training", rare=True)
+    share: float = option(
+        0.2, "Of the training images that are held out, at most.", "Training", rare=True
+    )
+
+    @staticmethod
+    def from_options(options: Mapping[str, Any]) -> "TuneConfig":
+        """From the options that were given, by name; UsageError for unknown names.
+
+        The defaults of `learning_rate` and `short_epochs` depend on `validate_on`.
+        """
+        known = {f.name for f in dataclasses.fields(TuneConfig)}
+        if unknown := sorted(set(options) - known):
+            raise UsageError(
+                f"no option of training is called {', '.join(unknown)}: there are "
+                f"{', '.join(sorted(known))}"
+            )
+        validate_on = str(options.get("validate_on", "new-classes"))
+        return TuneConfig(**{**BY_VALIDATION.get(validate_on, {}), **options})
