@@ -54,6 +54,23 @@ def options_of(cls: type) -> dict[str, tuple[Option, Any, Any]]:
     }
 
 
+def options_table() -> str:
+    """The table of docs/options.md in Markdown: the options that several commands share."""
+    options: dict[str, tuple[Option, Any, Any]] = {}
+    for cls in (TuneConfig, FusionOptions, RunOptions):  # the last one's defaults are shown
+        options |= options_of(cls)
+    lines = ["| group | name | flag | default | meaning |", "|---|---|---|---|---|"]
+    for name, (about, _, default) in sorted(options.items(), key=lambda o: _order(*o)):
+        flag = "" if about.rare else f"`{flag_of(name, about)}`"
+        shown = about.shown or ("" if default is None else str(default))
+        lines.append(f"| {about.group} | `{name}` | {flag} | {shown} | {about.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def _order(name: str, option: tuple[Option, Any, Any]) -> tuple[int, bool, str]:
+    return GROUPS.index(option[0].group), option[0].rare, name
+
+
 def flag_of(name: str, about: Option) -> str:
     """The long flag of an option: --image-size."""
     long = [flag for flag in about.flags if flag.startswith("--")]
@@ -96,10 +113,10 @@ class ModelChoice:
         usual=True,
     )
     pooling: str | None = option(
-        None, "gap, gem, max, cls, native.", "Model", shown="the model's", usual=True
+        None, "gap, gem, max, cls or native.", "Model", shown="the model's", usual=True
     )
     image_size: int | None = option(
-        None, "Pixels, the side of a square.", "Model", shown="the weights' own", minimum=1
+        None, "Side of the square input, in pixels.", "Model", shown="the weights' own", minimum=1
     )
     interpolation: str | None = option(
         None,
@@ -110,7 +127,7 @@ class ModelChoice:
     )
     views: str | None = option(
         None,
-        "Average the vectors of several views of each image: flip, scales, or both: "
+        "Average the vectors of several views of each image: flip, scales or both, such as "
         "'flip,1,0.7,1.4'.",
         "Model",
         shown="one, or the saved embedder's",
@@ -122,10 +139,16 @@ class WhiteningChoice:
     """What is fitted to the vectors of training images and kept in the embedder."""
 
     whiten: str = option(
-        "none", "none, plain, shrunk (for few images): fitted on training images.", "Model"
+        "none",
+        "Whiten vectors: none, plain or shrunk (for few images); fitted on training images.",
+        "Model",
     )
     dim: int | None = option(
-        None, "Of the vectors, by PCA on training images.", "Model", shown="all", minimum=1
+        None,
+        "Dimensions of the vectors, reduced by PCA on training images.",
+        "Model",
+        shown="all",
+        minimum=1,
     )
 
 
@@ -143,10 +166,10 @@ class ImageOptions:
     labels_from: str | None = option(None, "Labels from file names: '{label}_{n}'.", "Data")
     exclude: str | None = option(None, "A file that lists images to leave out.", "Data")
     max_pixels: int = option(
-        100_000_000, "Larger images count as broken.", "Data", minimum=1, rare=True
+        100_000_000, "Images with more pixels count as broken.", "Data", minimum=1, rare=True
     )
     follow_links: bool = option(
-        False, "Also read links that lead out of the folder.", "Data", rare=True
+        False, "Follow links that lead out of the folder.", "Data", rare=True
     )
 
 
@@ -157,15 +180,20 @@ class ComputeChoice:
     device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
     precision: str = option("auto", "auto, fp32, bf16, fp16.", "Speed")
     compiling: str = option(
-        "auto", "auto, on, off; auto compiles where many images pay for it.", "Speed", "--compile"
+        "auto",
+        "Compile the network: auto, on, off; auto does so where there are enough images.",
+        "Speed",
+        "--compile",
     )
     batch_size: int | str = option(
-        "auto", "A number; auto: by a GPU's memory, 32 on a CPU.", "Speed"
+        "auto", "Images in a batch; auto: by the GPU's memory, 32 on a CPU.", "Speed"
     )
     workers: int | None = option(
-        None, "Threads or processes that decode.", "Speed", shown="by cores", minimum=1
+        None, "Threads or processes that decode images.", "Speed", shown="by cores", minimum=1
     )
-    cache: str | None = option(None, "A folder of vectors: no image is embedded twice.", "Speed")
+    cache: str | None = option(
+        None, "A folder that keeps vectors, so that no image is embedded twice.", "Speed"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,15 +203,13 @@ class RankingOptions:
     refine: str = option(
         "none",
         "none; auto: chosen on validation images; or a chain such as 'aqe+kreciprocal(k1=20)' of "
-        "dba, aqe (expand gallery, queries), kreciprocal, diffusion (re-rank). All of them use "
-        "the other gallery images, kreciprocal also the other queries unless together=false: "
-        "contests may forbid it. docs/refine.md",
+        "dba, aqe (expand gallery, queries), kreciprocal, diffusion (re-rank). Contests may "
+        "forbid what these use: docs/refine.md.",
         "Ranking",
     )
     refine_uses: str = option(
         "queries",
-        "The most that --refine may use of the other test images: queries (and gallery), gallery, "
-        "nothing.",
+        "Test images that --refine may use: queries (and gallery), gallery, or nothing.",
         "Ranking",
     )
 
@@ -194,19 +220,19 @@ class FusionOptions:
 
     fusion: str = option(
         "zscore",
-        "Of several models: zscore, minmax (of scores), rrf (of ranks); concat: the vectors in a "
-        "row (of runs).",
+        "How several models are joined: zscore, minmax (of scores), rrf (of ranks), or concat "
+        "(of vectors).",
         "Ranking",
     )
     fusion_weights: str | None = option(
         None,
-        "One a model, as 0.5,0.3,0.2; auto: chosen on validation images.",
+        "One weight for each model, such as 0.5,0.3,0.2; auto: chosen on validation images.",
         "Ranking",
         shown="equal",
     )
     fusion_whiten: str = option(
         "shrunk",
-        "For concat: shrunk, plain, none; fitted on training images.",
+        "Whitening before concat: shrunk, plain or none; fitted on training images.",
         "Ranking",
         rare=True,
     )
@@ -217,12 +243,18 @@ class RunOptions(ModelChoice, WhiteningChoice, ImageOptions, ComputeChoice, Rank
     """The options of `vizsla run`, without those of training and fusion."""
 
     top_k: int = option(
-        10, "Images handed in for a query.", "Ranking", "-k", "--top-k", minimum=1, usual=True
+        10,
+        "Images per query in the submission and on the sheets.",
+        "Ranking",
+        "-k",
+        "--top-k",
+        minimum=1,
+        usual=True,
     )
-    seed: int = option(0, "For random weights and random choices.", "Speed", rare=True)
-    figures: int = option(20, "Query sheets to draw; -1: all of them.", "Output", minimum=-1)
+    seed: int = option(0, "Seed of random weights and random choices.", "Speed")
+    figures: int = option(20, "Query sheets to draw; -1: all.", "Output", minimum=-1)
     home: str = option(
-        ".", "Holds results/, submissions/, visualizations/, runs/.", "Output", usual=True
+        ".", "The folder for results/, submissions/, visualizations/, runs/.", "Output", usual=True
     )
 
 
@@ -234,77 +266,100 @@ class TrainConfig:
     `epochs` count.
     """
 
-    finetune: str = option("last", f"{', '.join(FINETUNES)}.", "Training", usual=True)
+    finetune: str = option(
+        "last", f"What is trained: {', '.join(FINETUNES)}.", "Training", usual=True
+    )
     blocks: int | None = option(
-        None, "How many blocks --finetune last trains.", "Training", shown="two in three",
+        None, "Blocks that --finetune last trains.", "Training", shown="7 in 10",
         minimum=1, rare=True,
     )  # fmt: skip
     loss: str = option(
-        "cross-entropy+0.5*supcon", "E.g. arcface, or 'cross-entropy+0.5*supcon'.", "Training"
+        "cross-entropy+0.5*supcon",
+        "A loss or a weighted sum of losses, such as arcface.",
+        "Training",
     )
     miner: str | None = option(
-        None, "Of pairs or triplets: semihard, hard, …", "Training", rare=True
+        None, "Miner of pairs or triplets: semihard, hard, …", "Training", rare=True
     )
     memory: int = option(
-        0, "Vectors of past batches for pair losses; 0: none.", "Training", rare=True
+        0, "Vectors of past batches that pair losses use; 0: none.", "Training", rare=True
     )
     batches: str = option(
-        "auto", "plain, balanced, classes; auto: classes for pair losses, else plain.", "Training",
-        rare=True,
+        "auto", "How batches are drawn: plain, balanced, classes; auto: classes for pair losses, "
+        "else plain.", "Training", rare=True,
     )  # fmt: skip
     per_class: int = option(4, "Images of a class in a batch of classes.", "Training", rare=True)
     batch_size: int = option(32, "Images in a batch.", "Training", rare=True)
     micro_batch: int | None = option(
-        None, "Images that pass the network at once.", "Training", shown="by memory", rare=True
+        None,
+        "Images that pass through the network at once.",
+        "Training",
+        shown="by memory",
+        rare=True,
     )
-    augment: str = option("light", "none, light, medium, strong.", "Training")
+    augment: str = option("light", "Augmentation: none, light, medium or strong.", "Training")
     train_size: int | None = option(
-        None, "Pixels in training.", "Training", shown="a little less than the model's", rare=True
+        None,
+        "Side of the training input, in pixels.",
+        "Training",
+        shown="a little less than the model's",
+        rare=True,
     )
     dim: int | None = option(
-        None, "Of the projection.", "Training", shown="the backbone's", rare=True
+        None, "Dimensions of the projection.", "Training", shown="the backbone's", rare=True
     )
     learning_rate: float = option(
-        1e-4, "Of the last block; it falls with depth.", "Training", shown="by --validate-on",
-        rare=True,
+        1e-4, "Learning rate of the last block; it falls with depth.", "Training",
+        shown="by --validate-on", rare=True,
     )  # fmt: skip
-    head_learning_rate: float = option(1e-3, "Of the projection.", "Training", rare=True)
-    layer_decay: float = option(
-        0.85, "Of the learning rate, block by block.", "Training", rare=True
+    head_learning_rate: float = option(
+        1e-3, "Learning rate of the projection.", "Training", rare=True
     )
-    weight_decay: float = option(0.01, "Of AdamW.", "Training", rare=True)
-    warmup: float = option(0.1, "Share of the steps in which rates rise.", "Training", rare=True)
-    clip: float = option(5.0, "The longest gradient; 0: any.", "Training", rare=True)
+    layer_decay: float = option(
+        0.85, "Factor of the learning rate from block to block.", "Training", rare=True
+    )
+    weight_decay: float = option(0.01, "Weight decay of AdamW.", "Training", rare=True)
+    warmup: float = option(
+        0.1, "Share of the steps in which learning rates rise.", "Training", rare=True
+    )
+    clip: float = option(
+        5.0, "Gradients are clipped to this norm; 0: never.", "Training", rare=True
+    )
     ema_decay: float = option(
-        0.99, "Of the weights' moving average; 0 turns it off.", "Training", rare=True
+        0.99, "Decay of the moving average of weights; 0: none is kept.", "Training", rare=True
     )
     batch_norm: str = option(
-        "frozen", "frozen or trained: their statistics.", "Training", rare=True
+        "frozen", "Statistics of batch norms: frozen or trained.", "Training", rare=True
     )
-    checkpointing: bool = option(False, "Less memory for more time.", "Training", rare=True)
-    epochs: float = option(10.0, "Passes over the images, without --budget.", "Training")
+    checkpointing: bool = option(
+        False, "Gradient checkpointing: less memory, more time.", "Training", rare=True
+    )
+    epochs: float = option(
+        10.0, "Passes over the training images, where no --budget is given.", "Training"
+    )
     short_epochs: float = option(
-        0.0, "Of a training that is tried before the long one; 0: none.", "Training",
+        0.0, "Epochs of a short training that is tried first; 0: none.", "Training",
         shown="by --validate-on", rare=True,
     )  # fmt: skip
     budget: float | None = option(
-        None, "Time for all of training, with its unit: 90s, 30m, 1.5h.", "Training",
+        None, "Time for the whole training, with its unit: 90s, 30m, 1.5h.", "Training",
         parse=seconds, usual=True,
     )  # fmt: skip
     precision: str = option(
-        "auto", "fp32, bf16; auto: bf16 where the device multiplies it fast.", "Training", rare=True
+        "auto",
+        "Precision of training: fp32 or bf16; auto: bf16 where the device has it.",
+        "Training",
+        rare=True,
     )
     device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
     workers: int | None = option(
-        None, "Threads or processes that decode.", "Speed", shown="by cores", minimum=1
+        None, "Threads or processes that decode images.", "Speed", shown="by cores", minimum=1
     )
     max_pixels: int = option(
-        100_000_000, "Larger images count as broken.", "Data", minimum=1, rare=True
+        100_000_000, "Images with more pixels count as broken.", "Data", minimum=1, rare=True
     )
-    tensorboard: bool = option(
-        False, "Also write for TensorBoard (an extra).", "Training", rare=True
-    )
-    seed: int = option(0, "For random weights and random choices.", "Speed", rare=True)
+    tensorboard: bool = option(False, "Also log for TensorBoard (an extra).", "Training", rare=True)
+    seed: int = option(0, "Seed of random weights and random choices.", "Speed", rare=True)
     save_seconds: float = 60.0  # between checkpoints
     real_weights: bool = True  # False for random ones, of which nothing is expected
 
@@ -343,24 +398,24 @@ class TuneConfig(TrainConfig):
 
     validate_on: str = option(
         "new-classes",
-        "new-classes: classes are held out; seen-classes: images of every class.",
+        "What is held out: new-classes (whole classes) or seen-classes (images of every class).",
         "Training",
     )
     query_domain: str | None = option(
-        None, "Validate with queries of this domain.", "Training", rare=True
+        None, "Domain of the validation queries.", "Training", rare=True
     )
     gallery_domain: str | None = option(
-        None, "Validate on a gallery of this domain.", "Training", rare=True
+        None, "Domain of the validation gallery.", "Training", rare=True
     )
     value: str = option(
         "balanced",
-        "What decides between candidates: balanced (mean of AP and top-1), map, top1, points.",
+        "What decides between candidates: balanced (mean of AP and top-1), map, top1 or points.",
         "Training",
         rare=True,
     )
-    draws: int = option(3, "Times that queries are drawn for validation.", "Training", rare=True)
+    draws: int = option(3, "How often validation queries are drawn.", "Training", rare=True)
     share: float = option(
-        0.2, "Of the training images that are held out, at most.", "Training", rare=True
+        0.2, "Largest share of the training images that is held out.", "Training", rare=True
     )
 
     @staticmethod

@@ -139,8 +139,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 def test_the_help_tells_defaults_and_no_type_behind_a_flag() -> None:
     shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
-    assert "Pixels. [default: (the weights' own)]" in shown
-    assert "[default: (frozen)]" in shown and "<bool>" not in shown
+    assert "Side of the square input, in pixels. [default: (the weights' own)]" in shown
+    assert "[default: (none)]" in shown and "<bool>" not in shown
     judge = CliRunner().invoke(app, ["judge", "rescore", "--help"], env={"COLUMNS": "200"}).output
     assert judge.count("(as before)") == 4 and "<bool>" not in judge
 
@@ -320,7 +320,7 @@ def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path) -> Non
         assert done.returncode == 1 and "a folder of images, or images" in done.stderr
 
 
-@pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(frozen)")])
+@pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(none)")])
 def test_help_names_the_finetuning_that_runs(command: str, default: str) -> None:
     said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
     line = next(line for line in said.splitlines() if "--finetune" in line)

@@ -324,8 +324,8 @@ def test_a_finished_training_without_its_model_is_done_again(
     [
         (["run", "x", "--loss", "arcface"], "need --finetune"),
         (["run", "x", "--finetune", "full", "--budget", "soon"], "90s, 30m"),
-        (["train", "x", "-o", "y", "--budget", "60"], "60 what? Write 60s, 60m or 60h"),
-        (["train", "x", "-o", "y", "--set", "budget=60"], "60 what?"),
+        (["train", "x", "-o", "y", "--budget", "60"], "has no unit: write 60s, 60m or 60h"),
+        (["train", "x", "-o", "y", "--set", "budget=60"], "60 has no unit"),
         (["train", "x", "-o", "y", "--set", "speed=3"], "--set"),
         (["show", "--data", "x"], "--augmentations"),
     ],

@@ -170,9 +170,7 @@ def embedded_draws(
     if nearest_cosine is not None and draws:
         labels = np.array([str(label) for label in kept.labels or []])
         rows = vectors.vectors[[row_of[name] for name in kept.ids]]
-        draws, share = match_nearest_cosine(
-            draws, rows, labels, nearest_cosine, seed=config.seed
-        )
+        draws, share = match_nearest_cosine(draws, rows, labels, nearest_cosine, seed=config.seed)
     return EmbeddedDraws(kept, vectors, draws, share)
 
 

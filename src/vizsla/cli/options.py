@@ -70,13 +70,30 @@ LearnOn = Annotated[
         "the model was not trained on.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print the result as JSON on standard output.", rich_help_panel="Output"
+    ),
+]
 Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", callback=_quiet, help="Errors only.", is_eager=True)
+    bool,
+    typer.Option(
+        "-q",
+        "--quiet",
+        callback=_quiet,
+        is_eager=True,
+        help="Print errors only.",
+        rich_help_panel="Output",
+    ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", callback=_verbose, help="More messages.", is_eager=True)
-]
+    bool,
+    typer.Option(
+        "-v", "--verbose", callback=_verbose, is_eager=True, help="Print more messages.",
+        rich_help_panel="Output",
+    ),
+]  # fmt: skip
 
 # of training
 ValidateOn = Annotated[

@@ -9,6 +9,7 @@ for a dict of those options alone that somebody has given.
 """
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import tomllib
@@ -65,7 +66,8 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = typing.get_type_hints(function, include_extras=True)
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if _source(hints[p.name]) is None]
-    parameters = [p.replace(annotation=hints[p.name]) for p in own]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [p.replace(annotation=hints[p.name], kind=keyword) for p in own]
     grouped: list[tuple[int, inspect.Parameter]] = []  # those of the groups, by their panel
     taken = {p.name for p in own}
     fields: dict[str, _Field] = {}
@@ -90,29 +92,40 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
             taken.add(parameter)
             fields[parameter] = _Field(argument.name, name, about, given_only)
             panel = -1 if about.usual else GROUPS.index(about.group)
-            grouped.append((panel, _parameter(parameter, shown, kind, default, given_only)))
+            grouped.append((panel, _parameter(parameter, shown, kind, default)))
     parameters += [parameter for _, parameter in sorted(grouped, key=lambda entry: entry[0])]
     parameters += _generic()
+    if "context" not in signature.parameters:  # Typer fills it; it knows what was given
+        parameters.insert(0, inspect.Parameter("context", keyword, annotation=typer.Context))
     arguments = [p for p in parameters if p.default is inspect.Parameter.empty]
     options = [p for p in parameters if p.default is not inspect.Parameter.empty]
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
+        context: typer.Context = values["context"]
         built: dict[str, dict[str, Any]] = {argument: {} for argument in builders}
         for parameter, field in fields.items():
             value = values.pop(parameter)
-            if value is None and field.given_only:
+            if field.given_only and not was_given(context, parameter):
                 continue
             if isinstance(value, str) and field.about.parse:
                 value = field.about.parse(value)
             built[field.argument][field.name] = value
-        values.pop("config_file"), values.pop("settings")
+        del values["config_file"], values["settings"]
+        if "context" not in signature.parameters:
+            del values["context"]
         return function(**values, **{name: builders[name](**built[name]) for name in builders})
 
     command.__signature__ = inspect.Signature(arguments + options)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     del command.__wrapped__  # Typer would look at the function's own
     return command
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter has its value from a flag, --set or --config, not from its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _source(hint: Any) -> type | Given | None:
@@ -127,14 +140,12 @@ def _without(hint: Any) -> tuple[str, ...]:
     return next((m.names for m in getattr(hint, "__metadata__", ()) if isinstance(m, Without)), ())
 
 
-def _parameter(
-    name: str, about: Option, kind: Any, default: Any, given_only: bool
-) -> inspect.Parameter:
+def _parameter(name: str, about: Option, kind: Any, default: Any) -> inspect.Parameter:
     members = [k for k in typing.get_args(kind) if k is not type(None)]
     value = kind if not isinstance(kind, types.UnionType) else members[0]
     if about.parse or len(members) > 1:  # a budget with its unit; a number or "auto"
         value = str
-    shown: Any = about.shown or (str(default) if given_only and default is not None else True)
+    shown: Any = about.shown or True
     found = typer.Option(
         *(about.flags or (flag_of(name, about),)),
         help=about.help,
@@ -143,7 +154,7 @@ def _parameter(
         show_default=shown if value is not bool else False,
         rich_help_panel=None if about.usual else about.group,
     )
-    optional = given_only or default is None
+    optional = default is None
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -219,9 +230,11 @@ def _keep(context: typer.Context, key: str, values: dict[str, Any], origin: str)
     for name, value in values.items():
         parameter: Any = known.get(name.replace("-", "_"))
         if parameter is None or parameter.is_eager:
-            names = sorted(str(p.name) for p in context.command.params if not p.is_eager)
+            similar = difflib.get_close_matches(name.replace("-", "_"), known, 3, 0.5)
+            hint = f" Similar: {', '.join(similar)}." if similar else ""
             raise UsageError(
-                f"{origin}: no option is called {name!r}: there are {', '.join(names)}"
+                f"{origin}: `vizsla {context.command.name}` has no option {name!r}.{hint} "
+                "docs/options.md lists them"
             )
         if isinstance(value, list) and not getattr(parameter, "multiple", False):
             raise UsageError(f"{origin}: {name} takes one value, not the list {value}")

@@ -9,7 +9,7 @@ import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json, print_table
 from vizsla.cli.options import AsJson, Quiet, Seed, Verbose, fusion_weights
-from vizsla.cli.parameters import Given, Without, with_options
+from vizsla.cli.parameters import Given, Without, was_given, with_options
 from vizsla.cli.refining import print_refined
 from vizsla.errors import UsageError
 from vizsla.options import (
@@ -42,8 +42,7 @@ def run(
         list[str] | None,
         typer.Option(
             "--model",
-            help="A backbone's name (see `vizsla models`), or a folder. Repeated: all of them, "
-            "fused.",
+            help="A backbone's name (see `vizsla models`) or a folder; several are fused.",
             show_default="dinov2-s14",
         ),
     ] = None,
@@ -51,7 +50,7 @@ def run(
         list[str] | None,
         typer.Option(
             "--weights",
-            help="pretrained, random, or a file: one for all models, or one for each.",
+            help="pretrained, random or a file; one for all models, or one for each.",
             show_default="pretrained",
         ),
     ] = None,
@@ -64,7 +63,7 @@ def run(
     *,
     options: RunOptions,
     fusing: FusionOptions,
-    training: Annotated[dict[str, Any], Given(TuneConfig, SHARED, {"finetune": "frozen"})],
+    training: Annotated[dict[str, Any], Given(TuneConfig, SHARED, {"finetune": "none"})],
 ) -> None:
     """Embed, rank, score, hand in and draw: the whole main job."""
     from vizsla.run import config as run_config
@@ -119,12 +118,8 @@ def _by_model(models: list[str], weights: list[str]) -> list[tuple[str, str]]:
 def _refuse_fusion(context: typer.Context) -> None:
     """UsageError where one model is to be fused with itself."""
     names = ("fusion", "fusion_weights", "fusion_whiten")
-    if any(_given_here(context, name) for name in names):
+    if any(was_given(context, name) for name in names):
         raise UsageError("--fusion… joins several models: give --model twice or more")
-
-
-def _given_here(context: typer.Context, name: str) -> bool:
-    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 def _refuse_others(context: typer.Context, *allowed: str) -> None:
@@ -132,7 +127,7 @@ def _refuse_others(context: typer.Context, *allowed: str) -> None:
     given = [
         option.opts[-1]
         for option in context.command.params
-        if option.name not in allowed and _given_here(context, str(option.name))
+        if option.name not in allowed and was_given(context, str(option.name))
     ]
     if given:
         raise UsageError(

@@ -298,7 +298,7 @@ def _tuned(
         charts.training_curve(
             out / "curve.png",
             read_log(out),
-            chosen.train.loss,
+            chosen.loss,
             short=read_log(out / SHORT_FOLDER),
         )
     return result
