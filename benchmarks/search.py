@@ -188,7 +188,7 @@ def run_kind(folder: Path, name: str, kind: str, *, step: int, plain: bool) -> N
     other: dict[str, object] = {}
     if plain:
         effort = structure["effort"]
-        cells = index._state.loaded.of(index._state.stored).cells
+        cells = index.view.structure.cells
         started = time.perf_counter()
         library, contestants[f"faiss {kind}"] = plain_faiss(kind, gallery, effort, cells)
         other = {"build_s": round(time.perf_counter() - started, 1), "effort": effort}

@@ -14,8 +14,8 @@ from vizsla.errors import StorageError
 from vizsla.search import ann, exact
 from vizsla.search import index_files as disk
 from vizsla.search.exact import Rows
-from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index import build_index, open_index
+from vizsla.search.index_view import View
 
 D = 16
 
@@ -129,9 +129,7 @@ def test_many_more_than_ten_are_looked_for_in_more_cells(
     index: Any = build_index(embeddings(20_000, 0, "g"), tmp_path / "i", kind="ivf", recall=0.1)
     assert index.about()["effort"] == 1
     asked: list[int] = []
-    monkeypatch.setattr(
-        FolderIndex, "_exactly", lambda self, state, queries, *rest: asked.append(len(queries))
-    )
+    monkeypatch.setattr(View, "exactly", lambda self, queries, *rest: asked.append(len(queries)))
     assert index.search(QUERIES, 500, model_id="m").positions.shape == (50, 500)
     assert asked == []
 
@@ -146,18 +144,18 @@ def test_building_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_searches_and_changes_take_turns() -> None:
     """Who waits for a change comes before the next one, and the other way round."""
-    turns, order = ann._Turns(), []
+    lock, order = ann._FairLock(), []
     inside, go_on = threading.Event(), threading.Event()
 
     def change_twice() -> None:
         for i in range(2):
-            with turns.changing():
+            with lock.changing():
                 order.append(f"change {i}")
                 inside.set()
                 go_on.wait(10)
 
     def read() -> None:
-        with turns.reading():
+        with lock.reading():
             order.append("read")
 
     threads = [threading.Thread(target=change_twice)]
@@ -166,7 +164,7 @@ def test_searches_and_changes_take_turns() -> None:
     threads += [threading.Thread(target=read) for _ in range(2)]
     for thread in threads[1:]:
         thread.start()
-    while len(turns._reads) < 2:
+    while len(lock._reads) < 2:
         time.sleep(0.001)
     go_on.set()
     for thread in threads:

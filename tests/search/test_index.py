@@ -19,9 +19,9 @@ import pytest
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.search import exact
+from vizsla.search.ann import KINDS
 from vizsla.search.filters import Filter
 from vizsla.search.index import Index, build_index, open_index
-from vizsla.search.index_kinds import KINDS
 
 D = 16
 Make = Callable[..., Index]

@@ -1,11 +1,10 @@
-"""Unit vectors → candidates, by FAISS, without looking at every vector.
+"""Unit vectors → candidates, by FAISS, without comparing a query with every vector.
 
-A structure covers the first rows of an index's vectors, but a few that are kept apart to measure
-recall with: a graph finds what is in it more easily than what is not. What it finds are candidates
-alone: their exact scores are computed from the stored vectors afterwards (`nearest`), so it may
-keep coarse codes. On unit vectors the inner product orders as the distance does. Knows
-nothing of ids, attributes or folders. FAISS crashes on a damaged file: whoever calls `load` has
-checked the file's hash.
+A structure covers the first rows of an index's vectors, except a few that are held out to measure
+recall with: a graph finds what is in it more easily than what is not. It only finds candidates:
+their exact scores are then computed from the stored vectors (`nearest`), so it may keep coarse
+codes. On unit vectors the inner product orders as the distance does. Knows nothing of ids,
+attributes or folders. FAISS crashes on a damaged file: check the file's hash before `load`.
 """
 
 import itertools
@@ -24,43 +23,44 @@ from vizsla.search.exact import Rows
 
 Progress = Callable[[int, int], None]  # rows done, of how many
 
-KINDS = {
-    "hnsw": "graph of near neighbours over 8-bit codes",
-    "ivf": "cells, and a second copy of the vectors in them",
-    "ivfsq8": "cells with 8-bit codes",
-    "ivfpq": "cells with product codes of at most 64 bytes",
-}
-MIN_ROWS = 1000  # below, looking at every vector is quicker than anything
+# exact: no structure; hnsw: a graph of near neighbours over 8-bit codes; ivf: cells with a second
+# copy of the vectors; ivfsq8: cells with 8-bit codes; ivfpq: with product codes of up to 64 bytes
+KINDS = ("exact", "hnsw", "ivf", "ivfsq8", "ivfpq")
+EXACT_UP_TO = 50_000  # images; exact search takes some milliseconds for so many
+MIN_ROWS = 1000  # below, exact search is quicker than any structure
 CANDIDATES = 100
 LINKS = 32  # of a node of the graph; twice as many on its lowest level
 BUILD_EFFORT = 80  # candidates for a node's links
 TRAIN_PER_CELL = 64
 TRAIN_PASSES = 10
-ADD_ROWS = {"hnsw": 4096}  # put in at a time: so many take a graph a second, and searches wait
-TOGETHER = 1024  # queries whose candidates are in memory at a time
-SCORES = 2**23  # of rows outside that are in memory at a time
+ADD_ROWS = {"hnsw": 4096}  # added at a time: a graph takes a second for these; searches wait
+QUERIES_AT_ONCE = 1024  # whose candidates are in memory at a time
+SCORES_AT_ONCE = 2**23  # of unindexed rows, in memory at a time
 GATHER_BYTES = 16 * 2**20  # of candidates' vectors that are copied at a time
 EXACT_BELOW = 0.05  # share of the rows that a filter allows
 
 
 class Structure:
-    """A FAISS index over rows. Searching is safe beside an addition: it waits for it."""
+    """A FAISS index over rows. Threads may search it while another one adds: they wait for it.
+
+    covers: how many rows it was offered, those held out among them.
+    """
 
     def __init__(self, kind: str, index: Any, covers: int = 0) -> None:
-        self.kind, self.index, self.covers = kind, index, covers  # of the rows, with those apart
-        self._turns = _Turns()
+        self.kind, self.index, self.covers = kind, index, covers
+        self._lock = _FairLock()
 
     @staticmethod
     def build(
-        kind: str, gallery: Rows, apart: np.ndarray, progress: Progress | None = None,
+        kind: str, gallery: Rows, held_out: np.ndarray, progress: Progress | None = None,
         *, seed: int = 0,
     ) -> "Structure":  # fmt: skip
-        """Over all rows but those apart."""
+        """Over all rows but those held out."""
         structure = Structure(kind, _untrained(kind, len(gallery), gallery.shape[1]))
         n = min(len(gallery), _train_rows(kind, len(gallery)))
         chosen = np.random.default_rng(seed).choice(len(gallery), n, replace=False)
         structure.index.train(gallery[np.sort(chosen)])
-        structure.add(gallery, np.setdiff1d(np.arange(len(gallery)), apart), progress)
+        structure.add(gallery, np.setdiff1d(np.arange(len(gallery)), held_out), progress)
         return structure
 
     def __len__(self) -> int:
@@ -72,12 +72,12 @@ class Structure:
         return None if self.kind == "hnsw" else int(self.index.nlist)
 
     def add(self, gallery: Rows, rows: np.ndarray, progress: Progress | None = None) -> None:
-        """These rows, rising. Those that it covers already are not added again."""
+        """Adds these rows, rising; those that it covers already are not added again."""
         rows = rows[rows >= self.covers]
         size = ADD_ROWS.get(self.kind, 65_536)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            with self._turns.changing():
+            with self._lock.changing():
                 self.index.add_with_ids(np.ascontiguousarray(gallery[part]), part)
                 self.covers = int(part[-1]) + 1
             if progress and len(rows) > size:
@@ -88,13 +88,13 @@ class Structure:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(Q, n) int64 rows, best first, -1 behind the last, and (Q, n) float32 coarse scores.
 
-        effort: candidates that the graph's search holds, or cells looked into.
+        effort: FAISS's efSearch of a graph, or nprobe, the cells that are searched.
         """
         import faiss as typed
 
         faiss: Any = typed  # its own annotations do not know its Python constructors
         queries = np.ascontiguousarray(queries, np.float32)
-        with self._turns.reading():
+        with self._lock.reading():
             wanted: dict[str, Any] = {}
             if allowed is not None:
                 wanted["sel"] = faiss.IDSelectorBitmap(allowed.bits)
@@ -109,12 +109,12 @@ class Structure:
         return np.asarray(found, np.int64), scores
 
     @property
-    def whole(self) -> bool:
+    def holds_vectors(self) -> bool:
         """Whether it holds the vectors as they are, so that its scores are float32 scores."""
         return self.kind == "ivf"
 
     def efforts(self, n: int) -> list[int]:
-        """Doubling, from the least to what is nearly like looking everywhere."""
+        """The efforts to try for n candidates: doubling, up to nearly an exhaustive search."""
         most = 32 * n if self.kind == "hnsw" else int(self.index.nlist)
         steps = [n if self.kind == "hnsw" else 1]
         while steps[-1] < most:
@@ -122,13 +122,15 @@ class Structure:
         return steps
 
     def save(self, path: Path) -> None:
+        """Writes FAISS's own file."""
         import faiss
 
-        with self._turns.reading():
+        with self._lock.reading():
             faiss.write_index(self.index, str(path))
 
     @staticmethod
     def load(path: Path, kind: str, covers: int) -> "Structure":
+        """From the file that `save` wrote, over the first `covers` rows. Check its hash before."""
         import faiss
 
         return Structure(kind, faiss.read_index(str(path)), covers)
@@ -144,25 +146,28 @@ class Allowed:
 
     @staticmethod
     def of(mask: np.ndarray, covered: int) -> "Allowed":
+        """mask: (N,) bool over all rows, the first `covered` of which are the structure's."""
         inside = mask[:covered]
         return Allowed(mask, np.packbits(inside, bitorder="little"), float(inside.mean()))
 
 
 @dataclass(frozen=True, eq=False)
-class Outside:
+class Unindexed:
     """Rows that are not in the structure, rising, and their vectors (n, D), float32."""
 
     rows: np.ndarray
     vectors: np.ndarray
 
     @staticmethod
-    def of(gallery: Rows, covered: int, apart: np.ndarray) -> "Outside":
-        rows = np.concatenate([apart, np.arange(covered, len(gallery))]).astype(np.int64)
-        return Outside(rows, np.ascontiguousarray(gallery[rows]))
+    def of(gallery: Rows, covered: int, held_out: np.ndarray) -> "Unindexed":
+        """The rows from `covered` on, and those held out."""
+        rows = np.concatenate([held_out, np.arange(covered, len(gallery))]).astype(np.int64)
+        return Unindexed(rows, np.ascontiguousarray(gallery[rows]))
 
-    def only(self, allowed: np.ndarray) -> "Outside":
+    def only(self, allowed: np.ndarray) -> "Unindexed":
+        """Those of them that are allowed, (N,) bool."""
         kept = allowed[self.rows]
-        return Outside(self.rows[kept], self.vectors[kept])
+        return Unindexed(self.rows[kept], self.vectors[kept])
 
 
 def nearest(
@@ -172,41 +177,40 @@ def nearest(
     k: int,
     *,
     covered: int,
-    outside: Outside,
+    unindexed: Unindexed,
     effort: int,
     candidates: int = CANDIDATES,
     allowed: Allowed | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (Q, k) and exact scores (Q, k); -1 in a row that only exact search can answer.
+    """Rows (Q, k) int64 and exact scores (Q, k); -1 in a row that only exact search can answer.
 
-    gallery: all N rows, of which the structure knows the first `covered`, but not those `outside`:
-    these are looked at one and all.
-    What a filter lets through by the share s, is looked for with 1/s of the effort, and many more
-    than ten in as many cells as hold them twice.
+    gallery: all N rows. The structure knows the first `covered` of them, except the held-out ones;
+    all `unindexed` rows are compared. Where a filter allows the share s of the rows, the effort is
+    1/s of the usual one; for a large k so many cells are searched as hold twice as many rows.
     """
     if structure.cells:
         effort = max(effort, 2 * k * structure.cells // max(1, covered))
     if allowed is not None:
         effort = int(np.ceil(effort / max(allowed.share, EXACT_BELOW)))
-        outside = outside.only(allowed.mask)
+        unindexed = unindexed.only(allowed.mask)
     positions, best = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
-    together = max(1, min(TOGETHER, SCORES // max(1, len(outside.rows))))
+    together = max(1, min(QUERIES_AT_ONCE, SCORES_AT_ONCE // max(1, len(unindexed.rows))))
     for start in range(0, len(queries), together):
         asked = np.ascontiguousarray(queries[start : start + together], np.float32)
         found, scores = _enough(structure, asked, k, candidates_for(k, candidates), effort, allowed)
-        late = found >= covered  # added while this search is under way
-        found[late], scores[late] = -1, -np.inf
-        if not structure.whole:
+        added = found >= covered  # while this search is under way
+        found[added], scores[added] = -1, -np.inf
+        if not structure.holds_vectors:
             scores = float_scores(asked, gallery, found)
         part = slice(start, start + together)
-        positions[part], best[part] = _best(gallery, asked, k, found, scores, outside)
+        positions[part], best[part] = _best(gallery, asked, k, found, scores, unindexed)
     return positions, best
 
 
 def _enough(
     structure: Structure, queries: np.ndarray, k: int, n: int, effort: int, allowed: Allowed | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates; without a filter from more cells, where those looked into hold fewer than k."""
+    """Candidates; without a filter from more cells, where those searched hold fewer than k."""
     found, scores = structure.candidates(queries, n, effort, allowed)
     short = np.flatnonzero(found[:, k - 1] < 0)
     while len(short) and allowed is None and effort < (structure.cells or 0):
@@ -218,19 +222,19 @@ def _enough(
 
 def _best(
     gallery: Rows, queries: np.ndarray, k: int, found: np.ndarray, scores: np.ndarray,
-    outside: Outside,
+    unindexed: Unindexed,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The k best of what was found (rows and float32 scores, (Q, n)) and of all outside."""
+    """The k best of the found rows, with float32 scores (Q, n), and of all unindexed ones."""
     least = exact.lowest(queries, scores, k)
     near = scores >= least
     # where all candidates are as good as the k-th, earlier ones among its equals may be missing
     unsure = (found[:, k - 1] < 0) | ((found[:, -1] >= 0) & near.all(axis=1))
     near[unsure] = False
     rows = [_compact(found, near)]
-    if len(outside.rows):
-        others = queries @ outside.vectors.T  # (Q, outside)
+    if len(unindexed.rows):
+        others = queries @ unindexed.vectors.T  # (Q, unindexed)
         beside = others >= np.where(unsure[:, None], np.inf, least)
-        rows.append(_compact(np.broadcast_to(outside.rows, others.shape), beside))
+        rows.append(_compact(np.broadcast_to(unindexed.rows, others.shape), beside))
     few = np.concatenate(rows, axis=1)
     if few.shape[1] < k:  # all are unsure
         few = np.full((len(queries), k), -1)
@@ -239,7 +243,7 @@ def _best(
 
 
 def _compact(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(Q, W) the wanted ones of each line, in their order, -1 behind the last."""
+    """(Q, W) the wanted rows of each query, in their order, -1 behind the last."""
     counts = wanted.sum(axis=1)
     line, column = np.nonzero(wanted)
     few = np.full((len(rows), counts.max(initial=0)), -1, np.int64)
@@ -274,12 +278,12 @@ def float_scores(queries: np.ndarray, gallery: Rows, found: np.ndarray) -> np.nd
 
 
 def candidates_for(k: int, candidates: int = CANDIDATES) -> int:
-    """A hundred or what was measured to be needed, and always some more than k."""
+    """How many candidates to ask for: those measured to be needed, and always some more than k."""
     return max(candidates, k + k // 4 + 32)
 
 
 def bytes_needed(kind: str, n: int, dim: int) -> int:
-    """Memory that the structure takes beside the vectors, which stay on disk."""
+    """Bytes of memory that a structure of n rows takes beside the vectors, which stay on disk."""
     code = {"hnsw": dim + 8 * LINKS + 16, "ivf": 4 * dim + 8, "ivfsq8": dim + 8,
             "ivfpq": _parts(dim) + 8}  # fmt: skip
     return n * code[kind] + (0 if kind == "hnsw" else 4 * dim * _cells(n))
@@ -323,16 +327,35 @@ def _train_rows(kind: str, n: int) -> int:
     return max(wanted, 65_536 if kind == "ivfpq" else 0)
 
 
-def memory_here() -> int:
-    """Half of this machine's memory, in bytes: what a structure may take unless told otherwise."""
+def choose_kind(size: int, dim: int, memory: int | None = None) -> tuple[str, str]:
+    """The kind of index for so many images, and why: the quickest whose structure fits the memory.
+
+    memory: bytes for the structure; None: half of this machine's.
+    """
+    built = f"{size} images when it was built"  # some may be added or removed later
+    if size <= EXACT_UP_TO:
+        return "exact", f"{built}: exact search takes some milliseconds up to {EXACT_UP_TO}"
+    limit = _half_of_memory() if memory is None else memory
+    source = "half of this machine's memory" if memory is None else "the memory given"
+    needed = {kind: bytes_needed(kind, size, dim) for kind in ("hnsw", "ivfsq8", "ivfpq")}
+    of_limit = f"{source} ({limit / 1e6:.0f} MB)"
+    for kind, taken in needed.items():
+        if taken <= limit:
+            return kind, f"{built}: the quickest that fits, {taken / 1e6:.0f} MB of {of_limit}"
+    least = needed["ivfpq"] / 1e6
+    return "exact", f"{built}: even ivfpq takes {least:.0f} MB, more than {of_limit}"
+
+
+def _half_of_memory() -> int:
+    """In bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError):  # Windows
         return 4 * 2**30
 
 
-class _Turns:
-    """Any number read at a time, or one changes; in the order in which they came.
+class _FairLock:
+    """Many may read at a time, or one changes; each in the order in which they came.
 
     So neither a stream of searches nor a long addition in many parts keeps the other out.
     """
@@ -340,7 +363,7 @@ class _Turns:
     def __init__(self) -> None:
         self._free = threading.Condition()
         self._tickets = itertools.count()
-        self._reads: set[int] = set()  # waiting or under way
+        self._reads: set[int] = set()  # tickets that wait or are under way
         self._changes: set[int] = set()
 
     @contextmanager

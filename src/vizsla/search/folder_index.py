@@ -1,17 +1,16 @@
-"""An index in a folder of its own: built, searched, changed and kept.
+"""An index in a folder of its own: built, searched, changed and copied.
 
-It holds the vectors themselves, memory-mapped; a kind but `exact` adds a structure that finds
-candidates without looking at every vector, and their scores are then computed as exact search
-computes them. `add` and `remove` are on disk when they return. Searching is safe from many threads,
+It holds the vectors themselves, memory-mapped; every kind but `exact` adds a structure that finds
+candidates without comparing every vector, and their scores are then computed as exact search
+computes them. `add` and `remove` are on disk when they return. Many threads may search at once,
 also while another one adds or removes.
 """
 
 import copy
-import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +22,35 @@ from vizsla.embed.embeddings import Embeddings, parts_of
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search import index_files as disk
-from vizsla.search.ann import Progress, Structure
-from vizsla.search.effort import Sample, find_effort
+from vizsla.search.ann import KINDS, Progress, Structure, choose_kind
 from vizsla.search.exact import Rows
 from vizsla.search.filters import Filter
-from vizsla.search.index_files import Stored
-from vizsla.search.index_kinds import KINDS, choose_kind
-from vizsla.search.index_snapshot import Loaded, State, in_file
+from vizsla.search.index_files import Snapshot
+from vizsla.search.index_structure import (
+    RECALL,
+    advice_on,
+    build_structure,
+    fold_new_rows,
+    measure_effort,
+    rebuild,
+    should_fold,
+)
+from vizsla.search.index_view import LazyStructure, View
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
-log = logging.getLogger("vizsla.index")
-
-RECALL = 0.99  # of the ten nearest; what an approximate kind is held to
-FOLD_AT = 0.01  # share of new rows at which they go into the structure
-FILE_AT = 0.05  # share of rows beyond those in the structure's file at which it is written again
 COMPACT_AT = 0.2  # share of removed rows at which the folder is rewritten without them
+Changed = tuple[Snapshot, Structure | None]  # None: no new structure in memory
 
 
 class FolderIndex:
-    """An index in a folder of its own."""
+    """See index.Index. `view` is the state that the next search sees."""
 
     def __init__(
-        self, stored: Stored, *, device: str = "cpu", precision: str = "auto",
+        self, snapshot: Snapshot, *, device: str = "cpu", precision: str = "auto",
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.device, self.precision, self.progress = device, precision, progress
-        self._state = State(stored, Loaded(), device, precision)
-        self._fresh: Structure | None = None
+        self.view = View(snapshot, LazyStructure(), device, precision)
         self._changing = threading.RLock()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -71,79 +72,87 @@ class FolderIndex:
         return FolderIndex(disk.read(folder, verify=options.pop("verify", False)), **options)
 
     def at_this_moment(self) -> "FolderIndex":
-        """The same index, to which later changes of this one do not show."""
+        """The same index, which later changes of this one do not reach."""
         return copy.copy(self)
 
     # ── what it holds ────────────────────────────────────────────────────────────────────────────
 
     @property
     def kind(self) -> str:
-        return str(self._state.stored.manifest["kind"])
+        """One of KINDS."""
+        return str(self.view.snapshot.manifest["kind"])
 
     @property
     def model_id(self) -> str:
-        return str(self._state.stored.manifest["model_id"])
+        """Of the model that made the vectors."""
+        return str(self.view.snapshot.manifest["model_id"])
 
     @property
     def dim(self) -> int:
-        return int(self._state.stored.manifest["dim"])
+        """D, the length of a vector."""
+        return int(self.view.snapshot.manifest["dim"])
 
     @property
     def folder(self) -> Path:
-        return self._state.stored.folder
+        """Where it is stored."""
+        return self.view.snapshot.folder
 
     @property
     def version(self) -> str:
-        """Another one after every change; what `store.version_of` says of the folder's manifest."""
-        return disk.version_of(self._state.stored.manifest)
+        """`index_files.version_of` of the manifest: another one after every change."""
+        return disk.version_of(self.view.snapshot.manifest)
 
     @property
     def ids(self) -> list[str]:
-        return self._state.ids
+        """G ids, by gallery position."""
+        return self.view.snapshot.ids
 
     @property
     def attributes(self) -> pa.Table:
-        return self._state.attributes
+        """G rows."""
+        return self.view.snapshot.attributes
 
     @property
     def labels(self) -> list[str | None] | None:
-        attributes = self._state.attributes
+        """The attribute `label` of the G images; None where the index has no such attribute."""
+        attributes = self.attributes
         if "label" not in attributes.column_names:
             return None
         labels: list[str | None] = attributes["label"].to_pylist()
         return labels
 
     def __len__(self) -> int:
-        return len(self._state)
+        return len(self.view.snapshot)
 
     def vectors(self, positions: np.ndarray | slice | None = None) -> np.ndarray:
         """(n, D) float32 unit rows of these gallery positions (default: of all, a copy)."""
-        state = self._state
-        rows = state.rows if positions is None else state.rows[positions]
-        return Rows(state.stored.vectors, rows)[:]
+        snapshot = self.view.snapshot
+        rows = snapshot.rows if positions is None else snapshot.rows[positions]
+        return Rows(snapshot.vectors, rows)[:]
 
     def embeddings(self) -> Embeddings:
         """The gallery, read into memory."""
         return Embeddings(self.ids, self.vectors(), self.attributes, self.model_id)
 
     def about(self) -> dict[str, Any]:
-        stored = self._state.stored
-        manifest = stored.manifest
+        """What `vizsla index info` prints; sizes in bytes."""
+        snapshot = self.view.snapshot
+        manifest = snapshot.manifest
         names = [*disk.files_of(manifest), manifest["vectors"]]
         about = {
             "kind": self.kind, "chosen": manifest["reason"],
-            "images": len(self), "removed": len(stored.removed),
+            "images": len(self), "removed": len(snapshot.removed),
             "dim": self.dim, "store": manifest["store"], "model_id": self.model_id,
-            "attributes": stored.attributes.column_names,
-            "bytes": sum((stored.folder / name).stat().st_size for name in names),
+            "attributes": snapshot.row_attributes.column_names,
+            "bytes": sum((snapshot.folder / name).stat().st_size for name in names),
         }  # fmt: skip
         structure = manifest["structure"]
         if structure is None:
             return about
-        told = ("target", "recall", "effort", "candidates", "curve")
-        about |= {key: structure[key] for key in told}
-        about["structure_bytes"] = (stored.folder / structure["file"]).stat().st_size
-        about["advice"] = _advice(structure)
+        keys = ("target", "recall", "effort", "candidates", "curve")
+        about |= {key: structure[key] for key in keys}
+        about["structure_bytes"] = (snapshot.folder / structure["file"]).stat().st_size
+        about["advice"] = advice_on(structure)
         return about
 
     # ── searching ────────────────────────────────────────────────────────────────────────────────
@@ -158,101 +167,58 @@ class FolderIndex:
         same_set: bool = False,
     ) -> Ranking:
         """See Index.search."""
-        state = self._state
+        view, snapshot = self.view, self.view.snapshot
         queries = exact.as_embeddings(queries, model_id, same_set=same_set)
         exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
-        exact.check_k(k, len(state) - same_set)
-        allowed = None if filter is None else filter.mask(state.ids, state.attributes)
-        wanted = min(k + same_set, len(state) if allowed is None else int(allowed.sum()))
+        exact.check_k(k, len(snapshot) - same_set)
+        allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
+        wanted = min(k + same_set, len(snapshot) if allowed is None else int(allowed.sum()))
         try:
-            rows, scores = self._nearest(state, queries.vectors, wanted, allowed)
+            rows, scores = view.nearest(queries.vectors, wanted, allowed)
         except StorageError:
             if not self.refresh():  # another process has replaced a file that was not read yet
                 raise
             return self.search(queries, k, filter, same_set=same_set)
-        positions = state.position_of[rows]
+        positions = snapshot.position_of[rows]
         if same_set:
-            self_at = self_positions(queries.ids, state.ids)
+            self_at = self_positions(queries.ids, snapshot.ids)
             positions, scores = without_self(positions, scores, self_at, k)
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
-        return Ranking(queries.ids, state.ids, positions, scores, len(state), origin)
-
-    def _nearest(
-        self, state: State, queries: np.ndarray, k: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (Q, k) and exact scores (Q, k); allowed: (G,) bool by gallery position."""
-        if k == 0:
-            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
-        stored = state.stored
-        rows = state.rows if allowed is None else state.rows[allowed]
-        structure = state.loaded.of(stored)
-        if (
-            structure is None
-            or len(rows) < ann.EXACT_BELOW * len(state)
-            or len(rows) < 4 * ann.candidates_for(k)
-        ):
-            return self._exactly(state, queries, k, rows)
-        entry = stored.manifest["structure"]
-        found, scores = ann.nearest(
-            structure, Rows(stored.vectors), queries, k,
-            covered=entry["rows"], outside=state.outside,
-            effort=entry["effort"], candidates=entry["candidates"], allowed=state.allowed(rows),
-        )  # fmt: skip
-        unsure = np.flatnonzero(found[:, k - 1] < 0)
-        if len(unsure):
-            found[unsure], scores[unsure] = self._exactly(state, queries[unsure], k, rows)
-        return found, scores
-
-    def _exactly(
-        self, state: State, queries: np.ndarray, k: int, rows: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        gallery = Rows(state.stored.vectors, rows, state.resident)
-        found, scores = exact.top_k(
-            queries, gallery, k, device=self.device, precision=self.precision
-        )
-        return rows[found], scores
+        return Ranking(queries.ids, snapshot.ids, positions, scores, len(snapshot), origin)
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
 
     def add(self, embeddings: Embeddings) -> None:
         """See Index.add.
 
-        What is new is looked at one and all, until it is a hundredth of the gallery: then it goes
-        into the structure, and recall is measured again.
+        Every search compares the new rows one by one, until they are a hundredth of the gallery:
+        then they go into the structure, and recall is measured again.
         """
         exact.comparable(
             embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
         )
-        if not len(embeddings):
-            return
 
-        def change(stored: Stored) -> Stored:
-            stored = disk.append(stored, embeddings)
-            known = (stored.manifest["structure"] or {"rows": 0})["rows"]
-            if len(stored.ids) - known > max(ann.MIN_ROWS, FOLD_AT * known):
-                stored = self._folded(stored)
-            return stored
+        def change(snapshot: Snapshot) -> Changed:
+            snapshot = disk.append(snapshot, embeddings)
+            if not should_fold(snapshot):
+                return snapshot, None
+            return fold_new_rows(snapshot, self.view.structure, self.progress)
 
-        self._change(change)
+        if len(embeddings):
+            self._change(change)
 
     def remove(self, ids: Sequence[str]) -> int:
         """See Index.remove. Where a fifth of the rows is removed, the folder is rewritten."""
 
-        def change(stored: Stored) -> Stored:
-            missing = [name for name in ids if name not in stored.row_of]
-            if missing:
-                raise DataError(
-                    f"the index holds no {missing[0]!r}"
-                    + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-                    + ": nothing was removed"
-                )
-            rows = np.array([stored.row_of[name] for name in set(ids)], np.int64)
-            stored = disk.remove(stored, rows)
-            if len(stored.removed) >= COMPACT_AT * len(stored.ids):
-                stored = self._rebuilt(stored)
-            return stored
+        def change(snapshot: Snapshot) -> Changed:
+            check_present(ids, snapshot.row_of)
+            rows = np.array([snapshot.row_of[name] for name in set(ids)], np.int64)
+            snapshot = disk.remove(snapshot, rows)
+            if len(snapshot.removed) >= COMPACT_AT * len(snapshot.row_ids):
+                return rebuild(snapshot, self.progress)
+            return snapshot, None
 
         if ids:
             self._change(change)
@@ -260,143 +226,51 @@ class FolderIndex:
 
     def rebuild(self) -> None:
         """Writes the folder anew, without the removed rows, with a new structure."""
-        self._change(self._rebuilt)
+        self._change(lambda snapshot: rebuild(snapshot, self.progress))
 
     def measure(self, recall: float | None = None) -> None:
-        """Finds the search effort again, for this recall or the one asked for before."""
-
-        def change(stored: Stored) -> Stored:
-            grown = self._grown(stored)
-            if grown is None:
-                raise DataError(f"{stored.folder} ({self.kind}) has no search effort to choose")
-            structure, sample = grown
-            target = stored.manifest["structure"]["target"] if recall is None else recall
-            measured = find_effort(structure, Rows(stored.vectors), sample, target)
-            return self._noted(stored, structure, sample, measured)
-
-        self._change(change)
-
-    def _rebuilt(self, stored: Stored) -> Stored:
-        before = stored.manifest["structure"]
-        sample = self._sample(stored)
-        given = None if sample is None or (sample.own >= 0).any() else sample.queries
-        stored = disk.rewrite(stored)
-        self._fresh = None
-        if self.kind == "exact" or len(stored.ids) < ann.MIN_ROWS:
-            return stored
-        return self._built(stored, before["target"] if before else RECALL, given)
-
-    def _built(self, stored: Stored, target: float, queries: np.ndarray | None) -> Stored:
-        """With a new structure over all rows, and the search effort that reaches the target."""
-        gallery = Rows(stored.vectors)
-        sample = Sample.draw(gallery, queries)
-        structure = Structure.build(self.kind, gallery, sample.apart, self.progress)
-        measured = find_effort(structure, gallery, sample, target)
-        return self._written(stored, structure, sample, measured)
-
-    def _folded(self, stored: Stored) -> Stored:
-        """With all rows in the structure, and its recall measured again."""
-        if self.kind == "exact":
-            return stored
-        grown = self._grown(stored)
-        if grown is None:
-            return self._built(stored, RECALL, None)
-        structure, sample = grown
-        entry, gallery = stored.manifest["structure"], Rows(stored.vectors)
-        recall, _ = sample.recall(
-            structure, gallery, effort=entry["effort"], candidates=entry["candidates"],
-            alive=stored.alive if len(stored.removed) else None,
-        )  # fmt: skip
-        entry = {**entry, "recall": recall}
-        if advice := _advice(entry):
-            log.warning("%s: %s", stored.folder, advice)
-        return self._noted(stored, structure, sample, entry)
-
-    def _grown(self, stored: Stored) -> tuple[Structure, Sample] | None:
-        """The structure with all rows in it, and the sample that knows them; None without one."""
-        structure, sample = self._state.loaded.of(stored), self._sample(stored)
-        if structure is None or sample is None:
-            return None
-        gallery = Rows(stored.vectors)
-        newer = np.arange(stored.manifest["structure"]["rows"], len(gallery))
-        structure.add(gallery, newer, self.progress)
-        return structure, sample.extended(gallery)
-
-    def _noted(
-        self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
-    ) -> Stored:
-        """With the structure's file as it is, where whoever reads it can add what it lacks.
-
-        Cells take rows so quickly that this costs less than writing all of them again.
-        """
-        before = stored.manifest["structure"]
-        written = in_file(before)
-        if len(stored.ids) > (written if structure.cells is None else (1 + FILE_AT) * written):
-            return self._written(stored, structure, sample, entry)
-        self._fresh = structure
-        entry = {**before, **entry, "rows": len(stored.ids), "in_file": written}
-        stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
-        return disk.note(stored, {**stored.manifest, "structure": entry})
-
-    def _written(
-        self, stored: Stored, structure: Structure, sample: Sample, entry: dict[str, Any]
-    ) -> Stored:
-        about = {key: value for key, value in entry.items() if key not in ("file", "sha256")}
-        about |= {
-            "rows": len(stored.ids),
-            "in_file": len(stored.ids),
-            "apart": sample.apart.tolist(),
-        }
-        self._fresh = structure
-        stored = disk.keep(stored, "sample", ".parquet", sample.save, {})
-        return disk.keep(stored, "structure", ".faiss", structure.save, about)
-
-    def _sample(self, stored: Stored) -> Sample | None:
-        entry = stored.manifest["sample"]
-        if entry is None:
-            return None
-        table = storage.read_table(stored.folder / entry["file"], entry["sha256"])
-        return Sample.from_table(table)
-
-    def _change(self, change: Callable[[Stored], Stored]) -> None:
-        with self._changing:
-            stored = self._state.stored
-            with disk.changing(stored):
-                self._fresh = None
-                try:
-                    changed = change(stored)
-                    same = changed.manifest["structure"] == stored.manifest["structure"]
-                    loaded = self._state.loaded if same else Loaded(self._fresh)
-                    self._state = self._seen(changed, loaded)
-                except BaseException:
-                    self.refresh()  # a first step may be on disk
-                    raise
+        """Finds the search effort again, for this recall or the target that it was built for."""
+        self._change(
+            lambda snapshot: measure_effort(snapshot, self.view.structure, recall, self.progress)
+        )
 
     def refresh(self) -> bool:
         """Takes over what another process has changed; whether there was something."""
         with self._changing:
-            before = self._state.stored.manifest
-            if disk.read_manifest(self.folder) == before:
+            if disk.read_manifest(self.folder) == self.view.snapshot.manifest:
                 return False
-            self._state = self._seen(disk.read(self.folder), Loaded())
+            self._show(disk.read(self.folder), LazyStructure())
             return True
 
-    def _seen(self, stored: Stored, loaded: Loaded) -> State:
-        return State(stored, loaded, self.device, self.precision)
+    def _change(self, change: Callable[[Snapshot], Changed]) -> None:
+        with self._changing:
+            before = self.view.snapshot
+            with disk.changing(before):
+                try:
+                    snapshot, structure = change(before)
+                    same = snapshot.manifest["structure"] == before.manifest["structure"]
+                    lazy = self.view.lazy_structure if same else LazyStructure(structure)
+                    self._show(snapshot, lazy)
+                except BaseException:
+                    self.refresh()  # a first step may be on disk
+                    raise
 
-    # ── keeping ──────────────────────────────────────────────────────────────────────────────────
+    def _show(self, snapshot: Snapshot, structure: LazyStructure) -> None:
+        self.view = View(snapshot, structure, self.device, self.precision)
+
+    # ── copies and files beside it ───────────────────────────────────────────────────────────────
 
     def save(self, folder: str | Path) -> None:
-        """A copy of the folder, whole or not at all."""
-        stored, folder = self._state.stored, Path(folder)
-        if folder.resolve() == stored.folder.resolve():
+        """A copy in another folder, whole or not at all."""
+        snapshot, folder = self.view.snapshot, Path(folder)
+        if folder.resolve() == snapshot.folder.resolve():
             return  # every change is there already
         disk.check_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = stored.manifest
+        manifest = snapshot.manifest
         for name in (*disk.files_of(manifest), manifest["vectors"]):
             with storage.writing(folder / name) as temporary:
-                shutil.copyfile(stored.folder / name, temporary)
+                shutil.copyfile(snapshot.folder / name, temporary)
         disk.commit(folder, manifest)
 
     def verify(self) -> None:
@@ -408,16 +282,16 @@ class FolderIndex:
 
         `write` gets the path to write to. The file is gone after the next `add` or `remove`.
         """
-        self._change(lambda stored: disk.keep(stored, name, suffix, write, about))
+        self._change(lambda snapshot: (disk.keep(snapshot, name, suffix, write, about), None))
 
     def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
-        """The file of that name, verified, and what was said about it; None where there is none."""
-        stored = self._state.stored
-        entry = stored.manifest["extras"].get(name)
+        """The kept file of that name, verified, and its `about`; None where there is none."""
+        snapshot = self.view.snapshot
+        entry = snapshot.manifest["extras"].get(name)
         if entry is None:
             return None
-        storage.verify(stored.folder / entry["file"], entry["sha256"])
-        return stored.folder / entry["file"], entry
+        storage.verify(snapshot.folder / entry["file"], entry["sha256"])
+        return snapshot.folder / entry["file"], entry
 
 
 def build_in(
@@ -433,6 +307,7 @@ def build_in(
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> FolderIndex:
+    """See index.build_index."""
     if kind not in {"auto", *KINDS}:
         raise UsageError(f"kind={kind!r}: choose one of auto, {', '.join(KINDS)}")
     if recall is not None and not 0 < recall <= 1:
@@ -443,24 +318,23 @@ def build_in(
         kind, reason = choose_kind(size, dim, memory)
     vectors = None
     if sample is not None:
-        asked = exact.as_embeddings(sample, model_id)
-        exact.comparable(asked.model_id, model_id, asked.dim, dim)
-        vectors = asked.vectors
+        queries = exact.as_embeddings(sample, model_id)
+        exact.comparable(queries.model_id, model_id, queries.dim, dim)
+        vectors = queries.vectors
     with storage.locked(folder):
-        stored = disk.create(folder, embeddings, {"kind": kind, "reason": reason}, store)
-        index = FolderIndex(stored, device=device, precision=precision, progress=progress)
+        snapshot = disk.create(folder, embeddings, {"kind": kind, "reason": reason}, store)
+        structure = None
         if kind != "exact" and size >= ann.MIN_ROWS:
-            stored = index._built(stored, RECALL if recall is None else recall, vectors)
-            index._state = index._seen(stored, Loaded(index._fresh))
+            target = RECALL if recall is None else recall
+            snapshot, structure = build_structure(snapshot, target, vectors, progress)
+    index = FolderIndex(snapshot, device=device, precision=precision, progress=progress)
+    index._show(snapshot, LazyStructure(structure))
     return index
 
 
-def _advice(structure: dict[str, Any]) -> str | None:
-    if not structure["reached"]:
-        return "the target was not reached: try --kind hnsw, or exact"
-    if structure["recall"] >= structure["target"]:
-        return None
-    return (
-        f"recall has fallen to {structure['recall']:.4f}, below {structure['target']}: "
-        "`vizsla index rebuild` brings it back"
-    )
+def check_present(ids: Sequence[str], known: Container[str]) -> None:
+    """DataError unless the index holds all of these ids."""
+    missing = [name for name in ids if name not in known]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"the index holds no {missing[0]!r}{more}: nothing was removed")

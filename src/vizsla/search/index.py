@@ -1,7 +1,7 @@
 """Embeddings → Index → Ranking: one protocol for every way of searching a gallery.
 
-An index is a folder (folder.py), or a collection of Milvus (milvus.py). Knows nothing of images and
-never interprets an attribute.
+An index is a folder (folder_index.py) or a collection of Milvus (milvus_index.py). Knows nothing of
+images and never interprets an attribute.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from vizsla.search import index_files as disk
 from vizsla.search.ann import Progress
 from vizsla.search.filters import Filter
 from vizsla.search.folder_index import FolderIndex, build_in
-from vizsla.search.index_files import Stored
+from vizsla.search.index_files import Snapshot
 from vizsla.search.milvus_index import MilvusIndex, is_milvus
 from vizsla.search.ranking import Ranking
 
@@ -124,15 +124,15 @@ def open_index(
         if verify:
             found.verify()
         return found
-    stored = disk.read(path, verify=verify)
-    return FolderIndex(stored, device=device, precision=precision, progress=progress)
+    snapshot = disk.read(path, verify=verify)
+    return FolderIndex(snapshot, device=device, precision=precision, progress=progress)
 
 
 def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
-    """An exact index of embeddings as they are, without a folder: to search in and nothing else."""
+    """An exact index of embeddings as they are, without a folder. It can only be searched."""
     manifest = {"kind": "exact", "model_id": embeddings.model_id, "dim": embeddings.dim,
                 "structure": None}  # fmt: skip
     nowhere, none = Path("an index in memory"), np.empty(0, np.int64)
     attributes = embeddings.attributes
-    stored = Stored(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)
-    return FolderIndex(stored, device=device)
+    snapshot = Snapshot(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)
+    return FolderIndex(snapshot, device=device)

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,23 +42,28 @@ CHANGED = "another process has changed {}: open it again"
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """One committed state of an index folder; changes give a new one and leave this one readable.
+class Snapshot:
+    """One committed state of an index folder; a change gives a new one and leaves this readable.
 
-    vectors: (N, D) memory-mapped, fp32 or fp16, removed rows among them. ids, attributes: N rows.
+    Of all N rows, the removed ones among them: vectors (N, D), memory-mapped, fp32 or fp16; row_ids
+    and row_attributes. Of the G images that are not removed, by gallery position: ids, attributes.
     """
 
     folder: Path
     manifest: dict[str, Any]
     vectors: np.ndarray
-    ids: list[str]
-    attributes: pa.Table
+    row_ids: list[str]
+    row_attributes: pa.Table
     removed: np.ndarray  # rows, rising
+
+    def __len__(self) -> int:
+        """G, the number of images that are not removed."""
+        return len(self.row_ids) - len(self.removed)
 
     @cached_property
     def alive(self) -> np.ndarray:
         """(N,) bool: the rows that are not removed."""
-        alive = np.ones(len(self.ids), bool)
+        alive = np.ones(len(self.row_ids), bool)
         alive[self.removed] = False
         return alive
 
@@ -66,7 +71,31 @@ class Stored:
     def row_of(self) -> dict[str, int]:
         """The row of every id that is not removed."""
         alive = self.alive
-        return {name: row for row, name in enumerate(self.ids) if alive[row]}
+        return {name: row for row, name in enumerate(self.row_ids) if alive[row]}
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """(G,) the row of every gallery position."""
+        return np.flatnonzero(self.alive)
+
+    @cached_property
+    def position_of(self) -> np.ndarray:
+        """(N + 1,) the gallery position of every row; -1 for the removed, and for row -1."""
+        positions = np.full(len(self.row_ids) + 1, -1)
+        positions[self.rows] = np.arange(len(self.rows))
+        return positions
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """G ids."""
+        if not len(self.removed):
+            return self.row_ids
+        return [self.row_ids[row] for row in self.rows]
+
+    @cached_property
+    def attributes(self) -> pa.Table:
+        """G rows."""
+        return self.row_attributes.take(self.rows) if len(self.removed) else self.row_attributes
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -87,7 +116,7 @@ def version_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read(folder: str | Path, *, verify: bool = False) -> Stored:
+def read(folder: str | Path, *, verify: bool = False) -> Snapshot:
     """Opens a folder. StorageError where it is damaged; `verify` hashes large files again too."""
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -99,7 +128,7 @@ def read(folder: str | Path, *, verify: bool = False) -> Stored:
         return _opened(folder, read_manifest(folder), verify)  # it was changed meanwhile
 
 
-def _opened(folder: Path, manifest: dict[str, Any], verify: bool) -> Stored:
+def _opened(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
     verify_vectors(folder, manifest, force=verify)
     for name, sha256 in files_of(manifest).items():
         storage.verify(folder / name, sha256, force=verify)
@@ -109,7 +138,7 @@ def _opened(folder: Path, manifest: dict[str, Any], verify: bool) -> Stored:
         removed = shards.read_shard(folder, manifest["removed"])["row"].to_numpy()
     vectors = _mapped(folder / manifest["vectors"], _rows(manifest), manifest)
     ids = table["id"].to_pylist()
-    return Stored(folder, manifest, vectors, ids, table.drop_columns(["id"]), removed)
+    return Snapshot(folder, manifest, vectors, ids, table.drop_columns(["id"]), removed)
 
 
 def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
@@ -178,7 +207,7 @@ def _remember(memo: Path | None) -> None:
 
 def create(
     folder: Path, source: Embeddings | str | Path, about: dict[str, Any], store: str
-) -> Stored:
+) -> Snapshot:
     """A new index in `folder`; one that is there stays whole until the new one is.
 
     about: goes into the manifest as it is.
@@ -208,7 +237,7 @@ def check_place(folder: Path) -> None:
         )
 
 
-def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) -> Stored:
+def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) -> Snapshot:
     """All parts as the one shard of a new `vectors.npy`."""
     tables, rows, digest = [], 0, hashlib.sha256()
     seen: set[str] = set()
@@ -230,12 +259,14 @@ def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) ->
     return read(folder)
 
 
-def append(stored: Stored, added: Embeddings) -> Stored:
+def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
     """The index with `added` behind its last row. DataError: an id is there, or types differ."""
-    folder, manifest = stored.folder, stored.manifest
-    check_new(added.ids, added.vectors, stored.row_of)
+    folder, manifest = snapshot.folder, snapshot.manifest
+    check_new(added.ids, added.vectors, snapshot.row_of)
     table = shards.shard_table(added.ids, added.attributes)
-    before = shards.shard_table(pa.nulls(len(stored.ids), pa.string()), stored.attributes)
+    before = shards.shard_table(
+        pa.nulls(len(snapshot.row_ids), pa.string()), snapshot.row_attributes
+    )
     attributes = shards.concatenated([before, table])  # fails before anything is written
     verify_vectors(folder, manifest)  # costs nothing unless the file was touched
     path, rows_before = folder / manifest["vectors"], _rows(manifest)
@@ -256,12 +287,12 @@ def append(stored: Stored, added: Embeddings) -> Stored:
     with path.open("r+b") as file:
         file.write(_header(_rows(manifest), manifest))
     _remember_verified(folder, manifest)
-    grown = Stored(
-        folder, manifest, _mapped(path, _rows(manifest), manifest), [*stored.ids, *added.ids],
-        attributes.drop_columns(["id"]), stored.removed,
+    grown = Snapshot(
+        folder, manifest, _mapped(path, _rows(manifest), manifest), [*snapshot.row_ids, *added.ids],
+        attributes.drop_columns(["id"]), snapshot.removed,
     )  # fmt: skip
     new_rows = zip(added.ids, range(rows_before, _rows(manifest)), strict=True)
-    grown.__dict__["row_of"] = {**stored.row_of, **dict(new_rows)}  # making it anew takes longer
+    grown.__dict__["row_of"] = {**snapshot.row_of, **dict(new_rows)}  # making it anew takes longer
     return grown
 
 
@@ -295,41 +326,39 @@ def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def remove(stored: Stored, rows: np.ndarray) -> Stored:
+def remove(snapshot: Snapshot, rows: np.ndarray) -> Snapshot:
     """The index without these rows; they stay on disk until `rewrite`."""
-    removed = np.union1d(stored.removed, rows).astype(np.int64)
-    name, manifest = _numbered(stored.manifest, "removed-{:05d}.parquet")
-    entry = shards.write_shard(stored.folder, name, pa.table({"row": removed}))
-    commit(stored.folder, {**manifest, "removed": entry, "extras": {}})
-    return read(stored.folder)
+    removed = np.union1d(snapshot.removed, rows).astype(np.int64)
+    name, manifest = _numbered(snapshot.manifest, "removed-{:05d}.parquet")
+    entry = shards.write_shard(snapshot.folder, name, pa.table({"row": removed}))
+    commit(snapshot.folder, {**manifest, "removed": entry, "extras": {}})
+    return read(snapshot.folder)
 
 
-def rewrite(stored: Stored, folder: Path | None = None) -> Stored:
-    """Without the removed rows and without a structure: here, or as a copy in another folder."""
-    target = stored.folder if folder is None else folder
-    check_place(target)
-    number = read_manifest(target)["next"] if is_index(target) else 0
-    manifest: dict[str, Any] = {
-        **stored.manifest, **NOTHING,
-        "vectors": f"vectors-{number:05d}.npy" if number else "vectors.npy", "next": number + 1,
+def rewrite(snapshot: Snapshot) -> Snapshot:
+    """The folder written anew, without the removed rows and without a structure."""
+    manifest = {
+        **snapshot.manifest, **NOTHING, "vectors": f"vectors-{snapshot.manifest['next']:05d}.npy",
+        "next": snapshot.manifest["next"] + 1,
     }  # fmt: skip
-    return _write_all(target, manifest, _kept(stored))
+    return _write_all(snapshot.folder, manifest, _remaining(snapshot))
 
 
-def _kept(stored: Stored) -> Iterator[Part]:
-    rows = np.flatnonzero(stored.alive)
-    for start in range(0, max(1, len(rows)), 65536):
-        part = rows[start : start + 65536]
-        yield [stored.ids[row] for row in part], stored.vectors[part], stored.attributes.take(part)
+def _remaining(snapshot: Snapshot) -> Iterator[Part]:
+    """The rows that are not removed, 65,536 at a time."""
+    for start in range(0, max(1, len(snapshot)), 65_536):
+        part = slice(start, start + 65_536)
+        vectors = snapshot.vectors[snapshot.rows[part]]
+        yield snapshot.ids[part], vectors, snapshot.attributes.slice(start, 65_536)
 
 
 def keep(
-    stored: Stored, key: str, suffix: str, write: Callable[[Path], None], about: dict[str, Any]
-) -> Stored:
+    snapshot: Snapshot, key: str, suffix: str, write: Callable[[Path], None], about: dict[str, Any]
+) -> Snapshot:
     """A file made by `write` beside the vectors: a lasting one, or an extra of that name."""
     stem = key if key in LASTING else f"extra-{key}"
-    name, manifest = _numbered(stored.manifest, stem + "-{:05d}" + suffix)
-    with storage.writing(stored.folder / name) as temporary:
+    name, manifest = _numbered(snapshot.manifest, stem + "-{:05d}" + suffix)
+    with storage.writing(snapshot.folder / name) as temporary:
         write(temporary)
         sha256 = storage.sha256_of(temporary)
     entry = {"file": name, "sha256": sha256, **about}
@@ -337,15 +366,13 @@ def keep(
         manifest = {**manifest, key: entry}
     else:
         manifest = {**manifest, "extras": {**manifest["extras"], key: entry}}
-    return note(stored, manifest)
+    return note(snapshot, manifest)
 
 
-def note(stored: Stored, manifest: dict[str, Any]) -> Stored:
+def note(snapshot: Snapshot, manifest: dict[str, Any]) -> Snapshot:
     """The same rows with another manifest."""
-    commit(stored.folder, manifest)
-    return Stored(
-        stored.folder, manifest, stored.vectors, stored.ids, stored.attributes, stored.removed
-    )
+    commit(snapshot.folder, manifest)
+    return replace(snapshot, manifest=manifest)
 
 
 def commit(folder: Path, manifest: dict[str, Any]) -> None:
@@ -359,11 +386,11 @@ def commit(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def changing(stored: Stored) -> Iterator[None]:
+def changing(snapshot: Snapshot) -> Iterator[None]:
     """Holds the folder; StorageError where another process holds it or has changed it."""
-    with storage.locked(stored.folder):
-        if read_manifest(stored.folder) != stored.manifest:
-            raise StorageError(CHANGED.format(stored.folder))
+    with storage.locked(snapshot.folder):
+        if read_manifest(snapshot.folder) != snapshot.manifest:
+            raise StorageError(CHANGED.format(snapshot.folder))
         yield
 
 

@@ -21,7 +21,7 @@ from vizsla.embed.embeddings import Embeddings, Part, parts_of
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search.filters import Condition, Filter, no_attribute, typed
-from vizsla.search.folder_index import build_in
+from vizsla.search.folder_index import build_in, check_present
 from vizsla.search.index_files import check_new
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
@@ -273,13 +273,7 @@ class MilvusIndex:
     def remove(self, ids: Sequence[str]) -> int:
         """See Index.remove."""
         rows = self._rows_of(ids)
-        missing = [name for name in ids if name not in rows]
-        if missing:
-            raise DataError(
-                f"the index holds no {missing[0]!r}"
-                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-                + ": nothing was removed"
-            )
+        check_present(ids, rows)
         self._delete(list(rows.values()))
         self._gallery = None
         return len(rows)

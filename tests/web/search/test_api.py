@@ -330,7 +330,7 @@ def test_the_index_is_replaced_while_it_is_searched(open_search: Open) -> None:
         for gone in ("red/red-0.png", "blue/blue-0.png", "green/green-0.png"):
             other = open_index(index.folder)
             other.remove([gone])
-            rewrite(other._state.stored)  # another vectors file, as a new build has
+            rewrite(other.view.snapshot)  # another vectors file, as a new build has
             remember()
             assert served.client.post("/v1/reload", headers=AUTH).json()["changed"] is True
     finally:

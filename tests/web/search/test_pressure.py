@@ -408,7 +408,7 @@ def test_an_answer_of_another_state_is_never_given(served: Any) -> None:
     vector = gallery.vector("red/red-0.png")
     other = open_index(gallery.index.folder)
     other.remove(["blue/blue-0.png"])
-    rewrite(other._state.stored)
+    rewrite(other.view.snapshot)
     gallery.index.refresh()  # as a search does that finds its files gone
     with pytest.raises(StorageError, match="replaced"):
         gallery.search(vector[None], 3, None)

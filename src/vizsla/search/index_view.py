@@ -1,0 +1,110 @@
+"""One state of an index in a folder, as a search sees it: rows and queries → the nearest rows."""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vizsla.search import ann, exact
+from vizsla.search.ann import Allowed, Structure, Unindexed
+from vizsla.search.exact import Rows
+from vizsla.search.index_files import Snapshot
+from vizsla.search.index_structure import read_structure
+
+
+class LazyStructure:
+    """The structure of an index, read from its file when it is first needed."""
+
+    def __init__(self, structure: Structure | None = None) -> None:
+        self._structure = structure
+        self._reading = threading.Lock()
+
+    def of(self, snapshot: Snapshot) -> Structure | None:
+        """The structure over the rows of `snapshot`; None where the index has none."""
+        if snapshot.manifest.get("structure") is None:
+            return None
+        with self._reading:
+            if self._structure is None:
+                self._structure = read_structure(snapshot)
+            return self._structure
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one search sees, whatever is added or removed meanwhile."""
+
+    snapshot: Snapshot
+    lazy_structure: LazyStructure
+    device: str
+    precision: str
+
+    @property
+    def structure(self) -> Structure | None:
+        """The structure of the index; None where it has none."""
+        return self.lazy_structure.of(self.snapshot)
+
+    def nearest(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (Q, k) int64 and exact scores (Q, k) float64 of the k nearest images, best first.
+
+        allowed: (G,) bool by gallery position, the images that a filter leaves; None: all.
+        """
+        if k == 0:
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
+        snapshot, structure = self.snapshot, self.structure
+        rows = snapshot.rows if allowed is None else snapshot.rows[allowed]
+        if (
+            structure is None
+            or len(rows) < ann.EXACT_BELOW * len(snapshot)
+            or len(rows) < 4 * ann.candidates_for(k)
+        ):
+            return self.exactly(queries, k, rows)
+        entry = snapshot.manifest["structure"]
+        found, scores = ann.nearest(
+            structure, Rows(snapshot.vectors), queries, k,
+            covered=entry["rows"], unindexed=self._unindexed,
+            effort=entry["effort"], candidates=entry["candidates"], allowed=self._allowed(rows),
+        )  # fmt: skip
+        unsure = np.flatnonzero(found[:, k - 1] < 0)
+        if len(unsure):
+            found[unsure], scores[unsure] = self.exactly(queries[unsure], k, rows)
+        return found, scores
+
+    def exactly(
+        self, queries: np.ndarray, k: int, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `nearest`, by comparing each query with all of these rows."""
+        gallery = Rows(self.snapshot.vectors, rows, self._resident)
+        found, scores = exact.top_k(
+            queries, gallery, k, device=self.device, precision=self.precision
+        )
+        return rows[found], scores
+
+    @cached_property
+    def _resident(self) -> Any:
+        """The vectors on a GPU, where they fit."""
+        return exact.on_device(self.snapshot.vectors, self.device, self.precision)
+
+    @cached_property
+    def _unindexed(self) -> Unindexed:
+        """The rows that every search compares one by one, because the structure lacks them."""
+        entry = self.snapshot.manifest["structure"]
+        gallery, held_out = Rows(self.snapshot.vectors), np.array(entry["held_out"], int)
+        return Unindexed.of(gallery, entry["rows"], held_out).only(self.snapshot.alive)
+
+    def _allowed(self, rows: np.ndarray) -> Allowed | None:
+        """These rows, of those that are not removed; None where none is left out."""
+        if len(rows) == len(self.snapshot.row_ids):
+            return None
+        if len(rows) == len(self.snapshot):
+            return self._all_allowed
+        mask = np.zeros(len(self.snapshot.row_ids), bool)
+        mask[rows] = True
+        return Allowed.of(mask, self.snapshot.manifest["structure"]["rows"])
+
+    @cached_property
+    def _all_allowed(self) -> Allowed:
+        return Allowed.of(self.snapshot.alive, self.snapshot.manifest["structure"]["rows"])
