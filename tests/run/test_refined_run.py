@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vizsla.choose.refinement import Choice
+from vizsla.choose.refinement import RefinementChoice
 from vizsla.cli.main import app
 from vizsla.data.imageset import open_data
 from vizsla.embed.auto_compute import resolve_compute
@@ -47,7 +47,7 @@ def test_a_given_chain_orders_the_ranking(tinted: Path, tmp_path: Path) -> None:
 def test_auto_chooses_without_the_truth_of_the_test_part(tinted: Path, tmp_path: Path) -> None:
     options = {"refine": "auto", "validating": {"validate_on": "seen-classes"}}
     done = run(config(tinted, tmp_path, **options))
-    assert isinstance(done.choice, Choice) and done.choice.chain == done.chain
+    assert isinstance(done.choice, RefinementChoice) and done.choice.chain == done.chain
     record = json.loads(done.result_path.read_text())["refine"]
     assert record["chain"] == str(done.chain)
     assert record["chosen_on"]["candidates"] and record["chosen_on"]["draws"] == 8
