@@ -1,6 +1,7 @@
-"""The sheets: every pixel that means something is looked at."""
+"""The sheets: every pixel that has a meaning is checked."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image, ImageColor
 
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.output import query_sheets
-from vizsla.output.query_sheets import draw_ranking, pick_queries, sheet_names
+from vizsla.output.query_sheets import RankingTruth, draw_ranking, sheet_names
 from vizsla.output.sheet_drawing import (
     BLANK,
     LINE,
@@ -18,10 +19,13 @@ from vizsla.output.sheet_drawing import (
     WRONG,
     Picture,
     badge_of,
+    draw_sheet,
     font_of,
-    query_sheet,
     shortened,
+    thumbnail_of,
+    write_png,
 )
+from vizsla.output.sheet_selection import pick_queries
 from vizsla.search.ranking import Ranking
 
 RIGHT, WRONG, LINE, BLANK, PAPER = (
@@ -61,6 +65,19 @@ def draw(photos: tuple[Path, Path], out: Path, **options: object) -> list[Path]:
     return draw_ranking(ranking(), *photos, out, **options)  # type: ignore[arg-type]
 
 
+def write_sheet(
+    path: Path, query: Picture, results: list[Picture], notes: Sequence[str] = ()
+) -> None:
+    write_png(draw_sheet(query, results, notes, thumbnail_of), path)
+
+
+def truth(
+    hits: np.ndarray, judged: np.ndarray | bool = True, ap: np.ndarray | None = None
+) -> RankingTruth:
+    """hits: (Q, K) bool. judged: (Q, 1) or (Q, K) bool."""
+    return RankingTruth(np.where(judged, hits, -1).astype(np.int8), ap)
+
+
 # ── one sheet ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -70,7 +87,7 @@ def test_every_k_gives_a_sheet_of_a_sensible_size(
 ) -> None:
     queries, gallery = photos
     results = [Picture(gallery / f"g{i % 12}.png", f"g{i}.png", "dog", 0.5) for i in range(k)]
-    query_sheet(tmp_path / "s.png", Picture(queries / "q0.png", "q0.png"), results)
+    write_sheet(tmp_path / "s.png", Picture(queries / "q0.png", "q0.png"), results)
     with Image.open(tmp_path / "s.png") as sheet:
         assert 600 <= sheet.width <= 1400
         assert 400 <= sheet.height <= 1500
@@ -81,7 +98,7 @@ def test_every_k_gives_a_sheet_of_a_sensible_size(
 
 
 def test_two_rows_of_five_at_ten(photos: tuple[Path, Path], tmp_path: Path) -> None:
-    (path,) = draw(photos, tmp_path, pick=[0], k=10)
+    (path,) = draw(photos, tmp_path, rows=[0], k=10)
     with Image.open(path) as sheet:
         middle = np.asarray(sheet)[TOP + 94]  # across the middle of the first row
     expected = [(20 * i, 90, 130) for i in range(5)]
@@ -93,10 +110,10 @@ def test_green_and_red_where_the_truth_is_known_and_grey_elsewhere(
 ) -> None:
     hits = np.zeros((6, 12), bool)
     hits[0, 1] = True
-    (known,) = draw(photos, tmp_path / "a", pick=[0], k=2, hits=hits)
+    (known,) = draw(photos, tmp_path / "a", rows=[0], k=2, truth=truth(hits))
     assert pixel(known, LEFT + 1, TOP_WITH_NOTES + 100) == WRONG
     assert pixel(known, LEFT + 268 + 16 + 1, TOP_WITH_NOTES + 100) == RIGHT
-    (unknown,) = draw(photos, tmp_path / "b", pick=[0], k=2)
+    (unknown,) = draw(photos, tmp_path / "b", rows=[0], k=2)
     assert pixel(unknown, LEFT, TOP + 100) == LINE
     assert not {RIGHT, WRONG} & colours(unknown)
 
@@ -109,13 +126,13 @@ def test_the_mark_tells_right_from_wrong_without_colour() -> None:
 
 def test_what_is_unjudged_has_no_frame(photos: tuple[Path, Path], tmp_path: Path) -> None:
     hits = np.zeros((6, 12), bool)
-    of_queries = np.array([False, True, True, True, True, True])
-    first, second = draw(photos, tmp_path / "a", pick=[0, 1], k=3, hits=hits, judged=of_queries)
+    of_queries = np.array([[False], [True], [True], [True], [True], [True]])
+    first, second = draw(photos, tmp_path / "a", rows=[0, 1], k=3, truth=truth(hits, of_queries))
     assert not {RIGHT, WRONG} & colours(first)
     assert WRONG in colours(second)
     of_images = np.ones((6, 12), bool)
     of_images[0, 0] = False
-    (mixed,) = draw(photos, tmp_path / "b", pick=[0], k=2, hits=hits, judged=of_images)
+    (mixed,) = draw(photos, tmp_path / "b", rows=[0], k=2, truth=truth(hits, of_images))
     assert pixel(mixed, LEFT, TOP_WITH_NOTES + 100) == LINE
     assert pixel(mixed, LEFT + 284, TOP_WITH_NOTES + 100) == WRONG
 
@@ -128,7 +145,7 @@ def test_a_broken_picture_is_a_grey_tile_and_no_error(
     (gallery / "g1.png").unlink()
     (queries / "q0.png").write_bytes(b"")
     hits = np.ones((6, 12), bool)
-    (path,) = draw(photos, tmp_path, pick=[0], k=3, hits=hits)
+    (path,) = draw(photos, tmp_path, rows=[0], k=3, truth=truth(hits))
     for x in (MARGIN_OF_QUERY, LEFT + 20, LEFT + 284 + 20):
         assert pixel(path, x, TOP_WITH_NOTES + 250) == BLANK
     assert pixel(path, LEFT, TOP_WITH_NOTES + 100) == RIGHT  # it counts, seen or not
@@ -141,7 +158,7 @@ MARGIN_OF_QUERY = 28 + 16 + 4
 def test_the_shared_odd_files_are_drawn_or_named(shared: Path, tmp_path: Path) -> None:
     files = sorted((shared / "data" / "edge").iterdir())
     results = [Picture(file, file.name) for file in files]
-    query_sheet(tmp_path / "s.png", results[0], results)
+    write_sheet(tmp_path / "s.png", results[0], results)
     assert BLANK in colours(tmp_path / "s.png")
 
 
@@ -159,7 +176,7 @@ def test_the_shared_odd_files_are_drawn_or_named(shared: Path, tmp_path: Path) -
 )
 def test_any_name_can_be_drawn(photos: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     picture = Picture(photos[1] / "g0.png", name, name or None, float("nan"), True)
-    query_sheet(tmp_path / "s.png", picture, [picture] * 12, notes=[name, name])
+    write_sheet(tmp_path / "s.png", picture, [picture] * 12, notes=[name, name])
     assert (tmp_path / "s.png").stat().st_size > 1000
 
 
@@ -175,7 +192,7 @@ def test_long_names_lose_their_middle() -> None:
 
 def test_a_query_without_results(tmp_path: Path, photos: tuple[Path, Path]) -> None:
     empty = Ranking.from_lists({"q0.png": [], "q1.png": ["g0.png"]})
-    paths = draw_ranking(empty, *photos, tmp_path, hits=np.array([[False], [True]]))
+    paths = draw_ranking(empty, *photos, tmp_path, truth=truth(np.array([[False], [True]])))
     assert len(paths) == 2
 
 
@@ -195,7 +212,7 @@ def test_the_notes_say_what_is_known() -> None:
 
 
 def test_the_same_sheet_twice_is_the_same_file(photos: tuple[Path, Path], tmp_path: Path) -> None:
-    first, second = (draw(photos, tmp_path / name, pick=[2])[0] for name in "ab")
+    first, second = (draw(photos, tmp_path / name, rows=[2])[0] for name in "ab")
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -203,11 +220,11 @@ def test_the_same_sheet_twice_is_the_same_file(photos: tuple[Path, Path], tmp_pa
 
 
 def test_a_sheet_for_each_query_named_after_it(photos: tuple[Path, Path], tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    paths = draw(photos, tmp_path / "out", pick=[4, 1], progress=lambda *n: told.append(n))
+    reports: list[tuple[int, int]] = []
+    paths = draw(photos, tmp_path / "out", rows=[4, 1], progress=lambda *n: reports.append(n))
     assert [path.name for path in paths] == ["q4.png", "q1.png"]
     assert all(path.is_file() for path in paths)
-    assert told == [(1, 2), (2, 2)]
+    assert reports == [(1, 2), (2, 2)]
     assert len(draw(photos, tmp_path / "all")) == 6
 
 
@@ -244,8 +261,8 @@ def test_a_ranking_of_another_data_set_is_an_error(
         draw_ranking(ranking(), photos[1], photos[1], tmp_path)
     with pytest.raises(DataError, match="none of the 12 gallery images is in"):
         draw_ranking(ranking(), photos[0], photos[0], tmp_path, k=12)
-    with pytest.raises(DataError, match=r"hits have shape \(2, 2\), expected \(6, K\)"):
-        draw(photos, tmp_path, hits=np.ones((2, 2), bool))
+    with pytest.raises(DataError, match=r"shape \(2, 2\), expected \(6, K\)"):
+        draw(photos, tmp_path, truth=truth(np.ones((2, 2), bool)))
     with pytest.raises(UsageError, match="k=0"):
         draw(photos, tmp_path, k=0)
     with pytest.raises(StorageError, match="cannot write"):
@@ -268,27 +285,25 @@ HITS = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0
 
 def test_all_wrong_worst_and_random() -> None:
     assert pick_queries(6).tolist() == [0, 1, 2, 3, 4, 5]
-    assert pick_queries(6, at_most=2).tolist() == [0, 1]
-    assert pick_queries(6, hits=HITS, only_wrong=True, k=3).tolist() == [2, 5]
-    assert pick_queries(6, hits=HITS, only_wrong=True, k=1).tolist() == [1, 2, 3, 5]
-    assert pick_queries(6, hits=HITS, worst=5).tolist() == [2, 5, 1, 3, 0]
-    assert pick_queries(6, hits=HITS, worst=3, at_most=1).tolist() == [2]
+    assert pick_queries(6, truth(HITS), only_wrong=True, k=3).tolist() == [2, 5]
+    assert pick_queries(6, truth(HITS), only_wrong=True, k=1).tolist() == [1, 2, 3, 5]
+    assert pick_queries(6, truth(HITS), worst=5).tolist() == [2, 5, 1, 3, 0]
     ap = np.array([0.1, 0.9, np.nan, 0.1, 0.05, 0.0])
-    assert pick_queries(6, hits=HITS, ap=ap, worst=4).tolist() == [5, 4, 3, 0]
+    assert pick_queries(6, truth(HITS, ap=ap), worst=4).tolist() == [5, 4, 3, 0]
     some = pick_queries(1000, random=5, seed=3)
     assert some.tolist() == pick_queries(1000, random=5, seed=3).tolist()
     assert some.tolist() != pick_queries(1000, random=5, seed=4).tolist()
     assert (np.diff(some) > 0).all()
     assert pick_queries(6, random=50).tolist() == [0, 1, 2, 3, 4, 5]
-    wrong = pick_queries(6, hits=HITS, only_wrong=True, k=1, random=2).tolist()
+    wrong = pick_queries(6, truth(HITS), only_wrong=True, k=1, random=2).tolist()
     assert len(wrong) == 2
     assert set(wrong) <= {1, 2, 3, 5}
 
 
 def test_unjudged_queries_are_neither_wrong_nor_bad() -> None:
-    judged = np.array([True, True, False, True, True, True])
-    assert pick_queries(6, hits=HITS, judged=judged, only_wrong=True, k=3).tolist() == [5]
-    assert pick_queries(6, hits=HITS, judged=judged, worst=1).tolist() == [5]
+    judged = np.array([[True], [True], [False], [True], [True], [True]])
+    assert pick_queries(6, truth(HITS, judged), only_wrong=True, k=3).tolist() == [5]
+    assert pick_queries(6, truth(HITS, judged), worst=1).tolist() == [5]
 
 
 def test_what_cannot_be_picked() -> None:
@@ -297,7 +312,7 @@ def test_what_cannot_be_picked() -> None:
     with pytest.raises(DataError, match="give labels"):
         pick_queries(6, only_wrong=True)
     with pytest.raises(UsageError, match="exclude each other"):
-        pick_queries(6, hits=HITS, worst=3, random=3)
+        pick_queries(6, truth(HITS), worst=3, random=3)
     with pytest.raises(UsageError, match="random=0"):
         pick_queries(6, random=0)
 
@@ -312,7 +327,7 @@ def test_real_photos_are_drawn(shared: Path, tmp_path: Path) -> None:
     lists = {query: gallery[i * 10 : i * 10 + 10] for i, query in enumerate(queries)}
     hits = np.zeros((20, 10), bool)
     paths = draw_ranking(
-        Ranking.from_lists(lists), root / "query", root / "gallery", tmp_path, hits=hits
+        Ranking.from_lists(lists), root / "query", root / "gallery", tmp_path, truth=truth(hits)
     )
     assert len(paths) == 20
     assert all(BLANK not in colours(path) for path in paths[:3])

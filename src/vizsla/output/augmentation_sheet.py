@@ -1,4 +1,4 @@
-"""Training pictures as the presets of augmentation make them: one PNG a preset, to be looked at."""
+"""Training pictures → a PNG for each augmentation preset that shows what it does to them."""
 
 from pathlib import Path
 
@@ -12,11 +12,16 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.errors import DataError
 from vizsla.train.augment import AUGMENTATIONS, augmenter
 
-PICTURES, COPIES, SIDE, GAP = 4, 7, 128, 4
+PICTURES, COPIES = 4, 7  # rows; changed copies in a row
+SIDE, GAP = 128, 4  # px
 
 
 def draw_augmentations(data: Path, out: Path, seed: int = 0) -> list[Path]:
-    """Writes <preset>.png for every preset; each row is a picture and what becomes of it."""
+    """Writes <preset>.png for every preset; returns the paths.
+
+    Each row is one picture, unchanged on the left, and randomly changed copies of it. DataError
+    where the folder holds no images.
+    """
     root = data / "training" if (data / "training").is_dir() else data
     names = list_images(root).ids
     if not names:

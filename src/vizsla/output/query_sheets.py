@@ -1,29 +1,51 @@
-"""Ranking + pictures → a sheet for each query, and which queries to draw.
+"""Ranking + pictures → a PNG sheet for each query. Is given which images are right."""
 
-Which image is right is told by plain booleans: relevance is not known here.
-"""
-
-import dataclasses
 import functools
 import hashlib
-import logging
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from vizsla.data.images import MAX_PIXELS
 from vizsla.errors import DataError, UsageError
-from vizsla.output.sheet_drawing import Picture, compose, thumbnail_of, write_png
+from vizsla.output.sheet_drawing import Picture, draw_sheet, thumbnail_of, write_png
 from vizsla.search.ranking import Ranking
 
-log = logging.getLogger("vizsla.figures")
-
 CACHED_THUMBNAILS = 500  # of about 100 KB each
+
+
+@dataclass(frozen=True, eq=False)
+class RankingTruth:
+    """What is known about the rows of a ranking.
+
+    correct: (Q, K) int8: 1 right, 0 wrong, -1 unknown. ap: (Q,) float, nan where unknown.
+    """
+
+    correct: np.ndarray
+    ap: np.ndarray | None = None
+    query_labels: Mapping[str, str | None] = field(default_factory=dict)
+    gallery_labels: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def is_judged(self) -> np.ndarray:
+        """(Q,) bool: whether the truth of any result is known."""
+        return np.asarray((self.correct >= 0).any(axis=1))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What one sheet shows. results: best first. notes: the line below the title."""
+
+    file_name: str
+    query: Picture
+    results: list[Picture]
+    notes: list[str]
 
 
 def draw_ranking(
@@ -33,145 +55,73 @@ def draw_ranking(
     out_folder: str | Path,
     *,
     k: int = 10,
-    pick: Sequence[int] | np.ndarray | None = None,
-    hits: np.ndarray | None = None,
-    judged: np.ndarray | None = None,
-    ap: np.ndarray | None = None,
-    query_labels: Mapping[str, str | None] | None = None,
-    gallery_labels: Mapping[str, str | None] | None = None,
+    rows: Iterable[int] | None = None,
+    truth: RankingTruth | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """One PNG for each query in `pick`, named after it; the paths, in the order of `pick`.
+    """One PNG for each query, named after it; the paths, in the order of `rows`.
 
-    pick: row numbers, from `pick_queries`; None draws all.
-    hits: (Q, ≥k) bool, in step with the ranking's rows. judged: (Q,) bool, False where the truth of
-    a query is unknown; (Q, ≥k) where that of single images is. ap: (Q,) float, nan where unknown.
-    A picture that cannot be read is drawn as a grey tile that says why. DataError when a folder
-    holds none of the pictures.
+    rows: numbers of the ranking's rows to draw; None: all. A picture that cannot be read becomes a
+    grey tile with the reason. DataError where a folder holds none of the pictures.
     """
-    if k < 1:
-        raise UsageError(f"k={k}: draw at least one image for each query")
-    lengths = ranking.lengths
-    rows = np.arange(len(ranking)) if pick is None else np.asarray(pick, dtype=np.int64)
-    truth = truth_of(ranking, hits, judged)
-    query_root, gallery_root = Path(query_root), Path(gallery_root)
-    require_some([ranking.queries[i] for i in rows], query_root, "query")
-    require_some([name for i in rows for name in ranking.row(i)[:k]], gallery_root, "gallery")
-    names = sheet_names(ranking.queries)
     thumbnail = functools.lru_cache(CACHED_THUMBNAILS)(
         functools.partial(thumbnail_of, max_pixels=max_pixels)
     )
-    paths = []
-    for i in rows:
-        query = ranking.queries[i]
-        label = (query_labels or {}).get(query)
-        results = results_of(ranking, i, k, gallery_root, truth, gallery_labels or {})
-        judgeable = truth is not None and (truth[i] >= 0).any()
-        known = truth[i, : lengths[i]] > 0 if truth is not None and judgeable else None
-        notes = notes_of(label, known, results, None if ap is None else float(ap[i]))
-        path = Path(out_folder) / names[i]
-        sheet = compose(Picture(below(query_root, query), query, label), results, notes, thumbnail)
-        write_png(sheet, path)
+    paths: list[Path] = []
+    found = sheets(ranking, Path(query_root), Path(gallery_root), k=k, rows=rows, truth=truth)
+    for sheet in found:
+        path = Path(out_folder) / sheet.file_name
+        write_png(draw_sheet(sheet.query, sheet.results, sheet.notes, thumbnail), path)
         paths.append(path)
         if progress:
-            progress(len(paths), len(rows))
+            progress(len(paths), len(found))
     return paths
 
 
-def with_unanswered(ranking: Ranking, queries: Sequence[str]) -> Ranking:
-    """The ranking with an empty row for each of these queries that it lacks."""
-    known = set(ranking.queries)
-    more = [name for name in queries if name not in known]
-    if not more:
-        return ranking
-    below = ((0, len(more)), (0, 0))
-    scores = ranking.scores
-    return dataclasses.replace(
-        ranking,
-        queries=[*ranking.queries, *more],
-        positions=np.pad(ranking.positions, below, constant_values=-1),
-        scores=None if scores is None else np.pad(scores, below, constant_values=np.nan),
-    )
-
-
-def pick_queries(
-    n_queries: int,
-    *,
-    hits: np.ndarray | None = None,
-    judged: np.ndarray | None = None,
-    ap: np.ndarray | None = None,
-    k: int = 10,
-    only_wrong: bool = False,
-    worst: int | None = None,
-    random: int | None = None,
-    at_most: int | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """Row numbers of the queries to draw; all of them unless asked otherwise. The wishes add up.
-
-    only_wrong: nothing right among the first k. worst: so many, by AP, then by how late the first
-    right image comes, worst first. random: so many, in the ranking's order. DataError where the
-    truth is needed and not known.
-    """
-    if worst is not None and random is not None:
-        raise UsageError("worst and random exclude each other: choose one")
-    for name, number in {"worst": worst, "random": random, "at_most": at_most}.items():
-        if number is not None and number < 1:
-            raise UsageError(f"{name}={number}: expected 1 or more")
-    rows = np.arange(n_queries)
-    if only_wrong or worst is not None:
-        if hits is None:
-            raise DataError(
-                "the wrong and the worst queries are known only with the truth: give labels"
-            )
-        if judged is not None:
-            rows = rows[judged.reshape(n_queries, -1).any(axis=1)]
-    if only_wrong and hits is not None:
-        rows = rows[~hits[rows, :k].any(axis=1)]
-    if worst is not None and hits is not None:
-        rows = rows[np.lexsort(_badness(hits[rows], None if ap is None else ap[rows]))][:worst]
-    if random is not None and random < len(rows):
-        rows = np.sort(np.random.default_rng(seed).choice(rows, random, replace=False))
-    return rows[:at_most]
-
-
-def _badness(hits: np.ndarray, ap: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """Keys for lexsort, the last one first: AP, how late the first right image is, how many."""
-    first = np.where(hits.any(axis=1), hits.argmax(axis=1), hits.shape[1])
-    keys = (hits.sum(axis=1), -first)
-    return keys if ap is None else (*keys, np.nan_to_num(ap, nan=np.inf))
-
-
-def truth_of(
-    ranking: Ranking, hits: np.ndarray | None, judged: np.ndarray | None
-) -> np.ndarray | None:
-    """(Q, K) int8: 1 right, 0 wrong, -1 unknown."""
-    if hits is None:
-        return None
-    if hits.ndim != 2 or len(hits) != len(ranking):
-        raise DataError(f"hits have shape {hits.shape}, expected ({len(ranking)}, K)")
-    truth = (hits > 0).astype(np.int8)
-    if judged is not None:
-        truth[~np.broadcast_to(judged.reshape(len(hits), -1), hits.shape)] = -1
-    return truth
-
-
-def results_of(
+def sheets(
     ranking: Ranking,
-    i: int,
+    query_root: Path,
+    gallery_root: Path,
+    *,
     k: int,
-    root: Path,
-    truth: np.ndarray | None,
-    labels: Mapping[str, str | None],
-) -> list[Picture]:
-    pictures = []
-    for rank, name in enumerate(ranking.row(i)[:k]):
-        score = None if ranking.scores is None else float(ranking.scores[i, rank])
-        known = truth is not None and rank < truth.shape[1] and truth[i, rank] >= 0
-        correct = bool(truth[i, rank]) if known and truth is not None else None
-        pictures.append(Picture(below(root, name), name, labels.get(name), score, correct))
-    return pictures
+    rows: Iterable[int] | None = None,
+    truth: RankingTruth | None = None,
+) -> list[Sheet]:
+    """What the sheets of these rows show, the first k results of each.
+
+    DataError where a folder holds none of the pictures, or `truth` has another number of rows.
+    """
+    if k < 1:
+        raise UsageError(f"k={k}: draw at least one image for each query")
+    if truth is None:
+        truth = RankingTruth(np.full((len(ranking), 0), -1, np.int8))
+    if truth.correct.ndim != 2 or len(truth.correct) != len(ranking):
+        raise DataError(f"`correct` has shape {truth.correct.shape}, expected ({len(ranking)}, K)")
+    rows = list(range(len(ranking)) if rows is None else rows)
+    _require_some([ranking.queries[i] for i in rows], query_root, "query")
+    _require_some([name for i in rows for name in ranking.row(i)[:k]], gallery_root, "gallery")
+    names = sheet_names(ranking.queries)
+    found = []
+    for i in rows:
+        query, correct = ranking.queries[i], truth.correct[i]
+        scores = None if ranking.scores is None else ranking.scores[i]
+        results = [
+            Picture(
+                _below(gallery_root, name),
+                name,
+                truth.gallery_labels.get(name),
+                None if scores is None else float(scores[rank]),
+                bool(correct[rank]) if rank < len(correct) and correct[rank] >= 0 else None,
+            )
+            for rank, name in enumerate(ranking.row(i)[:k])
+        ]
+        label = truth.query_labels.get(query)
+        hits = correct[: ranking.lengths[i]] > 0 if (correct >= 0).any() else None
+        ap = None if truth.ap is None else float(truth.ap[i])
+        picture = Picture(_below(query_root, query), query, label)
+        found.append(Sheet(names[i], picture, results, notes_of(label, hits, results, ap)))
+    return found
 
 
 def notes_of(
@@ -193,31 +143,34 @@ def notes_of(
     return notes
 
 
-def below(root: Path, name: str) -> Path:
-    """A name that would lead out of the root leads nowhere: submissions come from others."""
+def _below(root: Path, name: str) -> Path:
+    """The file of that name; none for a name that leads out of the root, as others may send."""
     parts = PurePosixPath(name)
     outside = parts.is_absolute() or ".." in parts.parts or "\0" in name
     return root / "outside of this folder" / "-" if outside else root / name
 
 
-def require_some(names: Sequence[str], root: Path, role: str) -> None:
-    if names and not any(below(root, name).exists() for name in names):
+def _require_some(names: Sequence[str], root: Path, role: str) -> None:
+    if names and not any(_below(root, name).exists() for name in names):
         raise DataError(
             f"none of the {len(set(names))} {role} images is in {root} ({names[0]!r}, …): "
             "give the folder of the data set that was ranked"
         )
 
 
+# ── file names ───────────────────────────────────────────────────────────────────────────────────
+
+
 def sheet_names(queries: Sequence[str]) -> list[str]:
     """A file name for each query: its id made safe, with part of a hash where two would clash."""
-    plain = [_file_safe(query) for query in queries]
-    met = Counter(_as_file_systems_see_it(name) for name in plain)
+    safe = [_file_safe(query) for query in queries]
+    counts = Counter(map(_without_case, safe))
     names = [
-        name if met[_as_file_systems_see_it(name)] == 1 else f"{name}-{_digits(query)[:8]}"
-        for name, query in zip(plain, queries, strict=True)
+        name if counts[_without_case(name)] == 1 else f"{name}-{_hash_of(query)[:8]}"
+        for name, query in zip(safe, queries, strict=True)
     ]
-    if len({_as_file_systems_see_it(name) for name in names}) < len(names):
-        names = [f"{name}-{_digits(query)}" for name, query in zip(plain, queries, strict=True)]
+    if len(set(map(_without_case, names))) < len(names):
+        names = [f"{name}-{_hash_of(query)}" for name, query in zip(safe, queries, strict=True)]
     return [f"{name}.png" for name in names]
 
 
@@ -228,10 +181,10 @@ def _file_safe(name: str) -> str:
     return safe.encode()[:120].decode(errors="ignore")
 
 
-def _as_file_systems_see_it(name: str) -> str:
-    """Some know no difference between small and capital letters, or between ways to write an é."""
+def _without_case(name: str) -> str:
+    """Equal for names that some file systems take for one: A and a, or two ways to write é."""
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def _digits(query: str) -> str:
+def _hash_of(query: str) -> str:
     return hashlib.sha256(query.encode(errors="surrogatepass")).hexdigest()[:32]

@@ -41,27 +41,14 @@ class Picture:
     correct: bool | None = None
 
 
-def query_sheet(
-    path: str | Path,
-    query: Picture,
-    results: Sequence[Picture],
-    *,
-    notes: Sequence[str] = (),
-    max_pixels: int = MAX_PIXELS,
-) -> None:
-    """Writes one PNG: the query set apart on the left, the results beside it, best first.
-
-    A result whose `correct` is known has a green or red frame, and a mark for those who cannot tell
-    the two apart.
-    """
-    sheet = compose(query, results, notes, functools.partial(thumbnail_of, max_pixels=max_pixels))
-    write_png(sheet, Path(path))
-
-
-def compose(
+def draw_sheet(
     query: Picture, results: Sequence[Picture], notes: Sequence[str], thumbnail: Thumbnail
 ) -> Image.Image:
-    """The sheet as a picture, up to 1400 px wide."""
+    """One sheet, up to 1400 px wide: the query on the left, the results beside it, best first.
+
+    A result whose `correct` is known has a green or red frame, and a mark for people who cannot
+    tell the two colours apart.
+    """
     columns = _columns(len(results))
     box = min(QUERY_BOX, (GRID_WIDTH - GAP * (columns - 1)) // columns)
     small = 14 if box > 180 else 13 if box > 140 else 11

@@ -1,17 +1,18 @@
-"""Ranking + truth → which queries are worth a sheet, and the sheets."""
+"""Ranking + truth → which queries get a sheet, and the sheets."""
 
-import functools
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import DataFolders
+from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.output.query_sheets import draw_ranking, pick_queries, with_unanswered
+from vizsla.output.query_sheets import RankingTruth, draw_ranking
 from vizsla.output.sheet_drawing import remove_other_sheets
-from vizsla.output.similarity_sheet import draw_why
+from vizsla.output.similarity_sheet import draw_similarity
 from vizsla.score.evaluate import evaluate
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
@@ -33,69 +34,142 @@ def show(
     broken: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """A sheet for each query, or for those that were asked for; the paths of the PNGs.
+    """A sheet for each query that was asked for (see `pick_queries`); the paths of the PNGs.
 
-    why: the embedder behind the ranking, to draw which parts of the pictures it found alike.
+    why: the embedder behind the ranking, to draw what made query and result similar.
     broken: queries that could not be read: a sheet says so. Earlier sheets in `out` are replaced.
     """
-    scores = None
-    if truth is not None:
-        scores = evaluate(ranking, truth, ks=[k])
+    scores = None if truth is None else evaluate(ranking, truth, ks=[k])
     ranking = with_unanswered(ranking, list(broken))
-    judged = judge_rows(ranking, truth, scores, k)
-    known = {key: judged[key] for key in ("hits", "judged", "ap")} if judged else {}
+    known = ranking_truth(ranking, truth, scores, k)
     rows = pick_queries(
-        len(ranking), **known, k=k, only_wrong=only_wrong, worst=worst, random=random, seed=seed
+        len(ranking), known, k=k, only_wrong=only_wrong, worst=worst, random=random, seed=seed
     )
-    draw = draw_ranking if why is None else functools.partial(draw_why, embedder=why)
-    paths = draw(
-        ranking, data.query.root, data.gallery.root, out,
-        k=k, pick=rows, **judged, progress=progress,
-    )  # fmt: skip
+    folders = data.query.root, data.gallery.root, out
+    if why is None:
+        paths = draw_ranking(ranking, *folders, k=k, rows=rows, truth=known, progress=progress)
+    else:
+        paths = draw_similarity(
+            ranking, *folders, why, k=k, rows=rows, truth=known, progress=progress
+        )
     remove_other_sheets(Path(out), paths)
     return paths
 
 
-def judge_rows(
+def draw_sample(
+    ranking: Ranking,
+    data: DataFolders,
+    truth: Truth | None,
+    scores: Scores | None,
+    out: str | Path,
+    *,
+    k: int,
+    figures: int,
+    seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
+) -> list[Path]:
+    """Sheets of so many queries, half of them the worst, the others at random; the paths.
+
+    figures: -1 draws all queries. Without the truth all are chosen at random. Up to a quarter are
+    queries with an empty row, which could not be read.
+    """
+    known = ranking_truth(ranking, truth, scores, k)
+    n = len(ranking)
+    if figures < 0 or figures >= n:
+        rows = np.arange(n)
+    elif known is None or not known.is_judged.any():
+        rows = pick_queries(n, random=figures, seed=seed)
+    else:
+        worst = pick_queries(n, known, worst=max(1, figures // 2))
+        others = np.setdiff1d(np.arange(n), worst)
+        rng = np.random.default_rng(seed)
+        more = np.sort(rng.choice(others, figures - len(worst), replace=False))
+        rows = np.concatenate([worst, more])
+    empty = np.flatnonzero(ranking.lengths == 0)[: max(1, len(rows) // 4)]
+    rows = np.concatenate([np.setdiff1d(empty, rows), rows])[: len(rows)]
+    return draw_ranking(
+        ranking, data.query.root, data.gallery.root, out,
+        k=k, rows=rows, truth=known, max_pixels=max_pixels,
+    )  # fmt: skip
+
+
+def with_unanswered(ranking: Ranking, queries: Sequence[str]) -> Ranking:
+    """The ranking with an empty row for each of these queries that it lacks."""
+    known = set(ranking.queries)
+    more = [name for name in queries if name not in known]
+    if not more:
+        return ranking
+    padding = ((0, len(more)), (0, 0))
+    scores = ranking.scores
+    return dataclasses.replace(
+        ranking,
+        queries=[*ranking.queries, *more],
+        positions=np.pad(ranking.positions, padding, constant_values=-1),
+        scores=None if scores is None else np.pad(scores, padding, constant_values=np.nan),
+    )
+
+
+def ranking_truth(
     ranking: Ranking, truth: Truth | None, scores: Scores | None, k: int
-) -> dict[str, Any]:
-    """What `draw_ranking` and `pick_queries` know of each row: hits, judged, AP and labels."""
+) -> RankingTruth | None:
+    """What is known of the first k images of each row; None without the truth.
+
+    An empty row of a query with a known label counts as wrong.
+    """
     if truth is None:
-        return {}
-    query = [truth.query.get(name) for name in ranking.queries]
+        return None
+    labels = np.array([truth.query.get(name) for name in ranking.queries], dtype=object)[:, None]
     gallery = np.array([truth.gallery.get(name) for name in ranking.gallery] + [None], dtype=object)
     found = gallery[ranking.positions[:, :k]]  # (Q, k), None at -1
-    asked = np.array(query, dtype=object)[:, None]
-    known = (found != None) & (asked != None)  # noqa: E711 (elementwise)
-    empty = (ranking.lengths == 0)[:, None] & (asked != None)  # noqa: E711
+    has_label = labels != None  # noqa: E711 (elementwise)
+    empty = (ranking.lengths == 0)[:, None]
+    judged = has_label & ((found != None) | empty)  # noqa: E711
+    correct = np.where(judged, found == labels, -1).astype(np.int8)
     ap = np.full(len(ranking), np.nan)
     if scores is not None and "map" in scores.metrics:
         values = dict(zip(scores.queries, scores.per_query("map"), strict=True))
         ap = np.array([values.get(name) for name in ranking.queries], dtype=float)  # None → nan
-    return {
-        "hits": known & (found == asked),
-        "judged": known | empty,  # nothing found is wrong
-        "ap": ap,
-        "query_labels": truth.query,
-        "gallery_labels": truth.gallery,
-    }
+    return RankingTruth(correct, ap, truth.query, truth.gallery)
 
 
-def pick_rows(judged: dict[str, Any], n: int, figures: int, seed: int) -> np.ndarray:
-    """Half of `figures` the worst, half at random; -1: all rows."""
-    if figures < 0 or figures >= n:
-        return np.arange(n)
-    if not judged or not judged["judged"].any():
-        return pick_queries(n, random=figures, seed=seed)
-    ordered = {key: judged[key] for key in ("hits", "judged", "ap")}
-    worst = pick_queries(n, **ordered, worst=max(1, figures // 2))
-    others = np.setdiff1d(np.arange(n), worst)
-    dice = np.random.default_rng(seed)
-    more = np.sort(dice.choice(others, figures - len(worst), replace=False))
-    return np.concatenate([worst, more])
+def pick_queries(
+    n_queries: int,
+    truth: RankingTruth | None = None,
+    *,
+    k: int = 10,
+    only_wrong: bool = False,
+    worst: int | None = None,
+    random: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Row numbers of the queries to draw: all that meet every condition.
 
-
-def with_some_empty(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """As many row numbers, but with up to a quarter of them the first rows of length 0."""
-    empty = np.flatnonzero(lengths == 0)[: max(1, len(rows) // 4)]
-    return np.concatenate([np.setdiff1d(empty, rows), rows])[: len(rows)]
+    only_wrong: nothing right among the first k. worst: the N worst by AP, then by how late the
+    first right image comes, worst first. random: N at random, in the ranking's order. DataError
+    where a condition needs the truth and there is none.
+    """
+    if worst is not None and random is not None:
+        raise UsageError("worst and random exclude each other: choose one")
+    for name, number in {"worst": worst, "random": random}.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{name}={number}: expected 1 or more")
+    rows = np.arange(n_queries)
+    if only_wrong or worst is not None:
+        if truth is None:
+            raise DataError(
+                "the wrong and the worst queries are known only with the truth: give labels"
+            )
+        rows = rows[truth.is_judged]
+        hits = truth.correct > 0  # (Q, K)
+        if only_wrong:
+            rows = rows[~hits[rows, :k].any(axis=1)]
+        if worst is not None:
+            found = hits[rows]
+            first = np.where(found.any(axis=1), found.argmax(axis=1), found.shape[1])
+            keys = [found.sum(axis=1), -first]
+            if truth.ap is not None:
+                keys.append(np.nan_to_num(truth.ap[rows], nan=np.inf))
+            rows = rows[np.lexsort(keys)][:worst]  # by the last key first
+    if random is not None and random < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(rows, random, replace=False))
+    return rows

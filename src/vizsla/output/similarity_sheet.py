@@ -4,7 +4,7 @@ Warm is what made the two alike, dark what did not count or spoke against it.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.errors import ImageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import EXACT, Explanation, explain
-from vizsla.output import query_sheets
+from vizsla.output.query_sheets import RankingTruth, sheets
 from vizsla.output.sheet_drawing import (
     GAP,
     GREY,
@@ -44,7 +44,7 @@ COLOURS = "inferno"
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ExplainedResult:
     """One result. image: its picture, or the reason why there is none, and then no explanation."""
 
     result: Picture
@@ -52,78 +52,65 @@ class Pair:
     explanation: Explanation | None = None
 
 
-def draw_why(
+def draw_similarity(
     ranking: Ranking,
     query_root: str | Path,
     gallery_root: str | Path,
     out_folder: str | Path,
-    *,
     embedder: Embedder,
+    *,
     k: int = 10,
-    pick: Sequence[int] | np.ndarray | None = None,
-    hits: np.ndarray | None = None,
-    judged: np.ndarray | None = None,
-    ap: np.ndarray | None = None,
-    query_labels: Mapping[str, str | None] | None = None,
-    gallery_labels: Mapping[str, str | None] | None = None,
+    rows: Iterable[int] | None = None,
+    truth: RankingTruth | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """One PNG for each query in `pick`, as `query_sheets.draw_ranking` does, with the heat maps.
+    """One PNG with heat maps for each query; the rest is as in `query_sheets.draw_ranking`.
 
-    A query whose own picture cannot be read is passed over with a warning.
+    A query whose own picture cannot be read is skipped with a warning.
     """
-    rows = np.arange(len(ranking)) if pick is None else np.asarray(pick, dtype=np.int64)
-    asked = [ranking.queries[i] for i in rows]
-    query_sheets.require_some(asked, Path(query_root), "query")
-    truth = query_sheets.truth_of(ranking, hits, judged)
-    names = query_sheets.sheet_names(ranking.queries)
     paths = []
-    for done, i in enumerate(rows, 1):
-        name = ranking.queries[i]
-        label = (query_labels or {}).get(name)
-        query = Picture(query_sheets.below(Path(query_root), name), name, label)
-        results = query_sheets.results_of(
-            ranking, i, k, Path(gallery_root), truth, gallery_labels or {}
-        )
+    found = sheets(ranking, Path(query_root), Path(gallery_root), k=k, rows=rows, truth=truth)
+    for done, sheet in enumerate(found, 1):
         try:
-            image = read_image(query.file, max_pixels=max_pixels)
+            image = read_image(sheet.query.file, max_pixels=max_pixels)
         except ImageError as error:
-            log.warning("%s is passed over: %s", name, error)
+            log.warning("%s is skipped: %s", sheet.query.name, error)
             continue
-        known = None if truth is None or not (truth[i] >= 0).any() else truth[i, :k] > 0
-        notes = query_sheets.notes_of(label, known, results, None if ap is None else float(ap[i]))
-        pairs = _pairs(embedder, image, results, max_pixels)
-        paths.append(Path(out_folder) / names[i])
-        write_png(why_sheet(query, image, pairs, embedder.preprocess, notes=notes), paths[-1])
+        results = explained(embedder, image, sheet.results, max_pixels=max_pixels)
+        path = Path(out_folder) / sheet.file_name
+        write_png(
+            similarity_sheet(sheet.query, image, results, embedder.preprocess, notes=sheet.notes),
+            path,
+        )
+        paths.append(path)
         if progress:
-            progress(done, len(rows))
+            progress(done, len(found))
     return paths
 
 
-def _pairs(
-    embedder: Embedder, query: Image.Image, results: Sequence[Picture], max_pixels: int
-) -> list[Pair]:
-    images = [_read(result.file, max_pixels) for result in results]
+def explained(
+    embedder: Embedder, query: Image.Image, results: Sequence[Picture], *, max_pixels: int
+) -> list[ExplainedResult]:
+    """Each result with its picture and the explanation of its score."""
+    images: list[Image.Image | str] = []
+    for result in results:
+        try:
+            images.append(read_image(result.file, max_pixels=max_pixels))
+        except ImageError as error:
+            images.append(str(error))
     readable = [image for image in images if isinstance(image, Image.Image)]
     explanations = iter(explain(embedder, query, readable))
     return [
-        Pair(result, image, None if isinstance(image, str) else next(explanations))
+        ExplainedResult(result, image, None if isinstance(image, str) else next(explanations))
         for result, image in zip(results, images, strict=True)
     ]
 
 
-def _read(file: Path, max_pixels: int) -> Image.Image | str:
-    try:
-        return read_image(file, max_pixels=max_pixels)
-    except ImageError as error:
-        return str(error)
-
-
-def why_sheet(
+def similarity_sheet(
     query: Picture,
     image: Image.Image,
-    pairs: Sequence[Pair],
+    pairs: Sequence[ExplainedResult],
     preprocess: Preprocess,
     *,
     notes: Sequence[str] = (),
@@ -185,7 +172,7 @@ def overlaid(picture: Image.Image, heat: np.ndarray, highest: float) -> Image.Im
 def _draw_pair(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    pair: Pair,
+    pair: ExplainedResult,
     rank: int,
     query: Image.Image,
     preprocess: Preprocess,

@@ -37,8 +37,7 @@ from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import WHITENINGS
 from vizsla.output import charts
-from vizsla.output.query_sheets import draw_ranking, with_unanswered
-from vizsla.output.sheet_selection import judge_rows, pick_rows, with_some_empty
+from vizsla.output.sheet_selection import draw_sample, with_unanswered
 from vizsla.output.submission import write_submission
 from vizsla.run.config import REFINEMENT, RunConfig, compute_for, resolved, tune_config
 from vizsla.run.inputs import load_embedder, open_folders, training_images, whiten_embedder
@@ -455,18 +454,12 @@ def draw_sheets(
     model_name: str,
     config: RunConfig,
 ) -> list[Path]:
-    """Sheets of the worst queries and of some at random; at random alone without the truth.
-
-    Of the queries that could not be read, which have empty rows, a few are always among them.
-    """
+    """Sheets of the worst queries and of some at random, as many as the configuration says."""
     if config.figures == 0:
         return []
-    judged = judge_rows(ranking, truth, scores, config.top_k)
-    rows = pick_rows(judged, len(ranking), config.figures, config.seed)
-    rows = with_some_empty(rows, ranking.lengths)
-    return draw_ranking(
-        ranking, data.query.root, data.gallery.root, this.figures_folder(model_name),
-        k=config.top_k, pick=rows, **judged, max_pixels=config.max_pixels,
+    return draw_sample(
+        ranking, data, truth, scores, this.figures_folder(model_name),
+        k=config.top_k, figures=config.figures, seed=config.seed, max_pixels=config.max_pixels,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from vizsla.data.imageset import DataFolders, ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.projection import WHITENINGS, whitening
-from vizsla.output.query_sheets import with_unanswered
+from vizsla.output.sheet_selection import with_unanswered
 from vizsla.output.submission import read_submission, write_submission
 from vizsla.run.config import RunConfig, again, moved_to, tune_config
 from vizsla.run.pipeline import (
