@@ -73,10 +73,10 @@ def training_state(folder: Path) -> Artefact:
     for seed in range(2):
         torch.manual_seed(seed)
         state = {"step": 7, "weights": torch.randn(40, 30), "adam": {0: {"m": torch.randn(40)}}}
-        checkpoint.save_state(folder, state, about={"id": "x"})
+        checkpoint.save_state(folder, state, identity="x")
     named = storage.read_sealed_json(folder / "state.json")["tensors"]
     files = [folder / "state.json", folder / named]
-    return Artefact(files, lambda: checkpoint.load_state(folder, about={"id": "x"}))
+    return Artefact(files, lambda: checkpoint.load_state(folder, identity="x"))
 
 
 def index(folder: Path) -> Artefact:

@@ -13,13 +13,13 @@ from vizsla.model.projection import Projection
 from vizsla.train.candidates import (
     ALPHAS,
     Costs,
-    TunedEntries,
-    behind,
+    TunedCandidates,
     framings_of,
-    seen_as,
     takes_any_size,
+    with_preprocess,
 )
-from vizsla.train.loop import Budget
+from vizsla.train.heads import with_projection
+from vizsla.train.job import Budget
 from vizsla.train.selection import Contest
 
 
@@ -68,9 +68,9 @@ def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest
         rng = np.random.default_rng(0)
         return rng.normal(size=(len(chosen), 6)).astype(np.float32) + labels[chosen, None]
 
-    entries = TunedEntries(
-        contest, limit, Costs(10.0, 20.0), pooled=pooled, labels=labels, dim=None, seed=0,
-        warn=warned.append,
+    entries = TunedCandidates(
+        contest, limit, Costs(10.0, 20.0, images=40), pooled=pooled, labels=labels, dim=None,
+        seed=0, warn=warned.append,
     )  # fmt: skip
     entries.enter(
         embedder(), [("average of weights", embedder(1.0)), ("last weights", embedder(9))]
@@ -98,7 +98,7 @@ def test_what_there_is_no_time_for_is_left_out_and_said() -> None:
 def test_the_start_is_left_as_it_was() -> None:
     origin = embedder()
     before = copy.deepcopy(origin.state_dict())
-    other = behind(seen_as(origin, Preprocess((64, 64))), Projection(6, 2))
+    other = with_projection(with_preprocess(origin, Preprocess((64, 64))), Projection(6, 2))
     assert (other.preprocess.size, other.dim) == ((64, 64), 2)
     assert (origin.preprocess.size, origin.dim) == ((224, 224), 6)
     assert all(torch.equal(before[name], t) for name, t in origin.state_dict().items())
@@ -106,8 +106,9 @@ def test_the_start_is_left_as_it_was() -> None:
 
 
 def test_costs_count_what_is_planned() -> None:
-    costs = Costs(2.0, 5.0)
-    assert costs.of_all(2) > costs.of_all(0) > 5 * 2.0 + 5.0
+    costs = Costs(2.0, 5.0, images=100)
+    assert costs.choice(2) > costs.choice(0) > 5 * 2.0 + 5.0
+    assert Costs(2.0, 50.0, images=20_000).refitting == pytest.approx(5.0)  # 2,000 of them
 
 
 @pytest.mark.parametrize(("net", "names"), [(Net(), 2), (OneSize(), 1)])

@@ -11,7 +11,7 @@ from vizsla.train.checkpoint import (
     set_generator_states,
 )
 
-ABOUT = {"id": "one"}
+ID = "one"
 
 
 def test_nested_states_come_back(tmp_path: Path) -> None:
@@ -27,8 +27,8 @@ def test_nested_states_come_back(tmp_path: Path) -> None:
         "whole": torch.arange(3),
         "nested": [{"a": [torch.ones(2)]}, "text", True],
     }
-    save_state(tmp_path, state, about=ABOUT)
-    found = load_state(tmp_path, about=ABOUT)
+    save_state(tmp_path, state, identity=ID)
+    found = load_state(tmp_path, identity=ID)
     assert found["step"] == 3
     assert found["losses"] == [1.5, 2.0]
     assert found["none"] is None
@@ -41,25 +41,25 @@ def test_nested_states_come_back(tmp_path: Path) -> None:
 
 
 def test_what_is_absent_foreign_or_damaged_is_none(tmp_path: Path) -> None:
-    assert load_state(tmp_path, about=ABOUT) is None
-    save_state(tmp_path, {"a": torch.ones(4)}, about=ABOUT)
-    assert load_state(tmp_path, about={"id": "other"}) is None
+    assert load_state(tmp_path, identity=ID) is None
+    save_state(tmp_path, {"a": torch.ones(4)}, identity=ID)
+    assert load_state(tmp_path, identity="other") is None
     tensors = next(tmp_path.glob("*.safetensors"))
     data = tensors.read_bytes()
     tensors.write_bytes(data[:-1] + b"!")
-    assert load_state(tmp_path, about=ABOUT) is None
+    assert load_state(tmp_path, identity=ID) is None
     (tmp_path / "state.json").write_text("{")
-    assert load_state(tmp_path, about=ABOUT) is None
+    assert load_state(tmp_path, identity=ID) is None
 
 
 def test_a_new_state_never_overwrites_the_tensors_of_the_old(tmp_path: Path) -> None:
     """Killed between the two files, the old JSON still finds its own tensors."""
-    save_state(tmp_path, {"a": torch.zeros(2)}, about=ABOUT)
+    save_state(tmp_path, {"a": torch.zeros(2)}, identity=ID)
     old = (tmp_path / "state.json").read_bytes()
-    save_state(tmp_path, {"a": torch.ones(2)}, about=ABOUT)
-    assert load_state(tmp_path, about=ABOUT)["a"].sum() == 2
+    save_state(tmp_path, {"a": torch.ones(2)}, identity=ID)
+    assert load_state(tmp_path, identity=ID)["a"].sum() == 2
     (tmp_path / "state.json").write_bytes(old)
-    assert load_state(tmp_path, about=ABOUT)["a"].sum() == 0
+    assert load_state(tmp_path, identity=ID)["a"].sum() == 0
 
 
 def test_generators_go_on() -> None:

@@ -10,20 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vizsla.data.image_cache import ImageCache
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import split
-from vizsla.embed.auto_compute import resolve_compute
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
-from vizsla.train.batch_gradient import Processes
-from vizsla.train.frozen_vectors import Read, drawn_by_class, read_features
-from vizsla.train.loop import Budget
-from vizsla.train.training import train, training_compute
+from vizsla.train.frozen_vectors import TrainingSet, drawn_by_class, embed_training_images
+from vizsla.train.job import Budget, TrainingJob, training_compute
+from vizsla.train.training import train
 
-ABOUT = {"id": "one"}
 EACH = 0.004  # seconds that the network takes for an image
 
 
@@ -72,12 +68,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return ImageSet.from_class_folders(root)
 
 
-def read(images: ImageSet, out: Path, budget: float | None, seed: int = 0) -> Read:
-    return read_features(
-        ImageCache(images), slow(), out, compute=resolve_compute(device="cpu", batch_size=32),
-        budget=Budget(budget, clock=CLOCK), seed=seed, about=ABOUT, processes=Processes(),
-        progress=lambda *_: None,
-    )  # fmt: skip
+def read(images: ImageSet, out: Path, budget: float | None) -> TrainingSet:
+    config = TrainConfig(device="cpu", precision="fp32", budget=budget)
+    job = TrainingJob(config, training_compute(config), out, "one", Budget(budget, clock=CLOCK))
+    data = embed_training_images(images, slow(), job)
+    left_out = len(images) - len(data.images) - len(data.broken)
+    assert any("drawn by class" in sentence for sentence in job.warnings) == (left_out > 0)
+    return data
 
 
 def test_a_part_has_every_class_in_its_share() -> None:
@@ -96,7 +93,7 @@ def test_a_part_has_every_class_in_its_share() -> None:
 
 def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> None:
     whole = read(images, tmp_path / "whole", None)
-    assert whole.left_out == 0 and len(whole.vectors) == len(images) - 1
+    assert len(whole.images) == len(whole.vectors) == len(images) - 1
     assert [name for name, _ in whole.broken] == ["c0/000.png"]
     budget = 5.6
     started = CLOCK.now
@@ -104,7 +101,7 @@ def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> Non
     took = CLOCK.now - started
     assert 96 <= len(part.images) < 400
     assert 0.9 * budget / 4 < took < 1.1 * budget / 4
-    assert part.left_out + len(part.images) + len(part.broken) == len(images)
+    assert part.seconds == pytest.approx(took, abs=3 * EACH)  # the rest: building the embedder
     assert part.vectors.shape == (len(part.images), 8)
     place = {name: i for i, name in enumerate(whole.images.ids)}
     same = whole.vectors[[place[name] for name in part.images.ids]]
@@ -114,7 +111,7 @@ def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> Non
 
 def test_an_interrupted_run_decides_the_same(images: ImageSet, tmp_path: Path) -> None:
     first = read(images, tmp_path, 5.6)
-    assert read(images, tmp_path, 1000.0).images.ids == first.images.ids  # `about` is the command
+    assert read(images, tmp_path, 1000.0).images.ids == first.images.ids
     manifest = json.loads((tmp_path / "features-part" / "manifest.json").read_text())
     assert manifest["done"] == len(first.images) + len(first.broken)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vizsla.errors import UsageError
-from vizsla.train.losses import LOSSES, MINERS, build_loss, margins_by_size, parse_loss
+from vizsla.train.losses import LOSSES, MINERS, build_loss, loss_title, margins_by_size, parse_loss
 
 C, D = 5, 12
 
@@ -55,8 +55,9 @@ def test_pair_losses_are_not() -> None:
 
 def test_a_sum_is_the_sum_and_is_called_so() -> None:
     z, labels = vectors()
-    loss = build_loss("cross-entropy + 0.5*supcon(temperature=0.2)", C, D)
-    assert loss.title == "CrossEntropyLoss+0.5*SupConLoss"
+    text = "cross-entropy + 0.5*supcon(temperature=0.2)"
+    loss = build_loss(text, C, D)
+    assert loss_title(text) == "CrossEntropyLoss+0.5*SupConLoss"
     parts = [part(z, labels) for part in loss.parts]
     assert torch.allclose(loss(z, labels), parts[0] + 0.5 * parts[1])
     assert [term.options for term in parse_loss("supcon(temperature=0.2)")] == [

@@ -17,21 +17,23 @@ def test_weights_that_did_not_move_and_those_that_should_not_have() -> None:
         net[0].weight += 1
         net[0].bias += 1
         net[2].weight += 1
-    still, strayed = train_warnings.unmoved(before, net, steps=5)
+    still, strayed = train_warnings.unmoved_weights(before, net, steps=5)
     assert still.startswith("2 of 4 trained weights did not move in 5 steps (1.bias, 1.weight)")
     assert "1 weights that should be frozen moved (2.weight)" in strayed
-    assert train_warnings.unmoved(before, net, steps=0) == []
+    assert train_warnings.unmoved_weights(before, net, steps=0) == []
     with torch.no_grad():
         net[1].weight += 1
         net[1].bias += 1
         net[2].weight.copy_(before["2.weight"])
-    assert train_warnings.unmoved(before, net, steps=5) == []
+    assert train_warnings.unmoved_weights(before, net, steps=5) == []
 
 
 def test_all_of_them_still() -> None:
     net = nn.Linear(2, 2)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
-    assert train_warnings.unmoved(before, net, steps=1)[0].startswith("all 2 trained weights")
+    assert train_warnings.unmoved_weights(before, net, steps=1)[0].startswith(
+        "all 2 trained weights"
+    )
 
 
 def test_a_loss_at_chance() -> None:

@@ -21,8 +21,9 @@ from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
-from vizsla.train.loop import Budget
-from vizsla.train.training import TrainResult, train, training_compute
+from vizsla.train.job import Budget, training_compute
+from vizsla.train.result import TrainResult
+from vizsla.train.training import train
 
 SIDE = 16
 FAST = {
@@ -188,7 +189,7 @@ def test_no_short_training_where_it_would_take_much_of_all(
 def test_a_budget_covers_a_short_training_that_pays(
     costs: float, pays: bool, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vizsla.train.training.TRAINING_COSTS", costs)  # of an image
+    monkeypatch.setattr("vizsla.train.backbone.TRAINING_COSTS", costs)  # of an image
     monkeypatch.setattr("vizsla.train.candidates.SAVING_SECONDS", 0.1)
     result = run(images, tmp_path, budget=5.0, short_epochs=0.5, clock=Ticking(0.01))
     names = [c.name for c in result.candidates]
@@ -209,11 +210,11 @@ def test_a_short_training_that_has_ended_stays_ended(images: ImageSet, tmp_path:
         )
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("vizsla.train.training.TRAINING_COSTS", 0.0)
+        patched.setattr("vizsla.train.backbone.TRAINING_COSTS", 0.0)
         with pytest.raises(Killed):
             once(0.02, killer(1, "training (seconds)"))
         log = (tmp_path / "short" / "log.jsonl").read_text()
-        patched.setattr("vizsla.train.training.TRAINING_COSTS", 1e9)  # decided already
+        patched.setattr("vizsla.train.backbone.TRAINING_COSTS", 1e9)  # decided already
         result = once(0.005)
     assert "short: last weights" in [c.name for c in result.candidates]
     assert (tmp_path / "short" / "log.jsonl").read_text() == log

@@ -14,7 +14,7 @@ from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
 from vizsla.model.embedder import Embedder
 from vizsla.options import RunOptions, TuneConfig
-from vizsla.train.training import training_compute
+from vizsla.train.job import training_compute
 from vizsla.workspace import open_run
 
 REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen

@@ -51,8 +51,9 @@ from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import KeptIn
 from vizsla.search.ranking import Ranking
 from vizsla.train.batch_gradient import Processes
+from vizsla.train.job import training_compute
+from vizsla.train.result import TrainResult
 from vizsla.train.train_log import SHORT_FOLDER, read_log
-from vizsla.train.training import TrainResult, training_compute
 from vizsla.train.tune import options_given, target_of, training_part, tune
 from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
 

@@ -1,50 +1,68 @@
-"""Tuned weights → candidates of the choice at the end, in order of promise, while there is time.
+"""Tuned weights → candidates of the choice at the end, the most promising first, while time lasts.
 
-ends of the training ─► the line to the start ─► the whole picture ─► projections fitted anew
+last weights and their average ─► the line to the start ─► whole images ─► projections fitted anew
 """
 
 import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
-from vizsla.model.projection import Projection
-from vizsla.train import heads
-from vizsla.train.loop import Budget
-from vizsla.train.selection import Candidate, Contest, interpolated
+from vizsla.train.heads import closed_forms, with_projection
+from vizsla.train.job import Budget
+from vizsla.train.selection import Contest, interpolated
 
 log = logging.getLogger("vizsla.train")
 
-ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, in order of promise
+ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, the best chance first
 PROJECTIONS = 5  # closed forms that a tuned backbone gets, mostly
 REFITTED = 2000  # images whose vectors a tuned backbone's projections are fitted to
 SAVING_SECONDS = 3.0  # kept back of a budget for writing the embedder
-LARGER = 8 / 7  # of the side: what convolutions see then looks more like what they were trained on
+LARGER = 8 / 7  # of the side: to a convolution, objects then look as large as in training
 STEP = 32  # pixels that a convolutional network divides a side by, mostly
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one validation takes, and embedding REFITTED images; both as measured."""
+    """Seconds, as measured, of scoring one model and of embedding all the training images.
 
-    validating: float
-    refitting: float
+    images: how many training images there are.
+    """
 
-    def of_all(self, framings: int) -> float:
-        """What is kept back of a budget for the choice at the end."""
+    validation: float
+    embedding: float
+    images: int
+
+    @property
+    def refitting(self) -> float:
+        """Seconds of embedding the REFITTED images."""
+        return self.embedding * min(1.0, REFITTED / max(1, self.images))
+
+    def choice(self, framings: int) -> float:
+        """Seconds to keep back of a budget for all candidates of one training."""
         validations = 2 + len(ALPHAS) + framings * LARGER**2
-        return validations * self.validating + LARGER**2 * self.refitting + SAVING_SECONDS
+        return validations * self.validation + LARGER**2 * self.refitting + SAVING_SECONDS
 
 
-class TunedEntries:
-    """Enters what came of a backbone's training into the contest.
+class _Scored(NamedTuple):
+    """A candidate with its weights, whether or not the contest keeps them."""
+
+    value: float
+    name: str
+    embedder: Embedder
+
+
+class TunedCandidates:
+    """Enters what came of one training of the backbone into the contest.
 
     pooled: (embedder, positions) → (n, C), of training images. labels: (N,) class numbers.
+    prefix: of all names. progress: candidates scored, of about so many.
     """
 
     def __init__(
@@ -59,106 +77,86 @@ class TunedEntries:
         seed: int,
         warn: Callable[[str], None],
         prefix: str = "",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """prefix: of all names. progress: candidates scored, of about so many."""
         self.contest, self.budget, self.costs = contest, budget, costs
         self.pooled, self.labels, self.dim, self.seed = pooled, labels, dim, seed
         self.warn, self.prefix, self.progress = warn, prefix, progress
-        self.done = self.most = 0
+        self.done = self.total = 0
 
-    def enter(self, origin: Embedder, ends: list[tuple[str, Embedder]]) -> None:
-        """origin: where the training started. ends: name → what it ended with, the better first."""
-        self.most = len(ends) + len(ALPHAS) + len(framings_of(origin)) + 2 * PROJECTIONS
-        best = self._ends(ends)
-        leader = self._between(origin, best)
-        seen = [leader, *self._framings(leader)]
-        for candidate in sorted(seen, key=lambda c: -c.value)[:2]:
-            if self.budget.left() > self._fitting_seconds(candidate) + SAVING_SECONDS:
-                self._refitted(candidate)
-        if self.progress:
-            self.progress(self.most, self.most)
+    def enter(self, start: Embedder, ends: list[tuple[str, Embedder]]) -> None:
+        """start: before the training. ends: (name, what the training ended with), best first."""
+        self.total = len(ends) + len(ALPHAS) + len(framings_of(start)) + 2 * PROJECTIONS
 
-    def _ends(self, ends: list[tuple[str, Embedder]]) -> Candidate:
-        found: list[Candidate] = []
-        for name, model in ends:
-            if found and not self._time_for_one_more():
-                break
-            found.append(self._entered(self.prefix + name, model))
-        return max(found, key=lambda c: c.value)
+        scored: list[_Scored] = []
+        for name, end in ends:
+            if not scored or self._time_for_one_more():
+                scored.append(self._score(self.prefix + name, end))
+        best = max(scored, key=lambda c: c.value)
 
-    def _between(self, origin: Embedder, end: Candidate) -> Candidate:
-        """The best on the line from the start to the better end, the end included."""
-        assert end.embedder is not None
-        leader, tuned = end, end.embedder.state_dict()
+        tuned = best.embedder.state_dict()
         for alpha in ALPHAS:
             if not self._time_for_one_more():
-                self.warn("no time was left to try all interpolations: a longer --budget does")
+                self.warn("no time was left to try all interpolations: give a longer --budget")
                 break
-            between = copy.deepcopy(origin)
-            between.load_state_dict(interpolated(origin.state_dict(), tuned, alpha))
-            candidate = self._entered(f"{self.prefix}{alpha:g} of the way", between)
-            leader = max(leader, candidate, key=lambda c: c.value)
-        return leader
+            between = copy.deepcopy(start)
+            between.load_state_dict(interpolated(start.state_dict(), tuned, alpha))
+            candidate = self._score(f"{self.prefix}{alpha:g} of the way", between)
+            best = max(best, candidate, key=lambda c: c.value)
 
-    def _framings(self, tuned: Candidate) -> list[Candidate]:
-        """The same weights on pictures prepared in other ways."""
-        assert tuned.embedder is not None
-        found = []
-        for name, preprocess in framings_of(tuned.embedder).items():
-            if not self._time_for_one_more(preprocess):
+        framed = [best]
+        for name, preprocess in framings_of(best.embedder).items():
+            if not self._time_for_one_more(LARGER**2):
                 break
-            found.append(
-                self._entered(f"{tuned.name}, {name}", seen_as(tuned.embedder, preprocess))
-            )
-        return found
+            framing = with_preprocess(best.embedder, preprocess)
+            framed.append(self._score(f"{best.name}, {name}", framing))
 
-    def _refitted(self, tuned: Candidate) -> None:
+        pixels = self.contest.size[0] * self.contest.size[1]
+        for candidate in sorted(framed, key=lambda c: -c.value)[:2]:
+            height, width = candidate.embedder.preprocess.size
+            seconds = self.costs.refitting * height * width / pixels
+            if self.budget.left() > seconds + SAVING_SECONDS:
+                self._refit_projections(candidate)
+        self.progress(self.total, self.total)
+
+    def _refit_projections(self, tuned: _Scored) -> None:
         """The same backbone behind projections that are fitted to its own vectors."""
-        assert tuned.embedder is not None
         chosen = np.random.default_rng((self.seed, 31)).permutation(len(self.labels))[:REFITTED]
-        vectors = self.pooled(tuned.embedder, np.sort(chosen))
-        found = heads.closed_forms(vectors, self.labels[np.sort(chosen)], self.dim)
-        for name, projection in found.items():
-            self._entered(f"{tuned.name}, {name}", behind(tuned.embedder, projection))
+        chosen = np.sort(chosen)
+        vectors = self.pooled(tuned.embedder, chosen)
+        for name, projection in closed_forms(vectors, self.labels[chosen], self.dim).items():
+            self._score(f"{tuned.name}, {name}", with_projection(tuned.embedder, projection))
 
-    def _entered(self, name: str, embedder: Embedder) -> Candidate:
-        """A copy of what the contest keeps of a candidate, with its weights still at hand."""
-        entered = replace(self.contest.enter(name, embedder.eval()), embedder=embedder)
+    def _score(self, name: str, embedder: Embedder) -> _Scored:
+        value = self.contest.enter(name, embedder.eval()).value
         self.done += 1
-        if self.progress:  # which are worth projections, and how many, is seen on the way
-            self.progress(min(self.done, self.most - 1), self.most)
-        return entered
+        self.progress(min(self.done, self.total - 1), self.total)  # the total is an estimate
+        return _Scored(value, name, embedder)
 
-    def _time_for_one_more(self, preprocess: Preprocess | None = None) -> bool:
-        larger = LARGER**2 if preprocess else 1.0
-        return self.budget.left() > larger * self.costs.validating + SAVING_SECONDS
-
-    def _fitting_seconds(self, tuned: Candidate) -> float:
-        assert tuned.embedder is not None
-        own = self.contest.size[0] * self.contest.size[1]
-        height, width = tuned.embedder.preprocess.size
-        return self.costs.refitting * height * width / own
+    def _time_for_one_more(self, times: float = 1.0) -> bool:
+        """times: how much longer it takes than scoring the frozen model."""
+        return self.budget.left() > times * self.costs.validation + SAVING_SECONDS
 
 
-# ── other eyes, other projections ────────────────────────────────────────────────────────────────
+# ── other preprocessing ──────────────────────────────────────────────────────────────────────────
 
 
 def framings_of(embedder: Embedder) -> dict[str, Preprocess]:
-    """Name → preprocessing that leaves no border away; larger too where the network allows."""
-    own = embedder.preprocess
-    if own.mode != "crop" or own.size[0] != own.size[1]:
+    """Name → preprocessing that cuts nothing off; a larger one too where the network allows it."""
+    current = embedder.preprocess
+    height, width = current.size
+    if current.mode != "crop" or height != width:
         return {}
-    whole = replace(own, resize=None)
-    found = {"whole picture": whole} if own.resize not in (None, own.size[0]) else {}
-    larger = round(own.size[0] * LARGER / STEP) * STEP
-    if larger > own.size[0] and takes_any_size(embedder):
+    whole = replace(current, resize=None)
+    found = {"whole picture": whole} if current.resize not in (None, height) else {}
+    larger = round(height * LARGER / STEP) * STEP
+    if larger > height and takes_any_size(embedder):
         found[f"whole picture at {larger}"] = whole.with_size(larger)
     return found
 
 
 def takes_any_size(embedder: Embedder) -> bool:
-    """Whether the network ends in a map, as convolutional ones do: others know one size."""
+    """Whether the network gives a feature map for images of any size, as convolutional ones do."""
     device = next(embedder.parameters()).device
     try:
         with torch.inference_mode():
@@ -167,17 +165,9 @@ def takes_any_size(embedder: Embedder) -> bool:
         return False
 
 
-def seen_as(embedder: Embedder, preprocess: Preprocess) -> Embedder:
-    """The same network on pictures prepared in another way. It shares the weights."""
+def with_preprocess(embedder: Embedder, preprocess: Preprocess) -> Embedder:
+    """The same network on images that are preprocessed in another way. It shares the weights."""
     other = copy.copy(embedder)
     other._modules = dict(embedder._modules)
     other.preprocess = preprocess
-    return other
-
-
-def behind(embedder: Embedder, projection: Projection) -> Embedder:
-    """The same network behind another projection. It shares the network's weights."""
-    other = copy.copy(embedder)
-    other._modules = dict(embedder._modules)
-    other.projection = copy.deepcopy(projection).to(next(embedder.parameters()).device)
     return other

@@ -17,8 +17,11 @@ STATE = "state.json"
 TENSOR = "\0tensor"
 
 
-def save_state(folder: Path, state: Any, *, about: dict[str, Any]) -> None:
-    """state: dicts, lists, numbers, texts and tensors, nested. about: what it belongs to."""
+def save_state(folder: Path, state: Any, *, identity: str) -> None:
+    """Replaces the state in `folder`. state: dicts, lists, numbers, texts and tensors, nested.
+
+    identity: of the training that it belongs to.
+    """
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -28,19 +31,19 @@ def save_state(folder: Path, state: Any, *, about: dict[str, Any]) -> None:
     with storage.writing(folder / name) as temporary:
         save_file(tensors, temporary)
         sha256 = storage.sha256_of(temporary)
-    content = {"about": about, "tensors": name, "sha256": sha256, "state": skeleton}
+    content = {"identity": identity, "tensors": name, "sha256": sha256, "state": skeleton}
     storage.write_sealed_json(folder / STATE, content)
 
 
-def load_state(folder: Path, *, about: dict[str, Any]) -> Any:
-    """What was saved; None where nothing was, where it is damaged, or belongs to something else."""
+def load_state(folder: Path, *, identity: str) -> Any:
+    """What was saved; None where nothing was, where it is damaged, or of another training."""
     from safetensors.torch import load
 
     if not (folder / STATE).is_file():
         return None
     try:
         content = storage.read_sealed_json(folder / STATE)
-        if content["about"] != about:
+        if content["identity"] != identity:
             return None
         storage.verify(folder / content["tensors"], content["sha256"], force=True)
         data = storage.read_bytes(folder / content["tensors"])
@@ -80,12 +83,13 @@ def _with_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def generator_states() -> dict[str, Any]:
-    """torch's own; all other random numbers come from (seed, step)."""
+    """Those of torch's generators. All other random numbers come from (seed, step)."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_generator_states(states: dict[str, Any]) -> None:
+    """Puts torch's generators back into states of `generator_states`."""
     torch.set_rng_state(states["cpu"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])

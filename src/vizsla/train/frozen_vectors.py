@@ -1,13 +1,11 @@
 """Training images → vectors of the frozen backbone, kept on disk, within a share of the budget.
 
-Where reading everything would take too long, a part of the images, drawn by class, goes on: a
-network is trained on an image more slowly than it reads one, so it would not get to the others.
+Where all images would take longer, a part of them is drawn, by class. Training an image takes
+longer than reading it, so training would not reach the others either.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,146 +13,136 @@ import torch
 from vizsla.data.image_cache import ImageCache
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import class_codes
-from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import Source, embed, embed_shards
 from vizsla.embed.torch_runtime import Network
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.train import checkpoint
-from vizsla.train.batch_gradient import Processes
-from vizsla.train.loop import Budget
+from vizsla.train.job import Budget, TrainingJob
 
 log = logging.getLogger("vizsla.train")
 
-READING = 0.25  # of a budget, at most
-TIMED = 2  # batches by which the speed is estimated, behind one that warms up
+READING_SHARE = 0.25  # of a budget that reading may take
+TIMED_BATCHES = 2  # by which the speed is estimated, after one batch to warm up
 FEATURES, PART, DECISION = "features", "features-part", "reading"  # folders
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """images: those that could be read, of those there was time for. vectors: theirs, (N, C).
+class TrainingSet:
+    """The training images that were read, with their vectors of the frozen backbone.
 
-    broken: (id, reason). left_out: how many there was no time for.
+    labels: (N,) class numbers. vectors: (N, C). broken: (id, reason) of images that cannot be
+    read. seconds: that reading and embedding took.
     """
 
     images: ImageSet
+    cache: ImageCache
+    labels: np.ndarray
     vectors: np.ndarray
     broken: list[tuple[str, str]]
-    left_out: int = 0
+    seconds: float
 
 
-def read_features(
-    pictures: ImageCache,
-    embedder: Embedder,
-    out: Path,
-    *,
-    compute: Compute,
-    budget: Budget,
-    seed: int,
-    about: dict[str, str],
-    processes: Processes,
-    progress: Callable[[int, int], None],
-) -> Read:
-    """Vectors without the embedder's projection. budget: of the whole training.
+def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob) -> TrainingSet:
+    """All images that can be read, or with a budget as many as there is time for.
 
-    DataError where fewer than two classes can be read. Other processes than the first wait for it.
+    The vectors are those without the embedder's projection. DataError where fewer than two classes
+    can be read. Other processes than the first wait for it.
     """
-    own, embedder.projection = embedder.projection, torch.nn.Identity()
-    network = Network(embedder, compute)
+    started = job.budget.spent()
+    cache = ImageCache(
+        images,
+        short_side=2 * max(embedder.preprocess.size),
+        max_pixels=job.config.max_pixels,
+    )
+    projection, embedder.projection = embedder.projection, torch.nn.Identity()
     try:
-        if processes.rank > 0:
-            processes.wait()
-        wanted = len(pictures)
-        if budget.seconds is not None:
-            decided = 0
-            if processes.rank == 0:
-                decided = _decided(pictures, network, out, budget, about)
-            wanted = round(processes.from_first(decided))
-        part = part_of(pictures, wanted, seed)
+        network = Network(embedder, job.compute)
+        if not job.is_first_process:
+            job.processes.wait()
+        count = len(images)
+        if job.budget.seconds is not None:
+            first_count = _images_to_read(cache, network, job) if job.is_first_process else 0
+            count = round(job.processes.from_first(first_count))
+        if count < len(images):
+            chosen = drawn_by_class(class_codes(images), count, job.config.seed)
+            cache = cache.subset(images.subset(chosen))
         found = embed(
-            part.images,
+            cache.images,
             embedder,
-            out / (FEATURES if wanted == len(pictures) else PART),
+            job.out / (FEATURES if count == len(images) else PART),
             network=network,
-            max_pixels=pictures.max_pixels,
-            picture=part.__getitem__,
-            progress=progress,
+            max_pixels=cache.max_pixels,
+            picture=cache.__getitem__,
+            progress=lambda done, total: job.progress("reading images", done, total),
         )
-        if processes.rank == 0:
-            processes.wait()
+        if job.is_first_process:
+            job.processes.wait()
     finally:
-        embedder.projection = own
-    images = part.images
+        embedder.projection = projection
+    readable = cache.images
     if found.broken:
-        images = images.without({name for name, _ in found.broken})
-        if len(set(images.labels or [])) < 2:
+        readable = readable.without({name for name, _ in found.broken})
+        if len(set(readable.labels or [])) < 2:
             raise DataError("without the broken images fewer than 2 classes are left")
-    return Read(images, found.vectors, found.broken, len(pictures) - wanted)
-
-
-def part_of(pictures: ImageCache, n: int, seed: int) -> ImageCache:
-    """n of them, of every class its share; the same ones for the same n and seed."""
-    if n >= len(pictures):
-        return pictures
-    chosen = drawn_by_class(class_codes(pictures.images), n, seed)
-    return pictures.subset(pictures.images.subset(chosen))
+        cache = cache.subset(readable)
+        job.warn(f"{len(found.broken)} broken training images are left out")
+    if count < len(images):
+        job.warn(
+            f"reading may take a quarter of the budget, enough for {len(readable):,} of the "
+            f"{len(images):,} training images: training uses these, drawn by class. A longer "
+            "--budget reads more"
+        )
+    seconds = job.budget.spent() - started
+    return TrainingSet(readable, cache, class_codes(readable), found.vectors, found.broken, seconds)
 
 
 def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """(n,) positions, rising. codes: (N,) class numbers.
+    """(n,) positions, rising; the same ones for the same seed. codes: (N,) class numbers.
 
-    Two images of every class first, as long as they last, then of every class its share.
+    Two images of every class first, as far as n allows, then the same share of every class.
     """
     rng = np.random.default_rng((seed, 41))
     shuffled = rng.permutation(len(codes))
     order = shuffled[np.argsort(codes[shuffled], kind="stable")]
-    own = codes[order]
+    codes = codes[order]
     sizes = np.bincount(codes)
-    turn = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[own]  # the how-manieth of its class
-    rank = np.where(turn < 2, rng.permutation(len(sizes))[own] - len(sizes), turn / sizes[own])
+    index = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[codes]  # within the class, from 0
+    rank = np.where(
+        index < 2, rng.permutation(len(sizes))[codes] - len(sizes), index / sizes[codes]
+    )
     return np.sort(order[np.argsort(rank, kind="stable")[:n]])
 
 
-def _decided(
-    pictures: ImageCache, network: Network, out: Path, budget: Budget, about: dict[str, str]
-) -> int:
-    """How many images are read: decided once, so that an interrupted run goes on with the same."""
-    known = checkpoint.load_state(out / DECISION, about=about)
-    if known is None:
-        known = {"images": len(pictures)}
-        if not _read_before(out / FEATURES):
-            known["images"] = _affordable(pictures, network, budget)
-        checkpoint.save_state(out / DECISION, known, about=about)
-    return int(known["images"])
+def _images_to_read(cache: ImageCache, network: Network, job: TrainingJob) -> int:
+    """Decided once and written down, so that an interrupted training continues with the same."""
+    state = checkpoint.load_state(job.out / DECISION, identity=job.identity)
+    if state is None:
+        count = len(cache)
+        try:
+            read_manifest(job.out / FEATURES)  # read already, without a budget
+        except DataError:
+            count = _affordable_images(cache, network, job.budget)
+        state = {"images": count}
+        checkpoint.save_state(job.out / DECISION, state, identity=job.identity)
+    return int(state["images"])
 
 
-def _read_before(folder: Path) -> bool:
-    try:
-        return bool(read_manifest(folder))
-    except DataError:
-        return False
-
-
-def _affordable(pictures: ImageCache, network: Network, budget: Budget) -> int:
-    """How many images can be read in the share READING, estimated from the time that a few take."""
+def _affordable_images(cache: ImageCache, network: Network, budget: Budget) -> int:
+    """How many can be read in READING_SHARE of the budget, estimated from the time of a few."""
     assert budget.seconds is not None
     batch = network.compute.batch_size
-    few = np.linspace(0, len(pictures) - 1, (1 + TIMED) * batch).astype(int)
-    if len(pictures) <= 2 * len(few):
-        return len(pictures)
-    source = Source(
-        pictures.images.subset(few),
-        pictures.max_pixels,
-        lambda i: pictures[int(few[i])],
-    )
+    few = np.linspace(0, len(cache) - 1, (1 + TIMED_BATCHES) * batch).astype(int)
+    if len(cache) <= 2 * len(few):
+        return len(cache)
+    source = Source(cache.images.subset(few), cache.max_pixels, lambda i: cache[int(few[i])])
     started = budget.clock()
     for _ in embed_shards(source, network, [range(batch)]):
         pass
     warm = budget.clock()
     for _ in embed_shards(source, network, [range(batch, len(few))]):
         pass
-    speed = TIMED * batch / max(1e-9, budget.clock() - warm)
-    left = READING * budget.seconds - (budget.clock() - started)
-    return int(np.clip(speed * left, len(few), len(pictures)))
+    speed = TIMED_BATCHES * batch / max(1e-9, budget.clock() - warm)
+    left = READING_SHARE * budget.seconds - (budget.clock() - started)
+    return int(np.clip(speed * left, len(few), len(cache)))

@@ -1,8 +1,6 @@
-"""Vectors of the frozen backbone → projections, in seconds: closed forms, and one that is trained.
+"""Vectors of the frozen backbone → heads: projections in closed form, and one that is trained."""
 
-The backbone's vectors are computed once and kept on disk, as embeddings.
-"""
-
+import copy
 import logging
 import math
 import time
@@ -15,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from vizsla.data.batches import BatchPlan
+from vizsla.model.embedder import Embedder
 from vizsla.model.projection import (
     Projection,
     centred,
@@ -23,12 +22,20 @@ from vizsla.model.projection import (
     spread_of,
     whitened,
 )
+from vizsla.options import TrainConfig
 from vizsla.train import checkpoint
-from vizsla.train.losses import TrainingLoss
+from vizsla.train.frozen_vectors import TrainingSet
+from vizsla.train.job import TrainingJob
+from vizsla.train.losses import TrainingLoss, build_loss
 from vizsla.train.optimizer import rate_at, set_rates
+from vizsla.train.selection import Contest
 
 log = logging.getLogger("vizsla.train")
 
+HEADS = "heads"  # the folder that an interrupted training continues from
+TRAINED = "head"  # the name of the one that is trained; the others are closed forms
+STARTS = ("pca", "centred", TRAINED)  # not whitening: before training it gave less than after
+FROZEN_SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 SHRINKAGES = (0.9, 0.6)  # of whitening
 DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
 STEPS = 240
@@ -95,7 +102,7 @@ def train_head(
 ) -> HeadResult:
     """A copy of `start`, trained on vectors (N, C); `loss` is trained along. Runs on the CPU.
 
-    It stops early where `seconds` would not do.
+    It ends after `steps` or `seconds`, whichever comes first.
     """
     head = start.joined(0.0)
     data = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
@@ -116,7 +123,9 @@ def train_head(
         chosen = plan.batch(step)
         value = loss(F.normalize(head(data[chosen]), dim=1), torch.as_tensor(labels[chosen]))
         if not torch.isfinite(value):
-            log.warning("the head's loss became %s at step %d: it ends there", value.item(), step)
+            log.warning(
+                "the head's loss became %s at step %d: its training ends there", value.item(), step
+            )
             break
         optimiser.zero_grad()
         value.backward()
@@ -128,28 +137,122 @@ def train_head(
     return HeadResult(head, float(np.mean(tail)), len(losses))
 
 
-# ── kept for a run that goes on ──────────────────────────────────────────────────────────────────
+# ── the step of a training ───────────────────────────────────────────────────────────────────────
 
 
-def save_heads(
-    folder: Path, found: dict[str, Projection], final_loss: float, *, about: dict[str, str]
-) -> None:
-    known = {name: dict(head.state_dict()) for name, head in found.items()}
-    loss = final_loss if math.isfinite(final_loss) else None  # JSON has no NaN
-    checkpoint.save_state(folder, {"heads": known, "final_loss": loss}, about=about)
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Projections by name; final_loss: of the one that was trained, `head`."""
+
+    projections: dict[str, Projection]
+    final_loss: float
+
+    @property
+    def closed_forms(self) -> frozenset[str]:
+        """The names of those that no loss has trained."""
+        return frozenset(self.projections) - {TRAINED}
 
 
-def load_heads(
-    folder: Path, *, about: dict[str, str]
-) -> tuple[dict[str, Projection], float] | None:
-    """The heads and the trained one's loss; None where none are saved, or other ones."""
-    state = checkpoint.load_state(folder, about=about)
+def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
+    """Closed forms and a trained head; those of an interrupted run where it had fitted them.
+
+    All processes get the first one's: where the clock ends a head, others would differ.
+    """
+    config, folder = job.config, job.out / HEADS
+    if not job.is_first_process:
+        job.processes.wait()
+    found = _load_heads(folder, job.identity)
+    if found is None:
+        projections = closed_forms(data.vectors, data.labels, config.dim)
+        start = projections.get("centred") or next(iter(projections.values()))
+        loss = initial_loss(start, data, config, memory=0)
+        trained = train_head(
+            start,
+            data.vectors,
+            data.labels,
+            loss,
+            learning_rate=config.head_learning_rate,
+            # Without a budget no clock decides: the same command must end with the same weights.
+            seconds=min(SECONDS, 0.06 * config.budget) if config.budget else math.inf,
+            clock=job.budget.clock,
+            order=batch_order(config, loss),
+            per_class=config.per_class,
+            seed=config.seed,
+        )
+        found = Heads({**projections, TRAINED: trained.projection}, trained.final_loss)
+        if job.is_first_process:
+            state = {
+                "heads": {name: dict(p.state_dict()) for name, p in found.projections.items()},
+                "final_loss": found.final_loss if math.isfinite(found.final_loss) else None,
+            }
+            checkpoint.save_state(folder, state, identity=job.identity)
+    if job.is_first_process:
+        job.processes.wait()
+    return found
+
+
+def _load_heads(folder: Path, identity: str) -> Heads | None:
+    """None where none are saved, or those of another training."""
+    state = checkpoint.load_state(folder, identity=identity)
     if state is None:
         return None
-    found = {}
-    for name, head in state["heads"].items():
-        outputs, inputs = head["weight"].shape
-        found[name] = Projection(inputs, outputs)
-        found[name].load_state_dict(head)
+    projections = {}
+    for name, weights in state["heads"].items():
+        outputs, inputs = weights["weight"].shape
+        projections[name] = Projection(inputs, outputs)
+        projections[name].load_state_dict(weights)
     loss = state["final_loss"]
-    return found, math.nan if loss is None else loss
+    return Heads(projections, math.nan if loss is None else loss)
+
+
+def enter_heads(
+    heads: Heads, embedder: Embedder, data: TrainingSet, contest: Contest, job: TrainingJob
+) -> Embedder:
+    """Enters each head, the trained one also joined to the frozen vectors, into the contest.
+
+    Returns the embedder from which the backbone is trained on: the best one of those in STARTS and
+    of no head.
+    """
+    no_head = with_projection(embedder, identity_or_pca(data.vectors, job.config.dim))
+    starts = [(contest.frozen.value, no_head)]
+    for i, (name, projection) in enumerate(heads.projections.items()):
+        candidate = with_projection(embedder, projection)
+        value = contest.enter(name, candidate).value
+        if name in STARTS:
+            starts.append((value, candidate))
+        for share in FROZEN_SHARES if name == TRAINED else ():
+            joined = with_projection(embedder, projection.joined(share))
+            contest.enter(f"{name} + {share:g} frozen", joined)
+        job.progress("validating heads", i + 1, len(heads.projections))
+    return max(starts, key=lambda pair: pair[0])[1]
+
+
+def initial_loss(
+    projection: Projection, data: TrainingSet, config: TrainConfig, *, memory: int
+) -> TrainingLoss:
+    """The loss of a training that starts at this projection. Seeds torch's generator.
+
+    A class's weight or proxy starts at the mean of its projected vectors.
+    """
+    torch.manual_seed(config.seed)
+    sizes = np.bincount(data.labels)
+    loss = build_loss(
+        config.loss, len(sizes), projection.outputs, sizes, miner=config.miner, memory=memory
+    )
+    loss.start_from(class_means(project(projection, data.vectors), data.labels, len(sizes)))
+    return loss
+
+
+def batch_order(config: TrainConfig, loss: TrainingLoss) -> str:
+    """How batches are drawn: as configured, or as the loss needs them."""
+    if config.batches != "auto":
+        return config.batches
+    return "classes" if loss.of_pairs else "plain"
+
+
+def with_projection(embedder: Embedder, projection: Projection) -> Embedder:
+    """The same network behind another projection. It shares the network's weights."""
+    other = copy.copy(embedder)
+    other._modules = dict(embedder._modules)
+    other.projection = copy.deepcopy(projection).to(next(embedder.parameters()).device)
+    return other

@@ -232,6 +232,14 @@ def parse_loss(text: str) -> list[Term]:
     return terms
 
 
+def loss_title(text: str) -> str:
+    """The names of the losses' classes, for the result file: `CrossEntropyLoss+0.5*SupConLoss`."""
+    return "+".join(
+        ("" if term.weight == 1 else f"{term.weight:g}*") + term.spec.title
+        for term in parse_loss(text)
+    )
+
+
 def _options(match: re.Match[str], spec: LossSpec, text: str) -> Options:
     found: Options = {}
     for pair in filter(None, (match["options"] or "").split(",")):
@@ -268,9 +276,6 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.terms, self.classes = terms, classes
         self.of_pairs = any(term.spec.of_pairs for term in terms)
-        self.title = "+".join(
-            ("" if term.weight == 1 else f"{term.weight:g}*") + term.spec.title for term in terms
-        )
         self.parts = nn.ModuleList(
             [_part(term, classes, dim, sizes, miner, memory) for term in terms]
         )

@@ -1,4 +1,4 @@
-"""Signs that a training did nothing, or did harm, in sentences that say what to do."""
+"""What a training warns of: each function gives sentences that say what is wrong and what to do."""
 
 import numpy as np
 import torch
@@ -8,47 +8,77 @@ from vizsla.train.optimizer import distance_moved
 
 NEAR_CHANCE = 0.01  # of the loss
 COLLAPSED = 0.98  # mean cosine of different images
+FEW_QUERIES = 50  # of the validation: a standard error of .05 and more
+OVERRUN = 1.1  # times the budget
+
+
+def few_queries(queries: int) -> list[str]:
+    """queries: of the validation."""
+    if queries >= FEW_QUERIES:
+        return []
+    return [
+        f"the choice rests on only {queries} held-out queries: more training images, or a larger "
+        "share of them, would make it surer"
+    ]
+
+
+def budget_overrun(
+    budget: float | None, spent: float, images: int, embedding: float, validation: float
+) -> list[str]:
+    """What no budget can leave out: embedding the images, and scoring a model once. In seconds."""
+    if budget is None or spent < OVERRUN * budget + 1:
+        return []
+    return [
+        f"training took {spent:.0f} s, {spent - budget:.0f} s more than the budget of "
+        f"{budget:.0f} s: embedding {images:,} training images alone took {embedding:.0f} s, and "
+        f"scoring a model on the held-out ones {validation:.0f} s. Give more time, or fewer images"
+    ]
 
 
 def after_training(
     stopped: str | None,
-    still: list[str],
+    unmoved: list[str],
     final_loss: float,
     chance: float | None,
     loss: str,
     vectors: Tensor,
 ) -> list[str]:
-    """All signs that the loop and its last weights give. stopped: why it ended early, if it did;
-    what did not move by then says nothing. vectors: (B, D) of some training images."""
-    ended = [stopped] if stopped else still
+    """All that the loop and its last weights give reason for.
+
+    stopped: why it ended early, if it did. unmoved: of `unmoved_weights`, left out in that case,
+    since what has not moved by then says nothing. vectors: (B, D) of some training images.
+    """
+    ended = [stopped] if stopped else unmoved
     return [*ended, *loss_near_chance(final_loss, chance, loss), *collapsed(vectors)]
 
 
-def unmoved(before: dict[str, Tensor], module: nn.Module, steps: int) -> list[str]:
-    """Weights that should have moved and did not, and the reverse."""
+def unmoved_weights(before: dict[str, Tensor], module: nn.Module, steps: int) -> list[str]:
+    """Weights that should have moved and did not, and the reverse. before: by name."""
     if steps == 0:
         return []
     moved = distance_moved(before, module)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     still = sorted(name for name in trained if moved.get(name) == 0)
-    strayed = sorted(name for name, far in moved.items() if far > 0 and name not in trained)
-    said = []
+    moved_frozen = sorted(name for name, far in moved.items() if far > 0 and name not in trained)
+    found = []
     if still:
         all_of_them = "all" if len(still) == len(trained) else f"{len(still)} of"
-        said.append(
+        found.append(
             f"{all_of_them} {len(trained)} trained weights did not move in {steps} steps "
-            f"({', '.join(still[:3])}): they are not part of what makes the vectors, or the "
-            "learning rate is 0; check --learning-rate and --pooling"
+            f"({', '.join(still[:3])}): either the vectors do not depend on them, or the learning "
+            "rate is 0. Check --learning-rate and --pooling"
         )
-    if strayed:
-        said.append(
-            f"{len(strayed)} weights that should be frozen moved ({', '.join(strayed[:3])}): "
-            "the network shares or rewrites them; use --finetune full, or report it"
+    if moved_frozen:
+        found.append(
+            f"{len(moved_frozen)} weights that should be frozen moved "
+            f"({', '.join(moved_frozen[:3])}): the network shares or rewrites them. Use --finetune "
+            "full, or report it"
         )
-    return said
+    return found
 
 
 def loss_near_chance(loss: float, chance: float | None, name: str) -> list[str]:
+    """chance: the loss of a network that has learned nothing; None where it is unknown."""
     if chance is None or not np.isfinite(loss) or abs(loss - chance) > NEAR_CHANCE * chance:
         return []
     return [
@@ -58,7 +88,7 @@ def loss_near_chance(loss: float, chance: float | None, name: str) -> list[str]:
 
 
 def collapsed(vectors: Tensor) -> list[str]:
-    """vectors: (B, D) of different images, unit rows."""
+    """Vectors that are all alike. vectors: (B, D) of different images, unit rows."""
     if len(vectors) < 4:
         return []
     total = torch.nn.functional.normalize(vectors.double(), dim=1).sum(0)
@@ -74,7 +104,7 @@ def collapsed(vectors: Tensor) -> list[str]:
 def frozen_near_chance(
     values: np.ndarray, chance: float | None, *, real_weights: bool
 ) -> list[str]:
-    """values: the frozen model's, one a query; chance: what a random ranking would give."""
+    """values: of the frozen model, one a query. chance: what a random ranking would give."""
     if chance is None or not real_weights:
         return []
     mean = float(values.mean())
@@ -88,7 +118,10 @@ def frozen_near_chance(
 
 
 def tuned_like_frozen(tuned: np.ndarray, frozen: np.ndarray) -> list[str]:
-    if not np.array_equal(tuned, frozen) or frozen.min(initial=1.0) >= 1:  # perfect: no sign
+    """tuned, frozen: what the two models scored, one value a query."""
+    if (
+        not np.array_equal(tuned, frozen) or frozen.min(initial=1.0) >= 1
+    ):  # two perfect models prove nothing
         return []
     return [
         "the tuned model scores exactly as the frozen one on every query: nothing was trained. "

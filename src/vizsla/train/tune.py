@@ -18,8 +18,9 @@ from vizsla.model.embedder import Embedder
 from vizsla.options import TuneConfig
 from vizsla.score.embedder_validation import Validation
 from vizsla.train.batch_gradient import Processes
-from vizsla.train.loop import Budget
-from vizsla.train.training import Progress, TrainResult, train, training_compute
+from vizsla.train.job import Budget, Progress, training_compute
+from vizsla.train.result import TrainResult
+from vizsla.train.training import train
 
 log = logging.getLogger("vizsla.train")
 

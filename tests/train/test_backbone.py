@@ -11,7 +11,8 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
-from vizsla.train.plan import identity_of, size_in_training, some_of
+from vizsla.train.backbone import size_in_training
+from vizsla.train.job import identity_of
 
 
 class Tokens(nn.Module):
@@ -36,7 +37,7 @@ def test_convolutions_train_on_smaller_pictures(
     assert size_in_training(model, asked) == expected
 
 
-def test_others_train_on_their_own_size() -> None:
+def test_others_train_on_their_first_size() -> None:
     model = Embedder.from_module(Tokens(), Preprocess((224, 224)))
     assert size_in_training(model, None) == 224
 
@@ -45,13 +46,8 @@ def test_a_checkpoint_belongs_to_images_model_and_settings() -> None:
     images = ImageSet(Path("nowhere"), ["a", "b"]).with_labels(["x", "y"])
     model = Embedder.from_module(nn.Conv2d(3, 4, 3), Preprocess((32, 32)))
     config = TrainConfig()
-    own = identity_of(images, model, config)
-    assert own == identity_of(images, model, dataclasses.replace(config, workers=3))
-    assert own != identity_of(images, model, dataclasses.replace(config, loss="arcface"))
-    assert own != identity_of(images.with_labels(["x", "x"]), model, config)
-    assert own != identity_of(images.subset([0]), model, config)
-
-
-def test_some_are_evenly_spread() -> None:
-    assert some_of(100, 3).tolist() == [0, 49, 99]
-    assert some_of(2, 32).tolist() == [0, 1]
+    first = identity_of(images, model, config)
+    assert first == identity_of(images, model, dataclasses.replace(config, workers=3))
+    assert first != identity_of(images, model, dataclasses.replace(config, loss="arcface"))
+    assert first != identity_of(images.with_labels(["x", "x"]), model, config)
+    assert first != identity_of(images.subset([0]), model, config)

@@ -1,0 +1,102 @@
+"""What the steps of one training share: settings, device, folder, time, processes, warnings."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import Compute, has_fast_bf16
+from vizsla.model.embedder import Embedder
+from vizsla.options import TrainConfig
+from vizsla.train.batch_gradient import Processes
+
+log = logging.getLogger("vizsla.train")
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+class Budget:
+    """The seconds that a training may take, None for any number, and those it has spent.
+
+    clock: gives seconds from any origin. The time starts when the budget is made.
+    """
+
+    def __init__(
+        self, seconds: float | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.seconds, self.clock = seconds, clock
+        self.started = clock()
+        self.before = 0.0  # spent by the runs that were interrupted
+
+    def spent(self) -> float:
+        """Seconds, with those of interrupted runs."""
+        return self.clock() - self.started + self.before
+
+    def left(self) -> float:
+        """Seconds; infinite without a limit, negative after an overrun."""
+        return math.inf if self.seconds is None else self.seconds - self.spent()
+
+    def count_earlier(self, seconds: float) -> None:
+        """Counts what interrupted runs had spent. Each figure includes the smaller ones."""
+        self.before = max(self.before, seconds)
+
+
+@dataclass(eq=False)
+class TrainingJob:
+    """One training. identity: what its checkpoints belong to. warnings: those given so far."""
+
+    config: TrainConfig
+    compute: Compute
+    out: Path
+    identity: str
+    budget: Budget
+    processes: Processes = field(default_factory=Processes)
+    progress: Progress = lambda stage, done, total: None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process writes the files."""
+        return self.processes.rank == 0
+
+    def warn(self, *sentences: str) -> None:
+        """Logs each sentence and keeps it for the result."""
+        for sentence in sentences:
+            log.warning("%s", sentence)
+            self.warnings.append(sentence)
+
+
+def identity_of(images: ImageSet, embedder: Embedder, config: TrainConfig) -> str:
+    """A hash of images, model and settings: a checkpoint belongs to one training alone."""
+    settings = dataclasses.asdict(config)
+    for key in ("workers", "micro_batch", "tensorboard", "save_seconds"):
+        settings.pop(key)  # they do not change what is computed
+    content = [images.ids, images.labels, embedder.model_id, settings, torch.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def training_compute(config: TrainConfig) -> Compute:
+    """Every `auto` resolved: bf16 where the device multiplies it fast, else fp32."""
+    compute = resolve_compute(
+        device=config.device, precision="fp32", batch_size=32, workers=config.workers
+    )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(compute.device) else "fp32"
+    return resolve_compute(
+        device=compute.device, precision=precision, batch_size=32, workers=compute.workers
+    )
+
+
+def to_device(embedder: Embedder, compute: Compute) -> Embedder:
+    """The embedder itself, moved to the device, its weights in the channels-last layout."""
+    return embedder.to(device=compute.device).to(memory_format=torch.channels_last)
