@@ -113,6 +113,20 @@ def serving() -> Iterator[tuple[Switch, str]]:
         assert not thread.is_alive()
 
 
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """wait_until(condition): returns once it is true; the test fails if it does not become so."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        for _ in range(3000):
+            if condition():
+                return
+            time.sleep(0.01)
+        pytest.fail("the condition did not become true")
+
+    return wait
+
+
 @pytest.fixture
 def open_contest(tmp_path: Path, serving: tuple[Switch, str]) -> Iterator[Callable[..., Contest]]:
     """open_contest(rules, queries=…, gallery=…, body_limit=…) → a running Contest, one a test."""
@@ -272,6 +286,7 @@ def open_search(
         columns: dict[str, Any] | None = None,
         prefix: str = "",
         hosts: frozenset[str] | None = None,
+        clock: Callable[[], float] = lambda: 0.0,  # stands still: no rate limit recovers
         **limits: Any,
     ) -> Served:
         embedder = embedder or colours()
@@ -282,7 +297,6 @@ def open_search(
             Model(embedder, resolve_compute(device="cpu"), on_batch=state.metrics.count_batch),
             Gallery.open(index, folder),
             decoder,
-            metrics=state.metrics,
             thumbnails=Thumbnails(decoder, tmp_path / "thumbnails"),
             watch=watched,
         )
@@ -293,7 +307,9 @@ def open_search(
             hashed(token) if token else None, hashed(changes) if changes else None, hosts
         )
         switch, url = serving
-        app: Any = create_app(state, limits=Limits(**limits), access=access, title="Colours")
+        app: Any = create_app(
+            state, limits=Limits(**limits), access=access, title="Colours", clock=clock
+        )
         switch.app = Starlette(routes=[Mount(prefix, app)]) if prefix else app
         opened.append(Served(engine, url + prefix, folder, token))
         return opened[-1]

@@ -179,11 +179,10 @@ def test_a_client_that_sends_too_much_gets_the_reason(open_contest: Open) -> Non
 
 
 def test_lengths_that_lie(open_contest: Open) -> None:
-    contest = open_contest(body_seconds=0.5)
+    contest = open_contest()
     body = json.dumps({"groupname": "a", "images": contest.lists()}).encode()
     with raw(contest) as connection:  # more is promised than comes
         connection.sendall(head(f"Content-Length: {len(body) + 1}") + body)
-        assert all_of(connection).startswith(b"HTTP/1.1 408 ")
     assert contest.store.count() == 0
     with raw(contest) as connection:  # more comes than was promised
         connection.sendall(head(f"Content-Length: {len(body) - 1}") + body)
@@ -211,15 +210,13 @@ def test_a_body_that_breaks_off_is_not_scored(contest: Any) -> None:
 
 
 def test_slow_clients_do_not_block_others(open_contest: Open) -> None:
-    contest = open_contest(body_seconds=1.0)
+    contest = open_contest()
     slow = [raw(contest) for _ in range(60)]
     for i, connection in enumerate(slow):
         connection.sendall([b"", b"POST /retr", head("Content-Length: 900") + b'{"gro'][i % 3])
     assert contest.post().status_code == 200  # while all of them are connected
     assert contest.get("/").status_code == 200
-    for i, connection in enumerate(slow):
-        if i % 3 == 2:  # the headers arrived: the body has a time limit
-            assert all_of(connection).startswith(b"HTTP/1.1 408 ")
+    for connection in slow:
         connection.close()
 
 
@@ -314,18 +311,17 @@ def benchmark() -> Iterator[ModuleType]:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_server_with_everything_stored(
-    benchmark: ModuleType, tmp_path: Path, stop: signal.Signals
+    benchmark: ModuleType, tmp_path: Path, stop: signal.Signals, wait_until: Any
 ) -> None:
     made = benchmark.Contest(tmp_path, queries=20, k=3, bodies=2)
     with benchmark.server(made) as (process, port):
         tally, done = benchmark.Tally(), threading.Event()
         threads = benchmark.run_clients(made, port, tally, 4, done)
-        time.sleep(0.5)
+        wait_until(lambda: len(tally.answered) > 10)
         process.send_signal(stop)
         for thread in threads:
             thread.join(20)
         assert process.wait(20) == 0
-    assert len(tally.answered) > 10
     assert tally.refused == []
     assert benchmark.wrong_scores(made, tally) == benchmark.lost_submissions(made, tally) == 0
     assert not made.database.with_name("judge.sqlite-wal").exists()

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
@@ -120,7 +120,7 @@ def error_responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 
 def add_submissions(app: FastAPI, board: Leaderboard) -> None:
     """Adds POST /retrieval/, and how refusals of the whole API are answered."""
-    pool = ThreadPoolExecutor(SCORERS, thread_name_prefix="judge-scorer")
+    threads = CapacityLimiter(SCORERS)
     rules, store, scorer = board.rules, board.store, board.scorer
 
     @app.post("/retrieval", include_in_schema=False)
@@ -131,7 +131,6 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
             http_400="The body is not valid JSON.",
             http_401="The group's token is missing or wrong.",
             http_403="The contest is not open.",
-            http_408="The body took too long.",
             http_413="The body is too large.",
             http_415="The body is compressed.",
             http_422="The submission is not valid; the message names the first offenders.",
@@ -150,8 +149,8 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
         body = await request.body()
         received = board.clock()
         authorization = request.headers.get("authorization")
-        accepted = await asyncio.get_running_loop().run_in_executor(
-            pool, lambda: accept(store, scorer, body, authorization, received=received)
+        accepted = await to_thread.run_sync(
+            lambda: accept(store, scorer, body, authorization, received=received), limiter=threads
         )
         # The writer has it now: it is stored whether the client waits for the answer or not.
         stored = await asyncio.shield(asyncio.wrap_future(accepted.stored))

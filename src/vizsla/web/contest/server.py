@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vizsla.errors import DataError, MissingExtraError, UsageError
+from vizsla.errors import DataError, UsageError
 from vizsla.score.truth import Truth
 from vizsla.web.contest.database import exclusive
 from vizsla.web.contest.rules import Rules, group_name
 from vizsla.web.contest.scoring import Labels, Lists, PartScore, Scorer
 from vizsla.web.contest.store import Store
 from vizsla.web.shell.tokens import chosen, hashed, new_token
+from vizsla.web.shell.web_extra import require_web_extra
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -46,12 +47,7 @@ def judge(
     organiser_token: None keeps the one in the file; the first start creates one.
     started: is called with the server's URL and the organiser's token, None unless it is new.
     """
-    try:
-        import fastapi  # noqa: F401
-        import jinja2  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("the contest's server", "web") from error
+    require_web_extra("the contest's server")
     from vizsla.web.shell.http import listen, make_server
 
     truth = read_truth(labels, data)
@@ -74,19 +70,18 @@ def create_app(
     organiser_hash: str | None,
     clock: Callable[[], float] = time.time,
     body_limit: int | None = None,
-    body_seconds: float | None = None,
 ) -> "FastAPI":
     """The ASGI application of a contest.
 
     organiser_hash: of the organiser's token; None: nobody may see the organiser's pages.
-    clock: seconds since 1970. body_limit, body_seconds: of a request; None: the usual ones.
+    clock: seconds since 1970. body_limit: bytes of a request; None: enough for any submission.
     """
     from fastapi import FastAPI
 
     from vizsla.web.contest import api
     from vizsla.web.contest.leaderboard import Leaderboard
     from vizsla.web.contest.pages import Pages
-    from vizsla.web.shell.http import BODY_SECONDS, BodyLimit, SecureHeaders
+    from vizsla.web.shell.http import BodyLimit, SecureHeaders
     from vizsla.web.shell.templating import StaticFolder, add_api_page, answer_errors
 
     scorer.scores({})  # loads what the first submission would have to wait for
@@ -96,7 +91,6 @@ def create_app(
     app.add_middleware(
         BodyLimit,
         limit=body_limit or max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()),
-        seconds=body_seconds or BODY_SECONDS,
     )
     app.add_middleware(SecureHeaders)
     board = Leaderboard(store, scorer, clock=clock)

@@ -40,7 +40,6 @@ DESCRIPTIONS = {
     401: "A token is needed, or another one.",
     403: "Not allowed here.",
     404: "There is no such image.",
-    408: "The body took too long.",
     413: "The body is too large.",
     415: "The body is of a type that is not taken.",
     421: "The server was called by an unknown name.",
@@ -49,7 +48,7 @@ DESCRIPTIONS = {
     503: "Not ready, or too busy.",
 }
 FOR_ALL = (401, 403, 421, 422, 429, 503)
-WITH_BODY = (400, 408, 413, 415)
+WITH_BODY = (400, 413, 415)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -310,4 +309,7 @@ def _add_status(app: FastAPI, service: Service) -> None:
         responses=errors(401, 403, 421, 429),
     )
     def metrics() -> Response:
-        return Response(service.state.metrics.text(), media_type="text/plain; version=0.0.4")
+        state = service.state
+        images = 0 if state.engine is None else len(state.engine.gallery)
+        text = state.metrics.text(gallery_images=images)
+        return Response(text, media_type="text/plain; version=0.0.4")

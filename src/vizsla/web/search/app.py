@@ -1,6 +1,7 @@
 """The ASGI application: the API and the pages, behind limits and access control."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -31,10 +32,14 @@ def create_app(
     limits: Limits | None = None,
     access: Access | None = None,
     title: str = "",
+    clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
-    """The application. Until the engine is ready it answers that it is not."""
+    """The application. Until the engine is ready it answers that it is not.
+
+    clock: seconds, by which the requests of an address are counted.
+    """
     limits = limits or Limits()
-    service = Service(state, limits, access or Access())
+    service = Service(state, limits, access or Access(), clock=clock)
     app = FastAPI(
         title="Vizsla search",
         version="1",
@@ -47,12 +52,7 @@ def create_app(
     app.add_middleware(
         BodyLimit,
         limit=limits.body_bytes,
-        limits_by_type={
-            "application/json": limits.fields_bytes,
-            "application/x-www-form-urlencoded": limits.fields_bytes,
-        },
         total=limits.total_body_bytes,
-        seconds=limits.body_seconds,
     )
     app.add_middleware(Guard, service=service)
     app.add_middleware(SecureHeaders, forms="'self'")

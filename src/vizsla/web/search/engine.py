@@ -28,7 +28,6 @@ from vizsla.web.search.gallery import Gallery, Search, search_all, version_of
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.query_vector import Examples, query_vector
 from vizsla.web.search.similarity_maps import Job, MapQueue, Maps, draw_maps
-from vizsla.web.search.status import Metrics
 from vizsla.web.search.thumbnails import (
     EXTENSIONS,
     UPLOAD_SIDE,
@@ -81,7 +80,6 @@ class Engine:
         gallery: Gallery,
         decoder: Decoder,
         *,
-        metrics: Metrics | None = None,
         thumbnails: Thumbnails | None = None,
         gallery_decoder: Decoder | None = None,
         watch: bool = False,
@@ -92,7 +90,6 @@ class Engine:
         """
         self.model, self.gallery, self.decoder = model, gallery, decoder
         self.gallery_decoder = gallery_decoder or decoder
-        self.metrics = metrics or Metrics()
         self.uploads = Uploads()
         self.thumbnails = thumbnails or Thumbnails(self.gallery_decoder)
         self._searches: Batcher[Search, list[tuple[str, float]]] = Batcher(
@@ -103,7 +100,6 @@ class Engine:
         self._changing = threading.RLock()
         self._closed = threading.Event()
         self._at_close = at_close
-        self.metrics.set_gallery_size(len(gallery))
         if watch:
             threading.Thread(target=self._watch, name="serve-watch", daemon=True).start()
 
@@ -397,7 +393,6 @@ class Engine:
         """Warms it up first, so that no request waits for that."""
         gallery.warm_up()
         self.gallery = gallery
-        self.metrics.set_gallery_size(len(gallery))
 
     def _watch(self) -> None:
         refused, until = "", 0.0

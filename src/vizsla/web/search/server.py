@@ -32,11 +32,12 @@ from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
-from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError, VizslaError
+from vizsla.errors import DataError, ModelError, UsageError, VizslaError
 from vizsla.options import DEFAULT_BACKBONE, ModelChoice
 from vizsla.run import config, finished_run, inputs
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index
+from vizsla.web.shell.web_extra import require_web_extra
 from vizsla.workspace import is_run
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from vizsla.web.search.engine import Engine
     from vizsla.web.search.facets import Labels
     from vizsla.web.search.service import ServerState
-    from vizsla.web.search.status import Progress
 
 log = logging.getLogger("vizsla.serve")
 
@@ -134,7 +134,7 @@ def serve(
     token: every request then needs it. allow_changes: without a token, one is made that only
     changes need. started: called with the address once the server listens.
     """
-    _require_extra()
+    require_web_extra("the search server")
     import faiss  # noqa: F401  (the limit on threads applies to libraries that are loaded)
     import scipy.linalg  # noqa: F401
     from threadpoolctl import threadpool_limits
@@ -181,20 +181,6 @@ def serve(
             raise failed[0]
 
 
-def _require_extra() -> None:
-    try:
-        import anyio  # noqa: F401
-        import cachetools  # noqa: F401
-        import fastapi  # noqa: F401
-        import fastapi_offline  # noqa: F401
-        import jinja2  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("the search server", "web") from error
-
-
 def _prepare_in_thread(
     source: Source,
     state: "ServerState",
@@ -219,7 +205,7 @@ def _prepare_in_thread(
 
 def prepare(
     source: Source,
-    state: "Progress",
+    state: "ServerState",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> "Engine":
     """Loads, embeds and indexes what has to be, and warms it up; `state` follows the progress."""
@@ -256,7 +242,6 @@ def prepare(
         Gallery.open(index, root, labels),
         decoder,
         gallery_decoder=gallery_decoder,
-        metrics=state.metrics,
         watch=temporary is None,
         at_close=None if temporary is None else temporary.cleanup,
     )

@@ -1,12 +1,14 @@
-"""What all routes share: the engine once it is ready, limits, threads, and refusals."""
+"""What all routes share: the engine once it is ready, metrics, limits, threads and refusals."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,9 +17,8 @@ from vizsla.web.search.decoder import Busy, Closed
 from vizsla.web.search.engine import Engine, NotFound
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.similarity_maps import Maps
-from vizsla.web.search.status import Progress
 from vizsla.web.shell.access import Access, RateLimit
-from vizsla.web.shell.http import BODY_SECONDS, Json, Refused
+from vizsla.web.shell.http import Json, Refused
 
 log = logging.getLogger("vizsla.serve")
 Result = TypeVar("Result")
@@ -28,6 +29,15 @@ MAX_WAITING_CHANGES = 8  # behind the one that is being made
 LIGHT_REQUESTS_A_SEARCH = 10  # so many light requests an address may send for each search
 LIGHT_REQUESTS_AT_ONCE = 500  # at least: more than the pictures of a page
 DISCONNECT_CHECK_SECONDS = 0.5  # between two checks whether the client still waits
+REQUEST_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+BATCH_SIZES = (1, 2, 4, 8, 16)
+STAGES = {
+    "loading": "loading the model",
+    "embedding": "embedding the pictures",
+    "indexing": "building the index",
+    "warming": "warming up",
+    "failed": "the server could not start",
+}
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="vizsla", charset="UTF-8"'}
 
 
@@ -36,18 +46,66 @@ class Limits:
     """What one request, one address, and all requests together may ask for."""
 
     body_bytes: int = 16 * 2**20
-    fields_bytes: int = 2**20  # of a body without pictures
-    body_seconds: float = BODY_SECONDS
     total_body_bytes: int = 256 * 2**20  # of all bodies at once
     k: int = 200
     per_minute: float = 600.0  # searches and changes of one address; 0: no limit
 
 
-@dataclass
-class ServerState(Progress):
-    """engine: None until everything is loaded and warm."""
+class Metrics:
+    """Counters and histograms, in a registry of the server's own."""
 
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "vizsla_requests", "Requests answered.", ["route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "vizsla_request_seconds", "Time to an answer.", ["route"],
+            buckets=REQUEST_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._batches = Histogram(
+            "vizsla_batch_size", "Pictures and texts in one batch of the model.",
+            buckets=BATCH_SIZES, registry=self.registry,
+        )  # fmt: skip
+        self._images = Gauge(
+            "vizsla_gallery_images", "Images in the gallery.", registry=self.registry
+        )
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Counts an answer of a route, and the time that it took."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def count_batch(self, size: int) -> None:
+        """Counts a batch of the model."""
+        self._batches.observe(size)
+
+    def text(self, *, gallery_images: int) -> bytes:
+        """All values in the text format of Prometheus."""
+        self._images.set(gallery_images)
+        return generate_latest(self.registry)
+
+
+@dataclass
+class ServerState:
+    """How far the server is on its way to answering, and what it counts.
+
+    done, total: images, while embedding. engine: None until everything is loaded and warm.
+    """
+
+    stage: str = "loading"
+    done: int = 0
+    total: int = 0
+    error: str | None = None
+    metrics: Metrics = field(default_factory=Metrics)
     engine: Engine | None = None
+
+    @property
+    def text(self) -> str:
+        """One sentence without its full stop: what the server is doing."""
+        if self.stage == "embedding" and self.total:
+            return f"{self.done:,} of {self.total:,} pictures embedded"
+        return STAGES.get(self.stage, self.stage)
 
 
 class Lane:
@@ -72,14 +130,22 @@ class Lane:
 class Service:
     """The engine and what limits its use. For one event loop."""
 
-    def __init__(self, state: ServerState, limits: Limits, access: Access) -> None:
+    def __init__(
+        self,
+        state: ServerState,
+        limits: Limits,
+        access: Access,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """clock: seconds, by which the requests of an address are counted."""
         self.state, self.limits, self.access = state, limits, access
         self.searches = Lane(SEARCH_THREADS)
         self.pictures = Lane(PICTURE_THREADS, max_waiting=MAX_WAITING_PICTURES)
         self.changes = Lane(1, max_waiting=MAX_WAITING_CHANGES)
-        self._rate = RateLimit(limits.per_minute)
+        self._rate = RateLimit(limits.per_minute, clock)
         self._light_rate = RateLimit(
-            limits.per_minute * LIGHT_REQUESTS_A_SEARCH, at_once=LIGHT_REQUESTS_AT_ONCE
+            limits.per_minute * LIGHT_REQUESTS_A_SEARCH, clock, at_once=LIGHT_REQUESTS_AT_ONCE
         )
 
     @property

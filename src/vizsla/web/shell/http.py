@@ -1,7 +1,7 @@
 """The HTTP server: its limits, the refusal of bodies, and the headers of every answer.
 
-Knows no contest and no search. Slow clients are the business of a reverse proxy, which a public
-server needs anyway; here the number of connections and the size of headers and bodies are limited.
+Knows no contest and no search. Limits the number of connections and the size of headers and bodies;
+slow clients are left to the reverse proxy that a public server needs anyway.
 """
 
 import asyncio
@@ -25,7 +25,6 @@ MAX_CONNECTIONS = 900  # further requests get 503
 MAX_HEADER_BYTES = 64 * 1024
 KEEP_ALIVE_SECONDS = 15  # that a connection may wait for its next request
 SHUTDOWN_SECONDS = 10  # that requests have to end when the server stops
-BODY_SECONDS = 60.0  # for a body to arrive
 DRAIN_SECONDS, DRAIN_BYTES = 1.0, 4 * 2**20  # of a refused body that are still read
 
 SECURITY_HEADERS = {
@@ -83,25 +82,14 @@ class Refused(Exception):
 
 
 class BodyLimit:
-    """ASGI middleware: reading a body that is too large, too slow or compressed raises Refused.
+    """ASGI middleware: reading a body that is too large or compressed raises Refused.
 
     The connection is closed after such a refusal. Bytes count until the request is answered.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        limit: int,
-        limits_by_type: Mapping[str, int] | None = None,
-        total: int | None = None,
-        seconds: float = BODY_SECONDS,
-    ) -> None:
-        """limit: bytes of one body; limits_by_type: lower ones, by content type. total: of all
-        bodies together. seconds: for one body to arrive.
-        """
-        self.app, self.limit, self.total, self.seconds = app, limit, total, seconds
-        self.limits_by_type = limits_by_type or {}
+    def __init__(self, app: ASGIApp, *, limit: int, total: int | None = None) -> None:
+        """limit: bytes of one body. total: bytes of all bodies together; None: no limit."""
+        self.app, self.limit, self.total = app, limit, total
         self.bytes_held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,9 +108,6 @@ class _LimitedBody:
     def __init__(self, limits: BodyLimit, scope: Scope, receive: Receive, send: Send) -> None:
         self.limits, self._receive, self._send = limits, receive, send
         self.headers = Headers(scope=scope)
-        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        self.limit = min(limits.limit, limits.limits_by_type.get(content_type, limits.limit))
-        self.deadline = asyncio.get_running_loop().time() + limits.seconds
         self.n_bytes, self.is_complete, self.is_refused = 0, False, False
 
     async def receive(self) -> Message:
@@ -131,12 +116,7 @@ class _LimitedBody:
         if self.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise self._refusal(415, "the body is compressed: send it uncompressed")
         self._require_room(int(self.headers.get("content-length") or 0))
-        try:
-            async with asyncio.timeout_at(self.deadline):
-                message = await self._receive()
-        except TimeoutError:
-            seconds = self.limits.seconds
-            raise self._refusal(408, f"the body did not arrive within {seconds:g} s") from None
+        message = await self._receive()
         size = len(message.get("body", b""))
         self._require_room(self.n_bytes + size)
         limits = self.limits
@@ -160,8 +140,9 @@ class _LimitedBody:
         await self._send(message)
 
     def _require_room(self, n_bytes: int) -> None:
-        if n_bytes > self.limit:
-            raise self._refusal(413, f"the body is larger than the limit of {self.limit} bytes")
+        limit = self.limits.limit
+        if n_bytes > limit:
+            raise self._refusal(413, f"the body is larger than the limit of {limit} bytes")
 
     def _refusal(
         self, status: int, message: str, headers: Mapping[str, str] | None = None

@@ -12,7 +12,8 @@ from vizsla.output.submission_formats import kind_of, parse_json
 from vizsla.web.shell.http import Refused
 
 MAX_FIELDS, MAX_FILES, MAX_FIELD_BYTES = 2000, 20, 64 * 1024  # of a form
-FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+MAX_BYTES_WITHOUT_FILES = 2**20  # of a body that is read as text
+FORM, FORM_WITHOUT_FILES = "multipart/form-data", "application/x-www-form-urlencoded"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -24,9 +25,15 @@ async def read_fields(request: Request) -> dict[str, Any]:
     """
     fields: dict[str, Any] = dict(grouped(request.query_params.multi_items()))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type in FORM_TYPES:
+    if content_type == FORM:
         return {**fields, **await _read_form(request)}
     body = await request.body()
+    if content_type in (FORM_WITHOUT_FILES, "application/json"):
+        limit = MAX_BYTES_WITHOUT_FILES
+        if len(body) > limit:
+            raise Refused(413, f"a body without files has a limit of {limit} bytes")
+    if content_type == FORM_WITHOUT_FILES:
+        return {**fields, **await _read_form(request)}
     if content_type == "application/json":
         try:
             content = parse_json(body)
@@ -38,7 +45,7 @@ async def read_fields(request: Request) -> dict[str, Any]:
     if content_type.startswith("image/") or content_type == "application/octet-stream":
         return {**fields, "image": [body]}
     if body:
-        expected = f"image/…, {', '.join(FORM_TYPES)} or application/json"
+        expected = f"image/…, {FORM}, {FORM_WITHOUT_FILES} or application/json"
         raise Refused(415, f"expected a body of the content type {expected}")
     return fields
 
