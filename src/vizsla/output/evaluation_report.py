@@ -1,4 +1,4 @@
-"""Scores and what they were made of → what `vizsla evaluate` prints, writes and draws."""
+"""Scores and judged rankings → what `vizsla evaluate` prints, writes and draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from vizsla.score.tables import Table
 
 SHOWN = 30  # rows of a long table on a terminal
 CONFUSED = 10
-DEEPEST = 1000  # of a curve
-POINTS = 40
+DEEPEST = 1000  # cut-off of a curve
+POINTS = 40  # of a curve
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """slices: by column, the worst first. confused: class pairs, where they were asked for.
+    """slices: column → its table, worst first. confused: pairs of classes, where asked for.
 
     applied: what the calibrated cut-off does on these queries, in words.
     """
@@ -36,6 +36,7 @@ class Evaluation:
     applied: str = ""
 
     def text(self, rows: int = SHOWN) -> str:
+        """For a terminal, at most so many rows of a table."""
         parts = [self.scores.text()]
         for column, table in self.slices.items():
             parts.append(f"by {column}, the worst first:\n{_shortened(table, rows)}")
@@ -49,7 +50,7 @@ class Evaluation:
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores' own dict, and under their names what else was asked for."""
+        """The scores' own dict, with the slices, the confused classes and the calibration."""
         more: dict[str, Any] = {}
         if self.slices:
             more["slices"] = {column: table.records() for column, table in self.slices.items()}
@@ -69,7 +70,11 @@ def detailed(
     calibration: Calibration | None = None,
     applied: str = "",
 ) -> Evaluation:
-    """With the slices `by` column. worst: so many classes (or slices), and the confused pairs."""
+    """The scores with slices by these columns.
+
+    worst: only so many of each column; without `by`, of the classes. Also adds as many confused
+    pairs of classes.
+    """
     columns = dict.fromkeys(by or (["label"] if worst else []))
     slices = {column: slice_table(scores, column, worst) for column in columns}
     labelled = any(label is not None for label in scores.columns["label"])
@@ -78,28 +83,43 @@ def detailed(
     return Evaluation(scores, slices, confused, calibration, applied)
 
 
-def draw_curve(path: str | Path, judged: Relevance) -> None:
-    """top-k accuracy, and recall where it is known, at cut-offs that every list reaches."""
+def curves_by_cutoff(judged: Relevance) -> tuple[list[int], dict[str, list[float]]]:
+    """(cut-offs k that every list reaches, metric → its mean at each k).
+
+    top-k accuracy is over all queries; precision and recall are over those with something relevant,
+    and absent where that is not known. No cut-offs where the lists are empty.
+    """
     reach = judged.lengths[~judged.lacking]
     deepest = min(int(reach.min(initial=DEEPEST)), DEEPEST)
     if deepest < 1:
-        raise DataError("nothing to draw: the ranking's lists are empty")
+        return [], {}
     usual = [k for k in (1, 5, 10) if k <= deepest]
     ks = np.unique([*np.geomspace(1, deepest, POINTS).round().astype(int), *usual]).tolist()
-    ranks, answerable = metrics.hit_ranks(judged.hits), ~judged.nothing_relevant
-    lines: dict[str, list[float | None]] = {
-        "top-k accuracy": [float(metrics.hit_rate_at_k(ranks, k).mean()) for k in ks]
-    }
-    if answerable.any() and (judged.n_relevant >= 0).all():
-        counts = judged.n_relevant
-        lines["recall@k"] = [
-            float(metrics.recall_at_k(ranks, counts, k)[answerable].mean()) for k in ks
+    ranks, n_relevant = metrics.hit_ranks(judged.hits), judged.n_relevant
+    answerable = ~judged.nothing_relevant
+    curves = {"top-k accuracy": [float(metrics.hit_rate_at_k(ranks, k).mean()) for k in ks]}
+    if answerable.any():
+        curves["precision@k"] = [
+            float(metrics.precision_at_k(ranks, k)[answerable].mean()) for k in ks
         ]
-    charts.cutoff_curve(path, ks, lines, name=" and ".join(lines))
+        if (n_relevant >= 0).all():
+            curves["recall@k"] = [
+                float(metrics.recall_at_k(ranks, n_relevant, k)[answerable].mean()) for k in ks
+            ]
+    return ks, curves
+
+
+def draw_curve(path: str | Path, judged: Relevance) -> None:
+    """Writes a PNG of top-k accuracy, and of recall where it is known, by cut-off."""
+    ks, curves = curves_by_cutoff(judged)
+    if not ks:
+        raise DataError("nothing to draw: the ranking's lists are empty")
+    curves.pop("precision@k", None)
+    charts.cutoff_curve(path, ks, curves, name=" and ".join(curves))
 
 
 def draw_bars(path: str | Path, scores: Scores) -> None:
-    """The metric that orders classes, for each class."""
+    """Writes a PNG of the metric that classes are ordered by, for each class."""
     key = scores.headline
     parts = scores.by("label")
     figure = scores.metrics[key]
@@ -113,7 +133,7 @@ def draw_bars(path: str | Path, scores: Scores) -> None:
 def draw_histogram(
     path: str | Path, judged: Relevance, calibration: Calibration | None = None
 ) -> None:
-    """The scores of right and of wrong first matches, and the cut-off where there is one."""
+    """Writes a PNG of the scores of right and wrong first matches, and the calibrated cut-off."""
     scores, matches = match_pairs(judged)
     cutoff = calibration.cutoff if calibration else None
     charts.score_histogram(

@@ -3,23 +3,100 @@
 Everything except hovering over the map works without JavaScript.
 """
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from vizsla import storage
+from vizsla.data.images import MAX_PIXELS
+from vizsla.data.imageset import DataFolders
+from vizsla.embed.embeddings import Embeddings
 from vizsla.output import charts, embedding_map
+from vizsla.output.evaluation_report import curves_by_cutoff
 from vizsla.output.pages import Section, render_page, thumbnail
-from vizsla.output.report_data import ReportData
 from vizsla.score import metrics
-from vizsla.score.relevance import Relevance, match_pairs
+from vizsla.score.evaluate import evaluate
+from vizsla.score.relevance import Relevance, match_pairs, relevance
 from vizsla.score.scores import Figure, Scores, is_shown
+from vizsla.score.truth import Truth
+from vizsla.search.ranking import Ranking
+from vizsla.workspace import Run, ranking_in
 
 MATRIX_CLASSES = 50  # a larger confusion matrix cannot be read
 SHOWN_CLASSES = 60  # of more classes the worst and the best are shown
-CURVE_DEPTH = 1000
 WORST, BEST = 8, 4  # queries on sheets
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """What a report shows. record: the run's result file. log: the records of its training."""
+
+    run: Run
+    config: dict[str, Any]
+    record: dict[str, Any]
+    data: DataFolders
+    ranking: Ranking
+    queries: Embeddings
+    gallery: Embeddings
+    truth: Truth | None
+    scores: Scores | None
+    judged: Relevance | None
+    log: list[dict[str, Any]]
+
+    @property
+    def top_k(self) -> int:
+        return int(self.config["options"]["top_k"])
+
+    @property
+    def max_pixels(self) -> int:
+        return int(self.config["options"].get("max_pixels", MAX_PIXELS))
+
+    @property
+    def name(self) -> str:
+        return str(self.config["embedder"]["name"])
+
+
+def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
+    """Reads the artefacts of a run. Scores are the saved ones, or computed if labels came later."""
+    config = run.config
+    ranking = Ranking.load(ranking_in(run.folder))
+    top_k = int(config["options"]["top_k"])
+    kept = run.folder / "scores.json"
+    scores = Scores.load(kept) if kept.exists() else None
+    if scores is None and truth is not None:
+        scores = evaluate(ranking, truth, ks=sorted({1, 5, 10, top_k}), top_k=top_k)
+    results = sorted((run.home / "results").glob(f"*_metrics_{run.id}.json"))
+    return ReportData(
+        run,
+        config,
+        storage.read_json(results[0]) if results else {},
+        data,
+        ranking,
+        Embeddings.open(run.folder / "embeddings" / "query"),
+        Embeddings.open(run.folder / "embeddings" / "gallery"),
+        truth,
+        scores,
+        relevance(ranking, truth) if truth else None,
+        _log_lines(run.folder / "training" / "log.jsonl"),
+    )
+
+
+def _log_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete records of a training log; a half-written last line is skipped."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def report(data: ReportData, *, projection: str = "tsne") -> str:
@@ -149,7 +226,13 @@ def _confusion(scores: Scores) -> dict[str, Any]:
 def _curves(data: ReportData) -> dict[str, Any] | None:
     drawn: list[Markup] = []
     if data.judged is not None:
-        drawn.append(_by_cut_off(data.judged))
+        ks, curves = curves_by_cutoff(data.judged)
+        if ks:
+            lines = {name: list(zip(ks, values, strict=True)) for name, values in curves.items()}
+            drawn.append(charts.line_chart(
+                "By cut-off k", lines, x_name="k, length of the result list", y_name="share",
+                y_range=(0, 1.02), log_x=ks[-1] > 20,
+            ))  # fmt: skip
         if data.judged.scores is not None:
             drawn += _score_histogram(data)
     losses = [(r["step"], r["loss"]) for r in data.log if _is_number(r.get("loss"))]
@@ -168,24 +251,6 @@ def _curves(data: ReportData) -> dict[str, Any] | None:
     if not (drawn or candidates):
         return None
     return {"charts": drawn, "candidates": candidates, "verdict": training.get("verdict", "")}
-
-
-def _by_cut_off(judged: Relevance) -> Markup:
-    """top-k accuracy, precision and recall at up to 25 cut-offs that every list reaches."""
-    deepest = min(int(judged.lengths[judged.rows >= 0].min(initial=CURVE_DEPTH)), CURVE_DEPTH)
-    ks = np.unique(np.geomspace(1, max(1, deepest), 25).round().astype(int)).tolist()
-    ranks, answerable = metrics.hit_ranks(judged.hits), judged.n_relevant != 0
-    lines = {"top-k accuracy": [(k, float(metrics.hit_rate_at_k(ranks, k).mean())) for k in ks]}
-    if answerable.any():
-        precision = [metrics.precision_at_k(ranks, k)[answerable] for k in ks]
-        lines["precision@k"] = [(k, float(p.mean())) for k, p in zip(ks, precision, strict=True)]
-    if answerable.any() and (judged.n_relevant >= 0).all():
-        recall = [metrics.recall_at_k(ranks, judged.n_relevant, k)[answerable] for k in ks]
-        lines["recall@k"] = [(k, float(r.mean())) for k, r in zip(ks, recall, strict=True)]
-    return charts.line_chart(
-        "By cut-off k", lines, x_name="k, length of the result list", y_name="share",
-        y_range=(0, 1.02), log_x=deepest > 20,
-    )  # fmt: skip
 
 
 def _score_histogram(data: ReportData) -> list[Markup]:

@@ -1,7 +1,7 @@
 """Judgements ↔ TREC qrels files, and a judged ranking → a TREC run. Knows no metric.
 
-What is written here gives other evaluators our numbers: junk and the query itself are taken out of
-the run, and scores fall strictly, since each evaluator breaks ties in its own way.
+Other evaluators compute the same numbers from these files: the run leaves out junk and the query
+itself, and its scores fall strictly, since each evaluator breaks ties in its own way.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,10 @@ RELEVANT, WRONG, JUNK = 1, 0, -1
 
 
 def read_qrels(path: str | Path) -> Grades:
-    """Lines of `query iteration image grade`; DataError with the line that says something else.
+    """The grades in a file of `query iteration image grade` lines.
 
-    The iteration is not looked at. A pair may stand twice if it has the same grade.
+    The iteration is ignored. A pair may occur twice with the same grade. DataError names the line
+    that has another form.
     """
     try:
         return _parsed(decode_text(storage.read_bytes(path)))
@@ -61,12 +62,12 @@ def _parsed(text: str) -> Grades:
                 f"and {grade}: keep one"
             )
     if not grades:
-        raise DataError("there is no judgement in it: expected lines such as `q1 0 image7 1`")
+        raise DataError("it holds no judgements: expected lines such as `q1 0 image7 1`")
     return grades
 
 
 def write_qrels(grades: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
-    """One line for each judged pair; names with spaces are written with %20, as in a run."""
+    """Writes a line for each judged pair; spaces in names become %20, as in a run."""
     lines = [
         f"{without_spaces(query)} 0 {without_spaces(name)} {grade}\n"
         for query, row in grades.items()
@@ -79,12 +80,12 @@ def grades_of(ranking: Ranking, truth: Truth) -> Grades:
     """The truth as judgements: 1 for relevant images, -1 for junk and the query itself.
 
     A query with nothing relevant gets one image with grade 0: without a line it would be unknown.
-    DataError where the gallery's truth is not complete, so that what is relevant is not known.
+    DataError where the truth of the gallery is incomplete.
     """
     judged = relevance(ranking, truth)
     if (judged.n_relevant < 0).any():
         raise DataError(
-            "the truth of the whole gallery is not known, so judgements would be incomplete: "
+            "the truth of some gallery images is unknown, so the judgements would be incomplete: "
             "give --data DATA, or a labels file with roles"
         )
     explicit = truth.relevant or {}
@@ -92,24 +93,24 @@ def grades_of(ranking: Ranking, truth: Truth) -> Grades:
     names += sorted({n for row in explicit.values() for n in row} - set(names))
     relevant, ignored = relevant_and_ignored(truth, judged.queries, names)
     grades: Grades = {}
-    for query, right, gone in zip(judged.queries, relevant, ignored, strict=True):
+    for query, right, junk in zip(judged.queries, relevant, ignored, strict=True):
         row = dict.fromkeys((names[i] for i in right), RELEVANT)
-        row |= dict.fromkeys((names[i] for i in gone), JUNK)
+        row |= dict.fromkeys((names[i] for i in junk), JUNK)
         if not len(right):
-            taken = np.isin(np.arange(len(names)), gone)
+            taken = np.isin(np.arange(len(names)), junk)
             row |= {names[int(np.argmin(taken))]: WRONG} if not taken.all() else {}
         grades[query] = row
     return grades
 
 
 def write_run(ranking: Ranking, truth: Truth, path: str | Path) -> None:
-    """The ranking as a TREC run, junk and the query itself taken out."""
+    """Writes the ranking as a TREC run, without junk and the query itself."""
     lists: dict[str, list[str]] = {}
     scores: dict[str, list[float]] = {}
     for i, query in enumerate(ranking.queries):
-        gone = set(ignored_names(truth, query))
+        ignored = set(ignored_names(truth, query))
         row = ranking.row(i)
-        kept = [j for j, name in enumerate(row) if name not in gone]
+        kept = [j for j, name in enumerate(row) if name not in ignored]
         lists[query] = [row[j] for j in kept]
         if ranking.scores is not None:
             scores[query] = ranking.scores[i, kept].tolist()

@@ -9,7 +9,7 @@ from vizsla import storage
 from vizsla.data.imageset import DataFolders
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.output import report_data, report_page
+from vizsla.output import report_page
 from vizsla.run.config import again, tune_config
 from vizsla.run.pipeline import Progress, embed_role, folders_of, network_of_run, truth_in
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
@@ -56,7 +56,7 @@ def report(
         labels = config.labels if config.labels and Path(config.labels).exists() else None
         config = dataclasses.replace(config, data=str(data), labels=labels)
     folders = folders_of(config)
-    found = report_data.read_run(open_run(folder), folders, truth_in(config, folders))
+    found = report_page.read_run(open_run(folder), folders, truth_in(config, folders))
     storage.write_text(out, report_page.report(found, projection=projection))
     return Path(out)
 
