@@ -11,14 +11,14 @@ from torch import nn
 
 from vizsla.data.preprocess import Preprocess
 from vizsla.errors import ModelError, UsageError
-from vizsla.model.backbones import build_backbone, measured, resolve
+from vizsla.model.backbones import Backbone, ClipBackbone, GoogLeNetBackbone, TimmBackbone
+from vizsla.model.build import build_backbone, complete_spec, resolve_backbone
 from vizsla.model.catalogue import (
     BACKBONES,
     BackboneSpec,
+    find_backbone,
     model_table,
 )
-from vizsla.model.lookup import find_backbone
-from vizsla.model.networks import Backbone, ClipBackbone, GoogLeNetBackbone, TimmBackbone
 from vizsla.model.pooling import POOLINGS, GlobalAverage
 from vizsla.model.weights import digest_of
 from vizsla.options import DEFAULT_BACKBONE
@@ -189,11 +189,11 @@ def test_what_is_not_recorded_is_measured() -> None:
     for name in ("tiny", "clip-vit-b32"):
         spec = BACKBONES[name]
         unknown = dataclasses.replace(spec, dim=None, parameters=None, poolings=None)
-        assert measured(unknown) == spec
+        assert complete_spec(unknown) == spec
 
 
 def test_any_other_of_timm() -> None:
-    spec = resolve("timm:swin_tiny_patch4_window7_224")
+    spec = resolve_backbone("timm:swin_tiny_patch4_window7_224")
     assert spec.source == spec.name == "timm:swin_tiny_patch4_window7_224.ms_in1k"
     assert (spec.dim, spec.licence, spec.image_size) == (768, "mit", 224)
     backbone = on_meta(spec.name)
@@ -203,27 +203,27 @@ def test_any_other_of_timm() -> None:
 
 
 def test_another_tag_keeps_its_own_preprocessing() -> None:
-    spec = resolve("timm:resnet18.a1_in1k")
+    spec = resolve_backbone("timm:resnet18.a1_in1k")
     assert spec.pooling == BACKBONES["resnet18"].pooling
     assert spec.name == "timm:resnet18.a1_in1k"
     assert on_meta(spec.name).preprocess == Preprocess((224, 224), 235)
 
 
 def test_any_other_of_open_clip() -> None:
-    spec = resolve("openclip:RN50/openai")  # no ViT: only its own pooling is known
+    spec = resolve_backbone("openclip:RN50/openai")  # no ViT: only its own pooling is known
     assert (spec.dim, spec.poolings, spec.reads_text) == (1024, ("native",), True)
-    spec = resolve("openclip:convnext_base_w/laion2b_s13b_b82k")
+    spec = resolve_backbone("openclip:convnext_base_w/laion2b_s13b_b82k")
     assert spec.poolings == ("gap", "gem", "max", "native")
 
 
 def test_open_clip_models_that_need_transformers_are_refused() -> None:
     for name in ("coca_ViT-B-32/laion2b_s13b_b90k", "roberta-ViT-B-32/laion2b_s12b_b32k"):
         with pytest.raises(ModelError, match="not supported"):
-            resolve(f"openclip:{name}")
+            resolve_backbone(f"openclip:{name}")
 
 
 def test_a_timm_model_with_unusual_output_still_has_its_own_pooling() -> None:
-    spec = resolve("timm:crossvit_tiny_240")  # its features are a list
+    spec = resolve_backbone("timm:crossvit_tiny_240")  # its features are a list
     assert spec.poolings == ("native",)
 
 
@@ -255,7 +255,8 @@ def test_rows_hold_what_people_choose_by() -> None:
     assert rows["googlenet"]["licence"] == "unknown"
     assert (rows["dinov2-s14"]["image_size"], rows["dinov2-s14"]["trained_size"]) == (224, 518)
     assert [
-        row["name"] for row in model_table([resolve("ResNet18"), resolve("timm:test_vit")])
+        row["name"]
+        for row in model_table([resolve_backbone("ResNet18"), resolve_backbone("timm:test_vit")])
     ] == [
         "resnet18",
         "timm:test_vit.r160_in1k",
@@ -425,7 +426,7 @@ def test_a_size_that_the_patch_does_not_divide(name: str, size: int, near: str) 
 
 @pytest.mark.parametrize("name", ["timm:mixer_s32_224", "openclip:RN50/openai"])
 def test_a_network_of_one_size_says_so(name: str) -> None:
-    spec = resolve(name)
+    spec = resolve_backbone(name)
     with pytest.raises(ModelError, match="of 224 pixels only"):
         on_meta(spec, 256)
     assert on_meta(spec, 224).preprocess.size == (224, 224)
@@ -444,7 +445,7 @@ def test_the_shared_mobilenet_loads(shared: Path, caplog: pytest.LogCaptureFixtu
     file = shared / "weights" / "mobilenetv2_100.safetensors"
     with caplog.at_level(logging.INFO, "vizsla"):
         backbone = build_backbone("mobilenetv2", file)
-    assert "takes the preprocessing of mobilenetv2: shorter side to 256" in caplog.text
+    assert "is used with the preprocessing of mobilenetv2: shorter side to 256" in caplog.text
     random = build_backbone("mobilenetv2", "random")
     assert digest_of(backbone.state_dict()) != digest_of(random.state_dict())
 
@@ -458,7 +459,9 @@ def test_a_weights_file_is_used_at_another_size_and_reported(
     with caplog.at_level(logging.INFO, "vizsla"):
         backbone = build_backbone("timm:test_vit", tmp_path / "own.pt", image_size=96)
     assert "the classifier is not used (head.weight, head.bias)" in caplog.text
-    assert "own.pt takes the preprocessing of timm:test_vit.r160_in1k: shorter" in caplog.text
+    assert (
+        "own.pt is used with the preprocessing of timm:test_vit.r160_in1k: shorter" in caplog.text
+    )
     assert "centre 96×96" in caplog.text
     assert torch.equal(
         backbone.network.blocks[0].mlp.fc1.weight, source.network.blocks[0].mlp.fc1.weight
@@ -469,7 +472,9 @@ def test_a_weights_file_is_used_at_another_size_and_reported(
 
 def test_a_weights_file_of_another_network_is_refused(tmp_path: Path) -> None:
     torch.save(build_backbone("resnet18", "random").network.state_dict(), tmp_path / "r18.pth")
-    with pytest.raises(ModelError, match=r"r18\.pth does not fit: of .* missing \(.*layer1\.2"):
+    with pytest.raises(
+        ModelError, match=r"r18\.pth does not match .*: of .* missing \(.*layer1\.2"
+    ):
         build_backbone("resnet34", tmp_path / "r18.pth")
 
 

@@ -164,7 +164,7 @@ def test_where_time_is_short_fewer_parts_are_covered(
     pictures[1].paste((0, 255, 0), (0, 0, 16, 16))
     query, result = (embedder.preprocess(picture) for picture in pictures)
     Slow.seen = 0
-    (found,) = module.explain_seen(embedder, query, result[None], seconds=seconds)
+    (found,) = module.explain_tensors(embedder, query, result[None], seconds=seconds)
     windows = len(found.query)
     assert found.query.shape == found.result.shape == (windows, windows)
     assert windows == expected and Slow.seen == 2 + 2 * windows**2
@@ -176,7 +176,7 @@ def test_where_time_is_short_fewer_parts_are_covered(
 def test_half_precision_covers_the_same_places() -> None:
     embedder = plain(Vector(), "native")
     query, result = (embedder.preprocess(noise(i, (SIZE, SIZE))) for i in (0, 1))
-    (whole,) = module.explain_seen(embedder, query, result[None])
-    (half,) = module.explain_seen(embedder, query, result[None], precision=torch.bfloat16)
+    (whole,) = module.explain_tensors(embedder, query, result[None])
+    (half,) = module.explain_tensors(embedder, query, result[None], precision=torch.bfloat16)
     assert half.cosine == pytest.approx(whole.cosine, abs=1e-2)
     assert np.corrcoef(half.query.ravel(), whole.query.ravel())[0, 1] > 0.9

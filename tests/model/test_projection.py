@@ -9,15 +9,15 @@ from torch import nn
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.projection import (
     Projection,
-    behind,
     build_projection,
     centred,
+    chain,
+    class_spread,
     discriminant,
     identity_or_pca,
     pca,
-    spread_of,
-    whitened,
     whitening,
+    within_class_whitening,
 )
 from vizsla.train.heads import class_means, closed_forms, project, train_head
 from vizsla.train.losses import build_loss
@@ -68,28 +68,35 @@ def test_centring_moves_the_mean_to_zero() -> None:
     assert head(torch.from_numpy(x)).mean(0).abs().max() < 1e-6
 
 
-def test_whitening_forgets_what_varies_within_classes() -> None:
+def test_whitening_reduces_the_spread_within_classes() -> None:
     x = clusters()
     before = separation(torch.from_numpy(x))
-    after = separation(whitened(spread_of(x, LABELS), shrinkage=0.1)(torch.from_numpy(x)))
+    after = separation(
+        within_class_whitening(class_spread(x, LABELS), shrinkage=0.1)(torch.from_numpy(x))
+    )
     assert after > before + 0.2
-    only_centred = whitened(spread_of(x, LABELS), shrinkage=1.0)
+    only_centred = within_class_whitening(class_spread(x, LABELS), shrinkage=1.0)
     assert torch.allclose(only_centred.weight, torch.eye(10), atol=1e-6)
 
 
 def test_whitening_gives_members_the_same_spread_in_all_directions() -> None:
     x = F.normalize(torch.from_numpy(clusters()), dim=1)
-    projected = whitened(spread_of(x.numpy(), LABELS), shrinkage=0.0)(x).detach().numpy()
+    projected = (
+        within_class_whitening(class_spread(x.numpy(), LABELS), shrinkage=0.0)(x).detach().numpy()
+    )
     inside = projected - np.stack([projected[c == LABELS].mean(0) for c in LABELS])
     variances = np.linalg.eigvalsh(inside.T @ inside / len(inside))[-8:]
     assert variances.max() < 1.1 * variances.min()
 
 
-def test_discriminants_keep_what_tells_the_classes_apart() -> None:
+def test_discriminants_keep_what_separates_classes() -> None:
     x = clusters()
-    spread = spread_of(x, LABELS)
-    white, told = whitened(spread, shrinkage=0.6), discriminant(spread, shrinkage=0.6)
-    one, other = (separation(head(torch.from_numpy(x))) for head in (white, told))
+    spread = class_spread(x, LABELS)
+    white, weighted = (
+        within_class_whitening(spread, shrinkage=0.6),
+        discriminant(spread, shrinkage=0.6),
+    )
+    one, other = (separation(head(torch.from_numpy(x))) for head in (white, weighted))
     assert other > one + 0.05
     everything = discriminant(spread, shrinkage=0.6, rest=1.0)
     assert torch.allclose(everything.weight, white.weight, atol=1e-5)
@@ -97,7 +104,7 @@ def test_discriminants_keep_what_tells_the_classes_apart() -> None:
 
 def test_joined_vectors_mix_both_cosines() -> None:
     x = torch.from_numpy(clusters())
-    head = whitened(spread_of(x.numpy(), LABELS))
+    head = within_class_whitening(class_spread(x.numpy(), LABELS))
     joined = head.joined(0.3)
     assert joined.dim == 20
     assert joined(x).shape == (120, 20)
@@ -198,22 +205,22 @@ def test_too_few_vectors_or_no_such_kind_are_refused() -> None:
         whitening(stretched(5), "plain", 8)
     with pytest.raises(DataError, match="choose from 1 to 12"):
         whitening(stretched(50), "shrunk", 13)
-    with pytest.raises(DataError, match="two or more"):
+    with pytest.raises(DataError, match="at least two"):
         whitening(stretched(1), "shrunk")
     with pytest.raises(UsageError, match="none, plain, shrunk"):
         whitening(stretched(), "bleach")
 
 
-def test_a_whitening_behind_a_head_is_saved_with_it() -> None:
+def test_a_whitening_after_a_head_is_saved_with_it() -> None:
     vectors = stretched()
     head = identity_or_pca(vectors, 8)
     second = whitening(applied(head, vectors), "shrunk", 4)
-    both = behind(head, second)
-    assert both.dim == 4 and behind(nn.Identity(), second) is second
+    both = chain(head, second)
+    assert both.dim == 4 and chain(nn.Identity(), second) is second
     again = build_projection(both.description)
     again.load_state_dict(both.state_dict())
     np.testing.assert_array_equal(applied(again, vectors), applied(both, vectors))
     expected = applied(second, applied(head, vectors))
     np.testing.assert_allclose(applied(both, vectors), expected, atol=1e-6)
-    third = behind(both, whitening(applied(both, vectors), "plain", 2))
+    third = chain(both, whitening(applied(both, vectors), "plain", 2))
     assert [part["outputs"] for part in third.description["parts"]] == [8, 4, 2]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from vizsla.errors import ModelError
 from vizsla.model.weights import (
+    change_markers,
     digest_of,
     load_state,
     read_state,
     seeded,
-    traces_of,
 )
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_a_model_error(tmp_path: Path, name: str, damage: str)
 def test_what_is_no_state_dict_is_a_model_error(tmp_path: Path) -> None:
     for content in ({"epoch": 3}, {}, [torch.ones(1)], torch.ones(3), {"state_dict": {}}):
         torch.save(content, tmp_path / "w.pt")
-        with pytest.raises(ModelError, match="holds no weights"):
+        with pytest.raises(ModelError, match="has no weights"):
             read_state(tmp_path / "w.pt")
 
 
@@ -117,7 +117,7 @@ def test_missing_unexpected_and_misshapen_are_counted_and_named() -> None:
     with pytest.raises(ModelError) as caught:
         load_state(target, state, origin="some.pt")
     text = str(caught.value)
-    assert "some.pt does not fit" in text and "of 8 tensors" in text
+    assert "some.pt does not match" in text and "of 8 tensors" in text
     assert "6 missing (1.weight, 1.bias, 2.weight, 2.bias, 3.weight, …)" in text
     assert "7 unexpected (layer0, layer1, layer2, layer3, layer4, …)" in text
     assert "1 of another shape (0.weight is 3×2, expected 2×2)" in text
@@ -216,8 +216,8 @@ def test_a_digest_does_not_depend_on_how_a_tensor_lies_in_memory() -> None:
 @pytest.mark.parametrize("change", ["in place", "data", "numpy", "new"])
 def test_traces_show_a_change(change: str) -> None:
     state = {"w": torch.zeros(40)}
-    before = traces_of(state)
-    assert traces_of(state) == before
+    before = change_markers(state)
+    assert change_markers(state) == before
     if change == "in place":
         state["w"][1] += 1  # between the sampled values, but counted
     elif change == "data":
@@ -226,7 +226,7 @@ def test_traces_show_a_change(change: str) -> None:
         state["w"].numpy()[:] = 1
     else:
         state["w"] = torch.zeros(40)
-    assert traces_of(state) != before
+    assert change_markers(state) != before
 
 
 def test_weights_without_values_have_no_digest() -> None:

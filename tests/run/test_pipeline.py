@@ -294,7 +294,7 @@ def test_real_weights_with_both_poolings(
             main([*words, "--pooling", pooling, "--home", str(tmp_path)])
         out, err = capsys.readouterr()
         assert end.value.code == 0, err
-        assert "takes the preprocessing of mobilenetv2" in err
+        assert "is used with the preprocessing of mobilenetv2" in err
         done = json.loads(out)
         record = json.loads(Path(done["result"]).read_text())
         assert record["pooling_type"] == {"gap": "GAP", "gem": "GeM"}[pooling]

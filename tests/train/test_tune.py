@@ -16,7 +16,7 @@ from vizsla.cli.main import main
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.model.origin import Origin
+from vizsla.model.model_card import Origin
 from vizsla.options import TuneConfig, seconds
 from vizsla.run import pipeline
 from vizsla.run.config import RunConfig, again

@@ -65,14 +65,13 @@ def models(
         if failed:
             raise ModelError(f"{len(failed)} of {len(names)} models could not be fetched")
         return
-    from vizsla.model.catalogue import model_table
-    from vizsla.model.lookup import find_backbone
+    from vizsla.model.catalogue import find_backbone, model_table
 
     specs = [find_backbone(name) for name in names] if names else None
     if specs and any(spec.dim is None for spec in specs):
-        from vizsla.model.backbones import measured  # torch, which the catalogue does without
+        from vizsla.model.build import complete_spec  # torch, which the catalogue does without
 
-        specs = [spec if spec.dim else measured(spec) for spec in specs]
+        specs = [spec if spec.dim else complete_spec(spec) for spec in specs]
     rows = model_table(specs)
     if as_json:
         print_json(rows)

@@ -167,6 +167,6 @@ class _Joint(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone.features(images)
         heads: Any = self.heads
-        parts = [head.finished(head.pool(features)) * 0.5 for head in heads]
+        parts = [head.project(head.pool(features)) * 0.5 for head in heads]
         filling = torch.full((len(images), self.filling), 0.5, device=images.device)
         return torch.cat([*parts, filling], dim=1)

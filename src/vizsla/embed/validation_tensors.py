@@ -44,7 +44,7 @@ class HeldImages:
             self._pooled[key] = self._embedded(embedder)
         pooled = self._pooled[key].to(self.compute.device)
         with torch.inference_mode():
-            vectors = embedder.finished(pooled).float().cpu().numpy()
+            vectors = embedder.project(pooled).float().cpu().numpy()
         vectors[list(self.broken)] = 0
         return vectors
 

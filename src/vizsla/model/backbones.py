@@ -1,102 +1,412 @@
-"""Names → networks with weights, ready to embed.
+"""Networks without their classifiers: one class for each library, all with the same methods.
 
-lookup.py finds what a name means.
+`features`, `cls` and `native`, and `encode_text` where there is a text tower. A class also knows
+the preprocessing of its library, and how position embeddings are resized.
 """
 
 import dataclasses
-import logging
+import importlib
+import math
+import re
+import warnings
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vizsla.model.catalogue import BackboneSpec
-from vizsla.model.hub import download
-from vizsla.model.lookup import find_backbone
-from vizsla.model.networks import (
-    Backbone,
-    ClipBackbone,
-    GoogLeNetBackbone,
-    TimmBackbone,
-    trunk_poolings,
-)
-from vizsla.model.weights import load_state, read_state, seeded
-
-log = logging.getLogger("vizsla.model")
-
-PRETRAINED, RANDOM = "pretrained", "random"
+from vizsla.data.preprocess import Preprocess, check_image_size
+from vizsla.errors import ModelError
+from vizsla.model.catalogue import NO_CLS, WITH_CLS, BackboneSpec
+from vizsla.model.hub import load_tokeniser
+from vizsla.model.weights import State
 
 
-def build_backbone(
-    name: str | BackboneSpec,
-    weights: str | Path = PRETRAINED,
-    *,
-    image_size: int | None = None,
-    seed: int = 0,
-) -> Backbone:
-    """The network of this name with its weights.
+class Backbone(nn.Module):
+    """A network without its classifier. Images are (B, 3, H, W), as `preprocess` makes them.
 
-    weights: "pretrained" (from the cache or the hub), "random" (drawn from `seed`), or a file,
-    which takes the named backbone's preprocessing. image_size: None is the weights' own.
+    feature_dim: channels of `features`. native_dim: length of the vectors of `native`.
     """
-    spec = resolve(name) if isinstance(name, str) else name
-    with seeded(seed):
-        backbone = _construct(spec)
-    size = backbone.preprocess.size[0] if image_size is None else image_size
-    backbone.check_size(size)  # before the download
-    if weights == PRETRAINED:
-        origin = f"the pretrained weights of {spec.name}"
-        state, convert = read_state(download(spec)), backbone.convert
-        load_state(backbone.network, state, heads=backbone.heads, origin=origin, convert=convert)
-    elif weights != RANDOM:
-        load_state(backbone.network, read_state(weights), heads=backbone.heads, origin=str(weights))
-    backbone.set_image_size(size)
-    if weights not in (PRETRAINED, RANDOM):
-        log.info("%s takes the preprocessing of %s: %s", weights, spec.name, backbone.preprocess)
-    return backbone.eval()
+
+    spec: BackboneSpec
+    preprocess: Preprocess
+    poolings: tuple[str, ...]
+    feature_dim: int
+    native_dim: int
+    heads: tuple[str, ...] = ()  # the original classifier's names in a weights file
+    reads_text = False
+
+    def __init__(self, spec: BackboneSpec, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.spec, self.preprocess = spec, preprocess
+        self.network = network  # its parameters have the names of the library's weights files
+        self.poolings = spec.poolings or ("native",)
+
+    @property
+    def identity(self) -> str:
+        """Library and architecture, for the model_id."""
+        return f"{self.spec.library}:{self.spec.architecture}"
+
+    def features(self, images: Tensor) -> Tensor:
+        """A map (B, C, H, W), or tokens (B, T, C) without prefix tokens (CLS, registers)."""
+        raise NotImplementedError
+
+    def cls(self, images: Tensor) -> Tensor:
+        """(B, feature_dim): the CLS token of the last layer."""
+        raise NotImplementedError
+
+    def native(self, images: Tensor) -> Tensor:
+        """(B, native_dim): the vectors that the model's authors compare."""
+        raise NotImplementedError
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """(B, native_dim): texts in the space of `native`."""
+        raise ModelError(f"{self.spec.name} reads no text: CLIP, SigLIP and PE models do")
+
+    def drop_text(self) -> None:
+        """Removes the text tower, if any: only native pooling can be compared with texts."""
+
+    def dim(self, pooling: str) -> int:
+        """The length of the vectors of this pooling."""
+        return self.native_dim if pooling == "native" else self.feature_dim
+
+    def convert(self, state: State) -> State:
+        """A state dict of an older form in the current form."""
+        return state
+
+    def check_size(self, size: int) -> None:
+        """ModelError, or UsageError, unless the network can take square images of `size`."""
+        check_image_size(size)
+
+    def set_image_size(self, size: int) -> None:
+        """Adapts the preprocessing and the network's position embeddings, if any."""
+        self.preprocess = self.preprocess.with_size(size)
 
 
-def resolve(name: str) -> BackboneSpec:
-    """The backbone of this name, with nothing left to be looked up."""
-    spec = find_backbone(name)
-    return spec if spec.poolings is not None else measured(spec)
+def check_patch(name: str, size: int, patch: int) -> None:
+    """ModelError with the nearest two sizes, unless the patch divides this one."""
+    if size % patch:
+        below, above = size // patch * patch, math.ceil(size / patch) * patch
+        raise ModelError(
+            f"{name} divides images into patches of {patch} × {patch} pixels, and {patch} does not "
+            f"divide {size}: the nearest image sizes are {max(below, patch)} and {above}"
+        )
 
 
-def _construct(spec: BackboneSpec) -> Backbone:
-    kinds = {"timm": TimmBackbone, "openclip": ClipBackbone, "torchvision": GoogLeNetBackbone}
-    return kinds[spec.library](spec)
+# ── timm ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def measured(spec: BackboneSpec) -> BackboneSpec:
-    """`spec` with the numbers that only a build shows, from one that holds no memory."""
-    try:
-        return _measured_on(torch.device("meta"), spec)
-    except (NotImplementedError, RuntimeError):  # some networks compute with values as they start
-        return _measured_on(torch.device("cpu"), spec)
+class TimmBackbone(Backbone):
+    """A timm network. `native` is the input of its classifier."""
+
+    network: Any
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        network = _timm_network(spec)
+        cfg = network.pretrained_cfg
+        super().__init__(spec, network, _timm_preprocess(cfg, spec))
+        self.feature_dim = network.num_features
+        self.native_dim = getattr(network, "head_hidden_size", None) or self.feature_dim
+        heads = cfg.get("classifier") or ()
+        self.heads = (heads,) if isinstance(heads, str) else tuple(heads)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The network's map (B, C, H, W), or its patch tokens (B, T, C)."""
+        return timm_features(self.network, images)[0]
+
+    def cls(self, images: Tensor) -> Tensor:
+        """(B, feature_dim): the CLS token of the last layer."""
+        return timm_features(self.network, images)[1][:, 0]
+
+    def native(self, images: Tensor) -> Tensor:
+        """(B, native_dim): the input of the network's classifier."""
+        vectors: Tensor = self.network(images)
+        return vectors
+
+    def convert(self, state: State) -> State:
+        """Through timm's own conversion for this architecture, if it has one."""
+        module = importlib.import_module(type(self.network).__module__)
+        convert = getattr(module, "checkpoint_filter_fn", None)
+        return state if convert is None else convert(state, self.network)
+
+    def check_size(self, size: int) -> None:
+        """ModelError where the network cannot take square images of `size`."""
+        super().check_size(size)
+        check_timm_size(self.spec.name, self.network, size)
+
+    def set_image_size(self, size: int) -> None:
+        """Adapts the preprocessing and the position embeddings."""
+        super().set_image_size(size)
+        resize_timm(self.spec.name, self.network, size)
 
 
-def _measured_on(device: torch.device, spec: BackboneSpec) -> BackboneSpec:
-    with device, torch.no_grad(), seeded(0):
-        backbone = _construct(spec).eval()
-        backbone.set_image_size(backbone.preprocess.size[0])
-        images = torch.zeros(1, 3, *backbone.preprocess.size)
-        poolings, native_dim = backbone.poolings, backbone.native(images).shape[1]
-        if isinstance(backbone, TimmBackbone):
-            poolings = _timm_poolings(backbone, images)
-    return dataclasses.replace(
-        spec,
-        poolings=poolings,
-        dim=native_dim if spec.pooling == "native" else backbone.feature_dim,
-        parameters=sum(p.numel() for p in backbone.parameters()),
-        image_size=backbone.preprocess.size[0],
+def _timm_network(spec: BackboneSpec) -> Any:
+    import timm
+
+    if not timm.is_model(spec.architecture):
+        raise ModelError(f"this timm has no model {spec.architecture}")
+    options: dict[str, Any] = {}
+    if spec.architecture.startswith("vit") and "_dinov3" in spec.architecture:
+        options["global_pool"] = "token"  # as its authors use it; timm averages
+    if re.match(r"resnet\d", spec.architecture):
+        options["zero_init_last"] = False  # otherwise untrained blocks return their input
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mapping deprecated model name", UserWarning)
+        return timm.create_model(
+            spec.source.removeprefix("timm:"), pretrained=False, num_classes=0, **options
+        )
+
+
+def _timm_preprocess(cfg: dict[str, Any], spec: BackboneSpec) -> Preprocess:
+    """At the training size, not at the larger size that timm gives for tests."""
+    modes = {"center": "crop", "squash": "squash"}
+    if cfg["crop_mode"] not in modes:
+        raise ModelError(
+            f"{spec.name} has a preprocessing that is not supported ({cfg['crop_mode']})"
+        )
+    if spec.resize and spec.image_size:
+        size, resize = spec.image_size, spec.resize
+    else:
+        size = cfg["input_size"][-1]
+        resize = int(size / (cfg["crop_pct"] or 1))
+    return Preprocess(
+        (size, size),
+        None if resize == size else resize,
+        modes[cfg["crop_mode"]],
+        cfg["interpolation"],
+        tuple(cfg["mean"]),
+        tuple(cfg["std"]),
     )
 
 
-def _timm_poolings(backbone: TimmBackbone, images: Tensor) -> tuple[str, ...]:
-    """By what the network gives: some give lists, or maps whose channels are not where they say."""
-    found = backbone.network.forward_features(images)
-    if not isinstance(found, Tensor) or found.ndim not in (3, 4):
-        return ("native",)
-    features = backbone.features(images)
-    width = features.shape[1] if features.ndim == 4 else features.shape[2]
-    return trunk_poolings(backbone.network) if width == backbone.feature_dim else ("native",)
+def timm_features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """A timm network's map (B, C, H, W) or patch tokens (B, T, C), and its prefix tokens."""
+    found = network.forward_features(images)
+    if found.ndim == 4:
+        if getattr(network, "output_fmt", "NCHW") == "NHWC":
+            found = found.permute(0, 3, 1, 2)  # (B, C, H, W)
+        return found, found[:, :0]
+    prefix = getattr(network, "num_prefix_tokens", 0)
+    return found[:, prefix:], found[:, :prefix]
+
+
+def timm_poolings(network: Any) -> tuple[str, ...]:
+    """The poolings of a timm network: with CLS where it has such a token."""
+    prefix: int = getattr(network, "num_prefix_tokens", 0)
+    return WITH_CLS if prefix and getattr(network, "cls_token", None) is not None else NO_CLS
+
+
+def check_timm_size(name: str, network: Any, size: int) -> None:
+    """ModelError, with `name`, unless a timm network can take square images of `size`."""
+    default = network.pretrained_cfg["input_size"][-1]
+    if size != default and hasattr(network, "set_input_size"):
+        patch: Any = getattr(getattr(network, "patch_embed", None), "patch_size", None) or 1
+        check_patch(name, size, max(patch) if isinstance(patch, tuple) else int(patch))
+    elif size != default and network.pretrained_cfg.get("fixed_input_size"):
+        raise ModelError(f"{name} takes images of {default} pixels only, not of {size}")
+
+
+def resize_timm(name: str, network: Any, size: int) -> None:
+    """Resizes a timm network's position embeddings for square images of `size`."""
+    current = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    if current != (size, size) and hasattr(network, "set_input_size"):
+        try:
+            network.set_input_size(img_size=(size, size))
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{name} does not take images of {size} pixels: {error}") from error
+
+
+# ── open_clip ────────────────────────────────────────────────────────────────────────────────────
+
+TEXT_PARTS = (
+    "text", "transformer", "token_embedding", "positional_embedding", "ln_final",
+    "text_projection", "attn_mask", "logit_scale", "logit_bias",
+)  # fmt: skip
+
+
+class ClipBackbone(Backbone):
+    """An image and a text tower of open_clip. `native` is the space that they share."""
+
+    network: Any
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        import open_clip
+        from open_clip.transformer import VisionTransformer
+
+        config = open_clip.get_model_config(spec.architecture)
+        if config is None:
+            raise ModelError(f"this open_clip has no architecture {spec.architecture}")
+        super().__init__(spec, _clip_network(config, spec), _clip_preprocess(config, spec))
+        self.native_dim = config["embed_dim"]
+        self.feature_dim = self.native_dim
+        visual = self.network.visual
+        if self.trunk is not None:
+            self.feature_dim, self.poolings = self.trunk.num_features, timm_poolings(self.trunk)
+        elif isinstance(visual, VisionTransformer) and visual.attn_pool is None:
+            self.feature_dim, self.poolings = visual.conv1.out_channels, WITH_CLS
+        self.reads_text = True
+        self.tokeniser_folder: Path | None = None  # None: from open_clip or the hub
+        self._tokeniser: Any = None
+
+    @property
+    def trunk(self) -> Any:
+        """The timm network of the image tower (SigLIP, PE); None for open_clip's own towers."""
+        return getattr(self.network.visual, "trunk", None)
+
+    def _tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.trunk is not None:
+            return timm_features(self.trunk, images)
+        found = self.network.visual.forward_intermediates(
+            images,
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        return found["image_intermediates"][-1], found["image_intermediates_prefix"][-1]
+
+    def features(self, images: Tensor) -> Tensor:
+        """The patch tokens (B, T, C) of the last layer of the image tower, or its map."""
+        return self._tokens(images)[0]
+
+    def cls(self, images: Tensor) -> Tensor:
+        """(B, feature_dim): the CLS token of the last layer."""
+        return self._tokens(images)[1][:, 0]
+
+    def native(self, images: Tensor) -> Tensor:
+        """(B, native_dim): images in the space that texts are projected into as well."""
+        vectors: Tensor = self.network.encode_image(images)
+        return vectors
+
+    @property
+    def tokeniser(self) -> Any:
+        """open_clip's tokeniser, loaded at the first use (see `hub.load_tokeniser`)."""
+        if self._tokeniser is None:
+            self._tokeniser = load_tokeniser(self.spec.architecture, self.tokeniser_folder)
+        return self._tokeniser
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """(B, native_dim): texts in the space of `native`; ModelError without a text tower."""
+        if not self.reads_text:
+            return super().encode_text(texts)
+        tokens = self.tokeniser(texts).to(next(self.parameters()).device)  # (B, T)
+        vectors: Tensor = self.network.encode_text(tokens)
+        return vectors
+
+    def drop_text(self) -> None:
+        """Removes the text tower."""
+        for name in TEXT_PARTS:
+            if hasattr(self.network, name):
+                delattr(self.network, name)
+        self.reads_text = False
+
+    def convert(self, state: State) -> State:
+        """Through open_clip's conversions of older files."""
+        from open_clip.convert import convert_state_dict
+        from open_clip.model import convert_to_custom_text_state_dict
+
+        state = convert_state_dict(self.network, state)
+        if "positional_embedding" in state and not hasattr(self.network, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        scalars = ("logit_scale", "logit_bias")  # older files hold them as lists of one
+        return {name: v.reshape(()) if name in scalars else v for name, v in state.items()}
+
+    def check_size(self, size: int) -> None:
+        """ModelError where the image tower cannot take square images of `size`."""
+        super().check_size(size)
+        visual = self.network.visual
+        if self.trunk is not None:
+            check_timm_size(self.spec.name, self.trunk, size)
+        elif hasattr(visual, "grid_size"):
+            check_patch(self.spec.name, size, visual.patch_size[0])
+        elif (size, size) != self.preprocess.size:
+            only = self.preprocess.size[0]
+            raise ModelError(f"{self.spec.name} takes images of {only} pixels only, not of {size}")
+
+    def set_image_size(self, size: int) -> None:
+        """Adapts the preprocessing and the position embeddings."""
+        visual, changed = self.network.visual, (size, size) != self.preprocess.size
+        super().set_image_size(size)
+        if self.trunk is not None:
+            resize_timm(self.spec.name, self.trunk, size)
+        elif changed:
+            _resize_clip(visual, size)
+
+
+def _clip_network(config: dict[str, Any], spec: BackboneSpec) -> Any:
+    """Built here because open_clip's factory writes to the root logger."""
+    import open_clip
+
+    if "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
+        raise ModelError(
+            f"{spec.name}: open_clip models with a text decoder, or with a text tower of "
+            "transformers, are not supported"
+        )
+    custom = config.pop("custom_text", False)
+    return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+
+
+def _clip_preprocess(config: dict[str, Any], spec: BackboneSpec) -> Preprocess:
+    from open_clip.transform import PreprocessCfg
+
+    cfg = {**dataclasses.asdict(PreprocessCfg()), **_tag_config(spec)}
+    size = config["vision_cfg"]["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    mode = {"shortest": "crop", "squash": "squash"}[cfg["resize_mode"]]
+    return Preprocess(
+        (height, width), None, mode, cfg["interpolation"], tuple(cfg["mean"]), tuple(cfg["std"])
+    )
+
+
+def _tag_config(spec: BackboneSpec) -> dict[str, Any]:
+    import open_clip
+
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(spec.architecture, spec.tag or "")
+    return config
+
+
+def _resize_clip(visual: Any, size: int) -> None:
+    """Resizes the position embeddings of open_clip's own ViT."""
+    from timm.layers import resample_abs_pos_embed
+
+    grid = (size // visual.patch_size[0], size // visual.patch_size[1])
+    old = visual.positional_embedding  # (1 + T, C)
+    new = resample_abs_pos_embed(
+        old.detach()[None], new_size=grid, old_size=visual.grid_size, num_prefix_tokens=1
+    )
+    visual.positional_embedding = nn.Parameter(new[0], requires_grad=old.requires_grad)
+    visual.grid_size, visual.image_size = grid, (size, size)
+
+
+# ── torchvision ──────────────────────────────────────────────────────────────────────────────────
+
+
+class GoogLeNetBackbone(Backbone):
+    """torchvision's GoogLeNet without its classifiers, the auxiliary ones included."""
+
+    network: Any
+    heads = ("fc", "aux1", "aux2")
+    feature_dim = native_dim = 1024
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        from torchvision.models import GoogLeNet
+
+        # Its weights expect another range of colours: transform_input converts ours to theirs.
+        # torchvision sets it only where it loads the weights itself, not for a weights file.
+        network = GoogLeNet(aux_logits=False, transform_input=True, init_weights=False)
+        del network.avgpool, network.dropout, network.fc
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):  # with torchvision's initialisation, signals vanish
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        super().__init__(spec, network, Preprocess((224, 224), 256, interpolation="bilinear"))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The map (B, 1024, H, W) before pooling."""
+        x = self.network._transform_input(images)
+        for stage in self.network.children():
+            x = stage(x)
+        return x  # (B, 1024, H, W)
+
+    def native(self, images: Tensor) -> Tensor:
+        """(B, 1024): the mean of the map."""
+        return self.features(images).mean((2, 3))

@@ -1,8 +1,15 @@
-"""The backbones that have a name here: facts alone, no network. Costs no torch."""
+"""A backbone's name → its BackboneSpec: from this catalogue, or by its name in its library.
 
+Facts only: builds no network, and imports no torch unless a library has to be searched.
+"""
+
+import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from vizsla.errors import UsageError
 
 NO_CLS = ("gap", "gem", "max", "native")  # convolutional networks, and SigLIP
 WITH_CLS = ("gap", "gem", "max", "cls", "native")
@@ -13,8 +20,9 @@ OPEN_FORMS = "timm:NAME or openclip:ARCH/TAG"
 class BackboneSpec:
     """Which network with which weights, and what is known of it without building it.
 
-    A None is looked up where it is needed. dim: of the default pooling. parameters: of all that
-    is loaded, the text tower included. licence: of the weights, as the page says that offers them.
+    None is what only a build shows (see `build.complete_spec`). dim: of the default pooling.
+    parameters: of all that is loaded, the text tower included. licence: of the weights, as stated
+    by the page that publishes them.
     """
 
     name: str
@@ -28,19 +36,19 @@ class BackboneSpec:
     poolings: tuple[str, ...] | None = None
     licence: str = "unknown"
     reads_text: bool = False
-    resize: int | None = None  # with image_size in place of what the library's configuration says
+    resize: int | None = None  # where it and image_size replace the library's configuration
     trained_size: int | None = None  # pixels of the last training phase, where image_size is less
 
     @property
     def source(self) -> str:
-        """The weights' name in their own library, and a name for this backbone as well."""
+        """The name of the weights in their library, by which `find_backbone` finds them too."""
         tag = f"{'/' if self.library == 'openclip' else '.'}{self.tag}" if self.tag else ""
         return f"{self.library}:{self.architecture}{tag}"
 
 
-# OpenAI's weights need QuickGELU: the architecture of that name has it, the plain one has not.
-# ResNet has torchvision's first weights: trained with plain cross-entropy and little augmentation,
-# they carry over to new classes better than those of later recipes, which are better classifiers.
+# OpenAI's weights need QuickGELU, which only the architecture of that name has.
+# ResNets have torchvision's first weights: trained with plain cross-entropy and little
+# augmentation, they transfer to new classes better than later ones, which classify better.
 #
 # name, source, default pooling, its dimension, parameters, image size, licence of the weights
 _TABLE = """
@@ -79,7 +87,7 @@ googlenet       torchvision:googlenet.IMAGENET1K_V1        gap    1024    559990
 """
 
 
-def _named(line: str) -> BackboneSpec:
+def _spec_of_row(line: str) -> BackboneSpec:
     name, source, pooling, dim, parameters, image_size, licence = line.split()
     library, _, rest = source.partition(":")
     clip = library == "openclip"
@@ -97,7 +105,7 @@ def _named(line: str) -> BackboneSpec:
         WITH_CLS if has_cls else NO_CLS,
         licence,
         reads_text=clip,
-        # timm gives DINOv2 at 518 pixels, the size of its last training phase: over five times the
+        # timm's DINOv2 has 518 pixels, the size of its last training phase: over five times the
         # patches of 224, at which its paper evaluates (shorter side to 256, centre 224).
         resize=256 if "dinov2" in architecture else None,
         trained_size=518 if "dinov2" in architecture else None,
@@ -105,12 +113,12 @@ def _named(line: str) -> BackboneSpec:
 
 
 BACKBONES: dict[str, BackboneSpec] = {
-    spec.name: spec for spec in map(_named, _TABLE.strip().splitlines())
+    spec.name: spec for spec in map(_spec_of_row, _TABLE.strip().splitlines())
 }
 
 
-def named_like(library: str, architecture: str, tag: str | None) -> BackboneSpec | None:
-    """The named backbone with just this network and these weights, if there is one."""
+def _with_source(library: str, architecture: str, tag: str | None) -> BackboneSpec | None:
+    """The catalogue's backbone with exactly this network and these weights; None without one."""
     for spec in BACKBONES.values():
         if (spec.library, spec.architecture, spec.tag) == (library, architecture, tag):
             return spec
@@ -118,7 +126,7 @@ def named_like(library: str, architecture: str, tag: str | None) -> BackboneSpec
 
 
 def model_table(specs: Iterable[BackboneSpec] | None = None) -> list[dict[str, Any]]:
-    """One row a backbone: of all that have a name, or of these. Nothing is downloaded or built."""
+    """One row for each backbone (default: of the whole catalogue). Downloads and builds nothing."""
     return [
         {
             "name": spec.name,
@@ -136,6 +144,100 @@ def model_table(specs: Iterable[BackboneSpec] | None = None) -> list[dict[str, A
     ]
 
 
-def did_you_mean(near: Any) -> str:
-    names = list(near)
+# ── finding by name ──────────────────────────────────────────────────────────────────────────────
+
+
+def find_backbone(name: str) -> BackboneSpec:
+    """The backbone of this name; case, hyphens and underscores do not matter.
+
+    `timm:NAME` and `openclip:ARCH/TAG` are looked up in these libraries. UsageError with the
+    nearest names for an unknown one.
+    """
+    library, colon, rest = name.strip().partition(":")
+    if colon:
+        return _open_spec(library.lower(), rest)
+    known = {_letters(key): spec for key, spec in BACKBONES.items()}
+    if spec := known.get(_letters(name)):
+        return spec
+    similar = difflib.get_close_matches(_letters(name), known, n=3, cutoff=0.5)
+    raise UsageError(
+        f"no backbone is called {name!r}{_did_you_mean(known[key].name for key in similar)}: "
+        f"`vizsla models` lists them; name others as {OPEN_FORMS}"
+    )
+
+
+def _open_spec(library: str, rest: str) -> BackboneSpec:
+    """The backbone `timm:NAME` or `openclip:ARCH/TAG`; UsageError where there is none."""
+    if library == "timm":
+        return _open_timm(rest)
+    if library == "openclip":
+        return _open_clip(rest)
+    known = _with_source(library, *rest.partition(".")[::2])
+    if known is None:
+        raise UsageError(f"no backbone is called '{library}:{rest}': expected {OPEN_FORMS}")
+    return known
+
+
+def _open_timm(name: str) -> BackboneSpec:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if not timm.is_model(architecture) or (tag and tag not in tags):
+        names = timm.list_models() + timm.list_pretrained()
+        hint = _did_you_mean(difflib.get_close_matches(name, names, n=3))
+        raise UsageError(f"timm has no model {name!r}{hint}: timm.list_models() lists them")
+    cfg = timm.get_pretrained_cfg(name)
+    tag = tag or (cfg.tag if cfg else "") or ""
+    quick = architecture.replace("_clip_", "_clip_quickgelu_")
+    if cfg and "QuickGELU" in str(cfg.notes) and timm.is_model(quick):
+        architecture = quick  # timm's name of the variant with the activation these weights need
+    similar = next((s for s in BACKBONES.values() if s.architecture == architecture), None)
+    return _with_source("timm", architecture, tag) or BackboneSpec(
+        f"timm:{architecture}{'.' if tag else ''}{tag}",
+        "timm",
+        architecture,
+        tag or None,
+        similar.pooling if similar else "native",
+        licence=(cfg.license if cfg else None) or "unknown",
+    )
+
+
+def _open_clip(name: str) -> BackboneSpec:
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    if architecture not in open_clip.list_models():
+        hint = _did_you_mean(difflib.get_close_matches(architecture, open_clip.list_models(), n=3))
+        raise UsageError(
+            f"open_clip has no architecture {architecture!r}{hint}: open_clip.list_models()"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tags and tag not in tags:
+        nearest = difflib.get_close_matches(tag, tags, n=5, cutoff=0.4) or tags[:5]
+        raise UsageError(
+            f"openclip:{architecture}/TAG needs a TAG, which also decides how images are prepared: "
+            f"{', '.join(nearest)}, … (open_clip.list_pretrained_tags_by_model({architecture!r}))"
+        )
+    quick = f"{architecture}-quickgelu"
+    needs_quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
+    if needs_quick and quick in open_clip.list_models():
+        architecture = quick
+    return _with_source("openclip", architecture, tag or None) or BackboneSpec(
+        f"openclip:{architecture}{'/' if tag else ''}{tag}",
+        "openclip",
+        architecture,
+        tag or None,
+        "native",
+        reads_text=True,
+    )
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _did_you_mean(similar: Iterable[str]) -> str:
+    """A hint for an error message; empty where nothing is similar."""
+    names = list(similar)
     return f" (did you mean {' or '.join(names)}?)" if names else ""

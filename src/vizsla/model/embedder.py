@@ -1,6 +1,6 @@
-"""Embedder: backbone → pooling → projection → unit vectors, with its preprocessing; and its folder.
+"""Images or texts → unit vectors: backbone, pooling, projection, preprocessing; saved as a folder.
 
-Images and texts leave by one door: the same projection, the same normalisation.
+Texts pass through the same projection and normalisation as images.
 """
 
 import contextlib
@@ -20,14 +20,20 @@ from torch import Tensor, nn
 from vizsla import __version__, storage
 from vizsla.data.preprocess import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, UsageError
-from vizsla.model.backbones import PRETRAINED, RANDOM, build_backbone, resolve
+from vizsla.model.backbones import Backbone, ClipBackbone
+from vizsla.model.build import PRETRAINED, RANDOM, build_backbone, resolve_backbone
 from vizsla.model.catalogue import BackboneSpec
-from vizsla.model.networks import Backbone, ClipBackbone
-from vizsla.model.origin import Origin
+from vizsla.model.model_card import Origin, model_card, views_in
 from vizsla.model.pooling import POOLINGS, check_pooling
 from vizsla.model.projection import build_projection
 from vizsla.model.views import STEPS, Views
-from vizsla.model.weights import digest_of, lasting, load_state, read_state, traces_of
+from vizsla.model.weights import (
+    change_markers,
+    digest_of,
+    load_state,
+    read_state,
+    without_counters,
+)
 from vizsla.options import DEFAULT_BACKBONE
 
 log = logging.getLogger("vizsla.model")
@@ -40,8 +46,8 @@ TEXTS_AT_ONCE = 64
 class Embedder(nn.Module):
     """Images (B, 3, H, W), as `preprocess` makes them → (B, D) float32 of length 1.
 
-    `projection` stands between pooling and normalisation, and texts pass through it too. One that
-    is to be saved has `description` (a dict, for the configuration) and `dim`.
+    `projection` is applied to pooled images and to texts, before normalisation. To be saved it
+    needs `description` (a dict, for the configuration) and `dim`.
     """
 
     def __init__(self, backbone: Backbone, pooling: str, *, name: str | None = None) -> None:
@@ -56,9 +62,9 @@ class Embedder(nn.Module):
         self.projection: nn.Module = nn.Identity()
         self.views: Views | None = None
         self.origin = Origin()
-        self._known_digest: tuple[list[Any], str] | None = None
+        self._cached_digest: tuple[list[Any], str] | None = None
 
-    # ── making ───────────────────────────────────────────────────────────────────────────────────
+    # ── building ─────────────────────────────────────────────────────────────────────────────────
 
     @staticmethod
     def build(
@@ -69,11 +75,11 @@ class Embedder(nn.Module):
         image_size: int | None = None,
         seed: int = 0,
     ) -> "Embedder":
-        """From a backbone's name (see `vizsla models`); pooling None is the backbone's default.
+        """An embedder on this backbone (see `vizsla models`); pooling: None is its default.
 
         weights: "pretrained", "random" (drawn from `seed`), or a file.
         """
-        spec = resolve(name)
+        spec = resolve_backbone(name)
         pooling = check_pooling(pooling or spec.pooling, spec.poolings or (), spec.name)
         backbone = build_backbone(spec, weights, image_size=image_size, seed=seed)
         embedder = Embedder(backbone, pooling)
@@ -88,10 +94,11 @@ class Embedder(nn.Module):
         name: str = "custom",
         pooling: str | None = None,
     ) -> "Embedder":
-        """From a network of your own that gives vectors (B, D), a map (B, C, H, W), or tokens
-        (B, T, C). It is tried once, with a black picture, to see which.
+        """From any network that returns vectors (B, D), a map (B, C, H, W) or tokens (B, T, C).
+        It is run once, on black images, to see which.
 
-        The model_id knows the module's class and state, not its code: name another code otherwise.
+        The model_id depends on the module's class and weights, not on its code: when the code
+        changes, change `name`.
         """
         backbone = CustomBackbone(module, preprocess, name)
         return Embedder(backbone, pooling or backbone.spec.pooling).eval()
@@ -99,39 +106,40 @@ class Embedder(nn.Module):
     # ── embedding ────────────────────────────────────────────────────────────────────────────────
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.finished(self.pooled(images))
+        """(B, D) float32 of length 1 from preprocessed images (B, 3, H, W)."""
+        return self.project(self.pooled(images))
 
     def pooled(self, images: Tensor) -> Tensor:
         """(B, C): the backbone's vectors, before projection and normalisation; with views the mean
-        of their unit vectors."""
+        of the views' unit vectors."""
         if self.views is None:
             return self._pooled(images)
-        found = [F.normalize(self._pooled(seen).float(), dim=1) for seen in self.views.of(images)]
-        return torch.stack(found).mean(dim=0)
+        vectors = [F.normalize(self._pooled(view).float(), dim=1) for view in self.views.of(images)]
+        return torch.stack(vectors).mean(dim=0)
 
     def with_interpolation(self, name: str) -> "Embedder":
-        """Itself, resizing pictures so from now on: for weights that were trained so."""
+        """Changes how images are resized (for weights that were trained so); returns itself."""
         self.preprocess = dataclasses.replace(self.preprocess, interpolation=name)
         return self
 
     def with_views(self, text: str) -> "Embedder":
-        """Itself, looking at each picture in these views (see Views.parse) from now on.
+        """Averages over these views of each image (see Views.parse) from now on; returns itself.
 
-        ModelError where the network takes pictures of one size only.
+        ModelError where the network takes images of one size only.
         """
         views = Views.parse(text)
         for step in STEPS:
             self.views = views and dataclasses.replace(views, step=step)
-            if views is None or views.scales == (1.0,) or self._can_see():
+            if views is None or views.scales == (1.0,) or self._accepts_views():
                 return self
         self.views = None
         raise ModelError(
-            f"{self.name} takes pictures of {self.preprocess.size[0]} pixels only: it cannot look "
-            f"at views of other scales ({text}); use --views flip"
+            f"{self.name} takes images of {self.preprocess.size[0]} pixels only, not views of "
+            f"other scales ({text}): use --views flip"
         )
 
-    def _can_see(self) -> bool:
-        """Whether the network takes all views: tried with a black picture."""
+    def _accepts_views(self) -> bool:
+        """Whether the network takes all views; tried on a black image."""
         parameter = next(self.parameters())
         black = torch.zeros(1, 3, *self.preprocess.size).to(parameter)
         try:
@@ -150,45 +158,45 @@ class Embedder(nn.Module):
         return vectors
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """(B, D) float32 of length 1, to be compared with images' vectors."""
+        """(B, D) float32 of length 1, comparable with the vectors of images; ModelError where the
+        model reads no text."""
+        if not self.reads_text and self.pooling != "native" and self.backbone.spec.reads_text:
+            raise ModelError(
+                f"{self.name} reads text only with native pooling, not with {self.pooling} "
+                "pooling, where texts and images share no space: build it with --pooling native"
+            )
         if not self.reads_text:
-            self._refuse_text()
+            raise ModelError(f"{self.name} reads no text: choose a CLIP, SigLIP or PE model")
         texts = [texts] if isinstance(texts, str) else texts
         parts = [
-            self.finished(self.backbone.encode_text(texts[i : i + TEXTS_AT_ONCE]))
+            self.project(self.backbone.encode_text(texts[i : i + TEXTS_AT_ONCE]))
             for i in range(0, len(texts), TEXTS_AT_ONCE)
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
 
-    def finished(self, vectors: Tensor) -> Tensor:
-        """(B, D) float32 of length 1 from (B, C) pooled vectors."""
+    def project(self, vectors: Tensor) -> Tensor:
+        """(B, D) float32 of length 1 from (B, C) pooled vectors or texts."""
         device = vectors.device.type
-        known = device != "meta"  # which has no autocast; to ask torch breaks what is compiled
-        with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
+        has_autocast = device != "meta"  # asking torch would break compiled graphs
+        with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
             return F.normalize(self.projection(vectors.float()).float(), dim=1)  # 0 stays 0
-
-    def _refuse_text(self) -> None:
-        if self.pooling != "native" and self.backbone.spec.reads_text:
-            raise ModelError(
-                f"{self.name} reads text with native pooling only, and this one has {self.pooling} "
-                "pooling: texts and images share no space there. Build it with --pooling native"
-            )
-        raise ModelError(f"{self.name} reads no text: choose a CLIP, SigLIP or PE model")
 
     # ── what it is ───────────────────────────────────────────────────────────────────────────────
 
     @property
     def dim(self) -> int:
-        own = getattr(self.projection, "dim", None)
-        return int(own) if own is not None else self.backbone.dim(self.pooling)
+        """D, the length of its vectors."""
+        projected = getattr(self.projection, "dim", None)
+        return int(projected) if projected is not None else self.backbone.dim(self.pooling)
 
     @property
     def reads_text(self) -> bool:
+        """Whether `encode_text` works."""
         return self.pooling == "native" and self.backbone.reads_text
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that rebuilds it, apart from the weights."""
+        """Everything that is needed to rebuild it, except the weights."""
         spec = self.backbone.spec
         return {
             "name": self.name,
@@ -215,9 +223,9 @@ class Embedder(nn.Module):
 
     @property
     def model_id(self) -> str:
-        """24 hex digits of the weights, the pooling, the projection, preprocessing and views.
+        """24 hex digits that identify weights, pooling, projection, preprocessing and views.
 
-        Not of the name, the device, or a precision that it was cast to.
+        Name, device and the precision that it was cast to do not matter.
         """
         parts = {
             "network": self.backbone.identity,
@@ -231,15 +239,15 @@ class Embedder(nn.Module):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _weights_digest(self) -> str:
-        """Remembered as long as no tensor has changed: hashing a large model takes seconds."""
-        state = lasting(self.state_dict())
-        traces = traces_of(state)
-        if self._known_digest is None or self._known_digest[0] != traces:
-            self._known_digest = traces, digest_of(state)
-        return self._known_digest[1]
+        """Cached while no tensor changes: hashing a large model takes seconds."""
+        state = without_counters(self.state_dict())
+        markers = change_markers(state)
+        if self._cached_digest is None or self._cached_digest[0] != markers:
+            self._cached_digest = markers, digest_of(state)
+        return self._cached_digest[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Embedder":
-        """`.to()`, `.half()` and the like: a cast rounds the weights, and keeps the model_id."""
+        """Called by `.to()`, `.half()` …: a cast rounds the weights but keeps the model_id."""
         tensors = self.state_dict().values()
         dtypes = {t.dtype for t in tensors if t.is_floating_point()}
         casts = any(fn(torch.zeros(1, dtype=dtype)).dtype != dtype for dtype in dtypes)
@@ -247,13 +255,13 @@ class Embedder(nn.Module):
         digest = self._weights_digest() if known else None
         super()._apply(fn, recurse)
         if digest is not None:
-            self._known_digest = traces_of(lasting(self.state_dict())), digest
+            self._cached_digest = change_markers(without_counters(self.state_dict())), digest
         return self
 
     # ── its folder ───────────────────────────────────────────────────────────────────────────────
 
     def save(self, folder: str | Path) -> None:
-        """Writes the weights, tokeniser files, a model card, and last the sealed configuration."""
+        """Writes weights, tokeniser files, a model card, and last the sealed configuration."""
         folder = Path(folder)
         files = {WEIGHTS: self._save_weights(folder / WEIGHTS), **self._save_tokeniser(folder)}
         content = {
@@ -267,24 +275,24 @@ class Embedder(nn.Module):
         _write_description(folder, content)
 
     def save_origin(self, folder: str | Path) -> None:
-        """Rewrites the configuration and the card in its own folder, not the weights."""
+        """Rewrites the configuration and the model card in `folder`, not the weights."""
         _write_description(Path(folder), {**read_config(folder), **self.config})
 
     def _save_weights(self, path: Path) -> str:
         from safetensors.torch import save_file
 
         state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        seen: set[int] = set()
-        for name, tensor in state.items():  # two names for one tensor are two tensors in the file
-            if tensor.data_ptr() in seen:
+        saved: set[int] = set()
+        for name, tensor in state.items():  # tensors with two names are stored twice
+            if tensor.data_ptr() in saved:
                 state[name] = tensor.clone()
-            seen.add(tensor.data_ptr())
+            saved.add(tensor.data_ptr())
         with storage.writing(path) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
             return storage.sha256_of(temporary)
 
     def _save_tokeniser(self, folder: Path) -> dict[str, str]:
-        """Path below `folder` → SHA-256; nothing where the tokeniser lies inside open_clip."""
+        """Path below `folder` → SHA-256; empty where open_clip has the tokeniser built in."""
         if not (self.reads_text and isinstance(self.backbone, ClipBackbone)):
             return {}
         try:
@@ -298,16 +306,16 @@ class Embedder(nn.Module):
         with tempfile.TemporaryDirectory() as temporary:
             write(temporary)
             for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
-                below = f"{TOKENISER}/{file.relative_to(temporary).as_posix()}"
-                storage.write_bytes(folder / below, file.read_bytes())
-                hashes[below] = storage.sha256_of(folder / below)
+                name = f"{TOKENISER}/{file.relative_to(temporary).as_posix()}"
+                storage.write_bytes(folder / name, file.read_bytes())
+                hashes[name] = storage.sha256_of(folder / name)
         return hashes
 
     @staticmethod
     def load(folder: str | Path, *, module: nn.Module | None = None) -> "Embedder":
-        """From a folder that `save` wrote; nothing is downloaded.
+        """The embedder in a folder that `save` wrote; downloads nothing.
 
-        module: the network of an embedder that was made with `from_module`, and only of that.
+        module: the network, for embedders made with `from_module` only.
         """
         folder = Path(folder)
         config = read_config(folder)
@@ -316,31 +324,34 @@ class Embedder(nn.Module):
         embedder = Embedder(_rebuilt(config, module), config["pooling"], name=config["name"])
         embedder.preprocess = Preprocess.from_dict(config["preprocess"])
         embedder.projection = build_projection(config["projection"])
-        embedder.views = _views_of(config)
+        embedder.views = views_in(config)
         embedder.origin = Origin(**config.get("origin") or {})
         if isinstance(embedder.backbone, ClipBackbone) and f"{TOKENISER}/" in str(config["files"]):
             embedder.backbone.tokeniser_folder = folder / TOKENISER
         load_state(embedder, read_state(folder / WEIGHTS), origin=str(folder / WEIGHTS))
-        traces = traces_of(lasting(embedder.state_dict()))
-        embedder._known_digest = traces, config["weights_digest"]
+        markers = change_markers(without_counters(embedder.state_dict()))
+        embedder._cached_digest = markers, config["weights_digest"]
         return embedder.eval()
 
 
 class CustomBackbone(Backbone):
-    """A network of the user's own."""
+    """A network that the caller built."""
 
     def __init__(self, module: nn.Module, preprocess: Preprocess, name: str) -> None:
         shape = _output_shape(module, preprocess)
         poolings = ("native",) if len(shape) == 2 else ("gap", "gem", "max")
-        spec = BackboneSpec(name, "custom", _class_of(module), None, poolings[0], poolings=poolings)
+        class_name = f"{type(module).__module__}.{type(module).__qualname__}"
+        spec = BackboneSpec(name, "custom", class_name, None, poolings[0], poolings=poolings)
         super().__init__(spec, module, preprocess)
         self.feature_dim = self.native_dim = shape[2] if len(shape) == 3 else shape[1]
 
     @property
     def identity(self) -> str:
+        """Name and class, for the model_id."""
         return f"custom:{self.spec.name}:{self.spec.architecture}"
 
     def features(self, images: Tensor) -> Tensor:
+        """What the network returns: vectors, a map or tokens."""
         features: Tensor = self.network(images)
         return features
 
@@ -356,19 +367,15 @@ def _output_shape(module: nn.Module, preprocess: Preprocess) -> torch.Size:
             found = module(black)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
-                f"the module cannot take images of shape {tuple(black.shape)}: {error}"
+                f"the module fails on images of shape {tuple(black.shape)}: {error}"
             ) from error
     if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4) or len(found) != 2:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(
-            f"for two images the module gives {what}: expected vectors (2, D), "
+            f"for two images the module returns {what}: expected vectors (2, D), "
             "a map (2, C, H, W) or tokens (2, T, C)"
         )
     return found.shape
-
-
-def _class_of(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 # ── reading a folder ─────────────────────────────────────────────────────────────────────────────
@@ -381,81 +388,34 @@ def is_embedder(folder: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """An embedder's configuration, after its seal was checked."""
+    """An embedder's configuration, its seal checked; ModelError where it is not one."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} is no saved embedder: it has no {CONFIG}")
+        raise ModelError(f"{folder} is not a saved embedder: it has no {CONFIG}")
     config = storage.read_sealed_json(folder / CONFIG)
     if config.get("form") != FORM:
-        raise ModelError(f"{folder} is no saved embedder, but {config.get('form')!r}")
+        raise ModelError(f"{folder} is not a saved embedder, but {config.get('form')!r}")
     return config
 
 
 def _rebuilt(config: dict[str, Any], module: nn.Module | None) -> Backbone:
-    """The backbone of a saved embedder, its weights still to be filled in."""
+    """The backbone of a saved embedder, before its weights are loaded."""
     stored = config["backbone"]
     if stored["library"] == "custom":
         if module is None:
             raise ModelError(
-                f"{config['name']} was made from a module of your own ({stored['architecture']}), "
+                f"{config['name']} was made from a module ({stored['architecture']}) "
                 "whose code is not in the folder: Embedder.load(folder, module=…)"
             )
         return CustomBackbone(module, Preprocess.from_dict(config["preprocess"]), config["name"])
     if module is not None:
-        raise UsageError(f"{config['name']} was not made from a module: leave module= out")
+        raise UsageError(f"{config['name']} was not made from a module: leave out module=")
     facts: dict[str, Any] = {**stored, "poolings": tuple(stored["poolings"])}
     spec = BackboneSpec(config["name"], **facts, dim=config["dim"], licence=config["licence"])
     return build_backbone(spec, RANDOM, image_size=config["image_size"])
 
 
-def _views_of(config: dict[str, Any]) -> Views | None:
-    found = config.get("views")
-    return Views(**{**found, "scales": tuple(found["scales"])}) if found else None
-
-
 def _write_description(folder: Path, content: dict[str, Any]) -> None:
     """The model card, and last the sealed configuration."""
-    storage.write_text(folder / "README.md", _card(content))
+    storage.write_text(folder / "README.md", model_card(content))
     storage.write_sealed_json(folder / CONFIG, content)
-
-
-def _card(content: dict[str, Any]) -> str:
-    """The model card."""
-    reads = "images and text" if content["reads_text"] else "images"
-    backbone = content["backbone"]
-    source = f"{backbone['library']}: {backbone['architecture']}"
-    if backbone["tag"]:
-        source += f", {backbone['tag']}"
-    origin = Origin(**content["origin"])
-    return f"""# {content["name"]}
-
-An embedder for image retrieval, written by vizsla.
-
-| | |
-|---|---|
-| network | {source} |
-| weights | {origin.told_weights()} |
-| training | {origin.told_training()} |
-| pooling | {content["pooling"]} |
-| reads | {reads} |
-| vectors | {content["dim"]} numbers, of length 1 |
-| images | {Preprocess.from_dict(content["preprocess"])} |
-| views of each | {_views_of(content) or "one"} |
-| licence of the library's weights | {_licence(content["licence"], origin)} |
-| model id | {content["model_id"]} |
-
-```python
-from vizsla import Embedder, read_image
-
-embedder = Embedder.load("this folder")
-vectors = embedder(embedder.preprocess(read_image("photo.jpg"))[None])  # (1, {content["dim"]})
-```
-"""
-
-
-def _licence(licence: str | None, origin: Origin) -> str:
-    """A user's file has a licence of its own, which nobody told."""
-    told = licence or "not known"
-    if origin.weights == "file":
-        return f"{told}; that of {origin.weights_file} is not known"
-    return told

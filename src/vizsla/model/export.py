@@ -1,7 +1,7 @@
-"""Embedder → ONNX, for those who serve elsewhere: the file, and in JSON what goes in and comes out.
+"""Embedder → an ONNX file for other runtimes, and a JSON file that describes its input and output.
 
-The network takes normalised images and gives unit vectors; pooling, projection and normalisation
-are inside. How a picture becomes such an image stands in the JSON, in words that need no Python.
+The ONNX network takes normalised images and returns unit vectors; pooling, projection and
+normalisation are inside. The JSON describes the preprocessing in words, without Python.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ log = logging.getLogger("vizsla.model")
 FORM = "onnx/1"
 OPSET = 18
 INPUT, OUTPUT = "images", "vectors"
-TRIED = 3  # images of the parity check
-BOUND = 1e-3  # 1 - cosine that ONNX Runtime's vectors may differ by, fp32 on both sides
+CHECK_IMAGES = 3  # random images on which torch and ONNX Runtime are compared, both in fp32
+MAX_DIFFERENCE = 1e-3  # 1 - cosine between their vectors
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote. difference: the largest 1 - cosine to torch; None if it was not run."""
+    """What `export` wrote. difference: the largest 1 - cosine to torch; None where not checked."""
 
     path: Path
     description: Path
@@ -40,8 +40,8 @@ class Exported:
     difference: float | None
 
 
-class _Whole(nn.Module):
-    """fp32 from end to end; no context managers, which ONNX has no word for."""
+class _ExportedNetwork(nn.Module):
+    """Images → unit vectors in fp32, without context managers, which ONNX does not support."""
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
@@ -57,16 +57,16 @@ def export(embedder: Embedder, out: str | Path) -> Exported:
     Runtime. ModelError where the network cannot be exported or gives other vectors."""
     out = Path(out)
     if out.suffix.lower() != ".onnx":
-        raise UsageError(f"{out}: name a file that ends in .onnx (beside it comes a .json)")
+        raise UsageError(f"{out}: name a file that ends in .onnx (a .json is written beside it)")
     storage.require_local(out)
     onnx = _onnx()
     embedder = embedder.to("cpu").to(memory_format=torch.contiguous_format).float().eval()
     height, width = embedder.preprocess.size
-    dice = torch.Generator().manual_seed(0)
-    images = torch.randn((2, 3, height, width), generator=dice)
-    data = _exported(_Whole(embedder), images, embedder.name)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn((2, 3, height, width), generator=rng)
+    data = _onnx_bytes(_ExportedNetwork(embedder), images, embedder.name)
     onnx.checker.check_model(onnx.load_model_from_string(data))
-    difference = _difference(embedder, data, dice)
+    difference = _difference(embedder, data, rng)
     storage.write_bytes(out, data)
     description = out.with_suffix(".json")
     storage.write_json(description, describe(embedder, out))
@@ -74,7 +74,7 @@ def export(embedder: Embedder, out: str | Path) -> Exported:
 
 
 def describe(embedder: Embedder, path: Path) -> dict[str, Any]:
-    """All that is needed to use the file without this package."""
+    """What is needed to use the file without this package, as JSON values."""
     preprocess = embedder.preprocess
     height, width = preprocess.size
     return {
@@ -111,7 +111,7 @@ def _steps(embedder: Embedder) -> list[str]:
     if p.mode == "squash":
         sides = f"{p.resize} × {p.resize}" if p.resize else f"{width} × {height}"
         first = [
-            f"resize to {sides} (width × height) whatever the aspect ratio, {p.interpolation}, "
+            f"resize to {sides} (width × height), ignoring the aspect ratio, {p.interpolation}, "
             "antialiased as Pillow does it"
         ]
     return [
@@ -125,7 +125,7 @@ def _steps(embedder: Embedder) -> list[str]:
     ]
 
 
-def _exported(network: nn.Module, images: Tensor, name: str) -> bytes:
+def _onnx_bytes(network: nn.Module, images: Tensor, name: str) -> bytes:
     """The bytes of the ONNX file, weights included."""
     batch = torch.export.Dim("batch", min=1)
     try:
@@ -133,19 +133,19 @@ def _exported(network: nn.Module, images: Tensor, name: str) -> bytes:
             program = torch.onnx.export(
                 network, (images,), dynamo=True, opset_version=OPSET, input_names=[INPUT],
                 output_names=[OUTPUT], dynamic_shapes=({0: batch},), verbose=False,
-                optimize=False,  # the runtime that loads it does that
+                optimize=False,  # ONNX Runtime does it when it loads the file
             )  # fmt: skip
             assert program is not None
             data: bytes = program.model_proto.SerializeToString()
             return data
-    except Exception as error:  # whatever an exporter may say of somebody's network
+    except Exception as error:  # the exporter raises all kinds of errors
         first = next(iter(str(error).strip().splitlines()), "")
         raise ModelError(
             f"{name} cannot be exported to ONNX ({type(error).__name__}: {first[:300]})"
         ) from error
 
 
-def _difference(embedder: Embedder, data: bytes, dice: torch.Generator) -> float | None:
+def _difference(embedder: Embedder, data: bytes, rng: torch.Generator) -> float | None:
     """The largest 1 - cosine between torch and ONNX Runtime, on another batch size than exported;
     None where ONNX Runtime is not installed."""
     try:
@@ -154,41 +154,41 @@ def _difference(embedder: Embedder, data: bytes, dice: torch.Generator) -> float
         log.warning("onnxruntime is not installed, so the file was not checked against torch")
         return None
     height, width = embedder.preprocess.size
-    images = torch.randn((TRIED, 3, height, width), generator=dice)
+    images = torch.randn((CHECK_IMAGES, 3, height, width), generator=rng)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
     with torch.inference_mode():
         expected = embedder(images).numpy()
     cosines = np.sum(found.astype(np.float64) * expected, axis=1)
     difference = float(np.max(np.abs(1 - cosines)))
-    if not difference < BOUND:
+    if not difference < MAX_DIFFERENCE:
         raise ModelError(
             f"the ONNX file of {embedder.name} gives other vectors than torch (1 - cosine is "
-            f"{difference:.2g}, expected below {BOUND}): it was not written"
+            f"{difference:.2g}, expected below {MAX_DIFFERENCE}): it was not written"
         )
     return difference
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own work."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loud]
-    for logger in loud:
+    """Silences the exporter's warnings about its own work."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loud, before, strict=True):
+        for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
 
 def _onnx() -> Any:
     try:
         import onnx
-        import onnxscript  # noqa: F401  # what torch exports with
+        import onnxscript  # noqa: F401  # used by torch.onnx
     except ImportError as error:
         raise MissingExtraError("exporting to ONNX", "onnx") from error
     return onnx

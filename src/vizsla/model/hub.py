@@ -1,4 +1,4 @@
-"""Model hubs → weights files and tokenisers, from the cache where they lie there already."""
+"""Model hubs → weights files and tokenisers, downloaded once into the libraries' caches."""
 
 import contextlib
 import logging
@@ -13,19 +13,18 @@ from typing import Any
 import torch
 
 from vizsla.errors import MissingExtraError, ModelError
-from vizsla.model.catalogue import BackboneSpec
-from vizsla.model.lookup import find_backbone
+from vizsla.model.catalogue import BackboneSpec, find_backbone
 from vizsla.model.weights import first_sentence
 
 log = logging.getLogger("vizsla.model")
 
-PATIENCE = 4.0  # seconds for a connection
+CONNECT_TIMEOUT = 4.0  # seconds
 
 
 def fetch(name: str) -> Path:
-    """Downloads the pretrained weights of a backbone into the library's cache; where they lie.
+    """Downloads the pretrained weights of a backbone into the library's cache; returns the path.
 
-    For a model whose tokeniser is on the hub (SigLIP), that too, if transformers is installed.
+    Where the tokeniser is on the hub too (SigLIP), it is downloaded if transformers is installed.
     """
     spec = find_backbone(name)
     path = download(spec)
@@ -38,28 +37,28 @@ def fetch(name: str) -> Path:
 
 
 def download(spec: BackboneSpec) -> Path:
-    """The file with the pretrained weights, from the cache or the hub. Honours HF_HUB_OFFLINE."""
+    """The file with the pretrained weights, from the cache or the hub. Obeys HF_HUB_OFFLINE."""
     try:
-        repository, files, url = _whereabouts(spec)
-        with _without_reports_of_retries():
+        repository, files, url = _weights_location(spec)
+        with _quiet_hub_client():
             return _from_hub(repository, files) if repository else _from_url(url)
-    except Exception as error:  # the hub's client fails with the errors of four libraries
+    except Exception as error:  # the hub's client raises errors of four libraries
         reason = first_sentence(error)
         if error.__cause__ and not isinstance(error, ModelError):
             reason += f" ({first_sentence(error.__cause__)})"
-        folder = "HF_HOME names, else ~/.cache/huggingface"
+        folder = "HF_HOME, by default ~/.cache/huggingface"
         if spec.library == "torchvision":
-            folder = "TORCH_HOME names, else ~/.cache/torch"
+            folder = "TORCH_HOME, by default ~/.cache/torch"
         raise ModelError(
             f"cannot get the pretrained weights of {spec.name} ({spec.source}): {reason}. "
-            "Two ways out: give a weights file with --weights FILE, or run "
-            f"`vizsla models --fetch {spec.name}` on a machine with network and copy its cache "
-            f"(the folder that {folder})"
+            "Give a weights file with --weights FILE, or run "
+            f"`vizsla models --fetch {spec.name}` on a machine with a network connection and copy "
+            f"its cache folder ({folder})"
         ) from error
 
 
-def _whereabouts(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
-    """Repository on the hub or None, its possible files in order, and an address for None."""
+def _weights_location(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
+    """Repository on the hub or None, the file names to try, and the URL where there is none."""
     if spec.library == "torchvision":
         from torchvision.models import GoogLeNet_Weights
 
@@ -77,7 +76,7 @@ def _whereabouts(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
 
     cfg = timm.get_pretrained_cfg(spec.source.removeprefix("timm:"))
     if cfg is None or not cfg.has_weights:
-        raise ModelError("there are no pretrained weights for it")
+        raise ModelError("no pretrained weights are published")
     file = cfg.hf_hub_filename
     return (
         cfg.hf_hub_id,
@@ -98,13 +97,13 @@ def _from_hub(repository: str, files: list[str]) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     if HF_HUB_OFFLINE:
-        raise ModelError(f"HF_HUB_OFFLINE is set, and the cache {HF_HUB_CACHE} does not hold them")
+        raise ModelError(f"HF_HUB_OFFLINE is set, and they are not in the cache {HF_HUB_CACHE}")
     require_connection(constants.ENDPOINT)
     for file in files[:-1]:
         try:
             return Path(hub.hf_hub_download(repository, file, revision=revision or None))
         except LocalEntryNotFoundError:
-            raise  # no network: the next name would fare no better
+            raise  # no connection: the next name would fail as well
         except EntryNotFoundError:
             log.debug("%s has no %s", repository, file)
     return Path(hub.hf_hub_download(repository, files[-1], revision=revision or None))
@@ -114,12 +113,12 @@ def _from_url(url: str) -> Path:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if not url:
-        raise ModelError("there are no pretrained weights for it")
+        raise ModelError("no pretrained weights are published")
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
     if HF_HUB_OFFLINE:
-        raise ModelError(f"HF_HUB_OFFLINE is set, and there is no {path}")
+        raise ModelError(f"HF_HUB_OFFLINE is set, and {path} does not exist")
     require_connection(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     digits = torch.hub.HASH_REGEX.search(path.name)
@@ -127,28 +126,29 @@ def _from_url(url: str) -> Path:
     return path
 
 
-# ── the network ──────────────────────────────────────────────────────────────────────────────────
+# ── connection ───────────────────────────────────────────────────────────────────────────────────
 
 
 def require_connection(url: str) -> None:
-    """ModelError unless the server of this address, or the proxy before it, takes connections.
+    """ModelError unless the server of this URL, or the proxy in between, accepts connections.
 
-    It is known within seconds; the hub's own client tries for half a minute.
+    Takes a few seconds at most; the hub's client would try for half a minute.
     """
-    host, port = _first_hop(url)
-    found: list[str] = []  # one entry: what is wrong, or an empty text
-    # In a thread, since nothing else ends the wait for a silent name server.
-    asking = threading.Thread(target=lambda: found.append(_connection_problem(host, port)))
-    asking.daemon = True  # it must not hold up the program's end either
-    asking.start()
-    asking.join(PATIENCE + 1)
-    problem = found[0] if found else f"{host} does not answer"
+    host, port = _connection_target(url)
+    problems: list[str] = []  # one entry, empty where there is none
+    # In a daemon thread: nothing else ends the wait for a name server that does not answer.
+    check = threading.Thread(
+        target=lambda: problems.append(_connection_problem(host, port)), daemon=True
+    )
+    check.start()
+    check.join(CONNECT_TIMEOUT + 1)
+    problem = problems[0] if problems else f"{host} does not answer"
     if problem:
-        raise ModelError(f"no network, or none that leads there: {problem}")
+        raise ModelError(f"no network connection: {problem}")
 
 
-def _first_hop(url: str) -> tuple[str, int]:
-    """Host and port of the first connection: the server's, or those of the proxy that is set."""
+def _connection_target(url: str) -> tuple[str, int]:
+    """Host and port to connect to: the server's, or those of a configured proxy."""
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
     proxies = urllib.request.getproxies()
@@ -159,11 +159,11 @@ def _first_hop(url: str) -> tuple[str, int]:
 
 
 def _connection_problem(host: str, port: int) -> str:
-    """Why no connection comes about; an empty text where one does."""
+    """Why no connection can be made; empty where one can."""
     try:
-        socket.create_connection((host, port), timeout=PATIENCE).close()
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except socket.gaierror:
-        return f"the name {host} is not known"
+        return f"the host {host} is not known"
     except ConnectionRefusedError:
         return f"{host}:{port} refuses the connection"
     except TimeoutError:
@@ -174,8 +174,8 @@ def _connection_problem(host: str, port: int) -> str:
 
 
 @contextlib.contextmanager
-def _without_reports_of_retries() -> Iterator[None]:
-    """The hub's client reports every try; the error says all of it in one line."""
+def _quiet_hub_client() -> Iterator[None]:
+    """The hub's client logs each retry; our error reports the failure once."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -191,8 +191,8 @@ def _without_reports_of_retries() -> Iterator[None]:
 def load_tokeniser(architecture: str, folder: str | Path | None = None) -> Any:
     """open_clip's tokeniser of this architecture: list of texts → (B, T) token numbers.
 
-    CLIP's and PE's lie inside open_clip. SigLIP's comes from `folder`, or from the hub, through
-    transformers: MissingExtraError without it, ModelError where it cannot be had.
+    CLIP's and PE's are part of open_clip. SigLIP's comes from `folder`, or from the hub, through
+    transformers: MissingExtraError without it, ModelError where it cannot be loaded.
     """
     import open_clip
     from open_clip.tokenizer import HFTokenizer
@@ -205,13 +205,13 @@ def load_tokeniser(architecture: str, folder: str | Path | None = None) -> Any:
     try:
         if folder:
             return HFTokenizer(str(folder), local_files_only=True, **options)
-        import transformers  # noqa: F401  missing: said before the network is tried
+        import transformers  # noqa: F401  if missing, fail before any connection is tried
 
         _require_cached_or_connection(hub_name)
         return HFTokenizer(hub_name, **options)
     except ImportError as error:
         raise MissingExtraError(f"the tokeniser of {architecture}", "siglip") from error
-    except Exception as error:  # as with weights: the hub's client fails in many ways
+    except Exception as error:  # the hub's client raises errors of four libraries
         raise ModelError(
             f"cannot get the tokeniser of {architecture} ({folder or hub_name}): "
             f"{first_sentence(error)}"

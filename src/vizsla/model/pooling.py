@@ -1,7 +1,7 @@
-"""Feature maps and tokens → one vector each. Knows nothing of the networks that made them.
+"""Feature maps or tokens → one vector for each image. Knows nothing of the networks.
 
 Every pooling takes a map (B, C, H, W) or tokens (B, T, C) and computes in float32: a sum of
-cubes over a map leaves the range of fp16.
+cubes over a map exceeds the range of fp16.
 """
 
 from collections.abc import Callable
@@ -25,23 +25,25 @@ def as_tokens(features: Tensor) -> Tensor:
 
 
 class GlobalAverage(nn.Module):
-    """Mean over all places: (B, C)."""
+    """The mean over all positions."""
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, C) float32."""
         return as_tokens(features).mean(1)
 
 
 class GlobalMax(nn.Module):
-    """Maximum over all places: (B, C)."""
+    """The maximum over all positions."""
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, C) float32."""
         return as_tokens(features).amax(1)
 
 
 class GeM(nn.Module):
-    """Generalised mean, (mean of x^p)^(1/p), with p learned (Radenović et al., 2018).
+    """The generalised mean, (mean of x^p)^(1/p), with learned p (Radenović et al., 2018).
 
-    p = 1 is the average, a large p comes close to the maximum. Values below `eps` count as `eps`.
+    p = 1 is the mean, a large p approaches the maximum. Values below `eps` count as `eps`.
     """
 
     P_RANGE = (1.0, 20.0)
@@ -52,15 +54,16 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, C) float32."""
         x = as_tokens(features).clamp(min=self.eps)  # (B, T, C)
         p = self.p.float().clamp(*self.P_RANGE)
-        # Divided by its largest value first, no power overflows, and the result is the same.
+        # Dividing by the largest value first changes nothing and keeps powers from overflowing.
         largest = x.amax(1, keepdim=True).detach()  # (B, 1, C)
         mean = (x / largest).pow(p).mean(1)  # (B, C)
         return mean.pow(1 / p) * largest[:, 0]
 
 
-# `cls` and `native` vectors come from the network itself: nothing is left to pool.
+# `cls` and `native` vectors come from the network itself, already pooled.
 POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "gap": GlobalAverage,
     "gem": GeM,
@@ -71,7 +74,7 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
 
 
 def check_pooling(name: str, available: tuple[str, ...], model: str) -> str:
-    """The pooling's name in its own spelling; an error that lists what there is otherwise."""
+    """The pooling's name in lower case; an error with the available ones where it is not one."""
     pooling = name.strip().lower()
     if pooling not in POOLINGS:
         raise UsageError(f"pooling {name!r}: choose one of {', '.join(POOLINGS)}")

@@ -1,7 +1,7 @@
-"""Projections: pooled vectors (B, C) → (B, D), to be made unit vectors by the embedder.
+"""Projections: pooled vectors (B, C) → (B, D), which the embedder then normalises.
 
-A projection starts as the identity (or as the PCA where D changes), so that the frozen model is one
-point of what training can reach. Closed forms for the start are here too: PCA and whitening.
+A projection starts as the identity (or as the PCA where D differs), so training starts at the
+frozen model. Closed forms are here too: PCA, whitening and discriminants.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ WHITENINGS = ("none", "plain", "shrunk")
 
 
 class Projection(nn.Module):
-    """unit(x) → weight · unit(x) + bias, or that joined to unit(x) itself.
+    """unit(x) → weight · unit(x) + bias, or that joined with unit(x).
 
-    frozen_share: how much of a joined vector's squared length, and so of a cosine, the frozen part
-    makes: 0 leaves it away, and then D rows come out; otherwise D + C.
+    frozen_share: the share of unit(x) in a joined vector's squared length, and so in a cosine; 0
+    leaves it out. Vectors have D numbers then, otherwise D + C.
     """
 
     def __init__(self, inputs: int, outputs: int, *, frozen_share: float = 0.0) -> None:
@@ -34,6 +34,7 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))  # (D,)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """(B, D), or (B, D + C) with a frozen share."""
         unit = F.normalize(pooled, dim=1)  # (B, C)
         projected = F.linear(unit, self.weight, self.bias)  # (B, D)
         if not self.share:
@@ -43,11 +44,12 @@ class Projection(nn.Module):
 
     @property
     def dim(self) -> int:
+        """The length of its vectors."""
         return self.outputs + (self.inputs if self.share else 0)
 
     @property
     def description(self) -> dict[str, Any]:
-        """For the embedder's configuration; `build_projection` gives an equal one back."""
+        """For the embedder's configuration; `build_projection` reads it."""
         return {
             "form": FORM,
             "inputs": self.inputs,
@@ -56,35 +58,38 @@ class Projection(nn.Module):
         }
 
     def joined(self, frozen_share: float) -> "Projection":
-        """A copy of the same weights with another share of the frozen vector."""
+        """A copy with the same weights and another frozen share."""
         copy = Projection(self.inputs, self.outputs, frozen_share=frozen_share)
         copy.load_state_dict(self.state_dict())
         return copy.to(self.weight.device)
 
 
 class Chained(nn.Module):
-    """One projection after another, such as a tuned head and then a whitening."""
+    """Several projections in a row, such as a trained head and a whitening."""
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """(B, D) of the last projection."""
         for part in self.parts:
-            pooled = part(pooled)  # each takes unit vectors, and makes them itself
+            pooled = part(pooled)  # each normalises its input itself
         return pooled
 
     @property
     def dim(self) -> int:
+        """The length of the last projection's vectors."""
         return int(self.parts[-1].dim)  # type: ignore[arg-type]
 
     @property
     def description(self) -> dict[str, Any]:
+        """For the embedder's configuration; `build_projection` reads it."""
         return {"form": CHAINED, "parts": [part.description for part in self.parts]}
 
 
-def behind(first: nn.Module, second: Projection) -> nn.Module:
-    """Both, one after the other; `second` alone where the first does nothing."""
+def chain(first: nn.Module, second: Projection) -> nn.Module:
+    """`first` and then `second`; only `second` where the first is the identity."""
     if isinstance(first, nn.Identity):
         return second
     parts = list(first.parts) if isinstance(first, Chained) else [first]
@@ -92,15 +97,15 @@ def behind(first: nn.Module, second: Projection) -> nn.Module:
 
 
 def build_projection(description: dict[str, Any] | None) -> nn.Module:
-    """From an embedder's configuration, its weights still to be filled in."""
+    """The projection of an embedder's configuration, before its weights are loaded."""
     if description is None:
         return nn.Identity()
     if description.get("form") == CHAINED:
         return Chained(*(build_projection(part) for part in description["parts"]))
     if description.get("form") != FORM:
         raise ModelError(
-            f"a projection of the form {description.get('form')!r}: this version of vizsla builds "
-            f"{FORM}; use the version that saved it"
+            f"projection form {description.get('form')!r}: this version of vizsla reads {FORM} and "
+            f"{CHAINED}; use the version that saved it"
         )
     return Projection(
         int(description["inputs"]),
@@ -110,7 +115,7 @@ def build_projection(description: dict[str, Any] | None) -> nn.Module:
 
 
 def identity_or_pca(vectors: np.ndarray, dim: int | None = None) -> Projection:
-    """The start of a head on vectors (N, C): the identity for D = C, else their first D axes."""
+    """Where a head on vectors (N, C) starts: the identity for D = C, else their PCA."""
     inputs = vectors.shape[1]
     projection = Projection(inputs, dim or inputs)
     if dim and dim != inputs:
@@ -120,7 +125,7 @@ def identity_or_pca(vectors: np.ndarray, dim: int | None = None) -> Projection:
 
 
 def centred(projection: Projection, vectors: np.ndarray) -> Projection:
-    """The same, moved so that the mean of unit(vectors) comes out as 0. In place."""
+    """The same with a bias that maps the mean of unit(vectors) to 0. In place."""
     unit = torch.as_tensor(_unit(vectors)).to(projection.weight)
     with torch.no_grad():
         projection.bias.copy_(-(unit @ projection.weight.T).mean(0))
@@ -143,22 +148,24 @@ def pca(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
 def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None) -> Projection:
     """PCA of vectors (N, C), then axes of equal variance (Jégou and Chum, 2012): C → D.
 
-    kind "plain" takes the variances as they are and so at most N - 1 axes; "shrunk" moves them
-    towards their mean as far as so few vectors ask for (Ledoit and Wolf, 2004); "none" is the PCA
-    alone. dim: None keeps all axes. DataError where there are too few vectors for it.
+    kind "plain" uses the variances as they are, so at most N - 1 axes; "shrunk" moves them towards
+    their mean by the share that Ledoit and Wolf (2004) estimate; "none" is the PCA alone.
+    dim: None keeps all axes. DataError where there are too few vectors.
     """
     if kind not in WHITENINGS:
         raise UsageError(f"whitening {kind!r}: choose one of {', '.join(WHITENINGS)}")
     unit = _unit(vectors)
     N, C = unit.shape
     if N < 2:
-        raise DataError(f"{N} training vectors: whitening needs two or more, better thousands")
+        raise DataError(
+            f"{N} training vectors: whitening needs at least two, and should have thousands"
+        )
     mean = unit.mean(axis=0)
     centred_rows = unit - mean
     values, axes = np.linalg.eigh(centred_rows.T @ centred_rows / N)
-    values, axes = values[::-1].clip(min=0), axes[:, ::-1].T  # falling; axes in rows
-    known = int((values > 1e-9 * values[0]).sum()) if values[0] > 0 else 0
-    most = C if kind == "shrunk" else min(known, N - 1)
+    values, axes = values[::-1].clip(min=0), axes[:, ::-1].T  # descending; axes in rows
+    rank = int((values > 1e-9 * values[0]).sum()) if values[0] > 0 else 0
+    most = C if kind == "shrunk" else min(rank, N - 1)
     dim = most if dim is None else dim
     if not 1 <= dim <= most:
         raise DataError(
@@ -168,7 +175,7 @@ def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None)
     if kind == "none":
         weight = axes[:dim]
     else:
-        from sklearn.covariance import ledoit_wolf_shrinkage  # a second, and few need it
+        from sklearn.covariance import ledoit_wolf_shrinkage  # takes a second to import
 
         level = values.mean()
         share = ledoit_wolf_shrinkage(centred_rows, assume_centered=True) if kind == "shrunk" else 0
@@ -180,62 +187,62 @@ def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None)
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
-    """How unit vectors spread: inside classes (axes and variances), and classes about the mean.
+class ClassSpread:
+    """The spread of unit vectors within classes (axes, variances) and between them.
 
-    mean: (C,). axes: (C, C) columns, variances: (C,). apart: (classes, C), the squares of its rows
-    sum up to the covariance of the classes' means.
+    mean: (C,). axes: (C, C) columns. variances: (C,). between: (classes, C), weighted class means
+    minus `mean`: betweenᵀ · between is the between-class covariance.
     """
 
     mean: np.ndarray
     axes: np.ndarray
     variances: np.ndarray
-    apart: np.ndarray
+    between: np.ndarray
 
     @property
     def level(self) -> float:
-        """The mean variance inside classes."""
+        """The mean variance within classes."""
         return max(float(self.variances.mean()), 1e-12)
 
-    def evening(self, shrinkage: float) -> np.ndarray:
-        """(C, C) under which members of a class spread alike in all directions, and as far as
-        before in the mean. Symmetric: the nearest to the identity."""
+    def whitening_matrix(self, shrinkage: float) -> np.ndarray:
+        """(C, C), symmetric: makes the within-class variance the same in all directions, and keeps
+        its mean."""
         shrunk = (1 - shrinkage) * self.variances + shrinkage * self.level
-        even: np.ndarray = (self.axes * (self.level / shrunk) ** 0.5) @ self.axes.T
-        return even
+        matrix: np.ndarray = (self.axes * (self.level / shrunk) ** 0.5) @ self.axes.T
+        return matrix
 
 
-def spread_of(vectors: np.ndarray, labels: np.ndarray) -> Spread:
-    """vectors: (N, C); labels: (N,) class numbers."""
+def class_spread(vectors: np.ndarray, labels: np.ndarray) -> ClassSpread:
+    """The spread of the unit vectors of `vectors` (N, C). labels: (N,) class numbers."""
     unit = _unit(vectors)
     mean = unit.mean(axis=0)
     codes = np.unique(labels, return_inverse=True)[1]
     counts = np.bincount(codes)[:, None]
     sums = np.zeros((len(counts), unit.shape[1]))
     np.add.at(sums, codes, unit)
-    inside = unit - (sums / counts)[codes]
-    variances, axes = np.linalg.eigh(inside.T @ inside / len(unit))
-    apart = (sums / counts - mean) * (counts / len(unit)) ** 0.5
-    return Spread(mean, axes, np.maximum(variances, 0), apart)
+    within = unit - (sums / counts)[codes]
+    variances, axes = np.linalg.eigh(within.T @ within / len(unit))
+    between = (sums / counts - mean) * (counts / len(unit)) ** 0.5
+    return ClassSpread(mean, axes, np.maximum(variances, 0), between)
 
 
-def whitened(spread: Spread, *, shrinkage: float = 0.9) -> Projection:
-    """The projection that evens out how members of one class vary (WCCN; Hatch et al., 2006).
+def within_class_whitening(spread: ClassSpread, *, shrinkage: float = 0.9) -> Projection:
+    """The projection that equalises the variance within classes (WCCN; Hatch et al., 2006).
 
-    shrinkage: 1 only moves the mean to 0; small values trust the covariance of few vectors.
+    shrinkage: 1 only moves the mean to 0; small values trust a covariance of few vectors.
     """
-    return _from_mean(spread.evening(shrinkage), spread.mean)
+    return _from_mean(spread.whitening_matrix(shrinkage), spread.mean)
 
 
-def discriminant(spread: Spread, *, shrinkage: float = 0.6, rest: float = 0.3) -> Projection:
-    """Whitening, and then directions weigh as much as they tell the classes apart.
+def discriminant(spread: ClassSpread, *, shrinkage: float = 0.6, rest: float = 0.3) -> Projection:
+    """Within-class whitening, and then each direction weighted by how well it separates classes.
 
-    A direction in which classes spread r times as far as their members (in variance) has the weight
-    (r / (r + 1))^½ of Wiener's filter, and `rest` where they do not spread at all. For test classes
-    that are the training classes: what tells only others apart is lost.
+    A direction whose variance between classes is r times that within them gets the weight
+    rest + (1 - rest) · (r / (r + 1))^½ (a Wiener filter). For test classes that are the training
+    classes: directions that separate only other classes are weakened.
     """
-    white = spread.evening(shrinkage)
-    _, lengths, axes = np.linalg.svd(spread.apart @ white.T, full_matrices=False)  # (., C) rows
+    white = spread.whitening_matrix(shrinkage)
+    _, lengths, axes = np.linalg.svd(spread.between @ white.T, full_matrices=False)  # (., C) rows
     ratios = lengths**2 / spread.level
     gains = (1 - rest) * (ratios / (ratios + 1)) ** 0.5
     return _from_mean(rest * white + (axes.T * gains) @ axes @ white, spread.mean)

@@ -1,4 +1,4 @@
-"""Views of a picture at test time: mirrored, larger and smaller; their vectors are averaged."""
+"""Test-time views of an image, mirrored or scaled, whose vectors are averaged."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from vizsla.errors import UsageError
 
-STEPS = (32, 16, 14)  # pixels: sides are multiples of one of them, as networks need it
-MOST = 8  # scales
+STEPS = (32, 16, 14)  # pixels; networks need sides that are a multiple of one of them
+MAX_SCALES = 8
 
 
 @dataclass(frozen=True)
 class Views:
-    """scales: of the sides, 1 being the model's own size. flip: each also mirrored.
+    """scales: factors of the model's image size. flip: each scale also mirrored.
 
-    step: what the sides of scaled pictures are rounded to; the embedder finds one that fits.
+    step: scaled sides are multiples of it; the embedder finds one that its network accepts.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -25,7 +25,7 @@ class Views:
 
     @staticmethod
     def parse(text: str) -> "Views | None":
-        """From words such as `flip`, `1,0.7,1.4` or `flip,1,1.4`; none for `none` and `1`."""
+        """From words such as `flip`, `1,0.7,1.4` or `flip,1,1.4`; None for `none` and `1`."""
         words = [word.strip() for word in text.split(",") if word.strip() not in ("", "none")]
         scales: list[float] = []
         for word in words:
@@ -37,8 +37,8 @@ class Views:
                 raise UsageError(
                     f"--views {text!r}: {word!r} is neither flip nor a scale such as 0.7"
                 ) from error
-        if len(set(scales)) != len(scales) or len(scales) > MOST:
-            raise UsageError(f"--views {text!r}: give up to {MOST} different scales")
+        if len(set(scales)) != len(scales) or len(scales) > MAX_SCALES:
+            raise UsageError(f"--views {text!r}: give up to {MAX_SCALES} different scales")
         if not all(0.25 <= scale <= 4 for scale in scales):
             raise UsageError(f"--views {text!r}: scales go from 0.25 to 4")
         views = Views(tuple(scales) or (1.0,), "flip" in words)
@@ -53,10 +53,10 @@ class Views:
     def of(self, images: Tensor) -> Iterator[Tensor]:
         """Each view of the normalised images (B, 3, H, W); the sides differ between views."""
         for scale in self.scales:
-            seen = images if scale == 1 else self._scaled(images, scale)
-            yield seen
+            view = images if scale == 1 else self._scaled(images, scale)
+            yield view
             if self.flip:
-                yield seen.flip(3)
+                yield view.flip(3)
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
         height, width = (max(1, round(s * scale / self.step)) * self.step for s in images.shape[2:])

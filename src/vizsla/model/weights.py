@@ -1,4 +1,4 @@
-"""Weights files → the state of a network. Nothing is ever unpickled."""
+"""Weights files → state dicts, and their hashes. Nothing is ever unpickled."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ def read_state(path: str | Path) -> State:
         raise ModelError(f"{path} is not a weights file: expected {', '.join(SUFFIXES)}")
     try:
         content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+    except Exception as error:  # damaged files raise errors of all kinds
         raise ModelError(
             f"{path} cannot be read as weights: it is damaged or holds more than tensors "
             f"({first_sentence(error)}). Expected a state dict, as "
@@ -61,7 +61,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unwrapped(content: Any, path: Path) -> State:
-    """The state dict inside the usual wrappings, without the prefix that all its names share."""
+    """The state dict inside the usual wrappers, without prefixes that all its names share."""
     while isinstance(content, dict):
         inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), dict)), None)
         if inner is None:
@@ -71,7 +71,7 @@ def _unwrapped(content: Any, path: Path) -> State:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     )
     if not tensors or not content:
-        raise ModelError(f"{path} holds no weights: expected a dict of name → tensor")
+        raise ModelError(f"{path} has no weights: expected a dict of name → tensor")
     for prefix in PREFIXES * 2:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): value for name, value in content.items()}
@@ -86,11 +86,11 @@ def load_state(
     origin: str,
     convert: Callable[[State], State] | None = None,
 ) -> None:
-    """Puts `state` into `module`; ModelError unless every name and shape fits.
+    """Loads `state` into `module`; ModelError unless all names and shapes match.
 
-    heads: classifiers of the original network that `module` may lack: they are dropped, and the
-    log names them. origin: where the weights come from, for messages. convert: tried once where
-    the names do not fit, for weights in an older form.
+    heads: classifiers of the original network that `module` may lack: they are dropped and logged.
+    origin: where the weights come from, for messages. convert: for weights in an older form, tried
+    once where names do not match.
     """
     state, dropped = _without_heads(module, state, heads)
     problem = mismatch(module, state)
@@ -99,8 +99,8 @@ def load_state(
         if mismatch(module, converted) is None:
             state, problem = converted, None
     if problem:
-        raise ModelError(f"{origin} does not fit: {problem}")
-    module.load_state_dict(state, strict=False)  # strict was `mismatch`
+        raise ModelError(f"{origin} does not match the network: {problem}")
+    module.load_state_dict(state, strict=False)  # `mismatch` was strict
     if dropped:
         log.info("%s: the classifier is not used (%s)", origin, ", ".join(dropped))
 
@@ -108,25 +108,25 @@ def load_state(
 def _without_heads(
     module: nn.Module, state: State, heads: tuple[str, ...]
 ) -> tuple[State, list[str]]:
-    own = module.state_dict().keys()
+    expected = module.state_dict().keys()
     dropped = [
         name
         for name in state
-        if name not in own and any(name == h or name.startswith(f"{h}.") for h in heads)
+        if name not in expected and any(name == h or name.startswith(f"{h}.") for h in heads)
     ]
     return {name: value for name, value in state.items() if name not in dropped}, dropped
 
 
 def mismatch(module: nn.Module, state: State) -> str | None:
-    """What does not fit, in words with the first few names; None where all fits."""
-    own = module.state_dict()
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in state if n not in own]
-    unexpected.sort(key=lambda name: name.endswith("num_batches_tracked"))  # they tell least
+    """What does not match, with the first few names; None where everything does."""
+    expected = module.state_dict()
+    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in state if n not in expected]
+    unexpected.sort(key=lambda name: name.endswith("num_batches_tracked"))  # least informative last
     shapes = [
-        f"{n} is {_shape(state[n])}, expected {_shape(own[n])}"
-        for n in own
-        if n in state and state[n].shape != own[n].shape
+        f"{n} is {_shape(state[n])}, expected {_shape(expected[n])}"
+        for n in expected
+        if n in state and state[n].shape != expected[n].shape
     ]
     parts = [
         f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
@@ -137,7 +137,7 @@ def mismatch(module: nn.Module, state: State) -> str | None:
         )
         if names
     ]
-    return f"of {len(own)} tensors, {'; '.join(parts)}" if parts else None
+    return f"of {len(expected)} tensors, {'; '.join(parts)}" if parts else None
 
 
 def _shape(tensor: Tensor) -> str:
@@ -145,7 +145,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The reason without the advice that libraries append (one tells to switch safety off)."""
+    """The reason without the advice that libraries append (one is to switch off a safety check)."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(". ")[0].rstrip(".")[:300]
 
@@ -155,7 +155,7 @@ def first_sentence(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """New weights are drawn from `seed`; the program's own random numbers go on undisturbed."""
+    """Inside, torch draws from `seed`; afterwards its random state is as before."""
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -164,17 +164,17 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-# ── fingerprints of weights ──────────────────────────────────────────────────────────────────────
+# ── hashes ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def lasting(state: State) -> State:
-    """Without the counters that batch norm keeps: they change no vector, and files lack them."""
+def without_counters(state: State) -> State:
+    """Without the batch counters of batch norm: they change no vector, and some files lack them."""
     return {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def traces_of(state: State) -> list[Any]:
-    """Differs after any change in place, and nearly surely after one that torch does not count
-    (through `.data` or NumPy), by a sample of the values."""
+def change_markers(state: State) -> list[Any]:
+    """Something that differs after a change in place: torch's version counters, and a sample of
+    the values for changes that torch does not count (through `.data` or NumPy)."""
 
     def one(name: str, tensor: Tensor) -> list[Any]:
         version = -1 if tensor.is_inference() else tensor._version
@@ -186,17 +186,17 @@ def traces_of(state: State) -> list[Any]:
 
 
 def digest_of(state: State) -> str:
-    """SHA-256 over names, shapes and values; of values alike in any precision that holds them."""
+    """SHA-256 of names, shapes and values; half precision and float32 of equal values agree."""
 
     def one(item: tuple[str, Tensor]) -> str:
         name, tensor = item
         if tensor.is_meta:
-            raise ModelError("the weights are on the meta device and have no values, so no id")
+            raise ModelError("weights on the meta device have no values, so there is no model_id")
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         values = (tensor.float() if half else tensor).detach().cpu()
         digest = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
         return hashlib.sha256("".join(pool.map(one, sorted(state.items()))).encode()).hexdigest()

@@ -22,7 +22,7 @@ from vizsla.data.webdataset import image_set_from_tars, is_tars
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.model.projection import behind, whitening
+from vizsla.model.projection import chain, whitening
 from vizsla.options import ModelChoice
 from vizsla.search.exact import comparable
 from vizsla.train.tune import target_of
@@ -72,7 +72,7 @@ def whiten_embedder(
     """
     comparable(embedder.model_id, training.model_id, embedder.dim, training.dim)
     projection = whitening(training.vectors, kind, dim)
-    embedder.projection = behind(embedder.projection, projection)
+    embedder.projection = chain(embedder.projection, projection)
     log.info(
         "%s of %d dimensions, learned on %d training images",
         "PCA" if kind == "none" else f"{kind} whitening", projection.outputs, len(training),

@@ -20,7 +20,7 @@ from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import open_data
 from vizsla.embed.shared_vectors import TOGETHER, embed_together
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
-from vizsla.model.backbones import resolve
+from vizsla.model.build import resolve_backbone
 from vizsla.model.embedder import Embedder
 from vizsla.model.pooling import POOLINGS
 from vizsla.options import ModelChoice, TuneConfig
@@ -198,7 +198,7 @@ def _outcome(
 ) -> Outcome:
     """Runs it, unless that was done before. Whatever goes wrong with it is its own affair."""
     try:
-        poolings = None if Path(one.model).is_dir() else resolve(one.model).poolings
+        poolings = None if Path(one.model).is_dir() else resolve_backbone(one.model).poolings
         if one.pooling and poolings and one.pooling not in poolings:
             return Outcome(one, left_out=f"it has {', '.join(poolings)} pooling")
         asked = run_config(one, config)

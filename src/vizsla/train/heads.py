@@ -17,10 +17,10 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.projection import (
     Projection,
     centred,
+    class_spread,
     discriminant,
     identity_or_pca,
-    spread_of,
-    whitened,
+    within_class_whitening,
 )
 from vizsla.options import TrainConfig
 from vizsla.train import checkpoint
@@ -61,10 +61,10 @@ def closed_forms(
         return {"pca": start}
     found = {"centred": centred(start, vectors)}
     if len(vectors) > 2 * len(np.unique(labels)):
-        spread = spread_of(vectors, labels)
+        spread = class_spread(vectors, labels)
         for shrinkage in SHRINKAGES:
             name = f"whitened {shrinkage:g}"
-            found[name] = whitened(spread, shrinkage=shrinkage)
+            found[name] = within_class_whitening(spread, shrinkage=shrinkage)
         for shrinkage in DISCRIMINANT_SHRINKAGES:
             name = f"discriminant {shrinkage:g}"
             found[name] = discriminant(spread, shrinkage=shrinkage)

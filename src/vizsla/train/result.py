@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.model.embedder import Embedder
-from vizsla.model.origin import Origin
+from vizsla.model.model_card import Origin
 from vizsla.train.selection import Candidate, table
 
 

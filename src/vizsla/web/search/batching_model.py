@@ -19,7 +19,7 @@ from cachetools import LRUCache
 from vizsla.embed.compute import PRECISIONS, Compute
 from vizsla.embed.torch_runtime import Network, one_core_threads
 from vizsla.model.embedder import Embedder
-from vizsla.model.explain import Explanation, explain_seen
+from vizsla.model.explain import Explanation, explain_tensors
 from vizsla.web.search.decoder import Closed, fail
 
 log = logging.getLogger("vizsla.serve")
@@ -180,13 +180,13 @@ class Model:
         both = torch.from_numpy(np.stack([query, result]))
         seen = self.embedder.preprocess.normalised(both)  # (2, 3, H, W)
         precision = PRECISIONS[self.network.compute.precision]
-        return explain_seen(
+        return explain_tensors(
             self.embedder,
             seen[0],
             seen[1:],
             seconds=EXPLAIN_SECONDS,
             precision=precision,
-            give_way=self._wait_until_idle,
+            before_pass=self._wait_until_idle,
         )[0]
 
     def _wait_until_idle(self) -> None:
