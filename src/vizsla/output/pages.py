@@ -19,7 +19,8 @@ from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
-from vizsla.score.compare import SCORES, Comparison
+from vizsla.score.compare import Comparison
+from vizsla.score.result_file import SCORES
 from vizsla.score.tables import Table
 
 THUMBNAIL = 150  # px, the longer side

@@ -1,10 +1,9 @@
 """Many result files → one table, and what in them cannot be true.
 
-Reads the starting document's metrics files, whoever wrote them. Nothing is averaged across data
-sets or cut-offs. Knows no per-query values: paired.py compares those.
+Reads the starting document's result files, whoever wrote them. Nothing is averaged across data
+sets or cut-offs. Per-query values are compared by paired_tests.py.
 """
 
-import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -12,72 +11,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vizsla import storage
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.score.result_file import (
+    COSTS,
+    COUNTS,
+    FROZEN,
+    OPTION,
+    SCORES,
+    SETTINGS,
+    TEXTS,
+    WITH_TRUTH,
+    Result,
+    read_result,
+    without_unknown_zeros,
+)
 from vizsla.score.tables import Table
-from vizsla.workspace import canonical_name
 
 log = logging.getLogger("vizsla.compare")
 
 GROUPS = ("model_name", "is_finetuned", "pooling_type")
-# Two runs of one group that differ in any of these are more than the same but for the seed.
-SETTINGS = ("weights", "weights_file", "image_size", "interpolation", "views", "whiten", "dim",
-            "refine", "fusion", "kept")  # fmt: skip
-OPTION = "training."  # what the options of a training begin with
-FINETUNE = f"{OPTION}finetune"  # the one that every training has
-TRAININGS = ("loss", "epochs", FINETUNE)
-UNTOLD = ("training_images", "embedder")  # shown only where nothing else tells runs apart
-FROZEN = "frozen"
 NEVER_ACROSS = ("top_k", "num_classes", "data")  # always part of a group
-COUNT = " runs"  # ends the name of the column with how many runs a mean is of
-SCORES = ("top_k_accuracy", "precision_at_k", "map")
-COSTS = ("final_train_loss", "runtime_seconds")
-_TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", "data_id",
-          "model_id")  # fmt: skip
-_COUNTS = ("top_k", "batch_size", "num_classes", "num_epochs", "queries", "gallery_size",
-           "fewest_relevant")  # fmt: skip
-_SAYS_NOTHING = ("", "none", "null", "nan", "n/a")
-_PARQUET = b"PAR1"
-_WITH_TRUTH = (
-    "Rankings and submissions are compared with their truth: give --labels, --labels-from, --data "
-    "or --qrels"
-)
-_NAMED = 3  # files that one remark names
-_ID = 8  # digits of a model_id that a table shows
-_CHANCE = 0.01  # how near ln C a loss is at chance
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """One metrics file. `values`: its known keys with their types, None where not known.
-
-    scores: every score in it, those of our own `scores` included. more: its other keys with one
-    value each, as they are. data: what identifies its data set; None in files that do not say.
-    """
-
-    source: str
-    values: dict[str, Any]
-    scores: dict[str, float]
-    more: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def model(self) -> str:
-        return canonical_name(self.values["model_name"])
-
-    @property
-    def data(self) -> str | None:
-        name, identity = self.values["data_name"], self.values["data_id"]
-        return " ".join(filter(None, [name, identity and f"({identity[:8]})"])) or None
-
-    def value(self, key: str) -> Any:
-        """A key's value as the tables show it."""
-        if key == "model_name":
-            return self.model
-        if key == "data":
-            return self.data
-        if key in self.scores:
-            return self.scores[key]
-        return self.values[key] if key in self.values else self.more.get(key)
+FINETUNE = f"{OPTION}finetune"  # the one option that every training has
+TRAININGS = ("loss", "epochs", FINETUNE)
+LAST_RESORT = ("training_images", "embedder")  # shown only where nothing else tells runs apart
+COUNT = " runs"  # ends the name of a column: how many runs have the mean before it
+_SHOWN = 3  # files that one remark names
+_CHANCE = 0.01  # how near to ln C a loss is at chance
 
 
 @dataclass(frozen=True)
@@ -161,7 +120,7 @@ class Comparison:
         told = tuple(found)
         found += [key for key in TRAININGS if self._differs(key, self.results, told)]
         found += [key for key in sorted(options) if self._differs(key, trained, told)]
-        for key in UNTOLD:
+        for key in LAST_RESORT:
             found += [key] if self._differs(key, self.results, tuple(found)) else []
         return found
 
@@ -174,8 +133,8 @@ class Comparison:
         return any(len(values) > 1 for values in groups.values())
 
     def _check_keys(self, keys: Sequence[str], what: str) -> None:
-        known = dict.fromkeys((*_TEXTS, *_COUNTS, *COSTS, "is_finetuned", "data", *SETTINGS,
-                               *TRAININGS, *UNTOLD))  # fmt: skip
+        known = dict.fromkeys((*TEXTS, *COUNTS, *COSTS, "is_finetuned", "data", *SETTINGS,
+                               *TRAININGS, *LAST_RESORT))  # fmt: skip
         for result in self.results:
             known |= dict.fromkeys([*result.scores, *result.more])
         for key in keys:
@@ -209,22 +168,19 @@ def read_results(paths: Sequence[str | Path]) -> Comparison:
     damaged: list[tuple[str, str]] = []
     for path in _files(paths):
         try:
-            results.append(_read(path))
+            results.append(read_result(path))
         except (DataError, StorageError) as error:
             log.warning("%s was passed over: %s", path, error)
             damaged.append((path.name, str(error)))
     if not results:
         raise DataError(
             f"none of the {len(damaged)} files holds results: expected the metrics files that "
-            f"`vizsla run` writes into results/. {_WITH_TRUTH}"
+            f"`vizsla run` writes into results/. {WITH_TRUTH}"
         )
-    zeros = [_without_unknown_zeros(result) for result in results]
-    results = [result for result, _ in zeros]
-    flags = [flag for _, flag in zeros if flag]
+    checked = [without_unknown_zeros(result) for result in results]
+    results = [result for result, _ in checked]
+    flags = [Flag((result.source,), note) for result, note in checked if note]
     return Comparison(results, damaged, flags + find_flags(results))
-
-
-# ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _files(paths: Sequence[str | Path]) -> list[Path]:
@@ -240,128 +196,6 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
         else:
             raise DataError(f"there is no {path}: expected a folder of results, or a result file")
     return found
-
-
-def _read(path: Path) -> Result:
-    data = storage.read_bytes(path)
-    if data.startswith(_PARQUET):
-        raise UsageError(f"{path} is a Parquet file, such as a ranking. {_WITH_TRUTH}")
-    if b"<<<<<<<" in data and b">>>>>>>" in data:
-        raise DataError("it holds the marks of a merge that was never resolved (<<<<<<<)")
-    try:
-        content = storage.read_json(path)
-    except StorageError as error:
-        raise DataError(str(error).removeprefix(f"{path} ")) from error
-    if not isinstance(content, dict):
-        raise DataError(f"it holds a {type(content).__name__}, expected one JSON object")
-    if not any(key in content for key in ("model_name", *SCORES)):
-        raise DataError("it has neither model_name nor a score: it is no result file")
-    values: dict[str, Any] = {key: _text(content.get(key)) for key in _TEXTS}
-    values |= {key: _count(content.get(key)) for key in _COUNTS}
-    values |= {key: _number(content.get(key)) for key in COSTS}
-    values["is_finetuned"] = _truth_value(content.get("is_finetuned"))
-    stem, _, run_id = path.stem.partition("_metrics_")
-    values["model_name"] = values["model_name"] or stem
-    values["run_id"] = values["run_id"] or run_id or None
-    ours = content.get("scores")
-    everything = {**(ours if isinstance(ours, dict) else {}), **{k: content.get(k) for k in SCORES}}
-    numbers = {str(key): _number(value) for key, value in everything.items()}
-    scores = {key: value for key, value in numbers.items() if value is not None}
-    plain = (str, int, float, bool)
-    more = {k: v for k, v in content.items() if isinstance(v, plain) and k not in everything}
-    more |= {key: text for key in SETTINGS if (text := _setting(content.get(key)))}
-    more = {k: v for k, v in more.items() if k not in SETTINGS or _setting(v)}
-    more |= _training(content, values)
-    return Result(path.name, values, scores, {k: v for k, v in more.items() if k not in values})
-
-
-def _training(content: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """What was trained, kept and with which options; or, of what is fully told, the embedder."""
-    training = content.get("training")
-    training = training if isinstance(training, dict) else {}
-    tuned = values["is_finetuned"]
-    kept = _text(training.get("kept")) or (FROZEN if tuned is False else None)
-    found: dict[str, Any] = {"kept": kept}
-    options = training.get("options")
-    if isinstance(options, dict):
-        found |= {f"{OPTION}{key}": value for key, value in _flat(options).items()}
-    elif tuned:
-        found |= {"loss": values["loss_function"], "epochs": values["num_epochs"]}
-    found["training_images"] = _count(training.get("images"))
-    whitened = _setting(content.get("whiten"))
-    if kept == FROZEN and not tuned and not whitened and content.get("weights") != "random":
-        found["embedder"] = (values["model_id"] or "")[:_ID]
-    return {key: value for key, value in found.items() if value not in (None, "")}
-
-
-def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in options.items():
-        inner = isinstance(value, dict)
-        found |= _flat(value, f"{before}{key}.") if inner else {f"{before}{key}": value}
-    return {k: v if isinstance(v, str | int | float | bool) else _text(v) for k, v in found.items()}
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
-
-
-def _setting(value: Any) -> str | None:
-    if isinstance(value, dict):  # what was refined, and why
-        value = value.get("chain", _fusion(value))
-    if isinstance(value, list):  # an image's size
-        value = "×".join(map(str, value))
-    of_each = {_text(part) for part in str(value).split(" | ")} if value is not None else {None}
-    return None if of_each == {None} else _text(value)
-
-
-def _fusion(value: dict[str, Any]) -> str | None:
-    """The way in which several models were fused, and with which weights."""
-    method, weights = value.get("method"), value.get("weights")
-    parts = [_text(method), _text(value.get("whiten"))]
-    parts += [", ".join(map(str, weights))] if isinstance(weights, list) else []
-    return " ".join(part for part in parts if part) or None
-
-
-def _text(value: Any) -> str | None:
-    text = "" if value is None else str(value).strip()
-    return None if text.lower() in _SAYS_NOTHING else text
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _count(value: Any) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and number == int(number) else None
-
-
-def _truth_value(value: Any) -> bool | None:
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
-        str(value).strip().lower()
-    )
-
-
-def _without_unknown_zeros(result: Result) -> tuple[Result, Flag | None]:
-    """A score of exactly 0 where nothing says that there was a truth is a score nobody knew."""
-    zeros = [key for key, value in result.scores.items() if value == 0]
-    if not zeros or result.values["queries"]:
-        return result, None
-    flag = Flag(
-        (result.source,),
-        f"{', '.join(zeros)} is exactly 0 and nothing says that the truth was known: "
-        "taken as unknown",
-    )
-    known = {key: value for key, value in result.scores.items() if value != 0}
-    return dataclasses.replace(result, scores=known), flag
 
 
 # ── what cannot be true ──────────────────────────────────────────────────────────────────────────
@@ -471,6 +305,11 @@ def _sort_key(value: Any, sign: int = 1) -> tuple[int, float, str]:
     if value is None:
         return 1, 0.0, ""
     return (0, sign * value, "") if isinstance(value, int | float) else (0, 0.0, str(value))
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def _without_empty(table: Table, *, keep: Sequence[str]) -> Table:

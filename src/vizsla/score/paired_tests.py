@@ -173,7 +173,7 @@ def _difference(
     metric = first.metrics[key]
     used = metric.over_all | first.answerable
     values = metric.values[used], other[used]
-    clusters = first.clusters(used, cluster)
+    clusters = None if cluster is None else first.cluster_values(cluster)[used]
     apart = values[0] - values[1]
     interval = difference_interval(
         apart, clusters=clusters, comparisons=comparisons, confidence=confidence, seed=seed

@@ -1,13 +1,40 @@
-"""Scores and what is known of a run → the starting document's result file."""
+"""The starting document's result file: written from scores, and read, whoever wrote it."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from vizsla.errors import DataError
+from vizsla import storage
+from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.score.scores import Scores
+from vizsla.workspace import canonical_name
 
 POOLING_TYPES = {"gem": "GeM", "gap": "GAP", "max": "Max", "cls": "CLS", "native": "internal"}
+SCORES = ("top_k_accuracy", "precision_at_k", "map")
+COSTS = ("final_train_loss", "runtime_seconds")
+TEXTS = ("model_name", "run_id", "loss_function", "pooling_type", "data_name", "data_id",
+         "model_id")  # fmt: skip
+COUNTS = ("top_k", "batch_size", "num_classes", "num_epochs", "queries", "gallery_size",
+          "fewest_relevant")  # fmt: skip
+# Two runs of one model that differ in any of these differ in more than the seed.
+SETTINGS = ("weights", "weights_file", "image_size", "interpolation", "views", "whiten", "dim",
+            "refine", "fusion", "kept")  # fmt: skip
+OPTION = "training."  # the prefix of the options of a training
+FROZEN = "frozen"
+WITH_TRUTH = (
+    "Rankings and submissions are compared with their truth: give --labels, --labels-from, --data "
+    "or --qrels"
+)
 _DIGITS = 6  # of scores in a result file
+_UNKNOWN = ("", "none", "null", "nan", "n/a")
+_PARQUET = b"PAR1"
+_ID_DIGITS = 8  # of a model_id, in tables
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def result_record(
@@ -50,22 +77,17 @@ def result_record(
         "num_epochs": num_epochs,
         "final_train_loss": _rounded(final_train_loss),
         "pooling_type": POOLING_TYPES.get(pooling, pooling),
-        **_our_keys(scores),
+        **_own_keys(scores),
         **{f"data_{key}": value for key, value in (data or {}).items()},
         **more,
     }
 
 
-def relevant_counts(scores: Scores) -> tuple[int, int] | None:
-    """Fewest and most relevant images of the queries that have any; None where unknown."""
-    counts = scores.n_relevant[scores.n_relevant > 0]
-    return None if len(counts) == 0 else (int(counts.min()), int(counts.max()))
-
-
-def _our_keys(scores: Scores | None) -> dict[str, Any]:
+def _own_keys(scores: Scores | None) -> dict[str, Any]:
+    """The keys that the starting document does not have."""
     if scores is None:
         return {"map": None, "queries": None, "gallery_size": None, "scores": {}, "intervals": {}}
-    counts = relevant_counts(scores)
+    counts = scores.n_relevant[scores.n_relevant > 0]  # of the queries that have any
     known = scores.known
     return {
         "map": _rounded(scores.mean("map")),
@@ -73,7 +95,7 @@ def _our_keys(scores: Scores | None) -> dict[str, Any]:
         "queries_with_nothing_relevant": scores.with_nothing_relevant,
         "queries_lacking": scores.lacking,
         "gallery_size": scores.gallery_size,
-        "fewest_relevant": counts and counts[0],
+        "fewest_relevant": int(counts.min()) if len(counts) else None,
         "scores": {key: _rounded(figure.mean) for key, figure in known.items()},
         "intervals": {
             key: [_rounded(figure.low), _rounded(figure.high)]
@@ -86,3 +108,166 @@ def _our_keys(scores: Scores | None) -> dict[str, Any]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), _DIGITS)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One result file.
+
+    source: the file's name. values: the keys that this module knows, None where unknown. scores:
+    every score in the file, those below its key `scores` included. more: its other keys that have
+    one value each.
+    """
+
+    source: str
+    values: dict[str, Any]
+    scores: dict[str, float]
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The model's name, with the spelling that the catalogue has."""
+        return canonical_name(self.values["model_name"])
+
+    @property
+    def data(self) -> str | None:
+        """What identifies the data set; None where the file does not say."""
+        name, identity = self.values["data_name"], self.values["data_id"]
+        return " ".join(filter(None, [name, identity and f"({identity[:8]})"])) or None
+
+    def value(self, key: str) -> Any:
+        """The value of any key, as tables show it; None where the file lacks it."""
+        if key == "model_name":
+            return self.model
+        if key == "data":
+            return self.data
+        if key in self.scores:
+            return self.scores[key]
+        return self.values[key] if key in self.values else self.more.get(key)
+
+
+def read_result(path: Path) -> Result:
+    """Reads one result file. DataError, without the file's name: it cannot be used as one.
+
+    Keys may be missing or null, numbers may be texts, and "None" is null.
+    """
+    data = storage.read_bytes(path)
+    if data.startswith(_PARQUET):
+        raise UsageError(f"{path} is a Parquet file, such as a ranking. {WITH_TRUTH}")
+    if b"<<<<<<<" in data and b">>>>>>>" in data:
+        raise DataError("it holds the marks of a merge that was never resolved (<<<<<<<)")
+    try:
+        content = storage.read_json(path)
+    except StorageError as error:
+        raise DataError(str(error).removeprefix(f"{path} ")) from error
+    if not isinstance(content, dict):
+        raise DataError(f"it holds a {type(content).__name__}, expected one JSON object")
+    if not any(key in content for key in ("model_name", *SCORES)):
+        raise DataError("it has neither model_name nor a score: it is no result file")
+    values: dict[str, Any] = {key: _text(content.get(key)) for key in TEXTS}
+    values |= {key: _count(content.get(key)) for key in COUNTS}
+    values |= {key: _number(content.get(key)) for key in COSTS}
+    values["is_finetuned"] = _boolean(content.get("is_finetuned"))
+    stem, _, run_id = path.stem.partition("_metrics_")
+    values["model_name"] = values["model_name"] or stem
+    values["run_id"] = values["run_id"] or run_id or None
+    ours = content.get("scores")
+    everything = {**(ours if isinstance(ours, dict) else {}), **{k: content.get(k) for k in SCORES}}
+    numbers = {str(key): _number(value) for key, value in everything.items()}
+    scores = {key: value for key, value in numbers.items() if value is not None}
+    plain = (str, int, float, bool)
+    more = {k: v for k, v in content.items() if isinstance(v, plain) and k not in everything}
+    more |= {key: text for key in SETTINGS if (text := _setting(content.get(key)))}
+    more = {k: v for k, v in more.items() if k not in SETTINGS or _setting(v)}
+    more |= _training(content, values)
+    return Result(path.name, values, scores, {k: v for k, v in more.items() if k not in values})
+
+
+def _training(content: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """How the model was trained; for a frozen one without more settings, the embedder's id."""
+    training = content.get("training")
+    training = training if isinstance(training, dict) else {}
+    tuned = values["is_finetuned"]
+    kept = _text(training.get("kept")) or (FROZEN if tuned is False else None)
+    found: dict[str, Any] = {"kept": kept}
+    options = training.get("options")
+    if isinstance(options, dict):
+        found |= {f"{OPTION}{key}": value for key, value in _flat(options).items()}
+    elif tuned:
+        found |= {"loss": values["loss_function"], "epochs": values["num_epochs"]}
+    found["training_images"] = _count(training.get("images"))
+    whitened = _setting(content.get("whiten"))
+    if kept == FROZEN and not tuned and not whitened and content.get("weights") != "random":
+        found["embedder"] = (values["model_id"] or "")[:_ID_DIGITS]
+    return {key: value for key, value in found.items() if value not in (None, "")}
+
+
+def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{before}{key}.") if inner else {f"{before}{key}": value}
+    return {k: v if isinstance(v, str | int | float | bool) else _text(v) for k, v in found.items()}
+
+
+def without_unknown_zeros(result: Result) -> tuple[Result, str | None]:
+    """The result without scores of exactly 0, and a note on them, where no truth is mentioned.
+
+    Such a score was not measured: whoever wrote the file put 0 for unknown.
+    """
+    zeros = [key for key, value in result.scores.items() if value == 0]
+    if not zeros or result.values["queries"]:
+        return result, None
+    note = (
+        f"{', '.join(zeros)} is exactly 0 and nothing says that the truth was known: "
+        "taken as unknown"
+    )
+    known = {key: value for key, value in result.scores.items() if value != 0}
+    return dataclasses.replace(result, scores=known), note
+
+
+def _setting(value: Any) -> str | None:
+    """A setting as one text; None where it is not known, or not for any of several models."""
+    if isinstance(value, dict):  # what was refined, and why
+        value = value.get("chain", _fusion(value))
+    if isinstance(value, list):  # an image's size
+        value = "×".join(map(str, value))
+    of_each = {_text(part) for part in str(value).split(" | ")} if value is not None else {None}
+    return None if of_each == {None} else _text(value)
+
+
+def _fusion(value: dict[str, Any]) -> str | None:
+    """How several models were fused, and with which weights."""
+    method, weights = value.get("method"), value.get("weights")
+    parts = [_text(method), _text(value.get("whiten"))]
+    parts += [", ".join(map(str, weights))] if isinstance(weights, list) else []
+    return " ".join(part for part in parts if part) or None
+
+
+def _text(value: Any) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return None if text.lower() in _UNKNOWN else text
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _count(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _boolean(value: Any) -> bool | None:
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
+        str(value).strip().lower()
+    )

@@ -1,6 +1,6 @@
 """Scores: means with intervals, per-query values, which queries were left out and why; as text.
 
-Knows which queries a mean divides by (docs/metrics.md); the formulas are in metrics.py.
+The formulas are in metrics.py, the means and intervals in figures.py.
 """
 
 import dataclasses
@@ -16,51 +16,12 @@ import numpy as np
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.score import metrics
-from vizsla.score.intervals import RESAMPLES, bootstrap_intervals, wilson
-from vizsla.score.per_query import Metric
+from vizsla.score.figures import Figure, IntervalSettings, Metric, figures_of, mean_of
 from vizsla.score.tables import Table
 
 FORM = "scores/1"
 _NAMED = 10  # how many classes a note names
 UNLABELLED = "(none)"  # the slice of the queries that have no value in a column
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric's mean over n queries and its interval; None where unknown.
-
-    other_mean, other_n: with the other denominator (all queries, or those with something
-    relevant); None and 0 where the two are the same.
-    """
-
-    title: str
-    mean: float | None
-    low: float | None
-    high: float | None
-    n: int
-    other_mean: float | None = None
-    other_n: int = 0
-    unknown: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; `unknown` and the other mean only where there are such."""
-        interval = None if self.low is None else [self.low, self.high]
-        entry: dict[str, Any] = {"mean": self.mean, "interval": interval, "queries": self.n}
-        if self.other_mean is not None:
-            entry |= {"other_mean": self.other_mean, "other_queries": self.other_n}
-        if self.unknown:
-            entry["unknown"] = self.unknown
-        return entry
-
-
-@dataclass(frozen=True)
-class IntervalSettings:
-    """How intervals are made. cluster: None draws queries, a column draws its values."""
-
-    cluster: str | None = None
-    confidence: float = 0.95
-    resamples: int = RESAMPLES
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +61,9 @@ class Scores:
     @cached_property
     def figures(self) -> dict[str, Figure]:
         """All means with their intervals, in the order of `metrics`."""
-        intervals = self._intervals()
-        return {key: self._figure(key, intervals.get(key)) for key in self.metrics}
+        cluster = self.settings.cluster
+        clusters = None if cluster is None else self.cluster_values(cluster)
+        return figures_of(self.metrics, self.queries, self.answerable, clusters, self.settings)
 
     @property
     def known(self) -> dict[str, Figure]:
@@ -110,10 +72,7 @@ class Scores:
 
     def mean(self, key: str) -> float | None:
         """One mean, without the work of an interval."""
-        metric, used = self.metrics[key], self._used(key)
-        if metric.unknown or not used.any():
-            return None
-        return float(metric.values[used].mean())
+        return mean_of(self.metrics[key], self.answerable)
 
     @property
     def headline(self) -> str:
@@ -194,6 +153,7 @@ class Scores:
         return [*_table_lines(self), *([""] if notes else []), *notes]
 
     def text(self) -> str:
+        """The lines as one text."""
         return "\n".join(self.lines())
 
     def to_dict(self) -> dict[str, Any]:
@@ -218,12 +178,14 @@ class Scores:
 
     @property
     def with_nothing_relevant(self) -> int | None:
+        """How many queries have nothing relevant in the gallery; None where that is unknown."""
         return None if (self.n_relevant < 0).any() else int((~self.answerable).sum())
 
     def per_query(self, key: str) -> list[float | None]:
         """A metric's value for each query; None where it is unknown or the mean leaves it out."""
-        values, used = self.metrics[key].values, self._used(key)
-        return [float(v) if u and v == v else None for v, u in zip(values, used, strict=True)]
+        metric = self.metrics[key]
+        used = self.answerable | metric.over_all
+        return _nullable(np.where(used, metric.values, np.nan))
 
     def save(self, path: str | Path) -> None:
         """One sealed JSON file with the per-query values; `load` gives the same Scores."""
@@ -253,6 +215,7 @@ class Scores:
 
     @staticmethod
     def load(path: str | Path) -> "Scores":
+        """Reads what `save` wrote. StorageError: damaged; DataError: another kind of file."""
         content = storage.read_sealed_json(path)
         if content.get("form") != FORM:
             raise DataError(f"{path} holds no scores: it says form={content.get('form')!r}")
@@ -278,8 +241,6 @@ class Scores:
             settings=IntervalSettings(**summary["intervals"]),
         )
 
-    # ── parts ──
-
     def _column(self, column: str) -> list[str | None]:
         if column not in self.columns:
             raise UsageError(
@@ -287,69 +248,9 @@ class Scores:
             )
         return self.columns[column]
 
-    def _used(self, key: str) -> np.ndarray:
-        """(Q,) bool: the queries that the metric's mean divides by."""
-        return self.metrics[key].over_all | self.answerable
-
-    def clusters(self, used: np.ndarray, column: str | None) -> np.ndarray | None:
-        """A column's value for each of the used queries; None without a column."""
-        if column is None:
-            return None
-        values = self._column(column)
-        return np.array([UNLABELLED if v is None else v for v in values], dtype=str)[used]
-
-    def _intervals(self) -> dict[str, tuple[float, float]]:
-        """Wilson for shares (hit rates), the bootstrap for the rest: together, so drawn once."""
-        found: dict[str, tuple[float, float]] = {}
-        for over_all in (True, False):
-            keys = [k for k, m in self.metrics.items() if m.over_all == over_all and not m.unknown]
-            used = np.flatnonzero(self.answerable | over_all)
-            if not keys or not len(used):
-                continue
-            used = used[np.argsort([self.queries[i] for i in used])]  # draws know no file's order
-            shares = [k for k in keys if self._is_share(k, used)]
-            drawn = [k for k in keys if k not in shares]
-            for key in shares:
-                hits = self.metrics[key].values[used]
-                low, high = wilson(hits.sum(), len(hits), confidence=self.settings.confidence)
-                found[key] = float(low), float(high)
-            if drawn:
-                table = bootstrap_intervals(
-                    np.stack([self.metrics[key].values[used] for key in drawn], axis=1),
-                    clusters=self.clusters(used, self.settings.cluster),
-                    highest=np.array([self.metrics[key].highest for key in drawn]),
-                    confidence=self.settings.confidence,
-                    resamples=self.settings.resamples,
-                    seed=self.settings.seed,
-                )
-                found |= {
-                    key: (float(low), float(high))
-                    for key, (low, high) in zip(drawn, table, strict=True)
-                    if low == low
-                }
-        return found
-
-    def _is_share(self, key: str, used: np.ndarray) -> bool:
-        """Only 0 and 1, drawn query by query: then the mean is a share."""
-        return self.settings.cluster is None and bool(
-            np.isin(self.metrics[key].values[used], (0.0, 1.0)).all()
-        )
-
-    def _figure(self, key: str, interval: tuple[float, float] | None) -> Figure:
-        metric, used = self.metrics[key], self._used(key)
-        low, high = interval or (None, None)
-        other = self.answerable if metric.over_all else np.ones(len(self), dtype=bool)
-        differs = not metric.unknown and 0 < other.sum() != used.sum()
-        return Figure(
-            metric.title,
-            self.mean(key),
-            low,
-            high,
-            int(used.sum()),
-            float(metric.values[other].mean()) if differs else None,
-            int(other.sum()) if differs else 0,
-            metric.unknown or (None if used.any() else "no query has anything relevant"),
-        )
+    def cluster_values(self, column: str) -> np.ndarray:
+        """(Q,) text: a column's value for each query, UNLABELLED where it has none."""
+        return np.array([UNLABELLED if v is None else v for v in self._column(column)], dtype=str)
 
 
 def _nullable(values: np.ndarray) -> list[float | None]:
