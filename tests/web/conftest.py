@@ -36,7 +36,7 @@ GALLERY = {f"g{i}.jpg": f"class {i % 5}" for i in range(30)}
 
 
 class Contest:
-    """A running contest: its parts, its address, and a clock that tests can turn."""
+    """A running contest: its parts, its address, and a clock that tests can set."""
 
     def __init__(self, store: Store, rules: Rules, queries: dict, gallery: dict) -> None:
         self.store, self.rules = store, rules
@@ -369,15 +369,15 @@ def visit(browser: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def until() -> Callable[[Any, Callable[[], bool]], None]:
-    """Waits for something that no selector can see, while the page goes on."""
+def wait_in_page() -> Callable[[Any, Callable[[], bool]], None]:
+    """wait_in_page(page, condition): as `wait_until`, while the page goes on."""
 
-    def wait(page: Any, true: Callable[[], bool]) -> None:
+    def wait(page: Any, condition: Callable[[], bool]) -> None:
         for _ in range(500):
-            if true():
+            if condition():
                 return
             page.wait_for_timeout(20)
-        pytest.fail("it never came")
+        pytest.fail("the condition did not become true")
 
     return wait
 

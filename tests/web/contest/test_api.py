@@ -65,7 +65,7 @@ def test_any_content_type_is_accepted(contest: Any, path: str, content_type: str
     assert response.json()["accuracy"] == 0.5
 
 
-def test_the_contest_s_own_scripts_and_plain_clients(contest: Any) -> None:
+def test_scripts_of_the_contest_and_plain_clients_work(contest: Any) -> None:
     content = {"groupname": "Hounds", "images": contest.lists()}
     text = json.dumps(content)
     for response in (
@@ -78,7 +78,7 @@ def test_the_contest_s_own_scripts_and_plain_clients(contest: Any) -> None:
         assert response.json()["accuracy"] == 0.5
 
 
-def test_our_own_client(contest: Any) -> None:
+def test_the_submit_client_posts_and_reads_the_score(contest: Any) -> None:
     lists = contest.lists(right=0.25)
     receipt = vizsla.submit(lists, groupname="Hounds", url=contest.url + "/retrieval/")
     assert receipt.accuracy == 0.25
@@ -90,7 +90,7 @@ def test_our_own_client(contest: Any) -> None:
     )
 
 
-def test_a_real_contest_s_size_of_more_than_a_mebibyte(open_contest: Open) -> None:
+def test_a_submission_of_more_than_a_mebibyte_is_accepted(open_contest: Open) -> None:
     """1,500 queries × 10 long names, all of them escaped; and the limit is not far above that."""
     queries = {f"query/ü/{'q' * 60}{i:04}.jpg": f"class {i % 40}" for i in range(1500)}
     gallery = {f"gallery/ü/{'g' * 60}{i:04}.jpg": f"class {i % 50}" for i in range(400)}
@@ -108,7 +108,7 @@ def test_a_real_contest_s_size_of_more_than_a_mebibyte(open_contest: Open) -> No
     assert contest.store.count() == 3
 
 
-def test_our_own_client_passes_tokens_and_shows_refusals(open_contest: Open) -> None:
+def test_the_submit_client_passes_tokens_and_shows_refusals(open_contest: Open) -> None:
     contest = open_contest(Rules(top_k=3, groups="token", in_all=1))
     url = contest.url + "/retrieval/"
     contest.store.set_token_hash("Hounds", judging.hashed("the-token-of-hounds"))
@@ -246,7 +246,7 @@ def refusals(contest: Any) -> list[tuple[bytes, int, str]]:
     ]  # fmt: skip
 
 
-def test_bad_submissions_are_refused_precisely_and_never_scored(contest: Any) -> None:
+def test_invalid_submissions_are_refused_and_never_scored(contest: Any) -> None:
     for body, status, message in refusals(contest):
         response = contest.post(content=body)
         said = response.json()
@@ -353,7 +353,7 @@ def test_opening_and_closing(open_contest: Open) -> None:
     assert contest.store.count() == 2
 
 
-# ── what no answer tells, and what every answer carries ──────────────────────────────────────────
+# ── what no answer contains, and what every answer has ───────────────────────────────────────────
 
 
 def test_no_file_path_truth_or_trace_in_any_answer(open_contest: Open, tmp_path: Path) -> None:
@@ -374,9 +374,7 @@ def test_no_file_path_truth_or_trace_in_any_answer(open_contest: Open, tmp_path:
         assert "Traceback" not in text and ".py" not in text and "site-packages" not in text
 
 
-def test_a_fault_of_the_server_is_a_plain_500(
-    contest: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_error_is_a_plain_500(contest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("a secret in /secret/path")
 

@@ -91,7 +91,7 @@ def test_all_can_be_read_without_javascript(visit: Any, contest: Any) -> None:
 
 
 def test_the_leaderboard_follows_the_contest(
-    browser: Any, contest: Any, until: Callable[[Any, Callable[[], bool]], None]
+    browser: Any, contest: Any, wait_in_page: Callable[[Any, Callable[[], bool]], None]
 ) -> None:
     fill(contest, 1)
     context = browser.new_context()
@@ -106,7 +106,7 @@ def test_the_leaderboard_follows_the_contest(
         page.clock.run_for(16_000)
         return bool(newcomers.count())
 
-    until(page, shown)
+    wait_in_page(page, shown)
     assert newcomers.is_visible()
     assert page.locator("tbody tr").count() == 2
     assert page.locator("#status").inner_text().startswith("Updated")

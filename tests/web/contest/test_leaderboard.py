@@ -164,7 +164,7 @@ def test_the_organiser_s_pages_need_their_token(contest: Any) -> None:
     assert [(one["groupname"], one["parts"]["all"]["score"]) for one in scores] == [("Hounds", 0.5)]
 
 
-def test_pages_say_where_to_post_and_mistrust_the_host_header(contest: Any) -> None:
+def test_pages_show_the_submit_url_but_do_not_trust_the_host_header(contest: Any) -> None:
     assert f"{contest.url}/retrieval/" in contest.get("/").text
     text = contest.get("/", headers={"Host": '"><script>'}).text
     assert "http://HOST:PORT/retrieval/" in text and '"><script>' not in text

@@ -1,4 +1,4 @@
-"""What the contest's server bears: odd bodies, slow clients, load, and being killed."""
+"""The contest's server under malformed bodies, slow clients, load, signals and kills."""
 
 import importlib.util
 import json
@@ -133,7 +133,7 @@ def all_of(connection: socket.socket) -> bytes:
     return received
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read(open_contest: Open) -> None:
+def test_a_body_announced_as_too_large_is_not_read(open_contest: Open) -> None:
     contest = open_contest(body_limit=1000)
     with raw(contest) as connection:
         connection.sendall(head("Content-Length: 1001"))
@@ -178,7 +178,7 @@ def test_a_client_that_sends_too_much_gets_the_reason(open_contest: Open) -> Non
     assert contest.post(content=b" " * 10_000).status_code == 400
 
 
-def test_lengths_that_lie(open_contest: Open) -> None:
+def test_wrong_content_lengths_are_refused(open_contest: Open) -> None:
     contest = open_contest()
     body = json.dumps({"groupname": "a", "images": contest.lists()}).encode()
     with raw(contest) as connection:  # more is promised than comes
@@ -200,7 +200,7 @@ def test_lengths_that_lie(open_contest: Open) -> None:
     assert contest.store.count() == 0
 
 
-def test_a_body_that_breaks_off_is_not_scored(contest: Any) -> None:
+def test_an_incomplete_body_is_not_scored(contest: Any) -> None:
     body = json.dumps({"groupname": "a", "images": contest.lists()}).encode()
     for part in (body[:50], body[:-1]):
         with raw(contest) as connection:
@@ -270,7 +270,7 @@ def test_many_clients_at_once_get_their_own_scores(contest: Any) -> None:
     assert [row["submissions"] for row in rows] == [12] * 12
 
 
-def test_limits_hold_for_clients_at_once(open_contest: Open) -> None:
+def test_limits_hold_for_concurrent_clients(open_contest: Open) -> None:
     contest = open_contest(Rules(top_k=3, in_all=7))
     statuses: list[int] = []
     threads = [
@@ -327,7 +327,7 @@ def test_a_signal_ends_the_server_with_everything_stored(
     assert not made.database.with_name("judge.sqlite-wal").exists()
 
 
-def test_killed_during_load_once(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_a_kill_during_load_loses_nothing(benchmark: ModuleType, tmp_path: Path) -> None:
     made = benchmark.Contest(tmp_path, queries=50, k=5, bodies=5)
     *rounds, again = benchmark.kill(made, times=1, clients=8)
     assert rounds[0]["answered"] > 0
@@ -335,7 +335,7 @@ def test_killed_during_load_once(benchmark: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_during_load_twenty_times(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_twenty_kills_during_load_lose_nothing(benchmark: ModuleType, tmp_path: Path) -> None:
     made = benchmark.Contest(tmp_path, queries=1500, k=10, bodies=10)
     *rounds, again = benchmark.kill(made, times=20, clients=16)
     assert len(rounds) == 20 and sum(one["answered"] for one in rounds) > 200
@@ -346,7 +346,7 @@ def test_killed_during_load_twenty_times(benchmark: ModuleType, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
-def test_a_minute_of_load(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_a_minute_of_load_gives_no_wrong_score(benchmark: ModuleType, tmp_path: Path) -> None:
     made = benchmark.Contest(tmp_path, queries=1500, k=10, bodies=50)
     found = benchmark.load(made, clients=32, seconds=60)
     assert (found["wrong_scores"], found["lost"], found["refused"], found["broken"]) == (0,) * 4

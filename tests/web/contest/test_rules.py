@@ -32,18 +32,18 @@ def test_times_are_read_with_and_without_a_zone(monkeypatch: pytest.MonkeyPatch)
         {"public_share": 0.0, "closes": NOON},
     ],
 )
-def test_rules_that_make_no_sense_are_refused(wrong: dict) -> None:
+def test_contradictory_rules_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):
         Rules(**wrong)
 
 
-def test_rules_survive_being_written_and_forget_what_is_unknown() -> None:
+def test_rules_are_read_back_without_unknown_fields() -> None:
     rules = Rules(title="Ünï", top_k=9, metric="map_at_k", public_share=0.3, seed=4, closes=NOON)
     assert Rules.from_json(rules.to_json()) == rules
     assert Rules.from_json('{"top_k": 4, "of a later version": 1}') == Rules(top_k=4)
 
 
-def test_phases_and_what_may_be_seen() -> None:
+def test_phases_decide_which_parts_are_visible() -> None:
     rules = Rules(opens=100.0, closes=200.0, public_share=0.5)
     assert [rules.phase(t) for t in (99.9, 100, 199.9, 200)] == ["before", "open", "open", "closed"]
     assert [rules.visible_parts(t) for t in (99, 150)] == [["public"], ["public"]]
@@ -51,7 +51,7 @@ def test_phases_and_what_may_be_seen() -> None:
     assert Rules().visible_parts(0) == ["all"]
 
 
-def test_names_that_differ_in_normal_form_alone_are_one() -> None:
+def test_names_are_compared_in_one_unicode_form() -> None:
     composed, apart = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
     assert composed != apart
     assert group_name(composed) == group_name(f"  {apart} ") == composed
@@ -118,7 +118,7 @@ def test_invisible_characters_are_refused(code: int) -> None:
         group_name(f"a{chr(code)}b")
 
 
-def test_names_that_differ_in_the_width_of_a_gap_are_one() -> None:
+def test_repeated_spaces_in_names_count_as_one() -> None:
     assert group_name("two   words") == group_name("two words") == "two words"
 
 

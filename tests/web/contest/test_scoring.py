@@ -90,7 +90,7 @@ def test_parts_together_are_the_whole_and_are_drawn_by_the_seed() -> None:
     assert len(drawn) > 1
 
 
-def test_removing_a_query_hardly_moves_the_parts() -> None:
+def test_removing_a_query_hardly_changes_the_split() -> None:
     queries, gallery, _ = made_up(6, n_queries=100, n_gallery=80, k=4, classes=9)
     rules = Rules(top_k=4, public_share=0.5, closes=1.0, seed=0)
 

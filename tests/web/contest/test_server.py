@@ -102,7 +102,7 @@ def test_rescoring_scores_all_submissions_again(open_contest: Open, tmp_path: Pa
             assert submission.scores == scorer.scores(unpacked(stored["lists"]))
 
 
-def test_the_truth_without_roles_serves_both(tmp_path: Path) -> None:
+def test_a_truth_without_roles_covers_queries_and_gallery(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("file,label\na_1.jpg,a\na_2.jpg,a\nb_1.jpg,b\n")
     queries, gallery = judging.read_truth(path)

@@ -107,7 +107,7 @@ def test_a_result_is_returned_only_after_its_commit(path: Path) -> None:
     other.close()
 
 
-def test_what_waits_together_is_committed_together(path: Path) -> None:
+def test_waiting_writes_share_one_commit(path: Path) -> None:
     database = Database(path, create=True)
     gate, commits = threading.Event(), []
     blocker = database.write(lambda c: gate.wait(10))
@@ -129,7 +129,7 @@ def test_what_waits_together_is_committed_together(path: Path) -> None:
     assert sum("COMMIT" in statement for statement in traced) <= 2
 
 
-def test_a_full_disk_is_an_error_for_all_that_waited_and_the_store_lives_on(path: Path) -> None:
+def test_a_full_disk_fails_all_waiting_writes_and_the_store_recovers(path: Path) -> None:
     with Store(path) as store:
         add(store, "a", 0.1).result()
         set_limit = "PRAGMA max_page_count = {}"
@@ -144,7 +144,7 @@ def test_a_full_disk_is_an_error_for_all_that_waited_and_the_store_lives_on(path
         assert store.count() == 2
 
 
-def test_limits_hold_however_many_come_at_once(path: Path) -> None:
+def test_limits_hold_under_concurrent_submissions(path: Path) -> None:
     rules = Rules(per_hour=5)
     with Store(path) as store:
         outcomes = [add(store, "a", 0.1, at=100.0, rules=rules) for _ in range(20)]
@@ -204,7 +204,7 @@ def test_rescoring_names_a_damaged_submission(path: Path, damaged: bytes) -> Non
         assert [one.scores["all"].score for one in store.history()] == [0.1, 0.2]
 
 
-def test_the_file_is_for_its_owner_alone(path: Path) -> None:
+def test_only_the_owner_can_read_the_file(path: Path) -> None:
     with Store(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

@@ -63,7 +63,7 @@ def test_a_file_of_no_run_leaves_no_record(done: RunResult, contest: Any, tmp_pa
     assert "recorded" not in said and list(tmp_path.glob("**/*.jsonl")) == []
 
 
-def test_the_data_folders_are_asked_before_anything_is_sent(
+def test_names_are_checked_against_the_data_folder_before_sending(
     done: RunResult, contest: Any, tmp_path: Path
 ) -> None:
     shutil.copytree(done.run.home / "data", tmp_path / "data")

@@ -41,7 +41,7 @@ def test_a_picture_finds_itself_first(served: Any) -> None:
         assert served.search(json={"query": kept, "k": 5}) == [o["id"] for o in answer["results"]]
 
 
-def test_all_ways_to_send_a_search_are_one(served: Any) -> None:
+def test_all_ways_to_send_a_search_give_the_same_results(served: Any) -> None:
     name = "green/green-2.png"
     wanted = served.search(image=name, data={"k": "4"})
     data = served.bytes_of(name)
@@ -76,7 +76,7 @@ def test_filters_hold(served: Any) -> None:
     assert served.search(json={"id": "red/red-0.png", "filter": "label=nothing"}) == []
 
 
-def test_like_this_but_not_like_that_and_marks(served: Any) -> None:
+def test_negative_examples_and_marks_change_the_results(served: Any) -> None:
     mixed = {"id": ["red/red-0.png", "blue/blue-0.png"], "k": 12}
     plain = served.search(json=mixed)
     assert {name.partition("/")[0] for name in plain} >= {"red", "blue"}
@@ -111,7 +111,7 @@ def test_bad_searches_get_one_sentence(served: Any, body: Any, status: int, said
     assert "\n" not in answer.json()["error"] and "Traceback" not in answer.text
 
 
-def test_many_clients_at_once_share_batches_and_get_their_own(served: Any) -> None:
+def test_concurrent_clients_share_batches_and_get_their_own_results(served: Any) -> None:
     names = served.ids()
     wrong: list[str] = []
 
@@ -133,7 +133,7 @@ def test_many_clients_at_once_share_batches_and_get_their_own(served: Any) -> No
 # ── words ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_words_find_what_the_model_says(open_search: Open, tiny_clip: str) -> None:
+def test_text_results_match_the_model(open_search: Open, tiny_clip: str) -> None:
     served = open_search(Embedder.build(tiny_clip, weights="random"))
     embedder, gallery = served.engine.model.embedder, served.engine.gallery
     words = embedder.encode_text(["a dog", "a cat"]).detach().numpy()
@@ -152,7 +152,7 @@ def test_words_find_what_the_model_says(open_search: Open, tiny_clip: str) -> No
 # ── embed, images ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_embed_gives_the_vectors_of_the_gallery(served: Any) -> None:
+def test_embed_returns_the_vectors_of_the_gallery(served: Any) -> None:
     files = [("image", ("a", served.bytes_of(name))) for name in served.ids()[:3]]
     answer = served.client.post("/v1/embed", files=files).json()
     vectors = np.array([one["vector"] for one in answer["embeddings"]])
@@ -179,7 +179,7 @@ def test_thumbs_are_small_cached_and_tagged(served: Any) -> None:
     assert served.get(path, params={"size": "../.."}).status_code == 422
 
 
-def test_originals_are_served_as_what_they_are(open_search: Open, tmp_path: Path) -> None:
+def test_originals_are_served_with_their_media_type(open_search: Open, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     (folder / "a").mkdir(parents=True)
     for i, kind in enumerate(("png", "jpeg", "webp", "gif", "tiff", "bmp")):
@@ -277,7 +277,7 @@ def test_added_images_stay_in_their_folder(
     assert after <= before
 
 
-def test_an_added_folder_that_leads_away_is_not_written_to(
+def test_an_added_folder_that_links_elsewhere_is_not_written_to(
     open_search: Open, pictures: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(pictures, tmp_path / "copy")
@@ -355,7 +355,7 @@ def test_a_replaced_index_is_noticed(open_search: Open, monkeypatch: pytest.Monk
     assert "red/red-0.png" not in served.search(json={"id": "red/red-1.png", "k": 30})
 
 
-def test_an_index_of_another_model_is_not_taken(open_search: Open, tmp_path: Path) -> None:
+def test_an_index_of_another_model_is_not_served(open_search: Open, tmp_path: Path) -> None:
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.index import build_index
 
@@ -370,7 +370,7 @@ def test_an_index_of_another_model_is_not_taken(open_search: Open, tmp_path: Pat
 # ── ready, described ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_nothing_is_answered_before_all_is_warm(serving: Any) -> None:
+def test_searches_are_refused_until_all_is_warm(serving: Any) -> None:
     import httpx
 
     from vizsla.web.search.app import create_app
@@ -455,7 +455,7 @@ def test_a_search_under_way_keeps_its_gallery_while_another_changes_it(served: A
     assert np.array_equal(engine.gallery.vector(last), vector)
 
 
-def test_what_is_no_text_and_long_nothing_are_refused_at_once(served: Any) -> None:
+def test_surrogates_and_long_blank_filters_are_refused(served: Any) -> None:
     spaces = served.client.post(
         served.url + "/v1/search", json={"id": "red/red-0.png", "filter": " " * 1000}
     )
@@ -468,7 +468,7 @@ def test_what_is_no_text_and_long_nothing_are_refused_at_once(served: Any) -> No
     assert half.status_code == 422 and "unicode" in half.json()["error"]
 
 
-def test_without_k_there_are_no_more_than_the_server_gives(open_search: Any) -> None:
+def test_the_default_k_respects_the_servers_maximum(open_search: Any) -> None:
     served = open_search(k=5)
     answer = served.client.post(served.url + "/v1/search", json={"id": "red/red-0.png"})
     assert len(answer.json()["results"]) == 5

@@ -126,7 +126,7 @@ def test_an_index_is_served_and_replaced(home: Path, tmp_path: Path) -> None:
     assert len(open_index(tmp_path / "gallery.index")) == 22
 
 
-def test_labels_beside_an_index_are_laid_over_it(home: Path, tmp_path: Path) -> None:
+def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -> None:
     """It is the index itself that is served, and watched, not a copy with other labels."""
     folder = tmp_path / "gallery.index"
     shutil.copytree(home / "gallery.index", folder)
@@ -194,7 +194,7 @@ def test_what_cannot_be_served(
         prepare(Source(**{**options, **paths}), ServerState())  # type: ignore[arg-type]
 
 
-def test_what_fails_on_the_way_ends_the_server_in_one_line(home: Path) -> None:
+def test_an_error_while_preparing_ends_the_server_in_one_line(home: Path) -> None:
     words = ["serve", "runs", *TINY, "--port", "0"]
     done = vizsla(*words, cwd=home)
     assert done.returncode == 1 and "holds no images" in done.stderr
@@ -208,9 +208,7 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, home: Path
         serve(Source(home / RUN))
 
 
-def test_no_thread_of_a_product_spins_beside_the_network(
-    monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
+def test_blas_has_one_thread_while_serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     from vizsla.web.shell import http
 
     def threads() -> dict[str, int]:

@@ -20,7 +20,7 @@ SEEN = Preprocess((16, 16), 20)
 FRAMING = SEEN.framing
 
 
-def test_the_model_sees_what_embed_lets_it_see(decoder: Any, pictures: Path) -> None:
+def test_decoded_pixels_equal_those_of_embed(decoder: Any, pictures: Path) -> None:
     for path in sorted(pictures.rglob("*.png"))[:3]:
         wanted = FRAMING.read(path)
         for source in (path, path.read_bytes()):
@@ -30,7 +30,7 @@ def test_the_model_sees_what_embed_lets_it_see(decoder: Any, pictures: Path) -> 
             assert Image.open(io.BytesIO(found.jpeg)).size == (24, 18)
 
 
-def test_what_is_no_picture_says_why(decoder: Any, tmp_path: Path) -> None:
+def test_files_that_are_no_pictures_are_refused_with_a_reason(decoder: Any, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"<html>")
     for source, said in [
         (b"", "empty"),
@@ -51,7 +51,7 @@ def test_too_many_pixels_are_not_unpacked(decoder: Any) -> None:
         decoder.decode(file.getvalue(), jpeg_side=10).result()
 
 
-def test_what_takes_too_long_is_ended(pictures: Path) -> None:
+def test_a_child_that_takes_too_long_is_killed(pictures: Path) -> None:
     picture = next(pictures.rglob("*.png")).read_bytes()
     decoder = Decoder(max_pixels=10**6, processes=1)
     try:
@@ -85,7 +85,7 @@ def test_a_decoder_that_crashes_costs_one_picture(pictures: Path) -> None:
     assert decoder.pool.processes == []
 
 
-def test_many_wait_in_turn_and_too_many_are_refused(pictures: Path) -> None:
+def test_pictures_wait_in_turn_and_too_many_are_refused(pictures: Path) -> None:
     files = sorted(pictures.rglob("*.png"))
     decoder = Decoder(max_pixels=10**6, processes=2, waiting=8)
     try:
@@ -109,3 +109,18 @@ def test_a_child_has_little_memory_and_writes_nothing(decoder: Any, pictures: Pa
     rows = {line[:26].strip(): line[26:].split()[0] for line in limits}
     assert int(rows["Max address space"]) < 2**31
     assert rows["Max file size"] == rows["Max core file size"] == "0"
+
+
+def test_children_do_not_get_the_servers_tokens(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("reads the environment from /proc")
+    monkeypatch.setenv("VIZSLA_SERVE_TOKEN", "not-for-pictures")
+    decoder = Decoder(max_pixels=10**6, processes=1)
+    try:
+        decoder.decode(next(pictures.rglob("*.png")), jpeg_side=10).result()
+        process = decoder.pool.processes[0]
+        assert b"not-for-pictures" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    finally:
+        decoder.close()

@@ -33,7 +33,7 @@ def found(text: str, attributes: pa.Table) -> list[int]:
     return [int(i) for i in mask.nonzero()[0]]
 
 
-def test_few_values_are_listed_many_suggested_and_numbers_asked_for_by_range() -> None:
+def test_few_values_are_listed_many_suggested_and_numbers_have_a_range() -> None:
     attributes = table(
         label=[f"class {i % 3}" for i in range(N)],
         maker=[f"maker {i % (MAX_LISTED + 1)}" for i in range(N)],
@@ -69,14 +69,12 @@ def test_a_label_is_never_a_range() -> None:
         ("same", ["a", "a"]), ("unknown", [None, None]), ("nan", [float("nan"), float("inf")]),
     ],
 )  # fmt: skip
-def test_what_would_be_refused_or_tells_nothing_apart_is_not_offered(
-    column: str, values: list
-) -> None:
+def test_unusable_and_constant_attributes_are_not_offered(column: str, values: list) -> None:
     assert facets_of(pa.table({column: values})) == []
 
 
 @pytest.mark.parametrize("column", ["ID", "Id", "where.x", "k", "filter", "a|b", '"q"', "größe"])
-def test_odd_names_that_can_be_asked_for_are_offered_and_work(column: str) -> None:
+def test_attributes_with_odd_names_are_offered_where_they_work(column: str) -> None:
     attributes = pa.table({column: ["a", "b", "a"]})
     (facet,) = facets_of(attributes)
     assert found(equals(facet.column, facet.choices[0].value), attributes) == [0, 2]
@@ -96,7 +94,7 @@ def test_every_choice_finds_its_value_and_no_other() -> None:
         assert choice.value == choice.value.strip() != "" and "\n" not in choice.value
 
 
-def test_what_is_typed_in_quotes_stays_as_it_is() -> None:
+def test_quoted_values_stay_as_typed() -> None:
     attributes = table(label=["x", '"x"'])
     assert found(equals("label", '"x"'), attributes) == [1]
     assert found(equals("label", '"'), table(label=['"', "b"])) == [0]

@@ -45,7 +45,7 @@ def test_32_clients_for_a_minute_get_no_wrong_answer() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
-def test_words_are_answered_rightly_too(tmp_path: Path) -> None:
+def test_text_searches_under_load_are_right(tmp_path: Path) -> None:
     """With a small CLIP: words alone, and mixed with pictures."""
     config = {
         "embed_dim": 16,

@@ -26,7 +26,7 @@ def state(address: str) -> State:
     return State.parse(fields, max_k=200)
 
 
-def test_what_is_empty_is_left_out() -> None:
+def test_empty_fields_are_left_out() -> None:
     given = "where.label=&from.price=+&filter=&filter=price<10&text=&k=24&where.domain=photo&id=a"
     assert state(given).address() == "id=a&filter=price%3C10&where.domain=photo"
     assert state("where.label=").address() == ""
@@ -41,7 +41,7 @@ def test_a_state_gives_its_address_back() -> None:
     assert one.lacking("id", "a b.jpg") == "k=12&where.x+y=1%262"
 
 
-def test_the_seed_stands_in_links_until_something_is_searched_with() -> None:
+def test_the_seed_stays_in_links_until_a_search() -> None:
     start = state("seed=7&where.domain=photo")
     assert start.address() == "where.domain=photo&seed=7"
     assert start.others() == "where.domain=photo"
@@ -78,7 +78,7 @@ def test_a_choice_without_a_control_becomes_a_written_condition() -> None:
         ("filter=label%3D%22x", "filter.0", "quote"),
     ],
 )
-def test_a_condition_that_cannot_be_answered_is_named(address: str, field: str, said: str) -> None:
+def test_an_invalid_condition_is_named(address: str, field: str, said: str) -> None:
     ((name, sentence),) = state(address).faults(ATTRIBUTES).items()
     assert name == field and said in sentence and "\n" not in sentence
 
@@ -92,7 +92,7 @@ def of(address: str) -> dict[str, Any]:
 MARKED = "id=a&query=u1&not_id=b&right=c&wrong=d"
 
 
-def test_examples_are_added_and_turned() -> None:
+def test_examples_are_added_and_change_sides() -> None:
     one = state(MARKED)
     assert of(one.also("id", "b")) == {
         "id": ("a", "b"), "query": ("u1",), "right": ("c",), "wrong": ("d",),
@@ -103,7 +103,7 @@ def test_examples_are_added_and_turned() -> None:
     assert back == of(MARKED)
 
 
-def test_a_dropped_picture_is_searched_with_or_added_or_not_wanted() -> None:
+def test_a_dropped_picture_replaces_joins_or_opposes_the_examples() -> None:
     one = state(MARKED + "&where.domain=photo")
     assert of(one.with_uploads(["u2"], "with").address()) == {"query": ("u2",), "not_id": ("b",)}
     assert of(one.with_uploads(["u2"], "also").address()) == {
@@ -116,6 +116,6 @@ def test_a_dropped_picture_is_searched_with_or_added_or_not_wanted() -> None:
         assert one.with_uploads(["u2"], use).choices == one.choices
 
 
-def test_marks_go_along_with_a_result_that_is_searched_with() -> None:
+def test_marks_stay_when_a_result_is_searched_with() -> None:
     assert of(state(MARKED).search_with("x")) == {"id": ("x",), "right": ("c",), "wrong": ("d",)}
     assert of(state(MARKED).search_with("d")) == {"id": ("d",), "right": ("c",)}

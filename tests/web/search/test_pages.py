@@ -1,4 +1,4 @@
-"""The search page as it is sent, without a browser: every address gives back what it says."""
+"""The HTML of the search pages, without a browser: each address reproduces its search."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ def tiles(page: Page) -> list[str | None]:
     return [a["data-id"] for a in page.all("li") if "data-id" in a]
 
 
-def test_it_starts_with_pictures_at_random(served: Any) -> None:
+def test_the_start_page_shows_random_pictures(served: Any) -> None:
     first, second = (tiles(page_at(served, "/?k=12")) for _ in range(2))
     assert len(first) == 12 and first != second
     assert tiles(page_at(served, "/?seed=7")) == tiles(page_at(served, "/?seed=7"))
@@ -47,7 +47,7 @@ def test_it_starts_with_pictures_at_random(served: Any) -> None:
     assert len(only) == 6 and all(str(name).startswith("red/") for name in only)
 
 
-def test_an_address_with_empty_fields_leads_to_one_without(served: Any) -> None:
+def test_an_address_with_empty_fields_is_redirected(served: Any) -> None:
     answer = served.get("/?id=red/red-0.png&where.label=&filter=&k=24&from.price=+", headers=HTML)
     assert (answer.status_code, answer.headers["location"]) == (303, "./?id=red%2Fred-0.png")
     assert served.get("/?where.label=&text=", headers=HTML).headers["location"] == "./"
@@ -74,7 +74,7 @@ def test_every_link_of_a_page_leads_to_a_search(served: Any) -> None:
         assert served.get("/" + image).status_code == 200, image
 
 
-def test_words_are_asked_for_where_the_model_reads_them(open_search: Open, tiny_clip: str) -> None:
+def test_a_text_field_is_shown_if_the_model_reads_text(open_search: Open, tiny_clip: str) -> None:
     served = open_search(Embedder.build(tiny_clip, weights="random"))
     page = page_at(served, "/?text=a+dog&not_text=cat&k=12")
     assert page.all("input", name="text", value="a dog")
@@ -82,7 +82,7 @@ def test_words_are_asked_for_where_the_model_reads_them(open_search: Open, tiny_
     assert tiles(page) == served.search(json={"text": "a dog", "not_text": "cat", "k": 12})
 
 
-def test_no_words_box_where_the_model_reads_none(served: Any) -> None:
+def test_no_text_field_is_shown_if_the_model_reads_none(served: Any) -> None:
     assert not page_at(served, "/").all("input", name="text")
     answer = served.get("/?text=a+dog", headers=HTML)
     assert answer.status_code == 422 and "Colours does not read text" in answer.text
@@ -111,9 +111,7 @@ def test_an_upload_leads_to_its_search_and_keeps_the_choices(served: Any) -> Non
     [({"image": ("x", b"<html>")}, "a web page"), ({"image": ("", b"")}, "Choose a picture first"),
      ({"other": ("x", b"1")}, "Choose a picture first")],
 )  # fmt: skip
-def test_uploads_that_cannot_be_used_say_so_on_the_page(
-    served: Any, files: dict, said: str
-) -> None:
+def test_unusable_uploads_are_explained_on_the_page(served: Any, files: dict, said: str) -> None:
     answer = served.client.post("/queries", files=files)
     assert answer.status_code == 422 and said in answer.text and 'role="alert"' in answer.text
 
@@ -132,7 +130,7 @@ def test_marks_are_exported(served: Any) -> None:
     assert tiles(page_at(served, "/?" + rows[0]["search"]))[0] == "red/red-0.png"
 
 
-def test_why_is_drawn_for_a_search_with_a_picture(served: Any) -> None:
+def test_heat_maps_are_drawn_for_a_search_with_a_picture(served: Any) -> None:
     asked = "id=red/red-0.png&result=red/red-1.png"
     page = page_at(served, f"/view?{asked}")
     heat = [str(a["src"]) for a in page.all("img") if str(a["src"]).startswith("similarity/")]
@@ -166,7 +164,7 @@ def links(page: Page) -> list[str]:
     return [str(a["href"]) for a in page.all("a") if str(a["href"]).startswith("./?")]
 
 
-def test_the_pictures_to_start_with_stay_the_same_in_every_link(served: Any) -> None:
+def test_links_keep_the_seed_of_random_pictures(served: Any) -> None:
     page = page_at(served, "/?k=12")
     address = str(page.all("main")[0]["data-address"])
     assert "seed=" in address and tiles(page_at(served, "/?" + address)) == tiles(page)
@@ -179,7 +177,7 @@ def test_the_pictures_to_start_with_stay_the_same_in_every_link(served: Any) -> 
     assert not page_at(served, "/?id=red/red-0.png").all("input", name="seed")
 
 
-def test_a_condition_that_cannot_be_answered_is_said_at_its_field(served: Any) -> None:
+def test_an_invalid_condition_is_explained_at_its_field(served: Any) -> None:
     page = page_at(served, "/?filter=price<5&filter=colour%3Dred&from.price=abc", 422)
     wrong = [a for t, a in page.tags if a.get("aria-invalid")]
     assert [a["name"] for a in wrong] == ["from.price", "filter"]
@@ -218,7 +216,7 @@ def test_values_are_suggested(open_search: Open) -> None:
     assert served.get("/values").status_code == 404
 
 
-def test_odd_attributes_are_offered_only_if_they_work(open_search: Open) -> None:
+def test_attributes_are_offered_only_if_their_filter_works(open_search: Open) -> None:
     letters = [chr(97 + i % 3) for i in range(24)]
     served = open_search(columns={"ID": letters, "a=b": letters, "same": ["x"] * 24})
     page = page_at(served, "/")
@@ -252,13 +250,13 @@ def test_a_dropped_picture_joins_others(served: Any) -> None:
     assert answer.status_code == 422 and "choose with, also, not" in answer.text
 
 
-def test_pages_that_are_not_there(served: Any) -> None:
+def test_missing_pages_are_404(served: Any) -> None:
     answer = served.get("/a/b/c", headers=HTML)
     assert answer.status_code == 404 and 'href="../../static/search.css"' in answer.text
     assert served.get("/a/b/c").json() == {"error": "there is nothing here"}
 
 
-def test_below_a_prefix_errors_lead_back_and_what_is_open_stays_open(open_search: Open) -> None:
+def test_errors_and_open_routes_work_below_a_prefix(open_search: Open) -> None:
     served = open_search(prefix="/deep/search", token="a-token-that-is-long")
     for path in ("/healthz", "/static/search.css"):
         assert served.client.get(served.url + path).status_code == 200

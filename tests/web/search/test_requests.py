@@ -1,4 +1,4 @@
-"""What is asked becomes one vector whose nearest neighbours are the answer."""
+"""Fields of a request → a SearchRequest, and examples → one query vector."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ words = st.text("abc é", max_size=20).map(lambda text: " ".join(text.split()))
         k=st.integers(1, 50),
     )
 )
-def test_an_address_gives_back_what_was_asked(search: SearchRequest) -> None:
+def test_a_request_is_read_back_from_its_address(search: SearchRequest) -> None:
     assert SearchRequest.parse(grouped(search.pairs()), max_k=50) == search
 
 
@@ -65,7 +65,7 @@ def test_an_address_gives_back_what_was_asked(search: SearchRequest) -> None:
         ({"path": ["/etc/passwd"]}, "'path' is not a field: expected id, not_id"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(fields: dict, said: str) -> None:
+def test_invalid_fields_are_refused_in_one_sentence(fields: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         SearchRequest.parse(fields, max_k=50)
 
@@ -98,7 +98,7 @@ def test_one_example_is_its_own_vector() -> None:
         assert np.allclose(query_vector(examples, lambda _: 0.1), one, atol=1e-6)
 
 
-def test_not_takes_away_half_and_marks_follow_rocchio() -> None:
+def test_negative_examples_count_half_and_marks_follow_rocchio() -> None:
     a, b, c, d = np.eye(4, dtype=np.float32)
     found = query_vector(Examples(images=[a], not_images=[b]), lambda _: 1.0)
     assert np.allclose(found / found[0], [1, -0.5, 0, 0])
@@ -128,7 +128,7 @@ def test_mixing_ranks_by_the_sum_of_standardised_scores(
     assert np.isclose(np.linalg.norm(query), 1, atol=1e-5)
 
 
-def test_only_against_something_keeps_its_small_weight() -> None:
+def test_negative_examples_alone_keep_their_small_weight() -> None:
     """Standardised, a single mark of a wrong result would weigh as much as all the words."""
     gallery = units(60)
     text, wrong = units(2, seed=1)

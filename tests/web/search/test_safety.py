@@ -1,4 +1,4 @@
-"""What the search server bears, and what it never gives away."""
+"""Safety of the search server: paths, headers, limits, tokens, other sites, damaged pictures."""
 
 import contextlib
 import io
@@ -89,7 +89,7 @@ def test_no_path_leads_out_of_the_gallery(
             assert 400 <= int(get_raw(served, path_of_page)[9:12]) < 500
 
 
-def test_images_that_became_links_to_elsewhere_are_gone(
+def test_images_replaced_by_links_to_elsewhere_are_404(
     open_search: Open, pictures: Path, tmp_path: Path
 ) -> None:
     """The gallery knows the id, but the file now leads away: replaced after it was indexed."""
@@ -106,7 +106,7 @@ def test_images_that_became_links_to_elsewhere_are_gone(
     (folder / "red/red-1.png").symlink_to(folder / "red/red-2.png")  # within: a picture as any
     os.mkfifo(folder / "pipe")
     (folder / "red/red-3.png").unlink()
-    (folder / "red/red-3.png").symlink_to(folder / "pipe")  # reading it would wait for ever
+    (folder / "red/red-3.png").symlink_to(folder / "pipe")  # reading it would never end
     for name in ("red/red-0.png", "blue/blue-0.png", "red/red-3.png"):
         for path in (f"/v1/images/{name}", f"/v1/images/{name}/thumb"):
             assert served.get(path).status_code == 404
@@ -162,7 +162,7 @@ def test_names_and_words_are_escaped(served: Any) -> None:
 # ── limits ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_bodies_have_a_limit_however_they_come(open_search: Open) -> None:
+def test_every_kind_of_body_has_a_limit(open_search: Open) -> None:
     served = open_search(body_bytes=20_000)
     block = b"x" * 30_000
     for path in ("/v1/search", "/v1/embed", "/queries"):
@@ -197,13 +197,13 @@ def test_pictures_have_a_limit_of_pixels(served: Any) -> None:
     Image.new("1", (6000, 6000)).save(file, "PNG")
     answer = served.post(image=file.getvalue())
     assert answer.status_code == 422 and "36,000,000 pixels" in answer.json()["error"]
-    width = (60_000).to_bytes(4, "big")  # a header that lies, over little data
+    width = (60_000).to_bytes(4, "big")  # a header with a false size
     header = b"IHDR" + width + width + b"\x08\x02\0\0\0"
     lying = b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + zlib.crc32(header).to_bytes(4, "big")
     assert served.post(image=lying).status_code == 422
 
 
-def test_the_content_says_what_a_picture_is(served: Any) -> None:
+def test_the_format_is_recognised_by_content(served: Any) -> None:
     data = served.bytes_of("red/red-0.png")
     for name, kind in (("a.txt", "text/plain"), ("../../a.exe", "application/x-msdownload")):
         answer = served.client.post("/v1/search", files={"image": (name, data, kind)})
@@ -240,7 +240,7 @@ def test_odd_bodies_are_refused(served: Any) -> None:
     assert served.client.post("/v1/search", files=many).status_code == 422
 
 
-def test_an_address_may_ask_only_so_often(open_search: Open) -> None:
+def test_each_address_has_a_rate_limit(open_search: Open) -> None:
     served = open_search(per_minute=60)  # one a second, ten at once
     body = {"id": "red/red-0.png", "k": 1}
     answers = [served.post(json=body) for _ in range(15)]
@@ -253,7 +253,7 @@ def test_an_address_may_ask_only_so_often(open_search: Open) -> None:
     assert served.get("/v1/images/red/red-0.png/thumb").status_code == 200
 
 
-def test_buckets_fill_again_and_are_few() -> None:
+def test_rate_limits_recover_and_forget_old_addresses() -> None:
     now = [0.0]
     limit = RateLimit(60, clock=lambda: now[0])
     assert [limit.wait("1.2.3.4") for _ in range(11)][-2:] == [0.0, 1.0]
@@ -271,7 +271,7 @@ def test_buckets_fill_again_and_are_few() -> None:
 # ── who may ask ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_with_a_token_nothing_is_open_but_health(open_search: Open) -> None:
+def test_a_token_closes_all_but_health_and_static_files(open_search: Open) -> None:
     served = open_search(token=TOKEN)
     paths = ["/", "/v1/images/red/red-0.png", "/v1/images/red/red-0.png/thumb", "/openapi.json",
              "/metrics", "/view?result=red/red-0.png", "/queries/x.jpg", "/no"]  # fmt: skip
@@ -287,7 +287,7 @@ def test_with_a_token_nothing_is_open_but_health(open_search: Open) -> None:
     assert served.post(json={"id": "red/red-0.png"}, headers=bearer).status_code == 200
 
 
-def test_tokens_cannot_be_tried_without_end(open_search: Open) -> None:
+def test_guessing_tokens_is_rate_limited(open_search: Open) -> None:
     served = open_search(token=TOKEN, per_minute=60)
     tried = [served.get("/", auth=("a", f"guess-{i:020}")).status_code for i in range(20)]
     assert tried[:10] == [401] * 10 and 429 in tried
@@ -308,7 +308,7 @@ def test_other_sites_cannot_send_for_a_visitor(open_search: Open) -> None:
     assert not is_cross_site("GET", {"sec-fetch-site": "cross-site"})
 
 
-def test_a_name_that_points_here_is_not_enough(open_search: Open) -> None:
+def test_unknown_host_names_are_refused(open_search: Open) -> None:
     served = open_search(hosts=frozenset({"search.example"}))
     for host, status in [
         ("127.0.0.1:8000", 200), ("localhost", 200), ("[::1]:8000", 200),
@@ -396,7 +396,7 @@ def test_odd_files_and_thousands_of_damaged_pictures(served: Any, shared: Path) 
     assert served.search(image="red/red-0.png", data={"k": 1}) == ["red/red-0.png"]
 
 
-def test_uploads_are_forgotten_before_memory_is_full(served: Any) -> None:
+def test_old_uploads_are_forgotten(served: Any) -> None:
     served.engine.uploads = Uploads(max_uploads=5)
     uploads, names = served.engine.uploads, []
     for i in range(8):

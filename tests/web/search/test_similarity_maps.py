@@ -1,4 +1,4 @@
-"""Heat maps are drawn beside searches: one after the other, shared, and none for nobody."""
+"""Heat maps are drawn one at a time, shared by equal requests, and do not delay searches."""
 
 import socket
 import threading
@@ -91,7 +91,7 @@ def test_equal_requests_share_one_drawing_that_is_remembered(gated: Any, wait_un
     assert network.passes == passes
 
 
-def test_what_nobody_waits_for_is_not_drawn(gated: Any, wait_until: Any) -> None:
+def test_a_map_without_a_waiting_client_is_not_drawn(gated: Any, wait_until: Any) -> None:
     served, network = gated
     port = int(served.url.rsplit(":", 1)[1])
     with ThreadPoolExecutor(1) as client:
@@ -109,7 +109,7 @@ def test_what_nobody_waits_for_is_not_drawn(gated: Any, wait_until: Any) -> None
     assert len(served.engine.map_queue._drawn) == 1
 
 
-def test_closing_ends_all_waiting_at_once(gated: Any, wait_until: Any) -> None:
+def test_closing_ends_all_waiting_requests(gated: Any, wait_until: Any) -> None:
     served, network = gated
     with ThreadPoolExecutor(3) as clients:
         asked = [clients.submit(heat_map, served, "red/red-0.png", f"red/red-{i}.png")
@@ -144,7 +144,7 @@ def test_a_drawing_that_fails_is_tried_again() -> None:
         maps.submit(("a", "b"), work)
 
 
-def test_only_so_many_are_remembered_and_wait() -> None:
+def test_waiting_and_kept_maps_are_limited() -> None:
     gate = threading.Event()
     maps = MapQueue(ThreadPoolExecutor(1), max_waiting=1, max_kept=2)
 
@@ -165,7 +165,7 @@ def test_only_so_many_are_remembered_and_wait() -> None:
     maps.close()
 
 
-def test_the_thread_has_one_core_and_gives_way() -> None:
+def test_the_thread_of_maps_has_one_core_and_low_priority() -> None:
     import os
     import sys
 

@@ -1,4 +1,4 @@
-"""What waits for what: no kind of request holds up another one, and none waits for ever."""
+"""Limits of the search server: no kind of request blocks another, and none waits without end."""
 
 import io
 import threading
@@ -14,16 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vizsla import storage
 from vizsla.data.preprocess import Preprocess
-from vizsla.errors import DataError, ImageError, StorageError
+from vizsla.errors import ImageError
 from vizsla.model.embedder import Embedder
-from vizsla.search.folder_index import FolderIndex
-from vizsla.search.index import open_index
-from vizsla.search.index_files import rewrite
 from vizsla.web.search.batching_model import Batcher
 from vizsla.web.search.decoder import Closed, Decoder
-from vizsla.web.search.gallery import Gallery, version_of
 from vizsla.web.search.server import decoders
 from vizsla.web.shell.access import RateLimit, rate_limit_key
 
@@ -45,7 +40,7 @@ def jpeg(size: tuple[int, int], seed: int = 0) -> bytes:
 
 
 class Stuck:
-    """A decoder that answers only when it is told to fail."""
+    """A decoder that answers only by `fail_all`."""
 
     def __init__(self) -> None:
         self.futures: list[Future[Any]] = []
@@ -93,7 +88,7 @@ def test_too_many_thumbnails_are_refused_and_not_kept_waiting(
         assert answer.json()["error"] == "too many requests wait: try again in a moment"
 
 
-def test_a_page_of_thumbnails_passes_and_a_flood_does_not(open_search: Open) -> None:
+def test_a_page_of_thumbnails_passes_the_rate_limit_and_a_flood_does_not(open_search: Open) -> None:
     served = open_search(per_minute=60)
     names = served.ids()
     page = [f"/v1/images/{names[i % 24]}/thumb" for i in range(60)]
@@ -107,19 +102,19 @@ def test_a_page_of_thumbnails_passes_and_a_flood_does_not(open_search: Open) -> 
     assert served.get("/healthz").status_code == 200
 
 
-def test_pages_at_random_are_counted_as_searches(open_search: Open) -> None:
+def test_pages_of_random_pictures_count_as_searches(open_search: Open) -> None:
     served = open_search(per_minute=60)
     statuses = [served.get("/?where.label=red&k=12", headers=HTML).status_code for _ in range(15)]
     assert statuses[:10] == [200] * 10 and 429 in statuses
 
 
-def test_addresses_of_ipv4_are_told_apart_by_a_socket_for_both() -> None:
+def test_ipv4_addresses_in_ipv6_are_counted_separately() -> None:
     assert rate_limit_key("::ffff:10.0.0.1") == "10.0.0.1" != rate_limit_key("::ffff:10.0.0.2")
     limit = RateLimit(60, at_once=50, clock=lambda: 0.0)
     assert [limit.wait("1.2.3.4") for _ in range(51)] == [0.0] * 50 + [1.0]
 
 
-def test_the_gallerys_own_pictures_may_be_larger_than_an_upload(
+def test_gallery_pictures_may_be_larger_than_uploads(
     open_search: Open, pictures: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "large"
@@ -214,7 +209,7 @@ def test_each_picture_of_a_request_counts(open_search: Open) -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
-def test_a_body_without_pictures_may_not_be_as_large_as_one_with(served: Any, kind: str) -> None:
+def test_bodies_without_pictures_have_a_lower_limit(served: Any, kind: str) -> None:
     body = b'{"id": ["' + b'", "'.join([b"x" * 90] * 20_000) + b'"]}'
     for path in ("/v1/search", "/v1/embed"):
         answer = served.client.post(path, content=body, headers={"content-type": kind})
@@ -261,7 +256,7 @@ def test_a_closing_batcher_lets_nobody_wait(wait_until: Any) -> None:
     assert not closing.is_alive()
 
 
-def test_a_decoder_that_ends_lets_nobody_wait(pictures: Path) -> None:
+def test_a_closing_decoder_lets_nobody_wait(pictures: Path) -> None:
     import os
     import signal
 
@@ -334,7 +329,7 @@ def test_addresses_in_answers_hold_below_any_prefix(served: Any, serving: Any) -
     inner = switch.app
 
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
-        """As a reverse proxy that takes the prefix away and tells nobody."""
+        """A reverse proxy that removes the prefix without a header that says so."""
         assert scope["path"].startswith("/shop/search/"), scope["path"]
         path = scope["path"].removeprefix("/shop/search")
         raw = scope["raw_path"].removeprefix(b"/shop/search")
@@ -368,136 +363,9 @@ def test_static_files_are_kept_by_browsers(served: Any) -> None:
         assert again.headers["cache-control"] == "no-cache"
 
 
-def test_parts_of_files_are_not_sent(served: Any) -> None:
+def test_range_requests_get_the_whole_file(served: Any) -> None:
     ranges = {"Range": "bytes=" + ",".join(f"{i}-{i}" for i in range(500))}
     for path in ("/v1/images/red/red-0.png", "/static/htmx.min.js"):
         whole = served.get(path)
         part = served.get(path, headers=ranges)
         assert part.status_code == 200 and part.content == whole.content
-
-
-# ── states of the index ──────────────────────────────────────────────────────────────────────────
-
-
-def test_a_state_bears_the_name_of_what_was_read(served: Any) -> None:
-    """Not of what lies in the folder a moment later: it would never be replaced by that."""
-    folder = served.engine.gallery.index.folder
-    opened = FolderIndex.load(folder)
-    before = version_of(folder)
-    open_index(folder).remove(["red/red-0.png"])  # between reading and naming
-    gallery = Gallery.open(opened, served.folder)
-    assert gallery.version == before != version_of(folder)
-    assert len(gallery) == 24
-    assert served.engine.reload() is True
-    assert served.engine.gallery.version == version_of(folder)
-    assert len(served.engine.gallery) == 23
-
-
-def test_an_answer_of_another_state_is_never_given(served: Any) -> None:
-    gallery = served.engine.gallery
-    vector = gallery.vector("red/red-0.png")
-    other = open_index(gallery.index.folder)
-    other.remove(["blue/blue-0.png"])
-    rewrite(other.view.snapshot)
-    gallery.index.refresh()  # as a search does that finds its files gone
-    with pytest.raises(StorageError, match="replaced"):
-        gallery.search(vector[None], 3, None)
-
-
-def test_labels_are_laid_over_each_state_of_an_index(served: Any) -> None:
-    told = {name: "given" for name in served.ids() if name.startswith("red/")}
-    gallery = Gallery.open(
-        served.engine.gallery.index, served.folder, lambda ids: [told.get(name) for name in ids]
-    )
-    gallery.warm_up()
-    assert gallery.described("red/red-0.png")["label"] == "given"
-    assert gallery.described("blue/blue-0.png")["label"] == "blue"  # where nothing else is told
-    assert gallery.index.labels[0] != "given"
-    served.engine.gallery = gallery
-    found = served.post(json={"id": "blue/blue-0.png", "filter": "label=given", "k": 50}).json()
-    assert sorted(one["id"] for one in found["results"]) == sorted(told)
-    assert served.search(json={"id": "red/red-0.png", "filter": "label=red"}) == []
-    served.engine.remove("red/red-0.png")
-    after = served.engine.gallery
-    assert after.described("red/red-1.png")["label"] == "given" and len(after) == 23
-    assert open_index(after.index.folder).labels.count("red") == 5  # the index keeps its own
-    told["red/red-1.png"] = "anew"
-    open_index(after.index.folder).remove(["red/red-5.png"])
-    assert served.engine.reload()
-    assert served.engine.gallery.described("red/red-1.png")["label"] == "anew"
-
-
-def test_a_state_that_was_refused_is_tried_again(
-    open_search: Open, monkeypatch: pytest.MonkeyPatch, wait_until: Any
-) -> None:
-    from vizsla.web.search import engine
-
-    monkeypatch.setattr(engine, "WATCH_SECONDS", 0.02)
-    monkeypatch.setattr(engine, "REFUSED_SECONDS", 0.1)
-    served = open_search(watched=True)
-    read, tries = FolderIndex.load, []
-
-    def fails_twice(folder: Any, **options: Any) -> FolderIndex:
-        tries.append(folder)
-        if len(tries) <= 2:
-            raise DataError("the disk is away for a moment")
-        return read(folder, **options)
-
-    monkeypatch.setattr(engine.FolderIndex, "load", staticmethod(fails_twice))
-    open_index(served.engine.gallery.index.folder).remove(["red/red-0.png"])
-    wait_until(lambda: len(served.engine.gallery) == 23)
-    assert len(tries) == 3
-
-
-def test_a_changed_gallery_is_warm_before_it_is_asked(
-    open_search: Open, pictures: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    served = open_search(folder=shutil.copytree(pictures, tmp_path / "copy"), changes=CHANGE)
-    answer = served.client.delete("/v1/images/red/red-0.png", headers=AUTH)
-    assert answer.status_code == 200
-    assert {"facets", "positions", "sample"} <= set(served.engine.gallery.__dict__)
-
-
-def test_a_change_takes_over_what_another_process_has_left(
-    open_search: Open,
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    wait_until: Any,
-) -> None:
-    import shutil
-
-    served = open_search(folder=shutil.copytree(pictures, tmp_path / "copy"), changes=CHANGE)
-    folder = served.engine.gallery.index.folder
-    open_index(folder).remove(["red/red-0.png"])
-    answer = served.client.delete("/v1/images/red/red-1.png", headers=AUTH)
-    assert answer.status_code == 200 and answer.json()["index"] == version_of(folder)
-    assert len(served.engine.gallery) == 22
-    tries = []
-    reload = served.engine.reload
-    monkeypatch.setattr(served.engine, "reload", lambda: tries.append(1) or reload())
-    with storage.locked(folder):  # another process is writing
-        asked = ThreadPoolExecutor(1).submit(
-            served.post, "/v1/images", image="red/red-2.png", headers=AUTH
-        )
-        wait_until(lambda: len(tries) == 2)
-        assert not asked.done()
-        assert served.search(json={"id": "red/red-3.png", "k": 1}) == ["red/red-3.png"]
-    added = asked.result(10)
-    assert added.status_code == 201 and added.json()["index"] == version_of(folder)
-    assert len(open_index(folder)) == 23
-
-
-def test_decoding_processes_know_no_tokens(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not Path("/proc/self").exists():
-        pytest.skip("reads the environment from /proc")
-    monkeypatch.setenv("VIZSLA_SERVE_TOKEN", "not-for-pictures")
-    decoder = Decoder(max_pixels=10**6, processes=1)
-    try:
-        decoder.decode(next(pictures.rglob("*.png")), jpeg_side=10).result()
-        process = decoder.pool.processes[0]
-        assert b"not-for-pictures" not in Path(f"/proc/{process.pid}/environ").read_bytes()
-    finally:
-        decoder.close()
