@@ -22,9 +22,9 @@ from vizsla.web.contest.leaderboard import (
     Timestamp,
 )
 from vizsla.web.contest.rules import iso
-from vizsla.web.contest.scoring import PartScore
-from vizsla.web.contest.store import Store, TooMany, unpacked
-from vizsla.web.contest.submissions import Refused, SubmissionRequest, accept
+from vizsla.web.contest.scoring import PartScore, Scorer
+from vizsla.web.contest.store import Store, Stored, TooMany, unpacked
+from vizsla.web.contest.submissions import Accepted, Refused, SubmissionRequest, accept
 from vizsla.web.shell import http
 from vizsla.web.shell.http import Json, to_json
 from vizsla.web.shell.templating import to_csv
@@ -121,7 +121,7 @@ def error_responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 def add_submissions(app: FastAPI, board: Leaderboard) -> None:
     """Adds POST /retrieval/, and how refusals of the whole API are answered."""
     threads = CapacityLimiter(SCORERS)
-    rules, store, scorer = board.rules, board.store, board.scorer
+    store, scorer = board.store, board.scorer
 
     @app.post("/retrieval", include_in_schema=False)
     @app.post(
@@ -154,28 +154,7 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
         )
         # The writer has it now: it is stored whether the client waits for the answer or not.
         stored = await asyncio.shield(asyncio.wrap_future(accepted.stored))
-        part = rules.parts()[0]
-        score: PartScore = accepted.scores[part]
-        return SubmissionAnswer(
-            accuracy=score.score,
-            metric=rules.metric,
-            interval=score.interval,
-            **score.metrics,
-            part=part,
-            submission=SubmissionReceipt(
-                id=stored.id,
-                groupname=accepted.groupname,
-                number=stored.in_all,
-                received=received,
-                sha256=accepted.sha256,
-                top_k=rules.top_k,
-                queries=scorer.part_sizes()[part],
-            ),
-            left=SubmissionsLeft(
-                this_hour=_left(rules.per_hour, stored.this_hour),
-                in_all=_left(rules.in_all, stored.in_all),
-            ),
-        )
+        return submission_answer(scorer, accepted, stored)
 
     def refused(request: Request, error: Exception) -> Response:
         message = str(error)
@@ -194,8 +173,35 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
         app.add_exception_handler(kind, refused)
 
 
-def _left(limit: int | None, used: int) -> int | None:
-    return None if limit is None else max(0, limit - used)
+def submission_answer(scorer: Scorer, accepted: Accepted, stored: Stored) -> SubmissionAnswer:
+    """The scores of the first part, the receipt, and how many submissions are left."""
+    rules = scorer.rules
+    part = rules.parts()[0]
+    score: PartScore = accepted.scores[part]
+
+    def left(limit: int | None, used: int) -> int | None:
+        return None if limit is None else max(0, limit - used)
+
+    return SubmissionAnswer(
+        accuracy=score.score,
+        metric=rules.metric,
+        interval=score.interval,
+        **score.metrics,
+        part=part,
+        submission=SubmissionReceipt(
+            id=stored.id,
+            groupname=accepted.groupname,
+            number=stored.in_all,
+            received=accepted.received,
+            sha256=accepted.sha256,
+            top_k=rules.top_k,
+            queries=scorer.part_sizes()[part],
+        ),
+        left=SubmissionsLeft(
+            this_hour=left(rules.per_hour, stored.this_hour),
+            in_all=left(rules.in_all, stored.in_all),
+        ),
+    )
 
 
 # ── leaderboard and groups ───────────────────────────────────────────────────────────────────────

@@ -40,7 +40,7 @@ class Pages:
         metric, k = board.rules.metric, board.rules.top_k
         self._templates.filters |= {
             "score": lambda value: f"{value:.4f}" if METRICS[metric] == 1 else f"{value:.2f}",
-            "moment": lambda seconds: Markup(_moment(seconds)),
+            "iso": iso,
         }
         self._templates.globals |= {
             "metric_title": METRIC_TITLES[metric].format(k=k),
@@ -162,16 +162,6 @@ def history_chart(title: str, scores: Sequence[PartScore], metric: str) -> Marku
     y_range = max(0.0, min(values) - room), min(METRICS[metric], max(values) + room)
     chart = line_chart(title, series, x_name="submission", y_name="score", y_range=y_range)
     return Markup(chart)
-
-
-def _moment(seconds: float) -> str:
-    """The HTML of a time in UTC: 2026-05-28 12:00."""
-    stamp = iso(seconds)
-    day, clock = stamp[:10], stamp[11:16]
-    title = f"{day} {stamp[11:19]} UTC"
-    return (
-        f'<time datetime="{stamp}" title="{title}">{day} <span class="clock">{clock}</span></time>'
-    )
 
 
 def _whiskers(rows: list[LeaderboardRow], largest: float) -> dict[int, dict[str, str]]:

@@ -48,7 +48,7 @@ def judge(
     started: is called with the server's URL and the organiser's token, None unless it is new.
     """
     require_web_extra("the contest's server")
-    from vizsla.web.shell.http import listen, make_server
+    from vizsla.web.shell.http import listen, make_server, url_of
 
     truth = read_truth(labels, data)
     with listen(host, port) as bound, exclusive(database), Store(database) as store:
@@ -57,9 +57,7 @@ def judge(
         organiser_hash, made = _organiser_hash(store, organiser_token)
         app = create_app(store, scorer, organiser_hash=organiser_hash)
         if started is not None:
-            address = bound.getsockname()
-            shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-            started(f"http://{shown}:{address[1]}", made)
+            started(url_of(bound), made)
         make_server(app).run([bound])
 
 

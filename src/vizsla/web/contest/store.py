@@ -73,6 +73,7 @@ class Store:
         self._database = Database(path, create=create)
 
     def close(self) -> None:
+        """Waits until all accepted submissions are on the disk, and closes the file."""
         self._database.close()
 
     def __enter__(self) -> "Store":

@@ -79,6 +79,7 @@ class SearchClient:
         return str(added["id"])
 
     def remove(self, id: str) -> None:
+        """Removes an image. The server needs --allow-changes and the client its token."""
         _checked(self._http.delete(f"/v1/images/{quote(id)}"))
 
     def image(self, id: str) -> bytes:
@@ -86,9 +87,11 @@ class SearchClient:
         return _checked(self._http.get(f"/v1/images/{quote(id)}")).content
 
     def is_ready(self) -> bool:
+        """Whether the server answers searches."""
         return self._http.get("/healthz").status_code == 200
 
     def close(self) -> None:
+        """Closes the connections."""
         self._http.close()
 
     def __enter__(self) -> "SearchClient":

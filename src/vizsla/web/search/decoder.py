@@ -125,7 +125,7 @@ class Decoder:
         return future
 
     def close(self) -> None:
-        """Whoever waits gets Closed at once."""
+        """All that wait get Closed at once."""
         with self._lock:
             self._closed = True
             waiting, self._pending = self._pending, set()
@@ -180,6 +180,7 @@ def succeed(future: "Future[Any]", result: Any) -> None:
 
 
 def fail(future: "Future[Any]", error: BaseException) -> None:
+    """As `succeed`, with an error."""
     with contextlib.suppress(InvalidStateError):
         future.set_exception(error)
 

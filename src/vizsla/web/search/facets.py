@@ -230,6 +230,7 @@ class EvaluatedFilter(Filter):
     allowed: np.ndarray | None = None
 
     def mask(self, ids: Sequence[str], attributes: pa.Table) -> np.ndarray:
+        """(G,) bool. StorageError where the gallery has another size."""
         if self.allowed is None or len(self.allowed) != len(ids):
             raise StorageError(REPLACED)
         return self.allowed

@@ -142,7 +142,7 @@ def serve(
     from vizsla.web.search.app import create_app
     from vizsla.web.search.service import Limits, ServerState
     from vizsla.web.shell.access import Access
-    from vizsla.web.shell.http import listen, make_server
+    from vizsla.web.shell.http import listen, make_server, url_of
     from vizsla.web.shell.tokens import chosen, hashed, new_token
 
     source.check()
@@ -151,15 +151,13 @@ def serve(
     change_hash = (token_hash or hashed(made or "")) if allow_changes else None
     state = ServerState()
     with listen(host, port) as bound:
-        address = bound.getsockname()[0]
-        needs_host_check = token_hash is None and address.startswith(LOOPBACK)
+        is_local = bound.getsockname()[0].startswith(LOOPBACK)
+        hosts = frozenset(name.lower() for name in allow_hosts)
         app = create_app(
             state,
             limits=Limits(per_minute=per_minute, k=most_k, body_bytes=body_bytes),
             access=Access(
-                token_hash,
-                change_hash,
-                frozenset(name.lower() for name in allow_hosts) if needs_host_check else None,
+                token_hash, change_hash, hosts if is_local and token_hash is None else None
             ),
             title=title or f"Search {source.path.resolve().name}",
         )
@@ -170,8 +168,7 @@ def serve(
         )
         thread.start()
         if started is not None:
-            shown = f"[{address}]" if ":" in address else address
-            started(Started(f"http://{shown}:{bound.getsockname()[1]}", made))
+            started(Started(url_of(bound), made))
         # OpenBLAS threads spin for a while after each product, and would take a core from the model
         with _reload_on_hangup(state), threadpool_limits(1, user_api="blas"):
             server.run([bound])

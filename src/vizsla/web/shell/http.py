@@ -175,6 +175,7 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
+        """The body."""
         return to_json(content)
 
 
@@ -186,6 +187,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Lets SIGINT and SIGTERM stop the server, until the end of the block."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -238,3 +240,9 @@ def listen(host: str, port: int) -> socket.socket:
             "--port chooses another port"
         ) from error
     return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """The URL of the server that listens on the socket, without a slash at its end."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

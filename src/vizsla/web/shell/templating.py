@@ -101,6 +101,7 @@ class StaticFolder(StaticFiles):
         self.all_directories += [SHELL / "static", Path(str(swagger))]
 
     def file_response(self, *args: Any, **more: Any) -> Response:
+        """A file, which browsers may keep and must ask about."""
         response = super().file_response(*args, **more)
         response.headers["cache-control"] = "no-cache"
         return response
