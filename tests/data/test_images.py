@@ -3,7 +3,6 @@ import os
 import struct
 import sys
 import threading
-import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vizsla.data.images import (
     Header,
@@ -100,22 +99,18 @@ def test_a_header_says_what_the_file_holds(tmp_path: Path) -> None:
 
 def test_every_edge_file_is_a_picture_or_has_a_reason(shared: Path) -> None:
     files = sorted((shared / "data" / "edge").iterdir())
-    reasons, slow = {}, []
+    reasons = {}
     for path in files:
-        start = time.perf_counter()
         try:
             image = read_image(path)
             assert image.mode == "RGB" and type(image) is Image.Image and image.info == {}
         except ImageError as error:
             reasons[path.name] = str(error)
-        if time.perf_counter() - start > 2:
-            slow.append(path.name)
     assert len(files) == 83
     assert reasons.keys() == BROKEN_ON_PURPOSE.keys()
     for name, word in BROKEN_ON_PURPOSE.items():
         assert word in reasons[name]
         assert len(reasons[name]) < 120 and "\n" not in reasons[name]
-    assert not slow
 
 
 @pytest.mark.parametrize("kind", ["Landscape", "Portrait"])
@@ -379,12 +374,16 @@ def test_max_pixels_is_exact(paint: Callable[..., Path]) -> None:
     )
 
 
-def test_the_limit_holds_before_pixels_are_unpacked(tmp_path: Path) -> None:
+def test_the_limit_holds_before_pixels_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(image: ImageFile.ImageFile) -> None:
+        raise AssertionError("the pixels are unpacked")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     idat = ("IDAT", zlib.compress(bytes(1000)))
     path = png(tmp_path / "a.png", (100_000, 100_000), 8, 2, idat)
-    start = time.perf_counter()
     assert "10,000,000,000 pixels" in reason(path)
-    assert time.perf_counter() - start < 1
 
 
 def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path: Path) -> None:

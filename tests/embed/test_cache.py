@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,11 +271,17 @@ def test_one_that_stays_locked_is_waited_for_once(
     other.execute("BEGIN EXCLUSIVE")
     cache = VectorCache(tmp_path)
     assert len(cache.get("s", keys, 96)) == 60  # reading waits for nobody
-    started = time.monotonic()
+    connect, connections = sqlite3.connect, []
+
+    def counted(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connections.append(arguments)
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", counted)
     for _ in range(20):
         cache.put("s", vectors)
         cache.get("s", keys, 96)
-    assert time.monotonic() - started < 2.5
+    assert len(connections) == 1
     assert len(caplog.records) == 1 and "locked" in caplog.text
     other.close()
 
