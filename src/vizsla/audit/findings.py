@@ -197,7 +197,7 @@ def _notes(report: CheckReport, excluded_in: str | None) -> list[str]:
         kinds = ", ".join(
             f"{count} {how}" for how in PAIR_KINDS if (count := sum(p.how == how for p in pairs))
         )
-        lines.append(f"{_counted(len(pairs), 'pair')} of copies inside the {role} part: {kinds}")
+        lines.append(f"{_counted(len(pairs), 'pair')} of copies inside the {role} part ({kinds})")
     almost = [pair for pair in report.pairs if pair.how == "model"]
     if almost:
         shown = few([_pair_text(report.facts, pair) for pair in almost])

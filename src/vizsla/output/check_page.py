@@ -16,7 +16,7 @@ MOST_ROWS = 300  # in a table
 
 
 def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
-    """The whole page as text."""
+    """The HTML of the whole page."""
     album = _Album(report, max_pixels)
     alarms, notes = report.remarks()
     groups = _groups_by_finding(report)
@@ -34,11 +34,11 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
         Section("doubts", "Doubtful labels",
                 [(album.image(s.i), s) for s in (report.suspects or [])[:MOST_CARDS]]),
         Section("copies", "Other copies", album.group_cards(groups["copies"]), "cards"),
-        Section("almost", "Almost the same to the model", album.pair_cards(near), "cards"),
+        Section("almost", "Pairs with almost equal vectors", album.pair_cards(near), "cards"),
         Section("broken", "Broken images", _rows([(f.name, f.broken) for f in report.broken])),
         Section("odd", "Odd images", _odd_images(report, album)),
         Section("classes", "Classes", _classes(report)),
-        Section("excluded", "Better left out", _rows(excluded)),
+        Section("excluded", "Training images to leave out", _rows(excluded)),
     ]  # fmt: skip
     counts = report.class_table()
     totals = zip(counts.columns[1:], counts.rows[-1][1:], strict=True)

@@ -125,15 +125,16 @@ def comparison_page(comparison: Comparison, by: Sequence[str], *, sort: str | No
     return render_page("tables.html", "Results compared", sections)
 
 
-def differences_page(differences: Table, in_words: Sequence[str]) -> str:
+def differences_page(differences: Table, sentences: Sequence[str]) -> str:
     """The page of `vizsla compare` for pairs of systems."""
+    interval = [name for name in differences.columns if name.startswith(("low", "high"))]
     sections = [
-        _remarks_section([], in_words, title="In words"),
+        _remarks_section([], sentences, title="In words"),
         _table_section(
             "differences",
             "Differences",
             differences,
-            first=["metric", "A", "B", "A − B", "verdict"],
+            first=["metric", "A", "B", "A − B", *interval, "verdict"],
             keep=differences.columns,
         ),
     ]

@@ -145,7 +145,7 @@ def _legend(methods: set[str]) -> list[str]:
     if not methods:
         return []
     if methods == {EXACT}:
-        return ["bright: adds to the score;", "all places together", "make the score"]
+        return ["bright: adds to the score;", "the sum of all places", "is the score"]
     return ["bright: the score falls", "while this is covered"]
 
 
