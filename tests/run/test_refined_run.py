@@ -75,7 +75,7 @@ def test_again_keeps_to_what_was_chosen(
 
 
 def test_what_cannot_be_is_said_before_the_work(tinted: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no step"):
+    with pytest.raises(UsageError, match="is not a step"):
         run(config(tinted, tmp_path, refine="fly"))
     with pytest.raises(UsageError, match="allows other gallery images"):
         run(config(tinted, tmp_path, refine="kreciprocal", refine_uses="gallery"))

@@ -7,7 +7,12 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.score import whole_gallery
 from vizsla.score.truth import Truth
-from vizsla.score.whole_gallery import evaluate_embeddings, evaluate_ranked, own_pair
+from vizsla.score.whole_gallery import (
+    evaluate_embeddings,
+    evaluate_ranked,
+    own_pair,
+    relevant_ranks,
+)
 from vizsla.search import exact
 
 
@@ -103,3 +108,25 @@ def test_vectors_of_two_models_are_never_compared(tmp_path) -> None:  # type: ig
         Embeddings.from_arrays(QUERY, labels=list("ab" * 10), model_id=name).save(tmp_path / name)
     with pytest.raises(DataError, match="embedded by model one, the gallery by two"):
         evaluate_embeddings(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("chunk_bytes", [2**26, 2**13])
+def test_relevant_ranks_are_those_of_the_whole_ranking(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(exact, "CHUNK_BYTES", chunk_bytes)
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.standard_normal((n, 8)).astype(np.float32) for n in (20, 500))
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    gallery[100:200] = gallery[0]
+    relevant = [rng.choice(500, size=n, replace=False) for n in range(20)]
+    ignored = [np.setdiff1d(rng.choice(500, size=30), found) for found in relevant]
+    order, _ = exact.top_k(queries, gallery, 500)
+    ranks = relevant_ranks(queries, gallery, relevant)
+    without = relevant_ranks(queries, gallery, relevant, ignored=ignored)
+    for i in range(20):
+        whole = order[i].tolist()
+        assert ranks[i].tolist() == sorted(whole.index(j) + 1 for j in relevant[i])
+        kept = [j for j in whole if j not in ignored[i]]
+        assert without[i].tolist() == sorted(kept.index(j) + 1 for j in relevant[i])

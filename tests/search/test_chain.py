@@ -47,8 +47,8 @@ def test_what_a_chain_uses_is_said() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("fly", "'fly' is no step"),
-        ("dba+", "'' is no step"),
+        ("fly", "'fly' is not a step"),
+        ("dba+", "'' is not a step"),
         ("kreciprocal+aqe", "kreciprocal gives the final order"),
         ("dba(m=3)", "no option 'm=3'; there are n=3, alpha=0"),
         ("dba(3)", "no option '3'"),
@@ -60,7 +60,7 @@ def test_what_a_chain_uses_is_said() -> None:
         ("kreciprocal(together=2)", "not true or false"),
         ("diffusion(alpha=1)", "below 1"),
         ("diffusion(weight=0)", "above 0"),
-        ("dba(n=3", "is no step"),
+        ("dba(n=3", "is not a step"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_words(text: str, said: str) -> None:

@@ -79,9 +79,9 @@ def test_the_best_may_come_first_or_last(
     by = np.argsort(gallery @ queries[0])
     gallery = gallery[{"rising": by, "falling": by[::-1], "mixed": np.arange(4000)}[order]]
     expected = exact.top_k(queries, gallery, 4000)
-    monkeypatch.setattr(exact, "SCORES", 30 * 200)
+    monkeypatch.setattr(exact, "SCORES_AT_ONCE", 30 * 200)
     for room in (1, 64):
-        monkeypatch.setattr(exact, "ROOM", room)
+        monkeypatch.setattr(exact, "BUFFER", room)
         found = exact.top_k(queries, gallery, 15, precision=precision)
         np.testing.assert_array_equal(found[0], expected[0][:, :15])
         np.testing.assert_array_equal(found[1], expected[1][:, :15])
@@ -92,7 +92,7 @@ def test_many_queries_of_a_large_gallery_go_through_bf16_first(
 ) -> None:
     queries, gallery = unit(64, 16, 8), unit(2000, 16, 9)
     monkeypatch.setattr(exact, "has_fast_bf16", lambda device: True)
-    monkeypatch.setattr(exact, "LARGE", 2000)
+    monkeypatch.setattr(exact, "LARGE_GALLERY", 2000)
     used = []
     candidates = exact._candidates
 
@@ -120,26 +120,6 @@ def test_scores_are_cosines() -> None:
     positions, scores = exact.top_k(queries, gallery, 50)
     cosines = queries.astype(np.float64) @ gallery.astype(np.float64).T
     np.testing.assert_allclose(scores, np.take_along_axis(cosines, positions, 1), atol=5e-8)
-
-
-@pytest.mark.parametrize("chunk_bytes", [2**26, 2**13])
-def test_relevant_ranks_are_those_of_the_whole_ranking(
-    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
-) -> None:
-    monkeypatch.setattr(exact, "CHUNK_BYTES", chunk_bytes)
-    queries, gallery = unit(20, 8, 8), unit(500, 8, 9)
-    gallery[100:200] = gallery[0]
-    dice = np.random.default_rng(0)
-    relevant = [dice.choice(500, size=n, replace=False) for n in range(20)]
-    ignored = [np.setdiff1d(dice.choice(500, size=30), found) for found in relevant]
-    order, _ = exact.top_k(queries, gallery, 500)
-    ranks = exact.relevant_ranks(queries, gallery, relevant)
-    without = exact.relevant_ranks(queries, gallery, relevant, ignored=ignored)
-    for i in range(20):
-        whole = order[i].tolist()
-        assert ranks[i].tolist() == sorted(whole.index(j) + 1 for j in relevant[i])
-        kept = [j for j in whole if j not in ignored[i]]
-        assert without[i].tolist() == sorted(kept.index(j) + 1 for j in relevant[i])
 
 
 def embeddings(vectors: np.ndarray, prefix: str, model_id: str = "m") -> Embeddings:

@@ -142,7 +142,9 @@ def test_k_reciprocal_of_one_set() -> None:
     """Queries that are gallery images: the sets are those among the gallery alone."""
     gallery = clustered(70, 16, 7)
     own = np.array([3, 50, 21])
-    found = refine.k_reciprocal(gallery[own], gallery, build_graph(gallery), k1=8, k2=3, own=own)
+    found = refine.k_reciprocal(
+        gallery[own], gallery, build_graph(gallery), k1=8, k2=3, self_at=own
+    )
     every = dense_k_reciprocal(gallery[:0], gallery, 8, 3, 0.3)
     assert every.shape == (0, 70)
     rest = np.setdiff1d(np.arange(70), own)
@@ -211,7 +213,7 @@ def test_expansion_by_hand() -> None:
 def test_expansion_of_one_set_leaves_each_image_itself_out() -> None:
     gallery = clustered(40, 12, 14)
     own = np.arange(40)
-    by_query = refine.expanded_queries(gallery, gallery, n=3, alpha=2, own=own)
+    by_query = refine.expanded_queries(gallery, gallery, n=3, alpha=2, self_at=own)
     by_graph = refine.augmented_gallery(gallery, build_graph(gallery), n=3, alpha=2)
     np.testing.assert_allclose(by_query, by_graph, atol=1e-6)
 

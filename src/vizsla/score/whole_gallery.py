@@ -6,6 +6,8 @@ A ranking of a large gallery ends at some depth; the ranks behind it are counted
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vizsla.embed.arrays import own_embeddings
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
@@ -124,7 +126,56 @@ def evaluate_ranked(
     by_cosine = not {"refine", "fusion"} & ranking.origin.keys()
     if by_cosine and ranking.depth < len(gallery) - (1 if truth.one_set else 0):
         relevant, ignored = relevant_and_ignored(truth, queries.ids, gallery.ids)
-        full_ranks = exact.relevant_ranks(
+        full_ranks = relevant_ranks(
             queries.vectors, gallery.vectors, relevant, ignored=ignored, device=device
         )
     return evaluate(ranking, truth, full_ranks=full_ranks, **options)
+
+
+# ── ranks behind the end of a ranking ────────────────────────────────────────────────────────────
+
+
+def relevant_ranks(
+    queries: np.ndarray,
+    gallery: exact.Gallery,
+    relevant: Sequence[np.ndarray],
+    *,
+    ignored: Sequence[np.ndarray] | None = None,
+    device: str = "cpu",
+) -> list[np.ndarray]:
+    """The ranks (from 1, rising) of each query's relevant images in the whole gallery.
+
+    Counts the higher scores, chunk by chunk, so no ranking of the whole gallery is made.
+    queries: (Q, D), gallery: (G, D) unit rows. relevant, ignored: gallery positions for each query;
+    the ignored (junk, self) take no rank.
+    """
+    higher = [np.zeros(len(wanted), np.int64) for wanted in relevant]
+    scores = []
+    for query, at in zip(queries, relevant, strict=True):
+        grid, wanted = exact.on_grid(query[None], device), exact.on_grid(gallery[at], device)
+        scores.append(exact.exact_scores(grid, wanted)[0].cpu().numpy())
+    for q_part in exact.slices(len(queries), 256):
+        grid = exact.on_grid(queries[q_part], device)
+        for g_part in exact.slices(len(gallery), exact.rows_per_chunk(256)):
+            block = exact.exact_scores(grid, exact.on_grid(gallery[g_part], device)).cpu().numpy()
+            for row, i in enumerate(range(q_part.start, q_part.stop)):
+                skip = None if ignored is None else ignored[i]
+                higher[i] += _count_higher(block[row], g_part, scores[i], relevant[i], skip)
+    return [np.sort(counts) + 1 for counts in higher]
+
+
+def _count_higher(
+    block: np.ndarray, part: slice, scores: np.ndarray, at: np.ndarray, ignored: np.ndarray | None
+) -> np.ndarray:
+    """How many images of this block rank before each of the images with these scores, at `at`."""
+    if ignored is not None and len(ignored):
+        inside = ignored[(ignored >= part.start) & (ignored < part.stop)] - part.start
+        block = block.copy()
+        block[inside] = -np.inf
+    ordered = np.sort(block)
+    greater = len(ordered) - np.searchsorted(ordered, scores, side="right")
+    tied = len(ordered) - np.searchsorted(ordered, scores, side="left") - greater
+    for j in np.flatnonzero(tied):
+        equal = np.flatnonzero(block == scores[j]) + part.start
+        greater[j] += int((equal < at[j]).sum())
+    return greater

@@ -1,6 +1,6 @@
-"""A chain of refinements, as text and as work: `dba(n=2)+aqe+kreciprocal` → a Ranking.
+"""A chain of refinements such as `dba(n=2)+aqe+kreciprocal`: read from text, applied → a Ranking.
 
-Knows which step uses which of the other test images, since contests may forbid it.
+Knows which step uses which of the other test images, since the rules of a contest may forbid it.
 """
 
 import re
@@ -15,7 +15,7 @@ from vizsla.search import exact, refine
 from vizsla.search.knn_graph import Keeper, NeighbourGraph, Progress, kept_graph
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
-NOTHING, GALLERY, QUERIES = "nothing", "gallery", "queries"  # each uses what stands before it too
+NOTHING, GALLERY, QUERIES = "nothing", "gallery", "queries"  # each includes the ones before it
 USES = {
     NOTHING: "no other test image",
     GALLERY: "other gallery images, no other query",
@@ -36,29 +36,31 @@ _STEP = re.compile(r"\s*([a-zA-Z]+)\s*(?:\(([^()]*)\))?\s*")
 
 @dataclass(frozen=True)
 class Step:
-    """options: all of the step's, in its order."""
+    """One refinement. options: all that STEPS lists for it, in that order."""
 
     name: str
     options: tuple[tuple[str, int | float | bool], ...]
 
     @staticmethod
     def of(name: str, **options: int | float | bool) -> "Step":
+        """The step of that name in STEPS, with its defaults for the options that are not given."""
         return Step(name, tuple({**STEPS[name], **options}.items()))
 
     def __getitem__(self, option: str) -> Any:
         return dict(self.options)[option]
 
     def __str__(self) -> str:
-        return f"{self.name}({','.join(f'{k}={_said(v)}' for k, v in self.options)})"
+        return f"{self.name}({','.join(f'{k}={_option_text(v)}' for k, v in self.options)})"
 
     @property
     def uses(self) -> str:
+        """Which other test images it uses, one of LEVELS."""
         return QUERIES if self.name == "kreciprocal" and self["together"] else GALLERY
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps from left to right; none of them is the plain ranking by cosine."""
+    """Steps, applied from left to right. Without any, the ranking is that by cosine."""
 
     steps: tuple[Step, ...] = ()
 
@@ -72,6 +74,7 @@ class Chain:
 
     @property
     def words(self) -> str:
+        """`uses` in words."""
         return USES[self.uses]
 
     def record(self) -> dict[str, Any]:
@@ -80,19 +83,19 @@ class Chain:
 
 
 def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
-    """From `none`, or steps joined by +, options in brackets. UsageError says what there is.
+    """From `none`, or steps joined by +, with options in brackets. UsageError: not understood.
 
-    uses: the most that it may use of the other test images.
+    uses: which other test images it may use at most, one of LEVELS.
     """
     check_uses(uses)
     if text.strip() in ("", "none"):
         return Chain()
-    steps = tuple(_parsed_step(part, text) for part in text.split("+"))
+    steps = tuple(_parse_step(part, text) for part in text.split("+"))
     for step in steps[:-1]:
         if step.name not in EXPAND:
             raise UsageError(
-                f"--refine {text!r}: {step.name} gives the final order, so it comes last; "
-                f"{' and '.join(EXPAND)} may stand before it"
+                f"--refine {text!r}: {step.name} gives the final order, so it must be last; "
+                f"only {' and '.join(EXPAND)} may come before it"
             )
     chain = Chain(steps)
     if LEVELS.index(chain.uses) > LEVELS.index(uses):
@@ -109,16 +112,17 @@ def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
 
 
 def check_uses(uses: str) -> None:
+    """UsageError unless it is one of LEVELS."""
     if uses not in LEVELS:
         raise UsageError(f"--refine-uses {uses}: choose one of {', '.join(LEVELS)}")
 
 
-def _parsed_step(part: str, text: str) -> Step:
+def _parse_step(part: str, text: str) -> Step:
     match = _STEP.fullmatch(part)
     if not match or match[1].lower() not in STEPS:
         raise UsageError(
-            f"--refine {text!r}: {part.strip()!r} is no step; write none, auto, or a chain such as "
-            f"'dba(n=2)+aqe+kreciprocal(k1=20,k2=6,weight=.3)' of {', '.join(STEPS)}"
+            f"--refine {text!r}: {part.strip()!r} is not a step; write none, auto, or a chain such "
+            f"as 'dba(n=2)+aqe+kreciprocal(k1=20,k2=6,weight=.3)' of {', '.join(STEPS)}"
         )
     name = match[1].lower()
     given: dict[str, int | float | bool] = {}
@@ -127,7 +131,7 @@ def _parsed_step(part: str, text: str) -> Step:
         if not equals or key not in STEPS[name]:
             raise UsageError(
                 f"--refine {text!r}: {name} has no option {setting!r}; there are "
-                + ", ".join(f"{k}={_said(v)}" for k, v in STEPS[name].items())
+                + ", ".join(f"{k}={_option_text(v)}" for k, v in STEPS[name].items())
             )
         given[key] = _value(value, STEPS[name][key], f"--refine {text!r}: {setting}")
     step = Step.of(name, **given)
@@ -146,7 +150,7 @@ def _value(word: str, default: int | float | bool, what: str) -> int | float | b
 
 
 def _check(step: Step, text: str) -> None:
-    """UsageError before the work starts, where an option cannot be."""
+    """UsageError, before any work is done, where an option is out of range."""
     options = dict(step.options)
     least = {"n": 1, "k1": 1, "k2": 1, "k": 1, "seeds": 1}
     low = [f"{k}={v}" for k, v in options.items() if k in least and v < least[k]]
@@ -163,11 +167,11 @@ def _check(step: Step, text: str) -> None:
         raise UsageError(f"--refine {text!r}: {step.name} cannot have {', '.join(low)}")
 
 
-def _said(value: int | float | bool) -> str:
+def _option_text(value: int | float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
-# ── the work ─────────────────────────────────────────────────────────────────────────────────────
+# ── applying ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def rank_refined(
@@ -181,9 +185,9 @@ def rank_refined(
     graphs: Keeper | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
-    """The ranking by a chain, its scores those of the last step; see `exact.rank` for the rest.
+    """The ranking by a chain, with the scores of its last step; see `exact.rank` for the rest.
 
-    graphs: where the gallery's neighbour graphs are kept for the next time.
+    graphs: where the gallery's neighbour graphs are kept for later calls.
     """
     if not chain.steps:
         return exact.rank(queries, gallery, k, same_set=same_set, device=device)
@@ -192,13 +196,24 @@ def rank_refined(
     available = G - same_set
     k = min(exact.default_depth(G), available) if k is None else k
     exact.check_k(k, available)
-    own = own_positions(queries.ids, gallery.ids) if same_set else None
+    self_at = self_positions(queries.ids, gallery.ids) if same_set else None
+    if self_at is not None and (self_at < 0).any():
+        missing = np.flatnonzero(self_at < 0)
+        raise DataError(
+            f"--same-set, but {len(missing)} queries ({queries.ids[missing[0]]}, …) are not in the "
+            "gallery: leave --same-set out, or give one set twice"
+        )
     refiner = Refiner(
-        queries.vectors, gallery.vectors, own=own, device=device, graphs=graphs, progress=progress
+        queries.vectors,
+        gallery.vectors,
+        self_at=self_at,
+        device=device,
+        graphs=graphs,
+        progress=progress,
     )
     positions, scores = refiner.top_k(chain, k + same_set)
-    if own is not None:
-        positions, scores = without_self(positions, scores, own, k)
+    if self_at is not None:
+        positions, scores = without_self(positions, scores, self_at, k)
     origin = {
         "model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set,
         "refine": chain.record(),
@@ -206,23 +221,11 @@ def rank_refined(
     return Ranking(queries.ids, gallery.ids, positions, scores, G, origin)
 
 
-def own_positions(queries: list[str], gallery: list[str]) -> np.ndarray:
-    """(Q,) where each query stands in the gallery; DataError where one does not."""
-    positions = self_positions(queries, gallery)
-    missing = [name for name, at in zip(queries, positions, strict=True) if at < 0]
-    if missing:
-        raise DataError(
-            f"--same-set, but {len(missing)} queries ({missing[0]}, …) are not in the gallery: "
-            "leave --same-set out, or give one set twice"
-        )
-    return positions
-
-
 class Refiner:
-    """One pair of queries (Q, D) and gallery (G, D), ranked by one chain after another.
+    """Ranks the same queries (Q, D) and gallery (G, D) by one chain after another.
 
-    What chains have in common (neighbour graphs, augmented galleries) is made once and remembered.
-    own: each query's gallery position where both are one set.
+    What chains have in common (neighbour graphs, augmented galleries) is computed once.
+    self_at: (Q,) each query's gallery position, where both are one set.
     """
 
     def __init__(
@@ -230,12 +233,12 @@ class Refiner:
         queries: np.ndarray,
         gallery: np.ndarray,
         *,
-        own: np.ndarray | None = None,
+        self_at: np.ndarray | None = None,
         device: str = "cpu",
         graphs: Keeper | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.own, self.device, self.graphs, self.progress = own, device, graphs, progress
+        self.self_at, self.device, self.graphs, self.progress = self_at, device, graphs, progress
         self._vectors: dict[tuple[Step, ...], tuple[np.ndarray, np.ndarray]] = {
             (): (queries, gallery)
         }
@@ -243,7 +246,7 @@ class Refiner:
         self._around: tuple[Any, refine.Neighbourhoods] | None = None
 
     def top_k(self, chain: Chain, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions (Q, k) and scores, best first."""
+        """Positions (Q, k) and scores (Q, k) by the chain, best first."""
         last = chain.steps[-1] if chain.steps else None
         if last is None or last.name in EXPAND:
             queries, gallery = self.vectors(chain.steps)
@@ -259,32 +262,32 @@ class Refiner:
             )  # fmt: skip
         return refine.diffused(
             queries, gallery, self.graph(before, options["k"]),
-            **options, own=self.own, depth=k, device=self.device,
+            **options, self_at=self.self_at, depth=k, device=self.device,
         )  # fmt: skip
 
     def _neighbourhoods(
         self, before: tuple[Step, ...], options: dict[str, Any]
     ) -> refine.Neighbourhoods:
-        """The last ones are remembered: they do not depend on the weight."""
+        """Those of the last call are remembered: they do not depend on the weight."""
         key = (before, *options.items())
         if self._around is None or self._around[0] != key:
             found = refine.neighbourhoods(
                 *self.vectors(before), self.graph(before, options["k1"]),
-                **options, own=self.own, device=self.device,
+                **options, self_at=self.self_at, device=self.device,
             )  # fmt: skip
             self._around = key, found
         return self._around[1]
 
     def vectors(self, steps: tuple[Step, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Queries and gallery behind these steps, each of which changes one of them."""
+        """Queries (Q, D) and gallery (G, D) after these steps, which change one of them each."""
         if steps not in self._vectors:
             before, step = steps[:-1], steps[-1]
             queries, gallery = self.vectors(before)
             options: dict[str, Any] = dict(step.options)
-            options["n"] = min(options["n"], len(gallery) - 1)  # all there are, of a tiny gallery
+            options["n"] = min(options["n"], len(gallery) - 1)  # a tiny gallery has fewer
             if step.name == "aqe":
                 queries = refine.expanded_queries(
-                    queries, gallery, own=self.own, device=self.device, **options
+                    queries, gallery, self_at=self.self_at, device=self.device, **options
                 )
             else:
                 graph = self.graph(before, options["n"])
@@ -293,7 +296,7 @@ class Refiner:
         return self._vectors[steps]
 
     def graph(self, steps: tuple[Step, ...], depth: int) -> NeighbourGraph:
-        """Of the gallery behind these steps; aqe leaves the gallery as it is."""
+        """The neighbour graph of the gallery after these steps; aqe does not change the gallery."""
         key = tuple(step for step in steps if step.name == "dba")
         gallery = self.vectors(steps)[1]
         wanted = min(depth, len(gallery) - 1)

@@ -7,7 +7,7 @@ equal scores. Rounding moves a score by about 1e-8, less than float32 arithmetic
 the earlier gallery position.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +23,17 @@ GRID = 2.0**26
 FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
 LIMITED_DEPTH = 1_000
 SPARE = {"fp32": 32, "bf16": 128}  # candidates beyond k that the first pass keeps
-MANY_QUERIES, LARGE = 64, 20_000  # asked at once, and images: from here on bf16 pays
-FIRST_CHUNK = 1024  # rows; every score of it is sorted
-SCORES = 2**19  # that are looked at together on a processor: its cache holds them
-ROOM = 64  # scores of a query that are kept before they are sorted
+MANY_QUERIES, LARGE_GALLERY = 64, 20_000  # from both on, bf16 is faster than fp32 on a CPU
+FIRST_CHUNK = 1024  # rows; all their scores are sorted
+SCORES_AT_ONCE = 2**19  # compared together on a CPU: they fit its cache
+BUFFER = 64  # scores of a query that are collected before they are sorted
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PAIRS = 2**17  # numbers of candidates that are multiplied at a time: a processor's cache holds them
-CHUNK_BYTES = 64 * 2**20  # of one score matrix; some four such live at a time
+PAIRS = 2**17  # numbers of candidates that are multiplied at a time: they fit a CPU's cache
+CHUNK_BYTES = 64 * 2**20  # of one score matrix; about four of them exist at a time
 
 
 class Rows:
-    """Rows of stored vectors as (G, D) float32 unit rows, read where they are asked for.
+    """Rows of stored vectors as (G, D) float32 unit rows, read when they are indexed.
 
     vectors: (N, D) float32 or float16, may be memory-mapped. rows: (G,) rising; None: all.
     resident: the N vectors on the searching device, where they fit (see `on_device`).
@@ -58,6 +58,7 @@ class Rows:
         return np.asarray(found)
 
     def resident_block(self, part: slice) -> Tensor:
+        """(n, D) these rows of `resident`, on its device."""
         assert self.resident is not None
         if self.rows is None:
             return self.resident[part]
@@ -74,7 +75,7 @@ def on_device(vectors: np.ndarray, device: str, precision: str) -> Tensor | None
         return None
     kept = torch.empty(vectors.shape, dtype=dtype, device=device)
     gallery = Rows(vectors)
-    for part in _slices(len(vectors), _rows(vectors.shape[1])):
+    for part in slices(len(vectors), rows_per_chunk(vectors.shape[1])):
         kept[part] = _block(gallery, part, device, dtype)
     return kept
 
@@ -83,6 +84,7 @@ Gallery = np.ndarray | Rows
 
 
 def default_depth(gallery_size: int) -> int:
+    """How far a ranking reaches by default: over the whole gallery, if it is not too large."""
     return gallery_size if gallery_size <= FULL_DEPTH else LIMITED_DEPTH
 
 
@@ -173,7 +175,7 @@ def top_k(
     if (k + SPARE[precision]) * 4 >= G:
         precision = "fp32"
     few = (k + SPARE[precision]) * 4 < G
-    for part in _slices(len(queries), 1024 if few else _rows(G)):
+    for part in slices(len(queries), 1024 if few else rows_per_chunk(G)):
         if few:
             found = _by_candidates(queries[part], gallery, k, device, precision)
         else:
@@ -183,14 +185,15 @@ def top_k(
 
 
 def check_precision(precision: str) -> None:
+    """UsageError unless it is auto or one of PRECISIONS."""
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"precision={precision!r}: choose auto, {' or '.join(PRECISIONS)}")
 
 
 def _faster(queries: int, gallery: int, device: str) -> str:
-    """A single query spends its time on reading the gallery, and then bf16 is work on top."""
+    """The faster precision; for few queries reading the gallery takes the time, not the product."""
     on_cpu = torch.device(device).type == "cpu"
-    many = queries >= MANY_QUERIES and gallery >= LARGE
+    many = queries >= MANY_QUERIES and gallery >= LARGE_GALLERY
     return "bf16" if on_cpu and many and has_fast_bf16(device) else "fp32"
 
 
@@ -209,60 +212,12 @@ def on_grid(vectors: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
     return vectors.to(device, torch.float64).mul(GRID).round_()
 
 
-def relevant_ranks(
-    queries: np.ndarray,
-    gallery: Gallery,
-    relevant: Sequence[np.ndarray],
-    *,
-    ignored: Sequence[np.ndarray] | None = None,
-    device: str = "cpu",
-) -> list[np.ndarray]:
-    """The ranks (from 1, rising) of each query's relevant images in the whole gallery.
-
-    Counts the scores above, chunk by chunk, so no ranking of the whole gallery is ever made.
-    relevant, ignored: gallery positions for each query; the ignored (junk, self) take no rank.
-    """
-    above = [np.zeros(len(wanted), np.int64) for wanted in relevant]
-    own = [np.empty(len(wanted)) for wanted in relevant]
-    for i, wanted in enumerate(relevant):
-        own[i][:] = _scores_at(queries[i], gallery, wanted, device)
-    for q_part in _slices(len(queries), 256):
-        grid = on_grid(queries[q_part], device)
-        for g_part in _slices(len(gallery), _rows(256)):
-            block = exact_scores(grid, on_grid(gallery[g_part], device)).cpu().numpy()
-            for row, i in enumerate(range(q_part.start, q_part.stop)):
-                skip = None if ignored is None else ignored[i]
-                above[i] += _count_above(block[row], g_part, own[i], relevant[i], skip)
-    return [np.sort(counts) + 1 for counts in above]
-
-
-def _count_above(
-    block: np.ndarray, part: slice, own: np.ndarray, at: np.ndarray, ignored: np.ndarray | None
-) -> np.ndarray:
-    """How many of this block's scores stand before each (score, position) pair."""
-    if ignored is not None and len(ignored):
-        inside = ignored[(ignored >= part.start) & (ignored < part.stop)] - part.start
-        block = block.copy()
-        block[inside] = -np.inf
-    ordered = np.sort(block)
-    greater = len(ordered) - np.searchsorted(ordered, own, side="right")
-    tied = len(ordered) - np.searchsorted(ordered, own, side="left") - greater
-    for j in np.flatnonzero(tied):
-        equal = np.flatnonzero(block == own[j]) + part.start
-        greater[j] += int((equal < at[j]).sum())
-    return greater
-
-
-def _scores_at(query: np.ndarray, gallery: Gallery, at: np.ndarray, device: str) -> np.ndarray:
-    return exact_scores(on_grid(query[None], device), on_grid(gallery[at], device))[0].cpu().numpy()
-
-
 def _by_all(
     queries: np.ndarray, gallery: Gallery, k: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every score, exactly, then a stable sort: for deep rankings."""
     grid = on_grid(queries, device)
-    parts = _slices(len(gallery), _rows(gallery.shape[1]))
+    parts = slices(len(gallery), rows_per_chunk(gallery.shape[1]))
     scores = torch.cat(
         [exact_scores(grid, on_grid(gallery[p], device)) for p in parts], dim=1
     )  # (q, G)
@@ -273,10 +228,10 @@ def _by_all(
 def _by_candidates(
     queries: np.ndarray, gallery: Gallery, k: int, device: str, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A pass in float32 or bfloat16 finds more than k candidates, exact scores order them.
+    """A pass in float32 or bfloat16 finds more than k candidates; exact scores order them.
 
-    Where more images than it keeps stand within its error of the k-th, the query is asked again: in
-    float32 after bfloat16, and by all its exact scores after float32.
+    If all candidates of a query are within the pass's error of the k-th, others may be missing. The
+    query is then searched again: in float32 after bfloat16, by all exact scores after float32.
     """
     found = _candidates(queries, gallery, k + SPARE[precision], device, precision)
     tolerance = _error(queries, found.scores[:, k - 1], precision)
@@ -284,7 +239,7 @@ def _by_candidates(
     exact = rescored(queries, gallery, np.where(near, found.positions, -1))
     positions, scores = ordered(found.positions, exact, k)
     unsure = np.flatnonzero(near[:, -1])
-    for part in _slices(len(unsure), 1024 if precision != "fp32" else _rows(len(gallery))):
+    for part in slices(len(unsure), 1024 if precision != "fp32" else rows_per_chunk(len(gallery))):
         rows = unsure[part]
         if precision != "fp32":
             again = _by_candidates(queries[rows], gallery, k, device, "fp32")
@@ -295,7 +250,7 @@ def _by_candidates(
 
 
 def _error(queries: np.ndarray, scores: np.ndarray, precision: str) -> np.ndarray:
-    """(Q,) how far the first pass may be off for scores near these: roundings as random steps.
+    """(Q,) the largest error of the first pass for scores near these: roundings as random steps.
 
     bfloat16 keeps 8 bits. Both factors of every product are rounded, which adds up to a normal
     deviation of at most 2^-9 times the query's largest number, taken six times; so is the sum.
@@ -311,7 +266,7 @@ def rescored(queries: np.ndarray, gallery: Gallery, positions: np.ndarray) -> np
     scores = np.full(positions.shape, -np.inf)
     query, column = np.nonzero(positions >= 0)
     grid = np.rint(queries.astype(np.float64) * GRID)
-    for part in _slices(len(query), max(1, PAIRS // max(1, queries.shape[1]))):
+    for part in slices(len(query), max(1, PAIRS // max(1, queries.shape[1]))):
         at = positions[query[part], column[part]]
         pairs = gallery[at].astype(np.float32, copy=False) * np.float32(GRID)
         np.rint(pairs, out=pairs)  # exact in float32: what has a fraction is below 2^23
@@ -346,12 +301,12 @@ def _candidates(
     first = min(len(gallery), max(wanted, FIRST_CHUNK))
     scores = (asked @ _block(gallery, slice(0, first), device, dtype).T).float()
     on_cpu = torch.device(device).type == "cpu"
-    best = (_Kept if on_cpu else _Sorted)(*torch.topk(scores, wanted, dim=1))
-    rows = min(_rows(2 * len(queries)), _rows(gallery.shape[1]))
+    best = (_Buffered if on_cpu else _Sorted)(*torch.topk(scores, wanted, dim=1))
+    rows = min(rows_per_chunk(2 * len(queries)), rows_per_chunk(gallery.shape[1]))
     if on_cpu:
-        rows = min(rows, SCORES // len(queries))
+        rows = min(rows, SCORES_AT_ONCE // len(queries))
     room = torch.empty((len(queries), max(wanted, rows)), dtype=dtype, device=device)
-    for part in _slices(len(gallery), max(wanted, rows), first):
+    for part in slices(len(gallery), max(wanted, rows), first):
         into = room.view(-1)[: len(queries) * (part.stop - part.start)].view(len(queries), -1)
         torch.mm(asked, _block(gallery, part, device, dtype).T, out=into)
         best.take(into.float(), part.start)
@@ -359,13 +314,13 @@ def _candidates(
 
 
 class _Sorted:
-    """The best scores of each query so far, falling: on a GPU sorting all is quick."""
+    """The best scores of each query so far, falling. For GPUs, which sort quickly."""
 
     def __init__(self, values: Tensor, positions: Tensor) -> None:
         self.values, self.positions = values, positions
 
     def take(self, scores: Tensor, start: int) -> None:
-        """Those of the gallery's positions from `start` on, (Q, chunk)."""
+        """Takes the scores (Q, chunk) of the gallery positions from `start` on."""
         wanted = self.values.shape[1]
         best, at = torch.topk(scores, min(wanted, scores.shape[1]), dim=1)
         self.values, order = torch.topk(torch.cat([self.values, best], 1), wanted, dim=1)
@@ -376,22 +331,22 @@ class _Sorted:
         return _Candidates(self.positions.cpu().numpy(), self.values.cpu().numpy())
 
 
-class _Kept:
-    """The best scores of each query so far, and what came since they were sorted and beats them.
+class _Buffered:
+    """The best scores of each query so far, and a buffer of later scores that are higher.
 
-    Few of a chunk's scores beat what was found before: comparing all and keeping those few is much
-    faster on a processor than `topk` of every row.
+    Few of a chunk's scores are higher than those found before: comparing all and keeping those few
+    is much faster on a CPU than `topk` of every row.
     """
 
     def __init__(self, values: Tensor, positions: Tensor) -> None:
         queries, self.wanted = values.shape
-        self.room = max(ROOM, self.wanted)  # for what comes until they are sorted again
-        self.values = np.full((queries, self.wanted + self.room), -np.inf, np.float32)
+        self.buffer = max(BUFFER, self.wanted)  # columns for higher scores until they are sorted
+        self.values = np.full((queries, self.wanted + self.buffer), -np.inf, np.float32)
         self.positions = np.full(self.values.shape, -1, np.int64)
         self._keep(values, positions)
 
     def _keep(self, values: Tensor, positions: Tensor) -> None:
-        """These alone, falling."""
+        """Keeps these, falling, and empties the buffer."""
         self.values[:, : self.wanted], self.values[:, self.wanted :] = values.numpy(), -np.inf
         self.positions[:, : self.wanted] = positions.numpy()
         self.least = self.values[:, self.wanted - 1 : self.wanted].copy()
@@ -405,12 +360,12 @@ class _Kept:
         self._keep(best, torch.gather(positions, 1, order))
 
     def take(self, scores: Tensor, start: int) -> None:
-        """Those of the gallery's positions from `start` on, (Q, chunk)."""
+        """Takes the scores (Q, chunk) of the gallery positions from `start` on."""
         hits = self._above(scores.numpy())
         if (self.filled + hits.counts).max() > self.values.shape[1]:
             self._sort()
             hits = self._above(scores.numpy())
-            if hits.counts.max() > self.room:
+            if hits.counts.max() > self.buffer:
                 best, at = torch.topk(scores, min(self.wanted, scores.shape[1]), dim=1)
                 self._sort(best, at + start)
                 return
@@ -420,7 +375,7 @@ class _Kept:
         self.filled += hits.counts
 
     def _above(self, scores: np.ndarray) -> "_Hits":
-        found = np.flatnonzero(scores > self.least)  # by one thread: several would wait for another
+        found = np.flatnonzero(scores > self.least)  # by one thread: several wait for each other
         row, at = np.divmod(found, scores.shape[1])
         counts = np.bincount(row, minlength=len(scores))
         beside = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -433,9 +388,9 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Hits:
-    """Scores above what was found before: query, place in the chunk, value, by query.
+    """Scores higher than those found before: query, position in the chunk and value, by query.
 
-    counts: how many of each query, (Q,). beside: how many of its query's stand before each.
+    counts: (Q,) how many each query has. beside: how many hits of the same query come before each.
     """
 
     row: np.ndarray
@@ -455,11 +410,12 @@ def _block(gallery: Gallery, part: slice, device: str, dtype: torch.dtype) -> Te
     return torch.from_numpy(rows).to(device, dtype)
 
 
-def _rows(width: int) -> int:
-    """How many float64 rows of this width fill one chunk."""
+def rows_per_chunk(width: int) -> int:
+    """How many float64 rows of this width fit into CHUNK_BYTES."""
     return max(1, CHUNK_BYTES // (8 * max(1, width)))
 
 
-def _slices(n: int, size: int, first: int = 0) -> Iterator[slice]:
+def slices(n: int, size: int, first: int = 0) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that cover first…n."""
     for start in range(first, n, size):
         yield slice(start, min(start + size, n))

@@ -1,7 +1,7 @@
-"""Embeddings → a better order: expansion of queries and gallery, re-ranking, diffusion.
+"""Unit vectors → a better order: expansion of queries and gallery, re-ranking, diffusion.
 
-Works on unit vectors and the gallery's neighbour graph, and knows no labels. Everything is sparse:
-memory grows with images × neighbours, never with images × images.
+Uses the gallery's neighbour graph, and no labels. Everything is sparse: memory grows with images ×
+neighbours, never with images × images.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from vizsla.search.ranking import without_self
 
 PAIRS_AT_ONCE = 4_000_000  # of sparse entries, and so of memory
 CELLS_AT_ONCE = 8_000_000  # of a dense (queries, gallery) part, float64
-DENSE = 32  # one pair in so many: then all are computed
+DENSE = 32  # where more than one pair in 32 is needed, all are computed
 CG_STEPS, CG_ACCURACY = 100, 1e-7
 
 
@@ -31,18 +31,18 @@ def expanded_queries(
     *,
     n: int = 5,
     alpha: float = 0.0,
-    own: np.ndarray | None = None,
+    self_at: np.ndarray | None = None,
     device: str = "cpu",
 ) -> np.ndarray:
     """(Q, D) unit rows: each query plus its n nearest gallery vectors, weighted by score^alpha.
 
     alpha 0 is average query expansion (Chum et al., 2007), above it αQE (Radenović et al., 2018).
-    own: each query's own gallery position (-1: none), which is not a neighbour.
+    self_at: each query's own gallery position (-1: none), which is not a neighbour.
     """
-    exact.check_k(n, len(gallery) - (own is not None))
-    positions, scores = exact.top_k(queries, gallery, n + (own is not None), device=device)
-    if own is not None:
-        positions, scores = without_self(positions, scores, own, n)
+    exact.check_k(n, len(gallery) - (self_at is not None))
+    positions, scores = exact.top_k(queries, gallery, n + (self_at is not None), device=device)
+    if self_at is not None:
+        positions, scores = without_self(positions, scores, self_at, n)
     return _weighted_sum(queries, gallery, positions, scores, alpha)
 
 
@@ -62,11 +62,11 @@ def _weighted_sum(
     """Unit rows of vectors[i] + Σ_j score[i, j]^alpha · others[at[i, j]]; float32."""
     weights = np.maximum(scores, 0) ** alpha if alpha else np.ones_like(scores)
     out = np.empty(vectors.shape, np.float32)
-    for part in _slices(len(vectors), max(1, PAIRS_AT_ONCE // (8 * vectors.shape[1]))):
+    for part in exact.slices(len(vectors), max(1, PAIRS_AT_ONCE // (8 * vectors.shape[1]))):
         near = others[at[part]].astype(np.float64)  # (chunk, n, D)
         summed = vectors[part] + np.einsum("ij,ijd->id", weights[part], near)
         length = np.linalg.norm(summed, axis=1, keepdims=True)
-        lost = length[:, 0] < 1e-9  # cancelled out: stays what it was
+        lost = length[:, 0] < 1e-9  # cancelled out: keep the vector
         out[part] = np.where(lost[:, None], vectors[part], summed / np.maximum(length, 1e-9))
     return out
 
@@ -84,7 +84,7 @@ def k_reciprocal(
     weight: float = 0.3,
     together: bool = True,
     program: bool = True,
-    own: np.ndarray | None = None,
+    self_at: np.ndarray | None = None,
     depth: int | None = None,
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ def k_reciprocal(
         k2=k2,
         together=together,
         program=program,
-        own=own,
+        self_at=self_at,
         device=device,
     )
     return by_neighbourhoods(
@@ -111,8 +111,10 @@ def k_reciprocal(
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhoods:
-    """features: (N, N), a row for each image, of its k-reciprocal neighbours; the G gallery images
-    first. rows: (Q,) which of them are the queries."""
+    """k-reciprocal neighbours of all images, the G gallery images first.
+
+    features: (N, N) sparse, a row for each image. rows: (Q,) the rows of the queries.
+    """
 
     features: sp.csr_matrix
     rows: np.ndarray
@@ -127,23 +129,27 @@ def neighbourhoods(
     k2: int = 6,
     together: bool = True,
     program: bool = True,
-    own: np.ndarray | None = None,
+    self_at: np.ndarray | None = None,
     device: str = "cpu",
 ) -> Neighbourhoods:
     """The paper's features of all images (eq. 2-7 and 11).
 
-    k1: neighbours, beside the image itself. k2: images whose features are averaged, the image
-    itself among them; 1 leaves that out. together: the neighbours are those among all queries and
-    the gallery, as in the paper; otherwise each query meets the gallery alone, whose own lists do
-    not know it. own: each query's gallery position, where both are one set.
+    k1: neighbours, not counting the image itself. k2: images whose features are averaged, the image
+    itself among them; 1 averages nothing. together: neighbours are searched among all queries and
+    the gallery, as in the paper; otherwise for each query in the gallery alone, and the lists of
+    gallery images hold no query. program: as the authors' program, which differs from the paper in
+    the normalisation and the overlap. self_at: (Q,) each query's position in the gallery, where
+    both are one set.
     """
     if k1 < 1 or k2 < 1:
         raise DataError(f"k1={k1}, k2={k2}: expected 1 or more")
     G = len(gallery)
     k1 = min(k1, graph.depth, G - 1)
-    if own is not None:
+    if self_at is not None:
         lists, none = graph.positions[:, :k1], _no_entries(G)
-        return Neighbourhoods(_reciprocal_features(gallery, lists, none, none, k2, program), own)
+        return Neighbourhoods(
+            _reciprocal_features(gallery, lists, none, none, k2, program), self_at
+        )
     halved = _half(k1, program)
     lists, back, half_back = _lists_of_all(queries, gallery, graph, k1, halved, together, device)
     every = np.concatenate([gallery, queries])
@@ -186,20 +192,22 @@ def _lists_of_all(
     together: bool,
     device: str,
 ) -> tuple[np.ndarray, sp.csr_matrix, sp.csr_matrix]:
-    """Neighbours (G + Q, k1), the gallery first; and, where its lists do not hold queries, which
-    images would count a query among their k1, or half: (N, N), entries (query, image)."""
+    """Neighbours (G + Q, k1), the gallery first; and, where its lists hold no queries, which images
+    would have a query among their k1 neighbours, or half of that: (N, N), entries (query, image).
+    """
     G, Q = len(gallery), len(queries)
     at, scores = exact.top_k(queries, gallery, min(k1, G), device=device)
-    near = graph.scores[:, k1 - 1], graph.scores[:, half - 1]  # what a newcomer must beat
-    who, whom, how = _newcomers(queries, gallery, np.minimum(*near), device)
+    near = graph.scores[:, k1 - 1], graph.scores[:, half - 1]  # the score that a query must exceed
+    query, image, score = _pairs_above(queries, gallery, np.minimum(*near), device)
     listed = graph.positions[:, :k1]
     if not together:
         back, half_back = (
-            _pattern(who[how > limit[whom]] + G, whom[how > limit[whom]], G + Q) for limit in near
+            _pattern(query[score > limit[image]] + G, image[score > limit[image]], G + Q)
+            for limit in near
         )
     else:
-        back = half_back = _no_entries(G + Q)  # the lists tell it themselves
-        listed, _ = _merged(listed, graph.scores[:, :k1], (whom, who + G, how), k1)
+        back = half_back = _no_entries(G + Q)  # the lists hold the queries
+        listed, _ = _merged(listed, graph.scores[:, :k1], (image, query + G, score), k1)
         others, other_scores = exact.top_k(queries, queries, min(k1 + 1, Q), device=device)
         at = np.concatenate([at, others + G], axis=1)
         scores = np.concatenate([scores, other_scores], axis=1)
@@ -209,16 +217,16 @@ def _lists_of_all(
     return np.concatenate([listed, at]), back, half_back
 
 
-def _newcomers(
+def _pairs_above(
     queries: np.ndarray, gallery: np.ndarray, limits: np.ndarray, device: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(query, gallery position, score) wherever the score beats the gallery image's limit (G,)."""
-    asked = torch.as_tensor(np.asarray(queries, np.float32)).to(device)
+    """(query, gallery position, score) of all scores above the gallery image's limit, (G,)."""
+    on_device = torch.as_tensor(np.asarray(queries, np.float32)).to(device)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for part in _slices(len(gallery), max(1, CELLS_AT_ONCE // max(1, len(queries)))):
+    for part in exact.slices(len(gallery), max(1, CELLS_AT_ONCE // max(1, len(queries)))):
         searched = torch.from_numpy(np.array(gallery[part], np.float32)).to(device)
         least = torch.from_numpy(limits[part] - 1e-5).to(device)
-        close = searched @ asked.T > least[:, None]  # (chunk, Q)
+        close = searched @ on_device.T > least[:, None]  # (chunk, Q)
         g, q = (side.cpu().numpy() for side in close.nonzero(as_tuple=True))
         if len(g) > close.numel() / DENSE:
             scores = _cosines(gallery[part], queries, device)[g, q]
@@ -226,18 +234,18 @@ def _newcomers(
             scores = _pair_scores(queries, gallery[part], q, g, np.float64)
         sure = scores.astype(np.float32) > limits[part][g]
         found.append((q[sure], g[sure] + part.start, scores[sure].astype(np.float32)))
-    who, whom, how = (np.concatenate(side) for side in zip(*found, strict=True))
-    return who, whom, how
+    query, image, score = (np.concatenate(side) for side in zip(*found, strict=True))
+    return query, image, score
 
 
 def _merged(
     listed: np.ndarray,
     scores: np.ndarray,
-    newcomers: tuple[np.ndarray, np.ndarray, np.ndarray],
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
     k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lists (G, k) with (row, node, score) sorted in; ties go to the smaller node."""
-    row, node, score = newcomers
+    row, node, score = pairs
     order = np.lexsort((node, row))
     row, node, score = row[order], node[order], score[order]
     counts = np.bincount(row, minlength=len(listed))
@@ -290,7 +298,7 @@ def _reciprocal_features(
 
 
 def _mutual(lists: np.ndarray, back: sp.csr_matrix) -> sp.csr_matrix:
-    """Who is in whose list, and the other way round; each image with itself."""
+    """(N, N) the pairs of which each is in the other's list; each image with itself."""
     near = _with_self(lists)
     far = (near.T + back).tocsr()
     far.data[:] = 1
@@ -303,7 +311,7 @@ def _min_sums(queries: sp.csr_matrix, by_column: sp.csc_matrix) -> np.ndarray:
     lengths = np.diff(by_column.indptr)[queries.indices].astype(np.int64)
     row = np.repeat(np.arange(q), np.diff(queries.indptr))
     sums = np.zeros(q * G)
-    for part in _parts_of(lengths, PAIRS_AT_ONCE):
+    for part in _slices_by_length(lengths, PAIRS_AT_ONCE):
         n = lengths[part]
         starts = by_column.indptr[queries.indices[part]]
         inside = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
@@ -327,7 +335,7 @@ def diffused(
     alpha: float = 0.9,
     gamma: float = 3.0,
     weight: float = 0.1,
-    own: np.ndarray | None = None,
+    self_at: np.ndarray | None = None,
     depth: int | None = None,
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -335,7 +343,7 @@ def diffused(
 
     Solves (I - alpha · S) f = y, S the normalised affinity of mutual k-nearest neighbours with
     weights cosine^gamma, y the query's `seeds` nearest gallery images with cosine^gamma. The score
-    is (1 - weight) · f / max f + weight · cosine: images that nothing reaches keep an order.
+    is (1 - weight) · f / max f + weight · cosine, which orders the images that f does not reach.
     """
     if not (k >= 1 and seeds >= 1 and 0 <= alpha < 1 and 0 < weight <= 1):
         raise DataError(
@@ -344,11 +352,11 @@ def diffused(
         )
     G = len(gallery)
     affinity = normalised_affinity(graph, min(k, graph.depth), gamma)
-    extra = own is not None
+    extra = self_at is not None
     at, scores = exact.top_k(queries, gallery, min(seeds + extra, G), device=device)
     strength = np.maximum(scores, 0) ** gamma
-    if own is not None:
-        strength[at == own[:, None]] = 0
+    if self_at is not None:
+        strength[at == self_at[:, None]] = 0
 
     def scored(part: slice, cosines: np.ndarray) -> np.ndarray:
         start = np.zeros((G, len(cosines)))
@@ -408,7 +416,7 @@ def _ordered(
     exact.check_k(depth, G)
     positions = np.empty((len(queries), depth), np.int64)
     scores = np.empty((len(queries), depth))
-    for part in _slices(len(queries), max(1, CELLS_AT_ONCE // G)):
+    for part in exact.slices(len(queries), max(1, CELLS_AT_ONCE // G)):
         values = scored(part, _cosines(queries[part], gallery, device))
         order = np.argsort(-values, axis=1, kind="stable")[:, :depth]
         positions[part] = order
@@ -440,7 +448,7 @@ def _no_entries(n: int) -> sp.csr_matrix:
 def _cosines(queries: np.ndarray, gallery: np.ndarray, device: str) -> np.ndarray:
     """(q, G) float64, free of rounding."""
     grid = exact.on_grid(queries, device)
-    parts = _slices(len(gallery), max(1, CELLS_AT_ONCE // gallery.shape[1]))
+    parts = exact.slices(len(gallery), max(1, CELLS_AT_ONCE // gallery.shape[1]))
     blocks = [exact.exact_scores(grid, exact.on_grid(gallery[p], device)).cpu() for p in parts]
     return torch.cat(blocks, dim=1).numpy()
 
@@ -450,18 +458,13 @@ def _pair_scores(
 ) -> np.ndarray:
     """(P,) of the given kind: the cosines of a[i] and b[j]."""
     scores: np.ndarray = np.empty(len(i), kind)
-    for part in _slices(len(i), max(1, PAIRS_AT_ONCE // a.shape[1])):
+    for part in exact.slices(len(i), max(1, PAIRS_AT_ONCE // a.shape[1])):
         one, other = a[i[part]].astype(kind, copy=False), b[j[part]].astype(kind, copy=False)
         scores[part] = np.einsum("pd,pd->p", one, other)
     return scores
 
 
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
-
-
-def _parts_of(lengths: np.ndarray, most: int) -> Iterator[slice]:
+def _slices_by_length(lengths: np.ndarray, most: int) -> Iterator[slice]:
     """Slices whose lengths add up to about `most` each."""
     total = np.cumsum(lengths)
     start = 0
