@@ -42,7 +42,7 @@ from vizsla.score.truth import Truth
 from vizsla.search import exact
 from vizsla.train.augment import augmenter
 from vizsla.train.optimizer import freeze_norms
-from vizsla.train.tune import held_out, target_of, tune
+from vizsla.train.training import fine_tune, held_out, target_of
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 SAFETY = ("cross-entropy", "arcface", "triplet", "supcon", "multi-similarity", "proxy-anchor")
@@ -128,7 +128,7 @@ def ours(
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             embedder = bench.embedder(views)
-            result = tune(data.training, embedder, config, folder, target=target)
+            result = fine_tune(data.training, embedder, config, folder, target=target)
             took = time.monotonic() - started
             return {
                 **score(result.embedder, data),
@@ -231,7 +231,7 @@ def run_head(bench: Bench) -> None:
             for _ in range(2):
                 started = time.monotonic()
                 config = TuneConfig.from_options(options)
-                tune(data.training, bench.embedder(), config, folder)
+                fine_tune(data.training, bench.embedder(), config, folder)
                 times.append(round(time.monotonic() - started, 1))
                 for state in Path(folder).glob("heads/*"):
                     state.unlink()

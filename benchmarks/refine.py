@@ -30,7 +30,7 @@ from vizsla.score.tables import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.train.heads import project
-from vizsla.train.tune import target_of
+from vizsla.train.training import target_of
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 ALONE = (

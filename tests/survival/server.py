@@ -193,7 +193,7 @@ def warm_up() -> None:
     from vizsla.cli import main  # noqa: F401
     from vizsla.model.embedder import Embedder
     from vizsla.run import pipeline  # noqa: F401
-    from vizsla.train import tune  # noqa: F401
+    from vizsla.train import training  # noqa: F401
 
     torch.set_num_threads(1)
     Embedder.build("tiny", weights="random", image_size=16)

@@ -13,10 +13,10 @@ from vizsla.train.optimizer import (
     checkpoint_activations,
     freeze_norms,
     moving_average,
-    open_weights,
     parameter_groups,
     rate_at,
     set_rates,
+    unfreeze_weights,
 )
 
 
@@ -52,7 +52,7 @@ def test_named_backbones_fall_into_blocks(model: str, least: int) -> None:
 
 def test_the_text_tower_stays_closed(tiny_clip: str) -> None:
     embedder = Embedder.build(tiny_clip, weights="random", pooling="native")
-    open_weights(embedder, "full", 1)
+    unfreeze_weights(embedder, "full", 1)
     opened = names(embedder)
     assert opened
     assert all(name.startswith("backbone.network.visual") for name in opened)
@@ -60,25 +60,25 @@ def test_the_text_tower_stays_closed(tiny_clip: str) -> None:
 
 def test_what_is_opened(embedder: Embedder) -> None:
     head = {"pool.p", "projection.weight", "projection.bias"}
-    assert open_weights(embedder, "head", 1) == []
+    assert unfreeze_weights(embedder, "head", 1) == []
     assert names(embedder) == head
-    assert len(open_weights(embedder, "last", 2)) == 2
+    assert len(unfreeze_weights(embedder, "last", 2)) == 2
     assert {n.split(".")[2] for n in names(embedder) - head} == {"1", "2"}
-    assert len(open_weights(embedder, "full", 1)) == 3
+    assert len(unfreeze_weights(embedder, "full", 1)) == 3
     assert names(embedder) == names(embedder, open_only=False)
-    with pytest.raises(UsageError, match="it has 3"):
-        open_weights(embedder, "last", 4)
+    with pytest.raises(UsageError, match="has 3 blocks"):
+        unfreeze_weights(embedder, "last", 4)
 
 
 def test_most_blocks_are_opened_unless_asked() -> None:
     with torch.device("meta"):
         model = Embedder.build("mobilenetv2", weights="random")
-    assert (len(blocks_of(model)), len(open_weights(model, "last"))) == (16, 11)
-    assert len(open_weights(model, "last", 3)) == 3
+    assert (len(blocks_of(model)), len(unfreeze_weights(model, "last"))) == (16, 11)
+    assert len(unfreeze_weights(model, "last", 3)) == 3
 
 
 def test_rates_fall_with_depth_and_little_decays(embedder: Embedder) -> None:
-    blocks = open_weights(embedder, "full", 1)
+    blocks = unfreeze_weights(embedder, "full", 1)
     loss = nn.Linear(8, 4)
     groups = parameter_groups(
         embedder, blocks, loss,

@@ -22,7 +22,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
 from vizsla.train.job import Budget, training_compute
-from vizsla.train.result import TrainResult
+from vizsla.train.selection import TrainResult
 from vizsla.train.training import train
 
 SIDE = 16

@@ -20,7 +20,7 @@ from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
 from vizsla.score.tables import Table
 from vizsla.search import exact
-from vizsla.train.tune import held_out
+from vizsla.train.training import held_out
 
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
 DRAWS, MORE_DRAWS = 5, 8  # for a frozen model; the second where the test part is small

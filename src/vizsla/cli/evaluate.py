@@ -238,7 +238,7 @@ def _calibrated(
         from vizsla.data.imageset import open_data
         from vizsla.embed.embeddings import Embeddings
         from vizsla.score.calibration import calibrate_on_training
-        from vizsla.train.tune import target_of
+        from vizsla.train.training import target_of
 
         folders = open_data(told.data) if told.data else None
         target = target_of(folders.query, folders.gallery) if folders else None

@@ -17,7 +17,7 @@ from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search.ranking import Ranking
-from vizsla.train.tune import held_out, target_of, training_part
+from vizsla.train.training import held_out, target_of, training_part
 from vizsla.workspace import open_run, ranking_in
 
 

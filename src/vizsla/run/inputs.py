@@ -25,7 +25,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.projection import chain, whitening
 from vizsla.options import ModelChoice
 from vizsla.search.exact import comparable
-from vizsla.train.tune import target_of
+from vizsla.train.training import target_of
 from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")

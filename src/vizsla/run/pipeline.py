@@ -52,9 +52,9 @@ from vizsla.search.knn_graph import KeptIn
 from vizsla.search.ranking import Ranking
 from vizsla.train.batch_gradient import Processes
 from vizsla.train.job import training_compute
-from vizsla.train.result import TrainResult
-from vizsla.train.train_log import SHORT_FOLDER, read_log
-from vizsla.train.tune import options_given, target_of, training_part, tune
+from vizsla.train.loop import SHORT_FOLDER, read_log
+from vizsla.train.selection import TrainResult
+from vizsla.train.training import fine_tune, options_given, target_of, training_part
 from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -124,7 +124,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
     this = earlier or create_run(config.home)
     with log_to(this.folder / "log.txt", earlier=messages.records):
         this.write_config(written)
-        tuned = _tune(data, truth, embedder, this, config, progress)
+        tuned = _train_in_run(data, truth, embedder, this, config, progress)
         embedder = tuned.embedder if tuned else embedder
         embedder = _whitened(data, embedder, this, config, compute, progress)
         embedder.save(this.folder / "embedder")
@@ -212,7 +212,9 @@ def train_on(
 ) -> TrainResult | None:
     """The same on what `training_material` gave. None in all processes but the first."""
     images, embedder, target = material
-    result = _tuned(images, embedder, Path(out), target, config, progress, processes=processes)
+    result = _train_and_plot(
+        images, embedder, Path(out), target, config, progress, processes=processes
+    )
     return result if processes is None or processes.rank == 0 else None
 
 
@@ -234,7 +236,7 @@ def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
     return truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
 
 
-def _tune(
+def _train_in_run(
     data: DataFolders,
     truth: Truth | None,
     embedder: Embedder,
@@ -247,7 +249,7 @@ def _tune(
         return None
     images = training_part(data.training, config.data)
     target = target_in(data, truth)
-    return _tuned(images, embedder, this.folder / "training", target, config, progress)
+    return _train_and_plot(images, embedder, this.folder / "training", target, config, progress)
 
 
 def target_in(data: DataFolders, truth: Truth | None) -> Target:
@@ -273,7 +275,7 @@ def _whitened(
     return whiten_embedder(embedder, training, config.whiten, config.dim)
 
 
-def _tuned(
+def _train_and_plot(
     images: ImageSet,
     embedder: Embedder,
     out: Path,
@@ -283,15 +285,20 @@ def _tuned(
     *,
     processes: Processes | None = None,
 ) -> TrainResult:
-    """Other trainings with the same images held out lend the vectors of the frozen model."""
+    """Trains into `out`; the frozen model's vectors come from the cache where they are there.
+
+    Trainings with the same images held out share them.
+    """
     chosen = tune_config(config, config.tuning or {})
-    splitting = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
-    splitting["max_pixels"] = chosen.max_pixels
-    splitting["train"], splitting["target"] = chosen.seed, target and str(target)
-    compute = training_compute(chosen)
-    key = key_of(embedder, images, compute, **splitting) if config.cache else ""
+    key = ""
+    if config.cache:
+        decides = ("validate_on", "query_domain", "gallery_domain", "draws", "share", "seed",
+                   "max_pixels")  # fmt: skip
+        split = {name: getattr(chosen, name) for name in decides}
+        split["target"] = target and str(target)
+        key = key_of(embedder, images, training_compute(chosen), **split)
     with lent(out / "features", config.cache, key):
-        result = tune(
+        result = fine_tune(
             images, embedder, chosen, out, target=target, processes=processes, progress=progress
         )
     if processes is None or processes.rank == 0:

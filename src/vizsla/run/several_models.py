@@ -51,7 +51,7 @@ from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
 from vizsla.search.fusion import METHODS, checked_weights, fused, joined
 from vizsla.search.ranking import Ranking
 from vizsla.train.heads import project
-from vizsla.train.tune import training_part
+from vizsla.train.training import training_part
 from vizsla.workspace import Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")

@@ -30,7 +30,7 @@ from vizsla.run.config import RunConfig, compute_for
 from vizsla.run.pipeline import Progress
 from vizsla.score.compare import read_results
 from vizsla.score.tables import Table
-from vizsla.train.train_log import SHORT_FOLDER
+from vizsla.train.loop import SHORT_FOLDER
 
 log = logging.getLogger("vizsla.run.sweep")
 

@@ -18,7 +18,7 @@ from vizsla.run.config import RunConfig, tune_config
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import training_compute
-from vizsla.train.result import TrainResult
+from vizsla.train.selection import TrainResult
 from vizsla.train.training import PARTS
 
 log = logging.getLogger("vizsla.train")

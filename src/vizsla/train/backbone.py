@@ -21,18 +21,23 @@ from vizsla.embed.validation_tensors import pooled_of
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection
 from vizsla.options import TrainConfig
-from vizsla.train import checkpoint, lora, train_warnings
+from vizsla.train import checkpoint, train_warnings
 from vizsla.train.augment import augmenter
 from vizsla.train.batch_gradient import GradientMaker, fitting_micro_batch
 from vizsla.train.candidates import STEP, Costs, TunedCandidates, framings_of, takes_any_size
 from vizsla.train.frozen_vectors import TrainingSet
 from vizsla.train.heads import batch_order, initial_loss
 from vizsla.train.job import TrainingJob, to_device
-from vizsla.train.loop import UNLIMITED, Loop, LoopResult
+from vizsla.train.loop import SHORT_FOLDER, UNLIMITED, Loop, LoopResult, TrainLog
 from vizsla.train.losses import TrainingLoss
-from vizsla.train.optimizer import checkpoint_activations, open_weights, parameter_groups
+from vizsla.train.optimizer import (
+    add_adapters,
+    checkpoint_activations,
+    parameter_groups,
+    unfreeze_weights,
+    with_merged_adapters,
+)
 from vizsla.train.selection import Contest
-from vizsla.train.train_log import SHORT_FOLDER, TrainLog
 from vizsla.workspace import SECONDS
 
 SHORT_SHARE = 0.5  # of the time, or of the epochs, that a short training may take
@@ -199,7 +204,7 @@ def _enter_candidates(
     for _, end in ends:
         end.views = start.views
     if config.finetune == "lora":
-        ends = [(name, lora.merged(end)) for name, end in ends]
+        ends = [(name, with_merged_adapters(end)) for name, end in ends]
     candidates = TunedCandidates(
         contest,
         job.budget,
@@ -233,10 +238,9 @@ def unfrozen_copy(
     if config.checkpointing:
         checkpoint_activations(tuned)
     if config.finetune != "lora":
-        return tuned, open_weights(tuned, config.finetune, config.blocks)
-    lora.add_adapters(tuned, seed=config.seed)
-    open_weights(tuned, "head", config.blocks)
-    adapters = lora.adapter_parameters(tuned)
+        return tuned, unfreeze_weights(tuned, config.finetune, config.blocks)
+    adapters = add_adapters(tuned, seed=config.seed)
+    unfreeze_weights(tuned, "head")
     for p in adapters:
         p.requires_grad_(True)
     return tuned, [adapters]

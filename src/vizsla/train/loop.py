@@ -3,27 +3,29 @@
 Knows nothing of validation: it ends with the last weights and their moving average.
 """
 
+import json
 import logging
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vizsla import storage
 from vizsla.data.batches import BatchPlan, training_batches
-from vizsla.errors import DataError
+from vizsla.errors import DataError, MissingExtraError
 from vizsla.model.embedder import Embedder
 from vizsla.train import checkpoint
 from vizsla.train.batch_gradient import GradientMaker
 from vizsla.train.job import TrainingJob
 from vizsla.train.losses import TrainingLoss
 from vizsla.train.optimizer import freeze_norms, moving_average, rate_at, set_rates
-from vizsla.train.train_log import TrainLog
 
 log = logging.getLogger("vizsla.train")
 
@@ -32,6 +34,67 @@ SAVE_COSTS = 50.0  # or this many times what writing one took
 UNLIMITED = 2**31  # steps
 SAFE_STEPS = 20  # between copies of weights that gave a finite loss
 LOGGED_STEPS = 10  # between lines in the log
+LOG = "log.jsonl"
+SHORT_FOLDER = "short"  # of a short training, in the folder of the long one
+
+
+# ── the log ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class TrainLog:
+    """log.jsonl, one record a line, and TensorBoard's files where they are asked for.
+
+    from_step: the step that an interrupted training continues from; later records are dropped.
+    """
+
+    def __init__(self, folder: Path, *, from_step: int = 0, tensorboard: bool = False) -> None:
+        self.path = folder / LOG
+        kept = [r for r in read_log(folder) if r.get("step", 0) <= from_step] if from_step else []
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        storage.write_text(self.path, text)
+        self.board = _board(folder) if tensorboard else None
+
+    def add(self, step: int, **values: Any) -> None:
+        """Writes one record."""
+        record = {"step": step, **{k: _plain(v) for k, v in values.items()}}
+        storage.append_line(self.path, json.dumps(record))
+        if self.board:
+            for key, value in record.items():
+                if isinstance(value, int | float) and key != "step":
+                    self.board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Closes TensorBoard's files."""
+        if self.board:
+            self.board.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """All records of log.jsonl; without a line that a killed process left half-written."""
+    path = folder / LOG
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("--tensorboard", "tensorboard") from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
+# ── the loop ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(eq=False)
@@ -294,8 +357,6 @@ def memory_mb() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     except ImportError:  # Windows
         return 0
-    import sys
-
     return int(peak // (2**20 if sys.platform == "darwin" else 2**10))
 
 

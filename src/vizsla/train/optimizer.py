@@ -1,5 +1,6 @@
-"""How weights move: which ones do, how fast each one, and their moving average."""
+"""What the optimizer trains: which weights, adapters, learning rates, the moving average."""
 
+import copy
 import math
 from typing import Any
 
@@ -7,44 +8,45 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from vizsla.errors import ModelError, UsageError
+from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 
-LAST = 0.7  # of the blocks: the first ones cost most, and know what all pictures have
-SMALL = 0.02  # a part with fewer of the largest part's parameters is no block of its own
+LAST_SHARE = 0.7  # of the blocks: the first ones cost most and detect what all images contain
+SMALL_SHARE = 0.02  # of the largest block's parameters: what has fewer joins another block
+ADAPTED_LAYERS = ("qkv", "proj", "fc1", "fc2", "out_proj", "c_fc", "c_proj", "q", "kv")
+ADAPTER_RANK = 8
 
 
-# ── which weights ────────────────────────────────────────────────────────────────────────────────
+# ── which weights are trained ────────────────────────────────────────────────────────────────────
 
 
 def blocks_of(embedder: Embedder) -> list[list[nn.Parameter]]:
-    """The parameters that make image vectors, in blocks from the first to the last.
+    """The parameters that image vectors depend on, in blocks from the first to the last.
 
-    Chains of modules are taken apart; what is small (norms, a class token) joins its neighbour.
+    Chains of modules are split into their parts; small parts (norms, a class token) join the block
+    before them.
     """
-    network = embedder.backbone.network
-    image_side = getattr(network, "visual", network)
     found: list[list[nn.Parameter]] = []
-    _collect(image_side, found)
+    _collect_blocks(_image_tower(embedder), found)
     sizes = [sum(p.numel() for p in block) for block in found]
     blocks: list[list[nn.Parameter]] = []
     for block, size in zip(found, sizes, strict=True):
-        if blocks and size < SMALL * max(sizes):
+        if blocks and size < SMALL_SHARE * max(sizes):
             blocks[-1].extend(block)
         else:
             blocks.append(list(block))
     return blocks
 
 
-def _collect(module: nn.Module, found: list[list[nn.Parameter]]) -> None:
+def _collect_blocks(module: nn.Module, found: list[list[nn.Parameter]]) -> None:
     direct = list(module.parameters(recurse=False))
     if direct:
         found.append(direct)
     for child in module.children():
         if _is_chain(child):
-            _collect(child, found)
-        elif own := list(child.parameters()):
-            found.append(own)
+            _collect_blocks(child, found)
+        elif parameters := list(child.parameters()):
+            found.append(parameters)
 
 
 def _is_chain(module: nn.Module) -> bool:
@@ -59,12 +61,12 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def open_weights(
+def unfreeze_weights(
     embedder: Embedder, finetune: str, last: int | None = None
 ) -> list[list[nn.Parameter]]:
-    """Sets requires_grad for `finetune`; the blocks that are trained, first to last.
+    """Sets requires_grad as `finetune` says; returns the blocks that are trained, first to last.
 
-    last: how many with "last"; None for most of them.
+    last: how many of them with "last"; None for LAST_SHARE.
     """
     for p in embedder.parameters():
         p.requires_grad_(False)
@@ -74,10 +76,10 @@ def open_weights(
         return []
     blocks = blocks_of(embedder)
     if finetune == "last":
-        last = max(1, int(LAST * len(blocks))) if last is None else last
+        last = max(1, int(LAST_SHARE * len(blocks))) if last is None else last
         if not 1 <= last <= len(blocks):
             raise UsageError(
-                f"the last {last} blocks of {embedder.name}: it has {len(blocks)}, choose from 1"
+                f"--blocks {last}: {embedder.name} has {len(blocks)} blocks, choose from 1 to that"
             )
         blocks = blocks[-last:]
     for p in [p for block in blocks for p in block]:
@@ -85,7 +87,57 @@ def open_weights(
     return blocks
 
 
-# ── how fast ─────────────────────────────────────────────────────────────────────────────────────
+# ── adapters (Hu et al., 2021) ───────────────────────────────────────────────────────────────────
+
+
+def add_adapters(embedder: Embedder, *, seed: int = 0) -> list[nn.Parameter]:
+    """Adds low-rank adapters to the linear layers of the image tower; returns their parameters.
+
+    MissingExtraError without peft, ModelError where there is no such layer.
+    """
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError as error:
+        raise MissingExtraError("--finetune lora", "lora") from error
+    tower = _image_tower(embedder)
+    names = {
+        name.rpartition(".")[2] for name, m in tower.named_modules() if isinstance(m, nn.Linear)
+    }
+    targets = sorted(names & set(ADAPTED_LAYERS))
+    if not targets:
+        raise ModelError(
+            f"{embedder.name} has no layers that adapters can be added to: --finetune lora is for "
+            "transformers, use full or last"
+        )
+    config = LoraConfig(
+        r=ADAPTER_RANK, lora_alpha=2 * ADAPTER_RANK, target_modules=targets, lora_dropout=0.0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LoraModel(tower, config, "default")
+    return [p for name, p in embedder.backbone.named_parameters() if "lora_" in name]
+
+
+def with_merged_adapters(embedder: Embedder) -> Embedder:
+    """A copy without adapters: their product is added to the weights of their layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = copy.deepcopy(embedder)
+    for parent in list(plain.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+    return plain
+
+
+def _image_tower(embedder: Embedder) -> nn.Module:
+    network = embedder.backbone.network
+    tower: nn.Module = getattr(network, "visual", network)
+    return tower
+
+
+# ── learning rates ───────────────────────────────────────────────────────────────────────────────
 
 
 def parameter_groups(
@@ -98,9 +150,9 @@ def parameter_groups(
     layer_decay: float,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW: rates that fall with depth; no decay on norms, biases, p and the head.
+    """Groups for AdamW: rates fall with depth; norms, biases, GeM's p and the head have no decay.
 
-    The head's decay would pull it away from the identity, towards nothing.
+    blocks: first to last. Weight decay would pull the head from the identity towards zero.
     """
     groups: list[dict[str, Any]] = []
     for depth, block in enumerate(reversed(blocks)):
@@ -113,15 +165,18 @@ def parameter_groups(
     head = [*embedder.projection.parameters(), *embedder.pool.parameters()]
     if head:
         groups.append({"params": head, "lr": learning_rate, "weight_decay": 0.0})
-    if own := [p for p in loss.parameters() if p.requires_grad]:
-        groups.append({"params": own, "lr": head_learning_rate, "weight_decay": 0.0})
+    if proxies := [p for p in loss.parameters() if p.requires_grad]:
+        groups.append({"params": proxies, "lr": head_learning_rate, "weight_decay": 0.0})
     for group in groups:
         group["full_lr"] = group["lr"]
     return groups
 
 
 def rate_at(progress: float, warmup: float) -> float:
-    """The share of the full learning rate: up in a line, then down in a half cosine."""
+    """The share of the full learning rate: a linear warm-up, then half a cosine down to 0.
+
+    progress, warmup: shares of the training.
+    """
     if progress < warmup:
         return max(progress, 1e-3) / warmup
     rest = (min(progress, 1.0) - warmup) / max(1e-9, 1 - warmup)
@@ -129,15 +184,16 @@ def rate_at(progress: float, warmup: float) -> float:
 
 
 def set_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
+    """Sets each group's learning rate to this share of its full one."""
     for group in optimiser.param_groups:
         group["lr"] = group["full_lr"] * share
 
 
-# ── the rest ─────────────────────────────────────────────────────────────────────────────────────
+# ── weights in training ──────────────────────────────────────────────────────────────────────────
 
 
 def moving_average(embedder: Embedder, decay: float) -> AveragedModel:
-    """Averages from the first step on, slowly at first no more than what it has seen."""
+    """An exponential average of the weights, whose decay rises to `decay` in the first steps."""
 
     @torch.no_grad()
     def average(averaged: Any, current: Any, seen: Any) -> None:
@@ -148,23 +204,21 @@ def moving_average(embedder: Embedder, decay: float) -> AveragedModel:
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """Batch norms use the statistics that they came with."""
+    """Puts batch norms into evaluation mode: they use the statistics of the given weights."""
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eval()
 
 
 def checkpoint_activations(embedder: Embedder) -> None:
-    """Trades time for memory; ModelError where the network cannot."""
-    network = embedder.backbone.network
-    part = getattr(network, "visual", network)
-    switch = getattr(part, "set_grad_checkpointing", None)
+    """Recomputes activations in the backward pass; ModelError where the network cannot."""
+    switch = getattr(_image_tower(embedder), "set_grad_checkpointing", None)
     if switch is None:
         raise ModelError(f"{embedder.name} cannot recompute activations: leave --checkpointing out")
     switch(True)
 
 
-def distance_moved(before: dict[str, Tensor], module: nn.Module) -> dict[str, float]:
+def largest_changes(before: dict[str, Tensor], module: nn.Module) -> dict[str, float]:
     """Name → the largest change of any value since `before`."""
     return {
         name: float((p.detach() - before[name]).abs().max()) if p.numel() else 0.0

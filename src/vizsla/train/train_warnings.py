@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vizsla.train.optimizer import distance_moved
+from vizsla.train.optimizer import largest_changes
 
 NEAR_CHANCE = 0.01  # of the loss
 COLLAPSED = 0.98  # mean cosine of different images
@@ -56,7 +56,7 @@ def unmoved_weights(before: dict[str, Tensor], module: nn.Module, steps: int) ->
     """Weights that should have moved and did not, and the reverse. before: by name."""
     if steps == 0:
         return []
-    moved = distance_moved(before, module)
+    moved = largest_changes(before, module)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     still = sorted(name for name in trained if moved.get(name) == 0)
     moved_frozen = sorted(name for name, far in moved.items() if far > 0 and name not in trained)

@@ -1,38 +1,45 @@
 """Labelled images + Embedder → a better Embedder, or the same one where none is surely better.
 
-The steps are those of docs/training.md:
+The steps are those of docs/training.md. `fine_tune` holds out a part for validation, `train` does:
 
     frozen vectors ─► heads ─► backbone ─► candidates ─► the one that validation keeps
 
-Validation is a callable that gives one value a query: what a score is, this room does not know.
+`train` takes the validation as a callable that gives one value a query.
 """
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import class_codes, label_warnings
+from vizsla.data.splits import Split, Target, class_codes, label_warnings, split
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
-from vizsla.options import TrainConfig
+from vizsla.options import TrainConfig, TuneConfig
+from vizsla.score.embedder_validation import Validation
 from vizsla.train import train_warnings
 from vizsla.train.backbone import LONG, PLAN, SHORT, Variant, planned_variants, train_backbone
 from vizsla.train.batch_gradient import Processes
 from vizsla.train.frozen_vectors import DECISION, embed_training_images
 from vizsla.train.heads import HEADS, Heads, enter_heads, fit_heads
 from vizsla.train.job import Budget, Progress, TrainingJob, identity_of, to_device, training_compute
-from vizsla.train.loop import LoopResult
+from vizsla.train.loop import LOG, SHORT_FOLDER, LoopResult
 from vizsla.train.losses import loss_title
-from vizsla.train.result import TrainResult
-from vizsla.train.selection import Contest, Validate, table
-from vizsla.train.train_log import LOG, SHORT_FOLDER
+from vizsla.train.selection import Contest, TrainResult, Validate, table
 
 log = logging.getLogger("vizsla.train")
 
+# They decide how a training is computed, and its random numbers, not which training it is.
+COMPUTE_OPTIONS = ("seed", "device", "workers", "precision", "micro_batch", "checkpointing",
+                   "max_pixels", "tensorboard", "save_seconds", "real_weights")  # fmt: skip
 PARTS = (
     HEADS,
     "checkpoint",
@@ -42,6 +49,56 @@ PARTS = (
     DECISION,
     "embedder",
 )
+
+
+def fine_tune(
+    images: ImageSet,
+    embedder: Embedder,
+    config: TuneConfig,
+    out: str | Path,
+    *,
+    target: Target | None = None,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> TrainResult:
+    """Trains on a part of the labelled `images` and keeps what scores best on the rest.
+
+    All steps of docs/training.md. target: the test part, as far as it is known, for validation to
+    imitate. clock: for the budget. The embedder is saved in `out`/embedder with its origin.
+    """
+    budget = Budget(config.budget, clock=clock)
+    # 1. Hold out a part of the images.
+    parts = held_out(images, config, target)
+    log.info(
+        "training on %d images; %d held out (%s), %d draws of %d queries and %d gallery images",
+        len(parts.training), len(parts.held_out), config.validate_on, len(parts.draws),
+        len(parts.draws[0].query), len(parts.draws[0].gallery),
+    )  # fmt: skip
+    validation = Validation(
+        images,
+        parts,
+        training_compute(config),
+        value=config.value,
+        max_pixels=config.max_pixels,
+    )
+    chosen, origin = images.subset(parts.training), embedder.origin
+    result = train(
+        chosen,
+        embedder,
+        config,
+        validation,
+        out,
+        budget=budget,
+        processes=processes,
+        progress=progress,
+    )
+    result.embedder.origin = result.origin(
+        origin, images=len(chosen), options=options_given(config)
+    )
+    if processes is None or processes.rank == 0:
+        result.embedder.save_origin(result.folder / "embedder")
+    return result
 
 
 def train(
@@ -199,3 +256,54 @@ def require_classes(images: ImageSet) -> None:
             f"each of the {len(images)} training images is a class of its own: give two or more "
             "images of a class, or correct the labels"
         )
+
+
+# ── before and after ─────────────────────────────────────────────────────────────────────────────
+
+
+def options_given(config: TuneConfig) -> dict[str, Any]:
+    """The options that decide a training: `finetune`, `loss`, and others that are not defaults."""
+    defaults = TuneConfig.from_options({"validate_on": config.validate_on})
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name in ("finetune", "loss")
+        or (name not in COMPUTE_OPTIONS and value != getattr(defaults, name))
+    }
+
+
+def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Split:
+    """What training holds out for validation: the same for the same images, options and target."""
+    return split(
+        images,
+        config.validate_on,
+        target=target,
+        query_domain=config.query_domain,
+        gallery_domain=config.gallery_domain,
+        draws=config.draws,
+        share=config.share,
+        seed=config.seed,
+    )
+
+
+def target_of(
+    query: ImageSet | None, gallery: ImageSet | None, labels: Sequence[str | None] | None = None
+) -> Target:
+    """What is known of a test part. labels: of its gallery images, where they are known."""
+    known = [label for label in labels or [] if label is not None]
+    per_class = len(known) / len(Counter(known)) if known else None
+    return Target(
+        queries=len(query) if query else None,
+        gallery=len(gallery) if gallery else None,
+        per_class=per_class,
+    )
+
+
+def training_part(images: ImageSet | None, data: str, needed_by: str = "--finetune") -> ImageSet:
+    """`images` themselves; DataError where the folder `data` has none to train on."""
+    if images is None or len(images) == 0:
+        raise DataError(
+            f"{data} has no training folder: put labelled images into {data}/training/<class>/, "
+            f"or run without {needed_by}"
+        )
+    return images

@@ -20,9 +20,8 @@ from vizsla.model.model_card import Origin
 from vizsla.options import TuneConfig, seconds
 from vizsla.run import pipeline
 from vizsla.run.config import RunConfig, again
-from vizsla.train.result import TrainResult
-from vizsla.train.selection import Candidate, Contest
-from vizsla.train.tune import options_given, target_of, training_part
+from vizsla.train.selection import Candidate, Contest, TrainResult
+from vizsla.train.training import options_given, target_of, training_part
 
 FAST = {
     "epochs": 1, "validate_on": "seen-classes", "share": 0.3, "precision": "fp32",
@@ -372,3 +371,16 @@ def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:
     assert sheets == ["light.png", "medium.png", "none.png", "strong.png"]
     with Image.open(tmp_path / "sheets" / "strong.png") as sheet:
         assert len(sheet.convert("RGB").getcolors(2**24) or []) > 100
+
+
+def test_trainings_that_hold_out_the_same_images_share_the_frozen_vectors(
+    data: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    for name, more in (("one", {}), ("other", {"loss": "triplet"}), ("seed", {"seed": 1})):
+        tuning = {**FAST, "finetune": "head", **more}
+        config = RunConfig(data=str(data), model="tiny", weights="random", image_size=32,
+                           home=str(tmp_path), cache=str(cache), tuning=tuning)  # fmt: skip
+        pipeline.train(config, tmp_path / name)
+        expected = 1 if name != "seed" else 2
+        assert len(list(cache.glob("*/manifest.json"))) == expected, name
