@@ -41,6 +41,7 @@ class _Frame:
     xs: tuple[float, float]
     ys: tuple[float, float]
     log_x: bool = False
+    whole_x: bool = False
     width: int = 480
     height: int = 300
     left: int = 56
@@ -71,7 +72,10 @@ class _Frame:
     def x_ticks(self) -> list[tuple[str, float]]:
         low, high = self.xs
         if not self.log_x:
-            return [(f"{value:g}", self.x(value)) for value in _round_steps(low, high, 6)]
+            steps = _round_steps(low, high, 6)
+            if self.whole_x:
+                steps = [value for value in steps if value.is_integer()]
+            return [(f"{value:g}", self.x(value)) for value in steps]
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         values = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
         return [(f"{value:g}", self.x(value)) for value in values if low <= value <= high]
@@ -95,8 +99,9 @@ def line_chart(
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     xs = (low, high) if high > low else (low - 0.5, low + 0.5)
     frame = _Frame(
-        x_name, y_name, xs, y_range or _padded([y for _, y in points]), log_x and xs[0] > 0
-    )
+        x_name, y_name, xs, y_range or _padded([y for _, y in points]), log_x and xs[0] > 0,
+        whole_x=all(float(x).is_integer() for x, _ in points),
+    )  # fmt: skip
     shapes = [
         {"filled": False, "path": frame.path(line),
          "dots": [(frame.x(x), frame.y(y)) for x, y in line] if len(line) <= 20 else []}
