@@ -160,7 +160,7 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
         message = str(error)
         content = {"error": message, "problems": getattr(error, "problems", [message])}
         match error:
-            case http.Refused() | Refused():
+            case http.Refused():
                 return Json(content, error.status, error.headers)
             case TooMany():
                 seconds = str(int(-(-error.retry_after // 1)))
@@ -169,7 +169,7 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
         message = "it could not be stored and was not counted: send it again"
         return Json({"error": message, "problems": [message]}, 503)
 
-    for kind in (http.Refused, Refused, TooMany, StorageError):
+    for kind in (http.Refused, TooMany, StorageError):
         app.add_exception_handler(kind, refused)
 
 

@@ -11,18 +11,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, SkipValidation, ValidationError
 
-from vizsla.errors import DataError, UsageError, VizslaError
+from vizsla.errors import DataError, UsageError
 from vizsla.output.submission_formats import kind_of, parse_json
 from vizsla.web.contest.rules import Rules, group_name, iso
 from vizsla.web.contest.scoring import Lists, PartScore, Scorer, canonical
 from vizsla.web.contest.store import Store, Stored, packed
+from vizsla.web.shell import http
 from vizsla.web.shell.tokens import from_header, matches
 
 EXPECTED = '{"groupname": …, "images": {query: [gallery, …]}}'
 
 
-class Refused(VizslaError):
-    """A request that is not accepted. status: HTTP's; headers: those that go with it."""
+class Refused(http.Refused):
+    """A request that is not accepted. problems: one line for each kind of fault."""
 
     def __init__(
         self,
@@ -32,10 +33,8 @@ class Refused(VizslaError):
         problems: list[str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message, headers)
         self.problems = problems or [message]
-        self.headers = dict(headers or {})
 
 
 def _normalised_name(name: str) -> str:
