@@ -7,7 +7,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.search import exact, refine
 from vizsla.search.chain import Chain, Refiner, Step, parse_chain, rank_refined
-from vizsla.search.knn_graph import KeptIn, build_graph
+from vizsla.search.knn_graph import GraphFolder, build_graph
 
 
 def embedded(n: int, seed: int, name: str = "g") -> Embeddings:
@@ -122,7 +122,7 @@ def test_chains_share_what_they_have_in_common(monkeypatch: pytest.MonkeyPatch) 
 def test_graphs_are_kept_in_a_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]
     queries, gallery = embedded(5, 10, "q"), embedded(40, 11)
     chain = parse_chain("dba+kreciprocal")
-    first = rank_refined(queries, gallery, chain, graphs=KeptIn(tmp_path / "graphs"))
+    first = rank_refined(queries, gallery, chain, graphs=GraphFolder(tmp_path / "graphs"))
     assert len(list((tmp_path / "graphs").iterdir())) == 2
-    again = rank_refined(queries, gallery, chain, graphs=KeptIn(tmp_path / "graphs"))
+    again = rank_refined(queries, gallery, chain, graphs=GraphFolder(tmp_path / "graphs"))
     np.testing.assert_array_equal(first.positions, again.positions)

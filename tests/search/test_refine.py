@@ -7,7 +7,7 @@ import pytest
 
 from vizsla.errors import DataError, StorageError
 from vizsla.search import exact, knn_graph, refine
-from vizsla.search.knn_graph import KeptIn, NeighbourGraph, build_graph, kept_graph
+from vizsla.search.knn_graph import GraphFolder, NeighbourGraph, build_graph, kept_graph
 
 
 def clustered(n: int, d: int, seed: int, *, spread: float = 0.7, classes: int = 8) -> np.ndarray:
@@ -258,23 +258,23 @@ def test_a_kept_graph_is_read_again_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     vectors = clustered(90, 24, 18)
-    first = kept_graph(vectors, KeptIn(tmp_path))
+    first = kept_graph(vectors, GraphFolder(tmp_path))
     (path,) = tmp_path.glob("graph-*.parquet")
     with monkeypatch.context() as patch:
         patch.setattr(knn_graph, "build_graph", lambda *_, **__: pytest.fail("built again"))
-        again = kept_graph(vectors, KeptIn(tmp_path))
+        again = kept_graph(vectors, GraphFolder(tmp_path))
     np.testing.assert_array_equal(first.positions, again.positions)
     np.testing.assert_array_equal(first.scores, again.scores)
-    deeper = kept_graph(vectors, KeptIn(tmp_path), 80)
+    deeper = kept_graph(vectors, GraphFolder(tmp_path), 80)
     assert (first.depth, deeper.depth) == (64, 80)
-    kept_graph(clustered(90, 24, 19), KeptIn(tmp_path))
+    kept_graph(clustered(90, 24, 19), GraphFolder(tmp_path))
     assert len(list(tmp_path.glob("graph-*.parquet"))) == 2
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(StorageError, match="damaged"):
         NeighbourGraph.load(path)
-    mended = kept_graph(vectors, KeptIn(tmp_path), 80)
+    mended = kept_graph(vectors, GraphFolder(tmp_path), 80)
     np.testing.assert_array_equal(mended.positions, deeper.positions)
     assert "built again" in caplog.text
     NeighbourGraph.load(path)

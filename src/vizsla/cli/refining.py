@@ -84,10 +84,10 @@ def search_refined(
     from vizsla.search.chain import rank_refined
     from vizsla.search.folder_index import FolderIndex
     from vizsla.search.index_files import is_index
-    from vizsla.search.knn_graph import Keeper, KeptIn
+    from vizsla.search.knn_graph import GraphFolder, Keeper
 
     gallery = vectors_of(found, where)
-    keeper: Keeper | None = KeptIn(Path(where))
+    keeper: Keeper | None = GraphFolder(Path(where))
     if is_index(where) and isinstance(found, FolderIndex):
         keeper = found
     if condition is not None:

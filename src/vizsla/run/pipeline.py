@@ -48,7 +48,7 @@ from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search import exact
 from vizsla.search.chain import Chain, check_uses, parse_chain, rank_refined
-from vizsla.search.knn_graph import KeptIn
+from vizsla.search.knn_graph import GraphFolder
 from vizsla.search.ranking import Ranking
 from vizsla.train.batch_gradient import Processes
 from vizsla.train.job import training_compute
@@ -137,7 +137,7 @@ def _run(config: RunConfig, messages: Messages, progress: Progress | None) -> Ru
         )
         ranking = rank_refined(
             queries, gallery, chain, device=_search_device(compute),
-            graphs=KeptIn(this.folder / "graphs"),
+            graphs=GraphFolder(this.folder / "graphs"),
         )  # fmt: skip
         ranking.save(this.folder / "ranking.parquet")
         scores = score_run(this, ranking, truth, config, (queries, gallery))

@@ -3,7 +3,7 @@
 Text form, one condition each, all of which must hold: `label=shoe`, `label=shoe|hat` (one of),
 `label!=shoe`, `price<10` (also <=, >, >=), `label=null`, `id=a.jpg|b.jpg`, `id=@names.txt` (one id
 a line). Double quotes take a value literally: `label="a|b"`, `label="null"`. As in SQL, a value
-that is unknown (null) fulfils no condition but `=null`.
+that is unknown (null) meets no condition except `=null`.
 """
 
 import json
@@ -28,7 +28,7 @@ _COMPARE = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater
 
 @dataclass(frozen=True)
 class Condition:
-    """`column operator values`: several values only with = and !=, meaning one or none of them."""
+    """`column operator values`; several values, with = and != only, mean one of or none of them."""
 
     column: str
     operator: str
@@ -36,7 +36,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.operator not in {"=", "!=", *_COMPARE}:
-            raise UsageError(f"{self.operator!r} compares nothing: use = != < <= > >=")
+            raise UsageError(f"{self.operator!r} is not an operator: use = != < <= > >=")
         if self.operator in _COMPARE and (len(self.values) != 1 or None in self.values):
             raise UsageError(f"{self}: {self.operator} takes exactly one value")
         if not self.values:
@@ -46,7 +46,7 @@ class Condition:
         return self.column + self.operator + "|".join(map(_written, self.values))
 
     def mask(self, column: pa.ChunkedArray) -> np.ndarray:
-        """(N,) bool: the rows that fulfil it."""
+        """(N,) bool: the rows that meet it. DataError: a value is not of the column's type."""
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if self.operator in _COMPARE:
@@ -73,14 +73,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class Filter:
-    """All conditions must hold; `ids`, where given, lists the only ids that may be found."""
+    """All conditions must hold; `ids`, if given, are the only ids that may be found."""
 
     conditions: tuple[Condition, ...] = ()
     ids: frozenset[str] | None = None
 
     @staticmethod
     def parse(texts: str | Sequence[str]) -> "Filter":
-        """From the text form, one condition a text. UsageError: not understood."""
+        """From the text form, one condition each. UsageError: not understood."""
         conditions: list[Condition] = []
         ids: frozenset[str] | None = None
         for text in [texts] if isinstance(texts, str) else texts:
@@ -89,7 +89,7 @@ class Filter:
                 named = frozenset(_ids(rest))
                 ids = named if ids is None else ids & named
             elif column == ID:
-                raise UsageError(f"{text!r}: ids are only listed, as in id=a.jpg|b.jpg")
+                raise UsageError(f"{text!r}: ids can only be listed, as in id=a.jpg|b.jpg")
             else:
                 conditions.append(Condition(column, operator, tuple(_values(rest))))
         return Filter(tuple(conditions), ids)
@@ -113,21 +113,21 @@ class Filter:
 
 
 def no_attribute(column: str, known: Sequence[str]) -> DataError:
-    """What to say of a condition on a column that is not there."""
+    """The error for a condition on a column that does not exist."""
     if known:
         return DataError(
             f"the gallery has no attribute {column!r}: it has {', '.join(known)} (and id)"
         )
     return DataError(
-        f"the gallery has no attribute {column!r}, and no other: its images were embedded without "
-        "labels (`vizsla embed --labels FILE` takes a table of them along), so only id can be asked"
+        f"the gallery has no attribute {column!r}, nor any other: its images were embedded without "
+        "labels (`vizsla embed --labels FILE` adds the columns of a table); filter by id only"
     )
 
 
 def _split(text: str) -> tuple[str, str, str]:
     found = _FORM.fullmatch(text)
     if not found or not found[1].strip():
-        raise UsageError(f"{text!r} is no condition: write it as label=shoe, price<10 or id=a.jpg")
+        raise UsageError(f"{text!r} is not a condition: write label=shoe, price<10 or id=a.jpg")
     return found[1].strip(), found[2], found[3].strip()
 
 
@@ -149,7 +149,7 @@ def _value(text: str) -> Value:
         try:
             return str(json.loads(text))
         except ValueError as error:
-            raise UsageError(f"{text} is not rightly quoted") from error
+            raise UsageError(f"{text} is not quoted correctly") from error
     return None if text == "null" else text
 
 
@@ -174,6 +174,6 @@ def typed(value: Value, kind: pa.DataType, condition: Condition) -> pa.Scalar:
     for wanted in (kind, pa.float64()) if pa.types.is_integer(kind) else (kind,):
         try:
             return pa.scalar(text).cast(wanted)
-        except (ValueError, pa.ArrowException):  # no such value, no such comparison, no text at all
+        except (ValueError, pa.ArrowException):  # not a value of this type
             continue
-    raise DataError(f"{condition}: {condition.column} holds {kind}, and {text!r} is none")
+    raise DataError(f"{condition}: {condition.column} holds {kind}, and {text!r} is not one")

@@ -1,8 +1,8 @@
 """Several rankings → one Ranking; several embeddings of the same images → one.
 
-Rankings may come from different models, end at different depths and lack queries or images. Scores
-of different models have different scales: they are normalised query by query before they are added.
-An image that a ranking lacks stands behind its last one there, and so gets that one's share.
+Rankings may come from different models, have different depths and lack queries or images. Scores of
+different models have different scales: they are normalised query by query before they are added. An
+image that a ranking lacks comes after its last one, and gets the normalised score of that one.
 """
 
 import logging
@@ -42,27 +42,27 @@ def fused(
     for i, ranking in enumerate(rankings, 1):
         if method != "rrf" and ranking.scores is None:
             raise DataError(
-                f"ranking {i} holds no scores, as {method} needs them: use rrf, which takes ranks"
+                f"ranking {i} has no scores, which {method} needs: use rrf, which takes ranks"
             )
     queries = list(dict.fromkeys(name for ranking in rankings for name in ranking.queries))
     gallery = sorted({name for r in rankings for name in _named(r)}, key=_utf8)
-    _warn_of_strangers(rankings, queries)
+    _warn_of_uncommon_queries(rankings, queries)
     depth = min(len(gallery), depth or max(r.depth for r in rankings))
-    placed = [_Placed.of(r, queries, gallery, method, rrf_k) for r in rankings]
+    aligned = [_Aligned.of(r, queries, gallery, method, rrf_k) for r in rankings]
     positions = np.full((len(queries), depth), -1, np.int64)
     scores = np.full((len(queries), depth), np.nan)
     rows = max(1, ENTRIES_AT_ONCE // max(1, sum(r.depth for r in rankings)))
     for start in range(0, len(queries), rows):
         part = slice(start, min(start + rows, len(queries)))
-        _fill(positions[part], scores[part], placed, weights, part, len(gallery))
+        _fill(positions[part], scores[part], aligned, weights, part, len(gallery))
     return Ranking(queries, gallery, positions, scores, _gallery_size(rankings, gallery), {
         "fusion": {"method": method, "weights": list(weights), "of": [r.origin for r in rankings]},
         "depth": depth,
     })  # fmt: skip
 
 
-def _warn_of_strangers(rankings: Sequence[Ranking], queries: list[str]) -> None:
-    """Queries that one ranking alone knows are ranked by it alone, or these are other data sets."""
+def _warn_of_uncommon_queries(rankings: Sequence[Ranking], queries: list[str]) -> None:
+    """A query that only some rankings have may mean that they are of different data sets."""
     common = set(queries).intersection(*(ranking.queries for ranking in rankings))
     if len(common) < len(queries):
         log.warning(
@@ -72,7 +72,7 @@ def _warn_of_strangers(rankings: Sequence[Ranking], queries: list[str]) -> None:
 
 
 def checked_weights(weights: Sequence[float] | None, n: int) -> list[float]:
-    """Weights that add up to 1. UsageError where they do not fit."""
+    """n weights that add up to 1, equal by default. UsageError: another number, or negative."""
     if n < 1:
         raise UsageError("nothing to fuse: give two rankings or more")
     if weights is None:
@@ -84,10 +84,11 @@ def checked_weights(weights: Sequence[float] | None, n: int) -> list[float]:
     return [float(w) / float(sum(weights)) for w in weights]
 
 
-class _Placed:
-    """A ranking's rows by the joint queries and gallery. codes: (Q, K), -1 for none.
+class _Aligned:
+    """A ranking in terms of the joint queries and gallery.
 
-    values: (Q, K) normalised. absent: (Q,) the value of what a row lacks.
+    codes: (Q, K) positions in the joint gallery, -1 behind a row's end. values: (Q, K) normalised
+    scores. absent: (Q,) the value of an image that the row lacks.
     """
 
     def __init__(self, codes: np.ndarray, values: np.ndarray, absent: np.ndarray) -> None:
@@ -96,22 +97,22 @@ class _Placed:
     @staticmethod
     def of(
         ranking: Ranking, queries: list[str], gallery: list[str], method: str, rrf_k: int
-    ) -> "_Placed":
-        place = {name: i for i, name in enumerate(gallery)}
-        own = np.array([place.get(name, -1) for name in ranking.gallery] + [-1], np.int64)
+    ) -> "_Aligned":
+        position = {name: i for i, name in enumerate(gallery)}
+        codes_of = np.array([position.get(name, -1) for name in ranking.gallery] + [-1], np.int64)
         row_of = {name: i for i, name in enumerate(ranking.queries)}
         rows = np.array([row_of.get(name, -1) for name in queries])
-        codes = own[ranking.positions]  # (Q', K); -1 stays -1
+        codes = codes_of[ranking.positions]  # (Q', K); -1 stays -1
         codes = np.where(rows[:, None] >= 0, codes[rows], -1)
         if method == "rrf":
             ranks = np.arange(1, ranking.depth + 1)
             values = np.where(codes >= 0, 1 / (rrf_k + ranks), 0.0)
-            return _Placed(codes, values, np.zeros(len(queries)))
+            return _Aligned(codes, values, np.zeros(len(queries)))
         assert ranking.scores is not None
         scores = np.where(codes >= 0, ranking.scores[rows], np.nan)
         values = _normalised(scores, method)
         least = np.where(codes >= 0, values, np.inf).min(axis=1, initial=np.inf)
-        return _Placed(codes, values, np.where(np.isfinite(least), least, 0.0))
+        return _Aligned(codes, values, np.where(np.isfinite(least), least, 0.0))
 
 
 def _normalised(scores: np.ndarray, method: str) -> np.ndarray:
@@ -120,10 +121,10 @@ def _normalised(scores: np.ndarray, method: str) -> np.ndarray:
     counts = np.maximum(there.sum(axis=1, keepdims=True), 1)
     filled = np.where(there, scores, 0)
     if method == "zscore":
-        middle = filled.sum(axis=1, keepdims=True) / counts
-        apart = np.where(there, scores - middle, 0)
-        width = (apart**2).sum(axis=1, keepdims=True) / counts
-        return apart / np.maximum(width**0.5, 1e-9)
+        mean = filled.sum(axis=1, keepdims=True) / counts
+        centred = np.where(there, scores - mean, 0)
+        variance = (centred**2).sum(axis=1, keepdims=True) / counts
+        return centred / np.maximum(variance**0.5, 1e-9)
     low = np.where(there, scores, np.inf).min(axis=1, keepdims=True, initial=np.inf)
     high = np.where(there, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
     width = np.maximum(high - np.where(np.isfinite(low), low, 0), 1e-9)
@@ -133,16 +134,16 @@ def _normalised(scores: np.ndarray, method: str) -> np.ndarray:
 def _fill(
     positions: np.ndarray,
     scores: np.ndarray,
-    placed: Sequence[_Placed],
+    aligned: Sequence[_Aligned],
     weights: Sequence[float],
     part: slice,
     G: int,
 ) -> None:
-    """The joint rows of some queries, best first, into (q, depth)."""
+    """Writes the fused rows of some queries, best first, into positions and scores (q, depth)."""
     q, depth = positions.shape
-    base = sum(w * one.absent[part] for w, one in zip(weights, placed, strict=True))
+    base = sum(w * one.absent[part] for w, one in zip(weights, aligned, strict=True))
     keys, gains = [], []
-    for w, one in zip(weights, placed, strict=True):
+    for w, one in zip(weights, aligned, strict=True):
         codes = one.codes[part]
         row, column = np.nonzero(codes >= 0)
         keys.append(row * G + codes[row, column])
@@ -162,7 +163,7 @@ def _fill(
 
 
 def _named(ranking: Ranking) -> list[str]:
-    """The gallery ids that stand in some row."""
+    """The gallery ids that occur in any row."""
     used = np.unique(ranking.positions)
     return [ranking.gallery[i] for i in used[used >= 0]]
 
@@ -182,9 +183,9 @@ def _utf8(name: str) -> bytes:
 
 
 def joined(parts: Sequence[Embeddings], weights: Sequence[float] | None = None) -> Embeddings:
-    """The vectors of several models in a row, (N, ΣD): a cosine is the weighted mean of theirs.
+    """The concatenated vectors of several models, (N, ΣD): a cosine is the weighted mean of theirs.
 
-    Images that a part lacks are left out and stand among `broken`.
+    Images that a part lacks are left out and listed in `broken`.
     """
     weights = checked_weights(weights, len(parts))
     common = set(parts[0].ids).intersection(*(part.ids for part in parts[1:]))

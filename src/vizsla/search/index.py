@@ -23,16 +23,19 @@ from vizsla.search.ranking import Ranking
 
 
 class Index(Protocol):
-    """What every kind of index can do. Its images are counted without the removed ones."""
+    """What every kind of index can do. Removed images are not counted."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """exact, hnsw, ivf, ivfsq8, ivfpq or milvus."""
 
     @property
-    def model_id(self) -> str: ...
+    def model_id(self) -> str:
+        """Of the model that made the vectors."""
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """D, the length of a vector."""
 
     @property
     def ids(self) -> list[str]:
@@ -43,7 +46,8 @@ class Index(Protocol):
         """G rows."""
 
     @property
-    def labels(self) -> list[str | None] | None: ...
+    def labels(self) -> list[str | None] | None:
+        """The attribute `label` of the G images; None where the index has no such attribute."""
 
     def __len__(self) -> int: ...
 
@@ -64,15 +68,16 @@ class Index(Protocol):
         """
 
     def add(self, embeddings: Embeddings) -> None:
-        """DataError where an id is there already, or the model or dimension is another."""
+        """Adds images. DataError: an id is there already, or another model or dimension."""
 
     def remove(self, ids: Sequence[str]) -> int:
-        """How many images were removed. DataError where an id is not there; then none is."""
+        """Removes images and returns how many. DataError: an id is missing; nothing is removed."""
 
-    def save(self, folder: str | Path) -> None: ...
+    def save(self, folder: str | Path) -> None:
+        """Writes a copy into a folder, whole or not at all."""
 
     def verify(self) -> None:
-        """StorageError unless every byte is as it was written."""
+        """StorageError unless every byte is as it was written: all files are hashed again."""
 
     def about(self) -> dict[str, Any]:
         """What `vizsla index info` prints."""
@@ -95,10 +100,10 @@ def build_index(
 
     embeddings: in memory, or their folder, which is read shard by shard.
     kind: exact, hnsw, ivf, ivfsq8, ivfpq; auto chooses by size and `memory`.
-    memory: bytes that the structure may take beside the vectors (default: half of this machine's).
-    recall: of the ten nearest, that the search effort is chosen for (default .99), measured on rows
-    of the gallery or, where given, on `sample`: vectors such as the later queries, (S, D).
-    store: fp16 halves what is kept; scores then are those of the rounded vectors.
+    memory: bytes that the structure may take (default: half of this machine's memory).
+    recall: the target for the ten nearest, by which the search effort is chosen (default .99),
+    measured on rows of the gallery or on `sample`, (S, D) vectors that are like the later queries.
+    store: fp16 halves the size of the vectors; scores are then those of the rounded vectors.
     progress: called with rows done and their number while a structure is built.
     """
     if not is_milvus(out):
@@ -107,7 +112,7 @@ def build_index(
             sample=sample, device=device, precision=precision, progress=progress,
         )  # fmt: skip
     if kind not in ("auto", "milvus"):
-        raise UsageError(f"{out} is Milvus's: leave --kind out")
+        raise UsageError(f"{out} is an index in Milvus: leave --kind out")
     return MilvusIndex.build(embeddings, str(out))
 
 
@@ -117,7 +122,7 @@ def open_index(
 ) -> Index:  # fmt: skip
     """The index in a folder, or milvus://HOST:PORT/COLLECTION, or in a file of Milvus Lite.
 
-    StorageError where a file is damaged; `verify` hashes all again. progress: see `build_index`.
+    StorageError: a file is damaged; `verify` hashes all files again. progress: see `build_index`.
     """
     if is_milvus(path):
         found = MilvusIndex.open(str(path))

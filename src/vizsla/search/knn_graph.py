@@ -1,7 +1,7 @@
-"""Unit vectors → each one's nearest others: the k-NN graph that re-ranking walks on, and its file.
+"""Unit vectors → the nearest other vectors of each: the k-NN graph of re-ranking, and its file.
 
-Built once for a gallery and kept. Up to SMALL vectors it is exact with the ties of exact.py; above,
-float32 blocks of the symmetric score matrix, each computed once and used for both of its sides.
+Built once for a gallery and kept. It is exact, with the ties of exact.py, for up to SMALL vectors;
+for more, float32 blocks of the symmetric score matrix are computed once and used for both sides.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from vizsla.search.ranking import without_self
 log = logging.getLogger("vizsla.search")
 
 FORM = "neighbour-graph/1"
-DEPTH = 64  # neighbours that are kept, where a method asks for fewer
+DEPTH = 64  # neighbours that are kept, even if a method needs fewer
 SMALL = 8192
 BLOCK = 2048
 SAMPLE = 200  # vectors whose neighbours are checked
@@ -51,6 +51,7 @@ class NeighbourGraph:
 
     @property
     def depth(self) -> int:
+        """K, the number of neighbours of each vector."""
         return int(self.positions.shape[1])
 
     def save(self, path: str | Path) -> None:
@@ -66,7 +67,7 @@ class NeighbourGraph:
         table = storage.read_sealed_table(path)
         about = json.loads((table.schema.metadata or {}).get(b"vizsla", b"{}"))
         if about.get("form") != FORM:
-            raise DataError(f"{path} is no neighbour graph: it says form={about.get('form')!r}")
+            raise DataError(f"{path} is not a neighbour graph: it says form={about.get('form')!r}")
         positions, scores = (_matrix(table[name]) for name in ("neighbours", "scores"))
         return NeighbourGraph(positions, scores, about["vectors_id"], about["recall"])
 
@@ -99,23 +100,27 @@ def build_graph(
 
 
 class Keeper(Protocol):
-    """Where graphs are kept: an index (search/index.py), or a folder."""
+    """Where graphs are kept: an index in a folder (folder_index.py), or GraphFolder."""
 
-    def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None: ...
+    def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None:
+        """Keeps the file that `write` makes."""
 
-    def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None: ...
+    def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+        """The file of that name and its `about`; None where there is none."""
 
 
 @dataclass(frozen=True)
-class KeptIn:
-    """A folder as a Keeper."""
+class GraphFolder:
+    """A folder in which graphs are kept."""
 
     folder: Path
 
     def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None:
+        """Writes the file NAME + SUFFIX; `about` is not kept."""
         write(self.folder / f"{name}{suffix}")
 
     def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+        """The file of that name; None where there is none."""
         found = next(iter(sorted(self.folder.glob(f"{name}.*"))), None)
         return None if found is None else (found, {})
 
@@ -128,9 +133,9 @@ def kept_graph(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> NeighbourGraph:
-    """The graph that is kept for these vectors, else a new one, kept from now on.
+    """The graph that is kept for these vectors, else a new one, which is then kept.
 
-    Without a keeper nothing is kept. A damaged graph, or one that is too shallow, is built again.
+    keeper: None keeps nothing. A graph that is damaged or has too few neighbours is built again.
     """
     depth = max(DEPTH, depth)
     if keeper is None:
@@ -170,8 +175,8 @@ def recall_of_sample(
     K = positions.shape[1]
     true, _ = exact.top_k(vectors[rows], vectors, K + 1, device=device)
     found = 0
-    for row, own, listed in zip(rows, true, positions[rows], strict=True):
-        others = own[own != row][:K]
+    for row, nearest, listed in zip(rows, true, positions[rows], strict=True):
+        others = nearest[nearest != row][:K]
         found += len(np.intersect1d(others, listed))
     return found / (len(rows) * K)
 
@@ -189,7 +194,7 @@ def _exactly(vectors: np.ndarray, K: int, device: str) -> tuple[np.ndarray, np.n
 def _in_blocks(
     vectors: np.ndarray, K: int, device: str, progress: Progress | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lists by float32 scores: of each block of the upper triangle only what beats a row's K-th."""
+    """Neighbours by float32 scores: each block of the upper triangle adds what exceeds the K-th."""
     N = len(vectors)
     best = torch.full((N, K), -2.0)
     at = torch.full((N, K), -1, dtype=torch.int32)

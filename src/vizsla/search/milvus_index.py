@@ -1,8 +1,8 @@
 """An index in Milvus: a gallery beyond one machine, or a file of Milvus Lite.
 
 `milvus://HOST:PORT/COLLECTION` names a collection of a server, `gallery.db` a file of Milvus Lite.
-Candidates come from Milvus with their vectors, and are ordered by exact scores here, as in every
-kind of index. A second, tiny collection beside the first tells which model the vectors are of.
+Milvus gives candidates with their vectors; they are ordered by exact scores here, as in every kind
+of index. A second, tiny collection records which model made the vectors.
 """
 
 import json
@@ -26,21 +26,22 @@ from vizsla.search.index_files import check_new
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
 FORM = "milvus/1"
-ABOUT = "_vizsla"  # the collection beside
+ABOUT = "_vizsla"  # ends the name of the second collection
 LITE_COLLECTION = "vizsla"
-TOP_K = 16_384  # Milvus gives no more at once
+TOP_K = 16_384  # the most results that Milvus gives
 MESSAGE_BYTES = 16 * 2**20
-SCANNED = 10_000  # a filter that allows no more rows is answered by looking at each
+SCANNED = 10_000  # where a filter allows at most so many rows, all of them are compared
 TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 NOTHING = "row < 0"
 
 
 def is_milvus(where: str | Path) -> bool:
+    """Whether it names an index in Milvus: milvus://… or a file of Milvus Lite (.db)."""
     return str(where).startswith("milvus://") or str(where).endswith(".db")
 
 
 class MilvusIndex:
-    """See index.Index. `ids` and `attributes` are fetched when they are first asked for."""
+    """See index.Index. `ids` and `attributes` are fetched when they are first needed."""
 
     kind = "milvus"
 
@@ -51,11 +52,11 @@ class MilvusIndex:
 
     @staticmethod
     def build(embeddings: Embeddings | str | Path, where: str) -> "MilvusIndex":
-        """A collection that is there already is replaced, if it is one of ours."""
+        """See index.build_index. An existing collection is replaced, if vizsla has made it."""
         client, collection = _connected(where)
         model_id, dim, _, parts = parts_of(embeddings)
         about = {"form": FORM, "model_id": model_id, "dim": dim, "types": {}}
-        with _speaking(where):
+        with _milvus_errors(where):
             if client.has_collection(collection):
                 if not client.has_collection(collection + ABOUT):
                     raise DataError(f"{where} holds another collection: choose another name")
@@ -64,7 +65,7 @@ class MilvusIndex:
                 client.drop_collection(collection + ABOUT)
             _create(client, collection, dim, lite=not where.startswith("milvus://"))
             index = MilvusIndex(where, client, collection, about)
-            index._tell()
+            index._write_about()
         seen: set[str] = set()
         for part in parts:
             check_new(part[0], part[1], seen)
@@ -74,10 +75,11 @@ class MilvusIndex:
 
     @staticmethod
     def open(where: str) -> "MilvusIndex":
+        """The index of that address. DataError: there is none; StorageError: no connection."""
         if not where.startswith("milvus://") and not Path(where).exists():
             raise DataError(f"{where} holds no index: there is no such file (see `vizsla index`)")
         client, collection = _connected(where)
-        with _speaking(where):
+        with _milvus_errors(where):
             if not client.has_collection(collection + ABOUT):
                 raise DataError(f"{where} holds no index: no such collection (see `vizsla index`)")
             rows = client.query(collection + ABOUT, filter="row == 0", output_fields=["about"])
@@ -87,28 +89,34 @@ class MilvusIndex:
         return MilvusIndex(where, client, collection, about)
 
     def close(self) -> None:
+        """Ends the connection."""
         self.client.close()
 
     # ── what it holds ────────────────────────────────────────────────────────────────────────────
 
     @property
     def model_id(self) -> str:
+        """Of the model that made the vectors."""
         return str(self._about["model_id"])
 
     @property
     def dim(self) -> int:
+        """D, the length of a vector."""
         return int(self._about["dim"])
 
     @property
     def ids(self) -> list[str]:
+        """G ids, in the order in which they were added."""
         return self._fetched()[0]
 
     @property
     def attributes(self) -> pa.Table:
+        """G rows."""
         return self._fetched()[1]
 
     @property
     def labels(self) -> list[str | None] | None:
+        """The attribute `label` of the G images; None where the index has no such attribute."""
         attributes = self.attributes
         if "label" not in attributes.column_names:
             return None
@@ -119,36 +127,37 @@ class MilvusIndex:
         return self._count("")
 
     def about(self) -> dict[str, Any]:
+        """What `vizsla index info` prints."""
         return {
             "kind": self.kind, "images": len(self), "dim": self.dim, "model_id": self.model_id,
             "attributes": list(self._about["types"]), "collection": self.collection,
         }  # fmt: skip
 
     def refresh(self) -> bool:
-        """Forgets the ids and attributes that were fetched: another client may have changed it."""
+        """Forgets the fetched ids and attributes: another client may have changed them."""
         self._gallery = None
         return True
 
     def _fetched(self) -> tuple[list[str], pa.Table]:
         if self._gallery is None:
             found = sorted(self._scan("", ["row", "id", "attributes"]), key=lambda r: int(r["row"]))
-            told = [_decoded(row["attributes"]) for row in found]
+            attributes = [_decoded(row["attributes"]) for row in found]
             columns = {
-                name: pa.array([row.get(name) for row in told], TYPES[kind])
+                name: pa.array([row.get(name) for row in attributes], TYPES[kind])
                 for name, kind in self._about["types"].items()
             }
             self._gallery = [row["id"] for row in found], pa.table(columns)
         return self._gallery
 
     def _count(self, where: str) -> int:
-        with _speaking(self.where):
-            told = self.client.query(self.collection, filter=where, output_fields=["count(*)"])
-        return int(told[0]["count(*)"])
+        with _milvus_errors(self.where):
+            found = self.client.query(self.collection, filter=where, output_fields=["count(*)"])
+        return int(found[0]["count(*)"])
 
     def _scan(self, where: str, fields: list[str]) -> Iterator[dict[str, Any]]:
-        """Every entity, in no order."""
-        with _speaking(self.where):
-            if self._lite:  # gives all at once, and not in the order that an iterator needs
+        """All entities that meet `where`, in no particular order."""
+        with _milvus_errors(self.where):
+            if self._lite:  # its answers lack the order that an iterator needs
                 yield from self.client.query(
                     self.collection, filter=where or "row >= 0", output_fields=fields
                 )
@@ -171,7 +180,7 @@ class MilvusIndex:
         model_id: str | None = None,
         same_set: bool = False,
     ) -> Ranking:
-        """See Index.search. The Ranking's gallery are the images that were found."""
+        """See Index.search. The Ranking's gallery is the images that were found."""
         queries = exact.as_embeddings(queries, model_id, same_set=same_set)
         exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         size = len(self)
@@ -192,7 +201,7 @@ class MilvusIndex:
     def _found(
         self, queries: np.ndarray, k: int, allowed: int, where: str, *, scan: bool
     ) -> "_Found":
-        """Candidates of every query; more are asked for where those might not be enough."""
+        """The candidates of every query, as many as its k nearest are certain to be among."""
         found = _Found(len(queries), self.dim)
         if k == 0 or not len(queries):
             return found
@@ -200,14 +209,14 @@ class MilvusIndex:
             rows = list(self._scan(where, ["row", "id", "vector"]))
             found.add(range(len(queries)), [rows] * len(queries))
             return found
-        n, open_ones = ann.candidates_for(k), np.arange(len(queries))
+        n, unsure = ann.candidates_for(k), np.arange(len(queries))
         while True:
             n = min(n, allowed, TOP_K)
-            found.add(open_ones, self._candidates(queries[open_ones], n, where))
+            found.add(unsure, self._candidates(queries[unsure], n, where))
             if n in (allowed, TOP_K):
                 break
-            open_ones = open_ones[found.unsure(queries, open_ones, k, n)]
-            if not len(open_ones):
+            unsure = unsure[found.unsure(queries, unsure, k)]
+            if not len(unsure):
                 break
             n *= 8
         short = np.flatnonzero([len(found.of[i]) < k for i in range(len(queries))])
@@ -221,19 +230,19 @@ class MilvusIndex:
     def _candidates(self, queries: np.ndarray, n: int, where: str) -> list[list[dict[str, Any]]]:
         per_call = max(1, MESSAGE_BYTES // (n * (4 * self.dim + 100)))
         answers: list[list[dict[str, Any]]] = []
-        with _speaking(self.where):
+        with _milvus_errors(self.where):
             for start in range(0, len(queries), per_call):
-                told = self.client.search(
+                hits_of = self.client.search(
                     self.collection, data=queries[start : start + per_call].tolist(), limit=n,
                     filter=where, output_fields=["row", "id", "vector"], anns_field="vector",
                     search_params={"metric_type": "IP", "params": {"ef": min(2 * n, 32_768)}},
                     consistency_level="Strong",
                 )  # fmt: skip
-                answers += [[hit["entity"] for hit in hits] for hits in told]
+                answers += [[hit["entity"] for hit in hits] for hits in hits_of]
         return answers
 
     def _expression(self, filter: Filter) -> str:
-        """In the language that both the server and Milvus Lite understand."""
+        """The filter in the syntax that both the server and Milvus Lite understand."""
         parts = [self._condition(condition) for condition in filter.conditions]
         if filter.ids is not None:
             named = json.dumps(sorted(filter.ids), ensure_ascii=False)
@@ -280,7 +289,7 @@ class MilvusIndex:
 
     def _rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
-        with _speaking(self.where):
+        with _milvus_errors(self.where):
             for start in range(0, len(ids), 1000):
                 named = json.dumps(list(ids[start : start + 1000]), ensure_ascii=False)
                 for row in self.client.query(
@@ -294,11 +303,11 @@ class MilvusIndex:
         ids, vectors, attributes = part
         types = _types(attributes, self._about["types"])
         columns = {name: _plain(attributes[name], types[name]) for name in attributes.column_names}
-        first = time.time_ns()  # rises from one addition to the next
+        first = time.time_ns()  # greater with each addition
         per_call = max(1, MESSAGE_BYTES // (8 * self.dim + 1000))
         done: list[int] = []
         try:
-            with _speaking(self.where):
+            with _milvus_errors(self.where):
                 for start in range(0, len(ids), per_call):
                     chosen = range(start, min(start + per_call, len(ids)))
                     self.client.insert(self.collection, [
@@ -315,23 +324,23 @@ class MilvusIndex:
             raise
         if types != self._about["types"]:
             self._about = {**self._about, "types": types}
-            self._tell()
+            self._write_about()
         self._gallery = None
 
     def _delete(self, rows: list[int]) -> None:
-        with _speaking(self.where):
+        with _milvus_errors(self.where):
             for start in range(0, len(rows), 1000):
                 self.client.delete(self.collection, ids=rows[start : start + 1000])
 
-    def _tell(self) -> None:
-        """Writes what the collection beside tells."""
-        with _speaking(self.where):
+    def _write_about(self) -> None:
+        """Writes the second collection."""
+        with _milvus_errors(self.where):
             if not self.client.has_collection(self.collection + ABOUT):
                 _create(self.client, self.collection + ABOUT, 2, about=True)
             entity = {"row": 0, "about": self._about, "vector": [1.0, 0.0]}
             self.client.upsert(self.collection + ABOUT, [entity])
 
-    # ── keeping ──────────────────────────────────────────────────────────────────────────────────
+    # ── copies and checks ────────────────────────────────────────────────────────────────────────
 
     def save(self, folder: str | Path) -> None:
         """A copy as an exact index in a folder."""
@@ -341,7 +350,7 @@ class MilvusIndex:
         build_in(Path(folder), copied, kind="exact")
 
     def verify(self) -> None:
-        """StorageError unless the server lists as many images as it counts; it keeps the bytes."""
+        """StorageError unless the server lists as many images as it counts. It checks no bytes."""
         self.refresh()
         counted = len(self)
         if len(set(self.ids)) != counted:
@@ -349,7 +358,7 @@ class MilvusIndex:
 
 
 class _Found:
-    """What was found so far for each query: entities, each kept once."""
+    """What was found so far for each query; every entity is stored once."""
 
     def __init__(self, queries: int, dim: int) -> None:
         self.of: list[set[int]] = [set() for _ in range(queries)]
@@ -381,8 +390,8 @@ class _Found:
         short = np.isinf(scores)
         return np.where(short, -1, positions), np.where(short, np.nan, scores)
 
-    def unsure(self, queries: np.ndarray, chosen: np.ndarray, k: int, n: int) -> np.ndarray:
-        """(chosen,) bool: too few were found, or the last are as good as the k-th."""
+    def unsure(self, queries: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
+        """(chosen,) bool: too few were found, or even the last one scores as high as the k-th."""
         gallery, positions = self._positions()
         scores = -np.sort(-exact.rescored(queries[chosen], gallery, positions[chosen]), axis=1)
         counts = np.array([len(self.of[i]) for i in chosen])
@@ -391,11 +400,11 @@ class _Found:
 
     def _positions(self) -> tuple[np.ndarray, np.ndarray]:
         rows = sorted(self._ids)
-        place = {row: i for i, row in enumerate(rows)}
+        position = {row: i for i, row in enumerate(rows)}
         gallery = np.array([self._vectors[row] for row in rows], np.float32).reshape(-1, self.dim)
         positions = np.full((len(self.of), max(map(len, self.of), default=0)), -1)
         for i, found in enumerate(self.of):
-            positions[i, : len(found)] = [place[row] for row in found]
+            positions[i, : len(found)] = [position[row] for row in found]
         return gallery, positions
 
 
@@ -406,27 +415,27 @@ def _connected(where: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingExtraError("searching in Milvus", "milvus") from error
     if not where.startswith("milvus://"):
-        # Lite runs a server in this process that complains of calls it does not know
+        # Lite runs a server in this process that logs an error for calls it does not know
         logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
-        with _speaking(where):
+        with _milvus_errors(where):
             return MilvusClient(uri=where), LITE_COLLECTION
     found = re.fullmatch(r"milvus://([^/]+:\d+)/([A-Za-z_]\w*)", where)
     if not found:
         raise UsageError(f"{where!r}: write it as milvus://HOST:PORT/COLLECTION")
-    with _speaking(where):
+    with _milvus_errors(where):
         return MilvusClient(uri=f"http://{found[1]}", timeout=10), found[2]
 
 
 @contextmanager
-def _speaking(where: str) -> Iterator[None]:
-    """What Milvus complains of, as a StorageError in one line."""
+def _milvus_errors(where: str) -> Iterator[None]:
+    """Turns an error of Milvus into a StorageError of one line."""
     from pymilvus.exceptions import MilvusException
 
     try:
         yield
     except MilvusException as error:
-        said = " ".join(str(getattr(error, "message", "") or error).split())[:300]
-        raise StorageError(f"Milvus at {where} says: {said}") from error
+        message = " ".join(str(getattr(error, "message", "") or error).split())[:300]
+        raise StorageError(f"Milvus at {where} says: {message}") from error
 
 
 def _create(client: Any, name: str, dim: int, *, about: bool = False, lite: bool = False) -> None:
@@ -450,7 +459,7 @@ def _create(client: Any, name: str, dim: int, *, about: bool = False, lite: bool
 
 
 def _types(attributes: pa.Table, known: dict[str, str]) -> dict[str, str]:
-    """Column → type, the new columns among them. DataError where a column's type changes."""
+    """Column → type, new columns included. DataError where a column's type has changed."""
     types = dict(known)
     for field in attributes.schema:
         kind = _type_of(field.type)
@@ -475,9 +484,11 @@ def _type_of(kind: pa.DataType) -> str:
 
 
 def _plain(column: pa.ChunkedArray, kind: str) -> list[Any]:
-    """As JSON holds it; dates and the like as text."""
+    """The values for JSON; dates and the like as text."""
     return list(column.cast(TYPES[kind]).to_pylist())
 
 
-def _decoded(told: Any) -> dict[str, Any]:
-    return json.loads(told) if isinstance(told, (str, bytes)) else dict(told or {})
+def _decoded(attributes: Any) -> dict[str, Any]:
+    if isinstance(attributes, (str, bytes)):
+        return dict(json.loads(attributes))
+    return dict(attributes or {})

@@ -89,6 +89,7 @@ class Ranking:
         return Ranking(list(lists), gallery, positions, values)
 
     def to_lists(self, k: int | None = None) -> dict[str, list[str]]:
+        """{query: [gallery id, …]}, best first, at most k of them."""
         cut = self if k is None else self.head(k)
         return {query: cut.row(i) for i, query in enumerate(cut.queries)}
 
