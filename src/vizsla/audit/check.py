@@ -5,7 +5,9 @@ Unlike all other stages, this one reads the labels of the test part: it trains a
 
 import time
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,6 @@ import numpy as np
 
 from vizsla.audit import embedding_checks
 from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
-from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.file_scan import Scan, scan_files
 from vizsla.audit.findings import CheckReport
 from vizsla.data.images import MAX_PIXELS
@@ -80,9 +81,24 @@ def check(
     suspects = None
     if embed is not None:
         broken = {facts.name for facts in scan.facts if facts.broken}
-        vectors = embedding_checks.stacked(sets, _embeddings(sets, broken, embed))
-        pairs += _near_pairs(scan, pairs, vectors)
-        suspects = _suspects(scan, pairs, vectors)
+        embeddings = {}
+        for role, images in sets.items():
+            readable = images.without({name for name in images.ids if f"{role}/{name}" in broken})
+            if len(readable):
+                embeddings[role] = embed(role, readable)
+        vectors = embedding_checks.stacked(sets, embeddings)  # (N, D)
+        photos = _one_of_each_photo(scan, pairs, vectors)
+        known = {(pair.a, pair.b) for pair in pairs}
+        near = [
+            Pair(photos[a], photos[b], "model", cosine)
+            for a, b, cosine in embedding_checks.near_pairs(vectors[photos])
+        ]
+        pairs += [pair for pair in near if (pair.a, pair.b) not in known]
+        labelled = [i for i in photos if scan.facts[i].label is not None]
+        found = embedding_checks.suspects(
+            vectors[labelled], [str(scan.facts[i].label) for i in labelled]
+        )
+        suspects = [replace(suspect, i=labelled[suspect.i]) for suspect in found[:MOST_SUSPECTS]]
     seconds = time.monotonic() - started
     return CheckReport(Path(folder), scan.facts, pairs, _class_findings(sets), suspects, seconds)
 
@@ -110,44 +126,15 @@ def embedding_in(
     return embed
 
 
-def _embeddings(
-    sets: Mapping[str, ImageSet], broken: Collection[str], embed: Embed
-) -> dict[str, Embeddings]:
-    found = {}
-    for role, images in sets.items():
-        whole = images.without({name for name in images.ids if f"{role}/{name}" in broken})
-        if len(whole):
-            found[role] = embed(role, whole)
-    return found
-
-
-def _units(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[int]:
+def _one_of_each_photo(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[int]:
     """Positions that have a vector; copies with the same label only once."""
-    copies = [pair for pair in pairs if pair.how != "model"]
-    group = {i: group[0] for group in groups_of(len(scan), copies) for i in group}
-    have_vectors = np.isfinite(vectors).all(axis=1)
+    group = {i: group[0] for group in groups_of(len(scan), pairs) for i in group}
+    has_vector = np.isfinite(vectors).all(axis=1)
     firsts: dict[tuple[int, str | None], int] = {}
     for i, facts in enumerate(scan.facts):
-        if have_vectors[i]:
+        if has_vector[i]:
             firsts.setdefault((group.get(i, i), facts.label), i)
     return list(firsts.values())
-
-
-def _near_pairs(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Pair]:
-    known = {(pair.a, pair.b) for pair in pairs}
-    units = _units(scan, pairs, vectors)
-    found = [
-        Pair(units[a], units[b], "model", cosine)
-        for a, b, cosine in embedding_checks.near_pairs(vectors[units])
-    ]
-    return [pair for pair in found if (pair.a, pair.b) not in known]
-
-
-def _suspects(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Suspect]:
-    units = [i for i in _units(scan, pairs, vectors) if scan.facts[i].label is not None]
-    labels = [str(scan.facts[i].label) for i in units]
-    found = embedding_checks.suspects(vectors[units], labels)
-    return [suspect.at(units[suspect.i]) for suspect in found[:MOST_SUSPECTS]]
 
 
 # ── classes ──────────────────────────────────────────────────────────────────────────────────────
@@ -155,28 +142,25 @@ def _suspects(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[Su
 
 def _class_findings(sets: Mapping[str, ImageSet]) -> dict[str, list[str]]:
     """Kind of finding → class names, without empty kinds."""
-    counts = {role: _counts(images) for role, images in sets.items()}
-    training, query, gallery = (counts.get(role, {}) for role in ("training", *TEST))
+    counts = {
+        role: Counter(label for label in images.labels or [] if label is not None)
+        for role, images in sets.items()
+    }
+    training, query, gallery = (counts.get(role, Counter()) for role in ("training", *TEST))
     root = sets["training"].root if "training" in sets else None
     folders = (path.name for path in root.iterdir() if path.is_dir()) if root else ()
     found = {
         "empty": [name for name in folders if name[0] != "." and name not in training],
         "one image": [name for name, count in training.items() if count == 1],
-        "similar names": ["/".join(names) for names in _twins({*training, *query, *gallery})],
+        "similar names": [
+            "/".join(names) for names in _similar_names({*training, *query, *gallery})
+        ],
         "not in the gallery": [name for name in query if name not in gallery] if gallery else [],
     }
     return {kind: sorted(names) for kind, names in found.items() if names}
 
 
-def _counts(images: ImageSet) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for label in images.labels or []:
-        if label is not None:
-            counts[label] = counts.get(label, 0) + 1
-    return counts
-
-
-def _twins(names: set[str]) -> list[list[str]]:
+def _similar_names(names: set[str]) -> list[list[str]]:
     """Groups of names that differ only in case, spaces or hyphens."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):

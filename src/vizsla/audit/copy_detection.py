@@ -1,13 +1,12 @@
 """Small grey pictures → which pairs show one photo: resized, compressed, cropped, mirrored, turned.
 
 Knows nothing of files or labels. A blurred fingerprint of each picture is compared with all others
-in blocks of a matrix product. The few pairs that are close are laid over each other, scaled and
-shifted until they fit best, at two sizes and where that leaves doubts at a third; only pairs whose
-edges agree at each of them count.
+in blocks of a matrix product. The pictures of close pairs are aligned by scaling and shifting, at
+two sizes and in cases of doubt at a third; only pairs whose edges agree at each size count.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,16 +15,16 @@ from PIL import Image
 
 SIDE = 64  # px of a grey picture; its sides are squashed to a square
 COLOURS = 8  # px of a side of the two colour planes
-WAVES = 10  # a fingerprint keeps WAVES × WAVES low frequencies, without the mean
-CLOSE = 0.75  # cosine of two fingerprints above which they are compared further
-ALIKE = 0.87  # least agreement of edges; different pictures of similar things stay below .80
-SURE = 0.95  # at SIDE px: above this the files need not be read again
-LARGE = 128  # px of the final comparison, if both files are that large
-FLAT = 3.0  # grey levels (standard deviation) below which there is nothing to compare
+FREQUENCIES = 10  # of a fingerprint, down and across; the mean is left out
+MIN_COSINE = 0.75  # cosine of two fingerprints above which they are compared further
+MIN_AGREEMENT = 0.87  # of edges; different pictures of similar things stay below .80
+SURE_AGREEMENT = 0.95  # at SIDE px: above this the files need not be read again
+FINAL_SIDE = 128  # px of the final comparison, if both files are that large
+MIN_CONTRAST = 3.0  # grey levels (standard deviation) below which there is nothing to compare
 BLOCK = 2048  # pictures; a block of similarities takes 16 MB
-MOST = 20  # candidates of a picture within a block: a thousand copies still form one group
+MAX_CANDIDATES = 20  # of a picture within a block: a thousand copies still form one group
 CHUNK = 64  # pairs aligned at once, so that they stay in the processor's cache
-LEAST_SHOWN = 0.6  # share of either picture that must be in the other one too
+MIN_OVERLAP = 0.6  # share of either picture that must be in the other one too
 
 TURNS: dict[str, tuple[bool, bool, bool]] = {
     "as it is": (False, False, False),
@@ -42,13 +41,16 @@ Box = tuple[float, float, float, float]  # top, bottom, left, right as shares of
 WHOLE: Box = (0, 1, 0, 1)
 _MIDDLES: tuple[Box, ...] = ((0.03, 0.97, 0.03, 0.97), (0.06, 0.94, 0.06, 0.94))
 _SIDES: tuple[Box, ...] = ((0.08, 1, 0, 1), (0, 0.92, 0, 1), (0, 1, 0.08, 1), (0, 1, 0, 0.92))
-CUTS = {"as it is": _MIDDLES + _SIDES, "mirrored": _MIDDLES}
+CROPS = {"as it is": _MIDDLES + _SIDES, "mirrored": _MIDDLES}
 # a cropped copy is nearer to one of these parts of its original than to the whole
 
 
 @dataclass(frozen=True)
 class Match:
-    """Two positions, a < b; how b must be turned to look like a; how far their edges agree, …1."""
+    """A pair of positions, a < b.
+
+    turn: how b must be turned to look like a. similarity: correlation of their edges, at most 1.
+    """
 
     a: int
     b: int
@@ -69,21 +71,28 @@ def matches(
     grey: (N, SIDE, SIDE) uint8. colours: (N, 2, COLOURS, COLOURS), Cb and Cr less 128. read: the
     file's picture again in mode L, None where it cannot be read. Work grows with N², memory with N.
     """
-    some = np.flatnonzero(_deviations(grey) >= FLAT)
-    grey, colours = grey[some], colours[some]
+    blocks = [grey[i : i + BLOCK] for i in range(0, len(grey), BLOCK)]
+    contrasts = [block.std(axis=(1, 2), dtype=np.float32) for block in blocks]
+    kept = np.flatnonzero(np.concatenate([np.zeros(0), *contrasts]) >= MIN_CONTRAST)
+    grey, colours = grey[kept], colours[kept]
+    n_blocks = -(-len(grey) // BLOCK)
+    steps = len(TURNS) * n_blocks * (n_blocks + 1) // 2
     best: dict[tuple[int, int], Match] = {}
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="compare") as pool:
-        for done, (turn, found) in enumerate(_candidates(grey)):
+        for step, (turn, found) in enumerate(_candidates(grey), 1):
             chunks = (slice(i, i + CHUNK) for i in range(0, len(found.a), CHUNK))
-            parts = (found.part(chunk) for chunk in chunks)
-            check = functools.partial(_checked, turn=turn, grey=grey, colours=colours)
-            for checked in pool.map(check, parts):
-                _keep_best(best, checked)
+            verify = functools.partial(_verified, turn=turn, grey=grey, colours=colours)
+            for verified in pool.map(verify, map(found.part, chunks)):
+                for match in verified:
+                    known = best.setdefault((match.a, match.b), match)
+                    margin = 0.01 * (known.turn == "as it is")
+                    if match.similarity > known.similarity + margin:
+                        best[match.a, match.b] = match
             if progress:
-                progress(done + 1, _n_steps(len(grey)))
+                progress(step, steps)
         in_order = sorted(best.values(), key=lambda match: (match.a, match.b))
-        placed = (replace(m, a=int(some[m.a]), b=int(some[m.b])) for m in in_order)
-        return [m for m in pool.map(lambda m: _looked_at_again(m, read), placed) if m]
+        moved = (replace(m, a=int(kept[m.a]), b=int(kept[m.b])) for m in in_order)
+        return [m for m in pool.map(lambda m: _verified_at_full_size(m, read), moved) if m]
 
 
 def turned(pictures: np.ndarray, turn: str) -> np.ndarray:
@@ -100,35 +109,28 @@ def turned(pictures: np.ndarray, turn: str) -> np.ndarray:
 def fingerprints(pictures: np.ndarray, box: Box = WHOLE) -> np.ndarray:
     """(N, F) float32 unit vectors of a part of (N, S, S) pictures.
 
-    Low frequencies of the cosine transform, the higher ones weighted up and all pulled together by
-    a square root, so that no single edge decides.
+    Low frequencies of the cosine transform, the higher ones with more weight, and the square root
+    of all, so that no single edge dominates.
     """
     side = pictures.shape[1]
     down, across = _cosines(side, *box[:2]), _cosines(side, *box[2:])
-    waves = down @ pictures.astype(np.float32) @ across.T  # (N, WAVES, WAVES)
-    u = np.arange(WAVES)
-    waves *= np.hypot(u[:, None], u[None]).astype(np.float32)  # the mean goes
+    waves = down @ pictures.astype(np.float32) @ across.T  # (N, FREQUENCIES, FREQUENCIES)
+    u = np.arange(FREQUENCIES)
+    waves *= np.hypot(u[:, None], u[None]).astype(np.float32)  # removes the mean
     prints = waves.reshape(len(waves), -1)
     prints = np.sign(prints) * np.sqrt(np.abs(prints))
     lengths: np.ndarray = np.linalg.norm(prints, axis=1, keepdims=True)
     return prints / np.maximum(lengths, 1e-6)
 
 
-def _deviations(pictures: np.ndarray) -> np.ndarray:
-    """Standard deviation of each of (N, S, S) pictures, block by block to stay small in memory."""
-    starts = range(0, len(pictures), BLOCK)
-    parts = [pictures[i : i + BLOCK].std(axis=(1, 2), dtype=np.float32) for i in starts]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
 def _cosines(side: int, start: float, stop: float) -> np.ndarray:
-    """(WAVES, side): cosine waves over a part of a side, zero outside of it."""
+    """(FREQUENCIES, side): cosine waves over a part of a side, zero outside of it."""
     start, stop = start * side, stop * side
     left = np.maximum(np.arange(side), start)
     right = np.minimum(np.arange(side) + 1, stop)
     cover = np.clip(right - left, 0, 1)  # how much of each pixel lies inside
     middle = (np.clip((left + right) / 2, start, stop) - start) / (stop - start)
-    waves = np.cos(np.pi * np.arange(WAVES)[:, None] * middle) * cover
+    waves = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * middle) * cover
     return (waves / cover.sum()).astype(np.float32)
 
 
@@ -137,19 +139,14 @@ def _cosines(side: int, start: float, stop: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Positions a < b, (P,); place: (P, 4), see `_fitted`."""
+    """Positions a < b, (P,); placement: (P, 4), see `_align`."""
 
     a: np.ndarray
     b: np.ndarray
-    place: np.ndarray
+    placement: np.ndarray
 
     def part(self, which: slice | np.ndarray) -> "_Pairs":
-        return _Pairs(self.a[which], self.b[which], self.place[which])
-
-
-def _n_steps(n: int) -> int:
-    blocks = -(-n // BLOCK)
-    return len(TURNS) * blocks * (blocks + 1) // 2
+        return _Pairs(self.a[which], self.b[which], self.placement[which])
 
 
 def _candidates(grey: np.ndarray) -> Iterator[tuple[str, _Pairs]]:
@@ -157,121 +154,118 @@ def _candidates(grey: np.ndarray) -> Iterator[tuple[str, _Pairs]]:
     starts = range(0, len(grey), BLOCK)
     for first in starts:
         block = grey[first : first + BLOCK]
-        views = {box: fingerprints(block, box) for box in (WHOLE, *CUTS["as it is"])}
+        views = {box: fingerprints(block, box) for box in (WHOLE, *CROPS["as it is"])}
         for second in starts[first // BLOCK :]:
             for turn in TURNS:
                 other = turned(grey[second : second + BLOCK], turn)
-                found = _close_in_block(views, other, CUTS.get(turn, ()), same=first == second)
-                yield turn, _Pairs(found.a + first, found.b + second, found.place)
+                found = _close_in_block(views, other, CROPS.get(turn, ()), same=first == second)
+                yield turn, _Pairs(found.a + first, found.b + second, found.placement)
 
 
 def _close_in_block(
-    views: dict[Box, np.ndarray], other: np.ndarray, cuts: Sequence[Box], *, same: bool
+    views: dict[Box, np.ndarray], other: np.ndarray, crops: Sequence[Box], *, same: bool
 ) -> _Pairs:
-    """Whole against whole, and either picture's cuts against the other one's whole.
+    """Whole against whole, and the crops of either picture against the whole other one.
 
-    same: both are one block, where each pair stands twice, and each picture beside itself.
+    same: both are one block, so each pair would be found twice, and each picture with itself.
     """
     whole = fingerprints(other)
     places: list[np.ndarray] = []
     rows = []
-    for place, x, y in _comparisons(views, other, whole, cuts):
+    for placement, x, y in _comparisons(views, other, whole, crops):
         similar = x @ y.T  # (block, block)
-        at = np.flatnonzero(similar >= CLOSE)
+        at = np.flatnonzero(similar >= MIN_COSINE)
         a, b = np.divmod(at, len(y))
         if same:
             kept = a < b
             a, b, at = a[kept], b[kept], at[kept]
         rows.append((a, b, similar.flat[at], np.full(len(at), len(places))))
-        places.append(place)
+        places.append(placement)
     a, b, similar, which = (np.concatenate(column) for column in zip(*rows, strict=True))
     kept = _best_of_each(a, b, similar)
     return _Pairs(a[kept], b[kept], np.stack(places).astype(np.float32)[which[kept]])
 
 
 def _comparisons(
-    views: dict[Box, np.ndarray], other: np.ndarray, whole: np.ndarray, cuts: Sequence[Box]
+    views: dict[Box, np.ndarray], other: np.ndarray, whole: np.ndarray, crops: Sequence[Box]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(place to start from, a's fingerprints, b's)."""
-    yield _place_of(WHOLE), views[WHOLE], whole
-    for box in cuts:
-        scale, shift = _place_of(box)[0::2], _place_of(box)[1::2]
-        yield _place_of(box), views[box], whole
+    """Yields (placement to start from, a's fingerprints, b's)."""
+    yield _placement_of(WHOLE), views[WHOLE], whole
+    for box in crops:
+        scale, shift = _placement_of(box)[0::2], _placement_of(box)[1::2]
+        yield _placement_of(box), views[box], whole
         back = np.stack([1 / scale, -shift / scale], axis=1).ravel()
         yield back, views[WHOLE], fingerprints(other, box)
 
 
-def _place_of(box: Box) -> np.ndarray:
-    """Where the box lies, as in `_fitted`."""
+def _placement_of(box: Box) -> np.ndarray:
+    """The placement of the box, as in `_align`."""
     top, bottom, left, right = box
     return np.array([bottom - top, top + bottom - 1, right - left, left + right - 1])
 
 
 def _best_of_each(a: np.ndarray, b: np.ndarray, similar: np.ndarray) -> np.ndarray:
-    """Each pair once, where it is most similar; at most MOST pairs of each a."""
+    """Each pair once, where it is most similar; at most MAX_CANDIDATES pairs of each a."""
     order = np.lexsort((-similar, b, a))
     order = order[(np.diff(a[order], prepend=-1) != 0) | (np.diff(b[order], prepend=-1) != 0)]
     order = order[np.lexsort((-similar[order], a[order]))]
     rank = np.arange(len(order)) - np.searchsorted(a[order], a[order])
-    return order[rank < MOST]
+    return order[rank < MAX_CANDIDATES]
 
 
-# ── laid over each other ─────────────────────────────────────────────────────────────────────────
+# ── alignment ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _checked(pairs: _Pairs, turn: str, grey: np.ndarray, colours: np.ndarray) -> list[Match]:
-    """The pairs whose edges agree at SIDE / 2 and at SIDE px, and whose colours do not differ."""
+def _verified(pairs: _Pairs, turn: str, grey: np.ndarray, colours: np.ndarray) -> list[Match]:
+    """The pairs whose edges agree at SIDE / 2 and at SIDE px, and whose colours agree."""
     a = grey[pairs.a].astype(np.float32)
     b = turned(grey[pairs.b], turn).astype(np.float32)
-    place, similarity = _fitted(_half(a), _half(b), pairs.place, steps=3)
-    kept = (similarity >= ALIKE) & ~_other_colours(colours[pairs.a], turned(colours[pairs.b], turn))
+    placement, similarity = _align(_halved(a), _halved(b), pairs.placement, steps=3)
+    kept = (similarity >= MIN_AGREEMENT) & ~_colours_differ(
+        colours[pairs.a], turned(colours[pairs.b], turn)
+    )
     pairs, a, b = pairs.part(kept), a[kept], b[kept]
-    place, similarity = _fitted(a, b, place[kept], steps=2)
+    placement, similarity = _align(a, b, placement[kept], steps=2)
     return [
         Match(int(i), int(j), turn, float(value))
         for i, j, value in zip(pairs.a, pairs.b, similarity, strict=True)
-        if value >= ALIKE
+        if value >= MIN_AGREEMENT
     ]
 
 
-def _keep_best(best: dict[tuple[int, int], Match], found: Iterable[Match]) -> None:
-    for match in found:
-        known = best.setdefault((match.a, match.b), match)
-        if match.similarity > known.similarity + 0.01 * (known.turn == "as it is"):
-            best[match.a, match.b] = match
-
-
-def _looked_at_again(match: Match, read: Callable[[int], Image.Image | None]) -> Match | None:
-    """The match with its similarity at up to LARGE px, None where that is too small after all."""
-    if match.similarity >= SURE:
+def _verified_at_full_size(match: Match, read: Callable[[int], Image.Image | None]) -> Match | None:
+    """The match with its similarity at up to FINAL_SIDE px, None where that is too low."""
+    if match.similarity >= SURE_AGREEMENT:
         return match
     pictures = read(match.a), read(match.b)
     if pictures[0] is None or pictures[1] is None:
         return None
-    side = max(SIDE // 2, min(LARGE, *pictures[0].size, *pictures[1].size))
-    a, b = (_shrunk(picture, side)[None] for picture in pictures if picture)
+    side = max(SIDE // 2, min(FINAL_SIDE, *pictures[0].size, *pictures[1].size))
+    a, b = (_resized(picture, side)[None] for picture in pictures if picture)
     b = turned(b, match.turn)
-    place = _place_of(WHOLE).astype(np.float32)[None]
+    placement = _placement_of(WHOLE).astype(np.float32)[None]
     for size, steps in ((SIDE // 2, 5), (SIDE, 2), (side, 2)):
-        small = [np.asarray(_shrunk(Image.fromarray(x[0]), size))[None] for x in (a, b)]
-        place, similarity = _fitted(small[0], small[1], place, steps=steps)
+        small = [np.asarray(_resized(Image.fromarray(x[0]), size))[None] for x in (a, b)]
+        placement, similarity = _align(small[0], small[1], placement, steps=steps)
     return (
-        Match(match.a, match.b, match.turn, float(similarity[0])) if similarity >= ALIKE else None
+        Match(match.a, match.b, match.turn, float(similarity[0]))
+        if similarity >= MIN_AGREEMENT
+        else None
     )
 
 
-def _shrunk(picture: Image.Image, side: int) -> np.ndarray:
+def _resized(picture: Image.Image, side: int) -> np.ndarray:
     small = picture.resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, np.float32)
 
 
-def _half(pictures: np.ndarray) -> np.ndarray:
+def _halved(pictures: np.ndarray) -> np.ndarray:
     rows = (pictures[:, ::2] + pictures[:, 1::2]) / 2
     return (rows[:, :, ::2] + rows[:, :, 1::2]) / 2
 
 
-def _other_colours(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P,) bool: the same shapes in other colours. A grey copy of a coloured picture is not meant.
+def _colours_differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(P,) bool: whether both are coloured, but differently. A grey copy does not count.
 
     a, b: (P, 2, COLOURS, COLOURS).
     """
@@ -282,34 +276,38 @@ def _other_colours(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return coloured & (difference > 12**2) & (difference > 0.3 * (strength[0] + strength[1]))
 
 
-def _fitted(
-    a: np.ndarray, b: np.ndarray, place: np.ndarray, *, steps: int
+def _align(
+    a: np.ndarray, b: np.ndarray, placement: np.ndarray, *, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and shifts a, each axis by itself, until it fits b: where, and how far edges agree.
+    """Scales and shifts a, each axis separately, until it fits b; (placement, (P,) similarity).
 
-    a, b: (P, S, S) float32. place: (P, 4) scale and shift, down then across: a pixel of b at -1…1
-    lies at scale · pixel + shift of a. Gauss-Newton (Lucas and Kanade 1981) on the squared
+    a, b: (P, S, S) float32. placement: (P, 4) scale and shift, down then across: a pixel of b at
+    -1…1 lies at scale · pixel + shift of a. Gauss-Newton (Lucas and Kanade 1981) on the squared
     difference of the two, each brought to mean 0 and deviation 1 where they overlap.
     """
     grid = np.linspace(-1, 1, a.shape[1], dtype=np.float32)
     for _ in range(steps):
-        warped, inside = _warped(a, place, grid)
+        warped, inside = _warped(a, placement, grid)
         weight = np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
-        x, y = _standard(warped, inside, weight), _standard(b, inside, weight)
-        place = place + _step(x, y, inside, grid)
-    warped, inside = _warped(a, place, grid)
-    similarity = _agreement(warped, b, inside)
-    similarity[_shown(place) < LEAST_SHOWN] = 0
-    return place, similarity
+        x, y = _standardised(warped, inside, weight), _standardised(b, inside, weight)
+        placement = placement + _gauss_newton_step(x, y, inside, grid)
+    warped, inside = _warped(a, placement, grid)
+    similarity = _edge_correlation(warped, b, inside)
+    similarity[_overlap_share(placement) < MIN_OVERLAP] = 0
+    return placement, similarity
 
 
-def _warped(a: np.ndarray, place: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a as seen at the places of b's pixels, and which of these lie inside of a (1 or 0)."""
+def _warped(
+    a: np.ndarray, placement: np.ndarray, grid: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """a at the places of b's pixels, and which of these lie inside a (1 or 0); both (P, S, S)."""
     side = len(grid)
     pixels = np.arange(side, dtype=np.float32)
     weights, insides = [], []
     for k in (0, 2):  # down, across
-        at = (place[:, k, None] * grid + place[:, k + 1, None] + 1) * ((side - 1) / 2)  # (P, S)
+        at = (placement[:, k, None] * grid + placement[:, k + 1, None] + 1) * (
+            (side - 1) / 2
+        )  # (P, S)
         insides.append(((at >= -0.5) & (at <= side - 0.5)).astype(np.float32))
         at = np.clip(at, 0, side - 1)[:, :, None]
         weights.append(np.maximum(0, 1 - np.abs(at - pixels)))  # (P, S, S), bilinear
@@ -317,27 +315,29 @@ def _warped(a: np.ndarray, place: np.ndarray, grid: np.ndarray) -> tuple[np.ndar
     return warped, insides[0][:, :, None] * insides[1][:, None, :]
 
 
-def _standard(values: np.ndarray, inside: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _standardised(values: np.ndarray, inside: np.ndarray, weight: np.ndarray) -> np.ndarray:
     mean = (values * inside).sum(axis=(1, 2), keepdims=True) / weight
     centred = (values - mean) * inside
     deviation = np.sqrt((centred**2).sum(axis=(1, 2), keepdims=True) / weight)
     return centred / np.maximum(deviation, 1e-3)
 
 
-def _step(x: np.ndarray, y: np.ndarray, inside: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """(P, 4): how to change the place so that x comes nearer to y."""
-    down, across = (slope * inside for slope in _slopes(x))
+def _gauss_newton_step(
+    x: np.ndarray, y: np.ndarray, inside: np.ndarray, grid: np.ndarray
+) -> np.ndarray:
+    """(P, 4): the change of the placement that brings x nearer to y."""
+    down, across = (slope * inside for slope in _gradients(x))
     moved = [down * grid[:, None], down, across * grid, across]
-    slopes = np.stack(moved, axis=1).reshape(len(x), 4, len(grid) ** 2)  # (P, 4, S²)
-    normal = slopes @ slopes.swapaxes(1, 2)
+    gradients = np.stack(moved, axis=1).reshape(len(x), 4, len(grid) ** 2)  # (P, 4, S²)
+    normal = gradients @ gradients.swapaxes(1, 2)
     damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) + 1e-3
     normal += np.eye(4, dtype=np.float32) * damping[:, None, None]
-    wrong = slopes @ ((y - x) * inside).reshape(len(x), len(grid) ** 2, 1)
+    wrong = gradients @ ((y - x) * inside).reshape(len(x), len(grid) ** 2, 1)
     return np.clip(np.linalg.solve(normal, wrong)[:, :, 0], -0.1, 0.1)
 
 
-def _slopes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How fast (P, S, S) pictures change down and across, on the scale of -1…1."""
+def _gradients(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes of (P, S, S) pictures down and across, in grey levels per half side."""
     down, across = np.zeros_like(x), np.zeros_like(x)
     step = 4 / (x.shape[1] - 1)  # two pixels
     down[:, 1:-1] = (x[:, 2:] - x[:, :-2]) / step
@@ -345,14 +345,14 @@ def _slopes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return down, across
 
 
-def _agreement(x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(P,) float32: correlation of the slopes of both, slightly blurred, where they overlap."""
-    together, alone = 0, [0, 0]
-    for p, q in zip(_slopes(_blurred(x)), _slopes(_blurred(y)), strict=True):
+def _edge_correlation(x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """(P,) float32: correlation of both slightly blurred pictures' gradients where they overlap."""
+    joint, separate = 0, [0, 0]
+    for p, q in zip(_gradients(_blurred(x)), _gradients(_blurred(y)), strict=True):
         p, q = p * inside, q * inside
-        together = together + (p * q).sum(axis=(1, 2))
-        alone = [alone[0] + (p**2).sum(axis=(1, 2)), alone[1] + (q**2).sum(axis=(1, 2))]
-    return together / np.sqrt(alone[0] * alone[1] + 1e-6)
+        joint = joint + (p * q).sum(axis=(1, 2))
+        separate = [separate[0] + (p**2).sum(axis=(1, 2)), separate[1] + (q**2).sum(axis=(1, 2))]
+    return joint / np.sqrt(separate[0] * separate[1] + 1e-6)
 
 
 def _blurred(x: np.ndarray) -> np.ndarray:
@@ -361,9 +361,9 @@ def _blurred(x: np.ndarray) -> np.ndarray:
     return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
 
 
-def _shown(place: np.ndarray) -> np.ndarray:
-    """(P,): the share of a that b shows, or of b that a shows, whichever is smaller."""
-    scale = np.maximum(place[:, 0::2], 1e-3)
-    shift = place[:, 1::2]
+def _overlap_share(placement: np.ndarray) -> np.ndarray:
+    """(P,): the share of a that is inside b, or of b that is inside a, whichever is smaller."""
+    scale = np.maximum(placement[:, 0::2], 1e-3)
+    shift = placement[:, 1::2]
     both = np.clip(np.minimum(shift + scale, 1) - np.maximum(shift - scale, -1), 0, None) / 2
     return np.minimum(both.prod(axis=1), (both / scale).prod(axis=1))

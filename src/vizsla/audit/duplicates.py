@@ -58,21 +58,24 @@ def find_pairs(
     """
     facts = scan.facts
     whole = [i for i in range(len(facts)) if not facts[i].broken]
-    in_order = sorted(whole, key=lambda i: (_rank(facts[i]), i))
-    groups = _equal([facts[i].pixel_hash for i in in_order], in_order)
+    roles = {role: rank for rank, role in enumerate(TEST)}
+    by_hash: dict[str, list[int]] = {}
+    for i in sorted(whole, key=lambda i: (roles.get(facts[i].role, len(TEST)), i)):
+        by_hash.setdefault(facts[i].pixel_hash, []).append(i)
+    groups = {group[0]: group for group in by_hash.values()}
     pictures = sorted(groups)  # one file of each picture
-    pairs = {
-        (a, b): Pair(a, b, "same file" if _same_file(facts, a, b) else "same picture", 1.0)
-        for group in groups.values()
-        for a, b in _within(group)
-    }
+    pairs = {}
+    for group in groups.values():
+        for a, b in _within(group):
+            same = facts[a].file_hash == facts[b].file_hash
+            pairs[a, b] = Pair(a, b, "same file" if same else "same picture", 1.0)
 
     def read(i: int) -> Image.Image | None:
         try:
-            path = facts[pictures[i]].path
-            return read_image(path, max_pixels=max_pixels, at_least=copy_detection.LARGE).convert(
-                "L"
+            image = read_image(
+                facts[pictures[i]].path, max_pixels=max_pixels, at_least=copy_detection.FINAL_SIDE
             )
+            return image.convert("L")
         except ImageError:  # removed since the scan
             return None
 
@@ -89,22 +92,6 @@ def find_pairs(
 def by_certainty(pair: Pair) -> tuple[int, float, int, int]:
     """Sort key: the most certain kind first, then the most similar pair."""
     return list(PAIR_KINDS).index(pair.how), -pair.similarity, pair.a, pair.b
-
-
-def _rank(facts: ImageFacts) -> int:
-    return TEST.index(facts.role) if facts.role in TEST else len(TEST)
-
-
-def _equal(keys: Sequence[str], positions: Sequence[int]) -> dict[int, list[int]]:
-    """First position of each key → all positions of that key."""
-    groups: dict[str, list[int]] = {}
-    for key, i in zip(keys, positions, strict=True):
-        groups.setdefault(key, []).append(i)
-    return {group[0]: group for group in groups.values()}
-
-
-def _same_file(facts: Sequence[ImageFacts], a: int, b: int) -> bool:
-    return facts[a].file_hash == facts[b].file_hash
 
 
 def _within(group: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -162,7 +149,7 @@ def to_exclude(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> dict[int, 
     Broken images; copies of a test image; all copies with contradicting labels; of other copies
     all but the largest. Pairs that only a model finds similar are left to people.
     """
-    gone = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
+    reasons = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
     copies: dict[int, list[Pair]] = {}
     for pair in sorted(pairs, key=by_certainty):
         if pair.how != "model":
@@ -173,14 +160,14 @@ def to_exclude(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> dict[int, 
         for pair in copies[i]:
             other = facts[_other(pair, i)]
             if other.role in TEST:
-                gone.setdefault(i, f"a copy of {other.name} ({pair.how})")
+                reasons.setdefault(i, f"a copy of {other.name} ({pair.how})")
             elif _conflict(facts[i].label, other.label):
-                gone.setdefault(i, f"a copy of {other.name}, which has another label")
+                reasons.setdefault(i, f"a copy of {other.name}, which has another label")
     for i in sorted(training, key=lambda i: (-facts[i].pixels, i)):
-        if i not in gone:
+        if i not in reasons:
             for pair in copies[i]:
-                gone.setdefault(_other(pair, i), f"a copy of {facts[i].name} ({pair.how})")
-    return {i: gone[i] for i in sorted(gone) if facts[i].role == "training"}
+                reasons.setdefault(_other(pair, i), f"a copy of {facts[i].name} ({pair.how})")
+    return {i: reasons[i] for i in sorted(reasons) if facts[i].role == "training"}
 
 
 def _other(pair: Pair, i: int) -> int:

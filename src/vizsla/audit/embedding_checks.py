@@ -4,7 +4,7 @@ Knows unit vectors and labels, no files.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg, optimize
@@ -106,10 +106,6 @@ class Suspect:
     other_fit: float
     doubt: float
 
-    def at(self, i: int) -> "Suspect":
-        """The same at position i."""
-        return replace(self, i=i)
-
 
 def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> list[Suspect]:
     """Images that resemble another class more than their own, the most doubtful first.
@@ -128,8 +124,9 @@ def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> li
     for part in _parts(y[judged], seed):
         fits[part] = _fits_without_self(vectors[judged[part]], y[judged[part]], len(classes))
     logs = _calibrated(fits, y[judged], seed)
+    doubts = -_log_softmax(logs / SOFTNESS)[np.arange(len(judged)), y[judged]]
     found = []
-    for i, row, doubt in zip(judged, np.exp(logs), _doubts(logs, y[judged]), strict=True):
+    for i, row, doubt in zip(judged, np.exp(logs), doubts, strict=True):
         label, best = int(y[i]), int(row.argmax())
         if best != label:
             fit, other = float(row[label]), float(row[best])
@@ -206,9 +203,3 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     logits = logits - logits.max(axis=1, keepdims=True)
     logs: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return logs
-
-
-def _doubts(logs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(N,): minus the log-probability of the image's own label, at temperature SOFTNESS."""
-    doubts: np.ndarray = -_log_softmax(logs / SOFTNESS)[np.arange(len(y)), y]
-    return doubts

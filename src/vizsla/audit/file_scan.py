@@ -80,6 +80,7 @@ class ImageFacts:
 
     @property
     def pixels(self) -> int:
+        """Width times height."""
         return self.size[0] * self.size[1]
 
 
@@ -122,18 +123,12 @@ def scan_files(
         return facts
 
     facts = []
-    for found in _in_threads(one, len(files), workers):
-        facts.append(found)
-        if progress and (len(facts) % 100 == 0 or len(facts) == len(files)):
-            progress(len(facts), len(files))
-    return Scan(facts, grey, colours)
-
-
-def _in_threads(
-    function: Callable[[int], ImageFacts], n: int, workers: int
-) -> Iterator[ImageFacts]:
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="scan") as pool:
-        yield from pool.map(function, range(n))
+        for found in pool.map(one, range(len(files))):
+            facts.append(found)
+            if progress and (len(facts) % 100 == 0 or len(facts) == len(files)):
+                progress(len(facts), len(files))
+    return Scan(facts, grey, colours)
 
 
 def _scan_file(facts: ImageFacts, max_pixels: int) -> tuple[ImageFacts, np.ndarray, np.ndarray]:

@@ -50,10 +50,12 @@ class RefinementChoice:
 
     @property
     def trials(self) -> list[Trial]:
+        """All trials, the baseline first."""
         return self.report.trials
 
     @property
     def chosen(self) -> Trial:
+        """The trial of the chosen chain."""
         return self.report.chosen
 
     def lines(self) -> list[str]:

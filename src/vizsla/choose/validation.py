@@ -137,6 +137,7 @@ class EmbeddedDraws:
 
     @property
     def validation_set(self) -> "ValidationSet":
+        """The draws as positions in the vectors."""
         return validation_set(
             self.images, self.vectors.ids, self.draws, relative_share=self.relative_share
         )

@@ -34,7 +34,7 @@ Numbers = Sequence[float | None] | np.ndarray
 
 @dataclass(frozen=True)
 class _Frame:
-    """Values → places inside the drawing, in px, and the ticks of both axes."""
+    """Places of values inside the drawing, in px, and the ticks of both axes."""
 
     x_name: str
     y_name: str

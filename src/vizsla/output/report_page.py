@@ -33,7 +33,7 @@ WORST, BEST = 8, 4  # queries on sheets
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """What a report shows. record: the run's result file. log: the records of its training."""
+    """What a report shows. record: the run's result file. log: the lines of its training log."""
 
     run: Run
     config: dict[str, Any]
@@ -49,14 +49,17 @@ class ReportData:
 
     @property
     def top_k(self) -> int:
+        """How many images of a query are handed in and shown."""
         return int(self.config["options"]["top_k"])
 
     @property
     def max_pixels(self) -> int:
+        """The largest image that is read."""
         return int(self.config["options"].get("max_pixels", MAX_PIXELS))
 
     @property
     def name(self) -> str:
+        """The model's name."""
         return str(self.config["embedder"]["name"])
 
 

@@ -25,14 +25,14 @@ PAPER, PANEL, BLANK = "white", "#f3f5f8", "#dfe4ea"
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
 MARGIN, GAP, PANEL_PAD = 28, 16, 16
-MAKER = "vizsla sheet"  # stands in every sheet's own metadata
+MAKER = "vizsla sheet"  # in the metadata of every sheet
 QUERY_BOX = 268  # px, the side of the query's square
 GRID_WIDTH = 1012  # px at most, so that a sheet is 1400 wide
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a sheet. None: not known. name is what is written below it."""
+    """One picture of a sheet. name: the text below it. None: unknown."""
 
     file: Path
     name: str
@@ -85,6 +85,7 @@ def _columns(k: int) -> int:
 
 
 def draw_title(draw: ImageDraw.ImageDraw, name: str, notes: Sequence[str], width: int) -> None:
+    """Draws the name and the line of notes below it, shortened to `width` px."""
     bold, plain = font_of(22, bold=True), font_of(15)
     draw.text((MARGIN, MARGIN - 6), shortened(name, bold, width), INK, bold)
     draw.text((MARGIN, MARGIN + 28), shortened("  ·  ".join(notes), plain, width), GREY, plain)
@@ -195,6 +196,7 @@ def thumbnail_of(file: Path, box: int, *, max_pixels: int = MAX_PIXELS) -> Image
 
 
 def write_png(image: Image.Image, path: Path) -> None:
+    """Writes the sheet, marked as one of ours for `remove_other_sheets`."""
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", MAKER)
     data = io.BytesIO()
@@ -203,7 +205,7 @@ def write_png(image: Image.Image, path: Path) -> None:
 
 
 def remove_other_sheets(folder: Path, kept: Sequence[Path]) -> None:
-    """Deletes the sheets of earlier calls in a folder; no picture from elsewhere."""
+    """Deletes all other sheets in the folder; pictures from other programs stay."""
     names = {path.name for path in kept}
     for path in folder.glob("*.png"):
         if path.name not in names and _is_sheet(path):
@@ -214,12 +216,13 @@ def _is_sheet(path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == MAKER
-    except Exception:  # whatever it is, it is not ours
+    except Exception:  # any file that Pillow cannot open is none of our sheets
         return False
 
 
 @functools.cache
 def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans in px, the file that comes with matplotlib."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
