@@ -1,4 +1,4 @@
-"""Presets: of the right shape, random by their generator alone, and none changes nothing."""
+"""Augmentation presets: shapes, randomness by their generator alone, and `none`."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def photo() -> Image.Image:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_the_generator_alone_decides(name: str, photo: Image.Image) -> None:
+def test_the_same_generator_gives_the_same_tensor(name: str, photo: Image.Image) -> None:
     change = augmenter(name, PREPROCESS)
     one, again, other = (change(photo, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one.shape == (3, 24, 20)
@@ -30,7 +30,7 @@ def test_the_generator_alone_decides(name: str, photo: Image.Image) -> None:
     assert torch.equal(one, other) == (name == "none")
 
 
-def test_none_is_the_evaluations_own(photo: Image.Image) -> None:
+def test_none_is_the_preprocessing_of_the_evaluation(photo: Image.Image) -> None:
     assert torch.equal(
         augmenter("none", PREPROCESS)(photo, np.random.default_rng(0)), PREPROCESS(photo)
     )
@@ -39,13 +39,13 @@ def test_none_is_the_evaluations_own(photo: Image.Image) -> None:
 @pytest.mark.parametrize(
     "preset",
     [
-        Augmentation(mirror=True), Augmentation(turn=90), Augmentation(colour=0.9),
+        Augmentation(mirror=True), Augmentation(rotation=90), Augmentation(colour=0.9),
         Augmentation(grey=1.0), Augmentation(blur=1.0), Augmentation(erase=1.0),
-        Augmentation(least_area=0.1),
+        Augmentation(min_area=0.1),
     ],
 )  # fmt: skip
-def test_each_part_does_something(preset: Augmentation, photo: Image.Image) -> None:
-    plain = augmented(photo, np.random.default_rng(0), Augmentation(stretch=1.0), PREPROCESS)
+def test_each_change_has_an_effect(preset: Augmentation, photo: Image.Image) -> None:
+    plain = augmented(photo, np.random.default_rng(0), Augmentation(max_aspect=1.0), PREPROCESS)
     seen = [augmented(photo, np.random.default_rng(s), preset, PREPROCESS) for s in range(4)]
     assert any(not torch.allclose(plain, tensor, atol=1e-3) for tensor in seen)
 
@@ -57,8 +57,8 @@ def test_grey_has_no_colour(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 40), (1, 500), (500, 1), (7, 7)])
-def test_cuts_stay_inside_and_keep_enough(size: tuple[int, int]) -> None:
-    preset = Augmentation(least_area=0.3)
+def test_crops_stay_inside_and_keep_the_minimal_area(size: tuple[int, int]) -> None:
+    preset = Augmentation(min_area=0.3)
     for seed in range(50):
         left, top, right, bottom = random_box(size, preset, np.random.default_rng(seed))
         assert 0 <= left < right <= size[0] + 1e-9
@@ -67,6 +67,6 @@ def test_cuts_stay_inside_and_keep_enough(size: tuple[int, int]) -> None:
             assert (right - left) * (bottom - top) >= 0.29 * size[0] * size[1]
 
 
-def test_an_unknown_preset_lists_the_known() -> None:
+def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="none, light, medium, strong"):
         augmenter("wild", PREPROCESS)

@@ -1,4 +1,4 @@
-"""Sizes in training, and what a checkpoint belongs to."""
+"""Image sizes in training, and the identity of a training."""
 
 import dataclasses
 from pathlib import Path
@@ -30,19 +30,19 @@ class Tokens(nn.Module):
     ("side", "asked", "expected"),
     [(224, None, 192), (288, None, 256), (64, None, 64), (224, 160, 160), (112, None, 96)],
 )
-def test_convolutions_train_on_smaller_pictures(
+def test_convolutional_networks_train_on_smaller_images(
     side: int, asked: int | None, expected: int
 ) -> None:
     model = Embedder.from_module(nn.Conv2d(3, 4, 3), Preprocess((side, side)))
     assert size_in_training(model, asked) == expected
 
 
-def test_others_train_on_their_first_size() -> None:
+def test_other_networks_train_on_their_own_size() -> None:
     model = Embedder.from_module(Tokens(), Preprocess((224, 224)))
     assert size_in_training(model, None) == 224
 
 
-def test_a_checkpoint_belongs_to_images_model_and_settings() -> None:
+def test_the_identity_depends_on_images_model_and_settings() -> None:
     images = ImageSet(Path("nowhere"), ["a", "b"]).with_labels(["x", "y"])
     model = Embedder.from_module(nn.Conv2d(3, 4, 3), Preprocess((32, 32)))
     config = TrainConfig()

@@ -66,11 +66,11 @@ def assert_alike(one: dict, other: dict) -> None:
 
 @pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize("micro", [1, 5, 11])
-def test_pieces_give_the_undivided_batchs_gradient(loss_name: str, micro: int) -> None:
+def test_pieces_give_the_gradient_of_the_undivided_batch(loss_name: str, micro: int) -> None:
     assert_alike(gradient(loss_name, B), gradient(loss_name, micro))
 
 
-def test_the_undivided_batchs_gradient_is_plain_autograds() -> None:
+def test_the_gradient_of_the_undivided_batch_is_that_of_autograd() -> None:
     for name in LOSSES:
         torch.manual_seed(0)
         net, loss = Net().eval(), build_loss(name, C, D)
@@ -81,7 +81,7 @@ def test_the_undivided_batchs_gradient_is_plain_autograds() -> None:
             assert torch.allclose(ours[parameter], p.grad, atol=1e-6)
 
 
-def test_dropout_falls_alike_in_both_passes() -> None:
+def test_dropout_is_the_same_in_both_passes() -> None:
     """Else the cached gradient would belong to other vectors than the loss saw."""
     torch.manual_seed(0)
     net, loss = Net().train(), build_loss("triplet", C, D)
@@ -111,7 +111,7 @@ def test_no_memory_for_one_image_says_what_to_do() -> None:
         gradient("cross-entropy", B, most=0)
 
 
-def test_memory_is_estimated_before_a_cpu_runs_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_is_estimated_before_it_runs_out_on_a_cpu(caplog: pytest.LogCaptureFixture) -> None:
     net, image = Net().train(), torch.zeros(1, 3, 32, 32)
     each = activation_bytes(net, image, torch.float32)
     assert each >= 6 * 30 * 30 * 4  # the map behind the first layer, at least
@@ -148,7 +148,7 @@ json.dump([processes.size, found], open(f"{sys.argv[1]}/{processes.rank}.json", 
 """
 
 
-def test_two_processes_give_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
+def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     command = [

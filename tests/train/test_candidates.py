@@ -1,4 +1,4 @@
-"""What is tried after training, in which order, and what is left out when time runs out."""
+"""The candidates of a trained backbone: their order, and what is left out when time runs out."""
 
 import copy
 
@@ -78,7 +78,7 @@ def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest
     return contest, warned
 
 
-def test_ends_line_framings_and_projections_are_tried_in_turn() -> None:
+def test_ends_interpolations_framings_and_projections_are_scored_in_this_order() -> None:
     contest, warned = entered()
     names = [c.name for c in contest.candidates]
     assert names[:3] == ["frozen", "average of weights", "last weights"]
@@ -89,13 +89,13 @@ def test_ends_line_framings_and_projections_are_tried_in_turn() -> None:
     assert not warned
 
 
-def test_what_there_is_no_time_for_is_left_out_and_said() -> None:
+def test_without_time_candidates_are_left_out_with_a_warning() -> None:
     contest, warned = entered(100.0, spent=95.0)
     assert [c.name for c in contest.candidates] == ["frozen", "average of weights"]
     assert any("longer --budget" in sentence for sentence in warned)
 
 
-def test_the_start_is_left_as_it_was() -> None:
+def test_the_start_is_not_changed() -> None:
     origin = embedder()
     before = copy.deepcopy(origin.state_dict())
     other = with_projection(with_preprocess(origin, Preprocess((64, 64))), Projection(6, 2))
@@ -105,14 +105,14 @@ def test_the_start_is_left_as_it_was() -> None:
     assert other.backbone is origin.backbone
 
 
-def test_costs_count_what_is_planned() -> None:
+def test_the_cost_of_the_choice_counts_all_candidates() -> None:
     costs = Costs(2.0, 5.0, images=100)
     assert costs.choice(2) > costs.choice(0) > 5 * 2.0 + 5.0
     assert Costs(2.0, 50.0, images=20_000).refitting == pytest.approx(5.0)  # 2,000 of them
 
 
 @pytest.mark.parametrize(("net", "names"), [(Net(), 2), (OneSize(), 1)])
-def test_only_networks_of_any_size_see_larger_pictures(net: nn.Module, names: int) -> None:
+def test_only_networks_that_take_any_size_get_larger_images(net: nn.Module, names: int) -> None:
     model = embedder(net=net)
     assert takes_any_size(model) == (names == 2)
     found = framings_of(model)
@@ -120,7 +120,7 @@ def test_only_networks_of_any_size_see_larger_pictures(net: nn.Module, names: in
     assert all(view.resize is None for view in found.values())
 
 
-def test_squashed_pictures_have_no_other_framings() -> None:
+def test_squashed_images_have_no_other_framings() -> None:
     model = Embedder.from_module(Net(), Preprocess((224, 224), mode="squash"))
     assert framings_of(model) == {}
     borderless = Embedder.from_module(Net(), Preprocess((224, 224)))

@@ -1,4 +1,4 @@
-"""A state comes back as it was; half-written or foreign ones are none."""
+"""Checkpoints: written and read back; a damaged or foreign one does not count."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from vizsla.train.checkpoint import (
 ID = "one"
 
 
-def test_nested_states_come_back(tmp_path: Path) -> None:
+def test_a_nested_state_is_read_back(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.randn(3, 4))
     optimiser = torch.optim.AdamW([parameter], 0.1)
     parameter.sum().backward()
@@ -40,7 +40,7 @@ def test_nested_states_come_back(tmp_path: Path) -> None:
     assert torch.equal(again.state[parameter]["exp_avg"], optimiser.state[parameter]["exp_avg"])
 
 
-def test_what_is_absent_foreign_or_damaged_is_none(tmp_path: Path) -> None:
+def test_an_absent_foreign_or_damaged_state_is_none(tmp_path: Path) -> None:
     assert load_state(tmp_path, identity=ID) is None
     save_state(tmp_path, {"a": torch.ones(4)}, identity=ID)
     assert load_state(tmp_path, identity="other") is None
@@ -62,7 +62,7 @@ def test_a_new_state_never_overwrites_the_tensors_of_the_old(tmp_path: Path) -> 
     assert load_state(tmp_path, identity=ID)["a"].sum() == 0
 
 
-def test_generators_go_on() -> None:
+def test_generators_continue() -> None:
     states = generator_states()
     first = torch.rand(3)
     set_generator_states(states)

@@ -1,4 +1,4 @@
-"""Tuning as a stage: options by name, times, targets; `run --finetune` and `train` on pictures."""
+"""fine_tune: options, times, targets, and the commands `run --finetune` and `train`."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_times() -> None:
             seconds(bare)
 
 
-def test_options_find_their_dataclass() -> None:
+def test_options_by_name() -> None:
     config = TuneConfig.from_options({"loss": "supcon", "validate_on": "seen-classes"})
     assert config.loss == "supcon"
     assert config.validate_on == "seen-classes"
@@ -126,7 +126,7 @@ def test_the_summary_of_a_run_says_which_model_it_used(
     assert training["verdict"] in said and (finetune == "head" or word.startswith("frozen"))
 
 
-def test_the_same_command_goes_on_with_an_interrupted_run(data: Path, tmp_path: Path) -> None:
+def test_the_same_command_continues_an_interrupted_run(data: Path, tmp_path: Path) -> None:
     config = RunConfig(
         data=str(data), model="tiny", weights="random", image_size=32, top_k=3, figures=0,
         home=str(tmp_path), tuning={**FAST, "finetune": "head"},
@@ -183,7 +183,7 @@ def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
     )  # fmt: skip
 
 
-def test_an_origin_tells_the_training_that_was_kept() -> None:
+def test_an_origin_records_the_training_that_was_kept() -> None:
     pretrained = Origin.of_weights("pretrained")
     told: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}}
     assert result_of("last weights", 0).origin(pretrained, **told) == pretrained
@@ -207,7 +207,7 @@ def test_options_of_a_training_are_those_that_are_not_the_defaults() -> None:
     assert "learning_rate" not in options_given(seen)
 
 
-def test_a_tuned_embedder_tells_what_it_is(
+def test_a_tuned_embedder_records_how_it_was_trained(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its folder, its card and the result of a run; whatever chance says, the head is kept."""
@@ -272,7 +272,7 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
-def test_a_finished_training_stands(
+def test_a_finished_training_is_not_repeated(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "tuned"
@@ -295,7 +295,7 @@ def test_a_finished_training_stands(
     assert trained(data, out, capsys)[0] == 2
 
 
-def test_a_finished_training_is_of_its_images(
+def test_a_finished_training_belongs_to_its_images(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own, out = tmp_path / "data", tmp_path / "tuned"
@@ -343,7 +343,7 @@ def test_wrong_use_exits_with_2(
     ("option", "words"),
     [(["--finetune", "lst"], "--finetune lst: choose one of"), (["--device", "cuda:99"], "cuda")],
 )
-def test_what_cannot_be_is_refused_before_a_model_is_loaded(
+def test_impossible_options_are_refused_before_a_model_is_loaded(
     command: str, option: list[str], words: str, data: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -355,7 +355,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize(("epochs", "words"), [(1, ", 1 epoch, "), (2, ", 2 epochs, ")])
-def test_one_epoch_is_no_epochs(
+def test_one_epoch_is_written_in_the_singular(
     epochs: int, words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, said, _ = trained(
@@ -364,7 +364,7 @@ def test_one_epoch_is_no_epochs(
     assert words in said
 
 
-def test_augmentations_can_be_looked_at(data: Path, tmp_path: Path) -> None:
+def test_augmentation_sheets(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["show", "--augmentations", "--data", str(data), "-o", str(tmp_path / "sheets")])
     sheets = sorted(path.name for path in (tmp_path / "sheets").iterdir())

@@ -1,4 +1,4 @@
-"""Reading within a budget: what fits is read, by class, and an interrupted run decides the same."""
+"""Embedding the training images within a budget, and the same ones after an interruption."""
 
 import json
 import threading
@@ -77,7 +77,7 @@ def read(images: ImageSet, out: Path, budget: float | None) -> TrainingSet:
     return data
 
 
-def test_a_part_has_every_class_in_its_share() -> None:
+def test_a_part_has_the_same_share_of_every_class() -> None:
     codes = np.repeat(np.arange(5), (200, 150, 100, 50, 3))
     for n in (100, 250):
         chosen = drawn_by_class(codes, n, seed=0)
@@ -91,7 +91,7 @@ def test_a_part_has_every_class_in_its_share() -> None:
     assert sorted(of_few) == [0, 0, 2, 2, 2]  # pairs: one image of a class teaches nothing
 
 
-def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> None:
+def test_as_many_images_are_read_as_there_is_time_for(images: ImageSet, tmp_path: Path) -> None:
     whole = read(images, tmp_path / "whole", None)
     assert len(whole.images) == len(whole.vectors) == len(images) - 1
     assert [name for name, _ in whole.broken] == ["c0/000.png"]
@@ -109,19 +109,19 @@ def test_what_there_is_time_for_is_read(images: ImageSet, tmp_path: Path) -> Non
     assert len(set(part.images.labels or [])) == 5
 
 
-def test_an_interrupted_run_decides_the_same(images: ImageSet, tmp_path: Path) -> None:
+def test_an_interrupted_training_reads_the_same_part(images: ImageSet, tmp_path: Path) -> None:
     first = read(images, tmp_path, 5.6)
     assert read(images, tmp_path, 1000.0).images.ids == first.images.ids
     manifest = json.loads((tmp_path / "features-part" / "manifest.json").read_text())
     assert manifest["done"] == len(first.images) + len(first.broken)
 
 
-def test_vectors_that_are_there_cost_nothing(images: ImageSet, tmp_path: Path) -> None:
+def test_existing_vectors_take_no_time(images: ImageSet, tmp_path: Path) -> None:
     whole = read(images, tmp_path, None)
     assert read(images, tmp_path, 0.1).images.ids == whole.images.ids
 
 
-def test_a_training_goes_on_with_the_part_and_says_so(images: ImageSet, tmp_path: Path) -> None:
+def test_training_uses_the_part_and_says_so(images: ImageSet, tmp_path: Path) -> None:
     config = TrainConfig(
         finetune="last", loss="cross-entropy", precision="fp32", batch_size=16, budget=6.0,
         workers=1, augment="none", real_weights=False, train_size=8,

@@ -1,4 +1,4 @@
-"""Losses: built by name, of the right kind, with a chance level that holds, errors that help."""
+"""Losses: values, gradients, chance levels, sums, miners, memory and errors."""
 
 import math
 
@@ -20,7 +20,7 @@ def vectors(n: int = 20, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_falls_when_it_is_followed(name: str) -> None:
+def test_every_loss_falls_along_its_gradient(name: str) -> None:
     torch.manual_seed(0)
     loss = build_loss(name, C, D)
     free, labels = vectors()
@@ -46,14 +46,14 @@ def test_losses_on_single_images_are_means_over_them(name: str) -> None:
     assert not loss.of_pairs
 
 
-def test_pair_losses_are_not() -> None:
+def test_pair_losses_are_no_means_over_images() -> None:
     loss, (z, labels) = build_loss("supcon", C, D), vectors()
     halves = (loss(z[:10], labels[:10]) + loss(z[10:], labels[10:])) / 2
     assert not torch.allclose(loss(z, labels), halves, atol=1e-3)
     assert loss.of_pairs
 
 
-def test_a_sum_is_the_sum_and_is_called_so() -> None:
+def test_a_sum_of_losses_and_its_title() -> None:
     z, labels = vectors()
     text = "cross-entropy + 0.5*supcon(temperature=0.2)"
     loss = build_loss(text, C, D)
@@ -108,7 +108,7 @@ def test_margins_depend_on_class_size() -> None:
     assert fixed(z[large], labels[large]) > by_size(z[large], labels[large]) + 0.1
 
 
-def test_arcface_is_the_librarys_where_the_margin_is_one() -> None:
+def test_arcface_with_one_margin_is_that_of_the_library() -> None:
     from pytorch_metric_learning.losses import ArcFaceLoss
 
     z, labels = vectors()
@@ -129,7 +129,7 @@ def test_classes_start_at_their_means(name: str) -> None:
 
 
 @pytest.mark.parametrize("miner", MINERS)
-def test_miners_pick_from_the_batch(miner: str) -> None:
+def test_miners_select_from_the_batch(miner: str) -> None:
     z, labels = vectors()
     value = build_loss("triplet", C, D, miner=miner)(z, labels)
     assert math.isfinite(value.item())
@@ -159,7 +159,7 @@ def test_memory_adds_past_batches_and_is_saved() -> None:
         ("1.2.3*arcface", "not a number"),
     ],
 )
-def test_what_is_wrong_with_a_loss_is_said(text: str, words: str) -> None:
+def test_an_invalid_loss_is_an_error_that_says_why(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         build_loss(text, C, D)
 

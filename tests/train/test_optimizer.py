@@ -1,4 +1,4 @@
-"""Which weights are trained, how fast, and what does not decay."""
+"""Which weights are trained, with which learning rate and weight decay."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def names(embedder: Embedder, *, open_only: bool = True) -> set[str]:
     ("model", "least"),
     [("mobilenetv2", 14), ("resnet18", 5), ("dinov2-s14", 12), ("googlenet", 9), ("tiny", 4)],
 )
-def test_named_backbones_fall_into_blocks(model: str, least: int) -> None:
+def test_backbones_are_split_into_blocks(model: str, least: int) -> None:
     with torch.device("meta"):
         embedder = Embedder.build(model, weights="random")
     blocks = blocks_of(embedder)
@@ -50,7 +50,7 @@ def test_named_backbones_fall_into_blocks(model: str, least: int) -> None:
     assert set(every) == {id(p) for p in embedder.backbone.network.parameters()}
 
 
-def test_the_text_tower_stays_closed(tiny_clip: str) -> None:
+def test_the_text_tower_is_not_trained(tiny_clip: str) -> None:
     embedder = Embedder.build(tiny_clip, weights="random", pooling="native")
     unfreeze_weights(embedder, "full", 1)
     opened = names(embedder)
@@ -58,7 +58,7 @@ def test_the_text_tower_stays_closed(tiny_clip: str) -> None:
     assert all(name.startswith("backbone.network.visual") for name in opened)
 
 
-def test_what_is_opened(embedder: Embedder) -> None:
+def test_which_weights_are_trained(embedder: Embedder) -> None:
     head = {"pool.p", "projection.weight", "projection.bias"}
     assert unfreeze_weights(embedder, "head", 1) == []
     assert names(embedder) == head
@@ -70,14 +70,14 @@ def test_what_is_opened(embedder: Embedder) -> None:
         unfreeze_weights(embedder, "last", 4)
 
 
-def test_most_blocks_are_opened_unless_asked() -> None:
+def test_most_blocks_are_trained_by_default() -> None:
     with torch.device("meta"):
         model = Embedder.build("mobilenetv2", weights="random")
     assert (len(blocks_of(model)), len(unfreeze_weights(model, "last"))) == (16, 11)
     assert len(unfreeze_weights(model, "last", 3)) == 3
 
 
-def test_rates_fall_with_depth_and_little_decays(embedder: Embedder) -> None:
+def test_learning_rates_fall_with_depth_and_only_matrices_decay(embedder: Embedder) -> None:
     blocks = unfreeze_weights(embedder, "full", 1)
     loss = nn.Linear(8, 4)
     groups = parameter_groups(
@@ -96,7 +96,7 @@ def test_rates_fall_with_depth_and_little_decays(embedder: Embedder) -> None:
         assert (of[id(p)]["weight_decay"] == 0.1) == decays, name
 
 
-def test_rates_warm_up_and_come_down() -> None:
+def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rate_at(0.0, 0.1) < 0.02
     assert rate_at(0.1, 0.1) == pytest.approx(1.0)
     assert rate_at(0.55, 0.1) == pytest.approx(0.5)
@@ -107,7 +107,7 @@ def test_rates_warm_up_and_come_down() -> None:
     assert optimiser.param_groups[0]["lr"] == 0.5
 
 
-def test_the_average_follows_slowly(embedder: Embedder) -> None:
+def test_the_moving_average_follows_slowly(embedder: Embedder) -> None:
     average = moving_average(embedder, 0.9)
     first = embedder.projection.weight.detach().clone()
     average.update_parameters(embedder)
@@ -121,7 +121,7 @@ def test_the_average_follows_slowly(embedder: Embedder) -> None:
     assert torch.allclose(average.module.projection.weight, first + 1, atol=1e-3)
 
 
-def test_norms_keep_their_statistics(embedder: Embedder) -> None:
+def test_frozen_batch_norms_keep_their_statistics(embedder: Embedder) -> None:
     embedder.train()
     freeze_norms(embedder)
     before = embedder.backbone.network[0][1].running_mean.clone()

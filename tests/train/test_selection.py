@@ -1,4 +1,4 @@
-"""Frozen stays unless a candidate's paired gain exceeds its standard error."""
+"""The frozen model is kept unless a candidate's paired gain exceeds its standard error."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ class Validate:
         return model.backbone.network.value.item() + own
 
 
-def test_the_best_sure_gain_is_kept() -> None:
+def test_the_largest_significant_gain_is_kept() -> None:
     contest = Contest(embedder(0.5), Validate())
     for name, value in (("worse", 0.4), ("better", 0.6), ("best", 0.7), ("good", 0.65)):
         contest.enter(name, embedder(value))
@@ -46,20 +46,20 @@ def test_the_best_sure_gain_is_kept() -> None:
     assert [c.name for c in contest.candidates if c.embedder] == ["frozen", "best"]
 
 
-def test_a_gain_within_its_error_is_none() -> None:
+def test_a_gain_within_its_error_does_not_count() -> None:
     contest = Contest(embedder(0.5), Validate(noise=3.0))
     candidate = contest.enter("lucky", embedder(0.501))
     assert abs(candidate.gain) < candidate.error or candidate.gain < 0
     assert contest.decided().name == "frozen"
 
 
-def test_a_tie_leaves_frozen() -> None:
+def test_a_tie_keeps_the_frozen_model() -> None:
     contest = Contest(embedder(0.5), Validate())
     assert contest.enter("same", embedder(0.5)).gain == 0
     assert contest.decided().name == "frozen"
 
 
-def test_a_candidate_is_kept_as_it_was_measured() -> None:
+def test_a_candidate_is_kept_as_it_was_scored() -> None:
     contest, model = Contest(embedder(0.1), Validate()), embedder(0.9)
     contest.enter("one", model)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_gain_and_error_by_hand() -> None:
     assert paired_gain(np.array([1.0]), np.array([0.5])) == (0.5, 0.0)
 
 
-def test_the_line_between_weights() -> None:
+def test_interpolation_between_weights() -> None:
     start = {"a": torch.zeros(2), "n": torch.tensor(3)}
     end = {"a": torch.ones(2), "n": torch.tensor(5)}
     assert torch.equal(interpolated(start, end, 0.25)["a"], torch.full((2,), 0.25))
@@ -82,7 +82,7 @@ def test_the_line_between_weights() -> None:
     assert torch.equal(interpolated(start, end, 0.0)["a"], start["a"])
 
 
-def test_the_table_names_everything() -> None:
+def test_the_table_lists_all_candidates() -> None:
     contest = Contest(embedder(0.5), Validate())
     contest.enter("tuned", embedder(0.75))
     contest.decided()

@@ -1,4 +1,4 @@
-"""Each sign of silence: raised when it is there, and not when it is not."""
+"""Each warning: given where there is a reason, and only there."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_weights_that_did_not_move_and_those_that_should_not_have() -> None:
     assert train_warnings.unmoved_weights(before, net, steps=5) == []
 
 
-def test_all_of_them_still() -> None:
+def test_no_weight_moved() -> None:
     net = nn.Linear(2, 2)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     assert train_warnings.unmoved_weights(before, net, steps=1)[0].startswith(
@@ -68,5 +68,5 @@ def test_tuned_exactly_as_frozen(change: float) -> None:
     assert bool(said) == (change == 0)
 
 
-def test_two_perfect_models_are_no_sign() -> None:
+def test_two_perfect_models_give_no_warning() -> None:
     assert train_warnings.tuned_like_frozen(np.ones(5), np.ones(5)) == []

@@ -1,4 +1,4 @@
-"""Training from end to end on generated pictures: it learns, resumes, notices, keeps its time."""
+"""Training from end to end on generated images: results, budget, resuming, warnings, errors."""
 
 import dataclasses
 import json
@@ -103,7 +103,7 @@ def weights(model: Embedder) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-# ── it learns, and says what it did ──────────────────────────────────────────────────────────────
+# ── results ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_record_has_the_starting_documents_keys(trained: TrainResult) -> Non
     assert "kept" in trained.text()
 
 
-def test_a_fitted_projection_is_not_told_as_a_training(trained: TrainResult) -> None:
+def test_a_fitted_projection_does_not_count_as_a_training(trained: TrainResult) -> None:
     kept = dataclasses.replace(trained, closed_forms=frozenset({trained.kept.name}))
     record = kept.record()
     assert (record["is_finetuned"], record["num_epochs"]) == (False, 0)
@@ -155,14 +155,14 @@ def test_it_leaves_log_and_embedder(trained: TrainResult) -> None:
     assert torch.allclose(again(batch), trained.embedder(batch), atol=1e-6)
 
 
-def test_the_given_embedder_is_frozen_in_the_contest(images: ImageSet, tmp_path: Path) -> None:
+def test_the_given_embedder_is_not_changed(images: ImageSet, tmp_path: Path) -> None:
     model = embedder()
     before = weights(model).clone()
     result = run(images, tmp_path, model, learning_rate=1e-9, head_learning_rate=1e-9, epochs=1)
     assert torch.equal(weights(result.candidates[0].embedder or model), before)
 
 
-def test_a_short_training_first_is_tried_too(images: ImageSet, tmp_path: Path) -> None:
+def test_a_short_training_comes_first(images: ImageSet, tmp_path: Path) -> None:
     """As if it were asked for alone, and without changing the long one."""
     both = run(images, tmp_path / "both", epochs=6, short_epochs=2)
     short = run(images, tmp_path / "short", epochs=2)
@@ -178,7 +178,7 @@ def test_a_short_training_first_is_tried_too(images: ImageSet, tmp_path: Path) -
     assert json.loads(lines[-1])["step"] <= short.steps
 
 
-def test_no_short_training_where_it_would_take_much_of_all(
+def test_no_short_training_where_it_would_take_most_of_the_time(
     images: ImageSet, tmp_path: Path
 ) -> None:
     result = run(images, tmp_path, epochs=3, short_epochs=2)
@@ -221,7 +221,9 @@ def test_a_short_training_that_has_ended_stays_ended(images: ImageSet, tmp_path:
 
 
 @pytest.mark.parametrize("finetune", ["none", "head", "last"])
-def test_less_is_trained_when_asked(finetune: str, images: ImageSet, tmp_path: Path) -> None:
+def test_finetune_decides_which_weights_change(
+    finetune: str, images: ImageSet, tmp_path: Path
+) -> None:
     model = embedder()
     before = {n: p.detach().clone() for n, p in model.backbone.named_parameters()}
     result = run(images, tmp_path, model, finetune=finetune, blocks=1)
@@ -252,9 +254,7 @@ def test_ways_to_train(options: dict, images: ImageSet, tmp_path: Path) -> None:
     assert result.embedder.dim in (8, 16, 32)
 
 
-def test_views_are_looked_at_by_candidates_and_not_in_training(
-    images: ImageSet, tmp_path: Path
-) -> None:
+def test_views_apply_to_candidates_and_not_to_training(images: ImageSet, tmp_path: Path) -> None:
     sizes: list[int] = []
     model = embedder().with_views("flip")
     model.backbone.network.register_forward_hook(lambda m, x, y: sizes.append(len(x[0])))
@@ -266,7 +266,7 @@ def test_views_are_looked_at_by_candidates_and_not_in_training(
     assert len(training) == result.steps
 
 
-def test_when_frozen_wins_it_says_so(images: ImageSet, tmp_path: Path) -> None:
+def test_the_verdict_when_the_frozen_model_is_kept(images: ImageSet, tmp_path: Path) -> None:
     class Falling:
         """Each embedder scores worse than the one before."""
 
@@ -279,12 +279,12 @@ def test_when_frozen_wins_it_says_so(images: ImageSet, tmp_path: Path) -> None:
     config = TrainConfig(**{**FAST, "epochs": 1})
     result = train(images, embedder(), config, Falling(), tmp_path)
     assert not result.is_finetuned
-    assert result.verdict.startswith("the frozen model stays")
+    assert result.verdict.startswith("the frozen model is kept")
     assert result.record()["loss_function"] is None
     assert torch.equal(weights(result.embedder), weights(embedder()))
 
 
-# ── time ─────────────────────────────────────────────────────────────────────────────────────────
+# ── budget ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_budget_is_kept(images: ImageSet, tmp_path: Path) -> None:
@@ -298,9 +298,7 @@ def test_a_budget_too_short_for_the_backbone_says_so(images: ImageSet, tmp_path:
     assert any("leaves no time" in sentence for sentence in result.warnings)
 
 
-def test_a_budget_that_was_overrun_says_by_how_much_and_why(
-    images: ImageSet, tmp_path: Path
-) -> None:
+def test_an_overrun_budget_is_reported_with_its_causes(images: ImageSet, tmp_path: Path) -> None:
     part, config = images.subset(range(0, 128, 2)), TrainConfig(**{**FAST, "budget": 0.2})
 
     clock = Ticking(0.001)
@@ -345,7 +343,7 @@ def killer(step: int, at: str = "training") -> Callable[[str, int, int], None]:
     ("loss", "stage"),
     [("cross-entropy", "training"), ("contrastive", "training"), ("supcon", "short training")],
 )
-def test_a_killed_training_ends_as_an_unbroken_one(
+def test_a_killed_training_ends_as_an_uninterrupted_one(
     loss: str, stage: str, images: ImageSet, tmp_path: Path
 ) -> None:
     options = {**FAST, "epochs": 6, "loss": loss, "augment": "medium", "batch_norm": "trained"}
@@ -375,7 +373,7 @@ def test_a_killed_training_ends_as_an_unbroken_one(
     assert steps == sorted(set(steps))
 
 
-def test_a_broken_off_training_goes_on_within_the_time_left(
+def test_an_interrupted_training_continues_within_the_time_left(
     images: ImageSet, tmp_path: Path
 ) -> None:
     config = TrainConfig(**{**FAST, "budget": 9.0})
@@ -397,7 +395,7 @@ def test_a_broken_off_training_goes_on_within_the_time_left(
     assert 3 < dict(saved)["clock"] < first.spent() and result.seconds < 9.0
 
 
-def test_another_command_does_not_go_on_from_here(images: ImageSet, tmp_path: Path) -> None:
+def test_other_settings_do_not_continue_a_training(images: ImageSet, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         config = TrainConfig(**FAST, save_seconds=0.0)
         parts = split(images, "seen-classes", share=0.25)
@@ -410,7 +408,7 @@ def test_another_command_does_not_go_on_from_here(images: ImageSet, tmp_path: Pa
     assert first["step"] == 1
 
 
-# ── silence ──────────────────────────────────────────────────────────────────────────────────────
+# ── warnings ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def warned(result: TrainResult, words: str) -> bool:
@@ -422,7 +420,7 @@ def test_nothing_moves_at_rate_zero(images: ImageSet, tmp_path: Path) -> None:
     assert warned(result, "trained weights did not move")
 
 
-def test_a_loss_that_becomes_no_number_stops_and_keeps_good_weights(
+def test_a_loss_that_is_not_finite_stops_training_with_the_last_good_weights(
     images: ImageSet, tmp_path: Path
 ) -> None:
     result = run(images, tmp_path, learning_rate=1e30, clip=0, ema_decay=0)
@@ -430,7 +428,7 @@ def test_a_loss_that_becomes_no_number_stops_and_keeps_good_weights(
     assert torch.isfinite(weights(result.embedder)).all()
 
 
-def test_a_loss_at_chance_is_told(images: ImageSet, tmp_path: Path) -> None:
+def test_a_loss_at_chance_gives_a_warning(images: ImageSet, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mixed = [str(label) for label in rng.permutation(images.labels or [])]
     blank = images.with_labels(mixed)
@@ -438,7 +436,7 @@ def test_a_loss_at_chance_is_told(images: ImageSet, tmp_path: Path) -> None:
     assert warned(result, "within 1 % of chance")
 
 
-def test_wrong_preprocessing_is_told(images: ImageSet, tmp_path: Path) -> None:
+def test_wrong_preprocessing_gives_a_warning(images: ImageSet, tmp_path: Path) -> None:
     model = embedder()
     with torch.no_grad():
         model.backbone.network.two.bias.fill_(1e4)  # the same vector for every picture, nearly
@@ -483,7 +481,7 @@ def test_nothing_to_learn_from_is_an_error(
     ],
 )
 @pytest.mark.parametrize("loss", ["cross-entropy", "triplet"])
-def test_odd_sets_train_and_are_told(
+def test_unusual_labels_train_with_a_warning(
     loss: str, labels: list[str], words: str, images: ImageSet, tmp_path: Path
 ) -> None:
     config = TrainConfig(**{**FAST, "loss": loss, "epochs": 1})
@@ -512,7 +510,7 @@ def test_broken_images_are_left_out(images: ImageSet, tmp_path: Path) -> None:
         assert result.broken[0][0] == "c0/00.png"
 
 
-def test_pixels_that_are_no_numbers_are_an_error(images: ImageSet, tmp_path: Path) -> None:
+def test_pixels_that_are_not_finite_are_an_error(images: ImageSet, tmp_path: Path) -> None:
     model = embedder()
     bad = Preprocess((SIDE, SIDE), mean=(float("nan"), 0.0, 0.0))
     model.preprocess = model.backbone.preprocess = bad

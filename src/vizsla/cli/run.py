@@ -147,7 +147,7 @@ def _print_run(result: "RunResult") -> None:
     if result.tuned is not None:
         kept = "tuned" if result.tuned.is_finetuned else "frozen, as it came"
         typer.echo(f"the model is {kept}, chosen on a held-out part of training/:")
-        typer.echo(result.tuned.judged() + "\n")
+        typer.echo(result.tuned.scores_text() + "\n")
     print_refined(result.chain, result.choice)
     if result.weights is not None:
         typer.echo("\n".join([*result.weights.lines(), ""]))

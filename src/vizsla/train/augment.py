@@ -1,4 +1,4 @@
-"""A picture → a training tensor: cut, mirrored, recoloured. Preset `none` changes nothing.
+"""An image → a training tensor: cropped, mirrored, recoloured. The preset `none` changes nothing.
 
 Random numbers come from a generator, so the same generator gives the same tensor.
 """
@@ -21,24 +21,24 @@ GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far pictures are changed; the off-value of each is its default."""
+    """How far images are changed. Each default turns its change off."""
 
-    least_area: float = 1.0  # of the picture, that a cut keeps; 1.0 cuts nothing
-    stretch: float = 4 / 3  # of a cut's sides against each other, at most
+    min_area: float = 1.0  # of the image, that a crop keeps; 1.0 crops nothing
+    max_aspect: float = 4 / 3  # of a crop's longer side to the shorter one
     mirror: bool = False
-    turn: float = 0.0  # degrees to either side
+    rotation: float = 0.0  # degrees to either side
     colour: float = 0.0  # brightness, contrast and saturation change by this share
-    grey: float = 0.0  # the probability of losing all colour
-    blur: float = 0.0  # the probability of being blurred
-    erase: float = 0.0  # the probability that a rectangle is painted over
+    grey: float = 0.0  # probability of greyscale
+    blur: float = 0.0  # probability
+    erase: float = 0.0  # probability that a rectangle is filled with the mean colour
 
 
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
-    "light": Augmentation(least_area=0.5, mirror=True),
-    "medium": Augmentation(least_area=0.3, mirror=True, colour=0.2),
+    "light": Augmentation(min_area=0.5, mirror=True),
+    "medium": Augmentation(min_area=0.3, mirror=True, colour=0.2),
     "strong": Augmentation(
-        least_area=0.2, mirror=True, turn=15, colour=0.4, grey=0.1, blur=0.15, erase=0.25
+        min_area=0.2, mirror=True, rotation=15, colour=0.4, grey=0.1, blur=0.15, erase=0.25
     ),
 }
 
@@ -46,7 +46,7 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
 def augmenter(
     name: str, preprocess: Preprocess
 ) -> Callable[[Image.Image, np.random.Generator], Tensor]:
-    """The preset of this name, ending in tensors as `preprocess` makes them."""
+    """(image, generator) → tensor, by the preset of this name; UsageError where there is none."""
     if name not in AUGMENTATIONS:
         raise UsageError(f"augmentation {name!r}: choose one of {', '.join(AUGMENTATIONS)}")
     preset = AUGMENTATIONS[name]
@@ -59,11 +59,13 @@ def augmenter(
 def augmented(
     picture: Image.Image, rng: np.random.Generator, preset: Augmentation, preprocess: Preprocess
 ) -> Tensor:
-    """(3, H, W) float32, the colours normalised by the preprocessing's mean and std."""
+    """(3, H, W) float32 of the preprocessing's size, normalised by its mean and std."""
     height, width = preprocess.size
-    if preset.turn:
+    if preset.rotation:
         picture = picture.rotate(
-            rng.uniform(-preset.turn, preset.turn), Image.Resampling.BILINEAR, fillcolor=(127,) * 3
+            rng.uniform(-preset.rotation, preset.rotation),
+            Image.Resampling.BILINEAR,
+            fillcolor=(127,) * 3,
         )
     box = random_box(picture.size, preset, rng)
     picture = picture.resize((width, height), INTERPOLATIONS[preprocess.interpolation], box=box)
@@ -81,16 +83,16 @@ def augmented(
 def random_box(
     size: tuple[int, int], preset: Augmentation, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a cut of random area and shape (Szegedy et al., 2015)."""
+    """Left, top, right, bottom of a crop of random area and shape (Szegedy et al., 2015)."""
     wide, high = size
     for _ in range(10):
-        area = wide * high * rng.uniform(preset.least_area, 1.0)
-        ratio = math.exp(rng.uniform(-1, 1) * math.log(preset.stretch))
+        area = wide * high * rng.uniform(preset.min_area, 1.0)
+        ratio = math.exp(rng.uniform(-1, 1) * math.log(preset.max_aspect))
         width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if width <= wide and height <= high:
             left, top = rng.uniform(0, wide - width), rng.uniform(0, high - height)
             return left, top, left + width, top + height
-    side = min(wide, high)  # long strips: the largest square, anywhere along it
+    side = min(wide, high)  # a long strip: the largest square, anywhere along it
     left, top = rng.uniform(0, wide - side), rng.uniform(0, high - side)
     return left, top, left + side, top + side
 
@@ -125,7 +127,7 @@ def _blurred(tensor: Tensor, sigma: float) -> Tensor:
 
 
 def _erase(tensor: Tensor, rng: np.random.Generator) -> None:
-    """Paints one rectangle of 5 to 25 % of the picture in its mean colour, in place."""
+    """Fills one rectangle of 5 to 25 % of the image with its mean colour, in place."""
     _, high, wide = tensor.shape
     side = math.sqrt(rng.uniform(0.05, 0.25))
     height, width = max(1, int(high * side)), max(1, int(wide * side))

@@ -1,4 +1,4 @@
-"""LOSSES: name → what tells a good embedding from a bad one; and weighted sums of them.
+"""LOSSES: name → how the loss is built; weighted sums of them, and MINERS for their pairs.
 
 Built from pytorch-metric-learning. A loss sees unit vectors (B, D) and class numbers (B,), nothing
 of images or networks.
@@ -36,8 +36,8 @@ class LossSpec:
     """How a loss is built and what kind it is.
 
     build: (C, D, class sizes (C,), options) → module. of_pairs: needs several images of a class in
-    a batch, and a batch in one piece. chance: (C, B, options) → the value that says nothing was
-    learned, None where there is none. minable: takes a miner. remembers: works with a memory.
+    a batch, and a batch in one piece. chance: (C, B, options) → the value without any learning,
+    None where it is not known. minable: takes a miner. remembers: works with a memory.
     """
 
     title: str
@@ -49,7 +49,7 @@ class LossSpec:
     remembers: bool = False
 
 
-# ── losses that are not in the library as they are needed ────────────────────────────────────────
+# ── losses that the library does not have in this form ───────────────────────────────────────────
 
 
 class CosineCrossEntropy(nn.Module):
@@ -93,9 +93,9 @@ def margins_by_size(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _arcface(classes: int, dim: int, sizes: np.ndarray, o: Options) -> nn.Module:
-    least = o["margin"] if o["least_margin"] < 0 else o["least_margin"]
+    low = o["margin"] if o["least_margin"] < 0 else o["least_margin"]
     return ArcFace(
-        margins_by_size(sizes, least, o["margin"]),
+        margins_by_size(sizes, low, o["margin"]),
         scale=o["scale"],
         sub_centers=int(o["centers"]),
         num_classes=classes,
@@ -103,9 +103,14 @@ def _arcface(classes: int, dim: int, sizes: np.ndarray, o: Options) -> nn.Module
     )
 
 
-# ── the dict in sight ────────────────────────────────────────────────────────────────────────────
+# ── by name ──────────────────────────────────────────────────────────────────────────────────────
 
-_ARC = {"scale": 30.0, "margin": 17.0, "least_margin": -1.0, "centers": 1.0}  # -1: all alike
+_ARC = {
+    "scale": 30.0,
+    "margin": 17.0,
+    "least_margin": -1.0,
+    "centers": 1.0,
+}  # -1: all classes alike
 
 LOSSES: dict[str, LossSpec] = {
     "cross-entropy": LossSpec(
@@ -187,7 +192,7 @@ LOSSES: dict[str, LossSpec] = {
 
 
 def _chance_with_margin(classes: int, margin: float) -> float:
-    """ln(1 + (C - 1) e^margin): all cosines alike, the own one lowered by the margin."""
+    """ln(1 + (C - 1) e^margin): all cosines equal, the right class's lowered by the margin."""
     return margin + math.log(classes - 1 + math.exp(-margin))
 
 
@@ -208,6 +213,7 @@ class Term:
 
     @property
     def spec(self) -> LossSpec:
+        """How the loss is built."""
         return LOSSES[self.name]
 
 
@@ -215,7 +221,7 @@ _TERM = re.compile(r"(?:(?P<weight>[\d.]+)\*)?(?P<name>[a-z-]+)(?:\((?P<options>
 
 
 def parse_loss(text: str) -> list[Term]:
-    """The terms of e.g. `cross-entropy(smoothing=0.1)+0.5*supcon`; UsageError: what is wrong."""
+    """The terms of e.g. `cross-entropy(smoothing=0.1)+0.5*supcon`; UsageError if invalid."""
     terms = []
     for part in re.split(r"\+(?![^(]*\))", text.replace(" ", "")):
         match = _TERM.fullmatch(part)
@@ -290,31 +296,31 @@ class TrainingLoss(nn.Module):
             return torch.stack(found).sum()
 
     def chance(self, batch_size: int) -> float | None:
-        """The value at which nothing was learned; None where a term has none."""
+        """The value without any learning; None where it is not known of a term."""
         known = [(t.weight, t.spec.chance, t.options) for t in self.terms]
         if any(chance is None for _, chance, _ in known):
             return None
         return sum(w * c(self.classes, batch_size, o) for w, c, o in known if c)
 
     def start_from(self, means: Tensor) -> None:
-        """Sets what stands for a class (its weight or proxy) to the mean vector of its images.
+        """Sets the weight or proxy of each class to the mean vector of its images.
 
         means: (C, D). Sub-centers start around it.
         """
         with torch.no_grad():
-            for name, own in self.named_parameters():
+            for name, weight in self.named_parameters():
                 if name.endswith(".W"):  # (D, C · centers)
-                    centers = own.shape[1] // self.classes
+                    centers = weight.shape[1] // self.classes
                     spread = means.repeat_interleave(centers, dim=0)  # (C · centers, D)
                     if centers > 1:
                         spread = spread + torch.randn_like(spread) * 0.1 / spread.shape[1] ** 0.5
-                    own.copy_(spread.T)
+                    weight.copy_(spread.T)
                 elif name.endswith(".proxies"):  # (C, D)
-                    own.copy_(means)
+                    weight.copy_(means)
 
 
 class _Mined(nn.Module):
-    """A pair loss on the pairs or triplets that a miner picks."""
+    """A pair loss on the pairs or triplets that a miner selects."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module) -> None:
         super().__init__()
@@ -326,7 +332,7 @@ class _Mined(nn.Module):
 
 
 class _Memory(losses.CrossBatchMemory):
-    """A pair loss that also sees vectors of past batches (Wang et al., 2020); saved whole."""
+    """A pair loss that also sees vectors of past batches (Wang et al., 2020), saved with it."""
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self.queue_idx, int(self.has_been_filled)])
@@ -360,9 +366,11 @@ def build_loss(
     miner: str | None = None,
     memory: int = 0,
 ) -> TrainingLoss:
-    """From its text. miner: for terms that take one. memory: vectors of past batches, 0 for none.
+    """The loss that `text` describes; see `parse_loss`.
 
-    sizes: (C,) images of each class, for margins that depend on them.
+    miner, memory: for the terms that take them; memory is the number of vectors of past batches.
+    sizes: (C,) images of each class, for margins that depend on them. UsageError where no term
+    takes the miner or the memory.
     """
     terms = parse_loss(text)
     if miner and not any(term.spec.minable for term in terms):

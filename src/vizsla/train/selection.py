@@ -1,6 +1,7 @@
-"""Candidates → the one to keep. Frozen stays unless another is better by more than chance explains.
+"""Candidates → the one to keep, and the result of the training.
 
-Knows weights and one value a query, nothing of metrics.
+The frozen model is kept unless another one is better by more than chance explains. Knows weights
+and one value a query, nothing of metrics.
 """
 
 import copy
@@ -27,9 +28,10 @@ State = Mapping[str, Tensor]
 
 @dataclass(eq=False)
 class Candidate:
-    """One model and what it scored: values, one a query; gain and its standard error over frozen.
+    """One model and its score. values: (Q,).
 
-    means: other figures that the validation gave, by name.
+    gain, error: over the frozen model, and its standard error. means: other figures of the
+    validation, by name. embedder: None where it is not among the best.
     """
 
     name: str
@@ -42,10 +44,12 @@ class Candidate:
 
     @property
     def value(self) -> float:
+        """The mean over all queries."""
         return float(self.values.mean())
 
     @property
     def beats_frozen(self) -> bool:
+        """Whether the gain exceeds its standard error."""
         return self.gain > self.error
 
     def row(self) -> dict[str, Any]:
@@ -61,30 +65,31 @@ class Candidate:
 
 
 class Contest:
-    """Takes candidates one by one, each measured on the same queries, and keeps the best weights.
+    """Scores candidates one by one on the same queries, and keeps the best embedder so far.
 
-    Only the best embedder so far stays in memory.
+    The weights of the others are not kept in memory, except those of the frozen model.
     """
 
     def __init__(self, frozen: Embedder, validate: Validate) -> None:
         self.validate, self.size = validate, frozen.preprocess.size
-        self.candidates = [self._measured(FROZEN, frozen)]
+        self.candidates = [self._scored(FROZEN, frozen)]
         self.candidates[0].embedder = frozen
 
     @property
     def frozen(self) -> Candidate:
+        """The first candidate."""
         return self.candidates[0]
 
     def enter(self, name: str, embedder: Embedder) -> Candidate:
-        """Measures a candidate. `embedder` is copied if it leads."""
-        candidate = self._measured(name, embedder)
+        """Scores a candidate. `embedder` is copied if it is the best so far."""
+        candidate = self._scored(name, embedder)
         candidate.gain, candidate.error = paired_gain(candidate.values, self.frozen.values)
-        leader = self.best
+        previous = self.best
         self.candidates.append(candidate)
         if self.best is candidate:
             candidate.embedder = copy.deepcopy(embedder)
-            if leader is not self.frozen:
-                leader.embedder = None
+            if previous is not self.frozen:
+                previous.embedder = None
         log.debug(
             "validation: %-20s %.4f (%+.4f ± %.4f)",
             name, candidate.value, candidate.gain, candidate.error,
@@ -94,15 +99,16 @@ class Contest:
     @property
     def best(self) -> Candidate:
         """The highest value among those whose gain exceeds its standard error, else frozen."""
-        able = [c for c in self.candidates[1:] if c.beats_frozen]
-        return max(able, key=lambda c: c.value, default=self.frozen)
+        better = [c for c in self.candidates[1:] if c.beats_frozen]
+        return max(better, key=lambda c: c.value, default=self.frozen)
 
     def decided(self) -> Candidate:
+        """The best candidate, marked as kept."""
         kept = self.best
         kept.kept = True
         return kept
 
-    def _measured(self, name: str, embedder: Embedder) -> Candidate:
+    def _scored(self, name: str, embedder: Embedder) -> Candidate:
         values = np.asarray(self.validate(embedder), dtype=np.float64)
         return Candidate(name, values, means=dict(getattr(self.validate, "means", {})))
 
@@ -124,7 +130,7 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
 
 
 def table(candidates: list[Candidate]) -> str:
-    """What each scored, as lines of text; the word that matters stands where nothing wraps it."""
+    """All scores as text. The word `kept` is in the first column, where no terminal wraps it."""
     keys = list(candidates[0].means)
     head = ["", "candidate", "value", "gain", "± error", *keys]
     rows = [
@@ -150,11 +156,11 @@ def table(candidates: list[Candidate]) -> str:
 
 @dataclass(eq=False)
 class TrainResult:
-    """What a training gave, all that a result file needs.
+    """The result of a training, with all that a result file needs.
 
-    embedder: the one that was kept. is_finetuned: whether it is not the frozen one. closed_forms:
-    names of candidates that are the frozen network behind a projection that no loss has trained.
-    num_epochs: passes over the training images, rounded. final_train_loss: None where none was.
+    embedder: the one that was kept. closed_forms: names of candidates that are the frozen network
+    behind a projection that no loss has trained. num_epochs: passes over the training images,
+    rounded. final_train_loss: None where nothing was trained.
     """
 
     embedder: Embedder
@@ -175,19 +181,21 @@ class TrainResult:
 
     @property
     def kept(self) -> Candidate:
+        """The candidate whose embedder was kept."""
         return next(c for c in self.candidates if c.kept)
 
     @property
     def is_finetuned(self) -> bool:
+        """Whether another model than the frozen one was kept."""
         return self.kept is not self.candidates[0]
 
     @property
     def is_trained(self) -> bool:
-        """Whether a loss had to do with what was kept."""
+        """Whether what was kept was trained with a loss."""
         return self.is_finetuned and self.kept.name not in self.closed_forms
 
     def origin(self, before: Origin, *, images: int, options: dict[str, Any]) -> Origin:
-        """Where the kept embedder comes from. before: of the embedder that was trained."""
+        """The origin of the kept embedder. before: of the embedder that was trained."""
         if not self.is_finetuned:
             return before
         earlier = before.training or {}
@@ -215,16 +223,16 @@ class TrainResult:
 
     @property
     def verdict(self) -> str:
-        """In a sentence, what became of it."""
+        """One sentence: which model is kept, and why."""
         frozen, kept = self.candidates[0], self.kept
         if not self.is_finetuned:
             best = max(self.candidates[1:], key=lambda c: c.value, default=None)
-            reason = (
-                f"the best candidate, {best.name}, gained {best.gain:+.4f} ± {best.error:.4f}"
-                if best
-                else "there was no candidate"
+            if best is None:
+                return "the frozen model is kept: nothing else was tried"
+            return (
+                f"the frozen model is kept: the best candidate, {best.name}, gained "
+                f"{best.gain:+.4f} ± {best.error:.4f} on validation, which may be chance"
             )
-            return f"the frozen model stays: {reason} on validation, which chance may explain"
         gain = (
             f"{frozen.value:.4f} → {kept.value:.4f} on validation "
             f"({kept.gain:+.4f}, standard error {kept.error:.4f})"
@@ -233,20 +241,20 @@ class TrainResult:
             return f"{kept.name} is kept: {gain}"
         return f"{kept.name} is kept, the frozen network behind a fitted projection: {gain}"
 
-    def judged(self) -> str:
-        """For people: what each candidate scored, and what was kept."""
+    def scores_text(self) -> str:
+        """The table of all candidates, the verdict, and steps, epochs, loss and seconds."""
         loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
         counts = f"{_n(self.steps, 'step')}, {_n(self.num_epochs, 'epoch')}"
         took = f"{counts}{loss}, {self.seconds:.0f} s"
         return "\n".join([table(self.candidates), "", self.verdict, took])
 
     def text(self) -> str:
-        """The same, and where it is."""
+        """The same, with the paths of embedder and log."""
         where = [f"embedder    {self.folder / 'embedder'}", f"log         {self.log_path}"]
-        return "\n".join([self.judged(), *where])
+        return "\n".join([self.scores_text(), *where])
 
     def record(self) -> dict[str, Any]:
-        """For the result file: the starting document's keys, then ours."""
+        """For the result file: the keys of the starting document, then the key `training`."""
         return {
             "is_finetuned": self.is_trained,
             "num_classes": self.num_classes,
