@@ -1,4 +1,4 @@
-"""What the contest's server bears: many clients at once, and being killed while they post.
+"""The contest's server under load: many clients at once, and kills while they post.
 
     python benchmarks/judge_load.py                 # 32 clients for 60 s
     python benchmarks/judge_load.py --kills 20      # kill -9 during load, 20 times

@@ -8,10 +8,10 @@ memory; one that takes too long is killed, and another takes its place.
 """
 
 import contextlib
+import functools
 import io
 import math
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,27 +137,26 @@ class Decoder:
     def _decode(
         self, future: "Future[Decoded]", request: dict[str, Any], source: bytes | Path
     ) -> None:
+        """Ends the future with what a child replies."""
         try:
-            if not future.done():
-                succeed(future, self._decoded_by_child(request, source))
+            if future.done():
+                return
+            if isinstance(source, Path):
+                reply = self.pool.run({**request, "path": str(source)}, timeout=self.seconds)
+            else:
+                reply = self.pool.run(request, source, timeout=self.seconds)
+            succeed(future, _decoded(*reply))
+        except PoolClosedError:
+            fail(future, Closed())
+        except ChildTimeoutError:
+            fail(future, ImageError(f"it takes more than {self.seconds:g} s to unpack"))
+        except (ChildCrashedError, ValueError, KeyError, TypeError):
+            fail(future, ImageError("its content makes the decoder fail"))
         except BaseException as error:
             fail(future, error)
         finally:
             with self._lock:
                 self._pending.discard(future)
-
-    def _decoded_by_child(self, request: dict[str, Any], source: bytes | Path) -> Decoded:
-        body = b"" if isinstance(source, Path) else source
-        if isinstance(source, Path):
-            request = {**request, "path": str(source)}
-        try:
-            return _decoded(*self.pool.run(request, body, timeout=self.seconds))
-        except PoolClosedError:
-            raise Closed from None
-        except ChildTimeoutError:
-            raise ImageError(f"it takes more than {self.seconds:g} s to unpack") from None
-        except (ChildCrashedError, ValueError, KeyError, TypeError):
-            raise ImageError("its content makes the decoder fail") from None
 
 
 def _decoded(reply: dict[str, Any], body: bytes) -> Decoded:
@@ -188,11 +187,7 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
 # ── inside a child process ───────────────────────────────────────────────────────────────────────
 
 
-def _decode_requests(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Message]:
-    return lambda request, body: _reply_to(request, body, setup["max_pixels"])
-
-
-def _reply_to(request: dict[str, Any], body: bytes, max_pixels: int) -> Message:
+def _reply_to(max_pixels: int, request: dict[str, Any], body: bytes) -> Message:
     source, side = request.get("path", body), request["jpeg_side"]
     framing = Framing(**request["framing"]) if "framing" in request else None
     try:
@@ -230,4 +225,4 @@ def _as_jpeg(image: Image.Image, side: int) -> bytes:
 
 
 if __name__ == "__main__":
-    serve_requests(_decode_requests)
+    serve_requests(lambda setup: functools.partial(_reply_to, setup["max_pixels"]))

@@ -31,27 +31,23 @@ MAX_SUGGESTED = 50  # values at a time
 def parse_filter(texts: Sequence[str], attributes: pa.Table) -> Filter | None:
     """The filter of conditions such as `label=shoe`; None without any.
 
-    Only attributes can be filtered by: `id=@FILE` would read a file of this machine.
-
-    DataError for a column that is not there, and for a value that the column cannot hold.
+    UsageError for a condition on ids: `id=@FILE` would read a file of this machine. DataError for
+    a column that is not there, and for a value that the column cannot hold.
     """
     if not texts:
         return None
-    found = Filter.parse(list(_without_ids(texts, attributes.column_names)))
+    for text in texts:
+        column = re.split("[=!<>]", text, maxsplit=1)[0].strip()
+        is_attribute = column != RESERVED and column in attributes.column_names
+        if column.lower() == RESERVED and not is_attribute:
+            raise UsageError("filter by attributes, not by id: such as label=shoe")
+    found = Filter.parse(list(texts))
     for condition in found.conditions:
         if condition.column not in attributes.column_names:
             names = ", ".join(attributes.column_names) or "none"
             raise DataError(f"the gallery has no attribute {condition.column!r}: it has {names}")
         condition.mask(attributes[condition.column].slice(0, 0))
     return found
-
-
-def _without_ids(texts: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
-    for text in texts:
-        column = re.split("[=!<>]", text, maxsplit=1)[0].strip()
-        if column == RESERVED or (column.lower() == RESERVED and column not in columns):
-            raise UsageError("filter by attributes, not by id: such as label=shoe")
-    return texts
 
 
 def equals(column: str, given: str) -> str:

@@ -212,7 +212,13 @@ def prepare(
 
     source.check()
     kind = source.kind
-    embedder = _embedder(source, kind)
+    choice = ModelChoice(
+        model=source.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE),
+        weights=source.weights,
+        pooling=source.pooling,
+        image_size=source.image_size,
+    )
+    embedder = inputs.load_embedder(choice)
 
     def report(done: int, total: int) -> None:
         state.stage, state.done, state.total = "embedding", done, total
@@ -268,17 +274,6 @@ def _require_same_model(vectors: str, model: str, source: Source) -> None:
             f"the vectors were made by model {vectors}, but {source.model or source.path} is model "
             f"{model}: give the one that made them"
         )
-
-
-def _embedder(source: Source, kind: str) -> Any:
-    model = source.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
-    choice = ModelChoice(
-        model=model,
-        weights=source.weights,
-        pooling=source.pooling,
-        image_size=source.image_size,
-    )
-    return inputs.load_embedder(choice)
 
 
 def _compute(

@@ -169,8 +169,7 @@ def safe_name(name: str) -> str:
     stem = stem.rpartition(".")[0] or stem
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem)
     safe = safe.strip("-")[:MAX_NAME_CHARACTERS]
-    return safe if safe == stem else f"{safe}-{_digest(stem)}".strip("-") if stem else ""
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    if safe == stem:
+        return safe
+    digest = hashlib.sha256(stem.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{safe}-{digest}".strip("-")
