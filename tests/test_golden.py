@@ -36,6 +36,7 @@ KEYS = {
     "is_finetuned": "bool",
     "image_size": ["int"],
     "warnings": [],
+    "vizsla.seal": "str",
 }
 METRICS = [
     *(f"{name}@{k}" for k in (1, 5, 10)
@@ -49,7 +50,6 @@ SCORES = {
 ONE_MODEL = {
     **KEYS,
     **SCORES,
-    "vizsla.seal": "str",
     "batch_size": "int",
     "weights": "str",
     "weights_file": "null",

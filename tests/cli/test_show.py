@@ -13,7 +13,8 @@ from vizsla.cli.main import app
 from vizsla.errors import DataError, UsageError
 from vizsla.output.sheet_drawing import BLANK
 from vizsla.run import pipeline
-from vizsla.run.pipeline import RunConfig, RunResult
+from vizsla.run.config import RunConfig
+from vizsla.run.finish import RunResult
 
 BROKEN = "q-green-1.png"
 

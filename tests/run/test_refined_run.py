@@ -94,7 +94,7 @@ def test_the_command_shows_each_gain(tinted: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "top-1 change" in result.stdout and "kept: " in result.stdout
     shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
-    assert "contests may forbid it" in " ".join(shown.replace("│", " ").split())
+    assert "Contests may forbid what these use" in " ".join(shown.replace("│", " ").split())
 
 
 def test_a_refined_ranking_is_not_completed_by_cosines(

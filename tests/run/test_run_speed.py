@@ -11,8 +11,8 @@ from vizsla.cli.main import app
 from vizsla.embed.auto_compute import CPU_BATCH
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.torch_runtime import Network
-from vizsla.run.config import again
-from vizsla.run.pipeline import RunConfig, run
+from vizsla.run.config import RunConfig, again
+from vizsla.run.pipeline import run
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from vizsla.embed.shared_vectors import embed_together
 from vizsla.embed.torch_runtime import Network
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.run import inputs, pipeline, sweep
+from vizsla.run import inputs, sweep
 from vizsla.run.config import RunConfig
 from vizsla.run.sweep import Combination, SweepConfig, combinations
 
@@ -156,7 +156,7 @@ def test_trials_choose_by_validation_and_never_see_the_test_part(
 ) -> None:
     pytest.importorskip("optuna")
     tried: list[dict[str, Any]] = []
-    original = pipeline.train
+    original = sweep.train
     training = open_data(tinted).training
     assert training is not None
     gone = tmp_path / "gone.txt"
@@ -168,7 +168,7 @@ def test_trials_choose_by_validation_and_never_see_the_test_part(
         assert set(Embeddings.open(Path(out) / "features").ids) <= set(training.ids[1:])
         return result
 
-    monkeypatch.setattr(pipeline, "train", watched)
+    monkeypatch.setattr(sweep, "train", watched)
     asked = config(tinted, tmp_path, poolings=["gap"], finetunes=["head"], trials=2,
                    losses=["cross-entropy", "supcon"])  # fmt: skip
     told = {"labels": str(tinted / "labels.csv"), "exclude": str(gone)}

@@ -19,7 +19,9 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
 from vizsla.options import TuneConfig, seconds
 from vizsla.run import pipeline
+from vizsla.run import train as run_train
 from vizsla.run.config import RunConfig, again
+from vizsla.run.train import train
 from vizsla.train.selection import Candidate, Contest, TrainResult
 from vizsla.train.training import options_given, target_of, training_part
 
@@ -223,7 +225,7 @@ def test_a_tuned_embedder_records_how_it_was_trained(
         data=str(data), model="tiny", weights=str(weights), image_size=32, top_k=3, figures=0,
         home=str(tmp_path), tuning={**FAST, "finetune": "head"},
     )  # fmt: skip
-    trained = pipeline.train(config, tmp_path / "tuned")
+    trained = train(config, tmp_path / "tuned")
     assert trained is not None and trained.is_trained
     folder = tmp_path / "tuned" / "embedder"
     found = json.loads((folder / "config.json").read_text())["origin"]
@@ -314,7 +316,7 @@ def test_a_finished_training_without_its_model_is_done_again(
     trained(data, out, capsys)
     (out / "embedder" / "model.safetensors").write_bytes(b"damaged")
     code, _, said = trained(data, out, capsys)
-    assert code == 0 and "is damaged, so it is done again" in said
+    assert code == 0 and "is damaged, so it is repeated" in said
     assert Embedder.load(out / "embedder").dim > 0
 
 
@@ -347,7 +349,8 @@ def test_impossible_options_are_refused_before_a_model_is_loaded(
     command: str, option: list[str], words: str, data: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(pipeline, "load_embedder", lambda *_, **__: pytest.fail("loaded"))
+    for room in (pipeline, run_train):
+        monkeypatch.setattr(room, "load_embedder", lambda *_, **__: pytest.fail("loaded"))
     more = ["-o", str(tmp_path / "out")] if command == "train" else ["--home", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:
         main([command, str(data), *more, *option])
@@ -381,6 +384,6 @@ def test_trainings_that_hold_out_the_same_images_share_the_frozen_vectors(
         tuning = {**FAST, "finetune": "head", **more}
         config = RunConfig(data=str(data), model="tiny", weights="random", image_size=32,
                            home=str(tmp_path), cache=str(cache), tuning=tuning)  # fmt: skip
-        pipeline.train(config, tmp_path / name)
+        train(config, tmp_path / name)
         expected = 1 if name != "seed" else 2
         assert len(list(cache.glob("*/manifest.json"))) == expected, name

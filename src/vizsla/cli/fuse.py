@@ -35,22 +35,22 @@ def fuse(
 
     --fusion-weights auto and --fusion concat need runs, with the training images they had.
     """
-    from vizsla.run import several_models
+    from vizsla.run import fused_runs
     from vizsla.search.fusion import fused
 
     if len(sources) < 2:
         raise UsageError("give two runs or rankings, or more")
-    config = several_models.FusionConfig(
+    config = fused_runs.FusionConfig(
         fusing.fusion, fusion_weights(fusing.fusion_weights), fusing.fusion_whiten,
         ranking_options.refine, ranking_options.refine_uses,
     )  # fmt: skip
     config.check(len(sources))
-    if fusing.fusion != several_models.CONCAT and ranking_options.refine != "none":
+    if fusing.fusion != fused_runs.CONCAT and ranking_options.refine != "none":
         raise UsageError("--refine here is for --fusion concat: refine each run instead")
-    if fusing.fusion == several_models.CONCAT or config.weights == several_models.AUTO:
-        members = [several_models.Member.of(source) for source in sources]
+    if fusing.fusion == fused_runs.CONCAT or config.weights == fused_runs.AUTO:
+        members = [fused_runs.Member.of(source) for source in sources]
         with ProgressShown(quiet) as progress:
-            found = several_models.fuse_runs(members, config, progress)
+            found = fused_runs.fuse_runs(members, config, progress)
         ranking = found.ranking if depth is None else found.ranking.head(depth)
         record = found.record(config)
         lines = [*(found.choice.lines() if found.choice else []),

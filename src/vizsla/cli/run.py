@@ -22,7 +22,7 @@ from vizsla.options import (
 )
 
 if TYPE_CHECKING:
-    from vizsla.run.pipeline import RunResult
+    from vizsla.run.finish import RunResult
     from vizsla.run.sweep import SweepResult
 
 
@@ -68,10 +68,11 @@ def run(
     """Embed, rank, score, hand in and draw: the whole main job."""
     from vizsla.run import config as run_config
     from vizsla.run import pipeline, several_models
+    from vizsla.run.fused_runs import CONCAT, FusionConfig
 
-    fusion = several_models.FusionConfig(
+    fusion = FusionConfig(
         fusing.fusion, fusion_weights(fusing.fusion_weights), fusing.fusion_whiten,
-        *((options.refine, options.refine_uses) if fusing.fusion == several_models.CONCAT else ()),
+        *((options.refine, options.refine_uses) if fusing.fusion == CONCAT else ()),
     )  # fmt: skip
     if repeat is not None:
         _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
@@ -207,8 +208,8 @@ def train(
     training: Annotated[dict[str, Any], Given(TuneConfig, ("max_pixels",))],
 ) -> None:
     """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
-    from vizsla.run import train_folder
     from vizsla.run.config import RunConfig
+    from vizsla.run.train import train as train_into
 
     shared = {key: training.pop(key) for key in ("device", "workers", "seed") if key in training}
     config = RunConfig(
@@ -216,9 +217,7 @@ def train(
         precision=training.get("precision", "auto"), tuning=training,
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
-        result = train_folder.train_once(
-            config, out, overwrite=overwrite, devices=devices, progress=progress
-        )
+        result = train_into(config, out, overwrite=overwrite, devices=devices, progress=progress)
     if result is None:  # a process that helps the first one
         return
     if as_json:

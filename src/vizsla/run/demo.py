@@ -8,7 +8,9 @@ from typing import Any
 
 from vizsla.data.demo import make_demo
 from vizsla.run.config import RunConfig
-from vizsla.run.pipeline import Progress, RunResult, run
+from vizsla.run.embedding import Progress
+from vizsla.run.finish import RunResult
+from vizsla.run.pipeline import run
 
 
 @dataclass(frozen=True)

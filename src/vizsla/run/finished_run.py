@@ -11,13 +11,14 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.output import report_page
 from vizsla.run.config import again, tune_config
-from vizsla.run.pipeline import Progress, embed_role, folders_of, network_of_run, truth_in
+from vizsla.run.embedding import Progress, RunEmbedder
+from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search.ranking import Ranking
-from vizsla.train.training import held_out, target_of, training_part
+from vizsla.train.training import held_out, training_part
 from vizsla.workspace import open_run, ranking_in
 
 
@@ -101,20 +102,18 @@ def calibrate_run(
             f"leave out --validate-on {validate_on}"
         )
     images = training_part(data.training, config.data)
-    labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
-    target = target_of(data.query, data.gallery, labels)
+    target = target_in(data, truth)
     tuning = dataclasses.replace(tuning, validate_on=validate_on or tuning.validate_on)
     if config.tuning is None:
         tuning = dataclasses.replace(tuning, share=share_like(images, target))
     parts = held_out(images, tuning, target)
-    this = open_run(folder)
-    network = network_of_run(this, config)
-    job = (images.subset(parts.held_out), f"validation-{tuning.validate_on}", network)
+    embed = RunEmbedder.of_finished(open_run(folder), config, progress)
+    held, role = images.subset(parts.held_out), f"validation-{tuning.validate_on}"
     try:
-        vectors = embed_role(*job, this, config, progress)
+        vectors = embed(held, role)
     except DataError:  # those of an earlier call, on other images or by other software
-        shutil.rmtree(Path(folder) / "embeddings" / job[1], ignore_errors=True)
-        vectors = embed_role(*job, this, config, progress)
+        shutil.rmtree(Path(folder) / "embeddings" / role, ignore_errors=True)
+        vectors = embed(held, role)
     return calibrate_on_split(
         vectors, images, parts, precision=precision, source=f"{config.data}/training"
     )

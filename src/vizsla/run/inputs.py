@@ -1,4 +1,4 @@
-"""What a command is pointed at → images, folders, an embedder."""
+"""Paths and options of a command → images, folders, the truth, an embedder."""
 
 import dataclasses
 import logging
@@ -24,6 +24,8 @@ from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import chain, whitening
 from vizsla.options import ModelChoice
+from vizsla.run.config import RunConfig
+from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search.exact import comparable
 from vizsla.train.training import target_of
 from vizsla.workspace import is_run
@@ -145,6 +147,22 @@ def open_folders(
             training=data.training and _without(data.training, "training", excluded),
         )
     return data
+
+
+def folders_of(config: RunConfig) -> DataFolders:
+    """The data folder of a run, without the images that it excludes."""
+    return open_folders(config.data, exclude=config.exclude, follow_links=config.follow_links)
+
+
+def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
+    """The truth of a run's data; None where no labels are known."""
+    return truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
+
+
+def target_in(data: DataFolders, truth: Truth | None) -> Target:
+    """What validation is to imitate; of the truth only how many gallery images a class has."""
+    gallery_labels = [truth.gallery.get(name) for name in data.gallery.ids] if truth else None
+    return target_of(data.query, data.gallery, gallery_labels)
 
 
 def training_images(

@@ -27,10 +27,12 @@ from vizsla.options import ModelChoice, TuneConfig
 from vizsla.output import pages
 from vizsla.run import inputs, pipeline
 from vizsla.run.config import RunConfig, compute_for
-from vizsla.run.pipeline import Progress
+from vizsla.run.embedding import Progress
+from vizsla.run.train import train
 from vizsla.score.compare import read_results
 from vizsla.score.tables import Table
 from vizsla.train.loop import SHORT_FOLDER
+from vizsla.train.selection import TrainResult
 
 log = logging.getLogger("vizsla.run.sweep")
 
@@ -352,10 +354,10 @@ def _suggested(trial: Any, asked: RunConfig, losses: Sequence[str]) -> dict[str,
 def _trial_value(asked: RunConfig, out: Path, progress: Progress | None) -> float:
     """What the best trained candidate scores on validation; the test part is never looked at."""
     blind = dataclasses.replace(asked, labels=None, labels_from=None)  # those of the test part
-    result = pipeline.train(blind, out, progress=progress)
+    result = train(blind, out, overwrite=True, progress=progress)
     for name in MADE_AGAIN:
         shutil.rmtree(out / name, ignore_errors=True)
-    assert result is not None  # one process only
+    assert isinstance(result, TrainResult)  # one process only, and started anew
     return max(candidate.value for candidate in result.candidates[1:])
 
 

@@ -14,7 +14,7 @@ from vizsla.errors import DataError
 from vizsla.output.submission import read_submission, submission_sha256
 from vizsla.run import pipeline
 from vizsla.run.config import RunConfig
-from vizsla.run.pipeline import RunResult
+from vizsla.run.finish import RunResult
 from vizsla.web.contest.rules import Rules
 from vizsla.web.contest.server import read_truth
 

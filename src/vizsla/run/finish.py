@@ -1,0 +1,215 @@
+"""The end of a run: a ranking → scores, sheets, submission and the sealed result file.
+
+One model and several models end in the same way.
+"""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vizsla
+from vizsla import storage
+from vizsla.choose.fusion_weights import WeightsChoice
+from vizsla.choose.refinement import RefinementChoice
+from vizsla.data.fingerprint import fingerprint
+from vizsla.data.imageset import DataFolders
+from vizsla.data.listing import few
+from vizsla.embed.embeddings import Embeddings
+from vizsla.output.sheet_selection import draw_sample, with_unanswered
+from vizsla.output.submission import write_submission
+from vizsla.run.config import RunConfig
+from vizsla.score.evaluate import evaluate
+from vizsla.score.result_file import result_record
+from vizsla.score.scores import Scores
+from vizsla.score.truth import Truth
+from vizsla.score.whole_gallery import evaluate_ranked
+from vizsla.search import exact
+from vizsla.search.chain import Chain
+from vizsla.search.ranking import Ranking
+from vizsla.train.selection import TrainResult
+from vizsla.workspace import Messages, Run
+
+log = logging.getLogger("vizsla.run")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    scores: None where no labels are known. record: the content of the result file.
+    choice, weights: how chain and fusion weights were chosen, where they were `auto`.
+    tuned: where a training was part of the run. members: the runs that a joint run fused.
+    """
+
+    run: Run
+    model_name: str
+    ranking: Ranking
+    scores: Scores | None
+    result_path: Path
+    submission_path: Path
+    figure_paths: list[Path]
+    seconds: float
+    record: dict[str, Any]
+    chain: Chain = field(default_factory=Chain)
+    choice: RefinementChoice | None = None
+    tuned: TrainResult | None = None
+    members: list["RunResult"] = field(default_factory=list)
+    weights: WeightsChoice | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was logged as a warning."""
+        return list(self.record["warnings"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        fusion = self.record.get("fusion")
+        return {
+            "run": str(self.run.folder),
+            "model_name": self.model_name,
+            "queries": len(self.ranking),
+            "gallery": self.ranking.gallery_size,
+            "scores": self.scores and self.scores.to_dict(),
+            "result": str(self.result_path),
+            "submission": str(self.submission_path),
+            "figures": [str(path) for path in self.figure_paths],
+            "refine": self.record["refine"],
+            "seconds": round(self.seconds, 2),
+            "warnings": self.warnings,
+            **({"fusion": fusion} if fusion else {}),
+            **({"members": [one.to_dict() for one in self.members]} if self.members else {}),
+        }
+
+
+def finish_run(
+    run: Run,
+    config: RunConfig,
+    data: DataFolders,
+    truth: Truth | None,
+    ranking: Ranking,
+    vectors: tuple[Embeddings, Embeddings],
+    *,
+    ranked_by_vectors: bool,
+    model: dict[str, Any],
+    messages: Messages,
+    started: float,
+) -> RunResult:
+    """Writes everything that a run leaves, the result file last.
+
+    vectors: of queries and gallery. ranked_by_vectors: whether they alone made the ranking, so that
+    one which ends early can be completed. model: the result file's keys that describe the model or
+    models, `model_name` among them. started: by time.monotonic().
+    """
+    name = str(model["model_name"])
+    ranking.save(run.folder / "ranking.parquet")
+    scores = _score(ranking, truth, config, vectors if ranked_by_vectors else None)
+    if scores is not None:
+        scores.save(run.folder / "scores.json")
+    figures = []
+    if config.figures != 0:
+        unanswered = [query for query in data.query.ids if query not in ranking.queries]
+        figures = draw_sample(
+            with_unanswered(ranking, unanswered), data, truth, scores, run.figures_folder(name),
+            k=config.top_k, figures=config.figures, seed=config.seed, max_pixels=config.max_pixels,
+        )  # fmt: skip
+    submission = run.submission_path(name)
+    lists = submission_lists(ranking, data, vectors, config.top_k)
+    write_submission(
+        lists, submission, k=config.top_k, queries=data.query.ids, gallery=data.gallery.ids
+    )
+    seconds = time.monotonic() - started
+    classes = set(data.training.labels or []) - {None} if data.training else None
+    record = result_record(
+        scores,
+        **model,
+        run_id=run.id,
+        top_k=config.top_k,
+        num_classes=None if classes is None else len(classes),
+        runtime_seconds=round(seconds, 2),
+        data={
+            "name": Path(config.data).resolve().name,
+            "queries": len(data.query),
+            "gallery": len(data.gallery),
+            "id": data_id(data),
+        },
+        warnings=messages.warnings,
+        vizsla_version=vizsla.__version__,
+    )
+    storage.write_sealed_json(run.result_path(name), record)
+    log.info("done in %.1f s", seconds)
+    return RunResult(
+        run, name, ranking, scores, run.result_path(name), submission, figures, seconds, record
+    )
+
+
+def _score(
+    ranking: Ranking,
+    truth: Truth | None,
+    config: RunConfig,
+    vectors: tuple[Embeddings, Embeddings] | None,
+) -> Scores | None:
+    """Scores, over the whole gallery where the vectors that made the ranking are given."""
+    if truth is None:
+        log.info("no labels are known: scores are null")
+        return None
+    options: dict[str, Any] = {
+        "ks": sorted({1, 5, 10, config.top_k}), "top_k": config.top_k, "seed": config.seed,
+    }  # fmt: skip
+    if vectors is None:
+        scores = evaluate(ranking, truth, **options)
+    else:
+        scores = evaluate_ranked(ranking, truth, *vectors, **options)
+    for doubt in scores.doubts:
+        log.warning("%s", doubt)
+    return scores
+
+
+def submission_lists(
+    ranking: Ranking, data: DataFolders, vectors: tuple[Embeddings, Embeddings], top_k: int
+) -> dict[str, list[str]]:
+    """query → its first top_k images, for every query of the data and always top_k of them.
+
+    A query that cannot be read gets the list of the average query; gallery images that cannot be
+    read fill the end of lists that would be too short.
+    """
+    queries, gallery = vectors
+    lists = ranking.to_lists(top_k)
+    missing = [name for name in data.query.ids if name not in lists]
+    if missing:
+        average = queries.vectors.mean(axis=0, keepdims=True)  # (1, D)
+        length = float(np.linalg.norm(average))
+        average = average / length if length > 1e-6 else queries.vectors[:1]
+        positions, _ = exact.top_k(average, gallery.vectors, min(top_k, len(gallery)))
+        lists |= {name: [gallery.ids[p] for p in positions[0]] for name in missing}
+        log.warning(
+            "broken queries are in the submission with the list of an average query: %s",
+            few(missing),
+        )
+    if len(gallery) < top_k:
+        readable = set(gallery.ids)
+        broken = [name for name in data.gallery.ids if name not in readable]
+        lists = {
+            query: [*row, *(n for n in broken if n not in row)][:top_k]
+            for query, row in lists.items()
+        }
+        log.warning(
+            "only %d gallery images can be read: every list of the submission ends with %d broken "
+            "ones", len(gallery), top_k - len(gallery),
+        )  # fmt: skip
+    return lists
+
+
+def data_id(data: DataFolders) -> str:
+    """The same for the same query and gallery images: scores on others do not compare."""
+    both = fingerprint(data.query) + fingerprint(data.gallery)
+    return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+
+def refine_record(chain: Chain, choice: RefinementChoice | None) -> dict[str, Any]:
+    """For result files: the chain, what it uses of the other test images, how it was chosen."""
+    return {**chain.record(), "chosen_on": choice and choice.record()}

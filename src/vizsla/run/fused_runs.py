@@ -1,0 +1,252 @@
+"""Finished runs → one ranking, fused from their scores, ranks or vectors."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vizsla import storage
+from vizsla.choose.fusion_weights import WeightsChoice, choose_weights
+from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain
+from vizsla.choose.validation import (
+    EmbeddedDraws,
+    embedded_draws,
+    mean_nearest_cosine,
+    validation_set,
+)
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.model.projection import WHITENINGS, whitening
+from vizsla.run.config import RunConfig, again, tune_config
+from vizsla.run.embedding import Progress, RunEmbedder
+from vizsla.run.inputs import folders_of, target_in, truth_in
+from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
+from vizsla.search.fusion import METHODS, checked_weights, fused, joined
+from vizsla.search.ranking import Ranking
+from vizsla.train.heads import project
+from vizsla.train.training import training_part
+from vizsla.workspace import Run, open_run
+
+log = logging.getLogger("vizsla.run")
+
+CONCAT, AUTO = "concat", "auto"
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """method: of search/fusion.py, or concat. weights: auto, one for each model, or equal ones.
+
+    Of the models' vectors in a row, for concat alone: whiten, and the chain that refines them.
+    """
+
+    method: str = "zscore"
+    weights: str | list[float] | None = None
+    whiten: str = "shrunk"
+    refine: str = "none"
+    refine_uses: str = QUERIES
+
+    def check(self, models: int) -> None:
+        """UsageError before the work."""
+        if self.method not in (*METHODS, CONCAT):
+            raise UsageError(
+                f"--fusion {self.method}: choose one of {', '.join((*METHODS, CONCAT))}"
+            )
+        if self.whiten not in WHITENINGS:
+            raise UsageError(
+                f"--fusion-whiten {self.whiten}: choose one of {', '.join(WHITENINGS)}"
+            )
+        if self.weights == AUTO and self.method == CONCAT:
+            raise UsageError(
+                "--fusion-weights auto is for scores and ranks: leave it out of concat"
+            )
+        if self.weights != AUTO and not isinstance(self.weights, str):
+            checked_weights(self.weights, models)
+        if self.refine != AUTO:
+            parse_chain(self.refine, uses=self.refine_uses)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A finished run, to be fused."""
+
+    run: Run
+    config: RunConfig
+    record: dict[str, Any]
+
+    @staticmethod
+    def of(folder: str | Path) -> "Member":
+        opened = open_run(folder)
+        if "members" in opened.config:
+            raise DataError(f"{folder} is itself made of several models: name their own runs")
+        found = sorted((opened.home / "results").glob(f"*_metrics_{opened.id}.json"))
+        if not found:
+            raise DataError(f"{folder} left no result: it was interrupted; run it again")
+        return Member(opened, again(folder), storage.read_json(found[0]))
+
+    @property
+    def name(self) -> str:
+        return str(self.record["model_name"])
+
+    @property
+    def chain(self) -> Chain:
+        return parse_chain(self.record.get("refine", {}).get("chain", "none"))
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it has seen the training images' labels."""
+        return self.record.get("training", {}).get("kept", "frozen") != "frozen"
+
+    def ranking(self) -> Ranking:
+        return Ranking.load(self.run.folder / "ranking.parquet")
+
+    def embeddings(self, role: str) -> Embeddings:
+        return Embeddings.open(self.run.folder / "embeddings" / role)
+
+    def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
+        """Vectors of more images by this run's model, kept in its folder."""
+        return RunEmbedder.of_finished(self.run, self.config, progress)(images, role)
+
+
+# ── fusing runs ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """weights: one for each model. choice: how they were chosen; refined: how concat was."""
+
+    ranking: Ranking
+    weights: list[float]
+    choice: WeightsChoice | None = None
+    chain: Chain = dataclasses.field(default_factory=Chain)
+    refined: RefinementChoice | None = None
+
+    def record(self, fusion: FusionConfig) -> dict[str, Any]:
+        return {
+            "method": fusion.method,
+            "weights": [round(w, 4) for w in self.weights],
+            "whiten": fusion.whiten if fusion.method == CONCAT else None,
+            "chosen_on": self.choice and self.choice.record(),
+        }
+
+
+def fuse_runs(
+    members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
+) -> Fused:
+    """One ranking of runs on the same images. DataError where they are on others."""
+    fusion.check(len(members))
+    _require_same_data(members)
+    if fusion.method == CONCAT:
+        return _concatenated(members, fusion, progress)
+    choice = None
+    if fusion.weights == AUTO:
+        choice = _chosen_weights(members, fusion.method, progress)
+        weights = choice.weights
+    else:
+        weights = _given(fusion, len(members))
+    rankings = [member.ranking() for member in members]
+    return Fused(fused(rankings, method=fusion.method, weights=weights), weights, choice)
+
+
+def _given(fusion: FusionConfig, models: int) -> list[float]:
+    assert not isinstance(fusion.weights, str)
+    return checked_weights(fusion.weights, models)
+
+
+def _require_same_data(members: Sequence[Member]) -> None:
+    first = members[0]
+    for other in members[1:]:
+        if other.record.get("data_id") != first.record.get("data_id"):
+            raise DataError(
+                f"{other.run.folder} ranked other images than {first.run.folder}: fuse runs of one "
+                "data set, or rankings (files), which may differ"
+            )
+
+
+def _chosen_weights(
+    members: Sequence[Member], method: str, progress: Progress | None
+) -> WeightsChoice:
+    drawn = _validation(members, progress)
+    others = [m.embed(drawn.images, "validation-fusion", progress) for m in members[1:]]
+    chains = [member.chain for member in members]
+    return choose_weights([drawn.vectors, *others], chains, drawn, method=method)
+
+
+def _validation(members: Sequence[Member], progress: Progress | None) -> EmbeddedDraws:
+    """Labelled images that no member was trained on, with the first one's vectors."""
+    tuned = [member for member in members if member.is_tuned]
+    first = members[0]
+    config = (tuned or [first])[0].config
+    if any(_splitting(m.config) != _splitting(config) for m in tuned):
+        raise DataError(
+            "the models were tuned with different images held out, so that no image is new to all: "
+            "tune them with the same --validate-on and --seed, or give --fusion-weights"
+        )
+    data = folders_of(config)
+    vectors = [first.embeddings(role).vectors for role in ("query", "gallery")]
+    return embedded_draws(
+        training_part(data.training, config.data, "--fusion-weights auto"),
+        tune_config(config, (config.tuning if tuned else config.validating) or {}),
+        target_in(data, truth_in(config, data)),
+        frozen=not tuned,
+        embed=lambda images: first.embed(images, "validation-fusion", progress),
+        nearest_cosine=mean_nearest_cosine(*vectors),
+    )
+
+
+def _splitting(config: RunConfig) -> tuple[Any, ...]:
+    """What decides which images a training holds out."""
+    asked = tune_config(config, config.tuning or {})
+    return (
+        asked.validate_on, asked.query_domain, asked.gallery_domain, asked.share, asked.draws,
+        asked.seed, config.exclude,
+    )  # fmt: skip
+
+
+def _concatenated(
+    members: Sequence[Member], fusion: FusionConfig, progress: Progress | None
+) -> Fused:
+    """The models' vectors in a row, whitened by those of the training images, then refined."""
+    weights = _given(fusion, len(members))
+    config = members[0].config
+    queries, gallery = (
+        joined([member.embeddings(role) for member in members], weights)
+        for role in ("query", "gallery")
+    )
+    choice = None
+    if fusion.whiten != "none" or fusion.refine == AUTO:
+        needed_by = "--refine auto" if fusion.whiten == "none" else "--fusion concat"
+        images = training_part(folders_of(config).training, config.data, needed_by)
+        training = joined([m.embed(images, "training", progress) for m in members], weights)
+        if fusion.whiten != "none":
+            parts = (queries, gallery, training)
+            queries, gallery, training = _whitened(parts, training.vectors, fusion.whiten)
+        if fusion.refine == AUTO:
+            drawn = _validation(members, progress)
+            validation = validation_set(
+                drawn.images, training.ids, drawn.draws, relative_share=drawn.relative_share
+            )
+            choice = choose_chain(
+                training, validation, uses=fusion.refine_uses,
+                progress=progress and (lambda done, total: progress(STAGE, done, total)),
+            )  # fmt: skip
+    chain = choice.chain if choice else parse_chain(fusion.refine)
+    ranking = rank_refined(queries, gallery, chain)
+    ranking.origin["fusion"] = {"method": CONCAT, "weights": weights, "whiten": fusion.whiten}
+    return Fused(ranking, weights, None, chain, choice)
+
+
+def _whitened(parts: Sequence[Embeddings], learned_on: np.ndarray, kind: str) -> list[Embeddings]:
+    projection = whitening(learned_on, kind)
+    return [
+        dataclasses.replace(
+            part,
+            vectors=project(projection, part.vectors).numpy(),
+            model_id=f"{part.model_id}/{kind}",
+        )
+        for part in parts
+    ]
