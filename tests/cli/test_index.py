@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_said(here: Path) -> None:
         (["index", "remove", "i", "nobody"], DataError, "no 'nobody'"),
         (["search", "i", "query.emb", "-k", "201"], DataError, "choose k from 1 to 200"),
         (["search", "i", "query.emb", "--filter", "colour=red"], DataError, "no attribute"),
-        (["search", "i", "query.emb", "--filter", "colour"], UsageError, "no condition"),
+        (["search", "i", "query.emb", "--filter", "colour"], UsageError, "not a condition"),
     ]:  # fmt: skip
         with pytest.raises(error, match=said):
             vizsla(*words)

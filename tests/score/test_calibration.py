@@ -107,8 +107,8 @@ def test_images_that_could_not_be_read_are_left_out() -> None:
 
 
 def test_other_models_and_images_without_labels_are_refused() -> None:
-    with pytest.raises(DataError, match="by model own, what is judged by other"):
+    with pytest.raises(DataError, match="by model own, the vectors to be judged by other"):
         calibrate_on_training(training(), model_id="other")
     plain = Embeddings(["a"], np.ones((1, 2), np.float32), pa.table({}), "own")
-    with pytest.raises(DataError, match="holds no labels"):
+    with pytest.raises(DataError, match="has no labels"):
         calibrate_on_training(plain, source="t.emb")

@@ -224,7 +224,7 @@ def test_a_damaged_file_is_named_and_passed_over(results, tmp_path, content, rea
     assert len(found.results) == 1
     [(name, why)] = found.damaged
     assert name == "broken.json" and reason in why
-    assert any("broken.json was passed over" in note for note in found.remarks()[1])
+    assert any("broken.json was skipped" in note for note in found.remarks()[1])
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_more_comparisons_ask_for_more() -> None:
 def test_other_queries_or_another_truth_do_not_compare() -> None:
     fewer = system(1.0).subset(range(Q - 1))
     with pytest.raises(
-        DataError, match=r"not judged on the same queries: 1 are in one alone \(q119"
+        DataError, match=r"not judged on the same queries: 1 are in only one of them \(q119"
     ):
         compare_systems({"a": system(1.0), "b": fewer})
     other = Truth(TRUTH.query, {**TRUTH.gallery, "g0": "1"})

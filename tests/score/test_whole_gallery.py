@@ -91,11 +91,11 @@ def test_junk_and_judgements_reach_the_ranks_behind_the_rankings_end() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DataError, match="8 dimensions, the gallery 3"):
         own_pair(QUERY, GALLERY[:, :3], QUERY_LABELS, GALLERY_LABELS)
-    with pytest.raises(DataError, match="gallery vectors come without labels"):
+    with pytest.raises(DataError, match="gallery vectors have no labels"):
         evaluate_embeddings(QUERY, GALLERY, QUERY_LABELS)
     with pytest.raises(UsageError, match="--gallery"):
         own_pair(QUERY, query_labels=QUERY_LABELS)
-    with pytest.raises(UsageError, match="queries alone"):
+    with pytest.raises(UsageError, match="give it as queries"):
         own_pair(QUERY, GALLERY, QUERY_LABELS, same_set=True)
     with pytest.raises(UsageError, match="one list of labels"):
         own_pair(QUERY, None, QUERY_LABELS, QUERY_LABELS, same_set=True)

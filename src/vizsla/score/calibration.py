@@ -1,7 +1,7 @@
-"""Scores of first matches → the score above which a match is right with a wanted probability.
+"""Scores of first matches → the score above which a match is right with a given probability.
 
-Learned on a validation part, never on the test part: there the cut-off would fit what it is to be
-judged by.
+Learned on a validation part, never on the test part: the cut-off would be fitted to the very images
+that it is judged by.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,17 @@ from vizsla.score.truth import Truth
 
 CONFIDENCE = 0.9  # one-sided, that the precision is reached
 STEPS = 10  # rows of the table
-MOST = 0.9  # of the training images, held out
+MAX_SHARE = 0.9  # of the training images, held out
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """wanted: the precision. learned_on: the queries, in words. auc: of right over wrong matches;
-    None where all are of one kind. cutoff: None where no score is sure enough."""
+    """A cut-off on the score of first matches, and what it was learned from.
+
+    wanted: the precision. learned_on: the queries, in words. right: how many first matches are.
+    auc: of right over wrong matches; None where all are of one kind. cutoff: None where there are
+    too few queries to be sure of the precision at any score.
+    """
 
     wanted: float
     learned_on: str
@@ -39,8 +43,9 @@ class Calibration:
     cutoff: Cutoff | None
 
     def lines(self) -> list[str]:
+        """The calibration as text for a terminal."""
         share = self.right / self.queries
-        told = [
+        lines = [
             f"first matches and their scores, learned on {self.learned_on}:",
             f"{self.right} of {self.queries} are right ({100 * share:.1f} %); "
             + ("all of one kind, so no AUC" if self.auc is None else f"AUC {self.auc:.4f}"),
@@ -49,27 +54,29 @@ class Calibration:
         percent = f"{100 * self.wanted:g} %"
         if self.cutoff is None:
             return [
-                *told,
-                f"no cut-off: at no score are these queries enough to be sure that {percent} of "
-                "the matches above are right",
+                *lines,
+                f"no cut-off: these queries are too few to be sure, at any score, that {percent} "
+                "of the matches above it are right",
             ]
         return [
-            *told,
+            *lines,
             f"cut-off {self.cutoff.score:.6f}: a match that scores this or more is right "
             f"{percent} of the time ({self.cutoff.called} of {self.queries} queries have one, "
             f"{100 * (self.cutoff.precision or 0):.1f} % of them right)",
         ]
 
     def table(self) -> Table:
+        """One row for each of `thresholds`."""
         columns = ["score", "matches", "precision", "recall", "false alarms"]
         rows = [[c.score, c.called, c.precision, c.recall, c.false_alarms] for c in self.thresholds]
         return Table(columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
         return asdict(self)
 
     def applied(self, judged: Relevance) -> str:
-        """What the cut-off does on other queries, in words."""
+        """In words, how many matches of other queries reach the cut-off, and how many are right."""
         if self.cutoff is None:
             return ""
         scores, matches = match_pairs(judged)
@@ -84,8 +91,11 @@ class Calibration:
 def calibrate(
     judged: Relevance | Sequence[Relevance], *, precision: float = 0.95, learned_on: str = ""
 ) -> Calibration:
-    """From the first match of every query; of several parts each query counts once, where it stands
-    first. DataError where the rankings hold no scores."""
+    """Learns the cut-off from the first match of every query.
+
+    A query that is in several of the parts counts once, in the first of them. precision: how many
+    of the matches above the cut-off must be right. DataError: rankings without scores.
+    """
     if not 0 < precision < 1:
         raise UsageError(f"a precision of {precision}: choose one between 0 and 1, such as 0.95")
     parts = [judged] if isinstance(judged, Relevance) else list(judged)
@@ -95,7 +105,7 @@ def calibrate(
     scores = np.concatenate([scores for _, scores, _ in found])[once]
     matches = np.concatenate([matches for _, _, matches in found])[once]
     if len(scores) == 0:
-        raise DataError("no query has a match with a score: there is nothing to learn from")
+        raise DataError("no query has a match with a score, so no cut-off can be learned")
     steps = np.quantile(scores, np.linspace(0, 1, STEPS + 1)[:-1], method="inverted_cdf")
     return Calibration(
         precision,
@@ -111,16 +121,16 @@ def calibrate(
 def calibrate_on_split(
     vectors: Embeddings, images: ImageSet, parts: Split, *, precision: float = 0.95, source: str
 ) -> Calibration:
-    """From the validation part that `parts` holds out of `images`.
+    """Learns the cut-off on the validation part that `parts` holds out of `images`.
 
-    vectors: of the images held out, at least; those that could not be read are missing. source:
-    what the images are called in the text.
+    vectors: at least those of the held-out images; an image that could not be read is left out.
+    source: the name of the images in `learned_on`.
     """
-    place = {name: i for i, name in enumerate(vectors.ids)}
+    row_of = {name: i for i, name in enumerate(vectors.ids)}
     judged = []
     for draw in parts.draws:
         asked, searched = (
-            _part(vectors, images, [i for i in side.tolist() if images.ids[i] in place], place)
+            _part(vectors, images, [i for i in side.tolist() if images.ids[i] in row_of], row_of)
             for side in (draw.query, draw.gallery)
         )
         if len(asked) and len(searched):
@@ -132,11 +142,11 @@ def calibrate_on_split(
         )
     count = len({name for part in judged for name in part.queries})
     gallery = images.subset(parts.draws[0].gallery)
-    told = (
+    learned_on = (
         f"{count} queries of a validation part of {source} (each among {len(gallery)} images of "
         f"{len(set(gallery.labels or []))} classes), drawn to imitate the test part"
     )
-    return calibrate(judged, precision=precision, learned_on=told)
+    return calibrate(judged, precision=precision, learned_on=learned_on)
 
 
 def calibrate_on_training(
@@ -148,19 +158,19 @@ def calibrate_on_training(
     source: str | Path = "training",
     model_id: str | None = None,
 ) -> Calibration:
-    """From a validation part of labelled images, drawn to imitate the test part `target`.
+    """Learns the cut-off on a validation part of labelled images, drawn to imitate the test part.
 
-    Their model must not have been trained on them. validate_on: see `split`. model_id: of the
-    vectors that the cut-off is for; DataError where it is another.
+    Their model must not have been trained on them. target: the test part. validate_on: see `split`.
+    model_id: of the vectors that the cut-off is for; DataError where `training` has another.
     """
     if model_id not in (None, training.model_id):
         raise DataError(
-            f"{source} was embedded by model {training.model_id}, what is judged by {model_id}: "
-            "scores of two models cannot share a cut-off; embed both with one model"
+            f"{source} was embedded by model {training.model_id}, the vectors to be judged by "
+            f"{model_id}: scores of two models cannot share a cut-off; embed both with one model"
         )
     if not training.labels or not any(training.labels):
         raise DataError(
-            f"{source} holds no labels: embed the training images with --class-folders or --labels"
+            f"{source} has no labels: embed the training images with --class-folders or --labels"
         )
     images = ImageSet(Path(source), training.ids, training.attributes)
     parts = split(images, validate_on, target=target, share=share_like(images, target))
@@ -171,16 +181,16 @@ def share_like(images: ImageSet, target: Target | None) -> float:
     """The share of the images to hold out, so that validation is as hard as the test part.
 
     Among few classes a first match is more often right than among many. A frozen model needs no
-    image to train on, so nearly all may be held out.
+    training images, so nearly all may be held out.
     """
     target = target or Target()
     if target.gallery is None or target.queries is None:
-        return MOST
+        return MAX_SHARE
     if target.per_class:
         share = target.gallery / target.per_class / len(set(images.labels or []))
     else:
         share = (target.gallery + target.queries) / len(images)
-    return float(np.clip(share, SHARE, MOST))
+    return float(np.clip(share, SHARE, MAX_SHARE))
 
 
 def _first_matches(judged: Relevance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -191,14 +201,14 @@ def _first_matches(judged: Relevance) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _part(
-    vectors: Embeddings, images: ImageSet, at: list[int], place: dict[str, int]
+    vectors: Embeddings, images: ImageSet, at: list[int], row_of: dict[str, int]
 ) -> Embeddings:
     kept = images.subset(at)
-    rows = [place[name] for name in kept.ids]
+    rows = [row_of[name] for name in kept.ids]
     return Embeddings(kept.ids, vectors.vectors[rows], kept.attributes, vectors.model_id)
 
 
 def _judged(asked: Embeddings, searched: Embeddings) -> Relevance:
-    from vizsla.search import exact  # torch: not where a cut-off is learned on a ranking
+    from vizsla.search import exact  # imports torch, which a cut-off for a ranking does not need
 
     return relevance(exact.rank(asked, searched, 1), Truth.from_sets(asked, searched))

@@ -33,7 +33,7 @@ GROUPS = ("model_name", "is_finetuned", "pooling_type")
 NEVER_ACROSS = ("top_k", "num_classes", "data")  # always part of a group
 FINETUNE = f"{OPTION}finetune"  # the one option that every training has
 TRAININGS = ("loss", "epochs", FINETUNE)
-LAST_RESORT = ("training_images", "embedder")  # shown only where nothing else tells runs apart
+LAST_RESORT = ("training_images", "embedder")  # shown only where runs differ in nothing else
 COUNT = " runs"  # ends the name of a column: how many runs have the mean before it
 _SHOWN = 3  # files that one remark names
 _CHANCE = 0.01  # how near to ln C a loss is at chance
@@ -41,7 +41,7 @@ _CHANCE = 0.01  # how near to ln C a loss is at chance
 
 @dataclass(frozen=True)
 class Flag:
-    """What is odd about some results. alarm: it cannot be true; otherwise it is only said."""
+    """A remark on some results. alarm: they cannot be true; otherwise it is a note."""
 
     sources: tuple[str, ...]
     text: str
@@ -57,11 +57,11 @@ class Comparison:
     flags: list[Flag] = field(default_factory=list)
 
     def grouped(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> Table:
-        """Averages of groups of runs. Never across top_k or data sets, whatever `by` says.
+        """Averages over groups of runs, never across NEVER_ACROSS, whatever `by` says.
 
-        by, sort: any key of any of the files; one that the table lacks becomes a column. Without
-        `by` nothing is averaged across SETTINGS either. A mean that not all runs of its row have
-        is followed by a column with how many have it.
+        by, sort: any key of any of the files; one that the table lacks becomes a column. By default
+        nothing is averaged across SETTINGS either. A mean that only some runs of a row have is
+        followed by a column with their number.
         """
         differ = self._settings_that_differ() if tuple(by) == GROUPS else []
         keys = [*by, *differ, *(key for key in NEVER_ACROSS if key not in by)]
@@ -70,17 +70,17 @@ class Comparison:
         for result in self.results:
             groups.setdefault(tuple(result.value(key) for key in keys), []).append(result)
         averaged = [*SCORES, *COSTS, *self._one_more(sort, [*keys, "runs", *SCORES, *COSTS])]
-        told = [part for name in averaged for part in _with_count(name, list(groups.values()))]
-        columns = [*keys, "runs", *told]
+        means = [part for name in averaged for part in _with_count(name, list(groups.values()))]
+        columns = [*keys, "runs", *means]
         rows = [
-            [*key, len(members), *(_told(members, name) for name in told)]
+            [*key, len(members), *(_group_cell(members, name) for name in means)]
             for key, members in groups.items()
         ]
         table = self._sorted(Table(columns, rows), sort, first=keys)
         return _without_empty(table, keep=keys)
 
     def single(self, *, sort: str | None = None) -> Table:
-        """One row a run."""
+        """A table with one row for each run."""
         keys = ["run_id", *GROUPS, *NEVER_ACROSS, "num_epochs"]
         differ = self._settings_that_differ()
         columns = [*GROUPS, *differ, *SCORES, *COSTS, *NEVER_ACROSS]
@@ -93,15 +93,16 @@ class Comparison:
         return _without_empty(table, keep=[*keys, "source"])
 
     def remarks(self) -> tuple[list[str], list[str]]:
-        """(alarms, notes): what cannot be true; what is only said, damaged files among it."""
-        said: dict[tuple[bool, str], list[str]] = {}
-        for flag in self.flags:  # the same of many files is said once
-            said.setdefault((flag.alarm, flag.text), []).append(", ".join(flag.sources))
-        alarms = [f"{_few(names)}: {text}" for (alarm, text), names in said.items() if alarm]
-        notes = [f"{_few(names)}: {text}" for (alarm, text), names in said.items() if not alarm]
-        return alarms, [*notes, *(f"{file} was passed over: {why}" for file, why in self.damaged)]
+        """(alarms, notes): results that cannot be true; other remarks, damaged files included."""
+        files: dict[tuple[bool, str], list[str]] = {}
+        for flag in self.flags:  # one remark for all files that it is true of
+            files.setdefault((flag.alarm, flag.text), []).append(", ".join(flag.sources))
+        alarms = [f"{_few(names)}: {text}" for (alarm, text), names in files.items() if alarm]
+        notes = [f"{_few(names)}: {text}" for (alarm, text), names in files.items() if not alarm]
+        return alarms, [*notes, *(f"{file} was skipped: {why}" for file, why in self.damaged)]
 
     def to_dict(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> dict[str, Any]:
+        """Groups, runs, flags and damaged files, ready for JSON."""
         return {
             "groups": self.grouped(by, sort=sort).records(),
             "runs": self.single().records(),
@@ -112,20 +113,22 @@ class Comparison:
         }
 
     def _settings_that_differ(self) -> list[str]:
-        """Those in which runs differ that are otherwise of one group; how something was trained
-        only where what was kept does not tell the runs apart."""
+        """The keys, beside GROUPS, in which runs of one group differ.
+
+        How a model was trained is one of them only where runs do not differ in what was kept.
+        """
         found = [key for key in SETTINGS if self._differs(key, self.results)]
         trained = [r for r in self.results if FINETUNE in r.more]
         options = {key for r in trained for key in r.more if key.startswith(OPTION)} - {FINETUNE}
-        told = tuple(found)
-        found += [key for key in TRAININGS if self._differs(key, self.results, told)]
-        found += [key for key in sorted(options) if self._differs(key, trained, told)]
+        settings = tuple(found)
+        found += [key for key in TRAININGS if self._differs(key, self.results, settings)]
+        found += [key for key in sorted(options) if self._differs(key, trained, settings)]
         for key in LAST_RESORT:
             found += [key] if self._differs(key, self.results, tuple(found)) else []
         return found
 
     def _differs(self, key: str, results: Sequence[Result], also: Sequence[str] = ()) -> bool:
-        """Whether it does within a group of these results, `also` among the group's keys."""
+        """Whether results of one group, by GROUPS and `also`, have several values of this key."""
         groups: dict[tuple[Any, ...], set[Any]] = {}
         for result in results:
             at = tuple(result.value(k) for k in (*GROUPS, *NEVER_ACROSS, *also))
@@ -160,9 +163,9 @@ class Comparison:
 
 
 def read_results(paths: Sequence[str | Path]) -> Comparison:
-    """From result files, or folders of them. A file that cannot be used is named and passed over.
+    """Reads result files, or folders of them. Warns of files that cannot be used, and skips them.
 
-    Keys may be missing or null, numbers may be texts, and "None" is null.
+    DataError: none of them can be used.
     """
     results: list[Result] = []
     damaged: list[tuple[str, str]] = []
@@ -170,7 +173,7 @@ def read_results(paths: Sequence[str | Path]) -> Comparison:
         try:
             results.append(read_result(path))
         except (DataError, StorageError) as error:
-            log.warning("%s was passed over: %s", path, error)
+            log.warning("%s was skipped: %s", path, error)
             damaged.append((path.name, str(error)))
     if not results:
         raise DataError(
@@ -202,7 +205,7 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def find_flags(results: Sequence[Result]) -> list[Flag]:
-    """Scores and losses that no honest run gives, alarms first."""
+    """Remarks on scores and losses that cannot be right, alarms first."""
     found = [flag for result in results for flag in _flags_of(result)]
     for tuned in results:
         if tuned.values["is_finetuned"]:
@@ -257,21 +260,21 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
         equal = {key: value for key, value in shared.items() if tuned.scores[key] == value}
         sources = (tuned.source, *(member.source for member in members))
         main = {key: equal[key] for key in SCORES if key in equal} or equal
-        told = ", ".join(f"{key} ({value:g})" for key, value in main.items())
+        listed = ", ".join(f"{key} ({value:g})" for key, value in main.items())
         if equal and len(equal) == len(shared):
             more = f" and {len(equal) - len(main)} more" if len(equal) > len(main) else ""
             ceiling = all(value == 1 for value in main.values())
             ending = "both may be at the top" if ceiling else "was anything trained?"
-            text = f"tuned and frozen have the same scores, {told}{more}: {ending}"
+            text = f"tuned and frozen have the same scores, {listed}{more}: {ending}"
             flags.append(Flag(sources, text, alarm=not ceiling))
-        elif main.keys() & set(SCORES):  # of few queries some other score is the same by chance
+        elif main.keys() & set(SCORES):  # with few queries other scores may be equal by chance
             others = ", ".join(
                 f"{key} ({tuned.scores[key]:g}, {shared[key]:g})"
                 for key in SCORES
                 if key in shared and key not in equal
             )
             but = f"but not {others}" if others else "but not the others"
-            text = f"tuned and frozen share {told}, {but}"
+            text = f"tuned and frozen share {listed}, {but}"
             flags.append(Flag(sources, text, alarm=False))
     return flags
 
@@ -280,12 +283,12 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
 
 
 def _with_count(name: str, groups: Sequence[Sequence[Result]]) -> list[str]:
-    """The mean's column, and where some row has fewer values than runs how many it has."""
-    lacking = [0 < _told(members, name + COUNT) < len(members) for members in groups]
+    """The column of a mean and, where a row has fewer values than runs, one with their number."""
+    lacking = [0 < _group_cell(members, name + COUNT) < len(members) for members in groups]
     return [name, name + COUNT] if any(lacking) else [name]
 
 
-def _told(members: Sequence[Result], name: str) -> Any:
+def _group_cell(members: Sequence[Result], name: str) -> Any:
     """A group's cell in a column of means, or of how many runs a mean is of."""
     if name.endswith(COUNT):
         key = name.removesuffix(COUNT)
@@ -294,7 +297,7 @@ def _told(members: Sequence[Result], name: str) -> Any:
 
 
 def _mean(members: Sequence[Result], key: str) -> Any:
-    """Of numbers; of anything else the one value that all have, None where they differ."""
+    """The mean of numbers; of other values the one that all have, None where they differ."""
     known = [value for value in (member.value(key) for member in members) if value is not None]
     if any(isinstance(value, bool | str) for value in known):
         return known[0] if len(set(known)) == 1 else None
@@ -313,7 +316,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _without_empty(table: Table, *, keep: Sequence[str]) -> Table:
-    """Without the columns that nothing is known of, those of `keep` excepted but `data`."""
+    """Without the columns that have no value, except those in `keep`; `data` goes in any case."""
     shown = [
         i
         for i, name in enumerate(table.columns)

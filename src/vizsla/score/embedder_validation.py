@@ -1,7 +1,7 @@
 """A split's held-out images → one value a query for any embedder, scored as the evaluation is.
 
-This builds `train`'s `validate`. Each draw is ranked and evaluated by itself; a query that occurs
-in several draws has the mean of its values.
+Training takes it as `validate`. Each draw is ranked and evaluated separately; a query that is in
+several draws has the mean of its values.
 """
 
 import logging
@@ -23,18 +23,17 @@ from vizsla.search import exact
 log = logging.getLogger("vizsla.train")
 
 PROMPT = "a photo of a {}"
-MOST_TEXTS = 1000  # labels that are encoded for every candidate
-# What decides: half of it whether the first image is right, half how all of them are ranked.
+MAX_TEXTS = 1000  # labels that are encoded for every candidate
+# The mean of whether the first image is right and of how all images are ranked.
 BALANCED = "balanced"
 VALUES = {BALANCED: "mean of AP and top-1", "map": "AP", "top1": "top-1", "points": "points/1000"}
 KEYS = {"map": "map", "top1": "top_k_accuracy@1", "points": "contest_points"}
 
 
 class Validation:
-    """`validation(embedder)`: (Q,) values of the same Q queries each time, 0…1, more is better.
+    """`validation(embedder)` gives (Q,) values, 0…1, of the same queries in each call.
 
-    means: the other figures of the last call. chance: what a random ranking would give.
-    queries: Q ids. device: for the search.
+    queries: Q ids. means: the means of all metrics in the last call.
     """
 
     def __init__(
@@ -50,11 +49,11 @@ class Validation:
             raise UsageError(f"validate by {value!r}: choose one of {', '.join(VALUES)}")
         self.value, self.compute = value, compute
         positions = split.held_out
-        place = {int(p): i for i, p in enumerate(positions)}
+        place_of = {int(p): i for i, p in enumerate(positions)}
         self.images = images.subset(positions)
         self.labels = [str(label) for label in self.images.labels or []]
         self.draws = [
-            (_places(place, draw.query), _places(place, draw.gallery)) for draw in split.draws
+            (_places(place_of, draw.query), _places(place_of, draw.gallery)) for draw in split.draws
         ]
         self.held = HeldImages(self.images, compute, max_pixels=max_pixels)
         asked = np.unique(np.concatenate([query for query, _ in self.draws]))
@@ -84,7 +83,7 @@ class Validation:
 
     @property
     def chance(self) -> float:
-        """Of top-1 and, nearly, of AP: the share of the gallery that is relevant."""
+        """Top-1 and, nearly, AP of a random ranking: the share of relevant gallery images."""
         shares = []
         labels = np.array(self.labels)
         for query, gallery in self.draws:
@@ -92,9 +91,9 @@ class Validation:
         return float(np.mean(shares))
 
     def _text_score(self, embedder: Embedder, vectors: np.ndarray) -> dict[str, float]:
-        """Share of the images that are nearest to their own label, said as a sentence."""
+        """The share of the images to which the sentence about their own label is nearest."""
         names = sorted(set(self.labels))
-        if not 2 <= len(names) <= MOST_TEXTS:
+        if not 2 <= len(names) <= MAX_TEXTS:
             return {}
         try:
             texts = embedder.encode_text([PROMPT.format(name.replace("_", " ")) for name in names])
@@ -125,5 +124,5 @@ class Validation:
         return Embeddings(kept.ids, vectors[places], kept.attributes, model_id)
 
 
-def _places(place: dict[int, int], positions: np.ndarray) -> np.ndarray:
-    return np.array([place[int(p)] for p in positions])
+def _places(place_of: dict[int, int], positions: np.ndarray) -> np.ndarray:
+    return np.array([place_of[int(p)] for p in positions])

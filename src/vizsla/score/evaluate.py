@@ -40,15 +40,14 @@ def evaluate(
 ) -> Scores:
     """Scores of a ranking at the cut-offs `ks` and `top_k`.
 
-    top_k: the contest's k, beyond which no contest points are won. By default the lists' length
-      for a submission, whose gallery is not known, and max(ks) otherwise; also for a run with
-      judgements, which may be long.
+    top_k: the contest's k; later ranks get no contest points. Default: the length of the lists for
+      a submission, whose gallery is unknown; otherwise, and with judgements, max(ks).
     full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
-      the whole gallery, junk and self taken out: AP, MAP@R and the like from a shallow ranking.
-    missing_ranks: behind a list's end: "unknown" (no mean at that cut-off); "wrong" as a judge has
-      it; or "absent" as trec_eval has it: wrong, and what a list lacks is never found, so that AP
-      and the like are known too.
-    cluster: "label" or another column, to draw whole classes for the intervals.
+      the whole gallery, without junk and self: for AP, MAP@R and the like of a shallow ranking.
+    missing_ranks: what the ranks behind a list's end are: "unknown" (no mean at that cut-off);
+      "wrong", as a judge counts them; or "absent", as trec_eval does: wrong, and images that a list
+      lacks count as never found, so that AP and the like are known too.
+    cluster: "label" or another column: intervals draw whole classes instead of queries.
     """
     if missing_ranks not in MISSING_RANKS:
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
@@ -96,10 +95,10 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a ranking shows of its hits.
+    """Where a ranking has its hits, and how far it is known.
 
     ranks: (Q, M) of the hits, 0 behind a row's end. lengths: (Q,) how far each list is known.
-    whole: (Q,) bool, all of the gallery is known. n_relevant: (Q,), -1 where unknown.
+    whole: (Q,) bool, the whole gallery is known. n_relevant: (Q,), -1 where unknown.
     depth: the longest list.
     """
 
@@ -136,7 +135,7 @@ def measure(
 ) -> dict[str, Metric]:
     """All metrics by key ("precision@10", "map", …), by kind and then by cut-off.
 
-    handed_in: how many ranks a contest sees; those behind win no points. None: all.
+    handed_in: how many ranks a contest takes; later ones get no points. None: all.
     """
     levels = metrics.CONTEST_POINTS if points is None else dict(points)
     ranks = seen.ranks if handed_in is None else np.where(seen.ranks > handed_in, 0, seen.ranks)
@@ -170,7 +169,7 @@ def _at(seen: Seen, k: int) -> dict[str, Metric]:
 
 
 def _without_cutoff(seen: Seen) -> dict[str, Metric]:
-    """Known for a query once its list holds all that the metric looks at."""
+    """Metrics without a cut-off, known where a query's list has all ranks that they need."""
     ranks, n_relevant = seen.ranks, seen.n_relevant
     shallow = f"the ranking ends at rank {seen.depth}, the gallery does not"
     to_end = seen.whole | ((ranks > 0).sum(axis=1) >= n_relevant)
@@ -188,7 +187,7 @@ def _without_cutoff(seen: Seen) -> dict[str, Metric]:
 
 
 def _at_depth(seen: Seen) -> dict[str, Metric]:
-    """AP as deep as every list reaches: what stands in for mAP."""
+    """AP at the depth that every list reaches, instead of mAP."""
     deepest = int(seen.lengths[~seen.whole].min(initial=seen.depth))
     if deepest == 0:
         return {}

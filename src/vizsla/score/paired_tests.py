@@ -11,14 +11,14 @@ from vizsla.score.scores import Scores
 from vizsla.score.tables import Table
 
 NO_DIFFERENCE = "no difference that these queries can show"
-# of the table, on a narrow terminal: what stays in it, what may be left out, shorter texts
+# columns of the table that a narrow terminal shows in any case
 KEPT = ("metric", "A − B", "verdict")
-FINEST = 40  # permutations a comparison: the smallest p, corrected, can then reach .025
+PER_COMPARISON = 40  # permutations, so that the smallest p, corrected, can reach .025
 
 
 @dataclass(frozen=True)
 class Difference:
-    """a minus b in one metric over the n queries that both are judged by.
+    """a minus b in one metric, over the n queries that both are judged by.
 
     low, high: interval of the difference; those of all `comparisons` that were computed together
     hold together with this confidence (Bonferroni). p: of the sign-flip test; p_corrected: Holm's,
@@ -41,10 +41,12 @@ class Difference:
 
     @property
     def difference(self) -> float:
+        """mean_a - mean_b."""
         return self.mean_a - self.mean_b
 
     @property
     def verdict(self) -> str:
+        """Which system is better by p_corrected, or NO_DIFFERENCE."""
         if self.p_corrected > 1 - self.confidence:
             return NO_DIFFERENCE
         return f"{self.a if self.difference > 0 else self.b} is better"
@@ -85,6 +87,7 @@ def compare_systems(
 
 
 def differences_table(differences: Sequence[Difference]) -> Table:
+    """A row for each difference."""
     columns = ["metric", "A", "B", "mean A", "mean B", "A − B", "low (Bonferroni)",
                "high (Bonferroni)", "p", "p (Holm)", "queries", "verdict"]  # fmt: skip
     rows = [
@@ -113,19 +116,19 @@ def in_words(difference: Difference) -> str:
     d = difference
     first, second, sign = (d.a, d.b, 1) if d.difference >= 0 else (d.b, d.a, -1)
     ends = sorted(sign * end for end in (d.low, d.high) if end is not None)
-    told = f"{sign * d.difference:.4f}"
+    amount = f"{sign * d.difference:.4f}"
     if ends:
-        told += f", {100 * d.confidence:g} % interval {ends[0]:.4f} to {ends[1]:.4f}"
+        amount += f", {100 * d.confidence:g} % interval {ends[0]:.4f} to {ends[1]:.4f}"
     if d.verdict == NO_DIFFERENCE:
-        return f"{d.title}, {first} and {second}: {d.verdict} ({told})"
-    return f"{d.title}: {first} is better than {second} by {told}"
+        return f"{d.title}, {first} and {second}: {d.verdict} ({amount})"
+    return f"{d.title}: {first} is better than {second} by {amount}"
 
 
 def _check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
     only = set(left.queries) ^ set(right.queries)
     if only:
         raise DataError(
-            f"{a} and {b} were not judged on the same queries: {len(only)} are in one alone "
+            f"{a} and {b} were not judged on the same queries: {len(only)} are in only one of them "
             f"({', '.join(sorted(only)[:3])}): evaluate both with one truth"
         )
     where = {query: i for i, query in enumerate(right.queries)}
@@ -174,12 +177,12 @@ def _difference(
     used = metric.over_all | first.answerable
     values = metric.values[used], other[used]
     clusters = None if cluster is None else first.cluster_values(cluster)[used]
-    apart = values[0] - values[1]
+    differences = values[0] - values[1]
     interval = difference_interval(
-        apart, clusters=clusters, comparisons=comparisons, confidence=confidence, seed=seed
+        differences, clusters=clusters, comparisons=comparisons, confidence=confidence, seed=seed
     )
     low, high = interval or (None, None)
-    permutations = max(PERMUTATIONS, FINEST * comparisons)
+    permutations = max(PERMUTATIONS, PER_COMPARISON * comparisons)
     return {
         "key": key,
         "title": metric.title,
@@ -189,6 +192,6 @@ def _difference(
         "mean_b": float(values[1].mean()),
         "low": low if low is None else max(low, -metric.highest),
         "high": high if high is None else min(high, metric.highest),
-        "p": sign_flip_p(apart, clusters=clusters, permutations=permutations, seed=seed),
+        "p": sign_flip_p(differences, clusters=clusters, permutations=permutations, seed=seed),
         "n": int(used.sum()),
     }

@@ -21,18 +21,18 @@ _NAMED = 3  # how many names an error shows
 
 @dataclass(frozen=True, eq=False)
 class Relevance:
-    """What a Ranking is worth, rank by rank, for the Q queries of the truth that have a label.
+    """Which ranks of a Ranking are right, for the Q queries of the truth that have a label.
 
-    queries, labels: Q, in the truth's order. rows: (Q,) where each stands in the ranking, -1 where
-      the ranking lacks it (or holds an empty list for it): such a query is all wrong. A label is
-      None where the truth is a list of judgements and has none.
+    queries, labels: Q, in the truth's order; a label is None where the truth is a list of
+      judgements without labels. rows: (Q,) the row of each query in the ranking, -1 where the
+      ranking lacks it or has an empty list for it: such a query is all wrong.
     hits: (Q, K) bool, junk and self removed. lengths: (Q,) ranks that are left in each list.
     scores: (Q, K) as in the ranking, nan behind a row's end; None where it has none.
     whole: (Q,) bool: the list holds the whole gallery, so what it lacks does not exist.
     n_relevant: (Q,) relevant images in the gallery, -1 where unknown.
     first_labels: the label of each query's first image, None where there is none.
-    unlabelled: queries that the truth names without a label, or that it does not judge; they are
-      left out. unlabelled_gallery: gallery images without a label; they count as wrong.
+    unlabelled: queries that the truth has no label for, or does not judge; they are left out.
+    unlabelled_gallery: gallery images without a label; they count as wrong.
     """
 
     queries: list[str]
@@ -65,12 +65,12 @@ class Relevance:
 def relevance(ranking: Ranking, truth: Truth) -> Relevance:
     """Judges every rank of every query.
 
-    DataError for names that the truth does not hold, and for a list that names an image twice.
+    DataError for names that the truth lacks, and for a list that names an image twice.
     """
     _check_names(ranking, truth)
     _refuse_repeats(ranking)
     in_ranking = {query: i for i, query in enumerate(ranking.queries)}
-    queries, unlabelled = _asked(ranking, truth)
+    queries, unlabelled = _judged_queries(ranking, truth)
     rows = np.array([in_ranking.get(query, -1) for query in queries])
     rows[np.append(ranking.lengths, 0)[rows] == 0] = -1
 
@@ -96,8 +96,8 @@ def relevant_and_ignored(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each query the positions in `gallery` that are relevant, and those that take no rank.
 
-    What a search over the whole gallery needs to give `evaluate` its `full_ranks`. A query without
-    a label has no relevant images.
+    A search over the whole gallery needs them to compute the `full_ranks` of `evaluate`. A query
+    without a label has no relevant images.
     """
     at = {name: i for i, name in enumerate(gallery)}
     ignored = [_positions(ignored_names(truth, query), at) for query in queries]
@@ -119,7 +119,7 @@ def ignored_names(truth: Truth, query: str) -> list[str]:
 
 
 def match_pairs(relevance: Relevance, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and matches, (pairs,), of the first k ranks of each query: for match or no match."""
+    """Scores (pairs,) and whether they match (pairs,) bool, of the first k ranks of each query."""
     if relevance.scores is None:
         raise DataError("the ranking holds no scores: a cut-off on scores needs them")
     there = np.arange(relevance.hits.shape[1])[None, :k] < relevance.lengths[:, None]
@@ -129,8 +129,8 @@ def match_pairs(relevance: Relevance, k: int = 1) -> tuple[np.ndarray, np.ndarra
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _asked(ranking: Ranking, truth: Truth) -> tuple[list[str], list[str]]:
-    """The queries that are judged, and those that are left out for want of a label or judgement."""
+def _judged_queries(ranking: Ranking, truth: Truth) -> tuple[list[str], list[str]]:
+    """The queries that are judged, and those without a label or judgement, which are left out."""
     if truth.relevant is not None:
         return list(truth.relevant), [q for q in ranking.queries if q not in truth.relevant]
     asked = truth.query if truth.query_complete else ranking.queries
@@ -143,17 +143,17 @@ def _asked(ranking: Ranking, truth: Truth) -> tuple[list[str], list[str]]:
 
 def _check_names(ranking: Ranking, truth: Truth) -> None:
     if truth.relevant is not None:
-        _refuse_strangers(ranking, truth.relevant)
+        _require_common_names(ranking, truth.relevant)
         return
-    _refuse_unknown([q for q in ranking.queries if q not in truth.query], "queries")
+    _require_known([q for q in ranking.queries if q not in truth.query], "queries")
     used = np.zeros(len(ranking.gallery) + 1, dtype=bool)  # the last for -1: behind a row's end
     used[ranking.positions.ravel()] = True
     names = [ranking.gallery[p] for p in np.flatnonzero(used[:-1])]
-    _refuse_unknown([name for name in names if name not in truth.gallery], "gallery images")
+    _require_known([name for name in names if name not in truth.gallery], "gallery images")
 
 
-def _refuse_strangers(ranking: Ranking, relevant: Mapping[str, Collection[str]]) -> None:
-    """Judgements need not name all; where they name nothing of a ranking they are another's."""
+def _require_common_names(ranking: Ranking, relevant: Mapping[str, Collection[str]]) -> None:
+    """DataError where judgements name no image of the ranking: they are of another data set."""
     judged = [query for query in ranking.queries if query in relevant]
     if not judged:
         raise DataError(
@@ -170,7 +170,7 @@ def _refuse_strangers(ranking: Ranking, relevant: Mapping[str, Collection[str]])
         )
 
 
-def _refuse_unknown(names: list[str], what: str) -> None:
+def _require_known(names: list[str], what: str) -> None:
     if names:
         shown = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
         raise DataError(
@@ -180,7 +180,7 @@ def _refuse_unknown(names: list[str], what: str) -> None:
 
 
 def _refuse_repeats(ranking: Ranking) -> None:
-    """One right image listed ten times would look like ten. Deep rankings come from a search."""
+    """A right image listed ten times would count as ten. Deep rankings come from a search."""
     if ranking.depth > _CHECKED_DEPTH:
         return
     ordered = np.sort(ranking.positions, axis=1)
@@ -189,7 +189,7 @@ def _refuse_repeats(ranking: Ranking) -> None:
         i, j = np.argwhere(twice)[0]
         raise DataError(
             f"the list of query {ranking.queries[i]} names {ranking.gallery[ordered[i, j]]} twice: "
-            "every gallery image may stand in a list once"
+            "every gallery image may be in a list once"
         )
 
 

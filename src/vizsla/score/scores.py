@@ -31,8 +31,8 @@ class Scores:
     answerable: (Q,) bool, whether something is relevant in the gallery (True where unknown).
     n_relevant: (Q,), -1 where unknown. first_ranks: (Q,) of the first hit, inf where none was seen.
     first_labels: the label of each query's first image. columns: column → Q values, to slice by.
-    lacking, unlabelled, unlabelled_gallery: how many queries the ranking lacks (counted as wrong),
-    how many have no label (left out), how many gallery images have none (counted as wrong).
+    lacking: queries that the ranking lacks (counted as wrong). unlabelled: queries without a label
+    (left out). unlabelled_gallery: gallery images without a label (counted as wrong).
     """
 
     queries: list[str]
@@ -76,14 +76,14 @@ class Scores:
 
     @property
     def headline(self) -> str:
-        """The metric to order queries and classes by: AP, else precision@k, else top-k accuracy."""
+        """The metric that classes are sorted by: AP, else precision@k, else top-k accuracy."""
         choices = ("map", f"precision@{self.top_k}", f"top_k_accuracy@{self.top_k}")
         return next((key for key in choices if self.mean(key) is not None), "contest_points")
 
     # ── slices ──
 
     def by(self, column: str = "label") -> dict[str, "Scores"]:
-        """The scores of each value of a column, by value; intervals are made when looked at."""
+        """The scores of the queries of each value of a column, {value: Scores}, sorted by value."""
         values = [value if value is not None else UNLABELLED for value in self._column(column)]
         places: dict[str, list[int]] = {}
         for i, value in enumerate(values):
@@ -139,12 +139,12 @@ class Scores:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the numbers must know: queries left out, unknowns, classes at zero."""
+        """What a reader of the scores should know: queries left out, unknowns, classes at zero."""
         return _notes(self)
 
     @property
     def doubts(self) -> list[str]:
-        """Why the labels may be none, so that the numbers say nothing; the first of the notes."""
+        """Signs that the labels were misread, so that the scores mean nothing; the first notes."""
         return _doubts(self)
 
     def lines(self) -> list[str]:
@@ -262,11 +262,11 @@ def _numbers(values: list[float | None]) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in values], dtype=float)
 
 
-# ── what a reader of the numbers sees ────────────────────────────────────────────────────────────
+# ── text ────────────────────────────────────────────────────────────
 
 
 def _notes(scores: Scores) -> list[str]:
-    """What a reader of the numbers must know: what was left out, what is unknown, and why."""
+    """What was left out, what is unknown, and why."""
     found = [
         *_doubts(scores), _unknown_note(scores), *_left_out_notes(scores), _reach_note(scores)
     ]  # fmt: skip
@@ -280,7 +280,7 @@ def _notes(scores: Scores) -> list[str]:
 
 
 def _doubts(scores: Scores) -> list[str]:
-    """Why the labels may be none: names that were misread give 0, or 1, whatever the ranking."""
+    """Signs of misread labels, with which every score is 0, or 1, whatever the ranking."""
     labels = sorted({label for label in scores.columns["label"] if label is not None})
     if not labels:  # judgements, no labels
         return []
@@ -317,7 +317,8 @@ def _table_lines(scores: Scores) -> list[str]:
 
 
 def is_shown(scores: Scores, key: str) -> bool:
-    """At k = 1 all metrics are one; AP@k and MRR@k stand in where mAP and MRR are unknown."""
+    """Whether a table shows it: at k = 1 all metrics are equal; AP@k and MRR@k replace unknown mAP
+    and MRR."""
     kind, _, k = key.partition("@")
     if kind == "top_k_accuracy" or not k:
         return True
@@ -359,24 +360,24 @@ def _merged(titles: Sequence[str]) -> list[str]:
 def _left_out_notes(scores: Scores) -> list[str]:
     empty = scores.with_nothing_relevant or 0
     return [
-        _said(
+        _if_any(
             empty,
             "query has nothing relevant in the gallery: wrong in top-k accuracy and contest "
             "points, left out of the other means",
             "queries have nothing relevant in the gallery: wrong in top-k accuracy and contest "
             "points, left out of the other means",
         ),
-        _said(
+        _if_any(
             scores.lacking,
             "query of the truth is not in the ranking: counted as wrong",
             "queries of the truth are not in the ranking: counted as wrong",
         ),
-        _said(
+        _if_any(
             scores.unlabelled,
             "query has no label: left out of everything",
             "queries have no label: left out of everything",
         ),
-        _said(
+        _if_any(
             scores.unlabelled_gallery,
             "gallery image has no label: counted as wrong",
             "gallery images have no label: counted as wrong",
@@ -397,7 +398,7 @@ def _reach_note(scores: Scores) -> str:
     )
 
 
-def _said(n: int, one: str, many: str) -> str:
+def _if_any(n: int, one: str, many: str) -> str:
     return _count(n, one, many) if n else ""
 
 

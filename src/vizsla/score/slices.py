@@ -15,8 +15,10 @@ from vizsla.score.tables import Table, to_csv
 
 
 def slice_table(scores: Scores, column: str, n: int | None = None) -> Table:
-    """A row for each value of a column, the worst first (the n worst): how many queries, the main
-    metrics, and the interval of the metric that orders them."""
+    """A row for each value of a column, the worst first: queries, main metrics, and an interval.
+
+    n: only the n worst. The interval is that of the metric that the rows are sorted by.
+    """
     key = scores.headline
     keys = dict.fromkeys(
         [key, "top_k_accuracy@1", f"top_k_accuracy@{scores.top_k}", f"precision@{scores.top_k}",
@@ -105,6 +107,6 @@ def _worst_first(mean: float | None) -> tuple[bool, float]:
 
 
 def _interval(part: Scores, key: str) -> tuple[float | None, float | None]:
-    """Of this one metric: those of all would take long for many slices."""
+    """The interval of this one metric: all of them would take long for many slices."""
     figure = dataclasses.replace(part, metrics={key: part.metrics[key]})[key]
     return figure.low, figure.high

@@ -1,6 +1,6 @@
 """Labels, judgements and names of images → Truth: which gallery image is right for which query.
 
-Knows no scores and no ranks; a Ranking is looked at for its names alone.
+Knows no scores and no ranks; of a Ranking it uses only the names.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is right: the labels of the queries and of the gallery, by id. None: no label.
+    """The labels of the queries and of the gallery, by id. None: no label.
 
-    query_complete: these are all the queries that were asked, so those that a ranking lacks count
-      as wrong. False where roles are unknown: then the ranking's own queries are judged.
-    gallery_complete: these are all the gallery images, so what a ranking misses is known. False
-      where labels were read off a submission's names: recall and AP cannot be known then.
+    query_complete: these are all queries, so those that a ranking lacks count as wrong. False where
+      roles are unknown: then the queries of the ranking are judged.
+    gallery_complete: these are all gallery images, so it is known what a ranking lacks. False where
+      labels come from the names in a submission: then recall and AP are unknown.
     one_set: query and gallery are one set; an id in both is one image, and never its own match.
     junk: query id → gallery ids that are neither right nor wrong for it.
     attributes: column → query id → value, to slice scores by.
-    relevant: query id → the gallery ids that are right for it, in place of equal labels. Labels
-      then only slice; what is in no set is wrong, and a query without a set is left out.
+    relevant: query id → the gallery ids that are right for it, instead of those with its label.
+      Labels are then used for slices only; an image that is in no set is wrong, and a query
+      without a set is left out.
     """
 
     query: Mapping[str, str | None]
@@ -76,7 +77,7 @@ class Truth:
     def from_sets(
         query: "ImageSet | Embeddings", gallery: "ImageSet | Embeddings", *, one_set: bool = False
     ) -> "Truth":
-        """From images or embeddings with labels; all the query's attributes can be sliced by."""
+        """From images or embeddings with labels; the queries' attributes can be sliced by."""
         table = query.attributes
         columns = [name for name in table.column_names if name != "label"]
         return Truth(
@@ -93,8 +94,8 @@ class Truth:
     def from_labels(table: "pa.Table", *, one_set: bool = False) -> "Truth":
         """From a table with file, label and, at best, role ("query", "gallery"), as `read_labels`.
 
-        A row without a role may be either: then the ranking says which are queries, and the
-        gallery is known only where the ranking knows it. Other columns become attributes.
+        A row without a role may be either: the queries are then those of the ranking, and the
+        gallery is complete only if that of the ranking is. Other columns become attributes.
         """
         names = table.column_names
         if "file" not in names or "label" not in names:
@@ -103,14 +104,14 @@ class Truth:
             )
         files, labels = table["file"].to_pylist(), _texts(table["label"].to_pylist())
         roles = table["role"].to_pylist() if "role" in names else None
-        told = roles is not None and all(roles)
+        complete = roles is not None and all(roles)
         asked = _labels_of("query", files, labels, roles)
         others = [name for name in names if name not in ("file", "label", "role")]
         return Truth(
             asked,
             _labels_of("gallery", files, labels, roles),
-            query_complete=told,
-            gallery_complete=told,
+            query_complete=complete,
+            gallery_complete=complete,
             one_set=one_set,
             attributes={
                 name: _labels_of("query", files, _texts(table[name].to_pylist()), roles, name)
@@ -128,7 +129,7 @@ class Truth:
         """From judgements, as `read_qrels` gives them: query id → gallery id → grade.
 
         A grade above 0 is right (however high), 0 is wrong, one below 0 is junk. Images that are
-        not judged are wrong. labels: what the queries and the gallery are called, for slices.
+        not judged are wrong. labels: the labels of queries and gallery, for slices.
         """
         return Truth(
             {query: labels.query.get(query) if labels else None for query in grades},
@@ -161,8 +162,8 @@ class Truth:
     ) -> "Truth":
         """From the names in a ranking. queries, gallery: all their ids, where they are known.
 
-        Otherwise the gallery is complete only if the ranking knows all of it; the names in a
-        submission are those it happened to retrieve.
+        Otherwise the gallery is complete only if the ranking knows all of it; a submission names
+        only the images that it retrieved.
         """
         from vizsla.data.tables import labels_from_pattern
 
@@ -243,9 +244,9 @@ def truth_of_folders(
     labels_from: str | None = None,
     one_set: bool = False,
 ) -> Truth | None:
-    """Of all images in a data folder: from a labels file, their names, or what lies there.
+    """The truth of a data folder: from a labels file, file names, or the folder itself.
 
-    An image that has no label is known all the same. None where nothing gives labels.
+    An image without a label is part of it too. None where nothing gives labels.
     """
     from vizsla.data.tables import labels_from_pattern
 

@@ -1,6 +1,6 @@
 """Embeddings + truth → Scores over the whole gallery, however large it is.
 
-A ranking of a large gallery ends at some depth; the ranks behind it are counted, not sorted.
+A ranking of a large gallery has a limited depth; later ranks are counted, not sorted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from vizsla.score.truth import Truth
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
 
-WHOLE = 20_000_000  # scores: above that a ranking is cut, and the ranks behind are counted
+WHOLE = 20_000_000  # scores; for more the ranking ends at DEPTH, and later ranks are counted
 DEPTH = 1000
 
 
@@ -33,7 +33,7 @@ def evaluate_embeddings(
     device: str = "cpu",
     **options: Any,
 ) -> Scores:
-    """The scores of vectors of one's own: by cosine, exactly, over the whole gallery.
+    """The scores of your own vectors: by cosine, exactly, over the whole gallery.
 
     queries, gallery: NumPy arrays, torch tensors (anything with DLPack), .npy, .npz, .safetensors
     or Parquet files, embeddings folders. The labels: arrays, lists or files; None where the
@@ -54,10 +54,10 @@ def own_pair(
     *,
     same_set: bool = False,
 ) -> tuple[Embeddings, Embeddings]:
-    """Both sides; the same one twice for same_set. DataError where they cannot be compared."""
+    """Queries and gallery, the same twice for same_set. DataError: they cannot be compared."""
     if same_set != (gallery is None):
         raise UsageError(
-            "one set for queries and gallery is given as queries alone, with same_set (--same-set)"
+            "where queries and gallery are one set, give it as queries, with same_set (--same-set)"
             if same_set
             else "give the gallery's vectors too (--gallery), or same_set (--same-set) where "
             "queries and gallery are one set"
@@ -78,7 +78,7 @@ def truth_of(
     grades: Mapping[str, Mapping[str, int]] | None = None,
     same_set: bool = False,
 ) -> Truth:
-    """By the labels of both, or by judgements (then labels only slice)."""
+    """The truth by the labels of both, or by `grades`; then labels are only used for slices."""
     labelled = [bool(side.labels and any(side.labels)) for side in (queries, gallery)]
     labels = Truth.from_sets(queries, gallery, one_set=same_set) if all(labelled) else None
     if grades is not None:
@@ -86,7 +86,7 @@ def truth_of(
     if labels is None:
         role = "gallery" if labelled[0] else "query"
         raise DataError(
-            f"the {role} vectors come without labels: give {role} labels (--{role}-labels FILE)"
+            f"the {role} vectors have no labels: give {role} labels (--{role}-labels FILE)"
         )
     return labels
 
@@ -99,7 +99,7 @@ def ranked(
     same_set: bool = False,
     device: str = "cpu",
 ) -> Ranking:
-    """The ranking, as deep as memory allows and at least to max(ks)."""
+    """The ranking by cosine: of the whole gallery if that is small, else at least to max(ks)."""
     available = len(gallery) - (1 if same_set else 0)
     if available < 1:
         raise DataError(f"{len(gallery)} image: one set needs two or more to search among")
@@ -119,7 +119,7 @@ def evaluate_ranked(
 ) -> Scores:
     """Scores over the whole gallery, however deep the ranking of these vectors is.
 
-    One that was refined or fused is no longer that of the vectors: what is behind its end is
+    A ranking that was refined or fused no longer has the order of the vectors: its later ranks are
     unknown. options: of `evaluate`.
     """
     full_ranks = None

@@ -97,7 +97,7 @@ def test_negative_examples_and_marks_change_the_results(served: Any) -> None:
         ({"query": "0" * 32}, 404, "no longer kept"),
         ({"text": "a dog"}, 422, "colours does not read text"),
         ({"id": "red/red-0.png", "filter": "colour=red"}, 422, "no attribute 'colour'"),
-        ({"id": "red/red-0.png", "filter": "nonsense"}, 422, "no condition"),
+        ({"id": "red/red-0.png", "filter": "nonsense"}, 422, "not a condition"),
         ({"id": "red/red-0.png", "filter": "price<cheap"}, 422, "price"),
         ({"id": "red/red-0.png", "filter": "id=@/etc/passwd"}, 422, "not by id"),
         ({"id": "red/red-0.png", "filter": " ID =@/etc/passwd"}, 422, "not by id"),

@@ -71,7 +71,7 @@ def test_a_choice_without_a_control_becomes_a_written_condition() -> None:
     ("address", "field", "said"),
     [
         ("from.price=abc", "from.price", "“abc” cannot be a value here"),
-        ("filter=domain%3Dphoto&filter=price", "filter.1", "no condition"),
+        ("filter=domain%3Dphoto&filter=price", "filter.1", "not a condition"),
         ("filter=colour%3Dred", "filter.0", "no attribute 'colour'"),
         ("filter=id%3Da", "filter.0", "not by id"),
         ("filter=price%3C", "filter.0", "price"),
