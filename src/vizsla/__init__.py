@@ -21,12 +21,13 @@ _HOME = {
     "ModelError": "errors",
     "Preprocess": "data.preprocess",
     "Ranking": "search.ranking",
+    "RankingTruth": "output.query_sheets",
     "RunConfig": "run.config",
     "Scores": "score.scores",
     "SearchClient": "web.search.client",
     "StorageError": "errors",
     "SubmitError": "errors",
-    "Truth": "score.relevance",
+    "Truth": "score.truth",
     "UsageError": "errors",
     "VizslaError": "errors",
     "build_graph": "search.knn_graph",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from vizsla.errors import UsageError as UsageError
     from vizsla.errors import VizslaError as VizslaError
     from vizsla.model.embedder import Embedder as Embedder
+    from vizsla.output.query_sheets import RankingTruth as RankingTruth
     from vizsla.output.query_sheets import draw_ranking as draw_ranking
     from vizsla.output.submission import read_submission as read_submission
     from vizsla.output.submission import write_submission as write_submission

@@ -184,7 +184,7 @@ def test_with_embeddings_swapped_labels_and_near_pairs_are_found(data: Path) -> 
 def test_the_list_to_leave_out_is_one_that_run_reads(messy: Path, tmp_path: Path) -> None:
     (messy / "training/dog/a\nb.png").write_bytes(b"")
     done = vizsla(messy, "--write-exclude", tmp_path / "out.txt", "-q")
-    assert done.stdout.splitlines()[-1] == f"left out  {tmp_path / 'out.txt'}"
+    assert done.stdout.splitlines()[-1] == f"exclude   {tmp_path / 'out.txt'}"
     assert done.exit_code == 0
     assert "--write-exclude" not in done.stdout
     assert f"`vizsla run --exclude {tmp_path / 'out.txt'}` leaves them out" in done.stdout

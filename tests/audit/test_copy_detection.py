@@ -125,15 +125,15 @@ def test_pictures_without_anything_to_see_never_match() -> None:
 def test_blocks_and_workers_change_nothing(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [photo(i) for i in range(15)]
     pictures += [CHANGES["middle"](picture) for picture in pictures[::2]]
-    told: list[tuple[int, int]] = []
-    whole = found(pictures, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (8, 8) and len(whole) == 8
+    reports: list[tuple[int, int]] = []
+    whole = found(pictures, progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (8, 8) and len(whole) == 8
     monkeypatch.setattr(copy_detection, "BLOCK", 4)
     monkeypatch.setattr(copy_detection, "CHUNK", 3)
-    told.clear()
-    parts = found(pictures, workers=3, progress=lambda done, total: told.append((done, total)))
+    reports.clear()
+    parts = found(pictures, workers=3, progress=lambda done, total: reports.append((done, total)))
     assert [(m.a, m.b, m.turn) for m in parts] == [(m.a, m.b, m.turn) for m in whole]
-    assert told[-1][0] == told[-1][1] == 8 * 21
+    assert reports[-1][0] == reports[-1][1] == 8 * 21
 
 
 def test_hundred_equal_pictures_give_no_flood_of_pairs(photo: Photo) -> None:

@@ -25,8 +25,8 @@ def clusters(n_classes: int, each: int, seed: int = 0) -> tuple[np.ndarray, list
 def test_swapped_labels_come_first_with_the_right_class_beside_them() -> None:
     vectors, labels = clusters(6, 30)
     swapped = {3: "class4", 40: "class0", 77: "class5", 120: "class1", 170: "class2"}
-    told = [swapped.get(i, label) for i, label in enumerate(labels)]
-    found = suspects(vectors, told)
+    given = [swapped.get(i, label) for i, label in enumerate(labels)]
+    found = suspects(vectors, given)
     assert {s.i for s in found[:5]} == set(swapped)
     for s in found[:5]:
         assert (s.label, s.other) == (swapped[s.i], labels[s.i])

@@ -48,6 +48,6 @@ def test_scores_come_first_and_what_all_rows_share_is_stated_once() -> None:
     assert "The same in every row: k 10." in page.text
 
 
-def test_differences_are_told_in_words_first() -> None:
+def test_sentences_stand_above_the_table_of_differences() -> None:
     html = differences_page(Table(["A", "B", "A − B"], [["a", "b", 0.5]]), ["a is better"])
     assert 0 < html.index("a is better") < html.index("<table")

@@ -88,10 +88,10 @@ def test_the_configuration_names_the_model_that_made_the_vectors(
     config["options"]["tuning"] = {"budget": 60.0}
     storage.write_sealed_json(folder / "config.json", config)
     rows = text_of(finished_run.report(folder, tmp_path / "r.html")).split("Configuration")[-1]
-    told = " ".join(rows.split())
-    assert f" model id {kept} " in told and f" model id before fitting {start} " in told
-    assert f" weights {weights} " in told
-    assert " tuning.budget 60 s " in told and re.search(r" runtime [\d.]+ s ", told)
+    text = " ".join(rows.split())
+    assert f" model id {kept} " in text and f" model id before fitting {start} " in text
+    assert f" weights {weights} " in text
+    assert " tuning.budget 60 s " in text and re.search(r" runtime [\d.]+ s ", text)
 
 
 def test_a_saved_embedder_has_its_own_weights(tinted: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_grades_are_kept_and_negative_ones_are_junk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no judgement"),
         ("q1 0 a\n", "line 1: expected four fields"),
@@ -112,9 +112,9 @@ def test_grades_are_kept_and_negative_ones_are_junk(tmp_path: Path) -> None:
         ("q1 0 a 1\nq1 0 a 0\n", "line 2: 'q1' and 'a' have the grades 1 and 0"),
     ],
 )
-def test_what_is_no_qrels_file_is_told_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+def test_a_line_that_is_no_judgement_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text(text)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_qrels(tmp_path / "bad.txt")
     assert str(tmp_path / "bad.txt") in str(caught.value)
 

@@ -26,9 +26,9 @@ from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, che
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
 
-Progress = Callable[[int, int], None]  # (chains tried, of about so many)
+Progress = Callable[[int, int], None]  # (chains tried, expected number)
 STAGE = "trying refinements"
-WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, beside its default
+WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, apart from its default
 # options of the last step that are varied at the end; (): the neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
     "kreciprocal": {

@@ -1,4 +1,4 @@
-"""The command that comes before the work: check."""
+"""The command `check`."""
 
 import tempfile
 from dataclasses import replace
@@ -25,13 +25,13 @@ def check_data(
     ] = None,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Also write all of it there (JSON).")
+        Path | None, typer.Option("-o", "--out", help="Also write everything as JSON.")
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write a page with the pictures.")
     ] = None,
     write_exclude: Annotated[
-        Path | None, typer.Option("--write-exclude", help="Write what `run --exclude` reads.")
+        Path | None, typer.Option("--write-exclude", help="Write a list for `run --exclude`.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -87,6 +87,6 @@ def check_data(
     else:
         typer.echo(found.text())
         print_remarks(*found.remarks(text_or_none(write_exclude)))
-        for what, path in (("page", html), ("left out", write_exclude), ("JSON", out)):
+        for what, path in (("page", html), ("exclude", write_exclude), ("JSON", out)):
             if path:
                 typer.echo(f"{what:<10}{path}")

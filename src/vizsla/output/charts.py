@@ -244,7 +244,7 @@ def class_bars(
 ) -> None:
     """A bar for each class, best first, with its value (0 to 1) and its number of queries.
 
-    Of more than 60 classes the 30 best and the 30 worst are drawn, as the title then says.
+    Of more than 60 classes the 30 best and the 30 worst are drawn, and the title says so.
     """
     numbers = _numbers(values, len(classes))
     known = [i for i in np.argsort(-numbers, kind="stable") if not math.isnan(numbers[i])]

@@ -1,6 +1,6 @@
-"""Embeddings → a map of them in the plane, and one sheet of small pictures to show beside it.
+"""Embeddings → a map of them in the plane, and one sheet with their thumbnails.
 
-Near on the map means similar; far means little, and the axes mean nothing. Knows no relevance.
+Points that are close together are similar; large distances and the axes have no meaning.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from vizsla.output.pages import data_uri
 MOST_POINTS = 2000  # queries and gallery images together; of more, a random choice
 TILE, TILE_COLUMNS = 72, 25  # px of a small picture; pictures in a row
 WIDTH, HEIGHT, BORDER = 1000, 700, 24  # of the drawing
-NAMED_CLASSES = 25  # with more of them the names would cover the points
+NAMED_CLASSES = 25  # more names would cover the points
 GOLDEN_ANGLE = 137.508
 
 
@@ -51,7 +51,7 @@ def choose(
 
 
 def pca(vectors: np.ndarray, dim: int = 2) -> np.ndarray:
-    """(N, dim): along the directions in which the vectors differ most; the same on every run."""
+    """(N, dim): the first principal components; the same on every run."""
     centred = vectors.astype(np.float64) - vectors.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)  # (min(N, D), D)
     kept = directions[:dim]
@@ -61,7 +61,7 @@ def pca(vectors: np.ndarray, dim: int = 2) -> np.ndarray:
 
 
 def tsne(vectors: np.ndarray) -> np.ndarray:
-    """(N, 2) by t-SNE (van der Maaten & Hinton, 2008), started from the PCA; PCA for a few."""
+    """(N, 2) by t-SNE (van der Maaten & Hinton, 2008), started from the PCA; PCA below 10."""
     if len(vectors) < 10:
         return pca(vectors)
     from sklearn.manifold import TSNE
@@ -79,7 +79,7 @@ PROJECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tsne": tsne, "pca
 
 
 def in_the_plane(vectors: np.ndarray, projection: str = "tsne") -> np.ndarray:
-    """(N, 2) places in the drawing."""
+    """(N, 2) places in the drawing, in px. UsageError for an unknown projection."""
     if projection not in PROJECTIONS:
         raise UsageError(f"no map {projection!r}: choose one of {', '.join(PROJECTIONS)}")
     places = PROJECTIONS[projection](vectors)  # (N, 2)
@@ -142,7 +142,7 @@ def map_of(
 
 
 def draw_tiles(points: Sequence[Point], *, max_pixels: int = MAX_PIXELS) -> str:
-    """All small pictures as one WebP in a data URI; one that cannot be read stays grey."""
+    """All thumbnails as one WebP in a data URI; one that cannot be read stays grey."""
     rows = -(-len(points) // TILE_COLUMNS)
     sheet = Image.new("RGB", (TILE * TILE_COLUMNS, TILE * rows), "#8a8a8a")
     for i, point in enumerate(points):
@@ -165,7 +165,7 @@ def colour(number: int) -> str:
 def _names(
     points: Sequence[Point], places: np.ndarray, classes: Sequence[str]
 ) -> list[tuple[float, float, str]]:
-    """(x, y, name) of each class: at the point nearest to its median, below names in the way."""
+    """(x, y, name) of each class: at its most central point, moved down to clear other names."""
     labels = np.array([point.label or "" for point in points], dtype=object)
     taken: list[tuple[float, float, str]] = []
     for label in classes:

@@ -1,4 +1,4 @@
-"""Values → self-contained HTML pages, by the Jinja templates beside this file.
+"""Values → self-contained HTML pages, by the Jinja templates of this package.
 
 A page needs no network and no other file: style, script and pictures are inside it.
 """
@@ -58,7 +58,7 @@ def render_page(
 ) -> str:
     """The whole page as text. Sections without content are left out.
 
-    script: the file name of a script beside the templates; no other script can run.
+    script: the file name of a script in the folder of the templates; no other script can run.
     """
     code = _resource(script) if script else ""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

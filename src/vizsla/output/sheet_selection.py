@@ -68,10 +68,10 @@ def draw_sample(
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> list[Path]:
-    """Sheets of so many queries, half of them the worst, the others at random; the paths.
+    """Sheets of `figures` queries, half of them the worst, the others at random; the paths.
 
     figures: -1 draws all queries. Without the truth all are chosen at random. Up to a quarter are
-    queries with an empty row, which could not be read.
+    queries with an empty row: those that could not be read.
     """
     known = ranking_truth(ranking, truth, scores, k)
     n = len(ranking)

@@ -36,11 +36,11 @@ def check_submission(
     gallery: Collection[str] | None = None,
     k: int | None = None,
 ) -> list[str]:
-    """What is wrong with {query: [gallery id, …]}: one line for each kind of fault, or none.
+    """The faults of {query: [gallery id, …]}, one line for each kind; empty where it is valid.
 
-    lists: anything that JSON can hold. queries: those that must occur; gallery: the names that may
-    occur; k: the length of every list; None leaves out the check. Sets are fastest. A name may be
-    both a query and a gallery image.
+    lists: anything that JSON can hold. queries: all that must occur. gallery: all names that may
+    occur. k: the length of every list. None skips a check; sets are fastest. A name may be both a
+    query and a gallery image.
     """
     if not isinstance(lists, Mapping):
         return [f"expected an object {{query: [gallery, …]}}, got {kind_of(lists)}"]
@@ -73,9 +73,9 @@ def _row_problems(
     if not isinstance(row, list):
         yield "queries without a list of names", f"has {kind_of(row)}"
         return
-    strangers = [name for name in row if not isinstance(name, str)]
-    if strangers:
-        yield "lists that hold something other than names", f"holds {kind_of(strangers[0])}"
+    others = [name for name in row if not isinstance(name, str)]
+    if others:
+        yield "lists that hold something other than names", f"holds {kind_of(others[0])}"
         return
     if k is not None and len(row) != k:
         yield f"lists that do not have exactly {k} names", f"has {len(row)}"
@@ -113,7 +113,7 @@ def write_submission(
     gallery: Collection[str] | None = None,
     format: str = "json",
 ) -> None:
-    """Checks a submission and writes it. Raises DataError, and writes nothing, if it is not valid.
+    """Checks a submission and writes it. DataError, and no file, if it is not valid.
 
     A Ranking is cut to its first k images; lists must have exactly k names. With `queries` the file
     follows their order. Only the TREC format keeps scores.
@@ -172,7 +172,7 @@ def _scores_of(results: Ranking | Mapping[str, Any], k: int) -> Scores:
 def read_submission(path: str | Path, format: str = "auto") -> Ranking:
     """The Ranking in a submission file of any format; the size of the gallery is unknown.
 
-    Lists may differ in length. Raises DataError, which says what is wrong, and where.
+    Lists may differ in length. DataError names the fault and its line.
     """
     try:
         text = decode_text(storage.read_bytes(path))

@@ -1,6 +1,6 @@
 """{query: [gallery id, …]} ↔ text, in the formats that contests ask for. Knows no files.
 
-Reading is strict: damaged text, a repeated key or NaN raises a DataError that says where. Whether
+Reading is strict: damaged text, a repeated key or NaN raises a DataError with the place. Whether
 the lists are valid for a contest is not checked here.
 """
 
@@ -18,7 +18,7 @@ from vizsla.errors import DataError
 Lists = dict[str, list[str]]  # {query: [gallery id, …]}, best first
 Scores = dict[str, list[float]] | None  # in step with Lists
 
-NAMED = 3  # offenders that a message names; the others are counted
+NAMED = 3  # offenders that a message lists; the others are counted
 ORDER_ONLY = "vizsla-order"  # TREC tag of a run without scores: its scores only count down
 
 
@@ -252,7 +252,7 @@ def _trec_fields(fields: list[str], number: int) -> tuple[str, str, int, float, 
 
 
 def detect_format(text: str) -> str:
-    """The name of the format that this text looks like. Raises DataError if there is none."""
+    """The name of the format that the text has. DataError if it has none."""
     for name, form in FORMATS.items():
         if form.looks_like(text.lstrip()):
             return name
@@ -292,7 +292,7 @@ FORMATS = {
 }
 
 
-# ── words for messages ───────────────────────────────────────────────────────────────────────────
+# ── parts of messages ───────────────────────────────────────────────────────────────────────────
 
 
 def list_offenders(kind: str, offenders: Sequence[str]) -> str:

@@ -2,8 +2,8 @@
 
 `POST {"groupname": …, "images": {query: [gallery id, …]}}`; the answer is JSON with `accuracy`.
 A submission is sent again only while it cannot have been counted: when no connection could be made
-(httpx's transport tries again), or after HTTP 503, by which a server says that it did not handle
-the request. Every other failure is final, since the submission may have been stored.
+(httpx's transport tries again), or after HTTP 503, which means that the server did not handle the
+request. Every other failure is final, since the submission may have been stored.
 """
 
 import datetime
@@ -46,8 +46,8 @@ class Receipt:
     """What was sent, and what the server answered.
 
     url: None if a dry run had none. accuracy, sent_at: None after a dry run. metrics: the other
-    numbers of the answer. answer: the whole answer. sha256: of the lists (`submission_sha256`), not
-    of the request. sent_at: when the answer came, in UTC.
+    numbers in the answer. answer: all of it. sha256: of the lists (`submission_sha256`), not of the
+    request. sent_at: the time of the answer, in UTC.
     """
 
     groupname: str
@@ -63,7 +63,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP response that was read to its end."""
+    """An HTTP response, read to its end."""
 
     status: int
     headers: httpx.Headers
@@ -83,13 +83,13 @@ def submit(
     gallery: Collection[str] | None = None,
     k: int | None = None,
 ) -> Receipt:
-    """Posts a ranking to a contest server; the Receipt holds its score.
+    """Posts a ranking to a contest server; the Receipt with its score.
 
     results: a Ranking, {query: [gallery id, …]} or the path of a submission file of any format.
     url and token default to VIZSLA_SUBMIT_URL and VIZSLA_SUBMIT_TOKEN. timeout: seconds. retries:
-    how often to try again while the submission cannot have been counted. queries, gallery, k: what
-    to check the lists against before anything is sent.
-    Raises SubmitError, which says in one line why there is no score.
+    further attempts while the submission cannot have been counted. queries, gallery, k: as in
+    `check_submission`, checked before anything is sent.
+    SubmitError gives the reason in one line.
     """
     if isinstance(results, str | Path):
         lists = read_submission(results).to_lists()
@@ -97,7 +97,7 @@ def submit(
         lists = as_lists(results, k=k)
     require_valid(lists, queries=queries, gallery=gallery, k=k, what="the submission")
     if not isinstance(groupname, str) or not groupname.strip():
-        raise UsageError("the group's name is empty: give the name that the contest knows")
+        raise UsageError("the group's name is empty: give the one registered with the contest")
     if timeout <= 0:
         raise UsageError(f"timeout={timeout:g}: expected seconds above 0")
     if retries < 0:
@@ -152,7 +152,7 @@ def _headers(token: str | None) -> dict[str, str]:
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if token:
         if not re.fullmatch(r"[!-~]+", token):
-            raise UsageError("the token holds a space or a character that is not ASCII")
+            raise UsageError("the token holds a space or a non-ASCII character")
         headers["Authorization"] = f"Bearer {token}"
     return headers
 
@@ -163,7 +163,7 @@ def _shown_url(url: httpx.URL) -> str:
 
 
 def _same_server(old: httpx.URL, new: httpx.URL) -> bool:
-    """A redirect may stay where it is, or go from http to https on the same host."""
+    """Whether a redirect stays on the host and port, or goes from http to https on the host."""
     if new.host != old.host:
         return False
     secured = old.scheme == "http" and new.scheme == "https"
@@ -234,7 +234,7 @@ def _send(
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
         raise SubmitError(f"cannot send to {_shown_url(target)}: {error}") from error
-    raise SubmitError(f"{target.host} redirects in a circle, lastly to {_shown_url(url)}")
+    raise SubmitError(f"{target.host} redirects in a circle, last to {_shown_url(url)}")
 
 
 def _read(response: httpx.Response, target: httpx.URL, until: float) -> bytes:
@@ -347,7 +347,7 @@ def _status(status: int) -> str:
 
 
 def _reason(reply: Reply) -> str:
-    """The reason that the server gives, as `: …`; empty if it gives none."""
+    """The server's reason, as `: …`; empty if it gives none."""
     page = _page_title(reply)
     if page is not None:
         return f": a web page{page}"
@@ -358,8 +358,8 @@ def _reason(reply: Reply) -> str:
         answer = None
     if isinstance(answer, dict):
         keys = [key for key in ("detail", "error", "message") if key in answer]
-        said = answer[keys[0]] if keys else answer
-        text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+        found = answer[keys[0]] if keys else answer
+        text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
     return f": {_one_line(text)}" if text.strip() else ""
 
 
@@ -394,7 +394,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """The seconds of Retry-After, which is a number or a date; None if it is neither."""
+    """The seconds of Retry-After, which is a number or a date; None where it is neither."""
     value = reply.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])

@@ -1,4 +1,4 @@
-// The map: the picture of the point that is nearest to the pointer, and one class picked out.
+// The map: shows the picture of the point nearest to the pointer, and highlights one class.
 const map = document.querySelector(".plane");
 if (map) {
   document.body.classList.add("live");
@@ -7,7 +7,7 @@ if (map) {
   const points = [...map.querySelectorAll(".pt")].map((mark) => {
     const box = mark.getBBox(), title = mark.querySelector("title");
     const text = title.textContent;
-    title.remove(); // the browser would show it over ours
+    title.remove(); // or the browser would show it over ours
     return { mark, text, x: box.x + box.width / 2, y: box.y + box.height / 2 };
   });
   let current = null;
