@@ -159,7 +159,12 @@ class GradientMaker:
             if len(pieces) == 1:
                 vectors = self._embed(images)  # one piece keeps its graph: nothing to embed twice
             else:
-                vectors = self._embed_without_graph(images, pieces, states)
+                parts = []
+                with torch.no_grad():
+                    for piece in pieces:
+                        states.append(_generator_state(images.device))
+                        parts.append(self._embed(images[piece]))
+                vectors = torch.cat(parts)
         except torch.OutOfMemoryError:
             vectors = None
         if not self.processes.all_true(vectors is not None, images.device) or vectors is None:
@@ -206,16 +211,6 @@ class GradientMaker:
         with torch.autocast(kind, self.precision, enabled=self.precision != torch.float32):
             vectors: Tensor = self.model(images)
         return vectors.float()
-
-    def _embed_without_graph(
-        self, images: Tensor, pieces: list[slice], states: list[Any]
-    ) -> Tensor:
-        parts = []
-        with torch.no_grad():
-            for piece in pieces:
-                states.append(_generator_state(images.device))
-                parts.append(self._embed(images[piece]))
-        return torch.cat(parts)
 
     def _pieces(self, n: int) -> Iterator[slice]:
         for start in range(0, n, self.micro_batch):

@@ -52,11 +52,20 @@ class TrainLog:
         kept = [r for r in read_log(folder) if r.get("step", 0) <= from_step] if from_step else []
         text = "".join(json.dumps(record) + "\n" for record in kept)
         storage.write_text(self.path, text)
-        self.board = _board(folder) if tensorboard else None
+        self.board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MissingExtraError("--tensorboard", "tensorboard") from error
+            self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, step: int, **values: Any) -> None:
         """Writes one record."""
-        record = {"step": step, **{k: _plain(v) for k, v in values.items()}}
+        record = {"step": step, **values}
+        for key, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[key] = str(value)  # JSON has no NaN
         storage.append_line(self.path, json.dumps(record))
         if self.board:
             for key, value in record.items():
@@ -79,19 +88,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return records
-
-
-def _board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("--tensorboard", "tensorboard") from error
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────────

@@ -230,9 +230,16 @@ def parse_loss(text: str) -> list[Term]:
                 f"--loss {text!r}: {part!r} is not one of {', '.join(LOSSES)}; a sum is written "
                 "like 'cross-entropy+0.5*supcon', an option like 'arcface(margin=20)'"
             )
-        spec = LOSSES[match["name"]]
-        weight = _number(match["weight"] or "1", text)
-        terms.append(Term(weight, match["name"], spec.options | _options(match, spec, text)))
+        name, weight = match["name"], _number(match["weight"] or "1", text)
+        options = dict(LOSSES[name].options)
+        for pair in filter(None, (match["options"] or "").split(",")):
+            key, _, value = pair.partition("=")
+            if key not in options:
+                raise UsageError(
+                    f"--loss {text!r}: {name} has no option {key!r}: it has {', '.join(options)}"
+                )
+            options[key] = _number(value, text)
+        terms.append(Term(weight, name, options))
     if len({term.name for term in terms}) < len(terms):
         raise UsageError(f"--loss {text!r} names one loss twice: give each once, with its weight")
     return terms
@@ -244,19 +251,6 @@ def loss_title(text: str) -> str:
         ("" if term.weight == 1 else f"{term.weight:g}*") + term.spec.title
         for term in parse_loss(text)
     )
-
-
-def _options(match: re.Match[str], spec: LossSpec, text: str) -> Options:
-    found: Options = {}
-    for pair in filter(None, (match["options"] or "").split(",")):
-        key, _, value = pair.partition("=")
-        if key not in spec.options:
-            raise UsageError(
-                f"--loss {text!r}: {match['name']} has no option {key!r}: "
-                f"it has {', '.join(spec.options)}"
-            )
-        found[key] = _number(value, text)
-    return found
 
 
 def _number(value: str, text: str) -> float:
@@ -345,16 +339,10 @@ def _part(
     term: Term, classes: int, dim: int, sizes: np.ndarray, miner: str | None, memory: int
 ) -> nn.Module:
     loss = term.spec.build(classes, dim, sizes, term.options)
-    chosen = _miner(miner) if miner and term.spec.minable else None
+    chosen = MINERS[miner]() if miner and term.spec.minable else None
     if memory and term.spec.remembers:
         return _Memory(loss, dim, memory_size=memory, miner=chosen)
     return _Mined(loss, chosen) if chosen else loss
-
-
-def _miner(name: str) -> nn.Module:
-    if name not in MINERS:
-        raise UsageError(f"miner {name!r}: choose one of {', '.join(MINERS)}")
-    return MINERS[name]()
 
 
 def build_loss(
@@ -373,6 +361,8 @@ def build_loss(
     takes the miner or the memory.
     """
     terms = parse_loss(text)
+    if miner and miner not in MINERS:
+        raise UsageError(f"--miner {miner}: choose one of {', '.join(MINERS)}")
     if miner and not any(term.spec.minable for term in terms):
         minable = [name for name, spec in LOSSES.items() if spec.minable]
         raise UsageError(f"--miner {miner} needs one of the losses {', '.join(minable)}")
