@@ -158,7 +158,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", a=VECTORS, b=VECTORS)
     with pytest.raises(DataError, match="holds a, b: expected one array"):
         own_embeddings(tmp_path / "two.npz")
-    with pytest.raises(DataError, match="no embeddings folder"):
+    with pytest.raises(DataError, match="a folder without embeddings"):
         own_embeddings(tmp_path)
     with pytest.raises(DataError, match="no file"):
         own_embeddings(tmp_path / "nowhere.npy")

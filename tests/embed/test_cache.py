@@ -133,7 +133,7 @@ def test_a_file_that_is_no_cache_any_more_is_begun_anew(
     first = run(photos, embedder, tmp_path / "a")
     (tmp_path / "cache" / FILE).write_bytes(b"no database at all" * 1000)
     again = run(photos, embedder, tmp_path / "b")
-    assert "begun anew" in caplog.text
+    assert "a new one is begun" in caplog.text
     np.testing.assert_array_equal(again.vectors, first.vectors)
     caplog.clear()
     run(photos, embedder, tmp_path / "c")
@@ -265,7 +265,7 @@ def test_one_that_stays_locked_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cache_module, "WAIT", 0.5)
-    monkeypatch.setattr(cache_module, "AT_EASE", 0.1)
+    monkeypatch.setattr(cache_module, "SHORT_WAIT", 0.1)
     keys, vectors = filled(tmp_path)
     other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -317,7 +317,7 @@ def test_one_that_cannot_be_written_still_gives_its_vectors(walled: bool) -> Non
         )  # fmt: skip
         place.chmod(0o755)
     assert done.stdout == "1\n", done.stderr
-    assert done.stderr.count("keeps nothing new") == 1 == done.stderr.count("\n")
+    assert done.stderr.count("takes nothing new") == 1 == done.stderr.count("\n")
 
 
 def test_a_file_is_no_folder_for_it(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Vectors and labels of one's own, as arrays or files → Embeddings. Knows no model.
+"""Your own vectors and labels, as arrays or files → Embeddings. Knows no model.
 
-Takes NumPy arrays, torch tensors and whatever else speaks DLPack, .npy, .npz, .safetensors and
-Parquet files, and embeddings folders. Nothing here loads a pickle.
+Reads NumPy arrays, torch tensors and anything else that supports DLPack, .npy, .npz, .safetensors
+and Parquet files, and embeddings folders. Never loads a pickle.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ VECTOR_NAMES = ("vector", "vectors", "embedding", "embeddings", "features")
 ID_NAMES = ("id", "ids", *FILE_COLUMNS)
 LABEL_NAMES = ("label", "labels")
 TABLES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
-OWN = "own"  # the model_id of vectors whose model is not known
+OWN = "own"  # the model_id of vectors whose model is unknown
 
 
 def own_embeddings(vectors: Any, labels: Any = None, *, role: str = "query") -> Embeddings:
-    """Embeddings of `vectors` (N, D), rows normalised, with `labels` as their attribute `label`.
+    """Embeddings of `vectors` (N, D), with normalised rows and `labels` as the attribute `label`.
 
     vectors: an array, a tensor, nested lists, a file or an embeddings folder. labels: N of them
-    (array, list), or a file: .npy, .csv and the like with a column `label`, else text with one a
-    line. Without any, those that the vectors' file or folder holds. Ids are those of the file, or
-    the row numbers from 0. role: for messages.
+    (array, list), or a file: .npy, a table with a column `label`, or text with one label a line;
+    None: those in the vectors' file or folder. Ids come from the file, else they are the row
+    numbers from 0. role: for messages. DataError: they cannot be read, or do not fit together.
     """
     found = _read(Path(vectors), role) if isinstance(vectors, str | Path) else _Raw(vectors)
     made = found if isinstance(found, Embeddings) else _embeddings(found, role)
@@ -40,7 +40,7 @@ def own_embeddings(vectors: Any, labels: Any = None, *, role: str = "query") -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Raw:
-    """What a file of vectors holds, before anything was looked at."""
+    """The content of a file of vectors, before any check."""
 
     vectors: Any
     ids: Sequence[Any] | None = None
@@ -50,7 +50,7 @@ class _Raw:
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-    """columns: label, and what else stands beside it. files: the image of each row, if named."""
+    """columns: `label` and any others. files: the image of each row, if the file names it."""
 
     columns: Mapping[str, Sequence[Any]]
     files: Sequence[Any] | None = None
@@ -70,17 +70,17 @@ def _embeddings(raw: _Raw, role: str) -> Embeddings:
 
 
 def _labelled(found: Embeddings, given: _Labels, role: str) -> Embeddings:
-    """With the given columns, row by row, or by name where both sides name their images."""
+    """The embeddings with these columns, row by row, or by name where both name their images."""
     count = len(next(iter(given.columns.values())))
     columns = {name: _texts(values) for name, values in given.columns.items()}
     ids = found.ids
     numbered = ids == [str(i) for i in range(len(found))]
     same_names = given.files is not None and {*map(str, given.files)} == {*ids}
-    if given.files is not None and (same_names or not numbered):  # row numbers may be names, too
+    if given.files is not None and (same_names or not numbered):  # images may be named by numbers
         row_of: dict[str, int] = {}
         for i, name in enumerate(map(str, given.files)):
             if columns["label"][row_of.setdefault(name, i)] != columns["label"][i]:
-                raise DataError(f"the labels give {role} image {name} two labels: keep one")
+                raise DataError(f"the labels file gives {role} image {name} two labels: keep one")
         rows = [row_of.get(name) for name in ids]
         if all(row is None for row in rows):
             raise DataError(
@@ -138,14 +138,14 @@ def _refuse_rows(bad: np.ndarray, role: str, what: str) -> None:
         shown = ", ".join(map(str, rows[:3])) + (", …" if len(rows) > 3 else "")
         raise DataError(
             f"{len(rows)} of {len(bad)} {role} vectors {what} (rows {shown}, counted from 0): "
-            "remove them, or look for what made them"
+            "remove them, or find out where they come from"
         )
 
 
 def _read(path: Path, role: str) -> "Embeddings | _Raw":
     if path.is_dir():
         if not is_embeddings(path):
-            raise DataError(f"{path} is a folder, but no embeddings folder (see `vizsla embed`)")
+            raise DataError(f"{path} is a folder without embeddings (see `vizsla embed`)")
         return Embeddings.open(path)
     if not path.is_file():
         raise DataError(f"there is no file {path} with the {role} vectors")
@@ -184,7 +184,7 @@ def _read_safetensors(path: Path) -> _Raw:
 
 
 def _named(arrays: Mapping[str, np.ndarray], path: Path) -> _Raw:
-    """The vectors by name, or the only matrix; ids and labels where they have their usual names."""
+    """The vectors, by name or as the only matrix, and the ids and labels, by their usual names."""
     matrices = [name for name, array in arrays.items() if array.ndim == 2]
     name = _pick(arrays, VECTOR_NAMES) or (matrices[0] if len(matrices) == 1 else None)
     if name is None:
@@ -198,11 +198,11 @@ def _named(arrays: Mapping[str, np.ndarray], path: Path) -> _Raw:
 
 
 def _read_parquet(path: Path) -> _Raw:
-    """A column of lists is the vectors; the others are ids, labels and attributes."""
+    """The column of lists as vectors; the others as ids, labels and attributes."""
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a Parquet file that can be read ({error})") from error
+        raise DataError(f"{path} cannot be read as a Parquet file ({error})") from error
     lists = [field.name for field in table.schema if _is_list(field.type)]
     name = _pick(lists, VECTOR_NAMES) or (lists[0] if len(lists) == 1 else None)
     if name is None:
@@ -301,7 +301,7 @@ def _flat(labels: Any, what: str) -> list[Any]:
 
 
 def _texts(values: Sequence[Any]) -> list[str | None]:
-    """Labels as text: 3 and 3.0 are the same one; None, NaN and nothing are no label."""
+    """Labels as text: 3 and 3.0 are the same; None for None, NaN and empty text."""
 
     def text(value: Any) -> str | None:
         if value is None or value == "" or value != value:

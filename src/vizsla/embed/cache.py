@@ -1,8 +1,8 @@
-"""Vectors kept by the content of their image, so that nothing is embedded twice. Knows no images.
+"""A cache of vectors by the content of their image, so that nothing is embedded twice.
 
-One SQLite file in a folder. A vector is found by the SHA-256 of its file, in the space of one
-model, one way of computing and one limit on pixels; a moved or renamed image is the same image. It
-is a cache: what is damaged is computed again, and what was not asked for longest makes room.
+One SQLite file in a folder. The key of a vector is the SHA-256 of its image file, together with
+model_id, compute_id and the limit on pixels; a moved or renamed image is the same image. Damaged
+vectors are computed again; the least recently used are deleted when the cache is full.
 """
 
 import contextlib
@@ -27,12 +27,18 @@ _Result = TypeVar("_Result")
 FILE = "vectors.sqlite"
 MAX_BYTES = 10 * 2**30
 WAIT = 60.0  # seconds for another process to finish writing
-AT_EASE = 1.0  # seconds for what can be left undone
+SHORT_WAIT = 1.0  # seconds, for writing what is not necessary
 FETCHED = 256 * 2**20  # bytes of images
-AT_ONCE = 500  # keys of one question
-_ODD = (sqlite3.Error, ValueError, TypeError, OverflowError, MemoryError)  # of a damaged file too
+AT_ONCE = 500  # keys of one query
+_ERRORS = (
+    sqlite3.Error,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+)  # of a damaged file too
 # Codes for which the file is not to blame:
-_PLACE = {
+_NOT_THE_FILE = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_AUTH,
@@ -47,12 +53,12 @@ SCHEMA = """
 
 
 def space_of(model_id: str, compute_id: str, max_pixels: int) -> str:
-    """What two vectors must share to be the same vector."""
+    """The part of a vector's key that does not depend on its image."""
     return f"{model_id} {compute_id} {max_pixels}"
 
 
 def content_of(file: Path | bytes) -> bytes | None:
-    """SHA-256 of a file; None where it cannot be read, which the decoder will put into words."""
+    """SHA-256 of a file; None where it cannot be read, which the decoder will report."""
     if isinstance(file, bytes):
         return hashlib.sha256(file).digest()
     try:
@@ -63,21 +69,21 @@ def content_of(file: Path | bytes) -> bytes | None:
 
 
 class Fetched:
-    """Images that are fetched to be hashed, and kept until they are decoded: none comes twice.
+    """Images that are fetched to be hashed, and kept until they are decoded: none is fetched twice.
 
-    file: the i-th image, a path or its content. limit: bytes that are kept; what is beyond is
-    fetched again, and is in `changed` where it is another one by then.
+    file: gives the i-th image, a path or its content. limit: bytes that are kept; images beyond it
+    are fetched again, and are in `changed` if their content has changed.
     """
 
     def __init__(self, file: Callable[[int], Path | bytes], limit: int = FETCHED) -> None:
         self.changed: set[int] = set()
         self._file, self._room = file, limit
-        self._held: dict[int, bytes] = {}
-        self._let_go: dict[int, bytes] = {}  # their hashes
+        self._kept: dict[int, bytes] = {}
+        self._not_kept: dict[int, bytes] = {}  # their hashes
         self._lock = threading.Lock()
 
     def content(self, i: int) -> bytes | None:
-        """Its hash; None where it cannot be read."""
+        """SHA-256 of the i-th image; None where it cannot be read."""
         try:
             found = self._file(i)
         except ImageError:
@@ -86,38 +92,43 @@ class Fetched:
         if isinstance(found, bytes) and content is not None:
             with self._lock:
                 if len(found) <= self._room:
-                    self._held[i] = found
+                    self._kept[i] = found
                     self._room -= len(found)
                 else:
-                    self._let_go[i] = content
+                    self._not_kept[i] = content
         return content
 
     def take(self, i: int) -> Path | bytes:
+        """The i-th image, which is then no longer kept."""
         found = self._drop(i)
         if found is not None:
             return found
         again = self._file(i)
-        before = self._let_go.pop(i, None)
+        before = self._not_kept.pop(i, None)
         if before is not None and content_of(again) != before:
             self.changed.add(i)
         return again
 
     def drop(self, positions: Iterable[int]) -> None:
+        """Forgets these images."""
         for i in positions:
             self._drop(i)
-            self._let_go.pop(i, None)
+            self._not_kept.pop(i, None)
 
     def _drop(self, i: int) -> bytes | None:
         with self._lock:
-            found = self._held.pop(i, None)
+            found = self._kept.pop(i, None)
             self._room += len(found or b"")
             return found
 
 
 class VectorCache:
-    """Several processes may use one folder at once. Whatever is wrong with it costs time alone, and
-    is told once: what is damaged or foreign is set aside and begun anew; what stays locked or
-    cannot be opened is not used any more; where nothing can be written, what is there is read."""
+    """Vectors in an SQLite file, which several processes may use at once.
+
+    No fault of the file is an error; each is logged once. A damaged or foreign file is renamed, and
+    a new one begun; a file that stays locked or cannot be opened is no longer used; where nothing
+    can be written, the cache is only read.
+    """
 
     def __init__(self, folder: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
         self.path, self.max_bytes = Path(folder) / FILE, max_bytes
@@ -133,7 +144,7 @@ class VectorCache:
             raise storage.storage_error("write", self.path.parent, error) from error
 
     def get(self, space: str, contents: Sequence[bytes], dim: int) -> dict[bytes, np.ndarray]:
-        """content → (D,) float32, of those that are here whole. Needs to write nothing."""
+        """{content: (D,) float32} of the vectors that are here and undamaged. Need not write."""
 
         def ask(base: sqlite3.Connection) -> dict[bytes, np.ndarray]:
             found = {}
@@ -152,7 +163,7 @@ class VectorCache:
         return found
 
     def put(self, space: str, vectors: dict[bytes, np.ndarray]) -> None:
-        """Adds or replaces; the oldest make room where the cache grows beyond its limit."""
+        """Adds or replaces vectors; beyond max_bytes the least recently used are deleted."""
         now = int(time.time())
         rows = []
         for content, vector in vectors.items():
@@ -167,13 +178,13 @@ class VectorCache:
             self._tried(self._writing, add)
 
     def _mark_as_used(self, space: str, contents: Sequence[bytes]) -> None:
-        """As far as it can be done at once: nobody waits for it."""
+        """Marks them as used now, if that needs no long wait."""
         try:
-            with self._writing(AT_EASE) as base:
+            with self._writing(SHORT_WAIT) as base:
                 for part in _parts(contents):
                     change = f"UPDATE vectors SET used = ? {_where(part)}"
                     base.execute(change, (int(time.time()), space, *part))
-        except _ODD:
+        except _ERRORS:
             self._marks = False
 
     def _make_room(self, base: sqlite3.Connection) -> None:
@@ -183,7 +194,7 @@ class VectorCache:
         if over <= 0:
             return
         (count,) = base.execute("SELECT count(*) FROM vectors").fetchone()
-        share = min(1.0, over / (pages * size) + 0.1)  # and a tenth, not to do it again at once
+        share = min(1.0, over / (pages * size) + 0.1)  # a tenth more: not again soon
         base.execute(
             "DELETE FROM vectors WHERE (space, content) IN "
             "(SELECT space, content FROM vectors ORDER BY used LIMIT ?)",
@@ -197,17 +208,19 @@ class VectorCache:
         opened: Callable[[], contextlib.AbstractContextManager[sqlite3.Connection]],
         work: Callable[[sqlite3.Connection], _Result],
     ) -> _Result | None:
-        """None where it failed; a damaged file is tried once more, as a new one."""
+        """The result; None where it failed. A damaged file is replaced and tried once more."""
         while True:
             try:
                 with opened() as base:
                     return work(base)
-            except _ODD as error:
+            except _ERRORS as error:
                 writing = opened == self._writing
                 if not self._is_damaged(error):
                     self._give_up(error, writing)
                 elif not self._renewed:
-                    log.warning("%s is damaged (%s): begun anew", self.path, _said(error))
+                    log.warning(
+                        "%s is damaged (%s): a new one is begun", self.path, _description(error)
+                    )
                     self._set_aside()
                     if writing:
                         continue
@@ -216,20 +229,22 @@ class VectorCache:
                 return None
 
     def _is_damaged(self, error: Exception) -> bool:
-        """Or else the place is: locked, full, read-only, out of memory."""
+        """Whether the file is at fault, not its folder, a lock or the memory."""
         code = getattr(error, "sqlite_errorcode", None)
-        return not isinstance(error, MemoryError) and (code is None or code & 0xFF not in _PLACE)
+        return not isinstance(error, MemoryError) and (
+            code is None or code & 0xFF not in _NOT_THE_FILE
+        )
 
     def _give_up(self, error: Exception, writing: bool) -> None:
         self._writes = False
-        if writing and not _is_locked(error):  # what is there may still be read
-            log.warning("%s keeps nothing new (%s)", self.path, _said(error))
+        if writing and not _is_locked(error):  # its vectors can still be read
+            log.warning("%s takes nothing new (%s)", self.path, _description(error))
             return
         self._reads = False
-        log.warning("%s cannot be used (%s): goes on without", self.path, _said(error))
+        log.warning("%s cannot be used (%s): continuing without it", self.path, _description(error))
 
     def _set_aside(self) -> None:
-        """Under another name, for it may be somebody's; the last one alone is kept."""
+        """Renames the file, as it may be somebody else's. Only the last one is kept."""
         self._renewed = True
         for end in ("-wal", "-shm"):
             with contextlib.suppress(OSError):
@@ -244,7 +259,7 @@ class VectorCache:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Also where neither the file nor its folder may be written."""
+        """Works too where neither the file nor its folder may be written."""
         address = f"file:{urllib.parse.quote(str(self.path.absolute()))}"
         try:
             base = self._to_read(f"{address}?mode=ro")
@@ -262,10 +277,10 @@ class VectorCache:
 
     def _to_read(self, address: str) -> sqlite3.Connection:
         base = sqlite3.connect(address, uri=True, timeout=WAIT)
-        base.text_factory = bytes  # where a blob was expected, anything may lie
+        base.text_factory = bytes  # a column may hold anything where a blob is expected
         try:
             made = base.execute("SELECT 1 FROM sqlite_master WHERE name = 'vectors'").fetchone()
-            if made is None:  # another process is just making it
+            if made is None:  # another process is creating it
                 base.execute("CREATE TEMP TABLE vectors (space, content, vector, sha256, used)")
         except BaseException:
             base.close()
@@ -305,7 +320,7 @@ def _is_locked(error: Exception) -> bool:
     return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _said(error: Exception) -> str:
+def _description(error: Exception) -> str:
     if _is_locked(error):
         return f"another process has kept it locked for {WAIT:.0f} s"
     return ascii(str(error))[1:-1] or type(error).__name__

@@ -1,7 +1,7 @@
 """Embeddings: ids, unit vectors and attributes, and their folder of Parquet shards.
 
 Knows nothing of images. The folder's sealed manifest names every shard with its SHA-256; while
-`complete` is false, an interrupted `embed` goes on behind the last shard that it names.
+`complete` is false, `embed` resumes after the last shard that it names.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +25,8 @@ Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n, D) float32 unit rows, 
 class Embeddings:
     """ids: N. vectors: (N, D) float32, rows of length 1. attributes: N rows (label, group, …).
 
-    model_id says what may be compared, compute_id what is bit-equal (None: unknown).
-    broken: (id, reason) of the images that gave no vector and are not among the ids.
+    model_id decides what may be compared, compute_id what is bit-equal (None: unknown).
+    broken: (id, reason) of the images that could not be embedded and are not among the ids.
     """
 
     ids: list[str]
@@ -51,10 +51,12 @@ class Embeddings:
 
     @property
     def dim(self) -> int:
+        """D, the length of a vector."""
         return int(self.vectors.shape[1])
 
     @property
     def labels(self) -> list[str | None] | None:
+        """The attribute `label`, N values; None without such an attribute."""
         if "label" not in self.attributes.column_names:
             return None
         labels: list[str | None] = self.attributes["label"].to_pylist()
@@ -68,21 +70,24 @@ class Embeddings:
         *,
         model_id: str = "own",
     ) -> "Embeddings":
-        """From anything that NumPy reads (torch through DLPack too); rows are normalised."""
+        """From (N, D) numbers that NumPy or DLPack can read; rows are normalised.
+
+        ids: N; default: the row numbers from 0. DataError: a row is zero or not finite.
+        """
         array = _as_matrix(vectors)
         norms = np.linalg.norm(array, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or (norms == 0).any():
             bad = int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])
             raise DataError(
                 f"row {bad} of the vectors is zero or not finite, so it has no direction: "
-                "remove it, or look for what made it"
+                "remove it, or find out where it comes from"
             )
         ids = [str(i) for i in range(len(array))] if ids is None else list(ids)
         columns = {} if labels is None else {"label": pa.array(labels, pa.string())}
         return Embeddings(ids, array / norms, pa.table(columns), model_id)
 
     def save(self, folder: str | Path, *, store: str = "fp32") -> None:
-        """One shard and its manifest."""
+        """Writes a folder of one shard and its manifest. store: fp32 or fp16."""
         about = {"model_id": self.model_id, "compute_id": self.compute_id}
         writer = ShardWriter(Path(folder), lambda: about, self.dim, store=store, total=len(self))
         writer.add(self.ids, self.vectors, self.attributes, self.broken)
@@ -90,7 +95,7 @@ class Embeddings:
 
     @staticmethod
     def open(folder: str | Path) -> "Embeddings":
-        """Reads a whole folder; StorageError where it is damaged or unfinished."""
+        """Reads a folder into memory. StorageError: damaged; DataError: unfinished or none."""
         manifest = read_manifest(folder)
         tables = [shards.read_shard(folder, entry) for entry in manifest["shards"]]
         if not tables:
@@ -128,7 +133,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not manifest["complete"]:
         raise DataError(
             f"{folder} is unfinished ({manifest['done']} of {manifest['total']} images): "
-            "run the same `vizsla embed` again, it goes on where it stopped"
+            "run the same `vizsla embed` again, it continues where it stopped"
         )
     return manifest
 
@@ -153,9 +158,9 @@ def parts_of(source: Embeddings | str | Path) -> tuple[str, int, int, Iterator[P
 
 
 class ShardWriter:
-    """Writes shard after shard; after each the manifest names all that is safely on disk.
+    """Writes shard after shard; after each one the manifest names all that are safely on disk.
 
-    about: what the vectors were made from and with; asked once, when it is first needed.
+    about: gives the manifest's keys on the origin of the vectors; called once, when first needed.
     """
 
     def __init__(
@@ -170,14 +175,16 @@ class ShardWriter:
         self.folder, self.dim, self.store, self.total = folder, dim, store, total
         self.about = cache(about)
         self.shards: list[dict[str, Any]] = []
-        self.early: dict[int, dict[str, Any]] = {}  # by number: written, a shard before is not
+        self.early: dict[
+            int, dict[str, Any]
+        ] = {}  # by number: written before one with a lower number
         self.done = 0  # images read, broken ones included
 
     def resume(self) -> int:
-        """Takes over what an interrupted run left; how many images are done.
+        """Takes over what an interrupted run has written; returns how many images are done.
 
-        DataError when the folder holds something else. A damaged shard is made again, and so is
-        all behind it.
+        A damaged shard is made again, and so are all after it. DataError: the folder holds other
+        embeddings.
         """
         path = self.folder / shards.MANIFEST
         if not path.exists():
@@ -211,9 +218,9 @@ class ShardWriter:
         *,
         number: int | None = None,
     ) -> None:
-        """number: the shard's place, when shards come out of turn; None: the next one.
+        """Writes a shard. number: its position, where shards come out of order; None: the next one.
 
-        The manifest names a shard as soon as all before it are on disk.
+        The manifest names a shard once all before it are on disk.
         """
         number = len(self.shards) if number is None else number
         table = shards.shard_table(ids, attributes, vectors.reshape(-1, self.dim), self.store)
@@ -226,7 +233,7 @@ class ShardWriter:
                 self._write_manifest(complete=False)
 
     def finish(self) -> None:
-        """An artefact without a single vector stays unfinished: nothing could be done with it."""
+        """Marks the embeddings as complete; those without any vector stay unfinished."""
         self._write_manifest(
             complete=self.total == 0 or any(shard["rows"] for shard in self.shards)
         )
