@@ -7,8 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from vizsla.cli.console import Commands
 from vizsla.cli.main import app
-from vizsla.cli.parameters import Given, Without, with_options
+from vizsla.cli.parameters import Given, Without
 from vizsla.errors import VizslaError
 from vizsla.options import ComputeChoice, ModelChoice, TuneConfig
 
@@ -16,10 +17,9 @@ from vizsla.options import ComputeChoice, ModelChoice, TuneConfig
 def called(words: list[str]) -> dict[str, Any]:
     """What a command with these dataclass arguments is called with."""
     result: dict[str, Any] = {}
-    small = typer.Typer()
+    small = Commands()
 
     @small.command()
-    @with_options
     def embed(
         images: Annotated[str, typer.Argument()],
         seed: Annotated[int, typer.Option("--seed")] = 0,

@@ -10,14 +10,13 @@ import typer
 from vizsla.cli.console import ProgressShown, app, print_json, print_remarks
 from vizsla.cli.inputs import text_or_none
 from vizsla.cli.options import AsJson, Quiet, Seed, Verbose
-from vizsla.cli.parameters import Without, with_options
+from vizsla.cli.parameters import Without
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
 
 
 @app.command(
     "check", epilog="Example: vizsla check data --html check.html --write-exclude exclude.txt"
 )
-@with_options
 def check_data(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/….")],
     model: Annotated[
@@ -25,13 +24,16 @@ def check_data(
     ] = None,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Also write everything as JSON.")
+        Path | None, typer.Option("-o", "--out", help="Also write the findings there (JSON).")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Also write a page with the pictures.")
+        Path | None, typer.Option("--html", help="Also write an HTML page with the images.")
     ] = None,
     write_exclude: Annotated[
-        Path | None, typer.Option("--write-exclude", help="Write a list for `run --exclude`.")
+        Path | None,
+        typer.Option(
+            "--write-exclude", help="Write a list of images to exclude, for `vizsla run --exclude`."
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

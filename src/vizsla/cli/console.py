@@ -5,13 +5,14 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vizsla.cli.parameters import with_options
 from vizsla.workspace import SECONDS
 
 if TYPE_CHECKING:
@@ -32,14 +33,23 @@ class _FlagsWithoutType:
 
 
 class Command(_FlagsWithoutType, TyperCommand):
-    pass
+    """A command whose flags have no type in the help."""
 
 
 class Group(_FlagsWithoutType, TyperGroup):
-    pass
+    """A group of commands, the same."""
 
 
-app = typer.Typer(
+class Commands(typer.Typer):
+    """A Typer whose commands take dataclasses of options, --config and --set (parameters.py)."""
+
+    def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
+        """Registers a function as a command, as Typer's does."""
+        register = super().command(*names, cls=Command, **settings)
+        return lambda function: register(with_options(function))
+
+
+app = Commands(
     name="vizsla",
     cls=Group,
     help="Rank a gallery of images for every query, so that images of the same class come first.",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import Group, app, print_json
+from vizsla.cli.console import Commands, Group, app, print_json
 from vizsla.cli.inputs import names_in
 from vizsla.cli.options import AsJson, Labels, Quiet, TopK, Verbose
 from vizsla.errors import UsageError
@@ -67,12 +67,12 @@ def submit(
             typer.echo(f"{'recorded':<20} {record}")
 
 
-judge_commands = typer.Typer(
+judge_commands = Commands(
     cls=Group,
     help="Run a contest: a server that scores submissions and shows a leaderboard.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-token_commands = typer.Typer(cls=Group, help="Manage the tokens of groups.", no_args_is_help=True)
+token_commands = Commands(cls=Group, help="Manage the tokens of groups.", no_args_is_help=True)
 judge_commands.add_typer(token_commands, name="token")
 app.add_typer(judge_commands, name="judge")
 

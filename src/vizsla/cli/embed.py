@@ -8,13 +8,11 @@ import typer
 from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.inputs import names_in, open_engine, read_ranking
 from vizsla.cli.options import AsJson, Quiet, Seed, TopK, Verbose
-from vizsla.cli.parameters import with_options
 from vizsla.errors import DataError, UsageError
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, WhiteningChoice
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
-@with_options
 def embed(
     images: Annotated[
         str,
@@ -25,13 +23,15 @@ def embed(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     class_folders: Annotated[
-        bool, typer.Option("--class-folders", help="The first folder is the label.")
+        bool, typer.Option("--class-folders", help="Labels are the names of the folders.")
     ] = False,
     role: Annotated[
-        str | None, typer.Option("--role", help="Use the table's rows of this role alone.")
+        str | None, typer.Option("--role", help="Use only the table's rows of this role.")
     ] = None,
     seed: Seed = 0,
-    store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
+    store: Annotated[
+        str, typer.Option("--store", help="Store vectors as fp32, or as fp16 at half the size.")
+    ] = "fp32",
     shard_images: Annotated[
         int,
         typer.Option(
@@ -48,9 +48,9 @@ def embed(
     ] = None,
     save_embedder: Annotated[
         Path | None,
-        typer.Option("--save-embedder", help="Also write the embedder, for --model elsewhere."),
+        typer.Option("--save-embedder", help="Also save the embedder, to be used as --model."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     engine: Annotated[
         str, typer.Option("--engine", help="local, or ray for a cluster (see docs/scale.md).")
     ] = "local",
@@ -69,7 +69,7 @@ def embed(
     read: ImageOptions,
     computing: ComputeChoice,
 ) -> None:
-    """Images → embeddings: Parquet shards and a manifest. Interrupted, it goes on where it was."""
+    """Embed images: write their vectors as Parquet shards. Continues after an interruption."""
     from vizsla import storage
     from vizsla.embed.auto_compute import written_compute
     from vizsla.embed.embeddings import Embeddings
@@ -142,11 +142,11 @@ def submission(
     data: Annotated[
         Path | None, typer.Option("--data", help="Check the names against this data folder.")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="json, records, kaggle, trec.")] = "json",
+    form: Annotated[str, typer.Option("--format", help="json, records, kaggle or trec.")] = "json",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ranking → submission file, checked before it is written."""
+    """Write a submission file from a ranking; it is checked first."""
     from vizsla.output.submission import write_submission
 
     queries, gallery = names_in(data)

@@ -43,7 +43,7 @@ def evaluate(
     labels_from: LabelsFrom = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="The data folder: tells the whole gallery, finds labels.csv."),
+        typer.Option("--data", help="The data folder, for the whole gallery and labels.csv."),
     ] = None,
     qrels: Annotated[
         Path | None, typer.Option("--qrels", help="TREC judgements in place of labels.")
@@ -60,13 +60,18 @@ def evaluate(
     ] = None,
     query_labels: Annotated[
         Path | None,
-        typer.Option("--query-labels", help=".npy, CSV with a column label, or one a line."),
+        typer.Option(
+            "--query-labels", help=".npy, a CSV with a column label, or one label per line."
+        ),
     ] = None,
     gallery_labels: Annotated[
         Path | None, typer.Option("--gallery-labels", help="The same for the gallery.")
     ] = None,
     same_set: Annotated[
-        bool, typer.Option("--same-set", help="Queries and gallery are one set: leave self out.")
+        bool,
+        typer.Option(
+            "--same-set", help="Queries and gallery are one set: leave out each query's own image."
+        ),
     ] = False,
     top_k: Annotated[
         str, typer.Option("-k", "--top-k", help="Cut-offs, such as 1,5,10.")
@@ -75,26 +80,28 @@ def evaluate(
         str,
         typer.Option(
             "--missing-ranks",
-            help="Behind a list's end: unknown; wrong; or absent, as trec_eval has it.",
+            help="Ranks after the end of a list: unknown, wrong, or absent (as in trec_eval).",
         ),
     ] = "unknown",
     cluster: Cluster = None,
     by: Annotated[
         list[str] | None,
-        typer.Option("--by", help="Slices by label, group, domain, any column. Repeatable."),
+        typer.Option("--by", help="Scores by label, group, domain or another column. Repeatable."),
     ] = None,
     worst: Annotated[
         int | None,
         typer.Option(
-            "--worst", min=1, help="The N worst classes (or slices), most confused pairs."
+            "--worst", min=1, help="The N worst classes (or slices) and the most confused pairs."
         ),
     ] = None,
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="AUC, thresholds, and the score that can be trusted."),
+        typer.Option(
+            "--calibrate", help="AUC, thresholds, and the score above which matches can be trusted."
+        ),
     ] = False,
     sure: Annotated[
-        float, typer.Option("--sure", help="How often a match above that score is right.")
+        float, typer.Option("--sure", help="Share of matches above that score that are right.")
     ] = 0.95,
     training: Annotated[
         Path | None,
@@ -102,30 +109,32 @@ def evaluate(
     ] = None,
     validate_on: ValidateOn = None,
     per_query: Annotated[
-        Path | None, typer.Option("--per-query", help="Every query's values: .csv or .parquet.")
+        Path | None,
+        typer.Option("--per-query", help="Write every query's values (.csv or .parquet)."),
     ] = None,
     curve: Annotated[
         Path | None, typer.Option("--curve", help="Draw recall by cut-off (PNG).")
     ] = None,
-    bars: Annotated[Path | None, typer.Option("--bars", help="Draw the classes (PNG).")] = None,
+    bars: Annotated[Path | None, typer.Option("--bars", help="Draw scores by class (PNG).")] = None,
     histogram: Annotated[
-        Path | None, typer.Option("--histogram", help="Draw scores of right and wrong (PNG).")
+        Path | None,
+        typer.Option("--histogram", help="Draw the cosines of right and wrong results (PNG)."),
     ] = None,
     write_run: Annotated[
-        Path | None, typer.Option("--write-run", help="The ranking as a TREC run.")
+        Path | None, typer.Option("--write-run", help="Write the ranking as a TREC run.")
     ] = None,
     write_qrels: Annotated[
-        Path | None, typer.Option("--write-qrels", help="The truth as TREC judgements.")
+        Path | None, typer.Option("--write-qrels", help="Write the truth as TREC judgements.")
     ] = None,
     device: Device = "cpu",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Also write all of it there (JSON).")
+        Path | None, typer.Option("-o", "--out", help="Also write the result there (JSON).")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ranking, submission or vectors + truth → scores, with intervals."""
+    """Score a ranking, a submission or vectors against the truth, with intervals."""
     from vizsla import storage
     from vizsla.output import evaluation_report, trec
     from vizsla.score.relevance import relevance
@@ -264,10 +273,12 @@ def _calibrated(
 def compare(
     sources: Annotated[
         list[Path],
-        typer.Argument(help="Folders of result files, the files; or runs and rankings, by pairs."),
+        typer.Argument(
+            help="Result files or folders of them; or runs and rankings, compared in pairs."
+        ),
     ],
     group: Annotated[
-        str | None, typer.Option("--group", help="Keys to group by, with commas.")
+        str | None, typer.Option("--group", help="Keys to group by, as model_name,pooling_type.")
     ] = None,
     sort: Annotated[str | None, typer.Option("--sort", help="The column to sort by.")] = None,
     labels: Labels = None,
@@ -282,7 +293,7 @@ def compare(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="What pairs are compared by: map, precision@5, contest_points, … Repeatable.",
+            help="Metric of pairwise comparisons: map, precision@5, contest_points, … Repeatable.",
         ),
     ] = None,
     cluster: Cluster = None,
@@ -295,7 +306,7 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Many result files → one table: grouped averages, and what cannot be true.
+    """Compare result files in one table: averages of groups, warnings of implausible results.
 
     Runs, or rankings with the truth: every pair's difference, with interval and p-value.
     """

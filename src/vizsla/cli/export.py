@@ -8,12 +8,11 @@ import typer
 
 from vizsla.cli.console import app, print_json
 from vizsla.cli.options import AsJson, Quiet, Seed, Verbose
-from vizsla.cli.parameters import Without, with_options
+from vizsla.cli.parameters import Without
 from vizsla.options import ModelChoice
 
 
 @app.command(epilog="Example: vizsla export resnet50 -o resnet50.onnx")
-@with_options
 def export(
     model: Annotated[
         str, typer.Argument(help="A backbone's name, a saved embedder's folder, or a run's.")
@@ -26,7 +25,7 @@ def export(
     *,
     choice: Annotated[ModelChoice, Without("interpolation", "views")],
 ) -> None:
-    """Model → ONNX, and beside it in JSON how pictures are prepared for it (an extra)."""
+    """Export a model as ONNX, with its preprocessing as JSON beside it (an extra)."""
     from vizsla.model.export import export as export_embedder
     from vizsla.run import inputs
 

@@ -8,13 +8,11 @@ import typer
 from vizsla.cli.console import ProgressShown, app, print_json
 from vizsla.cli.inputs import read_ranking
 from vizsla.cli.options import AsJson, Quiet, Verbose, fusion_weights
-from vizsla.cli.parameters import with_options
 from vizsla.errors import UsageError
 from vizsla.options import FusionOptions, RankingOptions
 
 
 @app.command(epilog="Example: vizsla fuse runs/ID1 runs/ID2 --fusion rrf -o fused.parquet")
-@with_options
 def fuse(
     sources: Annotated[
         list[Path], typer.Argument(help="Runs, rankings or submissions of the same queries.")
@@ -22,7 +20,9 @@ def fuse(
     out: Annotated[Path, typer.Option("-o", "--out", help="The ranking to write (Parquet).")],
     depth: Annotated[
         int | None,
-        typer.Option("--depth", min=1, help="How far it reaches.", show_default="as the longest"),
+        typer.Option(
+            "--depth", min=1, help="Ranks of the fused ranking.", show_default="as the longest"
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -31,7 +31,9 @@ def fuse(
     fusing: FusionOptions,
     ranking_options: RankingOptions,
 ) -> None:
-    """Several rankings → one, by scores, ranks or vectors. They may differ in depth and images.
+    """Fuse several rankings into one, by scores, ranks or vectors.
+
+    Rankings may differ in depth and images.
 
     --fusion-weights auto and --fusion concat need runs, with the training images they had.
     """

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.console import Commands, Group, ProgressShown, app, print_json
 from vizsla.cli.inputs import embedded_queries, open_gallery
 from vizsla.cli.options import AsJson, LearnOn, Quiet, Seed, ValidateOn, Verbose, byte_count
-from vizsla.cli.parameters import with_options
 from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined, vectors_of
 from vizsla.errors import UsageError
 from vizsla.options import ModelChoice, RankingOptions
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # ranks of a query that are printed when no file is written
 
 
-class IndexCommands(TyperGroup):
+class IndexCommands(Group):
     """`vizsla index EMBEDDINGS -o INDEX` means `vizsla index build …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -34,21 +32,21 @@ class IndexCommands(TyperGroup):
         return rest
 
 
-index = typer.Typer(cls=IndexCommands, no_args_is_help=True)
+index = Commands(cls=IndexCommands, no_args_is_help=True)
 app.add_typer(
     index,
     name="index",
-    help="Embeddings → index: a gallery to search in, to add to and to remove from.",
+    help="Build and change an index: a gallery that can be searched.",
     epilog="Example: vizsla index gallery.emb -o gallery.index "
     "(the same as `vizsla index build …`)",
 )
-Where = Annotated[str, typer.Argument(metavar="INDEX", help="Its folder, or where in Milvus.")]
+Where = Annotated[str, typer.Argument(metavar="INDEX", help="The index: a folder or a Milvus URL.")]
 Conditions = Annotated[
     list[str] | None,
     typer.Option(
         "--filter",
-        help="Only gallery images with, e.g., label=shoe, label=shoe|hat, 'price<10', label=null, "
-        "id=@names.txt. Repeatable: all must hold.",
+        help="Only images with label=shoe, label=shoe|hat, 'price<10', label=null, id=@names.txt, "
+        "… Repeatable: all conditions must hold.",
     ),
 ]
 
@@ -59,40 +57,46 @@ def build(
     out: Annotated[
         str,
         typer.Option(
-            "-o", "--out", help="A folder; milvus://HOST:PORT/COLLECTION; a Lite file X.db."
+            "-o",
+            "--out",
+            help="A folder, milvus://HOST:PORT/COLLECTION, or a Milvus Lite file X.db.",
         ),
     ],
     kind: Annotated[
         str,
-        typer.Option("--kind", help="exact, hnsw, ivf, ivfsq8, ivfpq; auto goes by size, memory."),
+        typer.Option("--kind", help="exact, hnsw, ivf, ivfsq8 or ivfpq; auto: by size and memory."),
     ] = "auto",
     memory: Annotated[
         str | None,
         typer.Option(
             "--memory",
-            help="What auto may use beside the vectors, e.g. 500MB, 4GB.",
+            help="Memory that auto may use beside the vectors, such as 500MB or 4GB.",
             show_default="half of all",
         ),
     ] = None,
     recall: Annotated[
         float | None,
         typer.Option(
-            "--recall", help="Of the ten nearest: sets the search effort.", show_default=".99"
+            "--recall",
+            help="Recall of the ten nearest; sets the search effort.",
+            show_default=".99",
         ),
     ] = None,
     sample: Annotated[
         Path | None,
         typer.Option(
             "--sample",
-            help="Measure recall on (up to 1,000 of) these embeddings, not on the gallery's.",
+            help="Measure recall with (up to 1,000 of) these embeddings, not the gallery's.",
         ),
     ] = None,
-    store: Annotated[str, typer.Option("--store", help="fp32, or fp16 at half the size.")] = "fp32",
+    store: Annotated[
+        str, typer.Option("--store", help="Store vectors as fp32, or as fp16 at half the size.")
+    ] = "fp32",
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Embeddings → a new index."""
+    """Build an index from embeddings."""
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.index import build_index
 
@@ -109,12 +113,12 @@ def build(
 @index.command(epilog="Example: vizsla index add gallery.index new.emb")
 def add(
     where: Where,
-    embeddings: Annotated[Path, typer.Argument(help="Those of the new images.")],
+    embeddings: Annotated[Path, typer.Argument(help="Embeddings of the new images.")],
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """More images, by the same model. It costs what they cost, not a new index."""
+    """Add images that the same model embedded; the rest of the index stays as it is."""
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.index import open_index
 
@@ -133,7 +137,7 @@ def remove(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Takes images out, by id or by a condition."""
+    """Remove images by id or by a condition."""
     from vizsla.search.index import open_index
 
     if bool(ids) == bool(conditions):
@@ -159,7 +163,7 @@ def rebuild(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Writes it anew without what was removed, and finds its search effort again."""
+    """Rewrite an index without removed images, and measure its search effort again."""
     from vizsla.search.folder_index import FolderIndex
 
     with ProgressShown(quiet) as shown:
@@ -171,12 +175,12 @@ def rebuild(
 @index.command(epilog="Example: vizsla index info gallery.index --verify")
 def info(
     where: Where,
-    verify: Annotated[bool, typer.Option("--verify", help="Hash every file again.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the hash of every file.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """What an index holds, and the recall that was measured at every search effort tried."""
+    """Show what an index holds, and the recall at every search effort that was measured."""
     from vizsla.search.index import open_index
 
     _say(open_index(where, verify=verify).about(), where, as_json)
@@ -207,7 +211,6 @@ def _filter(conditions: list[str] | None) -> "Filter | None":
 
 
 @app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
-@with_options
 def search(
     gallery: Annotated[str, typer.Argument(help="An index, or the gallery's embeddings.")],
     queries: Annotated[
@@ -223,16 +226,20 @@ def search(
             "-k",
             "--top-k",
             min=1,
-            help="Images for a query.",
-            show_default="printed 10; written all up to 20,000, else 1,000",
+            help="Images per query.",
+            show_default="10 on the terminal; in a file all up to 20,000, else 1,000",
         ),
     ] = None,
     conditions: Conditions = None,
     same_set: Annotated[
-        bool, typer.Option("--same-set", help="Both are one set: leave each query itself out.")
+        bool,
+        typer.Option(
+            "--same-set", help="Queries and gallery are one set: leave out each query's own image."
+        ),
     ] = False,
     model: Annotated[
-        str | None, typer.Option("--model", help="What embeds query images: as the gallery's.")
+        str | None,
+        typer.Option("--model", help="The model that embeds query images: the gallery's."),
     ] = None,
     seed: Seed = 0,
     learn_on: LearnOn = None,
@@ -245,7 +252,7 @@ def search(
     model_choice: ModelChoice,
     refining: RankingOptions,
 ) -> None:
-    """Embeddings or images → ranking: for every query the gallery by falling cosine, or refined."""
+    """Rank a gallery for every query, by cosine or refined. Queries are embeddings or images."""
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.search.exact import default_depth
 

@@ -21,13 +21,9 @@ from vizsla.cli import (  # noqa: F401
 )  # fmt: skip
 
 # isort: on
-from vizsla.cli.console import Command, app, log_to_stderr
+from vizsla.cli.console import app, log_to_stderr
 from vizsla.errors import UsageError, VizslaError
 from vizsla.storage import storage_error
-
-for _commands in (app, contest.judge_commands, contest.token_commands):
-    for _command in _commands.registered_commands:
-        _command.cls = Command
 
 INTERRUPTED = (
     "interrupted; nothing is half-written. Run again, `embed`, `train` and `run --finetune` go on, "
@@ -44,7 +40,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def vizsla_command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Rank a gallery of images for every query, so that images of the same class come first."""

@@ -42,11 +42,13 @@ def byte_count(text: str) -> int:
 
 
 Model = Annotated[
-    str, typer.Option("--model", help="A backbone's name (see `vizsla models`), or a folder.")
+    str, typer.Option("--model", help="A backbone's name (see `vizsla models`) or a folder.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
-Seed = Annotated[int, typer.Option("--seed", help="For random weights and random choices.")]
-TopK = Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images handed in for a query.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of random weights and random choices.")]
+TopK = Annotated[
+    int, typer.Option("-k", "--top-k", min=1, help="Images per query in the submission.")
+]
 Labels = Annotated[
     Path | None, typer.Option("--labels", help="The truth: CSV or Parquet with label and file.")
 ]
@@ -56,18 +58,20 @@ LabelsFrom = Annotated[
 ]
 Home = Annotated[
     Path,
-    typer.Option("--home", help="Holds results/, submissions/, visualizations/, runs/."),
+    typer.Option("--home", help="The folder for results/, submissions/, visualizations/, runs/."),
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option("--cluster", help="Draw whole classes (label, or a column) for the intervals."),
+    typer.Option(
+        "--cluster", help="Resample whole classes (label or another column) for the intervals."
+    ),
 ]
 LearnOn = Annotated[
     Path | None,
     typer.Option(
         "--learn-on",
-        help="For auto: embeddings of labelled training images (embed --class-folders), such as "
-        "the model was not trained on.",
+        help="For auto: embeddings of labelled images that the model was not trained on "
+        "(vizsla embed --class-folders).",
     ),
 ]
 AsJson = Annotated[
@@ -98,7 +102,7 @@ Verbose = Annotated[
 # of training
 ValidateOn = Annotated[
     str | None,
-    typer.Option("--validate-on", help="new-classes (default), or seen-classes."),
+    typer.Option("--validate-on", help="What is held out: new-classes (default) or seen-classes."),
 ]
 
 

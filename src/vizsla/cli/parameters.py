@@ -1,7 +1,6 @@
 """Dataclasses of options.py → the parameters of a command, `--set name=value` and `--config FILE`.
 
     @app.command()
-    @with_options
     def embed(images: Path, choice: ModelChoice, training: Annotated[dict, Given(TuneConfig)]): ...
 
 The command line then has the options of ModelChoice, and the function gets the object. `Given` asks
@@ -93,8 +92,8 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
             fields[parameter] = _Field(argument.name, name, about, given_only)
             panel = -1 if about.usual else GROUPS.index(about.group)
             grouped.append((panel, _parameter(parameter, shown, kind, default)))
-    parameters += [parameter for _, parameter in sorted(grouped, key=lambda entry: entry[0])]
-    parameters += _generic()
+    grouped = [(_panel(parameter), parameter) for parameter in (*parameters, *_generic())] + grouped
+    parameters = [parameter for _, parameter in sorted(grouped, key=lambda entry: entry[0])]
     if "context" not in signature.parameters:  # Typer fills it; it knows what was given
         parameters.insert(0, inspect.Parameter("context", keyword, annotation=typer.Context))
     arguments = [p for p in parameters if p.default is inspect.Parameter.empty]
@@ -120,6 +119,15 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     del command.__wrapped__  # Typer would look at the function's own
     return command
+
+
+def _panel(parameter: inspect.Parameter) -> int:
+    """The place of a command's own option: before all groups unless it names one of them."""
+    for information in getattr(parameter.annotation, "__metadata__", ()):
+        group = getattr(information, "rich_help_panel", None)
+        if group in GROUPS:
+            return GROUPS.index(group)
+    return -1
 
 
 def was_given(context: typer.Context, name: str) -> bool:

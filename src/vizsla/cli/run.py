@@ -9,7 +9,7 @@ import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json, print_table
 from vizsla.cli.options import AsJson, Quiet, Seed, Verbose, fusion_weights
-from vizsla.cli.parameters import Given, Without, was_given, with_options
+from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
 from vizsla.errors import UsageError
 from vizsla.options import (
@@ -32,7 +32,6 @@ VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # of use without
 
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
-@with_options
 def run(
     context: typer.Context,
     data: Annotated[
@@ -65,7 +64,7 @@ def run(
     fusing: FusionOptions,
     training: Annotated[dict[str, Any], Given(TuneConfig, SHARED, {"finetune": "none"})],
 ) -> None:
-    """Embed, rank, score, hand in and draw: the whole main job."""
+    """Do the whole job: embed, rank, score, write the submission, draw the results."""
     from vizsla.run import config as run_config
     from vizsla.run import pipeline, several_models
     from vizsla.run.fused_runs import CONCAT, FusionConfig
@@ -167,13 +166,15 @@ def _print_run(result: "RunResult") -> None:
 
 @app.command(epilog="Example: vizsla demo")
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to put it all.")] = Path("vizsla-demo"),
+    folder: Annotated[Path, typer.Argument(help="The folder for data and results.")] = Path(
+        "vizsla-demo"
+    ),
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """The main job on a small generated data set, without any download."""
+    """Do the whole job on a small generated data set, without any download."""
     from vizsla.run import demo
 
     with ProgressShown(quiet) as progress:
@@ -185,19 +186,18 @@ def demo(
 
 
 @app.command(epilog="Example: vizsla train data --model resnet18 --budget 10m -o tuned")
-@with_options
 def train(
     data: Annotated[
         Path, typer.Argument(help="A data folder with training/, or a folder of class folders.")
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Log, checkpoint and embedder go there.")
+        Path, typer.Option("-o", "--out", help="The folder for log, checkpoint and embedder.")
     ],
     devices: Annotated[
         int, typer.Option("--devices", min=1, help="Processes on this machine; 1 for torchrun.")
     ] = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over, and replace what a training left.")
+        bool, typer.Option("--overwrite", help="Start anew and replace an earlier training.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -207,7 +207,7 @@ def train(
     images: ImageOptions,
     training: Annotated[dict[str, Any], Given(TuneConfig, ("max_pixels",))],
 ) -> None:
-    """Tune a model on labelled images; the frozen one is kept unless validation is sure."""
+    """Fine-tune a model on labelled images. The frozen model is kept unless validation is sure."""
     from vizsla.run.config import RunConfig
     from vizsla.run.train import train as train_into
 
@@ -238,27 +238,38 @@ def _next_run(data: Path, embedder: Path) -> str:
 @app.command(
     epilog="Example: vizsla sweep data --model resnet50 --pooling gap,gem --finetune none,head"
 )
-@with_options
 def sweep(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Repeatable.", show_default="dinov2-s14")
+        list[str] | None,
+        typer.Option("--model", help="A model. Repeatable.", show_default="dinov2-s14"),
     ] = None,
     weights: Annotated[
-        list[str] | None, typer.Option("--weights", help="One for all models, or one for each.")
+        list[str] | None,
+        typer.Option("--weights", help="Weights: one for all models, or one for each."),
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option("--pooling", help="With commas.", show_default="each model's")
+        str | None,
+        typer.Option("--pooling", help="Poolings, as gap,gem.", show_default="each model's"),
     ] = None,
-    finetune: Annotated[str, typer.Option("--finetune", help="With commas.")] = "none",
+    finetune: Annotated[
+        str, typer.Option("--finetune", help="Fine-tunings, as none,head.")
+    ] = "none",
     loss: Annotated[
-        list[str] | None, typer.Option("--loss", help="Repeatable.", show_default="the training's")
+        list[str] | None,
+        typer.Option("--loss", help="A loss. Repeatable.", show_default="the training's"),
     ] = None,
     trials: Annotated[
         int,
-        typer.Option("--trials", min=0, help="Search rates and losses instead; an extra."),
+        typer.Option(
+            "--trials",
+            min=0,
+            help="Search learning rates and losses instead, in so many trainings; an extra.",
+        ),
     ] = 0,
-    figures: Annotated[int, typer.Option("--figures", min=-1, help="Sheets of each run.")] = 0,
+    figures: Annotated[
+        int, typer.Option("--figures", min=-1, help="Query sheets of each run; -1: all.")
+    ] = 0,
     html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -267,7 +278,10 @@ def sweep(
     options: Annotated[RunOptions, Without(*NOT_SWEPT)],
     training: Annotated[dict[str, Any], Given(TuneConfig, (*SHARED, "finetune", "loss"))],
 ) -> None:
-    """Models × pooling × fine-tuning: a run of each, one table. Run again, it goes on."""
+    """Run every combination of models, poolings and fine-tunings; print one table.
+
+    Run again after an interruption, it continues.
+    """
     from vizsla import storage
     from vizsla.run import sweep as sweeping
     from vizsla.run.config import RunConfig

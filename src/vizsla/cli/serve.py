@@ -7,60 +7,61 @@ import typer
 
 from vizsla.cli.console import ProgressShown, app
 from vizsla.cli.options import Quiet, Verbose
-from vizsla.cli.parameters import Without, with_options
+from vizsla.cli.parameters import Without
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
 
 
 @app.command(epilog="Example: vizsla serve runs/20260131-235959-0a1b --port 8000")
-@with_options
 def serve(
     source: Annotated[
-        Path, typer.Argument(help="A run, an index, or a folder of pictures to embed first.")
+        Path, typer.Argument(help="A run, an index, or a folder of images to embed first.")
     ],
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
-            help="What embeds the queries.",
+            help="The model that embeds queries.",
             show_default="the run's own; dinov2-s14 for a folder",
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="Where the gallery's pictures lie.")
+        Path | None, typer.Option("--images", help="The folder of the gallery's images.")
     ] = None,
     class_folders: Annotated[
-        bool, typer.Option("--class-folders", help="The first folder is the label.")
+        bool, typer.Option("--class-folders", help="Labels are the names of the folders.")
     ] = False,
     host: Annotated[
-        str, typer.Option("--host", help="0.0.0.0 lets other machines in.")
+        str, typer.Option("--host", help="0.0.0.0 accepts other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option("--token", envvar="VIZSLA_SERVE_TOKEN", help="Every request then needs it."),
+        typer.Option(
+            "--token", envvar="VIZSLA_SERVE_TOKEN", help="A token that every request needs."
+        ),
     ] = None,
     allow_changes: Annotated[
         bool,
-        typer.Option("--allow-changes", help="Pictures may be added and removed, with a token."),
+        typer.Option("--allow-changes", help="Images may be added and removed, with a token."),
     ] = False,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", help="A name that the server goes by. Repeatable."),
+        typer.Option("--allow-host", help="A host name of this server. Repeatable."),
     ] = None,
     rate: Annotated[
-        float, typer.Option("--rate", min=0, help="Searches a minute of one address; 0: any.")
+        float, typer.Option("--rate", min=0, help="Searches per minute and address; 0: unlimited.")
     ] = 600.0,
-    most_k: Annotated[int, typer.Option("--most-k", min=1, help="Results at most.")] = 200,
+    most_k: Annotated[int, typer.Option("--most-k", min=1, help="Largest k of a search.")] = 200,
     max_body: Annotated[
         float,
-        typer.Option("--max-body", hidden=True, min=0.001, help="MiB that a request may send."),
+        typer.Option("--max-body", hidden=True, min=0.001, help="Largest request in MiB."),
     ] = 16.0,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", hidden=True, min=1, help="Of a picture to search with.")
+        int, typer.Option("--max-pixels", hidden=True, min=1, help="Largest query image in pixels.")
     ] = 40_000_000,
     title: Annotated[
         str,
-        typer.Option("--title", help="Of the page.", show_default="the source's name"),
+        typer.Option("--title", help="The page's title.", show_default="the source's name"),
     ] = "",
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -69,7 +70,7 @@ def serve(
     listing: Annotated[ImageOptions, Without("exclude", "max_pixels")],
     computing: Annotated[ComputeChoice, Without("compiling", "batch_size", "workers", "cache")],
 ) -> None:
-    """Search by picture and by words, in a browser and over HTTP, until Ctrl-C."""
+    """Serve a page and an API to search by image and by text, until Ctrl-C."""
     from vizsla.web.search import server as serving
 
     def started(about: serving.Started) -> None:

@@ -22,13 +22,15 @@ def report(
         "report.html"
     ),
     data: Annotated[
-        Path | None, typer.Option("--data", help="Where its images lie now, if elsewhere.")
+        Path | None, typer.Option("--data", help="Where the images are now, if they were moved.")
     ] = None,
-    projection: Annotated[str, typer.Option("--map", help="tsne, or pca (faster).")] = "tsne",
+    projection: Annotated[
+        str, typer.Option("--map", help="Layout of the map: tsne, or pca (faster).")
+    ] = "tsne",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """A run → one HTML page without network: scores, curves, pictures, a map."""
+    """Write one self-contained HTML page about a run: scores, curves, images, a map."""
     from vizsla.run import finished_run
 
     page = finished_run.report(run, out, data=data, projection=projection)
@@ -37,15 +39,15 @@ def report(
 
 @app.command(epilog="Example: vizsla models")
 def models(
-    names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Only these backbones.")] = None,
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="Fetch their weights now, for use without network.")
+        bool, typer.Option("--fetch", help="Download the weights now, for use offline.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """The backbones by name: dimension, size, licence of the weights; with -v also their source."""
+    """List the backbones: dimension, size, licence of the weights; with -v also the source."""
     if fetch:
         from vizsla.model.hub import fetch as fetch_weights
 
@@ -117,29 +119,35 @@ def show(
         typer.Option(
             "-o",
             "--out",
-            help="Folder; earlier sheets in it are replaced.",
+            help="The folder; earlier sheets in it are replaced.",
             show_default="visualizations/<name>",
         ),
     ] = None,
     labels: Labels = None,
     labels_from: LabelsFrom = None,
-    top_k: Annotated[
-        int, typer.Option("-k", "--top-k", min=1, help="Images drawn for a query.")
-    ] = 10,
-    worst: Annotated[int | None, typer.Option("--worst", min=1, help="The N worst only.")] = None,
+    top_k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images per query.")] = 10,
+    worst: Annotated[
+        int | None, typer.Option("--worst", min=1, help="Only the N worst queries.")
+    ] = None,
     only_wrong: Annotated[
-        bool, typer.Option("--only-wrong", help="Queries with nothing right in their top k.")
+        bool, typer.Option("--only-wrong", help="Only queries with nothing right in their top k.")
     ] = False,
-    random: Annotated[int | None, typer.Option("--random", min=1, help="N at random.")] = None,
+    random: Annotated[int | None, typer.Option("--random", min=1, help="N random queries.")] = None,
     why: Annotated[
-        bool, typer.Option("--why", help="Heat maps of what made query and result alike.")
+        bool,
+        typer.Option("--why", help="Heat maps of the parts that made query and result similar."),
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="With --why, for a ranking that is no run: its embedder."),
+        typer.Option(
+            "--model", help="The embedder of a ranking that is not from a run, for --why."
+        ),
     ] = None,
     augmentations: Annotated[
-        bool, typer.Option("--augmentations", help="Training pictures of each preset instead.")
+        bool,
+        typer.Option(
+            "--augmentations", help="Draw augmented training images of each preset instead."
+        ),
     ] = False,
     seed: Seed = 0,
     home: Home = Path(),
@@ -147,7 +155,7 @@ def show(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """A PNG for each query: the query on the left, its top k on the right."""
+    """Draw a PNG for each query: the query on the left, its top k on the right."""
     if augmentations:
         if data is None:
             raise UsageError("--augmentations draws training pictures: give their folder by --data")
