@@ -38,10 +38,9 @@ from PIL import Image
 from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.compilation import CompilingError
 from vizsla.embed.compute import Compute
 from vizsla.embed.inference import write_embeddings
-from vizsla.embed.torch_runtime import Network, Pending
+from vizsla.embed.torch_runtime import CompilingError, PendingVectors, TorchRuntime
 from vizsla.model.embedder import Embedder
 from vizsla.processes import available_cores
 
@@ -97,13 +96,13 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
     )  # fmt: skip
     say(f"{name}: {compute}")
     model, transform = plain_model(embedder, compute.kind)
-    network = Network(embedder, compute)
+    network = TorchRuntime(embedder, compute)
     started = time.monotonic()
     try:
-        network.submit(network.blank()).result()
+        network.submit(network.blank_batch()).result()
     except CompilingError as error:
         say(f"{error}: goes on without compiling")
-        network = Network(embedder, dataclasses.replace(compute, compiled=False))
+        network = TorchRuntime(embedder, dataclasses.replace(compute, compiled=False))
     compiling = time.monotonic() - started
     few = paths[: 2 * PLAIN_BATCH]
     reference = plain_loop(few, model, transform, compute.kind)
@@ -125,7 +124,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
             say(f"{name} round {round_ + 1}: {key} {1 / times[key][-1]:.1f} images/s")
     with tempfile.TemporaryDirectory() as scratch:
         write_embeddings(images.subset(range(len(few))), embedder, Path(scratch) / "e",
-                         network=network)  # fmt: skip
+                         runtime=network)  # fmt: skip
         from vizsla.embed.embeddings import Embeddings
 
         mine = Embeddings.open(Path(scratch) / "e").vectors
@@ -154,9 +153,9 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
-def ours(images: ImageSet, embedder: Embedder, network: Network) -> int:
+def ours(images: ImageSet, embedder: Embedder, network: TorchRuntime) -> int:
     with tempfile.TemporaryDirectory() as scratch:
-        return write_embeddings(images, embedder, Path(scratch) / "e", network=network).images
+        return write_embeddings(images, embedder, Path(scratch) / "e", runtime=network).images
 
 
 def decoding(images: ImageSet, embedder: Embedder, compute: Compute) -> int:
@@ -191,8 +190,8 @@ class NoTime:
         found = torch.randn(compute.batch_size, embedder.dim, generator=dice)
         self._vectors = torch.nn.functional.normalize(found)
 
-    def submit(self, pixels: torch.Tensor) -> Pending:
-        return Pending(self._vectors)
+    def submit(self, pixels: torch.Tensor) -> PendingVectors:
+        return PendingVectors(self._vectors)
 
 
 def overhead(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -224,9 +223,9 @@ def overhead(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             "lost (s)": round(took["ours"] - took["decoding"], 2)}  # fmt: skip
 
 
-def passes(network: Network, count: int) -> int:
+def passes(network: TorchRuntime, count: int) -> int:
     """The network alone, on pixels that lie ready."""
-    pixels = network.blank()
+    pixels = network.blank_batch()
     if network.compute.kind == "cuda":
         pixels = pixels.pin_memory()
     pending = [network.submit(pixels)]
@@ -327,14 +326,16 @@ def memory(n: int) -> dict[str, Any]:
 
     embedder = Embedder.from_module(Colours(), Preprocess((8, 8), 8), name="colours")
     pictures = [Image.new("RGB", (8, 8), (i * 5 % 256, i * 3 % 256, i % 256)) for i in range(256)]
-    network = Network(embedder, resolve_compute(device="cpu", precision="fp32", batch_size=256))
-    network.submit(network.blank()).result()
+    network = TorchRuntime(
+        embedder, resolve_compute(device="cpu", precision="fp32", batch_size=256)
+    )
+    network.submit(network.blank_batch()).result()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         images = ImageSet(Path(scratch), [f"{i // 1000:04}/{i:07}.jpg" for i in range(n)])
         done = write_embeddings(
-            images, embedder, Path(scratch) / "e", network=network, shard_images=8192,
+            images, embedder, Path(scratch) / "e", runtime=network, shard_images=8192,
             picture=lambda i: pictures[i % 256],
         )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,7 +16,7 @@ from vizsla.audit.embedding_checks import stacked, suspects
 from vizsla.audit.findings import CheckReport
 from vizsla.data.images import read_image
 from vizsla.data.imageset import ImageSet, open_data
-from vizsla.embed.inference import resolve_compute
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.model.embedder import Embedder
 
 Change = Callable[[Image.Image, random.Random], Image.Image]

@@ -275,7 +275,7 @@ def test_ctrl_c_says_so_and_an_embed_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
     again = vizsla(*words, cwd=tmp_path)
     assert again.returncode == 0
-    assert re.search(r"going on behind image \d*[1-9]\d* of 700", again.stderr)
+    assert re.search(r"continues after image \d*[1-9]\d* of 700", again.stderr)
 
 
 def test_models_lists_all_names() -> None:

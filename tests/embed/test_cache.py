@@ -20,10 +20,10 @@ from PIL import Image
 
 from vizsla.data.imageset import ImageSet
 from vizsla.embed import cache as cache_module
-from vizsla.embed.cache import FILE, Fetched, VectorCache, content_of
+from vizsla.embed.cache import FILE, FetchedImages, VectorCache, content_hash
 from vizsla.embed.compute import Compute
 from vizsla.embed.inference import embed
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import StorageError
 from vizsla.model.embedder import Embedder
 
@@ -49,13 +49,13 @@ def photos(tmp_path: Path) -> Path:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every batch that goes through a network."""
     seen: list[int] = []
-    original = Network.submit
+    original = TorchRuntime.submit
 
-    def counted(network: Network, pixels: object) -> object:
+    def counted(network: TorchRuntime, pixels: object) -> object:
         seen.append(1)
         return original(network, pixels)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Network, "submit", counted)
+    monkeypatch.setattr(TorchRuntime, "submit", counted)
     return seen
 
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_cache_any_more_is_begun_anew(
     first = run(photos, embedder, tmp_path / "a")
     (tmp_path / "cache" / FILE).write_bytes(b"no database at all" * 1000)
     again = run(photos, embedder, tmp_path / "b")
-    assert "a new one is begun" in caplog.text
+    assert "replaced by a new one" in caplog.text
     np.testing.assert_array_equal(again.vectors, first.vectors)
     caplog.clear()
     run(photos, embedder, tmp_path / "c")
@@ -182,13 +182,13 @@ def test_a_cache_that_cannot_be_used_costs_time_alone(
     (tmp_path / "cache" / FILE).mkdir(parents=True)
     assert len(run(photos, embedder, tmp_path / "a")) == 10  # type: ignore[arg-type]
     assert "cannot be used" in caplog.text
-    assert content_of(tmp_path / "nowhere") is None
+    assert content_hash(tmp_path / "nowhere") is None
 
 
 def test_what_is_no_file_has_no_content(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for place in (tmp_path / "pipe.jpg", Path("/dev/zero"), tmp_path, Path("a\0b")):
-        assert content_of(place) is None
+        assert content_hash(place) is None
 
 
 def filled(folder: Path) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
@@ -264,8 +264,8 @@ def test_a_format_of_the_future_is_set_aside(
 def test_one_that_stays_locked_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cache_module, "WAIT", 0.5)
-    monkeypatch.setattr(cache_module, "SHORT_WAIT", 0.1)
+    monkeypatch.setattr(cache_module, "LOCK_TIMEOUT", 0.5)
+    monkeypatch.setattr(cache_module, "MARK_TIMEOUT", 0.1)
     keys, vectors = filled(tmp_path)
     other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -317,7 +317,7 @@ def test_one_that_cannot_be_written_still_gives_its_vectors(walled: bool) -> Non
         )  # fmt: skip
         place.chmod(0o755)
     assert done.stdout == "1\n", done.stderr
-    assert done.stderr.count("takes nothing new") == 1 == done.stderr.count("\n")
+    assert done.stderr.count("stores nothing new") == 1 == done.stderr.count("\n")
 
 
 def test_a_file_is_no_folder_for_it(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_what_is_far_away_is_fetched_once(
     names = sorted(path.name for path in photos.iterdir())
     for limit, times in ((2**28, 1), (0, 2)):
         cache = tmp_path / f"cache-{limit}"
-        monkeypatch.setattr(Fetched.__init__, "__defaults__", (limit,))
+        monkeypatch.setattr(FetchedImages.__init__, "__defaults__", (limit,))
         for again in (False, True):
             source = Counted(photos, [])
             images = ImageSet.from_source(names, source)
@@ -373,8 +373,8 @@ def test_what_is_far_away_is_fetched_once(
 
 def test_what_changed_between_two_fetches_is_not_kept(tmp_path: Path) -> None:
     contents = [b"one", b"two"]
-    fetched = Fetched(lambda i: contents.pop(0), limit=0)
-    assert fetched.content(7) == content_of(b"one")
+    fetched = FetchedImages(lambda i: contents.pop(0), limit=0)
+    assert fetched.content(7) == content_hash(b"one")
     assert fetched.take(7) == b"two" and fetched.changed == {7}
 
 

@@ -27,10 +27,11 @@ from vizsla.data.remote import image_set_from_url
 from vizsla.data.webdataset import image_set_from_tars
 from vizsla.embed import ray_engine as ray_module
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.compilation import CompilingError
+from vizsla.embed.compute_shards import Source
 from vizsla.embed.embeddings import Embeddings
-from vizsla.embed.inference import Source, embed
-from vizsla.embed.ray_engine import _Actor, _contents, connected, ray_engine, resolve_on
+from vizsla.embed.inference import embed
+from vizsla.embed.ray_engine import _Actor, _contents, connected, ray_engine, resolve_compute_on
+from vizsla.embed.torch_runtime import CompilingError
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 
@@ -109,7 +110,7 @@ def embed_there(
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     return embed(
-        images, made or embedder(), out, compute=resolve_on(ray, batch_size=2),
+        images, made or embedder(), out, compute=resolve_compute_on(ray, batch_size=2),
         shard_images=SHARD, engine=ray_engine(ray), **more,
     )  # fmt: skip
 
@@ -292,12 +293,12 @@ def test_what_goes_wrong_is_said(photos: Path, tmp_path: Path) -> None:
 
     images = ImageSet.from_folder(photos)
     with connected() as ray:
-        compute = resolve_on(ray, batch_size=2)
-        other = replace(compute, elsewhere={**compute.facts, "torch": "0.1"})
+        compute = resolve_compute_on(ray, batch_size=2)
+        other = replace(compute, remote_facts={**compute.facts, "torch": "0.1"})
         with pytest.raises(ModelError, match=r"torch is '.*', expected '0\.1'"):
             embed(images, embedder(), tmp_path / "e", compute=other, engine=ray_engine(ray))
         with pytest.raises(UsageError, match="0 GPUs"):
-            resolve_on(ray, device="cuda")
+            resolve_compute_on(ray, device="cuda")
         with pytest.raises(DataError, match="is gone"):
             gone = ImageSet(tmp_path / "none", ["a.png"])
             embed_there(ray, gone, tmp_path / "g")
@@ -320,12 +321,12 @@ def test_a_compiler_that_fails_there_costs_only_its_gain(
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        compute = replace(resolve_on(ray, batch_size=2), compiled=True)
+        compute = replace(resolve_compute_on(ray, batch_size=2), compiled=True)
         embed(
             images, embedder(), tmp_path / "there", compute=compute, shard_images=SHARD,
             engine=ray_engine(ray),
         )  # fmt: skip
-    assert "goes on without compiling" in caplog.text
+    assert "continues without compiling" in caplog.text
     assert files(tmp_path / "there") == whole
 
 
@@ -337,7 +338,7 @@ def test_a_compiler_that_fails_there_is_told_apart(
 
     monkeypatch.setattr(ray_module, "embed_shards", failing)
     actor: Any = object.__new__(_Actor)
-    actor.source, actor.network, actor.differs = Source(ImageSet(photos, [])), None, ""
+    actor.source, actor.runtime, actor.differs = Source(ImageSet(photos, [])), None, ""
     sent = pickle.dumps(ImageSet.from_folder(photos).for_worker(range(2)))
     row = actor({"start": np.array([0]), "stop": np.array([2]), "images": [sent]})
     assert row["compiling"] == [True] and "cannot be compiled" in row["error"][0]
@@ -370,7 +371,7 @@ def test_an_address_where_something_else_listens(
     def tries_for_minutes(**options: object) -> None:
         raise AssertionError("Ray itself was started")
 
-    monkeypatch.setattr(ray_module, "WAIT", 0.5)
+    monkeypatch.setattr(ray_module, "TIMEOUT", 0.5)
     monkeypatch.setattr("ray.init", tries_for_minutes)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -433,7 +434,7 @@ def test_a_large_model_reaches_a_machine_with_a_gpu(photos: Path) -> None:
     try:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         with pytest.raises(UsageError, match="torch sees no CUDA GPU"):
-            resolve_on(ray, embedder=large, images=len(images), sample=images.file)
+            resolve_compute_on(ray, embedder=large, images=len(images), sample=images.file)
     finally:
         ray.shutdown()
 

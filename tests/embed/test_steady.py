@@ -131,7 +131,7 @@ def test_a_folder_that_comes_back_is_embedded_whole(
     photos: Path, once: Callable[..., Embeddings], tmp_path: Path
 ) -> None:
     images = ImageSet.from_folder(photos)
-    with pytest.raises(DataError, match=r"could be read at the start.*Run the same command again"):
+    with pytest.raises(DataError, match=r"were readable at the start.*Run the same command again"):
         once(images, lambda: (photos / "1").rename(tmp_path / "away"))
     assert not read_sealed_json(tmp_path / "e" / "manifest.json")["complete"]
     (tmp_path / "away").rename(photos / "1")
@@ -192,7 +192,7 @@ def test_a_folder_that_is_away_for_a_moment_breaks_no_image(
         at_3=lambda: (photos / "0").rename(tmp_path / "away"),
         at_7=lambda: (tmp_path / "away").rename(photos / "0"),
     )
-    with pytest.raises(DataError, match=r"could be read at the start.*Run the same command again"):
+    with pytest.raises(DataError, match=r"were readable at the start.*Run the same command again"):
         once(images)
     assert once(images).ids == images.ids
 
@@ -259,7 +259,7 @@ def test_a_tar_file_must_hold_still_too(
     else:
         at_read(at_3=lambda: tar.rename(away))
     compute = resolve_compute(device="cpu", precision="fp32", batch_size=4, workers=1)
-    with pytest.raises(DataError, match=r"changed while|could be read at the start"):
+    with pytest.raises(DataError, match=r"changed while|were readable at the start"):
         embed(images, colours, tmp_path / "e", compute=compute, shard_images=8)
     if away.exists():
         away.rename(tar)
@@ -278,7 +278,7 @@ def test_what_a_store_listed_must_still_be_there(
     whole = last.read_bytes()
     last.unlink() if how == "gone" else last.write_bytes(whole + b"more")
     compute = resolve_compute(device="cpu", precision="fp32", batch_size=4, workers=1)
-    with pytest.raises(DataError, match=r"could be read at the start|was listed with"):
+    with pytest.raises(DataError, match=r"were readable at the start|was listed with"):
         embed(images, colours, tmp_path / "e", compute=compute, shard_images=8)
     last.write_bytes(whole)
     os.utime(last, (1, 1))

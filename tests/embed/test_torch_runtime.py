@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.compute import PART, Compute, part_size
-from vizsla.embed.torch_runtime import Network, in_parts
+from vizsla.embed.compute import IMAGES_PER_CORE, Compute, part_size
+from vizsla.embed.torch_runtime import TorchRuntime, in_parts
 from vizsla.model.embedder import Embedder
 
 
@@ -21,7 +21,7 @@ def cores():
 
 
 def test_how_large_a_part_is() -> None:
-    assert part_size(32, 2) == part_size(32, 1) == part_size(7, 1) == PART == 4
+    assert part_size(32, 2) == part_size(32, 1) == part_size(7, 1) == IMAGES_PER_CORE == 4
     assert part_size(8, 4) == 2 and part_size(5, 2) == 3 and part_size(2, 2) == 1
     assert part_size(1, 2) is None  # both work on the one image
 
@@ -33,7 +33,7 @@ def test_the_number_of_cores_changes_no_bit(cores) -> None:
     for n in (1, 2, 3):
         cores(n)
         compute = resolve_compute(device="cpu", precision="fp32", batch_size=16)
-        found.append(Network(embedder, compute).submit(pixels).result())
+        found.append(TorchRuntime(embedder, compute).submit(pixels).result())
         ids.add(compute.id)
         assert torch.get_num_threads() == n  # what works beside leaves this thread as it was
     assert len(ids) == 1

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from vizsla.cli.main import app
 from vizsla.embed.auto_compute import CPU_BATCH
 from vizsla.embed.embeddings import Embeddings, read_manifest
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.run.config import RunConfig, again
 from vizsla.run.pipeline import run
 
@@ -18,13 +18,13 @@ from vizsla.run.pipeline import run
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
-    original = Network.submit
+    original = TorchRuntime.submit
 
-    def counted(network: Network, pixels: Any) -> Any:
+    def counted(network: TorchRuntime, pixels: Any) -> Any:
         seen.append(len(pixels))
         return original(network, pixels)
 
-    monkeypatch.setattr(Network, "submit", counted)
+    monkeypatch.setattr(TorchRuntime, "submit", counted)
     return seen
 
 

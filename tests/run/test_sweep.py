@@ -18,7 +18,7 @@ from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.shared_vectors import embed_together
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.run import inputs, sweep
@@ -46,13 +46,13 @@ def only_what_is_new_is_collected() -> Iterator[None]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images every batch that is embedded holds, in order."""
     sizes: list[int] = []
-    original = Network.submit
+    original = TorchRuntime.submit
 
-    def counted(network: Network, pixels: Any) -> Any:
+    def counted(network: TorchRuntime, pixels: Any) -> Any:
         sizes.append(len(pixels))
         return original(network, pixels)
 
-    monkeypatch.setattr(Network, "submit", counted)
+    monkeypatch.setattr(TorchRuntime, "submit", counted)
     return sizes
 
 

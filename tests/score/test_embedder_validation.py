@@ -11,8 +11,9 @@ from torch import nn
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import Split, split
-from vizsla.embed.inference import Compute, embed
-from vizsla.embed.validation_tensors import HeldImages
+from vizsla.embed.compute import Compute
+from vizsla.embed.inference import embed
+from vizsla.embed.validation_tensors import ValidationImages
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection
@@ -114,7 +115,7 @@ def test_chance_is_what_random_vectors_give(images: ImageSet) -> None:
 
 def test_another_projection_embeds_nothing_again(images: ImageSet) -> None:
     model = embedder()
-    held = HeldImages(images, COMPUTE)
+    held = ValidationImages(images, COMPUTE)
     model.backbone.network.images = 0
     first = held.vectors(model)
     once = model.backbone.network.images

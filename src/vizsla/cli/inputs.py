@@ -12,8 +12,8 @@ from vizsla.errors import DataError, UsageError
 if TYPE_CHECKING:
     from vizsla.data.imageset import DataFolders
     from vizsla.embed.compute import Compute
+    from vizsla.embed.compute_shards import Engine
     from vizsla.embed.embeddings import Embeddings
-    from vizsla.embed.inference import Engine
     from vizsla.options import ModelChoice
     from vizsla.score.truth import Truth
     from vizsla.search.index import Index
@@ -198,4 +198,4 @@ def open_engine(
     from vizsla.embed import ray_engine
 
     with ray_engine.connected(address) as ray:
-        yield ray_engine.resolve_on(ray, **options), ray_engine.ray_engine(ray)
+        yield ray_engine.resolve_compute_on(ray, **options), ray_engine.ray_engine(ray)

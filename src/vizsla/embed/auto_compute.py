@@ -1,7 +1,4 @@
-"""What was asked for → a Compute in which every `auto` is resolved, once.
-
-Nothing is computed here but a few batches, to measure what they cost.
-"""
+"""Options → a Compute in which every `auto` is resolved: by the hardware, and by a few batches."""
 
 import dataclasses
 import logging
@@ -15,23 +12,22 @@ import torch
 
 from vizsla import storage
 from vizsla.data.batches import choose_workers
-from vizsla.embed.compilation import compiler_missing
-from vizsla.embed.compute import PART, PRECISIONS, Compute, Sample, has_fast_bf16
+from vizsla.embed.compute import IMAGES_PER_CORE, PRECISIONS, Compute, Sample, has_fast_bf16
 from vizsla.embed.precision_check import cosine_change
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import TorchRuntime, compiler_missing
 from vizsla.errors import StorageError, UsageError
 from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.embed")
 
 COMPILING = ("auto", "on", "off")
-CPU_BATCH = 32  # at least: a part for each core
-GPU_BATCHES = (16, 512)  # the smallest and the largest that `auto` chooses
-MAX_COSINE_CHANGE = 0.001  # on average, for `auto` to choose half precision
-SHARE_OF_GPU = 0.4  # of what is free may be filled by a batch
-COMPILE_SECONDS = 60  # what compiling costs, about
-COMPILE_FROM = 512  # images; fewer are never worth it
-COMPILE_GAIN = {"cpu": 0.05, "cuda": 0.3}  # of the time in the network
+CPU_BATCH = 32  # or more, so that each core has a part
+GPU_BATCHES = (16, 512)  # from the smallest to the largest
+MAX_COSINE_CHANGE = 0.001  # on average, by half precision
+SHARE_OF_GPU = 0.4  # of its free memory may be used by a batch
+COMPILE_SECONDS = 60  # that compiling takes, about
+MIN_COMPILED_IMAGES = 512
+COMPILE_GAIN = {"cpu": 0.05, "cuda": 0.3}  # share of the network's time that it saves
 
 
 def resolve_compute(
@@ -46,14 +42,13 @@ def resolve_compute(
     sample: Sample | None = None,
     written: Mapping[str, Any] | None = None,
 ) -> Compute:
-    """Every `auto` resolved for this machine; UsageError for what it does not have.
+    """A Compute for this machine, every `auto` resolved; UsageError for what the machine lacks.
 
-    embedder, images: what is to be embedded, and how many; they decide whether compiling pays and
-    how large a batch is on a GPU. Without an embedder the fastest precision is taken.
-    sample: the i-th image, as `read_image` takes it. A few of them show whether half precision
-    keeps the cosines of this network; without a sample, and where nothing is known from an earlier
-    call, fp32 is taken.
-    written: the facts of an earlier run that is resumed; its choices replace every `auto`.
+    embedder, images: the model and the number of images; they decide whether compiling is worth it
+    and the batch size on a GPU. Without an embedder the fastest precision is chosen.
+    sample: the i-th image, as `read_image` takes it. A few images show whether half precision
+    changes the cosines of this model; without a sample and an earlier measurement, fp32 is chosen.
+    written: the facts of an earlier run that is continued; its choices replace every `auto`.
     """
     earlier = written or {}
     device = _resolve_device(device)
@@ -74,7 +69,7 @@ def resolve_compute(
     )
     if compiling == "auto" and "compiled" in earlier:
         compiling = "on" if earlier["compiled"] else "off"
-    if compiling == "off" or (compiling == "auto" and images < COMPILE_FROM):
+    if compiling == "off" or (compiling == "auto" and images < MIN_COMPILED_IMAGES):
         return compute
     if missing := compiler_missing(compute.kind):
         log.warning("not compiled: %s", missing)
@@ -89,13 +84,13 @@ def resolve_compute(
 
 
 def written_compute(folder: str | Path) -> dict[str, Any] | None:
-    """The facts that the embeddings in `folder`, finished or not, were computed with."""
+    """The facts that the embeddings in `folder`, complete or not, were computed with, if any."""
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         return None
     try:
         facts = storage.read_sealed_json(path).get("compute")
-    except StorageError:  # whoever goes on there will say so
+    except StorageError:  # reported by the caller that resumes there
         return None
     return facts if isinstance(facts, dict) else None
 
@@ -106,7 +101,7 @@ def _precision(
     images: int,
     sample: Sample | None,
 ) -> str:
-    """The fastest that the hardware has and that keeps the cosines of this network."""
+    """The fastest precision of the hardware that hardly changes the cosines of this model."""
     if not has_fast_bf16(device):
         return "fp32"
     if embedder is None:
@@ -115,7 +110,7 @@ def _precision(
     for precision in candidates:
         change = cosine_change(embedder, device, precision, images, sample)
         if change is None:
-            log.debug("fp32: too few images to measure what %s changes", precision)
+            log.debug("fp32: too few images to measure the effect of %s", precision)
             break
         if change <= MAX_COSINE_CHANGE:
             return precision
@@ -127,46 +122,46 @@ def _precision(
 
 
 def compiling_pays(compute: Compute, embedder: Embedder, images: int) -> bool:
-    """Whether compiling saves more time than it takes, measured on an eager batch; logs why."""
+    """Whether compiling saves more time than it takes, estimated from an eager batch; logs why."""
     saved = images * _seconds_per_image(embedder, compute) * COMPILE_GAIN[compute.kind]
     log.info(
-        "%s: for %d images it would save about %.0f s, and takes %d s",
+        "%s: for %d images compiling saves about %.0f s and takes %d s",
         "compiled" if saved > COMPILE_SECONDS else "not compiled", images, saved, COMPILE_SECONDS,
     )  # fmt: skip
     return saved > COMPILE_SECONDS
 
 
 def _seconds_per_image(embedder: Embedder, compute: Compute) -> float:
-    """The shorter of two eager batches: what else runs on the machine only adds to it."""
-    network = Network(embedder, compute)
-    blank = network.blank()
-    network.submit(blank).result()
+    """By the faster of two eager batches: other programs can only slow them down."""
+    runtime = TorchRuntime(embedder, compute)
+    blank = runtime.blank_batch()
+    runtime.submit(blank).result()
     times = []
     for _ in range(2):
         started = time.monotonic()
-        network.submit(blank).result()
+        runtime.submit(blank).result()
         times.append(time.monotonic() - started)
     return min(times) / len(blank)
 
 
 def _batch_size(embedder: Embedder | None, device: str, precision: str) -> int:
-    """On a GPU the largest power of two that fills SHARE_OF_GPU of its free memory, measured."""
+    """On a GPU the largest power of two that needs at most SHARE_OF_GPU of its free memory."""
     if torch.device(device).type != "cuda" or embedder is None:
-        return max(CPU_BATCH, PART * torch.get_num_threads())
+        return max(CPU_BATCH, IMAGES_PER_CORE * torch.get_num_threads())
     smallest, largest = GPU_BATCHES
     peaks = []
     for size in (smallest, 2 * smallest):
-        network = Network(embedder, Compute(device, precision, size, 1))
+        runtime = TorchRuntime(embedder, Compute(device, precision, size, 1))
         torch.cuda.reset_peak_memory_stats(device)
-        network.submit(network.blank()).result()
+        runtime.submit(runtime.blank_batch()).result()
         peaks.append(torch.cuda.max_memory_allocated(device))
-    each = max(1, (peaks[1] - peaks[0]) // smallest)
+    image_bytes = max(1, (peaks[1] - peaks[0]) // smallest)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     size = smallest
-    while size < largest and 2 * size * each <= SHARE_OF_GPU * free:
+    while size < largest and 2 * size * image_bytes <= SHARE_OF_GPU * free:
         size *= 2
-    log.info("batches of %d images (%.1f MB each)", size, each / 1e6)
+    log.info("batches of %d images (%.1f MB for each image)", size, image_bytes / 1e6)
     return size
 
 

@@ -1,4 +1,4 @@
-"""What vectors are computed with: device, precision, compiled or not, batch size, decoder."""
+"""How vectors are computed: device, precision, compiled or not, batch size, decoder."""
 
 import hashlib
 import json
@@ -17,19 +17,22 @@ from vizsla.data.resize import REDUCED
 
 Sample = Callable[[int], Path | bytes]  # the i-th image, as `read_image` takes it
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PART = 4  # images that one core takes through a network at once: more leave its cache
+IMAGES_PER_CORE = 4  # at once: the activations of more do not fit its cache
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How vectors are computed, every `auto` resolved. `id` says what is bit-equal."""
+    """How vectors are computed, every `auto` resolved. Vectors with one `id` are bit-equal.
+
+    remote_facts: the facts of the machines that compute, where it is not this one.
+    """
 
     device: str
     precision: str
     batch_size: int
     workers: int
     compiled: bool = False
-    elsewhere: dict[str, Any] | None = None  # the facts of the machines that compute, if not here
+    remote_facts: dict[str, Any] | None = None
 
     @property
     def kind(self) -> str:
@@ -38,13 +41,13 @@ class Compute:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All that may change the last bits of a vector; the number of workers does not.
+        """Everything that may change the last bits of a vector; the number of workers does not.
 
-        The decoder is here and not in the model_id: what it changes is less than a photo saved
-        again as JPEG would, so its vectors may be compared, and are not bit-equal.
+        The decoder is here and not in the model_id: it changes less than saving a photo again as
+        JPEG, so vectors of different decoders may be compared, but are not bit-equal.
         """
-        if self.elsewhere is not None:
-            return {**self.elsewhere, "compiled": self.compiled}
+        if self.remote_facts is not None:
+            return {**self.remote_facts, "compiled": self.compiled}
         kind, threads = self.kind, torch.get_num_threads()
         part = part_size(self.batch_size, threads) if kind == "cpu" else None
         return {
@@ -56,32 +59,34 @@ class Compute:
             "batch_size": self.batch_size,
             "part": part,
             "threads": 1 if part else threads,
-            "decoder": decoder(),
+            "decoder": decoder_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
         }
 
     @property
     def id(self) -> str:
+        """16 hex digits, the compute_id: a hash of the facts."""
         facts = json.dumps(self.facts, sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def part_size(n: int, threads: int) -> int | None:
-    """How many of n images a CPU's threads take through a network each by itself.
+    """How many of n images each thread of a CPU takes through the network on its own.
 
-    None: all threads work on all images together, since there would not be one for each.
+    None with fewer images than threads: all threads then work on all images together.
     """
-    return min(PART, -(-n // threads)) if n >= threads else None
+    return min(IMAGES_PER_CORE, -(-n // threads)) if n >= threads else None
 
 
-def decoder() -> str:
+def decoder_version() -> str:
+    """Versions of Pillow and the JPEG library, and how JPEGs are reduced."""
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     return f"pillow {PIL.__version__}, jpeg {jpeg}, reduced {REDUCED} in place"
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Tensor cores, or a processor's own instructions for it."""
+    """Whether the device has hardware for bfloat16: tensor cores, or instructions of the CPU."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

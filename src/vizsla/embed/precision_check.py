@@ -1,7 +1,7 @@
-"""How much half precision changes the cosines of a network, measured on a few real images.
+"""How much half precision changes the cosines of a model, measured on a few real images.
 
-Where channels differ by orders of magnitude (MobileNetV2), 8 bits of mantissa change cosines by
-hundredths, and close neighbours swap places.
+Where channels differ by orders of magnitude (MobileNetV2), bfloat16 changes cosines by hundredths,
+enough to reorder close neighbours.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ import torch
 
 from vizsla import storage
 from vizsla.embed.compute import Compute, Sample
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import ImageError, StorageError
 from vizsla.model.embedder import Embedder
 
 SAMPLE_SIZE = 8  # distinct images
-MAX_TRIED = 24  # images read to find them
+MAX_READ = 24  # images read to find them
 
 
 def cosine_change(
@@ -31,39 +31,39 @@ def cosine_change(
 ) -> float | None:
     """The mean change of the cosines between a few images; None with fewer than two.
 
-    Measured once per model and kind of machine on SAMPLE_SIZE images and kept in the cache folder;
-    a measurement on fewer is not kept.
+    Measured once for each model and kind of machine, and stored in the cache folder if it was on
+    SAMPLE_SIZE images.
     """
-    place = _place(embedder, device, precision)
+    path = _cache_path(embedder, device, precision)
     with contextlib.suppress(StorageError, TypeError, KeyError, ValueError):
-        return float(storage.read_json(place)["cosine_change"])
+        return float(storage.read_json(path)["cosine_change"])
     pixels = _pixels(embedder, images, sample) if sample else []
     if len(pixels) < 2:
         return None
     batch = torch.from_numpy(np.stack(pixels))
     whole, half = (
-        Network(embedder, Compute(device, p, len(batch), 1)).submit(batch).result()
+        TorchRuntime(embedder, Compute(device, p, len(batch), 1)).submit(batch).result()
         for p in ("fp32", precision)
     )
     changes = np.abs(whole @ whole.T - half @ half.T)
-    change = float(changes[~np.eye(len(changes), dtype=bool)].mean())  # not of an image with itself
+    change = float(changes[~np.eye(len(changes), dtype=bool)].mean())  # without the diagonal
     if not np.isfinite(change):
-        change = 2.0  # more than two cosines can differ
+        change = 2.0  # the most that two cosines can differ by
     if len(pixels) < SAMPLE_SIZE:
         return change
-    with contextlib.suppress(StorageError):  # a read-only cache folder costs time, nothing else
-        storage.write_json(place, {"name": embedder.name, "cosine_change": change})
+    with contextlib.suppress(StorageError):  # without a writable cache it is measured again
+        storage.write_json(path, {"name": embedder.name, "cosine_change": change})
     return change
 
 
 def sample_positions(images: int) -> list[int]:
-    """Positions spread over the set, read until SAMPLE_SIZE distinct images are found."""
-    spread = np.linspace(0, images - 1, min(images, MAX_TRIED)).astype(int)
+    """Up to MAX_READ positions, spread over the set."""
+    spread = np.linspace(0, images - 1, min(images, MAX_READ)).astype(int)
     return list(dict.fromkeys(spread.tolist()))
 
 
 def _pixels(embedder: Embedder, images: int, sample: Sample) -> list[np.ndarray]:
-    """Of distinct readable images, spread over the set."""
+    """Pixels of up to SAMPLE_SIZE distinct readable images, spread over the set."""
     found: dict[bytes, np.ndarray] = {}
     for i in sample_positions(images):
         with contextlib.suppress(ImageError):
@@ -74,7 +74,7 @@ def _pixels(embedder: Embedder, images: int, sample: Sample) -> list[np.ndarray]
     return list(found.values())
 
 
-def _place(embedder: Embedder, device: str, precision: str) -> Path:
+def _cache_path(embedder: Embedder, device: str, precision: str) -> Path:
     facts = {**Compute(device, precision, 1, 1).facts, "part": None, "threads": None}
     text = json.dumps([embedder.model_id, facts], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,8 +1,8 @@
-"""Ray: the shards of `embed`, computed on many machines. Knows nothing of what is written.
+"""Shards of embeddings, computed by Ray on many machines. Knows nothing of what is written.
 
-One actor for each GPU, or for each few CPU cores, holds the model; Ray Data hands it part after
-part of the images and brings the vectors here, where they are written as always. An actor or a
-machine that is lost costs the part it was at: Ray gives it to another.
+One actor for each GPU, or for each few CPU cores, holds the model. Ray Data sends it one part of
+the images after another and returns the vectors to this process, which writes them. When an actor
+or a machine is lost, Ray gives its current part to another.
 """
 
 import json
@@ -21,47 +21,46 @@ import torch
 
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.compilation import CompilingError
 from vizsla.embed.compute import Compute, Sample
-from vizsla.embed.inference import Engine, Shard, Source, embed_shards
+from vizsla.embed.compute_shards import Engine, Shard, Source, embed_shards
 from vizsla.embed.precision_check import sample_positions
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
 from vizsla.errors import ImageError, MissingExtraError, ModelError, UsageError, VizslaError
 
 log = logging.getLogger("vizsla.embed")
 
-WAIT = 10  # seconds for a cluster to answer
-# Ray Data's threads that bring results here, by the beginnings of their names
-FETCHING = ("iter_threaded", "map_tp_filling_worker", "map_tp_transforming_worker")
-SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # a frame of HTTP/2, an empty one
-HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
+TIMEOUT = 10  # seconds for a cluster to answer
+# Ray Data's threads that fetch results, by the beginnings of their names
+FETCH_THREADS = ("iter_threaded", "map_tp_filling_worker", "map_tp_transforming_worker")
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty settings frame of HTTP/2
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What one actor takes of its machine."""
+class ActorResources:
+    """What one actor needs of its machine."""
 
     cpus: int
     gpus: int
 
     def fits(self, resources: dict[str, float]) -> int:
-        """How many actors a machine holds."""
+        """How many actors fit on a machine with these resources."""
         by_cpus = int(resources.get("CPU", 0) // self.cpus)
         return min(by_cpus, int(resources.get("GPU", 0))) if self.gpus else by_cpus
 
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[Any]:
-    """Ray, inside: the cluster at `address` (`auto`: the one that runs here), or one of this
-    machine's own, on loopback. Usage statistics are off."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # or Ray would phone home
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its own notes on standard error
+    """Context: Ray, connected to the cluster at `address` (`auto`: the one that runs here), or to
+    a new one on this machine, on loopback. Usage statistics are off."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # otherwise Ray sends them
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its messages on standard error
     try:
-        loopback = address is None or _knock(address)
+        loopback = address is None or _is_on_loopback(address)
     except OSError as error:
         raise UsageError(f"cannot reach Ray at {address}: {error}") from error
-    if loopback:  # its switch for one machine alone: all of it is on loopback
+    if loopback:  # Ray's switch for one machine: every part of it listens on loopback
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
@@ -81,12 +80,10 @@ def connected(address: str | None = None) -> Iterator[Any]:
             **({} if address else here),
         )
     except (OSError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
-        hint = (
-            " (a cluster that asks for a token needs RAY_AUTH_MODE=token here)" if address else ""
-        )
+        reason = " ".join(str(error).split())[:300]
+        hint = " (a cluster with a token needs RAY_AUTH_MODE=token here)" if address else ""
         raise UsageError(
-            f"cannot reach Ray at {address or 'this machine'}: {said}{hint}"
+            f"cannot reach Ray at {address or 'this machine'}: {reason}{hint}"
         ) from error
     try:
         yield ray
@@ -94,47 +91,43 @@ def connected(address: str | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _knock(address: str) -> bool:
-    """Whether the cluster there listens on loopback alone. OSError where nobody listens, or
-    something else than Ray: Ray itself would try for minutes."""
+def _is_on_loopback(address: str) -> bool:
+    """Whether the cluster there listens only on loopback. OSError where nothing listens, or
+    something other than Ray: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     host = host.strip("[]")
     if not (colon and port.isascii() and port.isdigit() and int(port) < 2**16):
         return False
     if host not in ("localhost", "127.0.0.1", "::1"):
-        _greet(host, int(port))
+        _require_http2(host, int(port))
         return False
-    try:  # where Ray would look for it
-        _greet(_own_address(), int(port))
+    try:  # the address that Ray would use
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound:
+            unbound.connect(("192.0.2.1", 9))  # finds this machine's address; sends nothing
+            this_machine = str(unbound.getsockname()[0])
+        _require_http2(this_machine, int(port))
     except OSError:
-        _greet(host, int(port))
+        _require_http2(host, int(port))
         return True
     return False
 
 
-def _greet(host: str, port: int) -> None:
-    """OSError unless an HTTP/2 server answers, as each of Ray's is."""
-    with socket.create_connection((host, port), timeout=WAIT) as there:
+def _require_http2(host: str, port: int) -> None:
+    """OSError unless an HTTP/2 server answers, as Ray's servers do."""
+    with socket.create_connection((host, port), timeout=TIMEOUT) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return
-        there.sendall(HELLO)
-        if there.recv(len(SETTINGS), socket.MSG_WAITALL)[3:4] != SETTINGS[3:4]:
-            raise OSError("something else than a Ray cluster listens there")
+        connection.sendall(PREFACE)
+        if connection.recv(len(SETTINGS), socket.MSG_WAITALL)[3:4] != SETTINGS[3:4]:
+            raise OSError("what listens there is not a Ray cluster")
 
 
-def _own_address() -> str:
-    """By which others reach this machine. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound:
-        unbound.connect(("192.0.2.1", 9))
-        return str(unbound.getsockname()[0])
-
-
-def resolve_on(
+def resolve_compute_on(
     ray: Any, *, device: str = "auto", images: int = 0, sample: Sample | None = None, **options: Any
 ) -> Compute:
-    """`resolve_compute` for the machines of the cluster; a GPU of theirs is used where one is.
+    """`resolve_compute` for the machines of the cluster; `auto` uses their GPUs if there are any.
 
-    The number of threads is this process's (OMP_NUM_THREADS), there as here.
+    Each machine uses as many threads as this process (OMP_NUM_THREADS).
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if device == "auto":
@@ -143,17 +136,17 @@ def resolve_on(
         return resolve_compute(device="cpu", images=images, sample=sample, **options)
     if not (device == "cuda" and gpus):
         raise UsageError(f"device={device!r}, but the cluster has {gpus} GPUs: choose cpu or cuda")
-    few = _contents(sample, sample_positions(images)) if sample else None
-    held = ray.put((torch.get_num_threads(), few, {**options, "images": images}))
+    contents = _contents(sample, sample_positions(images)) if sample else None
+    shared = ray.put((torch.get_num_threads(), contents, {**options, "images": images}))
     try:
-        compute, facts = ray.get(ray.remote(num_gpus=1)(_resolved).remote(held))
+        compute, facts = ray.get(ray.remote(num_gpus=1)(_resolve_there).remote(shared))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, VizslaError) else error) from None
-    return replace(compute, elsewhere=facts)
+    return replace(compute, remote_facts=facts)
 
 
 def _contents(sample: Sample, positions: Sequence[int]) -> dict[int, bytes]:
-    """Of those that can be read here: the other machine may not have the same folders."""
+    """The files that can be read here; another machine may not have these folders."""
     found = {}
     for i in positions:
         with suppress(ImageError, OSError, ValueError):
@@ -162,35 +155,39 @@ def _contents(sample: Sample, positions: Sequence[int]) -> dict[int, bytes]:
     return found
 
 
-def _resolved(
-    held: tuple[int, dict[int, bytes] | None, dict[str, Any]],
+def _resolve_there(
+    shared: tuple[int, dict[int, bytes] | None, dict[str, Any]],
 ) -> tuple[Compute, dict[str, Any]]:
-    """On a machine with a GPU. What is held is put there once: a task itself must be small."""
-    threads, few, options = held
+    """Runs on a machine with a GPU. Takes one shared object, since tasks must be small."""
+    threads, contents, options = shared
     torch.set_num_threads(threads)
-    sample = None if few is None else lambda i: few.get(i, b"")
+    sample = None if contents is None else lambda i: contents.get(i, b"")
     compute = resolve_compute(device="cuda", sample=sample, **options)
     return compute, compute.facts
 
 
 def ray_engine(ray: Any) -> Engine:
-    """The engine that gives the ranges to the actors of a connected Ray."""
+    """The engine that computes each range on an actor of a connected Ray."""
 
     def engine(
         source: Source,
-        network: Network,
+        runtime: TorchRuntime,
         ranges: Sequence[range],
         progress: Callable[[int], None] | None,
     ) -> Iterator[tuple[range, Shard]]:
         if source.picture is not None or source.cache is not None:
-            raise UsageError("--engine ray takes no --cache: its machines share no folder for it")
+            raise UsageError("--engine ray takes no --cache: the machines share no folder")
         if not ranges:
             return
         done = ranges[0].start
-        # closed at once where it is broken off: what Ray still computes would outlive Ray
-        with closing(_computed(ray, source, network, ranges)) as computed:
+        # closed at once when the caller stops early, before Ray itself ends
+        with closing(_computed(ray, source, runtime, ranges)) as computed:
             for positions, vectors, broken in computed:
-                yield positions, _shard(source, positions, vectors, broken)
+                ids = source.images.ids
+                good = [i for i in positions if ids[i] not in broken]
+                attributes = source.images.subset(good).attributes
+                shard = Shard([ids[i] for i in good], vectors, attributes, list(broken.items()))
+                yield positions, shard
                 done += len(positions)
                 if progress:
                     progress(done)
@@ -198,39 +195,36 @@ def ray_engine(ray: Any) -> Engine:
     return engine
 
 
-def _shard(source: Source, positions: range, vectors: np.ndarray, broken: dict[str, str]) -> Shard:
-    """With the attributes, which stay here."""
-    ids = source.images.ids
-    good = [i for i in positions if ids[i] not in broken]
-    attributes = source.images.subset(good).attributes
-    return Shard([ids[i] for i in good], vectors, attributes, list(broken.items()))
-
-
 def _computed(
-    ray: Any, source: Source, network: Network, ranges: Sequence[range]
+    ray: Any, source: Source, runtime: TorchRuntime, ranges: Sequence[range]
 ) -> Generator[tuple[range, np.ndarray, dict[str, str]], None, None]:
-    needs = _needs(network.compute)
-    actors = min(_room(ray, needs), len(ranges))
-    log.info("Ray: %d actors with %d CPUs, %d GPUs each", actors, needs.cpus, needs.gpus)
-    plain = replace(source, images=source.images.for_worker(range(0)))
-    compute, threads = network.compute, torch.get_num_threads()
-    held = ray.put((plain, network.embedder.cpu(), compute, compute.facts, threads))
+    """(positions, vectors (n, D), id → reason of broken images) of each range, in any order."""
+    compute, threads = runtime.compute, torch.get_num_threads()
+    if torch.device(compute.device).type == "cuda":  # and the cores that decode for it
+        needed = ActorResources(cpus=max(1, compute.workers), gpus=1)
+    else:
+        needed = ActorResources(cpus=threads, gpus=0)
+    actors = min(_max_actors(ray, needed), len(ranges))
+    log.info("Ray: %d actors with %d CPUs, %d GPUs each", actors, needed.cpus, needed.gpus)
+    without_images = replace(source, images=source.images.for_worker(range(0)))
+    shared = ray.put((without_images, runtime.embedder.cpu(), compute, compute.facts, threads))
     rows = [
         {"start": r.start, "stop": r.stop, "images": pickle.dumps(source.images.for_worker(r))}
         for r in ranges
     ]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    _at_ease(dataset.context)
+    dataset.context.enable_progress_bars = False  # our own are shown
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = dataset.map_batches(
         _Actor,
-        fn_constructor_args=(held,),
+        fn_constructor_args=(shared,),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(  # one is enough to go on with
+        compute=ray.data.ActorPoolStrategy(  # one is enough to start
             min_size=1, max_size=actors, initial_size=actors
         ),
-        num_cpus=needs.cpus,
-        num_gpus=needs.gpus,
+        num_cpus=needed.cpus,
+        num_gpus=needed.gpus,
     )
     others = set(threading.enumerate())
     stream: Any = None
@@ -240,62 +234,49 @@ def _computed(
             if row["error"]:
                 kind = CompilingError if row["compiling"] else ModelError
                 raise kind(row["error"])
-            vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, network.embedder.dim)
+            vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, runtime.embedder.dim)
             yield range(row["start"], row["stop"]), vectors, dict(json.loads(row["broken"]))
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
             f"embedding on Ray ended: {lines[-1] if lines else type(error).__name__}. What is "
-            "written stays: run the same command again, it goes on behind it"
+            "written is kept: run the same command again to continue"
         ) from error
     finally:
         if stream is not None:
             stream.close()
         for thread in set(threading.enumerate()) - others:
-            if thread.name.startswith(FETCHING):  # one that asks Ray after its end would end us
-                thread.join(WAIT)
+            if thread.name.startswith(FETCH_THREADS):  # it would crash if it called Ray later
+                thread.join(TIMEOUT)
 
 
-def _needs(compute: Compute) -> Needs:
-    """A GPU and the cores that decode for it, or the cores of a network's threads."""
-    if torch.device(compute.device).type == "cuda":
-        return Needs(cpus=max(1, compute.workers), gpus=1)
-    return Needs(cpus=torch.get_num_threads(), gpus=0)
-
-
-def _room(ray: Any, needs: Needs) -> int:
-    """How many actors the cluster holds; UsageError for none, or it would wait for ever."""
+def _max_actors(ray: Any, needed: ActorResources) -> int:
+    """How many actors fit in the cluster; UsageError for none, since Ray would wait for ever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(needs.fits(resources) for resources in machines)
-    if room == 0:
+    actors = sum(needed.fits(resources) for resources in machines)
+    if actors == 0:
         most = max((int(resources.get("CPU", 0)) for resources in machines), default=0)
         raise UsageError(
-            f"no machine of the cluster has {needs.cpus} CPUs and {needs.gpus} GPUs for an actor "
-            f"(the most CPUs are {most}): set OMP_NUM_THREADS or --workers to fewer"
+            f"no machine of the cluster has {needed.cpus} CPUs and {needed.gpus} GPUs for an actor "
+            f"(at most {most} CPUs): set OMP_NUM_THREADS or --workers to fewer"
         )
-    return room
-
-
-def _at_ease(context: Any) -> None:
-    """Progress is shown by us."""
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return actors
 
 
 class _Actor:
-    """Holds the model on its machine; called with one part after another."""
+    """Holds the model on its machine; called with one part of the images after another."""
 
-    def __init__(self, held: Any) -> None:
+    def __init__(self, shared: Any) -> None:
         import ray
 
-        self.source, embedder, compute, facts, threads = ray.get(held)
+        self.source, embedder, compute, expected, threads = ray.get(shared)
         torch.set_num_threads(threads)
-        self.network = Network(embedder, replace(compute, elsewhere=None))
-        own = self.network.compute.facts
+        self.runtime = TorchRuntime(embedder, replace(compute, remote_facts=None))
+        facts = self.runtime.compute.facts
         self.differs = "; ".join(
-            f"{key} is {own.get(key)!r}, expected {facts.get(key)!r}"
-            for key in sorted(own.keys() | facts.keys())
-            if own.get(key) != facts.get(key)
+            f"{key} is {facts.get(key)!r}, expected {expected.get(key)!r}"
+            for key in sorted(facts.keys() | expected.keys())
+            if facts.get(key) != expected.get(key)
         )
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -312,9 +293,9 @@ class _Actor:
     def _computed(self, images: ImageSet) -> dict[str, Any]:
         if self.differs:
             raise ModelError(
-                f"this machine is another one: {self.differs}. Vectors of both would not be "
-                "bit-equal: give all machines the same software"
+                f"this machine differs: {self.differs}. Its vectors would not be bit-equal: "
+                "install the same software on all machines"
             )
         source = replace(self.source, images=images)
-        (shard,) = embed_shards(source, self.network, [range(len(images))])
+        (shard,) = embed_shards(source, self.runtime, [range(len(images))])
         return {"vectors": shard.vectors.tobytes(), "broken": json.dumps(shard.broken)}

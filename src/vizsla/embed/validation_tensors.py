@@ -1,6 +1,6 @@
-"""A few images kept as tensors, to be embedded again and again by models that are being compared.
+"""Validation images kept as tensors, to be embedded by many candidate models.
 
-Pooled vectors of the last few backbones are remembered: another projection on one costs nothing.
+Pooled vectors of the last few backbones are kept: another projection on one costs nothing.
 """
 
 import hashlib
@@ -15,18 +15,18 @@ from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.image_cache import ImageCache, available_memory
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.compute import PRECISIONS, Compute
-from vizsla.embed.inference import MAX_PIXELS
+from vizsla.embed.compute_shards import MAX_PIXELS
 from vizsla.embed.torch_runtime import in_parts
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.train")
 
-SHARE_OF_MEMORY = 0.15
-REMEMBERED = 8
+SHARE_OF_MEMORY = 0.15  # of the free memory may be used by tensors
+MAX_BACKBONES = 8  # whose pooled vectors are kept
 
 
-class HeldImages:
+class ValidationImages:
     """`vectors(embedder)`: (N, D) float32 unit vectors of the images; zeros for broken ones."""
 
     def __init__(self, images: ImageSet, compute: Compute, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -37,9 +37,10 @@ class HeldImages:
         self._pooled: dict[str, Tensor] = {}
 
     def vectors(self, embedder: Embedder) -> np.ndarray:
+        """(N, D) float32 unit vectors; zeros for broken images."""
         key = _backbone_id(embedder)
         if key not in self._pooled:
-            while len(self._pooled) >= REMEMBERED:
+            while len(self._pooled) >= MAX_BACKBONES:
                 self._pooled.pop(next(iter(self._pooled)))
             self._pooled[key] = self._embedded(embedder)
         pooled = self._pooled[key].to(self.compute.device)
@@ -50,10 +51,10 @@ class HeldImages:
 
     def _embedded(self, embedder: Embedder) -> Tensor:
         """(N, C) float32, on the CPU."""
-        return pooled(embedder, self._batches(embedder), self.compute)[: len(self.images)]
+        return pooled_vectors(embedder, self._batches(embedder), self.compute)[: len(self.images)]
 
     def _batches(self, embedder: Embedder) -> list[Tensor]:
-        """All batches; kept for the next time where memory allows."""
+        """All images, preprocessed, in batches; kept where memory allows."""
         prepared_for = str(embedder.preprocess.to_dict())
         if self._tensors is not None and self._prepared_for == prepared_for:
             return self._tensors
@@ -71,29 +72,28 @@ class HeldImages:
                 self.broken |= broken
                 found.append(embedder.preprocess.normalised(batch.pixels))
         if len(self.broken) == len(self.images):
-            raise DataError(f"none of the {len(self.images)} images held out can be read")
+            raise DataError(f"none of the {len(self.images)} held-out images can be read")
         size = sum(t.nbytes for t in found)
         if size <= SHARE_OF_MEMORY * (available_memory() or 2**31):
             self._tensors, self._prepared_for = found, prepared_for
         return found
 
 
-def pooled(embedder: Embedder, prepared: Iterable[Tensor], compute: Compute) -> Tensor:
-    """(N, C) float32, on the CPU, of batches of prepared images."""
+def pooled_vectors(embedder: Embedder, prepared: Iterable[Tensor], compute: Compute) -> Tensor:
+    """Pooled vectors (N, C) float32, on the CPU, of batches of preprocessed images."""
     device = torch.device(compute.device)
     embedder = embedder.to(device=device)
     embedder.eval()
     precision = PRECISIONS[compute.precision]
 
-    def through(images: Tensor) -> Tensor:
+    def pool(images: Tensor) -> Tensor:
         on_device = images.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             return embedder.pooled(on_device).float().cpu()
 
     with torch.inference_mode():
         found = [
-            in_parts(through, images) if device.type == "cpu" else through(images)
-            for images in prepared
+            in_parts(pool, images) if device.type == "cpu" else pool(images) for images in prepared
         ]
     return torch.cat(found)
 
@@ -106,7 +106,7 @@ def pooled_of(
     *,
     max_pixels: int,
 ) -> np.ndarray:
-    """(n, C) of the chosen pictures, as the embedder prepares them."""
+    """Pooled vectors (n, C) of the chosen pictures."""
     with Loader(
         pictures.images.path,
         embedder.preprocess.framing,
@@ -120,11 +120,11 @@ def pooled_of(
             embedder.preprocess.normalised(batch.pixels)[: batch.filled]
             for batch in loader.batches(chunks)
         )
-        return pooled(embedder, prepared, compute).numpy()
+        return pooled_vectors(embedder, prepared, compute).numpy()
 
 
 def _backbone_id(embedder: Embedder) -> str:
-    """Of all weights that make pooled vectors, and of the preprocessing."""
+    """A hash of all weights and settings that pooled vectors depend on."""
     digest = hashlib.sha256(f"{embedder.preprocess.to_dict()} {embedder.views}".encode())
     for part in (embedder.backbone, embedder.pool):
         for name, tensor in part.state_dict().items():

@@ -8,7 +8,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.model.embedder import Embedder
 from vizsla.run.config import RunConfig
 from vizsla.workspace import Run
@@ -24,7 +24,7 @@ class RunEmbedder:
     """
 
     folder: Path
-    network: Network
+    network: TorchRuntime
     max_pixels: int
     cache: str | None
     progress: Progress | None = None
@@ -38,7 +38,7 @@ class RunEmbedder:
 
         return embed(
             images, self.network.embedder, self.folder / "embeddings" / role,
-            network=self.network, max_pixels=self.max_pixels, cache=self.cache, progress=report,
+            runtime=self.network, max_pixels=self.max_pixels, cache=self.cache, progress=report,
         )  # fmt: skip
 
     @staticmethod
@@ -49,5 +49,5 @@ class RunEmbedder:
             batch_size=config.batch_size, workers=config.workers,
             written=written_compute(run.folder / "embeddings" / "gallery"),
         )  # fmt: skip
-        network = Network(Embedder.load(run.folder / "embedder"), compute)
+        network = TorchRuntime(Embedder.load(run.folder / "embedder"), compute)
         return RunEmbedder(run.folder, network, config.max_pixels, config.cache, progress)

@@ -15,7 +15,7 @@ from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.imageset import DataFolders
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import WHITENINGS
@@ -68,7 +68,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
                 embedder = tuned.embedder
 
             def embed_with(embedder: Embedder) -> RunEmbedder:
-                network = Network(embedder, compute)
+                network = TorchRuntime(embedder, compute)
                 return RunEmbedder(
                     this_run.folder, network, config.max_pixels, config.cache, progress
                 )

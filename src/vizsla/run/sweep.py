@@ -18,7 +18,7 @@ from typing import Any
 from vizsla import storage
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import open_data
-from vizsla.embed.shared_vectors import TOGETHER, embed_together
+from vizsla.embed.shared_vectors import JOINT_POOLINGS, embed_together
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.build import resolve_backbone
 from vizsla.model.embedder import Embedder
@@ -274,7 +274,7 @@ def _embed_ahead(
 ) -> None:
     """One pass of a frozen model for all its poolings that are asked for, before the first."""
     same = [o for o in grid if (o.model, o.weights) == (one.model, one.weights)]
-    poolings = [o.pooling for o in same if o.pooling in TOGETHER]
+    poolings = [o.pooling for o in same if o.pooling in JOINT_POOLINGS]
     run = config.run
     if one.finetune != "none" or len(poolings) < 2 or one.pooling != poolings[0] or run.exclude:
         return

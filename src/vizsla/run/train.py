@@ -14,7 +14,7 @@ from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.shared_vectors import key_of, lent
+from vizsla.embed.shared_vectors import cached_embeddings, embeddings_key
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
@@ -139,8 +139,12 @@ def tune_images(
     of_training = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed", "max_pixels"}
     splitting = {k: v for k, v in dataclasses.asdict(chosen).items() if k not in of_training}
     splitting["target"] = target and str(target)
-    key = key_of(embedder, images, training_compute(chosen), **splitting) if config.cache else ""
-    with lent(out / "features", config.cache, key):
+    key = (
+        embeddings_key(embedder, images, training_compute(chosen), **splitting)
+        if config.cache
+        else ""
+    )
+    with cached_embeddings(out / "features", config.cache, key):
         result = fine_tune(
             images, embedder, chosen, out, target=target, processes=processes, progress=progress
         )

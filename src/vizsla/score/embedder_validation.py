@@ -11,9 +11,9 @@ import numpy as np
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Split
 from vizsla.embed.compute import Compute
+from vizsla.embed.compute_shards import MAX_PIXELS
 from vizsla.embed.embeddings import Embeddings
-from vizsla.embed.inference import MAX_PIXELS
-from vizsla.embed.validation_tensors import HeldImages
+from vizsla.embed.validation_tensors import ValidationImages
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.score.truth import Truth
@@ -55,7 +55,7 @@ class Validation:
         self.draws = [
             (_places(place_of, draw.query), _places(place_of, draw.gallery)) for draw in split.draws
         ]
-        self.held = HeldImages(self.images, compute, max_pixels=max_pixels)
+        self.held = ValidationImages(self.images, compute, max_pixels=max_pixels)
         asked = np.unique(np.concatenate([query for query, _ in self.draws]))
         self.queries = [self.images.ids[i] for i in asked]
         self.means: dict[str, float] = {}

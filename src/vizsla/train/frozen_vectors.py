@@ -13,9 +13,10 @@ import torch
 from vizsla.data.image_cache import ImageCache
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import class_codes
+from vizsla.embed.compute_shards import Source, embed_shards
 from vizsla.embed.embeddings import read_manifest
-from vizsla.embed.inference import Source, embed, embed_shards
-from vizsla.embed.torch_runtime import Network
+from vizsla.embed.inference import embed
+from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.train import checkpoint
@@ -58,7 +59,7 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
     )
     projection, embedder.projection = embedder.projection, torch.nn.Identity()
     try:
-        network = Network(embedder, job.compute)
+        network = TorchRuntime(embedder, job.compute)
         if not job.is_first_process:
             job.processes.wait()
         count = len(images)
@@ -72,7 +73,7 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
             cache.images,
             embedder,
             job.out / (FEATURES if count == len(images) else PART),
-            network=network,
+            runtime=network,
             max_pixels=cache.max_pixels,
             picture=cache.__getitem__,
             progress=lambda done, total: job.progress("reading images", done, total),
@@ -115,7 +116,7 @@ def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(order[np.argsort(rank, kind="stable")[:n]])
 
 
-def _images_to_read(cache: ImageCache, network: Network, job: TrainingJob) -> int:
+def _images_to_read(cache: ImageCache, network: TorchRuntime, job: TrainingJob) -> int:
     """Decided once and written down, so that an interrupted training continues with the same."""
     state = checkpoint.load_state(job.out / DECISION, identity=job.identity)
     if state is None:
@@ -129,7 +130,7 @@ def _images_to_read(cache: ImageCache, network: Network, job: TrainingJob) -> in
     return int(state["images"])
 
 
-def _affordable_images(cache: ImageCache, network: Network, budget: Budget) -> int:
+def _affordable_images(cache: ImageCache, network: TorchRuntime, budget: Budget) -> int:
     """How many can be read in READING_SHARE of the budget, estimated from the time of a few."""
     assert budget.seconds is not None
     batch = network.compute.batch_size

@@ -172,7 +172,7 @@ def test_the_thread_of_maps_has_one_core_and_low_priority() -> None:
     from vizsla.embed.torch_runtime import one_core_threads
 
     before = torch.get_num_threads()
-    pool = one_core_threads(1, "test", gives_way=True)
+    pool = one_core_threads(1, "test", low_priority=True)
     try:
         assert pool.submit(torch.get_num_threads).result() == 1
         if sys.platform == "linux":

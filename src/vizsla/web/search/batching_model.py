@@ -17,7 +17,7 @@ import torch
 from cachetools import LRUCache
 
 from vizsla.embed.compute import PRECISIONS, Compute
-from vizsla.embed.torch_runtime import Network, one_core_threads
+from vizsla.embed.torch_runtime import TorchRuntime, one_core_threads
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import Explanation, explain_tensors
 from vizsla.web.search.decoder import Closed, fail
@@ -140,7 +140,7 @@ class Model:
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
         """on_batch: called with the size of each batch."""
-        self.embedder, self.network = embedder, Network(embedder, compute)
+        self.embedder, self.network = embedder, TorchRuntime(embedder, compute)
         self.framing = embedder.preprocess.framing
         self.dim, self.model_id, self.name = embedder.dim, embedder.model_id, embedder.name
         self.reads_text = embedder.reads_text
@@ -203,7 +203,7 @@ class Model:
     @staticmethod
     def background_thread() -> ThreadPoolExecutor:
         """One thread, with one core and low priority."""
-        return one_core_threads(1, "serve-maps", gives_way=True)
+        return one_core_threads(1, "serve-maps", low_priority=True)
 
     def close(self) -> None:
         """Texts and pictures that wait get Closed."""
