@@ -25,7 +25,6 @@ from vizsla.output.sheet_drawing import (
     thumbnail_of,
     write_png,
 )
-from vizsla.output.sheet_selection import pick_queries
 from vizsla.search.ranking import Ranking
 
 RIGHT, WRONG, LINE, BLANK, PAPER = (
@@ -276,45 +275,6 @@ def test_no_name_leads_out_of_the_folder(photos: tuple[Path, Path], tmp_path: Pa
     (path,) = draw_ranking(Ranking.from_lists({"q0.png": names}), *photos, tmp_path / "out")
     assert (255, 0, 255) not in colours(path)
     assert (0, 90, 130) in colours(path)
-
-
-# ── which queries ────────────────────────────────────────────────────────────────────────────────
-
-HITS = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
-
-
-def test_all_wrong_worst_and_random() -> None:
-    assert pick_queries(6).tolist() == [0, 1, 2, 3, 4, 5]
-    assert pick_queries(6, truth(HITS), only_wrong=True, k=3).tolist() == [2, 5]
-    assert pick_queries(6, truth(HITS), only_wrong=True, k=1).tolist() == [1, 2, 3, 5]
-    assert pick_queries(6, truth(HITS), worst=5).tolist() == [2, 5, 1, 3, 0]
-    ap = np.array([0.1, 0.9, np.nan, 0.1, 0.05, 0.0])
-    assert pick_queries(6, truth(HITS, ap=ap), worst=4).tolist() == [5, 4, 3, 0]
-    some = pick_queries(1000, random=5, seed=3)
-    assert some.tolist() == pick_queries(1000, random=5, seed=3).tolist()
-    assert some.tolist() != pick_queries(1000, random=5, seed=4).tolist()
-    assert (np.diff(some) > 0).all()
-    assert pick_queries(6, random=50).tolist() == [0, 1, 2, 3, 4, 5]
-    wrong = pick_queries(6, truth(HITS), only_wrong=True, k=1, random=2).tolist()
-    assert len(wrong) == 2
-    assert set(wrong) <= {1, 2, 3, 5}
-
-
-def test_unjudged_queries_are_neither_wrong_nor_bad() -> None:
-    judged = np.array([[True], [True], [False], [True], [True], [True]])
-    assert pick_queries(6, truth(HITS, judged), only_wrong=True, k=3).tolist() == [5]
-    assert pick_queries(6, truth(HITS, judged), worst=1).tolist() == [5]
-
-
-def test_what_cannot_be_picked() -> None:
-    with pytest.raises(DataError, match="give labels"):
-        pick_queries(6, worst=3)
-    with pytest.raises(DataError, match="give labels"):
-        pick_queries(6, only_wrong=True)
-    with pytest.raises(UsageError, match="exclude each other"):
-        pick_queries(6, truth(HITS), worst=3, random=3)
-    with pytest.raises(UsageError, match="random=0"):
-        pick_queries(6, random=0)
 
 
 # ── real photos ──────────────────────────────────────────────────────────────────────────────────

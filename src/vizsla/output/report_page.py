@@ -4,6 +4,7 @@ Everything except hovering over the map works without JavaScript.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,11 @@ def _curves(data: ReportData) -> dict[str, Any] | None:
             ))  # fmt: skip
         if data.judged.scores is not None:
             drawn += _score_histogram(data)
-    losses = [(r["step"], r["loss"]) for r in data.log if _is_number(r.get("loss"))]
+    losses = [
+        (line["step"], line["loss"])
+        for line in data.log
+        if isinstance(line.get("loss"), int | float) and not math.isnan(line["loss"])
+    ]
     if losses:
         chart = charts.line_chart("Training loss", {"loss": losses}, x_name="step", y_name="loss")
         drawn.append(chart)
@@ -271,13 +276,9 @@ def _score_histogram(data: ReportData) -> list[Markup]:
 
 
 def score_name(record: dict[str, Any]) -> str:
-    """A run's scores are cosines, unless rankings were fused or re-ranked."""
+    """What a run's scores are called: cosines, unless rankings were fused or re-ranked."""
     chain = (record.get("refine") or {}).get("chain", "none")
     return "score" if record.get("fusion") or chain != "none" else "score (cosine)"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and value == value
 
 
 # ── sheets ───────────────────────────────────────────────────────────────────────────────────────

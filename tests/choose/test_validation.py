@@ -1,0 +1,165 @@
+"""Validation parts like the test part, and what candidates score on them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from vizsla.choose.validation import (
+    EmbeddedDraws,
+    Trials,
+    ValidationSet,
+    embedded_draws,
+    match_nearest_cosine,
+    mean_nearest_cosine,
+    validation_draws,
+    validation_set,
+)
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Draw, Target
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError
+from vizsla.options import TuneConfig
+
+Labelled = Callable[[int, int], ImageSet]
+Curled = Callable[[ImageSet], Embeddings]
+
+
+def in_pairs(images: ImageSet) -> Embeddings:
+    """Each two images of a class show the same thing."""
+    rows = []
+    for name in images.ids:
+        c, i = int(name[:2]), int(name[3:5])
+        thing = np.random.default_rng((c, i // 2)).standard_normal(24)
+        own = np.random.default_rng((c, i, 1)).standard_normal(24)
+        rows.append(np.random.default_rng(c).standard_normal(24) + thing + 0.3 * own)
+    return Embeddings.from_arrays(np.array(rows), images.ids, images.labels)
+
+
+def _subset(vectors: Embeddings, ids: list[str]) -> Embeddings:
+    rows = [vectors.ids.index(name) for name in ids]
+    labels = [str((vectors.labels or [])[i]) for i in rows]
+    return Embeddings.from_arrays(vectors.vectors[rows], ids, labels)
+
+
+def test_a_tuned_model_is_tried_on_what_it_has_not_seen(labelled: Labelled) -> None:
+    images = labelled(20, 10)
+    config = TuneConfig(share=0.3)
+    tuned = validation_draws(images, config, Target(20, 80), frozen=False)
+    frozen = validation_draws(images, config, Target(20, 80), frozen=True)
+
+    def used(draws: list[Draw]) -> int:
+        return len(np.unique(np.concatenate([np.append(d.query, d.gallery) for d in draws])))
+
+    assert used(tuned) <= 0.4 * len(images) < used(frozen)
+
+
+def test_validation_is_like_the_test_part(labelled: Labelled) -> None:
+    images = labelled(30, 20)
+    draws = validation_draws(images, TuneConfig(), Target(40, 120, 8.0), frozen=True)
+    validation = validation_set(images, images.ids, draws)
+    about = validation.record()
+    assert (about["draws"], about["queries"], about["relative_share"]) == (8, 40, None)
+    assert about["gallery"] == pytest.approx(120, abs=8)
+    assert about["per_class"] == pytest.approx(8, abs=0.5)
+    middling = validation_draws(images, TuneConfig(), Target(300, 800), frozen=True)
+    assert len(middling) == 5
+    large = validation_draws(images, TuneConfig(), Target(10**6, 10**6), frozen=True)
+    assert max(len(draw.gallery) for draw in large) <= len(images)
+
+
+def test_broken_images_are_left_out(labelled: Labelled) -> None:
+    images = labelled(6, 4)
+    draw = Draw(np.array([0, 4]), np.array([1, 2, 5, 6]))
+    validation = validation_set(
+        images, [name for name in images.ids if name != images.ids[4]], [draw]
+    )
+    assert len(validation.draws[0].query) == 1
+    with pytest.raises(DataError, match="another one of its class"):
+        validation_set(images, images.ids[:1], [draw])
+
+
+@pytest.mark.parametrize("validate_on", ["seen-classes", "new-classes"])
+def test_validation_is_as_near_as_the_test_part(validate_on: str, labelled: Labelled) -> None:
+    """A test part that was cut between the two photos of many a thing."""
+    images = labelled(12, 40)
+    vectors = in_pairs(images)
+    pairs = mean_nearest_cosine(vectors.vectors[::2], vectors.vectors[1::2])
+
+    def drawn(wanted: float | None) -> EmbeddedDraws:
+        return embedded_draws(
+            images, TuneConfig(validate_on=validate_on), Target(30, 60, 10.0), frozen=True,
+            embed=lambda some: _subset(vectors, some.ids), nearest_cosine=wanted,
+        )  # fmt: skip
+
+    def there(drawn: EmbeddedDraws) -> float:
+        rows = drawn.vectors.vectors[[drawn.vectors.ids.index(name) for name in drawn.images.ids]]
+        return float(
+            np.mean([mean_nearest_cosine(rows[d.query], rows[d.gallery]) for d in drawn.draws])
+        )
+
+    plain = drawn(None)
+    wanted = (there(plain) + pairs) / 2
+    near = drawn(wanted)
+    assert plain.relative_share is None and there(plain) < wanted - 0.02
+    assert near.relative_share and there(near) == pytest.approx(wanted, abs=0.01)
+    for before, after in zip(plain.draws, near.draws, strict=True):
+        assert len(before.query) == len(after.query)
+        assert abs(len(after.gallery) - len(before.gallery)) <= 0.25 * len(before.gallery)
+        assert not set(after.query) & set(after.gallery)
+    assert "nearest relative" in near.validation_set.description()
+
+
+def test_a_validation_part_that_is_near_enough_stays(images: ImageSet, curled: Curled) -> None:
+    vectors, labels = curled(images).vectors, np.array(images.labels)
+    draws = validation_draws(images, TuneConfig(), Target(24, 40, 5.0), frozen=True)
+    same, share = match_nearest_cosine(draws, vectors, labels, wanted=-1.0)
+    assert share == 0
+    for one, other in zip(draws, same, strict=True):
+        np.testing.assert_array_equal(one.gallery, other.gallery)
+    again, share = match_nearest_cosine(draws, vectors, labels, wanted=0.99)
+    twice, _ = match_nearest_cosine(draws, vectors, labels, wanted=0.99)
+    assert share > 0
+    for one, other in zip(again, twice, strict=True):
+        np.testing.assert_array_equal(one.gallery, other.gallery)
+
+
+def test_a_chain_that_costs_top_1_is_rejected() -> None:
+    labels = np.array(["a", "a", "a", "b"])
+    part = Draw(np.array([0]), np.array([1, 2, 3]))
+    trials = Trials(ValidationSet(labels, [part] * 1, [np.array([2])]))
+    trials.add("none", [np.array([[0, 2, 1]])])
+    worse = trials.add("worse", [np.array([[2, 0, 1]])])
+    assert worse.change == -1 and worse.costs_too_much
+    assert trials.best().name == "none"
+
+
+@pytest.mark.parametrize("n", [3, 7, 185, 246, 1237])
+def test_one_query_alone_is_no_more_than_one_standard_error(n: int) -> None:
+    """Whatever it loses, and however that is rounded: the mean is x / n, its error |x| / n."""
+    labels = np.array(["a"] * (n + 1) + ["b"])
+    part = Draw(np.arange(n), np.array([n, n + 1]))
+    for draws in (1, 3):  # the query is lost in one of them
+        trials = Trials(ValidationSet(labels, [part] * draws, [np.ones(n, np.int64)] * draws))
+        right = np.tile([0, 1], (n, 1))
+        trials.add("none", [right] * draws)
+        for lost, rejected in ((1, False), (2, True)):
+            other = right.copy()
+            other[:lost] = [1, 0]
+            trial = trials.add(f"loses {lost}", [other, *[right] * (draws - 1)])
+            assert trial.change == pytest.approx(-lost / draws / n)
+            assert trial.costs_too_much is rejected
+
+
+def test_means_are_by_query_and_the_error_by_pairs() -> None:
+    labels = np.array(["a"] * 4 + ["b"] * 2)
+    parts = [Draw(np.array([0, 1]), np.array([2, 4])), Draw(np.array([0]), np.array([3, 5]))]
+    trials = Trials(ValidationSet(labels, parts, [np.array([1, 1]), np.array([1])]))
+    right, wrong = [0, 1], [1, 0]
+    base = trials.add("none", [np.array([right, wrong]), np.array([wrong])])
+    assert base.top1 == pytest.approx((0.5 + 0) / 2)  # query 0 has two draws
+    assert base.map == pytest.approx((0.75 + 0.5) / 2)
+    other = trials.add("other", [np.array([right, right]), np.array([right])])
+    apart = np.array([0.5, 1.0])
+    assert other.change == pytest.approx(apart.mean())
+    assert other.error == pytest.approx(apart.std(ddof=1) / 2**0.5)
