@@ -1,10 +1,10 @@
-"""The folder of an index: vectors, ids and attributes, which of them are removed; its manifest.
+"""The folder of an index: vectors, ids, attributes, removed rows, and the manifest that names them.
 
-`vectors.npy` only grows: an addition is written behind its last row, and counts from the moment the
-manifest names it. Each addition is one shard: rows of `vectors.npy`, with their SHA-256, and a
-Parquet file of ids and attributes. Small shards are merged, so that there are never many. Removed
-rows stay where they are until `rewrite`. The manifest is replaced as the last step of every change,
-so what a crash leaves behind is either not named, or whole. Knows nothing of searching.
+`vectors.npy` only grows: an addition is written after its last row, and becomes part of the index
+when the manifest names it. Each addition is one shard: rows of `vectors.npy`, with their SHA-256,
+and a Parquet file of ids and attributes. Small shards are merged, so that there are few. Removed
+rows stay on disk until `rewrite`. The manifest is replaced as the last step of every change, so that a
+crash leaves a file either whole or not named by the manifest. Knows nothing of searching.
 """
 
 import contextlib
@@ -30,15 +30,14 @@ from vizsla.errors import DataError, StorageError
 
 FORM = "index/1"
 HEADER = 128  # bytes before the first row of vectors.npy
-LASTING = ("structure", "sample")  # files that an addition or removal leaves valid
-NOTHING: dict[str, Any] = {
+STILL_VALID = ("structure", "sample")  # files that an addition or removal does not make invalid
+EMPTY: dict[str, Any] = {
     "shards": [], "removed": None, "structure": None, "sample": None, "extras": {},
 }  # fmt: skip
 COPY_ROWS = 8192  # rows written or hashed at a time
-OURS = re.compile(
+OUR_FILES = re.compile(
     r"(vectors|items|removed|structure|sample|extra)[\w.-]*|\..*\.tmp|\.lock|manifest\.json"
 )
-CHANGED = "another process has changed {}: open it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,18 +116,18 @@ def version_of(manifest: dict[str, Any]) -> str:
 
 
 def read(folder: str | Path, *, verify: bool = False) -> Snapshot:
-    """Opens a folder. StorageError where it is damaged; `verify` hashes large files again too."""
+    """Opens a folder. StorageError: it is damaged; `verify` hashes large files again, too."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     try:
-        return _opened(folder, manifest, verify)
+        return _open(folder, manifest, verify)
     except StorageError:
         if read_manifest(folder) == manifest:
             raise
-        return _opened(folder, read_manifest(folder), verify)  # it was changed meanwhile
+        return _open(folder, read_manifest(folder), verify)  # another process changed it meanwhile
 
 
-def _opened(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
+def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
     verify_vectors(folder, manifest, force=verify)
     for name, sha256 in files_of(manifest).items():
         storage.verify(folder / name, sha256, force=verify)
@@ -142,7 +141,7 @@ def _opened(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
 
 
 def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
-    """Copy-on-write, so that torch may wrap it without a copy; nothing is ever written to it."""
+    """(rows, D) memory-mapped, copy-on-write so that torch can wrap it without copying it."""
     shape = (rows, manifest["dim"])
     if rows == 0:
         return np.empty(shape, STORES[manifest["store"]])
@@ -150,15 +149,15 @@ def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
 
 
 def files_of(manifest: dict[str, Any]) -> dict[str, str]:
-    """File → SHA-256 of all that the manifest names, but `vectors.npy`."""
-    others = [manifest[key] for key in ("removed", *LASTING)] + [*manifest["extras"].values()]
+    """{file: SHA-256} of all files that the manifest names, except `vectors.npy`."""
+    others = [manifest[key] for key in ("removed", *STILL_VALID)] + [*manifest["extras"].values()]
     return {entry["file"]: entry["sha256"] for entry in [*manifest["shards"], *others] if entry}
 
 
 def verify_vectors(folder: Path, manifest: dict[str, Any], *, force: bool = False) -> None:
-    """StorageError unless the header and the rows of every shard are what the manifest says.
+    """StorageError unless the header and the rows of every shard are as the manifest says.
 
-    Remembered for each (size, mtime, inode), as storage.verify does for whole files.
+    A success is remembered for each (size, mtime, inode), as storage.verify does for whole files.
     """
     path = folder / manifest["vectors"]
     try:
@@ -166,7 +165,10 @@ def verify_vectors(folder: Path, manifest: dict[str, Any], *, force: bool = Fals
             memo = _memo(path, file, manifest)
             if memo and memo.exists() and not force:
                 return
-            _check_header(path, file.read(HEADER), manifest)
+            # an addition interrupted after its manifest was written leaves the header before it
+            headers = {_header(n, manifest) for n in (_rows(manifest), manifest["header_rows"])}
+            if file.read(HEADER) not in headers:
+                raise StorageError(f"{path} is damaged: its header is not as the manifest says")
             for shard in manifest["shards"]:
                 found = _hash_rows(file, shard["rows"] * _row_bytes(manifest))
                 if found != shard["vectors_sha256"]:
@@ -178,13 +180,6 @@ def verify_vectors(folder: Path, manifest: dict[str, Any], *, force: bool = Fals
     except OSError as error:
         raise storage.storage_error("read", path, error) from error
     _remember(memo)
-
-
-def _check_header(path: Path, found: bytes, manifest: dict[str, Any]) -> None:
-    # an addition that was cut short after its manifest was written leaves the header before it
-    expected = {_header(rows, manifest) for rows in (_rows(manifest), manifest["header_rows"])}
-    if found not in expected:
-        raise StorageError(f"{path} is damaged: its header is not what the manifest says")
 
 
 def _memo(path: Path, file: io.BufferedReader, manifest: dict[str, Any]) -> Path | None:
@@ -208,9 +203,9 @@ def _remember(memo: Path | None) -> None:
 def create(
     folder: Path, source: Embeddings | str | Path, about: dict[str, Any], store: str
 ) -> Snapshot:
-    """A new index in `folder`; one that is there stays whole until the new one is.
+    """Writes a new index into `folder`; an existing one stays intact until the new one is complete.
 
-    about: goes into the manifest as it is.
+    about: keys of the manifest. DataError: unknown store, or the folder holds other things.
     """
     if store not in STORES:
         raise DataError(f"store={store!r}: choose {' or '.join(STORES)}")
@@ -220,15 +215,17 @@ def create(
     manifest: dict[str, Any] = {
         "form": FORM, **about, "model_id": model_id, "dim": dim, "store": store,
         "vectors": f"vectors-{number:05d}.npy" if number else "vectors.npy",
-        "next": number + 1, **NOTHING,
+        "next": number + 1, **EMPTY,
     }  # fmt: skip
     return _write_all(folder, manifest, parts)
 
 
 def check_place(folder: Path) -> None:
-    """DataError where the folder holds other things than an index."""
+    """DataError where the folder holds other files than those of an index."""
     foreign = (
-        [p.name for p in folder.iterdir() if not OURS.fullmatch(p.name)] if folder.is_dir() else []
+        [p.name for p in folder.iterdir() if not OUR_FILES.fullmatch(p.name)]
+        if folder.is_dir()
+        else []
     )
     if foreign or ((folder / MANIFEST).exists() and not is_index(folder)):
         raise DataError(
@@ -238,7 +235,7 @@ def check_place(folder: Path) -> None:
 
 
 def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) -> Snapshot:
-    """All parts as the one shard of a new `vectors.npy`."""
+    """Writes all parts as the only shard of a new `vectors.npy`."""
     tables, rows, digest = [], 0, hashlib.sha256()
     seen: set[str] = set()
     with storage.writing(folder / manifest["vectors"]) as temporary, temporary.open("wb") as file:
@@ -260,7 +257,7 @@ def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) ->
 
 
 def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
-    """The index with `added` behind its last row. DataError: an id is there, or types differ."""
+    """The index with `added` after its last row. DataError: an id exists, or types do not fit."""
     folder, manifest = snapshot.folder, snapshot.manifest
     check_new(added.ids, added.vectors, snapshot.row_of)
     table = shards.shard_table(added.ids, added.attributes)
@@ -274,7 +271,7 @@ def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
     digest = hashlib.sha256()
     try:
         with path.open("r+b") as file:
-            file.truncate(start)  # what an addition that was cut short has left
+            file.truncate(start)  # removes what an interrupted addition has left
             file.seek(start)
             _write_rows(file, added.vectors, manifest, digest)
             file.flush()
@@ -292,7 +289,10 @@ def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
         attributes.drop_columns(["id"]), snapshot.removed,
     )  # fmt: skip
     new_rows = zip(added.ids, range(rows_before, _rows(manifest)), strict=True)
-    grown.__dict__["row_of"] = {**snapshot.row_of, **dict(new_rows)}  # making it anew takes longer
+    grown.__dict__["row_of"] = {
+        **snapshot.row_of,
+        **dict(new_rows),
+    }  # computing it again takes longer
     return grown
 
 
@@ -306,7 +306,7 @@ def _with_shard(
 
 
 def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Joins a last shard that has grown to half of the one before: there are only log N."""
+    """Merges the last shard into the one before where it is half as large: so there are log N."""
     path, width = folder / manifest["vectors"], _row_bytes(manifest)
     while len(manifest["shards"]) > 1:
         *first, last_but_one, last = manifest["shards"]
@@ -317,7 +317,7 @@ def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         start = HEADER + sum(entry["rows"] for entry in first) * width
         with path.open("rb") as file:
             file.seek(start)
-            for entry in pair:  # or damage since the last check would get a right hash
+            for entry in pair:  # or damage since the last check would be hashed too
                 if _hash_rows(file, entry["rows"] * width) != entry["vectors_sha256"]:
                     raise StorageError(f"{path} is damaged")
             file.seek(start)
@@ -338,7 +338,7 @@ def remove(snapshot: Snapshot, rows: np.ndarray) -> Snapshot:
 def rewrite(snapshot: Snapshot) -> Snapshot:
     """The folder written anew, without the removed rows and without a structure."""
     manifest = {
-        **snapshot.manifest, **NOTHING, "vectors": f"vectors-{snapshot.manifest['next']:05d}.npy",
+        **snapshot.manifest, **EMPTY, "vectors": f"vectors-{snapshot.manifest['next']:05d}.npy",
         "next": snapshot.manifest["next"] + 1,
     }  # fmt: skip
     return _write_all(snapshot.folder, manifest, _remaining(snapshot))
@@ -355,14 +355,14 @@ def _remaining(snapshot: Snapshot) -> Iterator[Part]:
 def keep(
     snapshot: Snapshot, key: str, suffix: str, write: Callable[[Path], None], about: dict[str, Any]
 ) -> Snapshot:
-    """A file made by `write` beside the vectors: a lasting one, or an extra of that name."""
-    stem = key if key in LASTING else f"extra-{key}"
+    """The index with a file made by `write`: one of STILL_VALID, or an extra of that name."""
+    stem = key if key in STILL_VALID else f"extra-{key}"
     name, manifest = _numbered(snapshot.manifest, stem + "-{:05d}" + suffix)
     with storage.writing(snapshot.folder / name) as temporary:
         write(temporary)
         sha256 = storage.sha256_of(temporary)
     entry = {"file": name, "sha256": sha256, **about}
-    if key in LASTING:
+    if key in STILL_VALID:
         manifest = {**manifest, key: entry}
     else:
         manifest = {**manifest, "extras": {**manifest["extras"], key: entry}}
@@ -376,21 +376,21 @@ def note(snapshot: Snapshot, manifest: dict[str, Any]) -> Snapshot:
 
 
 def commit(folder: Path, manifest: dict[str, Any]) -> None:
-    """Replaces the manifest, then deletes the files that it no longer names."""
+    """Replaces the manifest, then deletes files that it no longer names."""
     shards.write_manifest(folder, manifest)
     named = {*files_of(manifest), manifest["vectors"], MANIFEST, ".lock"}
     for path in folder.iterdir():
-        if path.name not in named and OURS.fullmatch(path.name):
+        if path.name not in named and OUR_FILES.fullmatch(path.name):
             with contextlib.suppress(OSError):  # still open elsewhere, on Windows
                 path.unlink()
 
 
 @contextlib.contextmanager
 def changing(snapshot: Snapshot) -> Iterator[None]:
-    """Holds the folder; StorageError where another process holds it or has changed it."""
+    """Locks the folder. StorageError: another process has locked it, or has changed it."""
     with storage.locked(snapshot.folder):
         if read_manifest(snapshot.folder) != snapshot.manifest:
-            raise StorageError(CHANGED.format(snapshot.folder))
+            raise StorageError(f"another process has changed {snapshot.folder}: open it again")
         yield
 
 
@@ -425,7 +425,7 @@ def _row_bytes(manifest: dict[str, Any]) -> int:
 
 
 def _header(rows: int, manifest: dict[str, Any]) -> bytes:
-    """NumPy's own header; it leaves room for the number of rows to grow."""
+    """The header of a .npy file, of HEADER bytes for any number of rows."""
     sink = io.BytesIO()
     about = {"descr": STORES[manifest["store"]].str, "fortran_order": False,
              "shape": (rows, manifest["dim"])}  # fmt: skip
@@ -460,5 +460,5 @@ def _remember_verified(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _numbered(manifest: dict[str, Any], form: str) -> tuple[str, dict[str, Any]]:
-    """A file name that no earlier state of the index has used."""
+    """A file name that was never used in this index, and the manifest with the next number."""
     return form.format(manifest["next"]), {**manifest, "next": manifest["next"] + 1}
