@@ -3,8 +3,8 @@
 `vectors.npy` only grows: an addition is written after its last row, and becomes part of the index
 when the manifest names it. Each addition is one shard: rows of `vectors.npy`, with their SHA-256,
 and a Parquet file of ids and attributes. Small shards are merged, so that there are few. Removed
-rows stay on disk until `rewrite`. The manifest is replaced as the last step of every change, so that a
-crash leaves a file either whole or not named by the manifest. Knows nothing of searching.
+rows stay on disk until `rewrite`. The manifest is replaced as the last step of every change, so
+that a crash leaves a file either whole or not named by the manifest. Knows nothing of searching.
 """
 
 import contextlib
