@@ -360,7 +360,9 @@ class TrainConfig:
     )
     tensorboard: bool = option(False, "Also log for TensorBoard (an extra).", "Training", rare=True)
     seed: int = option(0, "Seed of random weights and random choices.", "Speed", rare=True)
-    save_seconds: float = 60.0  # between checkpoints
+    save_seconds: float = option(
+        60.0, "Longest time between two checkpoints, in seconds.", "Training", minimum=0, rare=True
+    )
     real_weights: bool = True  # False for random ones, of which nothing is expected
 
     def __post_init__(self) -> None:
