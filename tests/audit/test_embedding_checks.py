@@ -42,11 +42,11 @@ def test_leaving_one_out_in_closed_form_is_leaving_it_out() -> None:
     fits = embedding_checks._fits_without_self(vectors, y, 3)
     centred = vectors - vectors.mean(axis=0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
-    kernel = np.exp(embedding_checks.WIDTH * (centred @ centred.T - 1))
+    kernel = np.exp(embedding_checks.KERNEL_SCALE * (centred @ centred.T - 1))
     targets = np.eye(3)[y] - 1 / 3
     for i in range(len(y)):
         others = np.arange(len(y)) != i
-        inside = kernel[np.ix_(others, others)] + embedding_checks.NOISE * np.eye(len(y) - 1)
+        inside = kernel[np.ix_(others, others)] + embedding_checks.LABEL_NOISE * np.eye(len(y) - 1)
         expected = kernel[i, others] @ linalg.solve(inside, targets[others])
         assert fits[i] == pytest.approx(expected + 1 / 3, abs=1e-4)
 
@@ -54,7 +54,7 @@ def test_leaving_one_out_in_closed_form_is_leaving_it_out() -> None:
 def test_parts_hold_every_image_once_and_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = clusters(4, 50)
     y = np.unique(labels, return_inverse=True)[1]
-    monkeypatch.setattr(embedding_checks, "AT_ONCE", 60)
+    monkeypatch.setattr(embedding_checks, "MAX_KERNEL", 60)
     parts = embedding_checks._parts(y, 0)
     assert sorted(np.concatenate(parts)) == list(range(200))
     assert max(map(len, parts)) <= 60

@@ -112,7 +112,7 @@ def test_huge_wrongly_named_and_moving_pictures_are_odd(
     photo(0).save(tmp_path / "a.gif", save_all=True, append_images=[photo(1)])
     assert "animated" in only(tmp_path).odd
     (tmp_path / "a.gif").unlink()
-    monkeypatch.setattr("vizsla.audit.file_scan.HUGE", 19_000)
+    monkeypatch.setattr("vizsla.audit.file_scan.HUGE_PIXELS", 19_000)
     photo(0).save(tmp_path / "a.png")
     assert only(tmp_path).odd == ("huge",)
 

@@ -13,16 +13,16 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 
-AROUND = 10  # the distance of this neighbour measures the local density
-NEAR = 1 / 3  # of that distance: two nearer images count as almost the same
-WIDTH = 2.0  # of the kernel exp(WIDTH · (cosine − 1)) on centred vectors
-NOISE = 0.1  # how little a label is trusted against its neighbours: 0 trusts it fully
-SHARP = 5.0  # scales fits to logits, before confusions between classes are learned
-RIDGE = 5.0  # how strongly the learned confusions are regularised to none
+DENSITY_RANK = 10  # the distance of the neighbour of this rank measures the local density
+NEAR_SHARE = 1 / 3  # of that distance: two images below it count as almost the same
+KERNEL_SCALE = 2.0  # of the kernel exp(KERNEL_SCALE · (cosine − 1)) on centred vectors
+LABEL_NOISE = 0.1  # variance: 0 trusts every label fully
+LOGIT_SCALE = 5.0  # of fits, before confusions between classes are learned
+RIDGE = 5.0  # pulls the learned confusions towards none
 FOLDS = 3
-SOFTNESS = 2.0  # temperature of the doubt
-MIXED = 200  # classes; of more, no confusions are learned (C² numbers, few examples each)
-AT_ONCE = 6000  # images of one kernel matrix (140 MB); more are split into stratified parts
+TEMPERATURE = 2.0  # of the doubt
+MAX_CONFUSION_CLASSES = 200  # above it no confusions are learned (C² numbers, few examples each)
+MAX_KERNEL = 6000  # images of one kernel matrix (140 MB); more are split into stratified parts
 CHUNK = 1000
 
 
@@ -58,7 +58,7 @@ def near_pairs(vectors: np.ndarray) -> list[tuple[int, int, float]]:
     vectors: (N, D) unit rows, each photo once. Cosines of different models mean different things,
     so the distance is measured against that of the 10th neighbours of both.
     """
-    k = min(AROUND, len(vectors) - 1)
+    k = min(DENSITY_RANK, len(vectors) - 1)
     if k < 3:  # too few to know what is usual
         return []
     nearest, distances = _nearest(vectors, k)
@@ -67,7 +67,7 @@ def near_pairs(vectors: np.ndarray) -> list[tuple[int, int, float]]:
     for a, b, distance in zip(
         np.repeat(np.arange(len(vectors)), k), nearest.ravel(), distances.ravel(), strict=True
     ):
-        if a in nearest[b] and distance <= NEAR * np.sqrt(usual[a] * usual[b]):
+        if a in nearest[b] and distance <= NEAR_SHARE * np.sqrt(usual[a] * usual[b]):
             pairs[int(min(a, b)), int(max(a, b))] = 1 - float(distance)
     return [(a, b, cosine) for (a, b), cosine in sorted(pairs.items())]
 
@@ -124,7 +124,7 @@ def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> li
     for part in _parts(y[judged], seed):
         fits[part] = _fits_without_self(vectors[judged[part]], y[judged[part]], len(classes))
     logs = _calibrated(fits, y[judged], seed)
-    doubts = -_log_softmax(logs / SOFTNESS)[np.arange(len(judged)), y[judged]]
+    doubts = -_log_softmax(logs / TEMPERATURE)[np.arange(len(judged)), y[judged]]
     found = []
     for i, row, doubt in zip(judged, np.exp(logs), doubts, strict=True):
         label, best = int(y[i]), int(row.argmax())
@@ -135,8 +135,8 @@ def suspects(vectors: np.ndarray, labels: Sequence[str], *, seed: int = 0) -> li
 
 
 def _parts(y: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Positions in parts of at most AT_ONCE, each class spread evenly over them."""
-    n_parts = -(-len(y) // AT_ONCE)
+    """Positions in parts of at most MAX_KERNEL, each class spread evenly over them."""
+    n_parts = -(-len(y) // MAX_KERNEL)
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]
     return [np.sort(order[k::n_parts]) for k in range(n_parts)]
@@ -145,14 +145,14 @@ def _parts(y: np.ndarray, seed: int) -> list[np.ndarray]:
 def _fits_without_self(vectors: np.ndarray, y: np.ndarray, n_classes: int) -> np.ndarray:
     """(N, C): how well each image fits each class, by a regression without that image.
 
-    With A = (K + NOISE)⁻¹ the residual of leaving one out is (A Y)ᵢ / Aᵢᵢ (Rasmussen and Williams
+    With A = (K + LABEL_NOISE · I)⁻¹ the residual without i is (A Y)ᵢ / Aᵢᵢ (Rasmussen and Williams
     2006, equation 5.12).
     """
     centred = vectors - vectors.mean(axis=0)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)
     kernel = centred @ centred.T
-    np.exp(WIDTH * (kernel - 1), out=kernel)
-    kernel.flat[:: len(kernel) + 1] += NOISE
+    np.exp(KERNEL_SCALE * (kernel - 1), out=kernel)
+    kernel.flat[:: len(kernel) + 1] += LABEL_NOISE
     inverse = linalg.inv(kernel, overwrite_a=True, check_finite=False)
     targets = np.full((len(y), n_classes), -1 / n_classes)
     targets[np.arange(len(y)), y] += 1
@@ -169,13 +169,13 @@ def _calibrated(fits: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
     by one that was learned on the other folds (FOLDS).
     """
     n, classes = fits.shape
-    inputs = np.column_stack([SHARP * fits, np.ones(n)])
+    inputs = np.column_stack([LOGIT_SCALE * fits, np.ones(n)])
     weights = np.eye(classes + 1, classes)
     logs = np.empty_like(fits)
     fold = np.random.default_rng(seed).permutation(n) % FOLDS
     for k in range(FOLDS):
         inside, outside = fold == k, fold != k
-        if classes <= MIXED:
+        if classes <= MAX_CONFUSION_CLASSES:
             weights = _softmax_regression(inputs[outside], y[outside], classes)
         logs[inside] = _log_softmax(inputs[inside] @ weights)
     return logs

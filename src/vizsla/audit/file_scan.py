@@ -19,15 +19,15 @@ from vizsla.data.images import MAX_PIXELS, Header, read_header, read_image
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import ImageError
 
-TINY = 32  # px of the shorter side
-THIN = 4.0  # longer side over shorter side
-HUGE = 40_000_000  # pixels
-ENOUGH = 512  # px: a large JPEG is decoded at 1/2, 1/4 or 1/8 while both sides keep this many
+TINY_SIDE = 32  # px of the shorter side
+THIN_RATIO = 4.0  # longer side over shorter side
+HUGE_PIXELS = 40_000_000  # pixels
+DECODED_SIDE = 512  # px: a JPEG is decoded at 1/2, 1/4 or 1/8 while both sides keep this many
 
 ODD = {
-    "tiny": f"shorter side below {TINY} px",
-    "thin": f"one side is more than {THIN:g} times the other",
-    "huge": f"more than {HUGE // 1_000_000} million pixels",
+    "tiny": f"shorter side below {TINY_SIDE} px",
+    "thin": f"one side is more than {THIN_RATIO:g} times the other",
+    "huge": f"more than {HUGE_PIXELS // 1_000_000} million pixels",
     "one colour": "shows nothing",
     "nearly one colour": "shows almost nothing",
     "wrong extension": "the content has another format than the file name says",
@@ -132,7 +132,7 @@ def scan_files(
 
 
 def _scan_file(facts: ImageFacts, max_pixels: int) -> tuple[ImageFacts, np.ndarray, np.ndarray]:
-    image = read_image(facts.path, max_pixels=max_pixels, at_least=ENOUGH)
+    image = read_image(facts.path, max_pixels=max_pixels, at_least=DECODED_SIDE)
     header = read_header(facts.path, max_pixels=max_pixels)
     sides = (SIDE, COLOURS, COLOURS)
     grey, *colours = (
@@ -156,11 +156,11 @@ def _odd(
     header: Header, path: Path, image: Image.Image, grey: np.ndarray, colours: np.ndarray
 ) -> Iterator[str]:
     shorter, longer = sorted(header.size)
-    if shorter < TINY:
+    if shorter < TINY_SIDE:
         yield "tiny"
-    if longer > THIN * shorter:
+    if longer > THIN_RATIO * shorter:
         yield "thin"
-    if shorter * longer > HUGE:
+    if shorter * longer > HUGE_PIXELS:
         yield "huge"
     extrema: Any = image.getextrema()  # of each channel
     if max(highest - lowest for lowest, highest in extrema) <= 8:
