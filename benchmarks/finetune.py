@@ -29,10 +29,10 @@ import torch
 from torch import nn
 
 from vizsla import storage
-from vizsla.data.batches import BatchPlan, training_batches
 from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, labels_for, open_data, read_labels
 from vizsla.data.splits import class_codes
+from vizsla.data.training_batches import BatchPlan, training_batches
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.inference import embed
 from vizsla.model.embedder import Embedder

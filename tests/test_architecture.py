@@ -13,8 +13,8 @@ ORDER = [
 ]  # fmt: skip
 TORCH_ROOMS = {"model", "embed", "train"}
 TORCH_FILES = {
-    "data/batches.py", "data/preprocess.py", "search/exact.py", "search/knn_graph.py",
-    "search/refine.py", "web/search/batching_model.py",
+    "data/batches.py", "data/preprocess.py", "data/training_batches.py", "search/exact.py",
+    "search/knn_graph.py", "search/refine.py", "web/search/batching_model.py",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "lightning", "pytorch_metric_learning"}
 FILES = sorted(SRC.rglob("*.py"))

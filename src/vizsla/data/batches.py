@@ -1,4 +1,4 @@
-"""Images → batches of pixels, decoded by threads or child processes; and batches to train on.
+"""Images → batches of pixels, decoded by threads or child processes.
 
 Threads where the network needs the processor too: Pillow releases the interpreter lock while it
 decodes and resizes. Processes beside a GPU, where many cores only decode (see decoding.py).
@@ -6,21 +6,18 @@ decodes and resizes. Processes beside a GPU, where many cores only decode (see d
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vizsla.data.decoding import ProcessDecoder, ThreadDecoder
 from vizsla.data.resize import Framing
-from vizsla.errors import UsageError
 from vizsla.processes import available_cores
 
 AHEAD = 2  # batches being decoded while one is in use
@@ -145,128 +142,3 @@ def choose_workers(device_type: str) -> int:
     to feed it."""
     cores = available_cores()
     return max(1, min(64, cores if device_type == "cpu" else cores - 1))
-
-
-# ── batches to train on ──────────────────────────────────────────────────────────────────────────
-
-ORDERS = ("plain", "balanced", "classes")
-
-
-@dataclass(frozen=True, eq=False)
-class BatchPlan:
-    """The images in the batch of each step: a function of (seed, step), so it resumes anywhere.
-
-    labels: (N,) class numbers. domains: (N,) numbers, or None. order "plain": all images in turn;
-    "balanced": all classes in turn; "classes": P classes × `per_class` images, domains mixed.
-    A batch is always full: a set smaller than a batch is repeated.
-    """
-
-    labels: np.ndarray
-    batch_size: int
-    order: str = "plain"
-    per_class: int = 4
-    domains: np.ndarray | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise UsageError(f"batches {self.order!r}: choose one of {', '.join(ORDERS)}")
-        if self.order == "classes" and not 1 < self.per_class <= self.batch_size // 2:
-            raise UsageError(
-                f"{self.per_class} images of a class in batches of {self.batch_size}: choose from "
-                f"2 to {max(2, self.batch_size // 2)}, so that a batch holds two classes or more"
-            )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches that hold as many images as the set does."""
-        return max(1, -(-len(self.labels) // self.batch_size))
-
-    @cached_property
-    def members(self) -> list[np.ndarray]:
-        """Positions of each class that has images."""
-        order = np.argsort(self.labels, kind="stable")
-        edges = np.flatnonzero(np.diff(self.labels[order])) + 1
-        return [part for part in np.split(order, edges) if len(part)]
-
-    def batch(self, step: int) -> np.ndarray:
-        """(B,) positions."""
-        if self.order == "classes":
-            return self._class_batch(step)
-        slots = range(step * self.batch_size, (step + 1) * self.batch_size)
-        if self.order == "plain":
-            return np.array([self._in_turn(slot, len(self.labels), 0) for slot in slots])
-        return np.array([self._balanced(slot) for slot in slots])
-
-    def _in_turn(self, slot: int, n: int, stream: int) -> int:
-        """The slot-th number of an endless sequence of permutations of 0…n-1."""
-        return int(_permutation(self.seed, stream, slot // n, n)[slot % n])
-
-    def _balanced(self, slot: int) -> int:
-        c = self._in_turn(slot, len(self.members), 1)
-        members = self.members[c]
-        return int(members[self._in_turn(slot // len(self.members), len(members), 2 + c)])
-
-    def _class_batch(self, step: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, 21, step))
-        P = min(self.batch_size // self.per_class, len(self.members))
-        chosen = rng.choice(len(self.members), P, replace=False)
-        each, rest = divmod(self.batch_size, P)  # few classes give more images each
-        parts = [
-            self._from_class(self.members[c], each + (i < rest), rng) for i, c in enumerate(chosen)
-        ]
-        return np.concatenate(parts)
-
-    def _from_class(self, members: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-        """k images of one class, its domains in turn; repeated where the class has fewer."""
-        shuffled = rng.permutation(members)
-        if self.domains is not None:
-            domains = self.domains[shuffled]
-            turn = np.empty(len(domains), dtype=np.int64)  # 0 for the first of each domain, …
-            for domain in np.unique(domains):
-                turn[domains == domain] = np.arange((domains == domain).sum())
-            shuffled = shuffled[np.argsort(turn, kind="stable")]
-        return np.resize(shuffled, k)
-
-
-@lru_cache(maxsize=4096)
-def _permutation(seed: int, stream: int, turn: int, n: int) -> np.ndarray:
-    return np.random.default_rng((seed, 20, stream, turn)).permutation(n)
-
-
-def training_batches(
-    picture: Callable[[int], Image.Image],
-    augment: Callable[[Image.Image, np.random.Generator], Tensor],
-    plan: BatchPlan,
-    *,
-    start: int,
-    workers: int,
-    part: slice = slice(None),
-) -> Generator[tuple[Tensor, np.ndarray], None, None]:
-    """Endless (images (B, 3, H, W), positions (B,)) from step `start` on.
-
-    A step's images depend only on the seed and the step. part: the slots of the whole batch that
-    this process embeds; positions are always those of the whole batch.
-    """
-
-    def read(step: int, slot: int, position: int) -> Tensor:
-        return augment(picture(position), np.random.default_rng((plan.seed, 22, step, slot)))
-
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="augment") as pool:
-        pending: deque[tuple[np.ndarray, list[Future[Tensor]]]] = deque()
-
-        def submit(step: int) -> None:
-            positions = plan.batch(step)
-            slots = range(len(positions))[part]
-            futures = [pool.submit(read, step, i, int(positions[i])) for i in slots]
-            pending.append((positions, futures))
-
-        try:
-            for step in range(start, start + AHEAD):
-                submit(step)
-            for step in itertools.count(start + AHEAD):
-                positions, futures = pending.popleft()
-                submit(step)
-                yield torch.stack([future.result() for future in futures]), positions
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

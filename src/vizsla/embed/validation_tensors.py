@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vizsla.data.batches import Loader, in_chunks
-from vizsla.data.image_cache import ImageCache, available_memory
 from vizsla.data.imageset import ImageSet
+from vizsla.data.training_batches import ImageCache, available_memory
 from vizsla.embed.compute import PRECISIONS, Compute
 from vizsla.embed.compute_shards import MAX_PIXELS
 from vizsla.embed.torch_runtime import in_parts

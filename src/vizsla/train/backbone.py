@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vizsla.data.batches import BatchPlan
 from vizsla.data.splits import domain_codes
+from vizsla.data.training_batches import BatchPlan
 from vizsla.embed.compute import PRECISIONS
 from vizsla.embed.validation_tensors import pooled_of
 from vizsla.model.embedder import Embedder

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizsla.data.image_cache import available_memory
+from vizsla.data.training_batches import available_memory
 from vizsla.errors import ModelError
 from vizsla.train.losses import TrainingLoss
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vizsla.data.image_cache import ImageCache
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import class_codes
+from vizsla.data.training_batches import ImageCache
 from vizsla.embed.compute_shards import Source, embed_shards
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import embed

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vizsla.data.batches import BatchPlan
+from vizsla.data.training_batches import BatchPlan
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import (
     Projection,

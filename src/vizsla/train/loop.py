@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vizsla import storage
-from vizsla.data.batches import BatchPlan, training_batches
+from vizsla.data.training_batches import BatchPlan, training_batches
 from vizsla.errors import DataError, MissingExtraError
 from vizsla.model.embedder import Embedder
 from vizsla.train import checkpoint
