@@ -152,3 +152,15 @@ def test_links_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_files_and_names_of_the_architecture_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.py)(?::([\w.]+))?`", text))
+    assert len([name for _, name in named if name]) >= 35
+    for path, name in sorted(named):
+        file = ROOT / path if path.startswith("tests/") else ROOT / "src/vizsla" / path
+        assert file.is_file(), path
+        for part in filter(None, name.split(".")):
+            pattern = rf"^\s*(async )?(def|class) {part}\b"
+            assert re.search(pattern, file.read_text(), re.MULTILINE), f"{path}:{name}"
