@@ -63,7 +63,7 @@ class Steps:
         import pyarrow.parquet as pq
         import safetensors.torch
 
-        from vizsla.embed import inference
+        from vizsla.embed import compute_shards
         from vizsla.train import loop
 
         self._before(os, "fsync", "fsync", lambda *a: None)
@@ -84,7 +84,7 @@ class Steps:
             _cut(path)
 
         self._before(safetensors.torch, "save_file", "write", half_tensors, where=1)
-        self._noted(inference._Draft, "__init__", lambda this, part, *_: ("part", part.start))
+        self._noted(compute_shards._Draft, "__init__", lambda this, part, *_: ("part", part.start))
         self._noted(loop.Loop, "_update", lambda this, share: ("step", this.step))
         self._noted(loop.Loop, "save", lambda this: ("save", this.step))
 
