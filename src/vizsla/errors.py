@@ -14,7 +14,7 @@ class UsageError(VizslaError):
 
 
 class DataError(VizslaError):
-    """Images, labels, rankings or numbers that do not fit what is asked of them."""
+    """Images, labels, rankings or numbers that cannot be used as requested."""
 
 
 class ImageError(DataError):

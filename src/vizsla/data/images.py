@@ -235,7 +235,7 @@ def _size_inside_icon(file: BinaryIO) -> tuple[int, int]:
         width, height = struct.unpack("<HH", head[4:8])
     else:
         width, height = struct.unpack("<ii", head[4:12])
-        height //= 2  # the transparency mask lies below the picture and is counted
+        height //= 2  # includes the transparency mask below the picture
     return abs(width), abs(height)
 
 

@@ -1,7 +1,7 @@
 """Images that are not on this machine's disk: s3://…, gs://…, https://…, whatever fsspec opens.
 
 A broken file costs one image. A store that does not answer, and a file that was listed and is gone
-or has another size, end the job, which goes on when it is started again. Nothing is kept on disk.
+or has another size, end the job, which continues when it is started again. Nothing is kept on disk.
 """
 
 import bisect

@@ -22,7 +22,7 @@ REDUCED_BOUND = 1.0  # of 255: by which a pixel then differs at most, on average
 
 @dataclass(frozen=True)
 class Framing:
-    """size: (H, W) of what comes out. resize, mode, interpolation: see preprocess.Preprocess."""
+    """size: (H, W) of the result. resize, mode, interpolation: see preprocess.Preprocess."""
 
     size: tuple[int, int]
     resize: int | None

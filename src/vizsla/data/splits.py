@@ -87,16 +87,28 @@ def split(
             f"share={share}, draws={draws}: choose a share in (0, 1) and 1 draw or more"
         )
     target = target or Target()
-    labels = class_codes(images)
-    groups = _codes(images, "group", default=np.arange(len(images)))
-    can_query = _in_domain(images, query_domain, "query")
-    can_answer = _in_domain(images, gallery_domain, "gallery")
+    columns = _Columns(
+        class_codes(images),
+        _codes(images, "group", default=np.arange(len(images))),
+        _in_domain(images, query_domain, "query"),
+        _in_domain(images, gallery_domain, "gallery"),
+    )
     rng = np.random.default_rng((seed, 11))
     if validate_on == "new-classes":
-        held_out = _hold_out_classes(labels, can_query, can_answer, share, rng)
+        held_out = _hold_out_classes(columns, share, rng)
     else:
-        held_out = _hold_out_images(labels, groups, can_query | can_answer, target, share, rng)
-    return _split_from(labels, groups, held_out, can_query, can_answer, target, draws, seed)
+        held_out = _hold_out_images(columns, target, share, rng)
+    return _split_from(columns, held_out, target, draws, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Of each image (N,): the numbers of class and group, and the roles that it may have."""
+
+    labels: np.ndarray
+    groups: np.ndarray
+    can_query: np.ndarray
+    can_answer: np.ndarray
 
 
 def class_codes(images: ImageSet) -> np.ndarray:
@@ -150,16 +162,11 @@ def _in_domain(images: ImageSet, domain: str | None, role: str) -> np.ndarray:
 # ── which images are held out ─────────────────────────────────────────────────────────────────────
 
 
-def _hold_out_classes(
-    labels: np.ndarray,
-    can_query: np.ndarray,
-    can_answer: np.ndarray,
-    share: float,
-    rng: np.random.Generator,
-) -> np.ndarray:
+def _hold_out_classes(columns: _Columns, share: float, rng: np.random.Generator) -> np.ndarray:
     """(N,) bool: whole classes, drawn until they hold `share` of the images, two at least."""
+    labels = columns.labels
     sizes = np.bincount(labels)
-    usable = np.flatnonzero(_can_be_queried(labels, can_query, can_answer))
+    usable = np.flatnonzero(_can_be_queried(columns))
     if len(usable) < 2 or len(sizes) < 4:
         raise DataError(
             f"{len(sizes)} classes, of which {len(usable)} have enough images to be queried: "
@@ -175,12 +182,11 @@ def _hold_out_classes(
     return np.isin(labels, chosen)
 
 
-def _can_be_queried(
-    labels: np.ndarray, can_query: np.ndarray, can_answer: np.ndarray
-) -> np.ndarray:
+def _can_be_queried(columns: _Columns) -> np.ndarray:
     """(C,) bool: whether the class has a query and another image for the gallery."""
+    can_query, can_answer = columns.can_query, columns.can_answer
     queries, answers, both = (
-        np.bincount(labels, weights=role.astype(float))
+        np.bincount(columns.labels, weights=role.astype(float))
         for role in (can_query, can_answer, can_query & can_answer)
     )
     single = (queries == 1) & (answers == 1) & (both == 1)
@@ -188,20 +194,17 @@ def _can_be_queried(
 
 
 def _hold_out_images(
-    labels: np.ndarray,
-    groups: np.ndarray,
-    roles: np.ndarray,
-    target: Target,
-    share: float,
-    rng: np.random.Generator,
+    columns: _Columns, target: Target, share: float, rng: np.random.Generator
 ) -> np.ndarray:
     """(N,) bool: the same share of every class, in whole groups; one group stays for training."""
+    labels, groups = columns.labels, columns.groups
+    has_role = columns.can_query | columns.can_answer
     wanted = (target.queries or len(labels)) + (target.gallery or len(labels))
     share = min(share, wanted / len(labels))
     held_out = np.zeros(len(labels), dtype=bool)
     due = 0.0  # images still to be held out, carried from class to class
     for c in rng.permutation(labels.max() + 1):
-        members = np.flatnonzero((labels == c) & roles)
+        members = np.flatnonzero((labels == c) & has_role)
         units = rng.permutation(np.unique(groups[members]))
         due += share * len(members)
         for unit in units[: max(0, len(units) - 1)]:
@@ -217,18 +220,11 @@ def _hold_out_images(
 
 
 def _split_from(
-    labels: np.ndarray,
-    groups: np.ndarray,
-    held_out: np.ndarray,
-    can_query: np.ndarray,
-    can_answer: np.ndarray,
-    target: Target,
-    draws: int,
-    seed: int,
+    columns: _Columns, held_out: np.ndarray, target: Target, draws: int, seed: int
 ) -> Split:
-    aside = ~held_out & np.isin(groups, groups[held_out])
+    aside = ~held_out & np.isin(columns.groups, columns.groups[held_out])
     training = np.flatnonzero(~held_out & ~aside)
-    if len(np.unique(labels[training])) < 2:
+    if len(np.unique(columns.labels[training])) < 2:
         raise DataError(
             f"after holding out {int(held_out.sum())} images for validation, and "
             f"{int(aside.sum())} that share a group with them, fewer than 2 classes are left to "
@@ -242,16 +238,7 @@ def _split_from(
     if aside.any():
         log.info("%d images are set aside: their group is held out", int(aside.sum()))
     found = [
-        _draw(
-            labels,
-            groups,
-            held_out,
-            can_query,
-            can_answer,
-            target,
-            np.random.default_rng((seed, 12, i)),
-        )
-        for i in range(draws)
+        _draw(columns, held_out, target, np.random.default_rng((seed, 12, i))) for i in range(draws)
     ]
     found = [draw for draw in found if len(draw.query)]
     if not found:
@@ -263,21 +250,14 @@ def _split_from(
 
 
 def _draw(
-    labels: np.ndarray,
-    groups: np.ndarray,
-    held_out: np.ndarray,
-    can_query: np.ndarray,
-    can_answer: np.ndarray,
-    target: Target,
-    rng: np.random.Generator,
+    columns: _Columns, held_out: np.ndarray, target: Target, rng: np.random.Generator
 ) -> Draw:
+    labels = columns.labels
     query: list[np.ndarray] = []
     gallery: list[np.ndarray] = []
     for c in np.unique(labels[held_out]):
         members = np.flatnonzero(held_out & (labels == c))
-        class_query, class_gallery = _divided(
-            members, groups, can_query, can_answer, target.query_share, rng
-        )
+        class_query, class_gallery = _divided(members, columns, target.query_share, rng)
         if target.per_class:
             class_gallery = rng.permutation(class_gallery)[: max(1, round(target.per_class))]
         query.append(class_query if len(class_gallery) else class_query[:0])
@@ -288,21 +268,18 @@ def _draw(
 
 
 def _divided(
-    members: np.ndarray,
-    groups: np.ndarray,
-    can_query: np.ndarray,
-    can_answer: np.ndarray,
-    query_share: float,
-    rng: np.random.Generator,
+    members: np.ndarray, columns: _Columns, query_share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Queries and gallery of one class; whole groups where there is more than one."""
-    either = members[can_query[members] & can_answer[members]]
-    units = groups[either] if len(np.unique(groups[either])) > 1 else either
+    can_query, can_answer = columns.can_query[members], columns.can_answer[members]
+    either = members[can_query & can_answer]
+    groups = columns.groups[either]
+    units = groups if len(np.unique(groups)) > 1 else either
     names = rng.permutation(np.unique(units))
     n_query = min(max(1, round(query_share * len(names))), max(0, len(names) - 1))
     is_query = np.isin(units, names[:n_query])
-    only_queries = members[can_query[members] & ~can_answer[members]]
-    only_gallery = members[~can_query[members] & can_answer[members]]
+    only_queries = members[can_query & ~can_answer]
+    only_gallery = members[~can_query & can_answer]
     return (
         np.concatenate([either[is_query], only_queries]),
         np.concatenate([either[~is_query], only_gallery]),
