@@ -138,7 +138,7 @@ def evaluate(
     from vizsla import storage
     from vizsla.output import evaluation_report, trec
     from vizsla.score.relevance import relevance
-    from vizsla.score.slices import write_queries
+    from vizsla.score.score_tables import write_queries
 
     if (source is None) == (queries is None):
         raise UsageError("give either a ranking, submission or run, or --queries with vectors")

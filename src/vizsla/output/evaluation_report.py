@@ -12,8 +12,8 @@ from vizsla.output import charts
 from vizsla.score import metrics
 from vizsla.score.calibration import Calibration
 from vizsla.score.relevance import Relevance, match_pairs
+from vizsla.score.score_tables import confusion_table, slice_table
 from vizsla.score.scores import Scores
-from vizsla.score.slices import confusion_table, slice_table
 from vizsla.score.tables import Table
 
 SHOWN = 30  # rows of a long table on a terminal

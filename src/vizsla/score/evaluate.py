@@ -52,10 +52,10 @@ def evaluate(
     if missing_ranks not in MISSING_RANKS:
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
     judged = relevance(ranking, truth)
-    asked_k = top_k
+    handed_in_k = top_k
     if top_k is None:
-        handed_in = judged.gallery_size is None and truth.relevant is None
-        top_k = ranking.depth if handed_in else min(max(ks), ranking.depth)
+        is_submission = judged.gallery_size is None and truth.relevant is None
+        top_k = ranking.depth if is_submission else min(max(ks), ranking.depth)
     cutoffs = sorted({*ks, top_k})
     if not cutoffs or cutoffs[0] < 1:
         raise UsageError(f"cut-offs {cutoffs}: choose whole numbers from 1")
@@ -66,18 +66,16 @@ def evaluate(
         deepest = np.full(len(judged), max(cutoffs[-1], seen.depth))
         whole = seen.whole | (missing_ranks == "absent")
         seen = dataclasses.replace(seen, lengths=deepest, whole=whole)
-    columns: dict[str, list[str | None]] = {"label": list(judged.labels)}
-    for name, values in truth.attributes.items():
-        columns[name] = [values.get(query) for query in judged.queries]
+    columns = {n: [of.get(q) for q in judged.queries] for n, of in truth.attributes.items()}
     scores = Scores(
         queries=judged.queries,
-        metrics=measure(seen, cutoffs, points, handed_in=asked_k),
+        metrics=measure(seen, cutoffs, points, handed_in=handed_in_k),
         top_k=top_k,
         answerable=~judged.nothing_relevant,
         n_relevant=judged.n_relevant,
         first_ranks=metrics.first_hit_rank(seen.ranks),
         first_labels=judged.first_labels,
-        columns=columns,
+        columns={"label": judged.labels, **columns},
         gallery_size=judged.gallery_size,
         depth=ranking.depth,
         lacking=int(judged.lacking.sum()),

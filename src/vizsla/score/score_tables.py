@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +11,9 @@ from vizsla import storage
 from vizsla.errors import UsageError
 from vizsla.score.scores import Scores
 from vizsla.score.tables import Table, to_csv
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def slice_table(scores: Scores, column: str, n: int | None = None) -> Table:
@@ -25,11 +27,14 @@ def slice_table(scores: Scores, column: str, n: int | None = None) -> Table:
          "contest_points"]
     )  # fmt: skip
     shown = [k for k in keys if k in scores.metrics and scores.mean(k) is not None]
-    parts = sorted(scores.by(column).items(), key=lambda part: _worst_first(part[1].mean(key)))
+    parts = [(part.mean(key), value, part) for value, part in scores.by(column).items()]
+    parts.sort(key=lambda entry: (entry[0] is None, entry[0] or 0.0))
     rows = []
-    for value, part in parts[:n]:
-        low, high = _interval(part, key)
-        rows.append([value, len(part), *(part.mean(k) for k in shown), low, high])
+    for _, value, part in parts[:n]:
+        # the interval of this one metric: those of all would take long for many slices
+        figure = dataclasses.replace(part, metrics={key: part.metrics[key]})[key]
+        means = [part.mean(k) for k in shown]
+        rows.append([value, len(part), *means, figure.low, figure.high])
     titles = [scores.metrics[k].title for k in shown]
     percent = f"{100 * scores.settings.confidence:g} %"
     of = scores.metrics[key].title
@@ -64,49 +69,27 @@ def query_table(scores: Scores) -> Table:
 
 
 def write_queries(scores: Scores, path: str | Path) -> None:
-    """query_table as CSV or Parquet, by the file's extension."""
-    path = Path(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise UsageError(f"{path}: the values of all queries are written as {', '.join(WRITERS)}")
-    writer(path, query_table(scores))
+    """Writes query_table as CSV or Parquet, by the file's extension. UsageError: another one."""
+    path, table = Path(path), query_table(scores)
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        storage.write_text(path, to_csv(table))
+    elif kind == ".parquet":
+        storage.write_table(path, _arrow_table(table, numbers=set(scores.metrics)))
+    else:
+        raise UsageError(f"{path}: the values of all queries are written as .csv or .parquet")
 
 
-def _write_csv(path: Path, table: Table) -> None:
-    storage.write_text(path, to_csv(table))
-
-
-def _write_parquet(path: Path, table: Table) -> None:
+def _arrow_table(table: Table, numbers: set[str]) -> "pa.Table":
+    """A query_table with the type of each column, even of one that has no value."""
     import pyarrow as pa
 
-    columns = {name: [row[i] for row in table.rows] for i, name in enumerate(table.columns)}
-    made = pa.table(
-        {name: pa.array(values, _kind(name, table)) for name, values in columns.items()}
+    types = dict.fromkeys(table.columns, pa.string())
+    types |= dict.fromkeys(numbers, pa.float64())
+    types |= {"n_relevant": pa.int64(), "first_hit_rank": pa.int64()}
+    return pa.table(
+        {
+            name: pa.array([row[i] for row in table.rows], types[name])
+            for i, name in enumerate(table.columns)
+        }
     )
-    storage.write_table(path, made)
-
-
-def _kind(name: str, table: Table) -> Any:
-    """The type of a column, also of one without any value."""
-    import pyarrow as pa
-
-    if name in ("n_relevant", "first_hit_rank"):
-        return pa.int64()
-    metrics = table.columns[table.columns.index("first_image_label") + 1 :]
-    return pa.float64() if name in metrics else pa.string()
-
-
-WRITERS: dict[str, Callable[[Path, Table], None]] = {
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
-}
-
-
-def _worst_first(mean: float | None) -> tuple[bool, float]:
-    return mean is None, mean or 0.0
-
-
-def _interval(part: Scores, key: str) -> tuple[float | None, float | None]:
-    """The interval of this one metric: all of them would take long for many slices."""
-    figure = dataclasses.replace(part, metrics={key: part.metrics[key]})[key]
-    return figure.low, figure.high

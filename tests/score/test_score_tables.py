@@ -7,8 +7,8 @@ import pytest
 
 from vizsla.errors import UsageError
 from vizsla.score.evaluate import evaluate
+from vizsla.score.score_tables import confusion_table, query_table, slice_table, write_queries
 from vizsla.score.scores import Scores
-from vizsla.score.slices import confusion_table, query_table, slice_table, write_queries
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
@@ -78,7 +78,7 @@ def test_written_files_say_the_same(scores: Scores, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["map"] for row in rows][-1] == ""
     assert float(rows[1]["map"]) == parquet[1]["map"]
-    with pytest.raises(UsageError, match=r"\.csv, \.parquet"):
+    with pytest.raises(UsageError, match=r"\.csv or \.parquet"):
         write_queries(scores, tmp_path / "q.json")
 
 
