@@ -59,8 +59,7 @@ def shard_table(
         raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
     table = {"id": ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string()), **columns}
     if vectors is not None:
-        flat = pa.array(vectors.reshape(-1).astype(STORES[store]))
-        table["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        table["vector"] = list_column(vectors.astype(STORES[store]))
     return pa.table(table)
 
 
@@ -88,9 +87,20 @@ def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
 
 def vectors_of(table: pa.Table) -> np.ndarray:
     """(N, D) float32 unit rows of a shard's `vector` column; float16 ones get length 1 again."""
-    column = table["vector"].combine_chunks()
-    stored = column.flatten().to_numpy(zero_copy_only=False)
-    vectors = stored.astype(np.float32, copy=False).reshape(len(column), column.type.list_size)
+    stored = matrix_of(table["vector"])
+    vectors = stored.astype(np.float32, copy=False)
     if stored.dtype == np.float16:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
+
+
+def list_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """A matrix (N, D) as a Parquet column of N lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def matrix_of(column: pa.ChunkedArray) -> np.ndarray:
+    """(N, D) from a column that `list_column` made; read-only where Arrow holds the numbers."""
+    whole = column.combine_chunks()
+    flat: np.ndarray = whole.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(whole), whole.type.list_size)

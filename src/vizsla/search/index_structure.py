@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vizsla import storage
-from vizsla.embed.shards import read_shard
+from vizsla.embed.shards import list_column, matrix_of, read_shard
 from vizsla.errors import DataError
 from vizsla.search import ann, exact
 from vizsla.search import index_files as disk
@@ -262,17 +262,12 @@ class Sample:
 
     def save(self, path: Path) -> None:
         """Writes one Parquet file, without a seal: the manifest has its hash."""
-        dim = self.queries.shape[1]
-
-        def column(values: np.ndarray, width: int) -> pa.Array:
-            return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
-
         table = pa.table(
             {
-                "query": column(self.queries, dim),
+                "query": list_column(self.queries),
                 "own": self.own,
-                "rows": column(self.rows, DEPTH),
-                "scores": column(self.scores, DEPTH),
+                "rows": list_column(self.rows),
+                "scores": list_column(self.scores),
             }
         )
         table = table.replace_schema_metadata({"covers": str(self.covers)})
@@ -281,15 +276,9 @@ class Sample:
     @staticmethod
     def from_table(table: pa.Table) -> "Sample":
         """From the table that `save` wrote."""
-
-        def matrix(name: str) -> np.ndarray:
-            column = table[name].combine_chunks()
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            return np.array(flat.reshape(len(column), column.type.list_size))
-
         covers = int((table.schema.metadata or {})[b"covers"])
-        own = table["own"].to_numpy()
-        return Sample(matrix("query"), own, matrix("rows"), matrix("scores"), covers)
+        queries, rows, scores = (np.array(matrix_of(table[n])) for n in ("query", "rows", "scores"))
+        return Sample(queries, table["own"].to_numpy(), rows, scores, covers)
 
 
 def find_effort(

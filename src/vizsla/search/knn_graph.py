@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vizsla import storage
+from vizsla.embed.shards import list_column, matrix_of
 from vizsla.errors import DataError, StorageError, VizslaError
 from vizsla.search import exact
 from vizsla.search.ranking import without_self
@@ -56,7 +57,9 @@ class NeighbourGraph:
 
     def save(self, path: str | Path) -> None:
         """One sealed Parquet file."""
-        table = pa.table({"neighbours": _lists(self.positions), "scores": _lists(self.scores)})
+        table = pa.table(
+            {"neighbours": list_column(self.positions), "scores": list_column(self.scores)}
+        )
         about = {"form": FORM, "vectors_id": self.vectors_id, "recall": self.recall}
         metadata = {"vizsla": json.dumps(about)}
         storage.write_sealed_table(path, table.replace_schema_metadata(metadata))
@@ -68,7 +71,7 @@ class NeighbourGraph:
         about = json.loads((table.schema.metadata or {}).get(b"vizsla", b"{}"))
         if about.get("form") != FORM:
             raise DataError(f"{path} is not a neighbour graph: it says form={about.get('form')!r}")
-        positions, scores = (_matrix(table[name]) for name in ("neighbours", "scores"))
+        positions, scores = (matrix_of(table[name]) for name in ("neighbours", "scores"))
         return NeighbourGraph(positions, scores, about["vectors_id"], about["recall"])
 
 
@@ -243,13 +246,3 @@ def _take(best: Tensor, at: Tensor, first: int, row: Tensor, other: Tensor, valu
     merged, order = torch.topk(torch.cat([best[rows], more], dim=1), best.shape[1], dim=1)
     at[rows] = torch.gather(torch.cat([at[rows], where], dim=1), 1, order)
     best[rows] = merged
-
-
-def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    whole = column.combine_chunks()
-    flat = whole.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(whole), whole.type.list_size)
