@@ -251,3 +251,8 @@ def neighbourhood_sizes(per_class: float) -> list[int]:
         if all(abs(k - other) > 0.15 * other for other in sizes):
             sizes.append(k)
     return sorted(sizes)
+
+
+def refine_record(chain: Chain, choice: RefinementChoice | None) -> dict[str, Any]:
+    """For result files: the chain, what it uses of the other test images, how it was chosen."""
+    return {**chain.record(), "chosen_on": choice and choice.record()}

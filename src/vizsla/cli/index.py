@@ -10,7 +10,7 @@ import typer
 from vizsla.cli.console import Commands, Group, ProgressShown, app, print_json
 from vizsla.cli.inputs import embedded_queries, open_gallery
 from vizsla.cli.options import AsJson, LearnOn, Quiet, Seed, ValidateOn, Verbose, byte_count
-from vizsla.cli.refining import chain_of, print_refined, refine_record, search_refined, vectors_of
+from vizsla.cli.refining import chain_of, print_refined, search_refined, vectors_of
 from vizsla.errors import UsageError
 from vizsla.options import ModelChoice, RankingOptions
 
@@ -288,6 +288,8 @@ def search(
         print_refined(chain, choice)
     if out is not None:
         ranking.save(out)
+        from vizsla.choose.refinement import refine_record
+
         _say_written(ranking, out, as_json, refine=refine_record(chain, choice))
     elif as_json:
         print_json({"model_id": found.model_id, "rankings": _listed(ranking)})

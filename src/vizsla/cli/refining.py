@@ -117,7 +117,3 @@ def print_refined(chain: "Chain", choice: "RefinementChoice | None") -> None:
         typer.echo("\n".join([*choice.lines(), ""]))
     elif chain.steps:
         typer.echo(f"refined by {chain}, which uses {chain.words}")
-
-
-def refine_record(chain: "Chain", choice: "RefinementChoice | None") -> dict[str, Any]:
-    return {**chain.record(), "chosen_on": choice and choice.record()}

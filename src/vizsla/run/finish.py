@@ -208,8 +208,3 @@ def data_id(data: DataFolders) -> str:
     """The same for the same query and gallery images: scores on others do not compare."""
     both = fingerprint(data.query) + fingerprint(data.gallery)
     return hashlib.sha256(both.encode()).hexdigest()[:16]
-
-
-def refine_record(chain: Chain, choice: RefinementChoice | None) -> dict[str, Any]:
-    """For result files: the chain, what it uses of the other test images, how it was chosen."""
-    return {**chain.record(), "chosen_on": choice and choice.record()}

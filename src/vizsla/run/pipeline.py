@@ -10,7 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_images
+from vizsla.choose.refinement import (
+    STAGE,
+    RefinementChoice,
+    choose_chain_on_images,
+    refine_record,
+)
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.imageset import DataFolders
 from vizsla.data.splits import Target
@@ -21,7 +26,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.projection import WHITENINGS
 from vizsla.run.config import REFINEMENT, RunConfig, compute_for, resolved, tune_config
 from vizsla.run.embedding import Progress, RunEmbedder
-from vizsla.run.finish import RunResult, finish_run, refine_record
+from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.inputs import (
     folders_of,
     load_embedder,

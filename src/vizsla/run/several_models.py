@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vizsla.choose.refinement import refine_record
 from vizsla.errors import UsageError
 from vizsla.run.config import RunConfig, moved_to
 from vizsla.run.embedding import Progress
-from vizsla.run.finish import RunResult, finish_run, refine_record
+from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.fused_runs import AUTO, CONCAT, Fused, FusionConfig, Member, fuse_runs
 from vizsla.run.inputs import folders_of, truth_in
 from vizsla.run.pipeline import run

@@ -47,7 +47,7 @@ def confusion_table(scores: Scores, n: int = 10) -> Table:
     rows = [
         [label, first, count, count / sizes[label]] for label, first, count in scores.confused(n)
     ]
-    return Table(["class", "first image is of", "queries", "share of the class"], rows)
+    return Table(["class", "class at rank 1", "queries", "share of the class"], rows)
 
 
 def query_table(scores: Scores) -> Table:
