@@ -118,6 +118,7 @@ def failure(server: Server | str, **options: Any) -> str:
 
 def test_the_starting_documents_protocol(serve: Serve) -> None:
     server = serve((200, {}, '{"accuracy": 0.75, "map_at_k": 0.5, "group": "dogs", "ok": true}'))
+    before = datetime.datetime.now(datetime.UTC)
     receipt = vizsla.submit(LISTS, groupname="dogs", url=server.url)
     assert json.loads(server.bodies[0]) == {"groupname": "dogs", "images": LISTS}
     assert server.headers[0]["Content-Type"] == "application/json"
@@ -127,8 +128,9 @@ def test_the_starting_documents_protocol(serve: Serve) -> None:
     assert receipt.answer["group"] == "dogs"
     assert (receipt.queries, receipt.bytes) == (2, len(server.bodies[0]))
     assert receipt.sent_at is not None
-    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(receipt.sent_at)
-    assert datetime.timedelta(seconds=-1) < age < datetime.timedelta(minutes=1)
+    sent_at = datetime.datetime.fromisoformat(receipt.sent_at)
+    assert sent_at.utcoffset() == datetime.timedelta(0)
+    assert before.replace(microsecond=0) <= sent_at <= datetime.datetime.now(datetime.UTC)
 
 
 def test_a_ranking_a_dict_and_every_file_are_the_same_submission(

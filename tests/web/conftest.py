@@ -373,7 +373,7 @@ def wait_in_page() -> Callable[[Any, Callable[[], bool]], None]:
     """wait_in_page(page, condition): as `wait_until`, while the page goes on."""
 
     def wait(page: Any, condition: Callable[[], bool]) -> None:
-        for _ in range(500):
+        for _ in range(1500):
             if condition():
                 return
             page.wait_for_timeout(20)
