@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vizsla.cli.console import Messages, ProgressShown, said_rate
+from vizsla.cli.console import ProgressShown, TerminalHandler, format_rate
 from vizsla.cli.main import app, main
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
@@ -71,12 +71,14 @@ def test_messages_reach_what_stands_in_for_stderr(monkeypatch: pytest.MonkeyPatc
 
     above = Above()
     monkeypatch.setattr(sys, "stderr", above)
-    Messages().emit(logging.LogRecord("vizsla", logging.WARNING, "", 0, "look out", (), None))
+    TerminalHandler().emit(
+        logging.LogRecord("vizsla", logging.WARNING, "", 0, "look out", (), None)
+    )
     assert "warning: look out" in above.getvalue() and above.buffer.getvalue() == b""
 
 
 def test_slow_rates_are_told_from_none() -> None:
-    assert [said_rate(rate) for rate in (0.3, 1.2, 30)] == ["0.3/s", "1.2/s", "30/s"]
+    assert [format_rate(rate) for rate in (0.3, 1.2, 30)] == ["0.3/s", "1.2/s", "30/s"]
 
 
 @pytest.fixture

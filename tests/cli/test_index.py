@@ -49,7 +49,7 @@ def test_build_add_remove_info(here: Path) -> None:
     assert told("index", "add", "i", "new.emb")["images"] == 220
     assert told("index", "remove", "i", "g000", "n001")["images"] == 218
     about = told("index", "remove", "i", "--filter", "label=hat", "--filter", "price<11")
-    assert (about["taken_out"], about["images"]) == (5 + 6, 207)
+    assert (about["removed_now"], about["images"]) == (5 + 6, 207)
     assert told("index", "info", "i", "--verify")["images"] == 207
     shown = vizsla("index", "info", "i").stdout
     assert "kind" in shown and "exact" in shown and "label, price" in shown

@@ -62,7 +62,7 @@ app = Commands(
 log = logging.getLogger("vizsla")
 
 
-class Messages(logging.Handler):
+class TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         colour = {"WARNING": typer.colors.YELLOW, "ERROR": typer.colors.RED}.get(record.levelname)
         word = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -72,15 +72,15 @@ class Messages(logging.Handler):
 
 def log_to_stderr() -> None:
     log.setLevel(logging.DEBUG)
-    handler = Messages()
+    handler = TerminalHandler()
     handler.setLevel(logging.INFO)
-    log.handlers = [h for h in log.handlers if not isinstance(h, Messages)] + [handler]
+    log.handlers = [h for h in log.handlers if not isinstance(h, TerminalHandler)] + [handler]
     log.propagate = False
 
 
 def set_level(level: int) -> None:
     for handler in log.handlers:
-        if isinstance(handler, Messages):
+        if isinstance(handler, TerminalHandler):
             handler.setLevel(level)
 
 
@@ -95,7 +95,7 @@ class Stage:
     started: float
     done: int = -1
 
-    def goes_on(self, name: str, done: int, total: int) -> bool:
+    def is_continued_by(self, name: str, done: int, total: int) -> bool:
         """Whether a report is of this stage, and not of a later one of the same name."""
         return (name, total) == (self.name, self.total) and done >= self.done
 
@@ -138,21 +138,23 @@ class ProgressShown:
             self.bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now, new = time.monotonic(), not self.stage.goes_on(stage, done, total)
+        now, new = time.monotonic(), not self.stage.is_continued_by(stage, done, total)
         if new:
             self.stage = Stage(stage, total, done, now)
         elif done == self.stage.done:
             return
         self.stage.done = done
         rate = self.stage.rate(now)
-        said = said_rate(rate) if rate else ""
+        rate_text = format_rate(rate) if rate else ""
         if self.bar:
-            self._move_bar(stage, done, total, said, new=new)
+            self._move_bar(stage, done, total, rate_text, new=new)
         elif not self.quiet and (now - self.last > 10 or done == total):
             self.last = now
             wait = f", {(total - done) / rate:.0f} s left" if done < total and rate else ""
             what, unit = stage.removesuffix(SECONDS), " s" if stage.endswith(SECONDS) else ""
-            typer.echo(f"{what}: {done} of {total}{unit}{said and ' at ' + said}{wait}", err=True)
+            typer.echo(
+                f"{what}: {done} of {total}{unit}{rate_text and ' at ' + rate_text}{wait}", err=True
+            )
 
     def _move_bar(self, stage: str, done: int, total: int, rate: str, *, new: bool) -> None:
         assert self.bar is not None
@@ -163,7 +165,7 @@ class ProgressShown:
         self.bar.update(self.tasks[stage], completed=done, rate=rate)
 
 
-def said_rate(rate: float) -> str:
+def format_rate(rate: float) -> str:
     """rate: a second."""
     return f"{rate:.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
 

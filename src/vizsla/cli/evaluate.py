@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json, print_remarks, print_table
-from vizsla.cli.inputs import ToldTruth, read_grades, read_ranking, read_truth
+from vizsla.cli.inputs import TruthOptions, read_grades, read_ranking, read_truth
 from vizsla.cli.options import (
     AsJson,
     Cluster,
@@ -144,20 +144,22 @@ def evaluate(
         raise UsageError("give either a ranking, submission or run, or --queries with vectors")
     if (training or validate_on) and not calibrate:
         raise UsageError("--training and --validate-on are options of --calibrate: give it too")
-    told = ToldTruth(labels, labels_from, data, qrels, query_labels, gallery_labels, same_set)
+    truth_options = TruthOptions(
+        labels, labels_from, data, qrels, query_labels, gallery_labels, same_set
+    )
     options = {"ks": comma_ints(top_k), "missing_ranks": missing_ranks, "cluster": cluster}
     if queries is not None:
-        ranking, truth, scores = _evaluate_vectors(queries, gallery, told, device, options)
+        ranking, truth, scores = _evaluate_vectors(queries, gallery, truth_options, device, options)
     else:
         assert source is not None
-        ranking, truth, scores = _evaluate_ranking(source, told, options)
+        ranking, truth, scores = _evaluate_ranking(source, truth_options, options)
     for doubt in scores.doubts:
         log.warning("%s", doubt)
     judged = relevance(ranking, truth) if calibrate or curve or histogram else None
     calibration, applied = None, ""
     if calibrate and judged is not None:
         calibration, elsewhere = _calibrated(
-            source or queries, ranking, judged, told, sure, training, validate_on, quiet
+            source or queries, ranking, judged, truth_options, sure, training, validate_on, quiet
         )
         applied = calibration.applied(judged) if elsewhere else ""
     found = evaluation_report.detailed(
@@ -184,44 +186,56 @@ def evaluate(
 
 
 def _evaluate_vectors(
-    queries: Path, gallery: Path | None, told: ToldTruth, device: str, options: dict[str, Any]
+    queries: Path,
+    gallery: Path | None,
+    truth_options: TruthOptions,
+    device: str,
+    options: dict[str, Any],
 ) -> "tuple[Ranking, Truth, Scores]":
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.score.whole_gallery import evaluate_ranked, own_pair, ranked, truth_of
 
-    if told.labels_from or told.data:
+    if truth_options.labels_from or truth_options.data:
         raise UsageError("vectors take --query-labels and --gallery-labels, --labels or --qrels")
-    query_labels = told.query_labels or told.labels
-    gallery_labels = told.gallery_labels or (None if told.same_set else told.labels)
-    device = resolve_compute(device=device).device
-    asked, searched = own_pair(
-        queries, gallery, query_labels, gallery_labels, same_set=told.same_set
+    query_labels = truth_options.query_labels or truth_options.labels
+    gallery_labels = truth_options.gallery_labels or (
+        None if truth_options.same_set else truth_options.labels
     )
-    grades = read_grades(told.qrels) if told.qrels else None
-    truth = truth_of(asked, searched, grades, told.same_set)
-    ranking = ranked(asked, searched, ks=options["ks"], same_set=told.same_set, device=device)
+    device = resolve_compute(device=device).device
+    query_vectors, gallery_vectors = own_pair(
+        queries, gallery, query_labels, gallery_labels, same_set=truth_options.same_set
+    )
+    grades = read_grades(truth_options.qrels) if truth_options.qrels else None
+    truth = truth_of(query_vectors, gallery_vectors, grades, truth_options.same_set)
+    ranking = ranked(
+        query_vectors,
+        gallery_vectors,
+        ks=options["ks"],
+        same_set=truth_options.same_set,
+        device=device,
+    )
     return (
         ranking,
         truth,
-        evaluate_ranked(ranking, truth, asked, searched, device=device, **options),
+        evaluate_ranked(ranking, truth, query_vectors, gallery_vectors, device=device, **options),
     )
 
 
 def _evaluate_ranking(
-    source: Path, told: ToldTruth, options: dict[str, Any]
+    source: Path, truth_options: TruthOptions, options: dict[str, Any]
 ) -> "tuple[Ranking, Truth, Scores]":
     """A run without any word on the truth has its own."""
     from vizsla.score.evaluate import evaluate as score
     from vizsla.workspace import is_run
 
-    if told.query_labels or told.gallery_labels:
+    if truth_options.query_labels or truth_options.gallery_labels:
         raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
-    if is_run(source) and not told.given:
+    if is_run(source) and not truth_options.is_given:
         from vizsla.run import finished_run
 
         return finished_run.judge_run(source, **options)
     ranking = read_ranking(source)
-    truth = read_truth(ranking, told)
+    truth = read_truth(ranking, truth_options)
     if is_run(source) and ranking.depth < (ranking.gallery_size or 0):
         from vizsla.run import finished_run
 
@@ -233,7 +247,7 @@ def _calibrated(
     source: Path | None,
     ranking: "Ranking",
     judged: "Relevance",
-    told: ToldTruth,
+    truth_options: TruthOptions,
     sure: float,
     training: Path | None,
     validate_on: str | None,
@@ -249,14 +263,14 @@ def _calibrated(
         from vizsla.score.calibration import calibrate_on_training
         from vizsla.train.training import target_of
 
-        folders = open_data(told.data) if told.data else None
+        folders = open_data(truth_options.data) if truth_options.data else None
         target = target_of(folders.query, folders.gallery) if folders else None
         learned = calibrate_on_training(
             Embeddings.open(training), target=target, validate_on=validate_on or "new-classes",
             precision=sure, source=training, model_id=ranking.origin.get("model_id"),
         )  # fmt: skip
         return learned, True
-    if source is not None and is_run(source) and not told.given:
+    if source is not None and is_run(source) and not truth_options.is_given:
         from vizsla.run import finished_run
 
         with ProgressShown(quiet) as progress:
@@ -315,9 +329,9 @@ def compare(
     from vizsla.score import compare, paired_tests, tables
     from vizsla.workspace import is_run
 
-    told = ToldTruth(labels, labels_from, data, qrels)
-    if told.given or all(is_run(source) for source in sources):
-        table, page, content, notes = _compare_pairs(sources, told, metric, cluster)
+    truth_options = TruthOptions(labels, labels_from, data, qrels)
+    if truth_options.is_given or all(is_run(source) for source in sources):
+        table, page, content, notes = _compare_pairs(sources, truth_options, metric, cluster)
         alarms: list[str] = []
         keep = paired_tests.KEPT
     else:
@@ -340,7 +354,7 @@ def compare(
 
 
 def _compare_pairs(
-    sources: list[Path], told: ToldTruth, metrics: list[str] | None, cluster: str | None
+    sources: list[Path], truth_options: TruthOptions, metrics: list[str] | None, cluster: str | None
 ) -> tuple["Table", str, Any, list[str]]:
     from vizsla.output import pages
     from vizsla.score.evaluate import evaluate
@@ -354,9 +368,9 @@ def _compare_pairs(
 
     systems, named = {}, _names(sources)
     for source in sources:
-        if told.given:
+        if truth_options.is_given:
             ranking = read_ranking(source)
-            scores = evaluate(ranking, read_truth(ranking, told))
+            scores = evaluate(ranking, read_truth(ranking, truth_options))
         else:
             scores = Scores.load(source / "scores.json")
         name = named[source]

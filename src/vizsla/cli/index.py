@@ -107,7 +107,7 @@ def build(
             sample=None if sample is None else Embeddings.open(sample),
             progress=partial(shown, "building"),
         )  # fmt: skip
-    _say(made.about(), out, as_json)
+    _print_index(made.about(), out, as_json)
 
 
 @index.command(epilog="Example: vizsla index add gallery.index new.emb")
@@ -125,7 +125,7 @@ def add(
     with ProgressShown(quiet) as shown:
         found = open_index(where, progress=partial(shown, "adding"))
         found.add(Embeddings.open(embeddings))
-    _say(found.about(), where, as_json)
+    _print_index(found.about(), where, as_json)
 
 
 @index.command(epilog="Example: vizsla index remove gallery.index --filter label=hat")
@@ -144,11 +144,12 @@ def remove(
         raise UsageError("say which images: their ids, or --filter")
     with ProgressShown(quiet) as shown:
         found = open_index(where, progress=partial(shown, "rebuilding"))
-        gone = _taken_out(found, ids, conditions)
-    _say({"taken_out": gone, **found.about()}, where, as_json)
+        removed_now = _remove(found, ids, conditions)
+    _print_index({"removed_now": removed_now, **found.about()}, where, as_json)
 
 
-def _taken_out(found: "Index", ids: list[str] | None, conditions: list[str] | None) -> int:
+def _remove(found: "Index", ids: list[str] | None, conditions: list[str] | None) -> int:
+    """How many images were removed: those with these ids, or those that meet all conditions."""
     chosen = _filter(conditions)
     if chosen is not None:
         mask = chosen.mask(found.ids, found.attributes)
@@ -169,7 +170,7 @@ def rebuild(
     with ProgressShown(quiet) as shown:
         found = FolderIndex.load(where, progress=partial(shown, "rebuilding"))
         found.rebuild()
-    _say(found.about(), where, as_json)
+    _print_index(found.about(), where, as_json)
 
 
 @index.command(epilog="Example: vizsla index info gallery.index --verify")
@@ -183,10 +184,10 @@ def info(
     """Show what an index holds, and the recall at every search effort that was measured."""
     from vizsla.search.index import open_index
 
-    _say(open_index(where, verify=verify).about(), where, as_json)
+    _print_index(open_index(where, verify=verify).about(), where, as_json)
 
 
-def _say(about: dict[str, Any], where: str, as_json: bool) -> None:
+def _print_index(about: dict[str, Any], where: str, as_json: bool) -> None:
     if as_json:
         print_json({"index": where, **about})
         return
@@ -290,14 +291,14 @@ def search(
         ranking.save(out)
         from vizsla.choose.refinement import refine_record
 
-        _say_written(ranking, out, as_json, refine=refine_record(chain, choice))
+        _print_written(ranking, out, as_json, refine=refine_record(chain, choice))
     elif as_json:
         print_json({"model_id": found.model_id, "rankings": _listed(ranking)})
     else:
         _print_ranking(ranking)
 
 
-def _say_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) -> None:
+def _print_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) -> None:
     if as_json:
         about = {"ranking": str(out), "queries": len(ranking), "depth": ranking.depth}
         print_json({**about, **more})

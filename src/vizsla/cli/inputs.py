@@ -71,8 +71,8 @@ def images_behind(source: Path, ranking: "Ranking", data: Path | None) -> "DataF
 
 
 @dataclasses.dataclass(frozen=True)
-class ToldTruth:
-    """What the options say of the truth."""
+class TruthOptions:
+    """The options that name the truth, as they were given."""
 
     labels: Path | None = None
     labels_from: str | None = None
@@ -83,29 +83,33 @@ class ToldTruth:
     same_set: bool = False
 
     @property
-    def given(self) -> bool:
+    def is_given(self) -> bool:
+        """Whether any of them names the truth of a ranking."""
         return bool(self.labels or self.labels_from or self.data or self.qrels)
 
 
-def read_truth(ranking: "Ranking", told: ToldTruth) -> "Truth":
-    """From --qrels, --labels, --labels-from, or the labels file in --data."""
+def read_truth(ranking: "Ranking", truth_options: TruthOptions) -> "Truth":
+    """The truth of --qrels, --labels, --labels-from, or the labels file in --data."""
     from vizsla.data.imageset import open_data
     from vizsla.score.truth import Truth, truth_of_folders
 
-    if told.labels and told.labels_from:
+    if truth_options.labels and truth_options.labels_from:
         raise UsageError("--labels and --labels-from exclude each other: give one")
-    one_set = told.same_set or bool(ranking.origin.get("same_set"))
+    one_set = truth_options.same_set or bool(ranking.origin.get("same_set"))
     labels = None
-    if told.data:
+    if truth_options.data:
         labels = truth_of_folders(
-            open_data(told.data), labels=told.labels, labels_from=told.labels_from, one_set=one_set
+            open_data(truth_options.data),
+            labels=truth_options.labels,
+            labels_from=truth_options.labels_from,
+            one_set=one_set,
         )
-    elif told.labels_from:
-        labels = Truth.from_pattern(ranking, told.labels_from, one_set=one_set)
-    elif told.labels is not None:
-        labels = Truth.from_file(told.labels, one_set=one_set)
-    if told.qrels is not None:
-        return Truth.from_grades(read_grades(told.qrels), labels=labels, one_set=one_set)
+    elif truth_options.labels_from:
+        labels = Truth.from_pattern(ranking, truth_options.labels_from, one_set=one_set)
+    elif truth_options.labels is not None:
+        labels = Truth.from_file(truth_options.labels, one_set=one_set)
+    if truth_options.qrels is not None:
+        return Truth.from_grades(read_grades(truth_options.qrels), labels=labels, one_set=one_set)
     if labels is None:
         raise UsageError(
             "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "

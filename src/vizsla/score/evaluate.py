@@ -140,14 +140,14 @@ def measure(
     worth = metrics.contest_points(ranks, levels)
     table = {"contest_points": Metric("contest points", worth, True, sum(levels.values()))}
     for k in ks:
-        table |= _at(seen, k)
-    table |= _without_cutoff(seen)
+        table |= _metrics_at_cutoff(seen, k)
+    table |= _metrics_without_cutoff(seen)
     if table["map"].unknown:
-        table |= _at_depth(seen)
-    return {key: table[key] for key in sorted(table, key=_place)}
+        table |= _ap_at_depth(seen)
+    return {key: table[key] for key in sorted(table, key=_sort_key)}
 
 
-def _at(seen: Seen, k: int) -> dict[str, Metric]:
+def _metrics_at_cutoff(seen: Seen, k: int) -> dict[str, Metric]:
     ranks, n_relevant = seen.ranks, seen.n_relevant
     reaches = seen.whole | (seen.lengths >= k)
     short = f"{int((~reaches).sum())} of {len(reaches)} lists are shorter than {k}"
@@ -166,7 +166,7 @@ def _at(seen: Seen, k: int) -> dict[str, Metric]:
     }
 
 
-def _without_cutoff(seen: Seen) -> dict[str, Metric]:
+def _metrics_without_cutoff(seen: Seen) -> dict[str, Metric]:
     """Metrics without a cut-off, known where a query's list has all ranks that they need."""
     ranks, n_relevant = seen.ranks, seen.n_relevant
     shallow = f"the ranking ends at rank {seen.depth}, the gallery does not"
@@ -184,7 +184,7 @@ def _without_cutoff(seen: Seen) -> dict[str, Metric]:
     }
 
 
-def _at_depth(seen: Seen) -> dict[str, Metric]:
+def _ap_at_depth(seen: Seen) -> dict[str, Metric]:
     """AP at the depth that every list reaches, instead of mAP."""
     deepest = int(seen.lengths[~seen.whole].min(initial=seen.depth))
     if deepest == 0:
@@ -218,6 +218,6 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     return padded
 
 
-def _place(key: str) -> tuple[int, int]:
+def _sort_key(key: str) -> tuple[int, int]:
     kind, _, k = key.partition("@")
     return KINDS.index(kind), int(k or 10**9)

@@ -90,10 +90,10 @@ class MapQueue:
                 "too many heat maps wait to be drawn: try again in a moment", seconds=RETRY_SECONDS
             )
         job = self._jobs[key] = Job(key)
-        self._pool.submit(self._do, job, work)
+        self._pool.submit(self._run, job, work)
         return job
 
-    def _do(self, job: Job, work: Callable[[], Maps]) -> None:
+    def _run(self, job: Job, work: Callable[[], Maps]) -> None:
         with self._lock:
             if job.future.done():  # dropped
                 return
@@ -101,13 +101,13 @@ class MapQueue:
         try:
             drawn = work()
         except BaseException as error:
-            self._end(job, None)
+            self._finish(job, None)
             fail(job.future, error)
         else:
-            self._end(job, drawn)
+            self._finish(job, drawn)
             succeed(job.future, drawn)
 
-    def _end(self, job: Job, drawn: Maps | None) -> None:
+    def _finish(self, job: Job, drawn: Maps | None) -> None:
         with self._lock:
             self._jobs.pop(job.key, None)
             if drawn is not None:
