@@ -86,14 +86,6 @@ def test_two_photos_of_one_thing_are_a_pair_and_nothing_else_is() -> None:
     assert near_pairs(vectors) == [] and near_pairs(vectors[:3]) == []
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, _ = clusters(5, 20)
-    whole = embedding_checks._nearest(vectors, 4)
-    monkeypatch.setattr(embedding_checks, "CHUNK", 7)
-    for one, other in zip(whole, embedding_checks._nearest(vectors, 4), strict=True):
-        assert np.allclose(one, other, atol=1e-6)
-
-
 # ── vectors of all roles ─────────────────────────────────────────────────────────────────────────
 
 

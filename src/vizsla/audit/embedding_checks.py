@@ -12,6 +12,7 @@ from scipy import linalg, optimize
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
+from vizsla.search.ranking import without_self
 
 DENSITY_RANK = 10  # the distance of the neighbour of this rank measures the local density
 NEAR_SHARE = 1 / 3  # of that distance: two images below it count as almost the same
@@ -23,7 +24,6 @@ FOLDS = 3
 TEMPERATURE = 2.0  # of the doubt
 MAX_CONFUSION_CLASSES = 200  # above it no confusions are learned (C² numbers, few examples each)
 MAX_KERNEL = 6000  # images of one kernel matrix (140 MB); more are split into stratified parts
-CHUNK = 1000
 
 
 def stacked(sets: Mapping[str, ImageSet], embeddings: Mapping[str, Embeddings]) -> np.ndarray:
@@ -58,10 +58,14 @@ def near_pairs(vectors: np.ndarray) -> list[tuple[int, int, float]]:
     vectors: (N, D) unit rows, each photo once. Cosines of different models mean different things,
     so the distance is measured against that of the 10th neighbours of both.
     """
+    from vizsla.search import exact  # loads torch
+
     k = min(DENSITY_RANK, len(vectors) - 1)
     if k < 3:  # too few to know what is usual
         return []
-    nearest, distances = _nearest(vectors, k)
+    positions, scores = exact.top_k(vectors, vectors, k + 1)
+    nearest, scores = without_self(positions, scores, np.arange(len(vectors)), k)
+    distances = np.maximum(1 - scores, 0)
     usual = distances[:, -1]
     pairs = {}
     for a, b, distance in zip(
@@ -70,22 +74,6 @@ def near_pairs(vectors: np.ndarray) -> list[tuple[int, int, float]]:
         if a in nearest[b] and distance <= NEAR_SHARE * np.sqrt(usual[a] * usual[b]):
             pairs[int(min(a, b)), int(max(a, b))] = 1 - float(distance)
     return [(a, b, cosine) for (a, b), cosine in sorted(pairs.items())]
-
-
-def _nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, k) positions of the nearest others, nearest first, and 1 − cosine."""
-    nearest = np.empty((len(vectors), k), np.int64)
-    distances = np.empty((len(vectors), k), np.float32)
-    for start in range(0, len(vectors), CHUNK):
-        scores = vectors[start : start + CHUNK] @ vectors.T  # (chunk, N)
-        rows = np.arange(len(scores))
-        scores[rows, start + rows] = -np.inf
-        best = np.argpartition(scores, -k, axis=1)[:, -k:]
-        found = np.take_along_axis(scores, best, axis=1)
-        order = np.argsort(-found, axis=1, kind="stable")
-        nearest[start : start + CHUNK] = np.take_along_axis(best, order, axis=1)
-        distances[start : start + CHUNK] = 1 - np.take_along_axis(found, order, axis=1)
-    return nearest, np.maximum(distances, 0)
 
 
 # ── doubtful labels ──────────────────────────────────────────────────────────────────────────────

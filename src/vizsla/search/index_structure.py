@@ -23,6 +23,7 @@ from vizsla.search import index_files as disk
 from vizsla.search.ann import Allowed, Progress, Structure, Unindexed
 from vizsla.search.exact import Rows
 from vizsla.search.index_files import Snapshot
+from vizsla.search.ranking import without_self
 
 log = logging.getLogger("vizsla.index")
 
@@ -185,7 +186,7 @@ class Sample:
     """Queries and their exact answers.
 
     queries: (S, D) float32. own: (S,) the row that is the query itself, or -1.
-    rows, scores: (S, DEPTH) the exact answer, -1 and -inf where the gallery is smaller.
+    rows, scores: (S, DEPTH) the exact answer, -1 and nan where the gallery is smaller.
     covers: how many rows of the gallery were searched for it.
     """
 
@@ -207,7 +208,7 @@ class Sample:
             queries = queries[np.sort(rng.permutation(len(queries))[:GIVEN_SAMPLE])]
             own = np.full(len(queries), -1)
         shape = (len(queries), DEPTH)
-        nothing = Sample(queries, own, np.full(shape, -1), np.full(shape, -np.inf), 0)
+        nothing = Sample(queries, own, np.full(shape, -1), np.full(shape, np.nan), 0)
         return nothing.extended(gallery)
 
     def extended(self, gallery: Rows) -> "Sample":
@@ -217,11 +218,10 @@ class Sample:
             return self
         k = min(DEPTH + 1, len(newer))
         found, scores = exact.top_k(self.queries, Rows(gallery.vectors, newer), k)
-        rows = np.concatenate([self.rows, newer[found]], axis=1)
+        found, scores = without_self(newer[found], scores, self.own, DEPTH)
+        rows = np.concatenate([self.rows, found], axis=1)
         scores = np.concatenate([self.scores, scores], axis=1)
-        scores[rows == self.own[:, None]] = -np.inf
         rows, scores = exact.ordered(rows, scores, DEPTH)
-        rows = np.where(np.isinf(scores), -1, rows)
         return replace(self, rows=rows, scores=scores, covers=len(gallery))
 
     @property
@@ -253,7 +253,7 @@ class Sample:
             effort=effort, candidates=candidates,
             allowed=None if alive is None else Allowed.of(alive, len(gallery)),
         )  # fmt: skip
-        scores = np.where(rows == self.own[:, None], -np.inf, scores)
+        _, scores = without_self(rows, scores, self.own, DEPTH)
         last = np.where(wanted, self.scores, np.inf).min(axis=1)  # score of the last to be found
         hits = np.minimum((scores >= last[:, None]).sum(axis=1), wanted.sum(axis=1))
         shares = hits[asked] / np.maximum(wanted[asked].sum(axis=1), 1)
@@ -338,7 +338,6 @@ def _candidates(structure: Structure, gallery: Rows, sample: Sample, target: flo
     found, _ = structure.candidates(sample.queries, most, max(1, structure.cells // 2))
     steps = [100, 140, 200, 280, 400, 560, 800, 1130, MAX_CANDIDATES]
     scores = exact.rescored(sample.queries, gallery, found)
-    scores[found == sample.own[:, None]] = -np.inf
     wanted = (sample.rows >= 0).sum(axis=1)
     last = np.where(sample.rows >= 0, sample.scores, np.inf).min(axis=1)
     hits = np.cumsum(scores >= last[:, None], axis=1)  # (S, most)

@@ -208,12 +208,14 @@ def _lists_of_all(
     else:
         back = half_back = _no_entries(G + Q)  # the lists hold the queries
         listed, _ = _merged(listed, graph.scores[:, :k1], (image, query + G, score), k1)
-        others, other_scores = exact.top_k(queries, queries, min(k1 + 1, Q), device=device)
-        at = np.concatenate([at, others + G], axis=1)
-        scores = np.concatenate([scores, other_scores], axis=1)
-        scores[at == np.arange(G, G + Q)[:, None]] = -np.inf
-        order = np.lexsort((at, -scores), axis=1)[:, :k1]
-        at = np.take_along_axis(at, order, axis=1)
+        k = min(k1, Q - 1)
+        others, other_scores = exact.top_k(queries, queries, k + 1, device=device)
+        others, other_scores = without_self(others, other_scores, np.arange(Q), k)
+        at, _ = exact.ordered(
+            np.concatenate([at, others + G], axis=1),
+            np.concatenate([scores, other_scores], axis=1),
+            k1,
+        )
     return np.concatenate([listed, at]), back, half_back
 
 
@@ -352,11 +354,11 @@ def diffused(
         )
     G = len(gallery)
     affinity = normalised_affinity(graph, min(k, graph.depth), gamma)
-    extra = self_at is not None
-    at, scores = exact.top_k(queries, gallery, min(seeds + extra, G), device=device)
-    strength = np.maximum(scores, 0) ** gamma
+    seeds = min(seeds, G - (self_at is not None))
+    at, scores = exact.top_k(queries, gallery, seeds + (self_at is not None), device=device)
     if self_at is not None:
-        strength[at == self_at[:, None]] = 0
+        at, scores = without_self(at, scores, self_at, seeds)
+    strength = np.maximum(scores, 0) ** gamma
 
     def scored(part: slice, cosines: np.ndarray) -> np.ndarray:
         start = np.zeros((G, len(cosines)))
