@@ -8,13 +8,13 @@
 
 The plain loop is what one writes with timm and a DataLoader: fp32, eager, a process for each core.
 Ours is `write_embeddings` as `vizsla embed` calls it. The limit is 1 / (seconds of decoding +
-seconds of the network), each measured alone with all cores; on a GPU, where both run at once, the
-smaller of the two rates. All are measured in turn, round by round, and medians are compared. Where
-others use the machine too, compare processor seconds, with OMP_NUM_THREADS=1 (threads that wait for
-each other spend some as well). Prints JSON; progress goes to standard error. What compiling costs
-is given apart. `--overhead` goes the way of a GPU (decoding by processes, two batches on their
-way, shards written meanwhile) with a network that takes no time: what is then lost beside decoding
-is lost beside a fast GPU too, and can be seen without one.
+seconds of the network), each measured separately with all cores; on a GPU, which does both at
+once, the smaller of the two rates. All are measured in turn, round by round, and medians are
+compared. If others use the machine too, compare processor seconds, with OMP_NUM_THREADS=1
+(waiting threads use some as well). Prints JSON; progress goes to standard error. The cost of
+compiling is reported separately. `--overhead` takes the path of a GPU (decoding by processes, two
+batches in flight, shards written in parallel) with a network that takes no time: the time lost
+besides decoding is also lost on a fast GPU, and can be measured without one.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
     try:
         network.submit(network.blank_batch()).result()
     except CompilingError as error:
-        say(f"{error}: goes on without compiling")
+        say(f"{error}: continues without compiling")
         network = TorchRuntime(embedder, dataclasses.replace(compute, compiled=False))
     compiling = time.monotonic() - started
     few = paths[: 2 * PLAIN_BATCH]
@@ -159,7 +159,7 @@ def ours(images: ImageSet, embedder: Embedder, network: TorchRuntime) -> int:
 
 
 def decoding(images: ImageSet, embedder: Embedder, compute: Compute) -> int:
-    """What the loader alone gives, started as `embed` starts it."""
+    """The rate of the loader only, started as `embed` starts it."""
     with Loader(
         images.path, embedder.preprocess.framing, batch_size=compute.batch_size,
         workers=compute.workers, max_pixels=10**8, ahead=2 if compute.kind == "cuda" else 0,
@@ -186,8 +186,8 @@ class NoTime:
 
     def __init__(self, embedder: Embedder, compute: Compute) -> None:
         self.embedder, self.compute = embedder, compute
-        dice = torch.Generator().manual_seed(0)
-        found = torch.randn(compute.batch_size, embedder.dim, generator=dice)
+        rng = torch.Generator().manual_seed(0)
+        found = torch.randn(compute.batch_size, embedder.dim, generator=rng)
         self._vectors = torch.nn.functional.normalize(found)
 
     def submit(self, pixels: torch.Tensor) -> PendingVectors:
@@ -224,7 +224,7 @@ def overhead(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def passes(network: TorchRuntime, count: int) -> int:
-    """The network alone, on pixels that lie ready."""
+    """The network only, on pixels that are already in memory."""
     pixels = network.blank_batch()
     if network.compute.kind == "cuda":
         pixels = pixels.pin_memory()
@@ -240,7 +240,7 @@ def passes(network: TorchRuntime, count: int) -> int:
 
 
 def photos(source: Path, out: Path, n: int, side: int | None) -> Path:
-    """n files: those of `source` as they lie, or mosaics of them with a shorter side of `side`."""
+    """n files: those of `source` unchanged, or mosaics of them with a shorter side of `side`."""
     found = sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     out.mkdir(parents=True, exist_ok=True)
     distinct = min(n, 64) if side else n
@@ -258,10 +258,10 @@ def photos(source: Path, out: Path, n: int, side: int | None) -> Path:
 def mosaic(found: list[Path], i: int, side: int) -> Image.Image:
     """As much detail in every pixel as a photo has that was not enlarged."""
     page = Image.new("RGB", (side * 4 // 3, side))
-    dice = np.random.default_rng(i)
+    rng = np.random.default_rng(i)
     for top in range(0, page.height, 200):
         for left in range(0, page.width, 200):
-            tile = Image.open(found[dice.integers(len(found))]).convert("RGB")
+            tile = Image.open(found[rng.integers(len(found))]).convert("RGB")
             page.paste(tile.crop((0, 0, 200, 200)), (left, top))
     return page
 
@@ -313,8 +313,8 @@ class Colours(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        dice = torch.Generator().manual_seed(0)
-        self.weight = torch.nn.Parameter(torch.randn(512, 3, generator=dice))
+        rng = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(512, 3, generator=rng))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean(dim=(2, 3)) @ self.weight.T
@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="*", default=[], help="model=FILE; else random")
     parser.add_argument("--pooling", default=None)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--passes", type=int, default=4, help="batches of the network alone")
+    parser.add_argument("--passes", type=int, default=4, help="batches of the network only")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", default="on")
@@ -366,7 +366,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--scores", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("--overhead", action="store_true", help="with a network that takes no time")
-    parser.add_argument("--size", type=int, default=224, help="of pictures, for --overhead")
+    parser.add_argument("--size", type=int, default=224, help="of images, for --overhead")
     parser.add_argument("--memory", type=int, help="embed so many generated ids")
     args = parser.parse_args()
     if args.overhead and not args.photos:

@@ -1,7 +1,7 @@
 """Fine-tuning against the frozen model and an ordinary recipe, on the test parts of two data sets.
 
     python benchmarks/finetune.py table  -o finetune.json    frozen / ordinary / ours, three seeds
-    python benchmarks/finetune.py views  -o finetune.json    ours, each picture also mirrored
+    python benchmarks/finetune.py views  -o finetune.json    ours, each image also mirrored
     python benchmarks/finetune.py third  -o finetune.json    ours in a third of the ordinary's time
     python benchmarks/finetune.py safety -o finetune.json    6 losses × {1, 4} minutes × 3 seeds
     python benchmarks/finetune.py head   -o finetune.json    a head on vectors that are there
@@ -9,7 +9,7 @@
 
 `--images N` trains on N images in place of minutes, on whatever device there is: a GPU can then say
 what a budget on a slow processor would give (docs/recipes.md has the numbers). `--interpolation
-bilinear` resizes pictures by another filter than the model's own; give it a file of its own (-o).
+bilinear` resizes images by another filter than the model's own; give it a file of its own (-o).
 
 Every job's figures go into the file as they come; a job that is there is not run again. The test
 part is embedded and scored after all choices are made, and decides nothing.
@@ -144,7 +144,7 @@ def ours(
 
 def ordinary(bench: Bench, name: str, seed: int, seconds: float) -> dict[str, Any]:
     """All weights, cross-entropy, AdamW 5e-5, batch 32 as 8 × 4, random cuts and mirroring, fp32,
-    batch norms frozen; pictures decoded anew each time. `seconds` of training alone."""
+    batch norms frozen; images decoded again each time. `seconds` of training only."""
 
     def work() -> dict[str, Any]:
         data = bench.data(name)

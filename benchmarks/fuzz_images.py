@@ -1,11 +1,11 @@
-"""Mutated pictures through `read_image`: no crash, no hang, little memory. Prints JSON.
+"""Mutated images through `read_image`: no crash, no hang, little memory. Prints JSON.
 
     python benchmarks/fuzz_images.py --images 10000                     # Hypothesis
     python benchmarks/fuzz_images.py --images 10000 --with atheris      # pip install atheris
 
-Seeds are a small picture of every format that Pillow writes, and the files of --seeds. Each mutated
-picture is either read or refused with an ImageError, in less than 2 s of processor time and 512
-MiB; anything else ends the script with exit code 1, and the picture is kept in --keep.
+Seeds are a small image of every format that Pillow writes, and the files of --seeds. Each mutated
+image is either read or refused with an ImageError, in less than 2 s of processor time and 512
+MiB; anything else ends the script with exit code 1, and the image is kept in --keep.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def seeds_of(folder: Path | None) -> dict[str, bytes]:
 
 
 class Watch:
-    """Reads pictures and keeps count; raises AssertionError for what should never happen."""
+    """Reads images and keeps count; raises AssertionError for what should never happen."""
 
     def __init__(self, keep: Path) -> None:
         self.keep, self.counts = keep, collections.Counter[str]()
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--with", dest="tool", default="hypothesis", choices=["hypothesis", "atheris"]
     )
     parser.add_argument("--seeds", type=Path, help="a folder of more seeds")
-    parser.add_argument("--keep", type=Path, default=Path("fuzzed.bin"), help="the last picture")
+    parser.add_argument("--keep", type=Path, default=Path("fuzzed.bin"), help="the last image")
     options = parser.parse_args(arguments)
     seeds, watch = seeds_of(options.seeds), Watch(options.keep)
     if options.tool == "atheris":
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with_hypothesis(seeds, options.images, watch)
     except Exception as error:
-        print(f"{type(error).__name__}: {error}; the picture is in {options.keep}", file=sys.stderr)
+        print(f"{type(error).__name__}: {error}; the image is in {options.keep}", file=sys.stderr)
         print(json.dumps(watch.report(tool=options.tool, seeds=len(seeds))))
         return 1
     options.keep.unlink(missing_ok=True)

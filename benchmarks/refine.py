@@ -150,16 +150,17 @@ def main() -> None:
     parser.add_argument("--parts", default="chains,whiten,views,auto")
     parser.add_argument("--interpolation", help="resize by another one than the model's own")
     parser.add_argument("-o", "--out", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     every, choices = [], {}
-    for name in asked.sets.split(","):
+    for name in options.sets.split(","):
         rows, choices[name] = measure(
-            Bench(asked.shared, asked.cache, name, asked.interpolation), set(asked.parts.split(","))
+            Bench(options.shared, options.cache, name, options.interpolation),
+            set(options.parts.split(",")),
         )
         every += rows
     print(Table(list(every[0]), [list(row.values()) for row in every]).text())
-    if asked.out:
-        storage.write_json(asked.out, {"rows": every, "choices": choices})
+    if options.out:
+        storage.write_json(options.out, {"rows": every, "choices": choices})
 
 
 if __name__ == "__main__":

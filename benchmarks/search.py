@@ -91,12 +91,12 @@ def contest(contestants: dict[str, Search], queries: np.ndarray, sizes: dict[str
     memory: dict[str, float] = {}
     for turn in range(ROUNDS):
         for name, search in contestants.items():
-            asked = queries[: sizes.get(name, len(queries))]
+            batch = queries[: sizes.get(name, len(queries))]
             with Peak() as peak:
                 clock, cpu = time.perf_counter(), time.process_time()
-                search(asked)
-                wall[name].append(len(asked) / (time.perf_counter() - clock))
-                spent[name].append((time.process_time() - cpu) / len(asked) * 1e3)
+                search(batch)
+                wall[name].append(len(batch) / (time.perf_counter() - clock))
+                spent[name].append((time.process_time() - cpu) / len(batch) * 1e3)
             memory[name] = max(memory.get(name, 0.0), peak.mb)
             for query in queries[turn * 10 : turn * 10 + 10]:
                 clock = time.perf_counter()
@@ -133,7 +133,7 @@ def exact_ones(gallery: np.ndarray) -> dict[str, Search]:
 
 
 def plain_faiss(kind: str, gallery: np.ndarray, effort: int, cells: int | None):
-    """The same method by FAISS alone, without a second pass, at the same effort."""
+    """The same method in FAISS only, without a second pass, at the same effort."""
     import faiss
 
     dim = gallery.shape[1]
@@ -197,8 +197,8 @@ def run_kind(folder: Path, name: str, kind: str, *, step: int, plain: bool) -> N
         other["disk_mb"] = other["structure_mb"] = round(len(faiss.serialize_index(library)) / 1e6)
     found = contest(contestants, queries, {"exact": EXACT_QUERIES})
     for contestant, search in contestants.items():
-        asked = queries[:EXACT_QUERIES] if contestant == "exact" else queries
-        found[contestant]["recall"] = recall(asked, gallery, search(asked), truth)
+        batch = queries[:EXACT_QUERIES] if contestant == "exact" else queries
+        found[contestant]["recall"] = recall(batch, gallery, search(batch), truth)
     found[kind] |= own
     if plain:
         found[f"faiss {kind}"] |= other
@@ -210,7 +210,7 @@ def run_kind(folder: Path, name: str, kind: str, *, step: int, plain: bool) -> N
 
 
 def build(place: Path, gallery: np.ndarray, kind: str, step: int, sample: np.ndarray):
-    """The finished index, or None where a later call goes on building it."""
+    """The finished index, or None if a later call continues to build it."""
     from vizsla.search.index import build_index, open_index
 
     kept = place.parent / f"{place.name}.json"
@@ -240,21 +240,21 @@ def build(place: Path, gallery: np.ndarray, kind: str, step: int, sample: np.nda
 
 def adding(index, gallery: np.ndarray, build_s: float) -> dict:
     """Twice 1 % more: the first is only appended, the second goes into the structure."""
-    dice = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     n = len(gallery) // 100
-    told = {}
+    measured = {}
     for i, what in enumerate(("append_s", "append_and_insert_s")):
-        rows = gallery[dice.choice(len(gallery), n, replace=False)]
-        rows = rows + 0.02 * dice.standard_normal(rows.shape).astype(np.float32)
+        rows = gallery[rng.choice(len(gallery), n, replace=False)]
+        rows = rows + 0.02 * rng.standard_normal(rows.shape).astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         more = embeddings(rows, f"more{i}-")
         started = time.perf_counter()
         index.add(more)
-        told[what] = round(time.perf_counter() - started, 2)
-    both = told["append_s"] + told["append_and_insert_s"]
-    told["share_of_build_per_1_percent"] = round(both / 2 / build_s, 4)
-    told["recall_after"] = index.about()["recall"]
-    return told
+        measured[what] = round(time.perf_counter() - started, 2)
+    both = measured["append_s"] + measured["append_and_insert_s"]
+    measured["share_of_build_per_1_percent"] = round(both / 2 / build_s, 4)
+    measured["recall_after"] = index.about()["recall"]
+    return measured
 
 
 def machine() -> str:
@@ -297,7 +297,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=100_000)
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--step", type=int, default=0)
-    parser.add_argument("--no-plain", action="store_true", help="without FAISS alone beside it")
+    parser.add_argument(
+        "--no-plain", action="store_true", help="do not measure plain FAISS as well"
+    )
     given = parser.parse_args()
     if given.what == "table":
         table(given.folder)

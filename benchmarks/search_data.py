@@ -50,8 +50,8 @@ def make_views(shared: Path, out: Path) -> None:
         rows = []
         for i, path in enumerate(files[start : start + PHOTOS]):
             picture = read_image(path)
-            dice = np.random.default_rng([start + i])
-            crops = [crop(picture, dice) for _ in range(VIEWS + 1)]
+            rng = np.random.default_rng([start + i])
+            crops = [crop(picture, rng) for _ in range(VIEWS + 1)]
             pixels = np.stack([np.asarray(c.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
                                for c in crops])  # fmt: skip
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
@@ -62,14 +62,14 @@ def make_views(shared: Path, out: Path) -> None:
         print(part, flush=True)
 
 
-def crop(picture, dice):
+def crop(picture, rng):
     """A random part of 35 to 100 % of the area, mirrored half of the time."""
-    area, shape = dice.uniform(0.35, 1.0), np.exp(dice.uniform(-0.3, 0.3))
+    area, shape = rng.uniform(0.35, 1.0), np.exp(rng.uniform(-0.3, 0.3))
     width = min(1.0, (area * shape) ** 0.5) * picture.width
     height = min(1.0, (area / shape) ** 0.5) * picture.height
-    left, top = dice.uniform(0, picture.width - width), dice.uniform(0, picture.height - height)
+    left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
     cut = picture.crop((int(left), int(top), int(left + width), int(top + height)))
-    return cut.transpose(0) if dice.random() < 0.5 else cut
+    return cut.transpose(0) if rng.random() < 0.5 else cut
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -86,15 +86,15 @@ def make_real(folder: Path, size: int) -> None:
     reduced = (views - mean) @ axes
     within = (reduced - reduced.mean(axis=1, keepdims=True)).std(axis=(0, 1))
     gallery = reduced[:, :VIEWS].reshape(-1, DIM)
-    dice = np.random.default_rng(0)
-    gallery = gallery[dice.permutation(len(gallery))][: min(size, 100_000)]
+    rng = np.random.default_rng(0)
+    gallery = gallery[rng.permutation(len(gallery))][: min(size, 100_000)]
     out = np.lib.format.open_memmap(folder / f"real-{size}.npy", "w+", np.float32, (size, DIM))
     out[: len(gallery)] = unit(gallery)
     for start in range(len(gallery), size, 50_000):
         stop = min(start + 50_000, size)
-        base = gallery[dice.integers(len(gallery), size=stop - start)]
-        out[start:stop] = unit(base + within * dice.standard_normal((stop - start, DIM)))
-    photos = dice.permutation(len(reduced))
+        base = gallery[rng.integers(len(gallery), size=stop - start)]
+        out[start:stop] = unit(base + within * rng.standard_normal((stop - start, DIM)))
+    photos = rng.permutation(len(reduced))
     for what, chosen in (("queries", photos[:QUERIES]), ("sample", photos[QUERIES : 2 * QUERIES])):
         np.save(folder / f"real-{size}-{what}.npy", unit(reduced[chosen, VIEWS]))
     kept = {"views": len(every), "photos": len(views), "real": len(gallery), "size": size}
@@ -103,12 +103,12 @@ def make_real(folder: Path, size: int) -> None:
 
 def make_clustered(folder: Path, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    dice = np.random.default_rng(0)
-    centres = dice.standard_normal((2000, DIM)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((2000, DIM)).astype(np.float32)
 
     def drawn(n: int) -> np.ndarray:
-        noise = dice.standard_normal((n, DIM), dtype=np.float32)
-        return unit(centres[dice.integers(2000, size=n)] + 0.7 * noise)
+        noise = rng.standard_normal((n, DIM), dtype=np.float32)
+        return unit(centres[rng.integers(2000, size=n)] + 0.7 * noise)
 
     out = np.lib.format.open_memmap(folder / f"clustered-{size}.npy", "w+", np.float32, (size, DIM))
     for start in range(0, size, 50_000):

@@ -54,7 +54,7 @@ K = 10
 CLASSES = 20
 NEAR = 2e-5  # the server's vector is float32, of another batch
 NEVER_ASKED = 200  # the last ids of the gallery: those may be removed
-SAMPLE = 4096  # over which the server standardises the scores of words and pictures
+SAMPLE = 4096  # over which the server standardises the scores of words and images
 WORDS = ("a red shoe", "a dog on grass", "an old map", "nothing at all")
 
 
@@ -66,7 +66,7 @@ class State:
     """What a state of the index holds, in the order of the gallery.
 
     base: (N, D) float64, shared with the states from which this one differs by a few images.
-    extra: what was added to it. rows: (G,) places in base and, behind it, in extra.
+    extra: what was added to it. rows: (G,) rows of base followed by extra.
     """
 
     ids: list[str]
@@ -115,14 +115,14 @@ def made_up(n: int, dim: int, seed: int, model_id: str) -> Embeddings:
 
     Ids are the same for each seed, vectors are others.
     """
-    dice = np.random.default_rng(seed)
-    centres = np.abs(dice.normal(size=(1000, dim))).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    centres = np.abs(rng.normal(size=(1000, dim))).astype(np.float32)
     vectors = np.empty((n, dim), np.float32)
     for start in range(0, n, 4096):
         part = slice(start, min(start + 4096, n))
         size = part.stop - part.start
-        noise = np.abs(dice.normal(size=(size, dim))).astype(np.float32)
-        vectors[part] = centres[dice.integers(1000, size=size)] + 0.8 * noise
+        noise = np.abs(rng.normal(size=(size, dim))).astype(np.float32)
+        vectors[part] = centres[rng.integers(1000, size=size)] + 0.8 * noise
     ids = [f"image_{i:06d}.jpg" for i in range(n)]
     labels = [f"class {(i + seed) % CLASSES}" for i in range(n)]
     return Embeddings.from_arrays(vectors, ids, labels, model_id=model_id)
@@ -130,10 +130,10 @@ def made_up(n: int, dim: int, seed: int, model_id: str) -> Embeddings:
 
 def photos(n: int, seed: int = 0) -> list[bytes]:
     """JPEGs of about 20 kB, 320 × 240."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     found = []
     for _ in range(n):
-        small = Image.fromarray(dice.integers(0, 255, (24, 32, 3), np.uint8))
+        small = Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8))
         file = io.BytesIO()
         small.resize((320, 240), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         found.append(file.getvalue())
@@ -149,7 +149,7 @@ class World:
     model_id: str
     photos: list[bytes]
     photo_vectors: np.ndarray  # (n, D) float64
-    words: dict[str, np.ndarray]  # text → (D,) float64; empty where the model reads none
+    words: dict[str, np.ndarray]  # text → (D,) float64; empty if the model reads none
     states: dict[str, State] = field(default_factory=dict)  # by version
     current: State | None = None
 
@@ -186,11 +186,11 @@ class Question:
     label: str | None = None
 
     @staticmethod
-    def draw(world: World, n_ids: int, dice: random.Random) -> "Question":
+    def draw(world: World, n_ids: int, rng: random.Random) -> "Question":
         def ids(most: int) -> tuple[str, ...]:
-            return tuple(f"image_{dice.randrange(n_ids):06d}.jpg" for _ in range(most))
+            return tuple(f"image_{rng.randrange(n_ids):06d}.jpg" for _ in range(most))
 
-        photo, label = dice.randrange(len(world.photos)), f"class {dice.randrange(CLASSES)}"
+        photo, label = rng.randrange(len(world.photos)), f"class {rng.randrange(CLASSES)}"
         kinds: list[Callable[[], Question]] = [
             lambda: Question(photo),
             lambda: Question(photo),
@@ -200,9 +200,9 @@ class Question:
             lambda: Question(id=ids(2), not_id=ids(1), right=ids(2), wrong=ids(1), label=label),
         ]
         if world.words:
-            text = dice.choice(list(world.words))
+            text = rng.choice(list(world.words))
             kinds += [lambda: Question(text=text), lambda: Question(photo, text=text)]
-        return dice.choice(kinds)()
+        return rng.choice(kinds)()
 
     def vector(self, world: World, state: State) -> np.ndarray:
         """(D,) float64, as docs/serve.md says it."""
@@ -226,7 +226,7 @@ class Question:
         mixed = sum(part / np.std(state.scores(part)[rows]) for part in (pictures, words))
         return mixed / np.linalg.norm(mixed)
 
-    def request(self, world: World, dice: random.Random) -> tuple[str, bytes, str]:
+    def request(self, world: World, rng: random.Random) -> tuple[str, bytes, str]:
         """(query string, body, its type)"""
         fields: dict[str, Any] = {"k": K}
         for name in ("id", "not_id", "right", "wrong"):
@@ -238,8 +238,8 @@ class Question:
             fields["filter"] = f"label={self.label}"
         if self.photo is None:
             return "", json.dumps(fields).encode(), "application/json"
-        # some bytes behind the end make it another file: nothing is answered from memory
-        data = world.photos[self.photo] + dice.randbytes(8)
+        # trailing bytes make it another file, so that no answer comes from a cache
+        data = world.photos[self.photo] + rng.randbytes(8)
         if len(fields) == 1:
             return f"?k={K}", data, "image/jpeg"
         return "", *multipart(data, fields)
@@ -312,13 +312,13 @@ class Clients:
             thread.join()
 
     def client(self, number: int) -> None:
-        dice = random.Random(number)
+        rng = random.Random(number)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         while not self.stop.is_set():
-            question = Question(dice.randrange(len(self.world.photos)))
+            question = Question(rng.randrange(len(self.world.photos)))
             if self.mixed:
-                question = Question.draw(self.world, self.n_ids, dice)
-            query, body, kind = question.request(self.world, dice)
+                question = Question.draw(self.world, self.n_ids, rng)
+            query, body, kind = question.request(self.world, rng)
             started = time.perf_counter()
             try:
                 connection.request("POST", "/v1/search" + query, body, {"Content-Type": kind})
@@ -389,7 +389,7 @@ class Changes:
                     time.sleep(0.05)
 
     def change(self) -> None:
-        dice = random.Random(99)
+        rng = random.Random(99)
         connection = http.client.HTTPConnection("127.0.0.1", self.clients.port, timeout=60)
         added: list[str] = []
         for n in range(10**6):
@@ -400,8 +400,8 @@ class Changes:
                 assert state is not None
                 there = [name for name in added if name in state.ids]
                 if n % 3 == 2:
-                    gone = there[0] if there and dice.random() < 0.5 else None
-                    self.remove(connection, state, gone or dice.choice(state.ids[-NEVER_ASKED:]))
+                    gone = there[0] if there and rng.random() < 0.5 else None
+                    self.remove(connection, state, gone or rng.choice(state.ids[-NEVER_ASKED:]))
                 else:
                     added += self.add(connection, state, n)
 
@@ -556,7 +556,7 @@ def main() -> None:
 
 
 def embedded(embedder: Embedder, files: list[bytes]) -> np.ndarray:
-    """(n, D) float64, by the model itself, one picture at a time."""
+    """(n, D) float64, by the model itself, one image at a time."""
     import torch
 
     from vizsla.data.images import read_image
@@ -569,7 +569,7 @@ def embedded(embedder: Embedder, files: list[bytes]) -> np.ndarray:
 
 
 def spoken(embedder: Embedder) -> dict[str, np.ndarray]:
-    """The vectors of some words; none where the model reads no text."""
+    """The vectors of some words; none if the model reads no text."""
     import torch
 
     if not embedder.reads_text:

@@ -1,4 +1,4 @@
-"""What all tests share: the shared data where there is some, small real pictures, a browser."""
+"""What all tests share: the shared data where there is some, small real images, a browser."""
 
 import csv
 import gc
@@ -67,7 +67,7 @@ def beside_a_gpu() -> Callable[..., Any]:
 
 @pytest.fixture
 def paint(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a picture of one colour below tmp_path: paint("a/b.png", (255, 0, 0)) → its path."""
+    """Writes an image of one colour below tmp_path: paint("a/b.png", (255, 0, 0)) → its path."""
 
     def write(name: str, colour: tuple[int, int, int], size: tuple[int, int] = (32, 24)) -> Path:
         path = tmp_path / name
@@ -85,7 +85,7 @@ def tinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     One class has any of the others' tints. Tests read it only, or copy it.
     """
     folder = tmp_path_factory.mktemp("tinted") / "data"
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     tints = {"red & <b>": (220, 60, 50), "green": (60, 190, 80), "blue": (60, 80, 220),
              "any": (0, 0, 0)}  # fmt: skip
     rows = []
@@ -96,8 +96,8 @@ def tinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 below = f"training/{label}" if role == "training" else f"test/{role}"
                 path = folder / below / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shown = tint if label != "any" else list(tints.values())[dice.integers(3)]
-                pixels = np.array(shown) + dice.integers(-60, 60, (48, 56, 3))
+                shown = tint if label != "any" else list(tints.values())[rng.integers(3)]
+                pixels = np.array(shown) + rng.integers(-60, 60, (48, 56, 3))
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
                 if role != "training":
                     rows.append({"role": role, "file": name, "label": label})
@@ -150,7 +150,7 @@ def small_demo(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A CLIP of two thin layers, known to open_clip for as long as the tests run.
 
-    Its name here: pictures of 32 × 32, patches of 8, vectors of 16 numbers, reads text.
+    Its name here: images of 32 × 32, patches of 8, vectors of 16 numbers, reads text.
     """
     import open_clip
 
@@ -193,7 +193,7 @@ QUIET_BROWSER = [
 def browser() -> Iterator[Any]:
     """Headless Chromium: the one that CHROMIUM names, or the machine's own.
 
-    Skips where there is none; with VIZSLA_REQUIRE_BROWSER=1 that is a failure.
+    Skips if there is none; with VIZSLA_REQUIRE_BROWSER=1 that is a failure.
     """
     names = (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"))
     path = next((name for name in names if name and Path(name).exists()), None)

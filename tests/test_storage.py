@@ -32,11 +32,11 @@ def test_every_single_byte_change_is_found(tmp_path: Path, kind: str) -> None:
         storage.write_sealed_table(path, pa.table({"x": list(range(100)), "y": ["ab"] * 100}))
         read = storage.read_sealed_table
     good = path.read_bytes()
-    dice = random.Random(0)
+    rng = random.Random(0)
     for _ in range(1000):
-        at = dice.randrange(len(good))
+        at = rng.randrange(len(good))
         bad = bytearray(good)
-        bad[at] ^= 1 << dice.randrange(8)
+        bad[at] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         with pytest.raises(StorageError, match="damaged"):
             read(path)

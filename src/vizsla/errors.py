@@ -1,6 +1,6 @@
 """The exception tree. Every message says what came, what was expected and what to do.
 
-The command line prints the message alone and ends with exit code 1 (2 for UsageError);
+The command line prints only the message and ends with exit code 1 (2 for UsageError);
 from Python, `except VizslaError` catches all that this package raises on purpose.
 """
 
@@ -10,7 +10,7 @@ class VizslaError(Exception):
 
 
 class UsageError(VizslaError):
-    """The call itself is wrong: an unknown name, options that exclude each other."""
+    """The call itself is wrong: an unknown name, mutually exclusive options."""
 
 
 class DataError(VizslaError):
@@ -18,7 +18,7 @@ class DataError(VizslaError):
 
 
 class ImageError(DataError):
-    """One picture cannot be read. The message is the reason alone, without the path."""
+    """One image cannot be read. The message is only the reason, without the path."""
 
 
 class ModelError(VizslaError):

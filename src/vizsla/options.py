@@ -22,10 +22,10 @@ FINETUNES = ("none", "head", "last", "full", "lora")
 class Option:
     """What is known of an option beside its name, type and default.
 
-    flags: those of the command line, where they are not --the-name.
-    shown: the default in words, where it is None or depends on others.
+    flags: those of the command line, if they are not --the-name.
+    shown: the default in words, if it is None or depends on others.
     usual: shown before all groups. rare: not in --help; `--set name=value` and --config reach it.
-    parse: a value from its text, where the type alone does not say how.
+    parse: a value from its text, if the type does not determine how.
     """
 
     help: str
@@ -181,7 +181,7 @@ class ComputeChoice:
     precision: str = option("auto", "auto, fp32, bf16, fp16.", "Speed")
     compiling: str = option(
         "auto",
-        "Compile the network: auto, on, off; auto does so where there are enough images.",
+        "Compile the network: auto, on, off; auto does so if there are enough images.",
         "Speed",
         "--compile",
     )
@@ -335,7 +335,7 @@ class TrainConfig:
         False, "Gradient checkpointing: less memory, more time.", "Training", rare=True
     )
     epochs: float = option(
-        10.0, "Passes over the training images, where no --budget is given.", "Training"
+        10.0, "Passes over the training images, if no --budget is given.", "Training"
     )
     short_epochs: float = option(
         0.0, "Epochs of a short training that is tried first; 0: none.", "Training",
@@ -347,7 +347,7 @@ class TrainConfig:
     )  # fmt: skip
     precision: str = option(
         "auto",
-        "Precision of training: fp32 or bf16; auto: bf16 where the device has it.",
+        "Precision of training: fp32 or bf16; auto: bf16 if the device has it.",
         "Training",
         rare=True,
     )

@@ -80,7 +80,7 @@ class ProcessPool:
             "stderr": None if memory_limit is None else subprocess.DEVNULL,
             "env": _environment(),
             "pass_fds": tuple(inherited_files),
-            # Ctrl-C reaches the parent alone, which then ends its children.
+            # Ctrl-C reaches only the parent, which then ends its children.
             "start_new_session": True,
             "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         }
@@ -112,7 +112,7 @@ class ProcessPool:
     def start(self) -> None:
         """Starts all children now, without waiting for them; else each starts when first needed.
 
-        StorageError where the system starts no process.
+        StorageError if the system starts no process.
         """
         for child in self._children:
             child.start()
@@ -121,7 +121,7 @@ class ProcessPool:
         """The reply to one request; waits for a free child first.
 
         timeout: seconds from when the child has the request. ChildCrashedError,
-        ChildTimeoutError: the next request gets a new child. StorageError where no child starts.
+        ChildTimeoutError: the next request gets a new child. StorageError if no child starts.
         """
         child = self._free.get()
         try:
@@ -246,7 +246,7 @@ def _send(pipe: IO[bytes] | None, content: dict[str, Any], body: bytes = b"") ->
 
 
 def _receive(pipe: IO[bytes] | None, max_bytes: int = 2**33) -> Message:
-    """EOFError where the other side has ended, ValueError where it sends no message."""
+    """EOFError if the other side has ended, ValueError if it sends no message."""
     assert pipe is not None
     head_bytes, body_bytes = struct.unpack(">II", _read(pipe, 8))
     if head_bytes + body_bytes > max_bytes:

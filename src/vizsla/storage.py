@@ -45,7 +45,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; when the block succeeds, it replaces `path` in one step.
 
     Whatever goes wrong (Ctrl-C included), `path` keeps its old content or stays absent. Nothing is
-    written into a folder that was `locked` and has been deleted. StorageError where the system
+    written into a folder that was `locked` and has been deleted. StorageError if the system
     refuses to write.
     """
     path = Path(path)
@@ -75,7 +75,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 def append_line(path: str | Path, text: str) -> None:
-    """Appends to a log, whose last line a crash may cut off; StorageError where that fails."""
+    """Appends to a log, whose last line a crash may cut off; StorageError if that fails."""
     path = Path(path)
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -95,7 +95,7 @@ def remove(*paths: Path) -> None:
 
 
 def _system_error_in(error: Exception) -> OSError | None:
-    """The system error behind that of a library in Rust or C++, which gives it only in words."""
+    """The OSError for an error of a library in Rust or C++, which has it only as text."""
     text = str(error)
     found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", text)
     if found:
@@ -180,7 +180,7 @@ def open_regular(path: str | Path) -> int:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; StorageError where it cannot be read."""
+    """The content of a file; StorageError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -209,14 +209,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:
-    """The content of a sealed JSON file; StorageError where it is damaged or has no seal."""
+    """The content of a sealed JSON file; StorageError if it is damaged or has no seal."""
     content: dict[str, Any] = json.loads(check_seal(read_bytes(path), path))
     del content[SEAL_KEY]
     return content
 
 
 def read_sealed_table(path: str | Path) -> "pa.Table":
-    """The table of a sealed Parquet file; StorageError where it is damaged or has no seal."""
+    """The table of a sealed Parquet file; StorageError if it is damaged or has no seal."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -303,7 +303,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _home_cache() -> Path:
-    """~/.cache; a temporary folder where the user has no home, as in many containers."""
+    """~/.cache; a temporary folder if the user has no home, as in many containers."""
     try:
         return Path.home() / ".cache"
     except RuntimeError:
@@ -343,9 +343,9 @@ _locked_folders: dict[Path, tuple[int, int]] = {}  # folder → identity of its 
 
 
 def require_lock_kept(path: Path) -> None:
-    """StorageError where `path` is in a folder locked by this process that was deleted meanwhile.
+    """StorageError if `path` is in a folder locked by this process that was deleted meanwhile.
 
-    Also where the folder exists again: another process may be writing to it by now.
+    Also if the folder exists again: another process may be writing to it by now.
     """
     here = path.absolute()
     for folder, identity in list(_locked_folders.items()):

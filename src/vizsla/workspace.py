@@ -87,7 +87,7 @@ def is_run(folder: str | Path) -> bool:
 
 
 def ranking_in(folder: str | Path) -> Path:
-    """The ranking file of a run; DataError where the run wrote none."""
+    """The ranking file of a run; DataError if the run wrote none."""
     path = Path(folder) / "ranking.parquet"
     if not path.exists():
         raise DataError(f"{folder} has no ranking: the run was interrupted, or is not finished")
@@ -110,7 +110,7 @@ def submission_in(folder: str | Path) -> Path:
 
 
 def run_of_submission(path: str | Path) -> Path | None:
-    """The folder of the run that wrote this submission, where it still is."""
+    """The folder of the run that wrote this submission, if it still exists."""
     path = Path(path).absolute()
     ids = RUN_ID.findall(path.name)
     folder = path.parent.parent / "runs" / ids[-1] if ids else None

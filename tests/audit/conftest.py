@@ -7,13 +7,13 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def photo() -> Callable[..., Image.Image]:
-    """photo(3) → a picture of clouds and edges, another one for each number."""
+    """photo(3) → an image of clouds and edges, another one for each number."""
 
     def generate(number: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-        dice = np.random.default_rng(number)
+        rng = np.random.default_rng(number)
         picture = np.full((size[1], size[0], 3), 128.0)
         for cells in (3, 6, 12, 24):
-            coarse = dice.uniform(-1, 1, (cells, cells, 3)) * 200 / cells**0.6
+            coarse = rng.uniform(-1, 1, (cells, cells, 3)) * 200 / cells**0.6
             for channel in range(3):
                 layer = Image.fromarray(coarse[..., channel].astype(np.float32))
                 picture[..., channel] += np.asarray(layer.resize(size, Image.Resampling.BICUBIC))

@@ -154,12 +154,12 @@ def test_with_embeddings_swapped_labels_and_near_pairs_are_found(data: Path) -> 
     (data / "training/bird/broken.png").write_bytes(b"")
     swapped = data / "training/dog/cat-0-again.png"
     shutil.move(data / "training/cat/cat-0.png", swapped)
-    asked = []
+    requested = []
 
     def embed(role: str, images: ImageSet) -> Embeddings:
-        asked.extend(images.ids)
-        dice = np.random.default_rng(len(role))
-        vectors = dice.normal(size=(len(images), 32))
+        requested.extend(images.ids)
+        rng = np.random.default_rng(len(role))
+        vectors = rng.normal(size=(len(images), 32))
         for i, name in enumerate(images.ids):
             vectors[i, CLASSES.index(Path(name).name.partition("-")[0])] += 4
         if role == "training":
@@ -167,7 +167,7 @@ def test_with_embeddings_swapped_labels_and_near_pairs_are_found(data: Path) -> 
         return Embeddings.from_arrays(vectors, images.ids)
 
     report = checked(data, embed=embed)
-    assert len(asked) == sum(map(len, sets.values())) and "bird/broken.png" not in asked
+    assert len(requested) == sum(map(len, sets.values())) and "bird/broken.png" not in requested
     assert report.suspects is not None
     first = report.suspects[0]
     assert report.facts[first.i].name == "training/dog/cat-0-again.png"

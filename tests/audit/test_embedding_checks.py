@@ -11,10 +11,10 @@ from vizsla.errors import DataError
 
 def clusters(n_classes: int, each: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
     """Unit vectors around a centre for each class; labels class0, class1, …"""
-    dice = np.random.default_rng(seed)
-    centres = dice.normal(size=(n_classes, 64))
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(n_classes, 64))
     y = np.repeat(np.arange(n_classes), each)
-    vectors = centres[y] + 0.9 * dice.normal(size=(len(y), 64))
+    vectors = centres[y] + 0.9 * rng.normal(size=(len(y), 64))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors.astype(np.float32), [f"class{i}" for i in y]
 

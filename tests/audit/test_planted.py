@@ -22,34 +22,34 @@ from vizsla.model.embedder import Embedder
 Change = Callable[[Image.Image, random.Random], Image.Image]
 
 
-def cropped(picture: Image.Image, dice: random.Random) -> Image.Image:
+def cropped(picture: Image.Image, rng: random.Random) -> Image.Image:
     width, height = picture.size
-    left, top, right, bottom = (dice.uniform(0.01, 0.05) for _ in range(4))
+    left, top, right, bottom = (rng.uniform(0.01, 0.05) for _ in range(4))
     return picture.crop(
         (int(width * left), int(height * top), int(width * (1 - right)), int(height * (1 - bottom)))
     )
 
 
-def compressed(picture: Image.Image, dice: random.Random) -> Image.Image:
+def compressed(picture: Image.Image, rng: random.Random) -> Image.Image:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=dice.randint(30, 60))
+    picture.save(file, "JPEG", quality=rng.randint(30, 60))
     return Image.open(file).convert("RGB")
 
 
-def resized(picture: Image.Image, dice: random.Random) -> Image.Image:
-    scale = dice.choice([0.5, 0.66, 2])
+def resized(picture: Image.Image, rng: random.Random) -> Image.Image:
+    scale = rng.choice([0.5, 0.66, 2])
     return picture.resize((int(picture.width * scale), int(picture.height * scale)))
 
 
-def relit(picture: Image.Image, dice: random.Random) -> Image.Image:
-    return ImageEnhance.Brightness(picture).enhance(dice.choice([0.75, 1.25]))
+def relit(picture: Image.Image, rng: random.Random) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(rng.choice([0.75, 1.25]))
 
 
 CHANGES: list[list[Change]] = [
     [], [compressed], [compressed], [resized], [resized], [resized], [cropped], [cropped],
     [cropped], [cropped], [relit], [relit], [relit], [cropped, compressed], [resized, compressed],
     [relit, cropped], [relit, compressed], [cropped, resized], [cropped, relit, resized],
-    [lambda picture, dice: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)],
+    [lambda picture, rng: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)],
 ]  # fmt: skip
 
 
@@ -58,10 +58,10 @@ class Planted:
 
     def __init__(self, source: Path, folder: Path, seed: int) -> None:
         shutil.copytree(source, folder)
-        self.folder, self.dice = folder, random.Random(seed)
+        self.folder, self.rng = folder, random.Random(seed)
         self.training = sorted((folder / "training").rglob("*.jpg"))
         self.classes = sorted(path.name for path in (folder / "training").iterdir())
-        picked = self.dice.sample(self.training, len(CHANGES) + 5)
+        picked = self.rng.sample(self.training, len(CHANGES) + 5)
         self.copies = {self._copy(*item) for item in enumerate(picked[:-5])}
         self.leaks = self._leaks()
         self.moved = dict(self._mislabel(path) for path in picked[-5:])
@@ -72,7 +72,7 @@ class Planted:
     def _copy(self, i: int, path: Path) -> tuple[str, str]:
         picture = read_image(path)
         for change in CHANGES[i]:
-            picture = change(picture, self.dice)
+            picture = change(picture, self.rng)
         out = path.with_name(f"planted-{i}.png")
         picture.save(out)
         return self.name(path), self.name(out)
@@ -81,7 +81,7 @@ class Planted:
         with (self.folder / "labels.csv").open() as file:
             labels = {(row["role"], row["file"]): row["label"] for row in csv.DictReader(file)}
         found = set()
-        for path in self.dice.sample(sorted((self.folder / "test").rglob("*.jpg")), 5):
+        for path in self.rng.sample(sorted((self.folder / "test").rglob("*.jpg")), 5):
             label = labels[path.parent.name, path.name]
             label = label if label in self.classes else self.classes[0]
             out = self.folder / "training" / label / f"leak-{path.parent.name}-{path.name}"
@@ -90,7 +90,7 @@ class Planted:
         return found
 
     def _mislabel(self, path: Path) -> tuple[str, str]:
-        other = self.dice.choice([name for name in self.classes if name != path.parent.name])
+        other = self.rng.choice([name for name in self.classes if name != path.parent.name])
         out = self.folder / "training" / other / f"moved-{path.name}"
         path.rename(out)
         return self.name(path), self.name(out)
@@ -132,11 +132,11 @@ def first_suspects_with_swaps(
 ) -> tuple[set[int], set[int]]:
     """The first 20 suspects where 5 training labels are swapped, and those 5."""
     labels = [str(label) for images in sets.values() for label in images.labels or []]
-    dice = random.Random(seed)
-    moved = dice.sample(range(len(sets["training"])), 5)
+    rng = random.Random(seed)
+    moved = rng.sample(range(len(sets["training"])), 5)
     names = sorted({str(label) for label in sets["training"].labels or []})
     for i in moved:
-        labels[i] = dice.choice([name for name in names if name != labels[i]])
+        labels[i] = rng.choice([name for name in names if name != labels[i]])
     return {suspect.i for suspect in suspects(vectors, labels)[:20]}, set(moved)
 
 

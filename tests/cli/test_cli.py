@@ -256,7 +256,7 @@ def test_again_heeds_no_other_flag(tmp_path: Path) -> None:
     assert "--pooling" in done.stderr and "--top-k" in done.stderr
 
 
-def test_ctrl_c_says_so_and_an_embed_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_says_so_and_an_embed_continues(tmp_path: Path) -> None:
     from PIL import Image
 
     (tmp_path / "images").mkdir()

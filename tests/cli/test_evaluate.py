@@ -29,10 +29,10 @@ PNG = b"\x89PNG"
 
 
 def vectors(n: int, seed: int, noise: float = 1.2) -> tuple[np.ndarray, list[str]]:
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     centres = np.random.default_rng(9).normal(size=(len(CLASSES), 8))
     which = np.arange(n) % len(CLASSES)
-    return centres[which] + noise * dice.normal(size=(n, 8)), [CLASSES[i] for i in which]
+    return centres[which] + noise * rng.normal(size=(n, 8)), [CLASSES[i] for i in which]
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_files_that_were_asked_for_are_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("", "give either"),
         ("ranking.parquet --queries q.npy", "give either"),
@@ -185,8 +185,8 @@ def test_files_that_were_asked_for_are_there(folder: Path) -> None:
         ("ranking.parquet --qrels labels.csv", "expected four fields"),
     ],
 )  # fmt: skip
-def test_wrong_use_is_told(folder: Path, words: str, said: str) -> None:
-    assert said in evaluate(words, code=1)
+def test_wrong_use_is_told(folder: Path, words: str, message: str) -> None:
+    assert message in evaluate(words, code=1)
 
 
 def test_a_ranking_is_evaluated_without_torch(folder: Path) -> None:

@@ -26,10 +26,10 @@ def run(data: Path, home: Path, **options: object) -> RunResult:
 
 @pytest.fixture(scope="module")
 def broken_data(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tinted data set with one query that is no picture."""
+    """The tinted data set with one query that is no image."""
     data = tmp_path_factory.mktemp("broken") / "data"
     shutil.copytree(tinted, data)
-    (data / "test/query" / BROKEN).write_bytes(b"no picture at all")
+    (data / "test/query" / BROKEN).write_bytes(b"no image at all")
     return data
 
 
@@ -47,7 +47,7 @@ def sheets(folder: Path) -> set[str]:
 
 
 def blank_share(path: Path) -> float:
-    """How much of a sheet is the grey of a picture that is not there."""
+    """How much of a sheet is the grey of an image that is not there."""
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     grey = np.array([int(BLANK[i : i + 2], 16) for i in (1, 3, 5)])
@@ -86,7 +86,7 @@ def test_broken_queries_do_not_crowd_out_all_others(tinted: Path, tmp_path: Path
 
 def test_only_the_sheets_of_this_call_stay(done: RunResult, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "holiday.png")
-    (tmp_path / "odd.png").write_bytes(b"not even a picture")
+    (tmp_path / "odd.png").write_bytes(b"not even an image")
     show(done.run.folder, "--random", 9, "-o", tmp_path)
     assert len(sheets(tmp_path)) == 9 + 2
     show(done.run.folder, "--random", 2, "--seed", 5, "-o", tmp_path)

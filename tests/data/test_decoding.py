@@ -1,4 +1,4 @@
-"""Threads and processes put the same pixels in the same place, and say why where there are none."""
+"""Threads and processes put the same pixels in the same place, and say why if there are none."""
 
 import io
 import shutil
@@ -20,10 +20,10 @@ FRAMING = Framing((24, 32), 32, "crop", "bicubic")
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     paths = []
     for i in range(11):
-        pixels = dice.integers(0, 255, (60, 50 + i, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 255, (60, 50 + i, 3), dtype=np.uint8)
         paths.append(tmp_path / f"{i:02}.png")
         Image.fromarray(pixels).save(paths[-1])
     paths[3].write_bytes(b"broken")
@@ -47,7 +47,7 @@ def test_every_picture_lies_in_its_slot(photos: list[Path], options: dict[str, o
     found = batches(photos, **options)
     assert [positions for _, positions, _ in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert [list(reasons) for _, _, reasons in found] == [[3], [3], []]
-    assert "not a picture" in found[0][2][3] and "missing" in found[1][2][3]
+    assert "not an image" in found[0][2][3] and "missing" in found[1][2][3]
     for pixels, positions, reasons in found:
         assert pixels.shape == (4, 24, 32, 3)
         for slot in range(4):
@@ -92,7 +92,7 @@ def test_a_decoder_that_dies_costs_its_own_image_alone(
         futures = decoder.submit(0, [0, 1, 2, 3])
         reasons = [reason for future in futures for reason in future.result(60)]
         assert reasons[0] is None and reasons[2] is None
-        assert reasons[1] == reason and "not a picture" in str(reasons[3])
+        assert reasons[1] == reason and "not an image" in str(reasons[3])
         np.testing.assert_array_equal(decoder.memory[0, 2], FRAMING.pixels(read_image(photos[2])))
     finally:
         decoder.close()
@@ -126,13 +126,13 @@ def test_a_photo_decoded_smaller_differs_by_less_than_the_bound(shared: Path, sh
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_no_side_is_rounded_where_a_photo_is_decoded_smaller(shared: Path, turn: int) -> None:
     """libjpeg rounds up the sides of what it decodes smaller: by up to 7 pixels of the whole."""
-    dice, worst, exif = np.random.default_rng(turn), 0.0, Image.Exif()
+    rng, worst, exif = np.random.default_rng(turn), 0.0, Image.Exif()
     exif[0x0112] = turn
     for short in (56, 128, 256):
         framing = Framing((short * 7 // 8, short * 7 // 8), short, "crop", "bicubic")
         for path in real_photos(shared)[2:]:
             photo = read_image(path)
-            less = dice.integers(1, 40, 2)
+            less = rng.integers(1, 40, 2)
             file = io.BytesIO()
             cut = photo.crop((0, 0, photo.width - int(less[0]), photo.height - int(less[1])))
             cut.save(file, "JPEG", quality=95, exif=exif.tobytes())

@@ -159,8 +159,8 @@ def pictures(data: DataFolders, role: str = "query") -> list[Image.Image]:
 
 def top_1(data: DataFolders, query: np.ndarray, gallery: np.ndarray) -> float:
     nearest = (query @ gallery.T).argmax(1)
-    asked, there = np.array(truth(data, "query")), np.array(truth(data, "gallery"))
-    return float(np.mean(there[nearest] == asked))
+    query_labels, there = np.array(truth(data, "query")), np.array(truth(data, "gallery"))
+    return float(np.mean(there[nearest] == query_labels))
 
 
 def grey(image: Image.Image, side: int) -> np.ndarray:

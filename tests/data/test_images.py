@@ -165,7 +165,7 @@ def test_heic_beyond_the_limit_is_not_unpacked(shared: Path) -> None:
 CORNER = np.zeros((20, 30, 3), np.uint8)
 CORNER[:10, :15] = RED  # upright: red above on the left, blue above on the right
 CORNER[:10, 15:] = BLUE
-LAID = {  # orientation → how the file holds the upright picture
+LAID = {  # orientation → how the file holds the upright image
     1: CORNER,
     2: CORNER[:, ::-1],
     3: CORNER[::-1, ::-1],
@@ -447,7 +447,7 @@ def test_no_permission(paint: Callable[..., Path]) -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"8BPS\0\1", "Photoshop"),
-        (b"hello", "not a picture"),
+        (b"hello", "not an image"),
         (b"P6 abc", "PPM"),
         (b"\0\0\1\0\1\0", "ICO"),
     ],

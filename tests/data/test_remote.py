@@ -1,4 +1,4 @@
-"""Images behind a URL: through Arrow's own filesystems, through fsspec's, from a real S3 server."""
+"""Images at a URL: through Arrow's own filesystems, through fsspec's, from a real S3 server."""
 
 import os
 import pickle
@@ -42,14 +42,14 @@ from vizsla.model.embedder import Embedder
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
     for name in ("b/2.png", "a/1.png", "a/é.png", "b/broken.png", ".hidden/x.png"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(dice.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
-    (folder / "b/broken.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("no picture either")
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
+    (folder / "b/broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
     return folder
 
 
@@ -127,7 +127,7 @@ def test_what_is_missing_is_one_image_and_what_does_not_answer_is_all(photos: Pa
     with pytest.raises(ImageError, match="the file is missing"):
         found.file(0)
     (photos / "a/1.png").mkdir()
-    with pytest.raises(StorageError, match=r"cannot read .*a/1\.png.*goes on where it stopped"):
+    with pytest.raises(StorageError, match=r"cannot read .*a/1\.png.*continues where it stopped"):
         found.file(0)
 
 
@@ -286,7 +286,7 @@ def test_a_server_that_is_gone_ends_the_job_and_not_the_images(
             raise OSError("When reading: AWS Error NETWORK_CONNECTION: no answer")
 
     object.__setattr__(images.source, "filesystem", Gone())
-    with pytest.raises(StorageError, match=r"NETWORK_CONNECTION.*goes on where it stopped"):
+    with pytest.raises(StorageError, match=r"NETWORK_CONNECTION.*continues where it stopped"):
         embed(images, colours(), tmp_path / "e")
     found = embed(image_set_from_url(f"s3://photos/gone{query}"), colours(), tmp_path / "e")
     assert len(found) == 3

@@ -77,7 +77,7 @@ def test_groups_never_straddle(kind: str, groups: list[int], seed: int) -> None:
     try:
         found = split(images, kind, seed=seed)
     except DataError:
-        return  # groups so tangled that nothing is left: said in words
+        return  # groups so tangled that nothing is left: the error explains it
     own = np.array(groups)
     assert not set(own[found.training]) & set(own[found.held_out])
 
@@ -142,7 +142,7 @@ def test_ten_thousand_classes_split_in_a_moment() -> None:
 
 
 def test_odd_labels_are_told() -> None:
-    said = label_warnings(["Cat", "cat", "dog", "dog"])
-    assert any("upper and lower case" in s and "'Cat' and 'cat'" in s for s in said)
-    assert any("2 of 3 classes have one image" in s for s in said)
+    warnings = label_warnings(["Cat", "cat", "dog", "dog"])
+    assert any("upper and lower case" in s and "'Cat' and 'cat'" in s for s in warnings)
+    assert any("2 of 3 classes have one image" in s for s in warnings)
     assert label_warnings(["a", "a", "b", "b"]) == []

@@ -137,7 +137,7 @@ def reasons(images: ImageSet) -> dict[str, str]:
 
 def test_broken_members_are_listed(tmp_path: Path) -> None:
     members = {
-        "a.png": png(0), "b.png": b"no picture", "c.png": b"", "d.cls": b"x", "e.png": png(1),
+        "a.png": png(0), "b.png": b"no image", "c.png": b"", "d.cls": b"x", "e.png": png(1),
     }  # fmt: skip
     found = reasons(image_set_from_tars(str(write_tar(tmp_path / "x.tar", members))))
     assert sorted(found) == ["x/b.png", "x/c.png", "x/d"]
@@ -176,10 +176,10 @@ def test_a_garbled_header_loses_what_is_behind_it_and_says_so(tmp_path: Path) ->
 def test_every_byte_may_change(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.png": png(0, (4, 4)), "a.cls": b"x", "b.txt": b"y"})
     good = path.read_bytes()
-    dice = np.random.default_rng(0)
-    for at in dice.integers(0, 4096, 300):
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, 4096, 300):
         bad = bytearray(good)
-        bad[at] ^= 1 << int(dice.integers(8))
+        bad[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(bad)
         try:
             reasons(image_set_from_tars(str(path)))

@@ -119,7 +119,7 @@ def test_a_row_without_a_vector_is_told(kind: pa.DataType, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("vectors", "said"),
+    ("vectors", "message"),
     [
         (np.zeros(3), r"shape \(3,\)"),
         (np.zeros((0, 4)), r"shape \(0, 4\)"),
@@ -130,8 +130,8 @@ def test_a_row_without_a_vector_is_told(kind: pa.DataType, tmp_path: Path) -> No
         (np.array([[1.0], [0.0]]), r"1 of 2 query vectors are all zeros.*rows 1,"),
     ],
 )
-def test_vectors_without_direction_or_shape_are_refused(vectors: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_vectors_without_direction_or_shape_are_refused(vectors: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         own_embeddings(vectors)
 
 

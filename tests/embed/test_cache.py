@@ -37,10 +37,10 @@ def embedder() -> Embedder:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for i in range(10):
-        pixels = dice.integers(0, 255, (40, 44, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 255, (40, 44, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
     return tmp_path / "photos"
 
@@ -192,9 +192,9 @@ def test_what_is_no_file_has_no_content(tmp_path: Path) -> None:
 
 
 def filled(folder: Path) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     keys = [hashlib.sha256(bytes([i])).digest() for i in range(60)]
-    vectors = {key: dice.standard_normal(96).astype(np.float32) for key in keys}
+    vectors = {key: rng.standard_normal(96).astype(np.float32) for key in keys}
     VectorCache(folder).put("s", vectors)
     return keys, vectors
 
@@ -204,15 +204,15 @@ def test_whatever_happened_to_the_file_nothing_wrong_comes_out_of_it(
 ) -> None:
     keys, vectors = filled(tmp_path)
     good = (tmp_path / FILE).read_bytes()
-    dice = random.Random(1)
+    rng = random.Random(1)
     for i in range(200):
         bad = bytearray(good)
-        for _ in range(dice.choice([1, 1, 3, 20])):
-            end = len(bad) if dice.random() < 0.5 else 3 * 4096  # the first pages hold the schema
-            bad[dice.randrange(end)] = dice.randrange(256)
+        for _ in range(rng.choice([1, 1, 3, 20])):
+            end = len(bad) if rng.random() < 0.5 else 3 * 4096  # the first pages hold the schema
+            bad[rng.randrange(end)] = rng.randrange(256)
         for path in tmp_path.iterdir():
             path.unlink()
-        (tmp_path / FILE).write_bytes(bad[: dice.randrange(len(bad))] if i % 10 == 0 else bad)
+        (tmp_path / FILE).write_bytes(bad[: rng.randrange(len(bad))] if i % 10 == 0 else bad)
         caplog.clear()
         cache = VectorCache(tmp_path)
         found = cache.get("s", keys, 96)
@@ -381,7 +381,7 @@ def test_what_changed_between_two_fetches_is_not_kept(tmp_path: Path) -> None:
 def test_copies_in_one_shard_are_embedded_once(
     photos: Path, embedder: Embedder, tmp_path: Path, batches: list[int]
 ) -> None:
-    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "broken.png").write_bytes(b"no image")
     folder = tmp_path / "copies"
     folder.mkdir()
     originals = [*sorted(path.name for path in photos.iterdir())[:4], "broken.png"]
@@ -392,4 +392,4 @@ def test_copies_in_one_shard_are_embedded_once(
     found: Any = run(folder, embedder, tmp_path / "cached", shard_images=20)
     assert found.ids == alone.ids and found.broken == alone.broken and len(found.broken) == 4
     np.testing.assert_array_equal(found.vectors, alone.vectors)
-    assert len(batches) == 1  # of 4 pictures; the broken one goes through no network
+    assert len(batches) == 1  # of 4 images; the broken one goes through no network

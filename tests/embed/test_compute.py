@@ -30,10 +30,10 @@ def embedder() -> Embedder:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> ImageSet:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for i in range(9):
-        pixels = dice.integers(0, 255, (40, 44, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 255, (40, 44, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
     return ImageSet.from_folder(tmp_path / "photos")
 
@@ -112,9 +112,9 @@ def test_without_a_compiler_it_is_eager_with_one_line(
 ) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    for asked, images in (("auto", 10**7), ("on", 10)):
+    for requested, images in (("auto", 10**7), ("on", 10)):
         caplog.clear()
-        found = resolve_compute(device="cpu", compiling=asked, embedder=embedder, images=images)
+        found = resolve_compute(device="cpu", compiling=requested, embedder=embedder, images=images)
         assert not found.compiled and caplog.text.count("no C++ compiler") == 1
 
 
@@ -196,23 +196,23 @@ def test_bf16_is_chosen_only_where_the_network_keeps_its_cosines(
     for _ in range(2):  # the second time from memory
         found = resolve_compute(device="cpu", embedder=known, images=9, sample=photos.path)
         assert found.precision == expected
-        asked = resolve_compute(
+        requested = resolve_compute(
             device="cpu", precision="bf16", embedder=known, images=9, sample=photos.path
         )
-        assert asked.precision == "bf16"
+        assert requested.precision == "bf16"
     assert ("would change the cosines" in caplog.text) == (expected == "fp32")
-    said = [r for r in caplog.records if r.message.startswith("fp32:")]
-    assert all(record.levelno == logging.DEBUG for record in said)  # no warning
+    records = [r for r in caplog.records if r.message.startswith("fp32:")]
+    assert all(record.levelno == logging.DEBUG for record in records)  # no warning
 
 
 def test_a_few_images_decide_for_themselves_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One image shows nothing, copies of one picture as little; what is known is used for both."""
+    """One image shows nothing, copies of one image as little; what is known is used for both."""
     monkeypatch.setattr(auto_compute, "has_fast_bf16", lambda device: True)
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i in range(12):
-        colour = [90, 90, 90] if i < 4 else dice.integers(0, 255, 3)
+        colour = [90, 90, 90] if i < 4 else rng.integers(0, 255, 3)
         pixels = np.full((20, 20, 3), colour, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
     photos = ImageSet.from_folder(tmp_path)

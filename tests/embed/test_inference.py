@@ -38,11 +38,11 @@ def embedder(dead: bool = False) -> Embedder:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(23):
-        pixels = dice.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
     return folder
 
@@ -100,7 +100,7 @@ def test_broken_images_are_listed_with_their_reason(
 
 def test_nothing_to_embed_is_an_error(photos: Path, tmp_path: Path) -> None:
     for path in photos.iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the 23 images"):
         embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=compute())
 
@@ -123,7 +123,7 @@ def test_a_name_with_a_line_break_breaks_no_message(
     (photos / "a\nb.png").write_bytes(b"broken")
     found = embed(ImageSet.from_folder(photos), embedder(), tmp_path / "e", compute=compute())
     assert found.broken[0][0] == "a\nb.png"
-    assert r"a\nb.png: not a picture" in caplog.text
+    assert r"a\nb.png: not an image" in caplog.text
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(
@@ -228,16 +228,16 @@ def test_without_being_told_it_asks_which_precision_the_network_allows(
 ) -> None:
     from vizsla.embed import auto_compute as module
 
-    asked: list[object] = []
+    requested: list[object] = []
 
     def precision(given: object, device: str, images: int, sample: object) -> str:
-        asked.extend([given, images, sample is not None])
+        requested.extend([given, images, sample is not None])
         return "fp32"
 
     monkeypatch.setattr(module, "_precision", precision)
     known = embedder()
     embed(ImageSet.from_folder(photos), known, tmp_path / "e")
-    assert asked == [known, 23, True]
+    assert requested == [known, 23, True]
     assert read_manifest(tmp_path / "e")["compute"]["precision"] == "fp32"
 
 

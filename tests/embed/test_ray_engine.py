@@ -76,10 +76,10 @@ def embedder(notes: Path | None = None, seconds: float = 0.0) -> Embedder:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("photos")
     for i in range(IMAGES):
-        pixels = dice.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
     (folder / "07.png").write_bytes(b"broken")
     return folder
@@ -350,12 +350,12 @@ def test_wrong_use_is_said(photos: Path, tmp_path: Path) -> None:
     from vizsla.cli.main import app
 
     words = ["embed", str(photos), "--model", "tiny", "--weights", "random", "-o", "x.emb"]
-    for more, said in (
+    for more, message in (
         (["--address", "auto"], "add --engine ray"),
         (["--engine", "spark"], "choose local or ray"),
     ):
         error = CliRunner().invoke(app, [*words, *more]).exception
-        assert isinstance(error, UsageError) and said in str(error)
+        assert isinstance(error, UsageError) and message in str(error)
 
 
 def test_a_cluster_that_is_not_there() -> None:
@@ -401,13 +401,13 @@ def test_what_other_machines_cannot_have_is_refused_before_ray_starts(
 
     monkeypatch.setitem(sys.modules, "ray", None)  # it would not even start
     words = ["--engine", "ray", "--model", "tiny", "--weights", "random"]
-    for images, more, said in (
+    for images, more, message in (
         (str(photos), ["--cache", str(tmp_path / "c")], "takes no --cache"),
         ("memory://photos", [], "memory of this process"),
     ):
         call = ["embed", images, *words, *more, "-o", str(tmp_path / "e")]
         error = CliRunner().invoke(app, call).exception
-        assert isinstance(error, UsageError) and said in str(error)
+        assert isinstance(error, UsageError) and message in str(error)
     assert not list(tmp_path.iterdir())
 
 
@@ -420,7 +420,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine's own GPU would be used")
 def test_a_large_model_reaches_a_machine_with_a_gpu(photos: Path) -> None:
-    """A task of Ray's may hold 95 MiB. Here no GPU answers, and that is what is said."""
+    """A task of Ray's may hold 95 MiB. Here no GPU answers, and the error says so."""
     import ray
 
     class Large(Patches):

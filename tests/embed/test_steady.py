@@ -51,11 +51,11 @@ def colours() -> Embedder:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i in range(N):
         path = tmp_path / "photos" / f"{i % 2}" / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(dice.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
     return tmp_path / "photos"
 
 
@@ -80,7 +80,7 @@ def once(colours: Embedder, tmp_path: Path) -> Callable[..., Embeddings]:
 
 
 def swapped(photos: Path, name: str) -> Callable[[], None]:
-    """Puts another picture in the place of one, as `mv` does, with an older date."""
+    """Puts another image in the place of one, as `mv` does, with an older date."""
 
     def swap() -> None:
         other = photos.parent / "other.png"
@@ -159,7 +159,7 @@ def test_the_dates_of_files_do_not_matter(photos: Path, once: Callable[..., Embe
 
 @pytest.fixture
 def at_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """What happens before the n-th picture is read."""
+    """What happens before the n-th image is read."""
 
     def plan(**actions: Callable[[], Any]) -> None:
         read, count = Framing.read, [0]
@@ -175,7 +175,7 @@ def at_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def other_photos(place: Path) -> Path:
-    """The same names with other pictures, and with older dates."""
+    """The same names with other images, and with older dates."""
     for i in range(N):
         path = place / f"{i % 2}" / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

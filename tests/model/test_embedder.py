@@ -419,7 +419,7 @@ def test_modules_of_one_state_are_told_apart_by_name() -> None:
 def test_texts_become_unit_vectors_beside_the_pictures(tiny_clip: str) -> None:
     embedder = Embedder.build(tiny_clip, weights="random")
     assert embedder.reads_text and embedder.pooling == "native"
-    texts = [f"a picture of {n} dogs" for n in range(70)]  # more than one portion
+    texts = [f"an image of {n} dogs" for n in range(70)]  # more than one portion
     with torch.inference_mode():
         vectors = embedder.encode_text(texts)
         alone = embedder.encode_text(texts[69:])

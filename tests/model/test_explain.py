@@ -1,4 +1,4 @@
-"""Where two pictures are alike: the maps add up, and point at what was put there."""
+"""Where two images are alike: the maps add up, and point at what was put there."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SIZE = 64
 
 
 class Colours(nn.Module):
-    """Pictures → a map of 8 × 8 cells: how red, how green, how blue each cell is."""
+    """Images → a map of 8 × 8 cells: how red, how green, how blue each cell is."""
 
     def forward(self, images: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(images, SIZE // 8).relu() + 1e-3
@@ -121,7 +121,7 @@ def test_an_unknown_projection_is_explained_by_covering() -> None:
 
 
 def test_covering_measures_what_the_score_loses() -> None:
-    """By hand: the picture with that window black gives the lower score."""
+    """By hand: the image with that window black gives the lower score."""
     embedder = plain(Vector(), "native")
     query, result = spotted((200, 90, 0), (1, 1)), noise(3, (SIZE, SIZE))
     (found,) = explain(embedder, query, [result])
@@ -140,7 +140,7 @@ def test_no_results_need_no_explanation() -> None:
 
 
 class Slow(Vector):
-    """Takes 4 ms for every picture, by a clock of its own."""
+    """Takes 4 ms for every image, by a clock of its own."""
 
     seen = 0
 

@@ -30,8 +30,8 @@ def vectors(path: Path, images: torch.Tensor) -> np.ndarray:
 
 
 def pictures(embedder: Embedder, n: int) -> torch.Tensor:
-    dice = np.random.default_rng(0)
-    made = [dice.integers(0, 255, (90, 120, 3), dtype=np.uint8) for _ in range(n)]
+    rng = np.random.default_rng(0)
+    made = [rng.integers(0, 255, (90, 120, 3), dtype=np.uint8) for _ in range(n)]
     return torch.stack([embedder.preprocess(Image.fromarray(pixels)) for pixels in made])
 
 
@@ -82,18 +82,18 @@ def test_a_tuned_embedder_goes_out_with_its_projection_and_a_description(tmp_pat
 
 
 def check_description(about: dict[str, Any], embedder: Embedder) -> None:
-    """It is enough to prepare a picture."""
-    told = about["preprocess"]
+    """It is enough to prepare an image."""
+    recorded = about["preprocess"]
     pixels = np.random.default_rng(1).integers(0, 255, (100, 80, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
-    short = told["resize"] or max(told["size"])
+    short = recorded["resize"] or max(recorded["size"])
     scaled = picture.resize(
-        (short, int(short * 100 / 80)), Image.Resampling[told["interpolation"].upper()]
+        (short, int(short * 100 / 80)), Image.Resampling[recorded["interpolation"].upper()]
     )
-    height, width = told["size"]
+    height, width = recorded["size"]
     left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
     cut = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32)
-    mine = ((cut / 255 - told["mean"]) / told["std"]).transpose(2, 0, 1).astype(np.float32)
+    mine = ((cut / 255 - recorded["mean"]) / recorded["std"]).transpose(2, 0, 1).astype(np.float32)
     np.testing.assert_allclose(mine, embedder.preprocess(picture).numpy(), atol=1e-5)
 
 

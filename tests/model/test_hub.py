@@ -100,13 +100,13 @@ def test_the_environment_variable_is_honoured(tmp_path: Path) -> None:
 def hub(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[dict[str, bytes], list[str]]]:
-    """A real server on loopback in place of the hub: its files by path, and what was asked."""
+    """A real server on loopback in place of the hub: its files by path, and what was requested."""
     files: dict[str, bytes] = {}
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             content = files.get(self.path)
             self.send_response(404 if content is None else 200)
             if content is None:
@@ -128,7 +128,7 @@ def hub(
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    yield files, asked
+    yield files, requested
     server.shutdown()
     server.server_close()
 
@@ -137,17 +137,17 @@ def hub(
 def test_weights_come_from_the_hub_once(
     hub: tuple[dict[str, bytes], list[str]], tmp_path: Path, file: str
 ) -> None:
-    files, asked = hub
+    files, requested = hub
     source = tmp_path / file
     save_file(tiny_state(3), source) if "safe" in file else torch.save(tiny_state(3), source)
     files[f"/timm/resnet10t.c3_in1k/resolve/main/{file}"] = source.read_bytes()
     path = fetch("tiny")
     assert path.read_bytes() == source.read_bytes()
-    questions = len(asked)
+    questions = len(requested)
     assert questions
     built, expected = build_backbone("tiny"), build_backbone("tiny", "random", seed=3)
     assert digest_of(built.state_dict()) == digest_of(expected.state_dict())
-    assert len(asked) == questions
+    assert len(requested) == questions
 
 
 def test_one_that_cannot_be_had_does_not_keep_the_others(

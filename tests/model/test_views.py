@@ -1,4 +1,4 @@
-"""Views of a picture: what they are, that they are part of the model, and that they are kept."""
+"""Views of an image: what they are, that they are part of the model, and that they are kept."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ def test_views_are_read_and_said() -> None:
     assert Views.parse(" 1, 0.7 ,1.4") == Views((1.0, 0.7, 1.4))
     assert str(Views.parse("1.5,flip,1")) == "flip,1.5,1"
     assert Views.parse("none") is None and Views.parse("1") is None
-    for text, said in [
+    for text, message in [
         ("mirror", "neither flip"),
         ("1,1", "different"),
         ("9", "0.25 to 4"),
         ("nan", "0.25 to 4"),
         (",".join(f"{1 + i / 10}" for i in range(9)), "up to 8"),
     ]:
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             Views.parse(text)
 
 

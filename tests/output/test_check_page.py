@@ -21,7 +21,7 @@ NASTY = 'x"><script>alert(1)<∕script>&.png'
 
 @pytest.fixture
 def report(tmp_path: Path) -> CheckReport:
-    """Nine noisy pictures: a leak, a conflict, a broken and a tiny one, one in doubt."""
+    """Nine noisy images: a leak, a conflict, a broken and a tiny one, one in doubt."""
     files = ["training/a<i>/1.png", "training/a<i>/2.png", f"training/b/{NASTY}",
              "training/b/4.png", "query/5.png", "gallery/6.png", "gallery/7.png"]  # fmt: skip
     for i, name in enumerate(files):
@@ -96,7 +96,7 @@ def test_names_are_escaped_and_nothing_comes_from_elsewhere(report: CheckReport)
 
 def test_a_file_that_is_gone_leaves_a_word_in_its_place(report: CheckReport) -> None:
     report.facts[report.pairs[0].a].path.unlink()
-    assert "no picture: the file is missing" in text_of(page(report))
+    assert "no image: the file is missing" in text_of(page(report))
 
 
 def test_long_lists_are_cut_and_say_so(
@@ -120,14 +120,14 @@ def test_a_browser_shows_it_without_scrolling_sideways(
         viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True
     )
     view = context.new_page()
-    said: list[str] = []
-    view.on("console", lambda message: said.append(message.text))
+    console: list[str] = []
+    view.on("console", lambda message: console.append(message.text))
     view.goto((tmp_path / "page.html").as_uri())
     assert view.evaluate("document.documentElement.scrollWidth") == width
     assert view.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     light = view.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) > 380) == (scheme == "light")
-    assert said == []
+    assert console == []
     context.close()
 
 

@@ -35,7 +35,7 @@ LEFT, TOP, TOP_WITH_NOTES = 360, 70, 94  # of the first tile
 
 @pytest.fixture
 def photos(tmp_path: Path) -> tuple[Path, Path]:
-    """A query and a gallery folder of small pictures, each of one colour of its own."""
+    """A query and a gallery folder of small images, each of one colour of its own."""
     for role, n in (("query", 6), ("gallery", 12)):
         (tmp_path / role).mkdir()
         for i in range(n):
@@ -140,7 +140,7 @@ def test_a_broken_picture_is_a_grey_tile_and_no_error(
     photos: tuple[Path, Path], tmp_path: Path
 ) -> None:
     queries, gallery = photos
-    (gallery / "g0.png").write_bytes(b"not a picture")
+    (gallery / "g0.png").write_bytes(b"not an image")
     (gallery / "g1.png").unlink()
     (queries / "q0.png").write_bytes(b"")
     hits = np.ones((6, 12), bool)

@@ -148,9 +148,9 @@ def test_pictures_that_have_moved_are_asked_for(tinted: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("projection", ["pca", "tsne"])
 def test_groups_stay_apart_on_the_map_and_runs_agree(projection: str) -> None:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     middles = np.eye(3, 16)[np.repeat(np.arange(3), 12)]
-    vectors = (middles + 0.05 * dice.normal(size=(36, 16))).astype(np.float32)
+    vectors = (middles + 0.05 * rng.normal(size=(36, 16))).astype(np.float32)
     places = embedding_map.in_the_plane(vectors, projection)
     assert np.array_equal(places, embedding_map.in_the_plane(vectors, projection))
     centres = np.stack([places[i * 12 : i * 12 + 12].mean(axis=0) for i in range(3)])

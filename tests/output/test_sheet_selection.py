@@ -48,7 +48,7 @@ def test_what_cannot_be_picked() -> None:
         pick_queries(6, worst=3)
     with pytest.raises(DataError, match="give labels"):
         pick_queries(6, only_wrong=True)
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="are mutually exclusive"):
         pick_queries(6, truth(HITS), worst=3, random=3)
     with pytest.raises(UsageError, match="random=0"):
         pick_queries(6, random=0)

@@ -34,8 +34,8 @@ lists = st.dictionaries(
 def test_every_form_comes_back_as_it_was(form: str, tmp_path: Path) -> None:
     path = tmp_path / "sub"
     write_submission(LISTS, path, k=3, queries=["a/ü.jpg", "b.jpg"], gallery=GALLERY, format=form)
-    for asked in ("auto", form):
-        ranking = read_submission(path, asked)
+    for read_as in ("auto", form):
+        ranking = read_submission(path, read_as)
         assert ranking.to_lists() == LISTS
         assert ranking.queries == ["a/ü.jpg", "b.jpg"]  # the image set's order, not the dict's
         assert ranking.gallery_size is None

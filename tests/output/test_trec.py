@@ -21,18 +21,18 @@ PAIRS = {
 
 def made_up(seed: int, *, one_set: bool = False) -> tuple[Ranking, Truth]:
     """12 queries on 30 images with ties, junk, names with spaces, and queries without a match."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     gallery = [f"sub dir/g {i} 50%25.jpg" for i in range(30)]
     queries = gallery[:12] if one_set else [f"q {i}.jpg" for i in range(12)]
-    labels = {name: str(dice.integers(5)) for name in gallery}
-    asked = {q: labels[q] if one_set else str(dice.integers(7)) for q in queries}
-    values = dice.integers(0, 6, (12, 30)) / 7
+    labels = {name: str(rng.integers(5)) for name in gallery}
+    query_labels = {q: labels[q] if one_set else str(rng.integers(7)) for q in queries}
+    values = rng.integers(0, 6, (12, 30)) / 7
     order = np.stack([np.lexsort((np.arange(30), -row)) for row in values])
     ranking = Ranking(
         queries, gallery, order, np.take_along_axis(values, order, 1), gallery_size=30
     )
-    junk = {q: set(dice.choice(gallery, 3, replace=False)) for q in queries[::2]}
-    return ranking, Truth(asked, labels, one_set=one_set, junk=junk)
+    junk = {q: set(rng.choice(gallery, 3, replace=False)) for q in queries[::2]}
+    return ranking, Truth(query_labels, labels, one_set=one_set, junk=junk)
 
 
 def evaluated(ranking: Ranking, truth: Truth, **options: str) -> Scores:

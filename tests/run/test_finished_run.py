@@ -17,10 +17,10 @@ from vizsla.workspace import open_run
 CLASSES = 8
 
 
-def paint(path: Path, label: int, dice: np.random.Generator) -> None:
+def paint(path: Path, label: int, rng: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = np.array(colorsys.hsv_to_rgb(label / CLASSES, 0.8, 0.8)) * 255
-    pixels = np.clip(colour + dice.normal(size=(24, 24, 3)) * 60, 0, 255)
+    pixels = np.clip(colour + rng.normal(size=(24, 24, 3)) * 60, 0, 255)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
@@ -28,14 +28,14 @@ def paint(path: Path, label: int, dice: np.random.Generator) -> None:
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained and frozen, on classes that are colours; the training classes are others."""
     home = tmp_path_factory.mktemp("home")
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = ["role,file,label"]
     for label in range(CLASSES):
         for i in range(6):
-            paint(home / f"data/training/t{label}/{i}.png", label, dice)
+            paint(home / f"data/training/t{label}/{i}.png", label, rng)
         for role, n in (("query", 2), ("gallery", 3)):
             for i in range(n):
-                paint(home / f"data/test/{role}/{label}_{i}.png", label, dice)
+                paint(home / f"data/test/{role}/{label}_{i}.png", label, rng)
                 rows.append(f"{role},{label}_{i}.png,{label}")
     (home / "data/labels.csv").write_text("\n".join(rows) + "\n")
     config = RunConfig(

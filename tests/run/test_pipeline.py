@@ -1,4 +1,4 @@
-"""The main job as a whole, on a few pictures, with small networks."""
+"""The main job as a whole, on a few images, with small networks."""
 
 import csv
 import dataclasses
@@ -92,7 +92,7 @@ def test_without_labels_scores_are_null_and_all_else_is_there(data: Path) -> Non
 def test_broken_images_never_stop_a_run(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     query = sorted((data / "test/query").iterdir())[3]
     query.write_bytes(b"")
-    sorted((data / "test/gallery").iterdir())[0].write_bytes(b"no picture")
+    sorted((data / "test/gallery").iterdir())[0].write_bytes(b"no image")
     done = run(config(data))
     assert len(done.ranking) == 11 and done.ranking.depth == 23
     submission = json.loads(done.submission_path.read_text())
@@ -151,7 +151,7 @@ def test_labels_from_the_folders_own_metadata(data: Path) -> None:
 
 def test_all_of_a_gallery_with_a_broken_image(data: Path) -> None:
     broken = sorted((data / "test/gallery").iterdir())[0]
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     done = run(config(data, top_k=24, figures=0))
     submission = json.loads(done.submission_path.read_text())
     assert all(len(set(row)) == 24 and row[-1] == broken.name for row in submission.values())
@@ -252,7 +252,7 @@ def test_a_gallery_deeper_than_the_ranking_still_has_its_map(
 def test_wrong_wishes_are_said_before_the_work(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="choose k from 1 to 24"):
         run(config(data, top_k=25))
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="are mutually exclusive"):
         run(config(data, labels=str(data / "labels.csv"), labels_from="{label}_{n}"))
     with pytest.raises(DataError, match="test/query"):
         run(config(tmp_path / "data" / "training"))

@@ -64,9 +64,9 @@ def test_embed_never_holds_all_vectors(
              "--json"]  # fmt: skip
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
+    printed = json.loads(result.stdout)
     facts = read_manifest(out)["compute"]
-    assert told["images"] == 24 and told["compute"] == facts
+    assert printed["images"] == 24 and printed["compute"] == facts
     assert (facts["precision"], facts["batch_size"], facts["compiled"]) == ("fp32", 5, False)
     # the same folder again, now all by default: what is written stands
     again_words = [*words[:8], "-o", str(out)]
@@ -78,7 +78,15 @@ def test_embed_never_holds_all_vectors(
 def test_wrong_flags_are_refused_in_one_line(
     tinted: Path, tmp_path: Path, words: list[str]
 ) -> None:
-    asked = ["embed", str(tinted / "test/query"), "--model", "tiny", "--weights", "random", *words]
-    result = CliRunner().invoke(app, [*asked, "-o", str(tmp_path / "e")])
+    arguments = [
+        "embed",
+        str(tinted / "test/query"),
+        "--model",
+        "tiny",
+        "--weights",
+        "random",
+        *words,
+    ]
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "e")])
     assert result.exit_code != 0 and "choose" in str(result.exception)
     assert not (tmp_path / "e" / "manifest.json").exists()

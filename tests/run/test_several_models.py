@@ -116,7 +116,7 @@ def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["fusion"]["chosen_on"]["candidates"]
     result = fuse("--fusion", "concat")
     assert result.exit_code == 0 and "fused by concat, weights 0.5, 0.5" in result.stdout
-    for words, said in [
+    for words, message in [
         (["--fusion", "vote"], "zscore, minmax, rrf, concat"),
         (["--fusion-weights", "1,2,3"], "3 weights for 2"),
         (["--fusion-weights", "a,b"], "a number for each model"),
@@ -124,7 +124,7 @@ def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:
         (["--fusion", "concat", "--fusion-weights", "auto"], "leave it out of concat"),
         (["--fusion", "concat", "--fusion-whiten", "bleach"], "shrunk"),
     ]:
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             fuse(*words)
     submission = joint.members[1].submission_path
     words = ["fuse", folders[0], str(submission), "--fusion", "rrf", "-o", str(tmp_path / "g")]
@@ -157,7 +157,7 @@ def test_broken_images_do_not_stop_it(tinted: Path, tmp_path: Path) -> None:
     shutil.copytree(tinted, data)
     query = sorted((data / "test/query").iterdir())[0]
     query.write_bytes(b"")
-    sorted((data / "test/gallery").iterdir())[3].write_bytes(b"no picture")
+    sorted((data / "test/gallery").iterdir())[3].write_bytes(b"no image")
     done = run_models(configs(data, tmp_path, figures=0), FusionConfig("rrf"))
     submission = json.loads(done.submission_path.read_text())
     assert len(submission) == 16 and len(set(submission[query.name])) == 5

@@ -60,9 +60,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_the_grid_holds_every_combination_once(tmp_path: Path) -> None:
-    asked = config(tmp_path, tmp_path, models=["a", "b"], weights=["x", "y"],
+    sweep_config = config(tmp_path, tmp_path, models=["a", "b"], weights=["x", "y"],
                    finetunes=["none", "full"], losses=["triplet", "supcon"])  # fmt: skip
-    grid = combinations(asked)
+    grid = combinations(sweep_config)
     assert len(grid) == 2 * 2 * (1 + 2) == len(set(grid))
     assert grid[0] == Combination("a", "x", "gap", "none")
     assert Combination("b", "y", "gem", "full", "supcon") in grid
@@ -80,11 +80,13 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
 # ── a sweep ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_sweep_shares_resumes_and_goes_on(
+def test_a_sweep_shares_resumes_and_continues(
     tinted: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(tinted, tmp_path, models=["tiny", "no-such-model"], finetunes=["none", "head"])
-    first = sweep.sweep(asked)
+    sweep_config = config(
+        tinted, tmp_path, models=["tiny", "no-such-model"], finetunes=["none", "head"]
+    )
+    first = sweep.sweep(sweep_config)
     assert [bool(o.result) for o in first.outcomes] == [True] * 4 + [False] * 4
     assert len(first.failures) == 4 and "no-such-model" in str(first.failures[0].error)
     # query and gallery once for both poolings, the training part once for each pooling:
@@ -96,7 +98,7 @@ def test_a_sweep_shares_resumes_and_goes_on(
     assert any("failed" in line for line in first.remarks()[0])
     runs = sorted((tmp_path / "runs").iterdir())
 
-    again = sweep.sweep(asked)
+    again = sweep.sweep(sweep_config)
     assert [o.reused for o in again.outcomes[:4]] == [True] * 4 and len(again.failures) == 4
     assert sorted((tmp_path / "runs").iterdir()) == runs
     assert again.table().rows == first.table().rows
@@ -104,22 +106,22 @@ def test_a_sweep_shares_resumes_and_goes_on(
     lost = first.outcomes[1].result
     assert lost
     lost.unlink()
-    third = sweep.sweep(asked)
+    third = sweep.sweep(sweep_config)
     assert [o.reused for o in third.outcomes[:4]] == [True, False, True, True]
 
 
 def test_other_data_or_options_are_another_result(tinted: Path, tmp_path: Path) -> None:
     shutil.copytree(tinted, tmp_path / "data")
-    asked = config(tmp_path / "data", tmp_path, poolings=["gap"])
-    assert not sweep.sweep(asked).outcomes[0].reused
-    assert sweep.sweep(asked).outcomes[0].reused
-    larger = dataclasses.replace(asked, run=dataclasses.replace(asked.run, top_k=6))
+    sweep_config = config(tmp_path / "data", tmp_path, poolings=["gap"])
+    assert not sweep.sweep(sweep_config).outcomes[0].reused
+    assert sweep.sweep(sweep_config).outcomes[0].reused
+    larger = dataclasses.replace(sweep_config, run=dataclasses.replace(sweep_config.run, top_k=6))
     assert not sweep.sweep(larger).outcomes[0].reused
     labels = tmp_path / "data/labels.csv"
     labels.write_text(labels.read_text().replace("green", "verdant"))
-    assert not sweep.sweep(asked).outcomes[0].reused
+    assert not sweep.sweep(sweep_config).outcomes[0].reused
     next((tmp_path / "data/test/gallery").iterdir()).unlink()
-    assert not sweep.sweep(asked).outcomes[0].reused
+    assert not sweep.sweep(sweep_config).outcomes[0].reused
 
 
 def test_a_pooling_that_a_model_lacks_is_left_out(tinted: Path, tmp_path: Path) -> None:
@@ -162,18 +164,20 @@ def test_trials_choose_by_validation_and_never_see_the_test_part(
     gone = tmp_path / "gone.txt"
     gone.write_text(f"training/{training.ids[0]}\n")
 
-    def watched(asked: RunConfig, out: Path, **more: Any) -> Any:
-        tried.append(asked.tuning or {})
-        result = original(asked, out, **more)
+    def watched(run_config: RunConfig, out: Path, **more: Any) -> Any:
+        tried.append(run_config.tuning or {})
+        result = original(run_config, out, **more)
         assert set(Embeddings.open(Path(out) / "features").ids) <= set(training.ids[1:])
         return result
 
     monkeypatch.setattr(sweep, "train", watched)
-    asked = config(tinted, tmp_path, poolings=["gap"], finetunes=["head"], trials=2,
+    sweep_config = config(tinted, tmp_path, poolings=["gap"], finetunes=["head"], trials=2,
                    losses=["cross-entropy", "supcon"])  # fmt: skip
-    told = {"labels": str(tinted / "labels.csv"), "exclude": str(gone)}
-    asked = dataclasses.replace(asked, run=dataclasses.replace(asked.run, **told))
-    result = sweep.sweep(asked)
+    paths = {"labels": str(tinted / "labels.csv"), "exclude": str(gone)}
+    sweep_config = dataclasses.replace(
+        sweep_config, run=dataclasses.replace(sweep_config.run, **paths)
+    )
+    result = sweep.sweep(sweep_config)
     assert not result.failures, result.failures
     assert len(tried) == 2 and {t["loss"] for t in tried} <= {"cross-entropy", "supcon"}
     rates = [t["head_learning_rate"] for t in tried]
@@ -182,7 +186,7 @@ def test_trials_choose_by_validation_and_never_see_the_test_part(
     assert any(settings.items() <= t.items() for t in tried)
     kept = json.loads((Path(result.outcomes[0].result or "")).read_text())
     assert kept["training"]["candidates"]
-    assert sweep.sweep(asked).outcomes[0].settings == settings and len(tried) == 2
+    assert sweep.sweep(sweep_config).outcomes[0].settings == settings and len(tried) == 2
 
 
 def test_the_command_says_what_failed(tinted: Path, tmp_path: Path) -> None:

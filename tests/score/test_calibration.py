@@ -21,9 +21,9 @@ from vizsla.search.ranking import Ranking
 
 def judged(n: int, *, right_above: float, seed: int = 0) -> Relevance:
     """n queries whose first match is right where its score lies above, else by a coin."""
-    dice = np.random.default_rng(seed)
-    scores = dice.random(n)
-    right = (scores > right_above) | (dice.random(n) < 0.5)
+    rng = np.random.default_rng(seed)
+    scores = rng.random(n)
+    right = (scores > right_above) | (rng.random(n) < 0.5)
     labels = {f"q{i}": "cat" if r else "dog" for i, r in enumerate(right)}
     lists = {name: ["g"] for name in labels}
     ranking = Ranking.from_lists(lists, {f"q{i}": [float(s)] for i, s in enumerate(scores)})
@@ -71,9 +71,9 @@ def test_rankings_without_scores_and_wrong_shares_are_refused() -> None:
 
 def training(classes: int = 30, each: int = 12) -> Embeddings:
     """Classes as noisy directions."""
-    dice = np.random.default_rng(3)
-    centres = dice.normal(size=(classes, 16))
-    vectors = np.repeat(centres, each, axis=0) + dice.normal(size=(classes * each, 16)) * 0.9
+    rng = np.random.default_rng(3)
+    centres = rng.normal(size=(classes, 16))
+    vectors = np.repeat(centres, each, axis=0) + rng.normal(size=(classes * each, 16)) * 0.9
     labels = [f"c{i // each}" for i in range(classes * each)]
     return Embeddings.from_arrays(vectors, [f"{i:04}.png" for i in range(len(labels))], labels)
 

@@ -21,7 +21,7 @@ BASE = {
 
 @pytest.fixture
 def results(tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Writes result files that differ from BASE as told and reads them."""
+    """Writes result files that differ from BASE as given and reads them."""
 
     def write(*changes: dict[str, Any]) -> Comparison:
         for i, change in enumerate(changes):
@@ -241,8 +241,8 @@ def test_a_ranking_is_compared_with_its_truth(tmp_path: Path) -> None:
     rankings = [tmp_path / "ranking.parquet", tmp_path / "fused.parquet"]
     for path in rankings:
         Ranking.from_lists({"q": ["a", "b"]}).save(path)
-    said = r"ranking.parquet is a Parquet file, such as a ranking\. .*: give --labels"
-    with pytest.raises(UsageError, match=said):
+    message = r"ranking.parquet is a Parquet file, such as a ranking\. .*: give --labels"
+    with pytest.raises(UsageError, match=message):
         read_results(rankings)
 
 
@@ -330,11 +330,11 @@ def test_the_contests_results(shared: Path) -> None:
     found = read_results([shared / "contest/results"])
     assert len(found.results) == 23
     assert [name for name, _ in found.damaged] == ["resnet50_metrics_20250526-1304.json"]
-    told = alarms(found)
-    assert len(told) == 3
-    assert any("4.4864 is at chance (ln 90 = 4.4998)" in text for text in told)
-    assert any("6.8125 is at chance (ln 921 = 6.825" in text for text in told)
-    assert any("20250528-1234.json: top_k_accuracy is exactly 0" in text for text in told)
+    found_alarms = alarms(found)
+    assert len(found_alarms) == 3
+    assert any("4.4864 is at chance (ln 90 = 4.4998)" in text for text in found_alarms)
+    assert any("6.8125 is at chance (ln 921 = 6.825" in text for text in found_alarms)
+    assert any("20250528-1234.json: top_k_accuracy is exactly 0" in text for text in found_alarms)
     notes = found.remarks()[1]
     assert any("share top_k_accuracy (0.8877), but not precision_at_k" in text for text in notes)
     rows = {

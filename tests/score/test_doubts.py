@@ -36,7 +36,7 @@ CATS = names(*(f"cat_{i}" for i in range(4)), *(f"dog_{i}" for i in range(4)))
 def test_labels_of_their_kind_are_not_doubted() -> None:
     assert by_name(names("cat_9", "dog_9"), CATS).doubts == []
     assert whole(names("cat_9", "dog_9"), CATS).doubts == []
-    assert whole(names("cat_9", "owl_9"), CATS).doubts == []  # said as a query without any
+    assert whole(names("cat_9", "owl_9"), CATS).doubts == []  # reported as a query without any
 
 
 def test_other_labels_in_the_gallery() -> None:

@@ -45,7 +45,7 @@ def embedder() -> Embedder:
 
 @pytest.fixture
 def images(tmp_path: Path) -> ImageSet:
-    """6 classes × 10 pictures, whose colours tell the class often, not always."""
+    """6 classes × 10 images, whose colours tell the class often, not always."""
     rng = np.random.default_rng(0)
     for label in range(6):
         (tmp_path / f"c{label}").mkdir()
@@ -107,8 +107,8 @@ def test_chance_is_what_random_vectors_give(images: ImageSet) -> None:
         torch.manual_seed(seed)
         model = embedder()
         noise = torch.randn(len(validation.images), 3)
-        validation.held._pooled.clear()
-        validation.held._embedded = lambda model, noise=noise: noise  # type: ignore[method-assign]
+        validation.held_out._pooled.clear()
+        validation.held_out._embedded = lambda model, noise=noise: noise  # type: ignore[method-assign]
         means.append(validation(model).mean())
     assert np.mean(means) == pytest.approx(validation.chance, abs=0.03)
 
@@ -132,7 +132,7 @@ def test_another_projection_embeds_nothing_again(images: ImageSet) -> None:
 def test_broken_images_neither_ask_nor_answer(images: ImageSet) -> None:
     found = split(images, draws=1, share=0.6)
     broken = images.ids[found.draws[0].query[0]]
-    images.path(int(found.draws[0].query[0])).write_bytes(b"no picture")
+    images.path(int(found.draws[0].query[0])).write_bytes(b"no image")
     validation = Validation(images, found, COMPUTE)
     values = validation(embedder())
     assert len(values) == len(found.draws[0].query) - 1

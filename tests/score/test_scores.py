@@ -309,9 +309,9 @@ def test_result_record_needs_scores_at_its_k(scores: Scores) -> None:
 
 
 def test_intervals_do_not_depend_on_the_order_of_the_truth() -> None:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     names = [f"q{i:02}" for i in range(30)]
-    lists = {name: [f"g{j}" for j in dice.permutation(20)] for name in names}
+    lists = {name: [f"g{j}" for j in rng.permutation(20)] for name in names}
     gallery = {f"g{j}": "abc"[j % 3] for j in range(20)}
     query = {name: "abc"[i % 3] for i, name in enumerate(names)}
     backwards = dict(reversed(query.items()))

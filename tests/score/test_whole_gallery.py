@@ -77,11 +77,13 @@ def test_a_cut_ranking_gives_the_figures_of_the_whole_gallery(
 
 
 def test_junk_and_judgements_reach_the_ranks_behind_the_rankings_end() -> None:
-    asked, searched = own_pair(QUERY, GALLERY, QUERY_LABELS, GALLERY_LABELS)
-    grades = {q: {str(j): j % 3 - 1 for j in range(int(q), 60)} for q in asked.ids}
+    query_set, gallery_set = own_pair(QUERY, GALLERY, QUERY_LABELS, GALLERY_LABELS)
+    grades = {q: {str(j): j % 3 - 1 for j in range(int(q), 60)} for q in query_set.ids}
     truth = Truth.from_grades(grades)
     found = [
-        evaluate_ranked(exact.rank(asked, searched, k), truth, asked, searched, ks=[1])
+        evaluate_ranked(
+            exact.rank(query_set, gallery_set, k), truth, query_set, gallery_set, ks=[1]
+        )
         for k in (60, 5)
     ]
     assert found[0].per_query("map") == found[1].per_query("map")

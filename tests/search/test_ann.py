@@ -21,9 +21,9 @@ D = 16
 
 
 def unit(n: int, seed: int, d: int = D) -> np.ndarray:
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((40, d))
-    rows = centres[dice.integers(40, size=n)] + 0.6 * dice.standard_normal((n, d))
+    rows = centres[rng.integers(40, size=n)] + 0.6 * rng.standard_normal((n, d))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -128,18 +128,20 @@ def test_many_more_than_ten_are_looked_for_in_more_cells(
 ) -> None:
     index: Any = build_index(embeddings(20_000, 0, "g"), tmp_path / "i", kind="ivf", recall=0.1)
     assert index.about()["effort"] == 1
-    asked: list[int] = []
-    monkeypatch.setattr(View, "exactly", lambda self, queries, *rest: asked.append(len(queries)))
+    requested: list[int] = []
+    monkeypatch.setattr(
+        View, "exactly", lambda self, queries, *rest: requested.append(len(queries))
+    )
     assert index.search(QUERIES, 500, model_id="m").positions.shape == (50, 500)
-    assert asked == []
+    assert requested == []
 
 
 def test_building_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ann.ADD_ROWS, "hnsw", 1000)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     made = embeddings(2500, 0, "g")
-    build_index(made, tmp_path / "i", kind="hnsw", progress=lambda *so_far: told.append(so_far))
-    assert told == [(1000, 2375), (2000, 2375), (2375, 2375)]
+    build_index(made, tmp_path / "i", kind="hnsw", progress=lambda *so_far: reports.append(so_far))
+    assert reports == [(1000, 2375), (2000, 2375), (2375, 2375)]
 
 
 def test_searches_and_changes_take_turns() -> None:

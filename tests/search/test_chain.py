@@ -45,7 +45,7 @@ def test_what_a_chain_uses_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("fly", "'fly' is not a step"),
         ("dba+", "'' is not a step"),
@@ -63,8 +63,8 @@ def test_what_a_chain_uses_is_said() -> None:
         ("dba(n=3", "is not a step"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_words(text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)):
+def test_what_cannot_be_read_is_refused_in_words(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
         parse_chain(text)
 
 
@@ -74,8 +74,8 @@ def test_steps_follow_one_another() -> None:
         queries, gallery, parse_chain("dba(n=2)+aqe(n=3,alpha=2)+kreciprocal(k1=6,k2=2)")
     )
     wider = refine.augmented_gallery(gallery.vectors, build_graph(gallery.vectors), n=2)
-    asked = refine.expanded_queries(queries.vectors, wider, n=3, alpha=2)
-    positions, scores = refine.k_reciprocal(asked, wider, build_graph(wider), k1=6, k2=2)
+    expanded = refine.expanded_queries(queries.vectors, wider, n=3, alpha=2)
+    positions, scores = refine.k_reciprocal(expanded, wider, build_graph(wider), k1=6, k2=2)
     np.testing.assert_array_equal(ranking.positions, positions)
     np.testing.assert_array_equal(ranking.scores, scores)
     assert ranking.origin["refine"]["uses"] == "queries"

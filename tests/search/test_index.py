@@ -29,9 +29,9 @@ Make = Callable[..., Index]
 
 def unit(n: int, seed: int, d: int = D) -> np.ndarray:
     """Clustered, as images are: 40 centres and some noise."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((40, d))
-    rows = centres[dice.integers(40, size=n)] + 0.6 * dice.standard_normal((n, d))
+    rows = centres[rng.integers(40, size=n)] + 0.6 * rng.standard_normal((n, d))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -258,12 +258,12 @@ def test_what_is_added_is_found_and_what_is_removed_is_not(make: Make) -> None:
 def test_after_many_changes_it_finds_what_a_new_index_finds(make: Make) -> None:
     index = make(embeddings(unit(1500, 0), "g"))
     everything = dict(zip(GALLERY.ids, unit(1500, 0), strict=False))
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for step in range(6):
         fresh = embeddings(unit(400, 10 + step), f"s{step}-")
         index.add(fresh)
         everything |= dict(zip(fresh.ids, fresh.vectors, strict=True))
-        gone = dice.choice(sorted(everything), 250, replace=False).tolist()
+        gone = rng.choice(sorted(everything), 250, replace=False).tolist()
         index.remove(gone)
         for name in gone:
             del everything[name]
@@ -277,7 +277,7 @@ def test_after_many_changes_it_finds_what_a_new_index_finds(make: Make) -> None:
 
 def test_a_change_that_cannot_be_made_changes_nothing(make: Make) -> None:
     index = make()
-    for wrong, said in [
+    for wrong, message in [
         (embeddings(unit(3, 3), "g"), "holds 'g0000' already"),
         (embeddings(unit(3, 3), "x", "other"), "cannot be compared"),
         (embeddings(unit(3, 3, 8), "x"), "8 dimensions"),
@@ -285,7 +285,7 @@ def test_a_change_that_cannot_be_made_changes_nothing(make: Make) -> None:
         (Embeddings(["x", "x"], unit(2, 3), pa.table({}), "m"), "holds 'x' already"),
         (Embeddings(["x"], unit(1, 3), pa.table({"price": ["cheap"]}), "m"), "do not fit"),
     ]:
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             index.add(wrong)
     with pytest.raises(DataError, match=r"holds no 'nobody' \(and 1 more\)"):
         index.remove(["g0001", "nobody", "nothing"])
@@ -432,11 +432,11 @@ def change_bytes(folder: Path, changes: int) -> int:
     """
     files = sorted(path for path in folder.iterdir() if path.name != ".lock")
     sizes = np.array([path.stat().st_size for path in files])
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     found = 0
     for i in range(changes):
-        path = files[dice.choice(len(files), p=sizes / sizes.sum() if i % 2 else None)]
-        at, by = int(dice.integers(path.stat().st_size)), int(dice.integers(1, 256))
+        path = files[rng.choice(len(files), p=sizes / sizes.sum() if i % 2 else None)]
+        at, by = int(rng.integers(path.stat().st_size)), int(rng.integers(1, 256))
         with path.open("r+b") as file:
             file.seek(at)
             old = file.read(1)[0]
@@ -593,13 +593,13 @@ def test_milvus_is_written_to_where_it_is_asked(in_milvus: None, make: Make) -> 
 
 
 @pytest.mark.parametrize(
-    ("where", "error", "said"),
+    ("where", "error", "message"),
     [
         ("milvus://nowhere", UsageError, "milvus://HOST:PORT/COLLECTION"),
         ("missing.db", DataError, "no such file"),
     ],
 )
-def test_where_there_is_no_milvus(where: str, error: type[Exception], said: str) -> None:
+def test_where_there_is_no_milvus(where: str, error: type[Exception], message: str) -> None:
     pytest.importorskip("pymilvus")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         open_index(where)

@@ -25,11 +25,11 @@ IMAGES, SHARD = 40, 8
 
 @dataclass
 class Answer:
-    """code: -9 for killed. said: what it printed. steps: of writing; None where it was killed."""
+    """code: -9 for killed. output: what it printed. steps: of writing; None if it was killed."""
 
     code: int
     seconds: float
-    said: str
+    output: str
     steps: int | None
     notes: list[list[str]] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)  # where several ran at once
@@ -66,9 +66,9 @@ class Commands:
         answer = json.loads(self._line())
         count = Path(f"{out}.count")
         others = sorted(set(self.folder.glob(f"{out.name}.*")) - {count})
-        said = [path.read_text() for path in (out, *others) if path.exists()]
+        printed = [path.read_text() for path in (out, *others) if path.exists()]
         return Answer(
-            answer["code"], answer["seconds"], "".join(said),
+            answer["code"], answer["seconds"], "".join(printed),
             int(count.read_text()) if count.exists() else None,
             [line.split() for line in notes.read_text().splitlines()] if notes.exists() else [],
             answer["codes"],
@@ -98,14 +98,14 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 small pictures in 4 class folders, one of them broken."""
-    dice = np.random.default_rng(0)
+    """40 small images in 4 class folders, one of them broken."""
+    rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("survival") / "photos"
     for c in range(4):
         (folder / f"class-{c}").mkdir(parents=True)
-        tint = dice.integers(60, 200, 3)
+        tint = rng.integers(60, 200, 3)
         for i in range(IMAGES // 4):
-            pixels = (tint + dice.integers(-60, 60, (20, 24, 3))).clip(0, 255).astype(np.uint8)
+            pixels = (tint + rng.integers(-60, 60, (20, 24, 3))).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"class-{c}" / f"{i}.png")
     (folder / "class-1" / "4.png").write_bytes(b"broken")
     return folder

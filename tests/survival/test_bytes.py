@@ -31,16 +31,16 @@ CHANGES = int(os.environ.get("VIZSLA_BYTES", "1000"))
 
 @dataclass(frozen=True)
 class Artefact:
-    """read: raises StorageError where it finds damage, or returns None."""
+    """read: raises StorageError if it finds damage, or returns None."""
 
     files: list[Path]
     read: Callable[[], Any]
 
 
 def vectors(n: int) -> Embeddings:
-    dice = np.random.default_rng(n)
+    rng = np.random.default_rng(n)
     labels = pa.table({"label": [f"class-{i % 3}" for i in range(n)]})
-    made = Embeddings.from_arrays(dice.standard_normal((n, 16)), [f"{i}.png" for i in range(n)])
+    made = Embeddings.from_arrays(rng.standard_normal((n, 16)), [f"{i}.png" for i in range(n)])
     return Embeddings(made.ids, made.vectors, labels, "model", "compute", [("x.png", "truncated")])
 
 
@@ -102,11 +102,11 @@ def test_changed_bytes(kind: Callable[[Path], Artefact], tmp_path: Path) -> None
 
 def _changed(artefact: Artefact, n: int, name: str) -> None:
     assert artefact.read() is not None
-    dice, found = random.Random(0), 0
+    rng, found = random.Random(0), 0
     for i in range(n):
         path = artefact.files[i % len(artefact.files)]  # each file as often as the others
         good = path.read_bytes()
-        at, mask = dice.randrange(len(good)), dice.randrange(1, 256)
+        at, mask = rng.randrange(len(good)), rng.randrange(1, 256)
         path.write_bytes(good[:at] + bytes([good[at] ^ mask]) + good[at + 1 :])
         try:
             found += artefact.read() is None
@@ -139,10 +139,10 @@ def test_commands_say_it_in_one_line(commands: Commands, tmp_path: Path) -> None
         good = path.read_bytes()
         path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
         answer = commands.run(*words, folder=str(tmp_path))
-        assert answer.code == 1, (words, answer.said)
-        said = [line for line in answer.said.splitlines() if line.startswith("vizsla: ")]
-        assert len(said) == 1 and str(path) in said[0] and "damaged" in said[0], answer.said
-        assert "Traceback" not in answer.said
+        assert answer.code == 1, (words, answer.output)
+        lines = [line for line in answer.output.splitlines() if line.startswith("vizsla: ")]
+        assert len(lines) == 1 and str(path) in lines[0] and "damaged" in lines[0], answer.output
+        assert "Traceback" not in answer.output
         path.write_bytes(good)
 
 

@@ -26,15 +26,15 @@ QUICK = ["embed", "index", pytest.param("train", marks=pytest.mark.slow)]  # tra
 KINDS = ["write", "fsync", "rename"]
 
 
-def said_clearly(answer: Answer, *words: str) -> bool:
-    """One line that says what could not be done, where, and why; no traceback."""
-    lines = [line for line in answer.said.splitlines() if line.startswith("vizsla: ")]
+def reports_clearly(answer: Answer, *words: str) -> bool:
+    """Whether it printed one line with what failed, where and why, and no traceback."""
+    lines = [line for line in answer.output.splitlines() if line.startswith("vizsla: ")]
     return (
         answer.code == 1
         and len(lines) == 1
-        and "Traceback" not in answer.said
-        and "unexpected" not in answer.said
-        and "Logging error" not in answer.said
+        and "Traceback" not in answer.output
+        and "unexpected" not in answer.output
+        and "Logging error" not in answer.output
         and all(word in lines[0] for word in words)
     )
 
@@ -81,11 +81,11 @@ def _failing(job: Job, commands: Commands, folder: Path, kind: str, most: int) -
         out, number = folder / f"at-{at}", [errno.ENOSPC, errno.EIO][at % 2]
         answer = job.run(commands, out, kinds=[kind], at=at, act=number)
         reason = "the disk is full" if number == errno.ENOSPC else os.strerror(number)
-        assert said_clearly(answer, str(out), reason), (at, answer.said)
+        assert reports_clearly(answer, str(out), reason), (at, answer.output)
         assert leftovers(out) == []
         no_mix(job, out)
         again = job.run(commands, out)
-        assert again.code == 0, again.said
+        assert again.code == 0, again.output
         assert job.hashes(out) == hashes, at
         outcomes[reason] += 1
         shutil.rmtree(out)
@@ -100,16 +100,16 @@ def test_overwriting_fails_and_the_old_never_mixes_with_the_new(
 ) -> None:
     job, out = jobs["embed"], tmp_path / "e"
     other = commands.run(*job.words, "--seed", "5", "-o", out)
-    assert other.code == 0, other.said
+    assert other.code == 0, other.output
     old = Embeddings.open(out).model_id
     refused = job.run(commands, out)
-    assert said_clearly(refused, "already holds other embeddings", "--overwrite")
+    assert reports_clearly(refused, "already holds other embeddings", "--overwrite")
     assert Embeddings.open(out).model_id == old
     words = [*job.words, "--overwrite", "-o", out]
     steps = commands.run(*words[:-1], tmp_path / "new").steps or 0
     for at in range(1, steps + 1, 16):
         failed = commands.run(*words, at=at, act=errno.ENOSPC)
-        assert said_clearly(failed, "the disk is full")
+        assert reports_clearly(failed, "the disk is full")
         with pytest.raises(VizslaError):
             Embeddings.open(out)
     assert job.run(commands, out).code == 0
@@ -178,12 +178,12 @@ def _full_disks(job: Job, commands: Commands, mount: Mount, tmp_path: Path, n: i
         answer = job.run(commands, out)
         if answer.code != 0:
             full += 1
-            assert said_clearly(answer, str(out), "the disk is full"), (kib, answer.said)
+            assert reports_clearly(answer, str(out), "the disk is full"), (kib, answer.output)
             assert leftovers(out) == []
             no_mix(job, out)
         grow(out.parent, 4 * used + 4096)
         again = job.run(commands, out)
-        assert again.code == 0, (kib, again.said)
+        assert again.code == 0, (kib, again.output)
         assert job.hashes(out) == hashes, kib
         shutil.rmtree(out)
     print(
@@ -199,7 +199,7 @@ def test_a_read_only_disk(
 ) -> None:
     disk = mount(read_only=True)
     answer = jobs[name].run(commands, disk / "out")
-    assert said_clearly(answer, str(disk / "out"), "read-only", "choose another folder")
+    assert reports_clearly(answer, str(disk / "out"), "read-only", "choose another folder")
     assert list(disk.iterdir()) == []
 
 
@@ -222,7 +222,7 @@ def test_a_folder_of_somebody_else(
             path.chmod(path.stat().st_mode | 0o055)
     words = [*job.words, *(["--overwrite"] if name in ("embed", "train") else [])]
     answer = commands.run(*words, "-o", out, user=65534)
-    assert said_clearly(answer, str(out), "permission denied", "choose a folder"), answer.said
+    assert reports_clearly(answer, str(out), "permission denied", "choose a folder"), answer.output
     assert job.hashes(out) == before
 
 
@@ -246,7 +246,7 @@ def test_a_folder_that_is_deleted_meanwhile(
         answer = job.run(
             commands, out, at=at, act="delete back" if back else "delete", place=str(out)
         )
-        assert said_clearly(answer, str(out), "was deleted or replaced"), answer.said
+        assert reports_clearly(answer, str(out), "was deleted or replaced"), answer.output
         assert not out.exists() or [p.name for p in out.rglob("*") if p.name[0] != "."] == []
     assert job.run(commands, out).code == 0
     assert job.hashes(out) == hashes
@@ -260,7 +260,7 @@ def test_images_that_vanish_are_not_taken_for_broken_ones(
     shutil.copytree(photos, images)
     words = [str(images) if word == str(photos) else word for word in job.words]
     answer = commands.run(*words, "-o", out, at=10, act="delete", place=str(images))
-    assert said_clearly(answer, str(images), "is gone"), answer.said
+    assert reports_clearly(answer, str(images), "is gone"), answer.output
     manifest = json.loads((out / "manifest.json").read_text())
     assert not manifest["complete"] and manifest["done"] < 40
     shutil.copytree(photos, images)

@@ -1,4 +1,4 @@
-"""Mutated pictures: read or refused, never a crash, in little time and memory.
+"""Mutated images: read or refused, never a crash, in little time and memory.
 
 VIZSLA_IMAGES sets how many the slow tests make (10,000).
 """

@@ -22,7 +22,7 @@ QUICK = ["embed", "index", pytest.param("train", marks=pytest.mark.slow)]  # tra
 def whole_run(job: Job, commands: Commands, out: Path) -> tuple[dict[str, str], float, int, int]:
     """Hashes, seconds, units of work and steps of writing of an unbroken run."""
     answer = job.run(commands, out)
-    assert answer.code == 0, answer.said
+    assert answer.code == 0, answer.output
     assert answer.steps is not None
     hashes = job.hashes(out)
     assert hashes
@@ -32,7 +32,7 @@ def whole_run(job: Job, commands: Commands, out: Path) -> tuple[dict[str, str], 
 def finish(job: Job, commands: Commands, out: Path, killed: list[str]) -> int:
     """Runs the command to its end; how many units of work were done more than once."""
     answer = job.run(commands, out)
-    assert answer.code == 0, answer.said
+    assert answer.code == 0, answer.output
     assert leftovers(out) == []
     begun = Counter(killed + answer.noted(job.begun or ""))
     return sum(begun.values()) - len(begun)
@@ -62,7 +62,7 @@ def _killed_at_steps(job: Job, commands: Commands, tmp_path: Path, most: int) ->
     for at in chosen:
         out = tmp_path / f"at-{at}"
         answer = job.run(commands, out, at=at, act="kill")
-        assert answer.code == KILLED, (at, answer.said)
+        assert answer.code == KILLED, (at, answer.output)
         again = finish(job, commands, out, answer.noted(job.begun or ""))
         redone[again] += 1
         assert again <= job.redone, (at, answer.notes)
@@ -82,12 +82,12 @@ def test_killed_at_random_moments(
 ) -> None:
     job = jobs[name]
     hashes, seconds, units, _ = whole_run(job, commands, tmp_path / "whole")
-    dice, redone, killed = random.Random(SEED), Counter[int](), 0
+    rng, redone, killed = random.Random(SEED), Counter[int](), 0
     for n in range(KILLS):
         out = tmp_path / str(n)
-        answer = job.run(commands, out, kill_after=dice.uniform(0, seconds))
+        answer = job.run(commands, out, kill_after=rng.uniform(0, seconds))
         killed += answer.code == KILLED
-        assert answer.code in (0, KILLED), answer.said
+        assert answer.code in (0, KILLED), answer.output
         again = finish(job, commands, out, answer.noted(job.begun or ""))
         redone[again] += 1
         assert again <= job.redone, (n, answer.notes)

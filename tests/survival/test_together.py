@@ -26,7 +26,7 @@ def test_a_second_process_says_so(
     with storage.locked(tmp_path / "out"):
         answer = jobs[name].run(commands, tmp_path / "out")
         assert answer.code == 1
-        assert "another process is writing" in answer.said and str(tmp_path) in answer.said
+        assert "another process is writing" in answer.output and str(tmp_path) in answer.output
     assert [p.name for p in (tmp_path / "out").iterdir() if p.name != ".lock"] == []
 
 
@@ -36,7 +36,7 @@ def test_eight_at_once_leave_what_one_leaves(
     job, out = jobs["embed"], tmp_path / "out"
     assert job.run(commands, tmp_path / "whole").code == 0
     answer = job.run(commands, out, times=8)
-    refused = answer.said.count("another process is writing")
+    refused = answer.output.count("another process is writing")
     begun = len(answer.noted("part"))
     print(f"\n8 processes at once: {8 - refused} wrote, {refused} said that another does")
     assert sorted(answer.codes) == [0] * (8 - refused) + [1] * refused and refused < 8
@@ -48,8 +48,8 @@ def test_eight_at_once_leave_what_one_leaves(
 def test_bit_equal_for_any_shards_and_threads(photos: Path, tmp_path: Path) -> None:
     embedder = Embedder.build("timm:test_resnet", weights="random", image_size=32)
     images, before = ImageSet.from_class_folders(photos), torch.get_num_threads()
-    dice, found = random.Random(0), set()
-    combinations = [(dice.choice([4, 7, 8, 12, 40, 1000]), dice.randint(1, 6)) for _ in range(12)]
+    rng, found = random.Random(0), set()
+    combinations = [(rng.choice([4, 7, 8, 12, 40, 1000]), rng.randint(1, 6)) for _ in range(12)]
     torch.set_num_threads(1)
     try:
         for n, (shard_images, workers) in enumerate(combinations):

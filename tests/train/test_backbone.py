@@ -16,7 +16,7 @@ from vizsla.train.job import identity_of
 
 
 class Tokens(nn.Module):
-    """A network of one patch size and one picture size, as transformers are."""
+    """A network of one patch size and one image size, as transformers are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("side", "asked", "expected"),
+    ("side", "train_size", "expected"),
     [(224, None, 192), (288, None, 256), (64, None, 64), (224, 160, 160), (112, None, 96)],
 )
 def test_convolutional_networks_train_on_smaller_images(
-    side: int, asked: int | None, expected: int
+    side: int, train_size: int | None, expected: int
 ) -> None:
     model = Embedder.from_module(nn.Conv2d(3, 4, 3), Preprocess((side, side)))
-    assert size_in_training(model, asked) == expected
+    assert size_in_training(model, train_size) == expected
 
 
 def test_other_networks_train_on_their_own_size() -> None:

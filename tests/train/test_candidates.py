@@ -48,7 +48,7 @@ def embedder(value: float = 0.0, net: nn.Module | None = None) -> Embedder:
 
 
 class Validate:
-    """Best where the weight is 0.75; a whole picture adds 0.1, a moved mean 0.2."""
+    """Best where the weight is 0.75; a whole image adds 0.1, a moved mean 0.2."""
 
     def __call__(self, model: Embedder) -> np.ndarray:
         value = 1 - abs(model.backbone.network.only.bias[0].item() - 0.75)
@@ -61,10 +61,10 @@ def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest
     limit = Budget(budget, clock=lambda: 0.0)
     limit.count_earlier(spent)
     labels = np.arange(40) % 4
-    asked: list[tuple[int, ...]] = []
+    sizes: list[tuple[int, ...]] = []
 
     def pooled(model: Embedder, chosen: np.ndarray) -> np.ndarray:
-        asked.append(model.preprocess.size)
+        sizes.append(model.preprocess.size)
         rng = np.random.default_rng(0)
         return rng.normal(size=(len(chosen), 6)).astype(np.float32) + labels[chosen, None]
 
@@ -83,9 +83,9 @@ def test_ends_interpolations_framings_and_projections_are_scored_in_this_order()
     names = [c.name for c in contest.candidates]
     assert names[:3] == ["frozen", "average of weights", "last weights"]
     assert names[3:6] == [f"{alpha:g} of the way" for alpha in ALPHAS]
-    assert names[6:8] == [f"0.75 of the way, whole picture{at}" for at in ("", " at 256")]
-    assert any(name.startswith("0.75 of the way, whole picture, whitened") for name in names)
-    assert contest.decided().name == "0.75 of the way, whole picture, centred"
+    assert names[6:8] == [f"0.75 of the way, whole image{at}" for at in ("", " at 256")]
+    assert any(name.startswith("0.75 of the way, whole image, whitened") for name in names)
+    assert contest.decided().name == "0.75 of the way, whole image, centred"
     assert not warned
 
 
@@ -116,7 +116,7 @@ def test_only_networks_that_take_any_size_get_larger_images(net: nn.Module, name
     model = embedder(net=net)
     assert takes_any_size(model) == (names == 2)
     found = framings_of(model)
-    assert list(found) == ["whole picture", "whole picture at 256"][:names]
+    assert list(found) == ["whole image", "whole image at 256"][:names]
     assert all(view.resize is None for view in found.values())
 
 
@@ -124,4 +124,4 @@ def test_squashed_images_have_no_other_framings() -> None:
     model = Embedder.from_module(Net(), Preprocess((224, 224), mode="squash"))
     assert framings_of(model) == {}
     borderless = Embedder.from_module(Net(), Preprocess((224, 224)))
-    assert list(framings_of(borderless)) == ["whole picture at 256"]
+    assert list(framings_of(borderless)) == ["whole image at 256"]

@@ -120,12 +120,12 @@ def test_the_summary_of_a_run_says_which_model_it_used(
              "--finetune", finetune, "--validate-on", "seen-classes", "--set", "share=0.3",
              "--figures", "0", "--home", str(tmp_path), "--top-k", "3"]
         )  # fmt: skip
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     result = next((tmp_path / "results").iterdir())
     training = json.loads(result.read_text())["training"]
     word = "frozen, as it came" if training["kept"] == "frozen" else "tuned"
-    assert f"the model is {word}, chosen on a held-out part" in said
-    assert training["verdict"] in said and (finetune == "head" or word.startswith("frozen"))
+    assert f"the model is {word}, chosen on a held-out part" in output
+    assert training["verdict"] in output and (finetune == "head" or word.startswith("frozen"))
 
 
 def test_the_same_command_continues_an_interrupted_run(data: Path, tmp_path: Path) -> None:
@@ -187,11 +187,11 @@ def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
 
 def test_an_origin_records_the_training_that_was_kept() -> None:
     pretrained = Origin.of_weights("pretrained")
-    told: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}}
-    assert result_of("last weights", 0).origin(pretrained, **told) == pretrained
-    tuned = result_of("last weights", 1).origin(pretrained, **told)
+    options: dict[str, Any] = {"images": 40, "options": {"loss": "triplet"}}
+    assert result_of("last weights", 0).origin(pretrained, **options) == pretrained
+    tuned = result_of("last weights", 1).origin(pretrained, **options)
     assert tuned.is_finetuned and tuned.record()["num_epochs"] == 3
-    fitted = result_of("last weights", 2).origin(pretrained, **told)
+    fitted = result_of("last weights", 2).origin(pretrained, **options)
     assert fitted.is_finetuned is False and fitted.training is not None
     assert fitted.training["kept"] == "whitened" and fitted.record()["loss_function"] is None
     both = result_of("last weights", 2).origin(tuned, images=40, options={})
@@ -265,8 +265,8 @@ def trained(
              "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
              "--set", "share=0.3", *more]
         )  # fmt: skip
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -278,18 +278,18 @@ def test_a_finished_training_is_not_repeated(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "tuned"
-    code, first, said = trained(data, out, capsys)
+    code, first, errors = trained(data, out, capsys)
     assert code == 0
     assert first.splitlines()[-1] == f"Next: vizsla run {data} --model {out / 'embedder'}"
-    both = [line.strip() for line in (first + said).splitlines() if line.strip()]
+    both = [line.strip() for line in (first + errors).splitlines() if line.strip()]
     assert sum("head + 0.3 frozen" in line for line in both) == 1
-    assert len(set(both)) == len(both)  # each thing is said once
+    assert len(set(both)) == len(both)  # each line is printed once
     before = state(out)
-    code, again, said = trained(data, out, capsys)
-    assert (code, again) == (0, first) and "its model is kept" in said
-    code, _, said = trained(data, out, capsys, "--loss", "arcface", "--budget", "20s")
-    assert code == 2 and "--overwrite" in said and "budget None there, 20.0 here" in said
-    assert "loss" in said and len(said.strip().splitlines()) == 1
+    code, again, errors = trained(data, out, capsys)
+    assert (code, again) == (0, first) and "its model is kept" in errors
+    code, _, errors = trained(data, out, capsys, "--loss", "arcface", "--budget", "20s")
+    assert code == 2 and "--overwrite" in errors and "budget None there, 20.0 here" in errors
+    assert "loss" in errors and len(errors.strip().splitlines()) == 1
     assert state(out) == before
     code, _, _ = trained(data, out, capsys, "--loss", "arcface", "--overwrite")
     assert code == 0 and state(out) != before
@@ -305,8 +305,8 @@ def test_a_finished_training_belongs_to_its_images(
     assert trained(own, out, capsys)[0] == 0
     one, other = sorted((own / "training").rglob("*.*"))[:2]
     other.write_bytes(one.read_bytes())
-    code, _, said = trained(own, out, capsys)
-    assert code == 2 and "other settings (images)" in said
+    code, _, errors = trained(own, out, capsys)
+    assert code == 2 and "other settings (images)" in errors
 
 
 def test_a_finished_training_without_its_model_is_done_again(
@@ -315,8 +315,8 @@ def test_a_finished_training_without_its_model_is_done_again(
     out = tmp_path / "tuned"
     trained(data, out, capsys)
     (out / "embedder" / "model.safetensors").write_bytes(b"damaged")
-    code, _, said = trained(data, out, capsys)
-    assert code == 0 and "is damaged, so it is repeated" in said
+    code, _, errors = trained(data, out, capsys)
+    assert code == 0 and "is damaged, so it is repeated" in errors
     assert Embedder.load(out / "embedder").dim > 0
 
 
@@ -361,10 +361,10 @@ def test_impossible_options_are_refused_before_a_model_is_loaded(
 def test_one_epoch_is_written_in_the_singular(
     epochs: int, words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, said, _ = trained(
+    _, output, _ = trained(
         data, tmp_path / "out", capsys, "--finetune", "full", "--epochs", str(epochs)
     )
-    assert words in said
+    assert words in output
 
 
 def test_augmentation_sheets(data: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def slow() -> Embedder:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    """5 classes of 200, 150, 100, 50 and 3 pictures, one of them broken."""
+    """5 classes of 200, 150, 100, 50 and 3 images, one of them broken."""
     root, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
     for label, n in enumerate((200, 150, 100, 50, 3)):
         (root / f"c{label}").mkdir()

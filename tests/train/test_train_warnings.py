@@ -64,8 +64,8 @@ def test_frozen_near_chance() -> None:
 @pytest.mark.parametrize("change", [0.0, 0.1])
 def test_tuned_exactly_as_frozen(change: float) -> None:
     values = np.array([0.5, 1.0, 0.0])
-    said = train_warnings.tuned_like_frozen(values + change, values)
-    assert bool(said) == (change == 0)
+    warning = train_warnings.tuned_like_frozen(values + change, values)
+    assert bool(warning) == (change == 0)
 
 
 def test_two_perfect_models_give_no_warning() -> None:

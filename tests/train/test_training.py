@@ -64,7 +64,7 @@ def stripes(label: int, rng: np.random.Generator) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    """8 classes × 16 pictures."""
+    """8 classes × 16 images."""
     root, rng = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0)
     for label in range(8):
         (root / f"c{label}").mkdir()
@@ -140,7 +140,7 @@ def test_a_fitted_projection_does_not_count_as_a_training(trained: TrainResult) 
     record = kept.record()
     assert (record["is_finetuned"], record["num_epochs"]) == (False, 0)
     assert record["loss_function"] is record["final_train_loss"] is None
-    assert "frozen network behind a fitted projection" in kept.verdict
+    assert "frozen network with a fitted projection" in kept.verdict
     assert "fitted projection" not in trained.verdict
 
 
@@ -310,10 +310,10 @@ def test_an_overrun_budget_is_reported_with_its_causes(images: ImageSet, tmp_pat
     result = train(
         part, embedder(), config, slow, tmp_path, budget=Budget(config.budget, clock=clock)
     )
-    said = next(s for s in result.warnings if "more than the budget" in s)
-    assert f"took {result.seconds:.0f} s" in said
-    assert "embedding 64 training images alone" in said
-    assert said in result.record()["training"]["warnings"]
+    warning = next(s for s in result.warnings if "more than the budget" in s)
+    assert f"took {result.seconds:.0f} s" in warning
+    assert "embedding 64 training images alone" in warning
+    assert warning in result.record()["training"]["warnings"]
     roomy = dataclasses.replace(config, budget=600.0, finetune="none")
     other = train(part, embedder(), roomy, slow, tmp_path / "roomy")
     assert not warned(other, "more than the budget")
@@ -439,7 +439,7 @@ def test_a_loss_at_chance_gives_a_warning(images: ImageSet, tmp_path: Path) -> N
 def test_wrong_preprocessing_gives_a_warning(images: ImageSet, tmp_path: Path) -> None:
     model = embedder()
     with torch.no_grad():
-        model.backbone.network.two.bias.fill_(1e4)  # the same vector for every picture, nearly
+        model.backbone.network.two.bias.fill_(1e4)  # the same vector for every image, nearly
     result = run(images, tmp_path, model, real_weights=True, finetune="none")
     assert warned(result, "weights or the preprocessing are wrong")
     result = run(images, tmp_path, model, real_weights=True, epochs=1, learning_rate=1e-9)
@@ -503,7 +503,7 @@ def test_broken_images_are_left_out(images: ImageSet, tmp_path: Path) -> None:
 
     root = tmp_path / "data"
     shutil.copytree(images.root, root)
-    (root / "c0" / "00.png").write_bytes(b"no picture")
+    (root / "c0" / "00.png").write_bytes(b"no image")
     result = run(ImageSet.from_class_folders(root), tmp_path / "out", epochs=1)
     assert result.steps == 6
     if result.broken:  # else it was held out

@@ -180,7 +180,7 @@ class MeanColour(torch.nn.Module):
 
 
 def colours() -> Embedder:
-    """Sees pictures of 16 × 16; no weights, no time."""
+    """Sees images of 16 × 16; no weights, no time."""
     return Embedder.from_module(MeanColour(), Preprocess((16, 16)), name="colours")
 
 
@@ -189,12 +189,12 @@ TINTS = {"red": (220, 60, 50), "green": (60, 190, 80), "blue": (60, 80, 220), "a
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 classes by tint of 6 pictures each, in class folders. Tests read it only, or copy it."""
+    """4 classes by tint of 6 images each, in class folders. Tests read it only, or copy it."""
     folder = tmp_path_factory.mktemp("pictures")
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for label, tint in TINTS.items():
         for i in range(6):
-            grid = np.array(tint) + dice.integers(-50, 50, (6, 8, 3))
+            grid = np.array(tint) + rng.integers(-50, 50, (6, 8, 3))
             path = folder / label / f"{label.split()[0]}-{i}.png"
             path.parent.mkdir(exist_ok=True)
             small = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
@@ -408,7 +408,7 @@ def contrast() -> Callable[[Any, str], float]:
 DROP = """([selector, data, kind]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
   const files = new DataTransfer();
-  files.items.add(new File([bytes], "picture.png", {type: "image/png"}));
+  files.items.add(new File([bytes], "image.png", {type: "image/png"}));
   const target = document.querySelector(selector);
   const options = {bubbles: true, cancelable: true};
   if (kind === "drop") {
@@ -423,7 +423,7 @@ DROP = """([selector, data, kind]) => {
 
 @pytest.fixture(scope="session")
 def give() -> Callable[..., None]:
-    """give(page, data, "drop"): a picture is dropped, or pasted ("paste"), on an element."""
+    """give(page, data, "drop"): an image is dropped, or pasted ("paste"), on an element."""
 
     def given(page: Any, data: bytes, kind: str, target: str = "main") -> None:
         page.evaluate(DROP, [target, base64.b64encode(data).decode(), kind])

@@ -1,7 +1,7 @@
-"""Small grey pictures → which pairs show one photo: resized, compressed, cropped, mirrored, turned.
+"""Small grey images → which pairs show one photo: resized, compressed, cropped, mirrored, turned.
 
-Knows nothing of files or labels. A blurred fingerprint of each picture is compared with all others
-in blocks of a matrix product. The pictures of close pairs are aligned by scaling and shifting, at
+Knows nothing of files or labels. A blurred fingerprint of each image is compared with all others
+in blocks of a matrix product. The images of close pairs are aligned by scaling and shifting, at
 two sizes and in cases of doubt at a third; only pairs whose edges agree at each size count.
 """
 
@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-SIDE = 64  # px of a grey picture; its sides are squashed to a square
+SIDE = 64  # px of a grey image; its sides are squashed to a square
 COLOURS = 8  # px of a side of the two colour planes
 FREQUENCIES = 10  # of a fingerprint, down and across; the mean is left out
 MIN_COSINE = 0.75  # cosine of two fingerprints above which they are compared further
-MIN_AGREEMENT = 0.87  # of edges; different pictures of similar things stay below .80
+MIN_AGREEMENT = 0.87  # of edges; different images of similar things stay below .80
 SURE_AGREEMENT = 0.95  # at SIDE px: above this the files need not be read again
 FINAL_SIDE = 128  # px of the final comparison, if both files are that large
 MIN_CONTRAST = 3.0  # grey levels (standard deviation) below which there is nothing to compare
-BLOCK = 2048  # pictures; a block of similarities takes 16 MB
-MAX_CANDIDATES = 20  # of a picture within a block: a thousand copies still form one group
+BLOCK = 2048  # images; a block of similarities takes 16 MB
+MAX_CANDIDATES = 20  # of an image within a block: a thousand copies still form one group
 CHUNK = 64  # pairs aligned at once, so that they stay in the processor's cache
-MIN_OVERLAP = 0.6  # share of either picture that must be in the other one too
+MIN_OVERLAP = 0.6  # share of either image that must be in the other one too
 
 TURNS: dict[str, tuple[bool, bool, bool]] = {
     "as it is": (False, False, False),
@@ -69,7 +69,7 @@ def matches(
     """All pairs that show one photo, in order; of several turns the one that fits best.
 
     grey: (N, SIDE, SIDE) uint8. colours: (N, 2, COLOURS, COLOURS), Cb and Cr less 128. read: the
-    file's picture again in mode L, None where it cannot be read. Work grows with N², memory with N.
+    file's image again in mode L, None if it cannot be read. Work grows with N², memory with N.
     """
     blocks = [grey[i : i + BLOCK] for i in range(0, len(grey), BLOCK)]
     contrasts = [block.std(axis=(1, 2), dtype=np.float32) for block in blocks]
@@ -96,7 +96,7 @@ def matches(
 
 
 def turned(pictures: np.ndarray, turn: str) -> np.ndarray:
-    """(…, S, S) pictures, each turned or mirrored."""
+    """(…, S, S) images, each turned or mirrored."""
     transposed, upside_down, mirrored = TURNS[turn]
     if transposed:
         pictures = pictures.swapaxes(-2, -1)
@@ -107,7 +107,7 @@ def turned(pictures: np.ndarray, turn: str) -> np.ndarray:
 
 
 def fingerprints(pictures: np.ndarray, box: Box = WHOLE) -> np.ndarray:
-    """(N, F) float32 unit vectors of a part of (N, S, S) pictures.
+    """(N, F) float32 unit vectors of a part of (N, S, S) images.
 
     Low frequencies of the cosine transform, the higher ones with more weight, and the square root
     of all, so that no single edge dominates.
@@ -128,7 +128,7 @@ def _cosines(side: int, start: float, stop: float) -> np.ndarray:
     start, stop = start * side, stop * side
     left = np.maximum(np.arange(side), start)
     right = np.minimum(np.arange(side) + 1, stop)
-    cover = np.clip(right - left, 0, 1)  # how much of each pixel lies inside
+    cover = np.clip(right - left, 0, 1)  # the share of each pixel that is inside
     middle = (np.clip((left + right) / 2, start, stop) - start) / (stop - start)
     waves = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * middle) * cover
     return (waves / cover.sum()).astype(np.float32)
@@ -165,9 +165,9 @@ def _candidates(grey: np.ndarray) -> Iterator[tuple[str, _Pairs]]:
 def _close_in_block(
     views: dict[Box, np.ndarray], other: np.ndarray, crops: Sequence[Box], *, same: bool
 ) -> _Pairs:
-    """Whole against whole, and the crops of either picture against the whole other one.
+    """Whole against whole, and the crops of either image against the whole other one.
 
-    same: both are one block, so each pair would be found twice, and each picture with itself.
+    same: both are one block, so each pair would be found twice, and each image with itself.
     """
     whole = fingerprints(other)
     places: list[np.ndarray] = []
@@ -234,7 +234,7 @@ def _verified(pairs: _Pairs, turn: str, grey: np.ndarray, colours: np.ndarray) -
 
 
 def _verified_at_full_size(match: Match, read: Callable[[int], Image.Image | None]) -> Match | None:
-    """The match with its similarity at up to FINAL_SIDE px, None where that is too low."""
+    """The match with its similarity at up to FINAL_SIDE px, None if that is too low."""
     if match.similarity >= SURE_AGREEMENT:
         return match
     pictures = read(match.a), read(match.b)
@@ -282,7 +282,7 @@ def _align(
     """Scales and shifts a, each axis separately, until it fits b; (placement, (P,) similarity).
 
     a, b: (P, S, S) float32. placement: (P, 4) scale and shift, down then across: a pixel of b at
-    -1…1 lies at scale · pixel + shift of a. Gauss-Newton (Lucas and Kanade 1981) on the squared
+    -1…1 is at scale · pixel + shift of a. Gauss-Newton (Lucas and Kanade 1981) on the squared
     difference of the two, each brought to mean 0 and deviation 1 where they overlap.
     """
     grid = np.linspace(-1, 1, a.shape[1], dtype=np.float32)
@@ -300,7 +300,7 @@ def _align(
 def _warped(
     a: np.ndarray, placement: np.ndarray, grid: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """a at the places of b's pixels, and which of these lie inside a (1 or 0); both (P, S, S)."""
+    """a at the places of b's pixels, and whether each is inside a (1 or 0); both (P, S, S)."""
     side = len(grid)
     pixels = np.arange(side, dtype=np.float32)
     weights, insides = [], []
@@ -337,7 +337,7 @@ def _gauss_newton_step(
 
 
 def _gradients(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes of (P, S, S) pictures down and across, in grey levels per half side."""
+    """Slopes of (P, S, S) images down and across, in grey levels per half side."""
     down, across = np.zeros_like(x), np.zeros_like(x)
     step = 4 / (x.shape[1] - 1)  # two pixels
     down[:, 1:-1] = (x[:, 2:] - x[:, :-2]) / step
@@ -346,7 +346,7 @@ def _gradients(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _edge_correlation(x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(P,) float32: correlation of both slightly blurred pictures' gradients where they overlap."""
+    """(P,) float32: correlation of both slightly blurred images' gradients where they overlap."""
     joint, separate = 0, [0, 0]
     for p, q in zip(_gradients(_blurred(x)), _gradients(_blurred(y)), strict=True):
         p, q = p * inside, q * inside

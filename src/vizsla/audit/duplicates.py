@@ -1,6 +1,6 @@
 """Scanned files → pairs that show one photo, which of them leak, and which copies to exclude.
 
-Knows roles and labels, but not how pictures are compared.
+Knows roles and labels, but not how images are compared.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ MANY = 8  # equal files in a group: up to this many, every pair is listed
 
 @dataclass(frozen=True)
 class Pair:
-    """Positions of two files, a < b, and how they are alike: a key of PAIR_KINDS.
+    """Positions of two files, a < b, and what kind of copy they are: a key of PAIR_KINDS.
 
     similarity: 1 for equal files.
     """
@@ -53,7 +53,7 @@ def find_pairs(
 ) -> list[Pair]:
     """All pairs of copies, the most certain kind first.
 
-    Where more than MANY files are equal, each is paired only with the first one. That is a test
+    If more than MANY files are equal, each is paired only with the first one. That is a test
     image if there is one, so every leak is among the pairs.
     """
     facts = scan.facts
@@ -63,7 +63,7 @@ def find_pairs(
     for i in sorted(whole, key=lambda i: (roles.get(facts[i].role, len(TEST)), i)):
         by_hash.setdefault(facts[i].pixel_hash, []).append(i)
     groups = {group[0]: group for group in by_hash.values()}
-    pictures = sorted(groups)  # one file of each picture
+    pictures = sorted(groups)  # one file of each image
     pairs = {}
     for group in groups.values():
         for a, b in _within(group):

@@ -29,7 +29,7 @@ MAX_KERNEL = 6000  # images of one kernel matrix (140 MB); more are split into s
 def stacked(sets: Mapping[str, ImageSet], embeddings: Mapping[str, Embeddings]) -> np.ndarray:
     """(N, D) float32 for the images of all sets in order; rows of nan for those without a vector.
 
-    DataError where roles were embedded by different models.
+    DataError if roles were embedded by different models.
     """
     models = {found.model_id for found in embeddings.values()}
     if len(models) != 1:

@@ -1,4 +1,4 @@
-"""Image sets → facts about every file: broken, odd, hashes, a small grey picture.
+"""Image sets → facts about every file: broken, odd, hashes, a small grey image.
 
 Each file is read once, by threads. Knows nothing of pairs or of what a finding means.
 """

@@ -90,8 +90,8 @@ def choose_weights(
 
 def _search(trial: Callable[[Sequence[float]], Trial], n_models: int) -> None:
     """A grid of weights for two models; for more, one weight at a time is changed."""
-    for alone in np.eye(n_models):
-        trial(alone.tolist())
+    for single in np.eye(n_models):
+        trial(single.tolist())
     if n_models == 2:
         for i in range(1, STEPS):
             trial([i / STEPS, 1 - i / STEPS])

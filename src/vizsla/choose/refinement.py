@@ -76,7 +76,7 @@ class RefinementChoice:
 
 
 def saved_chain(path: str | Path) -> str | None:
-    """The chain that `RefinementChoice.save` wrote; None where there is no such file."""
+    """The chain that `RefinementChoice.save` wrote; None if there is no such file."""
     return str(storage.read_sealed_json(path)["chain"]) if Path(path).exists() else None
 
 
@@ -196,7 +196,7 @@ class _Search:
         self.progress(expected if ended else min(len(self.chains), expected - 1), expected)
 
     def best_single_steps(self) -> dict[str, Step]:
-        """Each step's name → its best form, tried alone."""
+        """Each step's name → its best setting on its own."""
         best = {}
         for name in ("dba", "aqe"):
             best[name] = self._best_step(
@@ -226,7 +226,7 @@ class _Search:
         return self.best_of([Chain((step,)) for step in steps]).steps[0]
 
     def try_combinations(self, best: dict[str, Step]) -> None:
-        """Expansions, each alone and followed by each way of re-ranking."""
+        """Expansions, each on its own and followed by each re-ranking."""
         dba, aqe = best["dba"], best["aqe"]
         expansions: list[tuple[Step, ...]] = [(dba,), (aqe,), (dba, aqe)]
         last: list[tuple[Step, ...]] = [(), (best["kreciprocal"],), (best["diffusion"],)]

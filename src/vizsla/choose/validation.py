@@ -23,7 +23,7 @@ from vizsla.search import exact
 from vizsla.train.training import held_out
 
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
-DRAWS, MORE_DRAWS = 5, 8  # for a frozen model; the second where the test part is small
+DRAWS, MORE_DRAWS = 5, 8  # for a frozen model; the second if the test part is small
 SMALL = 1_000  # images of a test part
 MOST_POOL = 20_000  # labelled images that are all embedded to find the queries' relatives
 SHOWN = 12  # rows of the table on the terminal and in the log
@@ -36,7 +36,7 @@ def validation_draws(
     """Draws of the images that a model may be validated on.
 
     frozen: the model was trained on none of the images; else only the held-out ones are used.
-    target: the test part, as far as it is known. DataError where there are too few images.
+    target: the test part, as far as it is known. DataError if there are too few images.
     """
     target = target or Target()
     target = dataclasses.replace(
@@ -69,7 +69,7 @@ def match_nearest_cosine(
 ) -> tuple[list[Draw], float]:
     """The draws with galleries changed so that the mean nearest cosine is about `wanted`.
 
-    Photos of one thing often come in series. Where a test part was cut through the series, each
+    Photos of one thing often come in series. If a test part was cut through the series, each
     query has a near relative in the gallery, which images drawn one by one seldom have. So a share
     of the queries, the second value, gets its nearest image of the same class into the gallery.
     vectors (N, D), labels (N,): of all labelled images, to which the draws' positions refer.
@@ -126,7 +126,7 @@ def _with_relatives(
 class EmbeddedDraws:
     """draws: of positions in `images`, the labelled images that have a vector.
 
-    relative_share: of the queries whose nearest relative was put into the gallery; None where the
+    relative_share: of the queries whose nearest relative was put into the gallery; None if the
     nearest cosine was not matched.
     """
 
@@ -235,7 +235,7 @@ def validation_set(
 ) -> ValidationSet:
     """The draws of `images` as positions in `ids`, those of the embeddings.
 
-    Images without a vector and queries without a relevant image are left out. DataError where no
+    Images without a vector and queries without a relevant image are left out. DataError if no
     query is left.
     """
     place = {name: i for i, name in enumerate(ids)}

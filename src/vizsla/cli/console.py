@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _FlagsWithoutType:
-    """Typer writes <bool> behind a flag, as if it took a value."""
+    """Typer writes <bool> after a flag, as if it took a value."""
 
     def get_params(self, context: Any) -> Any:
         parameters = super().get_params(context)  # type: ignore[misc]

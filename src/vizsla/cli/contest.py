@@ -214,7 +214,7 @@ def rescore(
     if as_json:
         print_json(dataclasses.asdict(done))
     else:
-        typer.echo(f"scored again: {done.submissions}, of which with another score: {done.changed}")
+        typer.echo(f"rescored: {done.submissions}, changed: {done.changed}")
         if done.misfits:
             typer.echo(
                 f"with other queries or images than the labels: {done.misfits} "

@@ -50,7 +50,7 @@ def embed(
         Path | None,
         typer.Option("--save-embedder", help="Also save the embedder, to be used as --model."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     engine: Annotated[
         str, typer.Option("--engine", help="local, or ray for a cluster (see docs/scale.md).")
     ] = "local",
@@ -127,7 +127,7 @@ def _refuse_on_ray(images: str, cache: str | None) -> None:
         raise UsageError("--engine ray takes no --cache: its machines share no folder for it")
     if images.startswith("memory:"):
         raise UsageError(
-            f"{images} lies in the memory of this process: --engine ray needs images that all "
+            f"{images} is in the memory of this process: --engine ray needs images that all "
             "machines can read, in a shared folder or a bucket"
         )
 

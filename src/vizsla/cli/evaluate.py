@@ -385,7 +385,7 @@ def _compare_pairs(
 
 def _names(sources: list[Path]) -> dict[Path, str]:
     """Of systems: a file's stem, a run's id; with the runs' models, or what their training kept,
-    where they differ."""
+    if they differ."""
     from vizsla import storage
     from vizsla.workspace import is_run, open_run
 

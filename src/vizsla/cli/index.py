@@ -1,4 +1,4 @@
-"""Commands on a gallery that is searched: index (build, add, remove, info), search."""
+"""Commands on a gallery that is gallery_set: index (build, add, remove, info), search."""
 
 from dataclasses import replace
 from functools import partial
@@ -36,7 +36,7 @@ index = Commands(cls=IndexCommands, no_args_is_help=True)
 app.add_typer(
     index,
     name="index",
-    help="Build and change an index: a gallery that can be searched.",
+    help="Build and change an index: a gallery that can be gallery_set.",
     epilog="Example: vizsla index gallery.emb -o gallery.index "
     "(the same as `vizsla index build …`)",
 )
@@ -260,7 +260,7 @@ def search(
     device = resolve_compute(device=device).device
     found = open_gallery(gallery, device)
     with ProgressShown(quiet) as progress:
-        asked = embedded_queries(
+        query_set = embedded_queries(
             queries, found.model_id, choice=replace(model_choice, model=model) if model else None,
             seed=seed, device=device,
             progress=lambda done, total: progress("embedding", done, total),
@@ -270,7 +270,7 @@ def search(
             refining.refine_uses,
             learn_on,
             validate_on,
-            queries=asked,
+            queries=query_set,
             gallery=lambda: vectors_of(found, gallery),
             progress=progress,
         )
@@ -280,11 +280,11 @@ def search(
     if chain.steps:
         with ProgressShown(quiet) as progress:
             ranking = search_refined(
-                found, gallery, asked, chain, max(k, 1), condition, same_set=same_set,
+                found, gallery, query_set, chain, max(k, 1), condition, same_set=same_set,
                 device=device, progress=lambda done, total: progress("graph", done, total),
             )  # fmt: skip
     else:
-        ranking = found.search(asked, max(k, 1), condition, same_set=same_set)
+        ranking = found.search(query_set, max(k, 1), condition, same_set=same_set)
     if not as_json:
         print_refined(chain, choice)
     if out is not None:

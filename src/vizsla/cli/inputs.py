@@ -43,10 +43,10 @@ def read_ranking(path: Path) -> "Ranking":
     return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
 
 
-def images_behind(source: Path, ranking: "Ranking", data: Path | None) -> "DataFolders":
-    """The images that a run, a ranking or a submission is about; DataError where `data` lacks some.
+def images_of_source(source: Path, ranking: "Ranking", data: Path | None) -> "DataFolders":
+    """The images that a run, a ranking or a submission is about; DataError if `data` lacks some.
 
-    A run knows where its own lie.
+    A run knows where its images are.
     """
     from vizsla.data.imageset import open_data
     from vizsla.data.listing import few
@@ -56,7 +56,7 @@ def images_behind(source: Path, ranking: "Ranking", data: Path | None) -> "DataF
     if is_run(source):
         return finished_run.data_of_run(source, data)
     if data is None:
-        raise UsageError(f"{source} does not tell where its images lie: give --data DATA")
+        raise UsageError(f"{source} does not record where its images are: give --data DATA")
     folders = open_data(data)
     for role, names, images in (
         ("query", ranking.queries, folders.query),
@@ -94,7 +94,7 @@ def read_truth(ranking: "Ranking", truth_options: TruthOptions) -> "Truth":
     from vizsla.score.truth import Truth, truth_of_folders
 
     if truth_options.labels and truth_options.labels_from:
-        raise UsageError("--labels and --labels-from exclude each other: give one")
+        raise UsageError("--labels and --labels-from are mutually exclusive: give one")
     one_set = truth_options.same_set or bool(ranking.origin.get("same_set"))
     labels = None
     if truth_options.data:

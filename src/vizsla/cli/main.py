@@ -26,13 +26,13 @@ from vizsla.errors import UsageError, VizslaError
 from vizsla.storage import storage_error
 
 INTERRUPTED = (
-    "interrupted; nothing is half-written. Run again, `embed`, `train` and `run --finetune` go on, "
-    "`run` starts anew (with --cache DIR nothing is embedded twice)"
+    "interrupted; nothing is half-written. Run again: `embed`, `train` and `run --finetune` "
+    "continue, `run` starts over (with --cache DIR nothing is embedded twice)"
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"vizsla {vizsla.__version__}")
         raise typer.Exit
 

@@ -4,7 +4,7 @@
     def embed(images: Path, choice: ModelChoice, training: Annotated[dict, Given(TuneConfig)]): ...
 
 The command line then has the options of ModelChoice, and the function gets the object. `Given` asks
-for a dict of those options alone that somebody has given.
+for a dict of only those options that were given.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Given:
     """A dict of the options of `cls` that were given.
 
     A name that the command has already gets the prefix `training_`; names in `shared` are left to
-    the command's own option. defaults: in words, where they are not those of `cls`.
+    the command's own option. defaults: in words, if they are not those of `cls`.
     """
 
     cls: type

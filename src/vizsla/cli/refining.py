@@ -54,7 +54,7 @@ def chain_of(
 
 
 def vectors_of(found: "Index", where: str) -> "Embeddings":
-    """The gallery's vectors; UsageError where they are on a server."""
+    """The gallery's vectors; UsageError if they are on a server."""
     from vizsla.search.folder_index import FolderIndex
 
     if not isinstance(found, FolderIndex):

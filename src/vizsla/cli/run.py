@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
 NOT_SWEPT = ("interpolation", "views", "whiten", "dim", "compiling", "refine", "refine_uses")
-VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # of use without training too
+VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # these also work without training
 
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
@@ -116,14 +116,14 @@ def _by_model(models: list[str], weights: list[str]) -> list[tuple[str, str]]:
 
 
 def _refuse_fusion(context: typer.Context) -> None:
-    """UsageError where one model is to be fused with itself."""
+    """UsageError if one model is to be fused with itself."""
     names = ("fusion", "fusion_weights", "fusion_whiten")
     if any(was_given(context, name) for name in names):
         raise UsageError("--fusion… joins several models: give --model twice or more")
 
 
 def _refuse_others(context: typer.Context, *allowed: str) -> None:
-    """UsageError where an option was given that would go unheeded."""
+    """UsageError if an option was given that would have no effect."""
     given = [
         option.opts[-1]
         for option in context.command.params
@@ -132,7 +132,7 @@ def _refuse_others(context: typer.Context, *allowed: str) -> None:
     if given:
         raise UsageError(
             f"--again repeats a run as it was, so {', '.join(given)} would change nothing: leave "
-            "it out, or start a new run without --again (DATA may be given, where it has moved)"
+            "it out, or start a new run without --again (give DATA if it has moved)"
         )
 
 
@@ -197,7 +197,7 @@ def train(
         int, typer.Option("--devices", min=1, help="Processes on this machine; 1 for torchrun.")
     ] = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew and replace an earlier training.")
+        bool, typer.Option("--overwrite", help="Start over and replace an earlier training.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -228,7 +228,7 @@ def train(
 
 
 def _next_run(data: Path, embedder: Path) -> str:
-    """The command that uses a tuned model, on the same data where it has a test part."""
+    """The command that uses a tuned model, on the same data if that has a test part."""
     from vizsla.run.inputs import has_layout
 
     place = str(data) if has_layout(data) else "YOUR_DATA"
@@ -264,7 +264,7 @@ def sweep(
         typer.Option(
             "--trials",
             min=0,
-            help="Search learning rates and losses instead, in so many trainings; an extra.",
+            help="Search learning rates and losses instead, in this many trainings; an extra.",
         ),
     ] = 0,
     figures: Annotated[

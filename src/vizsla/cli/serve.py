@@ -79,7 +79,7 @@ def serve(
         if about.token:
             typer.echo(f"token {about.token} (to change the gallery; shown this once)")
 
-    asked = serving.Source(
+    served = serving.Source(
         source, model=model, weights=choice.weights, pooling=choice.pooling,
         image_size=choice.image_size, images=images, labels=listing.labels,
         labels_from=listing.labels_from, class_folders=class_folders,
@@ -88,7 +88,7 @@ def serve(
     )  # fmt: skip
     with ProgressShown(quiet) as progress:
         serving.serve(
-            asked, host=host, port=port, token=token, allow_changes=allow_changes,
+            served, host=host, port=port, token=token, allow_changes=allow_changes,
             allow_hosts=tuple(allow_host or ()), per_minute=rate, most_k=most_k,
             body_bytes=int(max_body * 2**20), title=title, started=started, progress=progress,
         )  # fmt: skip

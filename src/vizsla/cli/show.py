@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import ProgressShown, app, log, print_json
-from vizsla.cli.inputs import images_behind, read_ranking
+from vizsla.cli.inputs import images_of_source, read_ranking
 from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
 from vizsla.errors import ModelError, UsageError
 from vizsla.options import ModelChoice
@@ -158,7 +158,7 @@ def show(
     """Draw a PNG for each query: the query on the left, its top k on the right."""
     if augmentations:
         if data is None:
-            raise UsageError("--augmentations draws training pictures: give their folder by --data")
+            raise UsageError("--augmentations draws training images: give their folder by --data")
         from vizsla.output.augmentation_sheet import draw_augmentations
 
         drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
@@ -173,7 +173,7 @@ def show(
 
     ranking = read_ranking(source)
     embedder = _embedder_behind(source, model) if why else None
-    folders = images_behind(source, ranking, data)
+    folders = images_of_source(source, ranking, data)
     truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
     if truth is None and is_run(source):
         truth = finished_run.truth_of_run(source)

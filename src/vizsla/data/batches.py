@@ -1,7 +1,7 @@
 """Images → batches of pixels, decoded by threads or child processes.
 
-Threads where the network needs the processor too: Pillow releases the interpreter lock while it
-decodes and resizes. Processes beside a GPU, where many cores only decode (see decoding.py).
+Threads if the network needs the processor too: Pillow releases the interpreter lock while it
+decodes and resizes. Processes beside a GPU, as many cores then only decode (see decoding.py).
 """
 
 import itertools
@@ -126,7 +126,7 @@ def in_chunks(positions: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _pin(pixels: Tensor) -> bool:
-    """Page-locks the memory; False where that is not possible."""
+    """Page-locks the memory; False if that is not possible."""
     if not torch.cuda.is_available():
         return False
     return int(torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.nbytes, 0)) == 0

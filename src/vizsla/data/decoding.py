@@ -30,7 +30,7 @@ from vizsla.storage import storage_error
 
 IMAGES_PER_TASK = 4
 TASK_TIMEOUT = 600.0  # seconds for one task of a child process
-Reasons = list[str | None]  # why each image is broken; None where it is not
+Reasons = list[str | None]  # why each image is broken; None if it is not
 
 
 class ThreadDecoder:
@@ -81,7 +81,7 @@ class ThreadDecoder:
 class ProcessDecoder:
     """The same in child processes, for many cores. Images must be files.
 
-    A decoder that crashes or hangs costs its image alone.
+    A decoder that crashes or hangs loses only its image.
     """
 
     def __init__(
@@ -143,9 +143,9 @@ class ProcessDecoder:
 
 
 class _SharedMemory:
-    """Pixels that several processes see: a file, in memory where the system has a folder for it.
+    """Pixels that several processes see: a file, in memory if the system has a folder for that.
 
-    Where a child process can inherit an open file, its name is deleted at once: nothing is left
+    If a child process can inherit an open file, its name is deleted at once: nothing is left
     behind, however this process ends.
     """
 

@@ -42,7 +42,7 @@ def make_demo(folder: str | Path, *, seed: int = 0) -> Path:
     """Writes training/, test/query/, test/gallery/ and labels.csv into `folder` and returns it.
 
     The same seed gives the same pictures. labels.csv names the domain (photo, drawn) of every
-    picture, those of the training part included. DataError where the folder holds something else.
+    image, those of the training part included. DataError if the folder holds something else.
     """
     folder = Path(folder)
     _claim(folder, seed)
@@ -74,7 +74,7 @@ def _claim(folder: Path, seed: int) -> None:
 
 
 def _pictures(seed: int) -> Iterator[tuple[str, str, str, str, Image.Image]]:
-    """(role, file, label, domain, picture) of the whole data set, role after role."""
+    """(role, file, label, domain, image) of the whole data set, role after role."""
     names = list(things())
     for label in names:
         for domain, extension in (("photo", "jpg"), ("drawn", "png")):
@@ -93,7 +93,7 @@ def _pictures(seed: int) -> Iterator[tuple[str, str, str, str, Image.Image]]:
 
 
 def _picture(label: str, domain: str, seed: int, i: int) -> Image.Image:
-    # A generator for each picture: more of them would not change the others.
+    # A generator for each image: more of them would not change the others.
     rng = np.random.default_rng([seed, list(things()).index(label), domain == "drawn", i])
     parts = _placed(things()[label], rng)
     return _photo(parts, rng) if domain == "photo" else _drawing(parts, rng)
@@ -152,9 +152,9 @@ def _photo(parts: list[Part], rng: np.random.Generator) -> Image.Image:
     light = rng.normal(0, 1, 2)
     light /= np.linalg.norm(light)
     canvas *= 1 - 0.45 * _shadow(whole, light)[..., None]
-    behind = canvas.mean()
+    background = canvas.mean()
     for mask in masks:
-        colour = _colour_apart_from(behind, rng)
+        colour = _colour_apart_from(background, rng)
         surface = colour * (1 + 0.06 * _cloud(rng, 14) + _relief(mask, light))[..., None]
         alpha = np.asarray(mask, np.float32)[..., None] / 255
         canvas = canvas * (1 - alpha) + np.clip(surface, 0.02, 1) * alpha
@@ -224,7 +224,7 @@ def _drawing(parts: list[Part], rng: np.random.Generator) -> Image.Image:
     width = int(rng.integers(6, 9))
     for part in parts:
         if not part.is_line:
-            page.paste(255, mask=_mask(part, width))  # hides what is behind
+            page.paste(255, mask=_mask(part, width))  # hides the parts drawn before
         outlines = [part.outline] if part.hole is None else [part.outline, part.hole]
         for outline in outlines:
             _stroke(page, outline, rng, width, closed=not part.is_line)
@@ -319,7 +319,7 @@ def _mirrored(*numbers: float) -> Part:
 
 @cache
 def things() -> dict[str, list[Part]]:
-    """Class → its parts, those behind first. Names in sorted order."""
+    """Class → its parts in drawing order, back to front. Names in sorted order."""
     both = (-1, 1)  # sides
     parts: dict[str, list[Part]] = {}
     # fmt: off

@@ -37,13 +37,13 @@ FileHash = tuple[bytes, int]  # 32 bytes, and `state_of` the file; UNREADABLE an
 def state_of(found: os.stat_result) -> int:
     """Another number once a file is written to, or another one takes its place; never 0.
 
-    Made from size and times, without the inode, which some network file systems invent anew.
+    Made from size and times, without the inode, which some network file systems reassign.
     """
     return hash((found.st_size, found.st_mtime_ns, found.st_ctime_ns)) or 1
 
 
 def current_state(path: str) -> int:
-    """`state_of` the file that is there now; 0 where there is none."""
+    """`state_of` the file that is there now; 0 if there is none."""
     try:
         return state_of(os.stat(path))  # noqa: PTH116 (a Path takes as long to make)
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def _hash_here(paths: Sequence[str], cancelled: threading.Event) -> list[FileHas
 def _hash_in_child(
     pool: ProcessPool, paths: Sequence[str], cancelled: threading.Event
 ) -> list[FileHash]:
-    """In this process where the child fails."""
+    """In this process if the child fails."""
     try:
         reply, body = pool.run({"paths": paths}, timeout=REQUEST_TIMEOUT)
         digests = [body[start : start + 32] for start in range(0, len(body), 32)]

@@ -1,4 +1,4 @@
-"""One file → one upright RGB picture, or a reason in plain words why it cannot be read.
+"""One file → one upright RGB image, or a reason in plain words why it cannot be read.
 
 Knows nothing of labels or tensors. A file from a stranger may be broken, huge or hostile: only the
 formats below are tried, the size is checked before pixels are decoded, and no program is started.
@@ -60,17 +60,17 @@ PLUGINS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "JPEG2000")
 
 
-# ── reading one picture ──────────────────────────────────────────────────────────────────────────
+# ── reading one image ──────────────────────────────────────────────────────────────────────────
 
 
 def read_image(
     path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
 ) -> Image.Image:
-    """The picture as people see it: RGB, turned upright by EXIF, alpha on white, first frame only.
+    """The image as people see it: RGB, turned upright by EXIF, alpha on white, first frame only.
 
     Raises ImageError, whose message is only the reason, for whatever cannot be read.
     A truncated file counts as broken, however little is missing: the grey rest would give a
-    misleading vector. A broken EXIF block is ignored: the picture is not turned.
+    misleading vector. A broken EXIF block is ignored: the image is not turned.
     16 bits become 8 by scaling, never by clipping. Grey values without a known range (32-bit
     integers, floats) are read as 0…1, 0…255 or 0…65535, whichever they fit, else stretched.
     at_least: a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, but with
@@ -81,9 +81,9 @@ def read_image(
 
 @dataclass(frozen=True)
 class Reduced:
-    """A picture that may have been decoded at a reduced size.
+    """An image that may have been decoded at a reduced size.
 
-    whole: its full (width, height). box: (left, top, right, bottom) of the picture in `image`:
+    whole: its full (width, height). box: (left, top, right, bottom) of the image in `image`:
     reduced decoding rounds sides up, so the last column may be half empty.
     """
 
@@ -93,14 +93,14 @@ class Reduced:
 
     @staticmethod
     def of(image: Image.Image) -> "Reduced":
-        """A picture that was decoded at its full size."""
+        """An image that was decoded at its full size."""
         return Reduced(image, image.size, (0, 0, *image.size))
 
 
 def read_reduced(
     path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
 ) -> Reduced:
-    """As `read_image`, with the position of the whole picture in the reduced one."""
+    """As `read_image`, with the position of the whole image in the reduced one."""
     return _from_file(path, max_pixels, functools.partial(_decode, at_least=at_least))
 
 
@@ -115,7 +115,7 @@ class Header:
 
 
 def read_header(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header alone: the pixels may still be broken. Raises what `read_image` does."""
+    """The header only: the pixels may still be broken. Raises what `read_image` does."""
     return _from_file(path, max_pixels, _header)
 
 
@@ -140,14 +140,14 @@ def _open(path: str | Path | bytes) -> BinaryIO:
 
 
 def _size_of_file(path: str | Path | bytes, max_pixels: int) -> int:
-    """Bytes; ImageError for what is no file, or too large to hold one picture of `max_pixels`."""
+    """Bytes; ImageError for what is no file, or too large to hold one image of `max_pixels`."""
     n_bytes = len(path) if isinstance(path, bytes) else _size_on_disk(path)
     if n_bytes == 0:
         raise ImageError("the file is empty (0 bytes)")
     limit = 2**26 + 16 * max_pixels  # some decoders read the whole file into memory first
     if n_bytes > limit:
         raise ImageError(
-            f"the file has {n_bytes:,} bytes, more than a picture of {max_pixels:,} pixels "
+            f"the file has {n_bytes:,} bytes, more than an image of {max_pixels:,} pixels "
             "needs (raise --max-pixels to read it)"
         )
     return n_bytes
@@ -159,7 +159,7 @@ def _size_on_disk(path: str | Path) -> int:
     except (OSError, ValueError) as error:
         raise ImageError(_system_reason(error)) from error
     if stat.S_ISDIR(found.st_mode):
-        raise ImageError("a folder, not a picture")
+        raise ImageError("a folder, not an image")
     if not stat.S_ISREG(found.st_mode):
         raise ImageError("not a regular file")  # opening a pipe would wait for ever
     return found.st_size
@@ -195,7 +195,7 @@ def _header(file: BinaryIO, kind: str, max_pixels: int) -> Header:
 
 
 def _opened(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:
-    """Opened, but not decoded yet; ImageError where it has too many pixels."""
+    """Opened, but not decoded yet; ImageError if it has too many pixels."""
     if kind == "ICO":  # Pillow unpacks icons while it opens them
         _check_pixels(_size_inside_icon(file), max_pixels)
     file.seek(0)
@@ -235,7 +235,7 @@ def _size_inside_icon(file: BinaryIO) -> tuple[int, int]:
         width, height = struct.unpack("<HH", head[4:8])
     else:
         width, height = struct.unpack("<ii", head[4:12])
-        height //= 2  # includes the transparency mask below the picture
+        height //= 2  # includes the transparency mask below the image
     return abs(width), abs(height)
 
 
@@ -299,15 +299,15 @@ _SYSTEM_REASONS = (
     MISSING, NO_PERMISSION, CANNOT_BE_READ, CANNOT_BE_OPENED, TAR_MISSING, TAR_UNREADABLE
 )  # fmt: skip
 _NOT_PICTURES = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the picture itself: run `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the image itself: run `git lfs pull`"),
     (b"%!PS", "PostScript, which is not read because it is a program"),
-    (b"%PDF", "a PDF document, not a picture"),
+    (b"%PDF", "a PDF document, not an image"),
     (b"8BPS", "a Photoshop document: save it as PNG or JPEG"),
-    (b"PK\x03\x04", "a ZIP archive, not a picture"),
-    (b"<!doctype html", "a web page, not a picture"),
-    (b"<html", "a web page, not a picture"),
+    (b"PK\x03\x04", "a ZIP archive, not an image"),
+    (b"<!doctype html", "a web page, not an image"),
+    (b"<html", "a web page, not an image"),
     (b"<svg", "an SVG drawing: save it as PNG"),
-    (b"<?xml", "an XML document, not a picture"),
+    (b"<?xml", "an XML document, not an image"),
 )
 
 _PLAIN_WORDS = {
@@ -324,7 +324,7 @@ _PLAIN_WORDS = {
 
 
 def _kind_of(head: bytes) -> str:
-    """The format's name by its first bytes; ImageError where they are those of no picture."""
+    """The format's name by its first bytes; ImageError if they are those of no image."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in _NOT_PICTURES:
         if start.startswith(magic.lower()):
@@ -347,7 +347,7 @@ def _kind_of(head: bytes) -> str:
 
 
 def _reason(error: Exception, kind: str, n_bytes: int, max_pixels: int) -> str:
-    """What went wrong in plain words; in the decoder's words where no others are known."""
+    """What went wrong in plain words; in the decoder's words if there are no others."""
     text = " ".join(str(error).split())
     lowered = text.lower()
     if isinstance(error, Image.DecompressionBombError):
@@ -359,7 +359,7 @@ def _reason(error: Exception, kind: str, n_bytes: int, max_pixels: int) -> str:
         return "not enough memory to unpack it"
     if isinstance(error, UnidentifiedImageError):
         if kind == "image":
-            return "not a picture, or of a format that is not read"
+            return "not an image, or of a format that is not read"
         return f"damaged {kind} header, or a rare sort of {kind} that is not read"
     cut = isinstance(error, EOFError | struct.error) or "not large enough" in lowered
     if cut or "truncated" in lowered or "unexpected end" in lowered:
@@ -367,8 +367,8 @@ def _reason(error: Exception, kind: str, n_bytes: int, max_pixels: int) -> str:
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return _system_reason(error)
     plain = next((ours for theirs, ours in _PLAIN_WORDS.items() if theirs in lowered), None)
-    said = plain or (text[:97] + "…" if len(text) > 98 else text)
-    return f"damaged {kind} data ({said or type(error).__name__})"
+    reason = plain or (text[:97] + "…" if len(text) > 98 else text)
+    return f"damaged {kind} data ({reason or type(error).__name__})"
 
 
 def _system_reason(error: Exception) -> str:
@@ -382,5 +382,5 @@ def _system_reason(error: Exception) -> str:
 
 
 def is_system_reason(reason: str) -> bool:
-    """Whether the system failed and not the picture: it may be readable later, or elsewhere."""
+    """Whether the system failed and not the image: it may be readable later, or elsewhere."""
     return reason.startswith(_SYSTEM_REASONS)

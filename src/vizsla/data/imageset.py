@@ -1,4 +1,4 @@
-"""Folders and tables → ImageSet: ids, labels and attributes, sorted by id. Opens no picture.
+"""Folders and tables → ImageSet: ids, labels and attributes, sorted by id. Opens no image.
 
 Names in a table may be wrong, missing or repeated; the messages here say which.
 """
@@ -65,7 +65,7 @@ class Source(Protocol):
         """Whether reading waits for a network: then many reads at once are faster."""
 
     def read(self, name: str) -> bytes:
-        """ImageError where this one image cannot be read, StorageError where none can."""
+        """ImageError if this one image cannot be read, StorageError if none can."""
 
     def version(self, name: str) -> bytes:
         """Bytes that change when the image does, found without reading all of it."""
@@ -78,7 +78,7 @@ class Source(Protocol):
         """Only these images: small enough to be sent to another machine."""
 
     def require_available(self) -> None:
-        """DataError where all of it is gone."""
+        """DataError if all of it is gone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class ImageSet:
     """ids: N posix paths below root, sorted as UTF-8 bytes. attributes: N rows, or no columns.
 
     links_outside: links that lead out of the root and were not followed.
-    source: gives the images, where they are not files below `root`.
+    source: gives the images if they are not files below `root`.
     """
 
     root: Path
@@ -107,7 +107,7 @@ class ImageSet:
 
     @property
     def labels(self) -> list[str | None] | None:
-        """N labels, None for an unknown one; None where there are no labels at all."""
+        """N labels, None for an unknown one; None if there are no labels at all."""
         if "label" not in self.attributes.column_names:
             return None
         labels: list[str | None] = self.attributes["label"].to_pylist()
@@ -139,7 +139,7 @@ class ImageSet:
         return str(self.root) if self.source is None else self.source.location
 
     def require_available(self) -> None:
-        """DataError where the folder of images is gone, as when a disk was unmounted."""
+        """DataError if the folder of images is gone, as when a disk was unmounted."""
         if self.source is not None:
             self.source.require_available()
         elif not self.root.is_dir():
@@ -235,7 +235,7 @@ class ImageSet:
 
         Names are relative to `root` (default: the table's folder, or test/<role> beside it), or
         absolute. role: only the rows with this role or none. Files that do not exist are kept,
-        with a warning, and are broken when they are read; DataError where none exists.
+        with a warning, and are broken when they are read; DataError if none exists.
         """
         table = read_table(path)
         if role is not None:
@@ -276,7 +276,7 @@ class DataFolders:
 def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
     """The sets of a folder with the layout above, or of its parent (`…/data`).
 
-    DataError where the layout differs: it shows what was expected and what was found.
+    DataError if the layout differs: it shows what was expected and what was found.
     """
     data = _data_folder(Path(folder))
     training = data / "training"
@@ -450,7 +450,7 @@ def _resolved(base: str, name: str) -> tuple[str, bool]:
 
 
 def _root_of(files: Sequence[str], base: str, *, fixed: bool) -> str:
-    """`base`, or the folder that holds all files where some are outside it."""
+    """`base`, or the folder that holds all files if some are outside it."""
     outside = [file for file in files if not file.startswith(base.rstrip(os.sep) + os.sep)]
     if not outside:
         return base

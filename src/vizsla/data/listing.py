@@ -50,7 +50,7 @@ def list_images(root: str | Path, *, follow_links: bool = False) -> Listing:
     """All images below `root`, by name; they are not opened.
 
     A link to a file below the root is one more image. A linked folder is listed once, under its
-    real name where that is below the root, so cyclic links end. A link that leads nowhere is
+    real name if that is below the root, so cyclic links end. A link that leads nowhere is
     listed too, and is broken when it is read. DataError for no folder, or no images in it.
     """
     start = Path(root)

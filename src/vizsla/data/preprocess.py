@@ -1,4 +1,4 @@
-"""A picture → the tensor that a network expects. Knows only sizes and colours, no networks."""
+"""An image → the tensor that a network expects. Knows only sizes and colours, no networks."""
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an RGB picture becomes a (3, H, W) float32 tensor.
+    """How an RGB image becomes a (3, H, W) float32 tensor.
 
     mode "crop": the shorter side is brought to `resize`, the aspect ratio kept, and the centre
     of `size` (H, W) cut out. mode "squash": both sides are brought to `resize` (or to `size`
@@ -53,7 +53,7 @@ class Preprocess:
 
     @cached_property
     def framing(self) -> Framing:
-        """What happens to a picture before it becomes a tensor."""
+        """What happens to an image before it becomes a tensor."""
         return Framing(self.size, self.resize, self.mode, self.interpolation)
 
     def normalised(self, pixels: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from vizsla.errors import DataError, ImageError, StorageError
 log = logging.getLogger("vizsla.images")
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-BLOCK_BYTES = 8 * 2**20  # of one request, where many small parts of a large file are read
+BLOCK_BYTES = 8 * 2**20  # of one request, when many small parts of a large file are read
 KEPT_BLOCKS = 16  # of all files together; more than are read at once
 PARALLEL_READS = 16  # from one store
 _VERSION_KEYS = ("mtime", "LastModified", "updated", "last_modified", "ETag", "etag", "created")
@@ -68,7 +68,7 @@ class ArrowFileSystem(ArrowFSWrapper):
 def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it.
 
-    DataError where nothing knows the scheme, StorageError where it cannot be reached.
+    DataError if nothing knows the scheme, StorageError if it cannot be reached.
     """
     reason: Exception | None = None
     if not url.startswith(("file:", "local:")):  # fsspec's own reads any file name
@@ -91,7 +91,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 def image_set_from_url(url: str, *, class_folders: bool = False) -> ImageSet:
     """All images below a URL, hidden ones left out.
 
-    class_folders: the first folder is the label. DataError where there are no images.
+    class_folders: the first folder is the label. DataError if there are no images.
     """
     filesystem, top = open_filesystem(url)
     versions = {
@@ -117,7 +117,7 @@ def image_set_from_url(url: str, *, class_folders: bool = False) -> ImageSet:
 def list_files(filesystem: Any, top: str, url: str) -> list[tuple[str, str]]:
     """(name below `top`, version) of each file. A version is its size, and what dates it.
 
-    DataError where there is no such folder, StorageError where it cannot be listed.
+    DataError if there is no such folder, StorageError if it cannot be listed.
     """
     try:
         filesystem.invalidate_cache()
@@ -161,7 +161,7 @@ class RemoteFolder:
         return True
 
     def read(self, name: str) -> bytes:
-        """DataError where it has another size than when it was listed."""
+        """DataError if it has another size than when it was listed."""
         data = read_file(self.filesystem, f"{self.top.rstrip('/')}/{name}", self.location)
         listed = self._version(name).partition(" ")[0]
         if listed.isdigit() and int(listed) != len(data):
@@ -193,7 +193,7 @@ class RemoteFolder:
 
 
 def read_file(filesystem: Any, path: str, location: str) -> bytes:
-    """ImageError where the file is not there, StorageError where the store does not answer."""
+    """ImageError if the file is not there, StorageError if the store does not answer."""
     try:
         data: bytes = filesystem.cat_file(path)
         return data
@@ -206,8 +206,8 @@ def read_file(filesystem: Any, path: str, location: str) -> bytes:
 def _read_error(path: str, location: str, error: Exception) -> StorageError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return StorageError(
-        f"cannot read {path} of {location}: {reason}. Run the same command again, it goes on where "
-        "it stopped; a file that can never be read is left out with --exclude"
+        f"cannot read {path} of {location}: {reason}. Run the same command again: it continues "
+        "where it stopped; a file that can never be read is left out with --exclude"
     )
 
 
@@ -225,7 +225,7 @@ class BlockReader:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def size(self, path: str) -> int:
-        """Bytes of the file, requested once; DataError where there is no such file."""
+        """Bytes of the file, requested once; DataError if there is no such file."""
         if path not in self._sizes:
             try:
                 info = self.filesystem.info(path)
@@ -239,7 +239,7 @@ class BlockReader:
         return self._sizes[path]
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Shorter where the file ends before."""
+        """Shorter if the file ends before."""
         first, last = offset // BLOCK_BYTES, (offset + max(size, 1) - 1) // BLOCK_BYTES
         if last - first >= KEPT_BLOCKS:
             return self._fetch(path, offset, size)

@@ -1,4 +1,4 @@
-"""A picture → the pixels of a network's input: resized, the centre cropped. Imports no torch, so
+"""An image → the pixels of a network's input: resized, the centre cropped. Imports no torch, so
 that a child process that only decodes starts fast and stays small.
 """
 
@@ -30,28 +30,28 @@ class Framing:
     interpolation: str
 
     def read(self, path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """(H, W, 3) uint8 of a file; ImageError with the reason where it cannot be read.
+        """(H, W, 3) uint8 of a file; ImageError with the reason if it cannot be read.
 
-        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, where that is still REDUCED times
+        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if that is still REDUCED times
         what is needed: two to four times as fast, and within REDUCED_BOUND.
         """
         return self.of_reduced(self.reduced(path, max_pixels=max_pixels))
 
     def reduced(self, path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Reduced:
-        """The picture as `read` decodes it."""
+        """The image as `read` decodes it."""
         return read_reduced(path, max_pixels=max_pixels, at_least=self.least_side)
 
     @property
     def least_side(self) -> int:
-        """The shortest side that a reduced picture may have."""
+        """The shortest side that a reduced image may have."""
         return round(REDUCED * (self.resize or max(self.size)))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) uint8 of an RGB picture."""
+        """(H, W, 3) uint8 of an RGB image."""
         return self.of_reduced(Reduced.of(image))
 
     def of_reduced(self, found: Reduced) -> np.ndarray:
-        """(H, W, 3) uint8 of a picture that may have been decoded smaller: sizes and positions are
+        """(H, W, 3) uint8 of an image that may have been decoded smaller: sizes and positions are
         those of the whole one, to a fraction of a pixel."""
         wide, high = found.whole
         kept = _without_long_ends(wide, high) if self.mode == "crop" else (0, 0, wide, high)
@@ -67,7 +67,7 @@ class Framing:
         return np.asarray(scaled.crop((left, top, left + width, top + height)))
 
     def scaled(self, wide: int, high: int) -> tuple[int, int]:
-        """Width and height of the whole picture after resizing, before the centre is cut out."""
+        """Width and height of the whole image after resizing, before the centre is cut out."""
         if self.mode == "squash":
             height, width = (self.resize, self.resize) if self.resize else self.size
             return width, height
@@ -86,7 +86,7 @@ def _without_long_ends(wide: int, high: int) -> tuple[int, int, int, int]:
 
 
 def _inside(kept: tuple[int, int, int, int], found: Reduced) -> tuple[float, float, float, float]:
-    """A box of the whole picture, in the coordinates of the reduced one."""
+    """A box of the whole image, in the coordinates of the reduced one."""
     wide, high = found.whole
     left, top, right, bottom = found.box
     across, down = (right - left) / wide, (bottom - top) / high

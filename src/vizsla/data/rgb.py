@@ -1,4 +1,4 @@
-"""A picture of any mode → upright RGB. Knows Pillow's modes, nothing of files."""
+"""An image of any mode → upright RGB. Knows Pillow's modes, nothing of files."""
 
 import logging
 from typing import Any
@@ -21,14 +21,14 @@ SIDEWAYS = tuple(TURNS[i] for i in (5, 6, 7, 8))  # they swap width and height
 
 
 def upright_transpose(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that makes it upright, by its EXIF block; None where none is needed."""
+    """The transposition that makes it upright, by its EXIF block; None if none is needed."""
     return TURNS.get(_orientation(image))
 
 
 def transposed_box(
     box: tuple[float, float, float, float], size: tuple[int, int], turn: Image.Transpose | None
 ) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) of a picture of this size after its transposition."""
+    """The box (left, top, right, bottom) of an image of this size after its transposition."""
     left, top, right, bottom = box
     wide, high = size
     mirrored, flipped = (wide - right, wide - left), (high - bottom, high - top)
@@ -45,7 +45,7 @@ def transposed_box(
 
 
 def to_upright_rgb(image: Image.Image, rawmode: str) -> Image.Image:
-    """Upright RGB from a picture whose pixels are loaded. rawmode: see `rawmode_of`."""
+    """Upright RGB from an image whose pixels are loaded. rawmode: see `rawmode_of`."""
     turn = upright_transpose(image)
     rgb = _to_rgb(image, rawmode)
     if turn is not None:
@@ -61,7 +61,7 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(0x0112, 1)
         return int(value)
     except Exception as error:  # EXIF is a file format of its own, and often broken
-        log.debug("EXIF cannot be read (%s): the picture is not turned", error)
+        log.debug("EXIF cannot be read (%s): the image is not turned", error)
         return 1
 
 

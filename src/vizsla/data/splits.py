@@ -1,6 +1,6 @@
 """Labelled images → a training part and a validation part that imitates the test part.
 
-Split by class where the test classes will be new, by image where they are the training classes.
+Split by class if the test classes will be new, by image if they are the training classes.
 Knows labels, groups and domains, opens no image. A split depends only on its seed and the ids.
 """
 
@@ -18,12 +18,12 @@ log = logging.getLogger("vizsla.splits")
 KINDS = ("new-classes", "seen-classes")
 SHARE = 0.2  # of the images goes to validation, at most
 DRAWS = 3
-QUERY_SHARE = 0.2  # of the held-out images are queries, where the test part is unknown
+QUERY_SHARE = 0.2  # of the held-out images are queries, if the test part is unknown
 
 
 @dataclass(frozen=True)
 class Target:
-    """The test part that validation imitates; None where it is not known."""
+    """The test part that validation imitates; None if it is not known."""
 
     queries: int | None = None
     gallery: int | None = None
@@ -75,10 +75,10 @@ def split(
     share: float = SHARE,
     seed: int = 0,
 ) -> Split:
-    """Holds out about `share` of the images (fewer where the test part is smaller).
+    """Holds out about `share` of the images (fewer if the test part is smaller).
 
     Images of one group are never both trained on and held out. Every query has a relevant image in
-    its gallery. DataError where the images do not allow such a split.
+    its gallery. DataError if the images do not allow such a split.
     """
     if validate_on not in KINDS:
         raise UsageError(f"validate on {validate_on!r}: choose {' or '.join(KINDS)}")
@@ -112,7 +112,7 @@ class _Columns:
 
 
 def class_codes(images: ImageSet) -> np.ndarray:
-    """(N,) int64: the number of each image's class. DataError where a label is missing."""
+    """(N,) int64: the number of each image's class. DataError if a label is missing."""
     labels = images.labels
     if labels is None:
         raise DataError(f"{images.root} has no labels: training needs one for every image")
@@ -126,7 +126,7 @@ def class_codes(images: ImageSet) -> np.ndarray:
 
 
 def domain_codes(images: ImageSet) -> np.ndarray | None:
-    """(N,) int64: the number of each image's domain; None where no domains are known."""
+    """(N,) int64: the number of each image's domain; None if no domains are known."""
     if "domain" not in images.attributes.column_names:
         return None
     return _codes(images, "domain", default=np.arange(len(images)))
@@ -169,8 +169,8 @@ def _hold_out_classes(columns: _Columns, share: float, rng: np.random.Generator)
     usable = np.flatnonzero(_can_be_queried(columns))
     if len(usable) < 2 or len(sizes) < 4:
         raise DataError(
-            f"{len(sizes)} classes, of which {len(usable)} have enough images to be queried: "
-            "validating on new classes needs 4 and 2. Use --validate-on seen-classes, or more data"
+            f"{len(sizes)} classes, {len(usable)} with enough images for a query: validating "
+            "on new classes needs 4 and 2. Use --validate-on seen-classes, or more data"
         )
     max_classes = len(sizes) - 2
     chosen: list[int] = []
@@ -270,7 +270,7 @@ def _draw(
 def _divided(
     members: np.ndarray, columns: _Columns, query_share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and gallery of one class; whole groups where there is more than one."""
+    """Queries and gallery of one class; whole groups if there is more than one."""
     can_query, can_answer = columns.can_query[members], columns.can_answer[members]
     either = members[can_query & can_answer]
     groups = columns.groups[either]

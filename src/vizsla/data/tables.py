@@ -89,7 +89,7 @@ def names_files(text: str) -> bool:
 def read_labels(path: str | Path) -> pa.Table:
     """Columns file, [label], [role] and any others, all strings; empty is null.
 
-    Files are posix paths. Where all of a role's files start with `…/query/` (or gallery, training)
+    Files are posix paths. If all of a role's files start with `…/query/` (or gallery, training)
     they are cut to what follows; without a role column, such paths give the role.
     """
     table = read_table(path)
@@ -112,10 +112,10 @@ def read_labels(path: str | Path) -> pa.Table:
 
 
 def labels_for(ids: Sequence[str], table: pa.Table, role: str | None) -> list[str | None]:
-    """The label of each id, None where `table` (see read_labels) has none.
+    """The label of each id, None if `table` (see read_labels) has none.
 
     Rows of another role do not count, rows without a role count for all. role None: all rows.
-    DataError where two rows give one image different labels.
+    DataError if two rows give one image different labels.
     """
     if "label" not in table.column_names:
         raise DataError(
@@ -130,7 +130,7 @@ def labels_for(ids: Sequence[str], table: pa.Table, role: str | None) -> list[st
 def attributes_for(
     ids: Sequence[str], table: pa.Table, role: str | None, *, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """N rows of `columns` (default: all but file, label and role), null where no row has one."""
+    """N rows of `columns` (default: all but file, label and role), null if no row has one."""
     if role is not None and "role" in table.column_names:
         table = table.filter(pc.fill_null(pc.equal(table["role"], role), True))
     rows = row_of_each(texts(table, "file"), table, "the labels file")
@@ -141,7 +141,7 @@ def attributes_for(
 
 
 def labels_from_pattern(ids: Sequence[str], pattern: str = "{label}_{n}") -> list[str | None]:
-    """The label in each file name, None where the name does not fit.
+    """The label in each file name, None if the name does not fit.
 
     `{label}` is any text and `{n}` digits: with `{label}_{n}`, `big_cat_12.jpg` is a `big_cat`.
     Folders and extension do not count.
@@ -185,13 +185,13 @@ def _unquoted(line: str) -> str:
 
 
 def texts(table: pa.Table, name: str) -> list[Any]:
-    """The strings of one column, None where it is null."""
+    """The strings of one column, None if it is null."""
     values: list[Any] = table[name].to_pylist()
     return values
 
 
 def take_rows(table: pa.Table, rows: Sequence[int | None]) -> pa.Table:
-    """These rows as attributes; null where the row is None.
+    """These rows as attributes; null if the row is None.
 
     Embeddings keep their own columns `id` and `vector`, so an attribute cannot have these names.
     """
@@ -200,7 +200,7 @@ def take_rows(table: pa.Table, rows: Sequence[int | None]) -> pa.Table:
 
 
 def rows_of_role(table: pa.Table, role: str, path: str | Path) -> pa.Table:
-    """The rows with this role or none; DataError where there are none. path: for the message."""
+    """The rows with this role or none; DataError if there are none. path: for the message."""
     if "role" not in table.column_names:
         return table
     roles = pc.utf8_lower(table["role"])
@@ -212,7 +212,7 @@ def rows_of_role(table: pa.Table, role: str, path: str | Path) -> pa.Table:
 
 
 def row_of_each(names: Sequence[str], table: pa.Table, origin: str) -> dict[str, int]:
-    """Name → its first row; DataError where another row of the name has another label."""
+    """Name → its first row; DataError if another row of the name has another label."""
     labels = table["label"].to_pylist() if "label" in table.column_names else [None] * len(names)
     rows: dict[str, int] = {}
     conflicts = []

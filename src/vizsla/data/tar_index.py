@@ -39,10 +39,10 @@ class TarReader(Protocol):
     """What reads tar files, wherever they are."""
 
     def open(self, path: str) -> BinaryIO:
-        """The file from its start; DataError where it cannot be read."""
+        """The file from its start; DataError if it cannot be read."""
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """A part of it; shorter where the file ends before."""
+        """A part of it; shorter if the file ends before."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ def read_tar_index(tar: str, folder: str, reader: TarReader) -> TarContents:
 def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Headers of the relevant members that are not hidden, also of tar files joined to the first.
 
-    TarError where one is not complete to its end mark."""
+    TarError if one is not complete to its end mark."""
     start: int | None = 0
     while start is not None:
         file.seek(start)
@@ -248,7 +248,7 @@ class _Members:
 
 
 def _link_target(info: tarfile.TarInfo) -> str | None:
-    """The name that a link leads to; None where that is outside the tar file."""
+    """The name that a link leads to; None if that is outside the tar file."""
     if info.islnk():
         return info.linkname.removeprefix("./")
     target = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))

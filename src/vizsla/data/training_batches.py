@@ -94,7 +94,7 @@ class BatchPlan:
         return np.concatenate(parts)
 
     def _from_class(self, members: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-        """k images of one class, its domains in turn; repeated where the class has fewer."""
+        """k images of one class, its domains in turn; repeated if the class has fewer."""
         shuffled = rng.permutation(members)
         if self.domains is not None:
             domains = self.domains[shuffled]
@@ -156,7 +156,7 @@ SHARE_OF_MEMORY = 0.25  # of the free memory may be filled with images
 class ImageCache:
     """`cache[i]`: the i-th image of a set, RGB, its shorter side `short_side` at most.
 
-    ImageError where an image cannot be read. Several threads may read at once.
+    ImageError if an image cannot be read. Several threads may read at once.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class ImageCache:
 
 
 def available_memory() -> int | None:
-    """Bytes that a program can allocate without swapping; None where that is unknown."""
+    """Bytes that a program can allocate without swapping; None if that is unknown."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -142,7 +142,7 @@ class TarImages:
         return bisect.bisect_left(self.names, name)
 
     def read(self, name: str) -> bytes:
-        """The bytes of an image; ImageError where they are missing or damaged."""
+        """The bytes of an image; ImageError if they are missing or damaged."""
         i = self._number(name)
         if i in self.broken:
             raise ImageError(self.broken[i])
@@ -184,7 +184,7 @@ class TarImages:
         )  # fmt: skip
 
     def require_available(self) -> None:
-        """DataError where the folder of the tar files is gone."""
+        """DataError if the folder of the tar files is gone."""
         self.files.require_available()
 
 
@@ -221,7 +221,7 @@ def _split_url(pattern: str) -> tuple[str, str, str]:
 
 
 def _matching_tars(pattern: str, files: "TarStorage") -> list[str]:
-    """Paths, sorted; DataError where there is none."""
+    """Paths, sorted; DataError if there is none."""
     found: list[str] = []
     for each in _braces(pattern):
         found += files.matching(each) if any(sign in each for sign in "*?[") else [each]
@@ -277,7 +277,7 @@ def _folder_names(tars: Sequence[str]) -> dict[str, str]:
     return {tar: "/".join(p[common:]) for tar, p in zip(tars, parts, strict=True)}
 
 
-# ── where they are ───────────────────────────────────────────────────────────────────────────────
+# ── local folders and object stores ───────────────────────────────────────────────────────────────
 
 
 class TarStorage(TarReader, Protocol):
@@ -288,7 +288,7 @@ class TarStorage(TarReader, Protocol):
         """Whether they are read over a network."""
 
     def sample(self, path: str, offset: int, size: int) -> bytes:
-        """Bytes that change with the content; none where reading them takes long."""
+        """Bytes that change with the content; none if reading them takes long."""
 
     def state(self, path: str) -> int:
         """A number that changes when the file does, as in `Source.states`."""
@@ -300,7 +300,7 @@ class TarStorage(TarReader, Protocol):
         """The path as seen from any folder."""
 
     def require_available(self) -> None:
-        """DataError where all of it is gone."""
+        """DataError if all of it is gone."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ class LocalTars:
     is_remote: ClassVar[bool] = False
 
     def open(self, path: str) -> BinaryIO:
-        """The file from its start; DataError where it cannot be read."""
+        """The file from its start; DataError if it cannot be read."""
         try:
             return open(open_regular(path), "rb")  # noqa: PTH123 (a descriptor)
         except (OSError, ValueError) as error:
@@ -319,7 +319,7 @@ class LocalTars:
             raise DataError(f"cannot read {path}: {reason}") from error
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """A part of it, shorter where the file ends before; ImageError where it cannot be read."""
+        """A part of it, shorter if the file ends before; ImageError if it cannot be read."""
         try:
             with open(open_regular(path), "rb", buffering=0) as file:  # noqa: PTH123
                 file.seek(offset)
@@ -346,7 +346,7 @@ class LocalTars:
         return os.path.abspath(path)  # noqa: PTH100 (links stay as they are)
 
     def require_available(self) -> None:
-        """DataError where the folder of the tar files is gone."""
+        """DataError if the folder of the tar files is gone."""
         if not Path(self.folder).is_dir():
             raise DataError(
                 f"{self.folder} is gone, so its tar files cannot be read: when it is back, run the "
@@ -363,11 +363,11 @@ class RemoteTars:
         self.location, self.blocks = location, BlockReader(filesystem, location)
 
     def open(self, path: str) -> BinaryIO:
-        """The file from its start; DataError where it cannot be read."""
+        """The file from its start; DataError if it cannot be read."""
         return io.BufferedReader(_SeekableFile(path, self.blocks))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """A part of it, shorter where the file ends before; ImageError where it cannot be read."""
+        """A part of it, shorter if the file ends before; ImageError if it cannot be read."""
         return self.blocks.read(path, offset, size)
 
     def sample(self, path: str, offset: int, size: int) -> bytes:

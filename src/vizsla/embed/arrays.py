@@ -70,7 +70,7 @@ def _embeddings(raw: _Raw, role: str) -> Embeddings:
 
 
 def _labelled(found: Embeddings, given: _Labels, role: str) -> Embeddings:
-    """The embeddings with these columns, row by row, or by name where both name their images."""
+    """The embeddings with these columns, row by row, or by name if both name their images."""
     count = len(next(iter(given.columns.values())))
     columns = {name: _texts(values) for name, values in given.columns.items()}
     ids = found.ids

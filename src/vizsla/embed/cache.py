@@ -53,7 +53,7 @@ def space_key(model_id: str, compute_id: str, max_pixels: int) -> str:
 
 
 def content_hash(file: Path | bytes) -> bytes | None:
-    """SHA-256 of a file; None where it cannot be read (the decoder will report why)."""
+    """SHA-256 of a file; None if it cannot be read (the decoder will report why)."""
     if isinstance(file, bytes):
         return hashlib.sha256(file).digest()
     try:
@@ -78,7 +78,7 @@ class FetchedImages:
         self._lock = threading.Lock()
 
     def content(self, i: int) -> bytes | None:
-        """The hash of the i-th image; None where it cannot be read."""
+        """The hash of the i-th image; None if it cannot be read."""
         try:
             found = self._file(i)
         except ImageError:
@@ -173,7 +173,7 @@ class VectorCache:
             self._attempt(self._writing, insert)
 
     def _mark_as_used(self, space: str, contents: Sequence[bytes]) -> None:
-        """Skipped where the file is locked."""
+        """Skipped if the file is locked."""
         try:
             with self._writing(MARK_TIMEOUT) as base:
                 for part in _query_parts(contents):
@@ -203,7 +203,7 @@ class VectorCache:
         opened: Callable[[], contextlib.AbstractContextManager[sqlite3.Connection]],
         work: Callable[[sqlite3.Connection], _Result],
     ) -> _Result | None:
-        """The result of `work`, None where it failed; a damaged file is replaced once."""
+        """The result of `work`, None if it failed; a damaged file is replaced once."""
         while True:
             try:
                 with opened() as base:
@@ -224,7 +224,7 @@ class VectorCache:
                 return None
 
     def _is_damaged(self, error: Exception) -> bool:
-        """False where its environment is the cause: locked, full, read-only, out of memory."""
+        """False if its environment is the cause: locked, full, read-only, out of memory."""
         code = getattr(error, "sqlite_errorcode", None)
         return not isinstance(error, MemoryError) and (
             code is None or code & 0xFF not in _ENVIRONMENT_CODES
@@ -254,7 +254,7 @@ class VectorCache:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A read-only connection, also where neither file nor folder can be written."""
+        """A read-only connection, even if neither file nor folder can be written."""
         address = f"file:{urllib.parse.quote(str(self.path.absolute()))}"
         try:
             base = self._open_to_read(f"{address}?mode=ro")
@@ -284,7 +284,7 @@ class VectorCache:
 
     @contextlib.contextmanager
     def _writing(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
-        """A transaction; the file is created where it does not exist."""
+        """A transaction; the file is created if it does not exist."""
         base = sqlite3.connect(self.path, timeout=timeout or LOCK_TIMEOUT)
         try:
             base.execute("PRAGMA journal_mode = WAL")

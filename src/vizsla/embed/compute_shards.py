@@ -25,7 +25,7 @@ MAX_PIXELS = 100_000_000
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures come from: the files, or `picture` in place of them.
+    """Where images come from: the files, or `picture` in place of them.
 
     cache: vectors of files that were embedded before.
     """
@@ -36,7 +36,7 @@ class Source:
     cache: VectorCache | None = None
 
     def states(self, positions: Sequence[int]) -> np.ndarray:
-        """(n,) states of the files now; zeros where pictures are not read from files."""
+        """(n,) states of the files now; zeros if images are not read from files."""
         if self.picture is not None:
             return np.zeros(len(positions), np.int64)
         return self.images.states(positions)
@@ -47,7 +47,7 @@ class Shard:
     """ids and attributes of the n good images, (n, D) float32; (id, reason) of the broken ones.
 
     states_before, states_after: (N,) of all files, before the first of them was read and after the
-    last; None where they were read on another machine, which may see other times.
+    last; None if they were read on another machine, which may see other times.
     by_content: new vectors for the cache, by the SHA-256 of their files.
     """
 
@@ -250,7 +250,7 @@ def whole_batches(shard_images: int, batch_size: int) -> int:
 def require_unchanged(
     images: ImageSet, positions: range, first_states: np.ndarray, shard: Shard
 ) -> None:
-    """DataError where files changed since they had `first_states` (n,).
+    """DataError if files changed since they had `first_states` (n,).
 
     A file that was unreadable then (state 0) may have any state now, and one that disappeared after
     it was read does no harm.

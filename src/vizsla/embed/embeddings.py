@@ -218,7 +218,7 @@ class ShardWriter:
         *,
         number: int | None = None,
     ) -> None:
-        """Writes a shard. number: its position, where shards come out of order; None: the next one.
+        """Writes a shard. number: its position, if shards come out of order; None: the next one.
 
         The manifest names a shard once all before it are on disk.
         """

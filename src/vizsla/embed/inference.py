@@ -107,7 +107,7 @@ def write_embeddings(
     other images or another compute_id it raises DataError, unless `overwrite`. Broken images are
     left out and listed in `broken`; DataError if all are broken.
     runtime: one to use again, in place of `compute`. cache: a folder of vectors by the content of
-    their files (see cache.py). picture: gives the i-th picture in place of its file, without cache.
+    their files (see cache.py). picture: gives the i-th image in place of its file, without cache.
     engine: where shards are computed (default: here); what is written does not depend on it.
     """
     if len(images) == 0:
@@ -256,7 +256,7 @@ class _Inspection:
 def _require_still_readable(
     images: ImageSet, inspection: FileInspection, positions: range, broken: list[tuple[str, str]]
 ) -> None:
-    """DataError where images that were readable at the start are not now: they may come back."""
+    """DataError if images that were readable at the start are not now: they may come back."""
     if not broken:
         return
     images.require_available()  # else all following images would be broken

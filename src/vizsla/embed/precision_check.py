@@ -1,6 +1,6 @@
 """How much half precision changes the cosines of a model, measured on a few real images.
 
-Where channels differ by orders of magnitude (MobileNetV2), bfloat16 changes cosines by hundredths,
+If channels differ by orders of magnitude (MobileNetV2), bfloat16 changes cosines by hundredths,
 enough to reorder close neighbours.
 """
 

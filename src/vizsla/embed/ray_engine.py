@@ -92,7 +92,7 @@ def connected(address: str | None = None) -> Iterator[Any]:
 
 
 def _is_on_loopback(address: str) -> bool:
-    """Whether the cluster there listens only on loopback. OSError where nothing listens, or
+    """Whether the cluster there listens only on loopback. OSError if nothing listens, or
     something other than Ray: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     host = host.strip("[]")

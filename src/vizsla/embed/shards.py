@@ -50,9 +50,9 @@ def shard_table(
     vectors: np.ndarray | None = None,
     store: str = "fp32",
 ) -> pa.Table:
-    """The N rows of a shard: `id`, the attributes and, where given, `vector` (N, D) in `store`.
+    """The N rows of a shard: `id`, the attributes and, if given, `vector` (N, D) in `store`.
 
-    DataError where an attribute is called id or vector.
+    DataError if an attribute is called id or vector.
     """
     columns = {name: attributes[name] for name in attributes.column_names}
     if reserved := {"id", "vector"} & columns.keys():
@@ -70,14 +70,14 @@ def write_shard(folder: Path, name: str, table: pa.Table) -> dict[str, Any]:
 
 
 def read_shard(folder: str | Path, entry: dict[str, Any]) -> pa.Table:
-    """The table of a manifest's entry, memory-mapped. StorageError where its hash is another."""
+    """The table of a manifest's entry, memory-mapped. StorageError if its hash is another."""
     return storage.read_table(Path(folder) / entry["file"], entry["sha256"])
 
 
 def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
     """The rows of all shards. An attribute that only some of them have is null in the others.
 
-    DataError where an attribute has types that do not go together.
+    DataError if an attribute has types that do not go together.
     """
     try:
         return pa.concat_tables(tables, promote_options="permissive")
@@ -100,7 +100,7 @@ def list_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
 
 
 def matrix_of(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, D) from a column that `list_column` made; read-only where Arrow holds the numbers."""
+    """(N, D) from a column that `list_column` made; read-only if Arrow holds the numbers."""
     whole = column.combine_chunks()
     flat: np.ndarray = whole.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(whole), whole.type.list_size)

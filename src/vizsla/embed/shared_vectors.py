@@ -1,8 +1,8 @@
 """Vectors that several runs share: whole embeddings folders, and one pass for several poolings.
 
-Vectors of files are cached by content (cache.py). Vectors of a training's pictures in memory have
+Vectors of files are cached by content (cache.py). Vectors of a training's images in memory have
 no file: they are cached as embeddings folders, by a hash of what they were computed from. Files are
-linked where the disk supports it, else copied, and never changed in place.
+hard-linked if the disk supports it, else copied, and never changed in place.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def embeddings_key(embedder: Embedder, images: ImageSet, compute: Compute, **set
 @contextmanager
 def cached_embeddings(folder: Path, cache: str | Path | None, key: str) -> Iterator[None]:
     """Context: embeddings of that key are copied from the cache into `folder` before, and from
-    `folder` into the cache afterwards, where they are complete there and missing here."""
+    `folder` into the cache afterwards, if they are complete there and missing here."""
     if cache is None:
         yield
         return

@@ -57,7 +57,7 @@ class TorchRuntime:
 
     Pixels are copied as bytes, a quarter of the size of floats, and converted on the device. On a
     GPU `submit` returns at once, so that the next batch can be copied meanwhile. Raises
-    CompilingError at the first batch where compiling was requested and fails.
+    CompilingError at the first batch if compiling was requested and fails.
     """
 
     def __init__(self, embedder: Embedder, compute: Compute) -> None:
@@ -114,7 +114,7 @@ class TorchRuntime:
         )
 
     def _compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The compiled function, tried on a blank batch; CompilingError where that fails."""
+        """The compiled function, tried on a blank batch; CompilingError if that fails."""
         options: dict[str, Any] = {"freezing": True}  # weights become constants
         if self.compute.kind == "cuda":
             options = {"triton.cudagraphs": True}
@@ -160,7 +160,7 @@ def _use_private_cache() -> None:
     folder = storage.cache_folder() / "inductor"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if hasattr(os, "getuid"):
-        folder.chmod(0o700)  # PermissionError where it is another user's
+        folder.chmod(0o700)  # PermissionError if it is another user's
         if folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{folder} belongs to another user")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
@@ -214,7 +214,7 @@ def one_core_threads(n: int, name: str, *, low_priority: bool = False) -> Thread
     def start() -> None:
         torch.get_num_threads()  # the first call in a thread sets the global number: not later
         torch.set_num_threads(1)
-        if low_priority and sys.platform == "linux":  # where each thread has its own priority
+        if low_priority and sys.platform == "linux":  # on which each thread has its own priority
             with contextlib.suppress(OSError):
                 thread = threading.get_native_id()
                 niceness = os.getpriority(os.PRIO_PROCESS, thread)

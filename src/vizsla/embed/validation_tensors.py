@@ -32,7 +32,7 @@ class ValidationImages:
     def __init__(self, images: ImageSet, compute: Compute, *, max_pixels: int = MAX_PIXELS) -> None:
         self.images, self.compute, self.max_pixels = images, compute, max_pixels
         self.broken: dict[int, str] = {}
-        self._tensors: list[Tensor] | None = None  # in batches, where they fit
+        self._tensors: list[Tensor] | None = None  # in batches, if they fit
         self._prepared_for: str | None = None
         self._pooled: dict[str, Tensor] = {}
 
@@ -54,7 +54,7 @@ class ValidationImages:
         return pooled_vectors(embedder, self._batches(embedder), self.compute)[: len(self.images)]
 
     def _batches(self, embedder: Embedder) -> list[Tensor]:
-        """All images, preprocessed, in batches; kept where memory allows."""
+        """All images, preprocessed, in batches; kept if memory allows."""
         prepared_for = str(embedder.preprocess.to_dict())
         if self._tensors is not None and self._prepared_for == prepared_for:
             return self._tensors
@@ -106,7 +106,7 @@ def pooled_of(
     *,
     max_pixels: int,
 ) -> np.ndarray:
-    """Pooled vectors (n, C) of the chosen pictures."""
+    """Pooled vectors (n, C) of the chosen images."""
     with Loader(
         pictures.images.path,
         embedder.preprocess.framing,

@@ -1,6 +1,6 @@
 """Networks without their classifiers: one class for each library, all with the same methods.
 
-`features`, `cls` and `native`, and `encode_text` where there is a text tower. A class also knows
+`features`, `cls` and `native`, and `encode_text` if there is a text tower. A class also knows
 the preprocessing of its library, and how position embeddings are resized.
 """
 
@@ -129,7 +129,7 @@ class TimmBackbone(Backbone):
         return state if convert is None else convert(state, self.network)
 
     def check_size(self, size: int) -> None:
-        """ModelError where the network cannot take square images of `size`."""
+        """ModelError if the network cannot take square images of `size`."""
         super().check_size(size)
         check_timm_size(self.spec.name, self.network, size)
 
@@ -190,7 +190,7 @@ def timm_features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def timm_poolings(network: Any) -> tuple[str, ...]:
-    """The poolings of a timm network: with CLS where it has such a token."""
+    """The poolings of a timm network: with CLS if it has such a token."""
     prefix: int = getattr(network, "num_prefix_tokens", 0)
     return WITH_CLS if prefix and getattr(network, "cls_token", None) is not None else NO_CLS
 
@@ -312,7 +312,7 @@ class ClipBackbone(Backbone):
         return {name: v.reshape(()) if name in scalars else v for name, v in state.items()}
 
     def check_size(self, size: int) -> None:
-        """ModelError where the image tower cannot take square images of `size`."""
+        """ModelError if the image tower cannot take square images of `size`."""
         super().check_size(size)
         visual = self.network.visual
         if self.trunk is not None:
@@ -392,7 +392,7 @@ class GoogLeNetBackbone(Backbone):
         from torchvision.models import GoogLeNet
 
         # Its weights expect another range of colours: transform_input converts ours to theirs.
-        # torchvision sets it only where it loads the weights itself, not for a weights file.
+        # torchvision sets it only if it loads the weights itself, not for a weights file.
         network = GoogLeNet(aux_logits=False, transform_input=True, init_weights=False)
         del network.avgpool, network.dropout, network.fc
         for module in network.modules():

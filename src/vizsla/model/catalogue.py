@@ -36,8 +36,8 @@ class BackboneSpec:
     poolings: tuple[str, ...] | None = None
     licence: str = "unknown"
     reads_text: bool = False
-    resize: int | None = None  # where it and image_size replace the library's configuration
-    trained_size: int | None = None  # pixels of the last training phase, where image_size is less
+    resize: int | None = None  # if it and image_size replace the library's configuration
+    trained_size: int | None = None  # pixels of the last training phase, if image_size is less
 
     @property
     def source(self) -> str:
@@ -167,7 +167,7 @@ def find_backbone(name: str) -> BackboneSpec:
 
 
 def _open_spec(library: str, rest: str) -> BackboneSpec:
-    """The backbone `timm:NAME` or `openclip:ARCH/TAG`; UsageError where there is none."""
+    """The backbone `timm:NAME` or `openclip:ARCH/TAG`; UsageError if there is none."""
     if library == "timm":
         return _open_timm(rest)
     if library == "openclip":
@@ -238,6 +238,6 @@ def _letters(name: str) -> str:
 
 
 def _did_you_mean(similar: Iterable[str]) -> str:
-    """A hint for an error message; empty where nothing is similar."""
+    """A hint for an error message; empty if nothing is similar."""
     names = list(similar)
     return f" (did you mean {' or '.join(names)}?)" if names else ""

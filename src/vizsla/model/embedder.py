@@ -125,7 +125,7 @@ class Embedder(nn.Module):
     def with_views(self, text: str) -> "Embedder":
         """Averages over these views of each image (see Views.parse) from now on; returns itself.
 
-        ModelError where the network takes images of one size only.
+        ModelError if the network takes images of one size only.
         """
         views = Views.parse(text)
         for step in STEPS:
@@ -158,12 +158,12 @@ class Embedder(nn.Module):
         return vectors
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """(B, D) float32 of length 1, comparable with the vectors of images; ModelError where the
+        """(B, D) float32 of length 1, comparable with the vectors of images; ModelError if the
         model reads no text."""
         if not self.reads_text and self.pooling != "native" and self.backbone.spec.reads_text:
             raise ModelError(
-                f"{self.name} reads text only with native pooling, not with {self.pooling} "
-                "pooling, where texts and images share no space: build it with --pooling native"
+                f"{self.name} reads text only with native pooling: with {self.pooling} pooling, "
+                "texts and images share no space. Build it with --pooling native"
             )
         if not self.reads_text:
             raise ModelError(f"{self.name} reads no text: choose a CLIP, SigLIP or PE model")
@@ -292,7 +292,7 @@ class Embedder(nn.Module):
             return storage.sha256_of(temporary)
 
     def _save_tokeniser(self, folder: Path) -> dict[str, str]:
-        """Path below `folder` → SHA-256; empty where open_clip has the tokeniser built in."""
+        """Path below `folder` → SHA-256; empty if open_clip has the tokeniser built in."""
         if not (self.reads_text and isinstance(self.backbone, ClipBackbone)):
             return {}
         try:
@@ -388,7 +388,7 @@ def is_embedder(folder: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """An embedder's configuration, its seal checked; ModelError where it is not one."""
+    """An embedder's configuration, its seal checked; ModelError if it is not one."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} is not a saved embedder: it has no {CONFIG}")

@@ -1,6 +1,6 @@
 """Two images and their Embedder → maps of where each contributes to their similarity.
 
-Where pooling is a sum over positions, the maps are exact: the values of each add up to the cosine.
+If pooling is a sum over positions, the maps are exact: the values of each add up to the cosine.
 Otherwise (CLS tokens, native pooling) parts of the image are covered one after another (Zeiler &
 Fergus, 2014), and each value is how much the cosine falls.
 """
@@ -60,8 +60,8 @@ def explain_tensors(
 ) -> list[Explanation]:
     """The same for preprocessed images: query (3, H, W), results (R, 3, H, W).
 
-    Only where windows are covered: seconds, about how long it may take (with fewer and larger
-    windows where needed); precision of the network; before_pass, called before each pass through
+    Only if windows are covered: seconds, about how long it may take (with fewer and larger
+    windows if needed); precision of the network; before_pass, called before each pass through
     the network, each of one image then.
     """
     embedder.eval()

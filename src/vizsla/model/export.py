@@ -32,7 +32,7 @@ MAX_DIFFERENCE = 1e-3  # 1 - cosine between their vectors
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote. difference: the largest 1 - cosine to torch; None where not checked."""
+    """What `export` wrote. difference: the largest 1 - cosine to torch; None if not checked."""
 
     path: Path
     description: Path
@@ -54,7 +54,7 @@ class _ExportedNetwork(nn.Module):
 
 def export(embedder: Embedder, out: str | Path) -> Exported:
     """Writes `out` (ONNX, any batch size) and beside it `<stem>.json`; checks the file with ONNX
-    Runtime. ModelError where the network cannot be exported or gives other vectors."""
+    Runtime. ModelError if the network cannot be exported or gives other vectors."""
     out = Path(out)
     if out.suffix.lower() != ".onnx":
         raise UsageError(f"{out}: name a file that ends in .onnx (a .json is written beside it)")
@@ -147,7 +147,7 @@ def _onnx_bytes(network: nn.Module, images: Tensor, name: str) -> bytes:
 
 def _difference(embedder: Embedder, data: bytes, rng: torch.Generator) -> float | None:
     """The largest 1 - cosine between torch and ONNX Runtime, on another batch size than exported;
-    None where ONNX Runtime is not installed."""
+    None if ONNX Runtime is not installed."""
     try:
         import onnxruntime
     except ImportError:

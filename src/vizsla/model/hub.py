@@ -24,7 +24,7 @@ CONNECT_TIMEOUT = 4.0  # seconds
 def fetch(name: str) -> Path:
     """Downloads the pretrained weights of a backbone into the library's cache; returns the path.
 
-    Where the tokeniser is on the hub too (SigLIP), it is downloaded if transformers is installed.
+    If the tokeniser is on the hub too (SigLIP), it is downloaded if transformers is installed.
     """
     spec = find_backbone(name)
     path = download(spec)
@@ -58,7 +58,7 @@ def download(spec: BackboneSpec) -> Path:
 
 
 def _weights_location(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
-    """Repository on the hub or None, the file names to try, and the URL where there is none."""
+    """Repository on the hub or None, the file names to try, and the URL if there is none."""
     if spec.library == "torchvision":
         from torchvision.models import GoogLeNet_Weights
 
@@ -135,7 +135,7 @@ def require_connection(url: str) -> None:
     Takes a few seconds at most; the hub's client would try for half a minute.
     """
     host, port = _connection_target(url)
-    problems: list[str] = []  # one entry, empty where there is none
+    problems: list[str] = []  # one entry, empty if there is none
     # In a daemon thread: nothing else ends the wait for a name server that does not answer.
     check = threading.Thread(
         target=lambda: problems.append(_connection_problem(host, port)), daemon=True
@@ -159,7 +159,7 @@ def _connection_target(url: str) -> tuple[str, int]:
 
 
 def _connection_problem(host: str, port: int) -> str:
-    """Why no connection can be made; empty where one can."""
+    """Why no connection can be made; empty if one can."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except socket.gaierror:
@@ -192,7 +192,7 @@ def load_tokeniser(architecture: str, folder: str | Path | None = None) -> Any:
     """open_clip's tokeniser of this architecture: list of texts → (B, T) token numbers.
 
     CLIP's and PE's are part of open_clip. SigLIP's comes from `folder`, or from the hub, through
-    transformers: MissingExtraError without it, ModelError where it cannot be loaded.
+    transformers: MissingExtraError without it, ModelError if it cannot be loaded.
     """
     import open_clip
     from open_clip.tokenizer import HFTokenizer

@@ -15,7 +15,7 @@ class Origin:
     weights_file: the file's name. training: of the last one whose result was kept: `kept`,
     `is_finetuned`, `loss_function`, `num_epochs`, `final_train_loss`, `num_classes`, `images` and
     `options`, those that are not the defaults, among them `before`: those of the training that it
-    continued. None where nothing was trained.
+    continued. None if nothing was trained.
     """
 
     weights: str | None = None
@@ -31,7 +31,7 @@ class Origin:
 
     @property
     def is_finetuned(self) -> bool | None:
-        """Whether it was trained with a loss; None where that is not known."""
+        """Whether it was trained with a loss; None if that is not known."""
         if self.training is not None:
             return bool(self.training["is_finetuned"])
         return None if self.weights is None else False

@@ -1,6 +1,6 @@
 """Projections: pooled vectors (B, C) → (B, D), which the embedder then normalises.
 
-A projection starts as the identity (or as the PCA where D differs), so training starts at the
+A projection starts as the identity (or as the PCA if D differs), so training starts at the
 frozen model. Closed forms are here too: PCA, whitening and discriminants.
 """
 
@@ -89,7 +89,7 @@ class Chained(nn.Module):
 
 
 def chain(first: nn.Module, second: Projection) -> nn.Module:
-    """`first` and then `second`; only `second` where the first is the identity."""
+    """`first` and then `second`; only `second` if the first is the identity."""
     if isinstance(first, nn.Identity):
         return second
     parts = list(first.parts) if isinstance(first, Chained) else [first]
@@ -149,8 +149,8 @@ def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None)
     """PCA of vectors (N, C), then axes of equal variance (Jégou and Chum, 2012): C → D.
 
     kind "plain" uses the variances as they are, so at most N - 1 axes; "shrunk" moves them towards
-    their mean by the share that Ledoit and Wolf (2004) estimate; "none" is the PCA alone.
-    dim: None keeps all axes. DataError where there are too few vectors.
+    their mean by the share that Ledoit and Wolf (2004) estimate; "none" is only the PCA.
+    dim: None keeps all axes. DataError if there are too few vectors.
     """
     if kind not in WHITENINGS:
         raise UsageError(f"whitening {kind!r}: choose one of {', '.join(WHITENINGS)}")

@@ -27,7 +27,7 @@ SHOWN = 5  # how many names an error lists
 
 
 def read_state(path: str | Path) -> State:
-    """Name → tensor, from a file; ModelError where it holds anything else."""
+    """Name → tensor, from a file; ModelError if it holds anything else."""
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"there is no weights file {path}: expected {', '.join(SUFFIXES)}")
@@ -90,7 +90,7 @@ def load_state(
 
     heads: classifiers of the original network that `module` may lack: they are dropped and logged.
     origin: where the weights come from, for messages. convert: for weights in an older form, tried
-    once where names do not match.
+    once if names do not match.
     """
     state, dropped = _without_heads(module, state, heads)
     problem = mismatch(module, state)
@@ -118,7 +118,7 @@ def _without_heads(
 
 
 def mismatch(module: nn.Module, state: State) -> str | None:
-    """What does not match, with the first few names; None where everything does."""
+    """What does not match, with the first few names; None if everything does."""
     expected = module.state_dict()
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in state if n not in expected]

@@ -1,4 +1,4 @@
-"""Training pictures → a PNG for each augmentation preset that shows what it does to them."""
+"""Training images → a PNG for each augmentation preset that shows what it does to them."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ SIDE, GAP = 128, 4  # px
 def draw_augmentations(data: Path, out: Path, seed: int = 0) -> list[Path]:
     """Writes <preset>.png for every preset; returns the paths.
 
-    Each row is one picture, unchanged on the left, and randomly changed copies of it. DataError
-    where the folder holds no images.
+    Each row is one image, unchanged on the left, and randomly changed copies of it. DataError
+    if the folder holds no images.
     """
     root = data / "training" if (data / "training").is_dir() else data
     names = list_images(root).ids

@@ -2,7 +2,7 @@
 
 The colours and line styles of SVG are the page's (classes `s0`, `s1`, … in its style sheet), so
 that it follows light and dark; each page chart has its numbers as a table below it. matplotlib is
-used through its objects alone: no pyplot, and no setting of the process is touched.
+used only through its objects: no pyplot, and no setting of the process is touched.
 """
 
 import functools
@@ -185,7 +185,7 @@ DPI = 140
 def cutoff_curve(
     path: str | Path, ks: Sequence[int], series: Mapping[str, Numbers], *, name: str = "recall@k"
 ) -> None:
-    """One line for each of `series` (name → value at each k, 0 to 1; None where unknown)."""
+    """One line for each of `series` (name → value at each k, 0 to 1; None if unknown)."""
     figure, axes = _figure(8, 5, f"{name} by cut-off")
     _draw_lines(axes, ks, series)
     _draw_legend(figure, axes, len(series))

@@ -18,7 +18,7 @@ from vizsla.errors import ImageError, UsageError
 from vizsla.output.pages import data_uri
 
 MOST_POINTS = 2000  # queries and gallery images together; of more, a random choice
-TILE, TILE_COLUMNS = 72, 25  # px of a small picture; pictures in a row
+TILE, TILE_COLUMNS = 72, 25  # px of a small image; images in a row
 WIDTH, HEIGHT, BORDER = 1000, 700, 24  # of the drawing
 NAMED_CLASSES = 25  # more names would cover the points
 GOLDEN_ANGLE = 137.508
@@ -26,7 +26,7 @@ GOLDEN_ANGLE = 137.508
 
 @dataclass(frozen=True)
 class Point:
-    """One picture on the map."""
+    """One image on the map."""
 
     id: str
     role: str  # "query" or "gallery"
@@ -136,7 +136,7 @@ def map_of(
         "description": (
             f"Map of {roles['query']} queries and {roles['gallery']} gallery images"
             + (f" of {len(classes)} classes" if classes else "")
-            + "; arrow keys go from picture to picture"
+            + "; arrow keys go from image to image"
         ),
     }
 

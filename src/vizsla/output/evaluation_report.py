@@ -24,7 +24,7 @@ POINTS = 40  # of a curve
 
 @dataclass(frozen=True)
 class Evaluation:
-    """slices: column → its table, worst first. confused: pairs of classes, where asked for.
+    """slices: column → its table, worst first. confused: pairs of classes, if requested.
 
     applied: what the calibrated cut-off does on these queries, in words.
     """
@@ -36,7 +36,7 @@ class Evaluation:
     applied: str = ""
 
     def text(self, rows: int = SHOWN) -> str:
-        """For a terminal, at most so many rows of a table."""
+        """For a terminal, with at most this many rows per table."""
         parts = [self.scores.text()]
         for column, table in self.slices.items():
             parts.append(f"by {column}, the worst first:\n{_shortened(table, rows)}")
@@ -87,7 +87,7 @@ def curves_by_cutoff(judged: Relevance) -> tuple[list[int], dict[str, list[float
     """(cut-offs k that every list reaches, metric → its mean at each k).
 
     top-k accuracy is over all queries; precision and recall are over those with something relevant,
-    and absent where that is not known. No cut-offs where the lists are empty.
+    and absent if that is not known. No cut-offs if the lists are empty.
     """
     reach = judged.lengths[~judged.lacking]
     deepest = min(int(reach.min(initial=DEEPEST)), DEEPEST)
@@ -110,7 +110,7 @@ def curves_by_cutoff(judged: Relevance) -> tuple[list[int], dict[str, list[float
 
 
 def draw_curve(path: str | Path, judged: Relevance) -> None:
-    """Writes a PNG of top-k accuracy, and of recall where it is known, by cut-off."""
+    """Writes a PNG of top-k accuracy, and of recall if it is known, by cut-off."""
     ks, curves = curves_by_cutoff(judged)
     if not ks:
         raise DataError("nothing to draw: the ranking's lists are empty")

@@ -1,6 +1,6 @@
 """Values → self-contained HTML pages, by the Jinja templates of this package.
 
-A page needs no network and no other file: style, script and pictures are inside it.
+A page needs no network and no other file: style, script and images are inside it.
 """
 
 import base64
@@ -39,7 +39,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture inside a page, or the problem for which there is none."""
+    """A small image inside a page, or the problem for which there is none."""
 
     source: str = ""
     width: int = 0
@@ -183,11 +183,11 @@ def _remarks_section(
     return Section("remarks", title, content, view="lines")
 
 
-# ── pictures ─────────────────────────────────────────────────────────────────────────────────────
+# ── images ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def thumbnail(file: Path, *, max_pixels: int = MAX_PIXELS) -> Thumbnail:
-    """The picture of a file, at most THUMBNAIL px on its longer side."""
+    """The image of a file, at most THUMBNAIL px on its longer side."""
     try:
         image = read_image(file, max_pixels=max_pixels, at_least=THUMBNAIL)
     except ImageError as error:
@@ -197,7 +197,7 @@ def thumbnail(file: Path, *, max_pixels: int = MAX_PIXELS) -> Thumbnail:
 
 
 def data_uri(image: Image.Image, *, quality: int = 75) -> str:
-    """The picture as a WebP in a `data:` address."""
+    """The image as a WebP in a `data:` address."""
     file = io.BytesIO()
     image.save(file, "WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

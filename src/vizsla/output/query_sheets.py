@@ -1,4 +1,4 @@
-"""Ranking + pictures → a PNG sheet for each query. Is given which images are right."""
+"""Ranking + images → a PNG sheet for each query. Is given which images are right."""
 
 import functools
 import hashlib
@@ -62,8 +62,8 @@ def draw_ranking(
 ) -> list[Path]:
     """One PNG for each query, named after it; the paths, in the order of `rows`.
 
-    rows: numbers of the ranking's rows to draw; None: all. A picture that cannot be read becomes a
-    grey tile with the reason. DataError where a folder holds none of the pictures.
+    rows: numbers of the ranking's rows to draw; None: all. An image that cannot be read becomes a
+    grey tile with the reason. DataError if a folder holds none of the images.
     """
     thumbnail = functools.lru_cache(CACHED_THUMBNAILS)(
         functools.partial(thumbnail_of, max_pixels=max_pixels)
@@ -90,7 +90,7 @@ def sheets(
 ) -> list[Sheet]:
     """What the sheets of these rows show, the first k results of each.
 
-    DataError where a folder holds none of the pictures, or `truth` has another number of rows.
+    DataError if a folder holds none of the images, or `truth` has another number of rows.
     """
     if k < 1:
         raise UsageError(f"k={k}: draw at least one image for each query")
@@ -127,7 +127,7 @@ def sheets(
 def notes_of(
     label: str | None, hits: np.ndarray | None, results: Sequence[Picture], ap: float | None
 ) -> list[str]:
-    """What stands below the title. hits: (K,) bool, None where the truth is unknown."""
+    """What stands below the title. hits: (K,) bool, None if the truth is unknown."""
     notes = [label] if label else []
     if ap is not None and not math.isnan(ap):
         notes.append(f"AP {ap:.3f} (whole ranking)")
@@ -162,7 +162,7 @@ def _require_some(names: Sequence[str], root: Path, role: str) -> None:
 
 
 def sheet_names(queries: Sequence[str]) -> list[str]:
-    """A file name for each query: its id made safe, with part of a hash where two would clash."""
+    """A file name for each query: its id made safe, with part of a hash if two would clash."""
     safe = [_file_safe(query) for query in queries]
     counts = Counter(map(_without_case, safe))
     names = [

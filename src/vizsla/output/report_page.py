@@ -1,4 +1,4 @@
-"""A run and its truth → one self-contained page: scores, charts, pictures and a map.
+"""A run and its truth → one self-contained page: scores, charts, images and a map.
 
 Everything except hovering over the map works without JavaScript.
 """
@@ -262,7 +262,7 @@ def _curves(data: ReportData) -> dict[str, Any] | None:
 
 
 def _score_histogram(data: ReportData) -> list[Markup]:
-    """The scores of right and of wrong images in the first k; none where nothing is known."""
+    """The scores of right and of wrong images in the first k; none if nothing is known."""
     assert data.judged is not None
     scores, matches = match_pairs(data.judged, data.top_k)
     parts = {"right": scores[matches], "wrong": scores[~matches]}
@@ -353,7 +353,7 @@ def _configuration(data: ReportData) -> dict[str, Any]:
 
 
 def _weights(data: ReportData) -> str:
-    """The option as given; for a saved embedder, where its own weights came from."""
+    """The option as given; for a saved embedder, the source of its weights."""
     if not Path(data.config["options"]["model"]).is_absolute():
         return str(data.config["options"]["weights"])
     source = data.record.get("weights_file") or data.record.get("weights") or "not known"

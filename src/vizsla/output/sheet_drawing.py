@@ -1,6 +1,6 @@
 """A query and its results → one PNG: the query on the left, its top-k in order on the right.
 
-Composed with Pillow alone; text in the DejaVu fonts that come with matplotlib, so that every
+Composed with Pillow only; text in the DejaVu fonts that come with matplotlib, so that every
 machine draws the same.
 """
 
@@ -18,7 +18,7 @@ from vizsla import storage
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
 
-Thumbnail = Callable[[Path, int], "Image.Image | str"]  # (file, box) → picture, or why not
+Thumbnail = Callable[[Path, int], "Image.Image | str"]  # (file, box) → image, or why not
 
 INK, GREY, LINE = "#1f2328", "#59636e", "#d1d9e0"
 PAPER, PANEL, BLANK = "white", "#f3f5f8", "#dfe4ea"
@@ -32,7 +32,7 @@ GRID_WIDTH = 1012  # px at most, so that a sheet is 1400 wide
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a sheet. name: the text below it. None: unknown."""
+    """One image of a sheet. name: the text below it. None: unknown."""
 
     file: Path
     name: str
@@ -53,7 +53,7 @@ def draw_sheet(
     box = min(QUERY_BOX, (GRID_WIDTH - GAP * (columns - 1)) // columns)
     small = 14 if box > 180 else 13 if box > 140 else 11
     labelled = any(picture.label for picture in results)
-    cell = box + (3 if labelled else 2) * (small + 6) + 10  # the picture and the lines below it
+    cell = box + (3 if labelled else 2) * (small + 6) + 10  # the image and the lines below it
     rows = max(1, math.ceil(len(results) / columns))
     panel = QUERY_BOX + 2 * PANEL_PAD
     left = MARGIN + panel + 2 * GAP  # of the grid
@@ -123,7 +123,7 @@ def _draw_tile(
     box: int,
     thumbnail: Thumbnail,
 ) -> None:
-    """The picture in the middle of a square, in its frame."""
+    """The image in the middle of a square, in its frame."""
     x, y = at
     square = (x, y, x + box - 1, y + box - 1)
     border = max(3, box // 45) if picture.correct is not None else 1
@@ -142,10 +142,10 @@ def _draw_tile(
 
 
 def _draw_reason(draw: ImageDraw.ImageDraw, reason: str, at: tuple[int, int], box: int) -> None:
-    """Why there is no picture, in the middle of its tile."""
+    """Why there is no image, in the middle of its tile."""
     size = 13 if box > 140 else 10
     font = font_of(size)
-    lines = ["no picture:", *_wrapped(reason, font, box - 20, box // (size + 4) - 3)]
+    lines = ["no image:", *_wrapped(reason, font, box - 20, box // (size + 4) - 3)]
     y = at[1] + (box - len(lines) * (size + 4)) // 2
     for i, line in enumerate(lines):
         used = font_of(size, bold=i == 0)
@@ -155,7 +155,7 @@ def _draw_reason(draw: ImageDraw.ImageDraw, reason: str, at: tuple[int, int], bo
 def draw_caption(
     draw: ImageDraw.ImageDraw, picture: Picture, rank: int, at: tuple[int, int], box: int, size: int
 ) -> None:
-    """Rank and score; the label where it is known; the file's name."""
+    """Rank and score; the label if it is known; the file's name."""
     x, y = at
     plain, bold = font_of(size), font_of(size, bold=True)
     draw.text((x, y), str(rank), INK, bold)
@@ -181,11 +181,11 @@ def badge_of(correct: bool, size: int) -> Image.Image:
     return badge.resize((size, size), Image.Resampling.LANCZOS)
 
 
-# ── pictures and text ────────────────────────────────────────────────────────────────────────────
+# ── images and text ────────────────────────────────────────────────────────────────────────────
 
 
 def thumbnail_of(file: Path, box: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image | str:
-    """The picture with its longer side `box` long; the reason where there is none."""
+    """The image with its longer side `box` long; the reason if there is none."""
     try:
         image = read_image(file, max_pixels=max_pixels)
     except ImageError as error:
@@ -205,7 +205,7 @@ def write_png(image: Image.Image, path: Path) -> None:
 
 
 def remove_other_sheets(folder: Path, kept: Sequence[Path]) -> None:
-    """Deletes all other sheets in the folder; pictures from other programs stay."""
+    """Deletes all other sheets in the folder; images from other programs stay."""
     names = {path.name for path in kept}
     for path in folder.glob("*.png"):
         if path.name not in names and _is_sheet(path):
@@ -229,7 +229,7 @@ def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text on one line, its middle left out where it is wider than `width` pixels."""
+    """The text on one line, its middle left out if it is wider than `width` pixels."""
     text = _printable(text)
     if font.getlength(text) <= width:
         return text

@@ -146,10 +146,10 @@ def pick_queries(
 
     only_wrong: nothing right among the first k. worst: the N worst by AP, then by how late the
     first right image comes, worst first. random: N at random, in the ranking's order. DataError
-    where a condition needs the truth and there is none.
+    if a condition needs the truth and there is none.
     """
     if worst is not None and random is not None:
-        raise UsageError("worst and random exclude each other: choose one")
+        raise UsageError("worst and random are mutually exclusive: choose one")
     for name, number in {"worst": worst, "random": random}.items():
         if number is not None and number < 1:
             raise UsageError(f"{name}={number}: expected 1 or more")

@@ -1,6 +1,6 @@
-"""Explanations + pictures → a sheet that shows where a query and each of its results are alike.
+"""Explanations + images → a sheet that shows where a query and each result are similar.
 
-Warm is what made the two alike, dark what did not count or spoke against it.
+Warm areas raised the similarity; dark ones did not count, or lowered it.
 """
 
 import logging
@@ -38,14 +38,14 @@ from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.figures")
 
-BOX = 224  # px, the side of each picture
+BOX = 224  # px, the side of each image
 CAPTION = 66  # px below a pair
 COLOURS = "inferno"
 
 
 @dataclass(frozen=True, eq=False)
 class ExplainedResult:
-    """One result. image: its picture, or the reason why there is none, and then no explanation."""
+    """One result. image: its image, or the reason why there is none, and then no explanation."""
 
     result: Picture
     image: Image.Image | str
@@ -67,7 +67,7 @@ def draw_similarity(
 ) -> list[Path]:
     """One PNG with heat maps for each query; the rest is as in `query_sheets.draw_ranking`.
 
-    A query whose own picture cannot be read is skipped with a warning.
+    A query whose own image cannot be read is skipped with a warning.
     """
     paths = []
     found = sheets(ranking, Path(query_root), Path(gallery_root), k=k, rows=rows, truth=truth)
@@ -92,7 +92,7 @@ def draw_similarity(
 def explained(
     embedder: Embedder, query: Image.Image, results: Sequence[Picture], *, max_pixels: int
 ) -> list[ExplainedResult]:
-    """Each result with its picture and the explanation of its score."""
+    """Each result with its image and the explanation of its score."""
     images: list[Image.Image | str] = []
     for result in results:
         try:
@@ -115,7 +115,7 @@ def similarity_sheet(
     *,
     notes: Sequence[str] = (),
 ) -> Image.Image:
-    """The query's picture on the left; beside it the pairs, query and result side by side."""
+    """The query's image on the left; beside it the pairs, query and result side by side."""
     columns = min(2, max(1, len(pairs)))
     rows = -(-len(pairs) // columns)
     pair_width, pair_height = 2 * BOX + 6, BOX + CAPTION
@@ -150,7 +150,7 @@ def _legend(methods: set[str]) -> list[str]:
 
 
 def as_seen(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """The part of a picture that the model sees, with the model's own proportions."""
+    """The part of an image that the model sees, with the model's own proportions."""
     tensor = preprocess(image)  # (3, H, W)
     mean, std = (np.array(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     pixels = (tensor.numpy() * std + mean).clip(0, 1) * 255
@@ -158,7 +158,7 @@ def as_seen(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 
 def overlaid(picture: Image.Image, heat: np.ndarray, highest: float) -> Image.Image:
-    """The picture, dark where `heat` (h, w) is 0 or below, glowing where it is near `highest`."""
+    """The image, dark where `heat` (h, w) is 0 or below, glowing where it is near `highest`."""
     scaled = np.clip(heat / max(highest, 1e-12), 0, 1).astype(np.float32)
     field = Image.fromarray(scaled).resize(picture.size, Image.Resampling.BICUBIC)
     level = np.asarray(field).clip(0, 1)[..., None]  # (H, W, 1)
@@ -178,13 +178,13 @@ def _draw_pair(
     preprocess: Preprocess,
     at: tuple[int, int],
 ) -> None:
-    """Both pictures under one scale, so that the two can be compared."""
+    """Both images under one scale, so that the two can be compared."""
     x, y = at
     right = (x + BOX + 6, y)
     explained = pair.explanation
     if isinstance(pair.image, str) or explained is None:
         draw.rectangle((x, y, x + 2 * BOX + 5, y + BOX - 1), PANEL)
-        draw.text((x + 12, y + 12), f"no picture: {pair.image}"[:70], GREY, font_of(13))
+        draw.text((x + 12, y + 12), f"no image: {pair.image}"[:70], GREY, font_of(13))
     else:
         densities = [heat * heat.size for heat in (explained.query, explained.result)]
         highest = max(float(heat.max()) for heat in densities)

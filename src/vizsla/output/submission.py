@@ -36,7 +36,7 @@ def check_submission(
     gallery: Collection[str] | None = None,
     k: int | None = None,
 ) -> list[str]:
-    """The faults of {query: [gallery id, …]}, one line for each kind; empty where it is valid.
+    """The faults of {query: [gallery id, …]}, one line for each kind; empty if it is valid.
 
     lists: anything that JSON can hold. queries: all that must occur. gallery: all names that may
     occur. k: the length of every list. None skips a check; sets are fastest. A name may be both a

@@ -46,7 +46,7 @@ def _csv_cell(cell: str) -> str:
 
 
 def _write_trec(lists: Lists, scores: Scores) -> str:
-    """Scores fall strictly in single precision, by one step where they are tied.
+    """Scores fall strictly in single precision, by one step if they are tied.
 
     trec_eval sorts by score only, in single precision, and breaks ties in its own way.
     """
@@ -59,8 +59,8 @@ def _write_trec(lists: Lists, scores: Scores) -> str:
         for rank, (name, value) in enumerate(zip(row, values, strict=False), 1):
             if not math.isfinite(value):
                 raise DataError(f"the score of {quoted(query)} at rank {rank} is {value}")
-            where = f"{without_spaces(query)} Q0 {without_spaces(name)}"
-            lines.append(f"{where} {rank} {value!s} {tag}\n")
+            start = f"{without_spaces(query)} Q0 {without_spaces(name)}"
+            lines.append(f"{start} {rank} {value!s} {tag}\n")
     return "".join(lines)
 
 

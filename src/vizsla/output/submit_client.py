@@ -266,9 +266,9 @@ def _redirected(old: httpx.URL, response: httpx.Response) -> httpx.URL:
 
 def _connection_problem(error: httpx.TransportError, target: httpx.URL) -> str:
     """Why there is no connection."""
-    where = f"{target.host}:{target.port or (443 if target.scheme == 'https' else 80)}"
+    address = f"{target.host}:{target.port or (443 if target.scheme == 'https' else 80)}"
     if isinstance(error, httpx.ConnectTimeout):
-        return f"{where} does not answer: is the address right, and can this network reach it?"
+        return f"{address} does not answer: is the address right, and can this network reach it?"
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -283,14 +283,14 @@ def _connection_problem(error: httpx.TransportError, target: httpx.URL) -> str:
                 "nothing was sent. For a certificate of your own, set SSL_CERT_FILE to its file"
             )
         if isinstance(cause, ssl.SSLError):
-            return f"{where} does not speak TLS ({cause.reason}): should the URL be http://…?"
+            return f"{address} does not speak TLS ({cause.reason}): should the URL be http://…?"
         if isinstance(cause, socket.gaierror):
             advice = "check the spelling, and whether this network can reach it"
             return f"the host {target.host} is not known ({cause.strerror}): {advice}"
         if isinstance(cause, ConnectionRefusedError):
-            return f"{where} refuses the connection: is the server running, the port right?"
+            return f"{address} refuses the connection: is the server running, the port right?"
     reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), str(error))
-    return f"no connection to {where} ({reason})"
+    return f"no connection to {address} ({reason})"
 
 
 # ── the answer ───────────────────────────────────────────────────────────────────────────────────
@@ -394,7 +394,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """The seconds of Retry-After, which is a number or a date; None where it is neither."""
+    """The seconds of Retry-After, which is a number or a date; None if it is neither."""
     value = reply.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])

@@ -80,7 +80,7 @@ def grades_of(ranking: Ranking, truth: Truth) -> Grades:
     """The truth as judgements: 1 for relevant images, -1 for junk and the query itself.
 
     A query with nothing relevant gets one image with grade 0: without a line it would be unknown.
-    DataError where the truth of the gallery is incomplete.
+    DataError if the truth of the gallery is incomplete.
     """
     judged = relevance(ranking, truth)
     if (judged.n_relevant < 0).any():

@@ -1,4 +1,4 @@
-"""What `run` was asked, and how it is written down: every path absolute, every `auto` decided."""
+"""The options of `run`, and how they are recorded: every path absolute, every `auto` resolved."""
 
 import dataclasses
 import platform
@@ -22,9 +22,9 @@ REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(RunOptions):
-    """What `vizsla run` was asked. Paths are made absolute and every `auto` resolved in the run.
+    """The options of `vizsla run`. Paths are made absolute and every `auto` resolved in the run.
 
-    tuning: the options of TuneConfig that were given; None where the model runs frozen.
+    tuning: the options of TuneConfig that were given; None if the model runs frozen.
     validating: the same for choices on validation images without training.
     model_id: what --again must find; None for any.
     """
@@ -36,19 +36,19 @@ class RunConfig(RunOptions):
 
 
 def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
-    """The configuration of an earlier run, as it was resolved then. data: where it lies now."""
+    """The configuration of an earlier run, as it was resolved then. data: where the data is now."""
     recorded = open_run(folder).config
     known = {f.name for f in dataclasses.fields(RunConfig)}
-    asked = {key: value for key, value in recorded["options"].items() if key in known}
-    asked["model_id"] = recorded["embedder"]["model_id"]
-    if asked.get("refine") == "auto":
-        asked["refine"] = saved_chain(Path(folder) / REFINEMENT) or "auto"
-    config = RunConfig(**asked)
+    options = {key: value for key, value in recorded["options"].items() if key in known}
+    options["model_id"] = recorded["embedder"]["model_id"]
+    if options.get("refine") == "auto":
+        options["refine"] = saved_chain(Path(folder) / REFINEMENT) or "auto"
+    config = RunConfig(**options)
     return config if data is None else moved_to(config, data)
 
 
 def moved_to(config: RunConfig, data: str | Path) -> RunConfig:
-    """The same on data that lies elsewhere now; the files that lay inside moved along."""
+    """The same for data that was moved; files inside its folder moved with it."""
     before, now = Path(config.data), Path(data).absolute()
 
     def moved(path: str | None) -> str | None:

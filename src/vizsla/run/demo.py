@@ -1,4 +1,4 @@
-"""`demo`: the main job on generated pictures, before and after training."""
+"""`demo`: the main job on generated images, before and after training."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ DEMO_TUNING = {
     "loss": "cross-entropy+0.5*supcon",
     "augment": "light",
     "epochs": 14,
-    "learning_rate": 2e-3,  # from scratch: all layers alike, and batch norms learn with them
+    "learning_rate": 2e-3,  # from scratch: the same for all layers; batch norms are trained too
     "head_learning_rate": 2e-3,
     "layer_decay": 1.0,
     "batch_norm": "trained",

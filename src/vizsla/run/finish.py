@@ -41,9 +41,9 @@ log = logging.getLogger("vizsla.run")
 class RunResult:
     """What a run left behind.
 
-    scores: None where no labels are known. record: the content of the result file.
-    choice, weights: how chain and fusion weights were chosen, where they were `auto`.
-    tuned: where a training was part of the run. members: the runs that a joint run fused.
+    scores: None if no labels are known. record: the content of the result file.
+    choice, weights: how chain and fusion weights were chosen, if they were `auto`.
+    tuned: the training, if it was part of the run. members: the runs that a joint run fused.
     """
 
     run: Run
@@ -153,7 +153,7 @@ def _score(
     config: RunConfig,
     vectors: tuple[Embeddings, Embeddings] | None,
 ) -> Scores | None:
-    """Scores, over the whole gallery where the vectors that made the ranking are given."""
+    """Scores, over the whole gallery if the vectors that made the ranking are given."""
     if truth is None:
         log.info("no labels are known: scores are null")
         return None

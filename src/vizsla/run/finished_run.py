@@ -23,13 +23,13 @@ from vizsla.workspace import open_run, ranking_in
 
 
 def truth_of_run(folder: str | Path) -> Truth | None:
-    """The truth that a run was scored with; None where it had none."""
+    """The truth that a run was scored with; None if it had none."""
     config = again(folder)
     return truth_in(config, folders_of(config))
 
 
 def data_of_run(folder: str | Path, data: str | Path | None = None) -> DataFolders:
-    """The images that a run ranked; `data` is where they lie now. DataError for other ones."""
+    """The images that a run ranked; `data` is where they are now. DataError for other ones."""
     folders = folders_of(again(folder, data=data))
     for role, images in (("query", folders.query), ("gallery", folders.gallery)):
         ranked = Embeddings.open(Path(folder) / "embeddings" / role)
@@ -51,9 +51,9 @@ def broken_queries(folder: str | Path) -> list[str]:
 def report(
     folder: str | Path, out: str | Path, *, data: str | Path | None = None, projection: str = "tsne"
 ) -> Path:
-    """One self-contained page about a run. data: where its images lie now, if elsewhere."""
+    """One self-contained page about a run. data: where its images are now, if they were moved."""
     config = again(folder)
-    if data is not None:  # a labels file that lay there has moved with it
+    if data is not None:  # a labels file in that folder has moved with it
         labels = config.labels if config.labels and Path(config.labels).exists() else None
         config = dataclasses.replace(config, data=str(data), labels=labels)
     folders = folders_of(config)

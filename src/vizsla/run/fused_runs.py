@@ -41,7 +41,7 @@ CONCAT, AUTO = "concat", "auto"
 class FusionConfig:
     """method: of search/fusion.py, or concat. weights: auto, one for each model, or equal ones.
 
-    Of the models' vectors in a row, for concat alone: whiten, and the chain that refines them.
+    For concat only: whiten, and the chain that refines the concatenated vectors.
     """
 
     method: str = "zscore"
@@ -137,7 +137,7 @@ class Fused:
 def fuse_runs(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
 ) -> Fused:
-    """One ranking of runs on the same images. DataError where they are on others."""
+    """One ranking of runs on the same images. DataError if they are on others."""
     fusion.check(len(members))
     _require_same_data(members)
     if fusion.method == CONCAT:
@@ -200,17 +200,17 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Embedde
 
 def _splitting(config: RunConfig) -> tuple[Any, ...]:
     """What decides which images a training holds out."""
-    asked = tune_config(config, config.tuning or {})
+    options = tune_config(config, config.tuning or {})
     return (
-        asked.validate_on, asked.query_domain, asked.gallery_domain, asked.share, asked.draws,
-        asked.seed, config.exclude,
+        options.validate_on, options.query_domain, options.gallery_domain, options.share,
+        options.draws, options.seed, config.exclude,
     )  # fmt: skip
 
 
 def _concatenated(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None
 ) -> Fused:
-    """The models' vectors in a row, whitened by those of the training images, then refined."""
+    """The models' vectors concatenated, whitened by those of the training images, then refined."""
     weights = _given(fusion, len(members))
     config = members[0].config
     queries, gallery = (

@@ -36,7 +36,7 @@ log = logging.getLogger("vizsla.run")
 def load_embedder(choice: ModelChoice, *, seed: int = 0) -> Embedder:
     """From a backbone's name, a saved embedder's folder or a run's folder.
 
-    UsageError where an option would change what a saved embedder has fixed.
+    UsageError if an option would change what a saved embedder has fixed.
     """
     folder = Path(choice.model)
     if not folder.is_dir():
@@ -68,7 +68,7 @@ def load_embedder(choice: ModelChoice, *, seed: int = 0) -> Embedder:
 def whiten_embedder(
     embedder: Embedder, training: Embeddings, kind: str, dim: int | None
 ) -> Embedder:
-    """The same, its vectors whitened (or reduced alone) by those of training images. In place.
+    """The same, its vectors whitened (or only reduced) by those of training images. In place.
 
     training: embedded by this embedder as it is. DataError: by another one, or too few.
     """
@@ -94,7 +94,9 @@ def image_set(
 ) -> ImageSet:
     """The images of a folder, a table, tar files or a URL, labels from the one place named."""
     if sum(map(bool, (labels, labels_from, class_folders))) > 1:
-        raise UsageError("--labels, --labels-from and --class-folders exclude each other: give one")
+        raise UsageError(
+            "--labels, --labels-from and --class-folders are mutually exclusive: give one"
+        )
     if is_tars(str(source)):
         if class_folders:
             raise UsageError("tar files carry their labels in them: leave out --class-folders")
@@ -115,8 +117,8 @@ def image_set(
 
 
 def _less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
-    """Without those that the file lists, by id or, as `vizsla check` writes them, behind their role
-    (by default the name of their folder); a warning where it lists none of them."""
+    """Without those that the file lists, by id or, as `vizsla check` writes them, after their role
+    (by default the name of their folder); a warning if it lists none of them."""
     role = role or images.root.absolute().name
     names = [name.removeprefix("test/") for name in read_exclude(exclude)]
     gone = {cut for name in names for cut in (name, f"test/{name}", name.removeprefix(f"{role}/"))}
@@ -155,7 +157,7 @@ def folders_of(config: RunConfig) -> DataFolders:
 
 
 def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
-    """The truth of a run's data; None where no labels are known."""
+    """The truth of a run's data; None if no labels are known."""
     return truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
 
 

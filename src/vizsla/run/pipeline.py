@@ -1,4 +1,4 @@
-"""`run`, the main job: a folder of images → ranking, submission, metrics, pictures.
+"""`run`, the main job: a folder of images → ranking, submission, metrics, images.
 
 Stage after stage, each leaving its artefact in the run's folder, where the next one reads it.
 """
@@ -124,7 +124,7 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
 
 
 def _require_same_model(embedder: Embedder, config: RunConfig) -> None:
-    """ModelError where a repeated run would use other weights than the run that it repeats."""
+    """ModelError if a repeated run would use other weights than the run that it repeats."""
     if config.model_id not in (None, embedder.model_id):
         raise ModelError(
             f"{config.model} with weights {config.weights} is now another model "

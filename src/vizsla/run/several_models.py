@@ -39,10 +39,10 @@ def run_models(
         needed_by = "--fusion-weights auto" if fusion.weights == AUTO else "--fusion concat"
         training_part(folders_of(configs[0]).training, configs[0].data, needed_by)
     started = time.monotonic()
-    alone: dict[str, Any] = {"figures": 0}
+    changes: dict[str, Any] = {"figures": 0}
     if fusion.method == CONCAT:  # what is refined is their joint ranking
-        alone["refine"] = "none"
-    done = [run(dataclasses.replace(config, **alone), progress) for config in configs]
+        changes["refine"] = "none"
+    done = [run(dataclasses.replace(config, **changes), progress) for config in configs]
     with Messages() as messages:
         joint = _joint_run([Member.of(r.run.folder) for r in done], configs[0], fusion, messages,
                            started, progress)  # fmt: skip
@@ -101,7 +101,7 @@ def _written(members: Sequence[Member], config: RunConfig, fusion: FusionConfig)
 def again_models(
     folder: str | Path, *, data: str | Path | None = None
 ) -> tuple[list[RunConfig], FusionConfig] | None:
-    """What a joint run was made from, to be repeated; None where it is a run of one model."""
+    """What a joint run was made from, to be repeated; None if it is a run of one model."""
     recorded = open_run(folder).config
     if "members" not in recorded:
         return None

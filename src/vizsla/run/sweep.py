@@ -1,7 +1,7 @@
 """Many runs: models × pooling × fine-tuning in one go, or a search for the settings of a training.
 
 Every combination is a run of the main job of its own. What is done is written down under
-<home>/sweeps, so that the same command goes on where it was; a failure is listed, not the end.
+<home>/sweeps, so that the same command continues from there; a failure is listed and skipped.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ log = logging.getLogger("vizsla.run.sweep")
 FORM = "sweep/1"
 LOSSES = ("cross-entropy", "cross-entropy+0.5*supcon", "arcface", "multi-similarity")
 RATES = {"learning_rate": (1e-5, 1e-3), "head_learning_rate": (3e-4, 1e-2)}
-# of a trial, removed behind it
+# of a trial, removed after it
 MADE_AGAIN = ("embedder", "checkpoint", f"{SHORT_FOLDER}/checkpoint", "features", "heads")
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What `vizsla sweep` was asked. run: what all runs share; its model, weights, pooling and
+    """The options of `vizsla sweep`. run: what all runs share; its model, weights, pooling and
     tuning's finetune and loss are replaced.
 
     weights: one for all models, or one for each. poolings: None is the model's own.
@@ -203,18 +203,18 @@ def _outcome(
         poolings = None if Path(one.model).is_dir() else resolve_backbone(one.model).poolings
         if one.pooling and poolings and one.pooling not in poolings:
             return Outcome(one, left_out=f"it has {', '.join(poolings)} pooling")
-        asked = run_config(one, config)
-        record = Path(config.run.home) / "sweeps" / f"{_key(asked, config)}.json"
+        run = run_config(one, config)
+        record = Path(config.run.home) / "sweeps" / f"{_key(run, config)}.json"
         done = _done_before(record)
         if done is not None:
             log.info("%s was run before: %s", one, done["result"])
             return Outcome(one, Path(done["result"]), reused=True, settings=done["settings"])
         settings = {}
         if config.trials and one.finetune != "none":
-            settings = _search(asked, config, record.with_suffix(""), progress)
-            asked = dataclasses.replace(asked, tuning={**(asked.tuning or {}), **settings})
+            settings = _search(run, config, record.with_suffix(""), progress)
+            run = dataclasses.replace(run, tuning={**(run.tuning or {}), **settings})
         _embed_ahead(one, config, ahead, progress)
-        result = pipeline.run(asked, progress)
+        result = pipeline.run(run, progress)
     except Exception as error:  # the next combination may well work
         log.debug("%s", one, exc_info=True)
         known = isinstance(error, VizslaError)
@@ -238,18 +238,18 @@ def run_config(one: Combination, config: SweepConfig) -> RunConfig:
     )
 
 
-def _key(asked: RunConfig, config: SweepConfig) -> str:
+def _key(run: RunConfig, config: SweepConfig) -> str:
     """Of all that decides a result: the options, and the files that they name."""
-    options = dataclasses.asdict(asked)
+    options = dataclasses.asdict(run)
     for name in ("home", "workers", "figures", "cache"):
         options.pop(name)
-    data = open_data(asked.data, follow_links=asked.follow_links)
-    inside = [Path(asked.model) / below for below in ("config.json", "embedder/config.json")]
-    files = [asked.labels or data.labels_file, asked.exclude, asked.weights, *inside]
+    data = open_data(run.data, follow_links=run.follow_links)
+    inside = [Path(run.model) / below for below in ("config.json", "embedder/config.json")]
+    files = [run.labels or data.labels_file, run.exclude, run.weights, *inside]
     hashes = [storage.sha256_of(file) if file and Path(file).is_file() else None for file in files]
     sets = [fingerprint(part) for part in (data.query, data.gallery)]
-    training = fingerprint(data.training) if data.training and asked.tuning else None
-    searched = [config.trials, *config.losses] if asked.tuning and config.trials else None
+    training = fingerprint(data.training) if data.training and run.tuning else None
+    searched = [config.trials, *config.losses] if run.tuning and config.trials else None
     content = json.dumps([options, hashes, sets, training, searched], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
@@ -272,7 +272,7 @@ def _embed_ahead(
     grid: Sequence[Combination],
     progress: Progress | None,
 ) -> None:
-    """One pass of a frozen model for all its poolings that are asked for, before the first."""
+    """One pass of a frozen model for all poolings in the grid, before the first."""
     same = [o for o in grid if (o.model, o.weights) == (one.model, one.weights)]
     poolings = [o.pooling for o in same if o.pooling in JOINT_POOLINGS]
     run = config.run
@@ -304,11 +304,11 @@ def _embed_ahead(
 
 
 def _search(
-    asked: RunConfig, config: SweepConfig, folder: Path, progress: Progress | None
+    run: RunConfig, config: SweepConfig, folder: Path, progress: Progress | None
 ) -> dict[str, Any]:
-    """The settings of the best of so many trainings, by validation alone.
+    """The settings of the best of `config.trials` trainings, by validation only.
 
-    The study is kept in `folder`: a search that was interrupted goes on.
+    The study is kept in `folder`: an interrupted search continues.
     """
     try:
         import optuna
@@ -319,16 +319,16 @@ def _search(
     study = optuna.create_study(
         storage=f"sqlite:///{(folder / 'study.db').absolute()}",
         study_name="sweep",
-        sampler=optuna.samplers.TPESampler(seed=asked.seed),
+        sampler=optuna.samplers.TPESampler(seed=run.seed),
         direction="maximize",
         load_if_exists=True,
     )
 
     def value(trial: Any) -> float:
-        settings = _suggested(trial, asked, config.losses or LOSSES)
-        tuning = {**(asked.tuning or {}), **settings}
+        settings = _suggested(trial, run, config.losses or LOSSES)
+        tuning = {**(run.tuning or {}), **settings}
         return _trial_value(
-            dataclasses.replace(asked, tuning=tuning), folder / f"trial-{trial.number}", progress
+            dataclasses.replace(run, tuning=tuning), folder / f"trial-{trial.number}", progress
         )
 
     over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
@@ -340,9 +340,9 @@ def _search(
     return dict(study.best_params)
 
 
-def _suggested(trial: Any, asked: RunConfig, losses: Sequence[str]) -> dict[str, Any]:
+def _suggested(trial: Any, run: RunConfig, losses: Sequence[str]) -> dict[str, Any]:
     """A trial's settings. A rate that was given stays as it is."""
-    given = asked.tuning or {}
+    given = run.tuning or {}
     names = [name for name in RATES if name not in given]
     if given.get("finetune") == "head":
         names = [name for name in names if name != "learning_rate"]
@@ -351,13 +351,13 @@ def _suggested(trial: Any, asked: RunConfig, losses: Sequence[str]) -> dict[str,
     return settings
 
 
-def _trial_value(asked: RunConfig, out: Path, progress: Progress | None) -> float:
+def _trial_value(run: RunConfig, out: Path, progress: Progress | None) -> float:
     """What the best trained candidate scores on validation; the test part is never looked at."""
-    blind = dataclasses.replace(asked, labels=None, labels_from=None)  # those of the test part
+    blind = dataclasses.replace(run, labels=None, labels_from=None)  # those of the test part
     result = train(blind, out, overwrite=True, progress=progress)
     for name in MADE_AGAIN:
         shutil.rmtree(out / name, ignore_errors=True)
-    assert isinstance(result, TrainResult)  # one process only, and started anew
+    assert isinstance(result, TrainResult)  # one process only, started from scratch
     return max(candidate.value for candidate in result.candidates[1:])
 
 

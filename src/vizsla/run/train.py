@@ -77,8 +77,8 @@ def train(
 ) -> TrainResult | Finished | None:
     """Tunes a model into the folder `out`. config.data has the layout, or is a folder of classes.
 
-    A finished training of the same settings in `out` is kept; UsageError where its settings were
-    others. overwrite: starts anew. devices: processes on this machine. None in all processes but
+    A finished training of the same settings in `out` is kept; UsageError if its settings were
+    others. overwrite: starts over. devices: processes on this machine. None in all processes but
     the first.
     """
     out = Path(out)
@@ -163,7 +163,7 @@ def check_compute(config: RunConfig) -> None:
 
 
 def finished(out: Path) -> Finished | None:
-    """The training that ended in this folder; None where none did, or where its model is gone.
+    """The training that ended in this folder; None if none did, or if its model is gone.
 
     A training that was interrupted has not ended.
     """

@@ -30,7 +30,7 @@ class Calibration:
     """A cut-off on the score of first matches, and what it was learned from.
 
     wanted: the precision. learned_on: the queries, in words. right: how many first matches are.
-    auc: of right over wrong matches; None where all are of one kind. cutoff: None where there are
+    auc: of right over wrong matches; None if all are of one kind. cutoff: None if there are
     too few queries to be sure of the precision at any score.
     """
 
@@ -129,12 +129,12 @@ def calibrate_on_split(
     row_of = {name: i for i, name in enumerate(vectors.ids)}
     judged = []
     for draw in parts.draws:
-        asked, searched = (
+        query_set, gallery_set = (
             _part(vectors, images, [i for i in side.tolist() if images.ids[i] in row_of], row_of)
             for side in (draw.query, draw.gallery)
         )
-        if len(asked) and len(searched):
-            judged.append(_judged(asked, searched))
+        if len(query_set) and len(gallery_set):
+            judged.append(_judged(query_set, gallery_set))
     if not judged:
         raise DataError(
             f"the embeddings hold none of the {len(parts.held_out)} images that validation uses "
@@ -161,7 +161,7 @@ def calibrate_on_training(
     """Learns the cut-off on a validation part of labelled images, drawn to imitate the test part.
 
     Their model must not have been trained on them. target: the test part. validate_on: see `split`.
-    model_id: of the vectors that the cut-off is for; DataError where `training` has another.
+    model_id: of the vectors that the cut-off is for; DataError if `training` has another.
     """
     if model_id not in (None, training.model_id):
         raise DataError(
@@ -208,7 +208,7 @@ def _part(
     return Embeddings(kept.ids, vectors.vectors[rows], kept.attributes, vectors.model_id)
 
 
-def _judged(asked: Embeddings, searched: Embeddings) -> Relevance:
+def _judged(query_set: Embeddings, gallery_set: Embeddings) -> Relevance:
     from vizsla.search import exact  # imports torch, which a cut-off for a ranking does not need
 
-    return relevance(exact.rank(asked, searched, 1), Truth.from_sets(asked, searched))
+    return relevance(exact.rank(query_set, gallery_set, 1), Truth.from_sets(query_set, gallery_set))

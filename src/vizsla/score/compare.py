@@ -33,7 +33,7 @@ GROUPS = ("model_name", "is_finetuned", "pooling_type")
 NEVER_ACROSS = ("top_k", "num_classes", "data")  # always part of a group
 FINETUNE = f"{OPTION}finetune"  # the one option that every training has
 TRAININGS = ("loss", "epochs", FINETUNE)
-LAST_RESORT = ("training_images", "embedder")  # shown only where runs differ in nothing else
+LAST_RESORT = ("training_images", "embedder")  # shown only if runs differ in nothing else
 COUNT = " runs"  # ends the name of a column: how many runs have the mean before it
 _SHOWN = 3  # files that one remark names
 _CHANCE = 0.01  # how near to ln C a loss is at chance
@@ -115,7 +115,7 @@ class Comparison:
     def _settings_that_differ(self) -> list[str]:
         """The keys, beside GROUPS, in which runs of one group differ.
 
-        How a model was trained is one of them only where runs do not differ in what was kept.
+        How a model was trained is one of them only if runs do not differ in what was kept.
         """
         found = [key for key in SETTINGS if self._differs(key, self.results)]
         trained = [r for r in self.results if FINETUNE in r.more]
@@ -145,7 +145,7 @@ class Comparison:
                 raise UsageError(f"cannot {what} {key!r}: choose among {', '.join(known)}")
 
     def _one_more(self, sort: str | None, columns: Sequence[str]) -> list[str]:
-        """The key to sort by, where no column has it yet."""
+        """The key to sort by, if no column has it yet."""
         if sort is None or sort in columns:
             return []
         self._check_keys([sort], "sort by")
@@ -283,7 +283,7 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
 
 
 def _with_count(name: str, groups: Sequence[Sequence[Result]]) -> list[str]:
-    """The column of a mean and, where a row has fewer values than runs, one with their number."""
+    """The column of a mean and, if a row has fewer values than runs, one with their number."""
     lacking = [0 < _group_cell(members, name + COUNT) < len(members) for members in groups]
     return [name, name + COUNT] if any(lacking) else [name]
 
@@ -297,7 +297,7 @@ def _group_cell(members: Sequence[Result], name: str) -> Any:
 
 
 def _mean(members: Sequence[Result], key: str) -> Any:
-    """The mean of numbers; of other values the one that all have, None where they differ."""
+    """The mean of numbers; of other values the one that all have, None if they differ."""
     known = [value for value in (member.value(key) for member in members) if value is not None]
     if any(isinstance(value, bool | str) for value in known):
         return known[0] if len(set(known)) == 1 else None

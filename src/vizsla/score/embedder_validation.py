@@ -55,13 +55,13 @@ class Validation:
         self.draws = [
             (_places(place_of, draw.query), _places(place_of, draw.gallery)) for draw in split.draws
         ]
-        self.held = ValidationImages(self.images, compute, max_pixels=max_pixels)
-        asked = np.unique(np.concatenate([query for query, _ in self.draws]))
-        self.queries = [self.images.ids[i] for i in asked]
+        self.held_out = ValidationImages(self.images, compute, max_pixels=max_pixels)
+        queried = np.unique(np.concatenate([query for query, _ in self.draws]))
+        self.queries = [self.images.ids[i] for i in queried]
         self.means: dict[str, float] = {}
 
     def __call__(self, embedder: Embedder) -> np.ndarray:
-        vectors = self.held.vectors(embedder)
+        vectors = self.held_out.vectors(embedder)
         sums: dict[str, np.ndarray] = {}
         totals = {key: np.zeros(len(self.queries)) for key in KEYS}
         counts = np.zeros(len(self.queries))
@@ -107,15 +107,17 @@ class Validation:
     def _scored(
         self, vectors: np.ndarray, query: np.ndarray, gallery: np.ndarray, model_id: str
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        asked, searched = (
-            self._part(vectors, [i for i in side if i not in self.held.broken], model_id)
+        query_set, gallery_set = (
+            self._part(vectors, [i for i in side if i not in self.held_out.broken], model_id)
             for side in (query, gallery)
         )
         device = "cpu" if self.compute.device.startswith("mps") else self.compute.device
-        ranking = exact.rank(asked, searched, device=device)
-        truth = Truth.from_lists(asked.ids, asked.labels or [], searched.ids, searched.labels or [])
-        ks = (1, 5, 10) if len(searched) >= 10 else (1,)
-        scores = evaluate_ranked(ranking, truth, asked, searched, device=device, ks=ks)
+        ranking = exact.rank(query_set, gallery_set, device=device)
+        truth = Truth.from_lists(
+            query_set.ids, query_set.labels or [], gallery_set.ids, gallery_set.labels or []
+        )
+        ks = (1, 5, 10) if len(gallery_set) >= 10 else (1,)
+        scores = evaluate_ranked(ranking, truth, query_set, gallery_set, device=device, ks=ks)
         found = {key: scores.metrics[name].values for key, name in KEYS.items()}
         return {**found, "points": found["points"] / 1000}, scores.queries
 

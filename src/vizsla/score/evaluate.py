@@ -44,7 +44,7 @@ def evaluate(
       a submission, whose gallery is unknown; otherwise, and with judgements, max(ks).
     full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
       the whole gallery, without junk and self: for AP, MAP@R and the like of a shallow ranking.
-    missing_ranks: what the ranks behind a list's end are: "unknown" (no mean at that cut-off);
+    missing_ranks: what the ranks after a list's end are: "unknown" (no mean at that cut-off);
       "wrong", as a judge counts them; or "absent", as trec_eval does: wrong, and images that a list
       lacks count as never found, so that AP and the like are known too.
     cluster: "label" or another column: intervals draw whole classes instead of queries.
@@ -93,9 +93,9 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Where a ranking has its hits, and how far it is known.
+    """The ranks of a ranking's hits, and how far it is known.
 
-    ranks: (Q, M) of the hits, 0 behind a row's end. lengths: (Q,) how far each list is known.
+    ranks: (Q, M) of the hits, 0 after a row's end. lengths: (Q,) how far each list is known.
     whole: (Q,) bool, the whole gallery is known. n_relevant: (Q,), -1 where unknown.
     depth: the longest list.
     """
@@ -167,7 +167,7 @@ def _metrics_at_cutoff(seen: Seen, k: int) -> dict[str, Metric]:
 
 
 def _metrics_without_cutoff(seen: Seen) -> dict[str, Metric]:
-    """Metrics without a cut-off, known where a query's list has all ranks that they need."""
+    """Metrics without a cut-off, known if a query's list has all ranks that they need."""
     ranks, n_relevant = seen.ranks, seen.n_relevant
     shallow = f"the ranking ends at rank {seen.depth}, the gallery does not"
     to_end = seen.whole | ((ranks > 0).sum(axis=1) >= n_relevant)
@@ -211,7 +211,7 @@ def _metric(
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """(Q, longest) int64, 0 behind a row's end."""
+    """(Q, longest) int64, 0 after a row's end."""
     padded = np.zeros((len(rows), max((len(row) for row in rows), default=0)), dtype=np.int64)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row

@@ -29,7 +29,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric's mean over n queries and its interval; None where unknown.
+    """A metric's mean over n queries and its interval; None if unknown.
 
     other_mean, other_n: with the other denominator (all queries, or those with something
     relevant); None and 0 where the two are the same.
@@ -45,7 +45,7 @@ class Figure:
     unknown: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `unknown` and the other mean only where there are such."""
+        """For JSON; `unknown` and the other mean only if there are such."""
         interval = None if self.low is None else [self.low, self.high]
         entry: dict[str, Any] = {"mean": self.mean, "interval": interval, "queries": self.n}
         if self.other_mean is not None:
@@ -110,7 +110,7 @@ def figures_of(
 
 
 def mean_of(metric: Metric, answerable: np.ndarray) -> float | None:
-    """The mean over the queries that the metric divides by; None where it is unknown."""
+    """The mean over the queries that the metric divides by; None if it is unknown."""
     used = answerable | metric.over_all
     if metric.unknown or not used.any():
         return None

@@ -1,10 +1,10 @@
 """Per-query values → intervals and p-values. Knows nothing of rankings.
 
 A mean over queries is one draw of what other queries of the same kind would give; an interval says
-how far it may lie off. Hit rates: Wilson (1927). Other means: the bootstrap's percentiles, shifted
+how far it may be off. Hit rates: Wilson (1927). Other means: the bootstrap's percentiles, shifted
 for bias and skewness (BCa, Efron 1987) and widened for few units (Hesterberg 2015); the plain
 percentiles hold the truth too seldom for skewed values (docs/metrics.md has the figures).
-Where queries of one class resemble each other, whole classes are drawn: `clusters`.
+If queries of one class resemble each other, whole classes are drawn: `clusters`.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from vizsla.errors import DataError
 
 RESAMPLES = 1000
 PERMUTATIONS = 10_000
-_CHUNK = 200_000  # numbers held at once while resampling: what fits a processor's cache
+_CHUNK = 200_000  # numbers in memory at once while resampling: what fits a processor's cache
 
 
 def wilson(
@@ -103,8 +103,8 @@ def sign_flip_p(
 ) -> float:
     """Two-sided p-value of paired differences, (n,): how often random signs reach as far.
 
-    If two systems were alike, each query (or class) could as well have favoured the other. Never
-    below 1 / (permutations + 1).
+    If both systems were equally good, each query (or class) could as well have favoured the other.
+    Never below 1 / (permutations + 1).
     """
     sums = _by_unit(np.asarray(differences, dtype=float)[:, None], clusters)[0][:, 0]
     sums = sums[sums != 0]  # a zero stays zero under any sign

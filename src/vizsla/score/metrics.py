@@ -2,11 +2,11 @@
 
 `hits` is always one of two forms of the same thing:
   (Q, K) bool: whether the image at each rank is relevant, junk and self already removed; or
-  (Q, M) int:  the ranks (from 1) of the relevant images, rising along a row, 0 behind its end.
+  (Q, M) int:  the ranks (from 1) of the relevant images, rising along a row, 0 after its end.
 The second form needs no ranking of the whole gallery: counting the scores above each relevant
 image gives its rank. `n_relevant` is (Q,): the number of relevant images in the gallery, -1 where
-that is unknown. What cannot be computed for a query is nan, never 0: where nothing is relevant
-(n_relevant == 0), and, for what divides by it, where n_relevant is unknown.
+that is unknown. What cannot be computed for a query is nan, never 0: if nothing is relevant
+(n_relevant == 0), and, for metrics that divide by it, if n_relevant is unknown.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ import numpy as np
 from vizsla.errors import DataError
 from vizsla.score.intervals import wilson
 
-CONTEST_POINTS = {1: 600.0, 5: 300.0, 10: 100.0}  # added where any of the first k is right
+CONTEST_POINTS = {1: 600.0, 5: 300.0, 10: 100.0}  # added if any of the first k is right
 
 
 def hit_ranks(hits: np.ndarray) -> np.ndarray:
-    """(Q, M) int64: the ranks of the hits of each query, from 1; 0 behind a row's end.
+    """(Q, M) int64: the ranks of the hits of each query, from 1; 0 after a row's end.
 
     Takes both forms of `hits`; ranks are returned as they came.
     """
@@ -42,7 +42,7 @@ def hit_ranks(hits: np.ndarray) -> np.ndarray:
 
 
 def hit_rate_at_k(hits: np.ndarray, k: int) -> np.ndarray:
-    """1 where any of the first k is relevant, else 0. Its mean is the top-k accuracy."""
+    """1 if any of the first k is relevant, else 0. Its mean is the top-k accuracy."""
     return _within(hits, k).any(axis=1).astype(float)
 
 
@@ -113,12 +113,12 @@ def r_precision(hits: np.ndarray, n_relevant: np.ndarray) -> np.ndarray:
 
 
 def reciprocal_rank(hits: np.ndarray) -> np.ndarray:
-    """1 over the rank of the first hit, 0 where there is none."""
+    """1 over the rank of the first hit, 0 if there is none."""
     return 1 / first_hit_rank(hits)
 
 
 def first_hit_rank(hits: np.ndarray) -> np.ndarray:
-    """Rank of the first hit, (Q,) float64; inf where there is none."""
+    """Rank of the first hit, (Q,) float64; inf if there is none."""
     ranks = hit_ranks(hits)
     if ranks.shape[1] == 0:
         return np.full(len(ranks), np.inf)
@@ -128,7 +128,7 @@ def first_hit_rank(hits: np.ndarray) -> np.ndarray:
 def first_rank_statistics(first: np.ndarray) -> dict[str, float | None]:
     """Mean, median and 90 % quantile of the first hit's rank; `found` is the share with one.
 
-    first: (Q,), inf where no hit was found. Statistics that would need those ranks are None.
+    first: (Q,), inf if no hit was found. Statistics that would need those ranks are None.
     """
     if len(first) == 0:
         return {"found": None, "mean": None, "median": None, "p90": None}
@@ -161,7 +161,7 @@ class Cutoff:
     """What happens when all pairs that score at least `score` are called a match.
 
     precision: share of the called that match. recall: share of the matches that are called.
-    false_alarms: share of the other pairs that are called. None where there are no such pairs.
+    false_alarms: share of the other pairs that are called. None if there are no such pairs.
     """
 
     score: float
@@ -189,7 +189,7 @@ def calibrated_cutoff(
     """The lowest score at and above which a match is right with probability `precision`.
 
     The share in these pairs alone would promise too much: the lower end of its one-sided Wilson
-    interval at `confidence` must reach `precision`. None where no score does, as for few pairs.
+    interval at `confidence` must reach `precision`. None if no score does, as for few pairs.
     """
     scores, matches = _pairs(scores, matches)
     order = np.argsort(-scores, kind="stable")
@@ -208,7 +208,7 @@ def calibrated_cutoff(
 
 
 def _within(hits: np.ndarray, k: int) -> np.ndarray:
-    """(Q, M) bool: which of `hit_ranks(hits)` lie among the first k."""
+    """(Q, M) bool: which of `hit_ranks(hits)` are among the first k."""
     if k < 1:
         raise DataError(f"k={k}: a cut-off must be 1 or more")
     if hits.dtype == np.bool_ and k > hits.shape[1]:

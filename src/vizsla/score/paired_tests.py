@@ -131,8 +131,8 @@ def _check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
             f"{a} and {b} were not judged on the same queries: {len(only)} are in only one of them "
             f"({', '.join(sorted(only)[:3])}): evaluate both with one truth"
         )
-    where = {query: i for i, query in enumerate(right.queries)}
-    at = [where[query] for query in left.queries]
+    position = {query: i for i, query in enumerate(right.queries)}
+    at = [position[query] for query in left.queries]
     labels = left.columns["label"], [right.columns["label"][i] for i in at]
     if labels[0] != labels[1] or (left.n_relevant != right.n_relevant[at]).any():
         raise DataError(
@@ -171,8 +171,8 @@ def _difference(
     seed: int,
 ) -> dict[str, Any]:
     (a, first), (b, second) = left, right
-    where = {query: i for i, query in enumerate(second.queries)}
-    other = second.metrics[key].values[[where[query] for query in first.queries]]
+    position = {query: i for i, query in enumerate(second.queries)}
+    other = second.metrics[key].values[[position[query] for query in first.queries]]
     metric = first.metrics[key]
     used = metric.over_all | first.answerable
     values = metric.values[used], other[used]

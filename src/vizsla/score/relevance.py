@@ -1,7 +1,7 @@
 """Ranking + Truth → Relevance: which retrieved image counts. Knows no metric.
 
 An image is relevant to a query when both carry the same label, or when a list of judgements says
-so. Junk (neither right nor wrong) and the query itself, where query and gallery are one set, are
+so. Junk (neither right nor wrong) and, if query and gallery are one set, the query itself are
 taken out first and the ranks close up.
 """
 
@@ -23,14 +23,14 @@ _NAMED = 3  # how many names an error shows
 class Relevance:
     """Which ranks of a Ranking are right, for the Q queries of the truth that have a label.
 
-    queries, labels: Q, in the truth's order; a label is None where the truth is a list of
+    queries, labels: Q, in the truth's order; a label is None if the truth is a list of
       judgements without labels. rows: (Q,) the row of each query in the ranking, -1 where the
       ranking lacks it or has an empty list for it: such a query is all wrong.
     hits: (Q, K) bool, junk and self removed. lengths: (Q,) ranks that are left in each list.
-    scores: (Q, K) as in the ranking, nan behind a row's end; None where it has none.
+    scores: (Q, K) as in the ranking, nan after a row's end; None if it has none.
     whole: (Q,) bool: the list holds the whole gallery, so what it lacks does not exist.
     n_relevant: (Q,) relevant images in the gallery, -1 where unknown.
-    first_labels: the label of each query's first image, None where there is none.
+    first_labels: the label of each query's first image, None if there is none.
     unlabelled: queries that the truth has no label for, or does not judge; they are left out.
     unlabelled_gallery: gallery images without a label; they count as wrong.
     """
@@ -133,9 +133,9 @@ def _judged_queries(ranking: Ranking, truth: Truth) -> tuple[list[str], list[str
     """The queries that are judged, and those without a label or judgement, which are left out."""
     if truth.relevant is not None:
         return list(truth.relevant), [q for q in ranking.queries if q not in truth.relevant]
-    asked = truth.query if truth.query_complete else ranking.queries
-    queries = [query for query in asked if truth.query[query] is not None]
-    unlabelled = [query for query in asked if truth.query[query] is None]
+    all_queries = truth.query if truth.query_complete else ranking.queries
+    queries = [query for query in all_queries if truth.query[query] is not None]
+    unlabelled = [query for query in all_queries if truth.query[query] is None]
     if not queries:
         raise DataError(f"the truth has a label for none of the {len(unlabelled)} queries")
     return queries, unlabelled
@@ -146,14 +146,14 @@ def _check_names(ranking: Ranking, truth: Truth) -> None:
         _require_common_names(ranking, truth.relevant)
         return
     _require_known([q for q in ranking.queries if q not in truth.query], "queries")
-    used = np.zeros(len(ranking.gallery) + 1, dtype=bool)  # the last for -1: behind a row's end
+    used = np.zeros(len(ranking.gallery) + 1, dtype=bool)  # the last for -1: after a row's end
     used[ranking.positions.ravel()] = True
     names = [ranking.gallery[p] for p in np.flatnonzero(used[:-1])]
     _require_known([name for name in names if name not in truth.gallery], "gallery images")
 
 
 def _require_common_names(ranking: Ranking, relevant: Mapping[str, Collection[str]]) -> None:
-    """DataError where judgements name no image of the ranking: they are of another data set."""
+    """DataError if judgements name no image of the ranking: they are of another data set."""
     judged = [query for query in ranking.queries if query in relevant]
     if not judged:
         raise DataError(

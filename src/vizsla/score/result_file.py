@@ -117,7 +117,7 @@ def _rounded(value: float | None) -> float | None:
 class Result:
     """One result file.
 
-    source: the file's name. values: the keys that this module knows, None where unknown. scores:
+    source: the file's name. values: the keys that this module knows, None if unknown. scores:
     every score in the file, those below its key `scores` included. more: its other keys that have
     one value each.
     """
@@ -134,12 +134,12 @@ class Result:
 
     @property
     def data(self) -> str | None:
-        """What identifies the data set; None where the file does not say."""
+        """What identifies the data set; None if the file does not say."""
         name, identity = self.values["data_name"], self.values["data_id"]
         return " ".join(filter(None, [name, identity and f"({identity[:8]})"])) or None
 
     def value(self, key: str) -> Any:
-        """The value of any key, as tables show it; None where the file lacks it."""
+        """The value of any key, as tables show it; None if the file lacks it."""
         if key == "model_name":
             return self.model
         if key == "data":
@@ -214,7 +214,7 @@ def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def without_unknown_zeros(result: Result) -> tuple[Result, str | None]:
-    """The result without scores of exactly 0, and a note on them, where no truth is mentioned.
+    """The result without scores of exactly 0, and a note on them, if no truth is mentioned.
 
     Such a score was not measured: whoever wrote the file put 0 for unknown.
     """
@@ -230,7 +230,7 @@ def without_unknown_zeros(result: Result) -> tuple[Result, str | None]:
 
 
 def _setting(value: Any) -> str | None:
-    """A setting as one text; None where it is not known, or not for any of several models."""
+    """A setting as one text; None if it is not known, or not for any of several models."""
     if isinstance(value, dict):  # what was refined, and why
         value = value.get("chain", _fusion(value))
     if isinstance(value, list):  # an image's size

@@ -28,7 +28,7 @@ UNLABELLED = "(none)"  # the slice of the queries that have no value in a column
 class Scores:
     """The scores of Q queries. `scores["map"]` is a Figure, `scores.metrics["map"].values` is (Q,).
 
-    answerable: (Q,) bool, whether something is relevant in the gallery (True where unknown).
+    answerable: (Q,) bool, whether something is relevant in the gallery (True if unknown).
     n_relevant: (Q,), -1 where unknown. first_ranks: (Q,) of the first hit, inf where none was seen.
     first_labels: the label of each query's first image. columns: column → Q values, to slice by.
     lacking: queries that the ranking lacks (counted as wrong). unlabelled: queries without a label
@@ -91,7 +91,7 @@ class Scores:
         return {value: self.subset(places[value]) for value in sorted(places)}
 
     def subset(self, places: Sequence[int]) -> "Scores":
-        """The scores of some of the queries alone."""
+        """The scores of only some of the queries."""
         at = np.asarray(places, dtype=np.int64)
         return dataclasses.replace(
             self,
@@ -178,11 +178,11 @@ class Scores:
 
     @property
     def with_nothing_relevant(self) -> int | None:
-        """How many queries have nothing relevant in the gallery; None where that is unknown."""
+        """How many queries have nothing relevant in the gallery; None if that is unknown."""
         return None if (self.n_relevant < 0).any() else int((~self.answerable).sum())
 
     def per_query(self, key: str) -> list[float | None]:
-        """A metric's value for each query; None where it is unknown or the mean leaves it out."""
+        """A metric's value for each query; None if it is unknown or the mean leaves it out."""
         metric = self.metrics[key]
         used = self.answerable | metric.over_all
         return _nullable(np.where(used, metric.values, np.nan))
@@ -249,7 +249,7 @@ class Scores:
         return self.columns[column]
 
     def cluster_values(self, column: str) -> np.ndarray:
-        """(Q,) text: a column's value for each query, UNLABELLED where it has none."""
+        """(Q,) text: a column's value for each query, UNLABELLED if it has none."""
         return np.array([UNLABELLED if v is None else v for v in self._column(column)], dtype=str)
 
 

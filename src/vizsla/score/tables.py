@@ -28,7 +28,7 @@ class Table:
     def lines(self, width: int | None = None, *, keep: Sequence[str] = ()) -> list[str]:
         """For people: columns aligned, numbers to the right; folded by Rich to fit `width`.
 
-        Where the table is wider than `width`, columns with one value are first stated above it,
+        If the table is wider than `width`, columns with one value are first stated above it,
         except those in `keep`. width: None leaves it as wide as it is.
         """
         lines = self._drawn(self.columns)
@@ -65,14 +65,14 @@ class Table:
         return "\n".join(self.lines(width, keep=keep))
 
     def select(self, columns: Sequence[str]) -> "Table":
-        """The same rows with these columns alone, in this order."""
+        """The same rows with only these columns, in this order."""
         at = [self.columns.index(name) for name in columns]
         return Table(list(columns), [[row[i] for i in at] for row in self.rows])
 
     def without_constant_columns(
         self, *, keep: Sequence[str] = ()
     ) -> tuple[dict[str, str], "Table"]:
-        """({column: its one text}, the table of the other columns), where there are several rows.
+        """({column: its one text}, the table of the other columns), if there are several rows.
 
         keep: columns that stay in any case.
         """

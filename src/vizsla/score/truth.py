@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Truth:
     """The labels of the queries and of the gallery, by id. None: no label.
 
-    query_complete: these are all queries, so those that a ranking lacks count as wrong. False where
+    query_complete: these are all queries, so those that a ranking lacks count as wrong. False if
       roles are unknown: then the queries of the ranking are judged.
-    gallery_complete: these are all gallery images, so it is known what a ranking lacks. False where
+    gallery_complete: these are all gallery images, so it is known what a ranking lacks. False if
       labels come from the names in a submission: then recall and AP are unknown.
     one_set: query and gallery are one set; an id in both is one image, and never its own match.
     junk: query id → gallery ids that are neither right nor wrong for it.
@@ -105,10 +105,10 @@ class Truth:
         files, labels = table["file"].to_pylist(), _texts(table["label"].to_pylist())
         roles = table["role"].to_pylist() if "role" in names else None
         complete = roles is not None and all(roles)
-        asked = _labels_of("query", files, labels, roles)
+        query_labels = _labels_of("query", files, labels, roles)
         others = [name for name in names if name not in ("file", "label", "role")]
         return Truth(
-            asked,
+            query_labels,
             _labels_of("gallery", files, labels, roles),
             query_complete=complete,
             gallery_complete=complete,
@@ -160,20 +160,20 @@ class Truth:
         gallery: Sequence[str] | None = None,
         one_set: bool = False,
     ) -> "Truth":
-        """From the names in a ranking. queries, gallery: all their ids, where they are known.
+        """From the names in a ranking. queries, gallery: all their ids, if they are known.
 
         Otherwise the gallery is complete only if the ranking knows all of it; a submission names
         only the images that it retrieved.
         """
         from vizsla.data.tables import labels_from_pattern
 
-        listed = ranking.gallery if gallery is None else gallery
-        asked = ranking.queries if queries is None else queries
+        gallery_ids = ranking.gallery if gallery is None else gallery
+        query_ids = ranking.queries if queries is None else queries
         return Truth.from_lists(
-            asked,
-            labels_from_pattern(asked, pattern),
-            listed,
-            labels_from_pattern(listed, pattern),
+            query_ids,
+            labels_from_pattern(query_ids, pattern),
+            gallery_ids,
+            labels_from_pattern(gallery_ids, pattern),
             gallery_complete=gallery is not None or knows_gallery(ranking),
             one_set=one_set,
         )
@@ -208,7 +208,7 @@ def _labels_of(
     roles: Sequence[str | None] | None,
     what: str = "label",
 ) -> dict[str, str | None]:
-    """File → label over the rows of one role; DataError where two rows disagree."""
+    """File → label over the rows of one role; DataError if two rows disagree."""
     found: dict[str, str | None] = {}
     for i, (file, label) in enumerate(zip(files, labels, strict=True)):
         if roles is not None and roles[i] not in (role, None):
@@ -246,14 +246,14 @@ def truth_of_folders(
 ) -> Truth | None:
     """The truth of a data folder: from a labels file, file names, or the folder itself.
 
-    An image without a label is part of it too. None where nothing gives labels.
+    An image without a label is part of it too. None if nothing gives labels.
     """
     from vizsla.data.tables import labels_from_pattern
 
     query, gallery = data.query, data.gallery
     path = labels or data.labels_file
     if labels and labels_from:
-        raise UsageError("--labels and --labels-from exclude each other: give one")
+        raise UsageError("--labels and --labels-from are mutually exclusive: give one")
     if labels_from:
         query = query.with_labels(labels_from_pattern(query.ids, labels_from))
         gallery = gallery.with_labels(labels_from_pattern(gallery.ids, labels_from))

@@ -36,14 +36,16 @@ def evaluate_embeddings(
     """The scores of your own vectors: by cosine, exactly, over the whole gallery.
 
     queries, gallery: NumPy arrays, torch tensors (anything with DLPack), .npy, .npz, .safetensors
-    or Parquet files, embeddings folders. The labels: arrays, lists or files; None where the
-    vectors' file holds them. same_set: `queries` alone, each searched for among the others.
+    or Parquet files, embeddings folders. The labels: arrays, lists or files; None if the
+    vectors' file holds them. same_set: only `queries`, each searched for among the others.
     options: of `evaluate`, such as cluster="label".
     """
-    asked, searched = own_pair(queries, gallery, query_labels, gallery_labels, same_set=same_set)
-    truth = truth_of(asked, searched, None, same_set)
-    ranking = ranked(asked, searched, ks=ks, same_set=same_set, device=device)
-    return evaluate_ranked(ranking, truth, asked, searched, device=device, ks=ks, **options)
+    query_set, gallery_set = own_pair(
+        queries, gallery, query_labels, gallery_labels, same_set=same_set
+    )
+    truth = truth_of(query_set, gallery_set, None, same_set)
+    ranking = ranked(query_set, gallery_set, ks=ks, same_set=same_set, device=device)
+    return evaluate_ranked(ranking, truth, query_set, gallery_set, device=device, ks=ks, **options)
 
 
 def own_pair(
@@ -57,19 +59,19 @@ def own_pair(
     """Queries and gallery, the same twice for same_set. DataError: they cannot be compared."""
     if same_set != (gallery is None):
         raise UsageError(
-            "where queries and gallery are one set, give it as queries, with same_set (--same-set)"
+            "if queries and gallery are one set, give it as queries, with same_set (--same-set)"
             if same_set
-            else "give the gallery's vectors too (--gallery), or same_set (--same-set) where "
+            else "give the gallery's vectors too (--gallery), or same_set (--same-set) if "
             "queries and gallery are one set"
         )
     if same_set and gallery_labels is not None:
-        raise UsageError("one set has one list of labels: give the query labels alone")
-    asked = own_embeddings(queries, query_labels, role="query")
+        raise UsageError("one set has one list of labels: give only the query labels")
+    query_set = own_embeddings(queries, query_labels, role="query")
     if same_set:
-        return asked, asked
-    searched = own_embeddings(gallery, gallery_labels, role="gallery")
-    exact.comparable(asked.model_id, searched.model_id, asked.dim, searched.dim)
-    return asked, searched
+        return query_set, query_set
+    gallery_set = own_embeddings(gallery, gallery_labels, role="gallery")
+    exact.comparable(query_set.model_id, gallery_set.model_id, query_set.dim, gallery_set.dim)
+    return query_set, gallery_set
 
 
 def truth_of(
@@ -132,7 +134,7 @@ def evaluate_ranked(
     return evaluate(ranking, truth, full_ranks=full_ranks, **options)
 
 
-# ── ranks behind the end of a ranking ────────────────────────────────────────────────────────────
+# ── ranks beyond the end of a ranking ────────────────────────────────────────────────────────────
 
 
 def relevant_ranks(

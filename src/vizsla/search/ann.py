@@ -86,7 +86,7 @@ class Structure:
     def candidates(
         self, queries: np.ndarray, n: int, effort: int, allowed: "Allowed | None" = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, n) int64 rows, best first, -1 behind the last, and (Q, n) float32 coarse scores.
+        """(Q, n) int64 rows, best first, -1 after the last, and (Q, n) float32 coarse scores.
 
         effort: FAISS's efSearch of a graph, or nprobe, the cells that are searched.
         """
@@ -185,7 +185,7 @@ def nearest(
     """Rows (Q, k) int64 and exact scores (Q, k); -1 in a row that only exact search can answer.
 
     gallery: all N rows. The structure knows the first `covered` of them, except the held-out ones;
-    all `unindexed` rows are compared. Where a filter allows the share s of the rows, the effort is
+    all `unindexed` rows are compared. If a filter allows the share s of the rows, the effort is
     1/s of the usual one; for a large k so many cells are searched as hold twice as many rows.
     """
     if structure.cells:
@@ -196,21 +196,21 @@ def nearest(
     positions, best = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
     together = max(1, min(QUERIES_AT_ONCE, SCORES_AT_ONCE // max(1, len(unindexed.rows))))
     for start in range(0, len(queries), together):
-        asked = np.ascontiguousarray(queries[start : start + together], np.float32)
-        found, scores = _enough(structure, asked, k, candidates_for(k, candidates), effort, allowed)
+        batch = np.ascontiguousarray(queries[start : start + together], np.float32)
+        found, scores = _enough(structure, batch, k, candidates_for(k, candidates), effort, allowed)
         added = found >= covered  # while this search is under way
         found[added], scores[added] = -1, -np.inf
         if not structure.holds_vectors:
-            scores = float_scores(asked, gallery, found)
+            scores = float_scores(batch, gallery, found)
         part = slice(start, start + together)
-        positions[part], best[part] = _best(gallery, asked, k, found, scores, unindexed)
+        positions[part], best[part] = _best(gallery, batch, k, found, scores, unindexed)
     return positions, best
 
 
 def _enough(
     structure: Structure, queries: np.ndarray, k: int, n: int, effort: int, allowed: Allowed | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates; without a filter from more cells, where those searched hold fewer than k."""
+    """Candidates; without a filter from more cells if those searched hold fewer than k."""
     found, scores = structure.candidates(queries, n, effort, allowed)
     short = np.flatnonzero(found[:, k - 1] < 0)
     while len(short) and allowed is None and effort < (structure.cells or 0):
@@ -227,7 +227,7 @@ def _best(
     """The k best of the found rows, with float32 scores (Q, n), and of all unindexed ones."""
     least = exact.lowest(queries, scores, k)
     near = scores >= least
-    # where all candidates are as good as the k-th, earlier ones among its equals may be missing
+    # if all candidates are as good as the k-th, earlier ones among its equals may be missing
     unsure = (found[:, k - 1] < 0) | ((found[:, -1] >= 0) & near.all(axis=1))
     near[unsure] = False
     rows = [_compact(found, near)]
@@ -243,7 +243,7 @@ def _best(
 
 
 def _compact(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(Q, W) the wanted rows of each query, in their order, -1 behind the last."""
+    """(Q, W) the wanted rows of each query, in their order, -1 after the last."""
     counts = wanted.sum(axis=1)
     line, column = np.nonzero(wanted)
     few = np.full((len(rows), counts.max(initial=0)), -1, np.int64)

@@ -36,7 +36,7 @@ class Rows:
     """Rows of stored vectors as (G, D) float32 unit rows, read when they are indexed.
 
     vectors: (N, D) float32 or float16, may be memory-mapped. rows: (G,) rising; None: all.
-    resident: the N vectors on the searching device, where they fit (see `on_device`).
+    resident: the N vectors on the searching device, if they fit (see `on_device`).
     """
 
     def __init__(
@@ -132,7 +132,7 @@ def as_embeddings(
 ) -> Embeddings:
     """Embeddings as they are; (Q, D) numbers as unit vectors of that model with ids 0, 1, …
 
-    UsageError where the model, or with `same_set` the ids, are not known.
+    UsageError if the model, or with `same_set` the ids, are not known.
     """
     if isinstance(queries, Embeddings):
         return queries
@@ -297,9 +297,9 @@ def _candidates(
     queries: np.ndarray, gallery: Gallery, wanted: int, device: str, precision: str
 ) -> _Candidates:
     dtype = PRECISIONS[precision]
-    asked = torch.as_tensor(queries, dtype=torch.float32).to(device, dtype)
+    query_tensor = torch.as_tensor(queries, dtype=torch.float32).to(device, dtype)
     first = min(len(gallery), max(wanted, FIRST_CHUNK))
-    scores = (asked @ _block(gallery, slice(0, first), device, dtype).T).float()
+    scores = (query_tensor @ _block(gallery, slice(0, first), device, dtype).T).float()
     on_cpu = torch.device(device).type == "cpu"
     best = (_Buffered if on_cpu else _Sorted)(*torch.topk(scores, wanted, dim=1))
     rows = min(rows_per_chunk(2 * len(queries)), rows_per_chunk(gallery.shape[1]))
@@ -308,7 +308,7 @@ def _candidates(
     room = torch.empty((len(queries), max(wanted, rows)), dtype=dtype, device=device)
     for part in slices(len(gallery), max(wanted, rows), first):
         into = room.view(-1)[: len(queries) * (part.stop - part.start)].view(len(queries), -1)
-        torch.mm(asked, _block(gallery, part, device, dtype).T, out=into)
+        torch.mm(query_tensor, _block(gallery, part, device, dtype).T, out=into)
         best.take(into.float(), part.start)
     return best.found()
 

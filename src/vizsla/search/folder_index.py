@@ -114,7 +114,7 @@ class FolderIndex:
 
     @property
     def labels(self) -> list[str | None] | None:
-        """The attribute `label` of the G images; None where the index has no such attribute."""
+        """The attribute `label` of the G images; None if the index has no such attribute."""
         attributes = self.attributes
         if "label" not in attributes.column_names:
             return None
@@ -210,7 +210,7 @@ class FolderIndex:
             self._change(change)
 
     def remove(self, ids: Sequence[str]) -> int:
-        """See Index.remove. Where a fifth of the rows is removed, the folder is rewritten."""
+        """See Index.remove. If a fifth of the rows is removed, the folder is rewritten."""
 
         def change(snapshot: Snapshot) -> Changed:
             check_present(ids, snapshot.row_of)
@@ -225,7 +225,7 @@ class FolderIndex:
         return len(set(ids))
 
     def rebuild(self) -> None:
-        """Writes the folder anew, without the removed rows, with a new structure."""
+        """Rewrites the folder without the removed rows, with a new structure."""
         self._change(lambda snapshot: rebuild(snapshot, self.progress))
 
     def measure(self, recall: float | None = None) -> None:
@@ -285,7 +285,7 @@ class FolderIndex:
         self._change(lambda snapshot: (disk.keep(snapshot, name, suffix, write, about), None))
 
     def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
-        """The kept file of that name, verified, and its `about`; None where there is none."""
+        """The kept file of that name, verified, and its `about`; None if there is none."""
         snapshot = self.view.snapshot
         entry = snapshot.manifest["extras"].get(name)
         if entry is None:

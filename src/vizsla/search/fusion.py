@@ -34,7 +34,7 @@ def fused(
     reciprocal rank fusion. Ties go to the image whose id comes first.
 
     weights: one for each ranking, 0 or more; equal by default. depth: how far it reaches (default:
-    as the longest). DataError: a ranking without scores, where the method needs them.
+    as the longest). DataError: a ranking without scores, if the method needs them.
     """
     weights = checked_weights(weights, len(rankings))
     if method not in METHODS:
@@ -87,7 +87,7 @@ def checked_weights(weights: Sequence[float] | None, n: int) -> list[float]:
 class _Aligned:
     """A ranking in terms of the joint queries and gallery.
 
-    codes: (Q, K) positions in the joint gallery, -1 behind a row's end. values: (Q, K) normalised
+    codes: (Q, K) positions in the joint gallery, -1 after a row's end. values: (Q, K) normalised
     scores. absent: (Q,) the value of an image that the row lacks.
     """
 
@@ -213,6 +213,6 @@ def joined(parts: Sequence[Embeddings], weights: Sequence[float] | None = None) 
 
 
 def fusion_record(ranking: Ranking) -> dict[str, Any] | None:
-    """For result files: how a ranking was fused; None where it was not."""
+    """For result files: how a ranking was fused; None if it was not."""
     found: dict[str, Any] | None = ranking.origin.get("fusion")
     return found

@@ -47,7 +47,7 @@ class Index(Protocol):
 
     @property
     def labels(self) -> list[str | None] | None:
-        """The attribute `label` of the G images; None where the index has no such attribute."""
+        """The attribute `label` of the G images; None if the index has no such attribute."""
 
     def __len__(self) -> int: ...
 
@@ -60,7 +60,7 @@ class Index(Protocol):
         model_id: str | None = None,
         same_set: bool = False,
     ) -> Ranking:
-        """The k nearest images of each query, best first; fewer only where a filter leaves fewer.
+        """The k nearest images of each query, best first; fewer only if a filter leaves fewer.
 
         queries: Embeddings, or (Q, D) numbers together with the model_id that made them.
         same_set: the queries are images of the gallery, so each one's own id is left out.

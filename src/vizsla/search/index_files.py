@@ -221,7 +221,7 @@ def create(
 
 
 def check_place(folder: Path) -> None:
-    """DataError where the folder holds other files than those of an index."""
+    """DataError if the folder holds other files than those of an index."""
     foreign = (
         [p.name for p in folder.iterdir() if not OUR_FILES.fullmatch(p.name)]
         if folder.is_dir()
@@ -336,7 +336,7 @@ def remove(snapshot: Snapshot, rows: np.ndarray) -> Snapshot:
 
 
 def rewrite(snapshot: Snapshot) -> Snapshot:
-    """The folder written anew, without the removed rows and without a structure."""
+    """Rewrites the folder without the removed rows and without a structure."""
     manifest = {
         **snapshot.manifest, **EMPTY, "vectors": f"vectors-{snapshot.manifest['next']:05d}.npy",
         "next": snapshot.manifest["next"] + 1,

@@ -27,7 +27,7 @@ from vizsla.search.ranking import without_self
 
 log = logging.getLogger("vizsla.index")
 
-RECALL = 0.99  # of the ten nearest; what an approximate kind is held to
+RECALL = 0.99  # of the ten nearest: the target of an approximate kind
 DEPTH = 10
 SAMPLE = 400  # rows of the gallery, which every search then compares one by one
 GIVEN_SAMPLE = 1000  # queries that a user gives, which cost a search nothing
@@ -68,7 +68,7 @@ def read_structure(snapshot: Snapshot) -> Structure:
 
 
 def should_fold(snapshot: Snapshot) -> bool:
-    """Whether the rows that the structure lacks are so many that they should go into it."""
+    """Whether the structure lacks so many rows that they should be added to it."""
     entry = snapshot.manifest["structure"]
     covered = 0 if entry is None else entry["rows"]
     many = len(snapshot.row_ids) - covered > max(ann.MIN_ROWS, FOLD_AT * covered)
@@ -101,7 +101,7 @@ def measure_effort(
 ) -> tuple[Snapshot, Structure]:
     """The index with all rows in its structure and the least effort that reaches the target.
 
-    target: a recall; None: the one before. DataError where the index has no structure.
+    target: a recall; None: the one before. DataError if the index has no structure.
     """
     if structure is None:
         kind = snapshot.manifest["kind"]
@@ -115,7 +115,7 @@ def measure_effort(
 def rebuild(
     snapshot: Snapshot, progress: Progress | None = None
 ) -> tuple[Snapshot, Structure | None]:
-    """The folder written anew without the removed rows, with a new structure where it needs one."""
+    """Rewrites the folder without the removed rows, with a new structure if it needs one."""
     before, sample = snapshot.manifest["structure"], _read_sample(snapshot)
     given = sample.queries if sample is not None and not len(sample.held_out) else None
     snapshot = disk.rewrite(snapshot)
@@ -125,7 +125,7 @@ def rebuild(
 
 
 def advice_on(entry: dict[str, Any]) -> str | None:
-    """What to do where the recall in a structure's manifest entry is too low; None: it is not."""
+    """What to do if the recall in a structure's manifest entry is too low; None: it is not."""
     if not entry["reached"]:
         return "the target was not reached: try --kind hnsw, or exact"
     if entry["recall"] >= entry["target"]:
@@ -243,8 +243,8 @@ class Sample:
         An equal score counts as found.
         """
         mask = np.ones(len(gallery), bool) if alive is None else alive
-        asked = (self.own < 0) | mask[self.own]
-        wanted = (self.rows >= 0) & mask[self.rows] & asked[:, None]
+        counted = (self.own < 0) | mask[self.own]
+        wanted = (self.rows >= 0) & mask[self.rows] & counted[:, None]
         if not wanted.any():
             return 1.0, 0.0
         rows, scores = ann.nearest(
@@ -256,9 +256,9 @@ class Sample:
         _, scores = without_self(rows, scores, self.own, DEPTH)
         last = np.where(wanted, self.scores, np.inf).min(axis=1)  # score of the last to be found
         hits = np.minimum((scores >= last[:, None]).sum(axis=1), wanted.sum(axis=1))
-        shares = hits[asked] / np.maximum(wanted[asked].sum(axis=1), 1)
+        shares = hits[counted] / np.maximum(wanted[counted].sum(axis=1), 1)
         error = float(shares.std() / len(shares) ** 0.5)
-        return float(hits[asked].sum() / wanted.sum()), error
+        return float(hits[counted].sum() / wanted.sum()), error
 
     def save(self, path: Path) -> None:
         """Writes one Parquet file, without a seal: the manifest has its hash."""
@@ -288,7 +288,7 @@ def find_effort(
 
     Recall has to exceed the target by a standard error: the smallest of many efforts that just
     reach it may do so by luck. Keys: effort, candidates, target, recall; curve: [effort, recall] as
-    measured, rising; reached: False where the greatest effort stays below the target, and then
+    measured, rising; reached: False if the greatest effort stays below the target, and then
     `effort` is the one with the best recall.
     """
     candidates = _candidates(structure, gallery, sample, target)
@@ -317,7 +317,7 @@ def find_effort(
     reached = curve[effort] >= target
     if not reached:
         log.warning(
-            "recall@%d is %.4f at best, %.4f was asked for: try --kind hnsw, or exact",
+            "recall@%d is %.4f at best, %.4f was requested: try --kind hnsw, or exact",
             DEPTH, curve[effort], target,
         )  # fmt: skip
     return {

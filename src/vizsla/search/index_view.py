@@ -22,7 +22,7 @@ class LazyStructure:
         self._reading = threading.Lock()
 
     def of(self, snapshot: Snapshot) -> Structure | None:
-        """The structure over the rows of `snapshot`; None where the index has none."""
+        """The structure over the rows of `snapshot`; None if the index has none."""
         if snapshot.manifest.get("structure") is None:
             return None
         with self._reading:
@@ -42,7 +42,7 @@ class View:
 
     @property
     def structure(self) -> Structure | None:
-        """The structure of the index; None where it has none."""
+        """The structure of the index; None if it has none."""
         return self.lazy_structure.of(self.snapshot)
 
     def nearest(
@@ -85,7 +85,7 @@ class View:
 
     @cached_property
     def _resident(self) -> Any:
-        """The vectors on a GPU, where they fit."""
+        """The vectors on a GPU, if they fit."""
         return exact.on_device(self.snapshot.vectors, self.device, self.precision)
 
     @cached_property
@@ -96,7 +96,7 @@ class View:
         return Unindexed.of(gallery, entry["rows"], held_out).only(self.snapshot.alive)
 
     def _allowed(self, rows: np.ndarray) -> Allowed | None:
-        """These rows, of those that are not removed; None where none is left out."""
+        """These rows, of those that are not removed; None if none is left out."""
         if len(rows) == len(self.snapshot.row_ids):
             return None
         if len(rows) == len(self.snapshot):

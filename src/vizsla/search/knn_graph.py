@@ -109,7 +109,7 @@ class Keeper(Protocol):
         """Keeps the file that `write` makes."""
 
     def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
-        """The file of that name and its `about`; None where there is none."""
+        """The file of that name and its `about`; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class GraphFolder:
         write(self.folder / f"{name}{suffix}")
 
     def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
-        """The file of that name; None where there is none."""
+        """The file of that name; None if there is none."""
         found = next(iter(sorted(self.folder.glob(f"{name}.*"))), None)
         return None if found is None else (found, {})
 

@@ -30,7 +30,7 @@ ABOUT = "_vizsla"  # ends the name of the second collection
 LITE_COLLECTION = "vizsla"
 TOP_K = 16_384  # the most results that Milvus gives
 MESSAGE_BYTES = 16 * 2**20
-SCANNED = 10_000  # where a filter allows at most so many rows, all of them are compared
+SCANNED = 10_000  # rows; a filter that allows no more has all of them compared
 TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 NOTHING = "row < 0"
 
@@ -116,7 +116,7 @@ class MilvusIndex:
 
     @property
     def labels(self) -> list[str | None] | None:
-        """The attribute `label` of the G images; None where the index has no such attribute."""
+        """The attribute `label` of the G images; None if the index has no such attribute."""
         attributes = self.attributes
         if "label" not in attributes.column_names:
             return None
@@ -201,7 +201,7 @@ class MilvusIndex:
     def _found(
         self, queries: np.ndarray, k: int, allowed: int, where: str, *, scan: bool
     ) -> "_Found":
-        """The candidates of every query, as many as its k nearest are certain to be among."""
+        """The candidates of every query: enough to be certain to include its k nearest."""
         found = _Found(len(queries), self.dim)
         if k == 0 or not len(queries):
             return found
@@ -459,7 +459,7 @@ def _create(client: Any, name: str, dim: int, *, about: bool = False, lite: bool
 
 
 def _types(attributes: pa.Table, known: dict[str, str]) -> dict[str, str]:
-    """Column → type, new columns included. DataError where a column's type has changed."""
+    """Column → type, new columns included. DataError if a column's type has changed."""
     types = dict(known)
     for field in attributes.schema:
         kind = _type_of(field.type)

@@ -19,9 +19,9 @@ class Ranking:
     """For each of Q queries up to K gallery images, best first.
 
     queries: Q ids. gallery: the ids that `positions` point into.
-    positions: (Q, K) int64, -1 behind a row's end (rows may differ in length).
-    scores: (Q, K) float64 falling along a row, nan behind its end; None where unknown.
-    gallery_size: G where the whole gallery is known, else None (as from a submission file).
+    positions: (Q, K) int64, -1 after a row's end (rows may differ in length).
+    scores: (Q, K) float64 falling along a row, nan after its end; None if unknown.
+    gallery_size: G if the whole gallery is known, else None (as from a submission file).
     origin: what made it (model_id, k, …), for the record.
     """
 
@@ -162,7 +162,7 @@ def self_positions(queries: Sequence[str], gallery: Sequence[str]) -> np.ndarray
 def without_self(
     positions: np.ndarray, scores: np.ndarray, self_at: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and scores without the query itself: (Q, k), or fewer columns where fewer came in.
+    """Positions and scores without the query itself: (Q, k), or fewer columns if fewer came in.
 
     positions, scores: (Q, K), best first; for k results K is k + 1. A row that holds the query is
     moved up by one and may end in -1 (score nan); a row that lacks it loses its last result.

@@ -18,7 +18,7 @@ from vizsla.search.ranking import without_self
 
 PAIRS_AT_ONCE = 4_000_000  # of sparse entries, and so of memory
 CELLS_AT_ONCE = 8_000_000  # of a dense (queries, gallery) part, float64
-DENSE = 32  # where more than one pair in 32 is needed, all are computed
+DENSE = 32  # if more than one pair in 32 is needed, all are computed
 CG_STEPS, CG_ACCURACY = 100, 1e-7
 
 
@@ -136,7 +136,7 @@ def neighbourhoods(
 
     k1: neighbours, not counting the image itself. k2: images whose features are averaged, the image
     itself among them; 1 averages nothing. together: neighbours are searched among all queries and
-    the gallery, as in the paper; otherwise for each query in the gallery alone, and the lists of
+    the gallery, as in the paper; otherwise only within the gallery for each query, and the lists of
     gallery images hold no query. program: as the authors' program, which differs from the paper in
     the normalisation and the overlap. self_at: (Q,) each query's position in the gallery, where
     both are one set.
@@ -300,7 +300,7 @@ def _reciprocal_features(
 
 
 def _mutual(lists: np.ndarray, back: sp.csr_matrix) -> sp.csr_matrix:
-    """(N, N) the pairs of which each is in the other's list; each image with itself."""
+    """(N, N) True for pairs that are in each other's lists, and for each image with itself."""
     near = _with_self(lists)
     far = (near.T + back).tocsr()
     far.data[:] = 1

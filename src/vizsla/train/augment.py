@@ -46,7 +46,7 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
 def augmenter(
     name: str, preprocess: Preprocess
 ) -> Callable[[Image.Image, np.random.Generator], Tensor]:
-    """(image, generator) → tensor, by the preset of this name; UsageError where there is none."""
+    """(image, generator) → tensor, by the preset of this name; UsageError if there is none."""
     if name not in AUGMENTATIONS:
         raise UsageError(f"augmentation {name!r}: choose one of {', '.join(AUGMENTATIONS)}")
     preset = AUGMENTATIONS[name]

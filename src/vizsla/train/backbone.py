@@ -1,6 +1,6 @@
 """Embedder + training images → a trained backbone, whose candidates enter the contest.
 
-Where the test classes are new, a short training comes before the long one; both start at the same
+If the test classes are new, a short training comes before the long one; both start at the same
 weights.
 """
 
@@ -60,7 +60,7 @@ class Variant:
         return out / SHORT_FOLDER if self.prefix else out
 
     def epochs(self, config: TrainConfig) -> float | None:
-        """None where the budget alone ends it."""
+        """None if only the budget ends it."""
         if self.prefix:
             return config.short_epochs
         return None if config.budget else config.epochs
@@ -177,7 +177,7 @@ def _loop_seconds(
 
 
 def _vectors_of_some(embedder: Embedder, data: TrainingSet, n: int = 32) -> Tensor:
-    """(n, D) of training images, evenly spread; fewer where there are not so many."""
+    """(n, D) of training images, evenly spread; fewer if there are fewer."""
     positions = np.linspace(0, len(data.images) - 1, min(n, len(data.images))).astype(int)
     batch = torch.stack([embedder.preprocess(data.cache[int(i)]) for i in positions])
     embedder.eval()
@@ -299,8 +299,8 @@ def build_loop(
 def size_in_training(embedder: Embedder, train_size: int | None) -> int:
     """Pixels of a side: `train_size`, else a little less than the embedder's own size.
 
-    Crops show objects larger than whole images do, so training on smaller images makes both alike
-    (Touvron et al., 2019). Only where the network takes any size.
+    Crops show objects larger than whole images do, so training on smaller images gives objects
+    the same size in both (Touvron et al., 2019). Only if the network takes any size.
     """
     if train_size is not None:
         return train_size

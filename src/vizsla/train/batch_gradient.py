@@ -258,7 +258,7 @@ def _generators(device: torch.device, state: Any) -> Iterator[None]:
         _set_generator_state(device, now)
 
 
-# ── memory on a CPU, where running out ends the process ──────────────────────────────────────────
+# ── memory on a CPU: running out ends the process ──────────────────────────────────────────
 
 
 def activation_bytes(model: nn.Module, image: Tensor, precision: torch.dtype) -> int:

@@ -1,6 +1,6 @@
-"""Tuned weights → candidates of the choice at the end, the most promising first, while time lasts.
+"""Tuned weights → candidates for the final choice, the most promising first, until time runs out.
 
-last weights and their average ─► the line to the start ─► whole images ─► projections fitted anew
+last weights and their average ─► the line to the start ─► whole images ─► projections fitted again
 """
 
 import copy
@@ -120,7 +120,7 @@ class TunedCandidates:
         self.progress(self.total, self.total)
 
     def _refit_projections(self, tuned: _Scored) -> None:
-        """The same backbone behind projections that are fitted to its own vectors."""
+        """The same backbone with projections fitted to its own vectors."""
         chosen = np.random.default_rng((self.seed, 31)).permutation(len(self.labels))[:REFITTED]
         chosen = np.sort(chosen)
         vectors = self.pooled(tuned.embedder, chosen)
@@ -142,16 +142,16 @@ class TunedCandidates:
 
 
 def framings_of(embedder: Embedder) -> dict[str, Preprocess]:
-    """Name → preprocessing that cuts nothing off; a larger one too where the network allows it."""
+    """Name → preprocessing that cuts nothing off; a larger one too if the network allows it."""
     current = embedder.preprocess
     height, width = current.size
     if current.mode != "crop" or height != width:
         return {}
     whole = replace(current, resize=None)
-    found = {"whole picture": whole} if current.resize not in (None, height) else {}
+    found = {"whole image": whole} if current.resize not in (None, height) else {}
     larger = round(height * LARGER / STEP) * STEP
     if larger > height and takes_any_size(embedder):
-        found[f"whole picture at {larger}"] = whole.with_size(larger)
+        found[f"whole image at {larger}"] = whole.with_size(larger)
     return found
 
 

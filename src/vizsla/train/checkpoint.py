@@ -36,7 +36,7 @@ def save_state(folder: Path, state: Any, *, identity: str) -> None:
 
 
 def load_state(folder: Path, *, identity: str) -> Any:
-    """What was saved; None where nothing was, where it is damaged, or of another training."""
+    """What was saved; None if nothing was, where it is damaged, or of another training."""
     from safetensors.torch import load
 
     if not (folder / STATE).is_file():

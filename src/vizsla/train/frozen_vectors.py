@@ -1,6 +1,6 @@
 """Training images → vectors of the frozen backbone, kept on disk, within a share of the budget.
 
-Where all images would take longer, a part of them is drawn, by class. Training an image takes
+If all images would take longer, a part of them is drawn, by class. Training an image takes
 longer than reading it, so training would not reach the others either.
 """
 
@@ -48,7 +48,7 @@ class TrainingSet:
 def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob) -> TrainingSet:
     """All images that can be read, or with a budget as many as there is time for.
 
-    The vectors are those without the embedder's projection. DataError where fewer than two classes
+    The vectors are those without the embedder's projection. DataError if fewer than two classes
     can be read. Other processes than the first wait for it.
     """
     started = job.budget.spent()

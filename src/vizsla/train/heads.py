@@ -154,9 +154,9 @@ class Heads:
 
 
 def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
-    """Closed forms and a trained head; those of an interrupted run where it had fitted them.
+    """Closed forms and a trained head; those of an interrupted run if it had fitted them.
 
-    All processes get the first one's: where the clock ends a head, others would differ.
+    All processes use the first one's: a head ended by the clock would differ between them.
     """
     config, folder = job.config, job.out / HEADS
     if not job.is_first_process:
@@ -192,7 +192,7 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
 
 
 def _load_heads(folder: Path, identity: str) -> Heads | None:
-    """None where none are saved, or those of another training."""
+    """None if none are saved, or those of another training."""
     state = checkpoint.load_state(folder, identity=identity)
     if state is None:
         return None
@@ -251,7 +251,7 @@ def batch_order(config: TrainConfig, loss: TrainingLoss) -> str:
 
 
 def with_projection(embedder: Embedder, projection: Projection) -> Embedder:
-    """The same network behind another projection. It shares the network's weights."""
+    """The same network with another projection. It shares the network's weights."""
     other = copy.copy(embedder)
     other._modules = dict(embedder._modules)
     other.projection = copy.deepcopy(projection).to(next(embedder.parameters()).device)

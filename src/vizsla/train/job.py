@@ -76,7 +76,7 @@ class TrainingJob:
 
 
 def identity_of(images: ImageSet, embedder: Embedder, config: TrainConfig) -> str:
-    """A hash of images, model and settings: a checkpoint belongs to one training alone."""
+    """A hash of images, model and settings: a checkpoint belongs to one training only."""
     settings = dataclasses.asdict(config)
     for key in ("workers", "micro_batch", "tensorboard", "save_seconds"):
         settings.pop(key)  # they do not change what is computed
@@ -85,7 +85,7 @@ def identity_of(images: ImageSet, embedder: Embedder, config: TrainConfig) -> st
 
 
 def training_compute(config: TrainConfig) -> Compute:
-    """Every `auto` resolved: bf16 where the device multiplies it fast, else fp32."""
+    """Every `auto` resolved: bf16 if the device multiplies it fast, else fp32."""
     compute = resolve_compute(
         device=config.device, precision="fp32", batch_size=32, workers=config.workers
     )

@@ -42,7 +42,7 @@ SHORT_FOLDER = "short"  # of a short training, in the folder of the long one
 
 
 class TrainLog:
-    """log.jsonl, one record a line, and TensorBoard's files where they are asked for.
+    """log.jsonl, one record a line, and TensorBoard's files if requested.
 
     from_step: the step that an interrupted training continues from; later records are dropped.
     """
@@ -95,7 +95,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 @dataclass(eq=False)
 class LoopResult:
-    """losses: of every step. stopped: why it ended early, None where it did not."""
+    """losses: of every step. stopped: why it ended early, None if it did not."""
 
     steps: int
     losses: list[float]
@@ -286,7 +286,7 @@ class Loop:
         )
 
     def finite_average(self) -> Embedder | None:
-        """The moving average of the weights; None without one, or where a weight is not finite."""
+        """The moving average of the weights; None without one, or if a weight is not finite."""
         if self.average is None or self.step == 0:
             return None
         state = self.average.module.state_dict()
@@ -318,7 +318,7 @@ class Loop:
         self.saving = self.job.budget.clock() - started
 
     def resume(self) -> bool:
-        """Loads the checkpoint of an interrupted run. False where there is none."""
+        """Loads the checkpoint of an interrupted run. False if there is none."""
         state = checkpoint.load_state(self.folder, identity=self.job.identity)
         if state is None:
             return False
@@ -344,7 +344,7 @@ class Loop:
 
 
 def memory_mb() -> int:
-    """The peak use of the GPU where there is one, else of this process."""
+    """The peak use of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated() // 2**20)
     try:

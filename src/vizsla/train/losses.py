@@ -37,7 +37,7 @@ class LossSpec:
 
     build: (C, D, class sizes (C,), options) → module. of_pairs: needs several images of a class in
     a batch, and a batch in one piece. chance: (C, B, options) → the value without any learning,
-    None where it is not known. minable: takes a miner. remembers: works with a memory.
+    None if it is not known. minable: takes a miner. remembers: works with a memory.
     """
 
     title: str
@@ -110,7 +110,7 @@ _ARC = {
     "margin": 17.0,
     "least_margin": -1.0,
     "centers": 1.0,
-}  # -1: all classes alike
+}  # -1: the same margin for all classes
 
 LOSSES: dict[str, LossSpec] = {
     "cross-entropy": LossSpec(
@@ -290,7 +290,7 @@ class TrainingLoss(nn.Module):
             return torch.stack(found).sum()
 
     def chance(self, batch_size: int) -> float | None:
-        """The value without any learning; None where it is not known of a term."""
+        """The value without any learning; None if it is not known of a term."""
         known = [(t.weight, t.spec.chance, t.options) for t in self.terms]
         if any(chance is None for _, chance, _ in known):
             return None
@@ -357,7 +357,7 @@ def build_loss(
     """The loss that `text` describes; see `parse_loss`.
 
     miner, memory: for the terms that take them; memory is the number of vectors of past batches.
-    sizes: (C,) images of each class, for margins that depend on them. UsageError where no term
+    sizes: (C,) images of each class, for margins that depend on them. UsageError if no term
     takes the miner or the memory.
     """
     terms = parse_loss(text)

@@ -93,7 +93,7 @@ def unfreeze_weights(
 def add_adapters(embedder: Embedder, *, seed: int = 0) -> list[nn.Parameter]:
     """Adds low-rank adapters to the linear layers of the image tower; returns their parameters.
 
-    MissingExtraError without peft, ModelError where there is no such layer.
+    MissingExtraError without peft, ModelError if there is no such layer.
     """
     try:
         from peft import LoraConfig, LoraModel
@@ -211,7 +211,7 @@ def freeze_norms(module: nn.Module) -> None:
 
 
 def checkpoint_activations(embedder: Embedder) -> None:
-    """Recomputes activations in the backward pass; ModelError where the network cannot."""
+    """Recomputes activations in the backward pass; ModelError if the network cannot."""
     switch = getattr(_image_tower(embedder), "set_grad_checkpointing", None)
     if switch is None:
         raise ModelError(f"{embedder.name} cannot recompute activations: leave --checkpointing out")

@@ -31,7 +31,7 @@ class Candidate:
     """One model and its score. values: (Q,).
 
     gain, error: over the frozen model, and its standard error. means: other figures of the
-    validation, by name. embedder: None where it is not among the best.
+    validation, by name. embedder: None if it is not among the best.
     """
 
     name: str
@@ -159,8 +159,8 @@ class TrainResult:
     """The result of a training, with all that a result file needs.
 
     embedder: the one that was kept. closed_forms: names of candidates that are the frozen network
-    behind a projection that no loss has trained. num_epochs: passes over the training images,
-    rounded. final_train_loss: None where nothing was trained.
+    with a projection that no loss has trained. num_epochs: passes over the training images,
+    rounded. final_train_loss: None if nothing was trained.
     """
 
     embedder: Embedder
@@ -239,7 +239,7 @@ class TrainResult:
         )
         if self.is_trained:
             return f"{kept.name} is kept: {gain}"
-        return f"{kept.name} is kept, the frozen network behind a fitted projection: {gain}"
+        return f"{kept.name} is kept, the frozen network with a fitted projection: {gain}"
 
     def scores_text(self) -> str:
         """The table of all candidates, the verdict, and steps, epochs, loss and seconds."""
@@ -250,8 +250,8 @@ class TrainResult:
 
     def text(self) -> str:
         """The same, with the paths of embedder and log."""
-        where = [f"embedder    {self.folder / 'embedder'}", f"log         {self.log_path}"]
-        return "\n".join([self.scores_text(), *where])
+        paths = [f"embedder    {self.folder / 'embedder'}", f"log         {self.log_path}"]
+        return "\n".join([self.scores_text(), *paths])
 
     def record(self) -> dict[str, Any]:
         """For the result file: the keys of the starting document, then the key `training`."""

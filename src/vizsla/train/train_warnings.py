@@ -78,7 +78,7 @@ def unmoved_weights(before: dict[str, Tensor], module: nn.Module, steps: int) ->
 
 
 def loss_near_chance(loss: float, chance: float | None, name: str) -> list[str]:
-    """chance: the loss of a network that has learned nothing; None where it is unknown."""
+    """chance: the loss of a network that has learned nothing; None if it is unknown."""
     if chance is None or not np.isfinite(loss) or abs(loss - chance) > NEAR_CHANCE * chance:
         return []
     return [
@@ -88,7 +88,7 @@ def loss_near_chance(loss: float, chance: float | None, name: str) -> list[str]:
 
 
 def collapsed(vectors: Tensor) -> list[str]:
-    """Vectors that are all alike. vectors: (B, D) of different images, unit rows."""
+    """Vectors that are all nearly the same. vectors: (B, D) of different images, unit rows."""
     if len(vectors) < 4:
         return []
     total = torch.nn.functional.normalize(vectors.double(), dim=1).sum(0)

@@ -1,4 +1,4 @@
-"""Labelled images + Embedder → a better Embedder, or the same one where none is surely better.
+"""Labelled images + Embedder → a better Embedder, or the same one if none is surely better.
 
 The steps are those of docs/training.md. `fine_tune` holds out a part for validation, `train` does:
 
@@ -117,7 +117,7 @@ def train(
     validate: embedder → (Q,) values of the same queries each time, more is better. It may have
     `means` (other figures of its last call, by name) and `chance` (a random ranking's value).
     out: a folder for log, checkpoint and embedder; an interrupted training continues there.
-    DataError where the labels leave nothing to learn.
+    DataError if the labels leave nothing to learn.
     """
     require_classes(images)
     job = TrainingJob(
@@ -169,7 +169,7 @@ def _train(
         heads = fit_heads(data, job)
         start = enter_heads(heads, embedder, data, contest, job)
 
-        # 5. and 6. Train the backbone behind the best head; what comes of it is a candidate.
+        # 5. and 6. Train the backbone under the best head; the result is a candidate.
         for variant in variants:
             loops[variant] = train_backbone(variant, start, data, contest, costs, job)
 
@@ -289,7 +289,7 @@ def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Spl
 def target_of(
     query: ImageSet | None, gallery: ImageSet | None, labels: Sequence[str | None] | None = None
 ) -> Target:
-    """What is known of a test part. labels: of its gallery images, where they are known."""
+    """What is known of a test part. labels: of its gallery images, if they are known."""
     known = [label for label in labels or [] if label is not None]
     per_class = len(known) / len(Counter(known)) if known else None
     return Target(
@@ -300,7 +300,7 @@ def target_of(
 
 
 def training_part(images: ImageSet | None, data: str, needed_by: str = "--finetune") -> ImageSet:
-    """`images` themselves; DataError where the folder `data` has none to train on."""
+    """`images` themselves; DataError if the folder `data` has none to train on."""
     if images is None or len(images) == 0:
         raise DataError(
             f"{data} has no training folder: put labelled images into {data}/training/<class>/, "

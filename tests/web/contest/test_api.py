@@ -249,11 +249,11 @@ def refusals(contest: Any) -> list[tuple[bytes, int, str]]:
 def test_invalid_submissions_are_refused_and_never_scored(contest: Any) -> None:
     for body, status, message in refusals(contest):
         response = contest.post(content=body)
-        said = response.json()
+        answer = response.json()
         assert response.status_code == status, (body[:80], response.text)
-        assert message in said["error"], (body[:80], said)
+        assert message in answer["error"], (body[:80], answer)
         assert len(response.content) < 2000
-        assert "accuracy" not in said
+        assert "accuracy" not in answer
     assert contest.store.count() == 0
     assert contest.post().status_code == 200  # and the server is well
 

@@ -44,8 +44,10 @@ def test_the_score_time_and_hash_are_written_to_the_run(done: RunResult, contest
     url, record = contest.url + "/retrieval/", done.run.folder / "submissions.jsonl"
     assert "would send 16 queries" in submit(done.run.folder, "--group", "us", "--dry-run")
     assert not record.exists() and contest.store.count() == 0
-    said = submit(done.run.folder, "--group", "us", "--url", url, "--data", done.run.home / "data")
-    assert str(record) in said
+    output = submit(
+        done.run.folder, "--group", "us", "--url", url, "--data", done.run.home / "data"
+    )
+    assert str(record) in output
     submit(done.submission_path, "--group", "us", "--url", url)
     first, second = map(json.loads, record.read_text().splitlines())
     assert done.scores is not None
@@ -53,14 +55,14 @@ def test_the_score_time_and_hash_are_written_to_the_run(done: RunResult, contest
         assert line["accuracy"] == pytest.approx(done.scores.mean("top_k_accuracy@5"))
         assert line["sha256"] == submission_sha256(read_submission(done.submission_path).to_lists())
         assert line["sent_at"].startswith("20") and line["url"] == url
-    assert f"accuracy             {first['accuracy']:g}" in said
+    assert f"accuracy             {first['accuracy']:g}" in output
     assert contest.store.count() == 2
 
 
 def test_a_file_of_no_run_leaves_no_record(done: RunResult, contest: Any, tmp_path: Path) -> None:
     shutil.copy(done.submission_path, tmp_path / "sub.json")
-    said = submit(tmp_path / "sub.json", "--group", "us", "--url", contest.url + "/retrieval/")
-    assert "recorded" not in said and list(tmp_path.glob("**/*.jsonl")) == []
+    output = submit(tmp_path / "sub.json", "--group", "us", "--url", contest.url + "/retrieval/")
+    assert "recorded" not in output and list(tmp_path.glob("**/*.jsonl")) == []
 
 
 def test_names_are_checked_against_the_data_folder_before_sending(

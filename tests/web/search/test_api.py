@@ -88,7 +88,7 @@ def test_negative_examples_and_marks_change_the_results(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         ({}, 422, "nothing to search with"),
         ({"k": 0, "id": "red/red-0.png"}, 422, "greater than or equal to 1"),
@@ -105,9 +105,9 @@ def test_negative_examples_and_marks_change_the_results(served: Any) -> None:
         ([1], 422, "expected an object"),
     ],
 )
-def test_bad_searches_get_one_sentence(served: Any, body: Any, status: int, said: str) -> None:
+def test_bad_searches_get_one_sentence(served: Any, body: Any, status: int, message: str) -> None:
     answer = served.post(json=body)
-    assert answer.status_code == status and said in answer.json()["error"]
+    assert answer.status_code == status and message in answer.json()["error"]
     assert "\n" not in answer.json()["error"] and "Traceback" not in answer.text
 
 
@@ -297,13 +297,13 @@ def test_the_index_is_replaced_while_it_is_searched(open_search: Open) -> None:
     served = open_search(changes=CHANGE)
     index = served.engine.gallery.index
     states: dict[str, dict[str, list[str]]] = {}
-    asked = ["red/red-3.png", "blue/blue-2.png", "green/green-1.png"]
+    requested = ["red/red-3.png", "blue/blue-2.png", "green/green-1.png"]
 
     def remember() -> None:
         gallery = Gallery.open(open_index(index.folder), served.folder)
         states[gallery.version] = {
             name: [n for n, _ in gallery.search(gallery.vector(name)[None], 5, None)[0]]
-            for name in asked
+            for name in requested
         }
 
     remember()
@@ -311,7 +311,7 @@ def test_the_index_is_replaced_while_it_is_searched(open_search: Open) -> None:
 
     def ask() -> None:
         while not stop.is_set():
-            for name in asked:
+            for name in requested:
                 answer = served.post(json={"id": name, "k": 5})
                 got = answer.json()
                 if answer.status_code != 200:
@@ -388,7 +388,7 @@ def test_searches_are_refused_until_all_is_warm(serving: Any) -> None:
         assert answer.status_code == 503 and "3 of 10" in answer.json()["error"]
     assert httpx.post(url + "/v1/search", json={"id": "a"}).status_code == 503
     page = httpx.get(url, headers={"Accept": "text/html"})
-    assert page.status_code == 503 and "3 of 10 pictures embedded" in page.text
+    assert page.status_code == 503 and "3 of 10 images embedded" in page.text
     state.stage, state.error = "failed", "no weights"
     assert "No weights" in httpx.get(url).text
 
@@ -437,7 +437,7 @@ def test_the_client_in_python(served: Any) -> None:
         assert hits[0].id == "red/red-0.png" and hits[0].score == pytest.approx(1)
         assert client.embed([served.bytes_of("red/red-0.png")]).shape == (1, 13)
         assert client.image("a & <b>/a-0.png") == served.bytes_of("a & <b>/a-0.png")
-        with pytest.raises(DataError, match="the picture cannot be used: a web page"):
+        with pytest.raises(DataError, match="the image cannot be used: a web page"):
             client.search(b"<html>")
     assert read_image(served.folder / "red" / "red-0.png").size == (80, 60)
 

@@ -1,4 +1,4 @@
-"""The search page in headless Chromium: pictures, filters, marks, keys, focus and errors."""
+"""The search page in headless Chromium: images, filters, marks, keys, focus and errors."""
 
 import io
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def fits(page: Any) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
-# ── searching with pictures and words ────────────────────────────────────────────────────────────
+# ── searching with images and words ────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste", "choose"])
@@ -62,7 +62,7 @@ def test_a_picture_finds_itself_first(served: Any, visit: Any, kind: str, give: 
         page.reload()  # the address is the search
         assert ids(page)[0] == "green/green-4.png"
         page.go_back()
-        settled(page, "Random pictures")
+        settled(page, "Random images")
 
 
 def test_dropped_pictures_are_added_as_positive_or_negative_examples(
@@ -75,13 +75,13 @@ def test_dropped_pictures_are_added_as_positive_or_negative_examples(
         settled(page, "12 results")
         assert "id=red" in page.url and "query=" in page.url and "right=red" in page.url
         (name,) = served.post(image="blue/blue-0.png").json()["queries"]
-        asked = {"id": "red/red-0.png", "right": "red/red-1.png", "query": name, "k": 12}
-        assert ids(page) == served.search(json=asked)
+        search = {"id": "red/red-0.png", "right": "red/red-1.png", "query": name, "k": 12}
+        assert ids(page) == served.search(json=search)
         give(page, served.bytes_of("green/green-0.png"), "drop", "#drop [data-use=not]")
         page.locator(".example.against").wait_for()
         settled(page, "12 results")
         assert page.locator(".example").count() == 3 and "not_query=" in page.url
-        page.get_by_role("link", name="Like your picture 1 instead", exact=True).click()
+        page.get_by_role("link", name="Like your image 1 instead", exact=True).click()
         page.locator(".example.against").wait_for(state="detached")
         assert page.locator(".example").count() == 3
         page.get_by_role("link", name="Remove: like red-0.png").click()
@@ -309,7 +309,7 @@ def test_marks_stay_in_links_and_after_a_reload(served: Any, visit: Any) -> None
         for name in (right, wrong):
             assert name.replace("/", "%2F") in page.url
         page.get_by_role("link", name="Start over").click()
-        settled(page, "Random pictures")
+        settled(page, "Random images")
         page.go_back()
         settled(page, "12 results")
         assert page.get_by_text("2 right, 1 wrong").is_visible()
@@ -331,7 +331,7 @@ def test_going_back_to_the_start_shows_the_same_pictures(served: Any, visit: Any
         page.locator(".tile [data-search]").nth(2).click()
         settled(page, "12 results")
         page.go_back()
-        settled(page, "Random pictures")
+        settled(page, "Random images")
         assert ids(page) == start
         page.get_by_role("link", name="Show others").click()
         page.wait_for_function(
@@ -460,10 +460,10 @@ def test_answers_are_announced(served: Any, visit: Any) -> None:
         page.locator("#more-filters-summary").click()
         page.get_by_label("From").fill("1000")
         page.keyboard.press("Enter")
-        announced(page, "No matching pictures")
+        announced(page, "No matching images")
         assert page.title() == "0 results · Colours"
         page.get_by_role("link", name="Start over").click()
-        announced(page, "24 random pictures")
+        announced(page, "24 random images")
 
 
 def test_controls_have_roles_and_names(served: Any, visit: Any) -> None:
@@ -489,10 +489,10 @@ def test_errors_are_shown_and_the_page_still_works(
 ) -> None:
     served = open_search(body_bytes=50_000)
     with visit(served.url, expected=REFUSED) as page:
-        give(page, b"<html>this is no picture", "drop")
+        give(page, b"<html>this is no image", "drop")
         fault = page.get_by_role("alert")
         fault.wait_for()
-        assert "web page, not a picture" in fault.inner_text()
+        assert "web page, not an image" in fault.inner_text()
         give(page, b"x" * 60_000, "drop")
         page.get_by_text("larger than 0.0 MB").wait_for()
         give(page, served.bytes_of("red/red-0.png"), "drop")
@@ -545,12 +545,12 @@ def test_the_progress_page_becomes_the_search(serving: Any, served: Any, visit: 
     state = ServerState("embedding", 3, 24)
     switch.app = create_app(state, title="Colours")
     with visit(url, expected=REFUSED) as page:
-        assert page.get_by_text("3 of 24 pictures embedded").is_visible()
+        assert page.get_by_text("3 of 24 images embedded").is_visible()
         state.done = 20
-        page.get_by_text("20 of 24 pictures embedded").wait_for()
+        page.get_by_text("20 of 24 images embedded").wait_for()
         assert page.locator("progress").get_attribute("value") == "20"
         state.engine = served.engine
-        settled(page, "Random pictures")
+        settled(page, "Random images")
 
 
 # ── where it must work ───────────────────────────────────────────────────────────────────────────
@@ -619,5 +619,5 @@ def test_the_page_works_below_a_prefix(
         assert page.url.startswith(served.url + "/?")  # which can be loaded again
         page.goto(served.url + "/no/such/page")
         page.get_by_role("link", name="Back to the search").click()
-        settled(page, "Random pictures")
+        settled(page, "Random images")
         assert page.url.startswith(served.url + "/") and outside == []

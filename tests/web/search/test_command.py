@@ -1,4 +1,4 @@
-"""`vizsla serve` as a process, as people start it: a run, an index, a folder of pictures."""
+"""`vizsla serve` as a process, as people start it: a run, an index, a folder of images."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def serving(*words: str, cwd: Path) -> Iterator[tuple[str, list[str], Any]]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tinted: Path) -> Path:
-    """A run, an index and a folder of pictures, under the names that docs/serve.md has."""
+    """A run, an index and a folder of images, under the names that docs/serve.md has."""
     from vizsla.run import pipeline
 
     folder = tmp_path_factory.mktemp("served")
@@ -171,7 +171,7 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
         ({"path": "nowhere"}, DataError, "does not exist"),
         ({"path": "gallery.index"}, UsageError, "give --model and --images"),
@@ -187,10 +187,10 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
     ],
 )
 def test_what_cannot_be_served(
-    home: Path, options: dict[str, str], error: type[Exception], said: str
+    home: Path, options: dict[str, str], error: type[Exception], message: str
 ) -> None:
     paths = {key: home / options[key] for key in ("path", "images") if key in options}
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         prepare(Source(**{**options, **paths}), ServerState())  # type: ignore[arg-type]
 
 

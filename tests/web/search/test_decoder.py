@@ -1,4 +1,4 @@
-"""Pictures are unpacked in processes that may hang or die, and then others take their place."""
+"""Images are unpacked in processes that may hang or die, and then others take their place."""
 
 import io
 import os
@@ -32,14 +32,14 @@ def test_decoded_pixels_equal_those_of_embed(decoder: Any, pictures: Path) -> No
 
 def test_files_that_are_no_pictures_are_refused_with_a_reason(decoder: Any, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"<html>")
-    for source, said in [
+    for source, message in [
         (b"", "empty"),
         (b"<html><script>", "a web page"),
         (tmp_path / "a.png", "a web page"),
         (tmp_path / "gone.png", "missing"),
         (tmp_path, "a folder"),
     ]:
-        with pytest.raises(ImageError, match=said):
+        with pytest.raises(ImageError, match=message):
             decoder.decode(source, jpeg_side=10).result()
 
 

@@ -135,10 +135,10 @@ def test_suggestions_begin_with_what_was_typed_then_hold_it() -> None:
 
 def test_a_filter_is_refused_before_it_is_searched_with() -> None:
     attributes = table(price=[1, 2], ID=["a", "b"])
-    for text, said in [
+    for text, message in [
         ("price>x", "not one"), ("colour=red", "no attribute"), ("price", "condition"),
     ]:  # fmt: skip
-        with pytest.raises((DataError, UsageError), match=said):
+        with pytest.raises((DataError, UsageError), match=message):
             parse_filter([text], attributes)
     for text in ("id=a", " id =@/etc/passwd", "id!=a"):
         with pytest.raises(UsageError, match="not by id"):

@@ -119,12 +119,12 @@ def test_a_change_builds_on_what_another_process_wrote(
     reload = served.engine.reload
     monkeypatch.setattr(served.engine, "reload", lambda: tries.append(1) or reload())
     with storage.locked(folder):  # another process is writing
-        asked = ThreadPoolExecutor(1).submit(
+        requested = ThreadPoolExecutor(1).submit(
             served.post, "/v1/images", image="red/red-2.png", headers=AUTH
         )
         wait_until(lambda: len(tries) == 2)
-        assert not asked.done()
+        assert not requested.done()
         assert served.search(json={"id": "red/red-3.png", "k": 1}) == ["red/red-3.png"]
-    added = asked.result(10)
+    added = requested.result(10)
     assert added.status_code == 201 and added.json()["index"] == version_of(folder)
     assert len(open_index(folder)) == 23

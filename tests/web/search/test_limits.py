@@ -36,7 +36,7 @@ def jpeg(size: tuple[int, int], seed: int = 0) -> bytes:
     return file.getvalue()
 
 
-# ── pictures of the gallery ──────────────────────────────────────────────────────────────────────
+# ── images of the gallery ──────────────────────────────────────────────────────────────────────
 
 
 class Stuck:
@@ -60,12 +60,12 @@ def test_searches_do_not_wait_for_thumbnails(served: Any, wait_until: Any) -> No
     served.engine.gallery_decoder = served.engine.thumbnails.decoder = stuck
     address = served.url + "/v1/images/red/red-0.png/thumb"
     with ThreadPoolExecutor(80) as clients:  # more than there are threads for searches
-        asked = [clients.submit(httpx.get, address, timeout=60) for _ in range(80)]
+        requested = [clients.submit(httpx.get, address, timeout=60) for _ in range(80)]
         wait_until(lambda: len(stuck.futures) == 8)
         assert served.search(image="red/red-0.png", data={"k": 1}) == ["red/red-0.png"]
-        assert not any(one.done() for one in asked)
-        wait_until(lambda: stuck.fail_all() or all(one.done() for one in asked))
-        assert {one.result().status_code for one in asked} == {422}
+        assert not any(one.done() for one in requested)
+        wait_until(lambda: stuck.fail_all() or all(one.done() for one in requested))
+        assert {one.result().status_code for one in requested} == {422}
 
 
 def test_too_many_thumbnails_are_refused_and_not_kept_waiting(
@@ -79,10 +79,10 @@ def test_too_many_thumbnails_are_refused_and_not_kept_waiting(
     served.engine.thumbnails.decoder = stuck
     address = served.url + "/v1/images/red/red-0.png/thumb"
     with ThreadPoolExecutor(12) as clients:
-        asked = [clients.submit(httpx.get, address, timeout=60) for _ in range(12)]
-        wait_until(lambda: sum(one.done() for one in asked) == 2)
-        refused = [one.result() for one in asked if one.done()]
-        wait_until(lambda: stuck.fail_all() or all(one.done() for one in asked))
+        requested = [clients.submit(httpx.get, address, timeout=60) for _ in range(12)]
+        wait_until(lambda: sum(one.done() for one in requested) == 2)
+        refused = [one.result() for one in requested if one.done()]
+        wait_until(lambda: stuck.fail_all() or all(one.done() for one in requested))
     for answer in refused:
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
         assert answer.json()["error"] == "too many requests wait: try again in a moment"
@@ -146,7 +146,7 @@ def test_gallery_pictures_may_be_larger_than_uploads(
 
 def test_a_large_upload_is_shown_large(served: Any) -> None:
     data = jpeg((2400, 1600))
-    plain = served.post(image=data).json()["queries"][0]  # the API's pictures are not looked at
+    plain = served.post(image=data).json()["queries"][0]  # the API's images are not looked at
     vector = served.engine.uploads.get(plain).vector
     answer = served.client.post("/queries", files={"image": ("x", data)})
     assert answer.status_code == 303 and f"query={plain}" in answer.headers["location"]
@@ -215,7 +215,7 @@ def test_bodies_without_pictures_have_a_lower_limit(served: Any, kind: str) -> N
         answer = served.client.post(path, content=body, headers={"content-type": kind})
         assert answer.status_code == 413
         assert answer.json()["error"] == "a body without files has a limit of 1048576 bytes"
-    padding = b"x" * 3_000_000  # behind a picture's end it does no harm
+    padding = b"x" * 3_000_000  # ignored after the end of an image
     assert served.search(image=jpeg((400, 300)) + padding, data={"k": 1})
 
 

@@ -46,7 +46,7 @@ def test_32_clients_for_a_minute_get_no_wrong_answer() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_text_searches_under_load_are_right(tmp_path: Path) -> None:
-    """With a small CLIP: words alone, and mixed with pictures."""
+    """With a small CLIP: words alone, and mixed with images."""
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16,

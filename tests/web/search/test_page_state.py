@@ -68,7 +68,7 @@ def test_a_choice_without_a_control_becomes_a_written_condition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "field", "said"),
+    ("address", "field", "message"),
     [
         ("from.price=abc", "from.price", "“abc” cannot be a value here"),
         ("filter=domain%3Dphoto&filter=price", "filter.1", "not a condition"),
@@ -78,9 +78,9 @@ def test_a_choice_without_a_control_becomes_a_written_condition() -> None:
         ("filter=label%3D%22x", "filter.0", "quote"),
     ],
 )
-def test_an_invalid_condition_is_named(address: str, field: str, said: str) -> None:
+def test_an_invalid_condition_is_named(address: str, field: str, message: str) -> None:
     ((name, sentence),) = state(address).faults(ATTRIBUTES).items()
-    assert name == field and said in sentence and "\n" not in sentence
+    assert name == field and message in sentence and "\n" not in sentence
 
 
 def of(address: str) -> dict[str, Any]:

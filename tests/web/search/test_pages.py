@@ -107,13 +107,13 @@ def test_an_upload_leads_to_its_search_and_keeps_the_choices(served: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
-    [({"image": ("x", b"<html>")}, "a web page"), ({"image": ("", b"")}, "Choose a picture first"),
-     ({"other": ("x", b"1")}, "Choose a picture first")],
+    ("files", "message"),
+    [({"image": ("x", b"<html>")}, "a web page"), ({"image": ("", b"")}, "Choose an image first"),
+     ({"other": ("x", b"1")}, "Choose an image first")],
 )  # fmt: skip
-def test_unusable_uploads_are_explained_on_the_page(served: Any, files: dict, said: str) -> None:
+def test_unusable_uploads_are_explained_on_the_page(served: Any, files: dict, message: str) -> None:
     answer = served.client.post("/queries", files=files)
-    assert answer.status_code == 422 and said in answer.text and 'role="alert"' in answer.text
+    assert answer.status_code == 422 and message in answer.text and 'role="alert"' in answer.text
 
 
 def test_marks_are_exported(served: Any) -> None:
@@ -131,8 +131,8 @@ def test_marks_are_exported(served: Any) -> None:
 
 
 def test_heat_maps_are_drawn_for_a_search_with_a_picture(served: Any) -> None:
-    asked = "id=red/red-0.png&result=red/red-1.png"
-    page = page_at(served, f"/view?{asked}")
+    address = "id=red/red-0.png&result=red/red-1.png"
+    page = page_at(served, f"/view?{address}")
     heat = [str(a["src"]) for a in page.all("img") if str(a["src"]).startswith("similarity/")]
     assert len(heat) == 2
     drawn = [served.get("/" + path) for path in heat]
@@ -144,7 +144,7 @@ def test_heat_maps_are_drawn_for_a_search_with_a_picture(served: Any) -> None:
         served.get(f"/similarity/query.jpg?query={upload}&result=red/red-1.png").status_code == 200
     )
     assert served.get("/similarity/query.jpg?text=a&result=red/red-1.png").status_code == 404
-    assert served.get(f"/similarity/other.jpg?{asked}").status_code == 422
+    assert served.get(f"/similarity/other.jpg?{address}").status_code == 422
     assert not [a for a in page_at(served, "/view?result=red/red-1.png").all("img") if "why" in a]
 
 
@@ -157,7 +157,7 @@ def test_odd_addresses_get_a_page(served: Any, address: str) -> None:
     answer = served.get(address, headers=HTML)
     assert answer.status_code in (200, 404, 422)
     assert 'id="search"' in answer.text
-    assert 'role="alert"' in answer.text or "No matching pictures" in answer.text
+    assert 'role="alert"' in answer.text or "No matching images" in answer.text
 
 
 def links(page: Page) -> list[str]:

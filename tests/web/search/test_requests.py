@@ -45,7 +45,7 @@ def test_a_request_is_read_back_from_its_address(search: SearchRequest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"k": ["0"]}, "k: input should be greater than or equal to 1"),
         ({"k": ["51"]}, "from 1 to 50"),
@@ -65,8 +65,8 @@ def test_a_request_is_read_back_from_its_address(search: SearchRequest) -> None:
         ({"path": ["/etc/passwd"]}, "'path' is not a field: expected id, not_id"),
     ],
 )
-def test_invalid_fields_are_refused_in_one_sentence(fields: dict, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_fields_are_refused_in_one_sentence(fields: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         SearchRequest.parse(fields, max_k=50)
 
 

@@ -1,4 +1,4 @@
-"""Safety of the search server: paths, headers, limits, tokens, other sites, damaged pictures."""
+"""Safety of the search server: paths, headers, limits, tokens, other sites, damaged images."""
 
 import contextlib
 import io
@@ -103,7 +103,7 @@ def test_images_replaced_by_links_to_elsewhere_are_404(
     shutil.rmtree(folder / "blue")
     (folder / "blue").symlink_to(tmp_path / "blue")
     (folder / "red/red-1.png").unlink()
-    (folder / "red/red-1.png").symlink_to(folder / "red/red-2.png")  # within: a picture as any
+    (folder / "red/red-1.png").symlink_to(folder / "red/red-2.png")  # within: an image as any
     os.mkfifo(folder / "pipe")
     (folder / "red/red-3.png").unlink()
     (folder / "red/red-3.png").symlink_to(folder / "pipe")  # reading it would never end
@@ -319,7 +319,7 @@ def test_unknown_host_names_are_refused(open_search: Open) -> None:
     assert Access().knows_host("anything")
 
 
-# ── bad pictures ─────────────────────────────────────────────────────────────────────────────────
+# ── bad images ─────────────────────────────────────────────────────────────────────────────────
 
 
 def resident() -> float:
@@ -428,7 +428,7 @@ def test_schemathesis_finds_no_failure(
         sys.executable, "-m", "schemathesis.cli", "run", served.url + "/openapi.json",
         "--max-examples", str(examples), "--generation-database", "none", "--no-color",
         "--phases", "fuzzing" if examples < 100 else "coverage,fuzzing",
-        # What is sound depends on the gallery and on pictures, which no schema can say.
+        # What is sound depends on the gallery and on images, which no schema can say.
         "--exclude-checks", "positive_data_acceptance,negative_data_rejection",
         "--suppress-health-check", "all",
         "--header", f"Authorization: Bearer {CHANGE}",

@@ -55,13 +55,13 @@ def test_searches_are_answered_while_many_heat_maps_wait(gated: Any, wait_until:
     names = served.ids()
     pairs = [(a, b) for a in names[:10] for b in names[10:20]]  # more than threads for searches
     with ThreadPoolExecutor(len(pairs)) as clients:
-        asked = [clients.submit(heat_map, served, a, b) for a, b in pairs]
-        wait_until(lambda: sum(one.done() for one in asked) == len(pairs) - 7)
+        requested = [clients.submit(heat_map, served, a, b) for a, b in pairs]
+        wait_until(lambda: sum(one.done() for one in requested) == len(pairs) - 7)
         assert served.search(image="red/red-0.png", data={"k": 1}) == ["red/red-0.png"]
         assert served.search(json={"id": "red/red-0.png", "k": 1}) == ["red/red-0.png"]
         assert served.get("/v1/images/red/red-0.png/thumb").status_code == 200
         network.gate.set()
-        answers = [one.result() for one in asked]
+        answers = [one.result() for one in requested]
     refused = [answer for answer in answers if answer.status_code == 503]
     assert len(refused) == len(pairs) - 7  # one is drawn, six wait
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
@@ -78,10 +78,10 @@ def test_equal_requests_share_one_drawing_that_is_remembered(gated: Any, wait_un
     pair = ("red/red-0.png", "red/red-1.png")
     with ThreadPoolExecutor(8) as clients:
         sides = ["query", "result"] * 4
-        asked = [clients.submit(heat_map, served, *pair, side) for side in sides]
+        requested = [clients.submit(heat_map, served, *pair, side) for side in sides]
         wait_until(lambda: [job.waiting for job in served.engine.map_queue._jobs.values()] == [8])
         network.gate.set()
-        answers = [one.result() for one in asked]
+        answers = [one.result() for one in requested]
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 2  # the two halves
     passes = network.passes
@@ -112,12 +112,12 @@ def test_a_map_without_a_waiting_client_is_not_drawn(gated: Any, wait_until: Any
 def test_closing_ends_all_waiting_requests(gated: Any, wait_until: Any) -> None:
     served, network = gated
     with ThreadPoolExecutor(3) as clients:
-        asked = [clients.submit(heat_map, served, "red/red-0.png", f"red/red-{i}.png")
+        requested = [clients.submit(heat_map, served, "red/red-0.png", f"red/red-{i}.png")
                  for i in (1, 2, 3)]  # fmt: skip
         wait_until(lambda: len(served.engine.map_queue._jobs) == 3)
         assert network.entered.wait(30)  # one is under way
         served.engine.close(keep_decoder=True)
-        assert {one.result(timeout=5).status_code for one in asked} == {503}
+        assert {one.result(timeout=5).status_code for one in requested} == {503}
     assert heat_map(served, "red/red-0.png", "red/red-4.png").status_code == 503
     network.gate.set()
     served.engine.map_queue._pool.shutdown(wait=True)

@@ -1,4 +1,4 @@
-// The map: shows the picture of the point nearest to the pointer, and highlights one class.
+// The map: shows the image of the point nearest to the pointer, and highlights one class.
 const map = document.querySelector(".plane");
 if (map) {
   document.body.classList.add("live");

@@ -117,7 +117,7 @@ class Leaderboard:
     def submissions(
         self, now: float, *, group_id: int | None = None, newest: int | None = None
     ) -> list[SubmissionRecord]:
-        """The submissions of one group or of all, oldest first. newest: only so many."""
+        """The submissions of one group or of all, oldest first. newest: the newest n only."""
         parts = self.rules.visible_parts(now)
         return [
             SubmissionRecord(

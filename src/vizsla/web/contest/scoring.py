@@ -26,7 +26,7 @@ Labels = Mapping[str, str | None]  # id → label; None: no label
 class PartScore:
     """The score of one part of the queries by the contest's metric, with its 95 % interval.
 
-    interval: (low, high), or None where it is unknown, as for a single query. metrics: every metric
+    interval: (low, high), or None if it is unknown, as for a single query. metrics: every metric
     by its name, the contest's among them.
     """
 

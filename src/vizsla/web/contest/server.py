@@ -135,7 +135,7 @@ def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labe
 def with_seed(rules: Rules, store: Store) -> Rules:
     """The rules with a seed for the public part: the given one, the file's, or a new random one.
 
-    It is stored, so that every start splits the queries alike.
+    It is stored, so that every start splits the queries the same way.
     """
     if rules.public_share is None or rules.seed is not None:
         return rules
@@ -249,7 +249,7 @@ def _organiser_hash(store: Store, token: str | None) -> tuple[str, str | None]:
 def _compare(
     role: str, labels: dict[str, str | None], images: set[str], *, all_labelled: bool
 ) -> None:
-    """Raises DataError where labels and images differ; all_labelled: every image needs a label."""
+    """Raises DataError if labels and images differ; all_labelled: every image needs a label."""
     absent = sorted(labels.keys() - images)
     if absent:
         raise DataError(

@@ -217,7 +217,7 @@ class Store:
     def history(
         self, group_id: int | None = None, *, newest: int | None = None
     ) -> list[Submission]:
-        """The submissions of one group or of all, oldest first. newest: only so many."""
+        """The submissions of one group or of all, oldest first. newest: the newest n only."""
         rows = self._database.read(
             "SELECT s.id, s.received, s.sha256, g.name AS groupname, ROW_NUMBER() OVER "
             "(PARTITION BY s.group_id ORDER BY s.received, s.id) AS number "

@@ -70,7 +70,7 @@ def accept(
 ) -> Accepted:
     """Checks and scores a submission and hands it to the writer.
 
-    Raises Refused, or TooMany where the group has no submission left. Safe to call from many
+    Raises Refused, or TooMany if the group has no submission left. Safe to call from many
     threads. received: seconds since 1970.
     """
     rules = scorer.rules

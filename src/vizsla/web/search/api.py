@@ -1,4 +1,4 @@
-"""The HTTP API: search, embed, pictures of the gallery, changes to it, health."""
+"""The HTTP API: search, embed, images of the gallery, changes to it, health."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def request_body(form: type[BaseModel], json: type[BaseModel] | None = None) -> dict[str, Any]:
-    """The description of a body that is a form with pictures, JSON, or a picture itself."""
+    """The description of a body that is a form with images, JSON, or an image itself."""
     content: dict[str, Any] = {
         "multipart/form-data": {
             "schema": form.model_json_schema(),
@@ -73,7 +73,7 @@ def request_body(form: type[BaseModel], json: type[BaseModel] | None = None) -> 
 
 
 def as_response(answer: BaseModel, status: int = 200) -> Response:
-    """JSON. Called in a thread where the answer is long: many numbers take their time."""
+    """JSON. Called in a thread if the answer is long: many numbers take time."""
     return Response(answer.model_dump_json(), status, media_type="application/json")
 
 
@@ -91,7 +91,7 @@ def add_api(app: FastAPI, service: Service) -> None:
 def _add_search(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/search",
-        summary="Search by pictures, ids of the gallery, words, or a mix",
+        summary="Search by images, ids of the gallery, words, or a mix",
         response_model=SearchAnswer,
         responses=errors(404, *FOR_ALL, *WITH_BODY),
         openapi_extra=request_body(SearchForm, SearchRequest),
@@ -108,7 +108,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/embed",
-        summary="The unit vectors of pictures and texts",
+        summary="The unit vectors of images and texts",
         response_model=EmbedAnswer,
         responses=errors(*FOR_ALL, *WITH_BODY),
         openapi_extra=request_body(EmbedForm, EmbedRequest),
@@ -159,14 +159,14 @@ def search_answer(answer: Answer) -> SearchAnswer:
     )
 
 
-# ── pictures ─────────────────────────────────────────────────────────────────────────────────────
+# ── images ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _add_pictures(app: FastAPI, service: Service) -> None:
     async def cached(
         request: Request, id: str, size: str, respond: Callable[[Path, dict[str, str]], Response]
     ) -> Response:
-        """304 where the client has the file as it is now, else `respond(path, headers)`."""
+        """304 if the client has the current file, else `respond(path, headers)`."""
         engine = service.engine
 
         def answer() -> Response:
@@ -184,14 +184,14 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
             raise NotFound("the file of this image is gone") from error
 
     responses: dict[int | str, dict[str, Any]] = {
-        200: {"content": {"image/*": {"schema": BINARY}}, "description": "The picture."},
-        304: {"description": "The picture with this ETag has not changed."},
+        200: {"content": {"image/*": {"schema": BINARY}}, "description": "The image."},
+        304: {"description": "The image with this ETag has not changed."},
         **errors(404, *FOR_ALL),
     }
 
     @app.get(
         "/v1/images/{id:path}/thumb",
-        summary="A picture of the gallery as a JPEG of 384 or 1,280 px",
+        summary="An image of the gallery as a JPEG of 384 or 1,280 px",
         response_class=Response,
         responses=responses,
     )
@@ -206,7 +206,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/images/{id:path}",
-        summary="A picture of the gallery, as its file is",
+        summary="An image of the gallery, as its file is",
         response_class=Response,
         responses=responses,
     )
@@ -238,7 +238,7 @@ def _add_changes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/images",
-        summary="Add a picture to the gallery; needs --allow-changes",
+        summary="Add an image to the gallery; needs --allow-changes",
         status_code=201,
         response_model=ChangeAnswer,
         responses=errors(*FOR_ALL, *WITH_BODY),
@@ -257,7 +257,7 @@ def _add_changes(app: FastAPI, service: Service) -> None:
 
     @app.delete(
         "/v1/images/{id:path}",
-        summary="Remove a picture from the gallery; needs --allow-changes",
+        summary="Remove an image from the gallery; needs --allow-changes",
         response_model=ChangeAnswer,
         responses=errors(404, *FOR_ALL),
         dependencies=[Depends(require_token)],

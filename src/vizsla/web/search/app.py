@@ -86,7 +86,7 @@ class Guard:
 
         request = Request(scope)
         refused = self._refusal(request)
-        if "range" in request.headers:  # pictures are sent whole: many ranges can be costly
+        if "range" in request.headers:  # images are sent whole: many ranges can be costly
             headers = [pair for pair in scope["headers"] if pair[0].lower() != b"range"]
             scope = {**scope, "headers": headers}
         try:
@@ -97,7 +97,7 @@ class Guard:
             self.service.state.metrics.count_request(route, status, seconds)
 
     def _refusal(self, request: Request) -> Response | None:
-        """What to answer at once; None where the request may go on."""
+        """What to answer at once; None if the request may proceed."""
         service, headers = self.service, request.headers
         access = service.access
         if not access.knows_host(headers.get("host", "")):

@@ -1,7 +1,7 @@
 """Pixels and texts → unit vectors, in batches. Knows no requests and no gallery.
 
 One thread serves all requests: what arrives within a few milliseconds goes through the network in
-one batch, which costs little more than a single picture.
+one batch, which costs little more than a single image.
 """
 
 import logging
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 BATCH_WAIT = 0.003  # s that the first item waits for others
 MAX_BATCH = 16
 MAX_TEXTS = 1000  # whose vectors are remembered
-EXPLAIN_SECONDS = 5.0  # that the heat maps of two pictures may take
+EXPLAIN_SECONDS = 5.0  # that the heat maps of two images may take
 IDLE_SECONDS = 0.03  # without a search before each pass for a heat map
 MAX_IDLE_WAIT = 0.25  # s; then a pass runs although there are searches
 
@@ -59,7 +59,7 @@ class Batcher(Generic[Item, Result]):
         return self.submit_all([item])[0]
 
     def submit_all(self, items: Sequence[Item]) -> "list[Future[Result]]":
-        """At once, so that they share a batch where one is large enough."""
+        """At once, so that they share a batch if one is large enough."""
         pairs: list[tuple[Item, Future[Result]]] = [(item, Future()) for item in items]
         with self._lock:
             if self.is_closed:
@@ -153,7 +153,7 @@ class Model:
         return self._batcher.submit(pixels)
 
     def images(self, pixels: Sequence[np.ndarray]) -> "list[Future[np.ndarray]]":
-        """The same for several, in one batch where they fit."""
+        """The same for several, in one batch if they fit."""
         return self._batcher.submit_all(pixels)
 
     def text(self, words: str) -> "Future[np.ndarray]":
@@ -161,11 +161,11 @@ class Model:
         return self._batcher.submit(words)
 
     def texts(self, words: Sequence[str]) -> "list[Future[np.ndarray]]":
-        """The same for several, in one batch where they fit."""
+        """The same for several, in one batch if they fit."""
         return self._batcher.submit_all(words)
 
     def warm_up(self) -> None:
-        """Embeds a picture and, where the model reads text, a text: the first ones take longest."""
+        """Embeds an image and, if the model reads text, a text: the first ones take longest."""
         height, width = self.framing.size
         for _ in range(2):
             self.image(np.zeros((height, width, 3), np.uint8)).result()
@@ -173,9 +173,9 @@ class Model:
             self.text("a dog").result()
 
     def explain(self, query: np.ndarray, result: np.ndarray) -> Explanation:
-        """Where two pictures, (H, W, 3) as for `image`, are alike. Takes seconds of one core.
+        """Where two images, (H, W, 3) as for `image`, are similar. Takes seconds of one core.
 
-        Runs in a thread of `background_thread`, while searches go on.
+        Runs in a thread of `background_thread`, while searches continue.
         """
         both = torch.from_numpy(np.stack([query, result]))
         seen = self.embedder.preprocess.normalised(both)  # (2, 3, H, W)
@@ -206,7 +206,7 @@ class Model:
         return one_core_threads(1, "serve-maps", low_priority=True)
 
     def close(self) -> None:
-        """Texts and pictures that wait get Closed."""
+        """Texts and images that wait get Closed."""
         self._batcher.close()
 
     def _work(self, items: list[np.ndarray | str]) -> list[np.ndarray]:

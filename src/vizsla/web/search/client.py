@@ -83,7 +83,7 @@ class SearchClient:
         _checked(self._http.delete(f"/v1/images/{quote(id)}"))
 
     def image(self, id: str) -> bytes:
-        """The picture's file."""
+        """The image's file."""
         return _checked(self._http.get(f"/v1/images/{quote(id)}")).content
 
     def is_ready(self) -> bool:

@@ -33,9 +33,9 @@ from vizsla.processes import (
 )
 
 PROCESSES = 2
-SECONDS = 10.0  # for one picture
-WAITING = 64  # pictures that may wait; more are refused
-TOO_MANY = "too many pictures wait: try again in a moment"
+SECONDS = 10.0  # for one image
+WAITING = 64  # images that may wait; more are refused
+TOO_MANY = "too many images wait: try again in a moment"
 JPEG_QUALITY = 88
 MEMORY_PER_PIXEL, MIN_MEMORY = 40, 2**30  # bytes of address space that a child may use
 
@@ -57,7 +57,7 @@ class Closed(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """size: of the upright picture, which a large JPEG may be unpacked smaller than.
+    """size: of the upright image, which a large JPEG may be unpacked smaller than.
 
     pixels: as the model sees it. jpeg: for people.
     """
@@ -107,9 +107,9 @@ class Decoder:
     ) -> "Future[Decoded]":
         """framing: asks for `pixels`; jpeg_side: for a JPEG whose sides are at most that.
 
-        large: the JPEG is as large as that wherever the picture is; else it may be smaller, where
+        large: the JPEG is as large as that wherever the image is; else it may be smaller, where
         the model needs less: that takes half the time.
-        Raises Busy at once where too many wait, Closed after `close`.
+        Raises Busy at once if too many wait, Closed after `close`.
         """
         request: dict[str, Any] = {"jpeg_side": jpeg_side, "large": large}
         if framing is not None:
@@ -160,7 +160,7 @@ class Decoder:
 
 
 def _decoded(reply: dict[str, Any], body: bytes) -> Decoded:
-    """What a child replied, which may be anything; ImageError where it could not decode."""
+    """What a child replied, which may be anything; ImageError if it could not decode."""
     if reply["error"] is not None:
         raise ImageError(str(reply["error"]))
     width, height = map(int, reply["size"])
@@ -173,7 +173,7 @@ def _decoded(reply: dict[str, Any], body: bytes) -> Decoded:
 
 
 def succeed(future: "Future[Any]", result: Any) -> None:
-    """Nothing happens where it has ended already: cancelled, or closed meanwhile."""
+    """Does nothing if the future has ended already: cancelled, or closed in the meantime."""
     with contextlib.suppress(InvalidStateError):
         future.set_result(result)
 

@@ -1,7 +1,7 @@
 """A model and a gallery → answers to searches. Knows no HTTP; safe to use from many threads.
 
 Each answer comes from one state of the gallery, taken at its start. Replacing the index is one
-assignment, and searches under way go on with the state that they started with.
+assignment, and running searches keep the state that they started with.
 """
 
 import logging
@@ -45,7 +45,7 @@ MAX_SEARCH_BATCH = 32  # searches in one matrix product
 WATCH_SECONDS = 1.0  # between two looks at the folder of the index
 REFUSED_SECONDS = 30.0  # after which a state that was refused is tried again
 CHANGE_SECONDS, CHANGE_RETRY_SECONDS = 5.0, 0.1  # that a change waits for another process
-ADDED = "added"  # the folder, inside the gallery's, of pictures that came over the API
+ADDED = "added"  # the folder, inside the gallery's, of images that came over the API
 
 
 class NotFound(VizslaError):
@@ -64,7 +64,7 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The results of a search. uploads: the names of the pictures that were sent along."""
+    """The results of a search. uploads: the names of the images that were sent along."""
 
     results: list[Found]
     uploads: list[str]
@@ -85,7 +85,7 @@ class Engine:
         watch: bool = False,
         at_close: Callable[[], None] | None = None,
     ) -> None:
-        """decoder: for uploads. gallery_decoder: for the gallery's pictures, which may be larger;
+        """decoder: for uploads. gallery_decoder: for the gallery's images, which may be larger;
         by default the same. watch: follow changes that other processes make to the index.
         """
         self.model, self.gallery, self.decoder = model, gallery, decoder
@@ -128,7 +128,7 @@ class Engine:
     # ── searching ────────────────────────────────────────────────────────────────────────────────
 
     def answer(self, search: SearchRequest, files: Sequence[bytes] = ()) -> Answer:
-        """The results of a search. files: pictures sent along, besides those that it names.
+        """The results of a search. files: images sent along, besides those that it names.
 
         UsageError or DataError for what does not fit, NotFound for an unknown id.
         """
@@ -144,7 +144,7 @@ class Engine:
         return Answer(results, [upload.name for upload in uploads], gallery)
 
     def upload(self, files: Sequence[bytes], *, large: bool = True) -> list[Upload]:
-        """Decodes, embeds and keeps pictures, each once; ImageError for what is no picture.
+        """Decodes, embeds and keeps images, each once; ImageError for what is no image.
 
         large: the JPEG that is kept is large enough to be shown large.
         """
@@ -167,7 +167,7 @@ class Engine:
         return [found for name in known if (found := kept[name]) is not None]
 
     def _start_decoding(self, files: Sequence[bytes], large: bool) -> "list[Future[Decoded]]":
-        """A future for each file; where one of them is refused, none is decoded."""
+        """A future for each file; if one of them is refused, none is decoded."""
         started: list[Future[Decoded]] = []
         try:
             for data in files:
@@ -183,18 +183,18 @@ class Engine:
         return started
 
     def embed(self, files: Sequence[bytes], texts: Sequence[str]) -> list[np.ndarray]:
-        """(D,) float32 each: of the pictures, then of the texts."""
+        """(D,) float32 each: of the images, then of the texts."""
         found = {one.name: one.vector for one in self.upload(files, large=False)}
         return [*(found[upload_name(data)] for data in files), *self.text_vectors(texts)]
 
     def text_vectors(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """(D,) float32 each; UsageError where the model does not read text."""
+        """(D,) float32 each; UsageError if the model does not read text."""
         if not texts:
             return []
         self._require_open()
         if not self.model.reads_text:
             raise UsageError(
-                f"{self.model.name} does not read text: send a picture, or serve a CLIP, SigLIP or "
+                f"{self.model.name} does not read text: send an image, or serve a CLIP, SigLIP or "
                 "PE model"
             )
         return [with_direction(vector) for vector in self._texts.vectors(texts)]
@@ -244,11 +244,11 @@ class Engine:
         )
 
     def kept_upload(self, name: str) -> Upload:
-        """The upload of this name; NotFound where it is no longer kept."""
+        """The upload of this name; NotFound if it is no longer kept."""
         found = self.uploads.get(name)
         if found is None:
             raise NotFound(
-                "this uploaded picture is no longer kept: the server forgets uploads when it "
+                "this uploaded image is no longer kept: the server forgets uploads when it "
                 "restarts, and after many others. Upload it again"
             )
         return found
@@ -256,10 +256,10 @@ class Engine:
     # ── similarity maps ──────────────────────────────────────────────────────────────────────────
 
     def similarity_maps(self, search: SearchRequest, result: str) -> Job:
-        """A job that draws heat maps of the first picture searched with and of a result.
+        """A job that draws heat maps of the first image searched with and of a result.
 
-        The caller ends with `self.map_queue.leave(job)`. NotFound where the search has no picture;
-        Busy where too many jobs wait.
+        The caller ends with `self.map_queue.leave(job)`. NotFound if the search has no image;
+        Busy if too many jobs wait.
         """
         gallery = self.gallery
         found = self.picture(result, gallery)
@@ -269,7 +269,7 @@ class Engine:
         elif search.id:
             query = self.picture(search.id[0], gallery)
         else:
-            raise NotFound("heat maps need a search with a picture")
+            raise NotFound("heat maps need a search with an image")
 
         def draw() -> Maps:
             first = query.pixels if isinstance(query, Upload) else self._pixels(query)
@@ -289,7 +289,7 @@ class Engine:
         return pixels
 
     def picture(self, name: str, gallery: Gallery | None = None) -> Path:
-        """The file of an image; NotFound for an unknown id, or where the file is gone."""
+        """The file of an image; NotFound for an unknown id, or if the file is gone."""
         path = (gallery or self.gallery).path(name)
         if path is None:
             raise NotFound("the gallery has no such image, or its file is gone")
@@ -303,7 +303,7 @@ class Engine:
         """Adds an image; its id, and the state of the index that has it.
 
         The file is written into the folder `added` inside the gallery's. DataError for attributes
-        that do not fit, ImageError for what is no picture.
+        that do not fit, ImageError for what is no image.
         """
         kind = media_type(data[:16])
         (upload,) = self.upload([data], large=False)
@@ -370,7 +370,7 @@ class Engine:
     def reload(self) -> bool:
         """Serves the index that is in the folder now; whether it was another state.
 
-        It is opened, checked and warmed up before it replaces the old one. DataError where it
+        It is opened, checked and warmed up before it replaces the old one. DataError if it
         holds vectors of another model: the old one stays.
         """
         with self._changing:
@@ -413,7 +413,7 @@ class Engine:
 
 
 def with_direction(vector: np.ndarray) -> np.ndarray:
-    """The vector, if it has length 1; ImageError where the model gave it no direction."""
+    """The vector, if it has length 1; ImageError if the model gave it no direction."""
     if not np.isclose(float(np.linalg.norm(vector)), 1, atol=1e-3):
         raise ImageError("the model gives it a vector without direction")
     return vector

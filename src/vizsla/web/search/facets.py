@@ -70,7 +70,7 @@ def _quoted(text: str) -> str:
 
 
 def as_choice(value: str) -> str:
-    """A value as the address of a page has it: in quotes where it would mean something else."""
+    """A value as the address of a page has it: in quotes if it would mean something else."""
     plain = value not in ("", UNKNOWN) and value == value.strip() and not set(value) & set("\r\n")
     return value if plain else _quoted(value)
 
@@ -215,7 +215,7 @@ def _field(value: Any) -> str:
 
 # ── the table of attributes ──────────────────────────────────────────────────────────────────────
 
-Labels = Callable[[Sequence[str]], Sequence[str | None]]  # of ids; None where there is none
+Labels = Callable[[Sequence[str]], Sequence[str | None]]  # of ids; None if there is none
 REPLACED = "the index was replaced while it was read: try again"
 
 
@@ -226,14 +226,14 @@ class EvaluatedFilter(Filter):
     allowed: np.ndarray | None = None
 
     def mask(self, ids: Sequence[str], attributes: pa.Table) -> np.ndarray:
-        """(G,) bool. StorageError where the gallery has another size."""
+        """(G,) bool. StorageError if the gallery has another size."""
         if self.allowed is None or len(self.allowed) != len(ids):
             raise StorageError(REPLACED)
         return self.allowed
 
 
 def labelled(attributes: pa.Table, labels: Sequence[str | None]) -> pa.Table:
-    """The table with these labels; where one is None, the table's own label stays."""
+    """The table with these labels; if one is None, the table's label stays."""
     columns = {name: attributes[name] for name in attributes.column_names}
     own = columns["label"].to_pylist() if "label" in columns else [None] * len(labels)
     merged = [

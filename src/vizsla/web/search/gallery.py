@@ -1,6 +1,6 @@
-"""An index and the folder of its pictures → the state of both that one request works with.
+"""An index and the folder of its images → the state of both that one request works with.
 
-Pictures are found by id only. An id is looked up in the index before it becomes a path; a path
+Images are found by id only. An id is looked up in the index before it becomes a path; a path
 that leads out of the folder, through a link for instance, is not served.
 """
 
@@ -49,7 +49,7 @@ class Gallery:
 
     @staticmethod
     def open(index: FolderIndex, root: Path, labels: Labels | None = None) -> "Gallery":
-        """The index as it is now; root: the folder of its pictures."""
+        """The index as it is now; root: the folder of its images."""
         index = index.at_this_moment()
         ids, attributes = index.ids, index.attributes
         if labels is not None:
@@ -58,7 +58,7 @@ class Gallery:
         return Gallery(index, real, ids, attributes, index.version, labels)
 
     def with_index(self, index: FolderIndex) -> "Gallery":
-        """Another state, with the same folder of pictures and the same labels."""
+        """Another state, with the same folder of images and the same labels."""
         return Gallery.open(index, self.root, self.labels)
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class Gallery:
     def warm_up(self) -> None:
         """Computes what the first request would wait for, and reads the vectors into memory.
 
-        StorageError where the files of this state have been replaced.
+        StorageError if the files of this state have been replaced.
         """
         assert len(self.positions) == len(self.sample[:0]) + len(self)
         self.facets  # noqa: B018
@@ -110,7 +110,7 @@ class Gallery:
         }
 
     def path(self, name: str) -> Path | None:
-        """The picture's file; None for an unknown id, or without a file inside the folder."""
+        """The image's file; None for an unknown id, or without a file inside the folder."""
         if name not in self.positions:
             return None
         return file_inside(self.root, name)
@@ -169,7 +169,7 @@ class Gallery:
 
 
 def file_inside(root: Path, name: str) -> Path | None:
-    """The regular file root/name; None where it is, or leads, outside of `root` (a real path)."""
+    """The regular file root/name; None if it is, or leads, outside of `root` (a real path)."""
     if "\0" in name:
         return None
     real = os.path.realpath(root / name)

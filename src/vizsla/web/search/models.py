@@ -111,7 +111,7 @@ Image = Annotated[bytes, Strict()]
 
 
 class SearchRequest(BaseModel):
-    """What to search for: examples from the gallery, pictures sent before, words, or a mix."""
+    """What to search for: examples from the gallery, images sent before, words, or a mix."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -125,9 +125,9 @@ class SearchRequest(BaseModel):
     not_id: Examples = Field(default=(), description="Ids of the gallery: not like these.")
     query: Examples = Field(
         default=(),
-        description="Pictures sent before: like these. By the names that `queries` gave.",
+        description="Images sent before: like these. By the names that `queries` gave.",
     )
-    not_query: Examples = Field(default=(), description="Pictures sent before: not like these.")
+    not_query: Examples = Field(default=(), description="Images sent before: not like these.")
     right: Marks = Field(default=(), description="Ids of results that were right.")
     wrong: Marks = Field(default=(), description="Ids of results that were wrong.")
     filter: Conditions = Field(
@@ -135,12 +135,8 @@ class SearchRequest(BaseModel):
     )
     text: Text = Field(default="", description="Words, for a model that reads text.")
     not_text: Text = Field(default="", description="Words that results should not be like.")
-    image_weight: Weight = Field(
-        default=1.0, description="Of pictures, where they are mixed with words."
-    )
-    text_weight: Weight = Field(
-        default=1.0, description="Of words, where they are mixed with pictures."
-    )
+    image_weight: Weight = Field(default=1.0, description="Of images, when mixed with words.")
+    text_weight: Weight = Field(default=1.0, description="Of words, when mixed with images.")
     k: Annotated[int, Field(ge=1), BeforeValidator(_last_value)] = Field(
         default=DEFAULT_K, description="How many results."
     )
@@ -164,7 +160,7 @@ class SearchRequest(BaseModel):
 
     @property
     def has_images(self) -> bool:
-        """Whether pictures are among the examples."""
+        """Whether images are among the examples."""
         return bool(self.id or self.not_id or self.query or self.not_query)
 
     @property
@@ -185,10 +181,10 @@ class SearchRequest(BaseModel):
 
 
 class SearchForm(SearchRequest):
-    """A search with pictures sent along."""
+    """A search with images sent along."""
 
     image: Annotated[tuple[Image, ...], BeforeValidator(_as_list)] = Field(
-        default=(), max_length=MAX_IMAGES, description="Pictures: like these."
+        default=(), max_length=MAX_IMAGES, description="Images: like these."
     )
 
 
@@ -203,7 +199,7 @@ class EmbedRequest(BaseModel):
 
 
 class EmbedForm(EmbedRequest):
-    """Pictures and texts to embed, 1 to 20 of them together."""
+    """Images and texts to embed, 1 to 20 of them together."""
 
     image: Annotated[tuple[Image, ...], BeforeValidator(_as_list)] = Field(
         default=(), max_length=MAX_EMBEDDED, description="Pictures."
@@ -217,11 +213,11 @@ class EmbedForm(EmbedRequest):
 
 
 class AddForm(BaseModel):
-    """A picture to add to the gallery."""
+    """An image to add to the gallery."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image: Annotated[Image, BeforeValidator(_only_file)] = Field(description="The picture.")
+    image: Annotated[Image, BeforeValidator(_only_file)] = Field(description="The image.")
     name: SingleText = Field(
         default="", description="For its id; by default made from its content."
     )
@@ -243,9 +239,9 @@ class Result(BaseModel):
 
     id: str
     score: float = Field(description="Cosine with what was searched for.")
-    label: Value = Field(description="null where it is unknown.")
+    label: Value = Field(description="null if it is unknown.")
     attributes: dict[str, Value]
-    image: str = Field(description="Address of the picture, relative to that of the request.")
+    image: str = Field(description="Address of the image, relative to that of the request.")
     thumb: str = Field(description="Address of a small JPEG of it, likewise relative.")
 
 
@@ -274,21 +270,21 @@ class SearchAnswer(BaseModel):
     )
 
     results: list[Result]
-    queries: list[str] = Field(description="A name for each picture sent along, for `query`.")
+    queries: list[str] = Field(description="A name for each image sent along, for `query`.")
     gallery: int = Field(description="How many images the gallery holds.")
     index: str = Field(description="The state of the index that answered.")
     model_id: str
 
 
 class Embedded(BaseModel):
-    """The unit vector of one picture or text."""
+    """The unit vector of one image or text."""
 
     kind: Literal["image", "text"]
     vector: list[float]
 
 
 class EmbedAnswer(BaseModel):
-    """Unit vectors: of the pictures, then of the texts, each in the order sent."""
+    """Unit vectors: of the images, then of the texts, each in the order sent."""
 
     model_id: str
     dim: int
@@ -307,7 +303,7 @@ class ChangeAnswer(BaseModel):
 
 
 class ReloadAnswer(BaseModel):
-    """Whether the folder held another state of the index, and which one is served now."""
+    """Whether the folder had another state of the index, and which one is served now."""
 
     changed: bool
     index: str

@@ -26,7 +26,7 @@ class State:
     """What a page shows.
 
     choices: (field, value), such as ("where.label", "shoe").
-    seed: of the random pictures that are shown while there is nothing to search with.
+    seed: of the random images that are shown while there is nothing to search with.
     """
 
     search: SearchRequest = field(default_factory=SearchRequest)
@@ -88,7 +88,7 @@ class State:
         return found
 
     def value(self, name: str) -> str:
-        """The value of a choice; '' where there is none."""
+        """The value of a choice; '' if there is none."""
         return dict(self.choices).get(name, "")
 
     @property
@@ -107,7 +107,7 @@ class State:
         return urlencode(pairs)
 
     def others(self) -> str:
-        """The address of other random pictures."""
+        """The address of other random images."""
         return replace(self, seed=None).address()
 
     def unfiltered(self) -> str:

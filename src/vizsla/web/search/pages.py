@@ -1,7 +1,7 @@
 """Searches → HTML pages. Knows templates and requests; the engine does the searching.
 
 A page follows from its address: every choice, example and mark is in it. So each link on a page
-reproduces a search, going back works, and all but dropping pictures works without scripts.
+reproduces a search, going back works, and all but dropping images works without scripts.
 Addresses in pages are relative, so that they work below any prefix.
 """
 
@@ -26,10 +26,10 @@ from vizsla.web.shell.requests import grouped, read_fields
 from vizsla.web.shell.templating import many, path_below, templates, to_csv, wants_page
 
 COUNTS = (12, 24, 48, 96)  # numbers of results to choose from
-MAX_UPLOADS = 4  # pictures in one form
-USES = ("with", "also", "not")  # of an uploaded picture
+MAX_UPLOADS = 4  # images in one form
+USES = ("with", "also", "not")  # of an uploaded image
 VISIBLE_FACETS = 3
-MAX_SIMILAR_VALUES = 5  # suggested where a filter has no results
+MAX_SIMILAR_VALUES = 5  # suggested if a filter has no results
 
 
 class Pages:
@@ -61,7 +61,7 @@ class Pages:
     # ── pages ────────────────────────────────────────────────────────────────────────────────────
 
     async def page(self, request: Request) -> Response:
-        """The search form and its results; random pictures where there is nothing to search for."""
+        """The search form and its results; random images if there is nothing to search for."""
         if self.service.state.engine is None:
             return self._progress()
         engine, state = self.service.state.engine, None
@@ -99,7 +99,7 @@ class Pages:
         return self._rendered("options.html", choices=choices)
 
     async def take_upload(self, request: Request) -> Response:
-        """Uploaded pictures → a redirect to the search with them."""
+        """Uploaded images → a redirect to the search with them."""
         state = None
         try:
             self.service.count(request)
@@ -114,9 +114,9 @@ class Pages:
                 raise UsageError(f"use={use[:40]!r}: choose {', '.join(USES)}")
             files = [one for one in fields.get("image", []) if isinstance(one, bytes) and one]
             if not files:
-                raise UsageError("choose a picture first")
+                raise UsageError("choose an image first")
             if len(files) > MAX_UPLOADS:
-                raise UsageError(f"{len(files)} pictures: at most {MAX_UPLOADS} at a time")
+                raise UsageError(f"{len(files)} images: at most {MAX_UPLOADS} at a time")
             uploads = await self.service.searches.run(lambda: engine.upload(files))
         except Exception as error:
             refused = self._refused(error, state)
@@ -126,7 +126,7 @@ class Pages:
         return RedirectResponse("./?" + state.with_uploads(names, use).address(), 303)
 
     async def view(self, request: Request) -> Response:
-        """One result, large, next to the picture that was searched with."""
+        """One result, large, next to the image that was searched with."""
         state = None
         try:
             engine = self.service.engine
@@ -158,7 +158,7 @@ class Pages:
         message: str | None = None,
         **response: Any,
     ) -> Response:
-        """state: None where the address could not be read. faults: as `State.faults` has them."""
+        """state: None if the address could not be read. faults: as `State.faults` has them."""
         gallery = engine.gallery
         shown = (state or State()).fitted(gallery.facets)
         names = {one.id for one in found}
@@ -218,7 +218,7 @@ class Pages:
         text = self._templates.get_template(name).render(up=up, **values)
         return HTMLResponse(text, status, dict(headers or {}))
 
-    # ── pictures and files ───────────────────────────────────────────────────────────────────────
+    # ── images and files ───────────────────────────────────────────────────────────────────────
 
     async def upload_picture(self, request: Request) -> Response:
         """The JPEG of an upload."""
@@ -227,7 +227,7 @@ class Pages:
         return Response(upload.jpeg, media_type="image/jpeg", headers=headers)
 
     async def similarity_map(self, request: Request) -> Response:
-        """A heat map: where the picture searched with, or a result, is like the other."""
+        """A heat map: where the image searched with, or a result, is like the other."""
         self.service.count(request)
         sides, side = ("query", "result"), request.path_params["side"]
         if side not in sides:
@@ -269,16 +269,16 @@ def _last_text(fields: Mapping[str, Any], name: str) -> str:
 def _announcement(state: State, found: Sequence[Found]) -> str:
     """What screen readers announce of the results."""
     if not found:
-        return "No matching pictures"
+        return "No matching images"
     if state.search.is_empty:
-        return f"{many(len(found), 'random picture')}"
+        return f"{many(len(found), 'random image')}"
     best = found[0]
     label = "" if best.label is None else f"{best.label}, "
     return f"{many(len(found), 'result')}, best: {label}{file_name(best.id)}, {best.score:.3f}"
 
 
 def _with_choice(facet: Facet, state: State) -> Facet:
-    """The facet with the chosen value in its list, even where no image has it."""
+    """The facet with the chosen value in its list, even if no image has it."""
     value = state.value(WHERE + facet.column)
     if facet.kind != "list" or value in ("", *(choice.value for choice in facet.choices)):
         return facet
@@ -286,7 +286,7 @@ def _with_choice(facet: Facet, state: State) -> Facet:
 
 
 def _similar_values(state: State, facets: Sequence[Facet]) -> list[tuple[str, str]]:
-    """(value, address) of values that contain the typed text, where no image has it as value."""
+    """(value, address) of values that contain the typed text, if no image has it as value."""
     found = []
     for facet in facets:
         field = WHERE + facet.column

@@ -3,13 +3,13 @@
 All that can be searched for is linear in the vectors of the gallery, so each search is one search
 for one vector, whatever it was mixed from:
 
-- Examples of one kind (pictures, or words) are averaged; what results should *not* be like is
+- Examples of one kind (images, or words) are averaged; what results should *not* be like is
   subtracted with half the weight.
 - Marks are relevance feedback by Rocchio's rule: the mean of the right results is added with weight
   0.75, that of the wrong ones subtracted with 0.15 (Rocchio 1971; the weights are those of Manning
   et al. 2008, §9.1).
-- Pictures and words score on different scales: cosines between pictures spread far wider than
-  those between words and pictures. So the scores of each kind are standardised separately,
+- Images and words score on different scales: cosines between images spread far wider than
+  those between words and images. So the scores of each kind are standardised separately,
   s → (s - mean) / std over the gallery, and then added with the weights. The mean changes no rank,
   so it is enough to divide the vector of each kind by its std.
 """
@@ -47,7 +47,7 @@ def query_vector(
 ) -> np.ndarray:
     """(D,) float32 of length 1, whose nearest neighbours are the results.
 
-    spread: the standard deviation of a vector's scores over the gallery. UsageError where the
+    spread: the standard deviation of a vector's scores over the gallery. UsageError if the
     examples cancel each other out.
     """
     positive = [*examples.images, *examples.texts, *examples.right]
@@ -71,7 +71,7 @@ def query_vector(
 
 
 def _mean(vectors: Sequence[np.ndarray]) -> Any:
-    """0.0 where there are none."""
+    """0.0 if there are none."""
     return np.mean(np.stack(vectors).astype(np.float64), axis=0) if vectors else 0.0
 
 
@@ -85,5 +85,5 @@ def _strength(
 def _unit(vector: Any) -> np.ndarray:
     length = float(np.linalg.norm(vector))
     if not np.isfinite(length) or length < 1e-6:
-        raise UsageError("the examples cancel each other out: take one away, or weigh one more")
+        raise UsageError("the examples cancel each other out: remove one, or give one more weight")
     return np.asarray(vector / length, np.float32)

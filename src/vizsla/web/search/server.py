@@ -1,4 +1,4 @@
-"""A run, an index or a folder of pictures → a search page and an API. `vizsla serve` calls this.
+"""A run, an index or a folder of images → a search page and an API. `vizsla serve` calls this.
 
 The server answers at once, with a page of progress, while a thread loads, embeds and indexes what
 has to be. Searches are answered when all of it is warm.
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("vizsla.serve")
 
 MAX_PIXELS = 40_000_000  # of an upload
-GALLERY_MAX_PIXELS, GALLERY_SECONDS = 400_000_000, 30.0  # of a picture of the gallery, to decode
+GALLERY_MAX_PIXELS, GALLERY_SECONDS = 400_000_000, 30.0  # of an image of the gallery, to decode
 GALLERY_DECODER_BYTES = 6 * 2**30  # of memory for one of them
 LOOPBACK = ("127.", "::1")
 
@@ -58,8 +58,8 @@ LOOPBACK = ("127.", "::1")
 class Source:
     """What is served, from the command line. Nothing is read before `prepare`.
 
-    path: a run, an index, embeddings, or a folder or table of pictures.
-    images: the folder of the gallery's pictures, where `path` does not say it.
+    path: a run, an index, embeddings, or a folder or table of images.
+    images: the folder of the gallery's images, if `path` does not say it.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """run, index, embeddings or pictures."""
+        """run, index, embeddings or images."""
         if is_run(self.path):
             return "run"
         if is_index(self.path):
@@ -89,7 +89,7 @@ class Source:
         """UsageError or DataError for what is wrong before anything is loaded."""
         if not self.path.exists():
             raise DataError(
-                f"{self.path} does not exist: give a run, an index, or a folder of pictures"
+                f"{self.path} does not exist: give a run, an index, or a folder of images"
             )
         kind = self.kind
         if kind in ("index", "embeddings"):
@@ -98,12 +98,12 @@ class Source:
                 raise UsageError(
                     f"{self.path} is an {kind if kind == 'index' else 'embeddings folder'}: give "
                     f"{' and '.join(missing)}, the model that made its vectors and the folder of "
-                    "its pictures"
+                    "its images"
                 )
         if kind == "pictures" and self.images is not None:
-            raise UsageError("--images belongs to a run or an index: a folder has its pictures")
+            raise UsageError("--images belongs to a run or an index: a folder has its images")
         if self.images is not None and not self.images.is_dir():
-            raise DataError(f"{self.images} is no folder: give the one that holds the pictures")
+            raise DataError(f"{self.images} is no folder: give the one that holds the images")
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def prepare(
 
 
 def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
-    """One for uploads, and one for the gallery's pictures, which may be larger.
+    """One for uploads, and one for the gallery's images, which may be larger.
 
     The second gives way to the first, so that searches do not wait for thumbnails.
     """
@@ -283,7 +283,7 @@ def _compute(
     root: Path | None,
     embedded: Path | None = None,
 ) -> Compute:
-    """How queries are embedded: as the gallery was, or in bf16 where its pictures allow it."""
+    """How queries are embedded: as the gallery was, or in bf16 if its images allow it."""
     return resolve_compute(
         device=source.device, precision=source.precision, embedder=embedder,
         images=len(ids) if root else 0, sample=(lambda i: root / ids[i]) if root else None,
@@ -294,7 +294,7 @@ def _compute(
 def _embeddings(
     source: Source, kind: str, embedder: Any, report: Callable[[int, int], None]
 ) -> tuple[Embeddings, Path, Compute]:
-    """The gallery's vectors with labels, the folder of its pictures, and how to embed queries."""
+    """The gallery's vectors with labels, the folder of its images, and how to embed queries."""
     if kind == "pictures":
         images = inputs.image_set(
             source.path, labels=source.labels, labels_from=source.labels_from,
@@ -343,7 +343,7 @@ def _labels_of_run(folder: Path, ids: list[str]) -> list[str | None] | None:
 
 
 def _labels_of(source: Source) -> "Labels | None":
-    """A function that reads the labels of ids; None where the source does not say any."""
+    """A function that reads the labels of ids; None if the source does not say any."""
     path, pattern = source.labels, source.labels_from
     if path is not None:
         return lambda ids: labels_for(ids, read_labels(path), "gallery")

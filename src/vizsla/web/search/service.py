@@ -24,16 +24,16 @@ log = logging.getLogger("vizsla.serve")
 Result = TypeVar("Result")
 
 SEARCH_THREADS = 64
-PICTURE_THREADS, MAX_WAITING_PICTURES = 8, 400  # pictures of the gallery
-MAX_WAITING_CHANGES = 8  # behind the one that is being made
-LIGHT_REQUESTS_A_SEARCH = 10  # so many light requests an address may send for each search
-LIGHT_REQUESTS_AT_ONCE = 500  # at least: more than the pictures of a page
+PICTURE_THREADS, MAX_WAITING_PICTURES = 8, 400  # images of the gallery
+MAX_WAITING_CHANGES = 8  # besides the one that is being made
+LIGHT_REQUESTS_A_SEARCH = 10  # light requests that an address may send for each allowed search
+LIGHT_REQUESTS_AT_ONCE = 500  # at least: more than the images of a page
 DISCONNECT_CHECK_SECONDS = 0.5  # between two checks whether the client still waits
 REQUEST_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16)
 STAGES = {
     "loading": "loading the model",
-    "embedding": "embedding the pictures",
+    "embedding": "embedding the images",
     "indexing": "building the index",
     "warming": "warming up",
     "failed": "the server could not start",
@@ -64,7 +64,7 @@ class Metrics:
             buckets=REQUEST_SECONDS, registry=self.registry,
         )  # fmt: skip
         self._batches = Histogram(
-            "vizsla_batch_size", "Pictures and texts in one batch of the model.",
+            "vizsla_batch_size", "Images and texts in one batch of the model.",
             buckets=BATCH_SIZES, registry=self.registry,
         )  # fmt: skip
         self._images = Gauge(
@@ -104,7 +104,7 @@ class ServerState:
     def text(self) -> str:
         """One sentence without its full stop: what the server is doing."""
         if self.stage == "embedding" and self.total:
-            return f"{self.done:,} of {self.total:,} pictures embedded"
+            return f"{self.done:,} of {self.total:,} images embedded"
         return STAGES.get(self.stage, self.stage)
 
 
@@ -117,7 +117,7 @@ class Lane:
         self._max = None if max_waiting is None else threads + max_waiting
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, done in a thread; raises Busy at once where too much waits."""
+        """The result of `work`, done in a thread; raises Busy at once if too much waits."""
         if self._max is not None and self._n >= self._max:
             raise Busy("too many requests wait: try again in a moment")
         self._n += 1
@@ -198,7 +198,7 @@ def refusal(error: Exception) -> Refused:
         case NotFound():
             return Refused(404, str(error))
         case ImageError():
-            return Refused(422, f"the picture cannot be used: {error}")
+            return Refused(422, f"the image cannot be used: {error}")
         case UsageError() | DataError():
             return Refused(422, str(error))
         case Busy():

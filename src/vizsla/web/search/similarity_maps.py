@@ -1,4 +1,4 @@
-"""Heat maps of where a query and a result are alike → two JPEGs, drawn one pair after the other.
+"""Heat maps of where a query and a result are similar → two JPEGs, drawn one pair after the other.
 
 A network without a spatial feature map takes seconds for them, so they have a thread of their own
 with low priority. Equal requests share one drawing; jobs without a waiting client are dropped.
@@ -18,9 +18,9 @@ from vizsla.model.explain import Explanation
 from vizsla.output.similarity_sheet import overlaid
 from vizsla.web.search.decoder import Busy, Closed, fail, succeed
 
-MAX_WAITING = 6  # pairs behind the one that is drawn
+MAX_WAITING = 6  # pairs besides the one being drawn
 MAX_KEPT = 200  # pairs, of about 100 kB each
-RETRY_SECONDS = 10  # after which to try again where too many wait
+RETRY_SECONDS = 10  # after which to try again if too many wait
 SIDE = 448  # px
 
 Key = tuple[str, str]  # of query and result: a name of the pixels of each
@@ -52,7 +52,7 @@ class MapQueue:
         self._closed = False
 
     def submit(self, key: Key, work: Callable[[], Maps]) -> Job:
-        """The job of the pair. Raises Busy where too many wait, Closed after `close`."""
+        """The job of the pair. Raises Busy if too many wait, Closed after `close`."""
         with self._lock:
             if self._closed:
                 raise Closed
@@ -115,7 +115,7 @@ class MapQueue:
 
 
 def draw_maps(query: np.ndarray, result: np.ndarray, found: Explanation) -> Maps:
-    """JPEGs of both pictures, (H, W, 3) uint8, with heat maps on one common scale."""
+    """JPEGs of both images, (H, W, 3) uint8, with heat maps on one common scale."""
     densities = [heat * heat.size for heat in (found.query, found.result)]
     highest = max(float(heat.max()) for heat in densities)
     drawn = [

@@ -1,4 +1,4 @@
-"""Uploads in memory, thumbnails on disk, and types of picture files. Knows no requests."""
+"""Uploads in memory, thumbnails on disk, and types of image files. Knows no requests."""
 
 import contextlib
 import hashlib
@@ -29,14 +29,14 @@ PRUNE_EVERY = 2000  # thumbnails written
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """A picture that was searched with. name: the first 32 hex digits of its file's SHA-256."""
+    """An image that was searched with. name: the first 32 hex digits of its file's SHA-256."""
 
     name: str
     size: tuple[int, int]
     vector: np.ndarray  # (D,) float32 of length 1
     pixels: np.ndarray  # (H, W, 3) uint8, as the model takes it
     jpeg: bytes
-    is_large: bool = True  # the JPEG has UPLOAD_SIDE px, where the picture has
+    is_large: bool = True  # the JPEG has UPLOAD_SIDE px, if the image has
 
     @property
     def n_bytes(self) -> int:
@@ -70,7 +70,7 @@ class Uploads:
             self._uploads[upload.name] = upload
 
     def get(self, name: str) -> Upload | None:
-        """The upload; None where it is not kept, or no longer."""
+        """The upload; None if it is not kept, or no longer."""
         with self._lock:
             return self._uploads.get(name)
 
@@ -84,7 +84,7 @@ class Uploads:
 
 
 class Thumbnails:
-    """JPEGs of the gallery's pictures, in a cache folder that may be deleted at any time."""
+    """JPEGs of the gallery's images, in a cache folder that may be deleted at any time."""
 
     def __init__(
         self, decoder: Decoder, folder: Path | None = None, *, max_bytes: int = MAX_THUMBNAIL_BYTES
@@ -96,13 +96,13 @@ class Thumbnails:
 
     @staticmethod
     def tag(path: Path, side: str = "") -> str:
-        """32 hex digits that change when the file does; OSError where there is none."""
+        """32 hex digits that change when the file does; OSError if there is none."""
         state = path.stat()
         known = f"{path}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}|{SIDES.get(side)}"
         return hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:32]
 
     def get(self, path: Path, side: str) -> bytes:
-        """A JPEG with sides up to SIDES[side]; ImageError for a picture that is unreadable."""
+        """A JPEG with sides up to SIDES[side]; ImageError for an image that is unreadable."""
         file = self.folder / f"{self.tag(path, side)}.jpg"
         with contextlib.suppress(OSError):
             data = file.read_bytes()

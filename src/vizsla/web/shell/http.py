@@ -183,7 +183,7 @@ class Json(Response):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends with a return where uvicorn's own raises the signal again."""
+    """uvicorn's server, but it returns at the end instead of raising the signal again."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

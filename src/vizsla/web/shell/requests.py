@@ -20,8 +20,8 @@ Model = TypeVar("Model", bound=BaseModel)
 async def read_fields(request: Request) -> dict[str, Any]:
     """The fields of the address and of the body, {name: values}; a file's value is its bytes.
 
-    The body may be a form, a JSON object, or a picture, which is then the field `image`. Raises
-    Refused where it is none of these, and UsageError where the JSON is not an object.
+    The body may be a form, a JSON object, or an image, which is then the field `image`. Raises
+    Refused if it is none of these, and UsageError if the JSON is not an object.
     """
     fields: dict[str, Any] = dict(grouped(request.query_params.multi_items()))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""What servers show alike: templates, static files, errors, the page of the API, and CSV."""
+"""What all servers share: templates, static files, errors, the page of the API, and CSV."""
 
 import base64
 import csv
@@ -73,7 +73,7 @@ def add_api_page(app: FastAPI) -> None:
 
 
 def many(count: int, noun: str, plural: str | None = None) -> str:
-    """The count with its noun: "1 picture", "1,200 pictures"."""
+    """The count with its noun: "1 image", "1,200 images"."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 

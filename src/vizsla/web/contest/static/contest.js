@@ -1,4 +1,4 @@
-// Fetches the page anew and puts its content in place, so that a leaderboard follows the contest.
+// Fetches the page again and puts its content in place, so that a leaderboard follows the contest.
 // Without this file the pages can be read all the same.
 "use strict";
 

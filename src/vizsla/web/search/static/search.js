@@ -1,4 +1,4 @@
-// Dropping and pasting pictures, marks, keys, focus and the large view. Everything else on the page
+// Dropping and pasting images, marks, keys, focus and the large view. Everything else on the page
 // is links and forms, which htmx requests and which work without it.
 "use strict";
 
@@ -55,7 +55,7 @@ function hideAllBroken() { // also those that failed before this script ran
   for (const image of document.images) image.classList.toggle("gone", image.complete && image.naturalWidth === 0);
 }
 
-// ── pictures to search with ─────────────────────────────────────────────────────────────────────
+// ── images to search with ─────────────────────────────────────────────────────────────────────
 
 function searchWith(given, use) {
   const form = one("#upload");
@@ -64,10 +64,10 @@ function searchWith(given, use) {
   const most = Number(form.elements.image.dataset.maxFiles);
   const limit = Number(document.body.dataset.bodyLimit);
   const megabytes = `${(limit / 2 ** 20).toFixed(1)} MB`;
-  if (pictures.length > most) return fault(`At most ${most} pictures are taken at a time`);
+  if (pictures.length > most) return fault(`At most ${most} images are taken at a time`);
   if (pictures.reduce((sum, file) => sum + file.size, 0) > limit) {
     const many = pictures.length > 1;
-    return fault(many ? `The pictures together are larger than ${megabytes}` : `The picture is larger than ${megabytes}`);
+    return fault(many ? `The images together are larger than ${megabytes}` : `The image is larger than ${megabytes}`);
   }
   const files = new DataTransfer();
   for (const file of pictures) files.items.add(file);
@@ -172,7 +172,7 @@ function withMarks(query, isAnother = false) {
   given.delete("right");
   given.delete("wrong");
   for (const [name, value] of marksNow()) {
-    // a picture that is searched with is not marked wrong
+    // an image that is searched with is not marked wrong
     if (!(isAnother && name === "wrong" && value === given.get("id"))) given.append(name, value);
   }
   return given;
@@ -202,7 +202,7 @@ function keepMarks() {
   showAddress();
 }
 
-// Shows the page's full address: with the seed of random pictures, without empty fields.
+// Shows the page's full address: with the seed of random images, without empty fields.
 function showAddress() {
   const address = one("#app")?.dataset.address;
   if (address !== undefined) history.replaceState(history.state, "", address ? `./?${address}` : "./");
