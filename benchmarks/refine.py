@@ -26,7 +26,7 @@ from vizsla.model.projection import whitening
 from vizsla.options import ModelChoice, TuneConfig
 from vizsla.run.inputs import load_embedder
 from vizsla.score.evaluate import evaluate
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.train.heads import project

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vizsla.cli.main import app
-from vizsla.cli.options import byte_count
+from vizsla.cli.shared_options import byte_count
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.search.ranking import Ranking

@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 from vizsla.output.pages import differences_page, sweep_page
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 
 RUNS = Table(
     ["model", "pooling", "k", "top-1", "mAP", "run"],

@@ -14,7 +14,7 @@ from vizsla.audit.duplicates import PAIR_KINDS, Pair, conflicts, groups_of, leak
 from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.file_scan import ODD, REMARKS, ImageFacts
 from vizsla.data.listing import few
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 
 SHOWN_SUSPECTS = 20  # on the terminal
 SHOWN_CLASSES = 25  # on the terminal

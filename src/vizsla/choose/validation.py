@@ -18,7 +18,7 @@ from vizsla.errors import DataError
 from vizsla.options import TuneConfig
 from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 from vizsla.search import exact
 from vizsla.train.training import held_out
 

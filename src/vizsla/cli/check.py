@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json, print_remarks
-from vizsla.cli.inputs import text_or_none
-from vizsla.cli.options import AsJson, Quiet, Seed, Verbose
 from vizsla.cli.parameters import Without
+from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
 
 
@@ -88,7 +87,7 @@ def check_data(
         print_json(found.to_dict())
     else:
         typer.echo(found.text())
-        print_remarks(*found.remarks(text_or_none(write_exclude)))
+        print_remarks(*found.remarks(str(write_exclude) if write_exclude else None))
         for what, path in (("page", html), ("exclude", write_exclude), ("JSON", out)):
             if path:
                 typer.echo(f"{what:<10}{path}")

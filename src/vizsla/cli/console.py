@@ -18,7 +18,7 @@ from vizsla.workspace import SECONDS
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from vizsla.score.tables import Table
+    from vizsla.score.text_table import Table
 
 
 class _FlagsWithoutType:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import Commands, Group, app, print_json
-from vizsla.cli.inputs import names_in
-from vizsla.cli.options import AsJson, Labels, Quiet, TopK, Verbose
+from vizsla.cli.shared_options import AsJson, Labels, Quiet, TopK, Verbose
+from vizsla.cli.sources import names_in
 from vizsla.errors import UsageError
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json
-from vizsla.cli.inputs import names_in, open_engine, read_ranking
-from vizsla.cli.options import AsJson, Quiet, Seed, TopK, Verbose
+from vizsla.cli.shared_options import AsJson, Quiet, Seed, TopK, Verbose
+from vizsla.cli.sources import names_in, open_engine, read_ranking
 from vizsla.errors import DataError, UsageError
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, WhiteningChoice
 

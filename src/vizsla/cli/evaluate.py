@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json, print_remarks, print_table
-from vizsla.cli.inputs import TruthOptions, read_grades, read_ranking, read_truth
-from vizsla.cli.options import (
+from vizsla.cli.shared_options import (
     AsJson,
     Cluster,
     Device,
@@ -19,13 +18,14 @@ from vizsla.cli.options import (
     Verbose,
     comma_ints,
 )
+from vizsla.cli.sources import TruthOptions, read_ranking, read_truth
 from vizsla.errors import UsageError
 
 if TYPE_CHECKING:
     from vizsla.score.calibration import Calibration
     from vizsla.score.relevance import Relevance
     from vizsla.score.scores import Scores
-    from vizsla.score.tables import Table
+    from vizsla.score.text_table import Table
     from vizsla.score.truth import Truth
     from vizsla.search.ranking import Ranking
 
@@ -193,6 +193,7 @@ def _evaluate_vectors(
     options: dict[str, Any],
 ) -> "tuple[Ranking, Truth, Scores]":
     from vizsla.embed.auto_compute import resolve_compute
+    from vizsla.output.trec import read_qrels
     from vizsla.score.whole_gallery import evaluate_ranked, own_pair, ranked, truth_of
 
     if truth_options.labels_from or truth_options.data:
@@ -205,7 +206,7 @@ def _evaluate_vectors(
     query_vectors, gallery_vectors = own_pair(
         queries, gallery, query_labels, gallery_labels, same_set=truth_options.same_set
     )
-    grades = read_grades(truth_options.qrels) if truth_options.qrels else None
+    grades = read_qrels(truth_options.qrels) if truth_options.qrels else None
     truth = truth_of(query_vectors, gallery_vectors, grades, truth_options.same_set)
     ranking = ranked(
         query_vectors,
@@ -326,7 +327,7 @@ def compare(
     """
     from vizsla import storage
     from vizsla.output import pages
-    from vizsla.score import compare, paired_tests, tables
+    from vizsla.score import compare, paired_tests, text_table
     from vizsla.workspace import is_run
 
     truth_options = TruthOptions(labels, labels_from, data, qrels)
@@ -342,7 +343,7 @@ def compare(
         alarms, notes = results.remarks()
         keep = compare.SCORES
     for path, text in (
-        (csv, tables.to_csv(table)), (markdown, tables.to_markdown(table)), (html, page),
+        (csv, text_table.to_csv(table)), (markdown, text_table.to_markdown(table)), (html, page),
     ):  # fmt: skip
         if path:
             storage.write_text(path, text)

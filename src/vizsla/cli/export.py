@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import app, print_json
-from vizsla.cli.options import AsJson, Quiet, Seed, Verbose
 from vizsla.cli.parameters import Without
+from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose
 from vizsla.options import ModelChoice
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json
-from vizsla.cli.inputs import read_ranking
-from vizsla.cli.options import AsJson, Quiet, Verbose, fusion_weights
+from vizsla.cli.shared_options import AsJson, Quiet, Verbose, fusion_weights
+from vizsla.cli.sources import read_ranking
 from vizsla.errors import UsageError
 from vizsla.options import FusionOptions, RankingOptions
 

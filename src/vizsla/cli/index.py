@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import Commands, Group, ProgressShown, app, print_json
-from vizsla.cli.inputs import embedded_queries, open_gallery
-from vizsla.cli.options import AsJson, LearnOn, Quiet, Seed, ValidateOn, Verbose, byte_count
 from vizsla.cli.refining import chain_of, print_refined, search_refined, vectors_of
+from vizsla.cli.shared_options import AsJson, LearnOn, Quiet, Seed, ValidateOn, Verbose, byte_count
+from vizsla.cli.sources import embedded_queries, open_gallery
 from vizsla.errors import UsageError
 from vizsla.options import ModelChoice, RankingOptions
 

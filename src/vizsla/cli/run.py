@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import ProgressShown, app, print_json, print_table
-from vizsla.cli.options import AsJson, Quiet, Seed, Verbose, fusion_weights
 from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
+from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose, fusion_weights
 from vizsla.errors import UsageError
 from vizsla.options import (
     DEFAULT_BACKBONE,

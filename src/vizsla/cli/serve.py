@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import ProgressShown, app
-from vizsla.cli.options import Quiet, Verbose
 from vizsla.cli.parameters import Without
+from vizsla.cli.shared_options import Quiet, Verbose
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
 
 

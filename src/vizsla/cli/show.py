@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import ProgressShown, app, log, print_json
-from vizsla.cli.inputs import images_of_source, read_ranking
-from vizsla.cli.options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
+from vizsla.cli.shared_options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
+from vizsla.cli.sources import images_of_source, read_ranking
 from vizsla.errors import ModelError, UsageError
 from vizsla.options import ModelChoice
 
@@ -82,7 +82,7 @@ def models(
 
 
 def _models_text(rows: list[dict[str, Any]], *, all_columns: bool) -> str:
-    from vizsla.score.tables import Table
+    from vizsla.score.text_table import Table
 
     shown = ["name", "dim", "parameters", "image_size", "reads_text", "licence", "pooling"]
     shown += ["poolings", "source"] * all_columns

@@ -14,7 +14,7 @@ from vizsla.score.calibration import Calibration
 from vizsla.score.relevance import Relevance, match_pairs
 from vizsla.score.score_tables import confusion_table, slice_table
 from vizsla.score.scores import Scores
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 
 SHOWN = 30  # rows of a long table on a terminal
 CONFUSED = 10

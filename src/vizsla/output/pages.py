@@ -21,7 +21,7 @@ from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
 from vizsla.score.compare import Comparison
 from vizsla.score.result_file import SCORES
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 
 THUMBNAIL = 150  # px, the longer side
 LONG_CELL = 20  # characters from which a cell with spaces may take several lines

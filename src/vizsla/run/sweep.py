@@ -30,7 +30,7 @@ from vizsla.run.config import RunConfig, compute_for
 from vizsla.run.embedding import Progress
 from vizsla.run.train import train
 from vizsla.score.compare import read_results
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 from vizsla.train.loop import SHORT_FOLDER
 from vizsla.train.selection import TrainResult
 

@@ -17,7 +17,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.score.metrics import Cutoff, calibrated_cutoff, match_auc, threshold_table
 from vizsla.score.relevance import Relevance, match_pairs, relevance
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth
 
 CONFIDENCE = 0.9  # one-sided, that the precision is reached

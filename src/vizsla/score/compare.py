@@ -25,7 +25,7 @@ from vizsla.score.result_file import (
     read_result,
     without_unknown_zeros,
 )
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 
 log = logging.getLogger("vizsla.compare")
 

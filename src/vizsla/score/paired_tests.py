@@ -8,7 +8,7 @@ from typing import Any
 from vizsla.errors import DataError, UsageError
 from vizsla.score.intervals import PERMUTATIONS, difference_interval, holm, sign_flip_p
 from vizsla.score.scores import Scores
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 
 NO_DIFFERENCE = "no difference that these queries can show"
 # columns of the table that a narrow terminal shows in any case

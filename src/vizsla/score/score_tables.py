@@ -10,7 +10,7 @@ import numpy as np
 from vizsla import storage
 from vizsla.errors import UsageError
 from vizsla.score.scores import Scores
-from vizsla.score.tables import Table, to_csv
+from vizsla.score.text_table import Table, to_csv
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,7 @@ from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.score import metrics
 from vizsla.score.figures import Figure, IntervalSettings, Metric, figures_of, mean_of
-from vizsla.score.tables import Table
+from vizsla.score.text_table import Table
 
 FORM = "scores/1"
 _NAMED = 10  # how many classes a note names

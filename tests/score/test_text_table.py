@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from vizsla.score.tables import Table, to_csv, to_markdown
+from vizsla.score.text_table import Table, to_csv, to_markdown
 
 TABLE = Table(
     ["model", "tuned", "score", "seconds"],

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from vizsla.search.ranking import Ranking
 
 
-def text_or_none(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
 def names_in(data: Path | None) -> tuple[list[str] | None, list[str] | None]:
     """The query and gallery names of a data folder, to check a submission against."""
     from vizsla.data.imageset import open_data
@@ -91,6 +87,7 @@ class TruthOptions:
 def read_truth(ranking: "Ranking", truth_options: TruthOptions) -> "Truth":
     """The truth of --qrels, --labels, --labels-from, or the labels file in --data."""
     from vizsla.data.imageset import open_data
+    from vizsla.output.trec import read_qrels
     from vizsla.score.truth import Truth, truth_of_folders
 
     if truth_options.labels and truth_options.labels_from:
@@ -109,19 +106,13 @@ def read_truth(ranking: "Ranking", truth_options: TruthOptions) -> "Truth":
     elif truth_options.labels is not None:
         labels = Truth.from_file(truth_options.labels, one_set=one_set)
     if truth_options.qrels is not None:
-        return Truth.from_grades(read_grades(truth_options.qrels), labels=labels, one_set=one_set)
+        return Truth.from_grades(read_qrels(truth_options.qrels), labels=labels, one_set=one_set)
     if labels is None:
         raise UsageError(
             "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "
             "or --data DATA with a labels.csv in it"
         )
     return labels
-
-
-def read_grades(path: Path) -> "dict[str, dict[str, int]]":
-    from vizsla.output.trec import read_qrels
-
-    return read_qrels(path)
 
 
 def open_gallery(path: str, device: str) -> "Index":
