@@ -30,8 +30,9 @@ from torch import nn
 
 from vizsla import storage
 from vizsla.data.images import read_image
-from vizsla.data.imageset import DataFolders, labels_for, open_data, read_labels
-from vizsla.data.splits import class_codes
+from vizsla.data.imageset import DataFolders, open_data
+from vizsla.data.splits import class_codes, held_out, target_of
+from vizsla.data.tables import labels_for, read_labels
 from vizsla.data.training_batches import BatchPlan, training_batches
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.inference import embed
@@ -42,7 +43,7 @@ from vizsla.score.truth import Truth
 from vizsla.search import exact
 from vizsla.train.augment import augmenter
 from vizsla.train.optimizer import freeze_norms
-from vizsla.train.training import fine_tune, held_out, target_of
+from vizsla.train.training import fine_tune
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 SAFETY = ("cross-entropy", "arcface", "triplet", "supcon", "multi-similarity", "proxy-anchor")

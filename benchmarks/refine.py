@@ -19,6 +19,7 @@ from vizsla import storage
 from vizsla.choose.refinement import choose_chain_on_images
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.imageset import DataFolders, ImageSet, open_data
+from vizsla.data.splits import target_of
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
@@ -30,7 +31,6 @@ from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.train.heads import project
-from vizsla.train.training import target_of
 
 SETS = {"caltech101": "new-classes", "clothing": "seen-classes"}
 ALONE = (

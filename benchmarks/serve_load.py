@@ -41,11 +41,11 @@ from vizsla.web.search.gallery import version_of
 SERVER = """
 import sys
 from pathlib import Path
-from vizsla.web.search.server import Source, serve
+from vizsla.web.search.server import GallerySource, serve
 if sys.argv[5:]:
     import open_clip
     open_clip.add_model_config(Path(sys.argv[5]))
-source = Source(Path(sys.argv[1]), model=sys.argv[2], images=Path(sys.argv[3]),
+source = GallerySource(Path(sys.argv[1]), model=sys.argv[2], images=Path(sys.argv[3]),
                 precision=sys.argv[4])
 serve(source, port=0, per_minute=0, allow_changes=True,
       started=lambda about: print(about.url, about.token, flush=True))

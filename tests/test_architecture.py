@@ -86,3 +86,24 @@ def test_every_file_has_a_room_and_packages_stay_empty() -> None:
             if path.name == "__init__.py":
                 assert path.read_text() == ""
             assert path.stem not in {"utils", "common", "base", "manager", "helpers"}
+
+
+def defined_names(path: Path) -> set[str]:
+    """What a file defines at its top level, without what it imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_names_are_imported_from_the_file_that_defines_them(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in MODULES and node.module != "vizsla":
+            known = defined_names(MODULES[node.module])
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                assert alias.name in known or name in MODULES, f"{path}: {name} is re-exported"

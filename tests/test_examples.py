@@ -1,4 +1,4 @@
-"""The starting document's own commands, from inside examples/contest, as written there."""
+"""The contest entry's own commands, from inside examples/contest, as written there."""
 
 import json
 import runpy

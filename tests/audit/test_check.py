@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from vizsla.audit.check import check, labelled_sets
 from vizsla.audit.findings import CheckReport
 from vizsla.cli.main import app, main
-from vizsla.data.imageset import ImageSet, open_data, read_exclude
+from vizsla.data.imageset import ImageSet, open_data
+from vizsla.data.tables import read_exclude
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 

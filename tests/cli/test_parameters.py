@@ -63,6 +63,14 @@ def test_a_flag_wins_over_set_and_set_over_the_file(tmp_path: Path) -> None:
     assert got["computing"].workers == 4
 
 
+def test_a_table_of_the_file_reaches_the_names_with_its_prefix(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text('[training]\nbatch-size = 16\nprecision = "fp32"\nbudget = "4m"\n')
+    got = called(["x", "--config", str(file)])
+    assert got["training"] == {"batch_size": 16, "precision": "fp32", "budget": 240.0}
+    assert got["computing"] == ComputeChoice()
+
+
 def test_a_flag_s_name_counts_as_well() -> None:
     assert called(["x", "--set", "compile=off"])["computing"].compiling == "off"
     assert called(["x", "--set", "image-size=48"])["choice"].image_size == 48

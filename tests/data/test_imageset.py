@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vizsla.data.imageset import (
-    ImageSet,
+from vizsla.data.imageset import ImageSet, open_data
+from vizsla.data.tables import (
     attributes_for,
     labels_for,
     labels_from_pattern,
-    open_data,
     read_exclude,
     read_labels,
 )

@@ -27,7 +27,7 @@ from vizsla.data.remote import image_set_from_url
 from vizsla.data.webdataset import image_set_from_tars
 from vizsla.embed import ray_engine as ray_module
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.compute_shards import Source
+from vizsla.embed.compute_shards import EmbeddingInput
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.ray_engine import _Actor, _contents, connected, ray_engine, resolve_compute_on
@@ -338,7 +338,7 @@ def test_a_compiler_that_fails_there_is_told_apart(
 
     monkeypatch.setattr(ray_module, "embed_shards", failing)
     actor: Any = object.__new__(_Actor)
-    actor.source, actor.runtime, actor.differs = Source(ImageSet(photos, [])), None, ""
+    actor.source, actor.runtime, actor.differs = EmbeddingInput(ImageSet(photos, [])), None, ""
     sent = pickle.dumps(ImageSet.from_folder(photos).for_worker(range(2)))
     row = actor({"start": np.array([0]), "stop": np.array([2]), "images": [sent]})
     assert row["compiling"] == [True] and "cannot be compiled" in row["error"][0]

@@ -11,8 +11,8 @@ from vizsla.model.projection import (
     Projection,
     build_projection,
     centred,
-    chain,
     class_spread,
+    composed,
     discriminant,
     identity_or_pca,
     pca,
@@ -215,12 +215,12 @@ def test_a_whitening_after_a_head_is_saved_with_it() -> None:
     vectors = stretched()
     head = identity_or_pca(vectors, 8)
     second = whitening(applied(head, vectors), "shrunk", 4)
-    both = chain(head, second)
-    assert both.dim == 4 and chain(nn.Identity(), second) is second
+    both = composed(head, second)
+    assert both.dim == 4 and composed(nn.Identity(), second) is second
     again = build_projection(both.description)
     again.load_state_dict(both.state_dict())
     np.testing.assert_array_equal(applied(again, vectors), applied(both, vectors))
     expected = applied(second, applied(head, vectors))
     np.testing.assert_allclose(applied(both, vectors), expected, atol=1e-6)
-    third = chain(both, whitening(applied(both, vectors), "plain", 2))
+    third = composed(both, whitening(applied(both, vectors), "plain", 2))
     assert [part["outputs"] for part in third.description["parts"]] == [8, 4, 2]

@@ -10,6 +10,7 @@ import pytest
 
 from vizsla.cli.main import main
 from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.output.submission import read_submission
 from vizsla.run import config as run_config
@@ -51,8 +52,22 @@ def config(data: Path, **options: object) -> RunConfig:
     return RunConfig(data=str(data), home=str(data.parent), **{**known, **options})  # type: ignore[arg-type]
 
 
+def test_the_configuration_says_how_the_run_was_computed_if_compiling_fails(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise CompilingError("there is no compiler")
+
+    monkeypatch.setattr(TorchRuntime, "_compiled", fails)
+    done = run(config(data, compiling="on", figures=0))
+    gallery = Embeddings.open(done.run.folder / "embeddings" / "gallery")
+    assert done.run.config["options"]["compiling"] == "off"
+    assert done.run.config["compute_id"] == gallery.compute_id
+    assert any("continues without compiling" in warning for warning in done.warnings)
+
+
 @pytest.mark.parametrize("pooling", ["gap", "gem"])
-def test_run_leaves_all_that_the_starting_document_asks_for(data: Path, pooling: str) -> None:
+def test_run_writes_all_that_the_contest_requires(data: Path, pooling: str) -> None:
     done = run(config(data, pooling=pooling))
     record = json.loads(done.result_path.read_text())
     for key, kind in SEED_KEYS.items():

@@ -47,7 +47,8 @@ def test_a_given_chain_orders_the_ranking(tinted: Path, tmp_path: Path) -> None:
 def test_auto_chooses_without_the_truth_of_the_test_part(tinted: Path, tmp_path: Path) -> None:
     options = {"refine": "auto", "validating": {"validate_on": "seen-classes"}}
     done = run(config(tinted, tmp_path, **options))
-    assert isinstance(done.choice, RefinementChoice) and done.choice.chain == done.chain
+    choice = done.refinement_choice
+    assert isinstance(choice, RefinementChoice) and choice.chain == done.chain
     record = json.loads(done.result_path.read_text())["refine"]
     assert record["chain"] == str(done.chain)
     assert record["chosen_on"]["candidates"] and record["chosen_on"]["draws"] == 8
@@ -58,9 +59,9 @@ def test_auto_chooses_without_the_truth_of_the_test_part(tinted: Path, tmp_path:
     shutil.copytree(tinted, blind)
     (blind / "labels.csv").unlink()  # the choice is the same without any truth
     other = run(config(blind, tmp_path / "other", **options))
-    assert other.choice is not None and other.scores is None
-    rows = [{**t.__dict__} for t in other.choice.trials]
-    assert rows == [{**t.__dict__} for t in done.choice.trials]
+    assert other.refinement_choice is not None and other.scores is None
+    rows = [{**t.__dict__} for t in other.refinement_choice.trials]
+    assert rows == [{**t.__dict__} for t in choice.trials]
 
 
 def test_again_keeps_to_what_was_chosen(
@@ -71,7 +72,7 @@ def test_again_keeps_to_what_was_chosen(
     repeated = again(done.run.folder)
     assert repeated.refine == str(done.chain)
     second = run(repeated)
-    assert second.choice is None and second.ranking.to_lists() == done.ranking.to_lists()
+    assert second.refinement_choice is None and second.ranking.to_lists() == done.ranking.to_lists()
 
 
 def test_what_cannot_be_is_said_before_the_work(tinted: Path, tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ def test_concat_whitens_and_refines_the_joint_vectors(joint: RunResult) -> None:
     agree = (plain.ranking.positions == order).mean()
     assert agree > 0.98  # but for ties in the last bits
     white = fuse_runs(members, FusionConfig("concat", whiten="shrunk", refine="auto"))
-    assert white.refined is not None and white.ranking.to_lists() != plain.ranking.to_lists()
+    assert (
+        white.refinement_choice is not None and white.ranking.to_lists() != plain.ranking.to_lists()
+    )
     assert white.record(FusionConfig("concat"))["whiten"] == "shrunk"
 
 

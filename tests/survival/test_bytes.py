@@ -147,7 +147,7 @@ def test_commands_say_it_in_one_line(commands: Commands, tmp_path: Path) -> None
 
 
 def test_a_result_without_its_seal_is_read(tmp_path: Path) -> None:
-    """Those of the starting document's own system, and those that people have edited."""
+    """Those of the contest entry's own system, and those that people have edited."""
     path = result(tmp_path).files[0]
     content = storage.read_json(path)
     assert storage.SEAL_KEY not in content

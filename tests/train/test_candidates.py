@@ -20,7 +20,7 @@ from vizsla.train.candidates import (
 )
 from vizsla.train.heads import with_projection
 from vizsla.train.job import Budget
-from vizsla.train.selection import Contest
+from vizsla.train.selection import Selection
 
 
 class Net(nn.Module):
@@ -56,8 +56,8 @@ class Validate:
         return np.full(4, value)
 
 
-def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest, list[str]]:
-    contest, warned = Contest(embedder(), Validate()), []
+def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Selection, list[str]]:
+    selection, warned = Selection(embedder(), Validate()), []
     limit = Budget(budget, clock=lambda: 0.0)
     limit.count_earlier(spent)
     labels = np.arange(40) % 4
@@ -69,29 +69,29 @@ def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Contest
         return rng.normal(size=(len(chosen), 6)).astype(np.float32) + labels[chosen, None]
 
     entries = TunedCandidates(
-        contest, limit, Costs(10.0, 20.0, images=40), pooled=pooled, labels=labels, dim=None,
+        selection, limit, Costs(10.0, 20.0, images=40), pooled=pooled, labels=labels, dim=None,
         seed=0, warn=warned.append,
     )  # fmt: skip
     entries.enter(
         embedder(), [("average of weights", embedder(1.0)), ("last weights", embedder(9))]
     )
-    return contest, warned
+    return selection, warned
 
 
 def test_ends_interpolations_framings_and_projections_are_scored_in_this_order() -> None:
-    contest, warned = entered()
-    names = [c.name for c in contest.candidates]
+    selection, warned = entered()
+    names = [c.name for c in selection.candidates]
     assert names[:3] == ["frozen", "average of weights", "last weights"]
     assert names[3:6] == [f"{alpha:g} of the way" for alpha in ALPHAS]
     assert names[6:8] == [f"0.75 of the way, whole image{at}" for at in ("", " at 256")]
     assert any(name.startswith("0.75 of the way, whole image, whitened") for name in names)
-    assert contest.decided().name == "0.75 of the way, whole image, centred"
+    assert selection.decided().name == "0.75 of the way, whole image, centred"
     assert not warned
 
 
 def test_without_time_candidates_are_left_out_with_a_warning() -> None:
-    contest, warned = entered(100.0, spent=95.0)
-    assert [c.name for c in contest.candidates] == ["frozen", "average of weights"]
+    selection, warned = entered(100.0, spent=95.0)
+    assert [c.name for c in selection.candidates] == ["frozen", "average of weights"]
     assert any("longer --budget" in sentence for sentence in warned)
 
 

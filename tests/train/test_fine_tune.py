@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from vizsla import storage
 from vizsla.cli.main import main
 from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import target_of, training_part
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
@@ -22,8 +23,8 @@ from vizsla.run import pipeline
 from vizsla.run import train as run_train
 from vizsla.run.config import RunConfig, again
 from vizsla.run.train import train
-from vizsla.train.selection import Candidate, Contest, TrainResult
-from vizsla.train.training import options_given, target_of, training_part
+from vizsla.train.selection import Candidate, Selection, TrainResult
+from vizsla.train.training import options_given
 
 FAST = {
     "epochs": 1, "validate_on": "seen-classes", "share": 0.3, "precision": "fp32",
@@ -33,7 +34,7 @@ FAST = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five classes of coloured noise in the starting document's layout, with its truth."""
+    """Five classes of coloured noise in the contest's folder layout, with its truth."""
     root, rng = tmp_path_factory.mktemp("tuning") / "data", np.random.default_rng(0)
     rows = ["role,file,label"]
     for label in range(5):
@@ -214,10 +215,10 @@ def test_a_tuned_embedder_records_how_it_was_trained(
 ) -> None:
     """In its folder, its card and the result of a run; whatever chance says, the head is kept."""
 
-    def head(contest: Contest) -> Candidate:
-        return next((c for c in contest.candidates if c.name == "head"), contest.frozen)
+    def head(selection: Selection) -> Candidate:
+        return next((c for c in selection.candidates if c.name == "head"), selection.frozen)
 
-    monkeypatch.setattr(Contest, "best", property(head))
+    monkeypatch.setattr(Selection, "best", property(head))
     weights = tmp_path / "mine.safetensors"
     save_file(Embedder.build("tiny", weights="random", image_size=32).backbone.network.state_dict(),
               weights)  # fmt: skip

@@ -7,7 +7,7 @@ from torch import nn
 
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
-from vizsla.train.selection import Contest, interpolated, paired_gain, table
+from vizsla.train.selection import Selection, interpolated, paired_gain, table
 
 
 def embedder(value: float) -> Embedder:
@@ -36,35 +36,35 @@ class Validate:
 
 
 def test_the_largest_significant_gain_is_kept() -> None:
-    contest = Contest(embedder(0.5), Validate())
+    selection = Selection(embedder(0.5), Validate())
     for name, value in (("worse", 0.4), ("better", 0.6), ("best", 0.7), ("good", 0.65)):
-        contest.enter(name, embedder(value))
-    kept = contest.decided()
+        selection.enter(name, embedder(value))
+    kept = selection.decided()
     assert kept.name == "best"
     assert kept.embedder.backbone.network.value.item() == pytest.approx(0.7)
     assert kept.gain == pytest.approx(0.2)
-    assert [c.name for c in contest.candidates if c.embedder] == ["frozen", "best"]
+    assert [c.name for c in selection.candidates if c.embedder] == ["frozen", "best"]
 
 
 def test_a_gain_within_its_error_does_not_count() -> None:
-    contest = Contest(embedder(0.5), Validate(noise=3.0))
-    candidate = contest.enter("lucky", embedder(0.501))
+    selection = Selection(embedder(0.5), Validate(noise=3.0))
+    candidate = selection.enter("lucky", embedder(0.501))
     assert abs(candidate.gain) < candidate.error or candidate.gain < 0
-    assert contest.decided().name == "frozen"
+    assert selection.decided().name == "frozen"
 
 
 def test_a_tie_keeps_the_frozen_model() -> None:
-    contest = Contest(embedder(0.5), Validate())
-    assert contest.enter("same", embedder(0.5)).gain == 0
-    assert contest.decided().name == "frozen"
+    selection = Selection(embedder(0.5), Validate())
+    assert selection.enter("same", embedder(0.5)).gain == 0
+    assert selection.decided().name == "frozen"
 
 
 def test_a_candidate_is_kept_as_it_was_scored() -> None:
-    contest, model = Contest(embedder(0.1), Validate()), embedder(0.9)
-    contest.enter("one", model)
+    selection, model = Selection(embedder(0.1), Validate()), embedder(0.9)
+    selection.enter("one", model)
     with torch.no_grad():
         model.backbone.network.value.fill_(-1)
-    assert contest.decided().embedder.backbone.network.value.item() == pytest.approx(0.9)
+    assert selection.decided().embedder.backbone.network.value.item() == pytest.approx(0.9)
 
 
 def test_gain_and_error_by_hand() -> None:
@@ -83,10 +83,10 @@ def test_interpolation_between_weights() -> None:
 
 
 def test_the_table_lists_all_candidates() -> None:
-    contest = Contest(embedder(0.5), Validate())
-    contest.enter("tuned", embedder(0.75))
-    contest.decided()
-    lines = table(contest.candidates).splitlines()
+    selection = Selection(embedder(0.5), Validate())
+    selection.enter("tuned", embedder(0.75))
+    selection.decided()
+    lines = table(selection.candidates).splitlines()
     assert "top1" in lines[0]
     assert lines[1].startswith("      frozen")
     assert "+0.2500" in lines[2]

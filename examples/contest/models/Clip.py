@@ -1,4 +1,4 @@
-"""CLIP ViT-L/14 with its own pooling, as in the starting document's table.
+"""CLIP ViT-L/14 with its own pooling, as in the contest entry's table.
 
 Further flags are passed on: python models/Clip.py --pooling gem
 """

@@ -18,7 +18,8 @@ from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
 from vizsla.audit.file_scan import Scan, scan_files
 from vizsla.audit.findings import CheckReport
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.imageset import DataFolders, ImageSet, labels_for, read_labels
+from vizsla.data.imageset import DataFolders, ImageSet
+from vizsla.data.tables import labels_for, read_labels
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.processes import available_cores

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Draw, Target
+from vizsla.data.splits import Draw, Target, held_out
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.options import TuneConfig
@@ -20,7 +20,6 @@ from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
 from vizsla.score.text_table import Table
 from vizsla.search import exact
-from vizsla.train.training import held_out
 
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
 DRAWS, MORE_DRAWS = 5, 8  # for a frozen model; the second if the test part is small

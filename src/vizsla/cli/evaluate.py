@@ -260,9 +260,9 @@ def _calibrated(
 
     if training is not None:
         from vizsla.data.imageset import open_data
+        from vizsla.data.splits import target_of
         from vizsla.embed.embeddings import Embeddings
         from vizsla.score.calibration import calibrate_on_training
-        from vizsla.train.training import target_of
 
         folders = open_data(truth_options.data) if truth_options.data else None
         target = target_of(folders.query, folders.gallery) if folders else None

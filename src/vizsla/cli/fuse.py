@@ -55,8 +55,8 @@ def fuse(
             found = fused_runs.fuse_runs(members, config, progress)
         ranking = found.ranking if depth is None else found.ranking.head(depth)
         record = found.record(config)
-        lines = [*(found.choice.lines() if found.choice else []),
-                 *(found.refined.lines() if found.refined else [])]  # fmt: skip
+        lines = [*(found.weights_choice.lines() if found.weights_choice else []),
+                 *(found.refinement_choice.lines() if found.refinement_choice else [])]  # fmt: skip
     else:
         assert not isinstance(config.weights, str)
         ranking = fused(

@@ -210,8 +210,14 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"--config {path} is no TOML file: {error}") from error
     values: dict[str, Any] = {}
-    for key, value in content.items():  # a table only groups: [training] budget = "4m"
-        values |= value if isinstance(value, dict) else {key: value}
+    known = {str(parameter.name) for parameter in context.command.params}
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            values[key] = value
+            continue
+        for name, inner in value.items():  # a table: [training] batch_size = 16
+            prefixed = f"{key}_{name}".replace("-", "_")
+            values[prefixed if prefixed in known else name] = inner
     _keep(context, FILE, values, f"--config {path}")
     return path
 

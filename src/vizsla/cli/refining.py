@@ -42,10 +42,10 @@ def chain_of(
         )
     from vizsla.choose.refinement import STAGE, choose_chain_on_embeddings
     from vizsla.embed.embeddings import Embeddings
-    from vizsla.search.exact import comparable
+    from vizsla.search.exact import require_comparable
 
     training = Embeddings.open(learn_on)
-    comparable(queries.model_id, training.model_id, queries.dim, training.dim)
+    require_comparable(queries.model_id, training.model_id, queries.dim, training.dim)
     choice = choose_chain_on_embeddings(
         training, queries, gallery(), validate_on=validate_on or "new-classes", uses=uses,
         progress=lambda done, total: progress(STAGE, done, total),

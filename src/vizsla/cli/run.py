@@ -148,9 +148,9 @@ def _print_run(result: "RunResult") -> None:
         kept = "tuned" if result.tuned.is_finetuned else "frozen, as it came"
         typer.echo(f"the model is {kept}, chosen on a held-out part of training/:")
         typer.echo(result.tuned.scores_text() + "\n")
-    print_refined(result.chain, result.choice)
-    if result.weights is not None:
-        typer.echo("\n".join([*result.weights.lines(), ""]))
+    print_refined(result.chain, result.refinement_choice)
+    if result.weights_choice is not None:
+        typer.echo("\n".join([*result.weights_choice.lines(), ""]))
     if result.scores is None:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
     else:
@@ -229,7 +229,7 @@ def train(
 
 def _next_run(data: Path, embedder: Path) -> str:
     """The command that uses a tuned model, on the same data if that has a test part."""
-    from vizsla.run.inputs import has_layout
+    from vizsla.data.imageset import has_layout
 
     place = str(data) if has_layout(data) else "YOUR_DATA"
     return shlex.join(["vizsla", "run", place, "--model", str(embedder)])

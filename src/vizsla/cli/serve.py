@@ -79,7 +79,7 @@ def serve(
         if about.token:
             typer.echo(f"token {about.token} (to change the gallery; shown this once)")
 
-    served = serving.Source(
+    served = serving.GallerySource(
         source, model=model, weights=choice.weights, pooling=choice.pooling,
         image_size=choice.image_size, images=images, labels=listing.labels,
         labels_from=listing.labels_from, class_folders=class_folders,

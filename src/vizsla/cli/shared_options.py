@@ -107,7 +107,7 @@ ValidateOn = Annotated[
 
 
 def fusion_weights(text: str | None) -> str | list[float] | None:
-    """--fusion-weights as ensemble.FusionConfig takes them."""
+    """--fusion-weights as `FusionConfig` takes them: auto, a number for each model, or None."""
     if text is None or text == "auto":
         return text
     try:

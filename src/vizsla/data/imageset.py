@@ -17,9 +17,6 @@ from vizsla.data.file_hashes import current_state
 from vizsla.data.listing import Listing, few, list_images
 from vizsla.data.tables import (
     attributes_for,
-    labels_for,
-    labels_from_pattern,
-    read_exclude,
     read_labels,
     read_table,
     row_of_each,
@@ -28,17 +25,6 @@ from vizsla.data.tables import (
     texts,
 )
 from vizsla.errors import DataError
-
-__all__ = [
-    "DataFolders",
-    "ImageSet",
-    "attributes_for",
-    "labels_for",
-    "labels_from_pattern",
-    "open_data",
-    "read_exclude",
-    "read_labels",
-]  # with the functions on labels, so that one import is enough
 
 log = logging.getLogger("vizsla.imageset")
 
@@ -255,7 +241,7 @@ class ImageSet:
         return ImageSet(Path(base), order, take_rows(table, [rows[name] for name in order]))
 
 
-# ── the starting document's layout ───────────────────────────────────────────────────────────────
+# ── the contest's folder layout ───────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, eq=False)

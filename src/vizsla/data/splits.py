@@ -5,6 +5,7 @@ Knows labels, groups and domains, opens no image. A split depends only on its se
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import DataError, UsageError
+from vizsla.options import TuneConfig
 
 log = logging.getLogger("vizsla.splits")
 
@@ -324,3 +326,43 @@ def label_warnings(labels: Sequence[str]) -> list[str]:
             "losses use them only as negatives"
         )
     return found
+
+
+# ── for a training or a choice ───────────────────────────────────────────────────────────────────
+
+
+def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Split:
+    """What training holds out for validation: the same for the same images, options and target."""
+    return split(
+        images,
+        config.validate_on,
+        target=target,
+        query_domain=config.query_domain,
+        gallery_domain=config.gallery_domain,
+        draws=config.draws,
+        share=config.share,
+        seed=config.seed,
+    )
+
+
+def target_of(
+    query: ImageSet | None, gallery: ImageSet | None, labels: Sequence[str | None] | None = None
+) -> Target:
+    """What is known of a test part. labels: of its gallery images, where they are known."""
+    known = [label for label in labels or [] if label is not None]
+    per_class = len(known) / len(Counter(known)) if known else None
+    return Target(
+        queries=len(query) if query else None,
+        gallery=len(gallery) if gallery else None,
+        per_class=per_class,
+    )
+
+
+def training_part(images: ImageSet | None, data: str, needed_by: str = "--finetune") -> ImageSet:
+    """`images` themselves; DataError where the folder `data` has none to train on."""
+    if images is None or len(images) == 0:
+        raise DataError(
+            f"{data} has no training folder: put labelled images into {data}/training/<class>/, "
+            f"or run without {needed_by}"
+        )
+    return images

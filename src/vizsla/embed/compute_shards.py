@@ -14,17 +14,16 @@ import pyarrow as pa
 from PIL import Image
 
 from vizsla.data.batches import Batch, Loader, in_chunks
+from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.remote import PARALLEL_READS
 from vizsla.embed.cache import FetchedImages, VectorCache, space_key
 from vizsla.embed.torch_runtime import PendingVectors, TorchRuntime
 from vizsla.errors import DataError
 
-MAX_PIXELS = 100_000_000
-
 
 @dataclass(frozen=True)
-class Source:
+class EmbeddingInput:
     """Where images come from: the files, or `picture` in place of them.
 
     cache: vectors of files that were embedded before.
@@ -61,13 +60,13 @@ class Shard:
 
 
 Engine = Callable[
-    [Source, TorchRuntime, Sequence[range], Callable[[int], None] | None],
+    [EmbeddingInput, TorchRuntime, Sequence[range], Callable[[int], None] | None],
     Iterator[tuple[range, Shard]],
 ]  # the shards of some ranges of positions, in any order
 
 
 def embed_here(
-    source: Source,
+    source: EmbeddingInput,
     runtime: TorchRuntime,
     ranges: Sequence[range],
     progress: Callable[[int], None] | None,
@@ -77,7 +76,7 @@ def embed_here(
 
 
 def embed_shards(
-    source: Source,
+    source: EmbeddingInput,
     runtime: TorchRuntime,
     ranges: Sequence[range],
     *,
@@ -138,7 +137,7 @@ class _Draft:
         self.embedded += positions
         self.remaining -= batch.filled
 
-    def shard(self, source: Source, fetched: FetchedImages) -> Shard:
+    def shard(self, source: EmbeddingInput, fetched: FetchedImages) -> Shard:
         images, start = source.images, self.positions.start
         for i, first in self.copies.items():
             self.vectors[i - start] = self.vectors[first - start]
@@ -160,7 +159,7 @@ class _Draft:
 
 
 def _chunks(
-    source: Source,
+    source: EmbeddingInput,
     runtime: TorchRuntime,
     ranges: Sequence[range],
     drafts: "deque[_Draft]",
@@ -182,7 +181,7 @@ def _chunks(
 
 
 def _fill_from_cache(
-    draft: _Draft, source: Source, runtime: TorchRuntime, fetched: FetchedImages
+    draft: _Draft, source: EmbeddingInput, runtime: TorchRuntime, fetched: FetchedImages
 ) -> list[int]:
     """The positions whose vectors are not in the cache, without copies of others."""
     assert source.cache is not None
@@ -204,7 +203,7 @@ def _fill_from_cache(
     return missing
 
 
-def cache_space(source: Source, runtime: TorchRuntime) -> str:
+def cache_space(source: EmbeddingInput, runtime: TorchRuntime) -> str:
     """The space of these vectors in the cache (see `space_key`)."""
     return space_key(runtime.embedder.model_id, runtime.compute.id, source.max_pixels)
 

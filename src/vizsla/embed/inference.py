@@ -17,17 +17,16 @@ from PIL import Image
 
 from vizsla import storage
 from vizsla.data.fingerprint import FileInspection, inspect_files
-from vizsla.data.images import is_system_reason
+from vizsla.data.images import MAX_PIXELS, is_system_reason
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.cache import VectorCache
 from vizsla.embed.compute import Compute
 from vizsla.embed.compute_shards import (
-    MAX_PIXELS,
+    EmbeddingInput,
     Engine,
     Shard,
-    Source,
     cache_space,
     embed_here,
     require_unchanged,
@@ -120,7 +119,7 @@ def write_embeddings(
         )
         runtime = TorchRuntime(embedder, compute)
     vectors = VectorCache(cache) if cache is not None and picture is None else None
-    source, out = Source(images, max_pixels, picture, vectors), Path(out)
+    source, out = EmbeddingInput(images, max_pixels, picture, vectors), Path(out)
     with storage.locked(out):
         if overwrite:
             storage.remove(out / "manifest.json", *out.glob("shard-*.parquet"))
@@ -138,7 +137,7 @@ class _Job:
 
     def __init__(
         self,
-        source: Source,
+        source: EmbeddingInput,
         runtime: TorchRuntime,
         engine: Engine,
         out: Path,

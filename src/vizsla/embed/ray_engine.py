@@ -22,7 +22,7 @@ import torch
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute, Sample
-from vizsla.embed.compute_shards import Engine, Shard, Source, embed_shards
+from vizsla.embed.compute_shards import EmbeddingInput, Engine, Shard, embed_shards
 from vizsla.embed.precision_check import sample_positions
 from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
 from vizsla.errors import ImageError, MissingExtraError, ModelError, UsageError, VizslaError
@@ -170,7 +170,7 @@ def ray_engine(ray: Any) -> Engine:
     """The engine that computes each range on an actor of a connected Ray."""
 
     def engine(
-        source: Source,
+        source: EmbeddingInput,
         runtime: TorchRuntime,
         ranges: Sequence[range],
         progress: Callable[[int], None] | None,
@@ -196,7 +196,7 @@ def ray_engine(ray: Any) -> Engine:
 
 
 def _computed(
-    ray: Any, source: Source, runtime: TorchRuntime, ranges: Sequence[range]
+    ray: Any, source: EmbeddingInput, runtime: TorchRuntime, ranges: Sequence[range]
 ) -> Generator[tuple[range, np.ndarray, dict[str, str]], None, None]:
     """(positions, vectors (n, D), id → reason of broken images) of each range, in any order."""
     compute, threads = runtime.compute, torch.get_num_threads()

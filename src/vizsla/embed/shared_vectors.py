@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from vizsla.data.fingerprint import fingerprint
+from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.cache import VectorCache, content_hash, space_key
 from vizsla.embed.compute import Compute
 from vizsla.embed.compute_shards import (
-    MAX_PIXELS,
+    EmbeddingInput,
     Shard,
-    Source,
     embed_shards,
     require_unchanged,
     whole_batches,
@@ -115,7 +115,7 @@ def embed_together(
         contents = [content_hash(images.file(i)) for i in positions]
         if not _all_cached(vector_cache, spaces, embedders, contents):
             part = images.subset(positions)
-            (shard,) = embed_shards(Source(part, max_pixels), runtime, [range(len(part))])
+            (shard,) = embed_shards(EmbeddingInput(part, max_pixels), runtime, [range(len(part))])
             require_unchanged(part, range(len(part)), states, shard)
             by_id = dict(zip(part.ids, contents, strict=True))
             _put_parts(vector_cache, spaces, embedders, by_id, shard)

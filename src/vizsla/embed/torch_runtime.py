@@ -186,11 +186,7 @@ def _quiet_compiler() -> Iterator[None]:
 def in_parts(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """`function(images)` on a CPU, without gradients: computed in parts, several at once."""
     threads = torch.get_num_threads()
-
-    def run(part: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return function(part)
-
+    run = torch.inference_mode()(function)
     size = part_size(len(images), threads)
     if size is None:
         return run(images)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vizsla.data.batches import Loader, in_chunks
+from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.training_batches import ImageCache, available_memory
 from vizsla.embed.compute import PRECISIONS, Compute
-from vizsla.embed.compute_shards import MAX_PIXELS
 from vizsla.embed.torch_runtime import in_parts
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder

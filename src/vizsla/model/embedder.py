@@ -112,10 +112,17 @@ class Embedder(nn.Module):
     def pooled(self, images: Tensor) -> Tensor:
         """(B, C): the backbone's vectors, before projection and normalisation; with views the mean
         of the views' unit vectors."""
+        pooled = []
+        for view in [images] if self.views is None else self.views.of(images):
+            if self.pooling == "native":
+                pooled.append(self.backbone.native(view))
+            elif self.pooling == "cls":
+                pooled.append(self.backbone.cls(view))
+            else:
+                pooled.append(self.pool(self.backbone.features(view)))
         if self.views is None:
-            return self._pooled(images)
-        vectors = [F.normalize(self._pooled(view).float(), dim=1) for view in self.views.of(images)]
-        return torch.stack(vectors).mean(dim=0)
+            return pooled[0]
+        return torch.stack([F.normalize(vectors.float(), dim=1) for vectors in pooled]).mean(dim=0)
 
     def with_interpolation(self, name: str) -> "Embedder":
         """Changes how images are resized (for weights that were trained so); returns itself."""
@@ -148,14 +155,6 @@ class Embedder(nn.Module):
         except (RuntimeError, AssertionError, ValueError):
             return False
         return True
-
-    def _pooled(self, images: Tensor) -> Tensor:
-        if self.pooling == "native":
-            return self.backbone.native(images)
-        if self.pooling == "cls":
-            return self.backbone.cls(images)
-        vectors: Tensor = self.pool(self.backbone.features(images))
-        return vectors
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """(B, D) float32 of length 1, comparable with the vectors of images; ModelError if the

@@ -88,7 +88,7 @@ class Chained(nn.Module):
         return {"form": CHAINED, "parts": [part.description for part in self.parts]}
 
 
-def chain(first: nn.Module, second: Projection) -> nn.Module:
+def composed(first: nn.Module, second: Projection) -> nn.Module:
     """`first` and then `second`; only `second` if the first is the identity."""
     if isinstance(first, nn.Identity):
         return second

@@ -21,8 +21,9 @@ from vizsla.output.evaluation_report import curves_by_cutoff
 from vizsla.output.pages import Section, render_page, thumbnail
 from vizsla.score import metrics
 from vizsla.score.evaluate import evaluate
+from vizsla.score.figures import Figure
 from vizsla.score.relevance import Relevance, match_pairs, relevance
-from vizsla.score.scores import Figure, Scores, is_shown
+from vizsla.score.scores import Scores, is_shown
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, ranking_in

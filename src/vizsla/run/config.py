@@ -1,6 +1,7 @@
 """The options of `run`, and how they are recorded: every path absolute, every `auto` resolved."""
 
 import dataclasses
+import functools
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,6 +35,20 @@ class RunConfig(RunOptions):
     validating: dict[str, Any] | None = None
     model_id: str | None = None
 
+    @functools.cached_property
+    def training(self) -> TuneConfig:
+        """The options of the training, or of choices on validation images without a training."""
+        shared = {
+            "seed": self.seed,
+            "device": self.device,
+            "precision": self.precision,
+            "workers": self.workers,
+            "max_pixels": self.max_pixels,
+            "real_weights": self.weights != "random",
+        }
+        given = self.tuning if self.tuning is not None else self.validating
+        return TuneConfig.from_options({**shared, **(given or {})})
+
 
 def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     """The configuration of an earlier run, as it was resolved then. data: where the data is now."""
@@ -60,19 +75,6 @@ def moved_to(config: RunConfig, data: str | Path) -> RunConfig:
     )
 
 
-def tune_config(config: RunConfig, options: dict[str, Any]) -> TuneConfig:
-    """The options of training, with what it shares with the run."""
-    shared = {
-        "seed": config.seed,
-        "device": config.device,
-        "precision": config.precision,
-        "workers": config.workers,
-        "max_pixels": config.max_pixels,
-        "real_weights": config.weights != "random",
-    }
-    return TuneConfig.from_options({**shared, **options})
-
-
 def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Compute:
     """What the run computes with: every `auto` resolved by its network and its images."""
     return resolve_compute(
@@ -97,7 +99,7 @@ def resolved(
 
     tuning = config.tuning
     if tuning is not None:  # its own `auto`: training may use another precision than embedding
-        compute_of_training = training_compute(tune_config(config, tuning))
+        compute_of_training = training_compute(config.training)
         tuning = {**tuning, "precision": compute_of_training.precision}
     options = dataclasses.replace(
         config,

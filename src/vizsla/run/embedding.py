@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute, written_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
-from vizsla.embed.inference import embed
+from vizsla.embed.inference import write_embeddings
 from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.model.embedder import Embedder
 from vizsla.run.config import RunConfig
@@ -18,16 +19,45 @@ Progress = Callable[[str, int, int], None]  # (stage, images done, images in all
 
 @dataclass(frozen=True)
 class RunEmbedder:
-    """Embeds images into `folder`, a run's; what is there already is not embedded again.
+    """Embeds images into a run's folder; what is there already is not embedded again.
 
     cache: a folder of vectors that runs share, or None.
     """
 
     folder: Path
-    network: TorchRuntime
+    runtime: TorchRuntime
     max_pixels: int
     cache: str | None
     progress: Progress | None = None
+
+    @staticmethod
+    def of(
+        embedder: Embedder,
+        run: Run,
+        compute: Compute,
+        config: RunConfig,
+        progress: Progress | None,
+    ) -> "RunEmbedder":
+        """For a run that is under way."""
+        runtime = TorchRuntime(embedder, compute)
+        return RunEmbedder(run.folder, runtime, config.max_pixels, config.cache, progress)
+
+    @staticmethod
+    def of_finished(run: Run, config: RunConfig, progress: Progress | None) -> "RunEmbedder":
+        """For more images in a finished run: its embedder, computing as it did then."""
+        compute = resolve_compute(
+            device=config.device, precision=config.precision, compiling=config.compiling,
+            batch_size=config.batch_size, workers=config.workers,
+            written=written_compute(run.folder / "embeddings" / "gallery"),
+        )  # fmt: skip
+        return RunEmbedder.of(
+            Embedder.load(run.folder / "embedder"), run, compute, config, progress
+        )
+
+    @property
+    def compute(self) -> Compute:
+        """What it computes with now: without compiling, if that has failed."""
+        return self.runtime.compute
 
     def __call__(self, images: ImageSet, role: str) -> Embeddings:
         """Vectors of the images, kept in embeddings/<role>."""
@@ -36,18 +66,9 @@ class RunEmbedder:
             if self.progress:
                 self.progress(f"embedding {role}", done, total)
 
-        return embed(
-            images, self.network.embedder, self.folder / "embeddings" / role,
-            runtime=self.network, max_pixels=self.max_pixels, cache=self.cache, progress=report,
+        out = self.folder / "embeddings" / role
+        write_embeddings(
+            images, self.runtime.embedder, out,
+            runtime=self.runtime, max_pixels=self.max_pixels, cache=self.cache, progress=report,
         )  # fmt: skip
-
-    @staticmethod
-    def of_finished(run: Run, config: RunConfig, progress: Progress | None) -> "RunEmbedder":
-        """The one of a finished run: its embedder, computing as it did then."""
-        compute = resolve_compute(
-            device=config.device, precision=config.precision, compiling=config.compiling,
-            batch_size=config.batch_size, workers=config.workers,
-            written=written_compute(run.folder / "embeddings" / "gallery"),
-        )  # fmt: skip
-        network = TorchRuntime(Embedder.load(run.folder / "embedder"), compute)
-        return RunEmbedder(run.folder, network, config.max_pixels, config.cache, progress)
+        return Embeddings.open(out)

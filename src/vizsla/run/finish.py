@@ -42,7 +42,7 @@ class RunResult:
     """What a run left behind.
 
     scores: None if no labels are known. record: the content of the result file.
-    choice, weights: how chain and fusion weights were chosen, if they were `auto`.
+    refinement_choice, weights_choice: how chain and fusion weights were chosen, if `auto`.
     tuned: the training, if it was part of the run. members: the runs that a joint run fused.
     """
 
@@ -56,10 +56,10 @@ class RunResult:
     seconds: float
     record: dict[str, Any]
     chain: Chain = field(default_factory=Chain)
-    choice: RefinementChoice | None = None
+    refinement_choice: RefinementChoice | None = None
     tuned: TrainResult | None = None
     members: list["RunResult"] = field(default_factory=list)
-    weights: WeightsChoice | None = None
+    weights_choice: WeightsChoice | None = None
 
     @property
     def warnings(self) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from vizsla import storage
 from vizsla.data.imageset import DataFolders
+from vizsla.data.splits import held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.output import report_page
-from vizsla.run.config import again, tune_config
+from vizsla.run.config import again
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
@@ -18,7 +19,6 @@ from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search.ranking import Ranking
-from vizsla.train.training import held_out, training_part
 from vizsla.workspace import open_run, ranking_in
 
 
@@ -95,7 +95,7 @@ def calibrate_run(
     config = again(folder)
     data = folders_of(config)
     truth = truth_in(config, data)
-    tuning = tune_config(config, config.tuning or {})
+    tuning = config.training
     if config.tuning is not None and validate_on not in (None, tuning.validate_on):
         raise UsageError(
             f"{folder} was tuned with {tuning.validate_on} held out, and has seen all else: "

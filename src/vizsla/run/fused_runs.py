@@ -19,17 +19,17 @@ from vizsla.choose.validation import (
     validation_set,
 )
 from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.projection import WHITENINGS, whitening
-from vizsla.run.config import RunConfig, again, tune_config
+from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
 from vizsla.search.fusion import METHODS, checked_weights, fused, joined
 from vizsla.search.ranking import Ranking
 from vizsla.train.heads import project
-from vizsla.train.training import training_part
 from vizsla.workspace import Run, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -117,20 +117,21 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """weights: one for each model. choice: how they were chosen; refined: how concat was."""
+    """weights: one for each model. weights_choice, refinement_choice: how they and the chain of
+    concat were chosen, if `auto`."""
 
     ranking: Ranking
     weights: list[float]
-    choice: WeightsChoice | None = None
+    weights_choice: WeightsChoice | None = None
     chain: Chain = dataclasses.field(default_factory=Chain)
-    refined: RefinementChoice | None = None
+    refinement_choice: RefinementChoice | None = None
 
     def record(self, fusion: FusionConfig) -> dict[str, Any]:
         return {
             "method": fusion.method,
             "weights": [round(w, 4) for w in self.weights],
             "whiten": fusion.whiten if fusion.method == CONCAT else None,
-            "chosen_on": self.choice and self.choice.record(),
+            "chosen_on": self.weights_choice and self.weights_choice.record(),
         }
 
 
@@ -190,7 +191,7 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Embedde
     vectors = [first.embeddings(role).vectors for role in ("query", "gallery")]
     return embedded_draws(
         training_part(data.training, config.data, "--fusion-weights auto"),
-        tune_config(config, (config.tuning if tuned else config.validating) or {}),
+        config.training,
         target_in(data, truth_in(config, data)),
         frozen=not tuned,
         embed=lambda images: first.embed(images, "validation-fusion", progress),
@@ -200,7 +201,7 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Embedde
 
 def _splitting(config: RunConfig) -> tuple[Any, ...]:
     """What decides which images a training holds out."""
-    options = tune_config(config, config.tuning or {})
+    options = config.training
     return (
         options.validate_on, options.query_domain, options.gallery_domain, options.share,
         options.draws, options.seed, config.exclude,

@@ -4,30 +4,21 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from vizsla.data.imageset import (
-    DataFolders,
-    ImageSet,
-    has_layout,
-    labels_for,
-    labels_from_pattern,
-    open_data,
-    read_exclude,
-    read_labels,
-)
+from vizsla.data.imageset import DataFolders, ImageSet, has_layout, open_data
 from vizsla.data.listing import few
 from vizsla.data.remote import image_set_from_url, is_url
 from vizsla.data.resize import INTERPOLATIONS
-from vizsla.data.splits import Target
+from vizsla.data.splits import Target, target_of
+from vizsla.data.tables import labels_for, labels_from_pattern, read_exclude, read_labels
 from vizsla.data.webdataset import image_set_from_tars, is_tars
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.model.projection import chain, whitening
+from vizsla.model.projection import composed, whitening
 from vizsla.options import ModelChoice
 from vizsla.run.config import RunConfig
 from vizsla.score.truth import Truth, truth_of_folders
-from vizsla.search.exact import comparable
-from vizsla.train.training import target_of
+from vizsla.search.exact import require_comparable
 from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")
@@ -72,9 +63,9 @@ def whiten_embedder(
 
     training: embedded by this embedder as it is. DataError: by another one, or too few.
     """
-    comparable(embedder.model_id, training.model_id, embedder.dim, training.dim)
+    require_comparable(embedder.model_id, training.model_id, embedder.dim, training.dim)
     projection = whitening(training.vectors, kind, dim)
-    embedder.projection = chain(embedder.projection, projection)
+    embedder.projection = composed(embedder.projection, projection)
     log.info(
         "%s of %d dimensions, learned on %d training images",
         "PCA" if kind == "none" else f"{kind} whitening", projection.outputs, len(training),

@@ -1,6 +1,6 @@
 """`run`, the main job: a folder of images → ranking, submission, metrics, images.
 
-Stage after stage, each leaving its artefact in the run's folder, where the next one reads it.
+Stage after stage; each leaves its artefact in the run's folder.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from vizsla.choose.refinement import (
 )
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.imageset import DataFolders
-from vizsla.data.splits import Target
+from vizsla.data.splits import Target, training_part
+from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
-from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import WHITENINGS
-from vizsla.run.config import REFINEMENT, RunConfig, compute_for, resolved, tune_config
+from vizsla.run.config import REFINEMENT, RunConfig, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.inputs import (
@@ -39,14 +39,14 @@ from vizsla.search import exact
 from vizsla.search.chain import check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import GraphFolder
 from vizsla.train.selection import TrainResult
-from vizsla.train.training import options_given, training_part
+from vizsla.train.training import options_given
 from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
-    """The whole main job in the starting document's layout; see RunConfig."""
+    """Does the whole main job in the contest's folder layout; see RunConfig."""
     started = time.monotonic()
     with Messages() as messages:
         data = folders_of(config)
@@ -65,31 +65,16 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(written)
             target = target_in(data, truth)
-            tuned = None
-            if config.tuning is not None:
-                images = training_part(data.training, config.data)
-                training = this_run.folder / "training"
-                tuned = tune_images(images, embedder, training, target, config, progress)
-                embedder = tuned.embedder
-
-            def embed_with(embedder: Embedder) -> RunEmbedder:
-                network = TorchRuntime(embedder, compute)
-                return RunEmbedder(
-                    this_run.folder, network, config.max_pixels, config.cache, progress
-                )
-
-            if config.whiten != "none" or config.dim is not None:
-                images = training_part(data.training, config.data, "--whiten and --dim")
-                vectors = embed_with(embedder)(images, "training")
-                embedder = whiten_embedder(embedder, vectors, config.whiten, config.dim)
+            embedder, tuned = _improved(embedder, data, target, this_run, compute, config, progress)
             embedder.save(this_run.folder / "embedder")
-            embed = embed_with(embedder)
+            embed = RunEmbedder.of(embedder, this_run, compute, config, progress)
             queries, gallery = embed(data.query, "query"), embed(data.gallery, "gallery")
+            if embed.compute != compute:  # the network could not be compiled
+                this_run.write_config(resolved(config, embedder, embed.compute, data))
             choice = None
             if config.refine == "auto":
-                frozen = tuned is None or not tuned.is_finetuned
                 choice = _choose_chain(
-                    data, target, queries, gallery, embed, config, frozen=frozen, progress=progress
+                    data, target, queries, gallery, embed, config, tuned=tuned, progress=progress
                 )
                 choice.save(this_run.folder / REFINEMENT)
             chain = choice.chain if choice else parse_chain(config.refine)
@@ -98,14 +83,35 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
                 device="cpu" if compute.device.startswith("mps") else compute.device,  # no float64
             )  # fmt: skip
             model = _model_record(embedder, tuned, config)
+            model |= {"batch_size": compute.batch_size, "refine": refine_record(chain, choice)}
             result = finish_run(
                 this_run, config, data, truth, ranking, (queries, gallery),
-                ranked_by_vectors=True,
-                model={**model, "batch_size": compute.batch_size,
-                       "refine": refine_record(chain, choice)},
-                messages=messages, started=started,
+                ranked_by_vectors=True, model=model, messages=messages, started=started,
             )  # fmt: skip
-    return dataclasses.replace(result, chain=chain, choice=choice, tuned=tuned)
+    return dataclasses.replace(result, chain=chain, refinement_choice=choice, tuned=tuned)
+
+
+def _improved(
+    embedder: Embedder,
+    data: DataFolders,
+    target: Target,
+    this_run: Run,
+    compute: Compute,
+    config: RunConfig,
+    progress: Progress | None,
+) -> tuple[Embedder, TrainResult | None]:
+    """The embedder fine-tuned and whitened on the training images, as far as the options say."""
+    tuned = None
+    if config.tuning is not None:
+        images = training_part(data.training, config.data)
+        out = this_run.folder / "training"
+        tuned = tune_images(images, embedder, out, target, config, progress)
+        embedder = tuned.embedder
+    if config.whiten != "none" or config.dim is not None:
+        images = training_part(data.training, config.data, "--whiten and --dim")
+        embed = RunEmbedder.of(embedder, this_run, compute, config, progress)
+        embedder = whiten_embedder(embedder, embed(images, "training"), config.whiten, config.dim)
+    return embedder, tuned
 
 
 def _check_options(config: RunConfig, data: DataFolders) -> None:
@@ -162,15 +168,15 @@ def _choose_chain(
     embed: RunEmbedder,
     config: RunConfig,
     *,
-    frozen: bool,
+    tuned: TrainResult | None,
     progress: Progress | None,
 ) -> RefinementChoice:
     """The chain that does best on validation images that resemble the test part."""
     return choose_chain_on_images(
         training_part(data.training, config.data),
-        tune_config(config, config.tuning or config.validating or {}),
+        config.training,
         target,
-        frozen=frozen,
+        frozen=tuned is None or not tuned.is_finetuned,
         embed=lambda images: embed(images, "validation"),
         nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
         uses=config.refine_uses,
@@ -199,7 +205,7 @@ def _model_record(
     elif tuned.is_finetuned:
         training = {**tuned.record()["training"], **earlier}
     else:
-        options = options_given(tune_config(config, config.tuning or {}))
+        options = options_given(config.training)
         before = {"before": earlier["options"]} if earlier else {}
         training = {
             **earlier, **tuned.record()["training"], "options": {**options, **before}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.choose.refinement import refine_record
+from vizsla.data.splits import training_part
 from vizsla.errors import UsageError
 from vizsla.run.config import RunConfig, moved_to
 from vizsla.run.embedding import Progress
@@ -22,7 +23,6 @@ from vizsla.run.inputs import folders_of, truth_in
 from vizsla.run.pipeline import run
 from vizsla.search.chain import Chain
 from vizsla.search.fusion import joined
-from vizsla.train.training import training_part
 from vizsla.workspace import Messages, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -74,7 +74,10 @@ def _joint_run(
             messages=messages, started=started,
         )  # fmt: skip
     return dataclasses.replace(
-        result, chain=found.chain, choice=found.refined, weights=found.choice
+        result,
+        chain=found.chain,
+        refinement_choice=found.refinement_choice,
+        weights_choice=found.weights_choice,
     )
 
 
@@ -146,7 +149,7 @@ def _models_record(
 def _refined(members: Sequence[Member], found: Fused) -> dict[str, Any]:
     """Of all chains the one that uses most says what the joint ranking uses."""
     if found.chain.steps:
-        return refine_record(found.chain, found.refined)
+        return refine_record(found.chain, found.refinement_choice)
     chains = [] if found.ranking.origin["fusion"]["method"] == CONCAT else members
     whole = Chain(tuple(step for member in chains for step in member.chain.steps))
     return {

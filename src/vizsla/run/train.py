@@ -12,14 +12,14 @@ from typing import Any
 from vizsla import storage
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target
+from vizsla.data.splits import Target, training_part
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.shared_vectors import cached_embeddings, embeddings_key
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.output import charts
-from vizsla.run.config import RunConfig, tune_config
+from vizsla.run.config import RunConfig
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import load_embedder, training_images
 from vizsla.train.batch_gradient import Processes, open_processes
@@ -27,7 +27,7 @@ from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import training_compute
 from vizsla.train.loop import SHORT_FOLDER, read_log
 from vizsla.train.selection import TrainResult
-from vizsla.train.training import PARTS, fine_tune, training_part
+from vizsla.train.training import PARTS, fine_tune
 
 log = logging.getLogger("vizsla.train")
 
@@ -135,7 +135,7 @@ def tune_images(
 
     With --cache, trainings with the same images held out share the vectors of the frozen model.
     """
-    chosen = tune_config(config, config.tuning or {})
+    chosen = config.training
     of_training = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed", "max_pixels"}
     splitting = {k: v for k, v in dataclasses.asdict(chosen).items() if k not in of_training}
     splitting["target"] = target and str(target)
@@ -159,7 +159,7 @@ def check_compute(config: RunConfig) -> None:
     """Before a model is loaded: whether the machine has the device, and training its settings."""
     resolve_compute(device=config.device, precision=config.precision)
     if config.tuning is not None:
-        tune_config(config, config.tuning)
+        _ = config.training  # UsageError for options that no training has
 
 
 def finished(out: Path) -> Finished | None:
@@ -184,7 +184,7 @@ def _settings(
     images: ImageSet, embedder: Embedder, target: Target | None, config: RunConfig
 ) -> dict[str, Any]:
     """All that decides what a training computes, by name: images, model and options."""
-    chosen = tune_config(config, config.tuning or {})
+    chosen = config.training
     known = json.dumps([fingerprint(images), target and dataclasses.astuple(target)])
     options = dataclasses.asdict(chosen)
     options["precision"] = training_compute(chosen).precision

@@ -1,6 +1,6 @@
 """Many result files → one table, and what in them cannot be true.
 
-Reads the starting document's result files, whoever wrote them. Nothing is averaged across data
+Reads the contest's result files, whoever wrote them. Nothing is averaged across data
 sets or cut-offs. Per-query values are compared by paired_tests.py.
 """
 

@@ -8,10 +8,10 @@ import logging
 
 import numpy as np
 
+from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Split
 from vizsla.embed.compute import Compute
-from vizsla.embed.compute_shards import MAX_PIXELS
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.validation_tensors import ValidationImages
 from vizsla.errors import MissingExtraError, ModelError, UsageError

@@ -1,4 +1,4 @@
-"""The starting document's result file: written from scores, and read, whoever wrote it."""
+"""The contest's result file: written from scores, and read, whoever wrote it."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def result_record(
     data: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """The starting document's keys with its names and types, then ours. Unknown is None.
+    """The contest's keys with its names and types, then ours. Unknown is None.
 
     scores: None without a truth. pooling: our name ("gem"); `pooling_type` is the document's.
     loss_function: the document's name ("CrossEntropyLoss"); None when frozen. data: what is known
@@ -84,7 +84,7 @@ def result_record(
 
 
 def _own_keys(scores: Scores | None) -> dict[str, Any]:
-    """The keys that the starting document does not have."""
+    """The keys beyond the contest's."""
     if scores is None:
         return {"map": None, "queries": None, "gallery_size": None, "scores": {}, "intervals": {}}
     counts = scores.n_relevant[scores.n_relevant > 0]  # of the queries that have any

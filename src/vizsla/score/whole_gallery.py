@@ -70,7 +70,9 @@ def own_pair(
     if same_set:
         return query_set, query_set
     gallery_set = own_embeddings(gallery, gallery_labels, role="gallery")
-    exact.comparable(query_set.model_id, gallery_set.model_id, query_set.dim, gallery_set.dim)
+    exact.require_comparable(
+        query_set.model_id, gallery_set.model_id, query_set.dim, gallery_set.dim
+    )
     return query_set, gallery_set
 
 

@@ -191,7 +191,7 @@ def rank_refined(
     """
     if not chain.steps:
         return exact.rank(queries, gallery, k, same_set=same_set, device=device)
-    exact.comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
+    exact.require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
     G = len(gallery)
     available = G - same_set
     k = min(exact.default_depth(G), available) if k is None else k

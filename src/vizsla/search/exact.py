@@ -96,12 +96,12 @@ def rank(
     same_set: bool = False,
     device: str = "cpu",
 ) -> Ranking:
-    """The k gallery images nearest to each query (default: DESIGN's depth), best first.
+    """The k gallery images nearest to each query (default: `default_depth`), best first.
 
     same_set: queries and gallery are one set, so each query's own id is left out.
     DataError: models differ, k does not fit.
     """
-    comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
+    require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
     available = len(gallery) - (1 if same_set else 0)
     k = min(default_depth(len(gallery)), available) if k is None else k
     check_k(k, available)
@@ -114,7 +114,7 @@ def rank(
     return Ranking(queries.ids, gallery.ids, positions, scores, len(gallery), origin)
 
 
-def comparable(
+def require_comparable(
     query_model: str, gallery_model: str, query_dim: int, gallery_dim: int, *, what: str = "queries"
 ) -> None:
     """DataError unless vectors of the two may be compared. what: those of the first model."""

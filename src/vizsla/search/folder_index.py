@@ -169,7 +169,7 @@ class FolderIndex:
         """See Index.search."""
         view, snapshot = self.view, self.view.snapshot
         queries = exact.as_embeddings(queries, model_id, same_set=same_set)
-        exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
+        exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         exact.check_k(k, len(snapshot) - same_set)
         allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
         wanted = min(k + same_set, len(snapshot) if allowed is None else int(allowed.sum()))
@@ -196,7 +196,7 @@ class FolderIndex:
         Every search compares the new rows one by one, until they are a hundredth of the gallery:
         then they go into the structure, and recall is measured again.
         """
-        exact.comparable(
+        exact.require_comparable(
             embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
         )
 
@@ -319,7 +319,7 @@ def build_in(
     vectors = None
     if sample is not None:
         queries = exact.as_embeddings(sample, model_id)
-        exact.comparable(queries.model_id, model_id, queries.dim, dim)
+        exact.require_comparable(queries.model_id, model_id, queries.dim, dim)
         vectors = queries.vectors
     with storage.locked(folder):
         snapshot = disk.create(folder, embeddings, {"kind": kind, "reason": reason}, store)

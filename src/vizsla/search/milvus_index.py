@@ -182,7 +182,7 @@ class MilvusIndex:
     ) -> Ranking:
         """See Index.search. The Ranking's gallery is the images that were found."""
         queries = exact.as_embeddings(queries, model_id, same_set=same_set)
-        exact.comparable(queries.model_id, self.model_id, queries.dim, self.dim)
+        exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         size = len(self)
         exact.check_k(k, size - same_set)
         where = "" if filter is None else self._expression(filter)
@@ -272,7 +272,7 @@ class MilvusIndex:
 
     def add(self, embeddings: Embeddings) -> None:
         """See Index.add."""
-        exact.comparable(
+        exact.require_comparable(
             embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
         )
         check_new(embeddings.ids, embeddings.vectors, self._rows_of(embeddings.ids))

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vizsla.data.preprocess import INTERPOLATIONS, Preprocess
+from vizsla.data.preprocess import Preprocess
+from vizsla.data.resize import INTERPOLATIONS
 from vizsla.errors import UsageError
 
 GREY = (0.299, 0.587, 0.114)

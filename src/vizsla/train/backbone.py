@@ -1,4 +1,4 @@
-"""Embedder + training images → a trained backbone, whose candidates enter the contest.
+"""Embedder + training images → a trained backbone, whose candidates enter the selection.
 
 If the test classes are new, a short training comes before the long one; both start at the same
 weights.
@@ -37,7 +37,7 @@ from vizsla.train.optimizer import (
     unfreeze_weights,
     with_merged_adapters,
 )
-from vizsla.train.selection import Contest
+from vizsla.train.selection import Selection
 from vizsla.workspace import SECONDS
 
 SHORT_SHARE = 0.5  # of the time, or of the epochs, that a short training may take
@@ -109,11 +109,11 @@ def train_backbone(
     variant: Variant,
     start: Embedder,
     data: TrainingSet,
-    contest: Contest,
+    selection: Selection,
     costs: Costs,
     job: TrainingJob,
 ) -> LoopResult:
-    """Trains a copy of `start` and enters what came of it into the contest.
+    """Trains a copy of `start` and enters what came of it into the selection.
 
     Continues from the last checkpoint of an interrupted training.
     """
@@ -151,7 +151,7 @@ def train_backbone(
         _vectors_of_some(tuned, data),
     )
     job.warn(*(variant.prefix + sentence for sentence in warnings))
-    _enter_candidates(variant, start, tuned, loop, data, contest, costs, job)
+    _enter_candidates(variant, start, tuned, loop, data, selection, costs, job)
     return result
 
 
@@ -192,7 +192,7 @@ def _enter_candidates(
     tuned: Embedder,
     loop: Loop,
     data: TrainingSet,
-    contest: Contest,
+    selection: Selection,
     costs: Costs,
     job: TrainingJob,
 ) -> None:
@@ -206,7 +206,7 @@ def _enter_candidates(
     if config.finetune == "lora":
         ends = [(name, with_merged_adapters(end)) for name, end in ends]
     candidates = TunedCandidates(
-        contest,
+        selection,
         job.budget,
         costs,
         pooled=lambda embedder, positions: pooled_of(
@@ -220,9 +220,9 @@ def _enter_candidates(
         progress=lambda done, total: job.progress(f"validating {variant.stage}", done, total),
     )
     candidates.enter(start, ends)
-    for candidate in contest.candidates:
+    for candidate in selection.candidates:
         if candidate.name == variant.prefix + LAST_WEIGHTS:
-            warnings = train_warnings.tuned_like_frozen(candidate.values, contest.frozen.values)
+            warnings = train_warnings.tuned_like_frozen(candidate.values, selection.frozen.values)
             job.warn(*(variant.prefix + sentence for sentence in warnings))
 
 

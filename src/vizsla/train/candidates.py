@@ -16,7 +16,7 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
 from vizsla.train.heads import closed_forms, with_projection
 from vizsla.train.job import Budget
-from vizsla.train.selection import Contest, interpolated
+from vizsla.train.selection import Selection, interpolated
 
 log = logging.getLogger("vizsla.train")
 
@@ -51,7 +51,7 @@ class Costs:
 
 
 class _Scored(NamedTuple):
-    """A candidate with its weights, whether or not the contest keeps them."""
+    """A candidate with its weights, whether or not the selection keeps them."""
 
     value: float
     name: str
@@ -59,7 +59,7 @@ class _Scored(NamedTuple):
 
 
 class TunedCandidates:
-    """Enters what came of one training of the backbone into the contest.
+    """Enters what came of one training of the backbone into the selection.
 
     pooled: (embedder, positions) → (n, C), of training images. labels: (N,) class numbers.
     prefix: of all names. progress: candidates scored, of about so many.
@@ -67,7 +67,7 @@ class TunedCandidates:
 
     def __init__(
         self,
-        contest: Contest,
+        selection: Selection,
         budget: Budget,
         costs: Costs,
         *,
@@ -79,7 +79,7 @@ class TunedCandidates:
         prefix: str = "",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.contest, self.budget, self.costs = contest, budget, costs
+        self.selection, self.budget, self.costs = selection, budget, costs
         self.pooled, self.labels, self.dim, self.seed = pooled, labels, dim, seed
         self.warn, self.prefix, self.progress = warn, prefix, progress
         self.done = self.total = 0
@@ -111,7 +111,7 @@ class TunedCandidates:
             framing = with_preprocess(best.embedder, preprocess)
             framed.append(self._score(f"{best.name}, {name}", framing))
 
-        pixels = self.contest.size[0] * self.contest.size[1]
+        pixels = self.selection.size[0] * self.selection.size[1]
         for candidate in sorted(framed, key=lambda c: -c.value)[:2]:
             height, width = candidate.embedder.preprocess.size
             seconds = self.costs.refitting * height * width / pixels
@@ -128,7 +128,7 @@ class TunedCandidates:
             self._score(f"{tuned.name}, {name}", with_projection(tuned.embedder, projection))
 
     def _score(self, name: str, embedder: Embedder) -> _Scored:
-        value = self.contest.enter(name, embedder.eval()).value
+        value = self.selection.enter(name, embedder.eval()).value
         self.done += 1
         self.progress(min(self.done, self.total - 1), self.total)  # the total is an estimate
         return _Scored(value, name, embedder)

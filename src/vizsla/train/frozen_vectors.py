@@ -13,7 +13,7 @@ import torch
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import class_codes
 from vizsla.data.training_batches import ImageCache
-from vizsla.embed.compute_shards import Source, embed_shards
+from vizsla.embed.compute_shards import EmbeddingInput, embed_shards
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import embed
 from vizsla.embed.torch_runtime import TorchRuntime
@@ -137,7 +137,9 @@ def _affordable_images(cache: ImageCache, network: TorchRuntime, budget: Budget)
     few = np.linspace(0, len(cache) - 1, (1 + TIMED_BATCHES) * batch).astype(int)
     if len(cache) <= 2 * len(few):
         return len(cache)
-    source = Source(cache.images.subset(few), cache.max_pixels, lambda i: cache[int(few[i])])
+    source = EmbeddingInput(
+        cache.images.subset(few), cache.max_pixels, lambda i: cache[int(few[i])]
+    )
     started = budget.clock()
     for _ in embed_shards(source, network, [range(batch)]):
         pass

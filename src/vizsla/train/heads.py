@@ -28,7 +28,7 @@ from vizsla.train.frozen_vectors import TrainingSet
 from vizsla.train.job import TrainingJob
 from vizsla.train.losses import TrainingLoss, build_loss
 from vizsla.train.optimizer import rate_at, set_rates
-from vizsla.train.selection import Contest
+from vizsla.train.selection import Selection
 
 log = logging.getLogger("vizsla.train")
 
@@ -206,23 +206,23 @@ def _load_heads(folder: Path, identity: str) -> Heads | None:
 
 
 def enter_heads(
-    heads: Heads, embedder: Embedder, data: TrainingSet, contest: Contest, job: TrainingJob
+    heads: Heads, embedder: Embedder, data: TrainingSet, selection: Selection, job: TrainingJob
 ) -> Embedder:
-    """Enters each head, the trained one also joined to the frozen vectors, into the contest.
+    """Enters each head, the trained one also joined to the frozen vectors, into the selection.
 
     Returns the embedder from which the backbone is trained on: the best one of those in STARTS and
     of no head.
     """
     no_head = with_projection(embedder, identity_or_pca(data.vectors, job.config.dim))
-    starts = [(contest.frozen.value, no_head)]
+    starts = [(selection.frozen.value, no_head)]
     for i, (name, projection) in enumerate(heads.projections.items()):
         candidate = with_projection(embedder, projection)
-        value = contest.enter(name, candidate).value
+        value = selection.enter(name, candidate).value
         if name in STARTS:
             starts.append((value, candidate))
         for share in FROZEN_SHARES if name == TRAINED else ():
             joined = with_projection(embedder, projection.joined(share))
-            contest.enter(f"{name} + {share:g} frozen", joined)
+            selection.enter(f"{name} + {share:g} frozen", joined)
         job.progress("validating heads", i + 1, len(heads.projections))
     return max(starts, key=lambda pair: pair[0])[1]
 

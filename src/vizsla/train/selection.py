@@ -64,7 +64,7 @@ class Candidate:
         }
 
 
-class Contest:
+class Selection:
     """Scores candidates one by one on the same queries, and keeps the best embedder so far.
 
     The weights of the others are not kept in memory, except those of the frozen model.
@@ -254,7 +254,7 @@ class TrainResult:
         return "\n".join([self.scores_text(), *paths])
 
     def record(self) -> dict[str, Any]:
-        """For the result file: the keys of the starting document, then the key `training`."""
+        """For the result file: the contest's keys, then the key `training`."""
         return {
             "is_finetuned": self.is_trained,
             "num_classes": self.num_classes,

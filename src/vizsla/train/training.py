@@ -13,14 +13,13 @@ import dataclasses
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Split, Target, class_codes, label_warnings, split
+from vizsla.data.splits import Target, class_codes, held_out, label_warnings
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig, TuneConfig
@@ -33,7 +32,7 @@ from vizsla.train.heads import HEADS, Heads, enter_heads, fit_heads
 from vizsla.train.job import Budget, Progress, TrainingJob, identity_of, to_device, training_compute
 from vizsla.train.loop import LOG, SHORT_FOLDER, LoopResult
 from vizsla.train.losses import loss_title
-from vizsla.train.selection import Contest, TrainResult, Validate, table
+from vizsla.train.selection import Selection, TrainResult, Validate, table
 
 log = logging.getLogger("vizsla.train")
 
@@ -144,9 +143,9 @@ def _train(
 
     # 2. Score the frozen model: the first candidate.
     started = job.budget.spent()
-    contest = Contest(copy.deepcopy(embedder), validate)
+    selection = Selection(copy.deepcopy(embedder), validate)
     validation_seconds = job.budget.spent() - started
-    frozen = contest.frozen
+    frozen = selection.frozen
     log.info("validation: frozen %.4f over %d queries", frozen.value, len(frozen.values))
     chance = getattr(validate, "chance", None)
     job.warn(*train_warnings.few_queries(len(frozen.values)))
@@ -167,14 +166,14 @@ def _train(
 
         # 4. Fit heads to the vectors; each is a candidate.
         heads = fit_heads(data, job)
-        start = enter_heads(heads, embedder, data, contest, job)
+        start = enter_heads(heads, embedder, data, selection, job)
 
         # 5. and 6. Train the backbone under the best head; the result is a candidate.
         for variant in variants:
-            loops[variant] = train_backbone(variant, start, data, contest, costs, job)
+            loops[variant] = train_backbone(variant, start, data, selection, costs, job)
 
     # 7. Keep the best, if it is surely better than the frozen model.
-    kept = contest.decided()
+    kept = selection.decided()
     assert kept.embedder is not None
     kept.embedder.requires_grad_(False).eval()
     if job.is_first_process:
@@ -184,15 +183,15 @@ def _train(
             config.budget, job.budget.spent(), len(images), embedding_seconds, validation_seconds
         )
     )
-    log.debug("candidates on validation:\n%s", table(contest.candidates))
-    result = _result(contest, images, broken, heads, loops, job)
+    log.debug("candidates on validation:\n%s", table(selection.candidates))
+    result = _result(selection, images, broken, heads, loops, job)
     log.debug("%s", result.verdict)
     _log_text_score(result, embedder)
     return result
 
 
 def _result(
-    contest: Contest,
+    selection: Selection,
     images: ImageSet,
     broken: list[tuple[str, str]],
     heads: Heads | None,
@@ -200,7 +199,7 @@ def _result(
     job: TrainingJob,
 ) -> TrainResult:
     """images, broken: the training images that could be read, and the others."""
-    kept = next(c for c in contest.candidates if c.kept)
+    kept = next(c for c in selection.candidates if c.kept)
     assert kept.embedder is not None
     variant = SHORT if kept.name.startswith(SHORT.prefix) else LONG
     loop = loops.get(variant)
@@ -209,7 +208,7 @@ def _result(
     epochs = steps * job.config.batch_size / len(images)
     return TrainResult(
         embedder=kept.embedder,
-        candidates=contest.candidates,
+        candidates=selection.candidates,
         loss_function=loss_title(job.config.loss) if heads else "",
         num_classes=len(set(images.labels or [])),
         num_epochs=max(1, round(epochs)) if steps else 0,
@@ -270,40 +269,3 @@ def options_given(config: TuneConfig) -> dict[str, Any]:
         if name in ("finetune", "loss")
         or (name not in COMPUTE_OPTIONS and value != getattr(defaults, name))
     }
-
-
-def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Split:
-    """What training holds out for validation: the same for the same images, options and target."""
-    return split(
-        images,
-        config.validate_on,
-        target=target,
-        query_domain=config.query_domain,
-        gallery_domain=config.gallery_domain,
-        draws=config.draws,
-        share=config.share,
-        seed=config.seed,
-    )
-
-
-def target_of(
-    query: ImageSet | None, gallery: ImageSet | None, labels: Sequence[str | None] | None = None
-) -> Target:
-    """What is known of a test part. labels: of its gallery images, if they are known."""
-    known = [label for label in labels or [] if label is not None]
-    per_class = len(known) / len(Counter(known)) if known else None
-    return Target(
-        queries=len(query) if query else None,
-        gallery=len(gallery) if gallery else None,
-        per_class=per_class,
-    )
-
-
-def training_part(images: ImageSet | None, data: str, needed_by: str = "--finetune") -> ImageSet:
-    """`images` themselves; DataError if the folder `data` has none to train on."""
-    if images is None or len(images) == 0:
-        raise DataError(
-            f"{data} has no training folder: put labelled images into {data}/training/<class>/, "
-            f"or run without {needed_by}"
-        )
-    return images

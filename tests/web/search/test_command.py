@@ -24,7 +24,7 @@ from vizsla.run.config import RunConfig
 from vizsla.search.index import build_index, open_index
 from vizsla.web.search.engine import Engine
 from vizsla.web.search.models import SearchRequest
-from vizsla.web.search.server import Source, prepare, serve
+from vizsla.web.search.server import GallerySource, prepare, serve
 from vizsla.web.search.service import ServerState
 
 VIZSLA = str(Path(sys.executable).parent / "vizsla")
@@ -84,7 +84,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tinted: Path) -> Path:
 
 
 @contextmanager
-def prepared(source: Source) -> Iterator[tuple[Engine, ServerState]]:
+def prepared(source: GallerySource) -> Iterator[tuple[Engine, ServerState]]:
     state = ServerState()
     engine = prepare(source, state)
     try:
@@ -94,7 +94,7 @@ def prepared(source: Source) -> Iterator[tuple[Engine, ServerState]]:
 
 
 def test_a_run_is_served_with_its_labels(home: Path) -> None:
-    with prepared(Source(home / RUN)) as (engine, _):
+    with prepared(GallerySource(home / RUN)) as (engine, _):
         (upload,) = engine.upload([(home / "data/test/gallery/g-green-0.png").read_bytes()])
         found = engine.answer(SearchRequest(query=(upload.name,), k=3)).results
         assert (found[0].id, found[0].label) == ("g-green-0.png", "green")
@@ -133,7 +133,7 @@ def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -
     labels = tmp_path / "labels.csv"
     labels.write_text("file,label\ng-red-0.png,given\ng-red-1.png,given\n")
     images = home / "data/test/gallery"
-    source = Source(folder, model=str(home / RUN), images=images, labels=labels)
+    source = GallerySource(folder, model=str(home / RUN), images=images, labels=labels)
     with prepared(source) as (engine, _):
         assert engine.gallery.index.folder == folder
         assert engine.gallery.described("g-red-0.png")["label"] == "given"
@@ -153,7 +153,7 @@ def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -
 
 
 def test_a_folder_is_embedded_once(home: Path) -> None:
-    source = Source(
+    source = GallerySource(
         home / "photos", model="tiny", weights="random", image_size=32, class_folders=True
     )
     with prepared(source) as (engine, state):
@@ -191,7 +191,7 @@ def test_what_cannot_be_served(
 ) -> None:
     paths = {key: home / options[key] for key in ("path", "images") if key in options}
     with pytest.raises(error, match=message):
-        prepare(Source(**{**options, **paths}), ServerState())  # type: ignore[arg-type]
+        prepare(GallerySource(**{**options, **paths}), ServerState())  # type: ignore[arg-type]
 
 
 def test_an_error_while_preparing_ends_the_server_in_one_line(home: Path) -> None:
@@ -205,7 +205,7 @@ def test_an_error_while_preparing_ends_the_server_in_one_line(home: Path) -> Non
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'vizsla\[web\]'"):
-        serve(Source(home / RUN))
+        serve(GallerySource(home / RUN))
 
 
 def test_blas_has_one_thread_while_serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -233,7 +233,7 @@ def test_blas_has_one_thread_while_serving(monkeypatch: pytest.MonkeyPatch, home
         if not before:
             pytest.skip("numpy has no OpenBLAS with threads of its own here")
         assert set(before.values()) == {2}
-        serve(Source(home / RUN), port=0)
+        serve(GallerySource(home / RUN), port=0)
         assert set(seen[0].values()) == {1} and seen[0].keys() >= before.keys()
         after = threads()
         assert {path: after[path] for path in before} == before

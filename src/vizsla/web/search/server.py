@@ -21,13 +21,8 @@ import pyarrow as pa
 
 from vizsla import storage
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.imageset import (
-    ImageSet,
-    labels_for,
-    labels_from_pattern,
-    open_data,
-    read_labels,
-)
+from vizsla.data.imageset import ImageSet, open_data
+from vizsla.data.tables import labels_for, labels_from_pattern, read_labels
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
@@ -55,7 +50,7 @@ LOOPBACK = ("127.", "::1")
 
 
 @dataclass(frozen=True)
-class Source:
+class GallerySource:
     """What is served, from the command line. Nothing is read before `prepare`.
 
     path: a run, an index, embeddings, or a folder or table of images.
@@ -115,7 +110,7 @@ class Started:
 
 
 def serve(
-    source: Source,
+    source: GallerySource,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -179,7 +174,7 @@ def serve(
 
 
 def _prepare_in_thread(
-    source: Source,
+    source: GallerySource,
     state: "ServerState",
     server: Any,
     failed: list[Exception],
@@ -201,7 +196,7 @@ def _prepare_in_thread(
 
 
 def prepare(
-    source: Source,
+    source: GallerySource,
     state: "ServerState",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> "Engine":
@@ -268,7 +263,7 @@ def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
     return Decoder(max_pixels=max_pixels), for_gallery
 
 
-def _require_same_model(vectors: str, model: str, source: Source) -> None:
+def _require_same_model(vectors: str, model: str, source: GallerySource) -> None:
     if vectors != model:
         raise ModelError(
             f"the vectors were made by model {vectors}, but {source.model or source.path} is model "
@@ -277,7 +272,7 @@ def _require_same_model(vectors: str, model: str, source: Source) -> None:
 
 
 def _compute(
-    source: Source,
+    source: GallerySource,
     embedder: Any,
     ids: Sequence[str],
     root: Path | None,
@@ -292,7 +287,7 @@ def _compute(
 
 
 def _embeddings(
-    source: Source, kind: str, embedder: Any, report: Callable[[int, int], None]
+    source: GallerySource, kind: str, embedder: Any, report: Callable[[int, int], None]
 ) -> tuple[Embeddings, Path, Compute]:
     """The gallery's vectors with labels, the folder of its images, and how to embed queries."""
     if kind == "pictures":
@@ -342,7 +337,7 @@ def _labels_of_run(folder: Path, ids: list[str]) -> list[str | None] | None:
     return None if truth is None else [truth.gallery.get(name) for name in ids]
 
 
-def _labels_of(source: Source) -> "Labels | None":
+def _labels_of(source: GallerySource) -> "Labels | None":
     """A function that reads the labels of ids; None if the source does not say any."""
     path, pattern = source.labels, source.labels_from
     if path is not None:
