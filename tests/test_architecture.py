@@ -1,4 +1,4 @@
-"""The rules of docs/architecture.md, checked: who imports whom, and where torch may be imported."""
+"""Rules for every file: who imports whom, where torch may be imported, what has a docstring."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -107,3 +107,25 @@ def test_names_are_imported_from_the_file_that_defines_them(path: Path) -> None:
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 assert alias.name in known or name in MODULES, f"{path}: {name} is re-exported"
+
+
+def undocumented(path: Path) -> list[str]:
+    """The public functions, classes and methods of a file that have no docstring."""
+    found, waiting = [], [("", ast.parse(path.read_text()).body)]
+    while waiting:
+        prefix, body = waiting.pop()
+        for node in body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            if node.name.startswith("_"):
+                continue
+            if not ast.get_docstring(node):
+                found.append(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                waiting.append((f"{node.name}.", node.body))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_all_that_is_public_has_a_docstring(path: Path) -> None:
+    assert undocumented(path) == []

@@ -63,7 +63,10 @@ log = logging.getLogger("vizsla")
 
 
 class TerminalHandler(logging.Handler):
+    """Prints log records on standard error: warnings in yellow, errors in red."""
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Prints one record; from WARNING on, its level stands before the message."""
         colour = {"WARNING": typer.colors.YELLOW, "ERROR": typer.colors.RED}.get(record.levelname)
         word = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         # `err=True` would write past what a progress bar puts in sys.stderr's place, into the bar.
@@ -71,6 +74,7 @@ class TerminalHandler(logging.Handler):
 
 
 def log_to_stderr() -> None:
+    """Prints the messages of vizsla from INFO on; in place of an earlier call's handler."""
     log.setLevel(logging.DEBUG)
     handler = TerminalHandler()
     handler.setLevel(logging.INFO)
@@ -79,6 +83,7 @@ def log_to_stderr() -> None:
 
 
 def set_level(level: int) -> None:
+    """Sets the lowest level that is printed, such as logging.ERROR."""
     for handler in log.handlers:
         if isinstance(handler, TerminalHandler):
             handler.setLevel(level)
@@ -166,11 +171,12 @@ class ProgressShown:
 
 
 def format_rate(rate: float) -> str:
-    """rate: a second."""
+    """A rate per second as text: 30/s, below ten with one decimal: 1.2/s."""
     return f"{rate:.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
 
 
 def print_json(content: Any) -> None:
+    """Prints the result as one JSON value on standard output. ValueError for nan and infinity."""
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
 
 
@@ -181,6 +187,7 @@ def print_table(table: "Table", keep: Sequence[str] = ()) -> None:
 
 
 def print_remarks(alarms: list[str], notes: list[str]) -> None:
+    """Prints alarms in red behind `!`, then notes behind `-`, a line each."""
     for line in alarms:
         typer.secho(f"! {line}", fg=typer.colors.RED)
     for line in notes:

@@ -26,6 +26,7 @@ class IndexCommands(Group):
     """`vizsla index EMBEDDINGS -o INDEX` means `vizsla index build …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are left, after `build` was put before those that name no command."""
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = ["build", *args]
         rest: list[str] = super().parse_args(ctx, args)

@@ -24,6 +24,7 @@ def _verbose(value: bool) -> bool:
 
 
 def comma_ints(text: str) -> list[int]:
+    """The numbers of 1,5,10. UsageError where one is not a whole number."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -31,7 +32,7 @@ def comma_ints(text: str) -> list[int]:
 
 
 def byte_count(text: str) -> int:
-    """From 500MB, 4GB, 2.5GiB or a plain number."""
+    """The bytes of 500MB, 4GB, 2.5GiB or a plain number. UsageError for anything else."""
     units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
              "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
     found = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text.lower())

@@ -21,6 +21,7 @@ class Demo:
     rows: dict[str, RunResult]
 
     def text(self) -> str:
+        """Three metrics of each run as a table, the written files, and commands to try next."""
         keys = {"top_k_accuracy@1": "top-1", "top_k_accuracy@10": "top-10", "map": "mAP"}
         lines = [f"{'':<22}" + "".join(f"{title:>8}" for title in keys.values())]
         for title, result in self.rows.items():
@@ -42,6 +43,7 @@ class Demo:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The result of each run by its row's title, for JSON."""
         return {title: result.to_dict() for title, result in self.rows.items()}
 
 

@@ -80,6 +80,7 @@ class Member:
 
     @staticmethod
     def of(folder: str | Path) -> "Member":
+        """The run in this folder. DataError where it fuses several models or was interrupted."""
         opened = open_run(folder)
         if "members" in opened.config:
             raise DataError(f"{folder} is itself made of several models: name their own runs")
@@ -90,10 +91,12 @@ class Member:
 
     @property
     def name(self) -> str:
+        """The model's name, as in the result file."""
         return str(self.record["model_name"])
 
     @property
     def chain(self) -> Chain:
+        """The refinement that this run was ranked with."""
         return parse_chain(self.record.get("refine", {}).get("chain", "none"))
 
     @property
@@ -102,9 +105,11 @@ class Member:
         return self.record.get("training", {}).get("kept", "frozen") != "frozen"
 
     def ranking(self) -> Ranking:
+        """The ranking in the run's folder."""
         return Ranking.load(self.run.folder / "ranking.parquet")
 
     def embeddings(self, role: str) -> Embeddings:
+        """The vectors in the run's folder. role: "query" or "gallery"."""
         return Embeddings.open(self.run.folder / "embeddings" / role)
 
     def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
@@ -127,6 +132,7 @@ class Fused:
     refinement_choice: RefinementChoice | None = None
 
     def record(self, fusion: FusionConfig) -> dict[str, Any]:
+        """How the runs were fused, for the result file."""
         return {
             "method": fusion.method,
             "weights": [round(w, 4) for w in self.weights],

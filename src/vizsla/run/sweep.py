@@ -94,10 +94,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SweepResult:
+    """What became of every combination, in the grid's order."""
+
     outcomes: list[Outcome]
 
     @property
     def failures(self) -> list[Outcome]:
+        """The combinations that ended with an error."""
         return [outcome for outcome in self.outcomes if outcome.error]
 
     def table(self) -> Table:
@@ -117,6 +120,7 @@ class SweepResult:
         return failed + alarms, left + notes
 
     def to_dict(self) -> dict[str, Any]:
+        """Every outcome, the table and the remarks, for JSON."""
         alarms, notes = self.remarks()
         return {
             "runs": [

@@ -61,6 +61,7 @@ class CosineCrossEntropy(nn.Module):
         self.scale, self.smoothing = scale, smoothing
 
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss, a scalar. vectors: (B, D) of length 1; labels: (B,) class numbers."""
         logits = self.scale * vectors @ F.normalize(self.W, dim=0)  # (B, C)
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
@@ -74,10 +75,12 @@ class ArcFace(losses.SubCenterArcFaceLoss):
         self.register_buffer("margins", radians, persistent=False)  # (C,)
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, *rest: Any) -> Any:
+        """The library's loss dict, with the margins of these labels. embeddings: (B, D)."""
         self.of_targets = self.margins[labels]  # (B,)
         return super().compute_loss(embeddings, labels, *rest)
 
     def modify_cosine_of_target_classes(self, cosines: Tensor) -> Tensor:
+        """(B,) cosines to each image's own class, with the margin added to their angle."""
         margin = self.of_targets
         angles = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))  # at ±1 the slope is infinite
         beyond = cosines - margin * torch.sin(margin)  # keeps the loss falling beyond π - margin
