@@ -74,37 +74,28 @@ def create_app(
     organiser_hash: of the organiser's token; None: nobody may see the organiser's pages.
     clock: seconds since 1970. body_limit: bytes of a request; None: enough for any submission.
     """
-    from fastapi import FastAPI
-
     from vizsla.web.contest import api
     from vizsla.web.contest.leaderboard import Leaderboard
     from vizsla.web.contest.pages import Pages
-    from vizsla.web.shell.http import BodyLimit, SecureHeaders
-    from vizsla.web.shell.templating import StaticFolder, add_api_page, answer_errors
+    from vizsla.web.shell.app import new_app
 
     scorer.scores({})  # loads what the first submission would have to wait for
-    app = FastAPI(
-        title="Vizsla judge", version="1", docs_url=None, redoc_url=None, redirect_slashes=False
-    )
-    app.add_middleware(
-        BodyLimit,
-        limit=body_limit or max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()),
-    )
-    app.add_middleware(SecureHeaders)
     board = Leaderboard(store, scorer, clock=clock)
     pages = Pages(board)
     organiser = api.organiser_only(organiser_hash)
-    answer_errors(
-        app,
+    app = new_app(
+        "Vizsla judge",
+        Path(__file__).parent,
         pages.error,
-        lambda request: ": submissions are POSTed" if "/retrieval" in request.url.path else "",
+        body_limit=body_limit or max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()),
+        method_hint=lambda request: (
+            ": submissions are POSTed" if "/retrieval" in request.url.path else ""
+        ),
     )
     api.add_submissions(app, board)
     api.add_leaderboard(app, board)
     api.add_organiser_data(app, board, organiser)
     pages.add_to(app, organiser)
-    add_api_page(app)
-    app.mount("/static", StaticFolder(Path(__file__).parent), name="static")
     return app
 
 

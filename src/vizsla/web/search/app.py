@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,8 +21,9 @@ from vizsla.web.search.service import (
     refused_as_json,
 )
 from vizsla.web.shell.access import Access, is_cross_site
-from vizsla.web.shell.http import BodyLimit, Refused, SecureHeaders
-from vizsla.web.shell.templating import StaticFolder, add_api_page, answer_errors, path_below
+from vizsla.web.shell.app import new_app
+from vizsla.web.shell.http import Refused
+from vizsla.web.shell.templating import path_below
 
 OPEN_TO_ALL = ("/healthz", "/static/")  # without a token
 
@@ -40,30 +42,20 @@ def create_app(
     """
     limits = limits or Limits()
     service = Service(state, limits, access or Access(), clock=clock)
-    app = FastAPI(
-        title="Vizsla search",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        root_path_in_servers=False,
-        servers=[{"url": ".", "description": "This server, whatever prefix a proxy adds."}],
-    )
-    app.add_middleware(
-        BodyLimit,
-        limit=limits.body_bytes,
-        total=limits.total_body_bytes,
-    )
-    app.add_middleware(Guard, service=service)
-    app.add_middleware(SecureHeaders, forms="'self'")
     pages = Pages(service, title=title or "Vizsla")
-    answer_errors(app, pages.error)
+    app = new_app(
+        "Vizsla search",
+        Path(__file__).parent,
+        pages.error,
+        body_limit=limits.body_bytes,
+        total_body_limit=limits.total_body_bytes,
+        forms="'self'",
+        middleware=[Middleware(Guard, service=service)],
+    )
     for kind in EXPECTED_ERRORS:
         app.add_exception_handler(kind, lambda _, error: refused_as_json(error))
     add_api(app, service)
     pages.add_to(app)
-    add_api_page(app)
-    app.mount("/static", StaticFolder(Path(__file__).parent), name="static")
     return app
 
 
