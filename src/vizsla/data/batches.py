@@ -92,19 +92,12 @@ class Loader:
         """A batch for every chunk of positions, in order. A chunk holds B positions at most."""
         rings, waiting = itertools.cycle(range(len(self._pixels))), iter(chunks)
         pending: deque[tuple[int, Sequence[int], list[Future[list[str | None]]]]] = deque()
-
-        def submit_next() -> None:
-            positions = next(waiting, None)
-            if positions is not None:
-                ring = next(rings)
-                self._pixels[ring, len(positions) :] = 0
-                pending.append((ring, positions, self._decoder.submit(ring, positions)))
-
         try:
-            for _ in range(self.ahead):
-                submit_next()
             while True:
-                submit_next()
+                while len(pending) <= self.ahead and (positions := next(waiting, None)) is not None:
+                    ring = next(rings)
+                    self._pixels[ring, len(positions) :] = 0
+                    pending.append((ring, positions, self._decoder.submit(ring, positions)))
                 if not pending:
                     return
                 ring, positions, futures = pending.popleft()
