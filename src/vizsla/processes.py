@@ -34,7 +34,7 @@ Message = tuple[dict[str, Any], bytes]  # JSON, and bytes that go with it
 
 
 class ChildCrashedError(Exception):
-    """The child died, or sent something that is no reply."""
+    """The child died, or sent something that is not a reply."""
 
 
 class ChildTimeoutError(Exception):

@@ -169,8 +169,8 @@ def _fsync(path: Path) -> None:
 
 
 def open_regular(path: str | Path) -> int:
-    """A descriptor for reading. OSError or ValueError for what is no regular file: reading a pipe
-    could wait for ever, and a device may never end."""
+    """A descriptor for reading. OSError or ValueError for anything but a regular file: reading a
+    pipe could wait forever, and a device may never end."""
     flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(path, os.O_RDONLY | flags)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -213,7 +213,7 @@ def test_odd_values_are_read_with_patience(results) -> None:  # type: ignore[no-
     [
         ("{", "is not JSON"),
         ("[1, 2]", "holds a list"),
-        ('{"query.jpg": ["a", "b"]}', "no result file"),
+        ('{"query.jpg": ["a", "b"]}', "not a result file"),
         ('{\n<<<<<<< HEAD\n"a": 1\n=======\n>>>>>>> other\n}', "merge that was never resolved"),
         ("\x00\xff", "is not JSON"),
     ],

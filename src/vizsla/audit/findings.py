@@ -206,7 +206,7 @@ def _notes(report: CheckReport, excluded_in: str | None) -> list[str]:
         )
     lines += [_odd_line(report, kind) for kind in report.odd() if kind in REMARKS]
     if report.suspects is None:
-        lines.append("doubtful labels are found with a model only: give --model")
+        lines.append("doubtful labels are only found with a model: give --model")
     excluded = report.excluded()
     if excluded:
         listed = (

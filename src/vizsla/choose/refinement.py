@@ -28,7 +28,7 @@ log = logging.getLogger("vizsla.choose")
 
 Progress = Callable[[int, int], None]  # (chains tried, expected number)
 STAGE = "trying refinements"
-WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, apart from its default
+WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, besides the default
 # options of the last step that are varied at the end; (): the neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
     "kreciprocal": {
@@ -66,7 +66,7 @@ class RefinementChoice:
         ]
 
     def record(self) -> dict[str, Any]:
-        """For the result file: on what it was chosen, and each candidate's gain."""
+        """For the result file: what it was chosen on, and each candidate's gain."""
         return self.report.record("refinement")
 
     def save(self, path: str | Path) -> None:
@@ -154,7 +154,7 @@ def choose_chain(
 
 
 class _Search:
-    """Tries chains on every draw; what chains share is computed once.
+    """Tries chains on every draw; shared intermediate results are computed once.
 
     level: position in LEVELS of the most that a chain may use.
     """
@@ -170,7 +170,7 @@ class _Search:
         self.chains: dict[str, Chain] = {}
 
     def best_of(self, chains: Iterable[Chain]) -> Chain:
-        """The best of the allowed ones; one that costs too much only if all do."""
+        """The best allowed chain; one that costs too much only if all do."""
         allowed = [c for c in chains if LEVELS.index(c.uses) <= self.level]
         for chain in allowed:
             if str(chain) not in self.trials.by_name:
@@ -185,7 +185,7 @@ class _Search:
         return max(trials, key=lambda pair: (not pair[0].costs_too_much, pair[0].value))[1]
 
     def report(self, *, ended: bool = False) -> None:
-        """Progress, of about as many chains as will be tried: the last ones depend on the first."""
+        """Reports progress; the total is an estimate, as later chains depend on earlier ones."""
         if not self.progress:
             return
         expected = 1

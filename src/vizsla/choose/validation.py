@@ -90,7 +90,7 @@ def match_nearest_cosine(
 
 
 def _nearest_of_same_class(draw: Draw, vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(Q,) positions of each query's nearest image of its class that is no query; -1: none."""
+    """(Q,) positions of each query's nearest image of its class that is not a query; -1: none."""
     nearest = np.full(len(draw.query), -1)
     is_query = np.zeros(len(labels), dtype=bool)
     is_query[draw.query] = True

@@ -1,4 +1,4 @@
-"""The command that makes one ranking of several: fuse."""
+"""The command that fuses several rankings into one: fuse."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,20 +35,20 @@ def fuse(
 
     Rankings may differ in depth and images.
 
-    --fusion-weights auto and --fusion concat need runs, with the training images they had.
+    --fusion-weights auto and --fusion concat need runs, with their training images.
     """
     from vizsla.run import fused_runs
     from vizsla.search.fusion import fused
 
     if len(sources) < 2:
-        raise UsageError("give two runs or rankings, or more")
+        raise UsageError("give at least two runs or rankings")
     config = fused_runs.FusionConfig(
         fusing.fusion, fusion_weights(fusing.fusion_weights), fusing.fusion_whiten,
         ranking_options.refine, ranking_options.refine_uses,
     )  # fmt: skip
     config.check(len(sources))
     if fusing.fusion != fused_runs.CONCAT and ranking_options.refine != "none":
-        raise UsageError("--refine here is for --fusion concat: refine each run instead")
+        raise UsageError("--refine only works with --fusion concat here: refine each run instead")
     if fusing.fusion == fused_runs.CONCAT or config.weights == fused_runs.AUTO:
         members = [fused_runs.Member.of(source) for source in sources]
         with ProgressShown(quiet) as progress:

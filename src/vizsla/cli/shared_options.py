@@ -39,7 +39,7 @@ def byte_count(text: str) -> int:
     try:
         return int(float(found[1]) * units[found[2]]) if found else int("")
     except (KeyError, ValueError) as error:
-        raise UsageError(f"{text!r} is no amount of memory such as 500MB or 4GB") from error
+        raise UsageError(f"{text!r} is not an amount of memory such as 500MB or 4GB") from error
 
 
 Model = Annotated[

@@ -57,13 +57,13 @@ def models(
         for name in names:
             try:
                 fetched[name] = str(fetch_weights(name))
-            except ModelError as error:  # the others may still be had
+            except ModelError as error:  # try the others
                 failed.append(error)
                 log.error("%s", error)
         if as_json:
             print_json(fetched)
         else:
-            typer.echo("".join(f"{name}: {where}\n" for name, where in fetched.items()), nl=False)
+            typer.echo("".join(f"{name}: {path}\n" for name, path in fetched.items()), nl=False)
         if failed:
             raise ModelError(f"{len(failed)} of {len(names)} models could not be fetched")
         return
@@ -71,7 +71,7 @@ def models(
 
     specs = [find_backbone(name) for name in names] if names else None
     if specs and any(spec.dim is None for spec in specs):
-        from vizsla.model.build import complete_spec  # torch, which the catalogue does without
+        from vizsla.model.build import complete_spec  # imports torch; the catalogue does not
 
         specs = [spec if spec.dim else complete_spec(spec) for spec in specs]
     rows = model_table(specs)
@@ -98,7 +98,7 @@ def _models_text(rows: list[dict[str, Any]], *, all_columns: bool) -> str:
     smaller = sorted({r["trained_size"] for r in rows if r["trained_size"] != r["image_size"]})
     notes = [
         f"\n{', '.join(r['name'] for r in rows if r['trained_size'] == size)}: last trained at "
-        f"{size} pixels; --image-size {size} reads them so, in several times the time"
+        f"{size} pixels; --image-size {size} uses that size and takes several times as long"
         for size in smaller
     ]
     return text.text() + "".join(notes)
@@ -158,7 +158,7 @@ def show(
     """Draw a PNG for each query: the query on the left, its top k on the right."""
     if augmentations:
         if data is None:
-            raise UsageError("--augmentations draws training images: give their folder by --data")
+            raise UsageError("--augmentations draws training images: give their folder with --data")
         from vizsla.output.augmentation_sheet import draw_augmentations
 
         drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
@@ -172,7 +172,7 @@ def show(
     from vizsla.workspace import file_safe, is_run
 
     ranking = read_ranking(source)
-    embedder = _embedder_behind(source, model) if why else None
+    embedder = _embedder_of(source, model) if why else None
     folders = images_of_source(source, ranking, data)
     truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
     if truth is None and is_run(source):
@@ -191,13 +191,13 @@ def show(
         typer.echo(f"{count} in {paths[0].parent}" if paths else "no such queries")
 
 
-def _embedder_behind(source: Path, model: str | None) -> "Embedder":
-    """The embedder that made a ranking: the run's own, or the one that is named."""
+def _embedder_of(source: Path, model: str | None) -> "Embedder":
+    """The embedder that made a ranking: the run's, or the named one."""
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.run import inputs
     from vizsla.workspace import is_run
 
     if model is None and not is_run(source):
-        raise UsageError(f"--why needs the model behind {source}: give a run, or --model")
+        raise UsageError(f"--why needs the model of {source}: give a run, or --model")
     embedder = inputs.load_embedder(ModelChoice(model=model or str(source)))
     return embedder.to(resolve_compute().device)

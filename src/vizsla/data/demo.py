@@ -41,13 +41,13 @@ class Part:
 def make_demo(folder: str | Path, *, seed: int = 0) -> Path:
     """Writes training/, test/query/, test/gallery/ and labels.csv into `folder` and returns it.
 
-    The same seed gives the same pictures. labels.csv names the domain (photo, drawn) of every
+    The same seed gives the same images. labels.csv names the domain (photo, drawn) of every
     image, those of the training part included. DataError if the folder holds something else.
     """
     folder = Path(folder)
     _claim(folder, seed)
     rows = []
-    for role, name, label, domain, image in _pictures(seed):
+    for role, name, label, domain, image in _demo_images(seed):
         path = folder / ("training" if role == "training" else f"test/{role}") / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,27 +73,27 @@ def _claim(folder: Path, seed: int) -> None:
     storage.write_text(marker, f"made by `vizsla demo`, seed {seed}\n")
 
 
-def _pictures(seed: int) -> Iterator[tuple[str, str, str, str, Image.Image]]:
+def _demo_images(seed: int) -> Iterator[tuple[str, str, str, str, Image.Image]]:
     """(role, file, label, domain, image) of the whole data set, role after role."""
     names = list(things())
     for label in names:
         for domain, extension in (("photo", "jpg"), ("drawn", "png")):
             for i in range(TRAINING_EACH):
                 file = f"{label}/{domain}_{i:03d}.{extension}"
-                yield "training", file, label, domain, _picture(label, domain, seed, i)
+                yield "training", file, label, domain, _demo_image(label, domain, seed, i)
     for role, domain, each, extension in (
         ("query", "photo", QUERIES_EACH, "jpg"),
         ("gallery", "drawn", GALLERY_EACH, "png"),
     ):
         shuffled = np.random.default_rng([seed, each]).permutation(len(names) * each)
-        for place, mixed in enumerate(shuffled):  # file names must not give the class away
+        for place, mixed in enumerate(shuffled):  # file names must not reveal the class
             label, i = names[mixed // each], TRAINING_EACH + int(mixed) % each
             file = f"{role}_{place:04d}.{extension}"
-            yield role, file, label, domain, _picture(label, domain, seed, i)
+            yield role, file, label, domain, _demo_image(label, domain, seed, i)
 
 
-def _picture(label: str, domain: str, seed: int, i: int) -> Image.Image:
-    # A generator for each image: more of them would not change the others.
+def _demo_image(label: str, domain: str, seed: int, i: int) -> Image.Image:
+    # A generator for each image: adding images does not change the others.
     rng = np.random.default_rng([seed, list(things()).index(label), domain == "drawn", i])
     parts = _placed(things()[label], rng)
     return _photo(parts, rng) if domain == "photo" else _drawing(parts, rng)
@@ -123,7 +123,7 @@ def _placed(parts: list[Part], rng: np.random.Generator) -> list[Part]:
 
 
 def _mask(part: Part, width: int) -> Image.Image:
-    """(fine canvas) white where the part is; lines are `width` pixels wide."""
+    """(fine canvas) white inside the part; lines are `width` pixels wide."""
     mask = Image.new("L", (SIDE * FINE, SIDE * FINE))
     draw = ImageDraw.Draw(mask)
     if part.is_line:

@@ -101,7 +101,7 @@ def _hash_in_child(
 
 
 def hash_file(path: str) -> FileHash:
-    """Hash and state of one file; UNREADABLE and 0 for what is no regular file."""
+    """Hash and state of one file; UNREADABLE and 0 for anything but a regular file."""
     content, state = _samples(path)
     return hashlib.sha256(content).digest(), state
 

@@ -140,7 +140,7 @@ def _open(path: str | Path | bytes) -> BinaryIO:
 
 
 def _size_of_file(path: str | Path | bytes, max_pixels: int) -> int:
-    """Bytes; ImageError for what is no file, or too large to hold one image of `max_pixels`."""
+    """Bytes; ImageError if it is not a file, or too large to hold one image of `max_pixels`."""
     n_bytes = len(path) if isinstance(path, bytes) else _size_on_disk(path)
     if n_bytes == 0:
         raise ImageError("the file is empty (0 bytes)")
@@ -161,7 +161,7 @@ def _size_on_disk(path: str | Path) -> int:
     if stat.S_ISDIR(found.st_mode):
         raise ImageError("a folder, not an image")
     if not stat.S_ISREG(found.st_mode):
-        raise ImageError("not a regular file")  # opening a pipe would wait for ever
+        raise ImageError("not a regular file")  # opening a pipe would wait forever
     return found.st_size
 
 
@@ -324,7 +324,7 @@ _PLAIN_WORDS = {
 
 
 def _kind_of(head: bytes) -> str:
-    """The format's name by its first bytes; ImageError if they are those of no image."""
+    """The format's name by its first bytes; ImageError if no image format starts with them."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in _NOT_PICTURES:
         if start.startswith(magic.lower()):

@@ -31,7 +31,7 @@ class Listing:
 
     links_outside: links that lead out of the root and were not followed. ignored: how many
     hidden entries and files of other kinds there are. bad_names: images left out because their
-    names are not valid UTF-8 (in Python's escaped form); no artefact could hold such a name.
+    names are not valid UTF-8 (in Python's escaped form); no artefact can contain such a name.
     """
 
     ids: list[str]
@@ -41,7 +41,7 @@ class Listing:
 
 
 def is_image_name(name: str) -> bool:
-    """By its extension, in any case; hidden files are no images."""
+    """By its extension, in any case; hidden files are not images."""
     stem, dot, extension = name.rpartition(".")
     return bool(stem) and bool(dot) and name[0] != "." and extension.lower() in IMAGE_EXTENSIONS
 

@@ -1,5 +1,5 @@
-"""An image → the pixels of a network's input: resized, the centre cropped. Imports no torch, so
-that a child process that only decodes starts fast and stays small.
+"""An image → the pixels of a network's input: resized, with the centre cropped. Does not
+import torch, so that child processes that only decode start fast and stay small.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 REDUCED = 2.0  # a JPEG may be decoded smaller, but no smaller than this times the size needed
-REDUCED_BOUND = 1.0  # of 255: by which a pixel then differs at most, on average over a photo
+REDUCED_BOUND = 1.0  # of 255: largest difference of a pixel then, averaged over a photo
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Framing:
 
 
 def _without_long_ends(wide: int, high: int) -> tuple[int, int, int, int]:
-    """The box that is kept. A strip of 1 × 10,000 pixels, its shorter side resized to 256, would
-    need gigabytes: what is far from the centre is cropped before resizing, and not after."""
+    """The box to keep. A strip of 1 × 10,000 pixels, its shorter side resized to 256, would
+    need gigabytes: so the far ends are cropped before resizing, not after."""
     longest = 8 * min(wide, high)
     left, top = max(0, wide - longest) // 2, max(0, high - longest) // 2
     return left, top, left + min(wide, longest), top + min(high, longest)

@@ -24,7 +24,7 @@ IMAGES_PER_CORE = 4  # at once: the activations of more do not fit its cache
 class Compute:
     """How vectors are computed, every `auto` resolved. Vectors with one `id` are bit-equal.
 
-    remote_facts: the facts of the machines that compute, where it is not this one.
+    remote_facts: the facts of the machines that compute, if not this one.
     """
 
     device: str

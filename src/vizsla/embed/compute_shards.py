@@ -232,7 +232,7 @@ def _with_vectors(
 
 
 def _not_unit_vectors(vectors: np.ndarray) -> dict[int, str]:
-    """Slot → what is wrong with its vector, for those that are no unit vectors."""
+    """Slot → what is wrong with its vector, for those that are not unit vectors."""
     lengths = np.linalg.norm(vectors, axis=1)
     reasons = {}
     for slot in np.flatnonzero(~np.isclose(lengths, 1, atol=1e-3)):

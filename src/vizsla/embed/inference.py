@@ -40,7 +40,7 @@ from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.embed")
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
+Progress = Callable[[int, int], None]  # (images done, images in total)
 SHARD_IMAGES = 1024  # by default; an interruption loses at most one shard
 
 
@@ -74,7 +74,7 @@ def embed(
 ) -> Embeddings:
     """The embeddings of `images`, in memory, after they were written into the folder `out`.
 
-    Arguments and errors as of `write_embeddings`.
+    Arguments and errors as for `write_embeddings`.
     """
     write_embeddings(
         images, embedder, out, compute=compute, runtime=runtime, store=store,
@@ -105,8 +105,9 @@ def write_embeddings(
     After an interruption the same call continues after the last complete shard; with another model,
     other images or another compute_id it raises DataError, unless `overwrite`. Broken images are
     left out and listed in `broken`; DataError if all are broken.
-    runtime: one to use again, in place of `compute`. cache: a folder of vectors by the content of
-    their files (see cache.py). picture: gives the i-th image in place of its file, without cache.
+    runtime: an existing one to use instead of `compute`. cache: a folder of vectors, keyed by the
+    content of their files (see cache.py). picture: gives the i-th image instead of its file; no
+    cache is then used.
     engine: where shards are computed (default: here); what is written does not depend on it.
     """
     if len(images) == 0:
@@ -204,7 +205,7 @@ class _Job:
                 if writing is not None:
                     writing.result()
             except BaseException:
-                self.inspection.cancel()  # or the thread, which waits for it, would not end
+                self.inspection.cancel()  # else the thread that waits for it would not end
                 raise
 
     def _write_shard(self, writer: ShardWriter, positions: range, shard: Shard) -> None:
@@ -238,11 +239,11 @@ class _Inspection:
             self._result.set_result(inspect_files(images))
 
     def result(self) -> FileInspection:
-        """Waits for it."""
+        """The inspection; waits until it is complete."""
         return self._result.result()
 
     def cancel(self) -> None:
-        """It is not needed any more; CancelledError for whoever waits for it."""
+        """Stops the inspection; whoever waits for it gets CancelledError."""
         self._cancelled.set()
 
     def _run(self) -> None:
@@ -255,7 +256,7 @@ class _Inspection:
 def _require_still_readable(
     images: ImageSet, inspection: FileInspection, positions: range, broken: list[tuple[str, str]]
 ) -> None:
-    """DataError if images that were readable at the start are not now: they may come back."""
+    """DataError if images that were readable at the start no longer are: they may come back."""
     if not broken:
         return
     images.require_available()  # else all following images would be broken
@@ -267,7 +268,7 @@ def _require_still_readable(
     if lost:
         raise DataError(
             f"{len(lost)} of images {positions.start + 1} to {positions.stop} in {images.location} "
-            f"were readable at the start and not when they were embedded (first: {lost[0]}); what "
+            f"were readable at the start but not when they were embedded (first: {lost[0]}); what "
             "was embedded before them is kept. Run the same command again when they are back; on a "
             "cluster every machine must see them"
         )

@@ -1,8 +1,8 @@
 """Shards of embeddings, computed by Ray on many machines. Knows nothing of what is written.
 
-One actor for each GPU, or for each few CPU cores, holds the model. Ray Data sends it one part of
-the images after another and returns the vectors to this process, which writes them. When an actor
-or a machine is lost, Ray gives its current part to another.
+One actor per GPU, or per few CPU cores, holds the model. Ray Data sends it one range of images at a
+time and returns the vectors to this process, which writes them. When an actor or a machine is lost,
+Ray gives its current range to another.
 """
 
 import json
@@ -30,7 +30,7 @@ from vizsla.errors import ImageError, MissingExtraError, ModelError, UsageError,
 log = logging.getLogger("vizsla.embed")
 
 TIMEOUT = 10  # seconds for a cluster to answer
-# Ray Data's threads that fetch results, by the beginnings of their names
+# prefixes of the names of Ray Data's threads that fetch results
 FETCH_THREADS = ("iter_threaded", "map_tp_filling_worker", "map_tp_transforming_worker")
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty settings frame of HTTP/2
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
@@ -51,11 +51,13 @@ class ActorResources:
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[Any]:
-    """Context: Ray, connected to the cluster at `address` (`auto`: the one that runs here), or to
-    a new one on this machine, on loopback. Usage statistics are off."""
+    """Context: Ray, connected to the cluster at `address` (`auto`: the one on this machine), or to
+    a new one on this machine that listens on loopback. Usage statistics are off."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # otherwise Ray sends them
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its messages on standard error
+    os.environ.setdefault(
+        "RAY_BACKEND_LOG_LEVEL", "fatal"
+    )  # silences its messages on standard error
     try:
         loopback = address is None or _is_on_loopback(address)
     except OSError as error:
@@ -139,7 +141,7 @@ def resolve_compute_on(
     contents = _contents(sample, sample_positions(images)) if sample else None
     shared = ray.put((torch.get_num_threads(), contents, {**options, "images": images}))
     try:
-        compute, facts = ray.get(ray.remote(num_gpus=1)(_resolve_there).remote(shared))
+        compute, facts = ray.get(ray.remote(num_gpus=1)(_resolve_on_worker).remote(shared))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, VizslaError) else error) from None
     return replace(compute, remote_facts=facts)
@@ -155,7 +157,7 @@ def _contents(sample: Sample, positions: Sequence[int]) -> dict[int, bytes]:
     return found
 
 
-def _resolve_there(
+def _resolve_on_worker(
     shared: tuple[int, dict[int, bytes] | None, dict[str, Any]],
 ) -> tuple[Compute, dict[str, Any]]:
     """Runs on a machine with a GPU. Takes one shared object, since tasks must be small."""
@@ -213,14 +215,14 @@ def _computed(
         for r in ranges
     ]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset.context.enable_progress_bars = False  # our own are shown
+    dataset.context.enable_progress_bars = False  # ours are shown instead
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = dataset.map_batches(
         _Actor,
         fn_constructor_args=(shared,),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(  # one is enough to start
+        compute=ray.data.ActorPoolStrategy(  # one actor is enough to start
             min_size=1, max_size=actors, initial_size=actors
         ),
         num_cpus=needed.cpus,
@@ -251,7 +253,7 @@ def _computed(
 
 
 def _max_actors(ray: Any, needed: ActorResources) -> int:
-    """How many actors fit in the cluster; UsageError for none, since Ray would wait for ever."""
+    """How many actors fit in the cluster; UsageError for none, since Ray would wait forever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     actors = sum(needed.fits(resources) for resources in machines)
     if actors == 0:
@@ -264,7 +266,7 @@ def _max_actors(ray: Any, needed: ActorResources) -> int:
 
 
 class _Actor:
-    """Holds the model on its machine; called with one part of the images after another."""
+    """Holds the model on its machine; is called with one range of images at a time."""
 
     def __init__(self, shared: Any) -> None:
         import ray

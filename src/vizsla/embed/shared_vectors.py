@@ -44,15 +44,15 @@ PARTS = 4  # of a joint vector, each of length 1/2, so that the joint vector has
 
 
 def embeddings_key(embedder: Embedder, images: ImageSet, compute: Compute, **settings: Any) -> str:
-    """The name of an embeddings folder in a cache. settings: what else its vectors depend on."""
+    """The name of an embeddings folder in a cache. settings: all else that vectors depend on."""
     parts = [embedder.model_id, compute.id, fingerprint(images), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @contextmanager
 def cached_embeddings(folder: Path, cache: str | Path | None, key: str) -> Iterator[None]:
-    """Context: embeddings of that key are copied from the cache into `folder` before, and from
-    `folder` into the cache afterwards, if they are complete there and missing here."""
+    """Context: on entry, embeddings with this key are copied from the cache into `folder`; on exit,
+    from `folder` into the cache, if they are complete and the cache lacks them."""
     if cache is None:
         yield
         return
@@ -105,7 +105,7 @@ def embed_together(
     if compute.compiled:
         raise UsageError("one pass for several poolings cannot be compiled: use --compile off")
     vector_cache = VectorCache(cache)
-    joint: Any = _JointPoolings(embedders)  # has what a runtime needs of an embedder
+    joint: Any = _JointPoolings(embedders)  # has all that a runtime needs of an embedder
     runtime = TorchRuntime(joint, compute)
     spaces = [space_key(e.model_id, compute.id, max_pixels) for e in embedders]
     per_shard = whole_batches(SHARD_IMAGES, compute.batch_size)

@@ -151,7 +151,7 @@ def compiler_missing(kind: str) -> str | None:
 def _use_private_cache() -> None:
     """Sets torch's folder of compiled code, unless the user set one.
 
-    It holds pickles, so only this user may read it, and it is no artefact. A folder that torch
+    It holds pickles, so only this user may read it, and it is not an artefact. A folder that torch
     itself chose, below the one for temporary files, is not the user's choice.
     """
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")

@@ -34,9 +34,9 @@ def show(
     broken: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """A sheet for each query that was asked for (see `pick_queries`); the paths of the PNGs.
+    """Draws a sheet for each selected query (see `pick_queries`); the paths of the PNGs.
 
-    why: the embedder behind the ranking, to draw what made query and result similar.
+    why: the embedder that made the ranking, to draw what made query and result similar.
     broken: queries that could not be read: a sheet says so. Earlier sheets in `out` are replaced.
     """
     scores = None if truth is None else evaluate(ranking, truth, ks=[k])

@@ -194,8 +194,8 @@ def _warn_of_unknown(excluded: set[str], data: DataFolders, source: str | Path) 
     known |= {f"training/{name}" for name in (data.training.ids if data.training else [])}
     if unknown := sorted(excluded - known):
         log.warning(
-            "%d of %d names in %s are no images here and exclude nothing (%r, …): expected such as "
-            "gallery/a.jpg, query/b.jpg, training/class/c.jpg",
+            "%d of %d names in %s are not images here and exclude nothing (%r, …): expected, for "
+            "example, gallery/a.jpg, query/b.jpg, training/class/c.jpg",
             len(unknown), len(excluded), source, unknown[0],
         )  # fmt: skip
 

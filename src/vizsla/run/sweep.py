@@ -1,6 +1,6 @@
 """Many runs: models × pooling × fine-tuning in one go, or a search for the settings of a training.
 
-Every combination is a run of the main job of its own. What is done is written down under
+Every combination is a separate run of the main job. What is done is written down under
 <home>/sweeps, so that the same command continues from there; a failure is listed and skipped.
 """
 
@@ -81,7 +81,7 @@ class Combination:
 class Outcome:
     """What became of a combination: a result file, or the reason why there is none.
 
-    left_out: the model has no such pooling; that is no failure. reused: it had been run before.
+    left_out: the model has no such pooling, which is not a failure. reused: it had been run before.
     """
 
     combination: Combination
@@ -202,7 +202,7 @@ def _outcome(
     ahead: Sequence[Combination],
     progress: Progress | None,
 ) -> Outcome:
-    """Runs it, unless that was done before. Whatever goes wrong with it is its own affair."""
+    """Runs it, unless that was done before. An error is recorded and does not stop the sweep."""
     try:
         poolings = None if Path(one.model).is_dir() else resolve_backbone(one.model).poolings
         if one.pooling and poolings and one.pooling not in poolings:
@@ -219,7 +219,7 @@ def _outcome(
             run = dataclasses.replace(run, tuning={**(run.tuning or {}), **settings})
         _embed_ahead(one, config, ahead, progress)
         result = pipeline.run(run, progress)
-    except Exception as error:  # the next combination may well work
+    except Exception as error:  # the next combination may work
         log.debug("%s", one, exc_info=True)
         known = isinstance(error, VizslaError)
         what = str(error) if known else f"{type(error).__name__}: {error}"

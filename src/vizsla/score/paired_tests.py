@@ -142,7 +142,7 @@ def _check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
 
 
 def _comparable(systems: Mapping[str, Scores], keys: Sequence[str] | None) -> list[str]:
-    """The metrics that all systems know; DataError for one that was asked for and is not known."""
+    """The metrics that all systems know; DataError for a requested one that is not known."""
     every = list(systems.values())
     if keys is None:
         first = every[0]

@@ -166,7 +166,7 @@ def read_result(path: Path) -> Result:
     if not isinstance(content, dict):
         raise DataError(f"it holds a {type(content).__name__}, expected one JSON object")
     if not any(key in content for key in ("model_name", *SCORES)):
-        raise DataError("it has neither model_name nor a score: it is no result file")
+        raise DataError("it is not a result file: it has neither model_name nor a score")
     values: dict[str, Any] = {key: _text(content.get(key)) for key in TEXTS}
     values |= {key: _count(content.get(key)) for key in COUNTS}
     values |= {key: _number(content.get(key)) for key in COSTS}

@@ -313,7 +313,7 @@ def build_in(
     if recall is not None and not 0 < recall <= 1:
         raise UsageError(f"recall={recall}: choose a share above 0 and up to 1")
     model_id, dim, size, _ = parts_of(embeddings)
-    reason = "as asked for"
+    reason = "as requested"
     if kind == "auto":
         kind, reason = choose_kind(size, dim, memory)
     vectors = None

@@ -20,19 +20,19 @@ from vizsla.train.selection import Selection, interpolated
 
 log = logging.getLogger("vizsla.train")
 
-ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, the best chance first
-PROJECTIONS = 5  # closed forms that a tuned backbone gets, mostly
+ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, most promising first
+PROJECTIONS = 5  # closed forms that are usually fitted to a tuned backbone
 REFITTED = 2000  # images whose vectors a tuned backbone's projections are fitted to
-SAVING_SECONDS = 3.0  # kept back of a budget for writing the embedder
+SAVING_SECONDS = 3.0  # reserved in a budget for writing the embedder
 LARGER = 8 / 7  # of the side: to a convolution, objects then look as large as in training
-STEP = 32  # pixels that a convolutional network divides a side by, mostly
+STEP = 32  # total stride of most convolutional networks, in pixels
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, as measured, of scoring one model and of embedding all the training images.
+    """Measured seconds for scoring one model and for embedding all training images.
 
-    images: how many training images there are.
+    images: the number of training images.
     """
 
     validation: float
@@ -45,7 +45,7 @@ class Costs:
         return self.embedding * min(1.0, REFITTED / max(1, self.images))
 
     def choice(self, framings: int) -> float:
-        """Seconds to keep back of a budget for all candidates of one training."""
+        """Seconds to reserve in a budget for all candidates of one training."""
         validations = 2 + len(ALPHAS) + framings * LARGER**2
         return validations * self.validation + LARGER**2 * self.refitting + SAVING_SECONDS
 
@@ -59,10 +59,10 @@ class _Scored(NamedTuple):
 
 
 class TunedCandidates:
-    """Enters what came of one training of the backbone into the selection.
+    """Enters the results of one training of the backbone into the selection.
 
     pooled: (embedder, positions) → (n, C), of training images. labels: (N,) class numbers.
-    prefix: of all names. progress: candidates scored, of about so many.
+    prefix: of all names. progress: (candidates scored, expected number).
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class TunedCandidates:
 
 
 def framings_of(embedder: Embedder) -> dict[str, Preprocess]:
-    """Name → preprocessing that cuts nothing off; a larger one too if the network allows it."""
+    """Name → preprocessing without cropping; a larger one too if the network allows it."""
     current = embedder.preprocess
     height, width = current.size
     if current.mode != "crop" or height != width:

@@ -1,4 +1,4 @@
-"""Vectors of the frozen backbone → heads: projections in closed form, and one that is trained."""
+"""Vectors of the frozen backbone → heads: projections in closed form, and a trained one."""
 
 import copy
 import logging
@@ -33,8 +33,12 @@ from vizsla.train.selection import Selection
 log = logging.getLogger("vizsla.train")
 
 HEADS = "heads"  # the folder that an interrupted training continues from
-TRAINED = "head"  # the name of the one that is trained; the others are closed forms
-STARTS = ("pca", "centred", TRAINED)  # not whitening: before training it gave less than after
+TRAINED = "head"  # the name of the trained head; all others are closed forms
+STARTS = (
+    "pca",
+    "centred",
+    TRAINED,
+)  # without whitening, which gains less before training than after it
 FROZEN_SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 SHRINKAGES = (0.9, 0.6)  # of whitening
 DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
@@ -79,7 +83,7 @@ def class_means(vectors: torch.Tensor, labels: np.ndarray, classes: int) -> torc
 
 
 def project(projection: Projection, vectors: np.ndarray) -> torch.Tensor:
-    """(N, D) of length 1, on the CPU, wherever the projection is."""
+    """(N, D) of length 1, on the CPU, whatever the device of the projection."""
     with torch.inference_mode():
         pooled = torch.from_numpy(np.asarray(vectors, np.float32)).to(projection.weight.device)
         found = F.normalize(projection(pooled), dim=1)
@@ -100,7 +104,7 @@ def train_head(
     per_class: int = 4,
     seed: int = 0,
 ) -> HeadResult:
-    """A copy of `start`, trained on vectors (N, C); `loss` is trained along. Runs on the CPU.
+    """A copy of `start`, trained on vectors (N, C) together with `loss`. Runs on the CPU.
 
     It ends after `steps` or `seconds`, whichever comes first.
     """
@@ -149,7 +153,7 @@ class Heads:
 
     @property
     def closed_forms(self) -> frozenset[str]:
-        """The names of those that no loss has trained."""
+        """The names of the heads that no loss has trained."""
         return frozenset(self.projections) - {TRAINED}
 
 
@@ -208,10 +212,10 @@ def _load_heads(folder: Path, identity: str) -> Heads | None:
 def enter_heads(
     heads: Heads, embedder: Embedder, data: TrainingSet, selection: Selection, job: TrainingJob
 ) -> Embedder:
-    """Enters each head, the trained one also joined to the frozen vectors, into the selection.
+    """Enters each head into the selection, the trained one also joined to the frozen vectors.
 
-    Returns the embedder from which the backbone is trained on: the best one of those in STARTS and
-    of no head.
+    Returns the embedder from which training of the backbone starts: the best of the heads in STARTS
+    and of no head.
     """
     no_head = with_projection(embedder, identity_or_pca(data.vectors, job.config.dim))
     starts = [(selection.frozen.value, no_head)]

@@ -177,7 +177,7 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
         ({"path": "gallery.index"}, UsageError, "give --model and --images"),
         ({"path": "gallery.index", "model": "tiny"}, UsageError, "give --images"),
         ({"path": "photos", "images": "photos"}, UsageError, "--images belongs to"),
-        ({"path": RUN, "images": "nowhere"}, DataError, "is no folder"),
+        ({"path": RUN, "images": "nowhere"}, DataError, "is not a folder"),
         ({"path": "runs", "model": "tiny", "weights": "random"}, DataError, "holds no images"),
         (
             {"path": "gallery.index", "model": "tiny", "weights": "random", "images": "photos"},

@@ -190,7 +190,7 @@ class Model:
         )[0]
 
     def _wait_until_idle(self) -> None:
-        """Before each pass: a search at the same time would take longer. Not for ever, though.
+        """Before each pass: a search at the same time would take longer. Not forever, though.
 
         Raises Closed after `close`, as there is nobody to draw for.
         """

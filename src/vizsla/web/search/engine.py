@@ -144,7 +144,7 @@ class Engine:
         return Answer(results, [upload.name for upload in uploads], gallery)
 
     def upload(self, files: Sequence[bytes], *, large: bool = True) -> list[Upload]:
-        """Decodes, embeds and keeps images, each once; ImageError for what is no image.
+        """Decodes, embeds and keeps images, each once; ImageError if it is not an image.
 
         large: the JPEG that is kept is large enough to be shown large.
         """
@@ -303,7 +303,7 @@ class Engine:
         """Adds an image; its id, and the state of the index that has it.
 
         The file is written into the folder `added` inside the gallery's. DataError for attributes
-        that do not fit, ImageError for what is no image.
+        that do not fit, ImageError if it is not an image.
         """
         kind = media_type(data[:16])
         (upload,) = self.upload([data], large=False)

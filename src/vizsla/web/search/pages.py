@@ -120,7 +120,7 @@ class Pages:
             uploads = await self.service.searches.run(lambda: engine.upload(files))
         except Exception as error:
             refused = self._refused(error, state)
-            refused.headers["HX-Push-Url"] = "false"  # this address is no page
+            refused.headers["HX-Push-Url"] = "false"  # this address is not a page
             return refused
         names = [upload.name for upload in uploads]
         return RedirectResponse("./?" + state.with_uploads(names, use).address(), 303)

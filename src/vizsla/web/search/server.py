@@ -98,7 +98,7 @@ class GallerySource:
         if kind == "pictures" and self.images is not None:
             raise UsageError("--images belongs to a run or an index: a folder has its images")
         if self.images is not None and not self.images.is_dir():
-            raise DataError(f"{self.images} is no folder: give the one that holds the images")
+            raise DataError(f"{self.images} is not a folder: give the one with the images")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Tokens: made, hashed, compared. Only the hash of a token is stored.
+"""Creates, hashes and compares tokens. Only the hash of a token is stored.
 
-Tokens are 256 random bits: a plain SHA-256 cannot be reversed, so a slow hash gains nothing.
+Tokens are 256 random bits: a plain SHA-256 cannot be reversed, so a slow hash would gain nothing.
 """
 
 import base64
@@ -34,7 +34,7 @@ def chosen(token: str) -> str:
     ):
         raise UsageError(
             f"a token needs at least {MIN_CHARACTERS} ASCII characters without spaces: "
-            "leave it out, and one is made"
+            "omit it, and one is created"
         )
     return token
 
@@ -46,7 +46,7 @@ def matches(token: str | None, token_hash: str | None) -> bool:
 
 
 def from_header(authorization: str | None) -> str | None:
-    """The token of `Bearer …`, or the password of `Basic …` as a browser asks for it."""
+    """The token of `Bearer …`, or the password of `Basic …`, which browsers ask for."""
     scheme, _, rest = (authorization or "").strip().partition(" ")
     if scheme.lower() == "bearer":
         return rest.strip() or None
