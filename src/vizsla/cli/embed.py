@@ -1,4 +1,4 @@
-"""Commands of one stage each: embed, submission. (search: indexing.py)"""
+"""Commands of one stage each: embed, submission."""
 
 from pathlib import Path
 from typing import Annotated

@@ -41,7 +41,7 @@ def fuse(
     from vizsla.search.fusion import fused
 
     if len(sources) < 2:
-        raise UsageError("give at least two runs or rankings")
+        raise UsageError("give two runs or rankings, or more")
     config = fused_runs.FusionConfig(
         fusing.fusion, fusion_weights(fusing.fusion_weights), fusing.fusion_whiten,
         ranking_options.refine, ranking_options.refine_uses,

@@ -1,4 +1,4 @@
-"""Commands on a gallery that is gallery_set: index (build, add, remove, info), search."""
+"""Commands for searching a gallery: index (build, add, remove, info), search."""
 
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ index = Commands(cls=IndexCommands, no_args_is_help=True)
 app.add_typer(
     index,
     name="index",
-    help="Build and change an index: a gallery that can be gallery_set.",
+    help="Build and change an index: a gallery that can be searched.",
     epilog="Example: vizsla index gallery.emb -o gallery.index "
     "(the same as `vizsla index build …`)",
 )
