@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -71,7 +71,7 @@ def render_page(
         if part.content
     ]  # fmt: skip
     return (
-        environment()
+        _environment()
         .get_template(template)
         .render(
             title=title,
@@ -88,19 +88,26 @@ def render_page(
 
 def render(template: str, **context: Any) -> Markup:
     """A part of a page."""
-    return Markup(environment().get_template(template).render(**context))
+    return Markup(_environment().get_template(template).render(**context))
 
 
-@functools.cache
-def environment() -> Environment:
-    """Templates of this folder: all values are escaped, and an unknown name is an error."""
-    found = Environment(
-        loader=PackageLoader("vizsla.output"),
+def template_environment(*folders: Path) -> Environment:
+    """The templates of these folders, the first that has one: all values are escaped.
+
+    An unknown name is an error.
+    """
+    return Environment(
+        loader=FileSystemLoader(folders),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+@functools.cache
+def _environment() -> Environment:
+    found = template_environment(Path(__file__).parent / "templates")
     found.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
     return found
 

@@ -9,6 +9,8 @@ from urllib.parse import quote
 import jinja2
 from starlette.requests import Request
 
+from vizsla.output.pages import template_environment
+
 SHELL = Path(__file__).parent
 
 
@@ -18,13 +20,7 @@ def templates(room: Path, *, title: str, start_page: str) -> jinja2.Environment:
     All values are escaped, and a missing variable is an error. title: of every page. start_page:
     what the link back from an error page is called.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([room / "templates", SHELL / "templates"]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment(room / "templates", SHELL / "templates")
     environment.filters |= {
         "many": many,
         "sentence": lambda text: text[:1].upper() + text[1:],
