@@ -24,7 +24,7 @@ from vizsla.run.embedding import Progress
 from vizsla.run.inputs import load_embedder, training_images
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
-from vizsla.train.job import training_compute
+from vizsla.train.job import WITHOUT_EFFECT, training_compute
 from vizsla.train.loop import SHORT_FOLDER, read_log
 from vizsla.train.selection import TrainResult
 from vizsla.train.training import PARTS, fine_tune
@@ -33,8 +33,6 @@ log = logging.getLogger("vizsla.train")
 
 FORM = "training/1"
 FINISHED = "finished.json"
-# Settings that do not change the result; the device does so only by the precision that it has.
-WITHOUT_EFFECT = ("device", "workers", "micro_batch", "tensorboard", "save_seconds", "real_weights")
 TRAIN, KEEP, REFUSE = 0, 1, 2
 
 
@@ -190,7 +188,9 @@ def _settings(
     options["precision"] = training_compute(chosen).precision
     options["images"] = hashlib.sha256(known.encode()).hexdigest()[:24]
     options["model"] = embedder.model_id
-    return {key: value for key, value in options.items() if key not in WITHOUT_EFFECT}
+    # The device counts only by its precision, and the weights are part of the model's id.
+    omitted = (*WITHOUT_EFFECT, "device", "real_weights")
+    return {key: value for key, value in options.items() if key not in omitted}
 
 
 def _clear(out: Path, processes: Processes) -> None:

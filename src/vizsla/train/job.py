@@ -21,6 +21,8 @@ from vizsla.train.batch_gradient import Processes
 
 log = logging.getLogger("vizsla.train")
 
+# Options that decide how fast a training runs and what it logs, never what it computes.
+WITHOUT_EFFECT = ("workers", "micro_batch", "tensorboard", "save_seconds")
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -77,9 +79,8 @@ class TrainingJob:
 
 def identity_of(images: ImageSet, embedder: Embedder, config: TrainConfig) -> str:
     """A hash of images, model and settings: a checkpoint belongs to one training only."""
-    settings = dataclasses.asdict(config)
-    for key in ("workers", "micro_batch", "tensorboard", "save_seconds"):
-        settings.pop(key)  # they do not change what is computed
+    options = dataclasses.asdict(config)
+    settings = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT}
     content = [images.ids, images.labels, embedder.model_id, settings, torch.__version__]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -29,7 +29,15 @@ from vizsla.train.backbone import LONG, PLAN, SHORT, Variant, planned_variants, 
 from vizsla.train.batch_gradient import Processes
 from vizsla.train.frozen_vectors import DECISION, embed_training_images
 from vizsla.train.heads import HEADS, Heads, enter_heads, fit_heads
-from vizsla.train.job import Budget, Progress, TrainingJob, identity_of, to_device, training_compute
+from vizsla.train.job import (
+    WITHOUT_EFFECT,
+    Budget,
+    Progress,
+    TrainingJob,
+    identity_of,
+    to_device,
+    training_compute,
+)
 from vizsla.train.loop import LOG, SHORT_FOLDER, LoopResult
 from vizsla.train.losses import loss_title
 from vizsla.train.selection import Selection, TrainResult, Validate, table
@@ -37,8 +45,8 @@ from vizsla.train.selection import Selection, TrainResult, Validate, table
 log = logging.getLogger("vizsla.train")
 
 # They decide how a training is computed, and its random numbers, not which training it is.
-COMPUTE_OPTIONS = ("seed", "device", "workers", "precision", "micro_batch", "checkpointing",
-                   "max_pixels", "tensorboard", "save_seconds", "real_weights")  # fmt: skip
+COMPUTE_OPTIONS = (*WITHOUT_EFFECT, "seed", "device", "precision", "checkpointing", "max_pixels",
+                   "real_weights")  # fmt: skip
 PARTS = (
     HEADS,
     "checkpoint",
