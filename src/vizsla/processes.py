@@ -1,6 +1,6 @@
 """Requests → replies from child processes that may crash or hang. Knows nothing of the work itself.
 
-A child is a program of its own, `python -m MODULE`, and no copy of this process: it imports only
+A child is a separate program, `python -m MODULE`, not a copy of this process: it imports only
 what its module needs, and the calling script needs no `if __name__ == "__main__"`. Parent and
 child exchange JSON and bytes through pipes. Nothing is unpickled, so a hostile file that takes
 over a child can send a wrong reply and no more; the pools of concurrent.futures, loky and pebble

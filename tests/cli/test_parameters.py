@@ -82,7 +82,7 @@ def test_a_flag_s_name_counts_as_well() -> None:
         (["--set", "imagesize=3"], "no option 'imagesize'. Similar: image_size"),
         (["--set", "warmup"], "expected name=value"),
         (["--config", "missing.toml"], "cannot be read"),
-        (["--config", "broken.toml"], "is no TOML file"),
+        (["--config", "broken.toml"], "is not a TOML file"),
         (["--config", "list.toml"], "takes one value, not the list"),
     ],
 )

@@ -2,7 +2,7 @@
 
 Knows nothing of files or labels. A blurred fingerprint of each image is compared with all others
 in blocks of a matrix product. The images of close pairs are aligned by scaling and shifting, at
-two sizes and in cases of doubt at a third; only pairs whose edges agree at each size count.
+two sizes and, in case of doubt, at a third; only pairs whose edges agree at each size count.
 """
 
 import functools
@@ -66,7 +66,7 @@ def matches(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Match]:
-    """All pairs that show one photo, in order; of several turns the one that fits best.
+    """All pairs that show one photo, in order; each with the turn that fits best.
 
     grey: (N, SIDE, SIDE) uint8. colours: (N, 2, COLOURS, COLOURS), Cb and Cr less 128. read: the
     file's image again in mode L, None if it cannot be read. Work grows with N², memory with N.
@@ -95,26 +95,26 @@ def matches(
         return [m for m in pool.map(lambda m: _verified_at_full_size(m, read), moved) if m]
 
 
-def turned(pictures: np.ndarray, turn: str) -> np.ndarray:
+def turned(images: np.ndarray, turn: str) -> np.ndarray:
     """(…, S, S) images, each turned or mirrored."""
     transposed, upside_down, mirrored = TURNS[turn]
     if transposed:
-        pictures = pictures.swapaxes(-2, -1)
-    return pictures[..., :: -1 if upside_down else 1, :: -1 if mirrored else 1]
+        images = images.swapaxes(-2, -1)
+    return images[..., :: -1 if upside_down else 1, :: -1 if mirrored else 1]
 
 
 # ── fingerprints ─────────────────────────────────────────────────────────────────────────────────
 
 
-def fingerprints(pictures: np.ndarray, box: Box = WHOLE) -> np.ndarray:
+def fingerprints(images: np.ndarray, box: Box = WHOLE) -> np.ndarray:
     """(N, F) float32 unit vectors of a part of (N, S, S) images.
 
     Low frequencies of the cosine transform, the higher ones with more weight, and the square root
     of all, so that no single edge dominates.
     """
-    side = pictures.shape[1]
+    side = images.shape[1]
     down, across = _cosines(side, *box[:2]), _cosines(side, *box[2:])
-    waves = down @ pictures.astype(np.float32) @ across.T  # (N, FREQUENCIES, FREQUENCIES)
+    waves = down @ images.astype(np.float32) @ across.T  # (N, FREQUENCIES, FREQUENCIES)
     u = np.arange(FREQUENCIES)
     waves *= np.hypot(u[:, None], u[None]).astype(np.float32)  # removes the mean
     prints = waves.reshape(len(waves), -1)
@@ -237,11 +237,11 @@ def _verified_at_full_size(match: Match, read: Callable[[int], Image.Image | Non
     """The match with its similarity at up to FINAL_SIDE px, None if that is too low."""
     if match.similarity >= SURE_AGREEMENT:
         return match
-    pictures = read(match.a), read(match.b)
-    if pictures[0] is None or pictures[1] is None:
+    images = read(match.a), read(match.b)
+    if images[0] is None or images[1] is None:
         return None
-    side = max(SIDE // 2, min(FINAL_SIDE, *pictures[0].size, *pictures[1].size))
-    a, b = (_resized(picture, side)[None] for picture in pictures if picture)
+    side = max(SIDE // 2, min(FINAL_SIDE, *images[0].size, *images[1].size))
+    a, b = (_resized(image, side)[None] for image in images if image)
     b = turned(b, match.turn)
     placement = _placement_of(WHOLE).astype(np.float32)[None]
     for size, steps in ((SIDE // 2, 5), (SIDE, 2), (side, 2)):
@@ -254,13 +254,13 @@ def _verified_at_full_size(match: Match, read: Callable[[int], Image.Image | Non
     )
 
 
-def _resized(picture: Image.Image, side: int) -> np.ndarray:
-    small = picture.resize((side, side), Image.Resampling.BOX)
+def _resized(image: Image.Image, side: int) -> np.ndarray:
+    small = image.resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, np.float32)
 
 
-def _halved(pictures: np.ndarray) -> np.ndarray:
-    rows = (pictures[:, ::2] + pictures[:, 1::2]) / 2
+def _halved(images: np.ndarray) -> np.ndarray:
+    rows = (images[:, ::2] + images[:, 1::2]) / 2
     return (rows[:, :, ::2] + rows[:, :, 1::2]) / 2
 
 

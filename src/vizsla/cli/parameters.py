@@ -31,8 +31,8 @@ FILE, SET = "vizsla.file", "vizsla.set"  # in the context: values of --config, o
 class Given:
     """A dict of the options of `cls` that were given.
 
-    A name that the command has already gets the prefix `training_`; names in `shared` are left to
-    the command's own option. defaults: in words, if they are not those of `cls`.
+    A name that the command already has gets the prefix `training_`; names in `shared` are left to
+    the command's option. defaults: in words, if they are not those of `cls`.
     """
 
     cls: type
@@ -52,7 +52,7 @@ class Without:
 
 @dataclass(frozen=True)
 class _Field:
-    """Where a parameter of the command line goes: into which argument, under which name."""
+    """The argument and the field that a parameter of the command line fills."""
 
     argument: str
     name: str
@@ -208,7 +208,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     except OSError as error:
         raise DataError(f"--config {path} cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"--config {path} is no TOML file: {error}") from error
+        raise DataError(f"--config {path} is not a TOML file: {error}") from error
     values: dict[str, Any] = {}
     known = {str(parameter.name) for parameter in context.command.params}
     for key, value in content.items():

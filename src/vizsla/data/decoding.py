@@ -1,6 +1,6 @@
 """Image files → pixels in a memory that is reused, by threads or by child processes. No torch.
 
-Images are handed out a few at a time, so that handing them out costs little. A worker writes pixels
+Images are distributed a few at a time, which keeps the overhead low. A worker writes pixels
 straight into `memory` and returns only why an image is broken.
 """
 

@@ -1,4 +1,4 @@
-"""One folder → the names of the images in it. They are not opened."""
+"""One folder → the names of its images, which are not opened."""
 
 import heapq
 import logging

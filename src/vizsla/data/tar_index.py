@@ -23,7 +23,7 @@ log = logging.getLogger("vizsla.webdataset")
 
 LABEL_EXTENSIONS = ("cls", "txt", "json")
 MAX_LABEL_BYTES = 2**20  # a longer label, text or JSON is not read
-ATTRIBUTES = ("label", "group", "domain")  # of a .json member; what else it holds is ignored
+ATTRIBUTES = ("label", "group", "domain")  # of a .json member; all other keys are ignored
 LINK_TYPES = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 MAX_LINKS = 40  # from one to the next
 HEADER_BYTES = 512

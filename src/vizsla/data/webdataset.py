@@ -228,7 +228,7 @@ def _matching_tars(pattern: str, files: "TarStorage") -> list[str]:
         if len(found) > MAX_TARS:
             raise _too_many_tars(pattern)
     candidates = found
-    if not found and "{" not in pattern:  # what else may have been meant?
+    if not found and "{" not in pattern:  # the tar files may be compressed
         candidates = files.matching(pattern.removesuffix(".tar") + "*")
     compressed = [tar for tar in candidates if tar.endswith(COMPRESSED)]
     if compressed:

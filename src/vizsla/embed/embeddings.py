@@ -120,7 +120,7 @@ def is_embeddings(folder: str | Path) -> bool:
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of complete embeddings. StorageError: damaged; DataError: unfinished, or none.
 
-    Its keys: model_id, compute_id, dim, store, shards and what else `embed` was called with.
+    Its keys: model_id, compute_id, dim, store, shards and the other arguments of `embed`.
     """
     manifest = shards.read_manifest(folder, FORM, what="embeddings", command="vizsla embed")
     if not manifest["complete"] and 0 < manifest["total"] == manifest["done"]:

@@ -40,13 +40,13 @@ class CompilingError(ModelError):
 
 @dataclass
 class PendingVectors:
-    """Vectors that may still be computed and copied."""
+    """Vectors that may still be being computed or copied."""
 
     vectors: Tensor
     copied: Any = None  # the CUDA event after the copy from a GPU
 
     def result(self) -> np.ndarray:
-        """(B, D) float32, as soon as they are there."""
+        """(B, D) float32; waits until they are complete."""
         if self.copied is not None:
             self.copied.synchronize()
         return self.vectors.numpy()
@@ -56,7 +56,7 @@ class TorchRuntime:
     """`submit(pixels).result()`: (B, D) float32 unit vectors of (B, H, W, 3) uint8 pixels.
 
     Pixels are copied as bytes, a quarter of the size of floats, and converted on the device. On a
-    GPU `submit` returns at once, so that the next batch can be copied meanwhile. Raises
+    GPU `submit` returns at once, so that the next batch can be copied in the meantime. Raises
     CompilingError at the first batch if compiling was requested and fails.
     """
 
@@ -67,7 +67,7 @@ class TorchRuntime:
 
     def submit(self, pixels: Tensor) -> PendingVectors:
         """Starts to embed pixels (B, H, W, 3) uint8 on the CPU; they must not change until the
-        result is there."""
+        result is complete."""
         if self._forward is None:  # here, since the embedder may be sent to another process before
             self.embedder.to(self.device).to(memory_format=torch.channels_last).eval()
             self._forward = self._eager()
@@ -152,7 +152,7 @@ def _use_private_cache() -> None:
     """Sets torch's folder of compiled code, unless the user set one.
 
     It holds pickles, so only this user may read it, and it is not an artefact. A folder that torch
-    itself chose, below the one for temporary files, is not the user's choice.
+    itself chose, in the temporary files, does not count as set by the user.
     """
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
     if chosen and not Path(chosen).name.startswith("torchinductor_"):
@@ -202,13 +202,13 @@ def _part_threads(n: int) -> ThreadPoolExecutor:
 def one_core_threads(n: int, name: str, *, low_priority: bool = False) -> ThreadPoolExecutor:
     """n threads, in each of which torch uses one core.
 
-    low_priority: they run when other threads leave time (on Linux).
+    low_priority: they run when other threads are idle (on Linux).
     """
     others = torch.get_num_threads()
     all_started = threading.Barrier(n + 1)
 
     def start() -> None:
-        torch.get_num_threads()  # the first call in a thread sets the global number: not later
+        torch.get_num_threads()  # the first call in a thread sets the global number
         torch.set_num_threads(1)
         if low_priority and sys.platform == "linux":  # on which each thread has its own priority
             with contextlib.suppress(OSError):

@@ -18,9 +18,9 @@ OPEN_FORMS = "timm:NAME or openclip:ARCH/TAG"
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Which network with which weights, and what is known of it without building it.
+    """Which network with which weights, and what is known about it without building it.
 
-    None is what only a build shows (see `build.complete_spec`). dim: of the default pooling.
+    None: known only after a build (see `build.complete_spec`). dim: of the default pooling.
     parameters: of all that is loaded, the text tower included. licence: of the weights, as stated
     by the page that publishes them.
     """
@@ -41,7 +41,7 @@ class BackboneSpec:
 
     @property
     def source(self) -> str:
-        """The name of the weights in their library, by which `find_backbone` finds them too."""
+        """The name of the weights in their library, which `find_backbone` also accepts."""
         tag = f"{'/' if self.library == 'openclip' else '.'}{self.tag}" if self.tag else ""
         return f"{self.library}:{self.architecture}{tag}"
 

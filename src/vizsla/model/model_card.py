@@ -1,4 +1,4 @@
-"""Where an embedder's weights came from and what was trained; and the model card that says so."""
+"""The origin of an embedder's weights and training, and its model card."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,9 @@ from vizsla.model.views import Views
 
 @dataclass(frozen=True)
 class Origin:
-    """weights: "pretrained", "random" or "file"; None in folders that do not say.
+    """weights: "pretrained", "random" or "file"; None if the folder does not record it.
 
-    weights_file: the file's name. training: of the last one whose result was kept: `kept`,
+    weights_file: the file's name. training: of the last training whose result was kept: `kept`,
     `is_finetuned`, `loss_function`, `num_epochs`, `final_train_loss`, `num_classes`, `images` and
     `options`, those that are not the defaults, among them `before`: those of the training that it
     continued. None if nothing was trained.
@@ -49,7 +49,7 @@ class Origin:
         }
 
     def weights_text(self) -> str:
-        """Where the weights came from, in words."""
+        """The origin of the weights, in words."""
         return {
             "pretrained": "those that the library publishes",
             "random": "drawn at random",
@@ -62,7 +62,7 @@ class Origin:
             return "not known" if self.weights is None else "none: the network is frozen"
         parts = [f"“{self.training['kept']}” was kept"]
         if self.training["is_finetuned"]:
-            epochs = self.training["num_epochs"]  # 0 where only a head was trained
+            epochs = self.training["num_epochs"]  # 0 if only a head was trained
             parts += [str(self.training["loss_function"])]
             parts += [f"{epochs} epochs"] if epochs else []
         else:

@@ -115,7 +115,7 @@ def build_projection(description: dict[str, Any] | None) -> nn.Module:
 
 
 def identity_or_pca(vectors: np.ndarray, dim: int | None = None) -> Projection:
-    """Where a head on vectors (N, C) starts: the identity for D = C, else their PCA."""
+    """The start of a head on vectors (N, C): the identity for D = C, else their PCA."""
     inputs = vectors.shape[1]
     projection = Projection(inputs, dim or inputs)
     if dim and dim != inputs:

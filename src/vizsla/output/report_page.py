@@ -51,7 +51,7 @@ class ReportData:
 
     @property
     def top_k(self) -> int:
-        """How many images of a query are handed in and shown."""
+        """How many images of a query are submitted and shown."""
         return int(self.config["options"]["top_k"])
 
     @property

@@ -1,4 +1,4 @@
-"""Many runs: models × pooling × fine-tuning in one go, or a search for the settings of a training.
+"""Many runs: models × pooling × fine-tuning, or a search for the settings of a training.
 
 Every combination is a separate run of the main job. What is done is written down under
 <home>/sweeps, so that the same command continues from there; a failure is listed and skipped.
@@ -79,7 +79,7 @@ class Combination:
 
 @dataclass
 class Outcome:
-    """What became of a combination: a result file, or the reason why there is none.
+    """The outcome of a combination: a result file, or the reason why there is none.
 
     left_out: the model has no such pooling, which is not a failure. reused: it had been run before.
     """
@@ -202,7 +202,7 @@ def _outcome(
     ahead: Sequence[Combination],
     progress: Progress | None,
 ) -> Outcome:
-    """Runs it, unless that was done before. An error is recorded and does not stop the sweep."""
+    """Runs a combination that has no result yet. An error is recorded; the sweep continues."""
     try:
         poolings = None if Path(one.model).is_dir() else resolve_backbone(one.model).poolings
         if one.pooling and poolings and one.pooling not in poolings:
@@ -345,7 +345,7 @@ def _search(
 
 
 def _suggested(trial: Any, run: RunConfig, losses: Sequence[str]) -> dict[str, Any]:
-    """A trial's settings. A rate that was given stays as it is."""
+    """A trial's settings. A given rate is not varied."""
     given = run.tuning or {}
     names = [name for name in RATES if name not in given]
     if given.get("finetune") == "head":

@@ -1,4 +1,4 @@
-"""`train`: a model is tuned into a folder of its own, or as a part of `run`."""
+"""`train`: fine-tunes a model, into a folder or as a part of `run`."""
 
 import dataclasses
 import hashlib

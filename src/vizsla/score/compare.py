@@ -1,4 +1,4 @@
-"""Many result files → one table, and what in them cannot be true.
+"""Many result files → one table, and warnings about values that cannot be true.
 
 Reads the contest's result files, whoever wrote them. Nothing is averaged across data
 sets or cut-offs. Per-query values are compared by paired_tests.py.

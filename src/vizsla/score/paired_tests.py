@@ -99,7 +99,7 @@ def differences_table(differences: Sequence[Difference]) -> Table:
 
 
 def correction_note(differences: Sequence[Difference]) -> str:
-    """How the intervals and the verdicts are to be read: a line below the table."""
+    """How to read the intervals and the verdicts: a line below the table."""
     n, confidence = len(differences), differences[0].confidence
     if n == 1:
         return "one comparison, so neither interval nor p-value had to be corrected"

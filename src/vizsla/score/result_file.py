@@ -1,4 +1,4 @@
-"""The contest's result file: written from scores, and read, whoever wrote it."""
+"""The contest's result file: written from scores, and read from any program."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""An index in a folder of its own: built, searched, changed and copied.
+"""An index in a folder: built, searched, changed and copied.
 
 It holds the vectors themselves, memory-mapped; every kind but `exact` adds a structure that finds
 candidates without comparing every vector, and their scores are then computed as exact search

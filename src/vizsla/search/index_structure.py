@@ -30,10 +30,10 @@ log = logging.getLogger("vizsla.index")
 RECALL = 0.99  # of the ten nearest: the target of an approximate kind
 DEPTH = 10
 SAMPLE = 400  # rows of the gallery, which every search then compares one by one
-GIVEN_SAMPLE = 1000  # queries that a user gives, which cost a search nothing
+GIVEN_SAMPLE = 1000  # queries from the user, which do not slow searches down
 MAX_CANDIDATES = 1600
-FOLD_AT = 0.01  # share of new rows at which they go into the structure
-FILE_AT = 0.05  # share of rows beyond those in the structure's file at which it is written again
+FOLD_AT = 0.01  # share of new rows at which they are added to the structure
+FILE_AT = 0.05  # share of rows missing from the structure's file at which it is rewritten
 
 
 # ── building, extending, storing ─────────────────────────────────────────────────────────────────
@@ -125,14 +125,14 @@ def rebuild(
 
 
 def advice_on(entry: dict[str, Any]) -> str | None:
-    """What to do if the recall in a structure's manifest entry is too low; None: it is not."""
+    """Advice if the recall in a structure's manifest entry is too low, else None."""
     if not entry["reached"]:
         return "the target was not reached: try --kind hnsw, or exact"
     if entry["recall"] >= entry["target"]:
         return None
     return (
         f"recall has fallen to {entry['recall']:.4f}, below {entry['target']}: "
-        "`vizsla index rebuild` brings it back"
+        "`vizsla index rebuild` restores it"
     )
 
 
@@ -148,7 +148,7 @@ def _extend(snapshot: Snapshot, structure: Structure, progress: Progress | None)
 def _note_or_store(
     snapshot: Snapshot, structure: Structure, sample: "Sample", entry: dict[str, Any]
 ) -> Snapshot:
-    """Notes in the manifest what the structure covers, without writing its file again.
+    """Records in the manifest what the structure covers, without rewriting its file.
 
     Whoever reads the file adds the rows that it lacks: cells take rows so quickly that this costs
     less than writing all of them. A graph does not, and neither do many rows.
@@ -287,7 +287,7 @@ def find_effort(
     """The smallest effort whose recall reaches the target, for the manifest's entry.
 
     Recall has to exceed the target by a standard error: the smallest of many efforts that just
-    reach it may do so by luck. Keys: effort, candidates, target, recall; curve: [effort, recall] as
+    reach it may be lucky. Keys: effort, candidates, target, recall; curve: [effort, recall] as
     measured, rising; reached: False if the greatest effort stays below the target, and then
     `effort` is the one with the best recall.
     """
@@ -329,7 +329,7 @@ def find_effort(
 def _candidates(structure: Structure, gallery: Rows, sample: Sample, target: float) -> int:
     """How many candidates of the coarse order are scored exactly.
 
-    So many that they miss at most half of what the target allows to be missed.
+    Enough that they miss at most half of what the target allows.
     """
     if structure.kind != "ivfpq":
         return ann.CANDIDATES

@@ -113,7 +113,7 @@ def train_backbone(
     costs: Costs,
     job: TrainingJob,
 ) -> LoopResult:
-    """Trains a copy of `start` and enters what came of it into the selection.
+    """Trains a copy of `start` and enters the results into the selection.
 
     Continues from the last checkpoint of an interrupted training.
     """

@@ -1,4 +1,4 @@
-"""What a training warns of: each function gives sentences that say what is wrong and what to do."""
+"""The warnings of a training: each function returns sentences on what is wrong and what to do."""
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ def few_queries(queries: int) -> list[str]:
 def budget_overrun(
     budget: float | None, spent: float, images: int, embedding: float, validation: float
 ) -> list[str]:
-    """What no budget can leave out: embedding the images, and scoring a model once. In seconds."""
+    """embedding, validation: seconds for embedding the images and for scoring a model, the least
+    that any training takes."""
     if budget is None or spent < OVERRUN * budget + 1:
         return []
     return [
@@ -43,10 +44,10 @@ def after_training(
     loss: str,
     vectors: Tensor,
 ) -> list[str]:
-    """All that the loop and its last weights give reason for.
+    """Warnings about the loop and its last weights.
 
     stopped: why it ended early, if it did. unmoved: of `unmoved_weights`, left out in that case,
-    since what has not moved by then says nothing. vectors: (B, D) of some training images.
+    since they prove nothing by then. vectors: (B, D) of some training images.
     """
     ended = [stopped] if stopped else unmoved
     return [*ended, *loss_near_chance(final_loss, chance, loss), *collapsed(vectors)]
@@ -104,7 +105,7 @@ def collapsed(vectors: Tensor) -> list[str]:
 def frozen_near_chance(
     values: np.ndarray, chance: float | None, *, real_weights: bool
 ) -> list[str]:
-    """values: of the frozen model, one a query. chance: what a random ranking would give."""
+    """values: of the frozen model, one per query. chance: what a random ranking would give."""
     if chance is None or not real_weights:
         return []
     mean = float(values.mean())
@@ -118,7 +119,7 @@ def frozen_near_chance(
 
 
 def tuned_like_frozen(tuned: np.ndarray, frozen: np.ndarray) -> list[str]:
-    """tuned, frozen: what the two models scored, one value a query."""
+    """tuned, frozen: the scores of both models, one value per query."""
     if (
         not np.array_equal(tuned, frozen) or frozen.min(initial=1.0) >= 1
     ):  # two perfect models prove nothing

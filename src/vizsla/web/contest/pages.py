@@ -67,7 +67,7 @@ class Pages:
         )
 
     def leaderboard(self, request: Request) -> Response:
-        """The start page: all groups by rank, and how to hand in."""
+        """The start page: all groups by rank, and how to submit."""
         now = self.board.clock()
         rows = self.board.rows(now)
         return self._page(

@@ -120,7 +120,7 @@ def parse_request(body: bytes) -> SubmissionRequest:
 def check_token(
     store: Store, rules: Rules, submission: SubmissionRequest, authorization: str | None
 ) -> None:
-    """Raises Refused with 401 unless this group may hand in with this token."""
+    """Raises Refused with 401 unless this group may submit with this token."""
     token_hash = store.token_hash(submission.groupname)
     if token_hash is None and rules.groups == "open":
         return

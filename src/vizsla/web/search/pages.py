@@ -1,4 +1,4 @@
-"""Searches → HTML pages. Knows templates and requests; the engine does the searching.
+"""Searches → HTML pages. Knows templates and requests; the engine searches.
 
 A page follows from its address: every choice, example and mark is in it. So each link on a page
 reproduces a search, going back works, and all but dropping images works without scripts.

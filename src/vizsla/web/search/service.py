@@ -28,7 +28,7 @@ PICTURE_THREADS, MAX_WAITING_PICTURES = 8, 400  # images of the gallery
 MAX_WAITING_CHANGES = 8  # besides the one that is being made
 LIGHT_REQUESTS_A_SEARCH = 10  # light requests that an address may send for each allowed search
 LIGHT_REQUESTS_AT_ONCE = 500  # at least: more than the images of a page
-DISCONNECT_CHECK_SECONDS = 0.5  # between two checks whether the client still waits
+DISCONNECT_CHECK_SECONDS = 0.5  # between two checks that the client is still waiting
 REQUEST_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16)
 STAGES = {
@@ -52,7 +52,7 @@ class Limits:
 
 
 class Metrics:
-    """Counters and histograms, in a registry of the server's own."""
+    """Counters and histograms, in a separate registry for each server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -88,7 +88,7 @@ class Metrics:
 
 @dataclass
 class ServerState:
-    """How far the server is on its way to answering, and what it counts.
+    """The progress of the server's start, and its metrics.
 
     done, total: images, while embedding. engine: None until everything is loaded and warm.
     """
@@ -109,10 +109,10 @@ class ServerState:
 
 
 class Lane:
-    """Threads for one kind of work, so that no other kind waits for it."""
+    """Threads for one kind of work, so that other kinds do not wait for it."""
 
     def __init__(self, threads: int, *, max_waiting: int | None = None) -> None:
-        """max_waiting: how much work may wait for a thread; None: any amount."""
+        """max_waiting: how many calls may wait for a thread; None: any number."""
         self._limiter, self._n = CapacityLimiter(threads), 0
         self._max = None if max_waiting is None else threads + max_waiting
 
@@ -156,7 +156,7 @@ class Service:
         return self.state.engine
 
     def count(self, request: Request, *, items: float = 1.0) -> None:
-        """Counts a request as so many searches; Refused with 429 where there are too many."""
+        """Counts a request as `items` searches; Refused with 429 if there are too many."""
         if items > 0:
             _count(self._rate, request, items)
 
@@ -165,7 +165,7 @@ class Service:
         _count(self._light_rate, request, 1.0)
 
     async def similarity_maps(self, request: Request, search: SearchRequest, result: str) -> Maps:
-        """As `Engine.similarity_maps`; nothing is drawn for a client that has gone away."""
+        """As `Engine.similarity_maps`; nothing is drawn for a client that has disconnected."""
         engine = self.engine
         job = await self.searches.run(lambda: engine.similarity_maps(search, result))
         try:
@@ -207,7 +207,7 @@ def refusal(error: Exception) -> Refused:
             return Refused(503, str(error), {"Retry-After": "5", "connection": "close"})
         case StorageError():
             log.error("%s", error)
-            return Refused(503, "the server cannot do that now; its log says why")
+            return Refused(503, "the server cannot do that now: see its log")
     raise error
 
 

@@ -1,4 +1,4 @@
-"""Requests → fields of their address and body → Pydantic models, or a sentence on the fault."""
+"""Requests → fields of their address and body → Pydantic models, or an error message."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
