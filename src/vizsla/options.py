@@ -289,7 +289,7 @@ class TrainConfig:
         "else plain.", "Training", rare=True,
     )  # fmt: skip
     per_class: int = option(4, "Images of a class in a batch of classes.", "Training", rare=True)
-    batch_size: int = option(32, "Images in a batch.", "Training", rare=True)
+    batch_size: int = option(32, "Images in a batch.", "Training")
     micro_batch: int | None = option(
         None,
         "Images that pass through the network at once.",
@@ -349,7 +349,6 @@ class TrainConfig:
         "auto",
         "Precision of training: fp32 or bf16; auto: bf16 if the device has it.",
         "Training",
-        rare=True,
     )
     device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
     workers: int | None = option(
@@ -359,7 +358,7 @@ class TrainConfig:
         100_000_000, "Images with more pixels count as broken.", "Data", minimum=1, rare=True
     )
     tensorboard: bool = option(False, "Also log for TensorBoard (an extra).", "Training", rare=True)
-    seed: int = option(0, "Seed of random weights and random choices.", "Speed", rare=True)
+    seed: int = option(0, "Seed of random weights and random choices.", "Speed")
     save_seconds: float = option(
         60.0, "Longest time between two checkpoints, in seconds.", "Training", minimum=0, rare=True
     )

@@ -109,3 +109,14 @@ def test_rare_options_are_no_part_of_the_help() -> None:
     for rare in ("--interpolation", "--fusion-whiten", "--layer-decay", "--max-pixels"):
         assert rare not in shown
     assert shown.index("--model") < shown.index("─ Data ─") < shown.index("--exclude")
+
+
+def test_training_options_that_a_run_hides_are_shown_by_train() -> None:
+    run, train = (
+        CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        for command in ("run", "train")
+    )
+    for flag in ("--seed", "--precision", "--batch-size"):
+        assert run.count(flag) == train.count(flag) == 1
+    assert "Precision of training" in train and "Precision of training" not in run
+    assert "--training" not in run
