@@ -115,13 +115,13 @@ def test_stages_that_alternate_have_each_a_rate_of_their_own(shown: Any) -> None
 
 
 def test_a_stage_by_the_clock_says_seconds_and_no_rate(shown: Any) -> None:
-    said = shown((100, "training (seconds)", 2, 13), (111, "training (seconds)", 13, 13))
-    assert said == ["training: 2 of 13 s", "training: 13 of 13 s"]
+    lines = shown((100, "training (seconds)", 2, 13), (111, "training (seconds)", 13, 13))
+    assert lines == ["training: 2 of 13 s", "training: 13 of 13 s"]
 
 
 def test_a_report_that_comes_twice_is_shown_once(shown: Any) -> None:
-    said = shown((100, "query", 20, 40), (101, "query", 40, 40), (102, "query", 40, 40))
-    assert said == ["query: 20 of 40", "query: 40 of 40 at 20/s"]
+    lines = shown((100, "query", 20, 40), (101, "query", 40, 40), (102, "query", 40, 40))
+    assert lines == ["query: 20 of 40", "query: 40 of 40 at 20/s"]
 
 
 def test_a_ranking_too_short_for_a_submission_says_how_much_there_is(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for words, code, said in [
+    for words, code, message in [
         (["run"], 2, "DATA"),
         (["fly"], 2, "No such command"),
         (["embed", "", "-o", "x"], 2, "one of the arguments is empty"),
@@ -232,7 +232,7 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(
             main(words)
         shown = capsys.readouterr()
         assert end.value.code == code, (words, shown.err)
-        assert said in shown.err and "Traceback" not in shown.err, (words, shown.err)
+        assert message in shown.err and "Traceback" not in shown.err, (words, shown.err)
         assert shown.out == ""
         if code == 1:
             assert shown.err.startswith("vizsla: ")
@@ -270,11 +270,11 @@ def test_ctrl_c_says_so_and_an_embed_continues(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
-    said = process.stderr.read()
+    errors = process.stderr.read()
     process.stderr.close()
     if process.wait() == 0:
         pytest.skip("all shards were done before the signal came")
-    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
     again = vizsla(*words, cwd=tmp_path)
     assert again.returncode == 0
     assert re.search(r"continues after image \d*[1-9]\d* of 700", again.stderr)
@@ -309,8 +309,8 @@ def test_models_tells_the_size_at_which_dinov2_was_trained_last() -> None:
 
 
 def test_the_example_of_a_chain_is_whole_on_a_narrow_terminal() -> None:
-    said = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "80"}).output
-    assert "'aqe+kreciprocal(k1=20)'" in said
+    output = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "80"}).output
+    assert "'aqe+kreciprocal(k1=20)'" in output
 
 
 def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path) -> None:
@@ -324,6 +324,6 @@ def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(none)")])
 def test_help_names_the_finetuning_that_runs(command: str, default: str) -> None:
-    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
-    line = next(line for line in said.splitlines() if "--finetune" in line)
+    output = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    line = next(line for line in output.splitlines() if "--finetune" in line)
     assert f"[default: {default}]" in line

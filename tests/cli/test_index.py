@@ -21,7 +21,7 @@ def vizsla(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 
-def told(*words: object) -> dict[str, object]:
+def run_json(*words: object) -> dict[str, object]:
     result = vizsla(*words, "--json", "-q")
     assert result.exit_code == 0, result.output
     return dict(json.loads(result.stdout))
@@ -44,28 +44,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_build_add_remove_info(here: Path) -> None:
-    about = told("index", "gallery.emb", "-o", "i", "--kind", "exact")
+    about = run_json("index", "gallery.emb", "-o", "i", "--kind", "exact")
     assert (about["kind"], about["images"], about["dim"]) == ("exact", 200, 16)
-    assert told("index", "add", "i", "new.emb")["images"] == 220
-    assert told("index", "remove", "i", "g000", "n001")["images"] == 218
-    about = told("index", "remove", "i", "--filter", "label=hat", "--filter", "price<11")
+    assert run_json("index", "add", "i", "new.emb")["images"] == 220
+    assert run_json("index", "remove", "i", "g000", "n001")["images"] == 218
+    about = run_json("index", "remove", "i", "--filter", "label=hat", "--filter", "price<11")
     assert (about["removed_now"], about["images"]) == (5 + 6, 207)
-    assert told("index", "info", "i", "--verify")["images"] == 207
+    assert run_json("index", "info", "i", "--verify")["images"] == 207
     shown = vizsla("index", "info", "i").stdout
     assert "kind" in shown and "exact" in shown and "label, price" in shown
 
 
 def test_an_approximate_index_tells_its_curve(here: Path) -> None:
     embeddings(1500, 3, "m").save("many.emb")
-    about = told("index", "many.emb", "-o", "i", "--kind", "ivf", "--recall", "0.9",
+    about = run_json("index", "many.emb", "-o", "i", "--kind", "ivf", "--recall", "0.9",
                  "--sample", "query.emb")  # fmt: skip
     assert about["kind"] == "ivf" and about["target"] == 0.9 <= float(str(about["recall"]))
     curve = about["curve"]
     assert isinstance(curve, list) and [about["effort"], about["recall"]] in curve
     shown = vizsla("index", "info", "i").stdout
     assert f"{about['effort']}  {about['recall']:.4f}  ← chosen" in shown
-    assert told("index", "rebuild", "i")["images"] == 1500
-    small = told("index", "many.emb", "-o", "j", "--memory", "1MB")
+    assert run_json("index", "rebuild", "i")["images"] == 1500
+    small = run_json("index", "many.emb", "-o", "j", "--memory", "1MB")
     assert small["kind"] == "exact" and "1500 images when it was built" in str(small["chosen"])
 
 
@@ -76,18 +76,18 @@ def test_amounts_of_memory(text: str, size: int) -> None:
 
 def test_search_prints_or_writes(here: Path) -> None:
     vizsla("index", "build", "gallery.emb", "-o", "i", "--store", "fp16")
-    said = told("search", "i", "query.emb", "-o", "r.parquet")
-    assert (said["ranking"], said["queries"], said["depth"]) == ("r.parquet", 3, 200)
+    found = run_json("search", "i", "query.emb", "-o", "r.parquet")
+    assert (found["ranking"], found["queries"], found["depth"]) == ("r.parquet", 3, 200)
     assert vizsla("search", "gallery.emb", "query.emb", "-k", "5", "-o", "e.parquet").exit_code == 0
     assert Ranking.load("r.parquet").head(5).to_lists() == Ranking.load("e.parquet").to_lists()
-    listed = told("search", "gallery.emb", "query.emb", "--filter", "label=shoe", "-k", "4")
+    listed = run_json("search", "gallery.emb", "query.emb", "--filter", "label=shoe", "-k", "4")
     rankings = listed["rankings"]
     assert isinstance(rankings, dict) and list(rankings) == ["q000", "q001", "q002"]
     assert [len(row) for row in rankings.values()] == [4, 4, 4]
     assert all(int(hit["id"][1:]) % 2 for row in rankings.values() for hit in row)
     shown = vizsla("search", "i", "query.emb", "-k", "2", "--filter", "label=shoe").stdout
     assert shown.count("\n") == 9 and rankings["q000"][0]["id"] in shown
-    own = told("search", "i", "gallery.emb", "--same-set", "-k", "1")["rankings"]
+    own = run_json("search", "i", "gallery.emb", "--same-set", "-k", "1")["rankings"]
     assert isinstance(own, dict) and all(row[0]["id"] != query for query, row in own.items())
 
 
@@ -97,12 +97,12 @@ def test_images_are_queries(tinted: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert vizsla("embed", gallery, "-o", "g.emb", *TINY, "-q").exit_code == 0
     vizsla("index", "g.emb", "-o", "i")
     one, two = gallery / "g-blue-1.png", gallery / "g-green-3.png"
-    listed = told("search", "i", one, two, *TINY, "-k", "1")["rankings"]
+    listed = run_json("search", "i", one, two, *TINY, "-k", "1")["rankings"]
     assert isinstance(listed, dict)
     assert {Path(query).name: row[0]["id"] for query, row in listed.items()} == {
         one.name: one.name, two.name: two.name,
     }  # fmt: skip
-    assert len(told("search", "i", tinted / "test/query", *TINY)["rankings"]) == 16  # type: ignore[arg-type]
+    assert len(run_json("search", "i", tinted / "test/query", *TINY)["rankings"]) == 16  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the gallery was embedded by"):
         vizsla("search", "i", one, *TINY, "--seed", "1")
     with pytest.raises(UsageError, match="--model says"):
@@ -113,7 +113,7 @@ def test_images_are_queries(tinted: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_does_not_fit_is_said(here: Path) -> None:
     vizsla("index", "gallery.emb", "-o", "i")
-    for words, error, said in [
+    for words, error, message in [
         (["index", "nowhere", "-o", "j"], DataError, "no embeddings"),
         (["index", "gallery.emb", "-o", "new.emb"], DataError, "other things"),
         (["index", "gallery.emb", "-o", "j", "--kind", "magic"], UsageError, "choose one of"),
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_said(here: Path) -> None:
         (["search", "i", "query.emb", "--filter", "colour=red"], DataError, "no attribute"),
         (["search", "i", "query.emb", "--filter", "colour"], UsageError, "not a condition"),
     ]:  # fmt: skip
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             vizsla(*words)
 
 
