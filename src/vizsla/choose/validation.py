@@ -220,8 +220,9 @@ class ValidationSet:
         if self.relative_share is None:
             return text
         return (
-            f"{text}; the gallery holds the nearest relative of {100 * self.relative_share:.0f} % "
-            "of the queries, which makes them as near to it as the test queries are to theirs"
+            f"{text}; the nearest relative is kept in the gallery for "
+            f"{100 * self.relative_share:.0f} % of the queries, the share that comes closest to "
+            "the cosines of the test part"
         )
 
 

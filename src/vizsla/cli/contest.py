@@ -61,7 +61,7 @@ def submit(
         else:
             numbers = {"accuracy": receipt.accuracy, **receipt.metrics}
             typer.echo("\n".join(f"{name:<20} {value:g}" for name, value in numbers.items()))
-        typer.echo(f"{'to':<20} {receipt.url or 'no server given'} as {receipt.groupname}")
+        typer.echo(f"{'to':<20} {receipt.url or '(no --url given)'}, as group {receipt.groupname}")
         typer.echo(f"{'sha256':<20} {receipt.sha256}")
         if record:
             typer.echo(f"{'recorded':<20} {record}")

@@ -244,8 +244,11 @@ class TrainResult:
     def scores_text(self) -> str:
         """The table of all candidates, the verdict, and steps, epochs, loss and seconds."""
         loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
-        counts = f"{_n(self.steps, 'step')}, {_n(self.num_epochs, 'epoch')}"
-        took = f"{counts}{loss}, {self.seconds:.0f} s"
+        backbone = "only heads were fitted"
+        if self.steps:
+            steps, epochs = _n(self.steps, "step"), _n(self.num_epochs, "epoch")
+            backbone = f"backbone trained for {steps}, {epochs}"
+        took = f"{backbone}{loss}, {self.seconds:.0f} s"
         return "\n".join([table(self.candidates), "", self.verdict, took])
 
     def text(self) -> str:
