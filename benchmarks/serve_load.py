@@ -41,12 +41,15 @@ from vizsla.web.search.gallery import version_of
 SERVER = """
 import sys
 from pathlib import Path
+from vizsla.options import GalleryOptions
 from vizsla.web.search.server import GallerySource, serve
 if sys.argv[5:]:
     import open_clip
     open_clip.add_model_config(Path(sys.argv[5]))
-source = GallerySource(Path(sys.argv[1]), model=sys.argv[2], images=Path(sys.argv[3]),
-                precision=sys.argv[4])
+source = GallerySource(
+    Path(sys.argv[1]),
+    GalleryOptions(model=sys.argv[2], images=sys.argv[3], precision=sys.argv[4]),
+)
 serve(source, port=0, per_minute=0, allow_changes=True,
       started=lambda about: print(about.url, about.token, flush=True))
 """

@@ -259,6 +259,31 @@ class RunOptions(ModelChoice, WhiteningChoice, ImageOptions, ComputeChoice, Rank
 
 
 @dataclass(frozen=True, kw_only=True)
+class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice):
+    """The options of `vizsla serve` that say what is searched, and with which model."""
+
+    model: str | None = option(  # type: ignore[assignment]
+        None,
+        "The model that embeds queries.",
+        "Model",
+        shown=f"the run's own; {DEFAULT_BACKBONE} for a folder",
+        usual=True,
+    )
+    labels: str | None = option(
+        None,
+        "Labels of the gallery: a CSV or Parquet table with the columns label and file.",
+        "Data",
+        shown="the source's own",
+        usual=True,
+    )
+    images: str | None = option(None, "The folder of the gallery's images.", "Data", usual=True)
+    class_folders: bool = option(False, "Labels are the names of the folders.", "Data")
+    max_pixels: int = option(
+        40_000_000, "Largest query image in pixels.", "Data", minimum=1, rare=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a network is trained; see docs/training.md. None and "auto" are resolved in `train`.
 

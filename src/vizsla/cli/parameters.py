@@ -153,21 +153,33 @@ def _parameter(name: str, about: Option, kind: Any, default: Any) -> inspect.Par
     value = kind if not isinstance(kind, types.UnionType) else members[0]
     if about.parse or len(members) > 1:  # a budget with its unit; a number or "auto"
         value = str
-    shown: Any = about.shown or True
-    found = typer.Option(
-        *(about.flags or (flag_of(name, about),)),
-        help=about.help,
-        min=about.minimum,
-        hidden=about.rare,
-        show_default=shown if value is not bool else False,
-        rich_help_panel=None if about.usual else about.group,
-    )
+    found = _typer_option(name, about, about.shown or True if value is not bool else False)
     optional = default is None
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None if optional else (default if value is not str else str(default)),
         annotation=Annotated[value | None if optional else value, found],
+    )
+
+
+def typer_option(cls: type, name: str) -> Any:
+    """An option of `cls` alone, for a command that takes it without the rest of the dataclass.
+
+    The command's own default is shown.
+    """
+    about = dataclasses.replace(options_of(cls)[name][0], usual=True, rare=False)
+    return _typer_option(name, about, True)
+
+
+def _typer_option(name: str, about: Option, shown: bool | str) -> Any:
+    return typer.Option(
+        *(about.flags or (flag_of(name, about),)),
+        help=about.help,
+        min=about.minimum,
+        hidden=about.rare,
+        show_default=shown,
+        rich_help_panel=None if about.usual else about.group,
     )
 
 

@@ -8,7 +8,9 @@ import typer
 from vizsla.cli.console import ProgressShown, app
 from vizsla.cli.parameters import Without
 from vizsla.cli.shared_options import Quiet, Verbose
-from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
+from vizsla.options import GalleryOptions
+
+UNUSED = ("interpolation", "views", "exclude", "compiling", "batch_size", "workers", "cache")
 
 
 @app.command(epilog="Example: vizsla serve runs/20260131-235959-0a1b --port 8000")
@@ -16,20 +18,6 @@ def serve(
     source: Annotated[
         Path, typer.Argument(help="A run, an index, or a folder of images to embed first.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="The model that embeds queries.",
-            show_default="the run's own; dinov2-s14 for a folder",
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="The folder of the gallery's images.")
-    ] = None,
-    class_folders: Annotated[
-        bool, typer.Option("--class-folders", help="Labels are the names of the folders.")
-    ] = False,
     host: Annotated[
         str, typer.Option("--host", help="0.0.0.0 accepts other machines.")
     ] = "127.0.0.1",
@@ -56,9 +44,6 @@ def serve(
         float,
         typer.Option("--max-body", hidden=True, min=0.001, help="Largest request in MiB."),
     ] = 16.0,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", hidden=True, min=1, help="Largest query image in pixels.")
-    ] = 40_000_000,
     title: Annotated[
         str,
         typer.Option("--title", help="The page's title.", show_default="the source's name"),
@@ -66,9 +51,7 @@ def serve(
     quiet: Quiet = False,
     verbose: Verbose = False,
     *,
-    choice: Annotated[ModelChoice, Without("interpolation", "views")],
-    listing: Annotated[ImageOptions, Without("exclude", "max_pixels")],
-    computing: Annotated[ComputeChoice, Without("compiling", "batch_size", "workers", "cache")],
+    gallery: Annotated[GalleryOptions, Without(*UNUSED)],
 ) -> None:
     """Serve a page and an API to search by image and by text, until Ctrl-C."""
     from vizsla.web.search import server as serving
@@ -79,16 +62,10 @@ def serve(
         if about.token:
             typer.echo(f"token {about.token} (to change the gallery; shown this once)")
 
-    served = serving.GallerySource(
-        source, model=model, weights=choice.weights, pooling=choice.pooling,
-        image_size=choice.image_size, images=images, labels=listing.labels,
-        labels_from=listing.labels_from, class_folders=class_folders,
-        follow_links=listing.follow_links, device=computing.device,
-        precision=computing.precision, max_pixels=max_pixels,
-    )  # fmt: skip
     with ProgressShown(quiet) as progress:
         serving.serve(
-            served, host=host, port=port, token=token, allow_changes=allow_changes,
+            serving.GallerySource(source, gallery),
+            host=host, port=port, token=token, allow_changes=allow_changes,
             allow_hosts=tuple(allow_host or ()), per_minute=rate, most_k=most_k,
             body_bytes=int(max_body * 2**20), title=title, started=started, progress=progress,
         )  # fmt: skip

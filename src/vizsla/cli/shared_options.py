@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import set_level
+from vizsla.cli.parameters import typer_option
 from vizsla.errors import UsageError
+from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, RunOptions, TuneConfig
 
 
 def _quiet(value: bool) -> bool:
@@ -42,25 +44,15 @@ def byte_count(text: str) -> int:
         raise UsageError(f"{text!r} is not an amount of memory such as 500MB or 4GB") from error
 
 
-Model = Annotated[
-    str, typer.Option("--model", help="A backbone's name (see `vizsla models`) or a folder.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of random weights and random choices.")]
-TopK = Annotated[
-    int, typer.Option("-k", "--top-k", min=1, help="Images per query in the submission.")
-]
-Labels = Annotated[
-    Path | None, typer.Option("--labels", help="The truth: CSV or Parquet with label and file.")
-]
-LabelsFrom = Annotated[
-    str | None,
-    typer.Option("--labels-from", help="Labels from file names: '{label}_{n}'."),
-]
-Home = Annotated[
-    Path,
-    typer.Option("--home", help="The folder for results/, submissions/, visualizations/, runs/."),
-]
+# those of options.py, for commands that take a few of them and not the whole dataclass
+Model = Annotated[str, typer_option(ModelChoice, "model")]
+Device = Annotated[str, typer_option(ComputeChoice, "device")]
+Seed = Annotated[int, typer_option(RunOptions, "seed")]
+TopK = Annotated[int, typer_option(RunOptions, "top_k")]
+Labels = Annotated[Path | None, typer_option(ImageOptions, "labels")]
+LabelsFrom = Annotated[str | None, typer_option(ImageOptions, "labels_from")]
+Home = Annotated[Path, typer_option(RunOptions, "home")]
+ValidateOn = Annotated[str | None, typer_option(TuneConfig, "validate_on")]
 Cluster = Annotated[
     str | None,
     typer.Option(
@@ -99,12 +91,6 @@ Verbose = Annotated[
         rich_help_panel="Output",
     ),
 ]  # fmt: skip
-
-# of training
-ValidateOn = Annotated[
-    str | None,
-    typer.Option("--validate-on", help="What is held out: new-classes (default) or seen-classes."),
-]
 
 
 def fusion_weights(text: str | None) -> str | list[float] | None:

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from vizsla import SearchClient
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
+from vizsla.options import GalleryOptions
 from vizsla.run.config import RunConfig
 from vizsla.search.index import build_index, open_index
 from vizsla.web.search.engine import Engine
@@ -133,7 +134,10 @@ def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -
     labels = tmp_path / "labels.csv"
     labels.write_text("file,label\ng-red-0.png,given\ng-red-1.png,given\n")
     images = home / "data/test/gallery"
-    source = GallerySource(folder, model=str(home / RUN), images=images, labels=labels)
+    source = GallerySource(
+        folder,
+        GalleryOptions(model=str(home / RUN), images=str(images), labels=str(labels)),
+    )
     with prepared(source) as (engine, _):
         assert engine.gallery.index.folder == folder
         assert engine.gallery.described("g-red-0.png")["label"] == "given"
@@ -154,7 +158,8 @@ def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -
 
 def test_a_folder_is_embedded_once(home: Path) -> None:
     source = GallerySource(
-        home / "photos", model="tiny", weights="random", image_size=32, class_folders=True
+        home / "photos",
+        GalleryOptions(model="tiny", weights="random", image_size=32, class_folders=True),
     )
     with prepared(source) as (engine, state):
         assert (state.stage, state.done, state.total) == ("warming", 24, 24)
@@ -189,9 +194,12 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
 def test_what_cannot_be_served(
     home: Path, options: dict[str, str], error: type[Exception], message: str
 ) -> None:
-    paths = {key: home / options[key] for key in ("path", "images") if key in options}
+    options = dict(options)
+    path = home / options.pop("path")
+    if "images" in options:
+        options["images"] = str(home / options["images"])
     with pytest.raises(error, match=message):
-        prepare(GallerySource(**{**options, **paths}), ServerState())  # type: ignore[arg-type]
+        prepare(GallerySource(path, GalleryOptions(**options)), ServerState())  # type: ignore[arg-type]
 
 
 def test_an_error_while_preparing_ends_the_server_in_one_line(home: Path) -> None:

@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, ModelError, UsageError, VizslaError
-from vizsla.options import DEFAULT_BACKBONE, ModelChoice
+from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
 from vizsla.run import config, finished_run, inputs
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vizsla.serve")
 
-MAX_PIXELS = 40_000_000  # of an upload
 GALLERY_MAX_PIXELS, GALLERY_SECONDS = 400_000_000, 30.0  # of an image of the gallery, to decode
 GALLERY_DECODER_BYTES = 6 * 2**30  # of memory for one of them
 LOOPBACK = ("127.", "::1")
@@ -54,22 +53,15 @@ class GallerySource:
     """What is served, from the command line. Nothing is read before `prepare`.
 
     path: a run, an index, embeddings, or a folder or table of images.
-    images: the folder of the gallery's images, if `path` does not say it.
     """
 
     path: Path
-    model: str | None = None
-    weights: str = "pretrained"
-    pooling: str | None = None
-    image_size: int | None = None
-    images: Path | None = None
-    labels: str | Path | None = None
-    labels_from: str | None = None
-    class_folders: bool = False
-    follow_links: bool = False
-    device: str = "auto"
-    precision: str = "auto"
-    max_pixels: int = MAX_PIXELS
+    options: GalleryOptions = field(default_factory=GalleryOptions)
+
+    @property
+    def images(self) -> Path | None:
+        """The folder of the gallery's images, if it was given."""
+        return None if self.options.images is None else Path(self.options.images)
 
     @property
     def kind(self) -> str:
@@ -88,7 +80,9 @@ class GallerySource:
             )
         kind = self.kind
         if kind in ("index", "embeddings"):
-            missing = [f"--{name}" for name in ("model", "images") if getattr(self, name) is None]
+            missing = [
+                f"--{name}" for name in ("model", "images") if getattr(self.options, name) is None
+            ]
             if missing:
                 raise UsageError(
                     f"{self.path} is an {kind if kind == 'index' else 'embeddings folder'}: give "
@@ -207,13 +201,8 @@ def prepare(
 
     source.check()
     kind = source.kind
-    choice = ModelChoice(
-        model=source.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE),
-        weights=source.weights,
-        pooling=source.pooling,
-        image_size=source.image_size,
-    )
-    embedder = inputs.load_embedder(choice)
+    model = source.options.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
+    embedder = inputs.load_embedder(replace(source.options, model=model))
 
     def report(done: int, total: int) -> None:
         state.stage, state.done, state.total = "embedding", done, total
@@ -234,7 +223,7 @@ def prepare(
         index = FolderIndex.build(embeddings, temporary.name)
     assert root is not None
     state.stage = "warming"
-    decoder, gallery_decoder = decoders(source.max_pixels)
+    decoder, gallery_decoder = decoders(source.options.max_pixels)
     engine = Engine(
         Model(embedder, compute, on_batch=state.metrics.count_batch),
         Gallery.open(index, root, labels),
@@ -266,8 +255,8 @@ def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
 def _require_same_model(vectors: str, model: str, source: GallerySource) -> None:
     if vectors != model:
         raise ModelError(
-            f"the vectors were made by model {vectors}, but {source.model or source.path} is model "
-            f"{model}: give the one that made them"
+            f"the vectors were made by model {vectors}, but {source.options.model or source.path} "
+            f"is model {model}: give the one that made them"
         )
 
 
@@ -280,7 +269,7 @@ def _compute(
 ) -> Compute:
     """How queries are embedded: as the gallery was, or in bf16 if its images allow it."""
     return resolve_compute(
-        device=source.device, precision=source.precision, embedder=embedder,
+        device=source.options.device, precision=source.options.precision, embedder=embedder,
         images=len(ids) if root else 0, sample=(lambda i: root / ids[i]) if root else None,
         written=written_compute(embedded) if embedded else None,
     )  # fmt: skip
@@ -292,8 +281,8 @@ def _embeddings(
     """The gallery's vectors with labels, the folder of its images, and how to embed queries."""
     if kind == "pictures":
         images = inputs.image_set(
-            source.path, labels=source.labels, labels_from=source.labels_from,
-            class_folders=source.class_folders, follow_links=source.follow_links,
+            source.path, labels=source.options.labels, labels_from=source.options.labels_from,
+            class_folders=source.options.class_folders, follow_links=source.options.follow_links,
         )  # fmt: skip
         compute = _compute(source, embedder, images.ids, images.root)
         return _embedded(images, embedder, compute, report), images.root, compute
@@ -304,7 +293,7 @@ def _embeddings(
         assert source.images is not None
         folder, root = source.path, source.images
     found = Embeddings.open(folder)
-    if kind == "run" and source.labels is None and source.labels_from is None:
+    if kind == "run" and source.options.labels is None and source.options.labels_from is None:
         labels = _labels_of_run(source.path, found.ids)
     else:
         read_label = _labels_of(source)
@@ -339,7 +328,7 @@ def _labels_of_run(folder: Path, ids: list[str]) -> list[str | None] | None:
 
 def _labels_of(source: GallerySource) -> "Labels | None":
     """A function that reads the labels of ids; None if the source does not say any."""
-    path, pattern = source.labels, source.labels_from
+    path, pattern = source.options.labels, source.options.labels_from
     if path is not None:
         return lambda ids: labels_for(ids, read_labels(path), "gallery")
     if pattern is not None:
