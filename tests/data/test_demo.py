@@ -53,11 +53,11 @@ def test_one_seed_gives_one_set_of_pictures(data: DataFolders, tmp_path: Path) -
     for label, domain, i in (("key", "photo", 3), ("key", "drawn", 3), ("umbrella", "drawn", 0)):
         extension = "jpg" if domain == "photo" else "png"
         again = tmp_path / f"again.{extension}"
-        demo._picture(label, domain, 0, i).save(again, quality=90)
+        demo._demo_image(label, domain, 0, i).save(again, quality=90)
         assert data.training is not None
         made = data.training.root / label / f"{domain}_{i:03d}.{extension}"
         assert made.read_bytes() == again.read_bytes()
-        demo._picture(label, domain, 1, i).save(again, quality=90)
+        demo._demo_image(label, domain, 1, i).save(again, quality=90)
         assert made.read_bytes() != again.read_bytes()
 
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         make_demo(tmp_path / "data")
 
 
-def test_labels_file_is_the_starting_documents(data: DataFolders) -> None:
+def test_labels_file_is_the_contests(data: DataFolders) -> None:
     assert data.labels_file is not None
     with data.labels_file.open(newline="") as file:
         rows = list(csv.DictReader(file))

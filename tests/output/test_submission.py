@@ -48,7 +48,7 @@ def test_any_name_survives_any_form(content: dict[str, list[str]], form: str) ->
     assert one.read(one.write(content, None)) == (content, None)
 
 
-def test_the_starting_documents_own_form(tmp_path: Path) -> None:
+def test_the_contests_own_form(tmp_path: Path) -> None:
     path = tmp_path / "sub.json"
     write_submission({"q.jpg": ["é.jpg", "a.jpg"]}, path, k=2)
     assert path.read_bytes() == '{\n  "q.jpg": [\n    "é.jpg",\n    "a.jpg"\n  ]\n}\n'.encode()

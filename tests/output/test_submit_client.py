@@ -116,7 +116,7 @@ def failure(server: Server | str, **options: Any) -> str:
 # ── what is sent, and what comes back ────────────────────────────────────────────────────────────
 
 
-def test_the_starting_documents_protocol(serve: Serve) -> None:
+def test_the_contests_protocol(serve: Serve) -> None:
     server = serve((200, {}, '{"accuracy": 0.75, "map_at_k": 0.5, "group": "dogs", "ok": true}'))
     before = datetime.datetime.now(datetime.UTC)
     receipt = vizsla.submit(LISTS, groupname="dogs", url=server.url)

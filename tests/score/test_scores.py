@@ -270,7 +270,7 @@ def record(scores: Scores | None, **changes):  # type: ignore[no-untyped-def]
     return result_record(scores, **{**arguments, **changes})  # type: ignore[arg-type]
 
 
-def test_result_record_has_the_starting_documents_keys(scores: Scores) -> None:
+def test_result_record_has_the_keys_of_the_contest(scores: Scores) -> None:
     content = record(scores, data={"name": "zoo", "id": "0af3"}, model_id="m1", warnings=["w"])
     first = {
         "model_name": "resnet50", "run_id": "20260131-235959-0a1b", "top_k": 4,

@@ -84,7 +84,7 @@ def test_what_is_known_of_the_test_part() -> None:
         training_part(None, "data")
 
 
-def test_run_finetune_fills_the_starting_documents_keys(data: Path, tmp_path: Path) -> None:
+def test_run_finetune_fills_the_keys_of_the_contest(data: Path, tmp_path: Path) -> None:
     config = RunConfig(
         data=str(data), model="tiny", weights="random", image_size=32, top_k=3, figures=0,
         home=str(tmp_path), tuning=FAST,

@@ -123,7 +123,7 @@ def test_it_learns_and_keeps_the_best(trained: TrainResult) -> None:
     assert not any("did not move" in sentence for sentence in trained.warnings)
 
 
-def test_the_record_has_the_starting_documents_keys(trained: TrainResult) -> None:
+def test_the_record_has_the_keys_of_the_contest(trained: TrainResult) -> None:
     record = json.loads(json.dumps(trained.record()))
     assert record["is_finetuned"] is True
     assert record["num_classes"] == 8
