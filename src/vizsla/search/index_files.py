@@ -28,7 +28,7 @@ from vizsla.embed.embeddings import Embeddings, Part, parts_of
 from vizsla.embed.shards import MANIFEST, STORES
 from vizsla.errors import DataError, StorageError
 
-FORM = "index/1"
+FORM = "index/2"
 HEADER = 128  # bytes before the first row of vectors.npy
 STILL_VALID = ("structure", "sample")  # files that an addition or removal does not make invalid
 EMPTY: dict[str, Any] = {
