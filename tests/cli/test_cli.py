@@ -37,6 +37,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr == "[]" and "Usage" in done.stdout
 
 
+def test_a_frozen_run_imports_no_libraries_of_training() -> None:
+    slow = "{'pytorch_metric_learning', 'sklearn', 'scipy.stats', 'matplotlib.axes', 'faiss'}"
+    code = f"import sys, vizsla.run.pipeline\nprint(sorted({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 @pytest.mark.parametrize("words", [["evaluate", "--help"], ["compare", "results"]])
 def test_scoring_starts_without_torch(words: list[str], tmp_path: Path) -> None:
     code = (

@@ -15,7 +15,6 @@ from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
 from vizsla.model.embedder import Embedder
 from vizsla.options import RunOptions, TuneConfig
-from vizsla.train.job import training_compute
 from vizsla.workspace import open_run
 
 REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
@@ -75,6 +74,13 @@ def moved_to(config: RunConfig, data: str | Path) -> RunConfig:
     )
 
 
+def check_compute(config: RunConfig) -> None:
+    """Before a model is loaded: whether the machine has the device, and training its settings."""
+    resolve_compute(device=config.device, precision=config.precision)
+    if config.tuning is not None:
+        _ = config.training  # UsageError for options that no training has
+
+
 def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Compute:
     """What the run computes with: every `auto` resolved by its network and its images."""
     return resolve_compute(
@@ -99,6 +105,8 @@ def resolved(
 
     tuning = config.tuning
     if tuning is not None:  # its own `auto`: training may use another precision than embedding
+        from vizsla.train.job import training_compute  # slow to import
+
         compute_of_training = training_compute(config.training)
         tuning = {**tuning, "precision": compute_of_training.precision}
     options = dataclasses.replace(

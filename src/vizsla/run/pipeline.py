@@ -24,7 +24,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import WHITENINGS
-from vizsla.run.config import REFINEMENT, RunConfig, compute_for, resolved
+from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.inputs import (
@@ -34,12 +34,10 @@ from vizsla.run.inputs import (
     truth_in,
     whiten_embedder,
 )
-from vizsla.run.train import check_compute, tune_images
 from vizsla.search import exact
 from vizsla.search.chain import check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import GraphFolder
 from vizsla.train.selection import TrainResult
-from vizsla.train.training import options_given
 from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -103,6 +101,8 @@ def _improved(
     """The embedder fine-tuned and whitened on the training images, as far as the options say."""
     tuned = None
     if config.tuning is not None:
+        from vizsla.run.train import tune_images  # the losses' library takes a second to import
+
         images = training_part(data.training, config.data)
         out = this_run.folder / "training"
         tuned = tune_images(images, embedder, out, target, config, progress)
@@ -205,6 +205,8 @@ def _model_record(
     elif tuned.is_finetuned:
         training = {**tuned.record()["training"], **earlier}
     else:
+        from vizsla.train.training import options_given
+
         options = options_given(config.training)
         before = {"before": earlier["options"]} if earlier else {}
         training = {

@@ -13,13 +13,12 @@ from vizsla import storage
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target, training_part
-from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.shared_vectors import cached_embeddings, embeddings_key
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.output import charts
-from vizsla.run.config import RunConfig
+from vizsla.run.config import RunConfig, check_compute
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import load_embedder, training_images
 from vizsla.train.batch_gradient import Processes, open_processes
@@ -151,13 +150,6 @@ def tune_images(
             out / "curve.png", read_log(out), chosen.loss, short=read_log(out / SHORT_FOLDER)
         )
     return result
-
-
-def check_compute(config: RunConfig) -> None:
-    """Before a model is loaded: whether the machine has the device, and training its settings."""
-    resolve_compute(device=config.device, precision=config.precision)
-    if config.tuning is not None:
-        _ = config.training  # UsageError for options that no training has
 
 
 def finished(out: Path) -> Finished | None:
