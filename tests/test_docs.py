@@ -148,6 +148,14 @@ def test_commands_and_python_on_search_work(
     assert "exact" in capsys.readouterr().out
 
 
+def test_python_on_notebooks_works(own_vectors: None) -> None:
+    (code,) = blocks("python", (ROOT / "docs/notebooks.md").read_text())
+    code = code.replace('"dinov2-s14"', '"tiny", weights="random"')
+    code = code.replace("query.emb", "own-query.emb").replace("gallery.emb", "own-gallery.emb")
+    exec(compile(code, "notebooks.md", "exec"), {})
+    assert Path("two.png").is_file()
+
+
 def test_links_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):

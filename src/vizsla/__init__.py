@@ -47,6 +47,7 @@ _HOME = {
     "read_qrels": "output.trec",
     "read_submission": "output.submission",
     "run": "run.pipeline",
+    "show": "output.notebook_view",
     "submit": "output.submit_client",
     "write_qrels": "output.trec",
     "write_submission": "output.submission",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from vizsla.errors import UsageError as UsageError
     from vizsla.errors import VizslaError as VizslaError
     from vizsla.model.embedder import Embedder as Embedder
+    from vizsla.output.notebook_view import show as show
     from vizsla.output.query_sheets import RankingTruth as RankingTruth
     from vizsla.output.query_sheets import draw_ranking as draw_ranking
     from vizsla.output.submission import read_submission as read_submission

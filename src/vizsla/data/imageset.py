@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from vizsla.data.tables import (
     texts,
 )
 from vizsla.errors import DataError
+from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 
 log = logging.getLogger("vizsla.imageset")
 
@@ -67,8 +68,8 @@ class Source(Protocol):
         """DataError if all of it is gone."""
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageSet(Shown):
     """ids: N posix paths below root, sorted as UTF-8 bytes. attributes: N rows, or no columns.
 
     links_outside: links that lead out of the root and were not followed.
@@ -99,6 +100,36 @@ class ImageSet:
         labels: list[str | None] = self.attributes["label"].to_pylist()
         return labels
 
+    def summary(self) -> Summary:
+        """The number of images and classes; a table of the largest classes."""
+        facts, others = [counted(len(self), "image")], list(self.attributes.column_names)
+        counts: dict[str | None, int] = {}
+        if "label" in others:
+            others.remove("label")
+            found = self.attributes["label"].value_counts().to_pylist()
+            counts = {entry["values"]: entry["counts"] for entry in found}
+            unlabelled = counts.pop(None, 0)
+            facts.append(counted(len(counts), "class", "classes"))
+            facts += [f"{unlabelled:,} without a label"] * (unlabelled > 0)
+        facts += [f"attributes {', '.join(others)}"] * bool(others) + [f"in {self.location}"]
+        rows = sorted(counts.items(), key=lambda entry: (-entry[1], str(entry[0])))
+        more = len(rows) - SHOWN
+        return Summary(
+            "ImageSet",
+            facts,
+            ["class", "images"] if rows else [],
+            rows[:SHOWN],
+            [count / rows[0][1] for _, count in rows[:SHOWN]],
+            [f"… and {counted(more, 'smaller class', 'smaller classes')}"] * (more > 0),
+        )
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each image: id, then the attributes."""
+        table = self.attributes
+        return data_frame(
+            {"id": self.ids, **{name: table[name].to_pylist() for name in table.column_names}}
+        )
+
     def path(self, i: int) -> Path:
         """The file of the i-th image; only without a source."""
         return self.root / self.ids[i]
@@ -123,6 +154,11 @@ class ImageSet:
     def location(self) -> str:
         """The root, as the user named it."""
         return str(self.root) if self.source is None else self.source.location
+
+    @property
+    def folder(self) -> Path | None:
+        """The root, if the images are files below it; else None."""
+        return self.root if self.source is None else None
 
     def require_available(self) -> None:
         """DataError if the folder of images is gone, as when a disk was unmounted."""
@@ -244,8 +280,8 @@ class ImageSet:
 # ── the contest's folder layout ───────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, eq=False)
-class DataFolders:
+@dataclass(frozen=True, eq=False, repr=False)
+class DataFolders(Shown):
     """folder: the one that holds training/ and test/.
 
     All three sets have the columns (domain, group, …) of the labels file, but not its labels: query
@@ -257,6 +293,15 @@ class DataFolders:
     query: ImageSet
     gallery: ImageSet
     labels_file: Path | None
+
+    def summary(self) -> Summary:
+        """The three parts and the number of their images."""
+        parts = {"training": self.training, "query": self.query, "gallery": self.gallery}
+        sizes = {name: len(part) for name, part in parts.items() if part is not None}
+        facts = [f"{size:,} {name}" for name, size in sizes.items()]
+        labels = f"labels in {self.labels_file}" if self.labels_file else "no labels file"
+        rows = list(sizes.items())
+        return Summary(f"Data in {self.folder}", [*facts, labels], ["part", "images"], rows)
 
 
 def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:

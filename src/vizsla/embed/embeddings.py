@@ -16,17 +16,19 @@ import pyarrow as pa
 from vizsla import storage
 from vizsla.embed import shards
 from vizsla.errors import DataError, StorageError
+from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 
 FORM = "embeddings/1"
 Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n, D) float32 unit rows, attributes
 
 
-@dataclass(frozen=True, eq=False)
-class Embeddings:
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings(Shown):
     """ids: N. vectors: (N, D) float32, rows of length 1. attributes: N rows (label, group, …).
 
     model_id decides what may be compared, compute_id what is bit-equal (None: unknown).
     broken: (id, reason) of the images that could not be embedded and are not among the ids.
+    root: the folder that the ids are below, if it is known; it is not saved.
     """
 
     ids: list[str]
@@ -35,6 +37,7 @@ class Embeddings:
     model_id: str
     compute_id: str | None = None
     broken: list[tuple[str, str]] = field(default_factory=list)
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.ids):
@@ -61,6 +64,22 @@ class Embeddings:
             return None
         labels: list[str | None] = self.attributes["label"].to_pylist()
         return labels
+
+    def summary(self) -> Summary:
+        """Their number, dimension and model; the first ids with their attributes."""
+        facts = [f"{len(self):,} × {self.dim}", f"model {self.model_id}"]
+        facts += [f"{len(self.broken):,} broken images left out"] * bool(self.broken)
+        first = self.attributes.slice(0, SHOWN).to_pydict()
+        rows = list(zip(self.ids[:SHOWN], *first.values(), strict=True))
+        more = len(self) - SHOWN
+        notes = [f"… and {counted(more, 'more image')}"] * (more > 0)
+        return Summary("Embeddings", facts, ["id", *first], rows, notes=notes)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each image: id, the attributes, and the vector (D,)."""
+        table = self.attributes
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        return data_frame({"id": self.ids, **columns, "vector": list(self.vectors)})
 
     @staticmethod
     def from_arrays(
@@ -94,8 +113,11 @@ class Embeddings:
         writer.finish()
 
     @staticmethod
-    def open(folder: str | Path) -> "Embeddings":
-        """Reads a folder into memory. StorageError: damaged; DataError: unfinished or none."""
+    def open(folder: str | Path, *, root: Path | None = None) -> "Embeddings":
+        """Reads a folder into memory. StorageError: damaged; DataError: unfinished or none.
+
+        root: the folder of the images.
+        """
         manifest = read_manifest(folder)
         tables = [shards.read_shard(folder, entry) for entry in manifest["shards"]]
         if not tables:
@@ -109,6 +131,7 @@ class Embeddings:
             manifest["model_id"],
             manifest["compute_id"],
             [tuple(pair) for shard in manifest["shards"] for pair in shard["broken"]],
+            root,
         )
 
 

@@ -81,7 +81,7 @@ def embed(
         shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
         progress=progress, picture=picture, engine=engine,
     )  # fmt: skip
-    return Embeddings.open(out)
+    return Embeddings.open(out, root=images.folder)
 
 
 def write_embeddings(

@@ -71,4 +71,4 @@ class RunEmbedder:
             images, self.runtime.embedder, out,
             runtime=self.runtime, max_pixels=self.max_pixels, cache=self.cache, progress=report,
         )  # fmt: skip
-        return Embeddings.open(out)
+        return Embeddings.open(out, root=images.folder)

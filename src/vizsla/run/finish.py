@@ -3,6 +3,7 @@
 One model and several models end in the same way.
 """
 
+import dataclasses
 import hashlib
 import logging
 import time
@@ -20,6 +21,7 @@ from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import DataFolders
 from vizsla.data.listing import few
 from vizsla.embed.embeddings import Embeddings
+from vizsla.notebook import Shown, Summary
 from vizsla.output.sheet_selection import draw_sample, with_unanswered
 from vizsla.output.submission import write_submission
 from vizsla.run.config import RunConfig
@@ -37,8 +39,8 @@ from vizsla.workspace import Messages, Run
 log = logging.getLogger("vizsla.run")
 
 
-@dataclass(frozen=True)
-class RunResult:
+@dataclass(frozen=True, repr=False)
+class RunResult(Shown):
     """What a run left behind.
 
     scores: None if no labels are known. record: the content of the result file.
@@ -60,6 +62,12 @@ class RunResult:
     tuned: TrainResult | None = None
     members: list["RunResult"] = field(default_factory=list)
     weights_choice: WeightsChoice | None = None
+
+    def summary(self) -> Summary:
+        """Model, folder and scores; the table of the scores."""
+        scores = self.scores.summary() if self.scores else Summary("")
+        facts = [self.model_name, *scores.facts, f"{self.seconds:.0f} s", f"in {self.run.folder}"]
+        return dataclasses.replace(scores, title="Run", facts=facts)
 
     @property
     def warnings(self) -> list[str]:

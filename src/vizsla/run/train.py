@@ -16,6 +16,7 @@ from vizsla.data.splits import Target, training_part
 from vizsla.embed.shared_vectors import cached_embeddings, embeddings_key
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.notebook import Shown, Summary
 from vizsla.options import TrainConfig
 from vizsla.output import charts
 from vizsla.run.config import RunConfig, check_compute
@@ -25,7 +26,7 @@ from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import WITHOUT_EFFECT, training_compute
 from vizsla.train.loop import SHORT_FOLDER, read_log
-from vizsla.train.selection import TrainResult
+from vizsla.train.selection import TrainResult, training_summary
 from vizsla.train.training import PARTS, fine_tune
 
 log = logging.getLogger("vizsla.train")
@@ -35,14 +36,18 @@ FINISHED = "finished.json"
 TRAIN, KEEP, REFUSE = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Finished:
+@dataclass(frozen=True, repr=False)
+class Finished(Shown):
     """A training that has ended: its folder, settings, result, and the text that it printed."""
 
     folder: Path
     settings: dict[str, Any]
     result: dict[str, Any]
     printed: str
+
+    def summary(self) -> Summary:
+        """As that of the training's result."""
+        return training_summary(self.result)
 
     def text(self) -> str:
         """What the training printed when it ended."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.notebook import Shown, Summary, counted, data_frame
 from vizsla.score.result_file import (
     COSTS,
     COUNTS,
@@ -48,13 +49,28 @@ class Flag:
     alarm: bool = True
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """All results that could be read; `damaged` holds (file, reason) of the others."""
 
     results: list[Result]
     damaged: list[tuple[str, str]] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
+
+    def summary(self) -> Summary:
+        """The number of results; averages over groups of runs, and the remarks."""
+        alarms, notes = self.remarks()
+        facts = [counted(len(self.results), "result")]
+        facts += [counted(len(alarms), "alarm")] * bool(alarms)
+        table = self.grouped()
+        remarks = [*alarms, *notes]
+        return Summary("Comparison", facts, table.columns, table.rows, notes=remarks)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each run."""
+        table = self.single()
+        columns = zip(table.columns, zip(*table.rows, strict=True), strict=True)
+        return data_frame({name: list(cells) for name, cells in columns})
 
     def grouped(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> Table:
         """Averages over groups of runs, never across NEVER_ACROSS, whatever `by` says.

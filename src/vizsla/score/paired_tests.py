@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vizsla.errors import DataError, UsageError
+from vizsla.notebook import Shown, Summary, counted, data_frame
 from vizsla.score.intervals import PERMUTATIONS, difference_interval, holm, sign_flip_p
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
@@ -52,6 +53,25 @@ class Difference:
         return f"{self.a if self.difference > 0 else self.b} is better"
 
 
+class Differences(Shown, list[Difference]):
+    """The differences of all pairs of systems in all chosen metrics."""
+
+    def summary(self) -> Summary:
+        """Each comparison in a row of the table; how the intervals are corrected."""
+        table = differences_table(self)
+        left_out = ("mean A", "mean B", "p", "queries")
+        table = table.select([name for name in table.columns if name not in left_out])
+        sentences = [in_words(difference) for difference in self]
+        facts = [counted(len(self), "comparison"), *sentences]
+        notes = [correction_note(self)] if self else []
+        return Summary("Differences", facts, table.columns, table.rows, notes=notes)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each comparison."""
+        records = [{**asdict(d), "difference": d.difference, "verdict": d.verdict} for d in self]
+        return data_frame({key: [row[key] for row in records] for key in records[0]})
+
+
 def compare_systems(
     systems: Mapping[str, Scores],
     *,
@@ -59,7 +79,7 @@ def compare_systems(
     cluster: str | None = None,
     confidence: float = 0.95,
     seed: int = 0,
-) -> list[Difference]:
+) -> Differences:
     """Every pair of systems, metric by metric, on the same queries.
 
     keys: metrics such as "map"; by default top-k accuracy, and AP or else precision@k. cluster:
@@ -80,10 +100,10 @@ def compare_systems(
         for key, a, b in wanted
     ]  # fmt: skip
     corrected = holm([entry["p"] for entry in drawn])
-    return [
+    return Differences(
         Difference(**entry, p_corrected=p, comparisons=len(wanted), confidence=confidence)
         for entry, p in zip(drawn, corrected, strict=True)
-    ]
+    )
 
 
 def differences_table(differences: Sequence[Difference]) -> Table:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
+from vizsla.notebook import Shown, Summary, counted, data_frame
 from vizsla.score import metrics
 from vizsla.score.figures import Figure, IntervalSettings, Metric, figures_of, mean_of
 from vizsla.score.text_table import Table
@@ -24,8 +25,8 @@ _NAMED = 10  # how many classes a note names
 UNLABELLED = "(none)"  # the slice of the queries that have no value in a column
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Shown):
     """The scores of Q queries. `scores["map"]` is a Figure, `scores.metrics["map"].values` is (Q,).
 
     answerable: (Q,) bool, whether something is relevant in the gallery (True if unknown).
@@ -137,6 +138,33 @@ class Scores:
 
     # ── for people and files ──
 
+    def summary(self) -> Summary:
+        """The main means; all known figures with their intervals, and the notes."""
+        main = ["top_k_accuracy@1", f"top_k_accuracy@{self.top_k}", "map", "contest_points"]
+        means = {self.metrics[key].title: self.mean(key) for key in main if key in self.metrics}
+        facts = [
+            f"{title} {mean:.{1 if title == 'contest points' else 4}f}"
+            for title, mean in means.items()
+            if mean is not None
+        ]
+        queries = counted(len(self), "query", "queries")
+        table = _figures_table(self)
+        return Summary("Scores", [queries, *facts], table.columns, table.rows, notes=self.notes)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each query: its columns, the first hit, every metric."""
+        first = np.where(np.isinf(self.first_ranks), np.nan, self.first_ranks)
+        return data_frame(
+            {
+                "query": self.queries,
+                **self.columns,
+                "n_relevant": self.n_relevant,
+                "first_rank": first,
+                "first_label": self.first_labels,
+                **{key: np.array(self.per_query(key), dtype=float) for key in self.metrics},
+            }
+        )
+
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know: queries left out, unknowns, classes at zero."""
@@ -150,7 +178,7 @@ class Scores:
     def lines(self) -> list[str]:
         """The table and the notes for a terminal."""
         notes = self.notes
-        return [*_table_lines(self), *([""] if notes else []), *notes]
+        return [*_figures_table(self).lines(), *([""] if notes else []), *notes]
 
     def text(self) -> str:
         """The lines as one text."""
@@ -307,13 +335,13 @@ def _doubts(scores: Scores) -> list[str]:
     return []
 
 
-def _table_lines(scores: Scores) -> list[str]:
-    """The known figures, aligned: metric, value, interval, how many queries it divides by."""
+def _figures_table(scores: Scores) -> Table:
+    """The known figures: metric, value, interval, how many queries it divides by."""
     rows = [_row(key, figure) for key, figure in scores.known.items() if is_shown(scores, key)]
     percent = f"{100 * scores.settings.confidence:g} % interval"
     header = ("metric", "value", percent, "queries", "with the other denominator")
     width = 5 if any(row[4] for row in rows) else 4
-    return Table(list(header[:width]), [list(row[:width]) for row in rows]).lines()
+    return Table(list(header[:width]), [list(row[:width]) for row in rows])
 
 
 def is_shown(scores: Scores, key: str) -> bool:

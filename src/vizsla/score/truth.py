@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, UsageError
+from vizsla.notebook import Shown, Summary, counted
 from vizsla.search.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from vizsla.embed.embeddings import Embeddings
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
+@dataclass(frozen=True, eq=False, repr=False)
+class Truth(Shown):
     """The labels of the queries and of the gallery, by id. None: no label.
 
     query_complete: these are all queries, so those that a ranking lacks count as wrong. False if
@@ -54,6 +55,17 @@ class Truth:
                     f"the truth labels none of its {len(labels)} {role} images, so nothing can be "
                     "scored: give a labels file or a file-name pattern that does"
                 )
+
+    def summary(self) -> Summary:
+        """How many queries and gallery images it labels or judges."""
+        if self.relevant is not None:
+            return Summary("Truth", [f"{counted(len(self.relevant), 'query', 'queries')} judged"])
+        rows = [
+            [role, len(labels), len({label for label in labels.values() if label is not None})]
+            for role, labels in (("query", self.query), ("gallery", self.gallery))
+        ]
+        facts = [f"{role} {n:,} images of {c:,} classes" for role, n, c in rows]
+        return Summary("Truth", facts, ["part", "images", "classes"], rows)
 
     @staticmethod
     def from_lists(

@@ -218,7 +218,10 @@ def rank_refined(
         "model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set,
         "refine": chain.record(),
     }  # fmt: skip
-    return Ranking(queries.ids, gallery.ids, positions, scores, G, origin)
+    return Ranking(
+        queries.ids, gallery.ids, positions, scores, G, origin,
+        query_root=queries.root, gallery_root=gallery.root,
+    )  # fmt: skip
 
 
 class Refiner:

@@ -111,7 +111,10 @@ def rank(
             positions, scores, self_positions(queries.ids, gallery.ids), k
         )
     origin = {"model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set}
-    return Ranking(queries.ids, gallery.ids, positions, scores, len(gallery), origin)
+    return Ranking(
+        queries.ids, gallery.ids, positions, scores, len(gallery), origin,
+        query_root=queries.root, gallery_root=gallery.root,
+    )  # fmt: skip
 
 
 def require_comparable(

@@ -186,7 +186,10 @@ class FolderIndex:
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
-        return Ranking(queries.ids, snapshot.ids, positions, scores, len(snapshot), origin)
+        return Ranking(
+            queries.ids, snapshot.ids, positions, scores, len(snapshot), origin,
+            query_root=queries.root,
+        )  # fmt: skip
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
 

@@ -196,7 +196,9 @@ class MilvusIndex:
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
-        return Ranking(queries.ids, found.ids, positions, scores, size, origin)
+        return Ranking(
+            queries.ids, found.ids, positions, scores, size, origin, query_root=queries.root
+        )
 
     def _found(
         self, queries: np.ndarray, k: int, allowed: int, where: str, *, scan: bool

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import pyarrow.compute as pc
 
 from vizsla import storage
 from vizsla.errors import DataError
+from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
+
+FIRST = 3  # results of a query that a notebook's table shows
 
 
-@dataclass(frozen=True, eq=False)
-class Ranking:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ranking(Shown):
     """For each of Q queries up to K gallery images, best first.
 
     queries: Q ids. gallery: the ids that `positions` point into.
@@ -23,6 +26,7 @@ class Ranking:
     scores: (Q, K) float64 falling along a row, nan after its end; None if unknown.
     gallery_size: G if the whole gallery is known, else None (as from a submission file).
     origin: what made it (model_id, k, …), for the record.
+    query_root, gallery_root: the folders of the images, if they are known; they are not saved.
     """
 
     queries: list[str]
@@ -31,6 +35,8 @@ class Ranking:
     scores: np.ndarray | None = None
     gallery_size: int | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    query_root: Path | None = None
+    gallery_root: Path | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.queries)) != len(self.queries):
@@ -46,6 +52,40 @@ class Ranking:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    def summary(self) -> Summary:
+        """Its size and what made it; the first results of the first queries."""
+        facts = [counted(len(self), "query", "queries"), f"{counted(self.depth, 'rank')} each"]
+        if self.gallery_size is not None:
+            facts.append(f"of {counted(self.gallery_size, 'gallery image')}")
+        if "model_id" in self.origin:
+            facts.append(f"model {self.origin['model_id']}")
+        rows = []
+        for i in range(min(len(self), SHOWN)):
+            names = self.row(i)[:FIRST]
+            shown = [""] * FIRST
+            for j, name in enumerate(names):
+                score = "" if self.scores is None else f" ({self.scores[i, j]:.3f})"
+                shown[j] = name + score
+            rows.append([self.queries[i], *shown])
+        more = len(self) - SHOWN
+        return Summary(
+            "Ranking",
+            facts,
+            ["query", *(f"rank {n}" for n in range(1, FIRST + 1))],
+            rows,
+            notes=[f"… and {counted(more, 'more query', 'more queries')}"] * (more > 0),
+        )
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each result: query, rank (from 1), gallery, score."""
+        at, column = np.nonzero(self.positions >= 0)
+        gallery = np.array(self.gallery, dtype=object)[self.positions[at, column]]
+        scores = np.full(len(at), np.nan) if self.scores is None else self.scores[at, column]
+        queries = np.array(self.queries, dtype=object)[at]
+        return data_frame(
+            {"query": queries, "rank": column + 1, "gallery": gallery, "score": scores}
+        )
 
     @property
     def depth(self) -> int:
@@ -63,13 +103,10 @@ class Ranking:
 
     def head(self, k: int) -> "Ranking":
         """The same ranking, cut to the first k."""
-        return Ranking(
-            self.queries,
-            self.gallery,
-            self.positions[:, :k],
-            None if self.scores is None else self.scores[:, :k],
-            self.gallery_size,
-            self.origin,
+        return replace(
+            self,
+            positions=self.positions[:, :k],
+            scores=None if self.scores is None else self.scores[:, :k],
         )
 
     @staticmethod

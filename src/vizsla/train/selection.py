@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
+from vizsla.notebook import Shown, Summary
 
 log = logging.getLogger("vizsla.train")
 
@@ -154,8 +155,8 @@ def table(candidates: list[Candidate]) -> str:
 # ── the result of a training ─────────────────────────────────────────────────────────────────────
 
 
-@dataclass(eq=False)
-class TrainResult:
+@dataclass(eq=False, repr=False)
+class TrainResult(Shown):
     """The result of a training, with all that a result file needs.
 
     embedder: the one that was kept. closed_forms: names of candidates that are the frozen network
@@ -241,6 +242,10 @@ class TrainResult:
             return f"{kept.name} is kept: {gain}"
         return f"{kept.name} is kept, the frozen network with a fitted projection: {gain}"
 
+    def summary(self) -> Summary:
+        """The verdict, and a table of the candidates."""
+        return training_summary(self.record())
+
     def scores_text(self) -> str:
         """The table of all candidates, the verdict, and steps, epochs, loss and seconds."""
         loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
@@ -275,6 +280,16 @@ class TrainResult:
                 "warnings": self.warnings,
             },
         }
+
+
+def training_summary(record: Mapping[str, Any]) -> Summary:
+    """A training as a notebook shows it. record: of `TrainResult.record`."""
+    training = record["training"]
+    columns = ["name", "value", "gain", "standard_error", "kept"]
+    rows = [[candidate[key] for key in columns] for candidate in training["candidates"]]
+    took = f"{training['steps']:,} steps, {training['seconds']:.0f} s"
+    facts, notes = [training["verdict"], took], training["warnings"]
+    return Summary("Training", facts, ["candidate", "validation", *columns[2:]], rows, notes=notes)
 
 
 def _n(count: int, what: str) -> str:
