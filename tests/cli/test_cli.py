@@ -293,7 +293,8 @@ def test_models_lists_all_names() -> None:
     for name in shlex.split(
         "clip-vit-b32 clip-vit-b16 clip-vit-l14 clip-vit-h14 siglip2-b16 siglip2-l16 "
         "siglip2-so400m pe-core-b16 pe-core-l14 dinov2-s14 dinov2-b14 dinov2-l14 dinov2-s14-reg "
-        "dinov2-b14-reg dinov2-l14-reg dinov3-s16 dinov3-b16 dinov3-l16 efficientnet-b0 "
+        "dinov2-b14-reg dinov2-l14-reg dinov3-s16 dinov3-b16 dinov3-l16 "
+        "efficientnet-lite0 efficientnet-lite1 efficientnet-lite2 efficientnet-b0 "
         "efficientnet-b1 efficientnet-b2 efficientnet-b3 resnet18 resnet34 resnet50 resnet101 "
         "resnet152 mobilenetv2 convnext-tiny convnext-base googlenet"
     ):

