@@ -1,7 +1,6 @@
 """The commands and the Python in README.md run as they stand, on the demo's data set.
 
-Only the weights differ: no model hub can be reached from a test, so the README's model is replaced
-by the small untrained one.
+No model hub can be reached from a test, so all use the models that come as packages.
 """
 
 import csv
@@ -39,20 +38,12 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("vizsla ")]
 
 
-def offline(words: list[str]) -> list[str]:
-    return [
-        word
-        for old in words
-        for word in (["tiny", "--weights", "random"] if old == "dinov2-s14" else [old])
-    ]
-
-
 def test_readme_commands_work(demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo_data)
     todo = commands(ROOT / "README.md")
     assert len(todo) >= 9
     for words in todo:
-        result = CliRunner().invoke(app, offline(words[1:]), catch_exceptions=False)
+        result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
     assert list(demo_data.glob("results/*.json")) and list(demo_data.glob("sheets/*.png"))
 
@@ -63,7 +54,6 @@ def test_readme_python_works(
     monkeypatch.chdir(demo_data)
     (code,) = blocks("python", (ROOT / "README.md").read_text())
     assert len(code.strip().splitlines()) <= 12
-    code = code.replace('"dinov2-s14"', '"tiny", weights="random"')
     for name in ("query.emb", "gallery.emb"):
         code = code.replace(name, f"python-{name}")
     exec(compile(code, "README.md", "exec"), {})
@@ -88,8 +78,7 @@ def vectors_folder(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         writer.writerows(kept)
     truth = {(row["role"], row["file"]): row["label"] for row in kept}
     for role in ("query", "gallery"):
-        images = ["embed", str(folder / f"data/test/{role}"), "--model", "tiny"]
-        words = [*images, "--weights", "random", "-o", str(folder / f"{role}.emb")]
+        words = ["embed", str(folder / f"data/test/{role}"), "-o", str(folder / f"{role}.emb")]
         assert CliRunner().invoke(app, words).exit_code == 0
         found = Embeddings.open(folder / f"{role}.emb")
         np.save(folder / f"{role[0]}.npy", found.vectors)
@@ -116,7 +105,7 @@ def test_commands_on_pages_work(own_vectors: None, page: str, least: int) -> Non
     todo = commands(ROOT / f"docs/{page}.md")
     assert len(todo) >= least
     for words in todo:
-        result = CliRunner().invoke(app, offline(words[1:]), catch_exceptions=False)
+        result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
     made = {"metrics": ("qrels.txt", "scores.png", "compared.html"), "check": ("exclude.txt",),
             "speed": ("fast.emb/manifest.json", "model.onnx", "model.json"),
@@ -141,7 +130,7 @@ def test_commands_and_python_on_search_work(
     todo = commands(ROOT / "docs/search.md")
     assert len(todo) >= 7
     for words in todo:
-        result = CliRunner().invoke(app, offline(words[1:]), catch_exceptions=False)
+        result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
     (code,) = blocks("python", (ROOT / "docs/search.md").read_text())
     exec(compile(code, "search.md", "exec"), {})

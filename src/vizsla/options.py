@@ -14,7 +14,7 @@ from typing import Any
 from vizsla.errors import UsageError
 
 GROUPS = ("Data", "Model", "Ranking", "Training", "Speed", "Output")  # the panels of --help
-DEFAULT_BACKBONE = "dinov2-s14"
+DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
 
 

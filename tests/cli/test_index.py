@@ -105,8 +105,8 @@ def test_images_are_queries(tinted: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(run_json("search", "i", tinted / "test/query", *TINY)["rankings"]) == 16  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the gallery was embedded by"):
         vizsla("search", "i", one, *TINY, "--seed", "1")
-    with pytest.raises(UsageError, match="--model says"):
-        vizsla("search", "i", one)
+    with pytest.raises(DataError, match=r"efficientnet-lite0 is model .* embedded by"):
+        vizsla("search", "i", one)  # the default is not the gallery's
     with pytest.raises(UsageError, match="all be image files"):
         vizsla("search", "i", one, gallery, *TINY)
 

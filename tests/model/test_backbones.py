@@ -54,7 +54,7 @@ def on_meta(name: str | BackboneSpec, image_size: int | None = None) -> Backbone
 
 def test_the_names_are_those_promised() -> None:
     assert list(BACKBONES) == NAMES
-    assert DEFAULT_BACKBONE == "dinov2-s14"
+    assert DEFAULT_BACKBONE == "efficientnet-lite0"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,5 @@
 """Commands for searching a gallery: index (build, add, remove, info), search."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -239,10 +238,6 @@ def search(
             "--same-set", help="Queries and gallery are one set: leave out each query's own image."
         ),
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="The model that embeds query images: the gallery's."),
-    ] = None,
     seed: Seed = 0,
     learn_on: LearnOn = None,
     validate_on: ValidateOn = None,
@@ -262,8 +257,7 @@ def search(
     found = open_gallery(gallery, device)
     with ProgressShown(quiet) as progress:
         query_set = embedded_queries(
-            queries, found.model_id, choice=replace(model_choice, model=model) if model else None,
-            seed=seed, device=device,
+            queries, found.model_id, choice=model_choice, seed=seed, device=device,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
         chain, choice = chain_of(

@@ -42,7 +42,7 @@ def run(
         typer.Option(
             "--model",
             help="A backbone's name (see `vizsla models`) or a folder; several are fused.",
-            show_default="dinov2-s14",
+            show_default=DEFAULT_BACKBONE,
         ),
     ] = None,
     weights: Annotated[
@@ -242,7 +242,7 @@ def sweep(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="A model. Repeatable.", show_default="dinov2-s14"),
+        typer.Option("--model", help="A model. Repeatable.", show_default=DEFAULT_BACKBONE),
     ] = None,
     weights: Annotated[
         list[str] | None,

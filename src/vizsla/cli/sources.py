@@ -131,7 +131,7 @@ def embedded_queries(
     sources: list[Path],
     model_id: str,
     *,
-    choice: "ModelChoice | None",
+    choice: "ModelChoice",
     seed: int,
     device: str,
     progress: Callable[[int, int], None],
@@ -147,10 +147,8 @@ def embedded_queries(
     folders = [path for path in sources if path.is_dir()]
     if len(sources) > 1 and folders:
         raise UsageError(f"{folders[0]}: several queries must all be image files")
-    if is_embeddings(sources[0]) or (folders and choice is None):
+    if is_embeddings(sources[0]):
         return Embeddings.open(sources[0])
-    if choice is None:
-        raise UsageError("the queries are images: --model says what embeds them")
     from vizsla.data.imageset import ImageSet
     from vizsla.embed import inference
     from vizsla.embed.auto_compute import resolve_compute

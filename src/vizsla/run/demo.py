@@ -36,8 +36,8 @@ class Demo:
                 f"submission  {last.submission_path}",
                 f"figures     {last.run.figures_folder(last.model_name)}",
                 "",
-                "Next, on this data with a real model (fetches its weights), or on your own:",
-                f"  vizsla run {self.folder / 'data'} --model dinov2-s14",
+                "Next, on this data with a real model, or on your own (neither needs a network):",
+                f"  vizsla run {self.folder / 'data'}",
                 "  vizsla run YOUR_DATA",
             ]
         )
