@@ -1,13 +1,12 @@
 """What the organiser does: rules and truth at the start, the seed, rescoring, tokens."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vizsla.errors import DataError, MissingExtraError, UsageError
+from vizsla.errors import DataError, UsageError
 from vizsla.web.contest import server as judging
 from vizsla.web.contest.rules import Rules
 from vizsla.web.contest.scoring import Scorer
@@ -121,13 +120,6 @@ def test_the_data_folder_is_compared_with_the_labels(paint: Any, tmp_path: Path)
     paint("data/test/query/q2.png", (1, 2, 3))
     with pytest.raises(DataError, match=r"not in the labels: q2\.png"):
         judging.read_truth(good, data)
-
-
-def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fastapi", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'vizsla\[web\]'"):
-        judging.judge(tmp_path / "labels.csv", database=tmp_path / "judge.sqlite")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_port_that_is_taken_is_one_line(serving: Any, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from vizsla.web.contest.rules import Rules, group_name
 from vizsla.web.contest.scoring import Labels, Lists, PartScore, Scorer
 from vizsla.web.contest.store import Store
 from vizsla.web.shell.tokens import chosen, hashed, new_token
-from vizsla.web.shell.web_extra import require_web_extra
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -47,7 +46,6 @@ def judge(
     organiser_token: None keeps the one in the file; the first start creates one.
     started: is called with the server's URL and the organiser's token, None unless it is new.
     """
-    require_web_extra("the contest's server")
     from vizsla.web.shell.http import listen, make_server, url_of
 
     truth = read_truth(labels, data)

@@ -32,7 +32,6 @@ from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
 from vizsla.run import config, finished_run, inputs
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index
-from vizsla.web.shell.web_extra import require_web_extra
 from vizsla.workspace import is_run
 
 if TYPE_CHECKING:
@@ -123,7 +122,6 @@ def serve(
     token: every request then needs it. allow_changes: without a token, one is made that only
     changes need. started: called with the address once the server listens.
     """
-    require_web_extra("the search server")
     import faiss  # noqa: F401  (the limit on threads applies to libraries that are loaded)
     import scipy.linalg  # noqa: F401
     from threadpoolctl import threadpool_limits
