@@ -1,3 +1,4 @@
+import importlib
 import io
 import json
 import logging
@@ -16,10 +17,10 @@ import typer
 from typer.testing import CliRunner
 
 from vizsla.cli.console import ProgressShown, TerminalHandler, format_rate
-from vizsla.cli.main import app, main
+from vizsla.cli.main import FILES, app, main
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(name for names in FILES.values() for name in names)
 
 
 def vizsla(*words: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -44,6 +45,23 @@ def test_a_frozen_run_imports_no_libraries_of_training() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_only_the_file_of_the_command_that_was_called_is_imported() -> None:
+    code = (
+        "import sys, vizsla.cli.main\n"
+        "try: vizsla.cli.main.main(['run', '--help'])\n"
+        "finally: sys.stderr.write(str([name for name in vizsla.cli.main.FILES\n"
+        "                               if f'vizsla.cli.{name}' in sys.modules]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "['run']" and "--finetune" in done.stdout
+
+
+def test_every_command_of_a_file_is_in_the_list_of_commands() -> None:
+    for file, names in FILES.items():
+        found = typer.main.get_group(importlib.import_module(f"vizsla.cli.{file}").app)
+        assert set(found.commands) == set(names), file
+
+
 @pytest.mark.parametrize("words", [["evaluate", "--help"], ["compare", "results"]])
 def test_scoring_starts_without_torch(words: list[str], tmp_path: Path) -> None:
     code = (
@@ -63,7 +81,8 @@ def test_no_help_hides_words_in_brackets() -> None:
     waiting = [typer.main.get_command(app)]
     while waiting:
         command = waiting.pop()
-        waiting += getattr(command, "commands", {}).values()
+        for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+            waiting.append(command.get_command(None, name))
         for parameter in command.params:
             assert "[" not in (getattr(parameter, "help", None) or ""), (command, parameter)
     shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
@@ -162,8 +181,8 @@ def test_every_option_has_a_help_that_is_shown_whole() -> None:
             if type(parameter).__name__ == "TyperOption":
                 assert parameter.help, f"{words} {parameter.opts}"
                 assert "[" not in parameter.help, f"{words} {parameter.opts}: {parameter.help}"
-        for name, below in getattr(command, "commands", {}).items():
-            check(below, f"{words} {name}")
+        for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+            check(command.get_command(None, name), f"{words} {name}")
 
     check(typer.main.get_command(app), "vizsla")
 

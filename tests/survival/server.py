@@ -190,7 +190,7 @@ def warm_up() -> None:
     import torch
     from matplotlib.figure import Figure
 
-    from vizsla.cli import main  # noqa: F401
+    from vizsla.cli import main, run  # noqa: F401
     from vizsla.model.embedder import Embedder
     from vizsla.run import pipeline  # noqa: F401
     from vizsla.train import training  # noqa: F401

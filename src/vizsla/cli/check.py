@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json, print_remarks
+from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks
 from vizsla.cli.parameters import Without
 from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
+
+app = Commands()
 
 
 @app.command(

@@ -29,6 +29,8 @@ class _FlagsWithoutType:
         for parameter in parameters:
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
+                if parameter.default is None:  # Typer would import pydantic to find it is no bool
+                    parameter.default = False
         return parameters
 
 
@@ -49,16 +51,6 @@ class Commands(typer.Typer):
         return lambda function: register(with_options(function))
 
 
-app = Commands(
-    name="vizsla",
-    cls=Group,
-    help="Rank a gallery of images for every query, so that images of the same class come first.",
-    epilog="Start with `vizsla demo`, then `vizsla run DATA`. Docs: README.md.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 log = logging.getLogger("vizsla")
 
 

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import Commands, Group, app, print_json
+from vizsla.cli.console import Commands, Group, print_json
 from vizsla.cli.shared_options import AsJson, Labels, Quiet, TopK, Verbose
 from vizsla.cli.sources import names_in
 from vizsla.errors import UsageError
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla submit submissions/sub_resnet50_….json --group us --url URL")

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.console import Commands, ProgressShown, print_json
 from vizsla.cli.shared_options import AsJson, Quiet, Seed, TopK, Verbose
 from vizsla.cli.sources import names_in, open_engine, read_ranking
 from vizsla.errors import DataError, UsageError
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, WhiteningChoice
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json, print_remarks, print_table
+from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks, print_table
 from vizsla.cli.shared_options import (
     AsJson,
     Cluster,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("vizsla")
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla evaluate submission.json --labels-from '{label}_{n}' -k 10")

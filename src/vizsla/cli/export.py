@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import app, print_json
+from vizsla.cli.console import Commands, print_json
 from vizsla.cli.parameters import Without
 from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose
 from vizsla.options import ModelChoice
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla export resnet50 -o resnet50.onnx")

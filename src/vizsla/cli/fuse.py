@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json
+from vizsla.cli.console import Commands, ProgressShown, print_json
 from vizsla.cli.shared_options import AsJson, Quiet, Verbose, fusion_weights
 from vizsla.cli.sources import read_ranking
 from vizsla.errors import UsageError
 from vizsla.options import FusionOptions, RankingOptions
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla fuse runs/ID1 runs/ID2 --fusion rrf -o fused.parquet")

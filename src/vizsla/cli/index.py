@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, Group, ProgressShown, app, print_json
+from vizsla.cli.console import Commands, Group, ProgressShown, print_json
 from vizsla.cli.refining import chain_of, print_refined, search_refined, vectors_of
 from vizsla.cli.shared_options import AsJson, LearnOn, Quiet, Seed, ValidateOn, Verbose, byte_count
 from vizsla.cli.sources import embedded_queries, open_gallery
@@ -32,6 +32,7 @@ class IndexCommands(Group):
         return rest
 
 
+app = Commands()
 index = Commands(cls=IndexCommands, no_args_is_help=True)
 app.add_typer(
     index,

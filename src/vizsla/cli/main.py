@@ -4,27 +4,26 @@ Results go to standard output, messages and progress to standard error. Heavy mo
 inside the commands that need them, so that `vizsla --help` answers at once.
 """
 
+import importlib
 import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import vizsla
-
-# importing registers the commands, and `vizsla --help` lists them in this order
-# isort: off
-from vizsla.cli import (  # noqa: F401
-    run, check, embed, index, fuse, evaluate, show, export, serve, contest
-)  # fmt: skip
-
-# isort: on
-from vizsla.cli.console import app, log_to_stderr
+from vizsla.cli.console import Commands, Group, log_to_stderr
 from vizsla.errors import UsageError, VizslaError
 from vizsla.storage import storage_error
 
+FILES = {
+    "run": ["run", "demo", "train", "sweep"], "check": ["check"], "embed": ["embed", "submission"],
+    "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate", "compare"],
+    "show": ["report", "models", "show"], "export": ["export"], "serve": ["serve"],
+    "contest": ["submit", "judge"],
+}  # fmt: skip  # file → its commands, in the order of `vizsla --help`
 INTERRUPTED = (
     "interrupted; nothing is half-written. Run again: `embed`, `train` and `run --finetune` "
     "continue, `run` starts over (with --cache DIR nothing is embedded twice)"
@@ -35,6 +34,33 @@ def _version(requested: bool) -> None:
     if requested:
         typer.echo(f"vizsla {vizsla.__version__}")
         raise typer.Exit
+
+
+class LazyGroup(Group):
+    """The commands of all files; only the file of the command that was called is imported."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands."""
+        return [name for names in FILES.values() for name in names]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One command; None for an unknown name, after all were read to suggest similar ones."""
+        for file, names in FILES.items():
+            if cmd_name in names or cmd_name not in self.list_commands(ctx):
+                module = importlib.import_module(f"vizsla.cli.{file}")
+                for name, command in typer.main.get_group(module.app).commands.items():
+                    self.commands.setdefault(name, command)
+        return self.commands.get(cmd_name)
+
+
+app = Commands(
+    name="vizsla",
+    cls=LazyGroup,
+    epilog="Start with `vizsla demo`, then `vizsla run DATA`. Docs: README.md.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.callback()

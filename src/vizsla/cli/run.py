@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, print_json, print_table
+from vizsla.cli.console import Commands, ProgressShown, print_json, print_table
 from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
 from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose, fusion_weights
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
 NOT_SWEPT = ("interpolation", "views", "whiten", "dim", "compiling", "refine", "refine_uses")
 VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # these also work without training
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")

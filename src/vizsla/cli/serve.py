@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app
+from vizsla.cli.console import Commands, ProgressShown
 from vizsla.cli.parameters import Without
 from vizsla.cli.shared_options import Quiet, Verbose
 from vizsla.options import GalleryOptions
 
 UNUSED = ("interpolation", "views", "exclude", "compiling", "batch_size", "workers", "cache")
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla serve runs/20260131-235959-0a1b --port 8000")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import ProgressShown, app, log, print_json
+from vizsla.cli.console import Commands, ProgressShown, log, print_json
 from vizsla.cli.shared_options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
 from vizsla.cli.sources import images_of_source, read_ranking
 from vizsla.errors import ModelError, UsageError
@@ -13,6 +13,8 @@ from vizsla.options import ModelChoice
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
+
+app = Commands()
 
 
 @app.command(epilog="Example: vizsla report runs/ID -o report.html")
