@@ -1,103 +1,74 @@
-"""Every option, once: fields of typed dataclasses with their default, help, range and group.
+"""Every option that several commands share: fields of typed dataclasses.
 
-The command line and `--config FILE` (cli/parameters.py), saved configurations and the tables of
-docs/options.md are made from these fields. Imports nothing heavy, so that `--help` answers at once.
+The command line and `--config FILE` (cli/parameters.py), saved configurations and the table of
+docs/options.md are made from these fields. An option of one command is a field of the dataclass
+above its function in cli/. Imports nothing heavy, so that `--help` answers at once.
 """
 
 import dataclasses
-import re
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vizsla.errors import UsageError
+from vizsla.option_fields import Options, fusion_weights, option, same, seconds
 
-GROUPS = ("Data", "Model", "Ranking", "Training", "Speed", "Output")  # the panels of --help
 DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
-
-
-@dataclass(frozen=True)
-class Option:
-    """What is known of an option beside its name, type and default.
-
-    flags: those of the command line, if they are not --the-name.
-    shown: the default in words, if it is None or depends on others.
-    usual: shown before all groups. rare: not in --help; `--set name=value` and --config reach it.
-    parse: a value from its text, if the type does not determine how.
-    """
-
-    help: str
-    group: str = ""
-    flags: tuple[str, ...] = ()
-    minimum: float | None = None
-    shown: str | None = None
-    usual: bool = False
-    rare: bool = False
-    parse: Callable[[str], Any] | None = None
-
-
-def option(default: Any, help: str, group: str, *flags: str, **more: Any) -> Any:
-    """A dataclass field that is an option. more: fields of Option; `shown` says what None means."""
-    about = Option(help, group, flags, **more)
-    return field(default=default, metadata={"option": about})
-
-
-def options_of(cls: type) -> dict[str, tuple[Option, Any, Any]]:
-    """name → (Option, type, default) of each field that is an option."""
-    types = typing.get_type_hints(cls)
-    return {
-        f.name: (f.metadata["option"], types[f.name], f.default)
-        for f in dataclasses.fields(cls)
-        if "option" in f.metadata
-    }
-
-
-def options_table() -> str:
-    """The table of docs/options.md in Markdown: the options that several commands share."""
-    options: dict[str, tuple[Option, Any, Any]] = {}
-    for cls in (TuneConfig, FusionOptions, RunOptions):  # the last one's defaults are shown
-        options |= options_of(cls)
-    lines = ["| group | name | flag | default | meaning |", "|---|---|---|---|---|"]
-    for name, (about, _, default) in sorted(options.items(), key=lambda o: _order(*o)):
-        flag = "" if about.rare else f"`{flag_of(name, about)}`"
-        shown = about.shown or ("" if default is None else str(default))
-        lines.append(f"| {about.group} | `{name}` | {flag} | {shown} | {about.help} |")
-    return "\n".join(lines) + "\n"
-
-
-def _order(name: str, option: tuple[Option, Any, Any]) -> tuple[int, bool, str]:
-    return GROUPS.index(option[0].group), option[0].rare, name
-
-
-def flag_of(name: str, about: Option) -> str:
-    """The long flag of an option: --image-size."""
-    long = [flag for flag in about.flags if flag.startswith("--")]
-    return long[0] if long else "--" + name.replace("_", "-")
-
-
-def seconds(text: str | float) -> float:
-    """`90s`, `30m`, `1.5h` → seconds. A bare number is refused: each of the three may be meant."""
-    if not isinstance(text, str):
-        return float(text)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if not match or float(match[1]) <= 0:
-        raise UsageError(f"--budget {text!r}: write a time such as 90s, 30m or 1.5h")
-    number, unit = match.groups()
-    if not unit:
-        raise UsageError(
-            f"--budget {number} has no unit: write {number}s, {number}m or {number}h for "
-            "seconds, minutes or hours"
-        )
-    return float(number) * {"s": 1.0, "m": 60.0, "h": 3600.0}[unit]
-
-
-# ── what travels together ────────────────────────────────────────────────────────────────────────
+POOLINGS = ("gap", "gem", "max", "cls", "native")
+WHITENINGS = ("none", "plain", "shrunk")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelChoice:
+class Messages(Options):
+    """Which messages are printed on standard error."""
+
+    quiet: bool = option(False, "Print errors only.", "Output", "-q", "--quiet")
+    verbose: bool = option(False, "Print more messages.", "Output", "-v", "--verbose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printing(Messages):
+    """How a command prints its result."""
+
+    as_json: bool = option(
+        False, "Print the result as JSON on standard output.", "Output", "--json"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorFiles(Options):
+    """How vectors are stored."""
+
+    store: str = option(
+        "fp32", "Store vectors as fp32, or as fp16 at half the size.", "Output",
+        choices=("fp32", "fp16"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Options):
+    """A page beside the result."""
+
+    html: Path | None = option(None, "Also write an HTML page.", "Output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneSet(Options):
+    """Whether queries and gallery are one set."""
+
+    same_set: bool = option(
+        False,
+        "Queries and gallery are one set: leave out each query's own image.",
+        "Data",
+        usual=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice(Options):
     """Which embedder: a backbone with its weights, pooling and preprocessing, or a saved one."""
 
     model: str = option(
@@ -113,7 +84,7 @@ class ModelChoice:
         usual=True,
     )
     pooling: str | None = option(
-        None, "gap, gem, max, cls or native.", "Model", shown="the model's", usual=True
+        None, "{choices}.", "Model", shown="the model's", usual=True, choices=POOLINGS
     )
     image_size: int | None = option(
         None, "Side of the square input, in pixels.", "Model", shown="the weights' own", minimum=1
@@ -135,13 +106,14 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhiteningChoice:
+class WhiteningChoice(Options):
     """What is fitted to the vectors of training images and kept in the embedder."""
 
     whiten: str = option(
         "none",
-        "Whiten vectors: none, plain or shrunk (for few images); fitted on training images.",
+        "Whiten vectors: {choices} (for few images); fitted on training images.",
         "Model",
+        choices=WHITENINGS,
     )
     dim: int | None = option(
         None,
@@ -153,7 +125,7 @@ class WhiteningChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
+class ImageOptions(Options):
     """Which images of a folder are read, and what is known of them."""
 
     labels: str | None = option(
@@ -174,16 +146,17 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeChoice:
+class ComputeChoice(Options):
     """What vectors are computed with; each `auto` is resolved once and written down."""
 
     device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
-    precision: str = option("auto", "auto, fp32, bf16, fp16.", "Speed")
+    precision: str = option("auto", "{choices}.", "Speed", choices=PRECISIONS)
     compiling: str = option(
         "auto",
-        "Compile the network: auto, on, off; auto does so if there are enough images.",
+        "Compile the network: {choices}; auto does so if there are enough images.",
         "Speed",
         "--compile",
+        choices=("auto", "on", "off"),
     )
     batch_size: int | str = option(
         "auto", "Images in a batch; auto: by the GPU's memory, 32 on a CPU.", "Speed"
@@ -197,7 +170,7 @@ class ComputeChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingOptions:
+class RankingOptions(Options):
     """How a gallery is ranked."""
 
     refine: str = option(
@@ -211,11 +184,12 @@ class RankingOptions:
         "queries",
         "Test images that --refine may use: queries (and gallery), gallery, or nothing.",
         "Ranking",
+        choices=("queries", "gallery", "nothing"),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionOptions:
+class FusionOptions(Options):
     """How several models' rankings become one."""
 
     fusion: str = option(
@@ -223,17 +197,20 @@ class FusionOptions:
         "How several models are joined: zscore, minmax (of scores), rrf (of ranks), or concat "
         "(of vectors).",
         "Ranking",
+        choices=("zscore", "minmax", "rrf", "concat"),
     )
-    fusion_weights: str | None = option(
+    fusion_weights: str | list[float] | None = option(
         None,
         "One weight for each model, such as 0.5,0.3,0.2; auto: chosen on validation images.",
         "Ranking",
         shown="equal",
+        parse=fusion_weights,
     )
     fusion_whiten: str = option(
         "shrunk",
-        "Whitening before concat: shrunk, plain or none; fitted on training images.",
+        "Whitening before concat: {choices}; fitted on training images.",
         "Ranking",
+        choices=WHITENINGS,
         rare=True,
     )
 
@@ -262,29 +239,25 @@ class RunOptions(ModelChoice, WhiteningChoice, ImageOptions, ComputeChoice, Rank
 class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice):
     """The options of `vizsla serve` that say what is searched, and with which model."""
 
-    model: str | None = option(  # type: ignore[assignment]
-        None,
-        "The model that embeds queries.",
-        "Model",
+    model: str | None = same(  # type: ignore[assignment]
+        ModelChoice, "model", None,
+        help="The model that embeds queries.",
         shown=f"the run's own; {DEFAULT_BACKBONE} for a folder",
-        usual=True,
-    )
-    labels: str | None = option(
-        None,
-        "Labels of the gallery: a CSV or Parquet table with the columns label and file.",
-        "Data",
+    )  # fmt: skip
+    labels: str | None = same(
+        ImageOptions, "labels",
+        help="Labels of the gallery: a CSV or Parquet table with the columns label and file.",
         shown="the source's own",
-        usual=True,
-    )
+    )  # fmt: skip
     images: str | None = option(None, "The folder of the gallery's images.", "Data", usual=True)
     class_folders: bool = option(False, "Labels are the names of the folders.", "Data")
-    max_pixels: int = option(
-        40_000_000, "Largest query image in pixels.", "Data", minimum=1, rare=True
+    max_pixels: int = same(
+        ImageOptions, "max_pixels", 40_000_000, help="Largest query image in pixels."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Options):
     """How a network is trained; see docs/training.md. None and "auto" are resolved in `train`.
 
     budget: seconds for everything from the first image read to the saved embedder; without it
@@ -292,7 +265,7 @@ class TrainConfig:
     """
 
     finetune: str = option(
-        "last", f"What is trained: {', '.join(FINETUNES)}.", "Training", usual=True
+        "last", "What is trained: {choices}.", "Training", usual=True, choices=FINETUNES
     )
     blocks: int | None = option(
         None, "Blocks that --finetune last trains.", "Training", shown="7 in 10",
@@ -304,14 +277,15 @@ class TrainConfig:
         "Training",
     )
     miner: str | None = option(
-        None, "Miner of pairs or triplets: semihard, hard, …", "Training", rare=True
-    )
+        None, "Miner of pairs or triplets: {choices}.", "Training", rare=True,
+        choices=("all", "semihard", "hard", "batch-hard", "easy-positive", "multi-similarity"),
+    )  # fmt: skip
     memory: int = option(
         0, "Vectors of past batches that pair losses use; 0: none.", "Training", rare=True
     )
     batches: str = option(
         "auto", "How batches are drawn: plain, balanced, classes; auto: classes for pair losses, "
-        "else plain.", "Training", rare=True,
+        "else plain.", "Training", rare=True, choices=("auto", "plain", "balanced", "classes"),
     )  # fmt: skip
     per_class: int = option(4, "Images of a class in a batch of classes.", "Training", rare=True)
     batch_size: int = option(32, "Images in a batch.", "Training")
@@ -322,7 +296,10 @@ class TrainConfig:
         shown="by memory",
         rare=True,
     )
-    augment: str = option("light", "Augmentation: none, light, medium or strong.", "Training")
+    augment: str = option(
+        "light", "Augmentation: {choices}.", "Training",
+        choices=("none", "light", "medium", "strong"),
+    )  # fmt: skip
     train_size: int | None = option(
         None,
         "Side of the training input, in pixels.",
@@ -354,7 +331,11 @@ class TrainConfig:
         0.99, "Decay of the moving average of weights; 0: none is kept.", "Training", rare=True
     )
     batch_norm: str = option(
-        "frozen", "Statistics of batch norms: frozen or trained.", "Training", rare=True
+        "frozen",
+        "Statistics of batch norms: {choices}.",
+        "Training",
+        rare=True,
+        choices=("frozen", "trained"),
     )
     checkpointing: bool = option(
         False, "Gradient checkpointing: less memory, more time.", "Training", rare=True
@@ -374,26 +355,20 @@ class TrainConfig:
         "auto",
         "Precision of training: fp32 or bf16; auto: bf16 if the device has it.",
         "Training",
+        choices=("auto", "fp32", "bf16"),
     )
-    device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
-    workers: int | None = option(
-        None, "Threads or processes that decode images.", "Speed", shown="by cores", minimum=1
-    )
-    max_pixels: int = option(
-        100_000_000, "Images with more pixels count as broken.", "Data", minimum=1, rare=True
-    )
+    device: str = same(ComputeChoice, "device")
+    workers: int | None = same(ComputeChoice, "workers")
+    max_pixels: int = same(ImageOptions, "max_pixels")
     tensorboard: bool = option(False, "Also log for TensorBoard (an extra).", "Training", rare=True)
-    seed: int = option(0, "Seed of random weights and random choices.", "Speed")
+    seed: int = same(RunOptions, "seed")
     save_seconds: float = option(
         60.0, "Longest time between two checkpoints, in seconds.", "Training", minimum=0, rare=True
     )
     real_weights: bool = True  # False for random ones, of which nothing is expected
 
     def __post_init__(self) -> None:
-        if self.finetune not in FINETUNES:
-            raise UsageError(f"--finetune {self.finetune}: choose one of {', '.join(FINETUNES)}")
-        if self.batch_norm not in ("frozen", "trained"):
-            raise UsageError(f"--batch-norm {self.batch_norm}: choose frozen or trained")
+        super().__post_init__()
         if (
             self.batch_size < 2
             or self.epochs <= 0
@@ -426,6 +401,7 @@ class TuneConfig(TrainConfig):
         "new-classes",
         "What is held out: new-classes (whole classes) or seen-classes (images of every class).",
         "Training",
+        choices=("new-classes", "seen-classes"),
     )
     query_domain: str | None = option(
         None, "Domain of the validation queries.", "Training", rare=True
@@ -437,6 +413,7 @@ class TuneConfig(TrainConfig):
         "balanced",
         "What decides between candidates: balanced (mean of AP and top-1), map, top1 or points.",
         "Training",
+        choices=("balanced", "map", "top1", "points"),
         rare=True,
     )
     draws: int = option(3, "How often validation queries are drawn.", "Training", rare=True)

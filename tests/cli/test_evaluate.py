@@ -174,7 +174,7 @@ def test_files_that_were_asked_for_are_there(folder: Path) -> None:
         ("ranking.parquet", "the truth is needed"),
         ("ranking.parquet --query-labels q.txt", "are for vectors"),
         ("ranking.parquet --labels labels.csv --training training.emb", "of --calibrate"),
-        ("ranking.parquet --labels labels.csv --missing-ranks no", "choose unknown"),
+        ("ranking.parquet --labels labels.csv --missing-ranks no", "one of unknown, wrong, absent"),
         ("ranking.parquet --labels labels.csv --calibrate --sure 95", "between 0 and 1"),
         ("--queries q.npy --query-labels q.txt", "--gallery"),
         ("--queries q.npy --gallery g.npy", "give query labels"),

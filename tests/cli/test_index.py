@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vizsla.cli.main import app
-from vizsla.cli.shared_options import byte_count
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
+from vizsla.option_fields import byte_count
 from vizsla.search.ranking import Ranking
 
 TINY = ["--model", "tiny", "--weights", "random", "--image-size", "32"]

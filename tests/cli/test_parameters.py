@@ -1,5 +1,6 @@
 """Dataclasses become options of a command; --config and --set reach every one of them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,18 @@ from typer.testing import CliRunner
 from vizsla.cli.console import Commands
 from vizsla.cli.main import app
 from vizsla.cli.parameters import Given, Without
-from vizsla.errors import VizslaError
+from vizsla.errors import UsageError, VizslaError
+from vizsla.option_fields import Options, option
 from vizsla.options import ComputeChoice, ModelChoice, TuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Options):
+    """An option with a range, one with choices, and a list."""
+
+    seed: int = option(0, "A seed.", "Speed", minimum=0, maximum=9)
+    store: str = option("fp32", "{choices}.", "Output", choices=("fp32", "fp16"))
+    by: tuple[str, ...] = option((), "Columns.", "Output")
 
 
 def called(words: list[str]) -> dict[str, Any]:
@@ -22,14 +33,19 @@ def called(words: list[str]) -> dict[str, Any]:
     @small.command()
     def embed(
         images: Annotated[str, typer.Argument()],
-        seed: Annotated[int, typer.Option("--seed")] = 0,
         *,
+        seeded: Seeded,
         choice: ModelChoice,
         computing: Annotated[ComputeChoice, Without("cache")],
         training: Annotated[dict[str, Any], Given(TuneConfig)],
     ) -> None:
         result.update(
-            images=images, seed=seed, choice=choice, computing=computing, training=training
+            seeded=seeded,
+            images=images,
+            seed=seeded.seed,
+            choice=choice,
+            computing=computing,
+            training=training,
         )
 
     CliRunner().invoke(small, words, catch_exceptions=False)
@@ -38,7 +54,7 @@ def called(words: list[str]) -> dict[str, Any]:
 
 def test_the_function_gets_objects() -> None:
     got = called(["pictures", "--model", "resnet18", "--image-size", "64", "--seed", "3"])
-    assert got["images"] == "pictures" and got["seed"] == 3
+    assert got["images"] == "pictures" and got["seeded"].seed == 3
     assert got["choice"] == ModelChoice(model="resnet18", image_size=64)
     assert got["computing"] == ComputeChoice()
     assert got["training"] == {}  # nothing was given
@@ -120,3 +136,38 @@ def test_training_options_that_a_run_hides_are_shown_by_train() -> None:
         assert run.count(flag) == train.count(flag) == 1
     assert "Precision of training" in train and "Precision of training" not in run
     assert "--training" not in run
+
+
+@pytest.mark.parametrize("way", ["flag", "set", "config"])
+def test_a_value_that_is_none_of_the_choices_is_refused_on_every_way(
+    tmp_path: Path, way: str
+) -> None:
+    (tmp_path / "options.toml").write_text('store = "fp8"\naugment = "wild"\n')
+    words = {
+        "flag": ["--store", "fp8"],
+        "set": ["--set", "store=fp8"],
+        "config": ["--config", str(tmp_path / "options.toml")],
+    }
+    with pytest.raises(UsageError, match="--store fp8: choose one of fp32, fp16"):
+        called(["x", *words[way]])
+    with pytest.raises(UsageError, match="--augment wild: choose one of none, light"):
+        called(["x", "--set", "augment=wild"])  # also where only given options are asked for
+
+
+def test_a_number_out_of_range_is_refused() -> None:
+    assert called(["x", "--seed", "10"]) == {}
+    assert called(["x", "--set", "seed=-1"]) == {}
+    with pytest.raises(UsageError, match="--seed 10: choose 9 or less"):
+        Seeded(seed=10)
+
+
+def test_an_option_that_may_be_repeated_comes_as_a_tuple() -> None:
+    assert called(["x"])["seeded"] == Seeded()
+    assert called(["x", "--by", "a", "--by", "b"])["seeded"].by == ("a", "b")
+
+
+def test_the_shell_completes_choices() -> None:
+    words = {"_VIZSLA_COMPLETE": "complete_bash", "COMP_WORDS": "vizsla run --refine-uses ",
+             "COMP_CWORD": "3"}  # fmt: skip
+    shown = CliRunner().invoke(app, [], env=words, prog_name="vizsla")
+    assert shown.output.split() == ["queries", "gallery", "nothing"]

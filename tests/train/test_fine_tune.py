@@ -18,7 +18,8 @@ from vizsla.data.splits import target_of, training_part
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
-from vizsla.options import TuneConfig, seconds
+from vizsla.option_fields import seconds
+from vizsla.options import TuneConfig
 from vizsla.run import pipeline
 from vizsla.run import train as run_train
 from vizsla.run.config import RunConfig, again

@@ -1,7 +1,7 @@
 """The command `check`."""
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +9,29 @@ import typer
 
 from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks
 from vizsla.cli.parameters import Without
-from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose
-from vizsla.options import ComputeChoice, ImageOptions, ModelChoice
+from vizsla.option_fields import option, same
+from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, Page, Printing, RunOptions
 
 app = Commands()
+
+
+UNUSED = ("labels_from", "exclude", "compiling", "cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page, Printing):
+    """The options of `vizsla check`."""
+
+    model: str | None = same(  # type: ignore[assignment]
+        ModelChoice, "model", None, help="Also find doubtful labels, with this model.", shown=None
+    )
+    seed: int = same(RunOptions, "seed")
+    out: Path | None = option(
+        None, "Also write the findings there (JSON).", "Output", "-o", "--out", usual=True
+    )
+    write_exclude: Path | None = option(
+        None, "Write a list of images to exclude, for `vizsla run --exclude`.", "Output", usual=True
+    )
 
 
 @app.command(
@@ -20,29 +39,8 @@ app = Commands()
 )
 def check_data(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/….")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Also find doubtful labels, with this model.")
-    ] = None,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Also write the findings there (JSON).")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Also write an HTML page with the images.")
-    ] = None,
-    write_exclude: Annotated[
-        Path | None,
-        typer.Option(
-            "--write-exclude", help="Write a list of images to exclude, for `vizsla run --exclude`."
-        ),
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
-    choice: ModelChoice,
-    images: Annotated[ImageOptions, Without("labels_from", "exclude")],
-    computing: Annotated[ComputeChoice, Without("compiling", "cache")],
+    options: Annotated[CheckOptions, Without(*UNUSED)],
 ) -> None:
     """Find broken files, copies, leaks and wrong labels before the work starts.
 
@@ -52,44 +50,45 @@ def check_data(
     from vizsla.audit import check as audit
     from vizsla.data.imageset import open_data
 
-    sets = audit.labelled_sets(open_data(data, follow_links=images.follow_links), images.labels)
-    with ProgressShown(quiet) as progress, tempfile.TemporaryDirectory() as scratch:
+    sets = audit.labelled_sets(open_data(data, follow_links=options.follow_links), options.labels)
+    with ProgressShown(options.quiet) as progress, tempfile.TemporaryDirectory() as scratch:
         embed = None
-        if model:
+        if options.model:
             from vizsla.embed.auto_compute import resolve_compute
             from vizsla.run import inputs
 
-            embedder = inputs.load_embedder(replace(choice, model=model), seed=seed)
+            embedder = inputs.load_embedder(options, seed=options.seed)
             largest = max(sets.values(), key=len)
             compute = resolve_compute(
-                device=computing.device, precision=computing.precision,
-                batch_size=computing.batch_size, workers=computing.workers, embedder=embedder,
+                device=options.device, precision=options.precision,
+                batch_size=options.batch_size, workers=options.workers, embedder=embedder,
                 images=len(largest), sample=largest.file,
             )  # fmt: skip
             embed = audit.embedding_in(
-                Path(scratch), embedder, compute, max_pixels=images.max_pixels, progress=progress
+                Path(scratch), embedder, compute, max_pixels=options.max_pixels, progress=progress
             )
         found = audit.check(
             data,
             sets,
             embed=embed,
-            max_pixels=images.max_pixels,
-            workers=computing.workers,
+            max_pixels=options.max_pixels,
+            workers=options.workers,
             progress=progress,
         )
-    if out:
-        storage.write_json(out, found.to_dict())
-    if html:
+    if options.out:
+        storage.write_json(options.out, found.to_dict())
+    if options.html:
         from vizsla.output.check_page import page
 
-        storage.write_text(html, page(found, max_pixels=images.max_pixels))
-    if write_exclude:
-        storage.write_text(write_exclude, found.exclude_text())
-    if as_json:
+        storage.write_text(options.html, page(found, max_pixels=options.max_pixels))
+    if options.write_exclude:
+        storage.write_text(options.write_exclude, found.exclude_text())
+    if options.as_json:
         print_json(found.to_dict())
     else:
+        exclude = options.write_exclude
         typer.echo(found.text())
-        print_remarks(*found.remarks(str(write_exclude) if write_exclude else None))
-        for what, path in (("page", html), ("exclude", write_exclude), ("JSON", out)):
+        print_remarks(*found.remarks(str(exclude) if exclude else None))
+        for what, path in (("page", options.html), ("exclude", exclude), ("JSON", options.out)):
             if path:
                 typer.echo(f"{what:<10}{path}")

@@ -1,5 +1,6 @@
 """What all commands share: the app they register with, messages, progress, output."""
 
+import functools
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vizsla.cli.parameters import with_options
+from vizsla.options import Messages
 from vizsla.workspace import SECONDS
 
 if TYPE_CHECKING:
@@ -48,7 +50,27 @@ class Commands(typer.Typer):
     def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
         """Registers a function as a command, as Typer's does."""
         register = super().command(*names, cls=Command, **settings)
-        return lambda function: register(with_options(function))
+        return lambda function: register(with_options(_with_level(function)))
+
+    def callback(self, **settings: Any) -> Callable[[Any], Any]:
+        """Registers what a group does; with options, if it does something by itself."""
+        register = super().callback(**settings)
+        if not settings.get("invoke_without_command"):
+            return register
+        return lambda function: register(with_options(_with_level(function)))
+
+
+def _with_level(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, which prints the messages that its --quiet and --verbose ask for."""
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        for shown in values.values():
+            if isinstance(shown, Messages) and (shown.quiet or shown.verbose):
+                set_level(logging.ERROR if shown.quiet else logging.DEBUG)
+        return function(**values)
+
+    return command
 
 
 log = logging.getLogger("vizsla")

@@ -1,17 +1,60 @@
 """Commands of one stage each: embed, submission."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vizsla.cli.console import Commands, ProgressShown, print_json
-from vizsla.cli.shared_options import AsJson, Quiet, Seed, TopK, Verbose
 from vizsla.cli.sources import names_in, open_engine, read_ranking
 from vizsla.errors import DataError, UsageError
-from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, WhiteningChoice
+from vizsla.option_fields import REQUIRED, option, same
+from vizsla.options import (
+    ComputeChoice,
+    GalleryOptions,
+    ImageOptions,
+    Messages,
+    ModelChoice,
+    Printing,
+    RunOptions,
+    VectorFiles,
+    WhiteningChoice,
+)
 
 app = Commands()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(
+    ModelChoice, WhiteningChoice, ImageOptions, ComputeChoice, VectorFiles, Printing
+):
+    """The options of `vizsla embed`."""
+
+    out: Path = option(REQUIRED, "The folder to write.", "Output", "-o", "--out", usual=True)
+    class_folders: bool = same(GalleryOptions, "class_folders", usual=True)
+    role: str | None = option(None, "Use only the table's rows of this role.", "Data")
+    seed: int = same(RunOptions, "seed")
+    shard_images: int = option(
+        1024, "Images in one file of the result.", "Output", minimum=1, rare=True
+    )
+    whiten_on: Path | None = option(
+        None,
+        "For --whiten and --dim: embeddings of training images by the same model and views, "
+        "without whitening.",
+        "Model",
+    )
+    save_embedder: Path | None = option(
+        None, "Also save the embedder, to be used as --model.", "Output"
+    )
+    overwrite: bool = option(False, "Start over.", "Output")
+    engine: str = option(
+        "local", "local, or ray for a cluster (see docs/scale.md).", "Speed",
+        choices=("local", "ray"),
+    )  # fmt: skip
+    address: str | None = option(
+        None, "A Ray cluster: auto or HOST:PORT.", "Speed", shown="one started here"
+    )
 
 
 @app.command(epilog="Example: vizsla embed data/test/gallery --model resnet50 -o gallery.emb")
@@ -23,53 +66,8 @@ def embed(
             "(a folder of them, 'part-{000..099}.tar', 's3://b/*.tar')."
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
-    class_folders: Annotated[
-        bool, typer.Option("--class-folders", help="Labels are the names of the folders.")
-    ] = False,
-    role: Annotated[
-        str | None, typer.Option("--role", help="Use only the table's rows of this role.")
-    ] = None,
-    seed: Seed = 0,
-    store: Annotated[
-        str, typer.Option("--store", help="Store vectors as fp32, or as fp16 at half the size.")
-    ] = "fp32",
-    shard_images: Annotated[
-        int,
-        typer.Option(
-            "--shard-images", min=1, hidden=True, help="Images in one file of the result."
-        ),
-    ] = 1024,
-    whiten_on: Annotated[
-        Path | None,
-        typer.Option(
-            "--whiten-on",
-            help="For --whiten and --dim: embeddings of training images by the same model and "
-            "views, without whitening.",
-        ),
-    ] = None,
-    save_embedder: Annotated[
-        Path | None,
-        typer.Option("--save-embedder", help="Also save the embedder, to be used as --model."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
-    engine: Annotated[
-        str, typer.Option("--engine", help="local, or ray for a cluster (see docs/scale.md).")
-    ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", help="A Ray cluster: auto or HOST:PORT.", show_default="one started here"
-        ),
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
-    choice: ModelChoice,
-    whitening: WhiteningChoice,
-    read: ImageOptions,
-    computing: ComputeChoice,
+    options: EmbedOptions,
 ) -> None:
     """Embed images: write their vectors as Parquet shards. Continues after an interruption."""
     from vizsla import storage
@@ -78,38 +76,40 @@ def embed(
     from vizsla.embed.inference import write_embeddings
     from vizsla.run import inputs
 
+    out = options.out
     storage.require_local(out)
-    if engine == "ray":
-        _refuse_on_ray(images, computing.cache)
+    if options.engine == "ray":
+        _refuse_on_ray(images, options.cache)
     image_set = inputs.image_set(
-        images, labels=read.labels, labels_from=read.labels_from, class_folders=class_folders,
-        role=role, exclude=read.exclude, follow_links=read.follow_links,
+        images, labels=options.labels, labels_from=options.labels_from,
+        class_folders=options.class_folders, role=options.role, exclude=options.exclude,
+        follow_links=options.follow_links,
     )  # fmt: skip
-    embedder = inputs.load_embedder(choice, seed=seed)
-    if (whitening != WhiteningChoice()) != (whiten_on is not None):
+    embedder = inputs.load_embedder(options, seed=options.seed)
+    if (options.whiten != "none" or options.dim is not None) != (options.whiten_on is not None):
         raise UsageError(
             "--whiten and --dim are learned on training images: give them together with "
             "--whiten-on EMBEDDINGS (vizsla embed data/training --class-folders -o training.emb)"
         )
-    if whiten_on is not None:
+    if options.whiten_on is not None:
         inputs.whiten_embedder(
-            embedder, Embeddings.open(whiten_on), whitening.whiten, whitening.dim
+            embedder, Embeddings.open(options.whiten_on), options.whiten, options.dim
         )
-    if save_embedder is not None:
-        embedder.save(save_embedder)
+    if options.save_embedder is not None:
+        embedder.save(options.save_embedder)
     with (
         open_engine(
-            engine, address, device=computing.device, precision=computing.precision,
-            compiling=computing.compiling, batch_size=computing.batch_size,
-            workers=computing.workers, embedder=embedder, images=len(image_set),
-            sample=image_set.file, written=None if overwrite else written_compute(out),
+            options.engine, options.address, device=options.device, precision=options.precision,
+            compiling=options.compiling, batch_size=options.batch_size,
+            workers=options.workers, embedder=embedder, images=len(image_set),
+            sample=image_set.file, written=None if options.overwrite else written_compute(out),
         ) as (compute, engine_there),
-        ProgressShown(quiet) as progress,
+        ProgressShown(options.quiet) as progress,
     ):  # fmt: skip
         written = write_embeddings(
-            image_set, embedder, out, compute=compute, store=store, max_pixels=read.max_pixels,
-            overwrite=overwrite, cache=computing.cache, shard_images=shard_images,
-            engine=engine_there,
+            image_set, embedder, out, compute=compute, store=options.store,
+            max_pixels=options.max_pixels, overwrite=options.overwrite, cache=options.cache,
+            shard_images=options.shard_images, engine=engine_there,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
     about = {
@@ -117,7 +117,7 @@ def embed(
         "dim": written.dim, "model_id": written.model_id, "compute_id": written.compute.id,
         "compute": written.compute.facts,
     }  # fmt: skip
-    if as_json:
+    if options.as_json:
         print_json(about)
     else:
         typer.echo(f"{written.images} embeddings of {written.dim} dimensions in {out}")
@@ -134,24 +134,33 @@ def _refuse_on_ray(images: str, cache: str | None) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SubmissionOptions(Messages):
+    """The options of `vizsla submission`."""
+
+    out: Path = option(REQUIRED, "The file to write.", "Output", "-o", "--out", usual=True)
+    top_k: int = same(RunOptions, "top_k", help="Images per query in the submission.")
+    data: Path | None = option(
+        None, "Check the names against this data folder.", "Data", usual=True
+    )
+    format: str = option(
+        "json", "{choices}.", "Output", usual=True, choices=("json", "records", "kaggle", "trec")
+    )
+
+
 @app.command(
     epilog="Example: vizsla submission ranking.parquet -k 10 --data data -o submission.json"
 )
 def submission(
     ranking: Annotated[Path, typer.Argument(help="A ranking or another submission.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")],
-    top_k: TopK = 10,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Check the names against this data folder.")
-    ] = None,
-    form: Annotated[str, typer.Option("--format", help="json, records, kaggle or trec.")] = "json",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: SubmissionOptions,
 ) -> None:
     """Write a submission file from a ranking; it is checked first."""
     from vizsla.output.submission import write_submission
 
-    queries, gallery = names_in(data)
+    top_k, out = options.top_k, options.out
+    queries, gallery = names_in(options.data)
     ranked = read_ranking(ranking)
     if len(ranked) and ranked.depth < top_k:
         whole = ranked.depth == ranked.gallery_size
@@ -160,5 +169,5 @@ def submission(
             f"--top-k {top_k}, but {ranking} holds {ranked.depth} images for a query"
             + (f", the whole gallery: {way}" if whole else f": {way}, or search deeper")
         )
-    write_submission(ranked, out, k=top_k, format=form, queries=queries, gallery=gallery)
+    write_submission(ranked, out, k=top_k, format=options.format, queries=queries, gallery=gallery)
     typer.echo(str(out))

@@ -1,25 +1,17 @@
 """Commands that give numbers: evaluate, compare."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks, print_table
-from vizsla.cli.shared_options import (
-    AsJson,
-    Cluster,
-    Device,
-    Labels,
-    LabelsFrom,
-    Quiet,
-    ValidateOn,
-    Verbose,
-    comma_ints,
-)
 from vizsla.cli.sources import TruthOptions, read_ranking, read_truth
 from vizsla.errors import UsageError
+from vizsla.option_fields import comma_ints, option, same
+from vizsla.options import ComputeChoice, OneSet, Page, Printing, TuneConfig
 
 if TYPE_CHECKING:
     from vizsla.score.calibration import Calibration
@@ -35,106 +27,81 @@ log = logging.getLogger("vizsla")
 app = Commands()
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(TruthOptions, OneSet, Printing):
+    """The options of `vizsla evaluate`."""
+
+    queries: Path | None = option(
+        None,
+        "Vectors instead of a ranking: .npy, .npz, .safetensors, Parquet, a folder.",
+        "Data",
+        usual=True,
+    )
+    gallery: Path | None = option(None, "The gallery's vectors.", "Data", usual=True)
+    query_labels: Path | None = option(
+        None, ".npy, a CSV with a column label, or one label per line.", "Data"
+    )
+    gallery_labels: Path | None = option(None, "The same for the gallery.", "Data")
+    top_k: tuple[int, ...] = option(
+        (1, 5, 10), "Cut-offs, such as 1,5,10.", "Scores", "-k", "--top-k", usual=True,
+        parse=comma_ints,
+    )  # fmt: skip
+    missing_ranks: str = option(
+        "unknown",
+        "Ranks after the end of a list: {choices} (as in trec_eval).",
+        "Scores",
+        choices=("unknown", "wrong", "absent"),
+    )
+    cluster: str | None = option(
+        None,
+        "Resample whole classes (label or another column) for the intervals.",
+        "Scores",
+        usual=True,
+    )
+    by: tuple[str, ...] = option(
+        (), "Scores by label, group, domain or another column. Repeatable.", "Scores", usual=True
+    )
+    worst: int | None = option(
+        None, "The N worst classes (or slices) and the most confused pairs.", "Scores",
+        minimum=1, usual=True,
+    )  # fmt: skip
+    calibrate: bool = option(
+        False, "AUC, thresholds, and the score above which matches can be trusted.", "Scores"
+    )
+    sure: float = option(0.95, "Share of matches above that score that are right.", "Scores")
+    training: Path | None = option(
+        None, "Embeddings of labelled training images to calibrate on.", "Scores"
+    )
+    validate_on: str | None = same(TuneConfig, "validate_on", None, group="Scores")
+    per_query: Path | None = option(
+        None, "Write every query's values (.csv or .parquet).", "Output"
+    )
+    curve: Path | None = option(None, "Draw recall by cut-off (PNG).", "Output")
+    bars: Path | None = option(None, "Draw scores by class (PNG).", "Output")
+    histogram: Path | None = option(
+        None, "Draw the cosines of right and wrong results (PNG).", "Output"
+    )
+    write_run: Path | None = option(None, "Write the ranking as a TREC run.", "Output")
+    write_qrels: Path | None = option(None, "Write the truth as TREC judgements.", "Output")
+    device: str = same(ComputeChoice, "device", "cpu", usual=False)
+    out: Path | None = option(
+        None, "Also write the result there (JSON).", "Output", "-o", "--out", usual=True
+    )
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The options that every scoring function takes."""
+        return {"ks": self.top_k, "missing_ranks": self.missing_ranks, "cluster": self.cluster}
+
+
 @app.command(epilog="Example: vizsla evaluate submission.json --labels-from '{label}_{n}' -k 10")
 def evaluate(
     source: Annotated[
         Path | None,
         typer.Argument(help="A ranking, a submission, a TREC run or a run's folder."),
     ] = None,
-    labels: Labels = None,
-    labels_from: LabelsFrom = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="The data folder, for the whole gallery and labels.csv."),
-    ] = None,
-    qrels: Annotated[
-        Path | None, typer.Option("--qrels", help="TREC judgements in place of labels.")
-    ] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option(
-            "--queries",
-            help="Vectors instead of a ranking: .npy, .npz, .safetensors, Parquet, a folder.",
-        ),
-    ] = None,
-    gallery: Annotated[
-        Path | None, typer.Option("--gallery", help="The gallery's vectors.")
-    ] = None,
-    query_labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--query-labels", help=".npy, a CSV with a column label, or one label per line."
-        ),
-    ] = None,
-    gallery_labels: Annotated[
-        Path | None, typer.Option("--gallery-labels", help="The same for the gallery.")
-    ] = None,
-    same_set: Annotated[
-        bool,
-        typer.Option(
-            "--same-set", help="Queries and gallery are one set: leave out each query's own image."
-        ),
-    ] = False,
-    top_k: Annotated[
-        str, typer.Option("-k", "--top-k", help="Cut-offs, such as 1,5,10.")
-    ] = "1,5,10",
-    missing_ranks: Annotated[
-        str,
-        typer.Option(
-            "--missing-ranks",
-            help="Ranks after the end of a list: unknown, wrong, or absent (as in trec_eval).",
-        ),
-    ] = "unknown",
-    cluster: Cluster = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", help="Scores by label, group, domain or another column. Repeatable."),
-    ] = None,
-    worst: Annotated[
-        int | None,
-        typer.Option(
-            "--worst", min=1, help="The N worst classes (or slices) and the most confused pairs."
-        ),
-    ] = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate", help="AUC, thresholds, and the score above which matches can be trusted."
-        ),
-    ] = False,
-    sure: Annotated[
-        float, typer.Option("--sure", help="Share of matches above that score that are right.")
-    ] = 0.95,
-    training: Annotated[
-        Path | None,
-        typer.Option("--training", help="Embeddings of labelled training images to calibrate on."),
-    ] = None,
-    validate_on: ValidateOn = None,
-    per_query: Annotated[
-        Path | None,
-        typer.Option("--per-query", help="Write every query's values (.csv or .parquet)."),
-    ] = None,
-    curve: Annotated[
-        Path | None, typer.Option("--curve", help="Draw recall by cut-off (PNG).")
-    ] = None,
-    bars: Annotated[Path | None, typer.Option("--bars", help="Draw scores by class (PNG).")] = None,
-    histogram: Annotated[
-        Path | None,
-        typer.Option("--histogram", help="Draw the cosines of right and wrong results (PNG)."),
-    ] = None,
-    write_run: Annotated[
-        Path | None, typer.Option("--write-run", help="Write the ranking as a TREC run.")
-    ] = None,
-    write_qrels: Annotated[
-        Path | None, typer.Option("--write-qrels", help="Write the truth as TREC judgements.")
-    ] = None,
-    device: Device = "cpu",
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Also write the result there (JSON).")
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: EvaluateOptions,
 ) -> None:
     """Score a ranking, a submission or vectors against the truth, with intervals."""
     from vizsla import storage
@@ -142,148 +109,141 @@ def evaluate(
     from vizsla.score.relevance import relevance
     from vizsla.score.score_tables import write_queries
 
-    if (source is None) == (queries is None):
+    if (source is None) == (options.queries is None):
         raise UsageError("give either a ranking, submission or run, or --queries with vectors")
-    if (training or validate_on) and not calibrate:
+    if (options.training or options.validate_on) and not options.calibrate:
         raise UsageError("--training and --validate-on are options of --calibrate: give it too")
-    truth_options = TruthOptions(
-        labels, labels_from, data, qrels, query_labels, gallery_labels, same_set
-    )
-    options = {"ks": comma_ints(top_k), "missing_ranks": missing_ranks, "cluster": cluster}
-    if queries is not None:
-        ranking, truth, scores = _evaluate_vectors(queries, gallery, truth_options, device, options)
+    if source is None:
+        ranking, truth, scores = _evaluate_vectors(options)
     else:
-        assert source is not None
-        ranking, truth, scores = _evaluate_ranking(source, truth_options, options)
+        ranking, truth, scores = _evaluate_ranking(source, options)
     for doubt in scores.doubts:
         log.warning("%s", doubt)
-    judged = relevance(ranking, truth) if calibrate or curve or histogram else None
+    needed = options.calibrate or options.curve or options.histogram
+    judged = relevance(ranking, truth) if needed else None
     calibration, applied = None, ""
-    if calibrate and judged is not None:
-        calibration, elsewhere = _calibrated(
-            source or queries, ranking, judged, truth_options, sure, training, validate_on, quiet
-        )
+    if options.calibrate and judged is not None:
+        calibration, elsewhere = _calibrated(source or options.queries, ranking, judged, options)
         applied = calibration.applied(judged) if elsewhere else ""
     found = evaluation_report.detailed(
-        scores, by=by or (), worst=worst, calibration=calibration, applied=applied
+        scores, by=options.by, worst=options.worst, calibration=calibration, applied=applied
     )
-    if out:
-        storage.write_json(out, found.to_dict())
-    if per_query:
-        write_queries(scores, per_query)
-    if curve and judged is not None:
-        evaluation_report.draw_curve(curve, judged)
-    if bars:
-        evaluation_report.draw_bars(bars, scores)
-    if histogram and judged is not None:
-        evaluation_report.draw_histogram(histogram, judged, calibration)
-    if write_run:
-        trec.write_run(ranking, truth, write_run)
-    if write_qrels:
-        trec.write_qrels(trec.grades_of(ranking, truth), write_qrels)
-    if as_json:
+    if options.out:
+        storage.write_json(options.out, found.to_dict())
+    if options.per_query:
+        write_queries(scores, options.per_query)
+    if options.curve and judged is not None:
+        evaluation_report.draw_curve(options.curve, judged)
+    if options.bars:
+        evaluation_report.draw_bars(options.bars, scores)
+    if options.histogram and judged is not None:
+        evaluation_report.draw_histogram(options.histogram, judged, calibration)
+    if options.write_run:
+        trec.write_run(ranking, truth, options.write_run)
+    if options.write_qrels:
+        trec.write_qrels(trec.grades_of(ranking, truth), options.write_qrels)
+    if options.as_json:
         print_json(found.to_dict())
     else:
         typer.echo(found.text())
 
 
-def _evaluate_vectors(
-    queries: Path,
-    gallery: Path | None,
-    truth_options: TruthOptions,
-    device: str,
-    options: dict[str, Any],
-) -> "tuple[Ranking, Truth, Scores]":
+def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.output.trec import read_qrels
     from vizsla.score.whole_gallery import evaluate_ranked, own_pair, ranked, truth_of
 
-    if truth_options.labels_from or truth_options.data:
+    assert options.queries is not None
+    same_set, scoring = options.same_set, options.scoring
+    if options.labels_from or options.data:
         raise UsageError("vectors take --query-labels and --gallery-labels, --labels or --qrels")
-    query_labels = truth_options.query_labels or truth_options.labels
-    gallery_labels = truth_options.gallery_labels or (
-        None if truth_options.same_set else truth_options.labels
-    )
-    device = resolve_compute(device=device).device
-    query_vectors, gallery_vectors = own_pair(
-        queries, gallery, query_labels, gallery_labels, same_set=truth_options.same_set
-    )
-    grades = read_qrels(truth_options.qrels) if truth_options.qrels else None
-    truth = truth_of(query_vectors, gallery_vectors, grades, truth_options.same_set)
-    ranking = ranked(
-        query_vectors,
-        gallery_vectors,
-        ks=options["ks"],
-        same_set=truth_options.same_set,
-        device=device,
-    )
-    return (
-        ranking,
-        truth,
-        evaluate_ranked(ranking, truth, query_vectors, gallery_vectors, device=device, **options),
-    )
+    gallery_labels = options.gallery_labels or (None if same_set else options.labels)
+    device = resolve_compute(device=options.device).device
+    queries, gallery = own_pair(
+        options.queries, options.gallery, options.query_labels or options.labels, gallery_labels,
+        same_set=same_set,
+    )  # fmt: skip
+    grades = read_qrels(options.qrels) if options.qrels else None
+    truth = truth_of(queries, gallery, grades, same_set)
+    ranking = ranked(queries, gallery, ks=scoring["ks"], same_set=same_set, device=device)
+    scores = evaluate_ranked(ranking, truth, queries, gallery, device=device, **scoring)
+    return ranking, truth, scores
 
 
-def _evaluate_ranking(
-    source: Path, truth_options: TruthOptions, options: dict[str, Any]
-) -> "tuple[Ranking, Truth, Scores]":
+def _evaluate_ranking(source: Path, options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
     """A run without any word on the truth has its own."""
     from vizsla.score.evaluate import evaluate as score
     from vizsla.workspace import is_run
 
-    if truth_options.query_labels or truth_options.gallery_labels:
+    if options.query_labels or options.gallery_labels:
         raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
-    if is_run(source) and not truth_options.is_given:
+    if is_run(source) and not options.is_given:
         from vizsla.run import finished_run
 
-        return finished_run.judge_run(source, **options)
+        return finished_run.judge_run(source, **options.scoring)
     ranking = read_ranking(source)
-    truth = read_truth(ranking, truth_options)
+    truth = read_truth(ranking, options, same_set=options.same_set)
     if is_run(source) and ranking.depth < (ranking.gallery_size or 0):
         from vizsla.run import finished_run
 
-        return finished_run.rescore(source, truth, **options)
-    return ranking, truth, score(ranking, truth, **options)
+        return finished_run.rescore(source, truth, **options.scoring)
+    return ranking, truth, score(ranking, truth, **options.scoring)
 
 
 def _calibrated(
     source: Path | None,
     ranking: "Ranking",
     judged: "Relevance",
-    truth_options: TruthOptions,
-    sure: float,
-    training: Path | None,
-    validate_on: str | None,
-    quiet: bool,
+    options: EvaluateOptions,
 ) -> "tuple[Calibration, bool]":
     """The cut-off, and whether it was learned on other queries than those that are judged."""
     from vizsla.score.calibration import calibrate
     from vizsla.workspace import is_run
 
-    if training is not None:
+    if options.training is not None:
         from vizsla.data.imageset import open_data
         from vizsla.data.splits import target_of
         from vizsla.embed.embeddings import Embeddings
         from vizsla.score.calibration import calibrate_on_training
 
-        folders = open_data(truth_options.data) if truth_options.data else None
+        folders = open_data(options.data) if options.data else None
         target = target_of(folders.query, folders.gallery) if folders else None
         learned = calibrate_on_training(
-            Embeddings.open(training), target=target, validate_on=validate_on or "new-classes",
-            precision=sure, source=training, model_id=ranking.origin.get("model_id"),
+            Embeddings.open(options.training), target=target,
+            validate_on=options.validate_on or "new-classes", precision=options.sure,
+            source=options.training, model_id=ranking.origin.get("model_id"),
         )  # fmt: skip
         return learned, True
-    if source is not None and is_run(source) and not truth_options.is_given:
+    if source is not None and is_run(source) and not options.is_given:
         from vizsla.run import finished_run
 
-        with ProgressShown(quiet) as progress:
+        with ProgressShown(options.quiet) as progress:
             learned = finished_run.calibrate_run(
-                source, precision=sure, validate_on=validate_on, progress=progress
+                source, precision=options.sure, validate_on=options.validate_on, progress=progress
             )
         return learned, True
     words = f"the {len(judged)} queries of {source} (this must be a validation part: a cut-off "
     words += "learned on the test part looks better than it is)"
-    return calibrate(judged, precision=sure, learned_on=words), False
+    return calibrate(judged, precision=options.sure, learned_on=words), False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(TruthOptions, Page, Printing):
+    """The options of `vizsla compare`."""
+
+    group: str | None = option(
+        None, "Keys to group by, as model_name,pooling_type.", "Scores", usual=True
+    )
+    sort: str | None = option(None, "The column to sort by.", "Scores", usual=True)
+    metric: tuple[str, ...] = option(
+        (),
+        "Metric of pairwise comparisons: map, precision@5, contest_points, … Repeatable.",
+        "Scores",
+        usual=True,
+    )
+    cluster: str | None = same(EvaluateOptions, "cluster")
+    csv: Path | None = option(None, "Also write a CSV file.", "Output")
+    markdown: Path | None = option(None, "Also write a Markdown file.", "Output")
 
 
 @app.command(epilog="Example: vizsla compare results")
@@ -294,34 +254,8 @@ def compare(
             help="Result files or folders of them; or runs and rankings, compared in pairs."
         ),
     ],
-    group: Annotated[
-        str | None, typer.Option("--group", help="Keys to group by, as model_name,pooling_type.")
-    ] = None,
-    sort: Annotated[str | None, typer.Option("--sort", help="The column to sort by.")] = None,
-    labels: Labels = None,
-    labels_from: LabelsFrom = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="The data folder of rankings to compare.")
-    ] = None,
-    qrels: Annotated[
-        Path | None, typer.Option("--qrels", help="TREC judgements of rankings to compare.")
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            help="Metric of pairwise comparisons: map, precision@5, contest_points, … Repeatable.",
-        ),
-    ] = None,
-    cluster: Cluster = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Also write a CSV file.")] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", help="Also write a Markdown file.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: CompareOptions,
 ) -> None:
     """Compare result files in one table: averages of groups, warnings of implausible results.
 
@@ -332,24 +266,26 @@ def compare(
     from vizsla.score import compare, paired_tests, text_table
     from vizsla.workspace import is_run
 
-    truth_options = TruthOptions(labels, labels_from, data, qrels)
-    if truth_options.is_given or all(is_run(source) for source in sources):
-        table, page, content, notes = _compare_pairs(sources, truth_options, metric, cluster)
+    if options.is_given or all(is_run(source) for source in sources):
+        table, page, content, notes = _compare_pairs(sources, options)
         alarms: list[str] = []
         keep = paired_tests.KEPT
     else:
         results = compare.read_results(sources)
-        by = group.split(",") if group else compare.GROUPS
-        table, page = results.grouped(by, sort=sort), pages.comparison_page(results, by, sort=sort)
-        content = results.to_dict(by, sort=sort)
+        by = options.group.split(",") if options.group else compare.GROUPS
+        table = results.grouped(by, sort=options.sort)
+        page = pages.comparison_page(results, by, sort=options.sort)
+        content = results.to_dict(by, sort=options.sort)
         alarms, notes = results.remarks()
         keep = compare.SCORES
     for path, text in (
-        (csv, text_table.to_csv(table)), (markdown, text_table.to_markdown(table)), (html, page),
-    ):  # fmt: skip
+        (options.csv, text_table.to_csv(table)),
+        (options.markdown, text_table.to_markdown(table)),
+        (options.html, page),
+    ):
         if path:
             storage.write_text(path, text)
-    if as_json:
+    if options.as_json:
         print_json(content)
         return
     print_table(table, keep)
@@ -357,7 +293,7 @@ def compare(
 
 
 def _compare_pairs(
-    sources: list[Path], truth_options: TruthOptions, metrics: list[str] | None, cluster: str | None
+    sources: list[Path], options: CompareOptions
 ) -> tuple["Table", str, Any, list[str]]:
     from vizsla.output import pages
     from vizsla.score.evaluate import evaluate
@@ -371,16 +307,16 @@ def _compare_pairs(
 
     systems, named = {}, _names(sources)
     for source in sources:
-        if truth_options.is_given:
+        if options.is_given:
             ranking = read_ranking(source)
-            scores = evaluate(ranking, read_truth(ranking, truth_options))
+            scores = evaluate(ranking, read_truth(ranking, options))
         else:
             scores = Scores.load(source / "scores.json")
         name = named[source]
         systems[name if name not in systems else str(source)] = scores
     for doubt in dict.fromkeys(doubt for scores in systems.values() for doubt in scores.doubts):
         log.warning("%s", doubt)
-    differences = compare_systems(systems, keys=metrics or None, cluster=cluster)
+    differences = compare_systems(systems, keys=options.metric or None, cluster=options.cluster)
     table, notes = differences_table(differences), [correction_note(differences)]
     words = [*map(in_words, differences), *notes]
     return table, pages.differences_page(table, words), table.records(), notes

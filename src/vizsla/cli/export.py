@@ -1,6 +1,6 @@
 """Commands that hand a model to other software: export."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +8,18 @@ import typer
 
 from vizsla.cli.console import Commands, print_json
 from vizsla.cli.parameters import Without
-from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose
-from vizsla.options import ModelChoice
+from vizsla.option_fields import REQUIRED, option, same
+from vizsla.options import ModelChoice, Printing, RunOptions
 
 app = Commands()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ModelChoice, Printing):
+    """The options of `vizsla export`."""
+
+    out: Path = option(REQUIRED, "The ONNX file to write.", "Output", "-o", "--out", usual=True)
+    seed: int = same(RunOptions, "seed")
 
 
 @app.command(epilog="Example: vizsla export resnet50 -o resnet50.onnx")
@@ -19,21 +27,16 @@ def export(
     model: Annotated[
         str, typer.Argument(help="A backbone's name, a saved embedder's folder, or a run's.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write.")],
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
-    choice: Annotated[ModelChoice, Without("interpolation", "views")],
+    options: Annotated[ExportOptions, Without("model", "interpolation", "views")],
 ) -> None:
     """Export a model as ONNX, with its preprocessing as JSON beside it (an extra)."""
     from vizsla.model.export import export as export_embedder
     from vizsla.run import inputs
 
-    embedder = inputs.load_embedder(replace(choice, model=model), seed=seed)
-    done = export_embedder(embedder, out)
-    if as_json:
+    embedder = inputs.load_embedder(replace(options, model=model), seed=options.seed)
+    done = export_embedder(embedder, options.out)
+    if options.as_json:
         print_json(
             {"onnx": str(done.path), "description": str(done.description), "dim": done.dim,
              "difference": done.difference}

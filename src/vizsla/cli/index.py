@@ -1,5 +1,6 @@
 """Commands for searching a gallery: index (build, add, remove, info), search."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,10 +9,19 @@ import typer
 
 from vizsla.cli.console import Commands, Group, ProgressShown, print_json
 from vizsla.cli.refining import chain_of, print_refined, search_refined, vectors_of
-from vizsla.cli.shared_options import AsJson, LearnOn, Quiet, Seed, ValidateOn, Verbose, byte_count
 from vizsla.cli.sources import embedded_queries, open_gallery
 from vizsla.errors import UsageError
-from vizsla.options import ModelChoice, RankingOptions
+from vizsla.option_fields import REQUIRED, Options, byte_count, option, same
+from vizsla.options import (
+    ComputeChoice,
+    ModelChoice,
+    OneSet,
+    Printing,
+    RankingOptions,
+    RunOptions,
+    TuneConfig,
+    VectorFiles,
+)
 
 if TYPE_CHECKING:
     from vizsla.search.filters import Filter
@@ -42,114 +52,108 @@ app.add_typer(
     "(the same as `vizsla index build …`)",
 )
 Where = Annotated[str, typer.Argument(metavar="INDEX", help="The index: a folder or a Milvus URL.")]
-Conditions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--filter",
-        help="Only images with label=shoe, label=shoe|hat, 'price<10', label=null, id=@names.txt, "
-        "… Repeatable: all conditions must hold.",
-    ),
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(Printing):
+    """The options of `vizsla index build`."""
+
+    out: str = option(
+        REQUIRED, "A folder, milvus://HOST:PORT/COLLECTION, or a Milvus Lite file X.db.", "Output",
+        "-o", "--out", usual=True,
+    )  # fmt: skip
+    kind: str = option(
+        "auto", "{choices}; auto: by size and memory.", "Ranking", usual=True,
+        choices=("auto", "exact", "hnsw", "ivf", "ivfsq8", "ivfpq"),
+    )  # fmt: skip
+    memory: int | None = option(
+        None, "Memory that auto may use beside the vectors, such as 500MB or 4GB.", "Speed",
+        shown="half of all", parse=byte_count,
+    )  # fmt: skip
+    recall: float | None = option(
+        None, "Recall of the ten nearest; sets the search effort.", "Ranking", shown=".99",
+        usual=True,
+    )  # fmt: skip
+    sample: Path | None = option(
+        None, "Measure recall with (up to 1,000 of) these embeddings, not the gallery's.", "Ranking"
+    )
+    store: str = same(VectorFiles, "store")
 
 
 @index.command(epilog="Example: vizsla index gallery.emb -o gallery.index --kind hnsw")
 def build(
     embeddings: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
-    out: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--out",
-            help="A folder, milvus://HOST:PORT/COLLECTION, or a Milvus Lite file X.db.",
-        ),
-    ],
-    kind: Annotated[
-        str,
-        typer.Option("--kind", help="exact, hnsw, ivf, ivfsq8 or ivfpq; auto: by size and memory."),
-    ] = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            help="Memory that auto may use beside the vectors, such as 500MB or 4GB.",
-            show_default="half of all",
-        ),
-    ] = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(
-            "--recall",
-            help="Recall of the ten nearest; sets the search effort.",
-            show_default=".99",
-        ),
-    ] = None,
-    sample: Annotated[
-        Path | None,
-        typer.Option(
-            "--sample",
-            help="Measure recall with (up to 1,000 of) these embeddings, not the gallery's.",
-        ),
-    ] = None,
-    store: Annotated[
-        str, typer.Option("--store", help="Store vectors as fp32, or as fp16 at half the size.")
-    ] = "fp32",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: BuildOptions,
 ) -> None:
     """Build an index from embeddings."""
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.index import build_index
 
-    with ProgressShown(quiet) as shown:
+    with ProgressShown(options.quiet) as shown:
         made = build_index(
-            embeddings, out, kind=kind, store=store, recall=recall,
-            memory=None if memory is None else byte_count(memory),
-            sample=None if sample is None else Embeddings.open(sample),
+            embeddings, options.out, kind=options.kind, store=options.store,
+            recall=options.recall, memory=options.memory,
+            sample=None if options.sample is None else Embeddings.open(options.sample),
             progress=partial(shown, "building"),
         )  # fmt: skip
-    _print_index(made.about(), out, as_json)
+    _print_index(made.about(), options.out, options.as_json)
 
 
 @index.command(epilog="Example: vizsla index add gallery.index new.emb")
 def add(
     where: Where,
     embeddings: Annotated[Path, typer.Argument(help="Embeddings of the new images.")],
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: Printing,
 ) -> None:
     """Add images that the same model embedded; the rest of the index stays as it is."""
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.index import open_index
 
-    with ProgressShown(quiet) as shown:
+    with ProgressShown(options.quiet) as shown:
         found = open_index(where, progress=partial(shown, "adding"))
         found.add(Embeddings.open(embeddings))
-    _print_index(found.about(), where, as_json)
+    _print_index(found.about(), where, options.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions(Options):
+    """Which images of a gallery."""
+
+    filter: tuple[str, ...] = option(
+        (),
+        "Only images with label=shoe, label=shoe|hat, 'price<10', label=null, id=@names.txt, … "
+        "Repeatable: all conditions must hold.",
+        "Data",
+        usual=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveOptions(Conditions, Printing):
+    """The options of `vizsla index remove`."""
 
 
 @index.command(epilog="Example: vizsla index remove gallery.index --filter label=hat")
 def remove(
     where: Where,
     ids: Annotated[list[str] | None, typer.Argument(help="The ids of the images.")] = None,
-    conditions: Conditions = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: RemoveOptions,
 ) -> None:
     """Remove images by id or by a condition."""
     from vizsla.search.index import open_index
 
-    if bool(ids) == bool(conditions):
+    if bool(ids) == bool(options.filter):
         raise UsageError("say which images: their ids, or --filter")
-    with ProgressShown(quiet) as shown:
+    with ProgressShown(options.quiet) as shown:
         found = open_index(where, progress=partial(shown, "rebuilding"))
-        removed_now = _remove(found, ids, conditions)
-    _print_index({"removed_now": removed_now, **found.about()}, where, as_json)
+        removed_now = _remove(found, ids, options.filter)
+    _print_index({"removed_now": removed_now, **found.about()}, where, options.as_json)
 
 
-def _remove(found: "Index", ids: list[str] | None, conditions: list[str] | None) -> int:
+def _remove(found: "Index", ids: list[str] | None, conditions: tuple[str, ...]) -> int:
     """How many images were removed: those with these ids, or those that meet all conditions."""
     chosen = _filter(conditions)
     if chosen is not None:
@@ -161,31 +165,35 @@ def _remove(found: "Index", ids: list[str] | None, conditions: list[str] | None)
 @index.command(epilog="Example: vizsla index rebuild gallery.index")
 def rebuild(
     where: Where,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: Printing,
 ) -> None:
     """Rewrite an index without removed images, and measure its search effort again."""
     from vizsla.search.folder_index import FolderIndex
 
-    with ProgressShown(quiet) as shown:
+    with ProgressShown(options.quiet) as shown:
         found = FolderIndex.load(where, progress=partial(shown, "rebuilding"))
         found.rebuild()
-    _print_index(found.about(), where, as_json)
+    _print_index(found.about(), where, options.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(Printing):
+    """The options of `vizsla index info`."""
+
+    verify: bool = option(False, "Check the hash of every file.", "Data", usual=True)
 
 
 @index.command(epilog="Example: vizsla index info gallery.index --verify")
 def info(
     where: Where,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the hash of every file.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: InfoOptions,
 ) -> None:
     """Show what an index holds, and the recall at every search effort that was measured."""
     from vizsla.search.index import open_index
 
-    _print_index(open_index(where, verify=verify).about(), where, as_json)
+    _print_index(open_index(where, verify=options.verify).about(), where, options.as_json)
 
 
 def _print_index(about: dict[str, Any], where: str, as_json: bool) -> None:
@@ -206,10 +214,33 @@ def _print_index(about: dict[str, Any], where: str, as_json: bool) -> None:
         typer.echo(f"  {effort:>10}  {recall:.4f}{mark}")
 
 
-def _filter(conditions: list[str] | None) -> "Filter | None":
+def _filter(conditions: tuple[str, ...]) -> "Filter | None":
     from vizsla.search.filters import Filter
 
     return Filter.parse(conditions) if conditions else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions, Printing):
+    """The options of `vizsla search`."""
+
+    out: Path | None = option(
+        None, "The ranking to write (Parquet).", "Output", "-o", "--out", shown="printed",
+        usual=True,
+    )  # fmt: skip
+    top_k: int | None = same(
+        RunOptions, "top_k", None, help="Images per query.",
+        shown="10 on the terminal; in a file all up to 20,000, else 1,000",
+    )  # fmt: skip
+    seed: int = same(RunOptions, "seed")
+    learn_on: Path | None = option(
+        None,
+        "For --refine auto: embeddings of labelled images that the model was not trained on "
+        "(vizsla embed --class-folders).",
+        "Ranking",
+    )
+    validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking")
+    device: str = same(ComputeChoice, "device", "cpu", usual=False)
 
 
 @app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
@@ -218,77 +249,49 @@ def search(
     queries: Annotated[
         list[Path], typer.Argument(help="Embeddings, a folder of images, or image files.")
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="The ranking to write (Parquet).", show_default="printed"),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            "-k",
-            "--top-k",
-            min=1,
-            help="Images per query.",
-            show_default="10 on the terminal; in a file all up to 20,000, else 1,000",
-        ),
-    ] = None,
-    conditions: Conditions = None,
-    same_set: Annotated[
-        bool,
-        typer.Option(
-            "--same-set", help="Queries and gallery are one set: leave out each query's own image."
-        ),
-    ] = False,
-    seed: Seed = 0,
-    learn_on: LearnOn = None,
-    validate_on: ValidateOn = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "cpu",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
-    model_choice: ModelChoice,
-    refining: RankingOptions,
+    options: SearchOptions,
 ) -> None:
     """Rank a gallery for every query, by cosine or refined. Queries are embeddings or images."""
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.search.exact import default_depth
 
-    device = resolve_compute(device=device).device
+    device = resolve_compute(device=options.device).device
     found = open_gallery(gallery, device)
-    with ProgressShown(quiet) as progress:
+    with ProgressShown(options.quiet) as progress:
         query_set = embedded_queries(
-            queries, found.model_id, choice=model_choice, seed=seed, device=device,
+            queries, found.model_id, choice=options, seed=options.seed, device=device,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
         chain, choice = chain_of(
-            refining.refine,
-            refining.refine_uses,
-            learn_on,
-            validate_on,
+            options.refine,
+            options.refine_uses,
+            options.learn_on,
+            options.validate_on,
             queries=query_set,
             gallery=lambda: vectors_of(found, gallery),
             progress=progress,
         )
-    most = len(found) - same_set
-    k = min(SHOWN if out is None else default_depth(len(found)), most) if top_k is None else top_k
-    condition = _filter(conditions)
+    k, out, same_set = options.top_k, options.out, options.same_set
+    if k is None:
+        k = min(SHOWN if out is None else default_depth(len(found)), len(found) - same_set)
+    condition = _filter(options.filter)
     if chain.steps:
-        with ProgressShown(quiet) as progress:
+        with ProgressShown(options.quiet) as progress:
             ranking = search_refined(
                 found, gallery, query_set, chain, max(k, 1), condition, same_set=same_set,
                 device=device, progress=lambda done, total: progress("graph", done, total),
             )  # fmt: skip
     else:
         ranking = found.search(query_set, max(k, 1), condition, same_set=same_set)
-    if not as_json:
+    if not options.as_json:
         print_refined(chain, choice)
     if out is not None:
         ranking.save(out)
         from vizsla.choose.refinement import refine_record
 
-        _print_written(ranking, out, as_json, refine=refine_record(chain, choice))
-    elif as_json:
+        _print_written(ranking, out, options.as_json, refine=refine_record(chain, choice))
+    elif options.as_json:
         print_json({"model_id": found.model_id, "rankings": _listed(ranking)})
     else:
         _print_ranking(ranking)

@@ -1,10 +1,10 @@
-"""Dataclasses of options.py → the parameters of a command, `--set name=value` and `--config FILE`.
+"""Dataclasses of options → the parameters of a command, `--set name=value` and `--config FILE`.
 
     @app.command()
-    def embed(images: Path, choice: ModelChoice, training: Annotated[dict, Given(TuneConfig)]): ...
+    def embed(images: Path, options: EmbedOptions, training: Annotated[dict, Given(TuneConfig)]): …
 
-The command line then has the options of ModelChoice, and the function gets the object. `Given` asks
-for a dict of only those options that were given.
+The command line then has the options of EmbedOptions, and the function gets the object. `Given`
+asks for a dict of only those options that were given.
 """
 
 import dataclasses
@@ -22,21 +22,22 @@ from typing import Annotated, Any
 import typer
 
 from vizsla.errors import DataError, UsageError
-from vizsla.options import GROUPS, Option, flag_of, options_of
+from vizsla.option_fields import GROUPS, REQUIRED, Option, flag_of, options_of
 
 FILE, SET = "vizsla.file", "vizsla.set"  # in the context: values of --config, of --set
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True)
 class Given:
     """A dict of the options of `cls` that were given.
 
-    A name that the command already has gets the prefix `training_`; names in `shared` are left to
-    the command's option. defaults: in words, if they are not those of `cls`.
+    A name that the command already has gets the prefix `training_`; names in `unused` are left out,
+    mostly to the command's option. defaults: in words, if they are not those of `cls`.
     """
 
     cls: type
-    shared: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -51,83 +52,71 @@ class Without:
 
 
 @dataclass(frozen=True)
-class _Field:
+class Whole:
+    """An object of `cls`, without the options of these names."""
+
+    cls: type
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parameter:
     """The argument and the field that a parameter of the command line fills."""
 
     argument: str
     name: str
     about: Option
-    given_only: bool
+    kind: Any
+    default: Any
+
+    def parsed(self, value: Any) -> Any:
+        """The field's value; UsageError if it is out of range or none of the choices."""
+        if isinstance(value, str) and self.about.parse:
+            value = self.about.parse(value)
+        if value is not None:
+            self.about.check(self.name, value)
+        return tuple(value) if isinstance(value, list) else value
 
 
 def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as a command whose dataclass arguments are options of the command line."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if _source(hints[p.name]) is None]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [p.replace(annotation=hints[p.name], kind=keyword) for p in own]
-    grouped: list[tuple[int, inspect.Parameter]] = []  # those of the groups, by their panel
-    taken = {p.name for p in own}
-    fields: dict[str, _Field] = {}
-    builders: dict[str, type] = {}
-    for argument in signature.parameters.values():
-        source = _source(hints[argument.name])
-        if source is None:
-            continue
-        given_only = isinstance(source, Given)
-        unused = _without(hints[argument.name])
-        cls = source.cls if isinstance(source, Given) else source
-        builders[argument.name] = dict if given_only else cls
-        for name, (about, kind, default) in options_of(cls).items():
-            if name in (source.shared if isinstance(source, Given) else {*taken, *unused}):
-                continue  # the command has no use for it, or an option of its own
-            parameter, shown = name, about
-            if isinstance(source, Given) and name in source.defaults:
-                shown = dataclasses.replace(about, shown=source.defaults[name])
-            if name in taken:
-                parameter = f"training_{name}"
-                shown = dataclasses.replace(shown, flags=(), rare=True)
-            taken.add(parameter)
-            fields[parameter] = _Field(argument.name, name, about, given_only)
-            panel = -1 if about.usual else GROUPS.index(about.group)
-            grouped.append((panel, _parameter(parameter, shown, kind, default)))
-    grouped = [(_panel(parameter), parameter) for parameter in (*parameters, *_generic())] + grouped
-    parameters = [parameter for _, parameter in sorted(grouped, key=lambda entry: entry[0])]
-    if "context" not in signature.parameters:  # Typer fills it; it knows what was given
-        parameters.insert(0, inspect.Parameter("context", keyword, annotation=typer.Context))
-    arguments = [p for p in parameters if p.default is inspect.Parameter.empty]
-    options = [p for p in parameters if p.default is not inspect.Parameter.empty]
+    """The function as a command whose dataclass arguments are options of the command line.
+
+    Its attribute `options` has the Parameter of each name.
+    """
+    arguments = inspect.signature(function).parameters
+    sources = {name: found for name, a in arguments.items() if (found := _source(a.annotation))}
+    options = _options(sources)
+    accepted = [a.replace(kind=KEYWORD) for name, a in arguments.items() if name not in sources]
+    if "context" not in arguments:  # Typer fills it; it knows what was given
+        accepted.insert(0, inspect.Parameter("context", KEYWORD, annotation=typer.Context))
+    flags = [((True, GROUPS.index("Output")), parameter) for parameter in _generic()]
+    for name, option in options.items():  # the usual ones first
+        place = (not option.about.usual, GROUPS.index(option.about.group))
+        flags.append((place, _parameter(name, option)))
+    accepted += [parameter for _, parameter in sorted(flags, key=lambda flag: flag[0])]
+    accepted.sort(key=lambda p: p.default is not inspect.Parameter.empty)  # as Python wants it
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         context: typer.Context = values["context"]
-        built: dict[str, dict[str, Any]] = {argument: {} for argument in builders}
-        for parameter, field in fields.items():
-            value = values.pop(parameter)
-            if field.given_only and not was_given(context, parameter):
-                continue
-            if isinstance(value, str) and field.about.parse:
-                value = field.about.parse(value)
-            built[field.argument][field.name] = value
+        given: dict[str, dict[str, Any]] = {argument: {} for argument in sources}
+        for name, option in options.items():
+            value = values.pop(name)
+            if was_given(context, name):
+                given[option.argument][option.name] = option.parsed(value)
         del values["config_file"], values["settings"]
-        if "context" not in signature.parameters:
+        if "context" not in arguments:
             del values["context"]
-        return function(**values, **{name: builders[name](**built[name]) for name in builders})
+        for argument, source in sources.items():
+            made = given[argument] if isinstance(source, Given) else source.cls(**given[argument])
+            values[argument] = made
+        return function(**values)
 
-    command.__signature__ = inspect.Signature(arguments + options)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__signature__ = inspect.Signature(accepted)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in accepted}
+    command.options = options  # type: ignore[attr-defined]
     del command.__wrapped__  # Typer would look at the function's own
     return command
-
-
-def _panel(parameter: inspect.Parameter) -> int:
-    """The place of a command's own option: before all groups unless it names one of them."""
-    for information in getattr(parameter.annotation, "__metadata__", ()):
-        group = getattr(information, "rich_help_panel", None)
-        if group in GROUPS:
-            return GROUPS.index(group)
-    return -1
 
 
 def was_given(context: typer.Context, name: str) -> bool:
@@ -136,49 +125,67 @@ def was_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _source(hint: Any) -> type | Given | None:
-    """The dataclass or `Given` that an argument asks for; None for any other argument."""
-    if typing.get_origin(hint) is Annotated:
-        given = next((m for m in hint.__metadata__ if isinstance(m, Given)), None)
-        return given or _source(hint.__origin__)
-    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+def _source(hint: Any) -> Whole | Given | None:
+    """Which options an argument asks for; None for any other argument."""
+    cls = getattr(hint, "__origin__", hint)
+    marks = getattr(hint, "__metadata__", ())
+    given = next((mark for mark in marks if isinstance(mark, Given)), None)
+    if given or not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        return given
+    return Whole(cls, next((mark.names for mark in marks if isinstance(mark, Without)), ()))
 
 
-def _without(hint: Any) -> tuple[str, ...]:
-    return next((m.names for m in getattr(hint, "__metadata__", ()) if isinstance(m, Without)), ())
+def _options(sources: Mapping[str, Whole | Given]) -> dict[str, Parameter]:
+    """The command's options by name: the fields that its arguments ask for."""
+    options: dict[str, Parameter] = {}
+    for argument, source in sources.items():
+        for name, (about, kind, default) in options_of(source.cls).items():
+            parameter = name
+            if name in source.unused:
+                continue
+            if isinstance(source, Given) and name in source.defaults:
+                about = dataclasses.replace(about, shown=source.defaults[name])
+            if name in options:
+                parameter = f"training_{name}"
+                about = dataclasses.replace(about, flags=(), rare=True)
+            options[parameter] = Parameter(argument, name, about, kind, default)
+    return options
 
 
-def _parameter(name: str, about: Option, kind: Any, default: Any) -> inspect.Parameter:
+def _parameter(name: str, option: Parameter) -> inspect.Parameter:
+    """The parameter that Typer makes a flag of."""
+    kind, default = option.kind, option.default
     members = [k for k in typing.get_args(kind) if k is not type(None)]
-    value = kind if not isinstance(kind, types.UnionType) else members[0]
-    if about.parse or len(members) > 1:  # a budget with its unit; a number or "auto"
-        value = str
-    found = _typer_option(name, about, about.shown or True if value is not bool else False)
-    optional = default is None
+    value = members[0] if isinstance(kind, types.UnionType) else kind
+    if option.about.parse or (isinstance(kind, types.UnionType) and len(members) > 1):
+        value = str  # a budget with its unit; a number or "auto"
+        default = default if default in (None, REQUIRED) else default_text(default)
+    elif typing.get_origin(value) is tuple:
+        value, default = list[str], list(default) or None
+    optional = value | None if default is None else value
     return inspect.Parameter(
         name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None if optional else (default if value is not str else str(default)),
-        annotation=Annotated[value | None if optional else value, found],
+        KEYWORD,
+        default=inspect.Parameter.empty if default is REQUIRED else default,
+        annotation=Annotated[optional, _typer_option(name, option.about, value)],
     )
 
 
-def typer_option(cls: type, name: str) -> Any:
-    """An option of `cls` alone, for a command that takes it without the rest of the dataclass.
-
-    The command's own default is shown.
-    """
-    about = dataclasses.replace(options_of(cls)[name][0], usual=True, rare=False)
-    return _typer_option(name, about, True)
+def default_text(default: Any) -> str:
+    """A default as it is written on the command line."""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def _typer_option(name: str, about: Option, shown: bool | str) -> Any:
+def _typer_option(name: str, about: Option, value: Any) -> Any:
     return typer.Option(
         *(about.flags or (flag_of(name, about),)),
-        help=about.help,
+        help=about.text,
         min=about.minimum,
+        max=about.maximum,
+        envvar=about.envvar,
+        autocompletion=(lambda: list(about.choices)) if about.choices else None,
         hidden=about.rare,
-        show_default=shown,
+        show_default=value is not bool and (about.shown or True),
         rich_help_panel=None if about.usual else about.group,
     )
 
@@ -201,13 +208,12 @@ def _generic() -> list[inspect.Parameter]:
         is_eager=True,
         rich_help_panel="Output",
     )
-    keyword = inspect.Parameter.KEYWORD_ONLY
     return [
         inspect.Parameter(
-            "config_file", keyword, default=None, annotation=Annotated[Path | None, config]
+            "config_file", KEYWORD, default=None, annotation=Annotated[Path | None, config]
         ),
         inspect.Parameter(
-            "settings", keyword, default=None, annotation=Annotated[list[str] | None, settings]
+            "settings", KEYWORD, default=None, annotation=Annotated[list[str] | None, settings]
         ),
     ]
 
@@ -259,7 +265,7 @@ def _keep(context: typer.Context, key: str, values: dict[str, Any], origin: str)
             similar = difflib.get_close_matches(name.replace("-", "_"), known, 3, 0.5)
             hint = f" Similar: {', '.join(similar)}." if similar else ""
             raise UsageError(
-                f"{origin}: `vizsla {context.command.name}` has no option {name!r}.{hint} "
+                f"{origin}: `{context.command_path}` has no option {name!r}.{hint} "
                 "docs/options.md lists them"
             )
         if isinstance(value, list) and not getattr(parameter, "multiple", False):

@@ -1,7 +1,7 @@
 """Commands that do the whole job: run, demo, train, sweep."""
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +10,15 @@ import typer
 from vizsla.cli.console import Commands, ProgressShown, print_json, print_table
 from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
-from vizsla.cli.shared_options import AsJson, Quiet, Seed, Verbose, fusion_weights
 from vizsla.errors import UsageError
+from vizsla.option_fields import REQUIRED, option, same
 from vizsla.options import (
     DEFAULT_BACKBONE,
     FusionOptions,
     ImageOptions,
     ModelChoice,
+    Page,
+    Printing,
     RunOptions,
     TuneConfig,
 )
@@ -27,10 +29,28 @@ if TYPE_CHECKING:
 
 
 SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
-NOT_SWEPT = ("interpolation", "views", "whiten", "dim", "compiling", "refine", "refine_uses")
+NOT_SWEPT = (  # by `sweep`, or by options of its own
+    "model", "weights", "pooling", "interpolation", "views", "whiten", "dim", "compiling", "refine",
+    "refine_uses", "figures",
+)  # fmt: skip
 VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # these also work without training
 
 app = Commands()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralModels(Printing):
+    """The options of `vizsla run` that are about more than one model or run."""
+
+    model: tuple[str, ...] = same(
+        ModelChoice, "model", (DEFAULT_BACKBONE,),
+        help="A backbone's name (see `vizsla models`) or a folder; several are fused.",
+    )  # fmt: skip
+    weights: tuple[str, ...] = same(
+        ModelChoice, "weights", ("pretrained",),
+        help="pretrained, random or a file; one for all models, or one for each.",
+    )  # fmt: skip
+    again: Path | None = option(None, "Repeat runs/ID from its configuration.", "Data")
 
 
 @app.command(epilog="Example: vizsla run data --model mobilenetv2 --pooling gem --top-k 10")
@@ -39,30 +59,9 @@ def run(
     data: Annotated[
         Path | None, typer.Argument(help="The folder with training/ and test/query, test/gallery.")
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            help="A backbone's name (see `vizsla models`) or a folder; several are fused.",
-            show_default=DEFAULT_BACKBONE,
-        ),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weights",
-            help="pretrained, random or a file; one for all models, or one for each.",
-            show_default="pretrained",
-        ),
-    ] = None,
-    repeat: Annotated[
-        Path | None, typer.Option("--again", help="Repeat runs/ID from its configuration.")
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
-    options: RunOptions,
+    several: SeveralModels,
+    options: Annotated[RunOptions, Without("model", "weights")],
     fusing: FusionOptions,
     training: Annotated[dict[str, Any], Given(TuneConfig, SHARED, {"finetune": "none"})],
 ) -> None:
@@ -72,13 +71,13 @@ def run(
     from vizsla.run.fused_runs import CONCAT, FusionConfig
 
     fusion = FusionConfig(
-        fusing.fusion, fusion_weights(fusing.fusion_weights), fusing.fusion_whiten,
+        fusing.fusion, fusing.fusion_weights, fusing.fusion_whiten,
         *((options.refine, options.refine_uses) if fusing.fusion == CONCAT else ()),
     )  # fmt: skip
-    if repeat is not None:
-        _refuse_others(context, "repeat", "data", "as_json", "quiet", "verbose")
-        several = several_models.again_models(repeat, data=data)
-        configs, fusion = several or ([run_config.again(repeat, data=data)], fusion)
+    if several.again is not None:
+        _refuse_others(context, "again", "data", "as_json", "quiet", "verbose")
+        members = several_models.again_models(several.again, data=data)
+        configs, fusion = members or ([run_config.again(several.again, data=data)], fusion)
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:
@@ -87,7 +86,7 @@ def run(
             validating = {key: training.pop(key) for key in VALIDATING if key in training} or None
         if training and "finetune" not in training:
             raise UsageError(f"{', '.join(training)}: options of training need --finetune")
-        models = _by_model(model or [DEFAULT_BACKBONE], weights or ["pretrained"])
+        models = _by_model(several.model, several.weights)
         if len(models) == 1:
             _refuse_fusion(context)
         configs = [
@@ -97,18 +96,18 @@ def run(
             )
             for name, file in models
         ]  # fmt: skip
-    with ProgressShown(quiet) as progress:
+    with ProgressShown(several.quiet) as progress:
         if len(configs) == 1:
             result = pipeline.run(configs[0], progress)
         else:
             result = several_models.run_models(configs, fusion, progress)
-    if as_json:
+    if several.as_json:
         print_json(result.to_dict())
     else:
         _print_run(result)
 
 
-def _by_model(models: list[str], weights: list[str]) -> list[tuple[str, str]]:
+def _by_model(models: tuple[str, ...], weights: tuple[str, ...]) -> list[tuple[str, str]]:
     """(model, weights) of each model."""
     if len(weights) not in (1, len(models)):
         raise UsageError(
@@ -166,25 +165,42 @@ def _print_run(result: "RunResult") -> None:
     typer.echo(f"run         {result.run.folder}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Printing):
+    """The options of `vizsla demo`."""
+
+    seed: int = same(RunOptions, "seed")
+
+
 @app.command(epilog="Example: vizsla demo")
 def demo(
     folder: Annotated[Path, typer.Argument(help="The folder for data and results.")] = Path(
         "vizsla-demo"
     ),
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: DemoOptions,
 ) -> None:
     """Do the whole job on a small generated data set, without any download."""
     from vizsla.run import demo
 
-    with ProgressShown(quiet) as progress:
-        done = demo.demo(folder, seed=seed, progress=progress)
-    if as_json:
+    with ProgressShown(options.quiet) as progress:
+        done = demo.demo(folder, seed=options.seed, progress=progress)
+    if options.as_json:
         print_json(done.to_dict())
     else:
         typer.echo(done.text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Printing):
+    """The options of `vizsla train` beside those of model, images and training."""
+
+    out: Path = option(
+        REQUIRED, "The folder for log, checkpoint and embedder.", "Output", "-o", "--out",
+        usual=True,
+    )  # fmt: skip
+    devices: int = option(1, "Processes on this machine; 1 for torchrun.", "Speed", minimum=1)
+    overwrite: bool = option(False, "Start over and replace an earlier training.", "Output")
 
 
 @app.command(epilog="Example: vizsla train data --model resnet18 --budget 10m -o tuned")
@@ -192,19 +208,8 @@ def train(
     data: Annotated[
         Path, typer.Argument(help="A data folder with training/, or a folder of class folders.")
     ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="The folder for log, checkpoint and embedder.")
-    ],
-    devices: Annotated[
-        int, typer.Option("--devices", min=1, help="Processes on this machine; 1 for torchrun.")
-    ] = 1,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over and replace an earlier training.")
-    ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
+    options: TrainOptions,
     choice: ModelChoice,
     images: ImageOptions,
     training: Annotated[dict[str, Any], Given(TuneConfig, ("max_pixels",))],
@@ -218,11 +223,14 @@ def train(
         data=str(data), **asdict(choice), **asdict(images), **shared,
         precision=training.get("precision", "auto"), tuning=training,
     )  # fmt: skip
-    with ProgressShown(quiet) as progress:
-        result = train_into(config, out, overwrite=overwrite, devices=devices, progress=progress)
+    out = options.out
+    with ProgressShown(options.quiet) as progress:
+        result = train_into(
+            config, out, overwrite=options.overwrite, devices=options.devices, progress=progress
+        )
     if result is None:  # a process that helps the first one
         return
-    if as_json:
+    if options.as_json:
         print_json({**result.record(), "embedder": str(out / "embedder"), "log": str(out)})
     else:
         typer.echo(result.text())
@@ -237,47 +245,43 @@ def _next_run(data: Path, embedder: Path) -> str:
     return shlex.join(["vizsla", "run", place, "--model", str(embedder)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Page, Printing):
+    """The options of `vizsla sweep` beside those of its runs."""
+
+    model: tuple[str, ...] = same(
+        ModelChoice, "model", (DEFAULT_BACKBONE,), help="A model. Repeatable."
+    )
+    weights: tuple[str, ...] = same(
+        ModelChoice,
+        "weights",
+        ("pretrained",),
+        help="Weights: one for all models, or one for each.",
+    )
+    pooling: str | None = same(
+        ModelChoice, "pooling", help="Poolings, as gap,gem.", choices=(), shown="each model's"
+    )
+    finetune: str = same(
+        TuneConfig, "finetune", "none", help="Fine-tunings, as none,head.", choices=()
+    )
+    loss: tuple[str, ...] = same(
+        TuneConfig, "loss", (), help="A loss. Repeatable.", shown="the training's"
+    )
+    trials: int = option(
+        0, "Search learning rates and losses instead, in this many trainings; an extra.",
+        "Training", minimum=0,
+    )  # fmt: skip
+    figures: int = same(RunOptions, "figures", 0, help="Query sheets of each run; -1: all.")
+
+
 @app.command(
     epilog="Example: vizsla sweep data --model resnet50 --pooling gap,gem --finetune none,head"
 )
 def sweep(
     data: Annotated[Path, typer.Argument(help="The folder with training/ and test/.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", help="A model. Repeatable.", show_default=DEFAULT_BACKBONE),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option("--weights", help="Weights: one for all models, or one for each."),
-    ] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option("--pooling", help="Poolings, as gap,gem.", show_default="each model's"),
-    ] = None,
-    finetune: Annotated[
-        str, typer.Option("--finetune", help="Fine-tunings, as none,head.")
-    ] = "none",
-    loss: Annotated[
-        list[str] | None,
-        typer.Option("--loss", help="A loss. Repeatable.", show_default="the training's"),
-    ] = None,
-    trials: Annotated[
-        int,
-        typer.Option(
-            "--trials",
-            min=0,
-            help="Search learning rates and losses instead, in this many trainings; an extra.",
-        ),
-    ] = 0,
-    figures: Annotated[
-        int, typer.Option("--figures", min=-1, help="Query sheets of each run; -1: all.")
-    ] = 0,
-    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
-    options: Annotated[RunOptions, Without(*NOT_SWEPT)],
+    options: SweepOptions,
+    runs: Annotated[RunOptions, Without(*NOT_SWEPT)],
     training: Annotated[dict[str, Any], Given(TuneConfig, (*SHARED, "finetune", "loss"))],
 ) -> None:
     """Run every combination of models, poolings and fine-tunings; print one table.
@@ -289,17 +293,18 @@ def sweep(
     from vizsla.run.config import RunConfig
 
     shared = RunConfig(
-        **{**asdict(options), "figures": figures}, data=str(data), tuning=training or None
+        **{**asdict(runs), "figures": options.figures}, data=str(data), tuning=training or None
     )
     config = sweeping.SweepConfig(
-        shared, model or [DEFAULT_BACKBONE], weights or ["pretrained"],
-        pooling.split(",") if pooling else [None], finetune.split(","), loss or [], trials,
+        shared, list(options.model), list(options.weights),
+        options.pooling.split(",") if options.pooling else [None], options.finetune.split(","),
+        list(options.loss), options.trials,
     )  # fmt: skip
-    with ProgressShown(quiet) as progress:
+    with ProgressShown(options.quiet) as progress:
         result = sweeping.sweep(config, progress)
-    if html:
-        storage.write_text(html, result.html())
-    if as_json:
+    if options.html:
+        storage.write_text(options.html, result.html())
+    if options.as_json:
         print_json(result.to_dict())
     else:
         _print_sweep(result)

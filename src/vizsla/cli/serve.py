@@ -1,5 +1,6 @@
 """The command that serves a search page: serve."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -7,12 +8,31 @@ import typer
 
 from vizsla.cli.console import Commands, ProgressShown
 from vizsla.cli.parameters import Without
-from vizsla.cli.shared_options import Quiet, Verbose
-from vizsla.options import GalleryOptions
+from vizsla.option_fields import option
+from vizsla.options import GalleryOptions, Messages
 
 UNUSED = ("interpolation", "views", "exclude", "compiling", "batch_size", "workers", "cache")
 
 app = Commands()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(GalleryOptions, Messages):
+    """The options of `vizsla serve`."""
+
+    host: str = option("127.0.0.1", "0.0.0.0 accepts other machines.", "Server", usual=True)
+    port: int = option(8000, "0: any free port.", "Server", minimum=0, maximum=65535, usual=True)
+    token: str | None = option(
+        None, "A token that every request needs.", "Server", envvar="VIZSLA_SERVE_TOKEN"
+    )
+    allow_changes: bool = option(False, "Images may be added and removed, with a token.", "Server")
+    allow_host: tuple[str, ...] = option((), "A host name of this server. Repeatable.", "Server")
+    rate: float = option(
+        600.0, "Searches per minute and address; 0: unlimited.", "Server", minimum=0
+    )
+    most_k: int = option(200, "Largest k of a search.", "Server", minimum=1)
+    max_body: float = option(16.0, "Largest request in MiB.", "Server", minimum=0.001, rare=True)
+    title: str = option("", "The page's title.", "Server", shown="the source's name")
 
 
 @app.command(epilog="Example: vizsla serve runs/20260131-235959-0a1b --port 8000")
@@ -20,40 +40,8 @@ def serve(
     source: Annotated[
         Path, typer.Argument(help="A run, an index, or a folder of images to embed first.")
     ],
-    host: Annotated[
-        str, typer.Option("--host", help="0.0.0.0 accepts other machines.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")] = 8000,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            "--token", envvar="VIZSLA_SERVE_TOKEN", help="A token that every request needs."
-        ),
-    ] = None,
-    allow_changes: Annotated[
-        bool,
-        typer.Option("--allow-changes", help="Images may be added and removed, with a token."),
-    ] = False,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option("--allow-host", help="A host name of this server. Repeatable."),
-    ] = None,
-    rate: Annotated[
-        float, typer.Option("--rate", min=0, help="Searches per minute and address; 0: unlimited.")
-    ] = 600.0,
-    most_k: Annotated[int, typer.Option("--most-k", min=1, help="Largest k of a search.")] = 200,
-    max_body: Annotated[
-        float,
-        typer.Option("--max-body", hidden=True, min=0.001, help="Largest request in MiB."),
-    ] = 16.0,
-    title: Annotated[
-        str,
-        typer.Option("--title", help="The page's title.", show_default="the source's name"),
-    ] = "",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
     *,
-    gallery: Annotated[GalleryOptions, Without(*UNUSED)],
+    options: Annotated[ServeOptions, Without(*UNUSED)],
 ) -> None:
     """Serve a page and an API to search by image and by text, until Ctrl-C."""
     from vizsla.web.search import server as serving
@@ -64,10 +52,12 @@ def serve(
         if about.token:
             typer.echo(f"token {about.token} (to change the gallery; shown this once)")
 
-    with ProgressShown(quiet) as progress:
+    with ProgressShown(options.quiet) as progress:
         serving.serve(
-            serving.GallerySource(source, gallery),
-            host=host, port=port, token=token, allow_changes=allow_changes,
-            allow_hosts=tuple(allow_host or ()), per_minute=rate, most_k=most_k,
-            body_bytes=int(max_body * 2**20), title=title, started=started, progress=progress,
+            serving.GallerySource(source, options),
+            host=options.host, port=options.port, token=options.token,
+            allow_changes=options.allow_changes, allow_hosts=options.allow_host,
+            per_minute=options.rate, most_k=options.most_k,
+            body_bytes=int(options.max_body * 2**20), title=options.title,
+            started=started, progress=progress,
         )  # fmt: skip

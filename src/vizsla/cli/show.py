@@ -1,15 +1,16 @@
 """Commands that show something: models, show, report."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vizsla.cli.console import Commands, ProgressShown, log, print_json
-from vizsla.cli.shared_options import AsJson, Home, Labels, LabelsFrom, Quiet, Seed, Verbose
 from vizsla.cli.sources import images_of_source, read_ranking
 from vizsla.errors import ModelError, UsageError
-from vizsla.options import ModelChoice
+from vizsla.option_fields import option, same
+from vizsla.options import ImageOptions, Messages, ModelChoice, Printing, RunOptions
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
@@ -17,40 +18,47 @@ if TYPE_CHECKING:
 app = Commands()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Messages):
+    """The options of `vizsla report`."""
+
+    out: Path = option(
+        Path("report.html"), "The page to write.", "Output", "-o", "--out", usual=True
+    )
+    data: Path | None = option(
+        None, "Where the images are now, if they were moved.", "Data", usual=True
+    )
+    map: str = option(
+        "tsne", "Layout of the map: tsne, or pca (faster).", "Output", choices=("tsne", "pca")
+    )
+
+
 @app.command(epilog="Example: vizsla report runs/ID -o report.html")
 def report(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path(
-        "report.html"
-    ),
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Where the images are now, if they were moved.")
-    ] = None,
-    projection: Annotated[
-        str, typer.Option("--map", help="Layout of the map: tsne, or pca (faster).")
-    ] = "tsne",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    run: Annotated[Path, typer.Argument(help="A run's folder.")], *, options: ReportOptions
 ) -> None:
     """Write one self-contained HTML page about a run: scores, curves, images, a map."""
     from vizsla.run import finished_run
 
-    page = finished_run.report(run, out, data=data, projection=projection)
+    page = finished_run.report(run, options.out, data=options.data, projection=options.map)
     typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions(Printing):
+    """The options of `vizsla models`."""
+
+    fetch: bool = option(False, "Download the weights now, for use offline.", "Model", usual=True)
 
 
 @app.command(epilog="Example: vizsla models")
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Only these backbones.")] = None,
-    fetch: Annotated[
-        bool, typer.Option("--fetch", help="Download the weights now, for use offline.")
-    ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    options: ModelsOptions,
 ) -> None:
     """List the backbones: dimension, size, licence of the weights; with -v also the source."""
-    if fetch:
+    if options.fetch:
         from vizsla.model.hub import fetch as fetch_weights
 
         if not names:
@@ -62,7 +70,7 @@ def models(
             except ModelError as error:  # try the others
                 failed.append(error)
                 log.error("%s", error)
-        if as_json:
+        if options.as_json:
             print_json(fetched)
         else:
             typer.echo("".join(f"{name}: {path}\n" for name, path in fetched.items()), nl=False)
@@ -77,10 +85,10 @@ def models(
 
         specs = [spec if spec.dim else complete_spec(spec) for spec in specs]
     rows = model_table(specs)
-    if as_json:
+    if options.as_json:
         print_json(rows)
     else:
-        typer.echo(_models_text(rows, all_columns=verbose))
+        typer.echo(_models_text(rows, all_columns=options.verbose))
 
 
 def _models_text(rows: list[dict[str, Any]], *, all_columns: bool) -> str:
@@ -106,64 +114,57 @@ def _models_text(rows: list[dict[str, Any]], *, all_columns: bool) -> str:
     return text.text() + "".join(notes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(Printing):
+    """The options of `vizsla show`."""
+
+    data: Path | None = option(
+        None, "The folder with the images.", "Data", shown="a run's own", usual=True
+    )
+    out: Path | None = option(
+        None, "The folder; earlier sheets in it are replaced.", "Output", "-o", "--out",
+        shown="visualizations/<name>", usual=True,
+    )  # fmt: skip
+    labels: Path | None = same(ImageOptions, "labels")
+    labels_from: str | None = same(ImageOptions, "labels_from")
+    top_k: int = same(RunOptions, "top_k", help="Images per query.")
+    worst: int | None = option(None, "Only the N worst queries.", "Output", minimum=1, usual=True)
+    only_wrong: bool = option(
+        False, "Only queries with nothing right in their top k.", "Output", usual=True
+    )
+    random: int | None = option(None, "N random queries.", "Output", minimum=1, usual=True)
+    why: bool = option(
+        False, "Heat maps of the parts that made query and result similar.", "Output", usual=True
+    )
+    model: str | None = same(
+        ModelChoice, "model", None, shown=None, usual=False,
+        help="The embedder of a ranking that is not from a run, for --why.",
+    )  # fmt: skip
+    augmentations: bool = option(
+        False, "Draw augmented training images of each preset instead.", "Output"
+    )
+    seed: int = same(RunOptions, "seed")
+    home: Path = same(RunOptions, "home", Path())
+
+
 @app.command(epilog="Example: vizsla show runs/ID --data data --worst 10 -o sheets")
 def show(
     source: Annotated[
         Path | None, typer.Argument(help="A run's folder, a ranking or a submission.")
     ] = None,
     *,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="The folder with the images.", show_default="a run's own"),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            help="The folder; earlier sheets in it are replaced.",
-            show_default="visualizations/<name>",
-        ),
-    ] = None,
-    labels: Labels = None,
-    labels_from: LabelsFrom = None,
-    top_k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Images per query.")] = 10,
-    worst: Annotated[
-        int | None, typer.Option("--worst", min=1, help="Only the N worst queries.")
-    ] = None,
-    only_wrong: Annotated[
-        bool, typer.Option("--only-wrong", help="Only queries with nothing right in their top k.")
-    ] = False,
-    random: Annotated[int | None, typer.Option("--random", min=1, help="N random queries.")] = None,
-    why: Annotated[
-        bool,
-        typer.Option("--why", help="Heat maps of the parts that made query and result similar."),
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="The embedder of a ranking that is not from a run, for --why."
-        ),
-    ] = None,
-    augmentations: Annotated[
-        bool,
-        typer.Option(
-            "--augmentations", help="Draw augmented training images of each preset instead."
-        ),
-    ] = False,
-    seed: Seed = 0,
-    home: Home = Path(),
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    options: ShowOptions,
 ) -> None:
     """Draw a PNG for each query: the query on the left, its top k on the right."""
-    if augmentations:
-        if data is None:
+    figures = options.home / "visualizations"
+    if options.augmentations:
+        if options.data is None:
             raise UsageError("--augmentations draws training images: give their folder with --data")
         from vizsla.output.augmentation_sheet import draw_augmentations
 
-        drawn = draw_augmentations(data, out or home / "visualizations" / "augmentations", seed)
+        drawn = draw_augmentations(
+            options.data, options.out or figures / "augmentations", options.seed
+        )
         typer.echo("\n".join(map(str, drawn)))
         return
     if source is None:
@@ -174,19 +175,20 @@ def show(
     from vizsla.workspace import file_safe, is_run
 
     ranking = read_ranking(source)
-    embedder = _embedder_of(source, model) if why else None
-    folders = images_of_source(source, ranking, data)
-    truth = truth_of_folders(folders, labels=labels, labels_from=labels_from)
+    embedder = _embedder_of(source, options.model) if options.why else None
+    folders = images_of_source(source, ranking, options.data)
+    truth = truth_of_folders(folders, labels=options.labels, labels_from=options.labels_from)
     if truth is None and is_run(source):
         truth = finished_run.truth_of_run(source)
-    with ProgressShown(quiet) as progress:
+    with ProgressShown(options.quiet) as progress:
         paths = sheet_selection.show(
-            ranking, folders, truth, out or home / "visualizations" / file_safe(source.stem),
-            k=top_k, worst=worst, only_wrong=only_wrong, random=random, seed=seed, why=embedder,
+            ranking, folders, truth, options.out or figures / file_safe(source.stem),
+            k=options.top_k, worst=options.worst, only_wrong=options.only_wrong,
+            random=options.random, seed=options.seed, why=embedder,
             broken=finished_run.broken_queries(source) if is_run(source) else (),
             progress=lambda done, total: progress("drawing", done, total),
         )  # fmt: skip
-    if as_json:
+    if options.as_json:
         print_json([str(path) for path in paths])
     else:
         count = f"{len(paths)} sheet{'s' if len(paths) > 1 else ''}"

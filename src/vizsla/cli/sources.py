@@ -4,17 +4,19 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, UsageError
+from vizsla.option_fields import Options, option, same
+from vizsla.options import ImageOptions, ModelChoice
 
 if TYPE_CHECKING:
     from vizsla.data.imageset import DataFolders
     from vizsla.embed.compute import Compute
     from vizsla.embed.compute_shards import Engine
     from vizsla.embed.embeddings import Embeddings
-    from vizsla.options import ModelChoice
     from vizsla.score.truth import Truth
     from vizsla.search.index import Index
     from vizsla.search.ranking import Ranking
@@ -66,17 +68,16 @@ def images_of_source(source: Path, ranking: "Ranking", data: Path | None) -> "Da
     return folders
 
 
-@dataclasses.dataclass(frozen=True)
-class TruthOptions:
-    """The options that name the truth, as they were given."""
+@dataclass(frozen=True, kw_only=True)
+class TruthOptions(Options):
+    """The options that name the truth of rankings."""
 
-    labels: Path | None = None
-    labels_from: str | None = None
-    data: Path | None = None
-    qrels: Path | None = None
-    query_labels: Path | None = None
-    gallery_labels: Path | None = None
-    same_set: bool = False
+    labels: Path | None = same(ImageOptions, "labels", shown="labels.csv in --data")
+    labels_from: str | None = same(ImageOptions, "labels_from")
+    data: Path | None = option(
+        None, "The data folder, for the whole gallery and labels.csv.", "Data", usual=True
+    )
+    qrels: Path | None = option(None, "TREC judgements in place of labels.", "Data")
 
     @property
     def is_given(self) -> bool:
@@ -84,7 +85,9 @@ class TruthOptions:
         return bool(self.labels or self.labels_from or self.data or self.qrels)
 
 
-def read_truth(ranking: "Ranking", truth_options: TruthOptions) -> "Truth":
+def read_truth(
+    ranking: "Ranking", truth_options: TruthOptions, *, same_set: bool = False
+) -> "Truth":
     """The truth of --qrels, --labels, --labels-from, or the labels file in --data."""
     from vizsla.data.imageset import open_data
     from vizsla.output.trec import read_qrels
@@ -92,7 +95,7 @@ def read_truth(ranking: "Ranking", truth_options: TruthOptions) -> "Truth":
 
     if truth_options.labels and truth_options.labels_from:
         raise UsageError("--labels and --labels-from are mutually exclusive: give one")
-    one_set = truth_options.same_set or bool(ranking.origin.get("same_set"))
+    one_set = same_set or bool(ranking.origin.get("same_set"))
     labels = None
     if truth_options.data:
         labels = truth_of_folders(
@@ -131,7 +134,7 @@ def embedded_queries(
     sources: list[Path],
     model_id: str,
     *,
-    choice: "ModelChoice",
+    choice: ModelChoice,
     seed: int,
     device: str,
     progress: Callable[[int, int], None],
