@@ -79,7 +79,7 @@ class ModelChoice(Options):
     )
     weights: str = option(
         "pretrained",
-        "pretrained, random, or a .safetensors/.pt/.pth file.",
+        "pretrained, random, or a file (safetensors, or of torch.save).",
         "Model",
         usual=True,
     )

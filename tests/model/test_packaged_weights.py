@@ -13,11 +13,11 @@ from torch import Tensor
 from vizsla.data.images import read_image
 from vizsla.data.preprocess import Preprocess
 from vizsla.errors import MissingExtraError, ModelError
-from vizsla.model.backbones import efficientnet_in_timm
 from vizsla.model.build import build_backbone
 from vizsla.model.catalogue import BACKBONES, find_backbone
 from vizsla.model.hub import download
-from vizsla.model.weights import read_state
+from vizsla.model.timm_networks import efficientnet_in_timm
+from vizsla.model.weights_file import read_state
 
 PACKAGED = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 
@@ -80,7 +80,7 @@ def test_preprocessing_is_the_makers(name: str, size: int, resize: int) -> None:
 @pytest.mark.parametrize("name", PACKAGED)
 def test_every_tensor_gets_one_name(name: str) -> None:
     state, network = read_state(download(BACKBONES[name])), build_backbone(name).network
-    named = efficientnet_in_timm(state, [len(stage) for stage in network.blocks])
+    named = efficientnet_in_timm(state, network)
     assert len(named) == len(state)
     assert named.keys() - network.state_dict().keys() == {"classifier.weight", "classifier.bias"}
     assert network.state_dict().keys() <= named.keys()

@@ -5,10 +5,6 @@ the preprocessing of its library, and how position embeddings are resized.
 """
 
 import dataclasses
-import importlib
-import math
-import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,21 @@ from torch import Tensor, nn
 
 from vizsla.data.preprocess import Preprocess, check_image_size
 from vizsla.errors import ModelError
-from vizsla.model.catalogue import NO_CLS, WITH_CLS, BackboneSpec
+from vizsla.model import transformers_clip
+from vizsla.model.catalogue import WITH_CLS, BackboneSpec
 from vizsla.model.hub import load_tokeniser
+from vizsla.model.timm_networks import (
+    check_patch,
+    check_timm_size,
+    convert_timm,
+    resize_timm,
+    size_of_grid,
+    timm_features,
+    timm_network,
+    timm_poolings,
+    timm_preprocess,
+    timm_size_in,
+)
 from vizsla.model.weights import State
 
 
@@ -69,8 +78,8 @@ class Backbone(nn.Module):
         """The length of the vectors of this pooling."""
         return self.native_dim if pooling == "native" else self.feature_dim
 
-    def convert(self, state: State) -> State:
-        """A state dict of an older form in the current form."""
+    def adapt(self, state: State) -> State:
+        """A state dict of another form in the network's; takes on the image size of its tensors."""
         return state
 
     def check_size(self, size: int) -> None:
@@ -80,16 +89,10 @@ class Backbone(nn.Module):
     def set_image_size(self, size: int) -> None:
         """Adapts the preprocessing and the network's position embeddings, if any."""
         self.preprocess = self.preprocess.with_size(size)
+        self.resize_network(size)
 
-
-def check_patch(name: str, size: int, patch: int) -> None:
-    """ModelError with the nearest two sizes, unless the patch divides this one."""
-    if size % patch:
-        below, above = size // patch * patch, math.ceil(size / patch) * patch
-        raise ModelError(
-            f"{name} divides images into patches of {patch} × {patch} pixels, and {patch} does not "
-            f"divide {size}: the nearest image sizes are {max(below, patch)} and {above}"
-        )
+    def resize_network(self, size: int) -> None:
+        """Adapts the network's position embeddings, if any."""
 
 
 # ── timm ─────────────────────────────────────────────────────────────────────────────────────────
@@ -101,9 +104,9 @@ class TimmBackbone(Backbone):
     network: Any
 
     def __init__(self, spec: BackboneSpec) -> None:
-        network = _timm_network(spec)
+        network = timm_network(spec)
         cfg = network.pretrained_cfg
-        super().__init__(spec, network, _timm_preprocess(cfg, spec))
+        super().__init__(spec, network, timm_preprocess(cfg, spec))
         self.feature_dim = network.num_features
         self.native_dim = getattr(network, "head_hidden_size", None) or self.feature_dim
         heads = cfg.get("classifier") or ()
@@ -122,130 +125,25 @@ class TimmBackbone(Backbone):
         vectors: Tensor = self.network(images)
         return vectors
 
-    def convert(self, state: State) -> State:
+    def adapt(self, state: State) -> State:
         """Through timm's own conversion for this architecture, if it has one."""
-        if "_conv_stem.weight" in state:
-            return efficientnet_in_timm(state, [len(stage) for stage in self.network.blocks])
-        module = importlib.import_module(type(self.network).__module__)
-        convert = getattr(module, "checkpoint_filter_fn", None)
-        return state if convert is None else convert(state, self.network)
+        patch = state.get("patch_embed.proj.weight")
+        expected = self.network.state_dict().get("patch_embed.proj.weight")
+        if patch is not None and expected is not None and patch.shape != expected.shape:
+            return state  # another network: timm would resize its patches
+        size = timm_size_in(state, self.network)
+        if size:
+            self.resize_network(size)
+        return convert_timm(state, self.network)
 
     def check_size(self, size: int) -> None:
         """ModelError if the network cannot take square images of `size`."""
         super().check_size(size)
         check_timm_size(self.spec.name, self.network, size)
 
-    def set_image_size(self, size: int) -> None:
-        """Adapts the preprocessing and the position embeddings."""
-        super().set_image_size(size)
+    def resize_network(self, size: int) -> None:
+        """Adapts the position embeddings."""
         resize_timm(self.spec.name, self.network, size)
-
-
-# EfficientNet in the PyTorch port that its first weights files were made with → in timm.
-_AROUND_BLOCKS = {
-    "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2",
-    "_fc": "classifier",
-}  # fmt: skip
-_BLOCK = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-    "_project_conv": "conv_pwl", "_bn2": "bn3",
-}  # fmt: skip
-_BLOCK_WITHOUT_EXPANSION = {
-    "_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2",
-}  # fmt: skip
-
-
-def efficientnet_in_timm(state: State, stages: list[int]) -> State:
-    """The weights of that port by the names of timm, which counts the blocks within each stage.
-
-    stages: how many blocks each stage has.
-    """
-    blocks = [(stage, block) for stage, count in enumerate(stages) for block in range(count)]
-
-    def renamed(name: str) -> str:
-        *block, layer, kind = name.split(".")  # _blocks.3._bn0.weight, _bn0.weight
-        if not block:
-            return f"{_AROUND_BLOCKS[layer]}.{kind}"
-        stage, place = blocks[int(block[1])]
-        expands = f"_blocks.{block[1]}._expand_conv.weight" in state
-        layers = _BLOCK if expands else _BLOCK_WITHOUT_EXPANSION
-        return f"blocks.{stage}.{place}.{layers[layer]}.{kind}"
-
-    return {renamed(name): tensor for name, tensor in state.items()}
-
-
-def _timm_network(spec: BackboneSpec) -> Any:
-    import timm
-
-    if not timm.is_model(spec.architecture):
-        raise ModelError(f"this timm has no model {spec.architecture}")
-    options: dict[str, Any] = {}
-    if spec.architecture.startswith("vit") and "_dinov3" in spec.architecture:
-        options["global_pool"] = "token"  # as its authors use it; timm averages
-    if re.match(r"resnet\d", spec.architecture):
-        options["zero_init_last"] = False  # otherwise untrained blocks return their input
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mapping deprecated model name", UserWarning)
-        return timm.create_model(spec.library_name, pretrained=False, num_classes=0, **options)
-
-
-def _timm_preprocess(cfg: dict[str, Any], spec: BackboneSpec) -> Preprocess:
-    """At the training size, not at the larger size that timm gives for tests."""
-    modes = {"center": "crop", "squash": "squash"}
-    if cfg["crop_mode"] not in modes:
-        raise ModelError(
-            f"{spec.name} has a preprocessing that is not supported ({cfg['crop_mode']})"
-        )
-    if spec.resize and spec.image_size:
-        size, resize = spec.image_size, spec.resize
-    else:
-        size = cfg["input_size"][-1]
-        resize = int(size / (cfg["crop_pct"] or 1))
-    return Preprocess(
-        (size, size),
-        None if resize == size else resize,
-        modes[cfg["crop_mode"]],
-        cfg["interpolation"],
-        tuple(cfg["mean"]),
-        tuple(cfg["std"]),
-    )
-
-
-def timm_features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """A timm network's map (B, C, H, W) or patch tokens (B, T, C), and its prefix tokens."""
-    found = network.forward_features(images)
-    if found.ndim == 4:
-        if getattr(network, "output_fmt", "NCHW") == "NHWC":
-            found = found.permute(0, 3, 1, 2)  # (B, C, H, W)
-        return found, found[:, :0]
-    prefix = getattr(network, "num_prefix_tokens", 0)
-    return found[:, prefix:], found[:, :prefix]
-
-
-def timm_poolings(network: Any) -> tuple[str, ...]:
-    """The poolings of a timm network: with CLS if it has such a token."""
-    prefix: int = getattr(network, "num_prefix_tokens", 0)
-    return WITH_CLS if prefix and getattr(network, "cls_token", None) is not None else NO_CLS
-
-
-def check_timm_size(name: str, network: Any, size: int) -> None:
-    """ModelError, with `name`, unless a timm network can take square images of `size`."""
-    default = network.pretrained_cfg["input_size"][-1]
-    if size != default and hasattr(network, "set_input_size"):
-        patch: Any = getattr(getattr(network, "patch_embed", None), "patch_size", None) or 1
-        check_patch(name, size, max(patch) if isinstance(patch, tuple) else int(patch))
-    elif size != default and network.pretrained_cfg.get("fixed_input_size"):
-        raise ModelError(f"{name} takes images of {default} pixels only, not of {size}")
-
-
-def resize_timm(name: str, network: Any, size: int) -> None:
-    """Resizes a timm network's position embeddings for square images of `size`."""
-    current = getattr(getattr(network, "patch_embed", None), "img_size", None)
-    if current != (size, size) and hasattr(network, "set_input_size"):
-        try:
-            network.set_input_size(img_size=(size, size))
-        except (AssertionError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{name} does not take images of {size} pixels: {error}") from error
 
 
 # ── open_clip ────────────────────────────────────────────────────────────────────────────────────
@@ -254,6 +152,7 @@ TEXT_PARTS = (
     "text", "transformer", "token_embedding", "positional_embedding", "ln_final",
     "text_projection", "attn_mask", "logit_scale", "logit_bias",
 )  # fmt: skip
+OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # among OpenAI's weights
 
 
 class ClipBackbone(Backbone):
@@ -333,16 +232,34 @@ class ClipBackbone(Backbone):
                 delattr(self.network, name)
         self.reads_text = False
 
-    def convert(self, state: State) -> State:
-        """Through open_clip's conversions of older files."""
+    def adapt(self, state: State) -> State:
+        """Through open_clip's conversions of older files, or from transformers' CLIP."""
         from open_clip.convert import convert_state_dict
         from open_clip.model import convert_to_custom_text_state_dict
 
+        if transformers_clip.SIGN in state:
+            state = transformers_clip.from_transformers(state)
         state = convert_state_dict(self.network, state)
         if "positional_embedding" in state and not hasattr(self.network, "positional_embedding"):
             state = convert_to_custom_text_state_dict(state)
+        size = self._size_in(state)
+        if size:
+            self.resize_network(size)
         scalars = ("logit_scale", "logit_bias")  # older files hold them as lists of one
-        return {name: v.reshape(()) if name in scalars else v for name, v in state.items()}
+        return {
+            name: tensor.reshape(()) if name in scalars else tensor
+            for name, tensor in state.items()
+            if name not in OPENAI_SETTINGS
+        }
+
+    def _size_in(self, state: State) -> int | None:
+        """The image size that the position embeddings of the image tower are for."""
+        if self.trunk is not None:
+            return timm_size_in(state, self.trunk, "visual.trunk.")
+        embedding = state.get("visual.positional_embedding")
+        if embedding is None or not hasattr(self.network.visual, "grid_size"):
+            return None
+        return size_of_grid(len(embedding), self.network.visual.patch_size[0])
 
     def check_size(self, size: int) -> None:
         """ModelError if the image tower cannot take square images of `size`."""
@@ -356,14 +273,12 @@ class ClipBackbone(Backbone):
             only = self.preprocess.size[0]
             raise ModelError(f"{self.spec.name} takes images of {only} pixels only, not of {size}")
 
-    def set_image_size(self, size: int) -> None:
-        """Adapts the preprocessing and the position embeddings."""
-        visual, changed = self.network.visual, (size, size) != self.preprocess.size
-        super().set_image_size(size)
+    def resize_network(self, size: int) -> None:
+        """Adapts the position embeddings."""
         if self.trunk is not None:
             resize_timm(self.spec.name, self.trunk, size)
-        elif changed:
-            _resize_clip(visual, size)
+        elif hasattr(self.network.visual, "grid_size"):
+            _resize_clip(self.network.visual, size)
 
 
 def _clip_network(config: dict[str, Any], spec: BackboneSpec) -> Any:
@@ -403,6 +318,8 @@ def _resize_clip(visual: Any, size: int) -> None:
     from timm.layers import resample_abs_pos_embed
 
     grid = (size // visual.patch_size[0], size // visual.patch_size[1])
+    if grid == tuple(visual.grid_size):
+        return
     old = visual.positional_embedding  # (1 + T, C)
     new = resample_abs_pos_embed(
         old.detach()[None], new_size=grid, old_size=visual.grid_size, num_prefix_tokens=1

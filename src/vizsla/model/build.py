@@ -12,11 +12,12 @@ from vizsla.model.backbones import (
     ClipBackbone,
     GoogLeNetBackbone,
     TimmBackbone,
-    timm_poolings,
 )
 from vizsla.model.catalogue import BackboneSpec, find_backbone
 from vizsla.model.hub import download
-from vizsla.model.weights import load_state, read_state, seeded
+from vizsla.model.timm_networks import timm_poolings
+from vizsla.model.weights import load_state, seeded
+from vizsla.model.weights_file import read_state
 
 log = logging.getLogger("vizsla.model")
 
@@ -45,12 +46,13 @@ def build_backbone(
         backbone = BACKBONE_CLASSES[spec.library](spec)
     size = backbone.preprocess.size[0] if image_size is None else image_size
     backbone.check_size(size)  # before the download
-    if weights == PRETRAINED:
-        origin = f"the pretrained weights of {spec.name}"
-        state, convert = read_state(download(spec)), backbone.convert
-        load_state(backbone.network, state, heads=backbone.heads, origin=origin, convert=convert)
-    elif weights != RANDOM:
-        load_state(backbone.network, read_state(weights), heads=backbone.heads, origin=str(weights))
+    if weights != RANDOM:
+        pretrained = weights == PRETRAINED
+        state = read_state(download(spec) if pretrained else weights)
+        origin = f"the pretrained weights of {spec.name}" if pretrained else str(weights)
+        load_state(
+            backbone.network, state, heads=backbone.heads, origin=origin, adapt=backbone.adapt
+        )
     backbone.set_image_size(size)
     if weights not in (PRETRAINED, RANDOM):
         log.info(

@@ -31,9 +31,9 @@ from vizsla.model.weights import (
     change_markers,
     digest_of,
     load_state,
-    read_state,
     without_counters,
 )
+from vizsla.model.weights_file import read_state
 from vizsla.options import DEFAULT_BACKBONE
 
 log = logging.getLogger("vizsla.model")

@@ -1,12 +1,11 @@
-"""Weights files → state dicts, and their hashes. Nothing is ever unpickled."""
+"""State dicts: into networks, whatever form they have, and their hashes."""
 
 import contextlib
 import hashlib
 import logging
-import warnings
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,65 +16,12 @@ from vizsla.errors import ModelError
 log = logging.getLogger("vizsla.model")
 
 State = dict[str, Tensor]
-SUFFIXES = (".safetensors", ".pt", ".pth")
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # {"state_dict": {…}, "epoch": 3}
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 SHOWN = 5  # how many names an error lists
+AVERAGED = ("ema", "teacher", "averag")  # in the prefix of a moving average of the weights
+TRANSFORMERS = re.compile(r"encoder\.layers?\.\d|embeddings\.patch_embeddings\.")
 
 
-# ── files ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def read_state(path: str | Path) -> State:
-    """Name → tensor, from a file; ModelError if it holds anything else."""
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"there is no weights file {path}: expected {', '.join(SUFFIXES)}")
-    if path.suffix.lower() not in SUFFIXES and path.suffix != ".bin":
-        raise ModelError(f"{path} is not a weights file: expected {', '.join(SUFFIXES)}")
-    try:
-        content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    except Exception as error:  # damaged files raise errors of all kinds
-        raise ModelError(
-            f"{path} cannot be read as weights: it is damaged or holds more than tensors "
-            f"({first_sentence(error)}). Expected a state dict, as "
-            "safetensors.torch.save_file or torch.save(model.state_dict(), …) writes it"
-        ) from error
-    return _unwrapped(content, path)
-
-
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix.lower() == ".safetensors"
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _read_torch(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*TorchScript archive.*", UserWarning)
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unwrapped(content: Any, path: Path) -> State:
-    """The state dict inside the usual wrappers, without prefixes that all its names share."""
-    while isinstance(content, dict):
-        inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), dict)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = isinstance(content, dict) and all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-    )
-    if not tensors or not content:
-        raise ModelError(f"{path} has no weights: expected a dict of name → tensor")
-    for prefix in PREFIXES * 2:
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
-    return content
+# ── into a network ───────────────────────────────────────────────────────────────────────────────
 
 
 def load_state(
@@ -84,25 +30,64 @@ def load_state(
     *,
     heads: tuple[str, ...] = (),
     origin: str,
-    convert: Callable[[State], State] | None = None,
+    adapt: Callable[[State], State] | None = None,
 ) -> None:
     """Loads `state` into `module`; ModelError unless all names and shapes match.
 
+    The names as they are come first. If they do not match: without a prefix, which is logged, and
+    then through `adapt`, for weights in another form; `adapt` may also resize `module`.
     heads: classifiers of the original network that `module` may lack: they are dropped and logged.
-    origin: where the weights come from, for messages. convert: for weights in an older form, tried
-    once if names do not match.
+    origin: where the weights come from, for messages.
     """
-    state, dropped = _without_heads(module, state, heads)
-    problem = mismatch(module, state)
-    if problem and convert:
-        converted, dropped = _without_heads(module, convert(state), heads)
-        if mismatch(module, converted) is None:
-            state, problem = converted, None
-    if problem:
-        raise ModelError(f"{origin} does not match the network: {problem}")
-    module.load_state_dict(state, strict=False)  # `mismatch` was strict
-    if dropped:
-        log.info("%s: the classifier is not used (%s)", origin, ", ".join(dropped))
+    forms = [(state, ""), *_without_prefixes(module, state, origin)]
+    problems: list[tuple[int, str]] = []
+    for change in (None, adapt) if adapt else (None,):
+        for form, note in forms:
+            form, dropped = _without_heads(module, change(dict(form)) if change else form, heads)
+            count, problem = differences(module, form)
+            if count:
+                problems.append((count, problem))
+                continue
+            module.load_state_dict(form, strict=False)  # `differences` was strict
+            if note:
+                log.info("%s: %s", origin, note)
+            if dropped:
+                log.info("%s: the classifier is not used (%s)", origin, _some(dropped))
+            return
+    raise ModelError(f"{origin} does not match the network: {min(problems)[1]}{_hint(state)}")
+
+
+def _without_prefixes(module: nn.Module, state: State, origin: str) -> list[tuple[State, str]]:
+    """`state` without each prefix under which it may hold the network, and what to say of that."""
+    expected = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
+    anchor = expected[0] if expected else ""
+    prefixes = [
+        name.removesuffix(anchor)
+        for name in state
+        if name.endswith(f".{anchor}")
+        and all(name.removesuffix(anchor) + one in state for one in expected)
+    ]
+    if len(prefixes) > 1:
+        averaged = [p for p in prefixes if any(word in p.lower() for word in AVERAGED)]
+        if len(averaged) != 1:
+            raise ModelError(
+                f"{origin} holds several networks, under {_some(prefixes)}: save one of them alone"
+            )
+        prefixes = averaged
+    shared, rest = "", list(state)
+    while len({name.partition(".")[0] for name in rest}) == 1 and all("." in n for n in rest):
+        shared += rest[0].partition(".")[0] + "."
+        rest = [name.partition(".")[2] for name in rest]
+        prefixes += [shared] if shared not in prefixes else []  # the network's names may differ
+    return [_without_prefix(state, prefix) for prefix in prefixes]
+
+
+def _without_prefix(state: State, prefix: str) -> tuple[State, str]:
+    others = [name for name in state if not name.startswith(prefix)]
+    note = f"the prefix {prefix!r} of the names is left out"
+    if others:
+        note += f"; what is not under it is not used ({_some(others)})"
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, note
 
 
 def _without_heads(
@@ -117,8 +102,8 @@ def _without_heads(
     return {name: value for name, value in state.items() if name not in dropped}, dropped
 
 
-def mismatch(module: nn.Module, state: State) -> str | None:
-    """What does not match, with the first few names; None if everything does."""
+def differences(module: nn.Module, state: State) -> tuple[int, str]:
+    """How many names or shapes do not match, and the first few of them."""
     expected = module.state_dict()
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in state if n not in expected]
@@ -128,16 +113,24 @@ def mismatch(module: nn.Module, state: State) -> str | None:
         for n in expected
         if n in state and state[n].shape != expected[n].shape
     ]
-    parts = [
-        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", shapes),
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    parts = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds.items() if names]
+    count = len(missing) + len(unexpected) + len(shapes)
+    return count, f"of {len(expected)} tensors, {'; '.join(parts)}"
+
+
+def _hint(state: State) -> str:
+    """What to do with weights in a form that is known, but not read."""
+    if any(map(TRANSFORMERS.search, state)):
+        return (
+            ". Its names are those of transformers, of which only CLIP is read: give the file of "
+            "the model's makers, or of timm or OpenCLIP"
         )
-        if names
-    ]
-    return f"of {len(expected)} tensors, {'; '.join(parts)}" if parts else None
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def _shape(tensor: Tensor) -> str:
