@@ -152,7 +152,7 @@ class FolderIndex:
         keys = ("target", "recall", "effort", "candidates", "curve")
         about |= {key: structure[key] for key in keys}
         about["structure_bytes"] = (snapshot.folder / structure["file"]).stat().st_size
-        about["advice"] = advice_on(structure)
+        about["advice"] = advice_on(structure, self.kind)
         return about
 
     # ── searching ────────────────────────────────────────────────────────────────────────────────

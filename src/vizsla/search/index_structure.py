@@ -88,7 +88,7 @@ def fold_new_rows(
         alive=snapshot.alive if len(snapshot.removed) else None,
     )  # fmt: skip
     entry = {**entry, "recall": recall}
-    if advice := advice_on(entry):
+    if advice := advice_on(entry, structure.kind):
         log.warning("%s: %s", snapshot.folder, advice)
     return _note_or_store(snapshot, structure, sample, entry), structure
 
@@ -124,16 +124,20 @@ def rebuild(
     return build_structure(snapshot, before["target"] if before else RECALL, given, progress)
 
 
-def advice_on(entry: dict[str, Any]) -> str | None:
+def advice_on(entry: dict[str, Any], kind: str) -> str | None:
     """Advice if the recall in a structure's manifest entry is too low, else None."""
     if not entry["reached"]:
-        return "the target was not reached: try --kind hnsw, or exact"
+        return f"the target was not reached: try --kind {_better_kinds(kind)}"
     if entry["recall"] >= entry["target"]:
         return None
     return (
         f"recall has fallen to {entry['recall']:.4f}, below {entry['target']}: "
         "`vizsla index rebuild` restores it"
     )
+
+
+def _better_kinds(kind: str) -> str:
+    return "exact" if kind == "hnsw" else "hnsw, or exact"
 
 
 def _extend(snapshot: Snapshot, structure: Structure, progress: Progress | None) -> "Sample":
@@ -240,7 +244,8 @@ class Sample:
     ) -> tuple[float, float]:
         """Share of the exact answer that a search finds, and the standard error of that.
 
-        An equal score counts as found.
+        An equal score counts as found. So does the whole answer to a query with more equals than
+        candidates: a search compares it with all rows (`index_view.View.nearest`).
         """
         mask = np.ones(len(gallery), bool) if alive is None else alive
         counted = (self.own < 0) | mask[self.own]
@@ -253,9 +258,11 @@ class Sample:
             effort=effort, candidates=candidates,
             allowed=None if alive is None else Allowed.of(alive, len(gallery)),
         )  # fmt: skip
+        exactly = rows[:, DEPTH] < 0
         _, scores = without_self(rows, scores, self.own, DEPTH)
         last = np.where(wanted, self.scores, np.inf).min(axis=1)  # score of the last to be found
         hits = np.minimum((scores >= last[:, None]).sum(axis=1), wanted.sum(axis=1))
+        hits = np.where(exactly, wanted.sum(axis=1), hits)
         shares = hits[counted] / np.maximum(wanted[counted].sum(axis=1), 1)
         error = float(shares.std() / len(shares) ** 0.5)
         return float(hits[counted].sum() / wanted.sum()), error
@@ -317,8 +324,8 @@ def find_effort(
     reached = curve[effort] >= target
     if not reached:
         log.warning(
-            "recall@%d is %.4f at best, %.4f was requested: try --kind hnsw, or exact",
-            DEPTH, curve[effort], target,
+            "recall@%d is %.4f at best, %.4f was requested: try --kind %s",
+            DEPTH, curve[effort], target, _better_kinds(structure.kind),
         )  # fmt: skip
     return {
         "effort": effort, "candidates": candidates, "target": target, "reached": reached,
