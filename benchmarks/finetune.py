@@ -8,7 +8,7 @@
     python benchmarks/finetune.py show   -o finetune.json    all tables from what is in the file
 
 `--images N` trains on N images in place of minutes, on whatever device there is: a GPU can then say
-what a budget on a slow processor would give (docs/recipes.md has the numbers). `--interpolation
+what a budget on a slow processor would give (docs/measured.md has the numbers). `--interpolation
 bilinear` resizes images by another filter than the model's own; give it a file of its own (-o).
 
 Every job's figures go into the file as they come; a job that is there is not run again. The test
