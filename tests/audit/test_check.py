@@ -18,7 +18,7 @@ from vizsla.audit.check import check, labelled_sets
 from vizsla.audit.findings import CheckReport
 from vizsla.cli.main import app, main
 from vizsla.data.imageset import ImageSet, open_data
-from vizsla.data.tables import read_exclude
+from vizsla.data.tables import read_names
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 
@@ -190,11 +190,11 @@ def test_the_list_to_leave_out_is_one_that_run_reads(messy: Path, tmp_path: Path
     assert "--write-exclude" not in done.stdout
     assert f"`vizsla run --exclude {tmp_path / 'out.txt'}` leaves them out" in done.stdout
     assert "--write-exclude FILE lists them" in vizsla(messy, "-q").stdout
-    assert read_exclude(tmp_path / "out.txt") == checked(messy).excluded().keys()
-    assert "training/dog/a\nb.png" in read_exclude(tmp_path / "out.txt")
+    assert {*read_names(tmp_path / "out.txt")} == checked(messy).excluded().keys()
+    assert "training/dog/a\nb.png" in read_names(tmp_path / "out.txt")
     left = open_data(messy).training
     assert left is not None
-    gone = {name.removeprefix("training/") for name in read_exclude(tmp_path / "out.txt")}
+    gone = {name.removeprefix("training/") for name in read_names(tmp_path / "out.txt")}
     assert len(left.without(gone)) == len(left) - 6
 
 

@@ -14,8 +14,9 @@ from vizsla.data.tables import (
     attributes_for,
     labels_for,
     labels_from_pattern,
-    read_exclude,
+    names_below_roles,
     read_labels,
+    read_names,
 )
 from vizsla.errors import DataError, UsageError
 
@@ -201,7 +202,7 @@ def test_csv_in_all_its_forms(tmp_path: Path, column: str, delimiter: str, encod
     assert images.path(0).exists()
 
 
-def test_parquet_becomes_strings(tmp_path: Path, warned: Callable[[], str]) -> None:
+def test_parquet_columns_have_types(tmp_path: Path, warned: Callable[[], str]) -> None:
     touch(tmp_path, "a.jpg", "b.jpg")
     columns = {
         "path": pa.array(["b.jpg", "a.jpg"]).dictionary_encode(),
@@ -214,7 +215,7 @@ def test_parquet_becomes_strings(tmp_path: Path, warned: Callable[[], str]) -> N
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     images = ImageSet.from_table(tmp_path / "t.parquet")
     assert images.attributes.to_pydict() == {
-        "label": [None, "12345678901"], "size": ["2", "1.5"], "good": [None, "true"],
+        "label": [None, "12345678901"], "size": [2.0, 1.5], "good": [None, True],
     }  # fmt: skip
     assert "image is left out" in warned()
 
@@ -316,7 +317,7 @@ def test_what_is_no_table_is_an_error(tmp_path: Path) -> None:
         read_labels(tmp_path)
     with pytest.raises(DataError, match="not a Parquet file"):
         read_labels(write(tmp_path / "t.parquet", "file,label"))
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="not valid UTF-8"):
         read_labels(write(tmp_path / "t.csv", "file,label\né.jpg,x", "latin-1"))
     with pytest.raises(DataError, match="line 2: not valid JSON"):
         read_labels(write(tmp_path / "t.jsonl", '{"file": "a.jpg"}\n{"file"'))
@@ -337,7 +338,7 @@ def test_garbage_is_never_a_traceback(
     except DataError as error:
         assert str(error)
     try:
-        read_exclude(path)
+        read_names(path)
     except DataError as error:
         assert str(error)
 
@@ -389,17 +390,22 @@ def test_labels_need_a_label_column(tmp_path: Path) -> None:
 def test_odd_names_find_their_rows(tmp_path: Path) -> None:
     rows = 'x\\1.jpg,a\n./y/2.jpg,b\n odd .jpg ,c\n"a,b\nc.jpg",d\n'
     table = read_labels(write(tmp_path / "labels.csv", "file,label\n" + rows))
-    ids = ["x/1.jpg", "x\\1.jpg", "y/2.jpg", " odd .jpg ", "a,b\nc.jpg"]
-    assert labels_for(ids, table, None) == ["a", "a", "b", "c", "d"]
+    ids = ["x\\1.jpg", "y/2.jpg", " odd .jpg ", "a,b\nc.jpg"]
+    assert labels_for(ids, table, None) == ["a", "b", "c", "d"]
+    assert labels_for(["x/1.jpg", "odd .jpg"], table, None) == ["a", "c"]
+    assert labels_for(["x/1.jpg", "x\\1.jpg"], table, None) == [None, "a"]  # the name as written
 
 
 def test_files_below_the_role_folder_are_cut(tmp_path: Path) -> None:
     rows = "query,data/test/query/1.jpg,a\ngallery,sub/1.jpg,b\ngallery,gallery/2.jpg,c\n"
     table = read_labels(write(tmp_path / "labels.csv", "role,path,label\n" + rows))
-    assert table["file"].to_pylist() == ["1.jpg", "sub/1.jpg", "gallery/2.jpg"]
+    assert names_below_roles(table) == ["1.jpg", "sub/1.jpg", "gallery/2.jpg"]
+    assert labels_for(["sub/1.jpg", "2.jpg"], table, "gallery") == ["b", "c"]
+    assert labels_for(["sub/1.jpg", "gallery/2.jpg", "2.jpg"], table, "gallery") == ["b", "c", None]
     rows = "/x/test/query/1.jpg,a\n/x/test/gallery/1.jpg,b\n/x/training/c/1.jpg,c\n"
     table = read_labels(write(tmp_path / "labels.csv", "path,label\n" + rows))
-    assert table["file"].to_pylist() == ["1.jpg", "1.jpg", "c/1.jpg"]
+    assert names_below_roles(table) == ["1.jpg", "1.jpg", "c/1.jpg"]
+    assert labels_for(["1.jpg"], table, "gallery") == ["b"]
     assert table["role"].to_pylist() == ["query", "gallery", "training"]
 
 
@@ -456,12 +462,55 @@ def test_the_contest_names_carry_their_labels(shared: Path) -> None:
 def test_excluded_names(tmp_path: Path) -> None:
     lines = ["query/a b.jpg", "# a remark", "", "gallery/x,y.jpg\r", '"query/a\\nb.jpg"', '"half']
     path = write(tmp_path / "out.txt", "\n".join(lines))
-    expected = {"query/a b.jpg", "gallery/x,y.jpg", "query/a\nb.jpg", '"half'}
-    assert read_exclude(path) == expected
+    expected = ["query/a b.jpg", "gallery/x,y.jpg", "query/a\nb.jpg", '"half']
+    assert read_names(path) == expected
     path = write(tmp_path / "out.csv", "role,file,reason\nquery,a.jpg,broken\n,b.jpg,twin\n")
-    assert read_exclude(path) == {"query/a.jpg", "b.jpg"}
+    assert read_names(path) == ["query/a.jpg", "b.jpg"]
     with pytest.raises(DataError, match="cannot be read"):
-        read_exclude(tmp_path / "none.txt")
+        read_names(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lists_are_read_in_every_encoding_with_every_line_end(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(f"é.jpg{end}b .jpg{end}".encode(encoding))
+    assert read_names(path) == ["é.jpg", "b .jpg"]
+    path.write_bytes(f"file,label{end}é.jpg,a{end}b .jpg,b{end}".encode(encoding))
+    assert read_names(path) == ["é.jpg", "b .jpg"]
+    assert read_labels(path)["label"].to_pylist() == ["a", "b"]
+
+
+def test_names_in_another_unicode_form_are_found(tmp_path: Path, warned: Callable[[], str]) -> None:
+    nfc, nfd = "\u00e9", "e\u0301"
+    touch(tmp_path, f"{nfd}.jpg")
+    table = write(tmp_path / "t.csv", f"file,label\n{nfc}.jpg,{nfd}\n")
+    images = ImageSet.from_table(table)
+    assert images.ids == [f"{nfd}.jpg"] and images.labels == [nfc] and images.path(0).exists()
+    assert labels_for([f"{nfd}.jpg"], read_labels(table), None) == [nfc]
+    assert "1 names differ from those of their images" in warned() and "e\\u0301" in warned()
+    assert labels_for([f"{nfd}.jpg", f"{nfc}.jpg"], read_labels(table), None) == [None, nfc]
+    assert labels_from_pattern([f"{nfd}_1.jpg"]) == [nfc]
+
+
+def test_class_folders_in_both_unicode_forms_are_one_class(
+    tmp_path: Path, warned: Callable[[], str]
+) -> None:
+    touch(tmp_path, "\u00e9/1.jpg", "e\u0301/2.jpg", "x/3.jpg")
+    images = ImageSet.from_class_folders(tmp_path)
+    assert images.labels is not None and {*images.labels} == {"\u00e9", "x"}
+    assert "only in Unicode's form are one class" in warned()
+
+
+def test_metadata_names_literally_first(tmp_path: Path) -> None:
+    touch(tmp_path, "x/1.jpg", "x\\1.jpg")
+    write(tmp_path / "metadata.csv", "file_name,label\nx\\1.jpg,one\nx/1.jpg,two\n")
+    images = ImageSet.from_folder(tmp_path)
+    assert dict(zip(images.ids, images.labels or [], strict=True)) == {
+        "x\\1.jpg": "one", "x/1.jpg": "two",
+    }  # fmt: skip
 
 
 # ── the layout ───────────────────────────────────────────────────────────────────────────────────

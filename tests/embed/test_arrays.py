@@ -94,8 +94,14 @@ def test_a_labels_table_that_names_images_is_matched_by_name(tmp_path: Path) -> 
     found = own_embeddings(stored("folder", tmp_path), tmp_path / "l.csv", role="query")
     assert found.labels == ["fox", None, "owl"]
     assert found.attributes["group"].to_pylist() == ["2", None, "1"]
+    (tmp_path / "p.csv").write_text("id,file,label,price\n9,c,owl,5\n8,a,fox,100\n")
+    found = own_embeddings(stored("folder", tmp_path / "p"), tmp_path / "p.csv")
+    assert found.labels == ["fox", None, "owl"]
+    assert found.attributes["price"].to_pylist() == [100, None, 5]
     (tmp_path / "o.csv").write_text("file,label\nx,owl\n")
-    with pytest.raises(DataError, match=r"name none of the 3 query images \(a, …\), but x"):
+    with pytest.raises(
+        DataError, match=r"column file\) names none of the 3 query images \(a, …\), but x"
+    ):
         own_embeddings(stored("folder", tmp_path / "o"), tmp_path / "o.csv")
 
 
@@ -104,10 +110,20 @@ def test_rows_without_names_take_those_of_the_labels_table(tmp_path: Path) -> No
     assert own_embeddings(VECTORS, tmp_path / "l.csv").ids == ["x.jpg", "y.jpg", "z.jpg"]
 
 
-def test_a_labels_table_by_row_numbers_is_matched_by_them(tmp_path: Path) -> None:
-    (tmp_path / "l.csv").write_text("id,label\n2,owl\n0,cat\n1,dog\n")
+@pytest.mark.parametrize("header", ["id,label", "id,label,file"])
+def test_unnamed_vectors_take_labels_row_by_row(
+    header: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["2,owl,x.jpg", "0,cat,y.jpg", "1,dog,z.jpg"]
+    width = header.count(",") + 1
+    lines = [header, *(",".join(row.split(",")[:width]) for row in rows)]
+    (tmp_path / "l.csv").write_text("\n".join(lines))
     found = own_embeddings(VECTORS, tmp_path / "l.csv")
-    assert (found.ids, found.labels) == (["0", "1", "2"], ["cat", "dog", "owl"])
+    assert found.labels == ["owl", "cat", "dog"]
+    assert found.ids == (["2", "0", "1"] if width == 2 else ["x.jpg", "y.jpg", "z.jpg"])
+    assert ("l.csv (column id) holds the row numbers in another order" in caplog.text) == (
+        width == 2
+    )
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2)])

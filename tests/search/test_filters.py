@@ -1,3 +1,4 @@
+import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,9 +58,33 @@ def test_what_a_text_lets_through(texts: str | list[str], rows: list[int]) -> No
         assert again.mask(IDS, TABLE).tolist() == parsed.mask(IDS, TABLE).tolist()
 
 
-def test_ids_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("b.jpg\nc|d.jpg\n\n")
-    assert Filter.parse(f"id=@{tmp_path}/names.txt").ids == {"b.jpg", "c|d.jpg"}
+def test_days_and_times_have_an_order() -> None:
+    days = [datetime.date(2026, 1, d) for d in (2, 10, 30)]
+    times = [datetime.datetime(2026, 1, d, 12) for d in (2, 10, 30)]
+    table = pa.table({"day": days, "at": pa.array(times, pa.timestamp("us"))})
+    for text, rows in (
+        ("day<2026-01-10", [0]), ("day<=2026-01-10", [0, 1]), ("day=2026-01-30", [2]),
+        ("day>2026-01-09T12:00", [1, 2]), ("at<2026-01-10T12:00", [0]), ("at>2026-01-10", [1, 2]),
+    ):  # fmt: skip
+        assert Filter.parse(text).mask(["a", "b", "c"], table).nonzero()[0].tolist() == rows
+
+
+def test_labels_are_found_in_both_unicode_forms() -> None:
+    table = pa.table({"label": ["\u00e9", "x", "e\u0301"]})
+    for text in ("label=\u00e9", "label=e\u0301"):
+        assert Filter.parse(text).mask(["1", "2", "3"], table)[0]
+
+
+def test_ids_from_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "names.txt"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes("b.jpg\r\nc|d.jpg \r\n\r\n".encode(encoding))
+        mask = Filter.parse(f"id=@{path}").mask(IDS, TABLE)
+        assert mask.nonzero()[0].tolist() == [1, 2]
+    assert "1 names differ from those of their images" in caplog.text
+    path.write_text("file,label\nb.jpg,x\nnone.jpg,x\n")
+    assert Filter.parse(f"id=@{path}").mask(IDS, TABLE).nonzero()[0].tolist() == [1]
+    assert "the gallery does not hold 1 of the 2 ids: none.jpg" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["label", "=x", "price<1|2", "price<null", "id<3", 'label="a"b'])
@@ -73,6 +98,13 @@ def test_what_does_not_fit_the_gallery() -> None:
         Filter.parse("colour=red").mask(IDS, TABLE)
     with pytest.raises(DataError, match="'cheap' is not one"):
         Filter.parse("price<cheap").mask(IDS, TABLE)
+    with pytest.raises(DataError, match=r"holds text, such as 'shoe', which has no order"):
+        Filter.parse("label<shoe").mask(IDS, TABLE)
+    mixed = pa.table({"size": ["10", "9", "XL"]})
+    with pytest.raises(DataError, match=r"size<11: size holds text, such as 'XL'"):
+        Filter.parse("size<11").mask(IDS[:3], mixed)
+    with pytest.raises(DataError, match="day holds days such as 2026-05-28, and 'May'"):
+        Filter.parse("day<May").mask(IDS[:1], pa.table({"day": [datetime.date(2026, 1, 2)]}))
     with pytest.raises(UsageError, match="is not an operator"):
         Condition("price", "~", (1,))
 

@@ -155,11 +155,16 @@ def remove(
 
 def _remove(found: "Index", ids: list[str] | None, conditions: tuple[str, ...]) -> int:
     """How many images were removed: those with these ids, or those that meet all conditions."""
+    from vizsla.data.names import meant
+    from vizsla.search.folder_index import check_present
+
     chosen = _filter(conditions)
-    if chosen is not None:
-        mask = chosen.mask(found.ids, found.attributes)
-        ids = [name for name, out in zip(found.ids, mask, strict=True) if out]
-    return found.remove(ids or [])
+    if chosen is None:
+        named = zip(ids or [], meant(ids or [], found.ids, origin="the ids"), strict=True)
+        return found.remove([image or name for name, image in named])
+    check_present(chosen.named(found.ids)[1], ())
+    mask = chosen.mask(found.ids, found.attributes)
+    return found.remove([name for name, out in zip(found.ids, mask, strict=True) if out])
 
 
 @index.command(epilog="Example: vizsla index rebuild gallery.index")

@@ -91,7 +91,7 @@ def read_truth(
     """The truth of --qrels, --labels, --labels-from, or the labels file in --data."""
     from vizsla.data.imageset import open_data
     from vizsla.output.trec import read_qrels
-    from vizsla.score.truth import Truth, truth_of_folders
+    from vizsla.score.truth import Truth, named_as, truth_of_folders
 
     if truth_options.labels and truth_options.labels_from:
         raise UsageError("--labels and --labels-from are mutually exclusive: give one")
@@ -107,15 +107,16 @@ def read_truth(
     elif truth_options.labels_from:
         labels = Truth.from_pattern(ranking, truth_options.labels_from, one_set=one_set)
     elif truth_options.labels is not None:
-        labels = Truth.from_file(truth_options.labels, one_set=one_set)
+        labels = Truth.from_file(truth_options.labels, one_set=one_set, ranking=ranking)
     if truth_options.qrels is not None:
-        return Truth.from_grades(read_qrels(truth_options.qrels), labels=labels, one_set=one_set)
+        grades = read_qrels(truth_options.qrels)
+        return named_as(Truth.from_grades(grades, labels=labels, one_set=one_set), ranking)
     if labels is None:
         raise UsageError(
             "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "
             "or --data DATA with a labels.csv in it"
         )
-    return labels
+    return named_as(labels, ranking)
 
 
 def open_gallery(path: str, device: str) -> "Index":

@@ -5,6 +5,7 @@ Names in a table may be wrong, missing or repeated; the messages here say which.
 
 import logging
 import os
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,11 @@ import pyarrow as pa
 
 from vizsla.data.file_hashes import current_state
 from vizsla.data.listing import Listing, few, list_images
+from vizsla.data.names import composed, plain
 from vizsla.data.tables import (
     attributes_for,
+    names_of,
+    origin_of,
     read_labels,
     read_table,
     row_of_each,
@@ -198,17 +202,27 @@ class ImageSet(Shown):
 
     def with_labels(self, labels: Sequence[str | None]) -> "ImageSet":
         """The same images with these N labels, None for an unknown one."""
-        return self.with_attribute("label", labels)
+        return self.with_attribute("label", [label and composed(label) for label in labels])
 
-    def with_attribute(self, name: str, values: Sequence[str | None]) -> "ImageSet":
-        """The same images with a column of N strings added or replaced."""
+    def with_attribute(
+        self, name: str, values: Sequence[str | None] | pa.ChunkedArray
+    ) -> "ImageSet":
+        """The same images with a column of N values, strings unless Arrow's, added or replaced."""
         if len(values) != len(self.ids):
             raise DataError(
                 f"{len(values)} values of {name} for {len(self.ids)} images: expected one each"
             )
         columns = {column: self.attributes[column] for column in self.attributes.column_names}
-        columns[name] = pa.array(values, pa.string())
+        typed = isinstance(values, pa.ChunkedArray)
+        columns[name] = values if typed else pa.array(values, pa.string())
         return replace(self, attributes=pa.table(columns))
+
+    def with_columns(self, table: pa.Table) -> "ImageSet":
+        """The same images with all columns of a table of N rows added or replaced."""
+        images = self
+        for name in table.column_names:
+            images = images.with_attribute(name, table[name])
+        return images
 
     @staticmethod
     def from_class_folders(root: str | Path, *, follow_links: bool = False) -> "ImageSet":
@@ -234,7 +248,7 @@ class ImageSet(Shown):
         _warn_of_classes(Path(root), set(labels))
         images = ImageSet(Path(root), ids, _metadata_of(root, ids), listing.links_outside)
         pairs = zip(images.labels or [], labels, strict=False)
-        if any(label not in (None, folder) for label, folder in pairs):
+        if any(label is not None and label != composed(folder) for label, folder in pairs):
             log.warning("%s: the labels are the folders' names, not the metadata file's", root)
         return images.with_labels(labels)
 
@@ -340,10 +354,8 @@ def _with_columns_of(path: Path, sets: dict[str, ImageSet | None]) -> dict[str, 
         for role, images in sets.items():
             if images is not None:
                 found = attributes_for(images.ids, table, role)
-                for name in found.column_names:
-                    if found[name].null_count < len(images):
-                        images = images.with_attribute(name, found[name].to_pylist())
-                sets[role] = images
+                known = [n for n in found.column_names if found[n].null_count < len(images)]
+                sets[role] = images.with_columns(found.select(known))
     except DataError as error:  # scoring will fail on it, unless it is given another file
         log.warning("attributes are not read: %s", error)
     return sets
@@ -424,16 +436,17 @@ def _warn_of_classes(root: Path, labels: set[str]) -> None:
     if empty:
         subject = "1 class folder holds" if len(empty) == 1 else f"{len(empty)} class folders hold"
         log.warning("%s: %s no images: %s", root, subject, few(empty))
-    by_case: dict[str, list[str]] = {}
-    for label in sorted(labels):
-        by_case.setdefault(label.casefold(), []).append(label)
-    twins = ["/".join(names) for names in by_case.values() if len(names) > 1]
-    if twins:
-        log.warning(
-            "%s: classes that differ only in case are kept apart: %s",
-            root,
-            few(twins),
-        )
+    for same, what in (
+        (composed, "differ only in Unicode's form are one class"),
+        (lambda name: composed(name).casefold(), "differ only in case are kept apart"),
+    ):
+        groups: dict[str, list[str]] = {}
+        for label in sorted(labels):
+            groups.setdefault(same(label), []).append(label)
+        twins = ["/".join(names) for names in groups.values() if len(names) > 1]
+        if twins:
+            log.warning("%s: classes that %s: %s", root, what, few(twins))
+        labels = {*map(composed, labels)}
 
 
 def _metadata_of(root: str | Path, ids: list[str]) -> pa.Table:
@@ -442,11 +455,16 @@ def _metadata_of(root: str | Path, ids: list[str]) -> pa.Table:
     if path is None:
         return pa.table({})
     table = read_table(path)
-    names = [name.strip().replace("\\", "/").removeprefix("./") for name in texts(table, "file")]
-    rows = row_of_each(names, table, str(path))
-    unknown, without = sorted(rows.keys() - set(ids)), [name for name in ids if name not in rows]
-    if len(without) == len(ids):
-        raise DataError(f"{path} names none of the images in its folder, but {few(unknown)}")
+    names = names_of(table, ids)
+    rows = row_of_each(names, table, origin_of(table))
+    unknown = sorted(
+        file for file, name in zip(texts(table, "file"), names, strict=True) if name is None
+    )
+    without = [name for name in ids if name not in rows]
+    if not rows:
+        raise DataError(
+            f"{origin_of(table)} names none of the images in its folder, but {few(unknown)}"
+        )
     if unknown:
         log.warning("%s names %d images that do not exist: %s", path, len(unknown), few(unknown))
     if without:
@@ -473,7 +491,8 @@ def _base_of(path: str | Path, root: str | Path | None, role: str | None, names:
 def _resolved(base: str, name: str) -> tuple[str, bool]:
     """The file that a name in a table refers to, and whether it exists."""
     file = ""
-    for spelling in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
+    forms = (unicodedata.normalize(form, plain(name)) for form in ("NFC", "NFD"))
+    for spelling in dict.fromkeys((name, name.strip(), *forms)):
         file = os.path.normpath(os.path.join(base, spelling))  # noqa: PTH118
         if os.path.isfile(file):  # noqa: PTH113 (a Path costs more than the check itself)
             return file, True

@@ -5,6 +5,7 @@ and Parquet files, and embeddings folders. Never loads a pickle.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vizsla.data.tables import FILE_COLUMNS, read_rows, read_text
+from vizsla.data.listing import few
+from vizsla.data.names import composed, meant
+from vizsla.data.table_files import (
+    NAME_COLUMNS,
+    TABLES,
+    as_text,
+    name_column,
+    read_rows,
+    read_text,
+    typed_column,
+)
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.errors import DataError
 
+log = logging.getLogger("vizsla.tables")
+
 VECTOR_NAMES = ("vector", "vectors", "embedding", "embeddings", "features")
-ID_NAMES = ("id", "ids", *FILE_COLUMNS)
+ID_NAMES = (*NAME_COLUMNS, "ids")
 LABEL_NAMES = ("label", "labels")
-TABLES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
 OWN = "own"  # the model_id of vectors whose model is unknown
 
 
@@ -30,12 +42,17 @@ def own_embeddings(vectors: Any, labels: Any = None, *, role: str = "query") -> 
 
     vectors: an array, a tensor, nested lists, a file or an embeddings folder. labels: N of them
     (array, list), or a file: .npy, a table with a column `label`, or text with one label a line;
-    None: those in the vectors' file or folder. Ids come from the file, else they are the row
-    numbers from 0. role: for messages. DataError: they cannot be read, or do not fit together.
+    None: those in the vectors' file or folder. A table whose rows name images is matched by name,
+    unless the vectors have no names: then row by row, and its names become the ids. Without any
+    names, ids are the row numbers from 0. role: for messages. DataError: they cannot be read, or
+    do not fit together.
     """
     found = _read(Path(vectors), role) if isinstance(vectors, str | Path) else _Raw(vectors)
     made = found if isinstance(found, Embeddings) else _embeddings(found, role)
-    return made if labels is None else _labelled(made, _read_labels(labels, role), role)
+    if labels is None:
+        return made
+    named = isinstance(found, Embeddings) or found.ids is not None
+    return _labelled(made, _read_labels(labels, role), role, named=named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +61,18 @@ class _Raw:
 
     vectors: Any
     ids: Sequence[Any] | None = None
-    columns: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     model_id: str = OWN
 
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-    """columns: `label` and any others. files: the image of each row, if the file names it."""
+    """columns: `label` and any others. names: the image of each row, if the file has a column
+    that names it; origin: the file and that column."""
 
-    columns: Mapping[str, Sequence[Any]]
-    files: Sequence[Any] | None = None
+    columns: Mapping[str, Any]
+    names: list[str] | None = None
+    origin: str = "the labels"
 
 
 def _embeddings(raw: _Raw, role: str) -> Embeddings:
@@ -64,40 +83,57 @@ def _embeddings(raw: _Raw, role: str) -> Embeddings:
     for name, values in raw.columns.items():
         if len(values) != len(array):
             raise DataError(f"{len(values)} {name}s for {len(array)} {role} vectors")
-    columns = {name: pa.array(_texts(values), pa.string()) for name, values in raw.columns.items()}
     unit = array / np.linalg.norm(array, axis=1, keepdims=True)
+    columns = {name: _column(values) for name, values in raw.columns.items()}
     return Embeddings(ids, unit.astype(np.float32), pa.table(columns), raw.model_id)
 
 
-def _labelled(found: Embeddings, given: _Labels, role: str) -> Embeddings:
-    """The embeddings with these columns, row by row, or by name if both name their images."""
-    count = len(next(iter(given.columns.values())))
-    columns = {name: _texts(values) for name, values in given.columns.items()}
-    ids = found.ids
-    numbered = ids == [str(i) for i in range(len(found))]
-    same_names = given.files is not None and {*map(str, given.files)} == {*ids}
-    if given.files is not None and (same_names or not numbered):  # images may be named by numbers
-        row_of: dict[str, int] = {}
-        for i, name in enumerate(map(str, given.files)):
-            if columns["label"][row_of.setdefault(name, i)] != columns["label"][i]:
-                raise DataError(f"the labels file gives {role} image {name} two labels: keep one")
-        rows = [row_of.get(name) for name in ids]
-        if all(row is None for row in rows):
-            raise DataError(
-                f"the labels name none of the {len(found)} {role} images ({ids[0]}, …), "
-                f"but {next(iter(row_of), 'nothing')}, …: give the labels of these vectors"
-            )
-        columns = {n: [None if r is None else v[r] for r in rows] for n, v in columns.items()}
-    elif count != len(found):
+def _column(values: Any) -> pa.Array | pa.ChunkedArray:
+    """Arrow's own as they are, others as labels."""
+    own = isinstance(values, pa.Array | pa.ChunkedArray)
+    return values if own else pa.array(_texts(values), pa.string())
+
+
+def _labelled(found: Embeddings, given: _Labels, role: str, *, named: bool) -> Embeddings:
+    """The embeddings with these columns: by name if both name their images, else row by row."""
+    columns = pa.table({name: _column(values) for name, values in given.columns.items()})
+    ids, names = found.ids, given.names
+    numbers = [str(i) for i in range(len(found))]  # of a folder that was made of unnamed vectors
+    if named and names is not None and (ids != numbers or {*names} == {*ids}):
+        columns = columns.take(pa.array(_rows_by_name(ids, given, columns, role), pa.int64()))
+    elif len(columns) != len(found):
         raise DataError(
-            f"{count} labels for {len(found)} {role} vectors: expected one each, in the same order"
+            f"{len(columns)} labels for {len(found)} {role} vectors: expected one each, in the "
+            "same order"
         )
-    elif given.files is not None and len({*given.files}) == len(found):
-        ids = [str(name) for name in given.files]
+    elif names is not None and len({*names}) == len(found):
+        if names != numbers and {*names} == {*numbers}:
+            log.warning(
+                "%s holds the row numbers in another order, but the %s vectors have no names: "
+                "labels are taken row by row", given.origin, role
+            )  # fmt: skip
+        ids = names
     table = found.attributes
-    kept = {n: table[n] for n in table.column_names if n not in columns}
-    added = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    kept = {n: table[n] for n in table.column_names if n not in columns.column_names}
+    added = {name: columns[name] for name in columns.column_names}
     return dataclasses.replace(found, ids=ids, attributes=pa.table({**kept, **added}))
+
+
+def _rows_by_name(ids: list[str], given: _Labels, columns: pa.Table, role: str) -> list[int | None]:
+    """The row of each id; DataError if no row names one, or two with different labels do."""
+    assert given.names is not None
+    labels = columns["label"].to_pylist()
+    row_of: dict[str | None, int] = {}
+    found = meant(given.names, ids, roles=[role] * len(given.names), origin=given.origin)
+    for i, name in enumerate(found):
+        if name is not None and labels[row_of.setdefault(name, i)] != labels[i]:
+            raise DataError(f"{given.origin} gives {role} image {name} two labels: keep one")
+    if not row_of.keys() - {None}:
+        raise DataError(
+            f"{given.origin} names none of the {len(ids)} {role} images ({ids[0]}, …), "
+            f"but {few(given.names, 1) or 'nothing'}, …: give the labels of these vectors"
+        )
+    return [row_of.get(name) for name in ids]
 
 
 # ── vectors ──────────────────────────────────────────────────────────────────────────────────────
@@ -219,8 +255,8 @@ def _read_parquet(path: Path) -> _Raw:
         )
     flat = column.flatten().to_numpy(zero_copy_only=False)
     ids, label = _pick(table.column_names, ID_NAMES), _pick(table.column_names, LABEL_NAMES)
-    others = [n for n in table.column_names if n not in (ids, label, *lists)]
-    columns = {n: table[n].to_pylist() for n in others}
+    others = [n for n in table.column_names if n not in (ids, label, "id", *lists)]
+    columns: dict[str, Any] = {n: typed_column(n, as_text(table[n])) for n in others}
     if label:
         columns["label"] = table[label].to_pylist()
     vectors = flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0)
@@ -271,7 +307,8 @@ def _labels_in(path: Path, role: str) -> _Labels:
     if path.suffix.lower() == ".npy":
         return _Labels({"label": _flat(_loaded(path), str(path))})
     if path.suffix.lower() not in TABLES:
-        return _Labels({"label": [line.strip() for line in read_text(path).splitlines()]})
+        lines = read_text(path).removesuffix("\n").split("\n")
+        return _Labels({"label": [line.strip() for line in lines]})
     table = read_rows(path)
     names = table.column_names
     label = _pick(names, LABEL_NAMES)
@@ -282,10 +319,12 @@ def _labels_in(path: Path, role: str) -> _Labels:
         )
     if "role" in names and role in table["role"].to_pylist():
         table = table.filter(pc.equal(table["role"], role))
-    key = _pick(names, ID_NAMES)
+    key = name_column(names)
     others = [n for n in names if n not in (label, key, "role", "vector", "id")]
-    columns = {"label": table[label].to_pylist(), **{n: table[n].to_pylist() for n in others}}
-    return _Labels(columns, table[key].to_pylist() if key else None)
+    columns = {"label": as_text(table[label]), **{n: table[n] for n in others}}
+    if key is None:
+        return _Labels(columns)
+    return _Labels(columns, table[key].to_pylist(), f"{path} (column {key})")
 
 
 def _flat(labels: Any, what: str) -> list[Any]:
@@ -307,7 +346,8 @@ def _texts(values: Sequence[Any]) -> list[str | None]:
         if value is None or value == "" or value != value:
             return None
         if isinstance(value, bytes):
-            return value.decode(errors="replace")
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+            return composed(value.decode(errors="replace"))
+        whole = isinstance(value, float) and value.is_integer()
+        return str(int(value)) if whole else composed(str(value))
 
     return [text(value) for value in values]

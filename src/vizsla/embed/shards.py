@@ -75,12 +75,26 @@ def read_shard(folder: str | Path, entry: dict[str, Any]) -> pa.Table:
 
 
 def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
-    """The rows of all shards. An attribute that only some of them have is null in the others.
+    """The rows of all shards. An attribute that only some of them have is null in the others, and
+    one without any value goes with every type.
 
     DataError if an attribute has types that do not go together.
     """
+    types = {
+        field.name: field.type
+        for table in tables
+        for field in table.schema
+        if table[field.name].null_count < len(table)
+    }
+    fitting = []
+    for table in tables:
+        for i, field in enumerate(table.schema):
+            kind = types.get(field.name, field.type)
+            if kind != field.type and table[field.name].null_count == len(table):
+                table = table.set_column(i, field.name, pa.nulls(len(table), kind))
+        fitting.append(table)
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        return pa.concat_tables(fitting, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"the attributes do not fit together: {error}") from error
 

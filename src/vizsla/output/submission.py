@@ -18,11 +18,11 @@ from vizsla.output.submission_formats import (
     Format,
     Lists,
     Scores,
-    decode_text,
     detect_format,
     kind_of,
     list_offenders,
     quoted,
+    text_of,
 )
 from vizsla.search.ranking import Ranking
 
@@ -175,7 +175,7 @@ def read_submission(path: str | Path, format: str = "auto") -> Ranking:
     Lists may differ in length. DataError names the fault and its line.
     """
     try:
-        text = decode_text(storage.read_bytes(path))
+        text = text_of(storage.read_bytes(path))
         form = FORMATS[detect_format(text)] if format == "auto" else _form(format)
         lists, scores = form.read(text)
         require_valid(lists, what="the submission")

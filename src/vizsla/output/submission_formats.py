@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vizsla.data.names import with_spaces, without_spaces
+from vizsla.data.table_files import decode_text
 from vizsla.errors import DataError
 
 Lists = dict[str, list[str]]  # {query: [gallery id, …]}, best first
@@ -71,37 +73,12 @@ def _falling(scores: Sequence[float]) -> Iterable[np.float32]:
         yield last
 
 
-# Spaces separate the names of a list, so white space within a name is percent-encoded (%20), and so
-# is a % that would look like such a code (%25).
-_NOT_IN_LISTS = re.compile(r"\s|%(?=[0-9A-Fa-f]{2})")
-_CODES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
-
-
-def without_spaces(name: str) -> str:
-    """The name with its white space percent-encoded."""
-    return _NOT_IN_LISTS.sub(
-        lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name
-    )
-
-
-def with_spaces(name: str) -> str:
-    """The name that `without_spaces` encoded."""
-
-    def decoded(found: re.Match[str]) -> str:
-        try:
-            return bytes.fromhex(found[0].replace("%", "")).decode()
-        except UnicodeDecodeError:  # the name of another program, not a code
-            return found[0]
-
-    return _CODES.sub(decoded, name) if "%" in name else name
-
-
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def parse_json(data: bytes | str) -> Any:
     """The content of the JSON. Raises DataError, also for NaN and for repeated keys."""
-    text = decode_text(data) if isinstance(data, bytes) else data
+    text = text_of(data) if isinstance(data, bytes) else data
     try:
         return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
     except RecursionError:
@@ -115,19 +92,11 @@ def parse_json(data: bytes | str) -> Any:
         raise DataError(f"not valid JSON: {error}") from error
 
 
-def decode_text(data: bytes) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark. Raises DataError."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError("the text is UTF-16: save it as UTF-8")
+def text_of(data: bytes) -> str:
+    """The text of a submission, as `decode_text`. DataError: it is not text."""
     if data.startswith(b"PAR1"):
         raise DataError("this is a Parquet file, not a submission: it may be a ranking")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"not valid UTF-8: byte 0x{data[error.start]:02x} in line {line}"
-        ) from error
+    return decode_text(data)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from vizsla import storage
+from vizsla.data.names import with_spaces, without_spaces
 from vizsla.errors import DataError
 from vizsla.output.submission_formats import (
     FORMATS,
-    decode_text,
     quoted,
-    with_spaces,
-    without_spaces,
+    text_of,
 )
 from vizsla.score.relevance import ignored_names, relevance, relevant_and_ignored
 from vizsla.score.truth import Truth
@@ -33,7 +32,7 @@ def read_qrels(path: str | Path) -> Grades:
     that has another form.
     """
     try:
-        return _parsed(decode_text(storage.read_bytes(path)))
+        return _parsed(text_of(storage.read_bytes(path)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

@@ -6,10 +6,19 @@ from pathlib import Path
 
 from vizsla.data.imageset import DataFolders, ImageSet, has_layout, open_data
 from vizsla.data.listing import few
+from vizsla.data.names import below_role, meant
 from vizsla.data.remote import image_set_from_url, is_url
 from vizsla.data.resize import INTERPOLATIONS
 from vizsla.data.splits import Target, target_of
-from vizsla.data.tables import labels_for, labels_from_pattern, read_exclude, read_labels
+from vizsla.data.tables import (
+    ROLES,
+    attributes_for,
+    labels_for,
+    labels_from_pattern,
+    origin_of,
+    read_labels,
+    read_names,
+)
 from vizsla.data.webdataset import image_set_from_tars, is_tars
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
@@ -83,7 +92,10 @@ def image_set(
     exclude: str | Path | None = None,
     follow_links: bool = False,
 ) -> ImageSet:
-    """The images of a folder, a table, tar files or a URL, labels from the one place named."""
+    """The images of a folder, a table, tar files or a URL, labels from the one place named.
+
+    A labels file gives its other columns too.
+    """
     if sum(map(bool, (labels, labels_from, class_folders))) > 1:
         raise UsageError(
             "--labels, --labels-from and --class-folders are mutually exclusive: give one"
@@ -101,24 +113,44 @@ def image_set(
     else:
         images = ImageSet.from_folder(source, follow_links=follow_links)
     if labels:
-        images = images.with_labels(labels_for(images.ids, read_labels(labels), role))
+        images = with_table(images, labels, role)
     elif labels_from:
         images = images.with_labels(labels_from_pattern(images.ids, labels_from))
     return _less(images, exclude, role) if exclude else images
 
 
+def with_table(images: ImageSet, path: str | Path, role: str | None) -> ImageSet:
+    """The same images with the labels and the other columns of a labels file.
+
+    DataError if it has a label for none of them.
+    """
+    table = read_labels(path)
+    labels = labels_for(images.ids, table, role)
+    if not any(labels):
+        raise DataError(
+            f"{origin_of(table)} has a label for none of the {len(images)} images in "
+            f"{images.location} ({images.ids[0]}, …), but for {few(table['file'].to_pylist())}"
+        )
+    return images.with_columns(attributes_for(images.ids, table, role)).with_labels(labels)
+
+
 def _less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
     """Without those that the file lists, by id or, as `vizsla check` writes them, after their role
-    (by default the name of their folder); a warning if it lists none of them."""
+    (by default the name of their folder); a warning of the names that are not here."""
     role = role or images.root.absolute().name
-    names = [name.removeprefix("test/") for name in read_exclude(exclude)]
-    gone = {cut for name in names for cut in (name, f"test/{name}", name.removeprefix(f"{role}/"))}
-    kept = images.without(gone)
+    names = read_names(exclude)
+    found = meant(names, images.ids, roles=[role] * len(names), origin=str(exclude))
+    kept = images.without({name for name in found if name is not None})
     log.info("%d of %d images excluded", len(images) - len(kept), len(images))
-    if names and len(kept) == len(images):
+    unknown = [
+        name for name, image in zip(names, found, strict=True)
+        if image is None and not any(below_role(name, other) for other in ROLES if other != role)
+    ]  # fmt: skip
+    if unknown or (names and len(kept) == len(images)):
         log.warning(
-            "%s excludes nothing here: it lists %s, the images are such as %s",
-            exclude, few(sorted(names)), images.ids[0],
+            "%s: %d of %d names are not images here and exclude nothing: %s; the images are such "
+            "as %s", exclude, len(unknown or names), len(names), few(sorted(unknown or names)),
+            images.ids[0],
         )  # fmt: skip
     if len(kept) == 0:
         raise DataError(f"{exclude} excludes all {len(images)} images of {images.root}")
@@ -131,13 +163,23 @@ def open_folders(
     """A data folder without the images that the file `exclude` lists."""
     data = open_data(path, follow_links=follow_links)
     if exclude:
-        excluded = {name.removeprefix("test/") for name in read_exclude(exclude)}
-        _warn_of_unknown(excluded, data, exclude)
+        names = read_names(exclude)
+        sets = [("query", data.query), ("gallery", data.gallery), ("training", data.training)]
+        known = {f"{role}/{name}" for role, one in sets if one for name in one.ids}
+        found = meant(names, known, roles=["test"] * len(names), origin=str(exclude))
+        unknown = sorted(n for n, image in zip(names, found, strict=True) if image is None)
+        if unknown:
+            log.warning(
+                "%d of %d names in %s are not images here and exclude nothing (%s): expected, for "
+                "example, gallery/a.jpg, query/b.jpg, training/class/c.jpg",
+                len(unknown), len(names), exclude, few(unknown),
+            )  # fmt: skip
+        gone = {name for name in found if name is not None}
         data = dataclasses.replace(
             data,
-            query=_without(data.query, "query", excluded),
-            gallery=_without(data.gallery, "gallery", excluded),
-            training=data.training and _without(data.training, "training", excluded),
+            query=_without(data.query, "query", gone),
+            gallery=_without(data.gallery, "gallery", gone),
+            training=data.training and _without(data.training, "training", gone),
         )
     return data
 
@@ -188,21 +230,8 @@ def training_images(
     return _less(images, exclude, "training") if exclude else images, None
 
 
-def _warn_of_unknown(excluded: set[str], data: DataFolders, source: str | Path) -> None:
-    known = {f"query/{name}" for name in data.query.ids}
-    known |= {f"gallery/{name}" for name in data.gallery.ids}
-    known |= {f"training/{name}" for name in (data.training.ids if data.training else [])}
-    if unknown := sorted(excluded - known):
-        log.warning(
-            "%d of %d names in %s are not images here and exclude nothing (%r, …): expected, for "
-            "example, gallery/a.jpg, query/b.jpg, training/class/c.jpg",
-            len(unknown), len(excluded), source, unknown[0],
-        )  # fmt: skip
-
-
 def _without(images: ImageSet, role: str, excluded: set[str]) -> ImageSet:
-    gone = {name.removeprefix(f"{role}/") for name in excluded if name.startswith(f"{role}/")}
-    kept = images.without(gone)
+    kept = images.without({name for name in images.ids if f"{role}/{name}" in excluded})
     if len(kept) < len(images):
         log.info("%d of %d %s images excluded", len(images) - len(kept), len(images), role)
     return kept

@@ -16,7 +16,7 @@ from vizsla.score.figures import IntervalSettings, Metric
 from vizsla.score.intervals import RESAMPLES
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.scores import Scores
-from vizsla.score.truth import Truth
+from vizsla.score.truth import Truth, named_as
 from vizsla.search.ranking import Ranking
 
 MISSING_RANKS = ("unknown", "wrong", "absent")
@@ -51,6 +51,7 @@ def evaluate(
     """
     if missing_ranks not in MISSING_RANKS:
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
+    truth = named_as(truth, ranking)
     judged = relevance(ranking, truth)
     handed_in_k = top_k
     if top_k is None:

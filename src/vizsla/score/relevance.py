@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vizsla.errors import DataError
-from vizsla.score.truth import Truth, knows_gallery
+from vizsla.score.truth import Truth, knows_gallery, named_as
 from vizsla.search.ranking import Ranking
 
 _ROWS = 256  # queries judged at once: bounds the memory
@@ -63,10 +63,11 @@ class Relevance:
 
 
 def relevance(ranking: Ranking, truth: Truth) -> Relevance:
-    """Judges every rank of every query.
+    """Judges every rank of every query. Names may be spelled differently, see `truth.named_as`.
 
     DataError for names that the truth lacks, and for a list that names an image twice.
     """
+    truth = named_as(truth, ranking)
     _check_names(ranking, truth)
     _refuse_repeats(ranking)
     in_ranking = {query: i for i, query in enumerate(ranking.queries)}

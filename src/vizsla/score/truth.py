@@ -4,10 +4,11 @@ Knows no scores and no ranks; of a Ranking it uses only the names.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vizsla.data.names import composed, meant
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
 from vizsla.search.ranking import Ranking
@@ -103,30 +104,41 @@ class Truth(Shown):
         )
 
     @staticmethod
-    def from_labels(table: "pa.Table", *, one_set: bool = False) -> "Truth":
+    def from_labels(
+        table: "pa.Table", *, one_set: bool = False, ranking: Ranking | None = None
+    ) -> "Truth":
         """From a table with file, label and, at best, role ("query", "gallery"), as `read_labels`.
 
         A row without a role may be either: the queries are then those of the ranking, and the
         gallery is complete only if that of the ranking is. Other columns become attributes.
+        ranking: whose images the names mean, see `data.names.meant`.
         """
+        from vizsla.data.tables import names_below_roles, names_of
+
         names = table.column_names
         if "file" not in names or "label" not in names:
             raise DataError(
                 f"the truth has the columns {', '.join(names)}: it needs file and label"
             )
-        files, labels = table["file"].to_pylist(), _texts(table["label"].to_pylist())
+        files, labels = names_below_roles(table), _texts(table["label"].to_pylist())
         roles = table["role"].to_pylist() if "role" in names else None
         complete = roles is not None and all(roles)
-        query_labels = _labels_of("query", files, labels, roles)
+        of_query, of_gallery = files, files
+        if ranking is not None:  # a name that it lacks stays as it is
+            as_query = names_of(table, ranking.queries, "query")
+            as_gallery = names_of(table, ranking.gallery, "gallery")
+            of_query = [a or b for a, b in zip(as_query, files, strict=True)]
+            of_gallery = [a or b for a, b in zip(as_gallery, files, strict=True)]
+        query_labels = _labels_of("query", of_query, labels, roles)
         others = [name for name in names if name not in ("file", "label", "role")]
         return Truth(
             query_labels,
-            _labels_of("gallery", files, labels, roles),
+            _labels_of("gallery", of_gallery, labels, roles),
             query_complete=complete,
             gallery_complete=complete,
             one_set=one_set,
             attributes={
-                name: _labels_of("query", files, _texts(table[name].to_pylist()), roles, name)
+                name: _labels_of("query", of_query, _texts(table[name].to_pylist()), roles, name)
                 for name in others
             },
         )
@@ -157,11 +169,13 @@ class Truth(Shown):
         )
 
     @staticmethod
-    def from_file(path: str | Path, *, one_set: bool = False) -> "Truth":
+    def from_file(
+        path: str | Path, *, one_set: bool = False, ranking: Ranking | None = None
+    ) -> "Truth":
         """From a labels file; see from_labels."""
         from vizsla.data.tables import read_labels
 
-        return Truth.from_labels(read_labels(path), one_set=one_set)
+        return Truth.from_labels(read_labels(path), one_set=one_set, ranking=ranking)
 
     @staticmethod
     def from_pattern(
@@ -191,6 +205,46 @@ class Truth(Shown):
         )
 
 
+def named_as(truth: Truth, ranking: Ranking) -> Truth:
+    """The truth with the ranking's names for images that the two spell differently.
+
+    See `data.names.meant`: names that are equal as they are written stay as they are.
+    """
+    lost = [name for name in ranking.queries if name not in (truth.relevant or truth.query)]
+    if not lost and (
+        truth.relevant is not None or all(n in truth.gallery for n in ranking.gallery)
+    ):
+        return truth
+    query = _renamed(truth.relevant or truth.query, ranking.queries, "query")
+    known = set(truth.gallery).union(*(truth.relevant or {}).values(), *truth.junk.values())
+    gallery = _renamed(known, ranking.gallery, "gallery")
+    if not query and not gallery:
+        return truth
+
+    def by_query(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {query.get(name, name): value for name, value in of.items()}
+
+    def sets(of: Mapping[str, Collection[str]]) -> dict[str, Collection[str]]:
+        return by_query({q: {gallery.get(n, n) for n in names} for q, names in of.items()})
+
+    return replace(
+        truth,
+        query=by_query(truth.query),
+        gallery={gallery.get(name, name): label for name, label in truth.gallery.items()},
+        junk=sets(truth.junk),
+        attributes={name: by_query(of) for name, of in truth.attributes.items()},
+        relevant=None if truth.relevant is None else sets(truth.relevant),
+    )
+
+
+def _renamed(names: Collection[str], known: Sequence[str], role: str) -> dict[str, str]:
+    """Name of the truth → the ranking's other spelling of it."""
+    written = sorted(names)
+    found = meant(written, known, roles=[role] * len(written), origin="the truth")
+    pairs = zip(written, found, strict=True)
+    return {name: image for name, image in pairs if image is not None and image != name}
+
+
 def knows_gallery(ranking: Ranking) -> bool:
     """Whether `ranking.gallery` is the whole gallery, and not only what was retrieved of it."""
     return ranking.gallery_size is not None and ranking.gallery_size == len(ranking.gallery)
@@ -209,8 +263,14 @@ def _paired(ids: Sequence[str], labels: Sequence[str | None], role: str) -> dict
 
 
 def _texts(values: Sequence[Any]) -> list[str | None]:
-    """Values as text; None for null and for an empty cell."""
-    return [None if value is None or value == "" else str(value) for value in values]
+    """Values as text, composed as labels are everywhere; None for null and for an empty cell."""
+
+    def text(value: Any) -> str | None:
+        if value is None or value == "":
+            return None
+        return str(value).lower() if isinstance(value, bool) else composed(str(value))
+
+    return [text(value) for value in values]
 
 
 def _labels_of(
@@ -279,16 +339,14 @@ def truth_of_folders(
 
 def _labelled(images: "ImageSet", role: str, path: str | Path) -> "ImageSet":
     """The same images with the labels and the further columns of a labels file."""
-    from vizsla.data.tables import attributes_for, labels_for, read_labels
+    from vizsla.data.tables import attributes_for, labels_for, origin_of, read_labels
 
     table = read_labels(path)
     found = labels_for(images.ids, table, role)
     if not any(found):
         raise DataError(
-            f"{path} labels none of the {role} images in {images.root}: its file names must be "
-            f"relative to test/{role}, and its labels must not be empty"
+            f"{origin_of(table)} labels none of the {role} images in {images.root} "
+            f"({images.ids[0]}, …): its file names must be relative to test/{role}, and its labels "
+            "must not be empty"
         )
-    attributes = attributes_for(images.ids, table, role)
-    for name in attributes.column_names:
-        images = images.with_attribute(name, attributes[name].to_pylist())
-    return images.with_labels(found)
+    return images.with_columns(attributes_for(images.ids, table, role)).with_labels(found)

@@ -1,28 +1,34 @@
 """Conditions on ids and attributes → which gallery images may be found.
 
 Text form, one condition each, all of which must hold: `label=shoe`, `label=shoe|hat` (one of),
-`label!=shoe`, `price<10` (also <=, >, >=), `label=null`, `id=a.jpg|b.jpg`, `id=@names.txt` (one id
-a line). Double quotes take a value literally: `label="a|b"`, `label="null"`. As in SQL, a value
-that is unknown (null) meets no condition except `=null`.
+`label!=shoe`, `price<10` (also <=, >, >=; numbers, days and times only), `label=null`,
+`id=a.jpg|b.jpg`, `id=@names.txt` (one id a line, or a table that names images). Double quotes take
+a value literally: `label="a|b"`, `label="null"`. As in SQL, a value that is unknown (null) meets no
+condition except `=null`.
 """
 
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vizsla import storage
+from vizsla.data.listing import few
+from vizsla.data.names import composed, meant
+from vizsla.data.tables import read_names
 from vizsla.errors import DataError, UsageError
+
+log = logging.getLogger("vizsla.search")
 
 ID = "id"
 Value = str | float | bool | None
 _FORM = re.compile(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 _PART = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^|]*?)\s*(?:\||$)')
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _COMPARE = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 
 
@@ -50,16 +56,24 @@ class Condition:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if self.operator in _COMPARE:
+            self._require_order(column)
             value = typed(self.values[0], column.type, self)
             found = _COMPARE[self.operator](column.cast(value.type, safe=False), value)
         else:
             found = self._one_of(column)
         return np.asarray(found.fill_null(False).to_numpy(), bool)
 
+    def _require_order(self, column: pa.ChunkedArray) -> None:
+        """DataError if the column holds text or true and false."""
+        known = column.drop_null()
+        if column.type in (pa.string(), pa.large_string(), pa.bool_()) and len(known):
+            values = (str(value) for value in known)
+            raise no_order(self, next((v for v in values if not _NUMBER.fullmatch(v)), ""))
+
     def _one_of(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         known = [typed(value, column.type, self) for value in self.values if value is not None]
         types = [value.type for value in known]
-        kind = pa.float64() if pa.float64() in types else column.type  # 2001.5 among whole numbers
+        kind = next((t for t in types if t != column.type), column.type)  # 2001.5 for whole numbers
         column = column.cast(kind, safe=False)
         values = pa.array([value.as_py() for value in known], kind)
         found = pc.is_in(column, value_set=values)
@@ -91,7 +105,9 @@ class Filter:
             elif column == ID:
                 raise UsageError(f"{text!r}: ids can only be listed, as in id=a.jpg|b.jpg")
             else:
-                conditions.append(Condition(column, operator, tuple(_values(rest))))
+                values = _values(rest)
+                both = values if operator in _COMPARE else _in_both_forms(values)
+                conditions.append(Condition(column, operator, tuple(both)))
         return Filter(tuple(conditions), ids)
 
     def __str__(self) -> str:
@@ -108,8 +124,30 @@ class Filter:
                 raise no_attribute(condition.column, attributes.column_names)
             allowed &= condition.mask(attributes[condition.column])
         if self.ids is not None:
-            allowed &= np.fromiter((name in self.ids for name in ids), bool, len(ids))
+            named, unknown = self.named(ids)
+            if unknown:
+                log.warning(
+                    "the filter on id: the gallery does not hold %d of the %d ids: %s",
+                    len(unknown), len(self.ids), few(unknown),
+                )  # fmt: skip
+            allowed &= np.fromiter((name in named for name in ids), bool, len(ids))
         return allowed
+
+    def named(self, known: Collection[str]) -> tuple[frozenset[str], list[str]]:
+        """Those of the gallery's ids that `ids` means, and which of `ids` mean none."""
+        names = sorted(self.ids or ())
+        found = meant(names, known, roles=["gallery"] * len(names), origin="the filter on id")
+        unknown = [name for name, there in zip(names, found, strict=True) if there is None]
+        return frozenset(name for name in found if name is not None), unknown
+
+
+def no_order(condition: Condition, value: str = "") -> DataError:
+    """The error for < or > on a column of text. value: one that is not a number."""
+    shown = f", such as {value!r}," if value else ","
+    return DataError(
+        f"{condition}: {condition.column} holds text{shown} which has no order: compare it with = "
+        "or !=, or make all its values numbers, days or times"
+    )
 
 
 def no_attribute(column: str, known: Sequence[str]) -> DataError:
@@ -153,10 +191,15 @@ def _value(text: str) -> Value:
     return None if text == "null" else text
 
 
+def _in_both_forms(values: list[Value]) -> list[Value]:
+    """The values, and texts also in Unicode's composed form, which attributes have."""
+    forms = ((value, composed(value) if isinstance(value, str) else value) for value in values)
+    return list(dict.fromkeys(form for pair in forms for form in pair))
+
+
 def _ids(text: str) -> list[str]:
     if text.startswith("@"):
-        lines = storage.read_bytes(Path(text[1:])).decode(errors="replace").splitlines()
-        return [line for line in lines if line]
+        return read_names(text[1:])
     return ["null" if value is None else str(value) for value in _values(text)]
 
 
@@ -168,12 +211,23 @@ def _written(value: Value) -> str:
     return text if plain or not isinstance(value, str) else json.dumps(text, ensure_ascii=False)
 
 
+_KINDS = {
+    pa.int64(): "whole numbers", pa.float64(): "numbers", pa.bool_(): "true and false",
+    pa.date32(): "days such as 2026-05-28", pa.timestamp("us"): "times such as 2026-05-28T12:00",
+}  # fmt: skip
+
+
 def typed(value: Value, kind: pa.DataType, condition: Condition) -> pa.Scalar:
-    """The value in the column's type; whole-number columns are also compared with fractions."""
+    """The value in the column's type; whole numbers are also compared with fractions, and days
+    with times."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    for wanted in (kind, pa.float64()) if pa.types.is_integer(kind) else (kind,):
+    kinds = [kind]
+    kinds += [pa.float64()] * pa.types.is_integer(kind)
+    kinds += [pa.timestamp("us")] * pa.types.is_date(kind)
+    for wanted in kinds:
         try:
             return pa.scalar(text).cast(wanted)
         except (ValueError, pa.ArrowException):  # not a value of this type
             continue
-    raise DataError(f"{condition}: {condition.column} holds {kind}, and {text!r} is not one")
+    known = _KINDS.get(kind, str(kind))
+    raise DataError(f"{condition}: {condition.column} holds {known}, and {text!r} is not one")

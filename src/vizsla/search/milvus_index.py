@@ -20,7 +20,7 @@ import pyarrow as pa
 from vizsla.embed.embeddings import Embeddings, Part, parts_of
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.search import ann, exact
-from vizsla.search.filters import Condition, Filter, no_attribute, typed
+from vizsla.search.filters import Condition, Filter, no_attribute, no_order, typed
 from vizsla.search.folder_index import build_in, check_present
 from vizsla.search.index_files import check_new
 from vizsla.search.ranking import Ranking, self_positions, without_self
@@ -31,7 +31,9 @@ LITE_COLLECTION = "vizsla"
 TOP_K = 16_384  # the most results that Milvus gives
 MESSAGE_BYTES = 16 * 2**20
 SCANNED = 10_000  # rows; a filter that allows no more has all of them compared
-TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(),
+         "day": pa.date32(), "time": pa.timestamp("us")}  # fmt: skip
+WIDER = {("int", "float"), ("day", "time")}  # days and times are stored as numbers: microseconds
 NOTHING = "row < 0"
 
 
@@ -82,8 +84,9 @@ class MilvusIndex:
         with _milvus_errors(where):
             if not client.has_collection(collection + ABOUT):
                 raise DataError(f"{where} holds no index: no such collection (see `vizsla index`)")
+            for name in (collection + ABOUT, collection):  # Lite reopens them released
+                client.load_collection(name)
             rows = client.query(collection + ABOUT, filter="row == 0", output_fields=["about"])
-            client.load_collection(collection)
         about = rows[0]["about"]
         about = json.loads(about) if isinstance(about, str) else dict(about)
         return MilvusIndex(where, client, collection, about)
@@ -143,7 +146,7 @@ class MilvusIndex:
             found = sorted(self._scan("", ["row", "id", "attributes"]), key=lambda r: int(r["row"]))
             attributes = [_decoded(row["attributes"]) for row in found]
             columns = {
-                name: pa.array([row.get(name) for row in attributes], TYPES[kind])
+                name: _from_plain([row.get(name) for row in attributes], kind)
                 for name, kind in self._about["types"].items()
             }
             self._gallery = [row["id"] for row in found], pa.table(columns)
@@ -247,8 +250,11 @@ class MilvusIndex:
         """The filter in the syntax that both the server and Milvus Lite understand."""
         parts = [self._condition(condition) for condition in filter.conditions]
         if filter.ids is not None:
-            named = json.dumps(sorted(filter.ids), ensure_ascii=False)
-            parts.append(f"id in {named}" if filter.ids else NOTHING)
+            ids = filter.ids
+            if len(self._rows_of(sorted(ids))) < len(ids):  # they may be spelled in another way
+                ids, _ = filter.named(self.ids)
+            named = json.dumps(sorted(ids), ensure_ascii=False)
+            parts.append(f"id in {named}" if ids else NOTHING)
         return " and ".join(f"({part})" for part in parts)
 
     def _condition(self, condition: Condition) -> str:
@@ -257,12 +263,12 @@ class MilvusIndex:
             raise no_attribute(condition.column, list(types))
         field = f"attributes[{json.dumps(condition.column)}]"
         known = f"(exists {field})"  # a null is not stored; 2.3 needs the brackets
-        values = [
-            json.dumps(typed(value, TYPES[types[condition.column]], condition).as_py())
-            for value in condition.values
-            if value is not None
-        ]
+        kind = types[condition.column]
+        found = [typed(v, TYPES[kind], condition) for v in condition.values if v is not None]
+        values = [json.dumps(_plain(value, value.type).as_py()) for value in found]
         if condition.operator not in ("=", "!="):
+            if kind in ("string", "bool"):
+                raise no_order(condition)
             return f"{known} and ({field} {condition.operator} {values[0]})"
         null = None in condition.values
         if condition.operator == "!=":
@@ -304,7 +310,10 @@ class MilvusIndex:
     def _insert(self, part: Part) -> None:
         ids, vectors, attributes = part
         types = _types(attributes, self._about["types"])
-        columns = {name: _plain(attributes[name], types[name]) for name in attributes.column_names}
+        columns = {
+            name: _plain(attributes[name], TYPES[types[name]]).to_pylist()
+            for name in attributes.column_names
+        }
         first = time.time_ns()  # greater with each addition
         per_call = max(1, MESSAGE_BYTES // (8 * self.dim + 1000))
         done: list[int] = []
@@ -463,31 +472,38 @@ def _create(client: Any, name: str, dim: int, *, about: bool = False, lite: bool
 def _types(attributes: pa.Table, known: dict[str, str]) -> dict[str, str]:
     """Column → type, new columns included. DataError if a column's type has changed."""
     types = dict(known)
-    for field in attributes.schema:
-        kind = _type_of(field.type)
-        before = types.get(field.name, kind)
-        if {before, kind} == {"int", "float"}:
-            kind = "float"
-        elif before != kind and not pa.types.is_null(field.type):
+    for name in attributes.column_names:
+        column = attributes[name]
+        kind = _type_of(column.type)
+        before = types.get(name, kind)
+        if column.null_count == len(column) or (kind, before) in WIDER:
+            kind = before
+        elif before != kind and (before, kind) not in WIDER:
             raise DataError(
-                f"the attributes do not fit those in the index: {field.name} holds {kind}, "
-                f"there {before}"
+                f"the attributes do not fit those in the index: {name} holds {kind}, there {before}"
             )
-        types[field.name] = before if pa.types.is_null(field.type) else kind
+        types[name] = kind
     return types
 
 
 def _type_of(kind: pa.DataType) -> str:
-    if pa.types.is_boolean(kind):
-        return "bool"
-    if pa.types.is_integer(kind):
-        return "int"
-    return "float" if pa.types.is_floating(kind) else "string"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "int" if pa.types.is_integer(kind) else "float"
+    return next((name for name, known in TYPES.items() if known == kind), "string")
 
 
-def _plain(column: pa.ChunkedArray, kind: str) -> list[Any]:
-    """The values for JSON; dates and the like as text."""
-    return list(column.cast(TYPES[kind]).to_pylist())
+def _plain(values: Any, kind: pa.DataType) -> Any:
+    """A column or a scalar of this kind as JSON has it: days and times are microseconds."""
+    values = values.cast(kind)
+    return (
+        values.cast(pa.timestamp("us")).cast(pa.int64()) if pa.types.is_temporal(kind) else values
+    )
+
+
+def _from_plain(values: list[Any], kind: str) -> pa.Array:
+    if not pa.types.is_temporal(TYPES[kind]):
+        return pa.array(values, TYPES[kind])
+    return pa.array(values, pa.int64()).cast(pa.timestamp("us")).cast(TYPES[kind])
 
 
 def _decoded(attributes: Any) -> dict[str, Any]:
