@@ -86,7 +86,7 @@ def test_no_help_hides_words_in_brackets() -> None:
         for parameter in command.params:
             assert "[" not in (getattr(parameter, "help", None) or ""), (command, parameter)
     shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
-    assert "[default: (efficientnet-lite0)]" in shown
+    assert "[default: efficientnet-lite0]" in shown
 
 
 def test_messages_reach_what_stands_in_for_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
