@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,23 @@ COMMANDS = sorted(name for names in FILES.values() for name in names)
 
 def vizsla(*words: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*VIZSLA, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """ended(words…): runs a command in tmp_path → its exit code and what it says there."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[Any, str]:
+        with pytest.raises(SystemExit) as end:
+            main(list(words))
+        shown = capsys.readouterr()
+        assert shown.out == "" and "Traceback" not in shown.err, (words, shown)
+        return end.value.code, shown.err
+
+    return run
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -150,12 +166,14 @@ def test_a_report_that_comes_twice_is_shown_once(shown: Any) -> None:
     assert lines == ["query: 20 of 40", "query: 40 of 40 at 20/s"]
 
 
-def test_a_ranking_too_short_for_a_submission_says_how_much_there_is(tmp_path: Path) -> None:
+def test_a_ranking_too_short_for_a_submission_says_how_much_there_is(
+    tmp_path: Path, ended: Any
+) -> None:
     lists = {"a.jpg": ["x.jpg", "y.jpg"], "b.jpg": ["y.jpg", "x.jpg"]}
     (tmp_path / "short.json").write_text(json.dumps(lists))
-    done = vizsla("submission", "short.json", "-k", "5", "-o", "x.json", cwd=tmp_path)
-    assert done.returncode == 1 and not (tmp_path / "x.json").exists()
-    assert "short.json holds 2 images for a query: choose --top-k 2 or less" in done.stderr
+    code, errors = ended("submission", "short.json", "-k", "5", "-o", "x.json")
+    assert code == 1 and not (tmp_path / "x.json").exists()
+    assert "short.json holds 2 images for a query: choose --top-k 2 or less" in errors
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -199,22 +217,22 @@ def test_version() -> None:
 )
 def test_names_are_utf8_under_any_locale(tmp_path: Path, variable: str) -> None:
     """As in a container or a cron job, where the locale is C and Python takes names for ASCII."""
-    from PIL import Image
-
-    for name in ("größe/ä.png", "größe/ö.png", "b.png"):
-        (tmp_path / "bilder" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 40), (len(name), 90, 9)).save(tmp_path / "bilder" / name)
+    for name in ("query/ä.png", "gallery/ö.png", "gallery/größe.png"):
+        (tmp_path / "bilder/test" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bilder/test" / name).touch()
+    rows = "role,file,label\nquery,ä.png,ß\ngallery,ö.png,ß\ngallery,größe.png,b\n"
+    (tmp_path / "labels.csv").write_text(rows, "utf-8")
+    (tmp_path / "ü.json").write_text(json.dumps({"ä.png": ["größe.png", "ö.png"]}), "utf-8")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     environment = {**os.environ, **(plain if variable == "LC_ALL" else {variable: "ascii"})}
-    words = ["embed", "bilder", "-o", "ü.emb", "--model", "tiny", "--weights", "random"]
+    words = ["evaluate", "ü.json", "--data", "bilder", "--labels", "labels.csv"]
     done = subprocess.run(
-        [*VIZSLA, *words, "--image-size", "32", "--json"],
+        [*VIZSLA, *words, "--per-query", "ß.csv", "--worst", "1"],
         cwd=tmp_path, env=environment, capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    from vizsla.embed.embeddings import Embeddings
-
-    assert Embeddings.open(tmp_path / "ü.emb").ids == ["b.png", "größe/ä.png", "größe/ö.png"]
+    assert "\nä.png,ß," in (tmp_path / "ß.csv").read_text("utf-8")
+    assert "\nß  " in done.stdout.decode("utf-8")
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
@@ -235,10 +253,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert process.wait(60) == 0
 
 
-def test_wrong_use_is_2_and_what_cannot_be_done_is_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path, ended: Any) -> None:
     for words, code, message in [
         (["run"], 2, "DATA"),
         (["fly"], 2, "No such command"),
@@ -254,14 +269,10 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(
         (["submission", "nowhere.json", "-o", "x"], 1, "nowhere.json"),
         (["serve", "nowhere"], 1, "nowhere does not exist"),
     ]:
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        shown = capsys.readouterr()
-        assert end.value.code == code, (words, shown.err)
-        assert message in shown.err and "Traceback" not in shown.err, (words, shown.err)
-        assert shown.out == ""
+        found, errors = ended(*words)
+        assert found == code and message in errors, (words, errors)
         if code == 1:
-            assert shown.err.startswith("vizsla: ")
+            assert errors.startswith("vizsla: ")
 
 
 def test_an_unexpected_error_is_one_line(tmp_path: Path) -> None:
@@ -276,34 +287,10 @@ def test_an_unexpected_error_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("vizsla: KeyError") and done.stderr.count("\n") == 1
 
 
-def test_again_heeds_no_other_flag(tmp_path: Path) -> None:
-    done = vizsla("run", "--again", str(tmp_path), "--pooling", "gem", "-k", "3")
-    assert done.returncode == 2
-    assert "--pooling" in done.stderr and "--top-k" in done.stderr
-
-
-def test_ctrl_c_says_so_and_an_embed_continues(tmp_path: Path) -> None:
-    from PIL import Image
-
-    (tmp_path / "images").mkdir()
-    for i in range(700):
-        Image.new("RGB", (40, 40), (i % 256, i // 256, 99)).save(tmp_path / f"images/{i:04}.png")
-    words = ["embed", "images", "-o", "e", "--model", "tiny", "--weights", "random"]
-    words += ["--image-size", "32", "--shard-images", "64"]
-    process = subprocess.Popen([*VIZSLA, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "e" / "manifest.json").exists():  # the first shard is safe
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    process.stderr.close()
-    if process.wait() == 0:
-        pytest.skip("all shards were done before the signal came")
-    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
-    again = vizsla(*words, cwd=tmp_path)
-    assert again.returncode == 0
-    assert re.search(r"continues after image \d*[1-9]\d* of 700", again.stderr)
+def test_again_heeds_no_other_flag(tmp_path: Path, ended: Any) -> None:
+    code, errors = ended("run", "--again", str(tmp_path), "--pooling", "gem", "-k", "3")
+    assert code == 2
+    assert "--pooling" in errors and "--top-k" in errors
 
 
 def test_models_lists_all_names() -> None:
@@ -340,13 +327,13 @@ def test_the_example_of_a_chain_is_whole_on_a_narrow_terminal() -> None:
     assert "'aqe+kreciprocal(k1=20)'" in output
 
 
-def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path) -> None:
+def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path, ended: Any) -> None:
     from vizsla.embed.embeddings import Embeddings
 
     Embeddings.from_arrays([[1.0, 0.0], [0.0, 1.0]]).save(tmp_path / "g.emb")
     for more in ([], ["--model", "tiny"]):
-        done = vizsla("search", "g.emb", "nope.jpg", *more, cwd=tmp_path)
-        assert done.returncode == 1 and "a folder of images, or images" in done.stderr
+        code, errors = ended("search", "g.emb", "nope.jpg", *more)
+        assert code == 1 and "a folder of images, or images" in errors
 
 
 @pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(none)")])

@@ -5,7 +5,7 @@ some time, or at the n-th step of writing; or have that step fail.
 
     {"words": ["embed", …], "out": "file for what it prints", "notes": "file for what it did",
      "kill_after": seconds, "at": n, "kinds": ["write", "fsync", "rename"],
-     "act": "kill" | errno | "delete" | "delete back", "place": "what is deleted",
+     "act": "kill" | "interrupt" | errno | "delete" | "delete back", "place": "what is deleted",
      "times": how many at once}
 """
 
@@ -50,6 +50,9 @@ class Steps:
             shutil.rmtree(self.place)
             if self.act == "delete back":
                 Path(str(self.place)).mkdir()
+            return
+        if self.act == "interrupt":  # Ctrl-C
+            os.kill(os.getpid(), signal.SIGINT)
             return
         if half:
             with contextlib.suppress(Exception):

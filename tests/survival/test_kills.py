@@ -46,6 +46,22 @@ def test_killed_at_some_steps_of_writing(
     _killed_at_steps(jobs[name], commands, tmp_path, most=2)
 
 
+@pytest.mark.parametrize("name", QUICK)
+def test_ctrl_c_says_so_and_the_same_command_finishes(
+    name: str, jobs: dict[str, Job], commands: Commands, tmp_path: Path
+) -> None:
+    job, out = jobs[name], tmp_path / "out"
+    hashes, _, _, steps = whole_run(job, commands, tmp_path / "whole")
+    answer = job.run(commands, out, at=steps // 2, act="interrupt")
+    assert answer.code == 130, answer.output
+    assert "vizsla: interrupted; nothing is half-written" in answer.output
+    assert "Traceback" not in answer.output and leftovers(out) == []
+    again = job.run(commands, out)
+    assert again.code == 0 and job.hashes(out) == hashes
+    done_before = set(answer.noted(job.begun or ""))
+    assert not done_before or set(again.noted(job.begun or "")) - done_before
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", JOBS)

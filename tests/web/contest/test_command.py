@@ -1,4 +1,4 @@
-"""`vizsla judge` and `vizsla submit` as two processes, as people start them."""
+"""`vizsla judge` as a process, as people start it, and `vizsla submit` to it."""
 
 import json
 import re
@@ -8,15 +8,32 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from vizsla.cli.main import main
 from vizsla.web.contest.rules import Rules, parse_time
 from vizsla.web.contest.store import Store
+from vizsla.web.shell import http
 
 VIZSLA = str(Path(sys.executable).parent / "vizsla")
 
 
-def vizsla(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([VIZSLA, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def vizsla(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """vizsla(words…): a command in tmp_path, in this process → (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 @contextmanager
@@ -34,28 +51,28 @@ def served(*words: str, cwd: Path) -> Iterator[str]:
         server.stdout.close()
 
 
-def test_a_contest_from_the_command_line(tmp_path: Path) -> None:
+def test_a_contest_from_the_command_line(tmp_path: Path, vizsla: Any) -> None:
     rows = ["role,file,label"]
     rows += [f"query,q{i}.jpg,{'ab'[i % 2]}" for i in range(4)]
     rows += [f"gallery,g{i}.jpg,{'ab'[i % 2]}" for i in range(6)]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     lists = {f"q{i}.jpg": ["g0.jpg", "g2.jpg"] for i in range(4)}  # right for two of four
     (tmp_path / "sub.json").write_text(json.dumps(lists))
-    token = vizsla("judge", "token", "add", "us", cwd=tmp_path).stdout.strip()
-    assert vizsla("judge", "token", "list", cwd=tmp_path).stdout.split() == ["us"]
+    token = vizsla("judge", "token", "add", "us")[1].strip()
+    assert vizsla("judge", "token", "list")[1].split() == ["us"]
     words = ("judge", "--labels", "labels.csv", "-k", "2", "--port", "0", "--groups", "token")
     with served(*words, cwd=tmp_path) as url:
         hand_in = ("submit", "sub.json", "--group", "us", "--url", url)
-        refused = vizsla(*hand_in, cwd=tmp_path)
-        assert refused.returncode == 1 and "token" in refused.stderr
-        done = vizsla(*hand_in, "--token", token, "--json", cwd=tmp_path)
-        assert json.loads(done.stdout)["accuracy"] == 0.5, done.stderr
+        code, _, errors = vizsla(*hand_in)
+        assert code == 1 and "token" in errors
+        _, answer, errors = vizsla(*hand_in, "--token", token, "--json")
+        assert json.loads(answer)["accuracy"] == 0.5, errors
     (tmp_path / "labels.csv").write_text("\n".join(rows).replace("q1.jpg,b", "q1.jpg,a"))
-    again = vizsla("judge", "rescore", "--labels", "labels.csv", "--json", cwd=tmp_path)
-    assert json.loads(again.stdout)["changed"] == 1, again.stderr
+    _, again, errors = vizsla("judge", "rescore", "--labels", "labels.csv", "--json")
+    assert json.loads(again)["changed"] == 1, errors
 
 
-def test_the_data_folder_defines_the_images(tmp_path: Path) -> None:
+def test_the_data_folder_defines_the_images(tmp_path: Path, vizsla: Any) -> None:
     """--data: a label of no image is an error; a gallery image without a label may be named."""
     for role, n in (("query", 2), ("gallery", 4)):
         (tmp_path / "data/test" / role).mkdir(parents=True)
@@ -65,45 +82,50 @@ def test_the_data_folder_defines_the_images(tmp_path: Path) -> None:
     rows += [f"gallery,g{i}.jpg,{'ab'[i % 2]}" for i in range(3)]
     words = ("judge", "--labels", "labels.csv", "--data", "data", "-k", "2", "--port", "0")
     (tmp_path / "labels.csv").write_text("\n".join([*rows, "query,gone.jpg,a"]))
-    refused = vizsla(*words, cwd=tmp_path)
-    assert refused.returncode == 1 and "gone.jpg" in refused.stderr
+    code, _, errors = vizsla(*words)
+    assert code == 1 and "gone.jpg" in errors
     assert not (tmp_path / "judge.sqlite").exists()
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     lists = {"q0.jpg": ["g3.jpg", "g0.jpg"], "q1.jpg": ["g3.jpg", "g2.jpg"]}
     (tmp_path / "sub.json").write_text(json.dumps(lists))
     with served(*words, cwd=tmp_path) as url:
-        done = vizsla("submit", "sub.json", "--group", "us", "--url", url, "--json", cwd=tmp_path)
-        assert json.loads(done.stdout)["accuracy"] == 0.5, done.stderr
+        _, answer, errors = vizsla("submit", "sub.json", "--group", "us", "--url", url, "--json")
+        assert json.loads(answer)["accuracy"] == 0.5, errors
 
 
-def test_a_split_is_the_same_after_a_restart(tmp_path: Path) -> None:
-    rows = [f"{role},{role[0]}{i}.jpg,{'ab'[i % 2]}" for role in ("query", "gallery")
-            for i in range(9)]  # fmt: skip
-    (tmp_path / "labels.csv").write_text("\n".join(["role,file,label", *rows]))
-    seeds = []
-    words = ("judge", "--labels", "labels.csv", "-k", "2", "--port", "0", "--public-share", "0.5")
-    for _ in range(2):
-        with served(*words, "--closes", "2090-01-01T00:00Z", cwd=tmp_path):
-            pass
-        with Store(tmp_path / "judge.sqlite", create=False) as store:
-            seeds.append(Rules.from_json(store.fact("rules") or "").seed)
+@pytest.fixture
+def judge(vizsla: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """judge(words…): `vizsla judge`, stopped before the first request → the rules it has kept."""
+    monkeypatch.setattr(http, "make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
+
+    def run(*words: str) -> Rules:
+        code, _, errors = vizsla("judge", "--labels", "labels.csv", "--port", "0", *words)
+        assert code == 0, errors
+        with Store(Path("judge.sqlite"), create=False) as store:
+            return Rules.from_json(store.fact("rules") or "")
+
+    return run
+
+
+LABELS = "role,file,label\n" + "".join(
+    f"{role},{role[0]}{i}.jpg,{'ab'[i % 2]}\n" for role in ("query", "gallery") for i in range(9)
+)
+
+
+def test_a_split_is_the_same_after_a_restart(tmp_path: Path, judge: Any) -> None:
+    (tmp_path / "labels.csv").write_text(LABELS)
+    words = ("-k", "2", "--public-share", "0.5", "--closes", "2090-01-01T00:00Z")
+    seeds = [judge(*words).seed for _ in range(2)]
     assert seeds[0] == seeds[1] and seeds[0] not in (None, 0)
 
 
-def test_every_rule_reaches_the_contest(tmp_path: Path) -> None:
-    rows = ["role,file,label"]
-    rows += [f"query,q{i}.jpg,{'ab'[i % 2]}" for i in range(4)]
-    rows += [f"gallery,g{i}.jpg,{'ab'[i % 2]}" for i in range(6)]
-    (tmp_path / "labels.csv").write_text("\n".join(rows))
-    with served(
-        "judge", "--labels", "labels.csv", "-k", "2", "--port", "0", "--title", "Two words",
-        "--metric", "map_at_k", "--public-share", "0.5", "--seed", "3", "--per-hour", "5",
-        "--in-all", "9", "--counts", "last", "--opens", "2020-01-01T00:00Z",
-        "--closes", "2090-01-01T00:00Z", cwd=tmp_path,
-    ):  # fmt: skip
-        pass
-    with Store(tmp_path / "judge.sqlite", create=False) as store:
-        kept = Rules.from_json(store.fact("rules") or "")
+def test_every_rule_reaches_the_contest(tmp_path: Path, judge: Any) -> None:
+    (tmp_path / "labels.csv").write_text(LABELS)
+    kept = judge(
+        "-k", "2", "--title", "Two words", "--metric", "map_at_k", "--public-share", "0.5",
+        "--seed", "3", "--per-hour", "5", "--in-all", "9", "--counts", "last",
+        "--opens", "2020-01-01T00:00Z", "--closes", "2090-01-01T00:00Z",
+    )  # fmt: skip
     assert kept == Rules(
         title="Two words", top_k=2, metric="map_at_k", public_share=0.5, seed=3, per_hour=5,
         in_all=9, counts="last", opens=parse_time("2020-01-01T00:00Z"),
