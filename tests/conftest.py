@@ -30,6 +30,25 @@ def pytest_xdist_auto_num_workers() -> int:
     return (len(affinity(0)) if affinity else os.cpu_count() or 1) + 1
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files go to a worker. Those of survival go together: they share a server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "survival" if nodeid.startswith("tests/survival/") else nodeid.split("::")[0]
+
+    return ByFile(config, log)
+
+
+LONG = ("survival/", "search/test_browser", "train/test_training", "train/test_fine", "test_golden")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first, so that no worker has one left at the end."""
+    items.sort(key=lambda item: not any(name in item.path.as_posix() for name in LONG))
+
+
 @pytest.fixture(autouse=True)
 def private_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -106,6 +125,16 @@ def tinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return folder
+
+
+@pytest.fixture(scope="module")
+def short_heads() -> Iterator[None]:
+    """Heads are trained for 20 steps: for tests of what is done with them."""
+    from vizsla.train.heads import train_head
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(train_head.__kwdefaults__, "steps", 20)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ OFFLINE = ["--model", "tiny", "--weights", "random", "--image-size", "64", "--fi
 
 
 @pytest.fixture(scope="module")
-def contest(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def contest(short_heads: None, small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("contest") / "here"
     shutil.copytree(CONTEST, folder)
     shutil.copytree(small_demo, folder / "data")

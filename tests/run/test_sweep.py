@@ -25,6 +25,8 @@ from vizsla.run import inputs, sweep
 from vizsla.run.config import RunConfig
 from vizsla.run.sweep import Combination, SweepConfig, combinations
 
+pytestmark = pytest.mark.usefixtures("short_heads")
+
 
 def config(data: Path, home: Path, **options: Any) -> SweepConfig:
     run = RunConfig(data=str(data), image_size=64, top_k=5, figures=0, home=str(home), workers=1,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -151,13 +152,23 @@ json.dump([processes.size, found], open(f"{sys.argv[1]}/{processes.rank}.json", 
 def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        str(script), str(tmp_path), str(Path(__file__).parent),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in "01":  # as `torchrun` starts them
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0",
+            "TORCHELASTIC_RUN_ID": "test",
+        }  # fmt: skip
+        command = [sys.executable, str(script), str(tmp_path), str(Path(__file__).parent)]
+        errors = (tmp_path / f"{rank}.txt").open("w")
+        processes.append(subprocess.Popen(command, env=environment, stderr=errors))
+        errors.close()
+    for rank, process in enumerate(processes):
+        assert process.wait(240) == 0, (tmp_path / f"{rank}.txt").read_text()[-3000:]
     for rank in (0, 1):
         size, found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert size == 2

@@ -27,6 +27,7 @@ from vizsla.run.train import train
 from vizsla.train.selection import Candidate, Selection, TrainResult
 from vizsla.train.training import options_given
 
+pytestmark = pytest.mark.usefixtures("short_heads")
 FAST = {
     "epochs": 1, "validate_on": "seen-classes", "share": 0.3, "precision": "fp32",
     "learning_rate": 1e-3, "loss": "cross-entropy", "workers": 1,
@@ -161,15 +162,9 @@ def test_run_without_training_images_says_what_to_do(data: Path, tmp_path: Path)
 
 
 def test_the_train_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "tuned"
-    with pytest.raises(SystemExit) as ended:
-        main(
-            ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
-             "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
-             "--set", "share=0.3", "--loss", "arcface", "--json", "-q"]
-        )  # fmt: skip
-    assert ended.value.code == 0
-    record = json.loads(capsys.readouterr().out)
+    code, output, _ = trained(data, tmp_path / "tuned", capsys, "--loss", "arcface", "--json", "-q")
+    assert code == 0
+    record = json.loads(output)
     assert record["training"]["candidates"][0]["name"] == "frozen"
     assert Embedder.load(record["embedder"]).dim > 0
 
@@ -177,7 +172,7 @@ def test_the_train_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def result_of(name: str, kept: int, *, closed: bool = False) -> Any:
     """What a training of three candidates gave, the one at `kept` kept."""
     names = ("frozen", name, "whitened")
-    candidates = [Candidate(n, 0.5, {}, np.zeros(2), None) for n in names]
+    candidates = [Candidate(n, np.full(2, 0.5)) for n in names]
     candidates[kept].kept = True
     return TrainResult(
         embedder=cast(Any, None), candidates=candidates, loss_function="CrossEntropyLoss",
@@ -257,16 +252,21 @@ def test_an_older_folder_does_not_say_whether_it_was_tuned(data: Path, tmp_path:
     assert record["is_finetuned"] is record["weights"] is None
 
 
+def head_training(data: Path, out: Path) -> list[str]:
+    """The words of a `vizsla train` with a head."""
+    return [
+        "train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
+        "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
+        "--set", "share=0.3",
+    ]  # fmt: skip
+
+
 def trained(
     data: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str
 ) -> tuple[int, str, str]:
-    """`vizsla train` with a head: exit code, standard output and error."""
+    """That command: exit code, standard output and error."""
     with pytest.raises(SystemExit) as ended:
-        main(
-            ["train", str(data), "-o", str(out), "--model", "tiny", "--weights", "random",
-             "--image-size", "32", "--finetune", "head", "--validate-on", "seen-classes",
-             "--set", "share=0.3", *more]
-        )  # fmt: skip
+        main([*head_training(data, out), *more])
     printed = capsys.readouterr()
     return int(ended.value.code or 0), printed.out, printed.err
 
@@ -276,50 +276,67 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
-def test_a_finished_training_is_not_repeated(
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished training. Tests read it only, or copy it."""
+    out = tmp_path_factory.mktemp("finished") / "tuned"
+    with pytest.raises(SystemExit):
+        main(head_training(data, out))
+    return out
+
+
+@pytest.fixture
+def own(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "tuned"))
+
+
+def test_each_line_of_a_training_is_printed_once(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "tuned"
-    code, first, errors = trained(data, out, capsys)
+    code, output, errors = trained(data, out, capsys)
     assert code == 0
-    assert first.splitlines()[-1] == f"Next: vizsla run {data} --model {out / 'embedder'}"
-    both = [line.strip() for line in (first + errors).splitlines() if line.strip()]
+    assert output.splitlines()[-1] == f"Next: vizsla run {data} --model {out / 'embedder'}"
+    both = [line.strip() for line in (output + errors).splitlines() if line.strip()]
     assert sum("head + 0.3 frozen" in line for line in both) == 1
-    assert len(set(both)) == len(both)  # each line is printed once
-    before = state(out)
+    assert len(set(both)) == len(both)
     code, again, errors = trained(data, out, capsys)
-    assert (code, again) == (0, first) and "its model is kept" in errors
-    code, _, errors = trained(data, out, capsys, "--loss", "arcface", "--budget", "20s")
+    assert (code, again) == (0, output) and "its model is kept" in errors
+
+
+def test_a_finished_training_is_not_repeated(
+    data: Path, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = state(own)
+    code, _, errors = trained(data, own, capsys, "--loss", "arcface", "--budget", "20s")
     assert code == 2 and "--overwrite" in errors and "budget None there, 20.0 here" in errors
     assert "loss" in errors and len(errors.strip().splitlines()) == 1
-    assert state(out) == before
-    code, _, _ = trained(data, out, capsys, "--loss", "arcface", "--overwrite")
-    assert code == 0 and state(out) != before
-    assert trained(data, out, capsys, "--loss", "arcface")[0] == 0
-    assert trained(data, out, capsys)[0] == 2
+    assert trained(data, own, capsys)[0] == 0
+    assert state(own) == before
+    code, _, _ = trained(data, own, capsys, "--loss", "arcface", "--overwrite")
+    assert code == 0 and state(own) != before
+    assert trained(data, own, capsys, "--loss", "arcface")[0] == 0
+    assert trained(data, own, capsys)[0] == 2
 
 
 def test_a_finished_training_belongs_to_its_images(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own, out = tmp_path / "data", tmp_path / "tuned"
-    shutil.copytree(data, own)
-    assert trained(own, out, capsys)[0] == 0
-    one, other = sorted((own / "training").rglob("*.*"))[:2]
+    shutil.copytree(data, tmp_path / "data")
+    one, other = sorted((tmp_path / "data/training").rglob("*.*"))[:2]
     other.write_bytes(one.read_bytes())
-    code, _, errors = trained(own, out, capsys)
+    code, _, errors = trained(tmp_path / "data", finished, capsys)
     assert code == 2 and "other settings (images)" in errors
 
 
 def test_a_finished_training_without_its_model_is_done_again(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "tuned"
-    trained(data, out, capsys)
-    (out / "embedder" / "model.safetensors").write_bytes(b"damaged")
-    code, _, errors = trained(data, out, capsys)
+    (own / "embedder" / "model.safetensors").write_bytes(b"damaged")
+    code, _, errors = trained(data, own, capsys)
     assert code == 0 and "is damaged, so it is repeated" in errors
-    assert Embedder.load(out / "embedder").dim > 0
+    assert Embedder.load(own / "embedder").dim > 0
 
 
 @pytest.mark.parametrize(
@@ -360,13 +377,8 @@ def test_impossible_options_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize(("epochs", "words"), [(1, ", 1 epoch, "), (2, ", 2 epochs, ")])
-def test_one_epoch_is_written_in_the_singular(
-    epochs: int, words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, output, _ = trained(
-        data, tmp_path / "out", capsys, "--finetune", "full", "--epochs", str(epochs)
-    )
-    assert words in output
+def test_one_epoch_is_written_in_the_singular(epochs: int, words: str) -> None:
+    assert words in replace(result_of("last weights", 1), num_epochs=epochs).text()
 
 
 def test_augmentation_sheets(data: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vizsla.train.job import Budget, training_compute
 from vizsla.train.selection import TrainResult
 from vizsla.train.training import train
 
+pytestmark = pytest.mark.usefixtures("short_heads")
 SIDE = 16
 FAST = {
     "precision": "fp32", "batch_size": 16, "epochs": 3, "learning_rate": 3e-3, "augment": "none",
@@ -164,9 +165,9 @@ def test_the_given_embedder_is_not_changed(images: ImageSet, tmp_path: Path) -> 
 
 def test_a_short_training_comes_first(images: ImageSet, tmp_path: Path) -> None:
     """As if it were asked for alone, and without changing the long one."""
-    both = run(images, tmp_path / "both", epochs=6, short_epochs=2)
-    short = run(images, tmp_path / "short", epochs=2)
-    long = run(images, tmp_path / "long", epochs=6)
+    both = run(images, tmp_path / "both", epochs=3, short_epochs=1)
+    short = run(images, tmp_path / "short", epochs=1)
+    long = run(images, tmp_path / "long", epochs=3)
     values = {c.name: c.values for c in both.candidates}
     for prefix, alone in (("short: ", short), ("", long)):
         for name in ("last weights", "average of weights"):
