@@ -1,7 +1,6 @@
 """No image is embedded twice: whatever it is called, wherever it lies, whoever asks."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -157,20 +156,23 @@ def test_it_stays_within_its_limit_and_forgets_what_was_not_asked_for_longest(
     assert (tmp_path / FILE).stat().st_size < 600_000
 
 
-def _fill(folder: Path, start: int) -> None:
-    cache = VectorCache(folder)
-    for i in range(start, start + 200):
-        cache.put("s", {b"%032d" % i: np.full(8, i, np.float32)})
+FILL = """
+import sys
+import numpy as np
+from vizsla.embed.cache import VectorCache
+cache, start = VectorCache(sys.argv[1]), int(sys.argv[2])
+for i in range(start, start + 200):
+    cache.put("s", {b"%032d" % i: np.full(8, i, np.float32)})
+"""
 
 
 def test_several_processes_write_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_fill, args=(tmp_path, 150 * n)) for n in range(3)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", FILL, str(tmp_path), str(150 * n)])
+        for n in range(3)
+    ]
     for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(120)
-        assert writer.exitcode == 0
+        assert writer.wait(120) == 0
     keys = [b"%032d" % i for i in range(500)]
     found = VectorCache(tmp_path).get("s", keys, 8)
     assert len(found) == 500 and all((v == int(k)).all() for k, v in found.items())

@@ -49,6 +49,15 @@ def on_meta(name: str | BackboneSpec, image_size: int | None = None) -> Backbone
         return build_backbone(name, "random", image_size=image_size)
 
 
+LARGE = {  # they differ from a smaller relative in numbers alone: tested with the slow ones
+    "clip-vit-b16", "clip-vit-l14", "clip-vit-h14", "siglip2-l16", "siglip2-so400m", "pe-core-l14",
+    "dinov2-b14", "dinov2-l14", "dinov2-b14-reg", "dinov2-l14-reg", "dinov3-b16", "dinov3-l16",
+    "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "resnet34", "resnet101", "resnet152",
+    "convnext-base",
+}  # fmt: skip
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in NAMES]
+
+
 # ── every name ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -57,7 +66,7 @@ def test_the_names_are_those_promised() -> None:
     assert DEFAULT_BACKBONE == "efficientnet-lite0"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_recorded_facts_are_true_and_every_pooling_runs(name: str) -> None:
     spec = BACKBONES[name]
     backbone = on_meta(name)
