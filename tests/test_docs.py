@@ -23,9 +23,9 @@ FEW = ("anchor", "apple", "bell", "boat")
 
 
 @pytest.fixture(scope="module")
-def demo_data(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_data(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
-    shutil.copytree(demo_folder, folder / "data")
+    shutil.copytree(small_demo, folder / "data")
     return folder
 
 
@@ -62,16 +62,16 @@ def test_readme_python_works(
 
 
 @pytest.fixture(scope="module")
-def vectors_folder(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vectors_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What docs/metrics.md takes as given, of a few classes: vectors, labels, a ranking."""
     folder = tmp_path_factory.mktemp("vectors")
-    rows = csv.DictReader((demo_data / "data/labels.csv").read_text().splitlines())
+    rows = csv.DictReader((demo_folder / "labels.csv").read_text().splitlines())
     kept = [row for row in rows if row["label"] in FEW]
     for row in kept:
         place = Path("training" if row["role"] == "training" else f"test/{row['role']}")
         target = folder / "data" / place / row["file"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(demo_data / "data" / place / row["file"], target)
+        shutil.copy(demo_folder / place / row["file"], target)
     with (folder / "data/labels.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, kept[0])
         writer.writeheader()

@@ -20,6 +20,7 @@ from vizsla.cli.main import main
 MOBILENET = "mobilenetv2_100.safetensors"  # in shared/weights
 SAME_EVERYWHERE = ["--device", "cpu", "--precision", "fp32"]
 SEEN = ["--validate-on", "seen-classes"]
+NO_SHEETS = ["--figures", "0"]
 TOLERANCE = 0.012  # absolute: a query of the demo, or two of the photos, may go another way
 CLOSE = 1e-5  # the result file has six decimals
 
@@ -247,7 +248,7 @@ def test_demo_with_a_trained_head(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    run(home, demo_folder, [*TINY, "--finetune", "head", *SEEN], monkeypatch)
+    run(home, demo_folder, [*TINY, "--finetune", "head", *SEEN, *NO_SHEETS], monkeypatch)
     result = check_run(home, demo_folder, "tiny", {**ONE_MODEL, "training": TRAINING})
     check_golden(result, 0.375, 0.642, 0.333, 493)
     assert result["is_finetuned"] is False  # a fitted projection is kept, the network is as it came
@@ -258,7 +259,7 @@ def test_demo_with_two_models(
 ) -> None:
     home = tmp_path / "home"
     chain = ["--refine", "aqe(n=1)+kreciprocal(k1=20)", "--fusion-weights", "0.7,0.3"]
-    run(home, demo_folder, [*TINY, "--model", "resnet18", *chain], monkeypatch)
+    run(home, demo_folder, [*TINY, "--model", "resnet18", *chain, *NO_SHEETS], monkeypatch)
     check_golden(check_run(home, demo_folder, "tiny", ONE_MODEL), 0.067, 0.217, 0.118, 132)
     check_golden(check_run(home, demo_folder, "resnet18", ONE_MODEL), 0.108, 0.258, 0.108, 183)
     joint = check_run(home, demo_folder, "tiny-resnet18", JOINT)
