@@ -1,6 +1,7 @@
 """A run that is there already: its scores once more, and a cut-off from its training images."""
 
 import colorsys
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.run import finished_run, pipeline
-from vizsla.run.config import RunConfig
+from vizsla.run.config import RunConfig, again
 from vizsla.score.scores import Scores
 from vizsla.workspace import open_run
 
@@ -50,6 +51,26 @@ def test_the_scores_of_a_run_come_out_again(run_folder: Path) -> None:
     assert scores.queries == stored.queries and len(ranking) == 16
     assert scores.per_query("map") == stored.per_query("map")
     assert scores["map"].low != stored["map"].low
+
+
+def test_a_run_of_another_k_is_scored_as_it_was(run_folder: Path, tmp_path: Path) -> None:
+    rows = (run_folder.parent.parent / "data/labels.csv").read_text().splitlines()[1:]
+    images, labels = zip(*(row.rsplit(",", 1) for row in rows), strict=True)
+    drawn = np.random.default_rng(0).permutation(labels)  # so that not every first rank is right
+    rows = [f"{image},{label}" for image, label in zip(images, drawn, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["role,file,label", *rows]))
+    config = dataclasses.replace(
+        again(run_folder), top_k=2, home=str(tmp_path), labels=str(tmp_path / "labels.csv")
+    )
+    result = pipeline.run(config)
+    stored, folder = result.scores, result.run.folder
+    assert stored is not None
+    _, truth, found = finished_run.judge_run(folder)
+    for scores in (found, finished_run.rescore(folder, truth)[2]):
+        assert scores.top_k == 2 and scores["contest_points"] == stored["contest_points"]
+        assert scores.to_dict() == stored.to_dict()
+    *_, other = finished_run.judge_run(folder, ks=(10,))
+    assert other.mean("contest_points") > stored.mean("contest_points")
 
 
 def test_the_cut_off_is_learned_on_training_images_alone(run_folder: Path) -> None:

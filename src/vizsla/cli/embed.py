@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import Commands, ProgressShown, print_json
-from vizsla.cli.sources import names_in, open_engine, read_ranking
+from vizsla.cli.sources import names_in, open_engine, read_ranking, top_k_of
 from vizsla.errors import DataError, UsageError
 from vizsla.option_fields import REQUIRED, option, same
 from vizsla.options import (
@@ -139,7 +139,10 @@ class SubmissionOptions(Messages):
     """The options of `vizsla submission`."""
 
     out: Path = option(REQUIRED, "The file to write.", "Output", "-o", "--out", usual=True)
-    top_k: int = same(RunOptions, "top_k", help="Images per query in the submission.")
+    top_k: int | None = same(
+        RunOptions, "top_k", None, shown="a run's own, or 10",
+        help="Images per query in the submission.",
+    )  # fmt: skip
     data: Path | None = option(
         None, "Check the names against this data folder.", "Data", usual=True
     )
@@ -159,7 +162,7 @@ def submission(
     """Write a submission file from a ranking; it is checked first."""
     from vizsla.output.submission import write_submission
 
-    top_k, out = options.top_k, options.out
+    top_k, out = top_k_of(ranking, options.top_k), options.out
     queries, gallery = names_in(options.data)
     ranked = read_ranking(ranking)
     if len(ranked) and ranked.depth < top_k:

@@ -42,9 +42,9 @@ class EvaluateOptions(TruthOptions, OneSet, Printing):
         None, ".npy, a CSV with a column label, or one label per line.", "Data"
     )
     gallery_labels: Path | None = option(None, "The same for the gallery.", "Data")
-    top_k: tuple[int, ...] = option(
-        (1, 5, 10), "Cut-offs, such as 1,5,10.", "Scores", "-k", "--top-k", usual=True,
-        parse=comma_ints,
+    top_k: tuple[int, ...] | None = option(
+        None, "Cut-offs, such as 1,5,10.", "Scores", "-k", "--top-k", usual=True,
+        shown="1,5,10, and a run's own k", parse=comma_ints,
     )  # fmt: skip
     missing_ranks: str = option(
         "unknown",
@@ -91,7 +91,8 @@ class EvaluateOptions(TruthOptions, OneSet, Printing):
     @property
     def scoring(self) -> dict[str, Any]:
         """The options that every scoring function takes."""
-        return {"ks": self.top_k, "missing_ranks": self.missing_ranks, "cluster": self.cluster}
+        given = {} if self.top_k is None else {"ks": self.top_k}
+        return {**given, "missing_ranks": self.missing_ranks, "cluster": self.cluster}
 
 
 @app.command(epilog="Example: vizsla evaluate submission.json --labels-from '{label}_{n}' -k 10")
@@ -151,6 +152,7 @@ def evaluate(
 def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.output.trec import read_qrels
+    from vizsla.score.evaluate import CUTOFFS
     from vizsla.score.whole_gallery import evaluate_ranked, own_pair, ranked, truth_of
 
     assert options.queries is not None
@@ -165,29 +167,37 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
     )  # fmt: skip
     grades = read_qrels(options.qrels) if options.qrels else None
     truth = truth_of(queries, gallery, grades, same_set)
-    ranking = ranked(queries, gallery, ks=scoring["ks"], same_set=same_set, device=device)
+    ranking = ranked(
+        queries, gallery, ks=options.top_k or CUTOFFS, same_set=same_set, device=device
+    )
     scores = evaluate_ranked(ranking, truth, queries, gallery, device=device, **scoring)
     return ranking, truth, scores
 
 
 def _evaluate_ranking(source: Path, options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
-    """A run without any word on the truth has its own."""
+    if options.query_labels or options.gallery_labels:
+        raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
+    return _scored(source, options, same_set=options.same_set, **options.scoring)
+
+
+def _scored(
+    source: Path, truth_options: TruthOptions, *, same_set: bool = False, **options: Any
+) -> "tuple[Ranking, Truth, Scores]":
+    """A run without any word on the truth has its own; it is scored with its own options."""
     from vizsla.score.evaluate import evaluate as score
     from vizsla.workspace import is_run
 
-    if options.query_labels or options.gallery_labels:
-        raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
-    if is_run(source) and not options.is_given:
-        from vizsla.run import finished_run
+    if not is_run(source):
+        ranking = read_ranking(source)
+        truth = read_truth(ranking, truth_options, same_set=same_set)
+        return ranking, truth, score(ranking, truth, **options)
+    from vizsla.run import finished_run
 
-        return finished_run.judge_run(source, **options.scoring)
+    if not truth_options.is_given:
+        return finished_run.judge_run(source, **options)
     ranking = read_ranking(source)
-    truth = read_truth(ranking, options, same_set=options.same_set)
-    if is_run(source) and ranking.depth < (ranking.gallery_size or 0):
-        from vizsla.run import finished_run
-
-        return finished_run.rescore(source, truth, **options.scoring)
-    return ranking, truth, score(ranking, truth, **options.scoring)
+    truth = read_truth(ranking, truth_options, same_set=same_set)
+    return finished_run.rescore(source, truth, **options)
 
 
 def _calibrated(
@@ -296,7 +306,6 @@ def _compare_pairs(
     sources: list[Path], options: CompareOptions
 ) -> tuple["Table", str, Any, list[str]]:
     from vizsla.output import pages
-    from vizsla.score.evaluate import evaluate
     from vizsla.score.paired_tests import (
         compare_systems,
         correction_note,
@@ -308,8 +317,7 @@ def _compare_pairs(
     systems, named = {}, _names(sources)
     for source in sources:
         if options.is_given:
-            ranking = read_ranking(source)
-            scores = evaluate(ranking, read_truth(ranking, options))
+            _, _, scores = _scored(source, options)
         else:
             scores = Scores.load(source / "scores.json")
         name = named[source]

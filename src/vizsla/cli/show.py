@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import Commands, ProgressShown, log, print_json
-from vizsla.cli.sources import images_of_source, read_ranking
+from vizsla.cli.sources import images_of_source, read_ranking, top_k_of
 from vizsla.errors import ModelError, UsageError
 from vizsla.option_fields import option, same
 from vizsla.options import ImageOptions, Messages, ModelChoice, Printing, RunOptions
@@ -127,7 +127,9 @@ class ShowOptions(Printing):
     )  # fmt: skip
     labels: Path | None = same(ImageOptions, "labels")
     labels_from: str | None = same(ImageOptions, "labels_from")
-    top_k: int = same(RunOptions, "top_k", help="Images per query.")
+    top_k: int | None = same(
+        RunOptions, "top_k", None, shown="a run's own, or 10", help="Images per query."
+    )
     worst: int | None = option(None, "Only the N worst queries.", "Output", minimum=1, usual=True)
     only_wrong: bool = option(
         False, "Only queries with nothing right in their top k.", "Output", usual=True
@@ -183,7 +185,7 @@ def show(
     with ProgressShown(options.quiet) as progress:
         paths = sheet_selection.show(
             ranking, folders, truth, options.out or figures / file_safe(source.stem),
-            k=options.top_k, worst=options.worst, only_wrong=options.only_wrong,
+            k=top_k_of(source, options.top_k), worst=options.worst, only_wrong=options.only_wrong,
             random=options.random, seed=options.seed, why=embedder,
             broken=finished_run.broken_queries(source) if is_run(source) else (),
             progress=lambda done, total: progress("drawing", done, total),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, UsageError
 from vizsla.option_fields import Options, option, same
-from vizsla.options import ImageOptions, ModelChoice
+from vizsla.options import ImageOptions, ModelChoice, RunOptions
 
 if TYPE_CHECKING:
     from vizsla.data.imageset import DataFolders
@@ -39,6 +39,16 @@ def read_ranking(path: Path) -> "Ranking":
     if path.is_dir() or not path.suffix:
         path = ranking_in(path) if is_run(path) else submission_in(path)
     return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
+
+
+def top_k_of(source: Path, given: int | None) -> int:
+    """The k that was given; without one a run's own, and of other sources the default of `run`."""
+    from vizsla.run.config import again
+    from vizsla.workspace import is_run
+
+    if given is not None:
+        return given
+    return again(source).top_k if is_run(source) else RunOptions.top_k
 
 
 def images_of_source(source: Path, ranking: "Ranking", data: Path | None) -> "DataFolders":

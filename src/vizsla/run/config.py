@@ -48,6 +48,11 @@ class RunConfig(RunOptions):
         given = self.tuning if self.tuning is not None else self.validating
         return TuneConfig.from_options({**shared, **(given or {})})
 
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The options of `score.evaluate.evaluate` that the run is scored with."""
+        return {"ks": sorted({1, 5, 10, self.top_k}), "top_k": self.top_k, "seed": self.seed}
+
 
 def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     """The configuration of an earlier run, as it was resolved then. data: where the data is now."""

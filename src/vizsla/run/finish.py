@@ -165,13 +165,10 @@ def _score(
     if truth is None:
         log.info("no labels are known: scores are null")
         return None
-    options: dict[str, Any] = {
-        "ks": sorted({1, 5, 10, config.top_k}), "top_k": config.top_k, "seed": config.seed,
-    }  # fmt: skip
     if vectors is None:
-        scores = evaluate(ranking, truth, **options)
+        scores = evaluate(ranking, truth, **config.scoring)
     else:
-        scores = evaluate_ranked(ranking, truth, *vectors, **options)
+        scores = evaluate_ranked(ranking, truth, *vectors, **config.scoring)
     for doubt in scores.doubts:
         log.warning("%s", doubt)
     return scores

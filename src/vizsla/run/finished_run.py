@@ -1,6 +1,7 @@
 """A finished run → its truth, other scores, a cut-off, a report."""
 
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import open_run, ranking_in
+
+log = logging.getLogger("vizsla.run")
 
 
 def truth_of_run(folder: str | Path) -> Truth | None:
@@ -62,8 +65,24 @@ def report(
     return Path(out)
 
 
+def scoring_of_run(folder: str | Path, **given: Any) -> dict[str, Any]:
+    """The options of `evaluate` that a run was scored with, where they are not given.
+
+    Given cut-offs `ks` also replace the run's k: contest points then count all ranks.
+    """
+    own = again(folder).scoring
+    if "ks" in given:
+        own = {"seed": own["seed"]}
+    else:
+        log.info(
+            "scored as the run was: k %d (later ranks get no contest points), seed %d",
+            own["top_k"], own["seed"],
+        )  # fmt: skip
+    return {**own, **given}
+
+
 def judge_run(folder: str | Path, **options: Any) -> tuple[Ranking, Truth, Scores]:
-    """A run's ranking, its truth, and its scores with other options of `evaluate`."""
+    """A run's ranking, its truth, and its scores, with its own options where none are given."""
     truth = truth_of_run(folder)
     if truth is None:
         raise DataError(
@@ -77,6 +96,7 @@ def rescore(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, 
     """The same by another truth; a ranking that ends early is completed from the embeddings."""
     ranking = Ranking.load(ranking_in(folder))
     parts = (Embeddings.open(Path(folder) / "embeddings" / role) for role in ("query", "gallery"))
+    options = scoring_of_run(folder, **options)
     return ranking, truth, evaluate_ranked(ranking, truth, *parts, **options)
 
 

@@ -19,6 +19,7 @@ from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth, named_as
 from vizsla.search.ranking import Ranking
 
+CUTOFFS = (1, 5, 10)
 MISSING_RANKS = ("unknown", "wrong", "absent")
 KINDS = ("top_k_accuracy", "precision", "recall", "ap", "ndcg", "mrr", "map", "map_at_r",
          "r_precision", "contest_points")  # fmt: skip
@@ -28,7 +29,7 @@ def evaluate(
     ranking: Ranking,
     truth: Truth,
     *,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = CUTOFFS,
     top_k: int | None = None,
     full_ranks: Sequence[np.ndarray] | None = None,
     missing_ranks: str = "unknown",
