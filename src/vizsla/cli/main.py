@@ -45,11 +45,11 @@ class LazyGroup(Group):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """One command; None for an unknown name, after all were read to suggest similar ones."""
+        known = cmd_name in self.list_commands(ctx)
         for file, names in FILES.items():
-            if cmd_name in names or cmd_name not in self.list_commands(ctx):
+            if cmd_name not in self.commands and (cmd_name in names or not known):
                 module = importlib.import_module(f"vizsla.cli.{file}")
-                for name, command in typer.main.get_group(module.app).commands.items():
-                    self.commands.setdefault(name, command)
+                self.commands.update(typer.main.get_group(module.app).commands)
         return self.commands.get(cmd_name)
 
 
