@@ -2,7 +2,12 @@
 
 import logging
 import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +16,16 @@ from PIL import Image
 from torch import nn
 
 from vizsla import storage
+from vizsla.data.fingerprint import FileInspection, inspect_files
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
-from vizsla.embed import auto_compute, torch_runtime
+from vizsla.embed import auto_compute, inference, torch_runtime
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
+from vizsla.embed.compute_shards import EmbeddingInput, Engine, Shard, embed_here
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import embed, write_embeddings
-from vizsla.embed.torch_runtime import TorchRuntime
+from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 
@@ -133,6 +140,83 @@ def test_a_network_that_cannot_be_compiled_is_computed_eagerly(
     assert "no rule for this operator" in caplog.text and "continues without" in caplog.text
     assert not written.compute.compiled and written.images == 9
     assert read_manifest(tmp_path / "e")["compute"]["compiled"] is False
+    runtime = TorchRuntime(embedder, wished)
+    for _ in range(2):  # not eagerly from the second batch on
+        with pytest.raises(CompilingError):
+            runtime.submit(runtime.blank_batch())
+
+
+def machines_that_differ(compiling: int) -> Engine:
+    """An engine on which the first ranges compute, and then one cannot be compiled."""
+
+    def engine(
+        source: EmbeddingInput, runtime: TorchRuntime, ranges: Any, progress: Any
+    ) -> Iterator[tuple[range, Shard]]:
+        eager = TorchRuntime(runtime.embedder, replace(runtime.compute, compiled=False))
+        if runtime.compute.compiled:
+            yield from embed_here(source, eager, ranges[:compiling], progress)
+            raise CompilingError("tiny cannot be compiled there")
+        yield from embed_here(source, eager, ranges, progress)
+
+    return engine
+
+
+def test_a_machine_that_cannot_compile_after_others_could(
+    photos: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedder = Embedder.build("tiny", weights="random", image_size=32, seed=5)
+    wished = Compute("cpu", "fp32", 4, 1, compiled=True)
+    options: dict[str, Any] = {"compute": wished, "shard_images": 4}
+    engine = machines_that_differ(compiling=1)
+    write_embeddings(photos, embedder, tmp_path / "e", engine=engine, **options)
+    assert "continues without compiling; 4 images are embedded again" in caplog.text
+    eager = {**options, "compute": replace(wished, compiled=False)}
+    write_embeddings(photos, embedder, tmp_path / "eager", **eager)
+    for file in (tmp_path / "eager").iterdir():
+        assert file.read_bytes() == (tmp_path / "e" / file.name).read_bytes()
+
+
+def test_what_an_earlier_run_has_compiled_is_never_thrown_away(
+    photos: ImageSet, tmp_path: Path
+) -> None:
+    embedder = Embedder.build("tiny", weights="random", image_size=32, seed=5)
+    wished = Compute("cpu", "fp32", 4, 1, compiled=True)
+    options: dict[str, Any] = {"compute": wished, "shard_images": 4}
+
+    def interrupted(*arguments: Any) -> Iterator[tuple[range, Shard]]:
+        yield next(machines_that_differ(compiling=1)(*arguments))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(photos, embedder, tmp_path / "e", engine=interrupted, **options)
+    engine = machines_that_differ(compiling=0)
+    with pytest.raises(CompilingError, match="4 images were embedded by a compiled network: cont"):
+        write_embeddings(photos, embedder, tmp_path / "e", engine=engine, **options)
+    kept = written_compute(tmp_path / "e")
+    assert kept is not None and kept["compiled"] is True
+
+
+def test_the_inspection_of_the_files_outlives_a_failed_compiler(
+    photos: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it goes on in the background meanwhile."""
+    failed = threading.Event()
+
+    def slow(images: ImageSet, cancelled: threading.Event | None = None) -> FileInspection:
+        failed.wait(20)
+        return inspect_files(images, cancelled=cancelled)
+
+    def engine(*arguments: Any) -> Iterator[tuple[range, Shard]]:
+        if not arguments[1].compute.compiled:
+            failed.set()
+        return machines_that_differ(compiling=0)(*arguments)
+
+    in_background = partial(inference._Inspection, in_background=True)
+    monkeypatch.setattr(inference, "inspect_files", slow)
+    monkeypatch.setattr(inference, "_Inspection", lambda images, **_: in_background(images))
+    embedder = Embedder.build("tiny", weights="random", image_size=32, seed=5)
+    wished = Compute("cpu", "fp32", 4, 1, compiled=True)
+    write_embeddings(photos, embedder, tmp_path / "e", compute=wished, engine=engine)
 
 
 @pytest.mark.slow

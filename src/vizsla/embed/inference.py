@@ -159,14 +159,30 @@ class _Job:
         try:
             self._write_shards(writer, start)
         except CompilingError as error:
-            if writer.done:  # vectors of compiled and eager networks are not mixed
-                raise
-            log.warning("%s: continues without compiling", error)
-            self.runtime.compute = replace(self.runtime.compute, compiled=False)
-            writer = self._writer()
+            writer = self._without_compiling(writer, start, error)
             self._write_shards(writer, 0)
         writer.finish()
         return writer
+
+    def _without_compiling(
+        self, writer: ShardWriter, start: int, error: CompilingError
+    ) -> ShardWriter:
+        """Begins anew: vectors of compiled and eager networks are not mixed.
+
+        CompilingError if an earlier run computed some.
+        """
+        if start:
+            self.inspection.cancel()
+            raise CompilingError(
+                f"{error}. In {self.out}, {start} images were embedded by a compiled network: "
+                "continue where it can be compiled, or begin anew with --overwrite "
+                "--compile off"
+            ) from error
+        again = f"; {writer.done} images are embedded again" if writer.done else ""
+        log.warning("%s: continues without compiling%s", error, again)
+        storage.remove(self.out / "manifest.json", *self.out.glob("shard-*.parquet"))
+        self.runtime.compute = replace(self.runtime.compute, compiled=False)
+        return self._writer()
 
     def _writer(self) -> ShardWriter:
         embedder, compute = self.runtime.embedder, self.runtime.compute
@@ -204,6 +220,8 @@ class _Job:
                     writing = thread.submit(write)
                 if writing is not None:
                     writing.result()
+            except CompilingError:
+                raise  # the job goes on
             except BaseException:
                 self.inspection.cancel()  # else the thread that waits for it would not end
                 raise

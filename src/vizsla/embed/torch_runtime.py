@@ -57,7 +57,7 @@ class TorchRuntime:
 
     Pixels are copied as bytes, a quarter of the size of floats, and converted on the device. On a
     GPU `submit` returns at once, so that the next batch can be copied in the meantime. Raises
-    CompilingError at the first batch if compiling was requested and fails.
+    CompilingError at each batch if compiling was requested and fails.
     """
 
     def __init__(self, embedder: Embedder, compute: Compute) -> None:
@@ -70,9 +70,9 @@ class TorchRuntime:
         result is complete."""
         if self._forward is None:  # here, since the embedder may be sent to another process before
             self.embedder.to(self.device).to(memory_format=torch.channels_last).eval()
-            self._forward = self._eager()
-            if self.compute.compiled:
-                self._forward = self._compiled(self._forward)
+            eager = self._eager()
+            # kept only if it works: else a later batch would be computed eagerly, without a word
+            self._forward = self._compiled(eager) if self.compute.compiled else eager
         vectors = self._run(self._forward, pixels)
         if self.device.type != "cuda":
             return PendingVectors(vectors.cpu())
