@@ -2,6 +2,7 @@
 
     python benchmarks/serve_load.py                        # speed: 100,000 images, 1 and 8 clients
     python benchmarks/serve_load.py --replace 3 --clients 32 --images 5000   # 60 s, 3 replacements
+    python benchmarks/serve_load.py --replace 8 --clients 32 --seconds 600 --check 1500   # memory
 
 The gallery is made up: random unit vectors, clustered, under the ids of files that do not exist;
 the model is MobileNetV2 (random weights unless --weights names a file; --model is another one). For
@@ -9,13 +10,16 @@ speed, clients post JPEGs. With --replace they post JPEGs, ids, filters, several
 like these" and marks, and words where the model reads text, while one more client adds and removes
 images and the index is replaced as a whole. Every answer is then held against an exact oracle: the
 query's vector and its nearest images, computed here in float64 for the state of the index that the
-answer names. The index must then be exact. Needs the extra `web`.
+answer names (--check N: of N answers, for a long run). The index must then be exact. The server's
+memory is printed every ten seconds, with the least before and after each replacement; --replace 0
+asks the same questions of an index that nobody changes. Needs the extra `web`.
 """
 
 import argparse
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import random
 import signal
@@ -57,6 +61,7 @@ K = 10
 CLASSES = 20
 NEAR = 2e-5  # the server's vector is float32, of another batch
 NEVER_ASKED = 200  # the last ids of the gallery: those may be removed
+SERIES = 20  # half seconds between two figures of memory that are printed
 SAMPLE = 4096  # over which the server standardises the scores of words and images
 WORDS = ("a red shoe", "a dog on grass", "an old map", "nothing at all")
 
@@ -341,9 +346,11 @@ class Clients:
         if status >= 400:
             self.refusals.append(f"{status} {text[:200].decode(errors='replace')}")
 
-    def wrong(self) -> list[str]:
-        """What of all answers the oracle does not agree with."""
+    def wrong(self, most: int | None) -> list[str]:
+        """What the oracle does not agree with, of all answers or of `most` that are drawn."""
         found = []
+        if most is not None and most < len(self.answers):
+            self.answers = random.Random(0).sample(self.answers, most)
         for question, answer in self.answers:
             state = self.world.states.get(answer["index"])
             if state is None:
@@ -375,10 +382,13 @@ class Changes:
         self.embedder = embedder
         self.lock = threading.Lock()
         self.made = {"added": 0, "removed": 0, "replaced": 0}
+        self.replaced_at: list[float] = []  # when the server had taken over each
 
-    def replace(self, states: list[Embeddings], every: float) -> None:
-        """Takes up each state in turn, and waits until the server has."""
-        for state in states:
+    def replace(self, seeds: range, every: float) -> None:
+        """Makes each state in turn, replaces the index by it, and waits until the server has it."""
+        size = self.clients.n_ids + NEVER_ASKED
+        for seed in seeds:
+            state = made_up(size, self.embedder.dim, seed, self.embedder.model_id)
             if self.clients.stop.wait(every):
                 return
             with self.lock:
@@ -390,6 +400,7 @@ class Changes:
                         self.clients.refusals.append("a new index was not taken over within 30 s")
                         return
                     time.sleep(0.05)
+                self.replaced_at.append(time.monotonic())
 
     def change(self) -> None:
         rng = random.Random(99)
@@ -446,11 +457,31 @@ def percentile(seconds: list[float], share: float) -> float:
     return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
 
 
-def resident(pid: int) -> float:
-    """MiB of memory that a process holds (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+class Memory:
+    """What memory a process holds, twice a second (Linux)."""
+
+    def __init__(self, pid: int, stop: threading.Event) -> None:
+        self.pid, self.stop = pid, stop
+        self.series: list[tuple[float, int]] = [(time.monotonic(), self.now())]  # MiB
+
+    def now(self) -> int:
+        """MiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) // 1024
+
+    def watch(self) -> None:
+        while not self.stop.wait(0.5):
+            self.series.append((time.monotonic(), self.now()))
+
+    def least(self, marks: list[float]) -> list[int]:
+        """The least before the first mark, between each two, and after the last."""
+        edges = [-np.inf, *marks, np.inf]
+        between = [
+            [mib for at, mib in self.series if start <= at < end]
+            for start, end in itertools.pairwise(edges)
+        ]
+        return [min(one) for one in between if one]
 
 
 def measured(clients: Clients, n: int, seconds: float) -> dict[str, Any]:
@@ -474,21 +505,22 @@ def speed(world: World, port: int, n: int, seconds: float) -> dict[str, Any]:
 
 def replaced(
     world: World, embedder: Embedder, served: tuple[Any, int, str],
-    *, times: int, n: int, seconds: float,
+    *, times: int, n: int, seconds: float, most: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The same, and how many answers were wrong."""
+    """The same, how many answers were wrong, and the memory of the server every 10 s.
+
+    Of the memory also the least before the first replacement, and after each.
+    """
     process, port, token = served
-    before = resident(process.pid)
-    assert world.current is not None
-    size = len(world.current.ids)
-    states = [
-        made_up(size, embedder.dim, number, embedder.model_id) for number in range(1, times + 1)
-    ]
     clients = Clients(world, port, mixed=True)
     changes = Changes(clients, token, embedder)
-    clients.run(n, seconds, lambda: changes.replace(states, seconds / (times + 2)), changes.change)
-    after = resident(process.pid)
-    wrong = clients.wrong()
+    memory = Memory(process.pid, clients.stop)
+    beside: list[Callable[[], None]] = [memory.watch]
+    if times:
+        seeds = range(1, times + 1)
+        beside += [lambda: changes.replace(seeds, seconds / (times + 2)), changes.change]
+    clients.run(n, seconds, *beside)
+    wrong = clients.wrong(most)
     named = {answer["index"] for _, answer in clients.answers}
     kinds: dict[str, int] = {}
     for question, _ in clients.answers:
@@ -504,7 +536,8 @@ def replaced(
         "checked": len(clients.answers),
         "wrong": len(wrong),
         "first_wrong": wrong[:3],
-        "memory_mib": [round(before), round(after)],
+        "memory_mib": [mib for _, mib in memory.series[::SERIES]],
+        "memory_least_mib": memory.least(changes.replaced_at),
     }
 
 
@@ -514,7 +547,10 @@ def main() -> None:
     parser.add_argument("--kind", default="exact", help="of the index")
     parser.add_argument("--seconds", type=float, help="[default: 20; 60 with --replace]")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--replace", type=int, default=0, help="replace the index this often")
+    parser.add_argument(
+        "--replace", type=int, help="ask everything, and replace the index this often (0: never)"
+    )
+    parser.add_argument("--check", type=int, metavar="N", help="hold N answers against the oracle")
     parser.add_argument("--model", default="mobilenetv2")
     parser.add_argument("--weights", default="random")
     parser.add_argument("--open-clip", type=Path, help="the JSON of a model that is in no library")
@@ -540,18 +576,19 @@ def main() -> None:
         started = time.monotonic()
         world.build(
             made_up(options.images, embedder.dim, 0, embedder.model_id),
-            remember=options.replace > 0,
+            remember=options.replace is not None,
         )
         print(json.dumps({"built_s": round(time.monotonic() - started, 1)}), flush=True)
         # the oracle computes in fp32: bf16 moves a score by some 1e-4
-        precision = "fp32" if options.replace else "auto"
+        held = options.replace is not None
+        precision = "fp32" if held else "auto"
         with server(world, folder / "embedder", folder / "images", precision, more) as served:
             speed(world, served[1], 2, 3)  # to warm up
-            for clients in options.clients[-1:] if options.replace else options.clients:
-                if options.replace:
+            for clients in options.clients[-1:] if held else options.clients:
+                if held:
                     found = replaced(
                         world, embedder, served, times=options.replace, n=clients,
-                        seconds=options.seconds or 60.0,
+                        seconds=options.seconds or 60.0, most=options.check,
                     )  # fmt: skip
                 else:
                     found = speed(world, served[1], clients, options.seconds or 20.0)

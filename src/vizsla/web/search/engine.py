@@ -24,6 +24,7 @@ from vizsla.search.folder_index import FolderIndex
 from vizsla.web.search.batching_model import Batcher, Model, TextCache
 from vizsla.web.search.decoder import Busy, Closed, Decoded, Decoder
 from vizsla.web.search.facets import parse_filter, row_of
+from vizsla.web.search.freed_memory import release_freed_memory
 from vizsla.web.search.gallery import Gallery, Search, search_all, version_of
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.query_vector import Examples, query_vector
@@ -43,6 +44,7 @@ log = logging.getLogger("vizsla.serve")
 
 MAX_SEARCH_BATCH = 32  # searches in one matrix product
 WATCH_SECONDS = 1.0  # between two looks at the folder of the index
+RELEASES = 3  # looks after a change at which freed memory is given back to the system
 REFUSED_SECONDS = 30.0  # after which a state that was refused is tried again
 CHANGE_SECONDS, CHANGE_RETRY_SECONDS = 5.0, 0.1  # that a change waits for another process
 ADDED = "added"  # the folder, inside the gallery's, of images that came over the API
@@ -100,8 +102,7 @@ class Engine:
         self._changing = threading.RLock()
         self._closed = threading.Event()
         self._at_close = at_close
-        if watch:
-            threading.Thread(target=self._watch, name="serve-watch", daemon=True).start()
+        threading.Thread(target=self._watch, args=(watch,), name="serve-watch", daemon=True).start()
 
     def warm_up(self) -> None:
         """Does once what the first requests would wait for."""
@@ -394,19 +395,34 @@ class Engine:
         gallery.warm_up()
         self.gallery = gallery
 
-    def _watch(self) -> None:
-        refused, until = "", 0.0
+    def _watch(self, follow: bool) -> None:
+        """Takes over what others do to the index, and gives back the memory of earlier states.
+
+        Searches under way still hold these for a while.
+        """
+        refused, until, version, releases = "", 0.0, self.gallery.version, 0
         while not self._closed.wait(WATCH_SECONDS):
-            version = "no manifest"
-            try:
-                version = version_of(self.gallery.index.folder)
-                is_refused = version == refused and time.monotonic() < until
-                if version != self.gallery.version and not is_refused:
-                    self.reload()
-            except Exception as error:  # whatever is there now, the old one stays
-                if version != refused:
-                    log.warning("the index cannot be replaced: %s", error)
-                refused, until = version, time.monotonic() + REFUSED_SECONDS
+            if follow:
+                refused, until = self._follow(refused, until)
+            if version != self.gallery.version:
+                version, releases = self.gallery.version, RELEASES
+            if releases:
+                release_freed_memory()
+                releases -= 1
+
+    def _follow(self, refused: str, until: float) -> tuple[str, float]:
+        """Reloads the index if it has changed; the state that is refused, and until when."""
+        version = "no manifest"
+        try:
+            version = version_of(self.gallery.index.folder)
+            is_refused = version == refused and time.monotonic() < until
+            if version != self.gallery.version and not is_refused:
+                self.reload()
+        except Exception as error:  # whatever is there now, the old one stays
+            if version != refused:
+                log.warning("the index cannot be replaced: %s", error)
+            return version, time.monotonic() + REFUSED_SECONDS
+        return refused, until
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────

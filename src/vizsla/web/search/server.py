@@ -127,12 +127,14 @@ def serve(
     from threadpoolctl import threadpool_limits
 
     from vizsla.web.search.app import create_app
+    from vizsla.web.search.freed_memory import limit_arenas
     from vizsla.web.search.service import Limits, ServerState
     from vizsla.web.shell.access import Access
     from vizsla.web.shell.http import listen, make_server, url_of
     from vizsla.web.shell.tokens import chosen, hashed, new_token
 
     source.check()
+    limit_arenas()
     token_hash = hashed(chosen(token)) if token else None
     made = new_token() if allow_changes and token_hash is None else None
     change_hash = (token_hash or hashed(made or "")) if allow_changes else None
