@@ -3,6 +3,7 @@
 import base64
 import io
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -258,9 +259,21 @@ def decoder() -> Iterator[Any]:
     decoder.close()
 
 
+@pytest.fixture(scope="session")
+def colours_index(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of `pictures` by `colours()`, to be copied."""
+    folder = tmp_path_factory.mktemp("colours")
+    FolderIndex.build(embedded(pictures, colours(), folder / "e"), folder / "gallery.index")
+    return folder / "gallery.index"
+
+
 @pytest.fixture
 def open_search(
-    tmp_path: Path, serving: tuple[Switch, str], pictures: Path, decoder: Any
+    tmp_path: Path,
+    serving: tuple[Switch, str],
+    pictures: Path,
+    colours_index: Path,
+    decoder: Any,
 ) -> Iterator[Callable[..., Served]]:
     """open_search(embedder=…, token=…, columns=…, prefix="/below", …) → a running Served."""
     from starlette.applications import Starlette
@@ -289,9 +302,13 @@ def open_search(
         clock: Callable[[], float] = lambda: 0.0,  # stands still: no rate limit recovers
         **limits: Any,
     ) -> Served:
+        place = tmp_path / "gallery.index"
+        if (embedder, folder, columns) == (None, pictures, None):
+            index = FolderIndex.load(shutil.copytree(colours_index, place))
+        else:
+            vectors = embedded(folder, embedder or colours(), tmp_path / "gallery.emb", columns)
+            index = FolderIndex.build(vectors, place)
         embedder = embedder or colours()
-        vectors = embedded(folder, embedder, tmp_path / "gallery.emb", columns)
-        index = FolderIndex.build(vectors, tmp_path / "gallery.index")
         state = ServerState()
         engine = Engine(
             Model(embedder, resolve_compute(device="cpu"), on_batch=state.metrics.count_batch),
