@@ -45,6 +45,7 @@ def test_readme_commands_work(demo_data: Path, monkeypatch: pytest.MonkeyPatch) 
     for words in todo:
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
+        assert ("--model dinov2-s14 (a download" in result.output) == (words[1] == "run")
     assert list(demo_data.glob("results/*.json")) and list(demo_data.glob("sheets/*.png"))
 
 

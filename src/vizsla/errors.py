@@ -39,3 +39,9 @@ class MissingExtraError(VizslaError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an extra: pip install 'vizsla[{extra}]'")
         self.extra = extra
+
+
+def first_sentence(error: BaseException) -> str:
+    """The reason without the advice that libraries append (one is to switch off a safety check)."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0].rstrip(".")[:300]

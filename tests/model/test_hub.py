@@ -19,7 +19,13 @@ from vizsla.errors import ModelError
 from vizsla.model import hub as hubs
 from vizsla.model.build import build_backbone
 from vizsla.model.catalogue import BACKBONES
-from vizsla.model.hub import download, fetch, require_connection
+from vizsla.model.hub import (
+    download,
+    fetch,
+    library_location,
+    require_connection,
+    require_weights,
+)
 from vizsla.model.weights import digest_of, seeded
 
 
@@ -70,7 +76,8 @@ def test_offline_without_cache_the_error_shows_two_ways_out(offline: Path, name:
         build_backbone(name)
     text = str(caught.value)
     assert text.startswith(f"cannot get the pretrained weights of {name}")
-    assert "--weights FILE" in text and "vizsla models --fetch" in text
+    assert text.index("--model efficientnet-lite0") < text.index("--weights FILE")
+    assert "vizsla models --fetch" in text
     assert ("TORCH_HOME" if name == "googlenet" else "HF_HOME") in text
     assert "HF_HUB_OFFLINE is set" in text
 
@@ -249,3 +256,55 @@ def test_behind_a_proxy_it_is_the_proxy_that_must_be_there(
         monkeypatch.delenv("no_proxy")
     with pytest.raises(ModelError, match=f"127.0.0.1:{port} refuses the connection"):
         require_connection("https://hub.invalid/some/file")
+
+
+# ── before the work starts ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [name for name, spec in BACKBONES.items() if not spec.package])
+def test_the_catalogue_knows_where_weights_are_published(name: str) -> None:
+    """Without the libraries, whose import takes seconds, and as they have it."""
+    assert hubs._location(BACKBONES[name]) == library_location(BACKBONES[name])
+
+
+def test_what_needs_no_download_is_never_refused(offline: Path) -> None:
+    put_into_cache(offline, "timm/resnet10t.c3_in1k", "model.safetensors", tiny_state(7))
+    require_weights("tiny", "pretrained")
+    require_weights("efficientnet-lite0", "pretrained")
+    require_weights("dinov2-s14", "random")
+    require_weights("dinov2-s14", "my.safetensors")
+    require_weights(offline, "pretrained")
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
+        require_weights("dinov2-s14", "pretrained")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "."],
+        ["run", ".", "--model", "efficientnet-lite0"],
+        ["train", ".", "-o", "tuned"],
+        ["embed", ".", "-o", "a.emb"],
+        ["check", "."],
+        ["serve", "."],
+        ["export", "-o", "model.onnx"],
+    ],
+    ids=" ".join,
+)
+def test_commands_refuse_before_torch_is_imported(tmp_path: Path, words: list[str]) -> None:
+    model = ["dinov2-s14"] if words[0] == "export" else ["--model", "dinov2-s14"]
+    program = (
+        "import sys\n"
+        "from vizsla.cli.main import main\n"
+        f"try: main({words + model!r})\n"
+        "finally: sys.stderr.write(f'torch imported: {\"torch\" in sys.modules}')\n"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": nobody_listens(), "HF_HOME": str(tmp_path / "hub")}
+    environment |= {"no_proxy": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "refuses the connection. Use --model efficientnet-lite0, which needs" in done.stderr
+    assert done.stderr.endswith("torch imported: False")

@@ -9,6 +9,7 @@ import typer
 
 from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks
 from vizsla.cli.parameters import Without
+from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import option, same
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, Page, Printing, RunOptions
 
@@ -46,6 +47,8 @@ def check_data(
 
     Findings do not change the exit code. Nothing in DATA is changed.
     """
+    if options.model:
+        require_all_weights([(options.model, options.weights)])
     from vizsla import storage
     from vizsla.audit import check as audit
     from vizsla.data.imageset import open_data

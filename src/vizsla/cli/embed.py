@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 from vizsla.cli.console import Commands, ProgressShown, print_json
-from vizsla.cli.sources import names_in, open_engine, read_ranking, top_k_of
+from vizsla.cli.sources import (
+    names_in,
+    open_engine,
+    read_ranking,
+    require_all_weights,
+    top_k_of,
+)
 from vizsla.errors import DataError, UsageError
 from vizsla.option_fields import REQUIRED, option, same
 from vizsla.options import (
@@ -70,6 +76,7 @@ def embed(
     options: EmbedOptions,
 ) -> None:
     """Embed images: write their vectors as Parquet shards. Continues after an interruption."""
+    require_all_weights([(options.model, options.weights)])
     from vizsla import storage
     from vizsla.embed.auto_compute import written_compute
     from vizsla.embed.embeddings import Embeddings

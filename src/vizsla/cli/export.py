@@ -8,6 +8,7 @@ import typer
 
 from vizsla.cli.console import Commands, print_json
 from vizsla.cli.parameters import Without
+from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import REQUIRED, option, same
 from vizsla.options import ModelChoice, Printing, RunOptions
 
@@ -31,6 +32,7 @@ def export(
     options: Annotated[ExportOptions, Without("model", "interpolation", "views")],
 ) -> None:
     """Export a model as ONNX, with its preprocessing as JSON beside it (an extra)."""
+    require_all_weights([(model, options.weights)])
     from vizsla.model.export import export as export_embedder
     from vizsla.run import inputs
 

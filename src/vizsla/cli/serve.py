@@ -8,6 +8,7 @@ import typer
 
 from vizsla.cli.console import Commands, ProgressShown
 from vizsla.cli.parameters import Without
+from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import option
 from vizsla.options import GalleryOptions, Messages
 
@@ -44,6 +45,8 @@ def serve(
     options: Annotated[ServeOptions, Without(*UNUSED)],
 ) -> None:
     """Serve a page and an API to search by image and by text, until Ctrl-C."""
+    if options.model:
+        require_all_weights([(options.model, options.weights)])
     from vizsla.web.search import server as serving
 
     def started(about: serving.Started) -> None:

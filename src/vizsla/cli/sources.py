@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,17 @@ def open_gallery(path: str, device: str) -> "Index":
     return in_memory(Embeddings.open(path), device=device)
 
 
+def require_all_weights(chosen: Iterable[tuple[str, str]]) -> None:
+    """ModelError if the weights of one (model, weights) would have to be downloaded and cannot be.
+
+    Before images are listed and torch is imported: then this takes no time.
+    """
+    from vizsla.model.hub import require_weights
+
+    for model, weights in chosen:
+        require_weights(model, weights)
+
+
 def embedded_queries(
     sources: list[Path],
     model_id: str,
@@ -163,6 +174,7 @@ def embedded_queries(
         raise UsageError(f"{folders[0]}: several queries must all be image files")
     if is_embeddings(sources[0]):
         return Embeddings.open(sources[0])
+    require_all_weights([(choice.model, choice.weights)])
     from vizsla.data.imageset import ImageSet
     from vizsla.embed import inference
     from vizsla.embed.auto_compute import resolve_compute

@@ -53,6 +53,7 @@ class BackboneSpec:
     resize: int | None = None  # if it and image_size replace the library's configuration
     trained_size: int | None = None  # pixels of the last training phase, if image_size is less
     package: WeightsPackage | None = None  # the weights' own, if they are not the library's
+    published: str | None = None  # repository on the hub, or URL; None: only the library knows
 
     @property
     def library_name(self) -> str:
@@ -133,6 +134,19 @@ _PACKAGES = {
     ),
 }
 
+_PUBLISHED = {  # where timm's are follows from their names
+    "clip-vit-b32": "timm/vit_base_patch32_clip_224.openai",
+    "clip-vit-b16": "timm/vit_base_patch16_clip_224.openai",
+    "clip-vit-l14": "timm/vit_large_patch14_clip_224.openai",
+    "clip-vit-h14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "siglip2-b16": "timm/ViT-B-16-SigLIP2",
+    "siglip2-l16": "timm/ViT-L-16-SigLIP2-256",
+    "siglip2-so400m": "timm/ViT-SO400M-14-SigLIP2",
+    "pe-core-b16": "timm/PE-Core-B-16",
+    "pe-core-l14": "timm/PE-Core-L-14-336",
+    "googlenet": "https://download.pytorch.org/models/googlenet-1378be20.pth",
+}
+
 
 def _spec_of_row(line: str) -> BackboneSpec:
     name, source, pooling, dim, parameters, image_size, licence = line.split()
@@ -157,6 +171,7 @@ def _spec_of_row(line: str) -> BackboneSpec:
         resize=256 if "dinov2" in architecture else None,
         trained_size=518 if "dinov2" in architecture else None,
         package=_PACKAGES.get(name),
+        published=f"timm/{rest}" if library == "timm" and tag else _PUBLISHED.get(name),
     )
 
 

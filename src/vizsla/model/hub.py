@@ -6,24 +6,24 @@ The weights of some backbones are in installed packages: nothing is downloaded f
 import contextlib
 import importlib.util
 import logging
+import os
 import socket
 import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vizsla import storage
-from vizsla.errors import MissingExtraError, ModelError, StorageError
+from vizsla.errors import MissingExtraError, ModelError, StorageError, first_sentence
 from vizsla.model.catalogue import BackboneSpec, WeightsPackage, find_backbone
-from vizsla.model.weights import first_sentence
+from vizsla.options import DEFAULT_BACKBONE
 
 log = logging.getLogger("vizsla.model")
 
-CONNECT_TIMEOUT = 4.0  # seconds
+CONNECT_TIMEOUT = 1.8  # seconds: with the imports, under 3 until the refusal
 
 
 def fetch(name: str) -> Path:
@@ -48,10 +48,38 @@ def download(spec: BackboneSpec) -> Path:
     """
     if spec.package:
         return _packaged_file(spec.name, spec.package)
+    with _explained(spec):
+        location = _location(spec)
+        if cached := location.cached():
+            return cached
+        location.require_reachable()
+        return location.download()
+
+
+def require_weights(model: str | Path, weights: str | Path) -> None:
+    """ModelError, within 3 s, if these weights would have to be downloaded and cannot be.
+
+    model: a backbone's name or a folder. For names of the catalogue neither torch nor a library of
+    models is imported.
+    """
+    if weights != "pretrained" or Path(model).is_dir():
+        return
+    spec = find_backbone(str(model))
+    if spec.package:
+        _packaged_file(spec.name, spec.package)
+        return
+    with _explained(spec):
+        location = _location(spec)
+        if location.cached() is None:
+            location.require_reachable()
+
+
+@contextlib.contextmanager
+def _explained(spec: BackboneSpec) -> Iterator[None]:
+    """Any error becomes a ModelError that says how to do without a download."""
     try:
-        repository, files, url = _weights_location(spec)
         with _quiet_hub_client():
-            return _from_hub(repository, files) if repository else _from_url(url)
+            yield
     except Exception as error:  # the hub's client raises errors of four libraries
         reason = first_sentence(error)
         if error.__cause__ and not isinstance(error, ModelError):
@@ -61,9 +89,9 @@ def download(spec: BackboneSpec) -> Path:
             folder = "TORCH_HOME, by default ~/.cache/torch"
         raise ModelError(
             f"cannot get the pretrained weights of {spec.name} ({spec.source}): {reason}. "
-            "Give a weights file with --weights FILE, or run "
-            f"`vizsla models --fetch {spec.name}` on a machine with a network connection and copy "
-            f"its cache folder ({folder})"
+            f"Use --model {DEFAULT_BACKBONE}, which needs no download, give a weights file with "
+            f"--weights FILE, or run `vizsla models --fetch {spec.name}` on a machine with a "
+            f"network connection and copy its cache folder ({folder})"
         ) from error
 
 
@@ -83,73 +111,129 @@ def _packaged_file(name: str, package: WeightsPackage) -> Path:
     return path
 
 
-def _weights_location(spec: BackboneSpec) -> tuple[str | None, list[str], str]:
-    """Repository on the hub or None, the file names to try, and the URL if there is none."""
+@dataclass(frozen=True)
+class Repository:
+    """Weights on the hub, with one of these file names. repository: OWNER/NAME[@REVISION]."""
+
+    repository: str
+    files: tuple[str, ...]
+
+    def cached(self) -> Path | None:
+        """The file in the hub's cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        name, revision = self._name_and_revision()
+        for file in self.files:
+            found = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(found, str):
+                return Path(found)
+        return None
+
+    def require_reachable(self) -> None:
+        """ModelError if the hub must not or cannot be asked."""
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            cache = constants.HF_HUB_CACHE
+            raise ModelError(f"HF_HUB_OFFLINE is set, and they are not in the cache {cache}")
+        require_connection(constants.ENDPOINT)
+
+    def download(self) -> Path:
+        """The file, downloaded into the cache."""
+        import huggingface_hub as hub
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        name, revision = self._name_and_revision()
+        for file in self.files[:-1]:
+            try:
+                return Path(hub.hf_hub_download(name, file, revision=revision))
+            except LocalEntryNotFoundError:
+                raise  # no connection: the next name would fail as well
+            except EntryNotFoundError:
+                log.debug("%s has no %s", name, file)
+        return Path(hub.hf_hub_download(name, self.files[-1], revision=revision))
+
+    def _name_and_revision(self) -> tuple[str, str | None]:
+        name, _, revision = self.repository.partition("@")
+        return name, revision or None
+
+
+@dataclass(frozen=True)
+class Address:
+    """Weights at a URL, kept where torch.hub keeps them."""
+
+    url: str
+
+    @property
+    def path(self) -> Path:
+        """The file in torch's cache."""
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
+        return Path(home).expanduser() / "hub/checkpoints" / self.url.rpartition("/")[2]
+
+    def cached(self) -> Path | None:
+        """The file in torch's cache, if it is there."""
+        return self.path if self.path.is_file() else None
+
+    def require_reachable(self) -> None:
+        """ModelError if the server must not or cannot be asked."""
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        if HF_HUB_OFFLINE:
+            raise ModelError(f"HF_HUB_OFFLINE is set, and {self.path} does not exist")
+        require_connection(self.url)
+
+    def download(self) -> Path:
+        """The file, downloaded into the cache."""
+        import torch
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        digits = torch.hub.HASH_REGEX.search(self.path.name)
+        torch.hub.download_url_to_file(self.url, str(self.path), digits and digits.group(1))
+        return self.path
+
+
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def _location(spec: BackboneSpec) -> Repository | Address:
+    """Where the weights are published."""
+    if spec.published is None:
+        return library_location(spec)
+    if spec.published.startswith("https://"):
+        return Address(spec.published)
+    return Repository(spec.published, TIMM_FILES if spec.library == "timm" else CLIP_FILES)
+
+
+def library_location(spec: BackboneSpec) -> Repository | Address:
+    """Where the weights are published, as their library says; ModelError if they are not."""
+    files: tuple[str, ...] = TIMM_FILES
+    repository, url = "", ""
     if spec.library == "torchvision":
         from torchvision.models import GoogLeNet_Weights
 
-        return None, [], GoogLeNet_Weights[str(spec.tag)].url
-    if spec.library == "openclip":
+        url = GoogLeNet_Weights[str(spec.tag)].url
+    elif spec.library == "openclip":
         import open_clip
 
         config = open_clip.get_pretrained_cfg(spec.architecture, spec.tag or "")
         repository, _, file = config.get("hf_hub", "").rpartition("/")
-        files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        files, url = (file,) if file else CLIP_FILES, config.get("url", "")
         if file.endswith((".bin", ".pth")):
-            files.insert(0, str(Path(file).with_suffix(".safetensors")))
-        return repository or None, files, config.get("url", "")
-    import timm
+            files = (str(Path(file).with_suffix(".safetensors")), file)
+    else:
+        import timm
 
-    cfg = timm.get_pretrained_cfg(spec.library_name)
-    if cfg is None or not cfg.has_weights:
-        raise ModelError("no pretrained weights are published")
-    file = cfg.hf_hub_filename
-    return (
-        cfg.hf_hub_id,
-        [file] if file else ["model.safetensors", "pytorch_model.bin"],
-        str(cfg.url or ""),
-    )
-
-
-def _from_hub(repository: str, files: list[str]) -> Path:
-    import huggingface_hub as hub
-    from huggingface_hub import constants
-    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    repository, _, revision = repository.partition("@")
-    for file in files:
-        cached = hub.try_to_load_from_cache(repository, file, revision=revision or None)
-        if isinstance(cached, str):
-            return Path(cached)
-    if HF_HUB_OFFLINE:
-        raise ModelError(f"HF_HUB_OFFLINE is set, and they are not in the cache {HF_HUB_CACHE}")
-    require_connection(constants.ENDPOINT)
-    for file in files[:-1]:
-        try:
-            return Path(hub.hf_hub_download(repository, file, revision=revision or None))
-        except LocalEntryNotFoundError:
-            raise  # no connection: the next name would fail as well
-        except EntryNotFoundError:
-            log.debug("%s has no %s", repository, file)
-    return Path(hub.hf_hub_download(repository, files[-1], revision=revision or None))
-
-
-def _from_url(url: str) -> Path:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if not url:
-        raise ModelError("no pretrained weights are published")
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.is_file():
-        return path
-    if HF_HUB_OFFLINE:
-        raise ModelError(f"HF_HUB_OFFLINE is set, and {path} does not exist")
-    require_connection(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digits = torch.hub.HASH_REGEX.search(path.name)
-    torch.hub.download_url_to_file(url, str(path), digits.group(1) if digits else None)
-    return path
+        cfg = timm.get_pretrained_cfg(spec.library_name)
+        if cfg is not None and cfg.has_weights:
+            repository, url = cfg.hf_hub_id or "", str(cfg.url or "")
+            files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else TIMM_FILES
+    if repository:
+        return Repository(repository, files)
+    if url:
+        return Address(url)
+    raise ModelError("no pretrained weights are published")
 
 
 # ── connection ───────────────────────────────────────────────────────────────────────────────────
@@ -158,7 +242,7 @@ def _from_url(url: str) -> Path:
 def require_connection(url: str) -> None:
     """ModelError unless the server of this URL, or the proxy in between, accepts connections.
 
-    Takes a few seconds at most; the hub's client would try for half a minute.
+    Takes CONNECT_TIMEOUT at most; the hub's client would try for half a minute.
     """
     host, port = _connection_target(url)
     problems: list[str] = []  # one entry, empty if there is none
@@ -167,7 +251,7 @@ def require_connection(url: str) -> None:
         target=lambda: problems.append(_connection_problem(host, port)), daemon=True
     )
     check.start()
-    check.join(CONNECT_TIMEOUT + 1)
+    check.join(CONNECT_TIMEOUT)
     problem = problems[0] if problems else f"{host} does not answer"
     if problem:
         raise ModelError(f"no network connection: {problem}")

@@ -137,12 +137,6 @@ def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "a number"
 
 
-def first_sentence(error: BaseException) -> str:
-    """The reason without the advice that libraries append (one is to switch off a safety check)."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0].rstrip(".")[:300]
-
-
 # ── random numbers ───────────────────────────────────────────────────────────────────────────────
 
 

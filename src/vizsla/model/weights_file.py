@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizsla.errors import ModelError
-from vizsla.model.weights import State, first_sentence
+from vizsla.errors import ModelError, first_sentence
+from vizsla.model.weights import State
 
 log = logging.getLogger("vizsla.model")
 
