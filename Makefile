@@ -1,11 +1,12 @@
 # make demo       a virtual environment, the product, and `vizsla demo`
 # make test       the environment with the development extras; lint, types, tests
 # make test-all   the same, with the slow tests
+# make docs       the documentation as a site, in build/site
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all docs lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +32,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -q --durations=15 -m ''
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import vizsla
 from vizsla.cli.main import app
 from vizsla.embed.embeddings import Embeddings
 from vizsla.search.exact import rank
@@ -144,6 +145,19 @@ def test_python_on_notebooks_works(own_vectors: None) -> None:
     code = code.replace("query.emb", "own-query.emb").replace("gallery.emb", "own-gallery.emb")
     exec(compile(code, "notebooks.md", "exec"), {})
     assert Path("two.png").is_file()
+
+
+def test_the_python_reference_lists_the_public_names() -> None:
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    public = set(vizsla.__all__) - {"__version__"}
+    assert {name.rsplit(".", 1)[1] for name in listed} == public
+
+
+def test_the_site_has_every_page() -> None:
+    pages = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(pages) == len(set(pages))
+    assert {page.name for page in ROOT.glob("docs/*.md")} <= set(pages)
 
 
 def test_links_lead_somewhere() -> None:
