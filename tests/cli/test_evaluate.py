@@ -269,3 +269,40 @@ def test_tables_fit_the_terminal_and_are_whole_in_a_pipe(
     table = [line for line in shown[True] if line[:2] not in ("- ", "! ")]
     assert len(table) > 3 and max(map(len, table)) <= columns
     assert len(shown[False][0]) > 100
+
+
+def top_1(*words: object) -> Any:
+    result = CliRunner().invoke(app, ["evaluate", *map(str, words), "--json", "-k", "1"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["metrics"]["top_k_accuracy@1"]["mean"]
+
+
+def test_one_rule_says_which_column_names_an_image(folder: Path) -> None:
+    lines = Path("labels.csv").read_text().splitlines()
+    with_ids = [f"id,{lines[0]}", *(f"{900 - i},{line}" for i, line in enumerate(lines[1:]))]
+    Path("ids.csv").write_text("\n".join(with_ids))
+    expected = top_1("ranking.parquet", "--labels", "labels.csv")
+    assert top_1("ranking.parquet", "--labels", "ids.csv") == expected
+    sides = ("--queries", "query.emb", "--gallery", "gallery.emb")
+    assert top_1(*sides, "--labels", "ids.csv") == expected
+    Path("only_ids.csv").write_text("\n".join(line.replace("file", "id") for line in lines))
+    assert top_1("ranking.parquet", "--labels", "only_ids.csv") == expected
+
+
+def test_names_with_percent_codes_are_judged_as_they_are_written(folder: Path) -> None:
+    Path("run.trec").write_text("q.jpg Q0 a%20b.jpg 1 0.9 t\nq.jpg Q0 c.jpg 2 0.8 t\n")
+    rows = ["query,q.jpg,x", "gallery,a%20b.jpg,x", "gallery,c.jpg,y"]
+    Path("l.csv").write_text("\n".join(["role,file,label", *rows]))
+    assert top_1("run.trec", "--labels", "l.csv") == 1
+    Path("l.csv").write_text("\n".join(["role,file,label", *rows, "gallery,a b.jpg,y"]))
+    assert top_1("run.trec", "--labels", "l.csv") == 1
+
+
+def test_a_truth_in_another_unicode_form_judges_the_same(folder: Path) -> None:
+    ranking = Ranking.from_lists({"e\u0301.jpg": ["e\u03011.jpg", "c.jpg"]})
+    ranking.save("nfd.parquet")
+    rows = ["query,\u00e9.jpg,x", "gallery,\u00e91.jpg,x", "gallery,c.jpg,y"]
+    Path("l.csv").write_text("\n".join(["role,file,label", *rows]))
+    assert top_1("nfd.parquet", "--labels", "l.csv") == 1
+    Path("qrels").write_text("\u00e9.jpg 0 \u00e91.jpg 1\n")
+    assert top_1("nfd.parquet", "--qrels", "qrels") == 1

@@ -1,7 +1,9 @@
 """index and search, as one types them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -135,3 +137,52 @@ def test_what_does_not_fit_is_said(here: Path) -> None:
 def test_help_has_an_example(command: str) -> None:
     result = vizsla("index", command, "--help")
     assert "Example: vizsla index" in " ".join(result.stdout.split())
+
+
+def test_a_table_of_labels_gives_numbers_to_filter_by(
+    tmp_path: Path, paint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prices = [5, 9, 10, 25, 100, 1200]
+    for i in range(len(prices)):
+        paint(f"images/{i}.png", (40 * i, 10, 200))
+    rows = [f"{9 - i},{i}.png,shoe,{price},2026-01-{i + 1:02}" for i, price in enumerate(prices)]
+    Path("l.csv").write_text("\n".join(["id,file,label,price,day", *rows]))
+    assert vizsla("embed", "images", "--labels", "l.csv", "-o", "g.emb", *TINY, "-q").exit_code == 0
+    about: Any = run_json("index", "g.emb", "-o", "i")
+    assert {*about["attributes"]} == {"label", "price", "day"}
+    found = run_json("search", "i", "g.emb", "--filter", "price<50", "--filter", "day>2026-01-01")
+    rankings: Any = found["rankings"]
+    assert {hit["id"] for hit in rankings["0.png"]} == {"1.png", "2.png", "3.png"}
+    assert run_json("index", "remove", "i", "--filter", "price<11")["removed_now"] == 3
+    with pytest.raises(DataError, match="label holds text, such as 'shoe'"):
+        vizsla("search", "i", "g.emb", "--filter", "label<x")
+    Path("none.csv").write_text("file,path,label\nx.png,0.png,a\n")
+    with pytest.raises(DataError, match=r"column file\) has a label for none of the 6 images"):
+        vizsla("embed", "images", "--labels", "none.csv", "-o", "h.emb", *TINY, "-q")
+
+
+def test_ids_to_remove_come_from_any_list(here: Path) -> None:
+    run_json("index", "gallery.emb", "-o", "i", "--kind", "exact")
+    for number, encoding in enumerate(("utf-8-sig", "utf-16")):
+        Path("names.txt").write_bytes(f"g00{number}\r\ng01{number}\r\n".encode(encoding))
+        assert run_json("index", "remove", "i", "--filter", "id=@names.txt")["removed_now"] == 2
+    Path("names.txt").write_text("g005\nnosuch\n")
+    with pytest.raises(DataError, match="holds no 'nosuch': nothing was removed"):
+        vizsla("index", "remove", "i", "--filter", "id=@names.txt")
+    assert run_json("index", "info", "i")["images"] == 196
+
+
+def test_an_exclude_list_names_literally_first(
+    tmp_path: Path,
+    paint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("e/a.png", "e/e/a.png", "e/c.png"):
+        paint(name, (10, 20, 30))
+    Path("out.txt").write_text("e/a.png\nquery/x.png\nnosuch.png\n")
+    vizsla("embed", "e", "--exclude", "out.txt", "-o", "e.emb", *TINY)
+    assert Embeddings.open("e.emb").ids == ["a.png", "c.png"]
+    assert "1 of 3 names are not images here and exclude nothing: nosuch.png" in caplog.text

@@ -489,6 +489,7 @@ def test_names_in_another_unicode_form_are_found(tmp_path: Path, warned: Callabl
     table = write(tmp_path / "t.csv", f"file,label\n{nfc}.jpg,{nfd}\n")
     images = ImageSet.from_table(table)
     assert images.ids == [f"{nfd}.jpg"] and images.labels == [nfc] and images.path(0).exists()
+    assert "t.csv: 1 names differ from those of their images" in warned()
     assert labels_for([f"{nfd}.jpg"], read_labels(table), None) == [nfc]
     assert "1 names differ from those of their images" in warned() and "e\\u0301" in warned()
     assert labels_for([f"{nfd}.jpg", f"{nfc}.jpg"], read_labels(table), None) == [None, nfc]

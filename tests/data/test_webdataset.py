@@ -125,6 +125,28 @@ def test_several_pictures_of_one_key_share_its_label(tmp_path: Path) -> None:
     assert found.ids == ["x/a.left.png", "x/a.right.png"] and found.labels == ["x", "x"]
 
 
+def test_labels_with_the_full_name_of_a_picture_are_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {
+        "cat.png": png(0), "cat.cls": b"persian", "cat.2.png": png(1), "cat.2.cls": b"tabby",
+        "22.05.png": png(2), "22.05.json": b'{"label": "may"}', "dog.cls": b"beagle",
+        "dog.png": png(3), "dog.left.png": png(4), "dog.left.json": b'{"group": "g"}',
+    }  # fmt: skip
+    found = image_set_from_tars(str(write_tar(tmp_path / "x.tar", members)))
+    assert dict(zip(found.ids, found.labels or [], strict=True)) == {
+        "x/22.05.png": "may", "x/cat.2.png": "tabby", "x/cat.png": "persian",
+        "x/dog.left.png": "beagle", "x/dog.png": "beagle",
+    }  # fmt: skip
+    assert caplog.text == ""
+    del members["cat.2.cls"]
+    found = image_set_from_tars(str(write_tar(tmp_path / "y.tar", members)))
+    assert (found.labels or [])[1] == "persian"
+    assert "1 images have no label of their own and take that of another image: cat.2.png" in (
+        caplog.text
+    )
+
+
 def reasons(images: ImageSet) -> dict[str, str]:
     found = {}
     for i, name in enumerate(images.ids):

@@ -16,6 +16,8 @@ from vizsla.output.submission import (
     write_submission,
 )
 from vizsla.output.submission_formats import FORMATS, parse_json
+from vizsla.score.relevance import relevance
+from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 LISTS = {"b.jpg": ["x.jpg", "a b.jpg", "b.jpg"], "a/ü.jpg": ["b.jpg", 'say "hi", x.jpg', "x.jpg"]}
@@ -45,7 +47,7 @@ def test_every_form_comes_back_as_it_was(form: str, tmp_path: Path) -> None:
 @given(content=lists, form=st.sampled_from(sorted(FORMATS)))
 def test_any_name_survives_any_form(content: dict[str, list[str]], form: str) -> None:
     one = FORMATS[form]
-    assert one.read(one.write(content, None)) == (content, None)
+    assert one.decoded(*one.read(one.write(content, None)), ()) == (content, None)
 
 
 def test_the_contests_own_form(tmp_path: Path) -> None:
@@ -281,3 +283,25 @@ def test_the_hash_follows_the_lists_and_nothing_else() -> None:
     assert submission_sha256(LISTS) == submission_sha256(other_order)
     swapped = {**LISTS, "b.jpg": LISTS["b.jpg"][::-1]}
     assert submission_sha256(LISTS) != submission_sha256(swapped)
+
+
+@pytest.mark.parametrize("form", [*FORMATS])
+def test_a_submission_is_written_with_the_names_of_the_images(tmp_path: Path, form: str) -> None:
+    nfc, nfd = "\u00e9", "e\u0301"
+    lists = {f"{nfd}.jpg": [f"{nfd}1.jpg", "x.jpg"]}
+    write_submission(
+        Ranking.from_lists(lists, {f"{nfd}.jpg": [0.9, 0.5]}), tmp_path / "s", k=2, format=form,
+        queries=[f"{nfc}.jpg"], gallery=[f"{nfc}1.jpg", "x.jpg"],
+    )  # fmt: skip
+    assert read_submission(tmp_path / "s").to_lists() == {f"{nfc}.jpg": [f"{nfc}1.jpg", "x.jpg"]}
+
+
+def test_percent_codes_of_other_programs_are_names(tmp_path: Path) -> None:
+    text = "q Q0 a%41.jpg 1 0.9 t\nq Q0 aA.jpg 2 0.8 t\nq Q0 b%20c 3 0.7 t\n"
+    (tmp_path / "s").write_text(text)
+    found = read_submission(tmp_path / "s")
+    assert found.to_lists() == {"q": ["a%41.jpg", "aA.jpg", "b c"]}
+    both = read_submission(tmp_path / "s", known=["b%20c", "b c"])  # the name as it is written
+    assert both.to_lists() == {"q": ["a%41.jpg", "aA.jpg", "b%20c"]}
+    truth = Truth.from_lists(["q"], ["x"], ["a%41.jpg", "aA.jpg", "b%20c"], ["y", "y", "x"])
+    assert relevance(found, truth).hits.tolist() == [[False, False, True]]

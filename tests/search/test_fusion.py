@@ -159,3 +159,13 @@ def test_queries_that_one_ranking_alone_knows_are_said(caplog: pytest.LogCapture
     caplog.clear()
     fused([one, random_ranking(3)])
     assert not caplog.records
+
+
+def test_lists_that_count_for_nothing_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    scores = {"q": [0.9, 0.5], "r": [0.9, 0.5]}
+    long = Ranking.from_lists({"q": ["a", "b"], "r": ["a", "b"]}, scores)
+    short = Ranking.from_lists({"q": ["b"], "r": ["b", "a"]}, {"q": [0.9], "r": [0.9, 0.1]})
+    assert fused([long, short], method="rrf").to_lists()["q"] == ["b", "a"]
+    assert caplog.text == ""
+    assert fused([long, short]).to_lists()["q"] == ["a", "b"]
+    assert "ranking 2: 1 of 2 lists hold one image or equal scores, which zscore" in caplog.text

@@ -1,5 +1,6 @@
 """One suite for every kind of index."""
 
+import datetime
 import importlib
 import itertools
 import os
@@ -232,6 +233,40 @@ def test_a_filter_gives_k_where_there_are_k(index: Index, texts: list[str]) -> N
     assert agreement(found, expected) >= 0.97
     if len(rows) < 0.05 * len(GALLERY):
         assert found == expected
+
+
+def test_columns_keep_their_types_in_every_kind(make: Make) -> None:
+    n = 300
+    days = [datetime.date(2026, 1, 1) + datetime.timedelta(days=i) for i in range(n)]
+    times = [datetime.datetime(2026, 1, 1, 12) + datetime.timedelta(hours=i) for i in range(n)]
+    table = pa.table({
+        "price": pa.array(range(n), pa.int64()), "day": days,
+        "at": pa.array(times, pa.timestamp("us")), "new": [i % 2 == 0 for i in range(n)],
+        "size": ["XL" if i % 3 else "10" for i in range(n)],
+    })  # fmt: skip
+    gallery = Embeddings(GALLERY.ids[:n], GALLERY.vectors[:n], table, "m")
+    index = make(gallery)
+    more = pa.table({"price": pa.nulls(5, pa.string()), "new": pa.nulls(5, pa.string())})
+    index.add(Embeddings([f"x{i}" for i in range(5)], GALLERY.vectors[-5:], more, "m"))
+    assert index.attributes.schema.equals(table.schema)
+    assert index.attributes.slice(0, n).to_pydict() == table.to_pydict()
+    assert index.attributes["price"].to_pylist()[-5:] == [None] * 5
+    for text, size in (
+        ("price<11", 11), ("price>=100", 200), ("day<2026-01-10", 9), ("day>2026-01-10T12:00", 290),
+        ("at<2026-01-01T15:00", 3), ("new=true", 150), ("day=2026-01-02|2026-01-03", 2),
+    ):  # fmt: skip
+        found = lists(index, 305, filter=Filter.parse(text))
+        assert {len(row) for row in found} == {size}, text
+    for text in ("size<11", "new<true"):
+        with pytest.raises(DataError, match="which has no order"):
+            lists(index, 5, filter=Filter.parse(text))
+
+
+def test_ids_of_a_filter_may_be_spelled_differently(make: Make) -> None:
+    ids = ["e\u0301.jpg", *GALLERY.ids[1:60]]
+    index = make(Embeddings(ids, GALLERY.vectors[:60], GALLERY.attributes[:60], "m"))
+    found = lists(index, 5, filter=Filter.parse("id=\u00e9.jpg|g0003 |nowhere"))
+    assert all({*row} == {"e\u0301.jpg", "g0003"} for row in found)
 
 
 def test_a_filter_that_nothing_fulfils(index: Index) -> None:

@@ -171,7 +171,7 @@ def submission(
 
     top_k, out = top_k_of(ranking, options.top_k), options.out
     queries, gallery = names_in(options.data)
-    ranked = read_ranking(ranking)
+    ranked = read_ranking(ranking, {*(queries or ()), *(gallery or ())})
     if len(ranked) and ranked.depth < top_k:
         whole = ranked.depth == ranked.gallery_size
         way = f"choose --top-k {ranked.depth} or less"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks, print_table
-from vizsla.cli.sources import TruthOptions, read_ranking, read_truth
+from vizsla.cli.sources import TruthOptions, names_in_truth, read_ranking, read_truth
 from vizsla.errors import UsageError
 from vizsla.option_fields import comma_ints, option, same
 from vizsla.options import ComputeChoice, OneSet, Page, Printing, TuneConfig
@@ -188,7 +188,7 @@ def _scored(
     from vizsla.workspace import is_run
 
     if not is_run(source):
-        ranking = read_ranking(source)
+        ranking = read_ranking(source, names_in_truth(truth_options))
         truth = read_truth(ranking, truth_options, same_set=same_set)
         return ranking, truth, score(ranking, truth, **options)
     from vizsla.run import finished_run

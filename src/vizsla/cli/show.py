@@ -178,7 +178,7 @@ def show(
 
     ranking = read_ranking(source)
     embedder = _embedder_of(source, options.model) if options.why else None
-    folders = images_of_source(source, ranking, options.data)
+    folders, ranking = images_of_source(source, ranking, options.data)
     truth = truth_of_folders(folders, labels=options.labels, labels_from=options.labels_from)
     if truth is None and is_run(source):
         truth = finished_run.truth_of_run(source)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +30,15 @@ def names_in(data: Path | None) -> tuple[list[str] | None, list[str] | None]:
     return (folders.query.ids, folders.gallery.ids) if folders else (None, None)
 
 
-def read_ranking(path: Path) -> "Ranking":
-    """From a run's folder, a ranking or a submission in any form."""
+def read_ranking(path: Path, known: Collection[str] = ()) -> "Ranking":
+    """From a run's folder, a ranking or a submission in any form. known: as `read_submission`."""
     from vizsla.output.submission import read_submission
     from vizsla.search.ranking import Ranking
     from vizsla.workspace import is_run, ranking_in, submission_in
 
     if path.is_dir() or not path.suffix:
         path = ranking_in(path) if is_run(path) else submission_in(path)
-    return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path)
+    return Ranking.load(path) if path.suffix == ".parquet" else read_submission(path, known=known)
 
 
 def top_k_of(source: Path, given: int | None) -> int:
@@ -51,31 +51,37 @@ def top_k_of(source: Path, given: int | None) -> int:
     return again(source).top_k if is_run(source) else RunOptions.top_k
 
 
-def images_of_source(source: Path, ranking: "Ranking", data: Path | None) -> "DataFolders":
-    """The images that a run, a ranking or a submission is about; DataError if `data` lacks some.
+def images_of_source(
+    source: Path, ranking: "Ranking", data: Path | None
+) -> "tuple[DataFolders, Ranking]":
+    """The images that a run, a ranking or a submission is about, and the ranking with their names.
 
-    A run knows where its images are.
+    A run knows where its images are. DataError if `data` lacks some.
     """
     from vizsla.data.imageset import open_data
     from vizsla.data.listing import few
+    from vizsla.data.names import meant
     from vizsla.run import finished_run
     from vizsla.workspace import is_run
 
     if is_run(source):
-        return finished_run.data_of_run(source, data)
+        return finished_run.data_of_run(source, data), ranking
     if data is None:
         raise UsageError(f"{source} does not record where its images are: give --data DATA")
     folders = open_data(data)
+    named = []
     for role, names, images in (
         ("query", ranking.queries, folders.query),
         ("gallery", ranking.gallery, folders.gallery),
     ):
-        if lost := sorted(set(names) - set(images.ids)):
+        found = meant(names, images.ids, roles=[role] * len(names), origin=str(source))
+        if lost := [name for name, image in zip(names, found, strict=True) if image is None]:
             raise DataError(
                 f"{len(lost)} of the {len(names)} {role} images that {source} names are not in "
                 f"{images.root} ({few(lost)}): give the data that it is about"
             )
-    return folders
+        named.append([name for name in found if name is not None])
+    return folders, dataclasses.replace(ranking, queries=named[0], gallery=named[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,16 @@ class TruthOptions(Options):
     def is_given(self) -> bool:
         """Whether any of them names the truth of a ranking."""
         return bool(self.labels or self.labels_from or self.data or self.qrels)
+
+
+def names_in_truth(truth_options: TruthOptions) -> set[str]:
+    """The names of images that --data or --labels gives, as they are written."""
+    from vizsla.data.tables import read_labels, texts
+
+    if truth_options.data:
+        queries, gallery = names_in(truth_options.data)
+        return {*(queries or ()), *(gallery or ())}
+    return {*texts(read_labels(truth_options.labels), "file")} if truth_options.labels else set()
 
 
 def read_truth(
@@ -117,9 +133,11 @@ def read_truth(
     elif truth_options.labels_from:
         labels = Truth.from_pattern(ranking, truth_options.labels_from, one_set=one_set)
     elif truth_options.labels is not None:
-        labels = Truth.from_file(truth_options.labels, one_set=one_set, ranking=ranking)
+        images = ranking.queries, ranking.gallery
+        labels = Truth.from_file(truth_options.labels, one_set=one_set, images=images)
     if truth_options.qrels is not None:
-        grades = read_qrels(truth_options.qrels)
+        known = {*ranking.queries, *ranking.gallery}
+        grades = read_qrels(truth_options.qrels, known=known)
         return named_as(Truth.from_grades(grades, labels=labels, one_set=one_set), ranking)
     if labels is None:
         raise UsageError(

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from vizsla.data.file_hashes import current_state
 from vizsla.data.listing import Listing, few, list_images
-from vizsla.data.names import composed, plain
+from vizsla.data.names import composed
 from vizsla.data.tables import (
     attributes_for,
     names_of,
@@ -281,6 +281,7 @@ class ImageSet(Shown):
         names = table["file"].to_pylist()
         base = _base_of(path, root, role, names)
         files, exist = zip(*(_resolved(base, name) for name in names), strict=True)
+        _report_corrections(base, names, files, exist, path)
         base = _root_of(files, base, fixed=root is not None)
         ids = [file[len(base) :].lstrip(os.sep).replace(os.sep, "/") for file in files]
         _warn_of_missing(
@@ -490,13 +491,27 @@ def _base_of(path: str | Path, root: str | Path | None, role: str | None, names:
 
 def _resolved(base: str, name: str) -> tuple[str, bool]:
     """The file that a name in a table refers to, and whether it exists."""
-    file = ""
-    forms = (unicodedata.normalize(form, plain(name)) for form in ("NFC", "NFD"))
-    for spelling in dict.fromkeys((name, name.strip(), *forms)):
+    usual = name.strip().replace("\\", "/")
+    forms = (unicodedata.normalize(form, usual) for form in ("NFC", "NFD"))
+    for spelling in dict.fromkeys((name, name.strip(), usual, *forms)):
         file = os.path.normpath(os.path.join(base, spelling))  # noqa: PTH118
         if os.path.isfile(file):  # noqa: PTH113 (a Path costs more than the check itself)
             return file, True
-    return file, False
+    return os.path.normpath(os.path.join(base, usual)), False  # noqa: PTH118
+
+
+def _report_corrections(
+    base: str, names: Sequence[str], files: Sequence[str], exist: Sequence[bool], path: str | Path
+) -> None:
+    changed = [
+        ascii(name) for name, file, there in zip(names, files, exist, strict=True)
+        if there and os.path.normpath(os.path.join(base, name)) != file  # noqa: PTH118
+    ]  # fmt: skip
+    if changed:
+        log.warning(
+            "%s: %d names differ from those of their images in white space, slashes or Unicode's "
+            "form: %s", path, len(changed), few(changed)
+        )  # fmt: skip
 
 
 def _root_of(files: Sequence[str], base: str, *, fixed: bool) -> str:

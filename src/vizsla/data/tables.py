@@ -89,14 +89,17 @@ def labels_for(ids: Sequence[str], table: pa.Table, role: str | None) -> list[st
     Rows of another role do not count, rows without a role count for all. role None: all rows.
     DataError if two rows give one image different labels.
     """
-    if "label" not in table.column_names:
-        raise DataError(
-            f"the labels file has the columns {', '.join(table.column_names)}: expected `label`"
-        )
-    labels: list[str | None] = attributes_for(ids, table, role, columns=["label"])[
-        "label"
-    ].to_pylist()
+    labels: list[str | None] = labelled_rows(ids, table, role)["label"].to_pylist()
     return labels
+
+
+def labelled_rows(ids: Sequence[str], table: pa.Table, role: str | None) -> pa.Table:
+    """N rows of `label` and all other columns but file and role; see `labels_for`."""
+    names = table.column_names
+    if "label" not in names:
+        raise DataError(f"{origin_of(table)} has the columns {', '.join(names)}: expected `label`")
+    columns = [name for name in names if name not in ("file", "role")]
+    return attributes_for(ids, table, role, columns=columns)
 
 
 def attributes_for(

@@ -2,7 +2,9 @@
 labels.
 
 Members with one key, `ab/7.jpg` and `ab/7.cls`, belong together; a name that occurs again begins
-another sample with that key. Links to other members are followed. Damaged members, and links that
+another sample with that key. The key ends at the file name's first dot, as WebDataset has it; but
+labels that have an image's name up to its last dot are its own, `7.2.cls` of `7.2.jpg`, and come
+first. Links to other members are followed. Damaged members, and links that
 lead nowhere, are listed with the reason.
 """
 
@@ -16,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
-from vizsla.data.listing import is_image_name
+from vizsla.data.listing import few, is_image_name
+from vizsla.data.names import composed
 from vizsla.errors import ImageError
 
 log = logging.getLogger("vizsla.webdataset")
@@ -91,7 +94,7 @@ def read_tar_index(tar: str, folder: str, reader: TarReader) -> TarContents:
         damage = _damage(tar, reader, error)
     members.follow_links(tar, reader)
     contents = TarContents()
-    members.list_images(contents, folder)
+    members.list_images(contents, folder, tar, reader)
     if damage:
         log.warning("%s: %s", tar, damage)
         contents.add(f"{folder}.tar", 0, 0, damage)
@@ -126,7 +129,7 @@ def _is_relevant(info: tarfile.TarInfo) -> bool:
     """Whether it is a file, or has the name of an image or a label."""
     if info.isfile() or is_image_name(info.name.rpartition("/")[2]):
         return True
-    return info.type in LINK_TYPES and split_key(info.name)[1] in LABEL_EXTENSIONS
+    return info.type in LINK_TYPES and info.name.rpartition(".")[2].lower() in LABEL_EXTENSIONS
 
 
 def _next_start(file: BinaryIO, position: int) -> int | None:
@@ -159,6 +162,7 @@ class _Members:
         self.known: set[int] = set()  # hashes of (sample, name)
         # by extension and sample; texts: each one once
         self.labels: dict[str, dict[int, str]] = {kind: {} for kind in LABEL_EXTENSIONS}
+        self.own: dict[tuple[int, str, str], int] = {}  # (sample, stem, kind) → label member
         self.texts: dict[str, str] = {}  # each label once
         self.broken: dict[int, str] = {}
         self.links: dict[int, str | None] = {}  # the target's name, None outside the tar file
@@ -182,6 +186,9 @@ class _Members:
         self.offsets.append(info.offset_data)
         self.sizes.append(info.size)
         self.samples.append(sample)
+        stem, _, last = info.name.rpartition(".")
+        if stem != key and last.lower() in LABEL_EXTENSIONS:
+            self.own.setdefault((sample, stem, last.lower()), number)
         return extension
 
     def add_label(self, extension: str, data: bytes, number: int = -1) -> None:
@@ -218,9 +225,29 @@ class _Members:
                     data = reader.read(tar, self.offsets[end], self.sizes[end])
                     self.add_label(extension, data, number)
 
-    def list_images(self, contents: TarContents, folder: str) -> None:
+    def _own_labels(self, sample: int, stem: str, tar: str, reader: TarReader) -> dict[str, str]:
+        """By kind the content of the label members that have this stem."""
+        found = {}
+        for kind in LABEL_EXTENSIONS:
+            number = self.own.get((sample, stem, kind))
+            if number is None or self.sizes[number] > MAX_LABEL_BYTES or number in self.broken:
+                continue
+            with contextlib.suppress(ImageError):
+                data = reader.read(tar, self.offsets[number], self.sizes[number])
+                found[kind] = data.decode("utf-8", "replace").strip()
+        return found
+
+    def list_images(self, contents: TarContents, folder: str, tar: str, reader: TarReader) -> None:
         """Adds the images with their attributes, and samples without an image as broken."""
         has_image = bytearray(self.sample_count)
+        doubtful: list[str] = []
+        shared = bytearray(self.sample_count)  # whose labels are those of an image with one dot
+        for sample, name in zip(self.samples, self.names, strict=True):
+            if (
+                is_image_name(name.rpartition("/")[2])
+                and name.rpartition(".")[0] == split_key(name)[0]
+            ):
+                shared[sample] = 1
         for number, name in enumerate(self.names):
             if not is_image_name(name.rpartition("/")[2]):
                 continue
@@ -230,11 +257,19 @@ class _Members:
                 f"{folder}/{name}", self.offsets[number], self.sizes[number],
                 self.broken.get(number),
             )  # fmt: skip
+            stem, key = name.rpartition(".")[0], split_key(name)[0]
+            own = {} if stem == key else self._own_labels(sample, stem, tar, reader)
             labels = {kind: texts[sample] for kind, texts in self.labels.items() if sample in texts}
-            if labels:
-                values = _attributes(labels, f"{folder}/{split_key(name)[0]}")
-                for attribute, value in values.items():
-                    contents.attributes[attribute][i] = self.texts.setdefault(value, value)
+            if labels and stem != key and not own and shared[sample]:
+                doubtful.append(name)
+            values = _attributes(labels, f"{folder}/{key}") | _attributes(own, f"{folder}/{stem}")
+            for attribute, value in values.items():
+                contents.attributes[attribute][i] = self.texts.setdefault(value, value)
+        if doubtful:
+            log.warning(
+                "%s: %d images have no label of their own and take that of another image: %s",
+                tar, len(doubtful), few(doubtful),
+            )  # fmt: skip
         if all(has_image):
             return
         without: dict[int, list[str]] = {}
@@ -278,4 +313,4 @@ def _attributes(labels: dict[str, str], key: str) -> dict[str, str]:
         found.setdefault("label", labels["txt"])
     if "cls" in labels:
         found["label"] = labels["cls"]
-    return {k: str(v).encode("utf-8", "replace").decode() for k, v in found.items()}
+    return {k: composed(str(v).encode("utf-8", "replace").decode()) for k, v in found.items()}

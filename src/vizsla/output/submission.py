@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
+from vizsla.data.names import meant
 from vizsla.errors import DataError, UsageError
 from vizsla.output.submission_formats import (
     FORMATS,
@@ -90,6 +91,44 @@ def _row_problems(
         seen.add(name)
 
 
+def with_names_of(
+    lists: Lists,
+    queries: Collection[str] | None,
+    gallery: Collection[str] | None,
+    *,
+    origin: str | None = None,
+) -> Lists:
+    """The lists with these names for queries and gallery images that they spell in another way.
+
+    See `data.names.meant`; a name that means none of them, and what is not a name, stay. origin:
+    for the report of corrections.
+    """
+
+    def spelled(names: Iterable[Any], known: Collection[str] | None, role: str) -> dict[str, str]:
+        if known is None:
+            return {}
+        known = known if isinstance(known, Set | Mapping) else set(known)
+        lost = dict.fromkeys(n for n in names if isinstance(n, str) and n not in known)
+        found = meant([*lost], known, roles=[role] * len(lost), origin=origin) if lost else []
+        return {name: image for name, image in zip(lost, found, strict=True) if image is not None}
+
+    rows = [row for row in lists.values() if isinstance(row, list)]
+    images = spelled((name for row in rows for name in row), gallery, "gallery")
+    asked = {
+        q: image for q, image in spelled(lists, queries, "query").items() if image not in lists
+    }
+    if len({*asked.values()}) < len(asked):  # two lists for one query: it is not said which
+        asked = {}
+    if not images and not asked:
+        return lists
+    return {
+        asked.get(query, query): [
+            images.get(name, name) if isinstance(name, str) else name for name in row
+        ] if isinstance(row, list) else row
+        for query, row in lists.items()
+    }  # fmt: skip
+
+
 def _as_set(names: Collection[str]) -> Collection[str]:
     """The names with fast membership tests, in their order."""
     return names if isinstance(names, Set | Mapping) else dict.fromkeys(names)
@@ -122,11 +161,16 @@ def write_submission(
     if k < 1:
         raise UsageError(f"k={k}: a submission needs at least one image for each query")
     lists = as_lists(results, k=k)
+    scores = _scores_of(results, k)
+    spelled = with_names_of(lists, queries, gallery, origin="the submission")
+    if scores is not None:
+        scores = dict(zip(spelled, scores.values(), strict=True))
+    lists = spelled
     require_valid(lists, queries=queries, gallery=gallery, k=k, what="the submission")
     if queries is not None:
         lists = {query: lists[query] for query in dict.fromkeys(queries)}
     try:
-        data = form.write(lists, _scores_of(results, k)).encode()
+        data = form.write(lists, scores).encode()
     except UnicodeEncodeError as error:
         bad = error.object[max(0, error.start - 20) : error.end + 20]
         raise DataError(f"the submission holds a name that is not valid text: {bad!a}") from error
@@ -169,15 +213,19 @@ def _scores_of(results: Ranking | Mapping[str, Any], k: int) -> Scores:
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_submission(path: str | Path, format: str = "auto") -> Ranking:
+def read_submission(
+    path: str | Path, format: str = "auto", *, known: Collection[str] = ()
+) -> Ranking:
     """The Ranking in a submission file of any format; the size of the gallery is unknown.
 
-    Lists may differ in length. DataError names the fault and its line.
+    Lists may differ in length. known: names of images; codes such as %20 in them are no codes.
+    DataError names the fault and its line.
     """
     try:
         text = text_of(storage.read_bytes(path))
         form = FORMATS[detect_format(text)] if format == "auto" else _form(format)
         lists, scores = form.read(text)
+        lists, scores = form.decoded(lists, scores, known)
         require_valid(lists, what="the submission")
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

@@ -7,7 +7,7 @@ the lists are valid for a contest is not checked here.
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +159,7 @@ def _read_kaggle(text: str) -> tuple[Lists, Scores]:
     for at, query, names in rows:
         if query in lists:
             raise DataError(f"line {_line(text, at)}: the query {quoted(query)} occurs twice")
-        lists[query] = list(map(with_spaces, names.split()))
+        lists[query] = names.split()
     return lists, None
 
 
@@ -217,7 +217,7 @@ def _trec_fields(fields: list[str], number: int) -> tuple[str, str, int, float, 
             f"line {number}: expected a whole number and a number as rank and score, "
             f"got {quoted(fields[3])} and {quoted(fields[4])}"
         )
-    return with_spaces(fields[0]), with_spaces(fields[2]), rank, score, fields[5]
+    return fields[0], fields[2], rank, score, fields[5]
 
 
 def detect_format(text: str) -> str:
@@ -243,20 +243,41 @@ def _looks_like_trec(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Format:
-    """One file format: lists → text, text → lists, and whether a text looks like it."""
+    """One file format: lists → text, text → lists, and whether a text looks like it.
+
+    codes_queries, codes_images: whether white space in these names is percent-encoded.
+    """
 
     suffix: str
     write: Callable[[Lists, Scores], str]
     read: Callable[[str], tuple[Lists, Scores]]
     looks_like: Callable[[str], bool]
+    codes_queries: bool = False
+    codes_images: bool = False
+
+    def decoded(self, lists: Lists, scores: Scores, known: Collection[str]) -> tuple[Lists, Scores]:
+        """What `read` gave without percent codes; names that are known as they are written stay."""
+        if not self.codes_images:
+            return lists, scores
+
+        def name(written: str) -> str:
+            return written if written in known else with_spaces(written)
+
+        queries = {query: name(query) if self.codes_queries else query for query in lists}
+        decoded = {queries[query]: list(map(name, row)) for query, row in lists.items()}
+        return decoded, scores and {queries[query]: row for query, row in scores.items()}
 
 
 FORMATS = {
     "json": Format(".json", _write_json, _read_json, lambda text: text.startswith("{")),
     "records": Format(".json", _write_records, _read_records, lambda text: text.startswith("[")),
-    "trec": Format(".trec", _write_trec, _read_trec, _looks_like_trec),
+    "trec": Format(".trec", _write_trec, _read_trec, _looks_like_trec, True, True),
     "kaggle": Format(
-        ".csv", _write_kaggle, _read_kaggle, lambda text: "," in text.partition("\n")[0]
+        ".csv",
+        _write_kaggle,
+        _read_kaggle,
+        lambda text: "," in text.partition("\n")[0],
+        codes_images=True,
     ),
 }
 

@@ -28,7 +28,13 @@ import httpx
 
 from vizsla import storage
 from vizsla.errors import DataError, SubmitError, UsageError
-from vizsla.output.submission import as_lists, read_submission, require_valid, submission_sha256
+from vizsla.output.submission import (
+    as_lists,
+    read_submission,
+    require_valid,
+    submission_sha256,
+    with_names_of,
+)
 from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.submit")
@@ -95,6 +101,7 @@ def submit(
         lists = read_submission(results).to_lists()
     else:
         lists = as_lists(results, k=k)
+    lists = with_names_of(lists, queries, gallery, origin="the submission")
     require_valid(lists, queries=queries, gallery=gallery, k=k, what="the submission")
     if not isinstance(groupname, str) or not groupname.strip():
         raise UsageError("the group's name is empty: give the one registered with the contest")

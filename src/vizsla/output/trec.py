@@ -4,7 +4,7 @@ Other evaluators compute the same numbers from these files: the run leaves out j
 itself, and its scores fall strictly, since each evaluator breaks ties in its own way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +25,19 @@ Grades = dict[str, dict[str, int]]  # query id → gallery id → grade
 RELEVANT, WRONG, JUNK = 1, 0, -1
 
 
-def read_qrels(path: str | Path) -> Grades:
+def read_qrels(path: str | Path, *, known: Collection[str] = ()) -> Grades:
     """The grades in a file of `query iteration image grade` lines.
 
-    The iteration is ignored. A pair may occur twice with the same grade. DataError names the line
-    that has another form.
+    known: names of images; codes such as %20 in them are no codes. The iteration is ignored. A
+    pair may occur twice with the same grade. DataError names the line that has another form.
     """
     try:
-        return _parsed(text_of(storage.read_bytes(path)))
+        return _parsed(text_of(storage.read_bytes(path)), known)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _parsed(text: str) -> Grades:
+def _parsed(text: str, known: Collection[str]) -> Grades:
     grades: Grades = {}
     for number, line in enumerate(text.split("\n"), 1):
         fields = line.split()
@@ -47,7 +47,10 @@ def _parsed(text: str) -> Grades:
             raise DataError(
                 f"line {number}: expected four fields (query 0 image grade), got {len(fields)}"
             )
-        query, name = with_spaces(fields[0]), with_spaces(fields[2])
+        query, name = (
+            written if written in known else with_spaces(written)
+            for written in (fields[0], fields[2])
+        )
         try:
             grade = int(fields[3])
         except ValueError:

@@ -12,8 +12,7 @@ from vizsla.data.resize import INTERPOLATIONS
 from vizsla.data.splits import Target, target_of
 from vizsla.data.tables import (
     ROLES,
-    attributes_for,
-    labels_for,
+    labelled_rows,
     labels_from_pattern,
     origin_of,
     read_labels,
@@ -125,13 +124,13 @@ def with_table(images: ImageSet, path: str | Path, role: str | None) -> ImageSet
     DataError if it has a label for none of them.
     """
     table = read_labels(path)
-    labels = labels_for(images.ids, table, role)
-    if not any(labels):
+    rows = labelled_rows(images.ids, table, role)
+    if rows["label"].null_count == len(images):
         raise DataError(
             f"{origin_of(table)} has a label for none of the {len(images)} images in "
             f"{images.location} ({images.ids[0]}, …), but for {few(table['file'].to_pylist())}"
         )
-    return images.with_columns(attributes_for(images.ids, table, role)).with_labels(labels)
+    return images.with_columns(rows)
 
 
 def _less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:

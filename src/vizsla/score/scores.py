@@ -315,11 +315,14 @@ def _doubts(scores: Scores) -> list[str]:
     found, known = np.isfinite(scores.first_ranks), scores.n_relevant >= 0
     shown = _listed(labels, 3)
     if known.all() and not scores.answerable.any():
-        if len(labels) == len(scores) > 1:
-            how = "every query has a label of its own"
-        else:
-            how = "no gallery image carries the label of any query"
-        return [f"there is nothing to find: {how} ({shown}). Are these labels?"]
+        seen = sorted({label for label in scores.first_labels if label is not None})
+        own = "every query has a label of its own, and "
+        how = own * (len(labels) == len(scores) > 1)
+        return [
+            f"there is nothing to find: {how}no gallery image carries the label of any query: "
+            f"queries are labelled {shown}, gallery images {_listed(seen, 3) or 'not at all'}. "
+            "Are these labels of one kind?"
+        ]
     if not found.any() and not known.any():
         seen = sorted({label for label in scores.first_labels if label is not None})
         return [

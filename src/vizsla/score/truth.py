@@ -105,13 +105,16 @@ class Truth(Shown):
 
     @staticmethod
     def from_labels(
-        table: "pa.Table", *, one_set: bool = False, ranking: Ranking | None = None
+        table: "pa.Table",
+        *,
+        one_set: bool = False,
+        images: tuple[Sequence[str], Sequence[str]] | None = None,
     ) -> "Truth":
         """From a table with file, label and, at best, role ("query", "gallery"), as `read_labels`.
 
         A row without a role may be either: the queries are then those of the ranking, and the
         gallery is complete only if that of the ranking is. Other columns become attributes.
-        ranking: whose images the names mean, see `data.names.meant`.
+        images: the ids of queries and gallery that the names mean, see `data.names.meant`.
         """
         from vizsla.data.tables import names_below_roles, names_of
 
@@ -124,9 +127,9 @@ class Truth(Shown):
         roles = table["role"].to_pylist() if "role" in names else None
         complete = roles is not None and all(roles)
         of_query, of_gallery = files, files
-        if ranking is not None:  # a name that it lacks stays as it is
-            as_query = names_of(table, ranking.queries, "query")
-            as_gallery = names_of(table, ranking.gallery, "gallery")
+        if images is not None:  # a name that means none of them stays as it is
+            as_query = names_of(table, images[0], "query")
+            as_gallery = names_of(table, images[1], "gallery")
             of_query = [a or b for a, b in zip(as_query, files, strict=True)]
             of_gallery = [a or b for a, b in zip(as_gallery, files, strict=True)]
         query_labels = _labels_of("query", of_query, labels, roles)
@@ -170,12 +173,15 @@ class Truth(Shown):
 
     @staticmethod
     def from_file(
-        path: str | Path, *, one_set: bool = False, ranking: Ranking | None = None
+        path: str | Path,
+        *,
+        one_set: bool = False,
+        images: tuple[Sequence[str], Sequence[str]] | None = None,
     ) -> "Truth":
         """From a labels file; see from_labels."""
         from vizsla.data.tables import read_labels
 
-        return Truth.from_labels(read_labels(path), one_set=one_set, ranking=ranking)
+        return Truth.from_labels(read_labels(path), one_set=one_set, images=images)
 
     @staticmethod
     def from_pattern(
@@ -339,14 +345,14 @@ def truth_of_folders(
 
 def _labelled(images: "ImageSet", role: str, path: str | Path) -> "ImageSet":
     """The same images with the labels and the further columns of a labels file."""
-    from vizsla.data.tables import attributes_for, labels_for, origin_of, read_labels
+    from vizsla.data.tables import labelled_rows, origin_of, read_labels
 
     table = read_labels(path)
-    found = labels_for(images.ids, table, role)
-    if not any(found):
+    rows = labelled_rows(images.ids, table, role)
+    if rows["label"].null_count == len(images):
         raise DataError(
             f"{origin_of(table)} labels none of the {role} images in {images.root} "
             f"({images.ids[0]}, …): its file names must be relative to test/{role}, and its labels "
             "must not be empty"
         )
-    return images.with_columns(attributes_for(images.ids, table, role)).with_labels(found)
+    return images.with_columns(rows)

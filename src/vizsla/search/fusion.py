@@ -47,6 +47,8 @@ def fused(
     queries = list(dict.fromkeys(name for ranking in rankings for name in ranking.queries))
     gallery = sorted({name for r in rankings for name in _named(r)}, key=_utf8)
     _warn_of_uncommon_queries(rankings, queries)
+    if method != "rrf":
+        _warn_of_flat_lists(rankings, method)
     depth = min(len(gallery), depth or max(r.depth for r in rankings))
     aligned = [_Aligned.of(r, queries, gallery, method, rrf_k) for r in rankings]
     positions = np.full((len(queries), depth), -1, np.int64)
@@ -69,6 +71,20 @@ def _warn_of_uncommon_queries(rankings: Sequence[Ranking], queries: list[str]) -
             "only %d of %d queries are in all %d rankings: are they of the same data?",
             len(common), len(queries), len(rankings),
         )  # fmt: skip
+
+
+def _warn_of_flat_lists(rankings: Sequence[Ranking], method: str) -> None:
+    """A list of one image, or of equal scores, normalises to zeros: it says nothing."""
+    for i, ranking in enumerate(rankings, 1):
+        assert ranking.scores is not None
+        there = ranking.positions >= 0
+        high = np.where(there, ranking.scores, -np.inf).max(axis=1, initial=-np.inf)
+        low = np.where(there, ranking.scores, np.inf).min(axis=1, initial=np.inf)
+        if flat := int((high == low).sum()):
+            log.warning(
+                "ranking %d: %d of %d lists hold one image or equal scores, which %s turns into 0: "
+                "they count for nothing; rrf takes their ranks", i, flat, len(ranking), method
+            )  # fmt: skip
 
 
 def checked_weights(weights: Sequence[float] | None, n: int) -> list[float]:

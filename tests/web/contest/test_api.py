@@ -211,7 +211,7 @@ def refusals(contest: Any) -> list[tuple[bytes, int, str]]:
         (b'{"groupname": "a", "images": NaN}', 400, "it holds NaN"),
         (b'{"groupname": "a", "images": {"q0.jpg": [-Infinity]}}', 400, "it holds -Infinity"),
         (body(lists).replace(b"Hounds", b"H\xffunds"), 400, "not valid UTF-8: byte 0xff"),
-        (json.dumps({"groupname": "a"}).encode("utf-16"), 400, "UTF-16"),
+        (json.dumps({"groupname": "a"}).encode("utf-16"), 422, "images is missing"),
         (b"[" * 100_000, 400, "nested too deeply"),
         (b'{"groupname": "a", "images": ' + b'{"a":' * 50_000, 400, "nested too deeply"),
         (b'{"groupname": "a", "groupname": "b", "images": {}}', 400, "twice in one object"),

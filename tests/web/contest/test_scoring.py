@@ -1,5 +1,6 @@
 import hashlib
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -184,3 +185,14 @@ def test_the_fingerprint_covers_what_scores_depend_on() -> None:
     }
     assert len(different) == 6
     assert fingerprint() == fingerprint(title="another", per_hour=3, seed=9, counts="last")
+
+
+def test_names_in_another_unicode_form_are_those_of_the_truth() -> None:
+    nfc, nfd = "\u00e9", "e\u0301"
+    scorer = Scorer({f"{nfc}.jpg": "a"}, {f"{nfc}1.jpg": "a", "x.jpg": "b"}, Rules(top_k=2))
+    lists = {f"{nfd}.jpg": [f"{nfd}1.jpg", "x.jpg"]}
+    assert scorer.problems(lists)
+    spelled = scorer.with_known_names(lists)
+    assert spelled == {f"{nfc}.jpg": [f"{nfc}1.jpg", "x.jpg"]} and not scorer.problems(spelled)
+    odd: Any = {f"{nfd}.jpg": [f"{nfd}1.jpg", 7], "q": None}
+    assert scorer.problems(scorer.with_known_names(odd))

@@ -1,10 +1,12 @@
 """What can be filtered by: only what is taken, and finds what it names."""
 
 import datetime
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from vizsla.data.table_files import read_rows
 from vizsla.errors import DataError, UsageError
 from vizsla.web.search.facets import (
     MAX_LISTED,
@@ -54,6 +56,14 @@ def test_few_values_are_listed_many_suggested_and_numbers_have_a_range() -> None
     assert [(one.value, one.count) for one in facets["price"].choices] == [(UNKNOWN, 150)]
     assert facets["taken"].highest == str(DAYS[-1])
     assert [one.text for one in facets["stars"].choices] == ["0", "1", "2", "3", "4"]
+
+
+def test_six_prices_of_a_table_are_a_range(tmp_path: Path) -> None:
+    prices = [5, 9, 10, 25, 100, 1200]
+    rows = [f"{i}.jpg,{price}" for i, price in enumerate(prices)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,price", *rows]))
+    (facet,) = facets_of(read_rows(tmp_path / "t.csv").drop_columns(["file"]))
+    assert (facet.kind, facet.lowest, facet.highest) == ("number", "5", "1200")
 
 
 def test_a_label_is_never_a_range() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vizsla.errors import DataError, UsageError
-from vizsla.output.submission import check_submission
+from vizsla.output.submission import check_submission, with_names_of
 from vizsla.score import intervals, metrics
 from vizsla.web.contest.rules import METRICS, Rules
 
@@ -76,6 +76,13 @@ class Scorer:
             return []
         wanted = dict.fromkeys(self.queries)  # ordered: messages name the first missing ones
         return check_submission(lists, queries=wanted, gallery=self.gallery, k=self.rules.top_k)
+
+    def with_known_names(self, lists: Lists) -> Lists:
+        """The same lists with the truth's names for images that they spell in another way, as a Mac
+        does; see `data.names.meant`."""
+        if self._positions(lists) is not None or type(lists) is not dict:
+            return lists
+        return with_names_of(lists, self._query_set, self.gallery)
 
     def scores(self, lists: Lists) -> dict[str, PartScore]:
         """The score of each part of `rules.parts()`.

@@ -105,10 +105,11 @@ def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labe
     """
     from vizsla.data.imageset import open_data
 
-    truth = Truth.from_file(labels)
+    folders = None if data is None else open_data(data)
+    images = None if folders is None else (folders.query.ids, folders.gallery.ids)
+    truth = Truth.from_file(labels, images=images)
     query, gallery = dict(truth.query), dict(truth.gallery)
-    if data is not None:
-        folders = open_data(data)
+    if folders is not None:
         _compare("query", query, set(folders.query.ids), all_labelled=True)
         _compare("gallery", gallery, set(folders.gallery.ids), all_labelled=False)
         gallery = {name: gallery.get(name) for name in folders.gallery.ids}

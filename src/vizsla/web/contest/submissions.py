@@ -82,7 +82,7 @@ def accept(
     if phase == "closed" and rules.closes is not None:
         raise Refused(403, f"the contest closed at {iso(rules.closes)}")
     store.check_limits(submission.groupname, received, rules)
-    lists: Lists = submission.images
+    lists: Lists = scorer.with_known_names(submission.images)
     problems = scorer.problems(lists)
     if problems:
         raise Refused(422, "; ".join(problems), problems=problems)

@@ -21,7 +21,7 @@ from vizsla.search.filters import Filter
 RESERVED = "id"
 UNKNOWN = "null"  # the choice of images without a value
 MAX_LISTED = 60  # values of an attribute that are all shown in a list
-MAX_LISTED_NUMBERS = 12  # of an attribute that can also be filtered by range
+MAX_LISTED_NUMBERS = 5  # such as stars; of an attribute that can also be filtered by range
 MAX_SUGGESTED = 50  # values at a time
 
 
