@@ -5,7 +5,6 @@ Names in a table may be wrong, missing or repeated; the messages here say which.
 
 import logging
 import os
-import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,13 @@ import pyarrow as pa
 
 from vizsla.data.file_hashes import current_state
 from vizsla.data.listing import Listing, few, list_images
+from vizsla.data.named_files import (
+    base_of,
+    report_corrections,
+    resolved,
+    root_of,
+    warn_of_missing,
+)
 from vizsla.data.names import composed
 from vizsla.data.tables import (
     attributes_for,
@@ -279,12 +285,12 @@ class ImageSet(Shown):
         if len(table) == 0:
             raise DataError(f"{path} names no images: it has a header but no rows")
         names = table["file"].to_pylist()
-        base = _base_of(path, root, role, names)
-        files, exist = zip(*(_resolved(base, name) for name in names), strict=True)
-        _report_corrections(base, names, files, exist, path)
-        base = _root_of(files, base, fixed=root is not None)
+        base = base_of(path, root, role, names)
+        files, exist = zip(*(resolved(base, name) for name in names), strict=True)
+        report_corrections(base, names, files, exist, path)
+        base = root_of(files, base, fixed=root is not None)
         ids = [file[len(base) :].lstrip(os.sep).replace(os.sep, "/") for file in files]
-        _warn_of_missing(
+        warn_of_missing(
             [i for i, there in zip(ids, exist, strict=True) if not there], len(ids), path
         )
         rows = row_of_each(ids, table, str(path))
@@ -471,70 +477,3 @@ def _metadata_of(root: str | Path, ids: list[str]) -> pa.Table:
     if without:
         log.warning("%s has no row for %d images: %s", path, len(without), few(without))
     return take_rows(table, [rows.get(name) for name in ids])
-
-
-# ── files that a table names ─────────────────────────────────────────────────────────────────────
-
-
-def _base_of(path: str | Path, root: str | Path | None, role: str | None, names: list[str]) -> str:
-    """The folder that names are relative to: the first in which some of the files exist."""
-    if root is not None:
-        if not Path(root).is_dir():
-            raise DataError(f"{root} is not a folder: give the one that {path} is relative to")
-        return os.path.abspath(root)  # noqa: PTH100 (links stay as they are)
-    beside = Path(os.path.abspath(path)).parent  # noqa: PTH100
-    below = {None: [], "training": ["training"]}.get(role, [f"test/{role}", f"{role}"])
-    places = [str(place) for place in (beside, *(beside / name for name in below))]
-    exists = (place for place in places if any(_resolved(place, n)[1] for n in names[:100]))
-    return next(exists, places[0])
-
-
-def _resolved(base: str, name: str) -> tuple[str, bool]:
-    """The file that a name in a table refers to, and whether it exists."""
-    usual = name.strip().replace("\\", "/")
-    forms = (unicodedata.normalize(form, usual) for form in ("NFC", "NFD"))
-    for spelling in dict.fromkeys((name, name.strip(), usual, *forms)):
-        file = os.path.normpath(os.path.join(base, spelling))  # noqa: PTH118
-        if os.path.isfile(file):  # noqa: PTH113 (a Path costs more than the check itself)
-            return file, True
-    return os.path.normpath(os.path.join(base, usual)), False  # noqa: PTH118
-
-
-def _report_corrections(
-    base: str, names: Sequence[str], files: Sequence[str], exist: Sequence[bool], path: str | Path
-) -> None:
-    changed = [
-        ascii(name) for name, file, there in zip(names, files, exist, strict=True)
-        if there and os.path.normpath(os.path.join(base, name)) != file  # noqa: PTH118
-    ]  # fmt: skip
-    if changed:
-        log.warning(
-            "%s: %d names differ from those of their images in white space, slashes or Unicode's "
-            "form: %s", path, len(changed), few(changed)
-        )  # fmt: skip
-
-
-def _root_of(files: Sequence[str], base: str, *, fixed: bool) -> str:
-    """`base`, or the folder that holds all files if some are outside it."""
-    outside = [file for file in files if not file.startswith(base.rstrip(os.sep) + os.sep)]
-    if not outside:
-        return base
-    if fixed:
-        raise DataError(
-            f"{len(outside)} files are outside {base} ({few(outside)}): "
-            "give a root that holds them all"
-        )
-    try:
-        return os.path.commonpath([str(Path(file).parent) for file in files])
-    except ValueError as error:  # several drives
-        raise DataError(f"the files have no folder in common ({few(outside)})") from error
-
-
-def _warn_of_missing(missing: list[str], n_files: int, path: str | Path) -> None:
-    if len(missing) == n_files:
-        raise DataError(
-            f"none of the {n_files} files that {path} names exists ({few(missing)}): "
-            "give the folder that its names are relative to as root, or a role"
-        )
-    if missing:
-        log.warning("%s names %d files that do not exist: %s", path, len(missing), few(missing))
