@@ -41,7 +41,7 @@ def commands(path: Path) -> list[list[str]]:
 
 def test_readme_commands_work(demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo_data)
-    todo = commands(ROOT / "README.md")
+    todo = commands(ROOT / "README.md") + commands(ROOT / "docs/guide.md")
     assert len(todo) >= 9
     for words in todo:
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
@@ -50,15 +50,15 @@ def test_readme_commands_work(demo_data: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(demo_data.glob("results/*.json")) and list(demo_data.glob("sheets/*.png"))
 
 
-def test_readme_python_works(
+def test_guide_python_works(
     demo_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(demo_data)
-    (code,) = blocks("python", (ROOT / "README.md").read_text())
+    (code,) = blocks("python", (ROOT / "docs/guide.md").read_text())
     assert len(code.strip().splitlines()) <= 12
     for name in ("query.emb", "gallery.emb"):
         code = code.replace(name, f"python-{name}")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "guide.md", "exec"), {})
     assert "mAP" in capsys.readouterr().out
     assert (demo_data / "submission.json").is_file()
 
