@@ -45,7 +45,7 @@ class Option:
     def check(self, name: str, value: Any) -> None:
         """UsageError if a value is out of range or none of the choices."""
         flag = flag_of(name, self)
-        if self.choices and str(value).lower() not in self.choices:
+        if self.choices and str(value) not in self.choices:
             raise UsageError(f"{flag} {value}: choose one of {', '.join(self.choices)}")
         if self.minimum is not None and value < self.minimum:
             raise UsageError(f"{flag} {value}: choose {self.minimum:g} or more")

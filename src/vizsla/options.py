@@ -91,7 +91,7 @@ class ModelChoice(Options):
     )
     interpolation: str | None = option(
         None,
-        "How images are resized: bilinear, bicubic, …; for a weights file trained so.",
+        "How images are resized: bilinear, bicubic, …; if the weights file was trained with it.",
         "Model",
         shown="the named model's own",
         rare=True,
@@ -416,7 +416,9 @@ class TuneConfig(TrainConfig):
         choices=("balanced", "map", "top1", "points"),
         rare=True,
     )
-    draws: int = option(3, "How often validation queries are drawn.", "Training", rare=True)
+    draws: int = option(
+        3, "Number of random draws of the validation queries.", "Training", rare=True
+    )
     share: float = option(
         0.2, "Largest share of the training images that is held out.", "Training", rare=True
     )

@@ -139,11 +139,11 @@ def test_intervals_by_class_are_wider_than_by_query(folder: Path) -> None:
 
 
 def test_a_cut_off_says_where_it_was_learned(folder: Path) -> None:
-    text = evaluate("ranking.parquet --labels labels.csv --calibrate --sure 0.6")
+    text = evaluate("ranking.parquet --labels labels.csv --calibrate --target-precision 0.6")
     assert "must be a validation part" in text and "cut-off 0." in text
     content = as_json(
-        "ranking.parquet --labels labels.csv --calibrate --sure 0.6 --training training.emb "
-        "--validate-on seen-classes"
+        "ranking.parquet --labels labels.csv --calibrate --target-precision 0.6 "
+        "--training training.emb --validate-on seen-classes"
     )
     learned = content["calibration"]
     assert "training.emb" in learned["learned_on"] and learned["cutoff"]["precision"] >= 0.6
@@ -152,8 +152,8 @@ def test_a_cut_off_says_where_it_was_learned(folder: Path) -> None:
 
 def test_files_that_were_asked_for_are_there(folder: Path) -> None:
     evaluate(
-        "ranking.parquet --labels labels.csv --calibrate --sure 0.6 --curve c.png --bars b.png "
-        "--histogram h.png --per-query q.csv -o all.json"
+        "ranking.parquet --labels labels.csv --calibrate --target-precision 0.6 "
+        "--curve c.png --bars b.png --histogram h.png --per-query q.csv -o all.json"
     )
     assert all(Path(name).read_bytes().startswith(PNG) for name in ("c.png", "b.png", "h.png"))
     with Path("q.csv").open() as file:
@@ -173,7 +173,10 @@ def test_files_that_were_asked_for_are_there(folder: Path) -> None:
         ("ranking.parquet --query-labels q.txt", "are for vectors"),
         ("ranking.parquet --labels labels.csv --training training.emb", "of --calibrate"),
         ("ranking.parquet --labels labels.csv --missing-ranks no", "one of unknown, wrong, absent"),
-        ("ranking.parquet --labels labels.csv --calibrate --sure 95", "between 0 and 1"),
+        (
+            "ranking.parquet --labels labels.csv --calibrate --target-precision 95",
+            "between 0 and 1",
+        ),
         ("--queries q.npy --query-labels q.txt", "--gallery"),
         ("--queries q.npy --gallery g.npy", "give query labels"),
         ("--queries q.npy --gallery query.emb --query-labels q.txt", "by model own, the gallery"),

@@ -100,6 +100,8 @@ def test_a_flag_s_name_counts_as_well() -> None:
         (["--config", "missing.toml"], "cannot be read"),
         (["--config", "broken.toml"], "is not a TOML file"),
         (["--config", "list.toml"], "takes one value, not the list"),
+        (["--config", "table.toml"], r"no table is called \[trainig\]; there are data, model"),
+        (["--set", "compile=ON"], "--compile ON: choose one of"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused(
@@ -108,6 +110,7 @@ def test_a_setting_that_cannot_be_used_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("broken.toml").write_text("model = resnet")
     Path("list.toml").write_text('pooling = ["gem", "gap"]')
+    Path("table.toml").write_text("[trainig]\nbatch_size = 16")
     with pytest.raises(VizslaError, match=message):
         called(["x", *words])
 

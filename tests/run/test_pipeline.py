@@ -113,7 +113,7 @@ def test_broken_images_never_stop_a_run(data: Path, caplog: pytest.LogCaptureFix
     submission = json.loads(done.submission_path.read_text())
     assert len(submission) == 12 and len(set(submission[query.name])) == 5
     assert any("1 of 12 images" in w for w in done.warnings)
-    assert any(query.name in w and "average query" in w for w in done.warnings)
+    assert any(query.name in w and "mean query" in w for w in done.warnings)
     assert json.loads(done.result_path.read_text())["warnings"] == done.warnings
     assert query.name in (done.run.folder / "log.txt").read_text()
     assert done.scores is not None and len(done.scores) == 12  # the broken one counts as wrong

@@ -83,7 +83,7 @@ class TerminalHandler(logging.Handler):
         """Prints one record; from WARNING on, its level stands before the message."""
         colour = {"WARNING": typer.colors.YELLOW, "ERROR": typer.colors.RED}.get(record.levelname)
         word = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        # `err=True` would write past what a progress bar puts in sys.stderr's place, into the bar.
+        # `err=True` would bypass the stream that a progress bar puts in place of sys.stderr.
         typer.secho(word + record.getMessage(), file=sys.stderr, fg=colour)
 
 
@@ -105,8 +105,10 @@ def set_level(level: int) -> None:
 
 @dataclass
 class Stage:
-    """One stage under way. first: how far it was at its first report, when its clock started: what
-    was there before has no rate."""
+    """One stage under way.
+
+    first: the count at its first report, when its clock starts; earlier work is not in the rate.
+    """
 
     name: str
     total: int

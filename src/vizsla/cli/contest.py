@@ -111,7 +111,9 @@ class JudgeOptions(Contest, Messages):
         choices=("open", "token"),
     )  # fmt: skip
     per_hour: int | None = option(None, "Submissions per group and hour.", "Contest", minimum=1)
-    in_all: int | None = option(None, "Submissions per group in total.", "Contest", minimum=1)
+    max_submissions: int | None = option(
+        None, "Submissions per group in total.", "Contest", minimum=1
+    )
     opens: str | None = option(
         None, "Opening time: 2026-05-28T12:00 (local) or …Z (UTC).", "Contest"
     )
@@ -143,7 +145,7 @@ def judge(context: typer.Context, *, options: JudgeOptions) -> None:
     rules = Rules(
         title=options.title, top_k=options.top_k, metric=options.metric,
         public_share=options.public_share, seed=options.seed, groups=options.groups,
-        per_hour=options.per_hour, in_all=options.in_all, counts=options.counts,
+        per_hour=options.per_hour, max_submissions=options.max_submissions, counts=options.counts,
         opens=parse_time(options.opens) if options.opens else None,
         closes=parse_time(options.closes) if options.closes else None,
     )  # fmt: skip

@@ -68,7 +68,9 @@ class EvaluateOptions(TruthOptions, OneSet, Printing):
     calibrate: bool = option(
         False, "AUC, thresholds, and the score above which matches can be trusted.", "Scores"
     )
-    sure: float = option(0.95, "Share of matches above that score that are right.", "Scores")
+    target_precision: float = option(
+        0.95, "Precision that the calibrated cut-off should reach.", "Scores"
+    )
     training: Path | None = option(
         None, "Embeddings of labelled training images to calibrate on.", "Scores"
     )
@@ -220,7 +222,7 @@ def _calibrated(
         target = target_of(folders.query, folders.gallery) if folders else None
         learned = calibrate_on_training(
             Embeddings.open(options.training), target=target,
-            validate_on=options.validate_on or "new-classes", precision=options.sure,
+            validate_on=options.validate_on or "new-classes", precision=options.target_precision,
             source=options.training, model_id=ranking.origin.get("model_id"),
         )  # fmt: skip
         return learned, True
@@ -229,12 +231,15 @@ def _calibrated(
 
         with ProgressShown(options.quiet) as progress:
             learned = finished_run.calibrate_run(
-                source, precision=options.sure, validate_on=options.validate_on, progress=progress
+                source,
+                precision=options.target_precision,
+                validate_on=options.validate_on,
+                progress=progress,
             )
         return learned, True
     words = f"the {len(judged)} queries of {source} (this must be a validation part: a cut-off "
     words += "learned on the test part looks better than it is)"
-    return calibrate(judged, precision=options.sure, learned_on=words), False
+    return calibrate(judged, precision=options.target_precision, learned_on=words), False
 
 
 @dataclass(frozen=True, kw_only=True)

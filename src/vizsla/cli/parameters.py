@@ -233,7 +233,11 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         if not isinstance(value, dict):
             values[key] = value
             continue
-        for name, inner in value.items():  # a table: [training] batch_size = 16
+        if key not in (tables := [group.lower() for group in GROUPS]):
+            raise UsageError(
+                f"--config {path}: no table is called [{key}]; there are {', '.join(tables)}"
+            )
+        for name, inner in value.items():  # [training] batch_size = 16
             prefixed = f"{key}_{name}".replace("-", "_")
             values[prefixed if prefixed in known else name] = inner
     _keep(context, FILE, values, f"--config {path}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown, print_json, print_table
+from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks, print_table
 from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
 from vizsla.cli.sources import require_all_weights
@@ -325,7 +325,4 @@ def _print_sweep(result: "SweepResult") -> None:
     if any(outcome.result for outcome in result.outcomes):
         print_table(result.table())
     alarms, notes = result.remarks()
-    for line in alarms:
-        typer.secho(f"! {line}", fg=typer.colors.RED)
-    for line in notes:
-        typer.echo(f"- {line}")
+    print_remarks(alarms, notes)

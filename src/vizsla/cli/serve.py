@@ -28,10 +28,10 @@ class ServeOptions(GalleryOptions, Messages):
     )
     allow_changes: bool = option(False, "Images may be added and removed, with a token.", "Server")
     allow_host: tuple[str, ...] = option((), "A host name of this server. Repeatable.", "Server")
-    rate: float = option(
+    rate_limit: float = option(
         600.0, "Searches per minute and address; 0: unlimited.", "Server", minimum=0
     )
-    most_k: int = option(200, "Largest k of a search.", "Server", minimum=1)
+    max_k: int = option(200, "Largest k of a search.", "Server", minimum=1)
     max_body: float = option(16.0, "Largest request in MiB.", "Server", minimum=0.001, rare=True)
     title: str = option("", "The page's title.", "Server", shown="the source's name")
 
@@ -60,7 +60,7 @@ def serve(
             serving.GallerySource(source, options),
             host=options.host, port=options.port, token=options.token,
             allow_changes=options.allow_changes, allow_hosts=options.allow_host,
-            per_minute=options.rate, most_k=options.most_k,
+            per_minute=options.rate_limit, max_k=options.max_k,
             body_bytes=int(options.max_body * 2**20), title=options.title,
             started=started, progress=progress,
         )  # fmt: skip

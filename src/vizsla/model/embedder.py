@@ -380,12 +380,6 @@ def _output_shape(module: nn.Module, preprocess: Preprocess) -> torch.Size:
 # ── reading a folder ─────────────────────────────────────────────────────────────────────────────
 
 
-def is_embedder(folder: str | Path) -> bool:
-    """Whether `folder` is one that `Embedder.save` wrote."""
-    path = Path(folder) / CONFIG
-    return path.is_file() and f'"form": "{FORM}"' in path.read_text(errors="replace")[:200]
-
-
 def read_config(folder: str | Path) -> dict[str, Any]:
     """An embedder's configuration, its seal checked; ModelError if it is not one."""
     folder = Path(folder)

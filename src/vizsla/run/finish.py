@@ -120,9 +120,8 @@ def finish_run(
         scores.save(run.folder / "scores.json")
     figures = []
     if config.figures != 0:
-        unanswered = [query for query in data.query.ids if query not in ranking.queries]
         figures = draw_sample(
-            with_unanswered(ranking, unanswered), data, truth, scores, run.figures_folder(name),
+            with_unanswered(ranking, data.query.ids), data, truth, scores, run.figures_folder(name),
             k=config.top_k, figures=config.figures, seed=config.seed, max_pixels=config.max_pixels,
         )  # fmt: skip
     submission = run.submission_path(name)
@@ -179,7 +178,7 @@ def submission_lists(
 ) -> dict[str, list[str]]:
     """query → its first top_k images, for every query of the data and always top_k of them.
 
-    A query that cannot be read gets the list of the average query; gallery images that cannot be
+    A query that cannot be read gets the list of the mean query; gallery images that cannot be
     read fill the end of lists that would be too short.
     """
     queries, gallery = vectors
@@ -192,7 +191,7 @@ def submission_lists(
         positions, _ = exact.top_k(average, gallery.vectors, min(top_k, len(gallery)))
         lists |= {name: [gallery.ids[p] for p in positions[0]] for name in missing}
         log.warning(
-            "broken queries are in the submission with the list of an average query: %s",
+            "queries that cannot be read are submitted with the list of the mean query: %s",
             few(missing),
         )
     if len(gallery) < top_k:

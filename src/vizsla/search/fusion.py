@@ -7,7 +7,6 @@ image that a ranking lacks comes after its last one, and gets the normalised sco
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -226,9 +225,3 @@ def joined(parts: Sequence[Embeddings], weights: Sequence[float] | None = None) 
         None,
         list(broken.items()),
     )
-
-
-def fusion_record(ranking: Ranking) -> dict[str, Any] | None:
-    """For result files: how a ranking was fused; None if it was not."""
-    found: dict[str, Any] | None = ranking.origin.get("fusion")
-    return found

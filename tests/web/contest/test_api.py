@@ -109,7 +109,7 @@ def test_a_submission_of_more_than_a_mebibyte_is_accepted(open_contest: Open) ->
 
 
 def test_the_submit_client_passes_tokens_and_shows_refusals(open_contest: Open) -> None:
-    contest = open_contest(Rules(top_k=3, groups="token", in_all=1))
+    contest = open_contest(Rules(top_k=3, groups="token", max_submissions=1))
     url = contest.url + "/retrieval/"
     contest.store.set_token_hash("Hounds", judging.hashed("the-token-of-hounds"))
     with pytest.raises(vizsla.VizslaError, match="needs its token"):
@@ -311,7 +311,7 @@ def test_tokens_are_nowhere_in_the_file(open_contest: Open, tmp_path: Path) -> N
 
 
 def test_submissions_an_hour_and_in_all(open_contest: Open) -> None:
-    contest = open_contest(Rules(top_k=3, per_hour=2, in_all=3))
+    contest = open_contest(Rules(top_k=3, per_hour=2, max_submissions=3))
     contest.now = 1000.0
     assert contest.post().json()["left"] == {"this_hour": 1, "in_all": 2}
     assert contest.post(content=b"{}").status_code == 422  # what is refused does not count
@@ -331,7 +331,7 @@ def test_submissions_an_hour_and_in_all(open_contest: Open) -> None:
 
 
 def test_the_in_all_limit_points_to_the_closing_time(open_contest: Open) -> None:
-    contest = open_contest(Rules(top_k=3, in_all=1, closes=5000.0))
+    contest = open_contest(Rules(top_k=3, max_submissions=1, closes=5000.0))
     contest.now = 1000.0
     assert contest.post().status_code == 200
     assert contest.post().headers["retry-after"] == "4000"

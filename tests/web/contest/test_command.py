@@ -123,11 +123,11 @@ def test_every_rule_reaches_the_contest(tmp_path: Path, judge: Any) -> None:
     (tmp_path / "labels.csv").write_text(LABELS)
     kept = judge(
         "-k", "2", "--title", "Two words", "--metric", "map_at_k", "--public-share", "0.5",
-        "--seed", "3", "--per-hour", "5", "--in-all", "9", "--counts", "last",
+        "--seed", "3", "--per-hour", "5", "--max-submissions", "9", "--counts", "last",
         "--opens", "2020-01-01T00:00Z", "--closes", "2090-01-01T00:00Z",
     )  # fmt: skip
     assert kept == Rules(
         title="Two words", top_k=2, metric="map_at_k", public_share=0.5, seed=3, per_hour=5,
-        in_all=9, counts="last", opens=parse_time("2020-01-01T00:00Z"),
+        max_submissions=9, counts="last", opens=parse_time("2020-01-01T00:00Z"),
         closes=parse_time("2090-01-01T00:00Z"),
     )  # fmt: skip

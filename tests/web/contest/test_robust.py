@@ -271,7 +271,7 @@ def test_many_clients_at_once_get_their_own_scores(contest: Any) -> None:
 
 
 def test_limits_hold_for_concurrent_clients(open_contest: Open) -> None:
-    contest = open_contest(Rules(top_k=3, in_all=7))
+    contest = open_contest(Rules(top_k=3, max_submissions=7))
     statuses: list[int] = []
     threads = [
         threading.Thread(

@@ -25,7 +25,7 @@ def test_times_are_read_with_and_without_a_zone(monkeypatch: pytest.MonkeyPatch)
         {"counts": "mean"},
         {"top_k": 0},
         {"per_hour": 0},
-        {"in_all": -1},
+        {"max_submissions": -1},
         {"opens": 2.0, "closes": 1.0},
         {"public_share": 0.5},
         {"public_share": 1.0, "closes": NOON},

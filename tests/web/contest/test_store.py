@@ -164,10 +164,10 @@ def test_waiting_times_are_exact(path: Path) -> None:
         assert refused.value.retry_after == 2100.0  # the first leaves the hour at 3600
         store.check_limits("a", 3600.0, rules)
         with pytest.raises(TooMany, match="all 2 submissions") as refused:
-            store.check_limits("a", 9000.0, Rules(in_all=2))
+            store.check_limits("a", 9000.0, Rules(max_submissions=2))
         assert refused.value.retry_after == 86_400.0  # no waiting helps: tomorrow
         with pytest.raises(TooMany, match="all 2 submissions") as refused:
-            store.check_limits("a", 9000.0, Rules(in_all=2, closes=9500.0))
+            store.check_limits("a", 9000.0, Rules(max_submissions=2, closes=9500.0))
         assert refused.value.retry_after == 500.0  # when the contest closes
 
 

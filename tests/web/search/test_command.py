@@ -39,7 +39,7 @@ TINY = ["--model", "tiny", "--weights", "random"]
 def serving(*words: str, cwd: Path) -> Iterator[tuple[str, list[str], Any]]:
     """(address, the lines that the command printed, the process), once it is ready."""
     process = subprocess.Popen(
-        [VIZSLA, "serve", *words, "--port", "0", "--rate", "0"],
+        [VIZSLA, "serve", *words, "--port", "0", "--rate-limit", "0"],
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None

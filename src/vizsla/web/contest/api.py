@@ -199,7 +199,7 @@ def submission_answer(scorer: Scorer, accepted: Accepted, stored: Stored) -> Sub
         ),
         left=SubmissionsLeft(
             this_hour=left(rules.per_hour, stored.this_hour),
-            in_all=left(rules.in_all, stored.in_all),
+            in_all=left(rules.max_submissions, stored.in_all),
         ),
     )
 

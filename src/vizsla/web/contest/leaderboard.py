@@ -153,7 +153,7 @@ class Leaderboard:
             opens=rules.opens,
             closes=rules.closes,
             submissions_per_hour=rules.per_hour,
-            submissions_in_all=rules.in_all,
+            submissions_in_all=rules.max_submissions,
         )
 
 

@@ -46,7 +46,7 @@ class Rules:
     seed: int | None = None
     groups: str = "open"
     per_hour: int | None = None
-    in_all: int | None = None
+    max_submissions: int | None = None
     opens: float | None = None
     closes: float | None = None
     counts: str = "best"
@@ -61,7 +61,7 @@ class Rules:
                 raise UsageError(f"{what}={value!r}: choose one of {', '.join(choices)}")
         if self.top_k < 1:
             raise UsageError(f"top_k={self.top_k}: expected at least 1")
-        for what, limit in (("per hour", self.per_hour), ("in total", self.in_all)):
+        for what, limit in (("per hour", self.per_hour), ("in total", self.max_submissions)):
             if limit is not None and limit < 1:
                 raise UsageError(f"{limit} submissions {what}: allow at least 1, or set no limit")
         if self.opens is not None and self.closes is not None and self.opens >= self.closes:

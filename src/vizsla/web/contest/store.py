@@ -312,10 +312,10 @@ def _check_limits(
         (since, group),
     ).fetchone()
     in_all, this_hour = row["in_all"], row["this_hour"]
-    if rules.in_all is not None and in_all >= rules.in_all:
+    if rules.max_submissions is not None and in_all >= rules.max_submissions:
         # no waiting helps: come back when the contest has closed, or tomorrow
         wait = DAY if rules.closes is None else max(1.0, rules.closes - received)
-        raise TooMany(f"all {rules.in_all} submissions of this group are used up", wait)
+        raise TooMany(f"all {rules.max_submissions} submissions of this group are used up", wait)
     if rules.per_hour is not None and this_hour >= rules.per_hour:
         leaves = connection.execute(
             "SELECT received FROM submissions "

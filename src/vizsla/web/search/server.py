@@ -111,7 +111,7 @@ def serve(
     allow_changes: bool = False,
     allow_hosts: tuple[str, ...] = (),
     per_minute: float = 600.0,
-    most_k: int = 200,
+    max_k: int = 200,
     body_bytes: int = 16 * 2**20,
     title: str = "",
     started: Callable[[Started], None] | None = None,
@@ -144,7 +144,7 @@ def serve(
         hosts = frozenset(name.lower() for name in allow_hosts)
         app = create_app(
             state,
-            limits=Limits(per_minute=per_minute, k=most_k, body_bytes=body_bytes),
+            limits=Limits(per_minute=per_minute, k=max_k, body_bytes=body_bytes),
             access=Access(
                 token_hash, change_hash, hosts if is_local and token_hash is None else None
             ),
