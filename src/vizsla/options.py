@@ -151,12 +151,12 @@ class ComputeChoice(Options):
 
     device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
     precision: str = option("auto", "{choices}.", "Speed", choices=PRECISIONS)
-    compiling: str = option(
+    runtime: str = option(
         "auto",
-        "Compile the network: {choices}; auto does so if there are enough images.",
+        "What computes the network: {choices} (compiled: by torch); auto: the fastest for so many "
+        "images.",
         "Speed",
-        "--compile",
-        choices=("auto", "on", "off"),
+        choices=("auto", "torch", "compiled", "openvino", "onnx"),
     )
     batch_size: int | str = option(
         "auto", "Images in a batch; auto: by the GPU's memory, 32 on a CPU.", "Speed"

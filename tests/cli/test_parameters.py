@@ -88,7 +88,7 @@ def test_a_table_of_the_file_reaches_the_names_with_its_prefix(tmp_path: Path) -
 
 
 def test_a_flag_s_name_counts_as_well() -> None:
-    assert called(["x", "--set", "compile=off"])["computing"].compiling == "off"
+    assert called(["x", "--set", "runtime=torch"])["computing"].runtime == "torch"
     assert called(["x", "--set", "image-size=48"])["choice"].image_size == 48
 
 

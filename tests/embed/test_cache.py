@@ -22,7 +22,7 @@ from vizsla.embed import cache as cache_module
 from vizsla.embed.cache import FILE, FetchedImages, VectorCache, content_hash
 from vizsla.embed.compute import Compute
 from vizsla.embed.inference import embed
-from vizsla.embed.torch_runtime import TorchRuntime
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import StorageError
 from vizsla.model.embedder import Embedder
 
@@ -48,13 +48,13 @@ def photos(tmp_path: Path) -> Path:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every batch that goes through a network."""
     seen: list[int] = []
-    original = TorchRuntime.submit
+    original = Runtime.submit
 
-    def counted(network: TorchRuntime, pixels: object) -> object:
+    def counted(network: Runtime, pixels: object) -> object:
         seen.append(1)
         return original(network, pixels)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TorchRuntime, "submit", counted)
+    monkeypatch.setattr(Runtime, "submit", counted)
     return seen
 
 

@@ -1,7 +1,11 @@
 """Every `auto` is resolved once, with a reason, and what goes on uses what is written."""
 
+import importlib.util
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,13 +23,13 @@ from vizsla import storage
 from vizsla.data.fingerprint import FileInspection, inspect_files
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
-from vizsla.embed import auto_compute, inference, torch_runtime
+from vizsla.embed import auto_compute, inference, runtime, torch_runtime
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.compute_shards import EmbeddingInput, Engine, Shard, embed_here
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import embed, write_embeddings
-from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
+from vizsla.embed.runtime import Runtime, RuntimeFailed
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 
@@ -54,9 +58,9 @@ def test_bf16_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_was_written_stands_for_every_auto() -> None:
-    written = {"precision": "fp16", "batch_size": 7, "compiled": False}
-    found = resolve_compute(device="cpu", compiling="auto", images=10**6, written=written)
-    assert (found.precision, found.batch_size, found.compiled) == ("fp16", 7, False)
+    written = {"precision": "fp16", "batch_size": 7, "runtime": "compiled"}
+    found = resolve_compute(device="cpu", images=10**6, written=written)
+    assert (found.precision, found.batch_size, found.runtime) == ("fp16", 7, "compiled")
     given = resolve_compute(device="cpu", precision="fp32", batch_size=3, written=written)
     assert (given.precision, given.batch_size) == ("fp32", 3)
 
@@ -81,81 +85,135 @@ def test_the_compute_id_knows_what_changes_bits_and_nothing_else() -> None:
     one = Compute("cpu", "fp32", 32, 1)
     assert one.id == Compute("cpu", "fp32", 32, 5).id
     others = [Compute("cpu", "bf16", 32, 1), Compute("cpu", "fp32", 16, 1),
-              Compute("cpu", "fp32", 32, 1, compiled=True)]  # fmt: skip
+              Compute("cpu", "fp32", 32, 1, runtime="compiled")]  # fmt: skip
     assert len({one.id, *(other.id for other in others)}) == 4
     assert "pillow" in one.facts["decoder"] and "reduced" in one.facts["decoder"]
 
 
 @pytest.mark.parametrize("wrong", [
-    {"compiling": "maybe"}, {"batch_size": 0}, {"batch_size": "many"}, {"workers": 0},
-    {"batch_size": "²"}, {"batch_size": 10**19}, {"device": "cpu:abc"}, {"device": "cpu:"},
+    {"runtime": "maybe"}, {"runtime": "onnx", "precision": "bf16"}, {"batch_size": 0},
+    {"batch_size": "many"}, {"workers": 0}, {"batch_size": "²"}, {"batch_size": 10**19},
+    {"device": "cpu:abc"}, {"device": "cpu:"},
 ])  # fmt: skip
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="choose"):
         resolve_compute(**{"device": "cpu", **wrong})  # type: ignore[arg-type]
 
 
-# ── compiling ────────────────────────────────────────────────────────────────────────────────────
+# ── runtimes ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_few_images_are_never_compiled(embedder: Embedder) -> None:
-    few = resolve_compute(device="cpu", compiling="auto", embedder=embedder, images=100)
-    assert not few.compiled
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[float]]:
+    """Runtime → [seconds to start, seconds an image], in place of measuring, and what was timed."""
+    seconds = {"torch": [0.1, 0.01], "openvino": [0.5, 0.007], "onnx": [9.0, 0.002]}
+    done: dict[str, list[float]] = {}
+
+    def time_it(embedder: Embedder, compute: Compute) -> list[float]:
+        assert compute.runtime not in done
+        return done.setdefault(compute.runtime, seconds[compute.runtime])
+
+    monkeypatch.setenv("VIZSLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(auto_compute, "_timed", time_it)
+    monkeypatch.setattr(auto_compute, "installed", lambda runtime: True)
+    return done
 
 
-def test_compiling_pays_from_some_number_of_images_on_and_says_why(
-    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_fastest_runtime_is_taken_where_it_saves_more_than_it_takes(
+    embedder: Embedder, timed: dict[str, list[float]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vizsla.embed")
-    monkeypatch.setattr(auto_compute, "_seconds_per_image", lambda *_: 0.01)
-    one = Compute("cpu", "fp32", 4, 1)
-    assert not auto_compute.compiling_pays(one, embedder, 10_000)  # saves 5 s of 60
-    assert auto_compute.compiling_pays(one, embedder, 200_000)
-    assert "for 200000 images compiling saves about 100 s and takes 60 s" in caplog.text
+
+    def chosen(images: int, precision: str = "fp32") -> str:
+        return resolve_compute(
+            device="cpu", precision=precision, embedder=embedder, images=images
+        ).runtime
+
+    assert chosen(100) == "torch" and not timed  # few images do not wait for a measurement
+    assert chosen(500) == "torch" and list(timed) == ["torch"]
+    assert chosen(700) == "openvino" and list(timed) == ["torch", "openvino"]
+    assert chosen(150) == "torch"  # by the measured times, of which none is measured again
+    assert chosen(500) == "openvino"
+    assert "openvino: for 500 images openvino saves 1 s of 5 s" in caplog.text
+    timed.clear()
+    assert chosen(100_000) == "onnx" and list(timed) == ["onnx"]
+    timed.clear()
+    assert chosen(100_000, "bf16") == "openvino"  # ONNX Runtime computes in fp32
+    assert set(timed) == {"torch", "openvino"}
 
 
-def test_without_a_compiler_it_is_eager_with_one_line(
-    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_runtime_that_fails_is_not_chosen(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    for requested, images in (("auto", 10**7), ("on", 10)):
-        caplog.clear()
-        found = resolve_compute(device="cpu", compiling=requested, embedder=embedder, images=images)
-        assert not found.compiled and caplog.text.count("no C++ compiler") == 1
+    def broken(*_: object) -> object:
+        raise RuntimeError("no rule for this operator")
+
+    monkeypatch.setenv("VIZSLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(auto_compute, "installed", lambda name: name == "openvino")
+    monkeypatch.setitem(runtime.START, "openvino", broken)
+    for _ in range(2):  # the second time from the cache
+        found = resolve_compute(
+            device="cpu", precision="fp32", embedder=embedder, images=10**7, batch_size=4
+        )
+        assert found.runtime == "torch"
 
 
-def test_a_network_that_cannot_be_compiled_is_computed_eagerly(
-    photos: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+@pytest.mark.parametrize("how", ["torch network", "with views"])
+def test_every_runtime_gives_the_vectors_of_torch(name: str, how: str) -> None:
+    known = Embedder.build("timm:test_resnet", weights="random", image_size=32)
+    if how == "with views":
+        known.with_views("flip")
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=rng)
+    expected = Runtime(known, Compute("cpu", "fp32", 6, 1)).submit(pixels).result()
+    other = Runtime(known, Compute("cpu", "fp32", 6, 1, name))
+    found = other.submit(pixels).result()
+    assert other.compute.runtime == name
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    order = [3, 5, 0, 1, 4, 2]  # a vector does not depend on the other images of its batch
+    assert np.array_equal(other.submit(pixels[order]).result(), found[order])
+    alone = np.concatenate([other.submit(one[None]).result() for one in pixels])
+    np.testing.assert_allclose(alone, found, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+@pytest.mark.parametrize("fault", ["cannot be converted", "other vectors"])
+def test_a_network_that_a_runtime_cannot_compute_is_computed_by_torch(
+    photos: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fault: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     embedder = Embedder.build("tiny", weights="random", image_size=32, seed=5)
 
-    def broken(*_: object, **__: object) -> object:
+    def broken(*_: object) -> torch_runtime.Vectors:
+        if fault == "other vectors":
+            return lambda pixels: torch.ones(len(pixels), embedder.dim) / embedder.dim**0.5
         raise RuntimeError("no rule for this operator")
 
-    monkeypatch.setattr(torch, "compile", broken)
-    wished = Compute("cpu", "fp32", 4, 1, compiled=True)
+    monkeypatch.setitem(runtime.START, name, broken)
+    wished = Compute("cpu", "fp32", 4, 1, runtime=name)
     written = write_embeddings(photos, embedder, tmp_path / "e", compute=wished)
-    assert "no rule for this operator" in caplog.text and "continues without" in caplog.text
-    assert not written.compute.compiled and written.images == 9
-    assert read_manifest(tmp_path / "e")["compute"]["compiled"] is False
-    runtime = TorchRuntime(embedder, wished)
-    for _ in range(2):  # not eagerly from the second batch on
-        with pytest.raises(CompilingError):
-            runtime.submit(runtime.blank_batch())
+    assert ("no rule for this operator" in caplog.text) == (fault == "cannot be converted")
+    assert (f"{name} computes other vectors" in caplog.text) == (fault == "other vectors")
+    assert caplog.text.count("continues with torch") == 1
+    assert written.compute.runtime == "torch" and written.images == 9
+    assert read_manifest(tmp_path / "e")["compute"]["runtime"] == "torch"
+    failing = Runtime(embedder, wished)
+    for _ in range(2):  # not by torch from the second batch on, without a word
+        with pytest.raises(RuntimeFailed):
+            failing.submit(failing.blank_batch())
 
 
 def machines_that_differ(compiling: int) -> Engine:
     """An engine on which the first ranges compute, and then one cannot be compiled."""
 
     def engine(
-        source: EmbeddingInput, runtime: TorchRuntime, ranges: Any, progress: Any
+        source: EmbeddingInput, wished: Runtime, ranges: Any, progress: Any
     ) -> Iterator[tuple[range, Shard]]:
-        eager = TorchRuntime(runtime.embedder, replace(runtime.compute, compiled=False))
-        if runtime.compute.compiled:
+        eager = Runtime(wished.embedder, replace(wished.compute, runtime="torch"))
+        if wished.compute.runtime == "compiled":
             yield from embed_here(source, eager, ranges[:compiling], progress)
-            raise CompilingError("tiny cannot be compiled there")
+            raise RuntimeFailed("tiny cannot be compiled there")
         yield from embed_here(source, eager, ranges, progress)
 
     return engine
@@ -165,12 +223,12 @@ def test_a_machine_that_cannot_compile_after_others_could(
     photos: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     embedder = Embedder.build("tiny", weights="random", image_size=32, seed=5)
-    wished = Compute("cpu", "fp32", 4, 1, compiled=True)
+    wished = Compute("cpu", "fp32", 4, 1, runtime="compiled")
     options: dict[str, Any] = {"compute": wished, "shard_images": 4}
     engine = machines_that_differ(compiling=1)
     write_embeddings(photos, embedder, tmp_path / "e", engine=engine, **options)
-    assert "continues without compiling; 4 images are embedded again" in caplog.text
-    eager = {**options, "compute": replace(wished, compiled=False)}
+    assert "4 images are embedded again: continues with torch" in caplog.text
+    eager = {**options, "compute": replace(wished, runtime="torch")}
     write_embeddings(photos, embedder, tmp_path / "eager", **eager)
     for file in (tmp_path / "eager").iterdir():
         assert file.read_bytes() == (tmp_path / "e" / file.name).read_bytes()
@@ -180,7 +238,7 @@ def test_what_an_earlier_run_has_compiled_is_never_thrown_away(
     photos: ImageSet, tmp_path: Path
 ) -> None:
     embedder = Embedder.build("tiny", weights="random", image_size=32, seed=5)
-    wished = Compute("cpu", "fp32", 4, 1, compiled=True)
+    wished = Compute("cpu", "fp32", 4, 1, runtime="compiled")
     options: dict[str, Any] = {"compute": wished, "shard_images": 4}
 
     def interrupted(*arguments: Any) -> Iterator[tuple[range, Shard]]:
@@ -190,10 +248,10 @@ def test_what_an_earlier_run_has_compiled_is_never_thrown_away(
     with pytest.raises(KeyboardInterrupt):
         write_embeddings(photos, embedder, tmp_path / "e", engine=interrupted, **options)
     engine = machines_that_differ(compiling=0)
-    with pytest.raises(CompilingError, match="4 images were embedded by a compiled network: cont"):
+    with pytest.raises(RuntimeFailed, match="4 images were embedded by compiled: continue"):
         write_embeddings(photos, embedder, tmp_path / "e", engine=engine, **options)
     kept = written_compute(tmp_path / "e")
-    assert kept is not None and kept["compiled"] is True
+    assert kept is not None and kept["runtime"] == "compiled"
 
 
 def test_the_inspection_of_the_files_outlives_a_failed_compiler(
@@ -207,7 +265,7 @@ def test_the_inspection_of_the_files_outlives_a_failed_compiler(
         return inspect_files(images, cancelled=cancelled)
 
     def engine(*arguments: Any) -> Iterator[tuple[range, Shard]]:
-        if not arguments[1].compute.compiled:
+        if arguments[1].compute.runtime == "torch":
             failed.set()
         return machines_that_differ(compiling=0)(*arguments)
 
@@ -215,8 +273,48 @@ def test_the_inspection_of_the_files_outlives_a_failed_compiler(
     monkeypatch.setattr(inference, "inspect_files", slow)
     monkeypatch.setattr(inference, "_Inspection", lambda images, **_: in_background(images))
     embedder = Embedder.build("tiny", weights="random", image_size=32, seed=5)
-    wished = Compute("cpu", "fp32", 4, 1, compiled=True)
+    wished = Compute("cpu", "fp32", 4, 1, runtime="compiled")
     write_embeddings(photos, embedder, tmp_path / "e", compute=wished, engine=engine)
+
+
+def test_a_missing_compiler_or_package_is_said_in_one_line(
+    photos: ImageSet, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    compute = resolve_compute(device="cpu", runtime="compiled", precision="fp32")
+    embed(photos, embedder, tmp_path / "e", compute=compute)
+    assert caplog.text.count("no C++ compiler") == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install onnx onnxruntime onnxscript, or choose"):
+        resolve_compute(device="cpu", runtime="onnx")
+    elsewhere = {"runtime": "openvino", "precision": "fp32"}  # computed on another machine
+    assert resolve_compute(device="cpu", written=elsewhere).runtime == "torch"
+
+
+def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
+    """In a process of its own, since a module is imported once: no file of consent or identity is
+    written, no thread or process is started that sends, nothing is connected to."""
+    program = """
+import os, socket, sys
+def connect(*_): raise SystemExit("a connection")
+socket.socket.connect = connect
+from vizsla.embed.compute import Compute
+from vizsla.embed.runtime import Runtime
+from vizsla.model.embedder import Embedder
+embedder = Embedder.build("tiny", weights="random", image_size=32)
+runtime = Runtime(embedder, Compute("cpu", "fp32", 4, 1, "openvino"))
+runtime.submit(runtime.blank_batch()).result()
+print("openvino" in sys.modules, sys.modules["openvino_telemetry"], os.listdir(os.environ["HOME"]))
+"""
+    kept = {k: v for k, v in os.environ.items() if k not in ("CI", "GITHUB_ACTIONS", "TF_BUILD")}
+    (tmp_path / "home").mkdir()
+    kept |= {"HOME": str(tmp_path / "home"), "VIZSLA_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=kept, check=True
+    )
+    assert done.stdout.strip() == "True None []", done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -228,7 +326,7 @@ def test_compiled_vectors_are_the_same_and_the_code_is_kept(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     found = {}
     for way in ("eager", "compiled", "compiled again"):
-        chosen = Compute("cpu", "fp32", 4, 1, compiled=way != "eager")
+        chosen = Compute("cpu", "fp32", 4, 1, runtime="torch" if way == "eager" else "compiled")
         found[way] = embed(photos, embedder, tmp_path / way, compute=chosen)
     cosines = (found["eager"].vectors * found["compiled"].vectors).sum(axis=1)
     assert cosines.min() > 0.99999
@@ -248,7 +346,7 @@ def test_the_network_gives_what_the_embedder_gives(photos: ImageSet, embedder: E
         expected = embedder(torch.stack([embedder.preprocess(p) for p in pictures])).numpy()
     framing = embedder.preprocess.framing
     pixels = torch.from_numpy(np.stack([framing.pixels(p) for p in pictures]))
-    found = TorchRuntime(embedder, Compute("cpu", "fp32", 4, 1)).submit(pixels).result()
+    found = Runtime(embedder, Compute("cpu", "fp32", 4, 1)).submit(pixels).result()
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -31,7 +31,7 @@ from vizsla.embed.compute_shards import EmbeddingInput
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.ray_engine import _Actor, _contents, connected, ray_engine, resolve_compute_on
-from vizsla.embed.torch_runtime import CompilingError
+from vizsla.embed.runtime import RuntimeFailed
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 
@@ -321,12 +321,12 @@ def test_a_compiler_that_fails_there_costs_only_its_gain(
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        compute = replace(resolve_compute_on(ray, batch_size=2), compiled=True)
+        compute = replace(resolve_compute_on(ray, batch_size=2), runtime="compiled")
         embed(
             images, embedder(), tmp_path / "there", compute=compute, shard_images=SHARD,
             engine=ray_engine(ray),
         )  # fmt: skip
-    assert "continues without compiling" in caplog.text
+    assert "continues with torch" in caplog.text
     assert files(tmp_path / "there") == whole
 
 
@@ -334,14 +334,14 @@ def test_a_compiler_that_fails_there_is_told_apart(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> Any:
-        raise CompilingError("patches cannot be compiled")
+        raise RuntimeFailed("patches cannot be compiled")
 
     monkeypatch.setattr(ray_module, "embed_shards", failing)
     actor: Any = object.__new__(_Actor)
     actor.source, actor.runtime, actor.differs = EmbeddingInput(ImageSet(photos, [])), None, ""
     sent = pickle.dumps(ImageSet.from_folder(photos).for_worker(range(2)))
     row = actor({"start": np.array([0]), "stop": np.array([2]), "images": [sent]})
-    assert row["compiling"] == [True] and "cannot be compiled" in row["error"][0]
+    assert row["runtime_failed"] == [True] and "cannot be compiled" in row["error"][0]
 
 
 def test_wrong_use_is_said(photos: Path, tmp_path: Path) -> None:

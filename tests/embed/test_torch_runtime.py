@@ -8,7 +8,8 @@ import torch
 
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import IMAGES_PER_CORE, Compute, part_size
-from vizsla.embed.torch_runtime import TorchRuntime, in_parts
+from vizsla.embed.runtime import Runtime
+from vizsla.embed.torch_runtime import in_parts
 from vizsla.model.embedder import Embedder
 
 
@@ -33,7 +34,7 @@ def test_the_number_of_cores_changes_no_bit(cores) -> None:
     for n in (1, 2, 3):
         cores(n)
         compute = resolve_compute(device="cpu", precision="fp32", batch_size=16)
-        found.append(TorchRuntime(embedder, compute).submit(pixels).result())
+        found.append(Runtime(embedder, compute).submit(pixels).result())
         ids.add(compute.id)
         assert torch.get_num_threads() == n  # what works beside leaves this thread as it was
     assert len(ids) == 1

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vizsla.cli.main import main
+from vizsla.embed import runtime
 from vizsla.embed.embeddings import Embeddings
-from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.output.submission import read_submission
 from vizsla.run import config as run_config
@@ -52,18 +52,18 @@ def config(data: Path, **options: object) -> RunConfig:
     return RunConfig(data=str(data), home=str(data.parent), **{**known, **options})  # type: ignore[arg-type]
 
 
-def test_the_configuration_says_how_the_run_was_computed_if_compiling_fails(
+def test_the_configuration_says_how_the_run_was_computed_if_a_runtime_fails(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
-        raise CompilingError("there is no compiler")
+        raise OSError("there is no compiler")
 
-    monkeypatch.setattr(TorchRuntime, "_compiled", fails)
-    done = run(config(data, compiling="on", figures=0))
+    monkeypatch.setitem(runtime.START, "compiled", fails)
+    done = run(config(data, runtime="compiled", figures=0))
     gallery = Embeddings.open(done.run.folder / "embeddings" / "gallery")
-    assert done.run.config["options"]["compiling"] == "off"
+    assert done.run.config["options"]["runtime"] == "torch"
     assert done.run.config["compute_id"] == gallery.compute_id
-    assert any("continues without compiling" in warning for warning in done.warnings)
+    assert any("continues with torch" in warning for warning in done.warnings)
 
 
 @pytest.mark.parametrize("pooling", ["gap", "gem"])

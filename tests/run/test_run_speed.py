@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from vizsla.cli.main import app
 from vizsla.embed.auto_compute import CPU_BATCH
 from vizsla.embed.embeddings import Embeddings, read_manifest
-from vizsla.embed.torch_runtime import TorchRuntime
+from vizsla.embed.runtime import Runtime
 from vizsla.run.config import RunConfig, again
 from vizsla.run.pipeline import run
 
@@ -18,13 +18,13 @@ from vizsla.run.pipeline import run
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
-    original = TorchRuntime.submit
+    original = Runtime.submit
 
-    def counted(network: TorchRuntime, pixels: Any) -> Any:
+    def counted(network: Runtime, pixels: Any) -> Any:
         seen.append(len(pixels))
         return original(network, pixels)
 
-    monkeypatch.setattr(TorchRuntime, "submit", counted)
+    monkeypatch.setattr(Runtime, "submit", counted)
     return seen
 
 
@@ -42,7 +42,7 @@ def test_a_second_run_with_a_cache_embeds_nothing(
     assert batches == []
     assert (second.ranking.positions == first.ranking.positions).all()
     options = first.run.config["options"]
-    assert options["compiling"] == "off" and options["batch_size"] == CPU_BATCH
+    assert options["runtime"] == "torch" and options["batch_size"] == CPU_BATCH
     assert options["precision"] in ("fp32", "bf16") and options["cache"] is None
     assert json.loads(first.result_path.read_text())["batch_size"] == CPU_BATCH
     third = run(again(first.run.folder))
@@ -67,14 +67,14 @@ def test_embed_never_holds_all_vectors(
     printed = json.loads(result.stdout)
     facts = read_manifest(out)["compute"]
     assert printed["images"] == 24 and printed["compute"] == facts
-    assert (facts["precision"], facts["batch_size"], facts["compiled"]) == ("fp32", 5, False)
+    assert (facts["precision"], facts["batch_size"], facts["runtime"]) == ("fp32", 5, "torch")
     # the same folder again, now all by default: what is written stands
     again_words = [*words[:8], "-o", str(out)]
     assert CliRunner().invoke(app, again_words, catch_exceptions=False).exit_code == 0
     assert read_manifest(out)["compute"] == facts
 
 
-@pytest.mark.parametrize("words", [["--batch-size", "no"], ["--compile", "perhaps"]])
+@pytest.mark.parametrize("words", [["--batch-size", "no"], ["--runtime", "perhaps"]])
 def test_wrong_flags_are_refused_in_one_line(
     tinted: Path, tmp_path: Path, words: list[str]
 ) -> None:

@@ -17,8 +17,8 @@ from vizsla.data.imageset import open_data
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
+from vizsla.embed.runtime import Runtime
 from vizsla.embed.shared_vectors import embed_together
-from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.run import inputs, sweep
@@ -48,13 +48,13 @@ def only_what_is_new_is_collected() -> Iterator[None]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images every batch that is embedded holds, in order."""
     sizes: list[int] = []
-    original = TorchRuntime.submit
+    original = Runtime.submit
 
-    def counted(network: TorchRuntime, pixels: Any) -> Any:
+    def counted(network: Runtime, pixels: Any) -> Any:
         sizes.append(len(pixels))
         return original(network, pixels)
 
-    monkeypatch.setattr(TorchRuntime, "submit", counted)
+    monkeypatch.setattr(Runtime, "submit", counted)
     return sizes
 
 

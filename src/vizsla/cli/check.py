@@ -16,7 +16,7 @@ from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, Page, Print
 app = Commands()
 
 
-UNUSED = ("labels_from", "exclude", "compiling", "cache")
+UNUSED = ("labels_from", "exclude", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,9 @@ def check_data(
             largest = max(sets.values(), key=len)
             compute = resolve_compute(
                 device=options.device, precision=options.precision,
-                batch_size=options.batch_size, workers=options.workers, embedder=embedder,
-                images=len(largest), sample=largest.file,
+                runtime=options.runtime, batch_size=options.batch_size,
+                workers=options.workers, embedder=embedder, images=len(largest),
+                sample=largest.file,
             )  # fmt: skip
             embed = audit.embedding_in(
                 Path(scratch), embedder, compute, max_pixels=options.max_pixels, progress=progress

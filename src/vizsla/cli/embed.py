@@ -107,7 +107,7 @@ def embed(
     with (
         open_engine(
             options.engine, options.address, device=options.device, precision=options.precision,
-            compiling=options.compiling, batch_size=options.batch_size,
+            runtime=options.runtime, batch_size=options.batch_size,
             workers=options.workers, embedder=embedder, images=len(image_set),
             sample=image_set.file, written=None if options.overwrite else written_compute(out),
         ) as (compute, engine_there),

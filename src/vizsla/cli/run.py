@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
 NOT_SWEPT = (  # by `sweep`, or by options of its own
-    "model", "weights", "pooling", "interpolation", "views", "whiten", "dim", "compiling", "refine",
+    "model", "weights", "pooling", "interpolation", "views", "whiten", "dim", "runtime", "refine",
     "refine_uses", "figures",
 )  # fmt: skip
 VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # these also work without training

@@ -12,7 +12,7 @@ from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import option
 from vizsla.options import GalleryOptions, Messages
 
-UNUSED = ("interpolation", "views", "exclude", "compiling", "batch_size", "workers", "cache")
+UNUSED = ("interpolation", "views", "exclude", "batch_size", "workers", "cache")
 
 app = Commands()
 

@@ -1,6 +1,9 @@
 """Options → a Compute in which every `auto` is resolved: by the hardware, and by a few batches."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import re
 import time
@@ -8,33 +11,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vizsla import storage
 from vizsla.data.batches import choose_workers
-from vizsla.embed.compute import IMAGES_PER_CORE, PRECISIONS, Compute, Sample, has_fast_bf16
+from vizsla.embed.compute import (
+    IMAGES_PER_CORE,
+    PRECISIONS,
+    RUNTIMES,
+    Compute,
+    Sample,
+    has_fast_bf16,
+)
+from vizsla.embed.converted_runtimes import PACKAGES, installed
 from vizsla.embed.precision_check import cosine_change
-from vizsla.embed.torch_runtime import TorchRuntime, compiler_missing
+from vizsla.embed.runtime import Runtime, RuntimeFailed
+from vizsla.embed.torch_runtime import compiler_missing
 from vizsla.errors import StorageError, UsageError
 from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.embed")
 
-COMPILING = ("auto", "on", "off")
 CPU_BATCH = 32  # or more, so that each core has a part
 GPU_BATCHES = (16, 512)  # from the smallest to the largest
 MAX_COSINE_CHANGE = 0.001  # on average, by half precision
 SHARE_OF_GPU = 0.4  # of its free memory may be used by a batch
-COMPILE_SECONDS = 60  # that compiling takes, about
-MIN_COMPILED_IMAGES = 512
-COMPILE_GAIN = {"cpu": 0.05, "cuda": 0.3}  # share of the network's time that it saves
+NEVER = [1e9, 1e9]  # seconds of a runtime that fails
+MIN_IMAGES = 128  # with fewer no runtime is timed
+# Before it is measured: seconds to start a runtime, and the share of torch's time that it saves.
+EXPECTED = {
+    "cpu": {"openvino": (3.0, 0.5), "onnx": (20.0, 0.4)},
+    "cuda": {"compiled": (60.0, 0.3)},
+}
 
 
 def resolve_compute(
     *,
     device: str = "auto",
     precision: str = "auto",
-    compiling: str = "off",
+    runtime: str = "auto",
     batch_size: int | str = "auto",
     workers: int | None = None,
     embedder: Embedder | None = None,
@@ -44,8 +60,8 @@ def resolve_compute(
 ) -> Compute:
     """A Compute for this machine, every `auto` resolved; UsageError for what the machine lacks.
 
-    embedder, images: the model and the number of images; they decide whether compiling is worth it
-    and the batch size on a GPU. Without an embedder the fastest precision is chosen.
+    embedder, images: the model and the number of images; they decide about the runtime, and the
+    batch size on a GPU. Without an embedder the fastest precision is chosen.
     sample: the i-th image, as `read_image` takes it. A few images show whether half precision
     changes the cosines of this model; without a sample and an earlier measurement, fp32 is chosen.
     written: the facts of an earlier run that is continued; its choices replace every `auto`.
@@ -54,33 +70,35 @@ def resolve_compute(
     device = _resolve_device(device)
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"precision={precision!r}: choose auto, {', '.join(PRECISIONS)}")
-    if compiling not in COMPILING:
-        raise UsageError(f"compile={compiling!r}: choose {', '.join(COMPILING)}")
+    if runtime not in ("auto", *RUNTIMES):
+        raise UsageError(f"runtime={runtime!r}: choose auto, {', '.join(RUNTIMES)}")
+    if runtime in EXPECTED["cpu"] and torch.device(device).type != "cpu":
+        raise UsageError(f"the runtime {runtime} computes on a CPU, not on {device}: choose torch")
     if batch_size != "auto" and not re.fullmatch("0*[1-9][0-9]{0,5}", str(batch_size), re.ASCII):
         raise UsageError(f"batch size {batch_size}: choose 1 to 999999, or auto")
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers: choose 1 or more")
+    if runtime in PACKAGES and not installed(runtime):
+        raise UsageError(
+            f"the runtime {runtime} is not installed here: pip install "
+            f"{' '.join(PACKAGES[runtime])}, or choose --runtime auto"
+        )
+    if runtime == "auto" and installed(earlier.get("runtime", "auto")):
+        runtime = earlier.get("runtime", "auto")
+    if runtime == "onnx" and precision not in ("auto", "fp32"):
+        raise UsageError(f"the runtime onnx computes in fp32, not in {precision}: choose openvino")
     if precision == "auto":
-        precision = earlier.get("precision") or _precision(embedder, device, images, sample)
+        precision = earlier.get("precision") or (
+            "fp32" if runtime == "onnx" else _precision(embedder, device, images, sample)
+        )
     if batch_size == "auto":
         batch_size = earlier.get("batch_size") or _batch_size(embedder, device, precision)
     compute = Compute(
         device, precision, int(batch_size), workers or choose_workers(torch.device(device).type)
     )
-    if compiling == "auto" and "compiled" in earlier:
-        compiling = "on" if earlier["compiled"] else "off"
-    if compiling == "off" or (compiling == "auto" and images < MIN_COMPILED_IMAGES):
-        return compute
-    if missing := compiler_missing(compute.kind):
-        log.warning("not compiled: %s", missing)
-        return compute
-    if (
-        compiling == "auto"
-        and embedder is not None
-        and not compiling_pays(compute, embedder, images)
-    ):
-        return compute
-    return dataclasses.replace(compute, compiled=True)
+    if runtime == "auto":
+        runtime = "torch" if embedder is None else fastest_runtime(embedder, compute, images)
+    return dataclasses.replace(compute, runtime=runtime)
 
 
 def written_compute(folder: str | Path) -> dict[str, Any] | None:
@@ -121,27 +139,81 @@ def _precision(
     return "fp32"
 
 
-def compiling_pays(compute: Compute, embedder: Embedder, images: int) -> bool:
-    """Whether compiling saves more time than it takes, estimated from an eager batch; logs why."""
-    saved = images * _seconds_per_image(embedder, compute) * COMPILE_GAIN[compute.kind]
+def fastest_runtime(embedder: Embedder, compute: Compute, images: int) -> str:
+    """The installed runtime that embeds so many images soonest, its start included; logs why.
+
+    Each is measured at most once for a kind of machine and of network, and only where it is
+    expected to save more than it takes; the times are kept in the cache folder.
+    """
+    candidates = {
+        name: gain for name, gain in EXPECTED.get(compute.kind, {}).items()
+        if not _lacking(name, compute)
+    }  # fmt: skip
+    if not candidates or images < MIN_IMAGES:
+        return "torch"
+    path, times = _known_times(embedder, compute)
+
+    def measure(runtime: str) -> None:
+        times[runtime] = _timed(embedder, dataclasses.replace(compute, runtime=runtime))
+        with contextlib.suppress(StorageError):  # without a writable cache it is measured again
+            storage.write_json(path, {"name": embedder.name, "times": times})
+
+    if "torch" not in times:
+        measure("torch")
+    by_torch = images * times["torch"][1]
+    while True:
+        saved = {
+            name: by_torch - images * times[name][1] - times[name][0] if name in times
+            else by_torch * share - start
+            for name, (start, share) in candidates.items()
+        }  # fmt: skip
+        best = max(saved, key=saved.__getitem__)
+        if saved[best] <= 0 or best in times or compute.kind == "cuda":
+            break
+        measure(best)
+    chosen = best if saved[best] > 0 else "torch"
     log.info(
-        "%s: for %d images compiling saves about %.0f s and takes %d s",
-        "compiled" if saved > COMPILE_SECONDS else "not compiled", images, saved, COMPILE_SECONDS,
-    )  # fmt: skip
-    return saved > COMPILE_SECONDS
+        "%s: for %d images %s saves %.0f s of %.0f s", chosen, images, best, saved[best], by_torch
+    )
+    return chosen
 
 
-def _seconds_per_image(embedder: Embedder, compute: Compute) -> float:
-    """By the faster of two eager batches: other programs can only slow them down."""
-    runtime = TorchRuntime(embedder, compute)
-    blank = runtime.blank_batch()
-    runtime.submit(blank).result()
-    times = []
-    for _ in range(2):
-        started = time.monotonic()
-        runtime.submit(blank).result()
-        times.append(time.monotonic() - started)
-    return min(times) / len(blank)
+def _lacking(runtime: str, compute: Compute) -> bool:
+    if runtime == "compiled":
+        return compiler_missing(compute.kind) is not None
+    return not installed(runtime) or (runtime == "onnx" and compute.precision != "fp32")
+
+
+def _known_times(embedder: Embedder, compute: Compute) -> tuple[Path, dict[str, list[float]]]:
+    """The file of this kind of network and machine, and what was measured there."""
+    kind = [
+        embedder.backbone.spec.name, sum(p.numel() for p in embedder.parameters()),
+        list(embedder.preprocess.size), str(embedder.views),
+        {**compute.facts, "threads": torch.get_num_threads(), "batch_size": None},
+    ]  # fmt: skip
+    name = hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:24]
+    path = storage.cache_folder() / "runtimes" / f"{name}.json"
+    with contextlib.suppress(StorageError, TypeError, KeyError, ValueError):
+        known = storage.read_json(path)["times"]
+        return path, {name: [float(start), float(image)] for name, (start, image) in known.items()}
+    return path, {}
+
+
+def _timed(embedder: Embedder, compute: Compute) -> list[float]:
+    """Seconds to start, and for each image after that; NEVER if this runtime fails."""
+    runtime = Runtime(embedder, compute)
+    few = runtime.blank_batch()[: (compute.facts["part"] or 16) * torch.get_num_threads()]
+    times, used = [time.monotonic()], time.process_time()
+    for _ in range(3):
+        try:
+            runtime.submit(few).result()
+        except RuntimeFailed as error:
+            log.debug("%s", error)
+            return NEVER
+        times.append(time.monotonic())
+        used = time.process_time() - used if len(times) == 2 else used
+    start, *passes = np.diff(times)
+    return [min(float(start), used), float(min(passes)) / len(few)]  # others may use the cores
 
 
 def _batch_size(embedder: Embedder | None, device: str, precision: str) -> int:
@@ -151,7 +223,7 @@ def _batch_size(embedder: Embedder | None, device: str, precision: str) -> int:
     smallest, largest = GPU_BATCHES
     peaks = []
     for size in (smallest, 2 * smallest):
-        runtime = TorchRuntime(embedder, Compute(device, precision, size, 1))
+        runtime = Runtime(embedder, Compute(device, precision, size, 1))
         torch.cuda.reset_peak_memory_stats(device)
         runtime.submit(runtime.blank_batch()).result()
         peaks.append(torch.cuda.max_memory_allocated(device))

@@ -1,10 +1,11 @@
-"""How vectors are computed: device, precision, compiled or not, batch size, decoder."""
+"""How vectors are computed: device, precision, runtime, batch size, decoder."""
 
 import hashlib
 import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vizsla.data.resize import REDUCED
 
 Sample = Callable[[int], Path | bytes]  # the i-th image, as `read_image` takes it
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RUNTIMES = {"torch": None, "compiled": None, "openvino": "openvino", "onnx": "onnxruntime"}
 IMAGES_PER_CORE = 4  # at once: the activations of more do not fit its cache
 
 
@@ -31,7 +33,7 @@ class Compute:
     precision: str
     batch_size: int
     workers: int
-    compiled: bool = False
+    runtime: str = "torch"
     remote_facts: dict[str, Any] | None = None
 
     @property
@@ -47,15 +49,17 @@ class Compute:
         JPEG, so vectors of different decoders may be compared, but are not bit-equal.
         """
         if self.remote_facts is not None:
-            return {**self.remote_facts, "compiled": self.compiled}
+            return {**self.remote_facts, "runtime": self.runtime}
         kind, threads = self.kind, torch.get_num_threads()
         part = part_size(self.batch_size, threads) if kind == "cpu" else None
+        package = RUNTIMES[self.runtime]
         return {
             "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
             "machine": platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability() if kind == "cpu" else None,
             "precision": self.precision,
-            "compiled": self.compiled,
+            "runtime": self.runtime,
+            **({package: metadata.version(package)} if package else {}),
             "batch_size": self.batch_size,
             "part": part,
             "threads": 1 if part else threads,

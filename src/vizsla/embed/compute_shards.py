@@ -18,7 +18,7 @@ from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.remote import PARALLEL_READS
 from vizsla.embed.cache import FetchedImages, VectorCache, space_key
-from vizsla.embed.torch_runtime import PendingVectors, TorchRuntime
+from vizsla.embed.runtime import PendingVectors, Runtime
 from vizsla.errors import DataError
 
 
@@ -60,14 +60,14 @@ class Shard:
 
 
 Engine = Callable[
-    [EmbeddingInput, TorchRuntime, Sequence[range], Callable[[int], None] | None],
+    [EmbeddingInput, Runtime, Sequence[range], Callable[[int], None] | None],
     Iterator[tuple[range, Shard]],
 ]  # the shards of some ranges of positions, in any order
 
 
 def embed_here(
     source: EmbeddingInput,
-    runtime: TorchRuntime,
+    runtime: Runtime,
     ranges: Sequence[range],
     progress: Callable[[int], None] | None,
 ) -> Iterator[tuple[range, Shard]]:
@@ -77,7 +77,7 @@ def embed_here(
 
 def embed_shards(
     source: EmbeddingInput,
-    runtime: TorchRuntime,
+    runtime: Runtime,
     ranges: Sequence[range],
     *,
     progress: Callable[[int], None] | None = None,
@@ -160,7 +160,7 @@ class _Draft:
 
 def _chunks(
     source: EmbeddingInput,
-    runtime: TorchRuntime,
+    runtime: Runtime,
     ranges: Sequence[range],
     drafts: "deque[_Draft]",
     fetched: FetchedImages,
@@ -181,7 +181,7 @@ def _chunks(
 
 
 def _fill_from_cache(
-    draft: _Draft, source: EmbeddingInput, runtime: TorchRuntime, fetched: FetchedImages
+    draft: _Draft, source: EmbeddingInput, runtime: Runtime, fetched: FetchedImages
 ) -> list[int]:
     """The positions whose vectors are not in the cache, without copies of others."""
     assert source.cache is not None
@@ -203,14 +203,12 @@ def _fill_from_cache(
     return missing
 
 
-def cache_space(source: EmbeddingInput, runtime: TorchRuntime) -> str:
+def cache_space(source: EmbeddingInput, runtime: Runtime) -> str:
     """The space of these vectors in the cache (see `space_key`)."""
     return space_key(runtime.embedder.model_id, runtime.compute.id, source.max_pixels)
 
 
-def _with_vectors(
-    runtime: TorchRuntime, batches: Iterator[Batch]
-) -> Iterator[tuple[Batch, np.ndarray]]:
+def _with_vectors(runtime: Runtime, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
     """Each batch with its vectors (B, D). On a GPU a batch is sent before the vectors of the one
     before are waited for."""
     waiting: deque[tuple[Batch, PendingVectors | None]] = deque()

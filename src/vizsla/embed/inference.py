@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from vizsla.embed.compute_shards import (
     whole_batches,
 )
 from vizsla.embed.embeddings import Embeddings, ShardWriter
+from vizsla.embed.runtime import Runtime, RuntimeFailed
 from vizsla.embed.shards import STORES
-from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 
@@ -62,7 +62,7 @@ def embed(
     out: str | Path,
     *,
     compute: Compute | None = None,
-    runtime: TorchRuntime | None = None,
+    runtime: Runtime | None = None,
     store: str = "fp32",
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = MAX_PIXELS,
@@ -90,7 +90,7 @@ def write_embeddings(
     out: str | Path,
     *,
     compute: Compute | None = None,
-    runtime: TorchRuntime | None = None,
+    runtime: Runtime | None = None,
     store: str = "fp32",
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = MAX_PIXELS,
@@ -118,7 +118,7 @@ def write_embeddings(
         compute = compute or resolve_compute(
             embedder=embedder, images=len(images), sample=None if picture else images.file
         )
-        runtime = TorchRuntime(embedder, compute)
+        runtime = Runtime(embedder, compute)
     vectors = VectorCache(cache) if cache is not None and picture is None else None
     source, out = EmbeddingInput(images, max_pixels, picture, vectors), Path(out)
     with storage.locked(out):
@@ -139,7 +139,7 @@ class _Job:
     def __init__(
         self,
         source: EmbeddingInput,
-        runtime: TorchRuntime,
+        runtime: Runtime,
         engine: Engine,
         out: Path,
         store: str,
@@ -158,30 +158,27 @@ class _Job:
             log.info("%s: continues after image %d of %d", self.out, start, writer.total)
         try:
             self._write_shards(writer, start)
-        except CompilingError as error:
-            writer = self._without_compiling(writer, start, error)
+        except RuntimeFailed as error:
+            writer = self._with_torch(writer, start, error)
             self._write_shards(writer, 0)
         writer.finish()
         return writer
 
-    def _without_compiling(
-        self, writer: ShardWriter, start: int, error: CompilingError
-    ) -> ShardWriter:
-        """Begins anew: vectors of compiled and eager networks are not mixed.
+    def _with_torch(self, writer: ShardWriter, start: int, error: RuntimeFailed) -> ShardWriter:
+        """Begins anew with torch: vectors of two runtimes are not mixed.
 
-        CompilingError if an earlier run computed some.
+        RuntimeFailed if an earlier run computed some.
         """
         if start:
             self.inspection.cancel()
-            raise CompilingError(
-                f"{error}. In {self.out}, {start} images were embedded by a compiled network: "
-                "continue where it can be compiled, or begin anew with --overwrite "
-                "--compile off"
+            raise RuntimeFailed(
+                f"{error}. In {self.out}, {start} images were embedded by "
+                f"{self.runtime.compute.runtime}: continue where it works, or begin anew with "
+                "--overwrite --runtime torch"
             ) from error
         again = f"; {writer.done} images are embedded again" if writer.done else ""
-        log.warning("%s: continues without compiling%s", error, again)
         storage.remove(self.out / "manifest.json", *self.out.glob("shard-*.parquet"))
-        self.runtime.compute = replace(self.runtime.compute, compiled=False)
+        self.runtime.use_torch(f"{error}{again}")
         return self._writer()
 
     def _writer(self) -> ShardWriter:
@@ -220,7 +217,7 @@ class _Job:
                     writing = thread.submit(write)
                 if writing is not None:
                     writing.result()
-            except CompilingError:
+            except RuntimeFailed:
                 raise  # the job goes on
             except BaseException:
                 self.inspection.cancel()  # else the thread that waits for it would not end

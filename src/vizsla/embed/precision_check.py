@@ -14,7 +14,7 @@ import torch
 
 from vizsla import storage
 from vizsla.embed.compute import Compute, Sample
-from vizsla.embed.torch_runtime import TorchRuntime
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import ImageError, StorageError
 from vizsla.model.embedder import Embedder
 
@@ -42,7 +42,7 @@ def cosine_change(
         return None
     batch = torch.from_numpy(np.stack(pixels))
     whole, half = (
-        TorchRuntime(embedder, Compute(device, p, len(batch), 1)).submit(batch).result()
+        Runtime(embedder, Compute(device, p, len(batch), 1)).submit(batch).result()
         for p in ("fp32", precision)
     )
     changes = np.abs(whole @ whole.T - half @ half.T)

@@ -24,7 +24,7 @@ from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute, Sample
 from vizsla.embed.compute_shards import EmbeddingInput, Engine, Shard, embed_shards
 from vizsla.embed.precision_check import sample_positions
-from vizsla.embed.torch_runtime import CompilingError, TorchRuntime
+from vizsla.embed.runtime import Runtime, RuntimeFailed
 from vizsla.errors import ImageError, MissingExtraError, ModelError, UsageError, VizslaError
 
 log = logging.getLogger("vizsla.embed")
@@ -173,7 +173,7 @@ def ray_engine(ray: Any) -> Engine:
 
     def engine(
         source: EmbeddingInput,
-        runtime: TorchRuntime,
+        runtime: Runtime,
         ranges: Sequence[range],
         progress: Callable[[int], None] | None,
     ) -> Iterator[tuple[range, Shard]]:
@@ -198,7 +198,7 @@ def ray_engine(ray: Any) -> Engine:
 
 
 def _computed(
-    ray: Any, source: EmbeddingInput, runtime: TorchRuntime, ranges: Sequence[range]
+    ray: Any, source: EmbeddingInput, runtime: Runtime, ranges: Sequence[range]
 ) -> Generator[tuple[range, np.ndarray, dict[str, str]], None, None]:
     """(positions, vectors (n, D), id → reason of broken images) of each range, in any order."""
     compute, threads = runtime.compute, torch.get_num_threads()
@@ -234,7 +234,7 @@ def _computed(
         stream = iter(dataset.iter_rows())
         for row in stream:
             if row["error"]:
-                kind = CompilingError if row["compiling"] else ModelError
+                kind = RuntimeFailed if row["runtime_failed"] else ModelError
                 raise kind(row["error"])
             vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, runtime.embedder.dim)
             yield range(row["start"], row["stop"]), vectors, dict(json.loads(row["broken"]))
@@ -273,7 +273,7 @@ class _Actor:
 
         self.source, embedder, compute, expected, threads = ray.get(shared)
         torch.set_num_threads(threads)
-        self.runtime = TorchRuntime(embedder, replace(compute, remote_facts=None))
+        self.runtime = Runtime(embedder, replace(compute, remote_facts=None))
         facts = self.runtime.compute.facts
         self.differs = "; ".join(
             f"{key} is {facts.get(key)!r}, expected {expected.get(key)!r}"
@@ -284,12 +284,12 @@ class _Actor:
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         start, stop = int(rows["start"][0]), int(rows["stop"][0])
         row = {"start": start, "stop": stop, "vectors": b"", "broken": "{}", "error": "",
-               "compiling": False}  # fmt: skip
+               "runtime_failed": False}  # fmt: skip
         try:
             row |= self._computed(pickle.loads(rows["images"][0]))
         except VizslaError as error:
             row["error"] = f"{error} (on {socket.gethostname()})"
-            row["compiling"] = isinstance(error, CompilingError)
+            row["runtime_failed"] = isinstance(error, RuntimeFailed)
         return {key: [value] for key, value in row.items()}
 
     def _computed(self, images: ImageSet) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from vizsla.embed.compute_shards import (
 )
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import SHARD_IMAGES, Progress
+from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import MANIFEST
-from vizsla.embed.torch_runtime import TorchRuntime
 from vizsla.errors import UsageError, VizslaError
 from vizsla.model.embedder import Embedder
 
@@ -100,13 +100,13 @@ def embed_together(
     """Fills the cache with the vectors of up to 4 embedders that differ only in their pooling (gap,
     gem, max), by one pass through the backbone of the first.
 
-    Each vector is bit-equal to that of its embedder without compiling.
+    Each vector is bit-equal to that of its embedder by the same runtime, torch.
     """
-    if compute.compiled:
-        raise UsageError("one pass for several poolings cannot be compiled: use --compile off")
+    if compute.runtime != "torch":
+        raise UsageError(f"one pass for several poolings needs torch, not {compute.runtime}")
     vector_cache = VectorCache(cache)
     joint: Any = _JointPoolings(embedders)  # has all that a runtime needs of an embedder
-    runtime = TorchRuntime(joint, compute)
+    runtime = Runtime(joint, compute)
     spaces = [space_key(e.model_id, compute.id, max_pixels) for e in embedders]
     per_shard = whole_batches(SHARD_IMAGES, compute.batch_size)
     for start in range(0, len(images), per_shard):

@@ -1,4 +1,4 @@
-"""Pixels → vectors: an embedder on its device, in its precision, compiled or not.
+"""Pixels → vectors by torch, eagerly or compiled, and the threads in which a CPU does it.
 
 On a CPU a batch is processed in parts of a few images, each by one thread, as many at once as torch
 has threads: the activations stay in the cache of the core, and no thread waits for another.
@@ -10,23 +10,19 @@ import os
 import shutil
 import sys
 import threading
-import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vizsla import storage
 from vizsla.embed.compute import PRECISIONS, Compute, part_size
-from vizsla.errors import ModelError
 from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.embed")
@@ -34,105 +30,44 @@ log = logging.getLogger("vizsla.embed")
 LOW_PRIORITY = 10  # added to the niceness of a thread: about a tenth of a busy core
 
 
-class CompilingError(ModelError):
-    """The network cannot be compiled."""
+Vectors = Callable[[Tensor], Tensor]  # (B, H, W, 3) uint8 → (B, D) float32 unit vectors
 
 
-@dataclass
-class PendingVectors:
-    """Vectors that may still be being computed or copied."""
+def eager(embedder: Embedder, compute: Compute) -> Vectors:
+    """The embedder as it is, on its device, in its precision."""
+    kind = compute.kind
+    precision = PRECISIONS[compute.precision]
+    preprocess = embedder.preprocess
+    mean = torch.tensor(preprocess.mean, device=compute.device)[:, None, None]
+    std = torch.tensor(preprocess.std, device=compute.device)[:, None, None]
 
-    vectors: Tensor
-    copied: Any = None  # the CUDA event after the copy from a GPU
+    def vectors(pixels: Tensor) -> Tensor:
+        images = pixels.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
+        with torch.autocast(kind, precision, enabled=precision != torch.float32):
+            found: Tensor = embedder(images)
+        return found.float()
 
-    def result(self) -> np.ndarray:
-        """(B, D) float32; waits until they are complete."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.vectors.numpy()
+    # torch limits compilations of one code object: each runtime has its own copy
+    return types.FunctionType(
+        vectors.__code__.replace(), vectors.__globals__, "vectors", None, vectors.__closure__
+    )
 
 
-class TorchRuntime:
-    """`submit(pixels).result()`: (B, D) float32 unit vectors of (B, H, W, 3) uint8 pixels.
+def compiled(embedder: Embedder, compute: Compute) -> Vectors:
+    """The same, compiled when it is first called; OSError without a compiler."""
+    if missing := compiler_missing(compute.kind):
+        raise OSError(missing)
+    options: dict[str, Any] = {"freezing": True}  # weights become constants
+    if compute.kind == "cuda":
+        options = {"triton.cudagraphs": True}
+    _use_private_cache()
+    function: Vectors = torch.compile(eager(embedder, compute), dynamic=False, options=options)
 
-    Pixels are copied as bytes, a quarter of the size of floats, and converted on the device. On a
-    GPU `submit` returns at once, so that the next batch can be copied in the meantime. Raises
-    CompilingError at each batch if compiling was requested and fails.
-    """
+    def vectors(pixels: Tensor) -> Tensor:
+        with _quiet_compiler():
+            return function(pixels)
 
-    def __init__(self, embedder: Embedder, compute: Compute) -> None:
-        self.embedder, self.compute = embedder, compute
-        self.device = torch.device(compute.device)
-        self._forward: Callable[[Tensor], Tensor] | None = None  # made at the first batch
-
-    def submit(self, pixels: Tensor) -> PendingVectors:
-        """Starts to embed pixels (B, H, W, 3) uint8 on the CPU; they must not change until the
-        result is complete."""
-        if self._forward is None:  # here, since the embedder may be sent to another process before
-            self.embedder.to(self.device).to(memory_format=torch.channels_last).eval()
-            eager = self._eager()
-            # kept only if it works: else a later batch would be computed eagerly, without a word
-            self._forward = self._compiled(eager) if self.compute.compiled else eager
-        vectors = self._run(self._forward, pixels)
-        if self.device.type != "cuda":
-            return PendingVectors(vectors.cpu())
-        with torch.inference_mode():
-            on_cpu = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
-            on_cpu.copy_(vectors, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-            return PendingVectors(on_cpu, copied)
-
-    def blank_batch(self) -> Tensor:
-        """Pixels (B, H, W, 3) uint8 of black images."""
-        return torch.zeros(
-            (self.compute.batch_size, *self.embedder.preprocess.size, 3), dtype=torch.uint8
-        )
-
-    def _run(self, function: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return in_parts(function, pixels)
-        with torch.inference_mode():
-            return function(pixels.to(self.device, non_blocking=True))
-
-    def _eager(self) -> Callable[[Tensor], Tensor]:
-        embedder, kind = self.embedder, self.device.type
-        precision = PRECISIONS[self.compute.precision]
-        preprocess = embedder.preprocess
-        mean = torch.tensor(preprocess.mean, device=self.device)[:, None, None]
-        std = torch.tensor(preprocess.std, device=self.device)[:, None, None]
-
-        def vectors(pixels: Tensor) -> Tensor:
-            images = pixels.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
-            with torch.autocast(kind, precision, enabled=precision != torch.float32):
-                found: Tensor = embedder(images)
-            return found.float()
-
-        # torch limits compilations of one code object: each runtime has its own copy
-        return types.FunctionType(
-            vectors.__code__.replace(), vectors.__globals__, "vectors", None, vectors.__closure__
-        )
-
-    def _compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The compiled function, tried on a blank batch; CompilingError if that fails."""
-        options: dict[str, Any] = {"freezing": True}  # weights become constants
-        if self.compute.kind == "cuda":
-            options = {"triton.cudagraphs": True}
-        started = time.monotonic()
-        try:
-            _use_private_cache()
-            with _quiet_compiler():
-                compiled: Callable[[Tensor], Tensor] = torch.compile(
-                    function, dynamic=False, options=options
-                )
-                part = self.compute.facts["part"]
-                self._run(compiled, self.blank_batch()[:part])  # one part, or it compiles twice
-        except Exception as error:  # a compiler may fail on a network in any way
-            first = next(iter(str(error).strip().splitlines()), "")
-            reason = f"{type(error).__name__}: {first[:200]}"
-            raise CompilingError(f"{self.embedder.name} cannot be compiled ({reason})") from error
-        log.info("compiled in %.0f s", time.monotonic() - started)
-        return compiled
+    return vectors
 
 
 # ── compiling ────────────────────────────────────────────────────────────────────────────────────

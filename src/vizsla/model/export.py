@@ -40,14 +40,15 @@ class Exported:
     difference: float | None
 
 
-class _ExportedNetwork(nn.Module):
-    """Images → unit vectors in fp32, without context managers, which ONNX does not support."""
+class ExportedNetwork(nn.Module):
+    """An embedder without context managers, which ONNX does not support."""
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
         self.embedder = embedder
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, D) unit vectors from preprocessed images (B, 3, H, W)."""
         vectors = self.embedder.projection(self.embedder.pooled(images))
         return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
@@ -64,7 +65,7 @@ def export(embedder: Embedder, out: str | Path) -> Exported:
     height, width = embedder.preprocess.size
     rng = torch.Generator().manual_seed(0)
     images = torch.randn((2, 3, height, width), generator=rng)
-    data = _onnx_bytes(_ExportedNetwork(embedder), images, embedder.name)
+    data = onnx_bytes(ExportedNetwork(embedder), images, embedder.name)
     onnx.checker.check_model(onnx.load_model_from_string(data))
     difference = _difference(embedder, data, rng)
     storage.write_bytes(out, data)
@@ -125,8 +126,8 @@ def _steps(embedder: Embedder) -> list[str]:
     ]
 
 
-def _onnx_bytes(network: nn.Module, images: Tensor, name: str) -> bytes:
-    """The bytes of the ONNX file, weights included."""
+def onnx_bytes(network: nn.Module, images: Tensor, name: str) -> bytes:
+    """The bytes of the ONNX file, weights included; ModelError if the network has none."""
     batch = torch.export.Dim("batch", min=1)
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():

@@ -91,7 +91,7 @@ def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Com
     return resolve_compute(
         device=config.device,
         precision=config.precision,
-        compiling=config.compiling,
+        runtime=config.runtime,
         batch_size=config.batch_size,
         workers=config.workers,
         embedder=embedder,
@@ -127,7 +127,7 @@ def resolved(
         cache=None,  # whoever repeats this run need not have it
         device=compute.device,
         precision=compute.precision,
-        compiling="on" if compute.compiled else "off",
+        runtime=compute.runtime,
         batch_size=compute.batch_size,
         workers=compute.workers,
     )

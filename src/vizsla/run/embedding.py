@@ -9,7 +9,7 @@ from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import write_embeddings
-from vizsla.embed.torch_runtime import TorchRuntime
+from vizsla.embed.runtime import Runtime
 from vizsla.model.embedder import Embedder
 from vizsla.run.config import RunConfig
 from vizsla.workspace import Run
@@ -25,7 +25,7 @@ class RunEmbedder:
     """
 
     folder: Path
-    runtime: TorchRuntime
+    runtime: Runtime
     max_pixels: int
     cache: str | None
     progress: Progress | None = None
@@ -39,14 +39,14 @@ class RunEmbedder:
         progress: Progress | None,
     ) -> "RunEmbedder":
         """For a run that is under way."""
-        runtime = TorchRuntime(embedder, compute)
+        runtime = Runtime(embedder, compute)
         return RunEmbedder(run.folder, runtime, config.max_pixels, config.cache, progress)
 
     @staticmethod
     def of_finished(run: Run, config: RunConfig, progress: Progress | None) -> "RunEmbedder":
         """For more images in a finished run: its embedder, computing as it did then."""
         compute = resolve_compute(
-            device=config.device, precision=config.precision, compiling=config.compiling,
+            device=config.device, precision=config.precision, runtime=config.runtime,
             batch_size=config.batch_size, workers=config.workers,
             written=written_compute(run.folder / "embeddings" / "gallery"),
         )  # fmt: skip
@@ -56,7 +56,7 @@ class RunEmbedder:
 
     @property
     def compute(self) -> Compute:
-        """What it computes with now: without compiling, if that has failed."""
+        """What it computes with now: torch, if another runtime has failed."""
         return self.runtime.compute
 
     def __call__(self, images: ImageSet, role: str) -> Embeddings:

@@ -55,10 +55,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
         compute = compute_for(config, embedder, data)
         written = resolved(config, embedder, compute, data)
         interrupted = _interrupted(config, written, embedder.name)
-        if interrupted is not None:  # whether compiling pays is not decided a second time
+        if interrupted is not None:  # the runtime is not chosen a second time
             written = interrupted.config
-            on = written["options"].get("compiling") == "on"
-            compute = dataclasses.replace(compute, compiled=on)
+            compute = dataclasses.replace(compute, runtime=written["options"]["runtime"])
         this_run = interrupted or create_run(config.home)
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(written)
@@ -67,7 +66,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
             embedder.save(this_run.folder / "embedder")
             embed = RunEmbedder.of(embedder, this_run, compute, config, progress)
             queries, gallery = embed(data.query, "query"), embed(data.gallery, "gallery")
-            if embed.compute != compute:  # the network could not be compiled
+            if embed.compute != compute:  # its runtime has failed
                 this_run.write_config(resolved(config, embedder, embed.compute, data))
             choice = None
             if config.refine == "auto":
@@ -148,15 +147,15 @@ def _interrupted(config: RunConfig, written: dict[str, Any], model_name: str) ->
             continue
         with contextlib.suppress(StorageError):
             earlier = open_run(folder.parent)
-            same = _but_for_compiling(earlier.config) == _but_for_compiling(written)
+            same = _but_for_runtime(earlier.config) == _but_for_runtime(written)
             if same and not earlier.result_path(model_name).exists():
                 log.info("continuing the interrupted run %s", earlier.id)
                 return earlier
     return None
 
 
-def _but_for_compiling(written: dict[str, Any]) -> dict[str, Any]:
-    options = {k: v for k, v in written["options"].items() if k != "compiling"}
+def _but_for_runtime(written: dict[str, Any]) -> dict[str, Any]:
+    options = {k: v for k, v in written["options"].items() if k != "runtime"}
     return {**written, "options": options, "compute_id": None}
 
 

@@ -149,7 +149,7 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> SweepResult:
     shared = dataclasses.replace(
         config.run,
         cache=config.run.cache or str(place / "cache"),
-        compiling="off",  # one pass then serves several poolings, bit for bit
+        runtime="torch",  # one pass then serves several poolings, bit for bit
     )
     outcomes = []
     ahead = [one for one in grid if one.finetune == "none"]

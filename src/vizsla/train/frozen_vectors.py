@@ -16,7 +16,7 @@ from vizsla.data.training_batches import ImageCache
 from vizsla.embed.compute_shards import EmbeddingInput, embed_shards
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import embed
-from vizsla.embed.torch_runtime import TorchRuntime
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.train import checkpoint
@@ -59,7 +59,7 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
     )
     projection, embedder.projection = embedder.projection, torch.nn.Identity()
     try:
-        network = TorchRuntime(embedder, job.compute)
+        network = Runtime(embedder, job.compute)
         if not job.is_first_process:
             job.processes.wait()
         count = len(images)
@@ -116,7 +116,7 @@ def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(order[np.argsort(rank, kind="stable")[:n]])
 
 
-def _images_to_read(cache: ImageCache, network: TorchRuntime, job: TrainingJob) -> int:
+def _images_to_read(cache: ImageCache, network: Runtime, job: TrainingJob) -> int:
     """Decided once and written down, so that an interrupted training continues with the same."""
     state = checkpoint.load_state(job.out / DECISION, identity=job.identity)
     if state is None:
@@ -130,7 +130,7 @@ def _images_to_read(cache: ImageCache, network: TorchRuntime, job: TrainingJob) 
     return int(state["images"])
 
 
-def _affordable_images(cache: ImageCache, network: TorchRuntime, budget: Budget) -> int:
+def _affordable_images(cache: ImageCache, network: Runtime, budget: Budget) -> int:
     """How many can be read in READING_SHARE of the budget, estimated from the time of a few."""
     assert budget.seconds is not None
     batch = network.compute.batch_size

@@ -17,7 +17,8 @@ import torch
 from cachetools import LRUCache
 
 from vizsla.embed.compute import PRECISIONS, Compute
-from vizsla.embed.torch_runtime import TorchRuntime, one_core_threads
+from vizsla.embed.runtime import Runtime, RuntimeFailed
+from vizsla.embed.torch_runtime import one_core_threads
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import Explanation, explain_tensors
 from vizsla.web.search.decoder import Closed, fail
@@ -140,7 +141,7 @@ class Model:
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
         """on_batch: called with the size of each batch."""
-        self.embedder, self.network = embedder, TorchRuntime(embedder, compute)
+        self.embedder, self.network = embedder, Runtime(embedder, compute)
         self.framing = embedder.preprocess.framing
         self.dim, self.model_id, self.name = embedder.dim, embedder.model_id, embedder.name
         self.reads_text = embedder.reads_text
@@ -168,7 +169,10 @@ class Model:
         """Embeds an image and, if the model reads text, a text: the first ones take longest."""
         height, width = self.framing.size
         for _ in range(2):
-            self.image(np.zeros((height, width, 3), np.uint8)).result()
+            try:
+                self.image(np.zeros((height, width, 3), np.uint8)).result()
+            except RuntimeFailed as error:
+                self.network.use_torch(error)
         if self.reads_text:
             self.text("a dog").result()
 

@@ -269,7 +269,8 @@ def _compute(
 ) -> Compute:
     """How queries are embedded: as the gallery was, or in bf16 if its images allow it."""
     return resolve_compute(
-        device=source.options.device, precision=source.options.precision, embedder=embedder,
+        device=source.options.device, precision=source.options.precision,
+        runtime=source.options.runtime, embedder=embedder,
         images=len(ids) if root else 0, sample=(lambda i: root / ids[i]) if root else None,
         written=written_compute(embedded) if embedded else None,
     )  # fmt: skip
