@@ -1,4 +1,5 @@
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vizsla.data.table_files import read_rows
+from vizsla.data.tables import read_table
 from vizsla.errors import DataError
 
 DAY, TIME = datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 12, 0)
@@ -85,3 +87,21 @@ def test_a_coco_file_is_called_one(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_text(written)
         with pytest.raises(DataError, match=r"images, annotations \(a COCO file\), not a table"):
             read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_known_columns_are_found_in_any_case_and_only_once(tmp_path: Path, suffix: str) -> None:
+    def written(name: str, columns: list[str]) -> Path:
+        path = tmp_path / f"{name}.{suffix}"
+        if suffix == "csv":
+            path.write_text(f"{','.join(columns)}\na.png,cat\n")
+        elif suffix == "jsonl":
+            path.write_text(json.dumps(dict(zip(columns, ("a.png", "cat"), strict=True))) + "\n")
+        else:
+            pq.write_table(pa.table([["a.png"], ["cat"]], names=columns), path)
+        return path
+
+    table = read_table(written("good", ["File", "Label"]))
+    assert table.to_pylist() == [{"file": "a.png", "label": "cat"}]
+    with pytest.raises(DataError, match="has the column file twice"):
+        read_table(written("twice", ["File", "file"]))

@@ -155,12 +155,12 @@ def remove(
 
 def _remove(found: "Index", ids: list[str] | None, conditions: tuple[str, ...]) -> int:
     """How many images were removed: those with these ids, or those that meet all conditions."""
-    from vizsla.data.names import meant
+    from vizsla.data.names import match_names
     from vizsla.search.folder_index import check_present
 
     chosen = _filter(conditions)
     if chosen is None:
-        named = zip(ids or [], meant(ids or [], found.ids, origin="the ids"), strict=True)
+        named = zip(ids or [], match_names(ids or [], found.ids, origin="the ids"), strict=True)
         return found.remove([image or name for name, image in named])
     check_present(chosen.named(found.ids)[1], ())
     mask = chosen.mask(found.ids, found.attributes)

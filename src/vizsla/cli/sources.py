@@ -60,7 +60,7 @@ def images_of_source(
     """
     from vizsla.data.imageset import open_data
     from vizsla.data.listing import few
-    from vizsla.data.names import meant
+    from vizsla.data.names import match_names
     from vizsla.run import finished_run
     from vizsla.workspace import is_run
 
@@ -74,7 +74,7 @@ def images_of_source(
         ("query", ranking.queries, folders.query),
         ("gallery", ranking.gallery, folders.gallery),
     ):
-        found = meant(names, images.ids, roles=[role] * len(names), origin=str(source))
+        found = match_names(names, images.ids, roles=[role] * len(names), origin=str(source))
         if lost := [name for name, image in zip(names, found, strict=True) if image is None]:
             raise DataError(
                 f"{len(lost)} of the {len(names)} {role} images that {source} names are not in "

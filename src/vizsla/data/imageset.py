@@ -22,9 +22,10 @@ from vizsla.data.named_files import (
     root_of,
     warn_of_missing,
 )
-from vizsla.data.names import composed
+from vizsla.data.names import nfc
 from vizsla.data.tables import (
     attributes_for,
+    labelled_rows,
     names_of,
     origin_of,
     read_labels,
@@ -208,7 +209,22 @@ class ImageSet(Shown):
 
     def with_labels(self, labels: Sequence[str | None]) -> "ImageSet":
         """The same images with these N labels, None for an unknown one."""
-        return self.with_attribute("label", [label and composed(label) for label in labels])
+        return self.with_attribute("label", [label and nfc(label) for label in labels])
+
+    def with_labels_file(self, path: str | Path, role: str | None = None) -> "ImageSet":
+        """The same images with the labels and the other columns of a labels file.
+
+        DataError if it has a label for none of them.
+        """
+        table = read_labels(path)
+        rows = labelled_rows(self.ids, table, role)
+        if rows["label"].null_count == len(self):
+            raise DataError(
+                f"{origin_of(table)} has a label for none of the {len(self)} images in "
+                f"{self.location} ({self.ids[0]}, …), but for {few(table['file'].to_pylist())}: "
+                "expected names relative to that folder, and labels that are not empty"
+            )
+        return self.with_columns(rows)
 
     def with_attribute(
         self, name: str, values: Sequence[str | None] | pa.ChunkedArray
@@ -254,7 +270,7 @@ class ImageSet(Shown):
         _warn_of_classes(Path(root), set(labels))
         images = ImageSet(Path(root), ids, _metadata_of(root, ids), listing.links_outside)
         pairs = zip(images.labels or [], labels, strict=False)
-        if any(label is not None and label != composed(folder) for label, folder in pairs):
+        if any(label is not None and label != nfc(folder) for label, folder in pairs):
             log.warning("%s: the labels are the folders' names, not the metadata file's", root)
         return images.with_labels(labels)
 
@@ -444,8 +460,8 @@ def _warn_of_classes(root: Path, labels: set[str]) -> None:
         subject = "1 class folder holds" if len(empty) == 1 else f"{len(empty)} class folders hold"
         log.warning("%s: %s no images: %s", root, subject, few(empty))
     for same, what in (
-        (composed, "differ only in Unicode's form are one class"),
-        (lambda name: composed(name).casefold(), "differ only in case are kept apart"),
+        (nfc, "differ only in Unicode's form are one class"),
+        (lambda name: nfc(name).casefold(), "differ only in case are kept apart"),
     ):
         groups: dict[str, list[str]] = {}
         for label in sorted(labels):
@@ -453,7 +469,7 @@ def _warn_of_classes(root: Path, labels: set[str]) -> None:
         twins = ["/".join(names) for names in groups.values() if len(names) > 1]
         if twins:
             log.warning("%s: classes that %s: %s", root, what, few(twins))
-        labels = {*map(composed, labels)}
+        labels = {*map(nfc, labels)}
 
 
 def _metadata_of(root: str | Path, ids: list[str]) -> pa.Table:

@@ -39,24 +39,24 @@ def with_spaces(name: str) -> str:
     return _CODES.sub(decoded, name) if "%" in name else name
 
 
-def plain(name: str) -> str:
+def normalized_name(name: str) -> str:
     """The name without differences of white space, slashes, codes and Unicode's form."""
     name = with_spaces(name).strip().replace("\\", "/").removeprefix("./")
-    return composed(name)
+    return nfc(name)
 
 
-def composed(text: str) -> str:
+def nfc(text: str) -> str:
     """The text in Unicode's composed form (NFC): labels and other values have it everywhere."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def below_role(name: str, role: str | None) -> str | None:
+def path_below_role(name: str, role: str | None) -> str | None:
     """`data/test/query/a.jpg` → `a.jpg` for the role query; None if it leads through no such
     folder."""
     return f"/{name}".partition(f"/{role}/")[2] or None if role else None
 
 
-def meant(
+def match_names(
     names: Sequence[str],
     known: Collection[str],
     *,
@@ -65,7 +65,7 @@ def meant(
 ) -> list[str | None]:
     """For each name the one of `known` that it means; None if none or several fit.
 
-    roles: query, gallery or training for each name: it may lead through the folder of its role.
+    roles: for each name the folder that it may lead through (query, gallery, training, test).
     origin: what holds the names, for the report of corrections; None: no report.
     """
     known = known if isinstance(known, set | frozenset | dict) else dict.fromkeys(known)
@@ -77,15 +77,15 @@ def meant(
     by_plain: dict[str, list[str]] = {}
     for name in known:
         if name not in taken:
-            by_plain.setdefault(plain(name), []).append(name)
+            by_plain.setdefault(normalized_name(name), []).append(name)
     corrected, ambiguous = [], []
     for i in rest:
-        written = plain(names[i])
-        cut = below_role(written, roles[i]) if roles else None
+        written = normalized_name(names[i])
+        cut = path_below_role(written, roles[i]) if roles else None
         fits = by_plain.get(written) or (by_plain.get(cut, []) if cut else [])
         if len(fits) == 1:
             found[i] = fits[0]
-            if plain(fits[0]) == written:  # not only a path to it, which is a usual way to write it
+            if normalized_name(fits[0]) == written:  # a path to it is a usual way to write it
                 corrected.append((names[i], fits[0]))
         elif fits:
             ambiguous.append(names[i])

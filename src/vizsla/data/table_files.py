@@ -116,7 +116,17 @@ def _header(line: str, delimiter: str) -> list[str]:
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:  # no CSV at all
         return [line[:40]]
-    return [name.lower() if name.lower() in TEXT_COLUMNS else name for name in names]
+    return [_column_name(name) for name in names]
+
+
+def _column_name(name: str) -> str:
+    return name.lower() if name.lower() in TEXT_COLUMNS else name
+
+
+def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} has the column {twice[0]} twice: keep one")
 
 
 def _read_csv(path: Path) -> dict[str, pa.Array]:
@@ -126,9 +136,7 @@ def _read_csv(path: Path) -> dict[str, pa.Array]:
     first = text.partition("\n")[0].rstrip("\r")
     delimiter = _delimiter(first)
     names = _header(first, delimiter)
-    twice = sorted({name for name in names if names.count(name) > 1 and name})
-    if twice:
-        raise DataError(f"{path} has the column {twice[0]} twice: keep one")
+    _refuse_repeats(path, names)
     columns: list[list[str]] = [[] for _ in names]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -168,9 +176,13 @@ def _read_json(path: Path) -> dict[str, pa.Array]:
         rows += found
     if len(rows) == 1 and any(isinstance(value, list | dict) for value in rows[0].values()):
         _refuse_one_object(path, text)
-    names = dict.fromkeys(name for row in rows for name in row)
+    keys = list(dict.fromkeys(name for row in rows for name in row))
+    _refuse_repeats(path, [_column_name(key) for key in keys])
     try:
-        return {n: pa.array([_as_text(row.get(n)) for row in rows], pa.string()) for n in names}
+        return {
+            _column_name(key): pa.array([_as_text(row.get(key)) for row in rows], pa.string())
+            for key in keys
+        }
     except UnicodeEncodeError as error:
         raise DataError(f"{path} holds half a character: {ascii(error.object)[:60]}") from error
 
@@ -200,10 +212,11 @@ def _read_parquet(path: Path) -> dict[str, pa.ChunkedArray]:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read ({error})") from error
+    _refuse_repeats(path, [_column_name(name) for name in table.column_names])
     columns = {}
     for name in table.column_names:
         try:
-            columns[name.lower() if name.lower() in TEXT_COLUMNS else name] = as_text(table[name])
+            columns[_column_name(name)] = as_text(table[name])
         except pa.ArrowException:
             log.warning("%s: column %s is left out (%s)", path, name, table[name].type)
     return columns

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vizsla.data.listing import few, is_image_name
-from vizsla.data.names import below_role, composed, meant, plain
+from vizsla.data.names import match_names, nfc, normalized_name, path_below_role
 from vizsla.data.table_files import (
     NAME_COLUMNS,
     has_header,
@@ -75,7 +75,7 @@ def read_labels(path: str | Path) -> pa.Table:
         roles = [role and role.lower() for role in texts(table, "role")]
         table = table.drop_columns(["role"])
     else:
-        found = [_role_in(plain(file)) for file in texts(table, "file")]
+        found = [_role_in(normalized_name(file)) for file in texts(table, "file")]
         roles = found if all(found) else []
     unknown = sorted({role for role in roles if role and role not in ROLES})
     if unknown:
@@ -115,17 +115,17 @@ def attributes_for(
 
 
 def names_of(table: pa.Table, ids: Sequence[str], role: str | None = None) -> list[str | None]:
-    """The image of each row: the one of `ids` that it means, see `names.meant`. role: of rows
+    """The image of each row: the one of `ids` that it means, see `names.match_names`. role: of rows
     without one."""
     roles = _roles_of(table, role)
-    return meant(texts(table, "file"), ids, roles=roles, origin=origin_of(table))
+    return match_names(texts(table, "file"), ids, roles=roles, origin=origin_of(table))
 
 
 def names_below_roles(table: pa.Table) -> list[str]:
     """The name of each row if no ids are known: its path, cut to what is below the folder of its
     role if the paths of all rows of that role lead through it."""
-    files, roles = [plain(file) for file in texts(table, "file")], _roles_of(table, None)
-    cut = [below_role(file, role) for file, role in zip(files, roles, strict=True)]
+    files, roles = [normalized_name(file) for file in texts(table, "file")], _roles_of(table, None)
+    cut = [path_below_role(file, role) for file, role in zip(files, roles, strict=True)]
     uncut = {role for role, short in zip(roles, cut, strict=True) if short is None}
     return [
         short if short is not None and role not in uncut else file
@@ -159,7 +159,7 @@ def labels_from_pattern(ids: Sequence[str], pattern: str = "{label}_{n}") -> lis
         file = name.rpartition("/")[2]
         stem = file.rpartition(".")[0] or file
         found = (None if is_image_name(file) else regex.fullmatch(file)) or regex.fullmatch(stem)
-        labels.append(composed(found["label"]) if found else None)
+        labels.append(nfc(found["label"]) if found else None)
     return labels
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 from vizsla.data.listing import few, is_image_name
-from vizsla.data.names import composed
+from vizsla.data.names import nfc
 from vizsla.errors import ImageError
 
 log = logging.getLogger("vizsla.webdataset")
@@ -313,4 +313,4 @@ def _attributes(labels: dict[str, str], key: str) -> dict[str, str]:
         found.setdefault("label", labels["txt"])
     if "cls" in labels:
         found["label"] = labels["cls"]
-    return {k: composed(str(v).encode("utf-8", "replace").decode()) for k, v in found.items()}
+    return {k: nfc(str(v).encode("utf-8", "replace").decode()) for k, v in found.items()}

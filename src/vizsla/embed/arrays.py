@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vizsla.data.listing import few
-from vizsla.data.names import composed, meant
+from vizsla.data.names import match_names, nfc
 from vizsla.data.table_files import (
     NAME_COLUMNS,
     TABLES,
@@ -124,7 +124,7 @@ def _rows_by_name(ids: list[str], given: _Labels, columns: pa.Table, role: str) 
     assert given.names is not None
     labels = columns["label"].to_pylist()
     row_of: dict[str | None, int] = {}
-    found = meant(given.names, ids, roles=[role] * len(given.names), origin=given.origin)
+    found = match_names(given.names, ids, roles=[role] * len(given.names), origin=given.origin)
     for i, name in enumerate(found):
         if name is not None and labels[row_of.setdefault(name, i)] != labels[i]:
             raise DataError(f"{given.origin} gives {role} image {name} two labels: keep one")
@@ -346,8 +346,8 @@ def _texts(values: Sequence[Any]) -> list[str | None]:
         if value is None or value == "" or value != value:
             return None
         if isinstance(value, bytes):
-            return composed(value.decode(errors="replace"))
+            return nfc(value.decode(errors="replace"))
         whole = isinstance(value, float) and value.is_integer()
-        return str(int(value)) if whole else composed(str(value))
+        return str(int(value)) if whole else nfc(str(value))
 
     return [text(value) for value in values]

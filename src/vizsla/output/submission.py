@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
-from vizsla.data.names import meant
+from vizsla.data.names import match_names
 from vizsla.errors import DataError, UsageError
 from vizsla.output.submission_formats import (
     FORMATS,
@@ -100,8 +100,8 @@ def with_names_of(
 ) -> Lists:
     """The lists with these names for queries and gallery images that they spell in another way.
 
-    See `data.names.meant`; a name that means none of them, and what is not a name, stay. origin:
-    for the report of corrections.
+    See `data.names.match_names`; a name that means none of them, and what is not a name, stay.
+    origin: for the report of corrections.
     """
 
     def spelled(names: Iterable[Any], known: Collection[str] | None, role: str) -> dict[str, str]:
@@ -109,7 +109,7 @@ def with_names_of(
             return {}
         known = known if isinstance(known, Set | Mapping) else set(known)
         lost = dict.fromkeys(n for n in names if isinstance(n, str) and n not in known)
-        found = meant([*lost], known, roles=[role] * len(lost), origin=origin) if lost else []
+        found = match_names([*lost], known, roles=[role] * len(lost), origin=origin) if lost else []
         return {name: image for name, image in zip(lost, found, strict=True) if image is not None}
 
     rows = [row for row in lists.values() if isinstance(row, list)]

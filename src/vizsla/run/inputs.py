@@ -6,16 +6,13 @@ from pathlib import Path
 
 from vizsla.data.imageset import DataFolders, ImageSet, has_layout, open_data
 from vizsla.data.listing import few
-from vizsla.data.names import below_role, meant
+from vizsla.data.names import match_names, path_below_role
 from vizsla.data.remote import image_set_from_url, is_url
 from vizsla.data.resize import INTERPOLATIONS
 from vizsla.data.splits import Target, target_of
 from vizsla.data.tables import (
     ROLES,
-    labelled_rows,
     labels_from_pattern,
-    origin_of,
-    read_labels,
     read_names,
 )
 from vizsla.data.webdataset import image_set_from_tars, is_tars
@@ -112,25 +109,10 @@ def image_set(
     else:
         images = ImageSet.from_folder(source, follow_links=follow_links)
     if labels:
-        images = with_table(images, labels, role)
+        images = images.with_labels_file(labels, role)
     elif labels_from:
         images = images.with_labels(labels_from_pattern(images.ids, labels_from))
     return _less(images, exclude, role) if exclude else images
-
-
-def with_table(images: ImageSet, path: str | Path, role: str | None) -> ImageSet:
-    """The same images with the labels and the other columns of a labels file.
-
-    DataError if it has a label for none of them.
-    """
-    table = read_labels(path)
-    rows = labelled_rows(images.ids, table, role)
-    if rows["label"].null_count == len(images):
-        raise DataError(
-            f"{origin_of(table)} has a label for none of the {len(images)} images in "
-            f"{images.location} ({images.ids[0]}, …), but for {few(table['file'].to_pylist())}"
-        )
-    return images.with_columns(rows)
 
 
 def _less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
@@ -138,12 +120,13 @@ def _less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
     (by default the name of their folder); a warning of the names that are not here."""
     role = role or images.root.absolute().name
     names = read_names(exclude)
-    found = meant(names, images.ids, roles=[role] * len(names), origin=str(exclude))
+    found = match_names(names, images.ids, roles=[role] * len(names), origin=str(exclude))
     kept = images.without({name for name in found if name is not None})
     log.info("%d of %d images excluded", len(images) - len(kept), len(images))
     unknown = [
         name for name, image in zip(names, found, strict=True)
-        if image is None and not any(below_role(name, other) for other in ROLES if other != role)
+        if image is None
+        and not any(path_below_role(name, other) for other in ROLES if other != role)
     ]  # fmt: skip
     if unknown or (names and len(kept) == len(images)):
         log.warning(
@@ -165,7 +148,7 @@ def open_folders(
         names = read_names(exclude)
         sets = [("query", data.query), ("gallery", data.gallery), ("training", data.training)]
         known = {f"{role}/{name}" for role, one in sets if one for name in one.ids}
-        found = meant(names, known, roles=["test"] * len(names), origin=str(exclude))
+        found = match_names(names, known, roles=["test"] * len(names), origin=str(exclude))
         unknown = sorted(n for n, image in zip(names, found, strict=True) if image is None)
         if unknown:
             log.warning(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vizsla.data.names import composed, meant
+from vizsla.data.names import match_names, nfc
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
 from vizsla.search.ranking import Ranking
@@ -114,7 +114,7 @@ class Truth(Shown):
 
         A row without a role may be either: the queries are then those of the ranking, and the
         gallery is complete only if that of the ranking is. Other columns become attributes.
-        images: the ids of queries and gallery that the names mean, see `data.names.meant`.
+        images: the ids of queries and gallery that the names mean, see `data.names.match_names`.
         """
         from vizsla.data.tables import names_below_roles, names_of
 
@@ -214,7 +214,7 @@ class Truth(Shown):
 def named_as(truth: Truth, ranking: Ranking) -> Truth:
     """The truth with the ranking's names for images that the two spell differently.
 
-    See `data.names.meant`: names that are equal as they are written stay as they are.
+    See `data.names.match_names`: names that are equal as they are written stay as they are.
     """
     lost = [name for name in ranking.queries if name not in (truth.relevant or truth.query)]
     if not lost and (
@@ -246,7 +246,7 @@ def named_as(truth: Truth, ranking: Ranking) -> Truth:
 def _renamed(names: Collection[str], known: Sequence[str], role: str) -> dict[str, str]:
     """Name of the truth → the ranking's other spelling of it."""
     written = sorted(names)
-    found = meant(written, known, roles=[role] * len(written), origin="the truth")
+    found = match_names(written, known, roles=[role] * len(written), origin="the truth")
     pairs = zip(written, found, strict=True)
     return {name: image for name, image in pairs if image is not None and image != name}
 
@@ -269,12 +269,12 @@ def _paired(ids: Sequence[str], labels: Sequence[str | None], role: str) -> dict
 
 
 def _texts(values: Sequence[Any]) -> list[str | None]:
-    """Values as text, composed as labels are everywhere; None for null and for an empty cell."""
+    """Values as text in the form NFC, as all labels have; None for null and for an empty cell."""
 
     def text(value: Any) -> str | None:
         if value is None or value == "":
             return None
-        return str(value).lower() if isinstance(value, bool) else composed(str(value))
+        return str(value).lower() if isinstance(value, bool) else nfc(str(value))
 
     return [text(value) for value in values]
 
@@ -336,23 +336,8 @@ def truth_of_folders(
         query = query.with_labels(labels_from_pattern(query.ids, labels_from))
         gallery = gallery.with_labels(labels_from_pattern(gallery.ids, labels_from))
     elif path is not None:
-        query = _labelled(query, "query", path)
-        gallery = _labelled(gallery, "gallery", path)
+        query = query.with_labels_file(path, "query")
+        gallery = gallery.with_labels_file(path, "gallery")
     elif not (any(query.labels or []) and any(gallery.labels or [])):
         return None
     return Truth.from_sets(query, gallery, one_set=one_set)
-
-
-def _labelled(images: "ImageSet", role: str, path: str | Path) -> "ImageSet":
-    """The same images with the labels and the further columns of a labels file."""
-    from vizsla.data.tables import labelled_rows, origin_of, read_labels
-
-    table = read_labels(path)
-    rows = labelled_rows(images.ids, table, role)
-    if rows["label"].null_count == len(images):
-        raise DataError(
-            f"{origin_of(table)} labels none of the {role} images in {images.root} "
-            f"({images.ids[0]}, …): its file names must be relative to test/{role}, and its labels "
-            "must not be empty"
-        )
-    return images.with_columns(rows)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vizsla.data.listing import few
-from vizsla.data.names import composed, meant
+from vizsla.data.names import match_names, nfc
 from vizsla.data.tables import read_names
 from vizsla.errors import DataError, UsageError
 
@@ -136,7 +136,7 @@ class Filter:
     def named(self, known: Collection[str]) -> tuple[frozenset[str], list[str]]:
         """Those of the gallery's ids that `ids` means, and which of `ids` mean none."""
         names = sorted(self.ids or ())
-        found = meant(names, known, roles=["gallery"] * len(names), origin="the filter on id")
+        found = match_names(names, known, roles=["gallery"] * len(names), origin="the filter on id")
         unknown = [name for name, there in zip(names, found, strict=True) if there is None]
         return frozenset(name for name in found if name is not None), unknown
 
@@ -193,7 +193,7 @@ def _value(text: str) -> Value:
 
 def _in_both_forms(values: list[Value]) -> list[Value]:
     """The values, and texts also in Unicode's composed form, which attributes have."""
-    forms = ((value, composed(value) if isinstance(value, str) else value) for value in values)
+    forms = ((value, nfc(value) if isinstance(value, str) else value) for value in values)
     return list(dict.fromkeys(form for pair in forms for form in pair))
 
 

@@ -79,7 +79,7 @@ class Scorer:
 
     def with_known_names(self, lists: Lists) -> Lists:
         """The same lists with the truth's names for images that they spell in another way, as a Mac
-        does; see `data.names.meant`."""
+        does; see `data.names.match_names`."""
         if self._positions(lists) is not None or type(lists) is not dict:
             return lists
         return with_names_of(lists, self._query_set, self.gallery)
