@@ -1,9 +1,6 @@
 # docker build -t vizsla .  &&  docker run --rm -v "$PWD:/work" vizsla run data
 FROM python:3.12-slim
 
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
