@@ -151,9 +151,11 @@ def test_children_import_neither_torch_nor_pyarrow(module: str) -> None:
 # ── the parent's end ─────────────────────────────────────────────────────────────────────────────
 
 PARENT = """
+import signal
 import threading
 from vizsla.processes import ProcessPool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 pool = ProcessPool("child_module", 2)   # no `if __name__ == "__main__"`
 pool.start()
 pids = [pool.run({"do": "reply"}, timeout=60)[0]["pid"] for _ in range(2)]

@@ -352,7 +352,7 @@ def test_wrong_use_is_said(photos: Path, tmp_path: Path) -> None:
     words = ["embed", str(photos), "--model", "tiny", "--weights", "random", "-o", "x.emb"]
     for more, message in (
         (["--address", "auto"], "add --engine ray"),
-        (["--engine", "spark"], "choose local or ray"),
+        (["--engine", "spark"], "choose one of local, ray"),
     ):
         error = CliRunner().invoke(app, [*words, *more]).exception
         assert isinstance(error, UsageError) and message in str(error)

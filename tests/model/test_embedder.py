@@ -109,7 +109,7 @@ def test_a_picture_becomes_a_vector() -> None:
 def test_the_default_pooling_is_the_backbones() -> None:
     assert tiny().pooling == "gap"
     with torch.device("meta"):
-        assert Embedder.build(weights="random").pooling == "cls"
+        assert Embedder.build("dinov2-s14", weights="random").pooling == "cls"
         assert Embedder.build("dinov3-s16", weights="random").pooling == "native"
 
 

@@ -223,8 +223,6 @@ def open_engine(
     name: str, address: str | None, **options: Any
 ) -> "Iterator[tuple[Compute, Engine | None]]":
     """What `embed` computes with, and where. options: those of `resolve_compute`."""
-    if name not in ("local", "ray"):
-        raise UsageError(f"--engine {name}: choose local or ray")
     if name == "local" and address is not None:
         raise UsageError("--address names a Ray cluster: add --engine ray")
     if name == "local":
