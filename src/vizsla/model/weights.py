@@ -31,12 +31,14 @@ def load_state(
     heads: tuple[str, ...] = (),
     origin: str,
     adapt: Callable[[State], State] | None = None,
+    heads_level: int = logging.INFO,
 ) -> None:
     """Loads `state` into `module`; ModelError unless all names and shapes match.
 
     The names as they are come first. If they do not match: without a prefix, which is logged, and
     then through `adapt`, for weights in another form; `adapt` may also resize `module`.
-    heads: classifiers of the original network that `module` may lack: they are dropped and logged.
+    heads: classifiers of the original network that `module` may lack: they are dropped and logged
+    at `heads_level`.
     origin: where the weights come from, for messages.
     """
     forms = [(state, ""), *_without_prefixes(module, state, origin)]
@@ -52,7 +54,8 @@ def load_state(
             if note:
                 log.info("%s: %s", origin, note)
             if dropped:
-                log.info("%s: the classifier is not used (%s)", origin, _some(dropped))
+                what = _some(dropped)
+                log.log(heads_level, "%s: the classifier is not used (%s)", origin, what)
             return
     raise ModelError(f"{origin} does not match the network: {min(problems)[1]}{_hint(state)}")
 

@@ -42,7 +42,6 @@ STARTS = (
 FROZEN_SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 SHRINKAGES = (0.9, 0.6)  # of whitening
 DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
-STEPS = 240
 BATCH = 256
 SECONDS = 8.0  # of training at most
 
@@ -97,7 +96,7 @@ def train_head(
     loss: TrainingLoss,
     *,
     learning_rate: float = 1e-3,
-    steps: int = STEPS,
+    steps: int = 240,
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.monotonic,
     order: str = "plain",
@@ -176,6 +175,7 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
             data.labels,
             loss,
             learning_rate=config.head_learning_rate,
+            steps=config.head_steps,
             # Without a budget no clock decides: the same command must end with the same weights.
             seconds=min(SECONDS, 0.06 * config.budget) if config.budget else math.inf,
             clock=job.budget.clock,
