@@ -15,8 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vizsla.cli.console import ProgressShown, TerminalHandler, format_rate
+from vizsla.cli.console import TerminalHandler
 from vizsla.cli.main import FILES, app, main
+from vizsla.progress import ProgressShown, format_rate
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
 COMMANDS = sorted(name for names in FILES.values() for name in names)

@@ -92,7 +92,7 @@ def test_images_show_their_counts_by_class_and_some_thumbnails(data: DataFolders
     assert '<td class="">any</td><td class="number">6</td>' in text
     labels = [None, *(["common"] * 12), *(f"rare {i}" for i in range(11))]
     text = html(data.training.with_labels(labels))
-    assert "1 without a label" in text and "… and 2 smaller classes" in text
+    assert "1 without a label" in text and "… and 2 more classes" in text
     assert text.index(">common<") < text.index(">rare 0<")
 
 

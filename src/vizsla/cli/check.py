@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks
+from vizsla.cli.console import Commands, print_json, print_remarks
 from vizsla.cli.parameters import Without
 from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import option, same
 from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, Page, Printing, RunOptions
+from vizsla.progress import ProgressShown
 
 app = Commands()
 

@@ -1,13 +1,11 @@
-"""What all commands share: the app they register with, messages, progress, output."""
+"""What all commands share: the app they register with, messages, output."""
 
 import functools
 import json
 import logging
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,11 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from vizsla.cli.parameters import with_options
 from vizsla.options import Messages
-from vizsla.workspace import SECONDS
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from vizsla.score.text_table import Table
 
 
@@ -101,94 +96,6 @@ def set_level(level: int) -> None:
     for handler in log.handlers:
         if isinstance(handler, TerminalHandler):
             handler.setLevel(level)
-
-
-@dataclass
-class Stage:
-    """One stage under way.
-
-    first: the count at its first report, when its clock starts; earlier work is not in the rate.
-    """
-
-    name: str
-    total: int
-    first: int
-    started: float
-    done: int = -1
-
-    def is_continued_by(self, name: str, done: int, total: int) -> bool:
-        """Whether a report is of this stage, and not of a later one of the same name."""
-        return (name, total) == (self.name, self.total) and done >= self.done
-
-    def rate(self, now: float) -> float | None:
-        """None where there is none yet; seconds have none."""
-        seconds = now - self.started
-        if self.name.endswith(SECONDS):
-            return None
-        return (self.done - self.first) / seconds if seconds > 0.5 else None
-
-
-class ProgressShown:
-    """Called with (stage, done, total): a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.bar: Progress | None = None
-        self.tasks: dict[str, TaskID] = {}
-        self.stage = Stage("", 0, 0, 0.0)
-        self.last = 0.0
-
-    def __enter__(self) -> "ProgressShown":
-        if not self.quiet and sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            self.bar = progress.Progress(
-                progress.TextColumn("{task.description:<18}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[rate]}"),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now, new = time.monotonic(), not self.stage.is_continued_by(stage, done, total)
-        if new:
-            self.stage = Stage(stage, total, done, now)
-        elif done == self.stage.done:
-            return
-        self.stage.done = done
-        rate = self.stage.rate(now)
-        rate_text = format_rate(rate) if rate else ""
-        if self.bar:
-            self._move_bar(stage, done, total, rate_text, new=new)
-        elif not self.quiet and (now - self.last > 10 or done == total):
-            self.last = now
-            wait = f", {(total - done) / rate:.0f} s left" if done < total and rate else ""
-            what, unit = stage.removesuffix(SECONDS), " s" if stage.endswith(SECONDS) else ""
-            typer.echo(
-                f"{what}: {done} of {total}{unit}{rate_text and ' at ' + rate_text}{wait}", err=True
-            )
-
-    def _move_bar(self, stage: str, done: int, total: int, rate: str, *, new: bool) -> None:
-        assert self.bar is not None
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
-        elif new:  # the same words for another stage: its clock starts anew
-            self.bar.reset(self.tasks[stage], total=total)
-        self.bar.update(self.tasks[stage], completed=done, rate=rate)
-
-
-def format_rate(rate: float) -> str:
-    """A rate per second as text: 30/s, below ten with one decimal: 1.2/s."""
-    return f"{rate:.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
 
 
 def print_json(content: Any) -> None:

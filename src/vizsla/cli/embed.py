@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown, print_json
+from vizsla.cli.console import Commands, print_json
 from vizsla.cli.sources import (
     names_in,
     open_engine,
@@ -27,6 +27,7 @@ from vizsla.options import (
     VectorFiles,
     WhiteningChoice,
 )
+from vizsla.progress import ProgressShown
 
 app = Commands()
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks, print_table
+from vizsla.cli.console import Commands, print_json, print_remarks, print_table
 from vizsla.cli.sources import TruthOptions, names_in_truth, read_ranking, read_truth
 from vizsla.errors import UsageError
 from vizsla.option_fields import comma_ints, option, same
 from vizsla.options import ComputeChoice, OneSet, Page, Printing, TuneConfig
+from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.score.calibration import Calibration

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown, print_json
+from vizsla.cli.console import Commands, print_json
 from vizsla.cli.sources import read_ranking
 from vizsla.errors import UsageError
 from vizsla.option_fields import REQUIRED, option
 from vizsla.options import FusionOptions, Printing, RankingOptions
+from vizsla.progress import ProgressShown
 
 app = Commands()
 

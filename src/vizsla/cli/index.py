@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, Group, ProgressShown, print_json
+from vizsla.cli.console import Commands, Group, print_json
 from vizsla.cli.refining import chain_of, print_refined, search_refined, vectors_of
 from vizsla.cli.sources import embedded_queries, open_gallery
 from vizsla.errors import UsageError
@@ -22,6 +22,7 @@ from vizsla.options import (
     TuneConfig,
     VectorFiles,
 )
+from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.search.filters import Filter

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown, print_json, print_remarks, print_table
+from vizsla.cli.console import Commands, print_json, print_remarks, print_table
 from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
 from vizsla.cli.sources import require_all_weights
@@ -23,6 +23,7 @@ from vizsla.options import (
     RunOptions,
     TuneConfig,
 )
+from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.run.finish import RunResult

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown
+from vizsla.cli.console import Commands
 from vizsla.cli.parameters import Without
 from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import option
 from vizsla.options import GalleryOptions, Messages
+from vizsla.progress import ProgressShown
 
 UNUSED = ("interpolation", "views", "exclude", "batch_size", "workers", "cache")
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, ProgressShown, log, print_json
+from vizsla.cli.console import Commands, log, print_json
 from vizsla.cli.sources import images_of_source, read_ranking, top_k_of
 from vizsla.errors import ModelError, UsageError
 from vizsla.option_fields import option, same
 from vizsla.options import ImageOptions, Messages, ModelChoice, Printing, RunOptions
+from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder

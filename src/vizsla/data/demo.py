@@ -39,16 +39,17 @@ class Part:
     is_line: bool = False
 
 
-def make_demo(folder: str | Path, *, seed: int = 0) -> Path:
+def make_demo(folder: str | Path, *, seed: int = 0, classes: int | None = None) -> Path:
     """Writes training/, test/query/, test/gallery/ and labels.csv into `folder` and returns it.
 
-    The same seed gives the same images. labels.csv names the domain (photo, drawn) of every
-    image, those of the training part included. DataError if the folder holds something else.
+    The same seed gives the same images. classes: only so many kinds of objects; None: all 24.
+    labels.csv names the domain (photo, drawn) of every image, those of the training part included.
+    DataError if the folder holds something else.
     """
     folder = Path(folder)
     _claim(folder, seed)
     rows = []
-    for role, name, label, domain, image in _demo_images(seed):
+    for role, name, label, domain, image in _demo_images(seed, classes):
         path = folder / ("training" if role == "training" else f"test/{role}") / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +75,11 @@ def _claim(folder: Path, seed: int) -> None:
     storage.write_text(marker, f"made by `vizsla demo`, seed {seed}\n")
 
 
-def _demo_images(seed: int) -> Iterator[tuple[str, str, str, str, Image.Image]]:
+def _demo_images(
+    seed: int, classes: int | None
+) -> Iterator[tuple[str, str, str, str, Image.Image]]:
     """(role, file, label, domain, image) of the whole data set, role after role."""
-    names = list(things())
+    names = list(things())[:classes]
     for label in names:
         for domain, extension in (("photo", "jpg"), ("drawn", "png")):
             for i in range(TRAINING_EACH):

@@ -131,7 +131,7 @@ class ImageSet(Shown):
             ["class", "images"] if rows else [],
             rows[:SHOWN],
             [count / rows[0][1] for _, count in rows[:SHOWN]],
-            [f"… and {counted(more, 'smaller class', 'smaller classes')}"] * (more > 0),
+            [f"… and {counted(more, 'more class', 'more classes')}"] * (more > 0),
         )
 
     def to_pandas(self) -> Any:

@@ -37,6 +37,7 @@ from vizsla.embed.runtime import Runtime, RuntimeFailed
 from vizsla.embed.shards import STORES
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.progress import reporting
 
 log = logging.getLogger("vizsla.embed")
 
@@ -68,19 +69,24 @@ def embed(
     max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
     cache: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     picture: Callable[[int], Image.Image] | None = None,
     engine: Engine | None = None,
 ) -> Embeddings:
     """The embeddings of `images`, in memory, after they were written into the folder `out`.
 
-    Arguments and errors as for `write_embeddings`.
+    progress: True shows a bar, False none; None (the default) shows one in a notebook only.
+    A function is called with (images done, images in total). Other arguments and errors as for
+    `write_embeddings`.
     """
-    write_embeddings(
-        images, embedder, out, compute=compute, runtime=runtime, store=store,
-        shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
-        progress=progress, picture=picture, engine=engine,
-    )  # fmt: skip
+    given = None if progress is None or isinstance(progress, bool) else progress
+    asked = progress if isinstance(progress, bool) else None
+    with reporting(False if given else asked) as bar:
+        write_embeddings(
+            images, embedder, out, compute=compute, runtime=runtime, store=store,
+            shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
+            progress=given or (bar and partial(bar, "embedding")), picture=picture, engine=engine,
+        )  # fmt: skip
     return Embeddings.open(out, root=images.folder)
 
 

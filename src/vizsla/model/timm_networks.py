@@ -31,7 +31,9 @@ def check_patch(name: str, size: int, patch: int) -> None:
 
 def timm_network(spec: BackboneSpec) -> Any:
     """Without a classifier, with random weights; ModelError if this timm has no such model."""
-    import timm
+    with warnings.catch_warnings():  # tqdm, which it imports, advises to install ipywidgets
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import timm
 
     if not timm.is_model(spec.architecture):
         raise ModelError(f"this timm has no model {spec.architecture}")

@@ -24,6 +24,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import WHITENINGS
+from vizsla.progress import reporting
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
@@ -43,10 +44,14 @@ from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
 log = logging.getLogger("vizsla.run")
 
 
-def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
-    """Does the whole main job in the contest's folder layout; see RunConfig."""
+def run(config: RunConfig, progress: Progress | bool | None = None) -> RunResult:
+    """Does the whole main job in the contest's folder layout; see RunConfig.
+
+    progress: True shows bars, False none; None (the default) shows them in a notebook only. A
+    function is called with (stage, done, total).
+    """
     started = time.monotonic()
-    with Messages() as messages:
+    with Messages() as messages, reporting(progress) as report:
         data = folders_of(config)
         truth = truth_in(config, data)
         _check_options(config, data)
@@ -62,16 +67,16 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(written)
             target = target_in(data, truth)
-            embedder, tuned = _improved(embedder, data, target, this_run, compute, config, progress)
+            embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
             embedder.save(this_run.folder / "embedder")
-            embed = RunEmbedder.of(embedder, this_run, compute, config, progress)
+            embed = RunEmbedder.of(embedder, this_run, compute, config, report)
             queries, gallery = embed(data.query, "query"), embed(data.gallery, "gallery")
             if embed.compute != compute:  # its runtime has failed
                 this_run.write_config(resolved(config, embedder, embed.compute, data))
             choice = None
             if config.refine == "auto":
                 choice = _choose_chain(
-                    data, target, queries, gallery, embed, config, tuned=tuned, progress=progress
+                    data, target, queries, gallery, embed, config, tuned=tuned, progress=report
                 )
                 choice.save(this_run.folder / REFINEMENT)
             chain = choice.chain if choice else parse_chain(config.refine)

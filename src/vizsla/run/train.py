@@ -19,6 +19,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.notebook import Shown, Summary
 from vizsla.options import TrainConfig
 from vizsla.output import charts
+from vizsla.progress import reporting
 from vizsla.run.config import RunConfig, check_compute
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import load_embedder, training_images
@@ -75,13 +76,13 @@ def train(
     *,
     overwrite: bool = False,
     devices: int = 1,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> TrainResult | Finished | None:
     """Tunes a model into the folder `out`. config.data has the layout, or is a folder of classes.
 
     A finished training of the same settings in `out` is kept; UsageError if its settings were
-    others. overwrite: starts over. devices: processes on this machine. None in all processes but
-    the first.
+    others. overwrite: starts over. devices: processes on this machine. progress: as of `run`. None
+    in all processes but the first.
     """
     out = Path(out)
     processes = open_processes(devices, config.device)
@@ -112,7 +113,8 @@ def train(
         return found
     if overwrite:
         _clear(out, processes)
-    result = tune_images(images, embedder, out, target, config, progress, processes=processes)
+    with reporting(progress) as report:
+        result = tune_images(images, embedder, out, target, config, report, processes=processes)
     if processes.rank > 0:
         return None
     content = {

@@ -61,8 +61,8 @@ class Differences(Shown, list[Difference]):
         table = differences_table(self)
         left_out = ("mean A", "mean B", "p", "queries")
         table = table.select([name for name in table.columns if name not in left_out])
-        sentences = [in_words(difference) for difference in self]
-        facts = [counted(len(self), "comparison"), *sentences]
+        verdicts = [f"{difference.title}: {difference.verdict}" for difference in self]
+        facts = [counted(len(self), "comparison"), *verdicts]
         notes = [correction_note(self)] if self else []
         return Summary("Differences", facts, table.columns, table.rows, notes=notes)
 

@@ -289,7 +289,13 @@ def training_summary(record: Mapping[str, Any]) -> Summary:
     rows = [[candidate[key] for key in columns] for candidate in training["candidates"]]
     took = f"{training['steps']:,} steps, {training['seconds']:.0f} s"
     facts, notes = [training["verdict"], took], training["warnings"]
-    return Summary("Training", facts, ["candidate", "validation", *columns[2:]], rows, notes=notes)
+    return Summary(
+        "Training",
+        facts,
+        ["candidate", "validation", "gain", "standard error", "kept"],
+        rows,
+        notes=notes,
+    )
 
 
 def _n(count: int, what: str) -> str:

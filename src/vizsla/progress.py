@@ -1,0 +1,135 @@
+"""Reports of how far a stage is → a bar on a terminal or in a notebook, or lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vizsla.workspace import SECONDS
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+Report = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclass
+class Stage:
+    """One stage under way.
+
+    first: the count at its first report, when its clock starts; earlier work is not in the rate.
+    """
+
+    name: str
+    total: int
+    first: int
+    started: float
+    done: int = -1
+
+    def is_continued_by(self, name: str, done: int, total: int) -> bool:
+        """Whether a report is of this stage, and not of a later one of the same name."""
+        return (name, total) == (self.name, self.total) and done >= self.done
+
+    def rate(self, now: float) -> float | None:
+        """None where there is none yet; seconds have none."""
+        seconds = now - self.started
+        if self.name.endswith(SECONDS):
+            return None
+        return (self.done - self.first) / seconds if seconds > 0.5 else None
+
+
+class ProgressShown:
+    """Called with (stage, done, total): bars on a terminal and in a notebook, else lines."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.display: Any = None  # in a notebook: what shows the bar there
+        self.stage = Stage("", 0, 0, 0.0)
+        self.last = 0.0
+
+    def __enter__(self) -> "ProgressShown":
+        notebook = in_notebook()
+        if not self.quiet and (notebook or sys.stderr.isatty()):
+            from rich import progress
+            from rich.console import Console
+
+            self.bar = progress.Progress(
+                progress.TextColumn("{task.description:<18}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            if notebook:  # Rich's own way of being shown there needs ipywidgets
+                from IPython.display import display
+
+                self.display = display(self.bar, display_id=True)
+            else:
+                self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.display:
+            self.display.update(self.bar)
+        elif self.bar:
+            self.bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now, new = time.monotonic(), not self.stage.is_continued_by(stage, done, total)
+        if new:
+            self.stage = Stage(stage, total, done, now)
+        elif done == self.stage.done:
+            return
+        self.stage.done = done
+        rate = self.stage.rate(now)
+        rate_text = format_rate(rate) if rate else ""
+        if self.bar:
+            self._move_bar(stage, done, total, rate_text, new=new)
+            if self.display and (now - self.last > 0.2 or done == total):
+                self.last = now
+                self.display.update(self.bar)
+        elif not self.quiet and (now - self.last > 10 or done == total):
+            self.last = now
+            wait = f", {(total - done) / rate:.0f} s left" if done < total and rate else ""
+            what, unit = stage.removesuffix(SECONDS), " s" if stage.endswith(SECONDS) else ""
+            line = f"{what}: {done} of {total}{unit}{rate_text and ' at ' + rate_text}{wait}"
+            print(line, file=sys.stderr, flush=True)
+
+    def _move_bar(self, stage: str, done: int, total: int, rate: str, *, new: bool) -> None:
+        assert self.bar is not None
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
+        elif new:  # the same words for another stage: its clock starts anew
+            self.bar.reset(self.tasks[stage], total=total)
+        self.bar.update(self.tasks[stage], completed=done, rate=rate)
+
+
+def in_notebook() -> bool:
+    """Whether this code runs in a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+@contextlib.contextmanager
+def reporting(progress: Report | bool | None) -> Iterator[Report | None]:
+    """What takes reports: `progress` itself if it can be called, bars for True.
+
+    None: bars in a notebook, and nothing elsewhere.
+    """
+    if callable(progress):
+        yield progress
+    elif in_notebook() if progress is None else progress:
+        with ProgressShown() as shown:
+            yield shown
+    else:
+        yield None
+
+
+def format_rate(rate: float) -> str:
+    """A rate per second as text: 30/s, below ten with one decimal: 1.2/s."""
+    return f"{rate:.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
