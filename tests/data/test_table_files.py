@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vizsla.data.table_files import read_rows
-from vizsla.data.tables import read_table
+from vizsla.data.tables import read_names, read_table
 from vizsla.errors import DataError
 
 DAY, TIME = datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 12, 0)
@@ -105,3 +105,13 @@ def test_known_columns_are_found_in_any_case_and_only_once(tmp_path: Path, suffi
     assert table.to_pylist() == [{"file": "a.png", "label": "cat"}]
     with pytest.raises(DataError, match="has the column file twice"):
         read_table(written("twice", ["File", "file"]))
+
+
+def test_whole_numbers_beyond_64_bits_are_kept_as_floats(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"file": ["a", "b"], "x": [1e20, 5.0]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet")["x"].to_pylist() == [1e20, 5.0]
+
+
+def test_a_number_sign_before_a_space_starts_a_remark(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("# copies\n#1.png\n#\n a.png\n")
+    assert [name.strip() for name in read_names(tmp_path / "list.txt")] == ["#1.png", "a.png"]

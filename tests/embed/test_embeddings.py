@@ -1,3 +1,4 @@
+import datetime
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from vizsla.embed.embeddings import Embeddings, ShardWriter, is_embeddings, parts_of
+from vizsla.embed.shards import concatenated
 from vizsla.errors import DataError, StorageError
 
 
@@ -108,3 +110,18 @@ def test_an_attribute_never_takes_the_place_of_the_ids(tmp_path: Path) -> None:
     own = Embeddings(["a"], unit(1), pa.table({"id": ["b"]}), "m")
     with pytest.raises(DataError, match="cannot be called id"):
         own.save(tmp_path / "e")
+
+
+def test_attributes_of_several_shards_get_one_type() -> None:
+    def joined(*columns: pa.Array) -> pa.ChunkedArray:
+        return concatenated([pa.table({"price": column}) for column in columns])["price"]
+
+    whole, day = pa.array([5, None]), pa.array([datetime.date(2026, 1, 2)])
+    time = pa.array([datetime.datetime(2026, 1, 2, 12)], pa.timestamp("us"))
+    assert joined(whole, pa.array([0.5])).to_pylist() == [5.0, None, 0.5]
+    assert joined(pa.array(["XL"]), whole).to_pylist() == ["XL", "5", None]
+    assert joined(pa.array([None]), whole).type == pa.int64()
+    assert joined(day, time).to_pylist()[0] == datetime.datetime(2026, 1, 2)
+    for later in (pa.array(["n/a"]), day, pa.array([True])):
+        with pytest.raises(DataError, match=r"price is int64 at first and .* later, such as"):
+            joined(whole, later)

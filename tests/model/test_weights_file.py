@@ -260,9 +260,22 @@ def test_the_average_is_taken_and_named(
 
 
 def test_settings_of_an_average_are_not_an_average(tmp_path: Path) -> None:
-    state = {"weight": torch.ones(2)}
-    torch.save({"model": state, "ema": {"decay": 0.9}, "teacher": "b16"}, tmp_path / "w.pt")
-    assert torch.equal(read_state(tmp_path / "w.pt")["weight"], state["weight"])
+    for beside in (
+        {"ema": {"decay": 0.9}, "teacher": "b16"},
+        {"ema": {"decay": torch.tensor(0.9)}},
+        {"teacher": {"layer": torch.ones(5), "bias": torch.ones(5), "more": torch.ones(5)}},
+    ):
+        state = {"weight": torch.ones(2), "bias": torch.ones(1)}
+        torch.save({"model": state, **beside}, tmp_path / "w.pt")
+        assert torch.equal(read_state(tmp_path / "w.pt")["weight"], state["weight"])
+
+
+def test_wrappers_without_an_end_are_refused(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["state_dict"] = endless
+    torch.save(endless, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="has no weights"):
+        read_state(tmp_path / "w.pt")
 
 
 # ── objects and programs ─────────────────────────────────────────────────────────────────────────

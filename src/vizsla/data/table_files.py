@@ -229,7 +229,8 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The values as a CSV has them; pa.ArrowException for lists and the like."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_finite(column), column, None)
-        if pc.all(pc.equal(column, pc.round(column))).as_py():
+        whole = pc.and_(pc.equal(column, pc.round(column)), pc.less(pc.abs(column), 2.0**53))
+        if pc.all(whole).as_py():
             column = column.cast(pa.int64(), safe=False)  # pandas: whole numbers with gaps
     if pa.types.is_timestamp(column.type) and column.type.tz:
         column = column.cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.timestamp("us"))
@@ -248,7 +249,7 @@ def typed_column(name: str, column: pa.Array | pa.ChunkedArray) -> pa.Array | pa
         if pc.all(pc.match_substring_regex(known, pattern, ignore_case=True)).as_py():
             try:
                 return converted(column)
-            except pa.ArrowException:  # the 31st of February, a number with a hundred digits
+            except pa.ArrowException:  # the 31st of February, an article number of thirty digits
                 return column
     return column
 

@@ -169,11 +169,12 @@ def labels_from_pattern(ids: Sequence[str], pattern: str = "{label}_{n}") -> lis
 def read_names(path: str | Path) -> list[str]:
     """Names, such as `query/a.jpg`: one a line, or a table that names images, with `role` or not.
 
-    A line in double quotes is read as JSON (for names with line breaks); `#` starts a remark.
+    A line in double quotes is read as JSON (for names with line breaks). `# ` starts a remark;
+    without a space, as in `#1.png`, it is a name.
     """
     text = "" if Path(path).suffix.lower() in (".parquet", ".pq") else read_text(path)
     if text and not has_header(text):
-        return [_unquoted(line) for line in lines_of(text) if not line.startswith("#")]
+        return [_unquoted(line) for line in lines_of(text) if line.split()[0] != "#"]
     table = read_table(path)
     roles = texts(table, "role") if "role" in table.column_names else [None] * len(table)
     files = texts(table, "file")

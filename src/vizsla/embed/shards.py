@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
+from vizsla.data.table_files import as_text
 from vizsla.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -78,25 +79,49 @@ def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
     """The rows of all shards. An attribute that only some of them have is null in the others, and
     one without any value goes with every type.
 
-    DataError if an attribute has types that do not go together.
+    Text takes values of every type, and a time takes days. DataError for other types that differ.
     """
-    types = {
-        field.name: field.type
-        for table in tables
-        for field in table.schema
-        if table[field.name].null_count < len(table)
-    }
+    columns: dict[str, list[pa.ChunkedArray]] = {}
+    for table in tables:
+        for name in table.column_names:
+            if table[name].null_count < len(table):
+                columns.setdefault(name, []).append(table[name])
+    types = {name: _common_type(name, found) for name, found in columns.items()}
     fitting = []
     for table in tables:
         for i, field in enumerate(table.schema):
             kind = types.get(field.name, field.type)
-            if kind != field.type and table[field.name].null_count == len(table):
-                table = table.set_column(i, field.name, pa.nulls(len(table), kind))
+            if kind == field.type:
+                continue
+            column = table[field.name]
+            column = as_text(column) if pa.types.is_string(kind) else column.cast(kind)
+            table = table.set_column(i, field.name, column)
         fitting.append(table)
-    try:
-        return pa.concat_tables(fitting, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the attributes do not fit together: {error}") from error
+    return pa.concat_tables(fitting, promote_options="permissive")
+
+
+def _common_type(name: str, columns: Sequence[pa.ChunkedArray]) -> pa.DataType:
+    """The type of the first column, or the wider one of numbers or of days and times."""
+    first = columns[0].type
+    wider = [  # (narrow, wide)
+        (pa.types.is_integer, pa.types.is_floating),
+        (pa.types.is_date, pa.types.is_timestamp),
+    ]
+    for column in columns:
+        kind = column.type
+        if any(narrow(first) and wide(kind) for narrow, wide in wider):
+            first = kind
+        elif not (
+            kind == first
+            or pa.types.is_string(first)
+            or any(narrow(kind) and wide(first) for narrow, wide in wider)
+        ):
+            value = column.drop_null()[0].as_py()
+            raise DataError(
+                f"the attributes do not fit together: {name} is {first} at first and {kind} later, "
+                f"such as {value!r}. Give it one type, or embed all images anew to have it as text"
+            )
+    return first
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

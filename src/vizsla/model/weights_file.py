@@ -101,10 +101,12 @@ def _about_objects(path: Path, error: Exception) -> str:
 
 
 def _state_in(content: Any, path: Path) -> State:
-    """The state dict inside the usual wrappers."""
-    while isinstance(content, dict):
+    """The state dict inside the usual wrappers, four of them at most."""
+    for _ in range(4):
+        if not isinstance(content, dict):
+            break
         raw = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
-        averaged = next((name for name in AVERAGED if _has_tensors(content.get(name))), None)
+        averaged = next((name for name in AVERAGED if _is_average(content, name, raw)), None)
         if averaged:
             log.info(
                 "%s: the averaged weights %r are used%s",
@@ -121,11 +123,21 @@ def _state_in(content: Any, path: Path) -> State:
     return dict(content)
 
 
-def _has_tensors(content: Any) -> bool:
-    """Whether it is a state dict, or holds one."""
-    return _is_state(content) or (
-        isinstance(content, dict) and any(map(_has_tensors, content.values()))
-    )
+def _is_average(content: dict[str, Any], name: str, raw: str | None) -> bool:
+    """Whether `name` holds the average of the weights in `raw`: about as many tensors as these.
+
+    A teacher is one only beside its student: else it may be another network.
+    """
+    count = _count_tensors(content.get(name))
+    if name == "teacher" and "student" not in content:
+        return False
+    return count > 0 and (raw is None or 2 * count > _count_tensors(content[raw]))
+
+
+def _count_tensors(content: Any, depth: int = 4) -> int:
+    if not isinstance(content, dict) or depth == 0:
+        return int(isinstance(content, Tensor))
+    return sum(_count_tensors(value, depth - 1) for value in content.values())
 
 
 def _is_state(content: Any) -> bool:
