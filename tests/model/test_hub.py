@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import os
 import socket
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -243,19 +245,65 @@ def test_a_silent_server_is_not_waited_for_long(
     answers.set()
 
 
-def test_behind_a_proxy_it_is_the_proxy_that_must_be_there(
+@contextmanager
+def proxy_that_answers(line: str) -> Iterator[str]:
+    """The address of a proxy that answers each request with this line; nothing if it is empty."""
+    done = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        while not done.is_set():
+            with contextlib.suppress(OSError), server.accept()[0] as request:
+                request.recv(4096)
+                if line:
+                    request.sendall(f"HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n".encode())
+                else:
+                    done.wait(30)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            done.set()
+            with contextlib.suppress(OSError):
+                socket.create_connection(server.getsockname(), timeout=5).close()
+            thread.join(30)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "problem"),
+    [
+        ("http", "200 OK", None),
+        ("http", "404 Not Found", None),  # an answer of the hub
+        ("https", "403 Forbidden", "the proxy: 403 Forbidden"),
+        ("http", "", r"hub\.invalid does not answer"),
+    ],
+)
+def test_behind_a_proxy_it_is_the_answer_that_counts(
+    no_proxy: None, monkeypatch: pytest.MonkeyPatch, scheme: str, answer: str, problem: str | None
+) -> None:
+    monkeypatch.setattr(hubs, "CONNECT_TIMEOUT", 60 if answer else 0.5)
+    with proxy_that_answers(answer) as address:
+        monkeypatch.setenv(f"{scheme}_proxy", address)
+        if problem is None:
+            require_connection(f"{scheme}://hub.invalid/some/file")
+        else:
+            with pytest.raises(ModelError, match=problem):
+                require_connection(f"{scheme}://hub.invalid/some/file")
+
+
+def test_hosts_without_the_proxy_are_asked_themselves(
     no_proxy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
-        port = proxy.getsockname()[1]
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
-        require_connection("https://hub.invalid/some/file")
+    with proxy_that_answers("200 OK") as address:
+        monkeypatch.setenv("http_proxy", address)
         monkeypatch.setenv("no_proxy", "hub.invalid")
         with pytest.raises(ModelError, match=r"hub\.invalid"):
-            require_connection("https://hub.invalid/some/file")
-        monkeypatch.delenv("no_proxy")
-    with pytest.raises(ModelError, match=f"127.0.0.1:{port} refuses the connection"):
-        require_connection("https://hub.invalid/some/file")
+            require_connection("http://hub.invalid/some/file")
+    monkeypatch.delenv("no_proxy")
+    with pytest.raises(ModelError, match="the proxy: "):
+        require_connection("http://hub.invalid/some/file")
 
 
 # ── before the work starts ───────────────────────────────────────────────────────────────────────

@@ -240,16 +240,20 @@ def library_location(spec: BackboneSpec) -> Repository | Address:
 
 
 def require_connection(url: str) -> None:
-    """ModelError unless the server of this URL, or the proxy in between, accepts connections.
+    """ModelError unless the server of this URL accepts connections, or answers through a proxy.
 
     Takes CONNECT_TIMEOUT at most; the hub's client would try for half a minute.
     """
-    host, port = _connection_target(url)
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    proxies = urllib.request.getproxies()
+    proxied = (parts.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(
+        host
+    )
+    find_problem = _proxy_problem if proxied else _connection_problem
     problems: list[str] = []  # one entry, empty if there is none
     # In a daemon thread: nothing else ends the wait for a name server that does not answer.
-    check = threading.Thread(
-        target=lambda: problems.append(_connection_problem(host, port)), daemon=True
-    )
+    check = threading.Thread(target=lambda: problems.append(find_problem(url)), daemon=True)
     check.start()
     check.join(CONNECT_TIMEOUT)
     problem = problems[0] if problems else f"{host} does not answer"
@@ -257,19 +261,10 @@ def require_connection(url: str) -> None:
         raise ModelError(f"no network connection: {problem}")
 
 
-def _connection_target(url: str) -> tuple[str, int]:
-    """Host and port to connect to: the server's, or those of a configured proxy."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and not urllib.request.proxy_bypass(host):
-        parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    return parts.hostname or host, parts.port or (80 if parts.scheme == "http" else 443)
-
-
-def _connection_problem(host: str, port: int) -> str:
+def _connection_problem(url: str) -> str:
     """Why no connection can be made; empty if one can."""
+    parts = urllib.parse.urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except socket.gaierror:
@@ -280,6 +275,21 @@ def _connection_problem(host: str, port: int) -> str:
         return f"{host} does not answer"
     except OSError as error:
         return f"{host}: {error.strerror or error}"
+    return ""
+
+
+def _proxy_problem(url: str) -> str:
+    """Why the server does not answer through the configured proxy; empty if it does."""
+    import httpx
+
+    try:
+        httpx.head(url, timeout=CONNECT_TIMEOUT, verify=False)  # only whether it answers
+    except httpx.TimeoutException:
+        return f"{urllib.parse.urlsplit(url).hostname} does not answer through the proxy"
+    except httpx.TransportError as error:
+        return f"the proxy: {first_sentence(error)}"
+    except ImportError:  # a SOCKS proxy, without the package for it
+        return ""
     return ""
 
 
