@@ -39,9 +39,9 @@ from PIL import Image
 from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.compute import Compute
+from vizsla.embed.compute import Compute, RuntimeFailed
 from vizsla.embed.inference import write_embeddings
-from vizsla.embed.runtime import PendingVectors, Runtime, RuntimeFailed
+from vizsla.embed.runtime import PendingVectors, Runtime
 from vizsla.model.embedder import Embedder
 from vizsla.processes import available_cores
 

@@ -3,19 +3,23 @@
 import importlib.util
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from PIL import Image
 from torch import nn
 
@@ -25,11 +29,11 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.embed import auto_compute, inference, runtime, torch_runtime
 from vizsla.embed.auto_compute import resolve_compute, written_compute
-from vizsla.embed.compute import Compute
+from vizsla.embed.compute import Compute, RuntimeFailed, runtime_package
 from vizsla.embed.compute_shards import EmbeddingInput, Engine, Shard, embed_here
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import embed, write_embeddings
-from vizsla.embed.runtime import Runtime, RuntimeFailed
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 
@@ -92,6 +96,7 @@ def test_the_compute_id_knows_what_changes_bits_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("wrong", [
     {"runtime": "maybe"}, {"runtime": "onnx", "precision": "bf16"}, {"batch_size": 0},
+    {"runtime": "openvino", "precision": "fp16"},
     {"batch_size": "many"}, {"workers": 0}, {"batch_size": "²"}, {"batch_size": 10**19},
     {"device": "cpu:abc"}, {"device": "cpu:"},
 ])  # fmt: skip
@@ -202,6 +207,85 @@ def test_a_network_that_a_runtime_cannot_compute_is_computed_by_torch(
     for _ in range(2):  # not by torch from the second batch on, without a word
         with pytest.raises(RuntimeFailed):
             failing.submit(failing.blank_batch())
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_openvino_binds_no_thread_to_a_core_and_compiles_what_it_needs(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, two_cores: None
+) -> None:
+    core = runtime_package("openvino").Core
+    compiled: list[Any] = []
+    compile_model = core.compile_model
+
+    def recorded(*arguments: Any) -> Any:
+        compiled.append(compile_model(*arguments))
+        return compiled[-1]
+
+    monkeypatch.setattr(core, "compile_model", recorded)
+    known = Runtime(embedder, Compute("cpu", "fp32", 8, 1, "openvino"))
+    known.submit(known.blank_batch()).result()
+    assert [one.get_property("NUM_STREAMS") for one in compiled] == [2]  # a stream for each core
+    known.submit(known.blank_batch()[:1]).result()
+    assert [one.get_property("NUM_STREAMS") for one in compiled] == [2, 1]
+    assert not any(one.get_property("ENABLE_CPU_PINNING") for one in compiled)
+    assert all(one.get_property("INFERENCE_NUM_THREADS") == 2 for one in compiled)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ARM computes in fp16")
+def test_openvino_never_computes_in_another_precision(embedder: Embedder) -> None:
+    known = Runtime(embedder, Compute("cpu", "fp16", 4, 1, "openvino"))
+    with pytest.raises(RuntimeFailed, match=r"computes in b?f[0-9]+ here, not in f16"):
+        known.submit(known.blank_batch())
+
+
+def test_a_package_without_a_distribution_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu and nightly builds are."""
+
+    def none(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", none)
+    facts = Compute("cpu", "fp32", 4, 1, "onnx").facts
+    assert facts["onnxruntime"] == runtime_package("onnx").__version__
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # cannot be imported
+    with pytest.raises(RuntimeFailed, match=r"onnx is not installed here .*: pip install onnx"):
+        _ = Compute("cpu", "fp32", 4, 1, "onnx").facts
+
+
+def test_a_package_that_cannot_be_imported_is_not_chosen(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VIZSLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(auto_compute, "installed", lambda name: name == "openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = resolve_compute(device="cpu", precision="fp32", embedder=embedder, images=10**7)
+    assert found.runtime == "torch"
+
+
+def test_openvino_is_not_asked_for_where_it_has_no_wheel() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (needed,) = (
+        Requirement(one) for one in project["project"]["dependencies"] if "openvino" in one
+    )
+    assert needed.marker is not None
+    wanted = {
+        ("linux", "x86_64"): True,
+        ("linux", "aarch64"): True,
+        ("win32", "AMD64"): True,
+        ("darwin", "arm64"): True,
+        ("darwin", "x86_64"): False,
+        ("win32", "ARM64"): False,
+    }
+    for (system, machine), expected in wanted.items():
+        environment = {"sys_platform": system, "platform_machine": machine}
+        assert needed.marker.evaluate(environment) == expected, environment
 
 
 def machines_that_differ(compiling: int) -> Engine:

@@ -27,11 +27,11 @@ from vizsla.data.remote import image_set_from_url
 from vizsla.data.webdataset import image_set_from_tars
 from vizsla.embed import ray_engine as ray_module
 from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import Compute, RuntimeFailed
 from vizsla.embed.compute_shards import EmbeddingInput
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.ray_engine import _Actor, _contents, connected, ray_engine, resolve_compute_on
-from vizsla.embed.runtime import RuntimeFailed
 from vizsla.errors import DataError, MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 
@@ -339,9 +339,24 @@ def test_a_compiler_that_fails_there_is_told_apart(
     monkeypatch.setattr(ray_module, "embed_shards", failing)
     actor: Any = object.__new__(_Actor)
     actor.source, actor.runtime, actor.differs = EmbeddingInput(ImageSet(photos, [])), None, ""
+    actor.lacking = None
     sent = pickle.dumps(ImageSet.from_folder(photos).for_worker(range(2)))
     row = actor({"start": np.array([0]), "stop": np.array([2]), "images": [sent]})
     assert row["runtime_failed"] == [True] and "cannot be compiled" in row["error"][0]
+
+
+def test_an_actor_without_the_runtime_says_so_when_it_is_called(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its constructor Ray would take it for a crash, and start it again and again."""
+    compute = Compute("cpu", "fp32", 2, 1, "openvino")
+    shared = (EmbeddingInput(ImageSet(photos, [])), embedder(), compute, compute.facts, 1)
+    monkeypatch.setattr("ray.get", lambda reference: reference)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # cannot be imported
+    actor = _Actor(shared)
+    sent = pickle.dumps(ImageSet.from_folder(photos).for_worker(range(2)))
+    row = actor({"start": np.array([0]), "stop": np.array([2]), "images": [sent]})
+    assert row["runtime_failed"] == [True] and "not installed here" in row["error"][0]
 
 
 def test_wrong_use_is_said(photos: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from vizsla.run.pipeline import run
 from vizsla.score.evaluate import evaluate
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
+from vizsla.workspace import Run
 
 SEED_KEYS = {
     "model_name": str,
@@ -64,6 +65,22 @@ def test_the_configuration_says_how_the_run_was_computed_if_a_runtime_fails(
     assert done.run.config["options"]["runtime"] == "torch"
     assert done.run.config["compute_id"] == gallery.compute_id
     assert any("continues with torch" in warning for warning in done.warnings)
+
+
+def test_a_run_whose_runtime_is_gone_is_not_continued(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(embedder: object, data: object, target: object, this_run: Run, *_: object):
+        (this_run.folder / "training").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_improved", interrupted)
+    options = {"tuning": {"budget": 4.0}, "precision": "fp32"}
+    with pytest.raises(KeyboardInterrupt):
+        run(config(data, runtime="openvino", **options))
+    monkeypatch.setattr(pipeline, "installed", lambda runtime: runtime == "torch")
+    with pytest.raises(UsageError, match=r"openvino, which is not installed here: pip install"):
+        run(config(data, **options))
 
 
 @pytest.mark.parametrize("pooling", ["gap", "gem"])

@@ -18,15 +18,18 @@ from vizsla import storage
 from vizsla.data.batches import choose_workers
 from vizsla.embed.compute import (
     IMAGES_PER_CORE,
+    PACKAGES,
     PRECISIONS,
     RUNTIMES,
     Compute,
+    RuntimeFailed,
     Sample,
     has_fast_bf16,
+    part_size,
 )
-from vizsla.embed.converted_runtimes import PACKAGES, installed
+from vizsla.embed.converted_runtimes import COMPUTES_IN, installed
 from vizsla.embed.precision_check import cosine_change
-from vizsla.embed.runtime import Runtime, RuntimeFailed
+from vizsla.embed.runtime import Runtime
 from vizsla.embed.torch_runtime import compiler_missing
 from vizsla.errors import StorageError, UsageError
 from vizsla.model.embedder import Embedder
@@ -85,11 +88,14 @@ def resolve_compute(
         )
     if runtime == "auto" and installed(earlier.get("runtime", "auto")):
         runtime = earlier.get("runtime", "auto")
-    if runtime == "onnx" and precision not in ("auto", "fp32"):
-        raise UsageError(f"the runtime onnx computes in fp32, not in {precision}: choose openvino")
     if precision == "auto":
         precision = earlier.get("precision") or (
             "fp32" if runtime == "onnx" else _precision(embedder, device, images, sample)
+        )
+    if precision not in COMPUTES_IN.get(runtime, PRECISIONS):
+        raise UsageError(
+            f"the runtime {runtime} computes in {' or '.join(COMPUTES_IN[runtime])}, not in "
+            f"{precision}: choose --runtime torch, or another --precision"
         )
     if batch_size == "auto":
         batch_size = earlier.get("batch_size") or _batch_size(embedder, device, precision)
@@ -181,7 +187,7 @@ def fastest_runtime(embedder: Embedder, compute: Compute, images: int) -> str:
 def _lacking(runtime: str, compute: Compute) -> bool:
     if runtime == "compiled":
         return compiler_missing(compute.kind) is not None
-    return not installed(runtime) or (runtime == "onnx" and compute.precision != "fp32")
+    return not installed(runtime) or compute.precision not in COMPUTES_IN[runtime]
 
 
 def _known_times(embedder: Embedder, compute: Compute) -> tuple[Path, dict[str, list[float]]]:
@@ -202,7 +208,9 @@ def _known_times(embedder: Embedder, compute: Compute) -> tuple[Path, dict[str, 
 def _timed(embedder: Embedder, compute: Compute) -> list[float]:
     """Seconds to start, and for each image after that; NEVER if this runtime fails."""
     runtime = Runtime(embedder, compute)
-    few = runtime.blank_batch()[: (compute.facts["part"] or 16) * torch.get_num_threads()]
+    few = runtime.blank_batch()[: 16 * torch.get_num_threads()]
+    if part := part_size(compute.batch_size, torch.get_num_threads()):
+        few = few[: part * torch.get_num_threads()]
     times, used = [time.monotonic()], time.process_time()
     for _ in range(3):
         try:

@@ -1,11 +1,12 @@
 """How vectors are computed: device, precision, runtime, batch size, decoder."""
 
 import hashlib
+import importlib
 import json
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ import torch
 from PIL import features
 
 from vizsla.data.resize import REDUCED
+from vizsla.errors import ModelError
 
 Sample = Callable[[int], Path | bytes]  # the i-th image, as `read_image` takes it
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RUNTIMES = {"torch": None, "compiled": None, "openvino": "openvino", "onnx": "onnxruntime"}
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 IMAGES_PER_CORE = 4  # at once: the activations of more do not fit its cache
+
+
+class RuntimeFailed(ModelError):
+    """This runtime cannot compute the network here, or computes other vectors than torch."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Compute:
         """Everything that may change the last bits of a vector; the number of workers does not.
 
         The decoder is here and not in the model_id: it changes less than saving a photo again as
-        JPEG, so vectors of different decoders may be compared, but are not bit-equal.
+        JPEG, so vectors of different decoders may be compared, but are not bit-equal. RuntimeFailed
+        if this machine lacks the runtime.
         """
         if self.remote_facts is not None:
             return {**self.remote_facts, "runtime": self.runtime}
@@ -59,7 +67,7 @@ class Compute:
             "instructions": torch.backends.cpu.get_cpu_capability() if kind == "cpu" else None,
             "precision": self.precision,
             "runtime": self.runtime,
-            **({package: metadata.version(package)} if package else {}),
+            **({package: runtime_package(self.runtime).__version__} if package else {}),
             "batch_size": self.batch_size,
             "part": part,
             "threads": 1 if part else threads,
@@ -73,6 +81,24 @@ class Compute:
         """16 hex digits, the compute_id: a hash of the facts."""
         facts = json.dumps(self.facts, sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def runtime_package(runtime: str) -> Any:
+    """The module that computes `openvino` or `onnx`; RuntimeFailed if it cannot be imported.
+
+    Importing OpenVINO and each conversion report to its makers, unless the package
+    `openvino_telemetry` cannot be imported: then OpenVINO uses a class that does nothing.
+    """
+    name = RUNTIMES[runtime]
+    if name == "openvino" and name not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module(str(name))
+    except Exception as error:  # a damaged package may fail in any way
+        raise RuntimeFailed(
+            f"the runtime {runtime} is not installed here ({error}): "
+            f"pip install {' '.join(PACKAGES[runtime])}"
+        ) from error
 
 
 def part_size(n: int, threads: int) -> int | None:

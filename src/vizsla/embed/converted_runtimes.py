@@ -4,20 +4,21 @@ Both get the bytes of pixels, and each thread of `in_parts` calls them with one 
 """
 
 import importlib.util
-import sys
 import threading
 import warnings
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vizsla.embed.compute import Compute
+from vizsla.embed.compute import PACKAGES, Compute, runtime_package
 from vizsla.embed.torch_runtime import Vectors
 from vizsla.model.embedder import Embedder
 from vizsla.model.export import INPUT, ExportedNetwork, onnx_bytes
 
-PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+COMPUTES_IN = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}  # for fp16 x86 has no instructions
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -40,66 +41,71 @@ class _PixelNetwork(nn.Module):
 
 
 def openvino(embedder: Embedder, compute: Compute) -> Vectors:
-    """The embedder in OpenVINO."""
-    ov = openvino_package()
+    """The embedder in OpenVINO. ValueError if it would compute in another precision."""
+    ov = runtime_package("openvino")
     network, example = _PixelNetwork(embedder).eval(), _example(embedder)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and OpenVINO's, about tracing
         model = ov.convert_model(network, example_input=example, input=[-1, *example.shape[1:]])
-    core = ov.Core()
+    core, threads = ov.Core(), torch.get_num_threads()
+    precision = OPENVINO_PRECISIONS[compute.precision]
 
-    threads = torch.get_num_threads()
-    options = {
-        "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[compute.precision],
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    models = {  # by whether the caller is one of several threads, or has all cores
-        alone: core.compile_model(model, "CPU", {**options, "NUM_STREAMS": threads if alone else 1})
-        for alone in (True, False)
-    }
+    def compiled(alone: bool) -> Any:
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads if alone else 1,
+            "ENABLE_CPU_PINNING": False,  # else two processes compute on the same cores
+        }
+        found = core.compile_model(model, "CPU", options)
+        used = found.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if used != precision:
+            raise ValueError(f"it computes in {used} here, not in {precision}")
+        return found
+
+    model_for = _made_when_needed(compiled)
     own = threading.local()
 
     def vectors(pixels: Tensor) -> Tensor:
         if not hasattr(own, "request"):  # requests are not shared by threads
-            own.request = models[torch.get_num_threads() == 1].create_infer_request()
+            own.request = model_for(torch.get_num_threads() == 1).create_infer_request()
         found = own.request.infer({0: pixels.numpy()}, share_inputs=True)
         return torch.from_numpy(found[0].copy())
 
     return vectors
 
 
-def openvino_package() -> Any:
-    """The module `openvino`, without its telemetry.
-
-    Importing OpenVINO and each conversion report to its makers, unless the package
-    `openvino_telemetry` cannot be imported: then OpenVINO uses a class that does nothing.
-    """
-    if "openvino" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    import openvino
-
-    return openvino
-
-
 def onnx(embedder: Embedder, compute: Compute) -> Vectors:
     """The embedder in ONNX Runtime, in fp32."""
-    import onnxruntime
-
+    onnxruntime = runtime_package("onnx")
     data = onnx_bytes(_PixelNetwork(embedder).eval(), _example(embedder), embedder.name)
+    threads = torch.get_num_threads()
 
-    def session(threads: int) -> Any:
+    def session(alone: bool) -> Any:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1 if alone else threads
         options.log_severity_level = 3  # errors
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
-    sessions = {True: session(1), False: session(torch.get_num_threads())}
+    session_for = _made_when_needed(session)
 
     def vectors(pixels: Tensor) -> Tensor:
-        (found,) = sessions[torch.get_num_threads() == 1].run(None, {INPUT: pixels.numpy()})
+        (found,) = session_for(torch.get_num_threads() == 1).run(None, {INPUT: pixels.numpy()})
         return torch.from_numpy(found)
 
     return vectors
+
+
+def _made_when_needed(make: Callable[[bool], Any]) -> Callable[[bool], Any]:
+    """`make`, called once for each value: whether the caller is one of several threads, or has all
+    cores. Most jobs need one of the two."""
+    once, lock = cache(make), threading.Lock()
+
+    def made(alone: bool) -> Any:
+        with lock:
+            return once(alone)
+
+    return made
 
 
 def installed(runtime: str) -> bool:

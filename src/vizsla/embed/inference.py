@@ -22,7 +22,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.cache import VectorCache
-from vizsla.embed.compute import Compute
+from vizsla.embed.compute import Compute, RuntimeFailed
 from vizsla.embed.compute_shards import (
     EmbeddingInput,
     Engine,
@@ -33,7 +33,7 @@ from vizsla.embed.compute_shards import (
     whole_batches,
 )
 from vizsla.embed.embeddings import Embeddings, ShardWriter
-from vizsla.embed.runtime import Runtime, RuntimeFailed
+from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import STORES
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder

@@ -21,10 +21,10 @@ import torch
 
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.compute import Compute, Sample
+from vizsla.embed.compute import Compute, RuntimeFailed, Sample
 from vizsla.embed.compute_shards import EmbeddingInput, Engine, Shard, embed_shards
 from vizsla.embed.precision_check import sample_positions
-from vizsla.embed.runtime import Runtime, RuntimeFailed
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import ImageError, MissingExtraError, ModelError, UsageError, VizslaError
 
 log = logging.getLogger("vizsla.embed")
@@ -274,7 +274,11 @@ class _Actor:
         self.source, embedder, compute, expected, threads = ray.get(shared)
         torch.set_num_threads(threads)
         self.runtime = Runtime(embedder, replace(compute, remote_facts=None))
-        facts = self.runtime.compute.facts
+        self.lacking: RuntimeFailed | None = None  # raised when called: here Ray would start anew
+        try:
+            facts = self.runtime.compute.facts
+        except RuntimeFailed as error:
+            self.lacking, facts = error, expected
         self.differs = "; ".join(
             f"{key} is {facts.get(key)!r}, expected {expected.get(key)!r}"
             for key in sorted(facts.keys() | expected.keys())
@@ -293,6 +297,8 @@ class _Actor:
         return {key: [value] for key, value in row.items()}
 
     def _computed(self, images: ImageSet) -> dict[str, Any]:
+        if self.lacking is not None:
+            raise self.lacking
         if self.differs:
             raise ModelError(
                 f"this machine differs: {self.differs}. Its vectors would not be bit-equal: "

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizsla.embed.compute import Compute
+from vizsla.embed.compute import Compute, RuntimeFailed
 from vizsla.embed.converted_runtimes import onnx, openvino
 from vizsla.embed.torch_runtime import Vectors, compiled, eager, in_parts
-from vizsla.errors import ModelError
 from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.embed")
@@ -28,10 +27,6 @@ START: dict[str, Callable[[Embedder, Compute], Vectors]] = {
     "onnx": onnx,
 }
 MIN_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99}  # to torch in the same precision
-
-
-class RuntimeFailed(ModelError):
-    """This runtime cannot compute the network, or computes other vectors than torch."""
 
 
 @dataclass

@@ -19,7 +19,8 @@ from vizsla.choose.refinement import (
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.imageset import DataFolders
 from vizsla.data.splits import Target, training_part
-from vizsla.embed.compute import Compute
+from vizsla.embed.compute import PACKAGES, Compute
+from vizsla.embed.converted_runtimes import installed
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
@@ -63,6 +64,7 @@ def run(config: RunConfig, progress: Progress | bool | None = None) -> RunResult
         if interrupted is not None:  # the runtime is not chosen a second time
             written = interrupted.config
             compute = dataclasses.replace(compute, runtime=written["options"]["runtime"])
+            _require_runtime(compute, interrupted)
         this_run = interrupted or create_run(config.home)
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(written)
@@ -157,6 +159,16 @@ def _interrupted(config: RunConfig, written: dict[str, Any], model_name: str) ->
                 log.info("continuing the interrupted run %s", earlier.id)
                 return earlier
     return None
+
+
+def _require_runtime(compute: Compute, interrupted: Run) -> None:
+    """UsageError if this machine no longer has the runtime of the interrupted run."""
+    if not installed(compute.runtime):
+        raise UsageError(
+            f"{interrupted.folder} was begun with the runtime {compute.runtime}, which is not "
+            f"installed here: pip install {' '.join(PACKAGES[compute.runtime])} to continue it, or "
+            "delete this folder to begin anew"
+        )
 
 
 def _but_for_runtime(written: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from cachetools import LRUCache
 
-from vizsla.embed.compute import PRECISIONS, Compute
-from vizsla.embed.runtime import Runtime, RuntimeFailed
+from vizsla.embed.compute import PRECISIONS, Compute, RuntimeFailed
+from vizsla.embed.runtime import Runtime
 from vizsla.embed.torch_runtime import one_core_threads
 from vizsla.model.embedder import Embedder
 from vizsla.model.explain import Explanation, explain_tensors
