@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.output import embedding_map
+from vizsla.output import embedding_map, report_page
 from vizsla.output.report_page import score_name
 from vizsla.run import finished_run
 from vizsla.run.config import RunConfig
@@ -65,6 +66,17 @@ def test_every_part_is_there(page: Path) -> None:
         assert title in text, title
     assert "z<i>broken.png" in text and "broken" in text.lower()
     assert "random" in text and "tiny" in text and "gap" in text
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"), [("discriminant", "frozen, with a fitted projection"), ("frozen", "frozen")]
+)
+def test_the_subtitle_names_what_was_fitted(kept: str, text: str) -> None:
+    data: Any = SimpleNamespace(
+        run=SimpleNamespace(id="20260131-235959-0a1b"), ranking=[], gallery=[],
+        config={"options": {}}, record={"is_finetuned": False, "training": {"kept": kept}},
+    )  # fmt: skip
+    assert text in report_page._subtitle(data)
 
 
 def test_nothing_comes_from_elsewhere(page: Path) -> None:

@@ -142,11 +142,13 @@ def _subtitle(data: ReportData) -> list[str]:
     when = f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]} {run_id[9:11]}:{run_id[11:13]}"
     pooling = data.config["options"].get("pooling") or data.record.get("pooling_type")
     tuned = data.record.get("is_finetuned")
+    fitted = (data.record.get("training") or {}).get("kept", "frozen") != "frozen"
+    frozen = "frozen, with a fitted projection" if fitted else "frozen"
     parts = [
         f"{len(data.ranking)} queries",
         f"{len(data.gallery)} gallery images",
         f"{pooling} pooling" if pooling else "",
-        "fine-tuned" if tuned else "frozen" if tuned is False else "",
+        "fine-tuned" if tuned else frozen if tuned is False else "",
         f"run {run_id} ({when})",
     ]
     return [part for part in parts if part]
