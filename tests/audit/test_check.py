@@ -188,7 +188,7 @@ def test_the_list_to_leave_out_is_one_that_run_reads(messy: Path, tmp_path: Path
     assert done.stdout.splitlines()[-1] == f"exclude   {tmp_path / 'out.txt'}"
     assert done.exit_code == 0
     assert "--write-exclude" not in done.stdout
-    assert f"`vizsla run --exclude {tmp_path / 'out.txt'}` leaves them out" in done.stdout
+    assert f"`vizsla run DATA --exclude {tmp_path / 'out.txt'}` leaves them out" in done.stdout
     assert "--write-exclude FILE lists them" in vizsla(messy, "-q").stdout
     assert {*read_names(tmp_path / "out.txt")} == checked(messy).excluded().keys()
     assert "training/dog/a\nb.png" in read_names(tmp_path / "out.txt")

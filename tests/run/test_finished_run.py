@@ -2,17 +2,21 @@
 
 import colorsys
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from vizsla import storage
+from vizsla.cli.main import app
 from vizsla.errors import DataError, UsageError
 from vizsla.run import finished_run, pipeline
 from vizsla.run.config import RunConfig, again
 from vizsla.score.scores import Scores
+from vizsla.search.ranking import Ranking
 from vizsla.workspace import open_run
 
 CLASSES = 8
@@ -51,6 +55,15 @@ def test_the_scores_of_a_run_come_out_again(run_folder: Path) -> None:
     assert scores.queries == stored.queries and len(ranking) == 16
     assert scores.per_query("map") == stored.per_query("map")
     assert scores["map"].low != stored["map"].low
+
+
+def test_one_image_is_searched_in_a_run(run_folder: Path) -> None:
+    query = run_folder.parent.parent / "data/test/query/3_0.png"
+    done = CliRunner().invoke(app, ["search", str(run_folder), str(query), "-k", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["rankings"].values()
+    stored = Ranking.load(run_folder / "ranking.parquet").to_lists(2)
+    assert [hit["id"] for hit in found] == stored["3_0.png"]
 
 
 def test_a_run_of_another_k_is_scored_as_it_was(run_folder: Path, tmp_path: Path) -> None:

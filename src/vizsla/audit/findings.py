@@ -210,9 +210,9 @@ def _notes(report: CheckReport, excluded_in: str | None) -> list[str]:
     excluded = report.excluded()
     if excluded:
         listed = (
-            f"`vizsla run --exclude {shlex.quote(excluded_in)}` leaves them out"
+            f"`vizsla run DATA --exclude {shlex.quote(excluded_in)}` leaves them out"
             if excluded_in
-            else "--write-exclude FILE lists them, `vizsla run --exclude FILE` leaves them out"
+            else "--write-exclude FILE lists them, `vizsla run DATA --exclude FILE` leaves them out"
         )
         lines.append(f"{_counted(len(excluded), 'training image')} should be left out: {listed}")
     return lines

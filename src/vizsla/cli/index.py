@@ -1,5 +1,6 @@
 """Commands for searching a gallery: index (build, add, remove, info), search."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from vizsla.cli.sources import embedded_queries, open_gallery
 from vizsla.errors import UsageError
 from vizsla.option_fields import REQUIRED, Options, byte_count, option, same
 from vizsla.options import (
+    DEFAULT_BACKBONE,
     ComputeChoice,
     ModelChoice,
     OneSet,
@@ -251,7 +253,7 @@ class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions, Printing):
 
 @app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
 def search(
-    gallery: Annotated[str, typer.Argument(help="An index, or the gallery's embeddings.")],
+    gallery: Annotated[str, typer.Argument(help="A run, an index, or the gallery's embeddings.")],
     queries: Annotated[
         list[Path], typer.Argument(help="Embeddings, a folder of images, or image files.")
     ],
@@ -261,8 +263,13 @@ def search(
     """Rank a gallery for every query, by cosine or refined. Queries are embeddings or images."""
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.search.exact import default_depth
+    from vizsla.workspace import is_run
 
     device = resolve_compute(device=options.device).device
+    if is_run(gallery):  # its gallery, and its model for images
+        model = gallery if options.model == DEFAULT_BACKBONE else options.model
+        options = dataclasses.replace(options, model=model)
+        gallery = str(Path(gallery) / "embeddings" / "gallery")
     found = open_gallery(gallery, device)
     with ProgressShown(options.quiet) as progress:
         query_set = embedded_queries(

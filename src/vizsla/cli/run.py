@@ -110,8 +110,11 @@ def run(
     else:
         _print_run(result)
         if [(one.model, one.weights) for one in configs] == [(DEFAULT_BACKBONE, "pretrained")]:
+            typer.echo()
+            if not training and result.record["num_classes"]:
+                typer.echo("Next, --finetune head learns from training/, in minutes.")
             typer.echo(
-                f"\n{DEFAULT_BACKBONE} comes with vizsla. Where the model hub can be reached, "
+                f"{DEFAULT_BACKBONE} comes with vizsla. Where the model hub can be reached, "
                 "--model dinov2-s14 (a download of 88 MB) usually ranks better."
             )
 
