@@ -25,7 +25,7 @@ from vizsla.embed.compute import (
     RuntimeFailed,
     Sample,
     has_fast_bf16,
-    part_size,
+    processor,
 )
 from vizsla.embed.converted_runtimes import COMPUTES_IN, installed
 from vizsla.embed.precision_check import cosine_change
@@ -40,8 +40,9 @@ CPU_BATCH = 32  # or more, so that each core has a part
 GPU_BATCHES = (16, 512)  # from the smallest to the largest
 MAX_COSINE_CHANGE = 0.001  # on average, by half precision
 SHARE_OF_GPU = 0.4  # of its free memory may be used by a batch
-NEVER = [1e9, 1e9]  # seconds of a runtime that fails
-MIN_IMAGES = 128  # with fewer no runtime is timed
+MIN_IMAGES = 128  # with fewer no other runtime than torch is considered
+SHARE_OF_TIMING = 0.125  # of the images: as many, and no more, may be timed with torch
+MIN_PASSES, MAX_PASSES = 2, 3  # of a batch: the first one also starts the runtime
 # Before it is measured: seconds to start a runtime, and the share of torch's time that it saves.
 EXPECTED = {
     "cpu": {"openvino": (3.0, 0.5), "onnx": (20.0, 0.4)},
@@ -148,40 +149,64 @@ def _precision(
 def fastest_runtime(embedder: Embedder, compute: Compute, images: int) -> str:
     """The installed runtime that embeds so many images soonest, its start included; logs why.
 
-    Each is measured at most once for a kind of machine and of network, and only where it is
-    expected to save more than it takes; the times are kept in the cache folder.
+    Each is timed once for a kind of machine and of network, and only where it is expected to save
+    more than it takes to time and to start it; the times are kept in the cache folder.
     """
-    candidates = {
-        name: gain for name, gain in EXPECTED.get(compute.kind, {}).items()
-        if not _lacking(name, compute)
-    }  # fmt: skip
-    if not candidates or images < MIN_IMAGES:
+    versions = _candidates(compute) if images >= MIN_IMAGES else {}
+    if not versions:
         return "torch"
-    path, times = _known_times(embedder, compute)
+    path, times = _known_times(embedder, compute, versions)
+    batch = min(compute.batch_size, (compute.facts["part"] or 16) * torch.get_num_threads())
+    passes = min(MAX_PASSES, int(SHARE_OF_TIMING * images) // batch)
+    if "torch" not in times and passes < MIN_PASSES:
+        return "torch"
+    passes = max(MIN_PASSES, passes)
 
     def measure(runtime: str) -> None:
-        times[runtime] = _timed(embedder, dataclasses.replace(compute, runtime=runtime))
+        found = _timed(embedder, dataclasses.replace(compute, runtime=runtime), batch, passes)
+        if found is None:
+            del versions[runtime]
+            return
+        times[runtime] = found
         with contextlib.suppress(StorageError):  # without a writable cache it is measured again
             storage.write_json(path, {"name": embedder.name, "times": times})
+
+    def seconds_saved(runtime: str) -> float:
+        if runtime in times:
+            start, image = times[runtime]
+            return by_torch - images * image - start
+        start, share = EXPECTED[compute.kind][runtime]  # it starts twice: to be timed, and to embed
+        return by_torch * share - 2 * start - passes * batch * times["torch"][1]
 
     if "torch" not in times:
         measure("torch")
     by_torch = images * times["torch"][1]
-    while True:
-        saved = {
-            name: by_torch - images * times[name][1] - times[name][0] if name in times
-            else by_torch * share - start
-            for name, (start, share) in candidates.items()
-        }  # fmt: skip
-        best = max(saved, key=saved.__getitem__)
-        if saved[best] <= 0 or best in times or compute.kind == "cuda":
-            break
-        measure(best)
-    chosen = best if saved[best] > 0 else "torch"
-    log.info(
-        "%s: for %d images %s saves %.0f s of %.0f s", chosen, images, best, saved[best], by_torch
-    )
-    return chosen
+    while versions:
+        best = max(versions, key=seconds_saved)
+        saved = seconds_saved(best)
+        if saved > 0 and best not in times and compute.kind != "cuda":
+            measure(best)
+            continue
+        log.info(
+            "%s: for %d images %s saves %.0f s of %.0f s",
+            best if saved > 0 else "torch", images, best, saved, by_torch,
+        )  # fmt: skip
+        return best if saved > 0 else "torch"
+    return "torch"
+
+
+def _candidates(compute: Compute) -> dict[str, Any]:
+    """Runtimes beside torch that this machine has, and the versions of their packages."""
+    found = {}
+    for name in EXPECTED.get(compute.kind, {}):
+        if not _lacking(name, compute):
+            try:
+                facts = dataclasses.replace(compute, runtime=name).facts
+            except RuntimeFailed as error:  # a damaged package
+                log.info("%s", error)
+            else:
+                found[name] = facts.get(RUNTIMES[name] or "torch")
+    return found
 
 
 def _lacking(runtime: str, compute: Compute) -> bool:
@@ -190,11 +215,13 @@ def _lacking(runtime: str, compute: Compute) -> bool:
     return not installed(runtime) or compute.precision not in COMPUTES_IN[runtime]
 
 
-def _known_times(embedder: Embedder, compute: Compute) -> tuple[Path, dict[str, list[float]]]:
-    """The file of this kind of network and machine, and what was measured there."""
+def _known_times(
+    embedder: Embedder, compute: Compute, versions: Mapping[str, Any]
+) -> tuple[Path, dict[str, list[float]]]:
+    """The file of this kind of network and machine and these versions, and what was timed there."""
     kind = [
         embedder.backbone.spec.name, sum(p.numel() for p in embedder.parameters()),
-        list(embedder.preprocess.size), str(embedder.views),
+        list(embedder.preprocess.size), str(embedder.views), processor(), dict(versions),
         {**compute.facts, "threads": torch.get_num_threads(), "batch_size": None},
     ]  # fmt: skip
     name = hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:24]
@@ -205,23 +232,21 @@ def _known_times(embedder: Embedder, compute: Compute) -> tuple[Path, dict[str, 
     return path, {}
 
 
-def _timed(embedder: Embedder, compute: Compute) -> list[float]:
-    """Seconds to start, and for each image after that; NEVER if this runtime fails."""
+def _timed(embedder: Embedder, compute: Compute, batch: int, passes: int) -> list[float] | None:
+    """Seconds to start, and for each image after that; None if this runtime fails, and logs why."""
     runtime = Runtime(embedder, compute)
-    few = runtime.blank_batch()[: 16 * torch.get_num_threads()]
-    if part := part_size(compute.batch_size, torch.get_num_threads()):
-        few = few[: part * torch.get_num_threads()]
+    few = runtime.blank_batch()[:batch]
     times, used = [time.monotonic()], time.process_time()
-    for _ in range(3):
+    for _ in range(passes):
         try:
             runtime.submit(few).result()
         except RuntimeFailed as error:
-            log.debug("%s", error)
-            return NEVER
+            log.info("not chosen: %s", error)
+            return None
         times.append(time.monotonic())
         used = time.process_time() - used if len(times) == 2 else used
-    start, *passes = np.diff(times)
-    return [min(float(start), used), float(min(passes)) / len(few)]  # others may use the cores
+    start, *later = np.diff(times)
+    return [min(float(start), used), float(min(later)) / len(few)]  # others may use the cores
 
 
 def _batch_size(embedder: Embedder | None, device: str, precision: str) -> int:

@@ -1,5 +1,6 @@
 """How vectors are computed: device, precision, runtime, batch size, decoder."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -107,6 +108,15 @@ def part_size(n: int, threads: int) -> int | None:
     None with fewer images than threads: all threads then work on all images together.
     """
     return min(IMAGES_PER_CORE, -(-n // threads)) if n >= threads else None
+
+
+def processor() -> str:
+    """The model of this machine's CPU, as far as the system names it."""
+    with contextlib.suppress(OSError):  # Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def decoder_version() -> str:

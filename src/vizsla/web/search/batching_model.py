@@ -168,11 +168,14 @@ class Model:
     def warm_up(self) -> None:
         """Embeds an image and, if the model reads text, a text: the first ones take longest."""
         height, width = self.framing.size
+        blank = np.zeros((height, width, 3), np.uint8)
         for _ in range(2):
             try:
-                self.image(np.zeros((height, width, 3), np.uint8)).result()
+                self.image(blank).result()
             except RuntimeFailed as error:
                 self.network.use_torch(error)
+        for one in self.images([blank] * min(MAX_BATCH, torch.get_num_threads())):
+            one.result()  # in parts, for which some runtimes prepare the network again
         if self.reads_text:
             self.text("a dog").result()
 
