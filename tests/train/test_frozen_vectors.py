@@ -13,6 +13,8 @@ from torch import nn
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import split
+from vizsla.embed import auto_compute
+from vizsla.embed.embeddings import read_manifest
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
@@ -114,6 +116,26 @@ def test_an_interrupted_training_reads_the_same_part(images: ImageSet, tmp_path:
     assert read(images, tmp_path, 1000.0).images.ids == first.images.ids
     manifest = json.loads((tmp_path / "features-part" / "manifest.json").read_text())
     assert manifest["done"] == len(first.images) + len(first.broken)
+
+
+def test_the_fastest_runtime_computes_the_vectors_unless_there_is_a_budget(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runtime(folder: str) -> str:
+        return str(read_manifest(tmp_path / folder)["compute"]["runtime"])
+
+    monkeypatch.setattr(auto_compute, "fastest_runtime", lambda *_: "openvino")
+    fast = read(images, tmp_path / "fast", None)
+    assert runtime("fast/features") == "openvino"
+    read(images, tmp_path / "with budget", 1000.0)
+    assert runtime("with budget/features") == "torch"
+    plain = read(images, tmp_path / "with budget", None)  # continues as it was begun
+    assert runtime("with budget/features") == "torch"
+    np.testing.assert_allclose(fast.vectors, plain.vectors, atol=1e-5)
+    before = CLOCK()
+    again = read(images, tmp_path / "fast", 1000.0)
+    assert runtime("fast/features") == "openvino" and CLOCK() - before < 10 * EACH
+    assert np.array_equal(again.vectors, fast.vectors)
 
 
 def test_existing_vectors_take_no_time(images: ImageSet, tmp_path: Path) -> None:

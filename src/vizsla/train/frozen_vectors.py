@@ -13,6 +13,8 @@ import torch
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import class_codes
 from vizsla.data.training_batches import ImageCache
+from vizsla.embed.auto_compute import resolve_compute, written_compute
+from vizsla.embed.compute import Compute
 from vizsla.embed.compute_shards import EmbeddingInput, embed_shards
 from vizsla.embed.embeddings import read_manifest
 from vizsla.embed.inference import embed
@@ -59,9 +61,9 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
     )
     projection, embedder.projection = embedder.projection, torch.nn.Identity()
     try:
-        network = Runtime(embedder, job.compute)
         if not job.is_first_process:
             job.processes.wait()
+        network = Runtime(embedder, _compute(images, embedder, job))
         count = len(images)
         if job.budget.seconds is not None:
             first_count = _images_to_read(cache, network, job) if job.is_first_process else 0
@@ -97,6 +99,20 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
         )
     seconds = job.budget.spent() - started
     return TrainingSet(readable, cache, class_codes(readable), found.vectors, found.broken, seconds)
+
+
+def _compute(images: ImageSet, embedder: Embedder, job: TrainingJob) -> Compute:
+    """The job's, by the fastest runtime; as before if the vectors are partly or wholly written.
+
+    With a budget by torch: the start of another runtime could take longer than the budget allows.
+    """
+    written = written_compute(job.out / FEATURES)
+    return resolve_compute(
+        device=job.compute.device, precision=job.compute.precision,
+        runtime="auto" if written or job.budget.seconds is None else "torch",
+        batch_size=job.compute.batch_size, workers=job.compute.workers,
+        embedder=embedder, images=len(images), written=written,
+    )  # fmt: skip
 
 
 def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
