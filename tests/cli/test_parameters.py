@@ -101,7 +101,7 @@ def test_a_flag_s_name_counts_as_well() -> None:
         (["--config", "broken.toml"], "is not a TOML file"),
         (["--config", "list.toml"], "takes one value, not the list"),
         (["--config", "table.toml"], r"no table is called \[trainig\]; there are data, model"),
-        (["--set", "compile=ON"], "--compile ON: choose one of"),
+        (["--set", "runtime=ONNX"], "--runtime ONNX: choose one of"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused(

@@ -289,7 +289,7 @@ def test_wrong_wishes_are_said_before_the_work(data: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="test/query"):
         run(config(tmp_path / "data" / "training"))
     (tmp_path / "other.csv").write_text("file,label\nnot_here.png,a\n")
-    with pytest.raises(DataError, match="labels none of"):
+    with pytest.raises(DataError, match="has a label for none of"):
         run(config(data, labels=str(tmp_path / "other.csv")))
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
 
