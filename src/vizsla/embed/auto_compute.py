@@ -187,11 +187,11 @@ def fastest_runtime(embedder: Embedder, compute: Compute, images: int) -> str:
         if saved > 0 and best not in times and compute.kind != "cuda":
             measure(best)
             continue
-        log.info(
-            "%s: for %d images %s saves %.0f s of %.0f s",
-            best if saved > 0 else "torch", images, best, saved, by_torch,
-        )  # fmt: skip
-        return best if saved > 0 else "torch"
+        if saved <= 0:
+            log.debug("torch: for %d images %s would save no time", images, best)
+            return "torch"
+        log.info("%s: saves %.0f s of %.0f s for %d images", best, saved, by_torch, images)
+        return best
     return "torch"
 
 
