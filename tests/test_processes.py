@@ -160,8 +160,8 @@ pool = ProcessPool("child_module", 2)   # no `if __name__ == "__main__"`
 pool.start()
 pids = [pool.run({"do": "reply"}, timeout=60)[0]["pid"] for _ in range(2)]
 threading.Thread(target=pool.run, args=({"do": "hang"},), kwargs={"timeout": 600}).start()
-print(*[process.pid for process in pool.processes], flush=True)
 try:
+    print(*[process.pid for process in pool.processes], flush=True)  # the signal may come at once
     threading.Event().wait()
 finally:
     pool.close()
