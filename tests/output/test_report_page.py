@@ -103,7 +103,18 @@ def test_the_configuration_names_the_model_that_made_the_vectors(
     text = " ".join(rows.split())
     assert f" model id {kept} " in text and f" model id before fitting {start} " in text
     assert f" weights {weights} " in text
-    assert " tuning.budget 60 s " in text and re.search(r" runtime [\d.]+ s ", text)
+    assert " tuning.budget 60 s " in text and re.search(r" duration [\d.]+ s ", text)
+    assert " runtime torch " in text
+
+
+def test_the_chain_that_was_chosen_is_in_the_configuration(tinted: Path, tmp_path: Path) -> None:
+    folder = small_run(tinted, tmp_path, refine="aqe(n=2,alpha=0)")
+    config = storage.read_sealed_json(folder / "config.json")
+    config["options"]["refine"] = "auto"  # as if it had been chosen
+    storage.write_sealed_json(folder / "config.json", config)
+    rows = text_of(finished_run.report(folder, tmp_path / "r.html")).split("Configuration")[-1]
+    assert " refine auto " in (text := " ".join(rows.split()))
+    assert " refine, resolved aqe(n=2,alpha=0) " in text
 
 
 def test_a_saved_embedder_has_its_own_weights(tinted: Path, tmp_path: Path) -> None:

@@ -348,7 +348,8 @@ def _configuration(data: ReportData) -> dict[str, Any]:
         "model id": model_id,
         "model id before fitting": start if start != model_id else None,
         "dimensions": data.queries.dim,
-        "runtime": data.record.get("runtime_seconds"),
+        "refine, resolved": (data.record.get("refine") or {}).get("chain"),
+        "duration": data.record.get("runtime_seconds"),
         **data.config["versions"],
     }
     rows = [[key, _with_unit(key, value)] for key, value in known.items() if value is not None]
@@ -366,7 +367,7 @@ def _weights(data: ReportData) -> str:
 def _with_unit(key: str, value: Any) -> str:
     """The value as text; durations in seconds."""
     name = key.rpartition(".")[2]
-    if isinstance(value, int | float) and name in ("budget", "save_seconds", "runtime"):
+    if isinstance(value, int | float) and name in ("budget", "save_seconds", "duration"):
         return f"{value:g} s"
     return str(value)
 
