@@ -125,8 +125,10 @@ def test_the_summary_of_a_run_says_which_model_it_used(
         )  # fmt: skip
     output = capsys.readouterr().out
     result = next((tmp_path / "results").iterdir())
-    training = json.loads(result.read_text())["training"]
-    word = "frozen, as it came" if training["kept"] == "frozen" else "tuned"
+    record = json.loads(result.read_text())
+    training = record["training"]
+    fitted = "as it came" if training["kept"] == "frozen" else "with a fitted projection"
+    word = "fine-tuned" if record["is_finetuned"] else f"frozen, {fitted}"
     assert f"the model is {word}, chosen on a held-out part" in output
     assert training["verdict"] in output and (finetune == "head" or word.startswith("frozen"))
 
@@ -223,7 +225,7 @@ def test_a_tuned_embedder_records_how_it_was_trained(
         home=str(tmp_path), tuning={**FAST, "finetune": "head"},
     )  # fmt: skip
     trained = train(config, tmp_path / "tuned")
-    assert trained is not None and trained.is_trained
+    assert trained is not None and trained.is_finetuned
     folder = tmp_path / "tuned" / "embedder"
     found = json.loads((folder / "config.json").read_text())["origin"]
     assert (found["weights"], found["weights_file"]) == ("file", "mine.safetensors")

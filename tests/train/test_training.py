@@ -115,7 +115,7 @@ def trained(images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Train
 def test_it_learns_and_keeps_the_best(trained: TrainResult) -> None:
     frozen = trained.candidates[0]
     assert frozen.name == "frozen"
-    assert trained.is_finetuned
+    assert trained.is_improved
     assert trained.kept.value > frozen.value + 0.05
     assert trained.kept.value == max(c.value for c in trained.candidates if c.beats_frozen)
     entered = {c.name for c in trained.candidates}
@@ -279,7 +279,7 @@ def test_the_verdict_when_the_frozen_model_is_kept(images: ImageSet, tmp_path: P
 
     config = TrainConfig(**{**FAST, "epochs": 1})
     result = train(images, embedder(), config, Falling(), tmp_path)
-    assert not result.is_finetuned
+    assert not result.is_improved
     assert result.verdict.startswith("the frozen model is kept")
     assert result.record()["loss_function"] is None
     assert torch.equal(weights(result.embedder), weights(embedder()))
@@ -548,7 +548,7 @@ def test_a_model_that_reads_text_keeps_doing_so(tiny_clip: str, tmp_path: Path) 
     config = TrainConfig(**{**FAST, "epochs": 1})
     rising = iter(np.linspace(0.1, 0.9, 90))
     result = train(photos(tmp_path), model, config, lambda m: np.full(4, next(rising)), tmp_path)
-    assert result.is_finetuned
+    assert result.is_improved
     texts = result.embedder.encode_text(["a dog", "a cat"])
     assert texts.shape == (2, result.embedder.dim)
     again = Embedder.load(tmp_path / "embedder")

@@ -158,7 +158,9 @@ def _print_run(result: "RunResult") -> None:
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
     )
     if result.tuned is not None:
-        kept = "tuned" if result.tuned.is_finetuned else "frozen, as it came"
+        tuned = result.tuned
+        kept = "frozen, with a fitted projection" if tuned.is_improved else "frozen, as it came"
+        kept = "fine-tuned" if tuned.is_finetuned else kept
         typer.echo(f"the model is {kept}, chosen on a held-out part of training/:")
         typer.echo(result.tuned.scores_text() + "\n")
     print_refined(result.chain, result.refinement_choice)

@@ -192,7 +192,7 @@ def _choose_chain(
         training_part(data.training, config.data),
         config.training,
         target,
-        frozen=tuned is None or not tuned.is_finetuned,
+        frozen=tuned is None or not tuned.is_improved,
         embed=lambda images: embed(images, "validation"),
         nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
         uses=config.refine_uses,
@@ -218,7 +218,7 @@ def _model_record(
     earlier = embedder.origin.training or {}  # recorded in the embedder's folder
     if tuned is None:
         training = earlier
-    elif tuned.is_finetuned:
+    elif tuned.is_improved:
         training = {**tuned.record()["training"], **earlier}
     else:
         from vizsla.train.training import options_given

@@ -186,18 +186,18 @@ class TrainResult(Shown):
         return next(c for c in self.candidates if c.kept)
 
     @property
-    def is_finetuned(self) -> bool:
+    def is_improved(self) -> bool:
         """Whether another model than the frozen one was kept."""
         return self.kept is not self.candidates[0]
 
     @property
-    def is_trained(self) -> bool:
+    def is_finetuned(self) -> bool:
         """Whether what was kept was trained with a loss."""
-        return self.is_finetuned and self.kept.name not in self.closed_forms
+        return self.is_improved and self.kept.name not in self.closed_forms
 
     def origin(self, before: Origin, *, images: int, options: dict[str, Any]) -> Origin:
         """The origin of the kept embedder. before: of the embedder that was trained."""
-        if not self.is_finetuned:
+        if not self.is_improved:
             return before
         earlier = before.training or {}
         facts = {
@@ -206,7 +206,7 @@ class TrainResult(Shown):
             "num_epochs": self.num_epochs,
             "final_train_loss": self.final_train_loss,
         }
-        if not self.is_trained:
+        if not self.is_finetuned:
             facts = {key: earlier.get(key) for key in facts}
             facts["is_finetuned"] = bool(before.is_finetuned)
         if earlier:
@@ -226,7 +226,7 @@ class TrainResult(Shown):
     def verdict(self) -> str:
         """One sentence: which model is kept, and why."""
         frozen, kept = self.candidates[0], self.kept
-        if not self.is_finetuned:
+        if not self.is_improved:
             best = max(self.candidates[1:], key=lambda c: c.value, default=None)
             if best is None:
                 return "the frozen model is kept: nothing else was tried"
@@ -238,7 +238,7 @@ class TrainResult(Shown):
             f"{frozen.value:.4f} → {kept.value:.4f} on validation "
             f"({kept.gain:+.4f}, standard error {kept.error:.4f})"
         )
-        if self.is_trained:
+        if self.is_finetuned:
             return f"{kept.name} is kept: {gain}"
         return f"{kept.name} is kept, the frozen network with a fitted projection: {gain}"
 
@@ -264,11 +264,11 @@ class TrainResult(Shown):
     def record(self) -> dict[str, Any]:
         """For the result file: the contest's keys, then the key `training`."""
         return {
-            "is_finetuned": self.is_trained,
+            "is_finetuned": self.is_finetuned,
             "num_classes": self.num_classes,
-            "loss_function": self.loss_function if self.is_trained else None,
-            "num_epochs": self.num_epochs if self.is_trained else 0,
-            "final_train_loss": self.final_train_loss if self.is_trained else None,
+            "loss_function": self.loss_function if self.is_finetuned else None,
+            "num_epochs": self.num_epochs if self.is_finetuned else 0,
+            "final_train_loss": self.final_train_loss if self.is_finetuned else None,
             "training": {
                 "kept": self.kept.name,
                 "verdict": self.verdict,
