@@ -41,6 +41,12 @@ def test_a_page_is_escaped_and_asks_for_nothing() -> None:
     assert page.tags.count("td") == 10
 
 
+def test_commands_in_sentences_are_code_and_all_else_is_escaped() -> None:
+    table = Table(["a"], [["b"]])
+    page = differences_page(table, ["`vizsla run <DATA>` leaves out <b>one`s"])
+    assert "<code>vizsla run &lt;DATA&gt;</code> leaves out &lt;b&gt;one`s" in page
+
+
 def test_scores_come_first_and_what_all_rows_share_is_stated_once() -> None:
     page = Page()
     page.feed(sweep_page(RUNS, [], []))

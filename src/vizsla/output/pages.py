@@ -7,6 +7,7 @@ import base64
 import functools
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -109,7 +110,13 @@ def template_environment(*folders: Path) -> Environment:
 def _environment() -> Environment:
     found = template_environment(Path(__file__).parent / "templates")
     found.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
+    found.filters["code"] = _with_code
     return found
+
+
+def _with_code(text: str) -> Markup:
+    """The text as HTML, what stands between `backticks` as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 @functools.cache
