@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vizsla.data.table_files import read_rows
-from vizsla.data.tables import read_names, read_table
+from vizsla.data.tables import read_labels, read_names, read_table
 from vizsla.errors import DataError
 
 DAY, TIME = datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 12, 0)
@@ -105,6 +105,37 @@ def test_known_columns_are_found_in_any_case_and_only_once(tmp_path: Path, suffi
     assert table.to_pylist() == [{"file": "a.png", "label": "cat"}]
     with pytest.raises(DataError, match="has the column file twice"):
         read_table(written("twice", ["File", "file"]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("image,class", "image names the images, class is the label"),
+        ("filename,label", "filename names the images"),
+        ("Image,Id", "image names the images, id is the label"),
+        ("img,Class_Name", "img names the images, class_name is the label"),
+        ("file,class", "class is the label"),
+        ("file,label", ""),
+    ],
+)
+def test_other_usual_headers_are_understood_and_one_line_says_how(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, columns: str, said: str
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(f"{columns}\na.jpg,007\n")
+    with caplog.at_level("INFO", "vizsla.tables"):
+        for _ in range(2):
+            assert read_labels(path).to_pylist() == [{"file": "a.jpg", "label": "007"}]
+    assert [line.removeprefix(f"{path}: ") for line in caplog.messages] == [said] * bool(said)
+
+
+def test_a_column_with_a_usual_name_stays_an_attribute_beside_the_label(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("file,label,class,id\na.jpg,x,y,1\n")
+    (row,) = read_labels(path).to_pylist()
+    assert row == {"file": "a.jpg", "label": "x", "class": "y", "id": "1"}
+    path.write_text("image,id,price\na.jpg,1,2\n")  # an article's number is no class
+    assert "label" not in read_labels(path).column_names
 
 
 def test_whole_numbers_beyond_64_bits_are_kept_as_floats(tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ def test_vectors_without_direction_or_shape_are_refused(vectors: Any, message: s
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 labels for 3 gallery vectors"):
         own_embeddings(VECTORS, ["a", "b"], role="gallery")
-    (tmp_path / "l.csv").write_text("name,class\na,b\n")
-    with pytest.raises(DataError, match="columns name, class: expected one called label"):
+    (tmp_path / "l.csv").write_text("name,kind\na,b\n")
+    with pytest.raises(DataError, match="columns name, kind: expected one called label"):
         own_embeddings(VECTORS, tmp_path / "l.csv")
     with pytest.raises(DataError, match="there is no file"):
         own_embeddings(VECTORS, tmp_path / "nowhere.txt")

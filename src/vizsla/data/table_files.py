@@ -11,10 +11,11 @@ always text.
 
 import codecs
 import csv
+import functools
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,27 @@ from vizsla.errors import DataError
 
 log = logging.getLogger("vizsla.tables")
 
+# The first of these that a table has names the images, or the classes; in any case.
 NAME_COLUMNS = (
-    "file",
-    "path",
-    "file_name",
+    "file", "path", "file_name", "filename", "image", "image_name", "image_path", "filepath", "img",
     "id",
-)  # the first of them that a table has names images
-TEXT_COLUMNS = (*NAME_COLUMNS, "label", "role", "group", "domain")  # in any case
+)  # fmt: skip
+LABEL_COLUMNS = ("label", "labels", "class", "class_name")
+USUAL_COLUMNS = ("file", "path", "file_name", "id")  # names of images that go without saying
+TEXT_COLUMNS = (*NAME_COLUMNS, *LABEL_COLUMNS, "role", "group", "domain")
 TABLES = (".csv", ".tsv", ".parquet", ".pq", ".json", ".jsonl", ".ndjson")
 
 
-def name_column(names: Sequence[str]) -> str | None:
-    """The column that names the images: `file`, else `path`, `file_name` or, as the last, `id`."""
+def name_column(names: Collection[str]) -> str | None:
+    """The column that names the images: the first of NAME_COLUMNS that is there."""
     return next((name for name in NAME_COLUMNS if name in names), None)
+
+
+def label_column(names: Collection[str]) -> str | None:
+    """The column with the classes: the first of LABEL_COLUMNS that is there; `id` in a table of
+    only `Image,Id`, as on Kaggle."""
+    found = next((name for name in LABEL_COLUMNS if name in names), None)
+    return found or ("id" if set(names) - {"role"} == {"image", "id"} else None)
 
 
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────
@@ -83,7 +92,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_rows(path: str | Path) -> pa.Table:
-    """All columns, with types by the rule above; an empty cell is null.
+    """All columns, with types by the rule above, the classes as `label`; an empty cell is null.
 
     File names stay as they are written; other cells are trimmed, and composed (Unicode's NFC).
     DataError, with the line where there is one, for what is not a table.
@@ -96,8 +105,24 @@ def read_rows(path: str | Path) -> pa.Table:
         ".parquet": _read_parquet, ".pq": _read_parquet,
         ".json": _read_json, ".jsonl": _read_json, ".ndjson": _read_json,
     }  # fmt: skip
-    columns = readers.get(path.suffix.lower(), _read_csv)(path)
+    columns = _with_label(path, readers.get(path.suffix.lower(), _read_csv)(path))
     return pa.table({name: typed_column(name, column) for name, column in columns.items()})
+
+
+def _with_label(path: Path, columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns, the one with the classes as `label`; says so if that name is unusual."""
+    key, label = name_column(columns), label_column(columns)
+    said = [] if key in (None, *USUAL_COLUMNS) else [f"{key} names the images"]
+    said += [] if label in (None, "label") else [f"{label} is the label"]
+    if said:
+        log_once(f"{path}: {', '.join(said)}")
+    return {"label" if name == label else name: column for name, column in columns.items()}
+
+
+@functools.cache
+def log_once(message: str) -> None:
+    """Logs it the first time: a command may read its table several times."""
+    log.info("%s", message)
 
 
 def has_header(text: str) -> bool:

@@ -19,6 +19,7 @@ from vizsla.data.table_files import (
     NAME_COLUMNS,
     has_header,
     lines_of,
+    log_once,
     name_column,
     read_rows,
     read_text,
@@ -33,8 +34,8 @@ ROLES = ("query", "gallery", "training")
 def read_table(path: str | Path) -> pa.Table:
     """The columns of `table_files.read_rows`, the one that names the images as `file`.
 
-    That is `file`, else `path`, `file_name` or `id`. DataError, with the line where there is one,
-    for what is not a table or does not name images.
+    That is the first of NAME_COLUMNS that it has. DataError, with the line where there is one, for
+    what is not a table or does not name images.
     """
     table = read_rows(path)
     names = table.column_names
@@ -50,7 +51,7 @@ def read_table(path: str | Path) -> pa.Table:
     if without_name:
         raise DataError(f"{path}: row {without_name[0] + 1} below the header has no {key}")
     if others := [name for name in NAME_COLUMNS if name in names and name != key]:
-        log.info("%s: %s names the images, not %s", path, key, " or ".join(others))
+        log_once(f"{path}: {key} names the images, not {' or '.join(others)}")
     table = table.rename_columns(["file" if name == key else name for name in names])
     return table.replace_schema_metadata({"origin": f"{path} (column {key})"})
 
