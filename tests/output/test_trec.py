@@ -99,8 +99,11 @@ def test_grades_are_kept_and_negative_ones_are_junk(tmp_path: Path) -> None:
     truth = Truth.from_grades(grades)
     assert truth.relevant == {"q1": {"a"}, "q2": set()}
     assert truth.junk == {"q1": {"b"}}
+    assert truth.grades == {"q1": {"a": 2}, "q2": {}}
     write_qrels(grades, tmp_path / "again.txt")
     assert read_qrels(tmp_path / "again.txt") == grades
+    ranking = Ranking.from_lists({"q1": ["a", "b"], "q2": ["c", "a"]})
+    assert grades_of(ranking, truth)["q1"] == {"a": 2, "b": -1}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from vizsla.data.imageset import ImageSet
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.score.relevance import match_pairs, relevance, relevant_and_ignored
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
@@ -264,3 +266,25 @@ def test_relevant_positions_come_from_judgements_too() -> None:
     )
     assert [row.tolist() for row in relevant] == [[1, 2], [0], []]
     assert [row.tolist() for row in ignored] == [[], [2], []]
+
+
+def test_grades_follow_their_images_past_junk_and_other_spellings() -> None:
+    grades = {"q1": {"g1.jpg": -1, "g2.jpg": 3, "g3.jpg": 1, "lost.jpg": 2}, "q2": {"g1.jpg": 0}}
+    lists = {q: [f"gallery/{n}.jpg" for n in row] for q, row in LISTS.items()}
+    judged = relevance(Ranking.from_lists(lists), Truth.from_grades(grades))
+    assert judged.grades is not None and judged.best_grades is not None
+    assert judged.grades.tolist() == [[3, 1, 0], [0, 0, 0]]
+    assert judged.best_grades.tolist() == [[3, 2, 1], [0, 0, 0]]
+    assert judged.n_relevant.tolist() == [3, 0]
+    assert relevance(Ranking.from_lists(LISTS), Truth(QUERY, GALLERY)).grades is None
+
+
+def test_a_truth_of_several_levels_is_judged_by_the_one_that_is_chosen() -> None:
+    levels = {"strict": {"q1": {"g1": 1, "g3": -1}}, "lenient": {"q1": {"g1": 1, "g3": 1}}}
+    truth = replace(Truth.from_grades(levels["lenient"]), levels=levels)
+    ranking = Ranking.from_lists(LISTS)
+    assert relevance(ranking, truth.at_level("strict")).hits[0].tolist() == [True, False, False]
+    again = truth.at_level("strict").at_level("lenient")
+    assert relevance(ranking, again).hits[0].tolist() == [True, False, True]
+    with pytest.raises(UsageError, match="no level 'hard': its levels are strict, lenient"):
+        truth.at_level("hard")

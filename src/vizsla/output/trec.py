@@ -79,7 +79,7 @@ def write_qrels(grades: Mapping[str, Mapping[str, int]], path: str | Path) -> No
 
 
 def grades_of(ranking: Ranking, truth: Truth) -> Grades:
-    """The truth as judgements: 1 for relevant images, -1 for junk and the query itself.
+    """The truth as judgements: its grade or 1 for relevant images, -1 for junk and the query itself.
 
     A query with nothing relevant gets one image with grade 0: without a line it would be unknown.
     DataError if the truth of the gallery is incomplete.
@@ -96,7 +96,8 @@ def grades_of(ranking: Ranking, truth: Truth) -> Grades:
     relevant, ignored = relevant_and_ignored(truth, judged.queries, names)
     grades: Grades = {}
     for query, right, junk in zip(judged.queries, relevant, ignored, strict=True):
-        row = dict.fromkeys((names[i] for i in right), RELEVANT)
+        kept = (truth.grades or {}).get(query, {})
+        row = {names[i]: kept.get(names[i], RELEVANT) for i in right}
         row |= dict.fromkeys((names[i] for i in junk), JUNK)
         if not len(right):
             taken = np.isin(np.arange(len(names)), junk)

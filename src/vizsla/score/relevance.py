@@ -30,6 +30,9 @@ class Relevance:
     scores: (Q, K) as in the ranking, nan after a row's end; None if it has none.
     whole: (Q,) bool: the list holds the whole gallery, so what it lacks does not exist.
     n_relevant: (Q,) relevant images in the gallery, -1 where unknown.
+    grades: (Q, K) int64, how relevant the image at each rank is, 0 where it is not; None if all
+      relevant images count the same. best_grades: (Q, M) the grades of all relevant images,
+      falling, 0 after a row's end; None with `grades`.
     first_labels: the label of each query's first image, None if there is none.
     unlabelled: queries that the truth has no label for, or does not judge; they are left out.
     unlabelled_gallery: gallery images without a label; they count as wrong.
@@ -47,6 +50,8 @@ class Relevance:
     unlabelled: list[str]
     unlabelled_gallery: int
     gallery_size: int | None
+    grades: np.ndarray | None = None
+    best_grades: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -89,6 +94,7 @@ def relevance(ranking: Ranking, truth: Truth) -> Relevance:
         _hits(positions, queries, ranking, truth), lengths, scores,
         full | (rows < 0), n_relevant, [gallery_labels[p] if p >= 0 else None for p in first],
         unlabelled, unlabelled_gallery, size,
+        *_grades(positions, queries, ranking, truth),
     )  # fmt: skip
 
 
@@ -249,6 +255,27 @@ def _hits(positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Tr
         part = slice(start, start + _ROWS)
         hits[part] = codes[positions[part]] == wanted[part]  # position -1 reads the last code, -1
     return hits
+
+
+def _grades(
+    positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Truth
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Relevance.grades and .best_grades."""
+    if truth.grades is None:
+        return None, None
+    at = {name: i for i, name in enumerate(ranking.gallery)}
+    found = np.zeros(positions.shape, dtype=np.int64)
+    best = []
+    for i, query in enumerate(queries):
+        ignored = {*ignored_names(truth, query)}
+        row = {n: g for n, g in truth.grades.get(query, {}).items() if n not in ignored}
+        by_position = np.zeros(len(ranking.gallery) + 1, dtype=np.int64)  # the last for -1
+        for name, grade in row.items():
+            by_position[at.get(name, -1)] = grade if name in at else 0
+        found[i] = by_position[positions[i]]
+        best.append(sorted(row.values(), reverse=True))
+    longest = max(map(len, best), default=0)
+    return found, np.array([row + [0] * (longest - len(row)) for row in best], dtype=np.int64)
 
 
 def _of_same_label(

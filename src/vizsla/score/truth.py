@@ -3,7 +3,7 @@
 Knows no scores and no ranks; of a Ranking it uses only the names.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,14 @@ class Truth(Shown):
       labels come from the names in a submission: then recall and AP are unknown.
     one_set: query and gallery are one set; an id in both is one image, and never its own match.
     junk: query id → gallery ids that are neither right nor wrong for it.
-    attributes: column → query id → value, to slice scores by.
+    attributes: column → query id → value, to slice scores by. gallery_attributes: the same of the
+      gallery images, for protocols that compare the two (camera, position).
     relevant: query id → the gallery ids that are right for it, instead of those with its label.
       Labels are then used for slices only; an image that is in no set is wrong, and a query
       without a set is left out.
+    grades: query id → gallery id → how relevant it is, 1 or more, for graded metrics and `rel=N`;
+      None: every relevant image counts the same.
+    levels: name → grades as `from_grades` takes them: several truths of one set (`at_level`).
     """
 
     query: Mapping[str, str | None]
@@ -43,7 +47,10 @@ class Truth(Shown):
     one_set: bool = False
     junk: Mapping[str, Collection[str]] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    gallery_attributes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     relevant: Mapping[str, Collection[str]] | None = None
+    grades: Mapping[str, Mapping[str, int]] | None = None
+    levels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.relevant is not None:
@@ -91,16 +98,12 @@ class Truth(Shown):
         query: "ImageSet | Embeddings", gallery: "ImageSet | Embeddings", *, one_set: bool = False
     ) -> "Truth":
         """From images or embeddings with labels; the queries' attributes can be sliced by."""
-        table = query.attributes
-        columns = [name for name in table.column_names if name != "label"]
         return Truth(
             _paired(query.ids, query.labels or [None] * len(query.ids), "query"),
             _paired(gallery.ids, gallery.labels or [None] * len(gallery.ids), "gallery"),
             one_set=one_set,
-            attributes={
-                name: dict(zip(query.ids, _texts(table[name].to_pylist()), strict=True))
-                for name in columns
-            },
+            attributes=_attributes_of(query),
+            gallery_attributes=_attributes_of(gallery),
         )
 
     @staticmethod
@@ -144,6 +147,12 @@ class Truth(Shown):
                 name: _labels_of("query", of_query, _texts(table[name].to_pylist()), roles, name)
                 for name in others
             },
+            gallery_attributes={
+                name: _labels_of(
+                    "gallery", of_gallery, _texts(table[name].to_pylist()), roles, name
+                )
+                for name in others
+            },
         )
 
     @staticmethod
@@ -155,21 +164,34 @@ class Truth(Shown):
     ) -> "Truth":
         """From judgements, as `read_qrels` gives them: query id → gallery id → grade.
 
-        A grade above 0 is right (however high), 0 is wrong, one below 0 is junk. Images that are
-        not judged are wrong. labels: the labels of queries and gallery, for slices.
+        A grade above 0 is right (how much counts only for graded metrics), 0 is wrong, one below 0
+        is junk. Images that are not judged are wrong. labels: those of queries and gallery, for
+        slices.
         """
+        right = {q: {n: g for n, g in row.items() if g > 0} for q, row in grades.items()}
         return Truth(
             {query: labels.query.get(query) if labels else None for query in grades},
             labels.gallery if labels else {},
             gallery_complete=False,
             one_set=one_set,
-            junk=_graded(grades, lambda grade: grade < 0),
-            attributes=labels.attributes if labels else {},
-            relevant={
-                **dict.fromkeys(grades, frozenset[str]()),
-                **_graded(grades, lambda g: g > 0),
+            junk={
+                query: junk
+                for query, row in grades.items()
+                if (junk := frozenset(name for name, grade in row.items() if grade < 0))
             },
+            attributes=labels.attributes if labels else {},
+            gallery_attributes=labels.gallery_attributes if labels else {},
+            relevant={query: frozenset(row) for query, row in right.items()},
+            grades=right,
         )
+
+    def at_level(self, level: str) -> "Truth":
+        """The truth of one of `levels`, which it keeps. UsageError: there is no such level."""
+        if level not in self.levels:
+            known = ", ".join(self.levels) or "none"
+            raise UsageError(f"the truth has no level {level!r}: its levels are {known}")
+        chosen = Truth.from_grades(self.levels[level], labels=self, one_set=self.one_set)
+        return replace(chosen, levels=self.levels)
 
     @staticmethod
     def from_file(
@@ -230,16 +252,25 @@ def named_as(truth: Truth, ranking: Ranking) -> Truth:
     def by_query(of: Mapping[str, Any]) -> dict[str, Any]:
         return {query.get(name, name): value for name, value in of.items()}
 
+    def by_image(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {gallery.get(name, name): value for name, value in of.items()}
+
     def sets(of: Mapping[str, Collection[str]]) -> dict[str, Collection[str]]:
         return by_query({q: {gallery.get(n, n) for n in names} for q, names in of.items()})
+
+    def graded(of: Mapping[str, Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
+        return by_query({q: by_image(row) for q, row in of.items()})
 
     return replace(
         truth,
         query=by_query(truth.query),
-        gallery={gallery.get(name, name): label for name, label in truth.gallery.items()},
+        gallery=by_image(truth.gallery),
         junk=sets(truth.junk),
         attributes={name: by_query(of) for name, of in truth.attributes.items()},
+        gallery_attributes={name: by_image(of) for name, of in truth.gallery_attributes.items()},
         relevant=None if truth.relevant is None else sets(truth.relevant),
+        grades=None if truth.grades is None else graded(truth.grades),
+        levels={name: graded(of) for name, of in truth.levels.items()},
     )
 
 
@@ -301,15 +332,14 @@ def _labels_of(
     return found
 
 
-def _graded(
-    grades: Mapping[str, Mapping[str, int]], wanted: Callable[[int], bool]
-) -> dict[str, frozenset[str]]:
-    """Query → the images whose grade is wanted; queries without any are left out."""
-    found = {
-        query: frozenset(name for name, grade in row.items() if wanted(grade))
-        for query, row in grades.items()
+def _attributes_of(images: "ImageSet | Embeddings") -> dict[str, dict[str, str | None]]:
+    """Column → id → value, without the label."""
+    table = images.attributes
+    return {
+        name: dict(zip(images.ids, _texts(table[name].to_pylist()), strict=True))
+        for name in table.column_names
+        if name != "label"
     }
-    return {query: names for query, names in found.items() if names}
 
 
 # ── the truth of a data folder ───────────────────────────────────────────────────────────────────
