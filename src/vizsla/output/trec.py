@@ -79,7 +79,7 @@ def write_qrels(grades: Mapping[str, Mapping[str, int]], path: str | Path) -> No
 
 
 def grades_of(ranking: Ranking, truth: Truth) -> Grades:
-    """The truth as judgements: its grade or 1 for relevant images, -1 for junk and the query itself.
+    """The truth as judgements: grades of relevant images (1 without), -1 for junk and self.
 
     A query with nothing relevant gets one image with grade 0: without a line it would be unknown.
     DataError if the truth of the gallery is incomplete.
