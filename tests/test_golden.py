@@ -300,6 +300,7 @@ def test_clothing_frozen(
     assert nearest(home, result) == pytest.approx(0.794, abs=0.001)
 
 
+@pytest.mark.slow
 def test_clothing_with_a_trained_head(
     shared: Path, clothing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +315,7 @@ def test_clothing_with_a_trained_head(
     assert result["loss_function"] == "CrossEntropyLoss+0.5*SupConLoss"
 
 
+@pytest.mark.slow
 def test_clothing_with_two_models(
     shared: Path, clothing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_colour_does_not_tell_the_class(data: DataFolders) -> None:
     assert np.mean(labels[near.argmax(1)] == labels) < 0.2
 
 
+@pytest.mark.slow
 def test_edges_find_the_class(data: DataFolders) -> None:
     """The shape is there in both styles: or there would be nothing for a network to learn."""
     gallery = np.array([edges(image) for image in pictures(data, "gallery")])

@@ -175,7 +175,7 @@ def test_searches_and_changes_take_turns() -> None:
     assert order == ["change 0", "read", "read", "change 1"]
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfsq8"])
+@pytest.mark.parametrize("kind", [pytest.param("hnsw", marks=pytest.mark.slow), "ivf", "ivfsq8"])
 def test_recall_with_many_equal_vectors_is_that_of_a_search(tmp_path: Path, kind: str) -> None:
     """A search answers queries with more equals than candidates exactly."""
     vectors = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
