@@ -60,7 +60,7 @@ def test_a_time_has_a_unit(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["60", "soon", "-3s", "0m"])
 def test_a_time_without_a_unit_or_of_nothing_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--budget"):
+    with pytest.raises(UsageError, match="budget"):
         option_fields.seconds(text)
 
 

@@ -2,11 +2,55 @@
 
 The command line prints only the message and ends with exit code 1 (2 for UsageError);
 from Python, `except VizslaError` catches all that this package raises on purpose.
+
+Messages are written with the flags of the command line. One that is raised elsewhere names the
+arguments of Python instead: `--top-k 5` becomes `top_k=5`.
 """
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SWITCHES = ("checkpointing", "class_folders", "follow_links", "overwrite", "same_set")
+_COMMAND = re.compile(r"(`[^`]*`|\((?:vizsla|pip) [^)]*\)|pip install .*)")  # to be typed as it is
+_FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)(?: (?=[\d'\"]|[A-Z]{2}))?")
+_commands = 0  # that run in this process: 1 while the command line does something
+
+
+@contextmanager
+def flags_named() -> Iterator[None]:
+    """Context: messages of errors that are made inside name flags."""
+    global _commands
+    _commands += 1
+    try:
+        yield
+    finally:
+        _commands -= 1
+
+
+def with_arguments(message: str) -> str:
+    """The message with the arguments of Python in place of flags, commands in it as they are."""
+
+    def argument(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        if found[0].endswith(" "):
+            return f"{name}="
+        return f"{name}=True" if name in SWITCHES else name
+
+    parts = _COMMAND.split(message)
+    return "".join(part if i % 2 else _FLAG.sub(argument, part) for i, part in enumerate(parts))
 
 
 class VizslaError(Exception):
     """Something could not be done; the message is meant for people."""
+
+    def __init__(self, *values: object) -> None:
+        super().__init__(*values)
+        self._names_flags = _commands > 0
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self._names_flags else with_arguments(message)
 
 
 class UsageError(VizslaError):

@@ -160,7 +160,7 @@ def test_a_value_that_is_none_of_the_choices_is_refused_on_every_way(
 def test_a_number_out_of_range_is_refused() -> None:
     assert called(["x", "--seed", "10"]) == {}
     assert called(["x", "--set", "seed=-1"]) == {}
-    with pytest.raises(UsageError, match="--seed 10: choose 9 or less"):
+    with pytest.raises(UsageError, match="seed=10: choose 9 or less"):
         Seeded(seed=10)
 
 

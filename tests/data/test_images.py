@@ -370,7 +370,7 @@ def test_max_pixels_is_exact(paint: Callable[..., Path]) -> None:
     path = paint("a.png", RED, (32, 24))
     assert read_image(path, max_pixels=32 * 24).size == (32, 24)
     assert reason(path, max_pixels=32 * 24 - 1) == (
-        "768 pixels, more than the limit of 767 (--max-pixels)"
+        "768 pixels, more than the limit of 767 (max_pixels)"
     )
 
 

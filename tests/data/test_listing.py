@@ -161,5 +161,5 @@ def test_a_folder_of_nothing_but_links_out_says_how_to_follow_them(tmp_path: Pat
     touch(tmp_path, "other/a.jpg")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.jpg").symlink_to(tmp_path / "other" / "a.jpg")
-    with pytest.raises(DataError, match="--follow-links"):
+    with pytest.raises(DataError, match="follow_links=True"):
         list_images(tmp_path / "root")

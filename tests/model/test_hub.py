@@ -78,7 +78,7 @@ def test_offline_without_cache_the_error_shows_two_ways_out(offline: Path, name:
         build_backbone(name)
     text = str(caught.value)
     assert text.startswith(f"cannot get the pretrained weights of {name}")
-    assert text.index("--model efficientnet-lite0") < text.index("--weights FILE")
+    assert text.index("model efficientnet-lite0") < text.index("weights=FILE")
     assert "vizsla models --fetch" in text
     assert ("TORCH_HOME" if name == "googlenet" else "HF_HOME") in text
     assert "HF_HUB_OFFLINE is set" in text
@@ -230,7 +230,7 @@ def test_without_network_the_hub_is_not_tried_and_the_error_is_one_line(
     reason = {"name": "the host hub.invalid is not known", "refused": "refuses the connection"}
     assert "no network connection: " in text
     assert reason[lack] in text or "hub.invalid does not answer" in text
-    assert "--weights FILE" in text and f"vizsla models --fetch {name}" in text
+    assert "weights=FILE" in text and f"vizsla models --fetch {name}" in text
     assert "\n" not in text and not caplog.messages
 
 

@@ -116,7 +116,7 @@ def test_a_run_without_labels_says_what_to_give(run_folder: Path) -> None:
     labels.unlink()
     run.write_config({**config, "options": {**config["options"], "labels": None}})
     try:
-        with pytest.raises(DataError, match="no labels were known: give --labels"):
+        with pytest.raises(DataError, match="no labels were known: give labels"):
             finished_run.judge_run(run_folder)
     finally:
         labels.write_text(text)

@@ -26,5 +26,5 @@ def test_interpolation_cannot_be_unknown_or_another_than_a_saved_one(tmp_path: P
     with pytest.raises(UsageError, match="choose nearest, bilinear, bicubic, lanczos"):
         load_embedder(ModelChoice(model="tiny", weights="random", interpolation="cubic"))
     load_embedder(ModelChoice(model="tiny", weights="random")).save(tmp_path / "saved")
-    with pytest.raises(UsageError, match="leave out --interpolation"):
+    with pytest.raises(UsageError, match="leave out interpolation"):
         load_embedder(ModelChoice(model=str(tmp_path / "saved"), interpolation="bilinear"))

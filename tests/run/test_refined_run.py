@@ -82,7 +82,7 @@ def test_what_cannot_be_is_said_before_the_work(tinted: Path, tmp_path: Path) ->
         run(config(tinted, tmp_path, refine="kreciprocal", refine_uses="gallery"))
     bare = tmp_path / "bare"
     shutil.copytree(tinted / "test", bare / "test")
-    with pytest.raises(DataError, match="without --refine auto"):
+    with pytest.raises(DataError, match="without refine auto"):
         run(config(bare, tmp_path, refine="auto"))
     assert not (tmp_path / "runs").exists()
 

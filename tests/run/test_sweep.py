@@ -75,7 +75,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     for wrong in ({"weights": ["a", "b", "c"]}, {"poolings": ["best"]}, {"finetunes": ["most"]}):
         with pytest.raises(UsageError, match=r"choose|one for each"):
             combinations(config(tmp_path, tmp_path, **wrong))
-    with pytest.raises(UsageError, match="--finetune head"):
+    with pytest.raises(UsageError, match="finetune head"):
         sweep.sweep(config(tmp_path, tmp_path, trials=3))
 
 

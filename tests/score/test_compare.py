@@ -233,7 +233,7 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no .*absent\.json"):
         read_results([tmp_path / "absent.json"])
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(DataError, match=r"none of the 1 files holds results.*give --labels"):
+    with pytest.raises(DataError, match=r"none of the 1 files holds results.*give labels"):
         read_results([tmp_path])
 
 
@@ -241,7 +241,7 @@ def test_a_ranking_is_compared_with_its_truth(tmp_path: Path) -> None:
     rankings = [tmp_path / "ranking.parquet", tmp_path / "fused.parquet"]
     for path in rankings:
         Ranking.from_lists({"q": ["a", "b"]}).save(path)
-    message = r"ranking.parquet is a Parquet file, such as a ranking\. .*: give --labels"
+    message = r"ranking.parquet is a Parquet file, such as a ranking\. .*: give labels"
     with pytest.raises(UsageError, match=message):
         read_results(rankings)
 

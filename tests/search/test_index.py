@@ -618,7 +618,7 @@ def test_milvus_is_written_to_where_it_is_asked(in_milvus: None, make: Make) -> 
     index: Any = make()
     again = build_index(embeddings(unit(20, 5), "h"), index.where)
     assert again.kind == "milvus" and len(again) == 20 and len(again.ids) == 20
-    with pytest.raises(UsageError, match="leave --kind out"):
+    with pytest.raises(UsageError, match="leave kind out"):
         build_index(GALLERY, index.where, kind="hnsw")
 
 

@@ -108,7 +108,7 @@ def test_running_out_of_memory_halves_the_pieces(
 
 
 def test_no_memory_for_one_image_says_what_to_do() -> None:
-    with pytest.raises(ModelError, match="smaller --image-size"):
+    with pytest.raises(ModelError, match="smaller image_size"):
         gradient("cross-entropy", B, most=0)
 
 
@@ -121,7 +121,7 @@ def test_memory_is_estimated_before_it_runs_out_on_a_cpu(caplog: pytest.LogCaptu
     fits = fitting_micro_batch(net, image, torch.float32, 16, free=int(10 * each))
     assert 1 <= fits < 8
     assert "instead of 16" in caplog.text
-    with pytest.raises(ModelError, match="--finetune last or head"):
+    with pytest.raises(ModelError, match="finetune last or head"):
         fitting_micro_batch(net, image, torch.float32, 16, free=100)
 
 

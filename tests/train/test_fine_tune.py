@@ -159,7 +159,7 @@ def test_run_without_training_images_says_what_to_do(data: Path, tmp_path: Path)
         data=str(tmp_path / "bare"), model="tiny", weights="random", image_size=32, top_k=3,
         home=str(tmp_path), tuning={},
     )  # fmt: skip
-    with pytest.raises(DataError, match="run without --finetune"):
+    with pytest.raises(DataError, match="run without finetune"):
         pipeline.run(config)
 
 

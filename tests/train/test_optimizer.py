@@ -131,5 +131,5 @@ def test_frozen_batch_norms_keep_their_statistics(embedder: Embedder) -> None:
 
 def test_checkpointing_needs_a_network_that_can(embedder: Embedder) -> None:
     checkpoint_activations(Embedder.build("tiny", weights="random"))
-    with pytest.raises(ModelError, match="leave --checkpointing out"):
+    with pytest.raises(ModelError, match="leave out checkpointing=True"):
         checkpoint_activations(embedder)

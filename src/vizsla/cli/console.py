@@ -12,14 +12,21 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vizsla.cli.parameters import with_options
+from vizsla.errors import flags_named
 from vizsla.options import Messages
 
 if TYPE_CHECKING:
     from vizsla.score.text_table import Table
 
 
-class _FlagsWithoutType:
-    """Typer writes <bool> after a flag, as if it took a value."""
+class _FlagsNamed:
+    """Errors of commands name flags, and in their help flags have no type: Typer writes <bool>
+    after one, as if it took a value."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Runs the command."""
+        with flags_named():
+            return super().main(*arguments, **options)  # type: ignore[misc]
 
     def get_params(self, context: Any) -> Any:
         parameters = super().get_params(context)  # type: ignore[misc]
@@ -31,11 +38,11 @@ class _FlagsWithoutType:
         return parameters
 
 
-class Command(_FlagsWithoutType, TyperCommand):
+class Command(_FlagsNamed, TyperCommand):
     """A command whose flags have no type in the help."""
 
 
-class Group(_FlagsWithoutType, TyperGroup):
+class Group(_FlagsNamed, TyperGroup):
     """A group of commands, the same."""
 
 

@@ -148,7 +148,7 @@ def _size_of_file(path: str | Path | bytes, max_pixels: int) -> int:
     if n_bytes > limit:
         raise ImageError(
             f"the file has {n_bytes:,} bytes, more than an image of {max_pixels:,} pixels "
-            "needs (raise --max-pixels to read it)"
+            "needs (raise max_pixels to read it)"
         )
     return n_bytes
 
@@ -248,7 +248,7 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _too_many(pixels: int, max_pixels: int) -> str:
-    return f"{pixels:,} pixels, more than the limit of {max_pixels:,} (--max-pixels)"
+    return f"{pixels:,} pixels, more than the limit of {max_pixels:,} (max_pixels)"
 
 
 # ── Pillow's own limits and warnings ─────────────────────────────────────────────────────────────

@@ -145,7 +145,7 @@ def record_submission(run_folder: str | Path, receipt: Receipt) -> Path:
 
 def _target(url: str | None) -> httpx.URL:
     if not url:
-        raise UsageError("no server to send to: give --url (url=…), or set VIZSLA_SUBMIT_URL")
+        raise UsageError("no server to send to: give --url, or set VIZSLA_SUBMIT_URL")
     try:
         target = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -337,7 +337,7 @@ def _refusal(reply: Reply, target: httpx.URL) -> str:
         return f"{host} failed ({status}){reason}. {MAY_COUNT}"
     return {
         401: f"{host} asks for a token, or for another one ({status}){reason}: "
-        "give --token (token=…), or set VIZSLA_SUBMIT_TOKEN",
+        "give --token, or set VIZSLA_SUBMIT_TOKEN",
         403: f"{host} does not accept this submission ({status}){reason}",
         404: f"there is nothing at {_shown_url(target)} ({status}){reason}: is the URL right?",
         405: f"{_shown_url(target)} takes no submissions ({status}){reason}: is the URL right?",

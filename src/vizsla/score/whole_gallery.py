@@ -59,9 +59,9 @@ def own_pair(
     """Queries and gallery, the same twice for same_set. DataError: they cannot be compared."""
     if same_set != (gallery is None):
         raise UsageError(
-            "if queries and gallery are one set, give it as queries, with same_set (--same-set)"
+            "if queries and gallery are one set, give it as queries, with --same-set"
             if same_set
-            else "give the gallery's vectors too (--gallery), or same_set (--same-set) if "
+            else "give the gallery's vectors too (--gallery), or --same-set if "
             "queries and gallery are one set"
         )
     if same_set and gallery_labels is not None:

@@ -214,7 +214,7 @@ def checkpoint_activations(embedder: Embedder) -> None:
     """Recomputes activations in the backward pass; ModelError if the network cannot."""
     switch = getattr(_image_tower(embedder), "set_grad_checkpointing", None)
     if switch is None:
-        raise ModelError(f"{embedder.name} cannot recompute activations: leave --checkpointing out")
+        raise ModelError(f"{embedder.name} cannot recompute activations: leave out --checkpointing")
     switch(True)
 
 

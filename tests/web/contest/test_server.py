@@ -125,7 +125,7 @@ def test_the_data_folder_is_compared_with_the_labels(paint: Any, tmp_path: Path)
 def test_a_port_that_is_taken_is_one_line(serving: Any, tmp_path: Path) -> None:
     labels = labels_file(tmp_path, {"q": "a"}, {f"g{i}": "a" for i in range(10)})
     port = int(serving[1].rsplit(":", 1)[1])
-    with pytest.raises(UsageError, match="--port chooses another"):
+    with pytest.raises(UsageError, match="port chooses another"):
         judging.judge(labels, database=tmp_path / "judge.sqlite", port=port)
     assert not (tmp_path / "judge.sqlite").exists()
 
