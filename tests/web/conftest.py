@@ -177,7 +177,8 @@ class MeanColour(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)  # (B, 12)
-        return torch.cat([quarters, torch.full((len(images), 1), 0.1)], dim=1)
+        constant = torch.full_like(quarters[:, :1], 0.1)  # of any batch, once it is traced too
+        return torch.cat([quarters, constant], dim=1)
 
 
 def colours() -> Embedder:
@@ -299,6 +300,7 @@ def open_search(
         columns: dict[str, Any] | None = None,
         prefix: str = "",
         hosts: frozenset[str] | None = None,
+        runtime: str = "auto",
         clock: Callable[[], float] = lambda: 0.0,  # stands still: no rate limit recovers
         **limits: Any,
     ) -> Served:
@@ -310,8 +312,9 @@ def open_search(
             index = FolderIndex.build(vectors, place)
         embedder = embedder or colours()
         state = ServerState()
+        compute = resolve_compute(device="cpu", precision="fp32", runtime=runtime)
         engine = Engine(
-            Model(embedder, resolve_compute(device="cpu"), on_batch=state.metrics.count_batch),
+            Model(embedder, compute, on_batch=state.metrics.count_batch),
             Gallery.open(index, folder),
             decoder,
             thumbnails=Thumbnails(decoder, tmp_path / "thumbnails"),

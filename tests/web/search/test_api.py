@@ -41,6 +41,17 @@ def test_a_picture_finds_itself_first(served: Any) -> None:
         assert served.search(json={"query": kept, "k": 5}) == [o["id"] for o in answer["results"]]
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_every_runtime_gives_the_vectors_of_the_gallery(open_search: Open, runtime: str) -> None:
+    served = open_search(runtime=runtime)
+    gallery = served.engine.gallery
+    for row, name in enumerate(gallery.ids):
+        (found,) = served.post("/v1/embed", image=name).json()["embeddings"]
+        assert np.allclose(found["vector"], gallery.index.vectors(np.array([row]))[0], atol=1e-5)
+        assert served.search(image=name, data={"k": 3}) == served.search(json={"id": name, "k": 3})
+    assert served.engine.model.network.compute.runtime == runtime  # and did not fall back to torch
+
+
 def test_all_ways_to_send_a_search_give_the_same_results(served: Any) -> None:
     name = "green/green-2.png"
     wanted = served.search(image=name, data={"k": "4"})

@@ -125,6 +125,15 @@ def test_an_index_is_served_and_replaced(home: Path, tmp_path: Path) -> None:
     assert len(open_index(tmp_path / "gallery.index")) == 22
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_runtime_that_was_asked_for_embeds_the_queries(home: Path, runtime: str) -> None:
+    with prepared(GallerySource(home / RUN, GalleryOptions(runtime=runtime))) as (engine, _):
+        (upload,) = engine.upload([(home / "data/test/gallery/g-red-1.png").read_bytes()])
+        found = engine.answer(SearchRequest(query=(upload.name,), k=3)).results
+        assert found[0].id == "g-red-1.png" and found[0].score == pytest.approx(1, abs=1e-3)
+        assert engine.model.network.compute.runtime == runtime
+
+
 def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -> None:
     """It is the index itself that is served, and watched, not a copy with other labels."""
     folder = tmp_path / "gallery.index"
