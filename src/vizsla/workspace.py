@@ -44,6 +44,12 @@ class Run:
         """Where the result file (JSON) of this model belongs."""
         return self.home / "results" / f"{file_safe(model_name)}_metrics_{self.id}.json"
 
+    @property
+    def result_file(self) -> Path | None:
+        """The result file that this run left; None if it was interrupted."""
+        found = sorted((self.home / "results").glob(f"*_metrics_{self.id}.json"))
+        return found[0] if found else None
+
     def submission_path(self, model_name: str) -> Path:
         """Where the submission (JSON) of this model belongs."""
         return self.home / "submissions" / f"sub_{file_safe(model_name)}_{self.id}.json"
@@ -184,5 +190,6 @@ class log_to:
 
 
 def canonical_name(name: str) -> str:
-    """One spelling of a model's name: `efficientnet_b0` and `EfficientNet-B0` are one model."""
-    return name.strip().lower().replace("_", "-")
+    """One spelling of a model's name: `efficientnet_b0` and `EfficientNet-B0` are one model, and so
+    are `clip-vit-b32` and `CLIP-ViT-B-32`."""
+    return re.sub(r"(?<=[a-z])-(?=\d)", "", name.strip().lower().replace("_", "-"))

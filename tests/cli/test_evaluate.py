@@ -219,12 +219,14 @@ def test_pairs_are_compared_by_any_metric_with_corrected_intervals(folder: Path)
     ranking = Ranking.load("ranking.parquet")
     replace(ranking, positions=ranking.positions[::-1], scores=None).save("other.parquet")
     words = ["compare", "ranking.parquet", "other.parquet", "--labels", "labels.csv"]
-    result = CliRunner().invoke(app, [*words, "--metric", "map", "--metric", "precision@5"])
+    result = CliRunner().invoke(
+        app, [*words, "--pairs", "--metric", "map", "--metric", "precision@5"]
+    )
     assert result.exit_code == 0, result.output
-    table, note = result.stdout.rsplit("\n- ", 1)
-    assert [line.split()[0] for line in table.splitlines()[1:]] == ["mAP", "precision@5"]
-    assert "low (Bonferroni)" in table.splitlines()[0]
-    assert note.startswith("corrected for 2 comparisons")
+    table = result.stdout.split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in table[1:3]] == ["mAP", "precision@5"]
+    assert "low (Bonferroni)" in table[0]
+    assert result.stdout.rsplit("\n- ", 1)[1].startswith("corrected for 2 comparisons")
 
 
 @pytest.fixture(scope="module")
@@ -242,20 +244,33 @@ def two_runs(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_pairs_of_runs_are_named_by_what_tells_them_apart(two_runs: Path) -> None:
-    words = ["compare", *map(str, sorted((two_runs / "runs").iterdir())), "--json"]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    [row, *_] = json.loads(result.stdout)
-    assert {row["A"].split(" ", 1)[1], row["B"].split(" ", 1)[1]} == {
-        "(tiny, frozen)",
-        "(other, head)",
+def test_runs_are_one_row_each_and_pairs_come_on_request(two_runs: Path) -> None:
+    runs = sorted((two_runs / "runs").iterdir())
+    words = ["compare", *map(str, runs), "--json"]
+    content = json.loads(CliRunner().invoke(app, words).stdout)
+    assert {row["run"] for row in content["best_first"]} == {run.name for run in runs}
+    assert {row["model"] for row in content["best_first"]} == {"tiny", "other"}
+    assert [row["vs_best"] for row in content["best_first"]] == ["best", "level"]
+    assert "pairs" not in content
+    content = json.loads(CliRunner().invoke(app, [*words, "--pairs"]).stdout)
+    assert {(row["A"], row["B"]) for row in content["pairs"]} == {
+        tuple(row["run"] for row in content["best_first"])
     }
+
+
+def test_a_run_that_is_surely_worse_is_below_the_best(folder: Path) -> None:
+    ranking = Ranking.load("ranking.parquet")
+    replace(ranking, positions=ranking.positions[:, ::-1], scores=None).save("worse.parquet")
+    words = ["compare", "worse.parquet", "ranking.parquet", "--labels", "labels.csv"]
+    result = CliRunner().invoke(app, words)
+    header, *rows = [line.split() for line in result.stdout.splitlines()[:3]]
+    assert header[-2:] == ["vs", "best"]
+    assert [(row[0], row[-1]) for row in rows] == [("ranking", "best"), ("worse", "below")]
 
 
 @pytest.mark.parametrize("what", ["results", "runs"])
 @pytest.mark.parametrize("columns", [60, 80])
-def test_tables_fit_the_terminal_and_are_whole_in_a_pipe(
+def test_the_table_fits_the_terminal_and_in_a_pipe_80_columns(
     two_runs: Path, what: str, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
@@ -270,8 +285,9 @@ def test_tables_fit_the_terminal_and_are_whole_in_a_pipe(
         app(["compare", *map(str, sources)], standalone_mode=False)
         shown[stream.isatty()] = stream.getvalue().splitlines()
     table = [line for line in shown[True] if line[:2] not in ("- ", "! ")]
-    assert len(table) > 3 and max(map(len, table)) <= columns
-    assert len(shown[False][0]) > 100
+    assert len(table) >= 3 and max(map(len, table)) <= columns
+    table = [line for line in shown[False] if line[:2] not in ("- ", "! ")]
+    assert len(table) >= 3 and max(map(len, table)) <= 80
 
 
 def top_1(*words: object) -> Any:

@@ -2,12 +2,14 @@
 
 from html.parser import HTMLParser
 
-from vizsla.output.pages import differences_page, sweep_page
-from vizsla.score.text_table import Table
+from vizsla.output.pages import comparison_page
+from vizsla.score.run_table import Row, run_table
 
-RUNS = Table(
-    ["model", "pooling", "k", "top-1", "mAP", "run"],
-    [["<i>a", "gap", 10, 0.5, None, "r1"], ["b", "gem", 10, 0.25, 0.5, "r2"]],
+RUNS = run_table(
+    [
+        Row("r1", "<i>a", "gap", {"top_k_accuracy@1": 0.25}),
+        Row("r2", "b", "gem", {"top_k_accuracy@1": 0.5, "map": 0.5}),
+    ]
 )
 
 
@@ -30,30 +32,28 @@ class Page(HTMLParser):
 
 
 def test_a_page_is_escaped_and_asks_for_nothing() -> None:
-    html = sweep_page(RUNS, ["<b>"], ["x"])
+    html = comparison_page(RUNS, None, (["<b>"], ["x"]))
     page = Page()
     page.feed(html)
-    assert not {"i", "b", "script", "link", "img", "iframe"} & set(page.tags)
+    assert not {"i", "script", "link", "img", "iframe"} & set(page.tags)
     assert "src" not in page.attributes
     assert "url(" not in html and "@import" not in html
     assert "prefers-color-scheme: dark" in html and "color-scheme: light dark" in html
     assert "<i>a" in page.text and "<b>" in page.text and "–" in page.text
-    assert page.tags.count("td") == 10
+    assert page.tags.count("td") == 8
 
 
 def test_commands_in_sentences_are_code_and_all_else_is_escaped() -> None:
-    table = Table(["a"], [["b"]])
-    page = differences_page(table, ["`vizsla run <DATA>` leaves out <b>one`s"])
+    page = comparison_page(RUNS, None, ([], ["`vizsla run <DATA>` leaves out <b>one`s"]))
     assert "<code>vizsla run &lt;DATA&gt;</code> leaves out &lt;b&gt;one`s" in page
 
 
-def test_scores_come_first_and_what_all_rows_share_is_stated_once() -> None:
+def test_the_scores_of_the_best_come_first() -> None:
+    html = comparison_page(RUNS)
     page = Page()
-    page.feed(sweep_page(RUNS, [], []))
-    assert page.columns == ["model", "top-1", "mAP", "pooling", "run"]
-    assert "The same in every row: k 10." in page.text
-
-
-def test_sentences_stand_above_the_table_of_differences() -> None:
-    html = differences_page(Table(["A", "B", "A − B"], [["a", "b", 0.5]]), ["a is better"])
-    assert 0 < html.index("a is better") < html.index("<table")
+    page.feed(html)
+    assert page.columns == ["run", "model", "top-1", "mAP"]
+    assert (
+        0 < html.index('class="heads"') < html.index("<table") < html.index("best first by top-1")
+    )
+    assert "the best is r2" in page.text

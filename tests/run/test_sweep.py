@@ -96,14 +96,19 @@ def test_a_sweep_shares_resumes_and_continues(
     frozen = [json.loads(o.result.read_text()) for o in first.outcomes[:4] if o.result]
     own = sum(1 for record in frozen if record["is_finetuned"])
     assert len(seen) == 2 + 2 + 2 * own
-    assert [row["pooling"] for row in first.table().records()] == ["GAP", "GAP", "GeM", "GeM"]
+    assert first.ranked is not None
+    rows = first.ranked.rows
+    assert sorted(row.setup.split(",")[0] for row in rows) == ["GAP", "GAP", "GeM", "GeM"]
+    values = [row.means["map"] for row in rows]
+    assert values == sorted(values, reverse=True)
     assert any("failed" in line for line in first.remarks()[0])
     runs = sorted((tmp_path / "runs").iterdir())
 
     again = sweep.sweep(sweep_config)
     assert [o.reused for o in again.outcomes[:4]] == [True] * 4 and len(again.failures) == 4
     assert sorted((tmp_path / "runs").iterdir()) == runs
-    assert again.table().rows == first.table().rows
+    assert again.ranked is not None
+    assert again.ranked.table().rows == first.ranked.table().rows
 
     lost = first.outcomes[1].result
     assert lost

@@ -8,7 +8,8 @@ import pytest
 
 from vizsla.errors import DataError, UsageError
 from vizsla.output.pages import comparison_page
-from vizsla.score.compare import GROUPS, Comparison, read_results
+from vizsla.score.compare import Comparison, read_results
+from vizsla.score.run_table import row_of_result, run_table
 from vizsla.search.ranking import Ranking
 
 BASE = {
@@ -282,6 +283,20 @@ def test_twins_that_share_some_scores_are_only_mentioned(results) -> None:  # ty
     assert "share top_k_accuracy (0.9), but not precision_at_k (0.6, 0.5)" in found.remarks()[1][0]
 
 
+@pytest.mark.parametrize("score", [1.0, 0.9945])
+def test_twins_that_share_a_saturated_score_are_not_mentioned(results, score) -> None:  # type: ignore[no-untyped-def]
+    tuned = {"is_finetuned": True, "top_k_accuracy": score, "precision_at_k": 0.6}
+    assert results({"top_k_accuracy": score}, tuned).flags == []
+
+
+def test_spellings_of_one_model_are_one_row(results) -> None:  # type: ignore[no-untyped-def]
+    names = ("clip-vit-b-32", "Clip-ViT-B-32", "clip-vit-b32", "clip_vit_b_32")
+    [row] = results(*({"model_name": name} for name in names)).grouped().records()
+    assert (row["model_name"], row["runs"]) == ("clip-vit-b32", 4)
+    apart = [{"model_name": name} for name in ("clip-vit-b32", "clip-vit-b16", "resnet10-1")]
+    assert len(results(*apart).grouped().rows) == 3
+
+
 def test_twins_at_the_top_are_no_alarm(results) -> None:  # type: ignore[no-untyped-def]
     top = {"top_k_accuracy": 1.0, "precision_at_k": 1.0}
     assert not alarms(results(top, {**top, "is_finetuned": True}))
@@ -310,9 +325,12 @@ def test_scores_that_are_no_shares_are_flagged(results) -> None:  # type: ignore
 
 def test_html_and_json_hold_groups_runs_and_flags(results) -> None:  # type: ignore[no-untyped-def]
     found = results({"model_name": "<b>x</b>", "top_k_accuracy": 0.0}, {})
-    html = comparison_page(found, GROUPS)
+    html = comparison_page(
+        run_table([row_of_result(r) for r in found.results]), found, found.remarks()
+    )
     assert "&lt;b&gt;x" in html and "<b>x" not in html
-    assert "exactly 0" in html and "Single runs" in html
+    assert "exactly 0" in html and "All settings" in html
+    assert html.index('class="heads"') < html.index("<table")
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert len(content["groups"]) == 2 and len(content["runs"]) == 2
     assert content["flags"][0]["alarm"] is True

@@ -110,10 +110,19 @@ def print_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_table(table: "Table", keep: Sequence[str] = ()) -> None:
-    """In full to a file or a pipe; on a terminal folded to its width. keep: of Table.lines."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    typer.echo(table.text(width, keep=keep))
+def print_table(
+    table: "Table",
+    keep: Sequence[str] = (),
+    *,
+    whole: Sequence[str] = (),
+    piped: int | None = None,
+) -> None:
+    """On a terminal folded to its width. keep, whole: of Table.lines.
+
+    piped: the width in a file or a pipe; None is in full.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else piped
+    typer.echo(table.text(width, keep=keep, whole=whole))
 
 
 def print_remarks(alarms: list[str], notes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Commands that give numbers: evaluate, compare."""
+"""The command that gives numbers: evaluate."""
 
 import logging
 from dataclasses import dataclass
@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, print_json, print_remarks, print_table
+from vizsla.cli.console import Commands, print_json
 from vizsla.cli.sources import TruthOptions, names_in_truth, read_ranking, read_truth
 from vizsla.errors import UsageError
 from vizsla.option_fields import comma_ints, option, same
-from vizsla.options import ComputeChoice, OneSet, Page, Printing, TuneConfig
+from vizsla.options import ComputeChoice, OneSet, Printing, TuneConfig
 from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.score.calibration import Calibration
     from vizsla.score.relevance import Relevance
     from vizsla.score.scores import Scores
-    from vizsla.score.text_table import Table
     from vizsla.score.truth import Truth
     from vizsla.search.ranking import Ranking
 
@@ -180,10 +179,10 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
 def _evaluate_ranking(source: Path, options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
     if options.query_labels or options.gallery_labels:
         raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
-    return _scored(source, options, same_set=options.same_set, **options.scoring)
+    return scored(source, options, same_set=options.same_set, **options.scoring)
 
 
-def _scored(
+def scored(
     source: Path, truth_options: TruthOptions, *, same_set: bool = False, **options: Any
 ) -> "tuple[Ranking, Truth, Scores]":
     """A run without any word on the truth has its own; it is scored with its own options."""
@@ -241,118 +240,3 @@ def _calibrated(
     words = f"the {len(judged)} queries of {source} (this must be a validation part: a cut-off "
     words += "learned on the test part looks better than it is)"
     return calibrate(judged, precision=options.target_precision, learned_on=words), False
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions(TruthOptions, Page, Printing):
-    """The options of `vizsla compare`."""
-
-    group: str | None = option(
-        None, "Keys to group by, as model_name,pooling_type.", "Scores", usual=True
-    )
-    sort: str | None = option(None, "The column to sort by.", "Scores", usual=True)
-    metric: tuple[str, ...] = option(
-        (),
-        "Metric of pairwise comparisons: map, precision@5, contest_points, … Repeatable.",
-        "Scores",
-        usual=True,
-    )
-    cluster: str | None = same(EvaluateOptions, "cluster")
-    csv: Path | None = option(None, "Also write a CSV file.", "Output")
-    markdown: Path | None = option(None, "Also write a Markdown file.", "Output")
-
-
-@app.command(epilog="Example: vizsla compare results")
-def compare(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Result files or folders of them; or runs and rankings, compared in pairs."
-        ),
-    ],
-    *,
-    options: CompareOptions,
-) -> None:
-    """Compare result files in one table: averages of groups, warnings of implausible results.
-
-    Runs, or rankings with the truth: every pair's difference, with interval and p-value.
-    """
-    from vizsla import storage
-    from vizsla.output import pages
-    from vizsla.score import compare, paired_tests, text_table
-    from vizsla.workspace import is_run
-
-    if options.is_given or all(is_run(source) for source in sources):
-        table, page, content, notes = _compare_pairs(sources, options)
-        alarms: list[str] = []
-        keep = paired_tests.KEPT
-    else:
-        results = compare.read_results(sources)
-        by = options.group.split(",") if options.group else compare.GROUPS
-        table = results.grouped(by, sort=options.sort)
-        page = pages.comparison_page(results, by, sort=options.sort)
-        content = results.to_dict(by, sort=options.sort)
-        alarms, notes = results.remarks()
-        keep = compare.SCORES
-    for path, text in (
-        (options.csv, text_table.to_csv(table)),
-        (options.markdown, text_table.to_markdown(table)),
-        (options.html, page),
-    ):
-        if path:
-            storage.write_text(path, text)
-    if options.as_json:
-        print_json(content)
-        return
-    print_table(table, keep)
-    print_remarks(alarms, notes)
-
-
-def _compare_pairs(
-    sources: list[Path], options: CompareOptions
-) -> tuple["Table", str, Any, list[str]]:
-    from vizsla.output import pages
-    from vizsla.score.paired_tests import (
-        compare_systems,
-        correction_note,
-        differences_table,
-        in_words,
-    )
-    from vizsla.score.scores import Scores
-
-    systems, named = {}, _names(sources)
-    for source in sources:
-        if options.is_given:
-            _, _, scores = _scored(source, options)
-        else:
-            scores = Scores.load(source / "scores.json")
-        name = named[source]
-        systems[name if name not in systems else str(source)] = scores
-    for doubt in dict.fromkeys(doubt for scores in systems.values() for doubt in scores.doubts):
-        log.warning("%s", doubt)
-    differences = compare_systems(systems, keys=options.metric or None, cluster=options.cluster)
-    table, notes = differences_table(differences), [correction_note(differences)]
-    words = [*map(in_words, differences), *notes]
-    return table, pages.differences_page(table, words), table.records(), notes
-
-
-def _names(sources: list[Path]) -> dict[Path, str]:
-    """Of systems: a file's stem, a run's id; with the runs' models, or what their training kept,
-    if they differ."""
-    from vizsla import storage
-    from vizsla.workspace import is_run, open_run
-
-    names = {source: source.name if source.is_dir() else source.stem for source in sources}
-    runs = [source for source in sources if is_run(source)]
-    models = {run: str(open_run(run).config["embedder"]["name"]) for run in runs}
-    kept = {}
-    for run in runs:
-        config = run / "embedder" / "config.json"
-        origin = (storage.read_sealed_json(config) if config.exists() else {}).get("origin")
-        trained = {"kept": "not known"} if origin is None else origin["training"]
-        kept[run] = str((trained or {"kept": "frozen"})["kept"])
-    telling = [facts for facts in (models, kept) if len(set(facts.values())) > 1]
-    if telling:
-        for run in runs:
-            names[run] += f" ({', '.join(facts[run] for facts in telling)})"
-    return names

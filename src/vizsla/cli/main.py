@@ -20,9 +20,9 @@ from vizsla.storage import storage_error
 
 FILES = {
     "run": ["run", "demo", "train", "sweep"], "check": ["check"], "embed": ["embed", "submission"],
-    "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate", "compare"],
-    "show": ["report", "models", "show"], "export": ["export"], "serve": ["serve"],
-    "contest": ["submit", "judge"],
+    "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate"],
+    "compare": ["compare"], "show": ["report", "models", "show"], "export": ["export"],
+    "serve": ["serve"], "contest": ["submit", "judge"],
 }  # fmt: skip  # file → its commands, in the order of `vizsla --help`
 INTERRUPTED = (
     "interrupted; nothing is half-written. Run again: `embed`, `train` and `run --finetune` "

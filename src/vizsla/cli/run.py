@@ -287,6 +287,9 @@ class SweepOptions(Page, Printing):
         "Training", minimum=0,
     )  # fmt: skip
     figures: int = same(RunOptions, "figures", 0, help="Query sheets of each run; -1: all.")
+    metric: str | None = option(
+        None, "What orders the table: mAP, top-1, points, precision@5, …", "Scores", shown="mAP"
+    )
 
 
 @app.command(
@@ -313,7 +316,7 @@ def sweep(
     config = sweeping.SweepConfig(
         shared, list(options.model), list(options.weights),
         options.pooling.split(",") if options.pooling else [None], options.finetune.split(","),
-        list(options.loss), options.trials,
+        list(options.loss), options.trials, options.metric,
     )  # fmt: skip
     with ProgressShown(options.quiet) as progress:
         result = sweeping.sweep(config, progress)
@@ -328,7 +331,11 @@ def sweep(
 
 
 def _print_sweep(result: "SweepResult") -> None:
-    if any(outcome.result for outcome in result.outcomes):
-        print_table(result.table())
+    from vizsla.score.run_table import WHOLE, WIDTH
+
     alarms, notes = result.remarks()
+    if result.ranked is not None:
+        table = result.ranked.table()
+        print_table(table, table.columns, whole=WHOLE, piped=WIDTH)
+        notes = [*result.ranked.notes(), *notes]
     print_remarks(alarms, notes)

@@ -21,7 +21,13 @@ from PIL import Image
 from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.errors import ImageError
 from vizsla.score.compare import Comparison
-from vizsla.score.result_file import SCORES
+from vizsla.score.paired_tests import (
+    Difference,
+    correction_note,
+    differences_table,
+    in_words,
+)
+from vizsla.score.run_table import RunTable
 from vizsla.score.text_table import Table
 
 THUMBNAIL = 150  # px, the longer side
@@ -127,42 +133,53 @@ def _resource(name: str) -> str:
 # ── pages of tables ──────────────────────────────────────────────────────────────────────────────
 
 
-def comparison_page(comparison: Comparison, by: Sequence[str], *, sort: str | None = None) -> str:
-    """The page of `vizsla compare`: averages of groups of runs, remarks, single runs."""
-    averages, single = comparison.grouped(by, sort=sort), comparison.single()
-    first = ["model_name", *SCORES]
-    sections = [
-        _table_section("averages", "Averages", averages, first=first),
-        _remarks_section(*comparison.remarks()),
-        _table_section("runs", "Single runs", single, first=first, keep=["run_id", "source"]),
-    ]
-    return render_page("tables.html", "Results compared", sections)
+def comparison_page(
+    ranked: RunTable | None,
+    comparison: Comparison | None = None,
+    remarks: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    *,
+    more: Sequence[str] = (),
+    differences: Sequence[Difference] = (),
+    title: str = "Runs compared",
+) -> str:
+    """The page of `compare` and `sweep`: scores of the best, all runs, pairs, remarks, settings.
+
+    comparison: where the rows are from, if from results. remarks: (alarms, notes). more: keys of
+    further metrics to show.
+    """
+    sections, (alarms, notes) = [], remarks
+    if ranked is not None:
+        table = ranked.table(more)
+        section = _table_section("runs", "Runs, the best first", table, keep=table.columns)
+        sections, notes = [section], [*ranked.notes(), *notes]
+    if differences:
+        pairs = differences_table(differences)
+        interval = [name for name in pairs.columns if name.startswith(("low", "high"))]
+        first = ["metric", "A", "B", "A − B", *interval, "verdict"]
+        sections += [
+            _remarks_section([], [*map(in_words, differences), correction_note(differences)],
+                             key="words", title="Pairs in words"),
+            _table_section("pairs", "Pairs", pairs, first=first, keep=pairs.columns),
+        ]  # fmt: skip
+    sections.append(_remarks_section(alarms, notes))
+    if ranked is not None and comparison is not None:
+        settings, first = comparison.single(sort=ranked.metric), ["run_id", "model_name"]
+        sections.append(
+            _table_section("settings", "All settings", settings, first=first, keep=["source"])
+        )
+    runs = [f"{len(ranked.rows)} runs", f"the best is {ranked.rows[0].run}"] if ranked else []
+    headline = _best_scores(ranked) if ranked else []
+    return render_page("tables.html", title, sections, subtitle=runs, headline=headline)
 
 
-def differences_page(differences: Table, sentences: Sequence[str]) -> str:
-    """The page of `vizsla compare` for pairs of systems."""
-    interval = [name for name in differences.columns if name.startswith(("low", "high"))]
-    sections = [
-        _remarks_section([], sentences, title="In words"),
-        _table_section(
-            "differences",
-            "Differences",
-            differences,
-            first=["metric", "A", "B", "A − B", *interval, "verdict"],
-            keep=differences.columns,
-        ),
-    ]
-    return render_page("tables.html", "Systems compared", sections)
-
-
-def sweep_page(runs: Table, alarms: Sequence[str], notes: Sequence[str]) -> str:
-    """The page of `vizsla sweep`."""
-    first = ["model", "top-1", "top-k", "precision@k", "mAP"]
-    sections = [
-        _table_section("runs", "Runs", runs, first=first, keep=["run"]),
-        _remarks_section(alarms, notes),
-    ]
-    return render_page("tables.html", "Sweep", sections)
+def _best_scores(ranked: RunTable) -> list[tuple[str, str, str]]:
+    """(title, value, whose) of the main scores of the best run."""
+    best = ranked.rows[0]
+    table = ranked.table()
+    texts = dict(zip(table.columns, table.texts()[0], strict=True))
+    left_out = ("run", "model", "data", "k", "vs best")
+    name = f"{best.model} {best.setup}".strip()
+    return [(title, text, name) for title, text in texts.items() if title not in left_out]
 
 
 def _table_section(
@@ -191,10 +208,10 @@ def _table_section(
 
 
 def _remarks_section(
-    alarms: Sequence[str], notes: Sequence[str], *, title: str = "Remarks"
+    alarms: Sequence[str], notes: Sequence[str], *, key: str = "remarks", title: str = "Remarks"
 ) -> Section:
     content = {"alarms": alarms, "notes": notes} if alarms or notes else None
-    return Section("remarks", title, content, view="lines")
+    return Section(key, title, content, view="lines")
 
 
 # ── images ─────────────────────────────────────────────────────────────────────────────────────

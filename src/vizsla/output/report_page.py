@@ -74,11 +74,11 @@ def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
     scores = Scores.load(kept) if kept.exists() else None
     if scores is None and truth is not None:
         scores = evaluate(ranking, truth, ks=sorted({1, 5, 10, top_k}), top_k=top_k)
-    results = sorted((run.home / "results").glob(f"*_metrics_{run.id}.json"))
+    result = run.result_file
     return ReportData(
         run,
         config,
-        storage.read_json(results[0]) if results else {},
+        storage.read_json(result) if result else {},
         data,
         ranking,
         Embeddings.open(run.folder / "embeddings" / "query"),

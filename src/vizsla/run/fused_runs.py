@@ -84,10 +84,9 @@ class Member:
         opened = open_run(folder)
         if "members" in opened.config:
             raise DataError(f"{folder} is itself made of several models: name their own runs")
-        found = sorted((opened.home / "results").glob(f"*_metrics_{opened.id}.json"))
-        if not found:
+        if opened.result_file is None:
             raise DataError(f"{folder} left no result: it was interrupted; run it again")
-        return Member(opened, again(folder), storage.read_json(found[0]))
+        return Member(opened, again(folder), storage.read_json(opened.result_file))
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ Every combination is a separate run of the main job. What is done is written dow
 """
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -29,8 +30,9 @@ from vizsla.run import inputs, pipeline
 from vizsla.run.config import RunConfig, compute_for
 from vizsla.run.embedding import Progress
 from vizsla.run.train import train
-from vizsla.score.compare import read_results
-from vizsla.score.text_table import Table
+from vizsla.score.compare import Comparison, read_results
+from vizsla.score.result_file import Result
+from vizsla.score.run_table import Row, RunTable, row_of_result, run_table
 from vizsla.train.loop import SHORT_FOLDER
 from vizsla.train.selection import TrainResult
 
@@ -50,7 +52,8 @@ class SweepConfig:
 
     weights: one for all models, or one for each. poolings: None is the model's own.
     losses: of the training; empty is its default. trials: 0 runs the grid; otherwise so many
-    trainings are tried for each combination, and the best settings are run.
+    trainings are tried for each combination, and the best settings are run. metric: orders the
+    table.
     """
 
     run: RunConfig
@@ -60,6 +63,7 @@ class SweepConfig:
     finetunes: Sequence[str] = ("none",)
     losses: Sequence[str] = ()
     trials: int = 0
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,27 +98,34 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What became of every combination, in the grid's order."""
+    """What became of every combination, in the grid's order. metric: orders the table."""
 
     outcomes: list[Outcome]
+    metric: str | None = None
 
     @property
     def failures(self) -> list[Outcome]:
         """The combinations that ended with an error."""
         return [outcome for outcome in self.outcomes if outcome.error]
 
-    def table(self) -> Table:
-        """One row a combination that has a result, in the grid's order."""
-        columns = ["model", "pooling", "fine-tuning", "loss", "kept", "k", "top-1", "top-k",
-                   "precision@k", "mAP", "seconds", "run"]  # fmt: skip
-        rows = [_row(outcome) for outcome in self.outcomes if outcome.result]
-        known = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
-        return Table([columns[i] for i in known], [[row[i] for i in known] for row in rows])
+    @functools.cached_property
+    def results(self) -> Comparison | None:
+        """The results of all combinations that have one; None if none has."""
+        paths = [outcome.result for outcome in self.outcomes if outcome.result]
+        return read_results(paths) if paths else None
+
+    @functools.cached_property
+    def ranked(self) -> RunTable | None:
+        """One row for each result, the best first; None if there is none."""
+        if self.results is None:
+            return None
+        of_path = {outcome.result: outcome for outcome in self.outcomes if outcome.result}
+        rows = [_row(of_path[Path(one.path or "")], one) for one in self.results.results]
+        return run_table(rows, self.metric)
 
     def remarks(self) -> tuple[list[str], list[str]]:
         """(alarms, notes): failures and what cannot be true; then what was left out."""
-        paths = [outcome.result for outcome in self.outcomes if outcome.result]
-        alarms, notes = read_results(paths).remarks() if paths else ([], [])
+        alarms, notes = self.results.remarks() if self.results else ([], [])
         failed = [f"{outcome.combination} failed: {outcome.error}" for outcome in self.failures]
         left = [f"{o.combination} left out: {o.left_out}" for o in self.outcomes if o.left_out]
         return failed + alarms, left + notes
@@ -129,15 +140,14 @@ class SweepResult:
                  "settings": o.settings}
                 for o in self.outcomes
             ],
-            "table": self.table().records(),
+            "best_first": self.ranked.records() if self.ranked else [],
             "alarms": alarms,
             "notes": notes,
         }  # fmt: skip
 
     def html(self) -> str:
-        """The table and the remarks as one self-contained page."""
-        alarms, notes = self.remarks()
-        return pages.sweep_page(self.table(), alarms, notes)
+        """Scores, table, remarks and settings as one self-contained page."""
+        return pages.comparison_page(self.ranked, self.results, self.remarks(), title="Sweep")
 
 
 def sweep(config: SweepConfig, progress: Progress | None = None) -> SweepResult:
@@ -162,7 +172,7 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> SweepResult:
                 if why:
                     log.warning("%s %s: %s", one, word, why)
             gc.collect()  # the model before the next one
-    return SweepResult(outcomes)
+    return SweepResult(outcomes, config.metric)
 
 
 def combinations(config: SweepConfig) -> list[Combination]:
@@ -365,23 +375,7 @@ def _trial_value(run: RunConfig, out: Path, progress: Progress | None) -> float:
     return max(candidate.value for candidate in result.candidates[1:])
 
 
-# ── the table ────────────────────────────────────────────────────────────────────────────────────
-
-
-def _row(outcome: Outcome) -> list[Any]:
-    one, record = outcome.combination, storage.read_json(outcome.result or Path())
-    training, scores = record.get("training") or {}, record.get("scores") or {}
-    return [
-        record["model_name"],
-        record["pooling_type"],
-        one.finetune,
-        outcome.settings.get("loss", one.loss),
-        training.get("kept"),
-        record["top_k"],
-        scores.get("top_k_accuracy@1"),
-        record["top_k_accuracy"],
-        record["precision_at_k"],
-        record.get("map"),
-        record["runtime_seconds"],
-        record["run_id"],
-    ]
+def _row(outcome: Outcome, result: Result) -> Row:
+    """A row of the table; with the loss, if the sweep or its trials have varied it."""
+    row, loss = row_of_result(result), outcome.settings.get("loss", outcome.combination.loss)
+    return dataclasses.replace(row, setup=", ".join(filter(None, [row.setup, loss])))

@@ -37,6 +37,7 @@ TRAININGS = ("loss", "epochs", FINETUNE)
 LAST_RESORT = ("training_images", "embedder")  # shown only if runs differ in nothing else
 COUNT = " runs"  # ends the name of a column: how many runs have the mean before it
 _SHOWN = 3  # files that one remark names
+SATURATED = 0.99  # from here on, equal scores say nothing
 _CHANCE = 0.01  # how near to ln C a loss is at chance
 
 
@@ -283,7 +284,7 @@ def _twin_flags(tuned: Result, twins: Sequence[Result]) -> list[Flag]:
             ending = "both may be at the top" if ceiling else "was anything trained?"
             text = f"tuned and frozen have the same scores, {listed}{more}: {ending}"
             flags.append(Flag(sources, text, alarm=not ceiling))
-        elif main.keys() & set(SCORES):  # with few queries other scores may be equal by chance
+        elif any(main.get(key, 1) < SATURATED for key in SCORES):  # others are equal by chance
             others = ", ".join(
                 f"{key} ({tuned.scores[key]:g}, {shared[key]:g})"
                 for key in SCORES

@@ -76,22 +76,27 @@ def compare_systems(
     systems: Mapping[str, Scores],
     *,
     keys: Sequence[str] | None = None,
+    against: str | None = None,
     cluster: str | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Differences:
     """Every pair of systems, metric by metric, on the same queries.
 
-    keys: metrics such as "map"; by default top-k accuracy, and AP or else precision@k. cluster:
+    keys: metrics such as "map"; by default top-k accuracy, and AP or else precision@k. against: the
+    name of a system; only pairs of the others with it, in which it is A. cluster:
     "label" to draw and flip whole classes. DataError unless all were judged by the same truth.
     """
     if len(systems) < 2:
         raise UsageError(f"{len(systems)} system: give two or more to compare")
     names = list(systems)
     for other in names[1:]:
-        _check_same_truth(names[0], systems[names[0]], other, systems[other])
+        check_same_truth(names[0], systems[names[0]], other, systems[other])
     chosen = _comparable(systems, keys)
-    wanted = [(key, *pair) for key in chosen for pair in itertools.combinations(names, 2)]
+    pairs = list(itertools.combinations(names, 2))
+    if against is not None:
+        pairs = [(against, other) for other in names if other != against]
+    wanted = [(key, *pair) for key in chosen for pair in pairs]
     drawn = [
         _difference(
             key, (a, systems[a]), (b, systems[b]), cluster=cluster, comparisons=len(wanted),
@@ -144,7 +149,8 @@ def in_words(difference: Difference) -> str:
     return f"{d.title}: {first} is better than {second} by {amount}"
 
 
-def _check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
+def check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
+    """DataError unless both were judged on the same queries by the same truth."""
     only = set(left.queries) ^ set(right.queries)
     if only:
         raise DataError(

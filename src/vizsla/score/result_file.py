@@ -119,13 +119,14 @@ class Result:
 
     source: the file's name. values: the keys that this module knows, None if unknown. scores:
     every score in the file, those below its key `scores` included. more: its other keys that have
-    one value each.
+    one value each. path: where it was read.
     """
 
     source: str
     values: dict[str, Any]
     scores: dict[str, float]
     more: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
 
     @property
     def model(self) -> str:
@@ -183,7 +184,8 @@ def read_result(path: Path) -> Result:
     more |= {key: text for key in SETTINGS if (text := _setting(content.get(key)))}
     more = {k: v for k, v in more.items() if k not in SETTINGS or _setting(v)}
     more |= _training(content, values)
-    return Result(path.name, values, scores, {k: v for k, v in more.items() if k not in values})
+    more = {key: value for key, value in more.items() if key not in values}
+    return Result(path.name, values, scores, more, path)
 
 
 def _training(content: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

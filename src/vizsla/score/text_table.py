@@ -15,21 +15,31 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Table:
-    """columns: their names. rows: cells as values; None means unknown."""
+    """columns: their names. rows: cells as values; None means unknown.
+
+    digits: after the point of shares, as people read them; larger numbers have two fewer.
+    """
 
     columns: list[str]
     rows: list[list[Any]]
+    digits: int = 4
 
     def texts(self) -> list[list[str]]:
         """The cells as people read them, without the header."""
-        columns = [_column_texts([row[i] for row in self.rows]) for i in range(len(self.columns))]
+        columns = [
+            _column_texts([row[i] for row in self.rows], self.digits)
+            for i in range(len(self.columns))
+        ]
         return [[column[j] for column in columns] for j in range(len(self.rows))]
 
-    def lines(self, width: int | None = None, *, keep: Sequence[str] = ()) -> list[str]:
+    def lines(
+        self, width: int | None = None, *, keep: Sequence[str] = (), whole: Sequence[str] = ()
+    ) -> list[str]:
         """For people: columns aligned, numbers to the right; folded by Rich to fit `width`.
 
         If the table is wider than `width`, columns with one value are first stated above it,
-        except those in `keep`. width: None leaves it as wide as it is.
+        except those in `keep`. width: None leaves it as wide as it is. whole: columns of text whose
+        cells are not folded.
         """
         lines = self._drawn(self.columns)
         if width is None or max(map(cell_len, lines)) <= width:
@@ -38,9 +48,11 @@ class Table:
         stated = ", ".join(f"{name} {text}" for name, text in same.items())
         above = textwrap.wrap(f"The same in every row: {stated}", width) if same else []
         headers = [name.replace("_", " ") for name in table.columns]  # fold between words
-        return [*above, *table._drawn(headers, width)]
+        return [*above, *table._drawn(headers, width, whole=whole)]
 
-    def _drawn(self, headers: Sequence[str], width: int | None = None) -> list[str]:
+    def _drawn(
+        self, headers: Sequence[str], width: int | None = None, *, whole: Sequence[str] = ()
+    ) -> list[str]:
         texts = self.texts()
         grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
         for i, name in enumerate(headers):
@@ -50,7 +62,9 @@ class Table:
                 justify="right" if number else "left",
                 vertical="top",
                 overflow="fold",
-                min_width=max(len(row[i]) for row in texts) if number else None,
+                min_width=max(len(row[i]) for row in texts)
+                if number or self.columns[i] in whole
+                else None,
             )
         for row in texts:
             grid.add_row(*map(Text, row))
@@ -60,14 +74,16 @@ class Table:
         )
         return [line.rstrip() for line in out.getvalue().splitlines()]
 
-    def text(self, width: int | None = None, *, keep: Sequence[str] = ()) -> str:
+    def text(
+        self, width: int | None = None, *, keep: Sequence[str] = (), whole: Sequence[str] = ()
+    ) -> str:
         """The lines as one text."""
-        return "\n".join(self.lines(width, keep=keep))
+        return "\n".join(self.lines(width, keep=keep, whole=whole))
 
     def select(self, columns: Sequence[str]) -> "Table":
         """The same rows with only these columns, in this order."""
         at = [self.columns.index(name) for name in columns]
-        return Table(list(columns), [[row[i] for i in at] for row in self.rows])
+        return Table(list(columns), [[row[i] for i in at] for row in self.rows], self.digits)
 
     def without_constant_columns(
         self, *, keep: Sequence[str] = ()
@@ -94,10 +110,10 @@ class Table:
         return bool(cells) and all(type(cell) in (int, float) for cell in cells)
 
 
-def _column_texts(cells: Sequence[Any]) -> list[str]:
-    """Four digits of shares, two of larger numbers, `–` for unknown, yes and no."""
+def _column_texts(cells: Sequence[Any], digits: int) -> list[str]:
+    """So many digits of shares, two fewer of larger numbers, `–` for unknown, yes and no."""
     numbers = [abs(cell) for cell in cells if isinstance(cell, float)]
-    digits = 4 if max(numbers, default=0) < 10 else 2
+    digits = digits if max(numbers, default=0) < 10 else digits - 2
 
     def text(cell: Any) -> str:
         if cell is None:

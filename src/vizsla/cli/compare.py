@@ -1,0 +1,146 @@
+"""Results, runs and rankings → one table, the best first; pairs and averages: compare."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vizsla.cli.console import Commands, print_json, print_remarks, print_table
+from vizsla.cli.evaluate import EvaluateOptions, scored
+from vizsla.cli.sources import TruthOptions
+from vizsla.errors import DataError, UsageError
+from vizsla.option_fields import option, same
+from vizsla.options import Page, Printing
+
+if TYPE_CHECKING:
+    from vizsla.score.compare import Comparison
+    from vizsla.score.paired_tests import Differences
+    from vizsla.score.run_table import Row, RunTable
+
+log = logging.getLogger("vizsla")
+
+app = Commands()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(TruthOptions, Page, Printing):
+    """The options of `vizsla compare`."""
+
+    metric: tuple[str, ...] = option(
+        (),
+        "What decides the order and is tested: mAP, top-1, points, precision@5, …; more are shown.",
+        "Scores",
+        usual=True,
+        shown="mAP",
+    )
+    pairs: bool = option(
+        False, "Test every pair of runs: difference, interval, p-value.", "Scores", usual=True
+    )
+    group: str | None = option(
+        None, "Averages instead, of runs that share these keys: model_name,pooling_type.", "Scores"
+    )
+    cluster: str | None = same(EvaluateOptions, "cluster", usual=False)
+    csv: Path | None = option(None, "Also write a CSV file.", "Output")
+    markdown: Path | None = option(None, "Also write a Markdown file.", "Output")
+
+
+@app.command("compare", epilog="Example: vizsla compare results --metric top-1")
+def compare_runs(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of results, result files, runs; or rankings with their truth."
+        ),
+    ],
+    *,
+    options: CompareOptions,
+) -> None:
+    """Compare runs in one table, the best first, with warnings of implausible results."""
+    from vizsla import storage
+    from vizsla.output import pages
+    from vizsla.score import compare, run_table, text_table
+    from vizsla.score.paired_tests import KEPT, correction_note, differences_table
+
+    results, rows = _rows(sources, options)
+    ranked = run_table.run_table(rows, options.metric[0] if options.metric else None)
+    more = [run_table.metric_key(rows, name) for name in options.metric]
+    differences = _differences(ranked, options) if options.pairs else None
+    content: dict[str, Any] = {"best_first": ranked.records()}
+    table, whole = ranked.table(more), tuple(run_table.WHOLE)
+    alarms, remarks = results.remarks() if results else ([], [])
+    if results is not None:
+        by = options.group.split(",") if options.group else compare.GROUPS
+        content |= results.to_dict(by, sort=ranked.metric)
+        if options.group:
+            table, whole = results.grouped(by, sort=ranked.metric), ()
+    if differences is not None:
+        content["pairs"] = differences_table(differences).records()
+    page = pages.comparison_page(
+        ranked, results, (alarms, remarks), more=more, differences=differences or ()
+    )
+    for path, text in (
+        (options.csv, text_table.to_csv(table)),
+        (options.markdown, text_table.to_markdown(table)),
+        (options.html, page),
+    ):
+        if path:
+            storage.write_text(path, text)
+    if options.as_json:
+        print_json(content)
+        return
+    print_table(table, table.columns, whole=whole, piped=run_table.WIDTH if whole else None)
+    notes = ranked.notes()
+    if differences is not None:
+        typer.echo()
+        print_table(differences_table(differences), KEPT)
+        notes.append(correction_note(differences))
+    print_remarks(alarms, [*notes, *remarks])
+
+
+def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | None, list[Row]]":
+    """The results that were read, and a row for each; rankings with a truth have rows only."""
+    from vizsla.score.compare import read_results
+    from vizsla.score.run_table import row_of_result, row_of_scores
+    from vizsla.workspace import is_run, open_run
+
+    if options.is_given:
+        rows, names = [], _names(sources)
+        for source in sources:
+            _, _, scores = scored(source, options)
+            for doubt in scores.doubts:
+                log.warning("%s", doubt)
+            rows.append(row_of_scores(names[source], scores))
+        return None, rows
+    files = []
+    for source in sources:
+        file = open_run(source).result_file if is_run(source) else source
+        if file is None:
+            raise DataError(f"{source} left no result: it was interrupted; run it again")
+        files.append(file)
+    results = read_results(files)
+    return results, [row_of_result(result) for result in results.results]
+
+
+def _differences(ranked: "RunTable", options: CompareOptions) -> "Differences":
+    """Of every pair of rows whose queries are at hand, the better first."""
+    from vizsla.score.paired_tests import compare_systems
+    from vizsla.score.run_table import metric_key, per_query_key
+
+    systems = {row.run: row.scores for row in ranked.rows if row.scores is not None}
+    if len(systems) < 2:
+        raise UsageError(
+            f"--pairs compares query by query, and {len(systems)} of {len(ranked.rows)} results "
+            "have the values of their queries: give runs (runs/ID), or rankings and their truth"
+        )
+    first = next(iter(systems.values()))
+    keys = [per_query_key(first, metric_key(ranked.rows, name)) for name in options.metric]
+    return compare_systems(systems, keys=keys or None, cluster=options.cluster)
+
+
+def _names(sources: list[Path]) -> dict[Path, str]:
+    """A short name for each source; the whole path where two share one."""
+    short = {source: source.name if source.is_dir() else source.stem for source in sources}
+    several = [name for name in short.values() if list(short.values()).count(name) > 1]
+    return {source: str(source) if name in several else name for source, name in short.items()}

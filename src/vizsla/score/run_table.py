@@ -1,0 +1,235 @@
+"""Results → one table, the best first, with one row a run and whether it is surely below the best.
+
+What was tuned and refined is said in a few words. Pairs of systems are for paired_tests.py.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.score.paired_tests import NO_DIFFERENCE, check_same_truth, compare_systems
+from vizsla.score.result_file import FROZEN, OPTION, Result
+from vizsla.score.scores import Scores
+from vizsla.score.text_table import Table
+
+# heading → the key in a result file
+HEADINGS = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points",
+            "top-k": "top_k_accuracy", "P@k": "precision_at_k"}  # fmt: skip
+MAIN = ("top-1", "mAP", "points")
+TIME = "runtime_seconds"
+WHOLE = ("run",)  # columns that a narrow terminal does not fold
+BEST, BELOW, LEVEL = "best", "below", "level"
+WIDTH = 80
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One run or ranking. means: score → its mean. scores: of every query, if they are at hand."""
+
+    run: str
+    model: str
+    setup: str = ""
+    means: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    data: str | None = None
+    top_k: int | None = None
+    scores: Scores | None = None
+
+    def value(self, key: str) -> float | None:
+        """A mean, or the seconds of the run; None if it is not known."""
+        return self.seconds if key == TIME else self.means.get(key)
+
+
+@dataclass(frozen=True, eq=False)
+class RunTable:
+    """rows: by data set, then the best first by `metric`. verdicts: of each row, by a test."""
+
+    rows: list[Row]
+    metric: str
+    verdicts: list[str | None]
+
+    def table(self, more: Sequence[str] = ()) -> Table:
+        """The known columns of every row; `more` adds metrics by their keys."""
+        main = [title for title in MAIN if self._knows(HEADINGS[title])]
+        titles = main if len(main) > 1 else [*main, "top-k", "P@k"]
+        keys = dict.fromkeys([*(HEADINGS[t] for t in titles), self.metric, *more])
+        keys.pop(TIME, None)
+        shown = [key for key in keys if self._knows(key)]
+        several = {
+            "data": len({row.data for row in self.rows}) > 1,
+            "k": len({row.top_k for row in self.rows}) > 1,
+        }
+        columns = [
+            "run", "model", *(name for name, differ in several.items() if differ),
+            *(title_of(key) for key in shown), "time", "vs best",
+        ]  # fmt: skip
+        rows = []
+        for row, verdict in zip(self.rows, self.verdicts, strict=True):
+            about = {"data": row.data, "k": row.top_k}
+            means = [row.value(key) for key in shown]
+            model = f"{row.model} {row.setup}".strip()
+            kept = [about[name] for name, differ in several.items() if differ]
+            rows.append([row.run, model, *kept, *means, short_time(row.seconds), verdict])
+        known = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+        rows = [[row[i] for i in known] for row in rows]
+        return Table([columns[i] for i in known], rows, digits=3)
+
+    def notes(self) -> list[str]:
+        """How to read the table."""
+        order = "shortest first" if self.metric == TIME else "best first"
+        found = [f"{order} by {title_of(self.metric)}; --metric chooses another score"]
+        if BELOW in self.verdicts or LEVEL in self.verdicts:
+            found.append(
+                f"{BELOW}: surely worse than the best (Holm's p of all rows at most .05); {LEVEL}: "
+                f"{NO_DIFFERENCE}"
+            )
+        return found
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a row, for JSON, with every mean."""
+        return [
+            {"run": row.run, "model": row.model, "setup": row.setup, "data": row.data,
+             "top_k": row.top_k, "seconds": row.seconds, "scores": row.means, "vs_best": verdict}
+            for row, verdict in zip(self.rows, self.verdicts, strict=True)
+        ]  # fmt: skip
+
+    def _knows(self, key: str) -> bool:
+        return any(row.value(key) is not None for row in self.rows)
+
+
+def run_table(rows: Sequence[Row], metric: str | None = None) -> RunTable:
+    """The rows in order, each compared with the best of its data set, query by query.
+
+    metric: a key or a heading; by default mAP, or what most rows know. UsageError for one that no
+    row has.
+    """
+    key = metric_key(rows, metric)
+    sign = 1 if key == TIME else -1
+
+    def order(row: Row) -> tuple[str, bool, float, str]:
+        value = row.value(key)
+        return row.data or "", value is None, sign * (value or 0.0), row.run
+
+    ordered = sorted(rows, key=order)
+    verdicts: list[str | None] = []
+    for data in dict.fromkeys(row.data for row in ordered):
+        same = [row for row in ordered if row.data == data]
+        verdicts += _verdicts(same, key) if key != TIME else [None] * len(same)
+    return RunTable(ordered, key, verdicts)
+
+
+def metric_key(rows: Sequence[Row], metric: str | None) -> str:
+    """The key of a metric by its key or heading; UsageError with all keys if no row has it."""
+    if metric is not None:
+        top = re.fullmatch(r"top-(\d+)", metric)
+        key = f"top_k_accuracy@{top[1]}" if top else HEADINGS.get(metric, metric)
+        known = sorted({name for row in rows for name in row.means} | {TIME})
+        if not any(row.value(key) is not None for row in rows):
+            raise UsageError(f"--metric {metric}: no result has it; choose {', '.join(known)}")
+        return key
+    usual = [HEADINGS[title] for title in ("mAP", "top-1", "points", "top-k", "P@k")]
+    counts = {key: sum(row.value(key) is not None for row in rows) for key in usual}
+    return max(usual, key=lambda key: counts[key])  # the first of those that most rows have
+
+
+def row_of_result(result: Result) -> Row:
+    """A row of a result file. The scores of its queries are read from the run's folder, if it is
+    beside results/."""
+    return Row(
+        run=result.values["run_id"] or Path(result.source).stem,
+        model=result.model,
+        setup=_setup(result),
+        means=dict(result.scores),
+        seconds=result.values[TIME],
+        data=result.data,
+        top_k=result.values["top_k"],
+        scores=_scores_beside(result),
+    )
+
+
+def row_of_scores(name: str, scores: Scores) -> Row:
+    """A row of a ranking that was scored now."""
+    keys = [key for key in scores.metrics if scores.mean(key) is not None]
+    means = {key: float(scores.mean(key) or 0.0) for key in keys}
+    return Row(name, "", means=means, top_k=scores.top_k, scores=scores)
+
+
+def title_of(key: str) -> str:
+    """The heading of a column of a metric."""
+    for title, known in HEADINGS.items():
+        if key == known:
+            return title
+    return key.replace("top_k_accuracy@", "top-")
+
+
+def short_time(seconds: float | None) -> str | None:
+    """As people say it: 25 s, 12 min, 1.5 h; right-aligned."""
+    if seconds is None:
+        return None
+    text = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{text if seconds < 6000 else f'{seconds / 3600:.1f} h':>6}"
+
+
+def _setup(result: Result) -> str:
+    """What was tuned, fitted and refined, in a few words."""
+    more, tuned = result.more, result.values["is_finetuned"]
+    kept, finetune = more.get("kept"), more.get(f"{OPTION}finetune")
+    parts = [result.values["pooling_type"]]
+    parts += ["random weights"] if more.get("weights") == "random" else []
+    if tuned or kept not in (None, FROZEN):
+        parts.append(f"{finetune or 'tuned'}")
+    elif finetune:
+        parts.append("frozen (kept)")
+    epochs = result.values["num_epochs"]
+    parts += [f"{epochs} epochs"] if tuned and epochs else []
+    whiten, views = more.get("whiten"), more.get("views")
+    parts += [f"{whiten} whitening"] if whiten not in (None, "none") else []
+    parts += [f"views {views}"] if views else []
+    parts += [str(more["fusion"])] if more.get("fusion") else []
+    chain = re.sub(r"\([^)]*\)", "", str(more.get("refine") or "none"))
+    parts += [chain] if set(chain.split(" | ")) != {"none"} else []
+    return ", ".join(str(part) for part in parts if part and part != "internal")
+
+
+def _scores_beside(result: Result) -> Scores | None:
+    run_id = result.values["run_id"]
+    if result.path is None or not run_id:
+        return None
+    file = result.path.absolute().parent.parent / "runs" / Path(run_id).name / "scores.json"
+    try:
+        return Scores.load(file) if file.exists() else None
+    except (DataError, StorageError):
+        return None
+
+
+def _verdicts(rows: Sequence[Row], key: str) -> list[str | None]:
+    """Of each row, the best first: best, below, level; None where the queries cannot be compared.
+
+    All rows are compared with the best, and the p-values are corrected together.
+    """
+    if rows[0].scores is None or len(rows) < 2:
+        return [None] * len(rows)
+    metric = per_query_key(rows[0].scores, key)
+    systems = {"0": rows[0].scores}
+    for i, row in enumerate(rows[1:], 1):
+        if row.scores is not None and row.value(key) is not None:
+            try:
+                check_same_truth("0", rows[0].scores, str(i), row.scores)
+            except DataError:  # judged by another truth
+                continue
+            systems[str(i)] = row.scores
+    if len(systems) < 2:
+        return [None] * len(rows)
+    found: list[str | None] = [BEST, *[None] * (len(rows) - 1)]
+    for difference in compare_systems(systems, keys=[metric], against="0"):
+        found[int(difference.b)] = LEVEL if difference.verdict == NO_DIFFERENCE else BELOW
+    return found
+
+
+def per_query_key(scores: Scores, key: str) -> str:
+    """The key of a result file as the scores of the queries have it."""
+    return {"top_k_accuracy": f"top_k_accuracy@{scores.top_k}",
+            "precision_at_k": f"precision@{scores.top_k}"}.get(key, key)  # fmt: skip

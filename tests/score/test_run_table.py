@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from vizsla.errors import UsageError
+from vizsla.score.compare import read_results
+from vizsla.score.run_table import Row, row_of_result, run_table, short_time
+
+
+def rows(*means: dict[str, float]) -> list[Row]:
+    return [
+        Row(f"2026013{i}-235959-0a1b", "net", means=part, seconds=10.0 + i)
+        for i, part in enumerate(means)
+    ]
+
+
+def test_the_metric_decides_the_order() -> None:
+    found = rows({"map": 0.5, "contest_points": 900.0}, {"map": 0.6, "contest_points": 800.0}, {})
+    assert [row.means.get("map") for row in run_table(found).rows] == [0.6, 0.5, None]
+    ranked = run_table(found, "points")
+    assert [row.means.get("contest_points") for row in ranked.rows] == [900.0, 800.0, None]
+    assert [row.seconds for row in run_table(found, "runtime_seconds").rows] == [10, 11, 12]
+    with pytest.raises(UsageError, match=r"no result has it; choose contest_points, map"):
+        run_table(found, "ndcg")
+
+
+def test_data_sets_are_not_mixed() -> None:
+    found = [
+        Row(f"{data}{i}", "net", means={"map": i / 10}, data=data)
+        for i, data in enumerate(["b", "a", "b", "a"])
+    ]
+    ranked = run_table(found)
+    assert [row.run for row in ranked.rows] == ["a3", "a1", "b2", "b0"]
+    assert "data" in ranked.table().columns
+
+
+def test_without_a_usual_score_the_contests_own_is_shown() -> None:
+    table = run_table(rows({"top_k_accuracy": 0.9, "precision_at_k": 0.4})).table()
+    assert table.columns == ["run", "model", "top-k", "P@k", "time"]
+    table = run_table(rows({"map": 0.5, "contest_points": 912.34, "ndcg@5": 0.7})).table(["ndcg@5"])
+    assert table.columns == ["run", "model", "mAP", "points", "ndcg@5", "time"]
+    assert table.texts()[0][2:5] == ["0.500", "912.3", "0.700"]
+
+
+def test_setups_are_said_in_a_few_words(tmp_path: Path) -> None:
+    content = {
+        "model_name": "net", "run_id": "1", "map": 0.5, "is_finetuned": False,
+        "pooling_type": "internal", "whiten": "plain", "views": "flip",
+        "refine": {"chain": "aqe(n=3,alpha=0)+kreciprocal(k1=20)"},
+        "training": {"kept": "whitened 0.6", "options": {"finetune": "head"}},
+    }  # fmt: skip
+    (tmp_path / "net_metrics_1.json").write_text(json.dumps(content))
+    [result] = read_results([tmp_path]).results
+    row = row_of_result(result)
+    assert row.setup == "head, plain whitening, views flip, aqe+kreciprocal"
+    assert row.scores is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(25.2, "  25 s"), (130, " 2 min"), (9000, " 2.5 h"), (None, None)]
+)
+def test_times_are_short(seconds: float | None, text: str | None) -> None:
+    assert short_time(seconds) == text
