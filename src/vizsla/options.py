@@ -146,6 +146,32 @@ class ImageOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeveralLabels(Options):
+    """Whether an image has several labels."""
+
+    label_separator: str | None = option(
+        None, "An image may have several labels, with this between them, such as '|'.", "Data"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_separator is not None and not self.label_separator.strip():
+            raise UsageError("--label-separator is empty: give what is between two labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedLabels(SeveralLabels):
+    """When two labels are equal."""
+
+    label_level: int | None = option(
+        None,
+        "Labels are paths, such as animal/dog/vizsla; relevant with so many levels in common.",
+        "Data",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeChoice(Options):
     """What vectors are computed with; each `auto` is resolved once and written down."""
 
@@ -216,7 +242,9 @@ class FusionOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(ModelChoice, WhiteningChoice, ImageOptions, ComputeChoice, RankingOptions):
+class RunOptions(
+    ModelChoice, WhiteningChoice, ImageOptions, JudgedLabels, ComputeChoice, RankingOptions
+):
     """The options of `vizsla run`, without those of training and fusion."""
 
     top_k: int = option(

@@ -325,3 +325,28 @@ def test_a_truth_in_another_unicode_form_judges_the_same(folder: Path) -> None:
     assert top_1("nfd.parquet", "--labels", "l.csv") == 1
     Path("qrels").write_text("\u00e9.jpg 0 \u00e91.jpg 1\n")
     assert top_1("nfd.parquet", "--qrels", "qrels") == 1
+
+
+def scored(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["evaluate", *arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found["metrics"]
+
+
+def test_labels_may_be_several_or_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ranking.json").write_text(json.dumps({"q.jpg": ["a.jpg", "b.jpg", "c.jpg"]}))
+    rows = ["role,file,label", "query,q.jpg,dog|pet", "gallery,a.jpg,cat|dog/pug"]
+    Path("several.csv").write_text("\n".join([*rows, "gallery,b.jpg,pet", "gallery,c.jpg,x"]))
+    found = scored("ranking.json", "--labels", "several.csv", "--label-separator", "|", "-k", "3")
+    assert found["map"]["mean"] == 0.5
+    found = scored(
+        "ranking.json", "--labels", "several.csv", "--label-separator", "|", "-k", "3",
+        "--label-level", "1",
+    )  # fmt: skip
+    assert found["map"]["mean"] == 1.0
+    empty = CliRunner().invoke(
+        app, ["evaluate", "ranking.json", "--labels", "several.csv", "--label-separator", " "]
+    )
+    assert empty.exit_code and "--label-separator is empty" in str(empty.exception)

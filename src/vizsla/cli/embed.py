@@ -24,6 +24,7 @@ from vizsla.options import (
     ModelChoice,
     Printing,
     RunOptions,
+    SeveralLabels,
     VectorFiles,
     WhiteningChoice,
 )
@@ -34,7 +35,7 @@ app = Commands()
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(
-    ModelChoice, WhiteningChoice, ImageOptions, ComputeChoice, VectorFiles, Printing
+    ModelChoice, WhiteningChoice, ImageOptions, SeveralLabels, ComputeChoice, VectorFiles, Printing
 ):
     """The options of `vizsla embed`."""
 
@@ -91,7 +92,7 @@ def embed(
     image_set = inputs.image_set(
         images, labels=options.labels, labels_from=options.labels_from,
         class_folders=options.class_folders, role=options.role, exclude=options.exclude,
-        follow_links=options.follow_links,
+        follow_links=options.follow_links, label_separator=options.label_separator,
     )  # fmt: skip
     embedder = inputs.load_embedder(options, seed=options.seed)
     if (options.whiten != "none" or options.dim is not None) != (options.whiten_on is not None):

@@ -168,7 +168,7 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
         same_set=same_set,
     )  # fmt: skip
     grades = read_qrels(options.qrels) if options.qrels else None
-    truth = truth_of(queries, gallery, grades, same_set)
+    truth = options.read(truth_of(queries, gallery, grades, same_set))
     ranking = ranked(
         queries, gallery, ks=options.top_k or CUTOFFS, same_set=same_set, device=device
     )
@@ -196,7 +196,8 @@ def scored(
     from vizsla.run import finished_run
 
     if not truth_options.is_given:
-        return finished_run.judge_run(source, **options)
+        truth = finished_run.known_truth_of_run(source)
+        return finished_run.rescore(source, truth_options.read(truth), **options)
     ranking = read_ranking(source)
     truth = read_truth(ranking, truth_options, same_set=same_set)
     return finished_run.rescore(source, truth, **options)

@@ -21,6 +21,7 @@ from vizsla.options import (
     Page,
     Printing,
     RunOptions,
+    SeveralLabels,
     TuneConfig,
 )
 from vizsla.progress import ProgressShown
@@ -226,6 +227,7 @@ def train(
     options: TrainOptions,
     choice: ModelChoice,
     images: ImageOptions,
+    several: SeveralLabels,
     training: Annotated[dict[str, Any], Given(TuneConfig, ("max_pixels",))],
 ) -> None:
     """Fine-tune a model on labelled images. The frozen model is kept unless validation is sure."""
@@ -235,7 +237,7 @@ def train(
 
     shared = {key: training.pop(key) for key in ("device", "workers", "seed") if key in training}
     config = RunConfig(
-        data=str(data), **asdict(choice), **asdict(images), **shared,
+        data=str(data), **asdict(choice), **asdict(images), **asdict(several), **shared,
         precision=training.get("precision", "auto"), tuning=training,
     )  # fmt: skip
     out = options.out

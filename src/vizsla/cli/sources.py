@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, UsageError
-from vizsla.option_fields import Options, option, same
-from vizsla.options import ImageOptions, ModelChoice, RunOptions
+from vizsla.option_fields import option, same
+from vizsla.options import ImageOptions, JudgedLabels, ModelChoice, RunOptions
 
 if TYPE_CHECKING:
     from vizsla.data.imageset import DataFolders
@@ -85,7 +85,7 @@ def images_of_source(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthOptions(Options):
+class TruthOptions(JudgedLabels):
     """The options that name the truth of rankings."""
 
     labels: Path | None = same(ImageOptions, "labels", shown="labels.csv in --data")
@@ -99,6 +99,10 @@ class TruthOptions(Options):
     def is_given(self) -> bool:
         """Whether any of them names the truth of a ranking."""
         return bool(self.labels or self.labels_from or self.data or self.qrels)
+
+    def read(self, truth: "Truth") -> "Truth":
+        """The truth with several labels an image, or with paths as labels, if they are such."""
+        return truth.read_as(separator=self.label_separator, level=self.label_level)
 
 
 def names_in_truth(truth_options: TruthOptions) -> set[str]:
@@ -144,7 +148,7 @@ def read_truth(
             "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "
             "or --data DATA with a labels.csv in it"
         )
-    return named_as(labels, ranking)
+    return truth_options.read(named_as(labels, ranking))
 
 
 def open_gallery(path: str, device: str) -> "Index":

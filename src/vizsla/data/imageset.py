@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla.data.file_hashes import current_state
+from vizsla.data.label_sets import split_labels
 from vizsla.data.listing import Listing, few, list_images
 from vizsla.data.named_files import (
     base_of,
@@ -210,6 +211,12 @@ class ImageSet(Shown):
     def with_labels(self, labels: Sequence[str | None]) -> "ImageSet":
         """The same images with these N labels, None for an unknown one."""
         return self.with_attribute("label", [label and nfc(label) for label in labels])
+
+    def with_split_labels(self, separator: str | None) -> "ImageSet":
+        """The same images, each label as the several that this separates; None changes nothing."""
+        if separator is None or "label" not in self.attributes.column_names:
+            return self
+        return self.with_attribute("label", split_labels(self.attributes["label"], separator))
 
     def with_labels_file(self, path: str | Path, role: str | None = None) -> "ImageSet":
         """The same images with the labels and the other columns of a labels file.

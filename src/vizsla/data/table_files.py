@@ -6,7 +6,7 @@ One rule gives a column its type, whatever the form of the file: all values are 
 numbers, or true and false, or days (2026-05-28), or times (2026-05-28T12:00); else it is text. So
 is a number with a leading zero, as in a code. An empty cell is null, and so is a number that is
 not finite. Times with a zone are kept in UTC. File names, labels, roles, groups and domains are
-always text.
+always text; a list of labels is one text, see label_sets.py.
 """
 
 import codecs
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vizsla.data.label_sets import joined
 from vizsla.data.listing import few
 from vizsla.errors import DataError
 
@@ -205,7 +206,9 @@ def _read_json(path: Path) -> dict[str, pa.Array]:
     _refuse_repeats(path, [_column_name(key) for key in keys])
     try:
         return {
-            _column_name(key): pa.array([_as_text(row.get(key)) for row in rows], pa.string())
+            _column_name(key): pa.array(
+                [_as_text(row.get(key), _column_name(key) == "label") for row in rows], pa.string()
+            )
             for key in keys
         }
     except UnicodeEncodeError as error:
@@ -226,7 +229,14 @@ def _refuse_one_object(path: Path, text: str) -> None:
     )
 
 
-def _as_text(value: Any) -> str | None:
+def _several(labels: list[Any] | None) -> str | None:
+    """A list of labels as the one text that stands for them."""
+    return joined(None if label is None else str(label) for label in labels or [])
+
+
+def _as_text(value: Any, is_label: bool) -> str | None:
+    if is_label and isinstance(value, list):
+        return _several(value)
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -241,7 +251,12 @@ def _read_parquet(path: Path) -> dict[str, pa.ChunkedArray]:
     columns = {}
     for name in table.column_names:
         try:
-            columns[_column_name(name)] = as_text(table[name])
+            column = table[name]
+            if _column_name(name) == "label" and pa.types.is_list(column.type):
+                column = pa.chunked_array(
+                    [pa.array(map(_several, column.to_pylist()), pa.string())]
+                )
+            columns[_column_name(name)] = as_text(column)
         except pa.ArrowException:
             log.warning("%s: column %s is left out (%s)", path, name, table[name].type)
     return columns

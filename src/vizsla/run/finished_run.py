@@ -31,6 +31,17 @@ def truth_of_run(folder: str | Path) -> Truth | None:
     return truth_in(config, folders_of(config))
 
 
+def known_truth_of_run(folder: str | Path) -> Truth:
+    """The same; DataError if it had none."""
+    truth = truth_of_run(folder)
+    if truth is None:
+        raise DataError(
+            f"{folder} has no scores, since no labels were known: give --labels, --labels-from, "
+            "--qrels or --data DATA with a labels.csv in it"
+        )
+    return truth
+
+
 def data_of_run(folder: str | Path, data: str | Path | None = None) -> DataFolders:
     """The images that a run ranked; `data` is where they are now. DataError for other ones."""
     folders = folders_of(again(folder, data=data))
@@ -83,13 +94,7 @@ def scoring_of_run(folder: str | Path, **given: Any) -> dict[str, Any]:
 
 def judge_run(folder: str | Path, **options: Any) -> tuple[Ranking, Truth, Scores]:
     """A run's ranking, its truth, and its scores, with its own options where none are given."""
-    truth = truth_of_run(folder)
-    if truth is None:
-        raise DataError(
-            f"{folder} has no scores, since no labels were known: give --labels, --labels-from, "
-            "--qrels or --data DATA with a labels.csv in it"
-        )
-    return rescore(folder, truth, **options)
+    return rescore(folder, known_truth_of_run(folder), **options)
 
 
 def rescore(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, Truth, Scores]:

@@ -87,6 +87,7 @@ def image_set(
     role: str | None = None,
     exclude: str | Path | None = None,
     follow_links: bool = False,
+    label_separator: str | None = None,
 ) -> ImageSet:
     """The images of a folder, a table, tar files or a URL, labels from the one place named.
 
@@ -112,6 +113,7 @@ def image_set(
         images = images.with_labels_file(labels, role)
     elif labels_from:
         images = images.with_labels(labels_from_pattern(images.ids, labels_from))
+    images = images.with_split_labels(label_separator)
     return _less(images, exclude, role) if exclude else images
 
 
@@ -168,12 +170,15 @@ def open_folders(
 
 def folders_of(config: RunConfig) -> DataFolders:
     """The data folder of a run, without the images that it excludes."""
-    return open_folders(config.data, exclude=config.exclude, follow_links=config.follow_links)
+    data = open_folders(config.data, exclude=config.exclude, follow_links=config.follow_links)
+    training = data.training and data.training.with_split_labels(config.label_separator)
+    return dataclasses.replace(data, training=training)
 
 
 def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
     """The truth of a run's data; None if no labels are known."""
-    return truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
+    truth = truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
+    return truth and truth.read_as(separator=config.label_separator, level=config.label_level)
 
 
 def target_in(data: DataFolders, truth: Truth | None) -> Target:
@@ -189,6 +194,7 @@ def training_images(
     labels_from: str | None = None,
     exclude: str | Path | None = None,
     follow_links: bool = False,
+    label_separator: str | None = None,
 ) -> tuple[ImageSet | None, Target | None]:
     """The labelled images of a data folder, of a folder of classes, or of one with a labels file;
     and what is known of the test part, which is never among them.
@@ -202,13 +208,15 @@ def training_images(
                 "so leave out --labels and --labels-from, or give a folder of images without test/"
             )
         data = open_folders(path, exclude=exclude, follow_links=follow_links)
-        return data.training, target_of(data.query, data.gallery)
+        training = data.training and data.training.with_split_labels(label_separator)
+        return training, target_of(data.query, data.gallery)
     if labels or labels_from:
         images = image_set(path, labels=labels, labels_from=labels_from, follow_links=follow_links)
     else:
         below = Path(path) / "training"
         root = below if below.is_dir() else path
         images = ImageSet.from_class_folders(root, follow_links=follow_links)
+    images = images.with_split_labels(label_separator)
     return _less(images, exclude, "training") if exclude else images, None
 
 

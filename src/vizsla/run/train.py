@@ -93,6 +93,7 @@ def train(
         labels_from=config.labels_from,
         exclude=config.exclude,
         follow_links=config.follow_links,
+        label_separator=config.label_separator,
     )
     embedder = load_embedder(config, seed=config.seed)
     images = training_part(images, config.data)

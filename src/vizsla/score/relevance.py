@@ -1,21 +1,24 @@
 """Ranking + Truth → Relevance: which retrieved image counts. Knows no metric.
 
-An image is relevant to a query when both carry the same label, or when a list of judgements says
-so. Junk (neither right nor wrong) and, if query and gallery are one set, the query itself are
-taken out first and the ranks close up.
+An image is relevant to a query when both carry the same label, share one of several, or have the
+first levels of a label in common; or when a list of judgements says so. Junk (neither right nor
+wrong) and, if query and gallery are one set, the query itself are taken out first and the ranks
+close up.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from vizsla.data.label_sets import SharedLabels, are_sets
 from vizsla.errors import DataError
 from vizsla.score.truth import Truth, knows_gallery, named_as
 from vizsla.search.ranking import Ranking
 
 _ROWS = 256  # queries judged at once: bounds the memory
 _CHECKED_DEPTH = 1000
+DEEPEST = 1000  # of the grades of the best ranking, unless lists are deeper
 _NAMED = 3  # how many names an error shows
 
 
@@ -245,6 +248,9 @@ def _hits(positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Tr
         rows = [_positions(truth.relevant[query], at) for query in queries]
         found = [np.isin(row, right) for row, right in zip(positions, rows, strict=True)]
         return np.stack(found) if found else np.zeros(positions.shape, dtype=bool)
+    shared = _shared_labels(truth, queries, ranking.gallery)
+    if shared is not None:
+        return _at_ranks(positions, shared.relevant)
     labels = [str(truth.query[query]) for query in queries]
     code = {label: i for i, label in enumerate(sorted(set(labels)))}
     wanted = np.array([code[label] for label in labels])[:, None]
@@ -262,7 +268,9 @@ def _grades(
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Relevance.grades and .best_grades."""
     if truth.grades is None:
-        return None, None
+        if truth.label_level is None or truth.relevant is not None:
+            return None, None
+        return _levels_in_common(positions, queries, ranking, truth)
     at = {name: i for i, name in enumerate(ranking.gallery)}
     found = np.zeros(positions.shape, dtype=np.int64)
     best = []
@@ -278,10 +286,58 @@ def _grades(
     return found, np.array([row + [0] * (longest - len(row)) for row in best], dtype=np.int64)
 
 
+def _levels_in_common(
+    positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Truth
+) -> tuple[np.ndarray, np.ndarray]:
+    """Relevance.grades and .best_grades (DEEPEST at most) of labels that are paths."""
+    shared = _shared_labels(truth, queries, ranking.gallery)
+    whole = [*truth.gallery] if truth.gallery_complete else ranking.gallery
+    of_whole = _shared_labels(truth, queries, whole)
+    assert shared is not None and of_whole is not None
+    at = {name: i for i, name in enumerate(whole)}
+    best = np.zeros((len(queries), min(len(whole), max(DEEPEST, positions.shape[1]))), np.int64)
+    for i, query in enumerate(queries):
+        row = of_whole.depths([i])[0]
+        row[_positions(ignored_names(truth, query), at)] = 0
+        best[i] = -np.sort(-row)[: best.shape[1]]
+    return _at_ranks(positions, shared.depths), best
+
+
+def _shared_labels(
+    truth: Truth, queries: Sequence[str], gallery: Sequence[str]
+) -> SharedLabels | None:
+    """None if every image has one label, and that is no path."""
+    labels = [*truth.query.values(), *truth.gallery.values()]
+    if truth.label_level is None and not are_sets(labels):
+        return None
+    return SharedLabels(
+        [truth.query.get(query) for query in queries],
+        [truth.gallery.get(name) for name in gallery],
+        truth.label_level,
+    )
+
+
+def _at_ranks(positions: np.ndarray, of_gallery: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(Q, K) the value of the image at each rank, 0 after a row's end.
+
+    of_gallery: rows of queries (n,) → their values for the whole gallery (n, G).
+    """
+    parts = []
+    for start in range(0, len(positions), _ROWS):
+        part = positions[start : start + _ROWS]
+        values = of_gallery(np.arange(start, start + len(part)))
+        found = np.take_along_axis(values, np.maximum(part, 0), axis=1)
+        parts.append(np.where(part >= 0, found, np.zeros((), values.dtype)))
+    return np.concatenate(parts)
+
+
 def _of_same_label(
     truth: Truth, queries: Sequence[str], gallery: Sequence[str]
 ) -> list[np.ndarray]:
-    """For each query the positions of the gallery images with its label."""
+    """For each query the positions of the gallery images with its label, or one of its labels."""
+    shared = _shared_labels(truth, queries, gallery)
+    if shared is not None:
+        return [np.flatnonzero(shared.relevant([i])[0]) for i in range(len(queries))]
     places: dict[str, list[int]] = {}
     for position, name in enumerate(gallery):
         label = truth.gallery.get(name)

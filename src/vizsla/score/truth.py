@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vizsla.data.label_sets import joined
 from vizsla.data.names import match_names, nfc
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
@@ -38,6 +39,12 @@ class Truth(Shown):
     grades: query id → gallery id → how relevant it is, 1 or more, for graded metrics and `rel=N`;
       None: every relevant image counts the same.
     levels: name → grades as `from_grades` takes them: several truths of one set (`at_level`).
+    label_level: labels are paths, such as animal/dog/vizsla: two are equal if their first parts, so
+      many, are, or all of them; the number that they have in common is the grade. None: they are
+      whole.
+
+    A label may stand for several, such as `dog¦pet` (data/label_sets.py): an image is then relevant
+    to a query if they share one.
     """
 
     query: Mapping[str, str | None]
@@ -51,8 +58,11 @@ class Truth(Shown):
     relevant: Mapping[str, Collection[str]] | None = None
     grades: Mapping[str, Mapping[str, int]] | None = None
     levels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    label_level: int | None = None
 
     def __post_init__(self) -> None:
+        if self.label_level is not None and self.label_level < 1:
+            raise UsageError(f"level {self.label_level} of the labels: choose 1 (the top) or more")
         if self.relevant is not None:
             if not self.relevant:
                 raise DataError("the truth judges no query at all, so nothing can be scored")
@@ -74,6 +84,25 @@ class Truth(Shown):
         ]
         facts = [f"{role} {n:,} images of {c:,} classes" for role, n, c in rows]
         return Summary("Truth", facts, ["part", "images", "classes"], rows)
+
+    def read_as(self, *, separator: str | None = None, level: int | None = None) -> "Truth":
+        """The same with other labels: several, parted by `separator`, or paths (`label_level`).
+
+        None changes nothing.
+        """
+        if separator is None and level is None:
+            return self
+
+        def split(labels: Mapping[str, str | None]) -> dict[str, str | None]:
+            return {
+                name: joined(part.strip() for part in label.split(separator)) if label else label
+                for name, label in labels.items()
+            }
+
+        one = self if separator is None else replace(
+            self, query=split(self.query), gallery=split(self.gallery)
+        )  # fmt: skip
+        return one if level is None else replace(one, label_level=level)
 
     @staticmethod
     def from_lists(
