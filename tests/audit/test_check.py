@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vizsla.audit.check import check, labelled_sets
+from vizsla.audit.check import check, image_sets, labelled_sets
+from vizsla.audit.duplicates import Pair
+from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.findings import CheckReport
 from vizsla.cli.main import app, main
 from vizsla.data.imageset import ImageSet, open_data
 from vizsla.data.tables import read_names
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
+from vizsla.run.inputs import image_set
 
 Photo = Callable[..., Image.Image]
 CLASSES = ("cat", "dog", "bird")
@@ -119,9 +123,15 @@ def test_every_fault_is_found_and_only_those(messy: Path) -> None:
         "training/cat/leak.jpg", "training/cat/small.png", "training/bird/wrong.png",
         "training/dog/dog-0.png", "training/bird/broken.png",
     }  # fmt: skip
-    text = "\n".join([*report.remarks()[0], *report.remarks()[1]])
+    text = "\n".join([report.text(), *report.remarks()[0], *report.remarks()[1]])
+    rows = [line.split() for line in text.splitlines()]
+    assert ["training/cat/leak.jpg", "query/cat-0.png", "near", "in", "two", "parts:", "training,",
+            "query"] in rows  # fmt: skip
+    assert ["training/bird/wrong.png", "training/dog/dog-0.png", "same", "file", "labels", "bird",
+            "and", "dog"] in rows  # fmt: skip
     for words in (
-        "1 training image is also in the query part: training/cat/leak.jpg = query/cat-0.png",
+        "Copies (4):", "Broken images (1):", r"line\nbreak.png", "tiny, thin, one colour",
+        "1 training image is also in the query part",
         "1 query image is also in the gallery part", "2 pairs of copies with different labels",
         "1 image cannot be read", "tiny (", "Cat/cat", "5 training images should be left out",
     ):  # fmt: skip
@@ -148,6 +158,48 @@ def test_a_folder_without_training_images_is_checked_too(data: Path) -> None:
     report = checked(data)
     assert report.class_table().columns == ["class", "query", "gallery"]
     assert len(report.broken) == 1 and report.excluded() == {}
+
+
+def test_a_folder_of_classes_and_a_flat_one_are_checked_as_they_are(
+    messy: Path, tmp_path: Path, photo: Photo
+) -> None:
+    report = check(messy / "training", image_sets(messy / "training"))
+    assert report.class_table().columns == ["class", "images"]
+    names = {report.facts[i].name for pair in report.conflicts() for i in (pair.a, pair.b)}
+    assert names == {"bird/wrong.png", "dog/dog-0.png"} and report.leaks() == []
+    assert report.excluded().keys() == {"cat/small.png", "bird/broken.png", *names}
+    assert report.class_findings["empty"] == ["none"]
+    for i in (1, 2):
+        photo(i).save(tmp_path / f"{i}.png")
+    shutil.copy(tmp_path / "1.png", tmp_path / "3.png")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in tmp_path.glob("*.png"):
+        shutil.move(path, flat)
+    done = vizsla(flat, "-q", "--write-exclude", tmp_path / "out.txt")
+    assert done.exit_code == 0 and ["1.png", "3.png", "same", "file"] in [
+        line.split() for line in done.stdout.splitlines()
+    ]
+    assert "no label       3" in done.stdout and "training" not in done.stdout
+    assert f"`vizsla embed {flat} --exclude {tmp_path / 'out.txt'}` leaves them out" in done.stdout
+    images = image_set(flat, exclude=tmp_path / "out.txt")
+    assert len(images) == 2 and "2.png" in images.ids
+    (flat / "labels.csv").write_text("image,class\n1.png,a\n3.png,b\n")
+    report = check(flat, image_sets(flat))
+    assert [report.facts[i].label for i in range(3)] == ["a", None, "b"]
+    assert len(report.conflicts()) == 1
+
+
+def test_nothing_to_fix_is_said_only_where_no_label_is_in_doubt(data: Path) -> None:
+    clean = checked(data)
+    some = replace(clean, suspects=[Suspect(0, "bird", 0.01, "cat", 0.9, 4.0)])
+    none = replace(clean, suspects=[])
+    assert some.remarks()[1] == [
+        "1 label in doubt: look at them, the first ones above all; many of the later ones are right"
+    ]
+    assert "no doubtful labels" in none.remarks()[1][0]
+    copied = Pair(0, 1, "near", 0.9)
+    assert not any("nothing" in line for line in replace(clean, pairs=[copied]).remarks()[1])
 
 
 def test_with_embeddings_swapped_labels_and_near_pairs_are_found(data: Path) -> None:
@@ -222,8 +274,9 @@ def test_the_summary_counts_classes_and_names_what_to_mend(messy: Path) -> None:
 def test_many_classes_are_shortened_on_the_terminal(data: Path) -> None:
     for i in range(60):
         shutil.copytree(data / "training/cat", data / f"training/class{i:02d}")
-    text = checked(data).text()
+    text, _, copies = checked(data).text().partition("\n\nCopies (the first 20 of ")
     assert len(text.splitlines()) < 30 and "more classes" in text and "class30" not in text
+    assert len(copies.splitlines()) == 22
 
 
 def test_a_model_from_the_command_line(data: Path, tmp_path: Path) -> None:

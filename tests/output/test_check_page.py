@@ -1,5 +1,6 @@
 """The page of a check: what stands in it, and how a real browser shows it."""
 
+import dataclasses
 import html
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.output import check_page
 from vizsla.output.check_page import page
 
+LONG = "a-long_label-in_several-words_that_needs_two_lines"
 NASTY = 'x"><script>alert(1)<∕script>&.png'
 
 
@@ -44,8 +46,9 @@ def report(tmp_path: Path) -> CheckReport:
              "mirrored", 0.99, "mirrored"),
         Pair(at["gallery/6.png"], at["gallery/7.png"], "model", 0.97),
     ]  # fmt: skip
-    doubt = Suspect(nasty, "b", 0.02, "a<i>", 0.91, 4.5)
-    return CheckReport(found.folder, found.facts, pairs, found.class_findings, [doubt], 1.0)
+    doubts = [Suspect(nasty, "b", 0.02, "a<i>", 0.91, 4.5),
+              Suspect(at["training/b/4.png"], "b", 0.04, LONG, 0.9, 4.0)]  # fmt: skip
+    return CheckReport(found.folder, found.facts, pairs, found.class_findings, doubts, 1.0)
 
 
 def text_of(page: str) -> str:
@@ -61,7 +64,8 @@ def test_every_finding_has_its_part_and_its_pictures(report: CheckReport) -> Non
     whole = page(report)
     for key, words, pictures in [
         ("leaks", "near 0.92", 2), ("conflicts", "mirrored 0.99 · labels differ", 2),
-        ("almost", "cosine 0.97", 2), ("doubts", "a<i> 0.91", 1), ("odd", "8 × 8 PNG RGB", 2),
+        ("conflicts", "→ a<i> 0.91", 2), ("almost", "cosine 0.97", 2), ("doubts", "b 0.04", 1),
+        ("doubts", "1 more is among the copies", 1), ("odd", "tiny, one colour 8 × 8 PNG RGB", 1),
         ("broken", "the file is empty", 0), ("excluded", "training/b/broken.png", 0),
         ("warnings", "1 training image is also in the query part", 0),
     ]:  # fmt: skip
@@ -81,8 +85,24 @@ def test_the_test_image_comes_first_in_a_long_card(report: CheckReport) -> None:
         {}, None, 0.0,
     )  # fmt: skip
     part = section(page(many), "leaks")
-    assert text_of(part).index("query") < text_of(part).index("training a<i>")
+    assert text_of(part).index("query 5") < text_of(part).index("a<i> training")
     assert part.count("<img ") == 12 and "12 of 21 are shown" in part
+
+
+def test_no_finding_is_counted_or_shown_twice_and_unknown_ones_not_at_all(
+    report: CheckReport,
+) -> None:
+    def heads(report: CheckReport) -> dict[str, str]:
+        return {text: number for _, number, text, _ in check_page._headline(report)}
+
+    assert heads(report) == {
+        "training images also in the test part": "1", "queries also in the gallery": "0",
+        "pairs of copies with different labels": "1", "other pairs of copies": "0",
+        "broken images": "1", "doubtful labels": "2",
+    }  # fmt: skip
+    assert "doubtful labels" not in heads(dataclasses.replace(report, suspects=None))
+    pictures = re.findall(r'<img src="([^"]+)"', page(report))
+    assert len(pictures) == len({*pictures}) == 8
 
 
 def test_names_are_escaped_and_nothing_comes_from_elsewhere(report: CheckReport) -> None:
@@ -127,6 +147,10 @@ def test_a_browser_shows_it_without_scrolling_sideways(
     assert view.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     light = view.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) > 380) == (scheme == "light")
+    label = view.locator("#doubts b").nth(1)
+    assert label.get_attribute("title") == LONG
+    lines = label.evaluate("b => b.clientHeight / parseFloat(getComputedStyle(b).lineHeight)")
+    assert round(lines) == 2
     assert console == []
     context.close()
 

@@ -2,7 +2,9 @@
 
 from html.parser import HTMLParser
 
-from vizsla.output.pages import comparison_page
+import pytest
+
+from vizsla.output.pages import breakable, comparison_page
 from vizsla.score.run_table import Row, run_table
 
 RUNS = run_table(
@@ -46,6 +48,20 @@ def test_a_page_is_escaped_and_asks_for_nothing() -> None:
 def test_commands_in_sentences_are_code_and_all_else_is_escaped() -> None:
     page = comparison_page(RUNS, None, ([], ["`vizsla run <DATA>` leaves out <b>one`s"]))
     assert "<code>vizsla run &lt;DATA&gt;</code> leaves out &lt;b&gt;one`s" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("gallery_0095.jpg", "gallery_|0095|.jpg"),
+        ("a/b-jacket/winterCoat.png", "a/b-jacket/|winter|Coat|.png"),
+        ("top-1", "top-1"),
+        ("mAP", "mAP"),
+        ("<b>", "&lt;b&gt;"),
+    ],
+)
+def test_names_break_at_their_parts(name: str, shown: str) -> None:
+    assert str(breakable(name)).replace("<wbr>", "|") == shown
 
 
 def test_the_scores_of_the_best_come_first() -> None:

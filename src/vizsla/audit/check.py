@@ -15,10 +15,10 @@ import numpy as np
 
 from vizsla.audit import embedding_checks
 from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
-from vizsla.audit.file_scan import Scan, scan_files
+from vizsla.audit.file_scan import WHOLE, Scan, scan_files
 from vizsla.audit.findings import CheckReport
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.imageset import DataFolders, ImageSet
+from vizsla.data.imageset import LABELS, DataFolders, ImageSet, open_data
 from vizsla.data.tables import labels_for, read_labels
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
@@ -31,6 +31,28 @@ if TYPE_CHECKING:
 Embed = Callable[[str, ImageSet], Embeddings]
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
 MOST_SUSPECTS = 100  # listed; after the first few dozen hardly any is a real mistake
+
+
+def image_sets(
+    folder: str | Path, labels: str | Path | None = None, *, follow_links: bool = False
+) -> dict[str, ImageSet]:
+    """Role → images: the parts of a data folder (see `labelled_sets`), or all of another as WHOLE.
+
+    The labels of another folder are those of `labels`, of a labels file in it, or its subfolders'
+    names if all its images are in subfolders.
+    """
+    folder = Path(folder)
+    parts = ("training", *TEST, "test")
+    if not folder.is_dir() or any((folder / below / part).is_dir()
+                                  for below in ("", "data") for part in parts):  # fmt: skip
+        return labelled_sets(open_data(folder, follow_links=follow_links), labels)
+    images = ImageSet.from_folder(folder, follow_links=follow_links)
+    file = labels or next((folder / name for name in LABELS if (folder / name).is_file()), None)
+    if file:
+        images = images.with_labels_file(file)
+    elif all("/" in name for name in images.ids):
+        images = ImageSet.from_class_folders(folder, follow_links=follow_links)
+    return {WHOLE: images}
 
 
 def labelled_sets(data: DataFolders, labels: str | Path | None = None) -> dict[str, ImageSet]:
@@ -63,7 +85,7 @@ def check(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """The report on every image of all sets (role → images, see `labelled_sets`).
+    """The report on every image of all sets (role → images, see `image_sets`).
 
     embed: (role, its readable images) → their embeddings, all by one model; adds pairs that only a
     model finds similar, and doubtful labels. workers: None uses all cores.
@@ -147,8 +169,9 @@ def _class_findings(sets: Mapping[str, ImageSet]) -> dict[str, list[str]]:
         role: Counter(label for label in images.labels or [] if label is not None)
         for role, images in sets.items()
     }
-    training, query, gallery = (counts.get(role, Counter()) for role in ("training", *TEST))
-    root = sets["training"].root if "training" in sets else None
+    role = next((role for role in sets if role not in TEST), "training")
+    training, query, gallery = (counts.get(name, Counter()) for name in (role, *TEST))
+    root = sets[role].root if training else None
     folders = (path.name for path in root.iterdir() if path.is_dir()) if root else ()
     found = {
         "empty": [name for name in folders if name[0] != "." and name not in training],

@@ -144,7 +144,7 @@ def groups_of(n: int, pairs: Iterable[Pair]) -> list[list[int]]:
 
 
 def to_exclude(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> dict[int, str]:
-    """Position → the reason to exclude it. Only training images: the test part is never changed.
+    """Position → the reason to exclude it. Never a test image: the test part stays as it is.
 
     Broken images; copies of a test image; all copies with contradicting labels; of other copies
     all but the largest. Pairs that only a model finds similar are left to people.
@@ -155,7 +155,7 @@ def to_exclude(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> dict[int, 
         if pair.how != "model":
             copies.setdefault(pair.a, []).append(pair)
             copies.setdefault(pair.b, []).append(pair)
-    training = [i for i in copies if facts[i].role == "training"]
+    training = [i for i in copies if facts[i].role not in TEST]
     for i in training:
         for pair in copies[i]:
             other = facts[_other(pair, i)]
@@ -167,7 +167,7 @@ def to_exclude(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> dict[int, 
         if i not in reasons:
             for pair in copies[i]:
                 reasons.setdefault(_other(pair, i), f"a copy of {facts[i].name} ({pair.how})")
-    return {i: reasons[i] for i in sorted(reasons) if facts[i].role == "training"}
+    return {i: reasons[i] for i in sorted(reasons) if facts[i].role not in TEST}
 
 
 def _other(pair: Pair, i: int) -> int:

@@ -19,6 +19,7 @@ from vizsla.data.images import MAX_PIXELS, Header, read_header, read_image
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import ImageError
 
+WHOLE = "images"  # the role of all images of a folder that is not in parts
 TINY_SIDE = 32  # px of the shorter side
 THIN_RATIO = 4.0  # longer side over shorter side
 HUGE_PIXELS = 40_000_000  # pixels
@@ -76,7 +77,7 @@ class ImageFacts:
     @property
     def name(self) -> str:
         """The name as `run --exclude` reads it."""
-        return f"{self.role}/{self.id}"
+        return self.id if self.role == WHOLE else f"{self.role}/{self.id}"
 
     @property
     def pixels(self) -> int:

@@ -12,16 +12,16 @@ from typing import Any
 
 from vizsla.audit.duplicates import PAIR_KINDS, Pair, conflicts, groups_of, leaks, to_exclude
 from vizsla.audit.embedding_checks import Suspect
-from vizsla.audit.file_scan import ODD, REMARKS, ImageFacts
+from vizsla.audit.file_scan import ODD, REMARKS, WHOLE, ImageFacts
 from vizsla.data.listing import few
 from vizsla.score.text_table import Table
 
-SHOWN_SUSPECTS = 20  # on the terminal
+SHOWN_FINDINGS = 20  # of each kind, on the terminal
 SHOWN_CLASSES = 25  # on the terminal
 
 CLASS_FINDINGS = {
     "empty": "class folders without images",
-    "one image": "classes with one training image",
+    "one image": "classes with only one image to train on",
     "similar names": "class names that differ only in case, spaces or hyphens",
     "not in the gallery": "query classes without a gallery image",
 }
@@ -93,11 +93,11 @@ class CheckReport:
         total = ["all", *(sum(column) for column in zip(*rows.values(), strict=True))]
         return Table(["class", *roles], [*table, total])
 
-    def suspect_table(self, most: int | None = None) -> Table:
-        """The doubtful labels, the most doubtful first; at most `most` of them."""
+    def suspect_table(self) -> Table:
+        """The doubtful labels, the most doubtful first."""
         rows = [
             [self.facts[s.i].name, s.label, s.other, s.fit, s.other_fit]
-            for s in (self.suspects or [])[:most]
+            for s in self.suspects or []
         ]
         return Table(["image", "label", "looks like", "fits label", "fits other"], rows)
 
@@ -108,19 +108,57 @@ class CheckReport:
         """
         return _alarms(self), _notes(self, excluded_in)
 
-    def text(self) -> str:
-        """Image counts and doubtful labels, for a terminal; see `remarks` for the rest."""
-        table = self.class_table()
-        lines = table.lines()
+    def copy_table(self) -> Table:
+        """The pairs of copies: those in two parts first, then those with different labels."""
+        facts, conflicting = self.facts, set(self.conflicts())
+
+        def row(pair: Pair) -> list[Any]:
+            a, b = facts[pair.a], facts[pair.b]
+            parts = [f"in two parts: {a.role}, {b.role}"] if a.role != b.role else []
+            labels = [f"labels {a.label} and {b.label}"] if pair in conflicting else []
+            return [a.name, b.name, pair.how, "; ".join(parts + labels)]
+
+        rows = [row(pair) for pair in self.copies]
+        kinds = ("in two parts", "labels")
+        rows.sort(key=lambda row: [not row[3].startswith(kind) for kind in kinds])
+        return Table(["image", "copy", "how", "what is wrong"], rows)
+
+    def tables(self) -> dict[str, Table]:
+        """Title → the findings of one kind, the most serious first; without empty kinds."""
+        facts = self.facts
+        found = {
+            "Broken images": Table(["image", "reason"], [[f.name, f.broken] for f in self.broken]),
+            "Copies": self.copy_table(),
+            "Odd images": Table(["image", "what is odd"], [
+                [f.name, ", ".join(kinds)]
+                for f in facts
+                if (kinds := [kind for kind in f.odd if kind not in REMARKS])
+            ]),
+            "Doubtful labels": self.suspect_table(),
+            "Almost equal vectors": Table(["image", "other image", "cosine"], [
+                [facts[p.a].name, facts[p.b].name, p.similarity]
+                for p in self.pairs if p.how == "model"
+            ]),
+        }  # fmt: skip
+        return {title: table for title, table in found.items() if table.rows}
+
+    def text(self, width: int | None = None) -> str:
+        """Image counts and the first findings of each kind, for a terminal; see also `remarks`.
+
+        width: see `Table.lines`.
+        """
+        lines = self.class_table().lines(width)
         if len(lines) > SHOWN_CLASSES:
             half = SHOWN_CLASSES // 2
             hidden = f"… {len(lines) - 2 * half - 1} more classes"
             lines = [*lines[: half + 1], hidden, *lines[-half:]]
-        if self.suspects:
-            found = len(self.suspects)
-            of = f"the first {SHOWN_SUSPECTS} of {found}" if found > SHOWN_SUSPECTS else found
-            title = f"Doubtful labels ({of}, the most doubtful first):"
-            lines += ["", title, *self.suspect_table(SHOWN_SUSPECTS).lines()]
+        for title, found in self.tables().items():
+            total = len(found.rows)
+            most_first = ", the most doubtful first" if title == "Doubtful labels" else ""
+            of = f"the first {SHOWN_FINDINGS} of {total}" if total > SHOWN_FINDINGS else total
+            rows = [[_visible(cell) for cell in row] for row in found.rows[:SHOWN_FINDINGS]]
+            shown = Table(found.columns, rows).lines(width, keep=found.columns)
+            lines += ["", f"{title} ({of}{most_first}):", *shown]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,14 +206,9 @@ def _alarms(report: CheckReport) -> list[str]:
     for (first, second), pairs in between.items():
         copied = {pair.a for pair in pairs}
         are = "is" if len(copied) == 1 else "are"
-        what = f"{_counted(len(copied), f'{first} image')} {are} also in the {second} part"
-        lines.append(f"{what}: {few([_pair_text(facts, pair) for pair in pairs])}")
-    against = report.conflicts()
-    if against:
-        shown = [f"{_pair_text(facts, p)}, {facts[p.a].label}/{facts[p.b].label}" for p in against]
-        lines.append(
-            f"{_counted(len(against), 'pair')} of copies with different labels: {few(shown)}"
-        )
+        lines.append(f"{_counted(len(copied), f'{first} image')} {are} also in the {second} part")
+    if against := report.conflicts():
+        lines.append(f"{_counted(len(against), 'pair')} of copies with different labels")
     kinds = [kind for kind in report.odd() if kind not in REMARKS]
     lines += [_odd_line(report, kind) for kind in kinds]
     lines += [_class_line(kind, names) for kind, names in report.class_findings.items()]
@@ -184,10 +217,16 @@ def _alarms(report: CheckReport) -> list[str]:
 
 def _notes(report: CheckReport, excluded_in: str | None) -> list[str]:
     lines = []
-    if not _alarms(report):
+    nothing = not (_alarms(report) or report.copies or report.suspects)
+    if nothing:
         lines.append(
-            f"nothing to fix: {_counted(len(report.facts), 'image')}, all readable, no copies "
-            "across parts or under different labels, no odd images or classes"
+            f"nothing to fix: {_counted(len(report.facts), 'image')}, all readable, no copies, no "
+            f"odd images or classes{'' if report.suspects is None else ', no doubtful labels'}"
+        )
+    if report.suspects:
+        lines.append(
+            f"{_counted(len(report.suspects), 'label')} in doubt: look at them, the first ones "
+            "above all; many of the later ones are right"
         )
     inside = [p for p in report.copies if report.facts[p.a].role == report.facts[p.b].role]
     by_role: dict[str, list[Pair]] = {}
@@ -197,29 +236,27 @@ def _notes(report: CheckReport, excluded_in: str | None) -> list[str]:
         kinds = ", ".join(
             f"{count} {how}" for how in PAIR_KINDS if (count := sum(p.how == how for p in pairs))
         )
-        lines.append(f"{_counted(len(pairs), 'pair')} of copies inside the {role} part ({kinds})")
-    almost = [pair for pair in report.pairs if pair.how == "model"]
-    if almost:
-        shown = few([_pair_text(report.facts, pair) for pair in almost])
-        lines.append(
-            f"{_counted(len(almost), 'pair')} that the model finds almost the same: {shown}"
-        )
+        where = "" if role == WHOLE else f" inside the {role} part"
+        lines.append(f"{_counted(len(pairs), 'pair')} of copies{where} ({kinds})")
+    if almost := [pair for pair in report.pairs if pair.how == "model"]:
+        lines.append(f"{_counted(len(almost), 'pair')} that the model finds almost the same")
     lines += [_odd_line(report, kind) for kind in report.odd() if kind in REMARKS]
     if report.suspects is None:
         lines.append("doubtful labels are only found with a model: give --model")
-    excluded = report.excluded()
-    if excluded:
-        listed = (
-            f"`vizsla run DATA --exclude {shlex.quote(excluded_in)}` leaves them out"
-            if excluded_in
-            else "--write-exclude FILE lists them, `vizsla run DATA --exclude FILE` leaves them out"
-        )
-        lines.append(f"{_counted(len(excluded), 'training image')} should be left out: {listed}")
+    if excluded := report.excluded():
+        whole = report.facts[0].role == WHOLE
+        what = _counted(len(excluded), "image" if whole else "training image")
+        file = shlex.quote(excluded_in) if excluded_in else "FILE"
+        do = f"embed {shlex.quote(str(report.folder))}" if whole else "run DATA"
+        command = f"`vizsla {do} --exclude {file}`"
+        listed = "" if excluded_in else "--write-exclude FILE lists them, "
+        lines.append(f"{what} should be left out: {listed}{command} leaves them out")
     return lines
 
 
-def _pair_text(facts: Sequence[ImageFacts], pair: Pair) -> str:
-    return f"{facts[pair.a].name} = {facts[pair.b].name} ({pair.how})"
+def _visible(cell: Any) -> Any:
+    """A name without line breaks and the like."""
+    return few([cell]) if isinstance(cell, str) else cell
 
 
 def _odd_line(report: CheckReport, kind: str) -> str:

@@ -1,5 +1,7 @@
 """The command `check`."""
 
+import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page, Printing):
     "check", epilog="Example: vizsla check data --html check.html --write-exclude exclude.txt"
 )
 def check_data(
-    data: Annotated[Path, typer.Argument(help="The folder with training/ and test/….")],
+    data: Annotated[Path, typer.Argument(help="A data folder, one of classes, or one of images.")],
     *,
     options: Annotated[CheckOptions, Without(*UNUSED)],
 ) -> None:
@@ -52,9 +54,8 @@ def check_data(
         require_all_weights([(options.model, options.weights)])
     from vizsla import storage
     from vizsla.audit import check as audit
-    from vizsla.data.imageset import open_data
 
-    sets = audit.labelled_sets(open_data(data, follow_links=options.follow_links), options.labels)
+    sets = audit.image_sets(data, options.labels, follow_links=options.follow_links)
     with ProgressShown(options.quiet) as progress, tempfile.TemporaryDirectory() as scratch:
         embed = None
         if options.model:
@@ -92,7 +93,8 @@ def check_data(
         print_json(found.to_dict())
     else:
         exclude = options.write_exclude
-        typer.echo(found.text())
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        typer.echo(found.text(width))
         print_remarks(*found.remarks(str(exclude) if exclude else None))
         for what, path in (("page", options.html), ("exclude", exclude), ("JSON", options.out)):
             if path:

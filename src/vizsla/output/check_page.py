@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vizsla.audit.duplicates import PAIR_KINDS, TEST, Pair
-from vizsla.audit.file_scan import ODD, REMARKS
+from vizsla.audit.file_scan import ODD, REMARKS, WHOLE
 from vizsla.audit.findings import CLASS_FINDINGS, CheckReport
 from vizsla.data.images import MAX_PIXELS
 from vizsla.output.pages import Section, render_page, thumbnail
@@ -32,13 +32,13 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
         Section("conflicts", "Copies with different labels",
                 album.group_cards(groups["conflicts"]), "cards"),
         Section("doubts", "Doubtful labels",
-                [(album.image(s.i), s) for s in (report.suspects or [])[:MOST_CARDS]]),
+                _doubts(report, groups["conflicts"], album)),
         Section("copies", "Other copies", album.group_cards(groups["copies"]), "cards"),
         Section("almost", "Pairs with almost equal vectors", album.pair_cards(near), "cards"),
         Section("broken", "Broken images", _rows([(f.name, f.broken) for f in report.broken])),
         Section("odd", "Odd images", _odd_images(report, album)),
         Section("classes", "Classes", _classes(report)),
-        Section("excluded", "Training images to leave out", _rows(excluded)),
+        Section("excluded", "Images to leave out", _rows(excluded)),
     ]  # fmt: skip
     counts = report.class_table()
     totals = zip(counts.columns[1:], counts.rows[-1][1:], strict=True)
@@ -46,7 +46,10 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
         "check.html",
         f"Check of {Path(report.folder).resolve().name}",
         sections,
-        subtitle=[*(f"{n:,} {role} images" for role, n in totals), f"{report.seconds:.0f} s"],
+        subtitle=[
+            *(f"{n:,} images" if role == WHOLE else f"{n:,} {role} images" for role, n in totals),
+            f"{report.seconds:.0f} s",
+        ],
         headline=_headline(report),
     )
 
@@ -77,6 +80,7 @@ class _Album:
         for pair in report.pairs:
             self.pairs_of.setdefault(pair.a, []).append(pair)
         self.conflicts = {(pair.a, pair.b) for pair in report.conflicts()}
+        self.suspects = {suspect.i: suspect for suspect in report.suspects or []}
 
     def image(self, i: int) -> dict[str, Any]:
         facts = self.facts[i]
@@ -84,6 +88,7 @@ class _Album:
             "id": facts.name, "name": PurePosixPath(facts.id).name, "role": facts.role,
             "label": facts.label, "size": facts.size, "form": facts.form,
             "picture": thumbnail(facts.path, max_pixels=self.max_pixels),
+            "suspect": self.suspects.get(i),
         }  # fmt: skip
 
     def group_cards(self, groups: Sequence[Sequence[int]]) -> dict[str, Any] | None:
@@ -126,20 +131,36 @@ def _rows(rows: Sequence[Sequence[Any]]) -> dict[str, Any] | None:
     return {"rows": rows[:MOST_ROWS], "total": len(rows)} if rows else None
 
 
-def _odd_images(report: CheckReport, album: _Album) -> list[dict[str, Any]]:
-    """One entry for each kind: remarks as a list of names, all others as tiles."""
-    positions = {facts.name: i for i, facts in enumerate(report.facts)}
-    kinds = []
-    for kind, found in report.odd().items():
-        named = kind in REMARKS
-        kinds.append({
-            "title": kind[0].upper() + kind[1:],
-            "meaning": ODD[kind],
-            "total": len(found),
-            "names": [f"{f.name} ({f.form})" for f in found[:MOST_ROWS]] if named else [],
-            "images": [] if named else [album.image(positions[f.name]) for f in found[:MOST_CARDS]],
-        })  # fmt: skip
-    return kinds
+def _doubts(
+    report: CheckReport, conflicts: Sequence[Sequence[int]], album: _Album
+) -> dict[str, Any] | None:
+    """The doubtful labels, without the copies with different labels, which have cards already."""
+    above = {i for group in conflicts for i in group}
+    suspects = report.suspects or []
+    others = [suspect for suspect in suspects if suspect.i not in above]
+    images = [album.image(suspect.i) for suspect in others[:MOST_CARDS]]
+    found = {"images": images, "total": len(others), "above": len(suspects) - len(others)}
+    return found if suspects else None
+
+
+def _odd_images(report: CheckReport, album: _Album) -> dict[str, Any] | None:
+    """The odd images, each once with all that is odd, and for each remark the names."""
+    odd = [i for i, facts in enumerate(report.facts) if set(facts.odd) - REMARKS]
+    found = report.odd()
+    content = {
+        "meanings": [f"{kind}: {ODD[kind]}" for kind in found if kind not in REMARKS],
+        "images": [
+            (album.image(i), [kind for kind in report.facts[i].odd if kind not in REMARKS])
+            for i in odd[:MOST_CARDS]
+        ],
+        "total": len(odd),
+        "remarks": [
+            {"title": kind[0].upper() + kind[1:], "meaning": ODD[kind], "total": len(images),
+             "names": [f"{facts.name} ({facts.form})" for facts in images[:MOST_ROWS]]}
+            for kind, images in found.items() if kind in REMARKS
+        ],
+    }  # fmt: skip
+    return content if found else None
 
 
 def _classes(report: CheckReport) -> dict[str, Any]:
@@ -157,20 +178,24 @@ def _classes(report: CheckReport) -> dict[str, Any]:
 
 
 def _headline(report: CheckReport) -> list[tuple[str, str, str, bool]]:
-    """(section, number, what it counts, whether it is serious) for each main finding."""
-    leaks = report.leaks()
+    """(section, number, what it counts, whether it is serious): nothing is counted twice."""
+    leaks, conflicts = report.leaks(), report.conflicts()
     leaked = {p.a for p in leaks if report.facts[p.a].role == "training"}
     shared = {p.a for p in leaks if report.facts[p.a].role != "training"}
+    others = {*report.copies} - {*leaks, *conflicts}
     numbers = [
-        ("leaks", len(leaked), "training images also in the test part"),
-        ("shared", len(shared), "queries also in the gallery"),
-        ("conflicts", len(report.conflicts()), "pairs of copies with different labels"),
-        ("copies", len(report.copies), "pairs of copies in total"),
+        ("conflicts", len(conflicts), "pairs of copies with different labels"),
+        ("copies", len(others), "other pairs of copies"),
         ("broken", len(report.broken), "broken images"),
-        ("doubts", None if report.suspects is None else len(report.suspects), "doubtful labels"),
     ]
+    if report.facts[0].role != WHOLE:
+        numbers = [
+            ("leaks", len(leaked), "training images also in the test part"),
+            ("shared", len(shared), "queries also in the gallery"), *numbers,
+        ]  # fmt: skip
+    if report.suspects is not None:
+        numbers.append(("doubts", len(report.suspects), "doubtful labels"))
     return [
-        (key, "–" if number is None else f"{number:,}", text,
-         bool(number) and key in ("leaks", "conflicts", "broken"))
+        (key, f"{number:,}", text, bool(number) and key in ("leaks", "conflicts", "broken"))
         for key, number, text in numbers
-    ]  # fmt: skip
+    ]

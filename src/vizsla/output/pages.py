@@ -115,9 +115,19 @@ def template_environment(*folders: Path) -> Environment:
 @functools.cache
 def _environment() -> Environment:
     found = template_environment(Path(__file__).parent / "templates")
-    found.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
+    found.filters["breakable"] = breakable
     found.filters["code"] = _with_code
     return found
+
+
+_BREAKS = re.compile(r"(?<=\w{2}[_/-])(?=[^_/-]{2})|(?=\.\w+$)|(?<=[a-z]{3})(?=[A-Z][a-z])")
+
+
+def breakable(name: str) -> Markup:
+    """The name as HTML that may be broken into lines after `_`, `-` and `/`, before the extension,
+    and inside camelCase."""
+    parts = re.split(_BREAKS, str(name))
+    return Markup("<wbr>").join(parts)
 
 
 def _with_code(text: str) -> Markup:
