@@ -41,6 +41,8 @@ def test_a_value_out_of_range_is_refused_where_the_object_is_made() -> None:
         options.TuneConfig(finetune="all")
     with pytest.raises(UsageError, match="no option of training is called speed"):
         options.TuneConfig.from_options({"speed": 3})
+    with pytest.raises(UsageError, match="so give one of them"):
+        options.TuneConfig.from_options({"epochs": 3, "budget": 60.0})
 
 
 def test_rates_follow_what_validation_holds_out() -> None:

@@ -397,6 +397,7 @@ class TrainConfig(Options):
         60.0, "Longest time between two checkpoints, in seconds.", "Training", minimum=0, rare=True
     )
     real_weights: bool = True  # False for random ones, of which nothing is expected
+    replay: dict[str, Any] | None = None  # what the clock decided in the training to repeat
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -465,6 +466,11 @@ class TuneConfig(TrainConfig):
             raise UsageError(
                 f"no option of training is called {', '.join(unknown)}: there are "
                 f"{', '.join(sorted(known))}"
+            )
+        if options.get("budget") is not None and "epochs" in options:
+            raise UsageError(
+                f"--epochs {options['epochs']} and --budget {options['budget']:g}s: a training "
+                "ends after so many epochs or after so much time, so give one of them"
             )
         validate_on = str(options.get("validate_on", "new-classes"))
         return TuneConfig(**{**BY_VALIDATION.get(validate_on, {}), **options})

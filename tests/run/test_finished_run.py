@@ -3,6 +3,7 @@
 import colorsys
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,20 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=str(home / "data"), model="tiny", weights="random", figures=0, home=str(home)
     )
     return pipeline.run(config).run.folder
+
+
+def test_a_run_is_repeated_without_its_sheets(run_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "runs" / run_folder.name
+    shutil.copytree(run_folder, copy)
+    config = dict(open_run(copy).config)
+    config["options"] = {**config["options"], "figures": 2, "home": str(tmp_path)}
+    open_run(copy).write_config(config)
+    words = ["run", "--again", str(copy), "--figures", "0", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["figures"] == []
+    words[3:5] = []
+    assert len(json.loads(CliRunner().invoke(app, words).stdout)["figures"]) == 2
 
 
 def test_the_scores_of_a_run_come_out_again(run_folder: Path) -> None:

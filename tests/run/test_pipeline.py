@@ -20,6 +20,7 @@ from vizsla.run.pipeline import run
 from vizsla.score.evaluate import evaluate
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
+from vizsla.train.job import Decisions
 from vizsla.workspace import Run
 
 SEED_KEYS = {
@@ -143,6 +144,25 @@ def test_again_gives_the_same_ranking(data: Path) -> None:
     second = run(dataclasses.replace(repeated, home=str(data.parent / "elsewhere")))
     assert second.ranking.to_lists() == first.ranking.to_lists()
     assert second.submission_path.read_bytes() == first.submission_path.read_bytes()
+
+
+def test_a_run_trained_by_the_clock_is_repeated_by_its_steps(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuning = {"finetune": "head", "budget": 300.0, "head_steps": 9}
+    first = run(config(data, figures=0, tuning=tuning))
+    folder = first.run.folder
+    decisions = Decisions.read(folder / "training")
+    assert decisions is not None and len(decisions["head steps"]) == 9
+    assert len(set(decisions["head steps"])) == 9  # seconds of this machine
+    second = run(run_config.repeated(run_config.again(folder), folder))
+    assert Decisions.read(second.run.folder / "training") == decisions
+    assert second.ranking.to_lists() == first.ranking.to_lists()
+    third = run_config.repeated(run_config.again(second.run.folder), second.run.folder)
+    assert third.tuning is not None and third.tuning["replay"] == decisions
+    (folder / "training/clock.json").unlink()
+    assert "replay" not in (run_config.repeated(run_config.again(folder), folder).tuning or {})
+    assert "has no record of its steps" in caplog.text
 
 
 def test_again_finds_moved_data_and_refuses_other_weights(data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
-from vizsla.train.job import Budget, training_compute
+from vizsla.train.job import Budget, Decisions, training_compute
 from vizsla.train.selection import TrainResult
 from vizsla.train.training import train
 
@@ -318,6 +318,25 @@ def test_an_overrun_budget_is_reported_with_its_causes(images: ImageSet, tmp_pat
     roomy = dataclasses.replace(config, budget=600.0, finetune="none")
     other = train(part, embedder(), roomy, slow, tmp_path / "roomy")
     assert not warned(other, "more than the budget")
+
+
+def test_a_training_under_a_clock_is_repeated_step_by_step(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    first = run(images, tmp_path / "a", budget=12.0, short_epochs=0.5, clock=Ticking(0.02))
+    decisions = Decisions.read(tmp_path / "a")
+    assert decisions is not None and len(decisions["steps"]) == first.steps > 10
+    config = TrainConfig(**{**FAST, "budget": 12.0, "short_epochs": 0.5, "replay": decisions})
+    parts = split(images, "seen-classes", share=0.25)
+    validation = Validation(images, parts, training_compute(config))
+    again = train(images.subset(parts.training), embedder(), config, validation, tmp_path / "b")
+    assert [c.name for c in again.candidates] == [c.name for c in first.candidates]
+    for one, other in zip(first.candidates, again.candidates, strict=True):
+        assert np.array_equal(one.values, other.values), one.name
+    assert torch.equal(weights(first.embedder), weights(again.embedder))
+    assert Decisions.read(tmp_path / "b") == decisions
+    faster = run(images, tmp_path / "c", budget=12.0, short_epochs=0.5, clock=Ticking(0.01))
+    assert faster.steps != first.steps
 
 
 # ── resuming ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,7 @@
 """Commands that do the whole job: run, demo, train, sweep."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,9 +81,15 @@ def run(
         *((options.refine, options.refine_uses) if fusing.fusion == CONCAT else ()),
     )  # fmt: skip
     if several.again is not None:
-        _refuse_others(context, "again", "data", "as_json", "quiet", "verbose")
+        _refuse_others(context, "again", "data", "figures", "as_json", "quiet", "verbose")
         members = several_models.again_models(several.again, data=data)
-        configs, fusion = members or ([run_config.again(several.again, data=data)], fusion)
+        if members is not None:
+            configs, fusion = members
+        else:
+            one = run_config.again(several.again, data=data)
+            configs = [run_config.repeated(one, several.again)]
+        if was_given(context, "figures"):
+            configs = [replace(one, figures=options.figures) for one in configs]
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:
@@ -146,7 +152,8 @@ def _refuse_others(context: typer.Context, *allowed: str) -> None:
     if given:
         raise UsageError(
             f"--again repeats a run as it was, so {', '.join(given)} would change nothing: leave "
-            "it out, or start a new run without --again (give DATA if it has moved)"
+            "it out, or start a new run without --again (DATA, if it has moved, and --figures may "
+            "be given)"
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,6 +17,8 @@ from vizsla.embed.compute import Compute
 from vizsla.model.embedder import Embedder
 from vizsla.options import RunOptions, TuneConfig
 from vizsla.workspace import open_run
+
+log = logging.getLogger("vizsla.run")
 
 REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
 
@@ -64,6 +67,26 @@ def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
         options["refine"] = saved_chain(Path(folder) / REFINEMENT) or "auto"
     config = RunConfig(**options)
     return config if data is None else moved_to(config, data)
+
+
+def repeated(config: RunConfig, folder: str | Path) -> RunConfig:
+    """The same, its training under a clock with the steps that the run in `folder` took.
+
+    Warns where these were not recorded, so that the repetition may end with other weights.
+    """
+    tuning = config.tuning
+    if tuning is None or tuning.get("budget") is None or tuning.get("replay") is not None:
+        return config
+    from vizsla.train.job import Decisions  # imports torch
+
+    decisions = Decisions.read(Path(folder) / "training")
+    if decisions is None:
+        log.warning(
+            "%s was trained for %g s and has no record of its steps: the repetition trains as "
+            "long, and may end with other weights", folder, tuning["budget"],
+        )  # fmt: skip
+        return config
+    return dataclasses.replace(config, tuning={**tuning, "replay": decisions})
 
 
 def moved_to(config: RunConfig, data: str | Path) -> RunConfig:

@@ -15,7 +15,7 @@ from typing import Any
 from vizsla.choose.refinement import refine_record
 from vizsla.data.splits import training_part
 from vizsla.errors import UsageError
-from vizsla.run.config import RunConfig, moved_to
+from vizsla.run.config import RunConfig, moved_to, repeated
 from vizsla.run.embedding import Progress
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.fused_runs import AUTO, CONCAT, Fused, FusionConfig, Member, fuse_runs
@@ -23,7 +23,7 @@ from vizsla.run.inputs import folders_of, truth_in
 from vizsla.run.pipeline import run
 from vizsla.search.chain import Chain
 from vizsla.search.fusion import joined
-from vizsla.workspace import Messages, create_run, log_to, open_run
+from vizsla.workspace import Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
 
@@ -105,12 +105,16 @@ def again_models(
     folder: str | Path, *, data: str | Path | None = None
 ) -> tuple[list[RunConfig], FusionConfig] | None:
     """What a joint run was made from, to be repeated; None if it is a run of one model."""
-    recorded = open_run(folder).config
+    joint = open_run(folder)
+    recorded = joint.config
     if "members" not in recorded:
         return None
     fusion = FusionConfig(**recorded["fusion"])
     figures = recorded["options"]["figures"]
-    configs = [RunConfig(**member["options"]) for member in recorded["members"]]
+    configs = [
+        repeated(RunConfig(**member["options"]), Run(joint.home, member["run"]).folder)
+        for member in recorded["members"]
+    ]
     if data is not None:
         configs = [moved_to(config, data) for config in configs]
     return [dataclasses.replace(config, figures=figures) for config in configs], fusion

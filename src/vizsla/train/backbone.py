@@ -88,14 +88,16 @@ def planned_variants(
             if known is None:
                 needed = config.short_epochs * TRAINING_COSTS * data.seconds
                 left = budget.left() - 2 * costs.choice(len(framings_of(embedder)))
+                pays = config.short_epochs > 0 and needed <= SHORT_SHARE * left
                 state = {
-                    "short": config.short_epochs > 0 and needed <= SHORT_SHARE * left,
+                    "short": job.decisions.take("short", lambda: pays),
                     "embedding": data.seconds,
                     "spent": budget.spent(),
                 }
                 checkpoint.save_state(job.out / PLAN, state, identity=job.identity)
             else:
                 state = known
+                job.decisions.take("short", lambda: state["short"])
                 budget.count_earlier(state["spent"])
         short = job.processes.from_first(float(state["short"])) > 0
         embedding = job.processes.from_first(state["embedding"])
@@ -128,6 +130,8 @@ def train_backbone(
     first_step = loop.step
     before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
     size = size_in_training(start, config.train_size)
+    shares = f"{variant.prefix}steps"
+    loop.repeat(job.decisions.shares(shares))
     log_file = None
     if job.is_first_process:
         log_file = TrainLog(folder, from_step=first_step, tensorboard=config.tensorboard)
@@ -138,6 +142,7 @@ def train_backbone(
         log_file,
         lambda done, total: job.progress(stage, done, total),
     )
+    job.decisions.take(shares, lambda: loop.shares)
     if log_file:
         log_file.close()
         if variant is SHORT and result.steps > first_step:
@@ -162,7 +167,7 @@ def _loop_seconds(
 
     choice_seconds: kept back for scoring the candidates. None without a budget.
     """
-    if job.config.budget is None:
+    if job.budget.seconds is None:
         return None
     left = job.budget.left() + spent
     if variant is SHORT:
@@ -209,6 +214,7 @@ def _enter_candidates(
         selection,
         job.budget,
         costs,
+        decisions=job.decisions,
         pooled=lambda embedder, positions: pooled_of(
             data.cache, positions, embedder, job.compute, max_pixels=config.max_pixels
         ),

@@ -4,7 +4,9 @@ last weights and their average ─► the line to the start ─► whole images 
 """
 
 import copy
+import functools
 import logging
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,7 +17,7 @@ import torch
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
 from vizsla.train.heads import closed_forms, with_projection
-from vizsla.train.job import Budget
+from vizsla.train.job import Budget, Decisions
 from vizsla.train.selection import Selection, interpolated
 
 log = logging.getLogger("vizsla.train")
@@ -77,11 +79,13 @@ class TunedCandidates:
         seed: int,
         warn: Callable[[str], None],
         prefix: str = "",
+        decisions: Decisions | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.selection, self.budget, self.costs = selection, budget, costs
         self.pooled, self.labels, self.dim, self.seed = pooled, labels, dim, seed
         self.warn, self.prefix, self.progress = warn, prefix, progress
+        self.decisions = decisions or Decisions()
         self.done = self.total = 0
 
     def enter(self, start: Embedder, ends: list[tuple[str, Embedder]]) -> None:
@@ -90,13 +94,13 @@ class TunedCandidates:
 
         scored: list[_Scored] = []
         for name, end in ends:
-            if not scored or self._time_for_one_more():
+            if not scored or self._time_for(name):
                 scored.append(self._score(self.prefix + name, end))
         best = max(scored, key=lambda c: c.value)
 
         tuned = best.embedder.state_dict()
         for alpha in ALPHAS:
-            if not self._time_for_one_more():
+            if not self._time_for(f"{alpha:g} of the way"):
                 self.warn("no time was left to try all interpolations: give a longer --budget")
                 break
             between = copy.deepcopy(start)
@@ -106,7 +110,7 @@ class TunedCandidates:
 
         framed = [best]
         for name, preprocess in framings_of(best.embedder).items():
-            if not self._time_for_one_more(LARGER**2):
+            if not self._time_for(name, LARGER**2 * self.costs.validation):
                 break
             framing = with_preprocess(best.embedder, preprocess)
             framed.append(self._score(f"{best.name}, {name}", framing))
@@ -115,7 +119,7 @@ class TunedCandidates:
         for candidate in sorted(framed, key=lambda c: -c.value)[:2]:
             height, width = candidate.embedder.preprocess.size
             seconds = self.costs.refitting * height * width / pixels
-            if self.budget.left() > seconds + SAVING_SECONDS:
+            if self._time_for(f"projections of {candidate.name}", seconds):
                 self._refit_projections(candidate)
         self.progress(self.total, self.total)
 
@@ -133,9 +137,11 @@ class TunedCandidates:
         self.progress(min(self.done, self.total - 1), self.total)  # the total is an estimate
         return _Scored(value, name, embedder)
 
-    def _time_for_one_more(self, times: float = 1.0) -> bool:
-        """times: how much longer it takes than scoring the frozen model."""
-        return self.budget.left() > times * self.costs.validation + SAVING_SECONDS
+    def _time_for(self, name: str, seconds: float | None = None) -> bool:
+        """Whether there is time for a candidate. seconds: by default those of the frozen model."""
+        needed = (self.costs.validation if seconds is None else seconds) + SAVING_SECONDS
+        decide = functools.partial(operator.gt, self.budget.left(), needed)
+        return bool(self.decisions.take(f"{self.prefix}time for {name}", decide))
 
 
 # ── other preprocessing ──────────────────────────────────────────────────────────────────────────

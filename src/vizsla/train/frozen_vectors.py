@@ -4,6 +4,7 @@ If all images would take longer, a part of them is drawn, by class. Training an 
 longer than reading it, so training would not reach the others either.
 """
 
+import functools
 import logging
 from dataclasses import dataclass
 
@@ -65,8 +66,11 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
             job.processes.wait()
         network = Runtime(embedder, _compute(images, embedder, job))
         count = len(images)
-        if job.budget.seconds is not None:
-            first_count = _images_to_read(cache, network, job) if job.is_first_process else 0
+        if job.config.budget is not None:
+            first_count = 0
+            if job.is_first_process:
+                decide = functools.partial(_images_to_read, cache, network, job)
+                first_count = job.decisions.take("images", decide)
             count = round(job.processes.from_first(first_count))
         if count < len(images):
             chosen = drawn_by_class(class_codes(images), count, job.config.seed)
@@ -109,7 +113,7 @@ def _compute(images: ImageSet, embedder: Embedder, job: TrainingJob) -> Compute:
     written = written_compute(job.out / FEATURES)
     return resolve_compute(
         device=job.compute.device, precision=job.compute.precision,
-        runtime="auto" if written or job.budget.seconds is None else "torch",
+        runtime="auto" if written or job.config.budget is None else "torch",
         batch_size=job.compute.batch_size, workers=job.compute.workers,
         embedder=embedder, images=len(images), written=written,
     )  # fmt: skip

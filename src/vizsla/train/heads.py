@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from vizsla.train.selection import Selection
 
 log = logging.getLogger("vizsla.train")
 
+HEAD_SHARES = "head steps"  # the name of what the clock decided
 HEADS = "heads"  # the folder that an interrupted training continues from
 TRAINED = "head"  # the name of the trained head; all others are closed forms
 STARTS = (
@@ -48,11 +49,15 @@ SECONDS = 8.0  # of training at most
 
 @dataclass(frozen=True, eq=False)
 class HeadResult:
-    """projection, and how its loss ended (the mean of the last tenth of the steps)."""
+    """projection, and how its loss ended (the mean of the last tenth of the steps).
+
+    shares: of the time that had passed before each step.
+    """
 
     projection: Projection
     final_loss: float
     steps: int
+    shares: list[float]
 
 
 def closed_forms(
@@ -99,13 +104,15 @@ def train_head(
     steps: int = 240,
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.monotonic,
+    shares: Sequence[float] | None = None,
     order: str = "plain",
     per_class: int = 4,
     seed: int = 0,
 ) -> HeadResult:
     """A copy of `start`, trained on vectors (N, C) together with `loss`. Runs on the CPU.
 
-    It ends after `steps` or `seconds`, whichever comes first.
+    It ends after `steps` or `seconds`, whichever comes first. shares: of the time that had passed
+    before each step of a training to repeat, in place of the clock.
     """
     head = start.joined(0.0)
     data = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
@@ -117,11 +124,16 @@ def train_head(
     ]
     groups = [{**group, "full_lr": group["lr"]} for group in groups if group["params"]]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
-    losses, started = [], clock()
+    losses: list[float] = []
+    passed: list[float] = []
+    started = clock()
     for step in range(steps):
         spent = (clock() - started) / max(seconds, 1e-9)
+        if shares is not None:
+            spent = shares[step] if step < len(shares) else 1.0
         if spent >= 1:
             break
+        passed.append(spent)
         set_rates(optimiser, rate_at(max(step / steps, spent), 0.05))
         chosen = plan.batch(step)
         value = loss(F.normalize(head(data[chosen]), dim=1), torch.as_tensor(labels[chosen]))
@@ -137,7 +149,7 @@ def train_head(
     tail = losses[-max(1, len(losses) // 10) :] or [float("nan")]
     for p in head.parameters():
         p.requires_grad_(False)
-    return HeadResult(head, float(np.mean(tail)), len(losses))
+    return HeadResult(head, float(np.mean(tail)), len(losses), passed)
 
 
 # ── the step of a training ───────────────────────────────────────────────────────────────────────
@@ -145,10 +157,11 @@ def train_head(
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Projections by name; final_loss: of the one that was trained, `head`."""
+    """Projections by name; final_loss, shares: of the one that was trained, `head`."""
 
     projections: dict[str, Projection]
     final_loss: float
+    shares: list[float]
 
     @property
     def closed_forms(self) -> frozenset[str]:
@@ -179,19 +192,24 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
             # Without a budget no clock decides: the same command must end with the same weights.
             seconds=min(SECONDS, 0.06 * config.budget) if config.budget else math.inf,
             clock=job.budget.clock,
+            shares=job.decisions.shares(HEAD_SHARES),
             order=batch_order(config, loss),
             per_class=config.per_class,
             seed=config.seed,
         )
-        found = Heads({**projections, TRAINED: trained.projection}, trained.final_loss)
+        found = Heads(
+            {**projections, TRAINED: trained.projection}, trained.final_loss, trained.shares
+        )
         if job.is_first_process:
             state = {
                 "heads": {name: dict(p.state_dict()) for name, p in found.projections.items()},
                 "final_loss": found.final_loss if math.isfinite(found.final_loss) else None,
+                "shares": found.shares,
             }
             checkpoint.save_state(folder, state, identity=job.identity)
     if job.is_first_process:
         job.processes.wait()
+    job.decisions.take(HEAD_SHARES, lambda: found.shares)
     return found
 
 
@@ -206,7 +224,7 @@ def _load_heads(folder: Path, identity: str) -> Heads | None:
         projections[name] = Projection(inputs, outputs)
         projections[name].load_state_dict(weights)
     loss = state["final_loss"]
-    return Heads(projections, math.nan if loss is None else loss)
+    return Heads(projections, math.nan if loss is None else loss, state["shares"])
 
 
 def enter_heads(

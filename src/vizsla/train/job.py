@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vizsla import storage
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute, has_fast_bf16
@@ -24,6 +26,7 @@ log = logging.getLogger("vizsla.train")
 # Options that decide how fast a training runs and what it logs, never what it computes.
 WITHOUT_EFFECT = ("workers", "micro_batch", "tensorboard", "save_seconds")
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
+CLOCK, FORM = "clock.json", "clock/1"
 
 
 class Budget:
@@ -52,6 +55,39 @@ class Budget:
         self.before = max(self.before, seconds)
 
 
+class Decisions:
+    """What the clock decides in a training, by name, so that its steps can be repeated.
+
+    given: those of the training to repeat; None to decide anew. made: all that were taken.
+    """
+
+    def __init__(self, given: dict[str, Any] | None = None) -> None:
+        self.given = given
+        self.made: dict[str, Any] = {}
+
+    def take(self, name: str, decide: Callable[[], Any]) -> Any:
+        """The decision that was given, or that of `decide`."""
+        given = self.given or {}
+        self.made[name] = given[name] if name in given else decide()
+        return self.made[name]
+
+    def shares(self, name: str) -> list[float] | None:
+        """Of a loop to repeat: the share done before each step; None to go by the clock."""
+        return None if self.given is None else self.given.get(name)
+
+    def save(self, folder: Path) -> None:
+        """Writes CLOCK into the folder of a training."""
+        storage.write_sealed_json(folder / CLOCK, {"form": FORM, "decisions": self.made})
+
+    @staticmethod
+    def read(folder: Path) -> dict[str, Any] | None:
+        """Those that a training has recorded in its folder; None if it has not."""
+        if not (folder / CLOCK).exists():
+            return None
+        decisions: dict[str, Any] = storage.read_sealed_json(folder / CLOCK)["decisions"]
+        return decisions
+
+
 @dataclass(eq=False)
 class TrainingJob:
     """One training. identity: what its checkpoints belong to. warnings: those given so far."""
@@ -64,6 +100,7 @@ class TrainingJob:
     processes: Processes = field(default_factory=Processes)
     progress: Progress = lambda stage, done, total: None
     warnings: list[str] = field(default_factory=list)
+    decisions: Decisions = field(default_factory=Decisions)
 
     @property
     def is_first_process(self) -> bool:

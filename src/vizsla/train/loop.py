@@ -135,11 +135,22 @@ class Loop:
         self.seconds: float | None = None
         self.step, self.spent = 0, 0.0
         self.losses: list[float] = []
+        self.shares: list[float] = []  # that were done before each step
+        self.repeated: list[float] | None = None
         self.ended = False
         self.stopped: str | None = None  # why it ended early
         self.saving = 0.0  # seconds that the last checkpoint took
         decay = job.config.ema_decay
         self.average = moving_average(embedder, decay) if decay else None
+
+    def repeat(self, shares: list[float] | None) -> None:
+        """Takes the steps of another training, with its learning rates, instead of the clock's.
+
+        shares: that were done before each of its steps; None to go by the clock.
+        """
+        self.repeated = shares
+        if shares is not None:
+            self.steps = max(1, len(shares))
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -186,6 +197,7 @@ class Loop:
             rate = rate_at(done, self.config.warmup)
             norm = self._update(rate)
             self.losses.append(value)
+            self.shares.append(done)
             self.step += 1
             if self.step % LOGGED_STEPS == 0 or self.step == 1:
                 self._report(log_file, progress, clock() - started, loss=value, rate=rate,
@@ -208,6 +220,8 @@ class Loop:
 
     def _done(self) -> float:
         """The share that is done, 0…1: of the steps or of the time, whichever is larger."""
+        if self.repeated is not None:
+            return self.repeated[self.step] if self.step < len(self.repeated) else 1.0
         by_steps = self.step / max(1, self.steps)
         if self.seconds is None:
             return by_steps
@@ -305,6 +319,7 @@ class Loop:
             "spent": self.spent,
             "clock": self.job.budget.spent(),
             "losses": self.losses,
+            "shares": self.shares,
             "micro_batch": self.maker.micro_batch,
             "embedder": self._trained_state(self.embedder),
             "loss": dict(self.loss.state_dict()),
@@ -323,6 +338,7 @@ class Loop:
         if state is None:
             return False
         self.step, self.spent, self.losses = state["step"], state["spent"], state["losses"]
+        self.shares = state["shares"]
         self.ended, self.stopped = state["ended"], state["stopped"]
         self.job.budget.count_earlier(state["clock"])
         self.maker.micro_batch = state["micro_batch"]

@@ -32,6 +32,7 @@ from vizsla.train.heads import HEADS, Heads, enter_heads, fit_heads
 from vizsla.train.job import (
     WITHOUT_EFFECT,
     Budget,
+    Decisions,
     Progress,
     TrainingJob,
     identity_of,
@@ -46,7 +47,7 @@ log = logging.getLogger("vizsla.train")
 
 # They decide how a training is computed, and its random numbers, not which training it is.
 COMPUTE_OPTIONS = (*WITHOUT_EFFECT, "seed", "device", "precision", "checkpointing", "max_pixels",
-                   "real_weights")  # fmt: skip
+                   "real_weights", "replay")  # fmt: skip
 PARTS = (
     HEADS,
     "checkpoint",
@@ -74,7 +75,7 @@ def fine_tune(
     All steps of docs/training.md. target: the test part, as far as it is known, for validation to
     imitate. clock: for the budget. The embedder is saved in `out`/embedder with its origin.
     """
-    budget = Budget(config.budget, clock=clock)
+    budget = Budget(None if config.replay else config.budget, clock=clock)
     # 1. Hold out a part of the images.
     parts = held_out(images, config, target)
     log.info(
@@ -132,9 +133,10 @@ def train(
         training_compute(config),
         Path(out),
         identity_of(images, embedder, config),
-        budget or Budget(config.budget),
+        budget or Budget(None if config.replay else config.budget),
         processes or Processes(),
         progress or (lambda stage, done, total: None),
+        decisions=Decisions(config.replay),
     )
     locked = storage.locked(job.out, parts=PARTS) if job.is_first_process else None
     with locked or contextlib.nullcontext():
@@ -186,9 +188,15 @@ def _train(
     kept.embedder.requires_grad_(False).eval()
     if job.is_first_process:
         kept.embedder.save(job.out / "embedder")
+        if config.budget is not None:
+            job.decisions.save(job.out)
     job.warn(
         *train_warnings.budget_overrun(
-            config.budget, job.budget.spent(), len(images), embedding_seconds, validation_seconds
+            job.budget.seconds,
+            job.budget.spent(),
+            len(images),
+            embedding_seconds,
+            validation_seconds,
         )
     )
     log.debug("candidates on validation:\n%s", table(selection.candidates))
