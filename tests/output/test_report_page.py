@@ -130,7 +130,8 @@ def test_sheets_show_the_worst_query_first(page: Path) -> None:
     (folder,) = (page.parent / "runs").iterdir()
     kept = json.loads((folder / "scores.json").read_text())["per_query"]
     aps = dict(zip(kept["queries"], kept["metrics"]["map"]["values"], strict=True))
-    shown = re.findall(r'<article class="sheet">.*?<h4>(.*?)</h4>', page.read_text())
+    whole = page.read_text().replace("<wbr>", "")
+    shown = re.findall(r'<article class="sheet">.*?<h4>(.*?)</h4>', whole)
     assert len(shown) == 12 and len(set(shown)) == 12
     worst, best = [aps[name] for name in shown[:8]], [aps[name] for name in shown[8:]]
     assert worst == sorted(worst) and best == sorted(best, reverse=True)
@@ -180,6 +181,39 @@ def test_groups_stay_apart_on_the_map_and_runs_agree(projection: str) -> None:
     nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(axis=1)
     assert (nearest == np.repeat(np.arange(3), 12)).all()
     assert places.min() >= 0 and (places <= [embedding_map.WIDTH, embedding_map.HEIGHT]).all()
+
+
+@pytest.mark.parametrize("size", embedding_map.NAME_SIZES.values())
+def test_names_on_the_map_stand_beside_points_edges_and_each_other(size: int) -> None:
+    rng = np.random.default_rng(0)
+    classes = ["left", "right", "a-long-name-at-the-top", "at the bottom"]
+    middles = np.array([(30, 300), (970, 300), (500, 30), (500, 670)])
+    places = (middles[:, None] + rng.normal(scale=14, size=(4, 30, 2))).reshape(-1, 2)
+    places = places.clip(5, [embedding_map.WIDTH - 5, embedding_map.HEIGHT - 5])
+    points = [embedding_map.Point("", "query", Path(), classes[i // 30]) for i in range(120)]
+    names = embedding_map._names(points, places, classes, size)
+    assert {text for _, _, text in names} == {*classes}
+    boxes = []
+    for x, y, text in names:
+        half, low, top = 0.31 * size * len(text), y + 0.24 * size, y - 0.96 * size
+        assert x - half >= 0 and x + half <= embedding_map.WIDTH
+        assert top >= 0 and low <= embedding_map.HEIGHT
+        inside = (abs(places[:, 0] - x) < half + 5) & (top - 5 < places[:, 1])
+        assert not (inside & (places[:, 1] < low + 5)).any()
+        own = places[30 * classes.index(text) :][:30]
+        assert np.hypot(*(own - (x, y)).T).min() < half + 2 * size + embedding_map.REACH
+        assert all(abs(x - a) > half + b or abs(y - c) > 1.2 * size for a, b, c in boxes)
+        boxes.append((x, half, y))
+
+
+def test_of_many_classes_those_without_room_have_no_name() -> None:
+    x, y = np.meshgrid(np.arange(20, 1000, 20), np.arange(20, 700, 20))
+    places = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
+    labels = [f"class {i % 30}" for i in range(len(places))]
+    points = [embedding_map.Point("", "query", Path(), label) for label in labels]
+    assert embedding_map._names(points, places, sorted({*labels}), 19) == []
+    few = [embedding_map.Point("", "query", Path(), f"class {i % 5}") for i in range(len(places))]
+    assert len(embedding_map._names(few, places, [f"class {i}" for i in range(5)], 19)) == 5
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 12])
@@ -247,6 +281,24 @@ def test_it_fits_and_hovering_shows_the_picture(browser: Any, page: Path, viewpo
         assert style.startswith('url("data:image/webp')
         tab.mouse.move(box["x"], 1)
         assert not seen.is_visible()
+
+
+def test_on_a_phone_a_bar_has_the_width_and_rank_and_score_stand_apart(
+    browser: Any, page: Path
+) -> None:
+    with opened(browser, page, viewport=PHONE) as tab:
+        bars = tab.locator("#classes td.bar")
+        table = tab.locator("#classes table").bounding_box()
+        row = tab.locator("#classes tbody tr").first.bounding_box()
+        assert bars.first.bounding_box()["width"] > 0.9 * table["width"] and row["height"] < 60
+        rank, score = (
+            tab.locator("#sheets .fit").first.locator(f"> span >> nth={i}") for i in (0, 1)
+        )
+        assert rank.bounding_box()["x"] + rank.bounding_box()["width"] < score.bounding_box()["x"]
+        assert (
+            tab.locator(".plane .narrow .name").count()
+            and not tab.locator(".plane .wide").is_visible()
+        )
 
 
 def test_keys_walk_over_the_map_and_one_class_is_picked_out(browser: Any, page: Path) -> None:

@@ -20,7 +20,11 @@ from vizsla.output.pages import data_uri
 MOST_POINTS = 2000  # queries and gallery images together; of more, a random choice
 TILE, TILE_COLUMNS = 72, 25  # px of a small image; images in a row
 WIDTH, HEIGHT, BORDER = 1000, 700, 24  # of the drawing
-NAMED_CLASSES = 25  # more names would cover the points
+NAMED_CLASSES = 25  # of more classes only those are named that have room
+NAME_SIZES = {"wide": 19, "narrow": 30}  # px in the drawing: on a desktop and on a phone
+POINT = 9  # px: half of a point's width, and some room
+COVERED = 60.0  # px that a name may be moved away from its class to cover one point less
+REACH = 40  # px between a name and the nearest point of its class, at most
 GOLDEN_ANGLE = 137.508
 
 
@@ -127,7 +131,7 @@ def map_of(
         "points": marks,
         "total": sum(map(len, all_points)),
         "classes": classes,
-        "names": _names(points, places, classes) if len(classes) <= NAMED_CLASSES else [],
+        "names": {kind: _names(points, places, classes, size) for kind, size in NAME_SIZES.items()},
         "tiles": draw_tiles(points, max_pixels=max_pixels),
         "tile": TILE,
         "tile_columns": TILE_COLUMNS,
@@ -163,17 +167,43 @@ def colour(number: int) -> str:
 
 
 def _names(
-    points: Sequence[Point], places: np.ndarray, classes: Sequence[str]
+    points: Sequence[Point], places: np.ndarray, classes: Sequence[str], size: int
 ) -> list[tuple[float, float, str]]:
-    """(x, y, name) of each class: at its most central point, moved down to clear other names."""
+    """(x, y, name) of each class, for letters of `size` px, centred at x above the line y.
+
+    A name stands near its class, inside the drawing, on no other name, and on as few points as
+    possible; of many classes, on none. Left out where there is no such place.
+    """
     labels = np.array([point.label or "" for point in points], dtype=object)
-    taken: list[tuple[float, float, str]] = []
-    for label in classes:
+    x, y = np.meshgrid(np.arange(0, WIDTH, 6), np.arange(0, HEIGHT, 6))  # centres to choose from
+    bounds = [(0, WIDTH), (0, HEIGHT)]
+    counts = np.histogram2d(places[:, 0], places[:, 1], [WIDTH, HEIGHT], bounds)[0]
+    sums = np.pad(counts.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))  # points left and above
+    taken: list[tuple[float, float, str, float]] = []
+    for label in sorted(classes, key=lambda label: -(labels == label).sum()):
+        text = label if len(label) <= 24 else label[:23] + "…"
+        half, tall = 0.31 * size * len(text), 0.6 * size  # of the name's box
+        left, right = (
+            np.clip(x + by, 0, WIDTH).astype(int) for by in (-half - POINT, half + POINT)
+        )
+        top, low = (np.clip(y + by, 0, HEIGHT).astype(int) for by in (-tall - POINT, tall + POINT))
+        covered = sums[right, low] - sums[left, low] - sums[right, top] + sums[left, top]
+        clear = (
+            (x >= half + 4) & (x <= WIDTH - half - 4) & (y >= tall + 4) & (y <= HEIGHT - tall - 4)
+        )
+        for a, b, _, other in taken:
+            clear &= (np.abs(x - a) > half + other + 6) | (np.abs(y - b) > 2 * tall + 2)
         members = places[labels == label]
         middle = members[np.abs(members - np.median(members, axis=0)).sum(axis=1).argmin()]
-        x, y = float(np.clip(middle[0], 90, WIDTH - 90)), max(24.0, float(middle[1]) - 10)
-        text = label if len(label) <= 24 else label[:23] + "…"
-        while any(abs(x - a) < 8 * len(text + b) and abs(y - c) < 26 for a, c, b in taken):
-            y += 9
-        taken.append((round(x), round(y), text))
-    return taken
+        away = np.hypot(x - middle[0], y - middle[1])
+        off = np.min([
+            np.hypot(np.maximum(np.abs(x - a) - half, 0), np.maximum(np.abs(y - b) - tall, 0))
+            for a, b in members
+        ], axis=0)  # fmt: skip
+        clear &= (off <= REACH) & ((covered == 0) | (len(classes) <= NAMED_CLASSES))
+        cost = np.where(clear, COVERED * covered + 0.5 * away + 2 * off, np.inf)
+        if not np.isfinite(cost.min()):
+            continue
+        row, column = np.unravel_index(cost.argmin(), cost.shape)
+        taken.append((float(x[row, column]), float(y[row, column]), text, half))
+    return [(a, round(b + 0.36 * size), text) for a, b, text, _ in taken]
