@@ -18,7 +18,8 @@ from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
 from vizsla.audit.file_scan import WHOLE, Scan, scan_files
 from vizsla.audit.findings import CheckReport
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.imageset import LABELS, DataFolders, ImageSet, open_data
+from vizsla.data.imageset import DataFolders, ImageSet, open_data
+from vizsla.data.table_folder import LABELS, is_table_folder
 from vizsla.data.tables import labels_for, read_labels
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
@@ -43,7 +44,7 @@ def image_sets(
     """
     folder = Path(folder)
     parts = ("training", *TEST, "test")
-    if not folder.is_dir() or any((folder / below / part).is_dir()
+    if not folder.is_dir() or is_table_folder(folder) or any((folder / below / part).is_dir()
                                   for below in ("", "data") for part in parts):  # fmt: skip
         return labelled_sets(open_data(folder, follow_links=follow_links), labels)
     images = ImageSet.from_folder(folder, follow_links=follow_links)
@@ -56,16 +57,21 @@ def image_sets(
 
 
 def labelled_sets(data: DataFolders, labels: str | Path | None = None) -> dict[str, ImageSet]:
-    """Role → images; query and gallery with the labels of `labels`, else of the folder's file."""
+    """Role → images; query and gallery with the labels of `labels`, else of the folder's file.
+
+    Of one set that is both, only the gallery.
+    """
     sets = {"training": data.training} if data.training else {}
-    sets |= {"query": data.query, "gallery": data.gallery}
+    sets |= {"gallery": data.gallery} if data.one_set else {
+        "query": data.query, "gallery": data.gallery
+    }  # fmt: skip
     file = labels or data.labels_file
     if file is None:
         return sets
     table = read_labels(file)
     if "label" not in table.column_names and labels is None:
         return sets
-    for role in TEST:
+    for role in [role for role in TEST if role in sets]:
         found = labels_for(sets[role].ids, table, role)
         if labels is not None and not any(found):
             raise DataError(

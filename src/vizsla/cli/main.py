@@ -19,7 +19,8 @@ from vizsla.errors import UsageError, VizslaError
 from vizsla.storage import storage_error
 
 FILES = {
-    "run": ["run", "demo", "train", "sweep"], "check": ["check"], "embed": ["embed", "submission"],
+    "run": ["run", "demo", "train", "sweep"], "data": ["data"], "check": ["check"],
+    "embed": ["embed", "submission"],
     "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate"],
     "compare": ["compare"], "show": ["report", "models", "show"], "export": ["export"],
     "serve": ["serve"], "contest": ["submit", "judge"],

@@ -24,6 +24,7 @@ from vizsla.data.named_files import (
     warn_of_missing,
 )
 from vizsla.data.names import nfc
+from vizsla.data.table_folder import LABELS, is_table_folder, read_table_folder
 from vizsla.data.tables import (
     attributes_for,
     labelled_rows,
@@ -42,7 +43,6 @@ from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 log = logging.getLogger("vizsla.imageset")
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # Hugging Face's image folders
-LABELS = ("labels.csv", "labels.parquet", "labels.tsv")
 LAYOUT = """\
   DATA/
   ├── training/<class>/…    labelled, one folder for each class (may be left out)
@@ -330,6 +330,9 @@ class DataFolders(Shown):
 
     All three sets have the columns (domain, group, …) of the labels file, but not its labels: query
     and gallery have none, unless a metadata file in their own folder gives them.
+
+    one_set: query and gallery are the same images. truth_file: judgements in place of labels.
+    protocol: by which papers score these images.
     """
 
     folder: Path
@@ -337,6 +340,9 @@ class DataFolders(Shown):
     query: ImageSet
     gallery: ImageSet
     labels_file: Path | None
+    one_set: bool = False
+    truth_file: Path | None = None
+    protocol: str | None = None
 
     def summary(self) -> Summary:
         """The three parts and the number of their images."""
@@ -349,10 +355,13 @@ class DataFolders(Shown):
 
 
 def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
-    """The sets of a folder with the layout above, or of its parent (`…/data`).
+    """The sets of a folder with the layout above, or of its parent (`…/data`); or of one with a
+    data.json and a labels file (docs/datasets.md).
 
     DataError if the layout differs: it shows what was expected and what was found.
     """
+    if is_table_folder(folder):
+        return _open_tables(Path(folder))
     data = _data_folder(Path(folder))
     training = data / "training"
     sets = {
@@ -374,7 +383,31 @@ def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
 def has_layout(folder: str | Path) -> bool:
     """Whether `open_data` would find a training and a test part here, or in `…/data`."""
     places = Path(folder), Path(folder) / "data"
-    return any(_holds(place, "training") and _holds(place, "test") for place in places)
+    return is_table_folder(folder) or any(
+        _holds(place, "training") and _holds(place, "test") for place in places
+    )
+
+
+def image_part(folder: str | Path, role: str | None) -> ImageSet:
+    """The images of one role, with their labels, of a data folder that is a table."""
+    table = read_table_folder(folder)
+    if role not in table.roles:
+        given = "no --role was given" if role is None else f"not {role}"
+        raise DataError(f"{folder} has images of the roles {', '.join(table.roles)}, {given}")
+    return ImageSet.from_table(table.labels, table.images, role=role)
+
+
+def _open_tables(folder: Path) -> DataFolders:
+    table = read_table_folder(folder)
+    sets = {role: image_part(folder, role) for role in table.roles}
+    for role in ("query", "gallery"):  # only scoring may see the truth
+        known = sets[role].attributes
+        unlabelled = known.drop_columns([n for n in known.column_names if n == "label"])
+        sets[role] = replace(sets[role], attributes=unlabelled)
+    return DataFolders(
+        folder, sets.get("training"), sets["query"], sets["gallery"], table.labels,
+        one_set=table.one_set, truth_file=table.truth, protocol=table.protocol,
+    )  # fmt: skip
 
 
 def _with_columns_of(path: Path, sets: dict[str, ImageSet | None]) -> dict[str, ImageSet | None]:

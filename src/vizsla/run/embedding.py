@@ -1,5 +1,6 @@
 """Images → embeddings in a run's folder: runs/<run id>/embeddings/<role>."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,3 +73,10 @@ class RunEmbedder:
             runtime=self.runtime, max_pixels=self.max_pixels, cache=self.cache, progress=report,
         )  # fmt: skip
         return Embeddings.open(out, root=images.folder)
+
+    def copied(self, images: ImageSet, role: str, of: str) -> Embeddings:
+        """The same for images that were embedded in another role: nothing is computed again."""
+        out = self.folder / "embeddings" / role
+        if not out.exists():
+            shutil.copytree(self.folder / "embeddings" / of, out)
+        return self(images, role)

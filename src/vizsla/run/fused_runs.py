@@ -241,7 +241,8 @@ def _concatenated(
                 progress=progress and (lambda done, total: progress(STAGE, done, total)),
             )  # fmt: skip
     chain = choice.chain if choice else parse_chain(fusion.refine)
-    ranking = rank_refined(queries, gallery, chain)
+    one_set = folders_of(config).one_set
+    ranking = rank_refined(queries, gallery, chain, same_set=one_set)
     ranking.origin["fusion"] = {"method": CONCAT, "weights": weights, "whiten": fusion.whiten}
     return Fused(ranking, weights, None, chain, choice)
 

@@ -4,12 +4,13 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from vizsla.data.imageset import DataFolders, ImageSet, has_layout, open_data
+from vizsla.data.imageset import DataFolders, ImageSet, has_layout, image_part, open_data
 from vizsla.data.listing import few
 from vizsla.data.names import match_names, path_below_role
 from vizsla.data.remote import image_set_from_url, is_url
 from vizsla.data.resize import INTERPOLATIONS
 from vizsla.data.splits import Target, target_of
+from vizsla.data.table_folder import is_table_folder
 from vizsla.data.tables import (
     ROLES,
     labels_from_pattern,
@@ -103,6 +104,10 @@ def image_set(
         images = image_set_from_tars(str(source))
     elif is_url(str(source)):
         images = image_set_from_url(str(source), class_folders=class_folders)
+    elif is_table_folder(source):
+        if class_folders:
+            raise UsageError(f"{source} has its labels in a table: leave out --class-folders")
+        images = image_part(source, role)
     elif Path(source).is_file():
         images = ImageSet.from_table(source, role=role)
     elif class_folders:

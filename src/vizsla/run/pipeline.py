@@ -72,7 +72,11 @@ def run(config: RunConfig, progress: Progress | bool | None = None) -> RunResult
             embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
             embedder.save(this_run.folder / "embedder")
             embed = RunEmbedder.of(embedder, this_run, compute, config, report)
-            queries, gallery = embed(data.query, "query"), embed(data.gallery, "gallery")
+            if data.one_set and data.query.attributes.equals(data.gallery.attributes):
+                queries = embed(data.query, "query")
+                gallery = embed.copied(data.gallery, "gallery", of="query")
+            else:
+                queries, gallery = embed(data.query, "query"), embed(data.gallery, "gallery")
             if embed.compute != compute:  # its runtime has failed
                 this_run.write_config(resolved(config, embedder, embed.compute, data))
             choice = None
@@ -85,6 +89,7 @@ def run(config: RunConfig, progress: Progress | bool | None = None) -> RunResult
             ranking = rank_refined(
                 queries, gallery, chain, graphs=GraphFolder(this_run.folder / "graphs"),
                 device="cpu" if compute.device.startswith("mps") else compute.device,  # no float64
+                same_set=data.one_set,
             )  # fmt: skip
             model = _model_record(embedder, tuned, config)
             model |= {"batch_size": compute.batch_size, "refine": refine_record(chain, choice)}
@@ -122,7 +127,7 @@ def _improved(
 
 def _check_options(config: RunConfig, data: DataFolders) -> None:
     """Before the work: options that cannot be read, or that need images which are not there."""
-    exact.check_k(config.top_k, len(data.gallery))
+    exact.check_k(config.top_k, len(data.gallery) - data.one_set)
     check_compute(config)
     if config.whiten not in WHITENINGS:
         raise UsageError(f"--whiten {config.whiten}: choose one of {', '.join(WHITENINGS)}")

@@ -387,7 +387,7 @@ def truth_of_folders(
     """
     from vizsla.data.tables import labels_from_pattern
 
-    query, gallery = data.query, data.gallery
+    query, gallery, one_set = data.query, data.gallery, one_set or data.one_set
     path = labels or data.labels_file
     if labels and labels_from:
         raise UsageError("--labels and --labels-from are mutually exclusive: give one")

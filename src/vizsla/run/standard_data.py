@@ -1,0 +1,158 @@
+"""A published data set on disk → a data folder of two tables, which every command reads.
+
+No image is copied or opened, and nothing is fetched: `SETS` says what to download and from where.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vizsla import storage
+from vizsla.data import standard_layouts as layouts
+from vizsla.data.imageset import DataFolders, open_data
+from vizsla.data.standard_layouts import GALLERY, QUERY, Rows
+from vizsla.data.table_folder import DATA_FORM, DATA_JSON
+from vizsla.errors import DataError, UsageError
+
+log = logging.getLogger("vizsla.data")
+
+
+@dataclass(frozen=True)
+class StandardSet:
+    """One data set. layout: what the folder holds. download: what to fetch, and from where.
+
+    protocol: by which papers score it, as `vizsla evaluate --protocol` takes it; None: plainly.
+    """
+
+    title: str
+    read: Callable[[Path], Rows]
+    layout: str
+    download: str
+    protocol: str | None = None
+
+
+SETS: dict[str, StandardSet] = {
+    "cub": StandardSet(
+        "CUB-200-2011: 11,788 photos of 200 species of birds", layouts.cub,
+        "images.txt, classes.txt, image_class_labels.txt, images/",
+        "CUB_200_2011.tgz (1.1 GB) from https://data.caltech.edu/records/65de6-vp158", "cub",
+    ),
+    "sop": StandardSet(
+        "Stanford Online Products: 120,053 photos of 22,634 products", layouts.sop,
+        "Ebay_train.txt, Ebay_test.txt, bicycle_final/, …",
+        "Stanford_Online_Products.zip (2.9 GB) from https://cvgl.stanford.edu/projects/lifted_struct",
+        "sop",
+    ),
+    "cars": StandardSet(
+        "Cars196: 16,185 photos of 196 models of cars", layouts.cars,
+        "cars_annos.mat and car_ims/; or devkit/, cars_train/, cars_test/ and "
+        "cars_test_annos_withlabels.mat",
+        "car_ims.tgz and cars_annos.mat (1.9 GB) from "
+        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, or a mirror of them", "cars",
+    ),
+    "inshop": StandardSet(
+        "DeepFashion In-Shop: 52,712 photos of 7,982 clothes", layouts.inshop,
+        "list_eval_partition.txt (or in Eval/ or Anno/), img/",
+        "In-shop Clothes Retrieval Benchmark (img.zip, list_eval_partition.txt; an agreement is "
+        "needed) from https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html", "inshop",
+    ),
+    "gldv2": StandardSet(
+        "Google Landmarks v2, retrieval: 761,757 gallery photos", layouts.landmarks,
+        "index.csv, retrieval_solution_v2.1.csv, index/, test/; to train, train_clean.csv or "
+        "train.csv and train/",
+        "the index and test parts and their csv files as "
+        "https://github.com/cvdfoundation/google-landmark describes it", "gldv2",
+    ),
+    "market": StandardSet(
+        "Market-1501: 32,668 boxes of 1,501 persons by 6 cameras", layouts.market,
+        "bounding_box_train/, query/, bounding_box_test/",
+        "Market-1501-v15.09.15.zip (146 MB) from https://zheng-lab.cecs.anu.edu.au", "reid",
+    ),
+    "inaturalist": StandardSet(
+        "iNaturalist, any year: photos of thousands of species", layouts.inaturalist,
+        "train*.json and val*.json with their folders of images",
+        "train_mini, val and their json files from https://github.com/visipedia/inat_comp",
+    ),
+    "coco": StandardSet(
+        "COCO, or any JSON of its form: photos with several labels each", layouts.coco,
+        "annotations/instances_train*.json, instances_val*.json, train*/, val*/; or one .json",
+        "train2017.zip, val2017.zip, annotations_trainval2017.zip from https://cocodataset.org",
+    ),
+    "omniglot": StandardSet(
+        "Omniglot: 32,460 drawings of 1,623 characters", layouts.omniglot,
+        "images_background/, images_evaluation/",
+        "images_background.zip and images_evaluation.zip from https://github.com/brendenlake/omniglot",
+    ),
+    "wildlife": StandardSet(
+        "any data set of wildlife-datasets: photos of individual animals", layouts.wildlife,
+        "metadata.csv with path, identity and split, and the images",
+        "WildlifeReID-10k from https://www.kaggle.com/datasets/wildlifedatasets/wildlifereid-10k, "
+        "or another one as https://github.com/WildlifeDatasets/wildlife-datasets describes it",
+        "animals",
+    ),
+    "imagefolder": StandardSet(
+        "a data set in Hugging Face's imagefolder form", layouts.image_folder,
+        "train/ and test/ (or validation/) with class folders or metadata.csv",
+        "any data set of this form from https://huggingface.co/datasets",
+    ),
+}  # fmt: skip
+
+
+def standard_set(name: str) -> StandardSet:
+    """The data set of this name; UsageError for an unknown one."""
+    if name not in SETS:
+        raise UsageError(f"no data set {name!r} is known: choose one of {', '.join(SETS)}")
+    return SETS[name]
+
+
+def describe(name: str, source: Path, out: Path) -> DataFolders:
+    """Writes a data folder for the files in `source`, and opens it.
+
+    It holds labels.parquet (role, file, label, …), data.json, and truth.parquet if the data set
+    lists what is relevant. DataError: the layout is another one, or none of the images is there.
+    """
+    known = standard_set(name)
+    if not source.is_dir():
+        raise DataError(
+            f"{source} is no folder: give the one that holds {known.layout}. To get it: "
+            f"{known.download}"
+        )
+    storage.require_local(out)
+    try:
+        found = known.read(source)
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} does not have the layout {known.layout} ({error!r})") from error
+    if not found.rows:
+        raise DataError(f"{source} lists no images: expected {known.layout}")
+    roles: dict[str, set[str]] = {QUERY: set(), GALLERY: set()}
+    for row in found.rows:
+        roles.setdefault(row["role"], set()).add(row["file"])
+    content: dict[str, Any] = {
+        "form": DATA_FORM,
+        "name": known.title,
+        "images": str(found.images.absolute()),
+        "one_set": roles[QUERY] == roles[GALLERY],
+        "protocol": known.protocol,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _write(found.rows, out / "labels.parquet")
+    if found.judged:
+        content["truth"] = "truth.parquet"
+        _write(found.judged, out / "truth.parquet")
+    storage.write_json(out / DATA_JSON, content)
+    for note in found.notes:
+        log.info("%s", note)
+    return open_data(out)
+
+
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    """All columns that any row has; one without any value is left out."""
+    counts = Counter(name for row in rows for name, value in row.items() if value is not None)
+    names = [name for name in dict.fromkeys(n for row in rows for n in row) if counts[name]]
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    storage.write_table(path, table)

@@ -1,0 +1,381 @@
+"""Miniatures of published data sets, with the traps of the originals → data folders."""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from typer.testing import CliRunner
+
+from vizsla.cli.main import app
+from vizsla.data.imageset import DataFolders, open_data
+from vizsla.errors import DataError, UsageError
+from vizsla.run.standard_data import SETS, describe
+from vizsla.score.truth import truth_of_folders
+
+
+def photo(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 16, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def labels(folders: DataFolders) -> dict[str, dict[str, str | None]]:
+    """Role → image → label, the truth of the test part included."""
+    truth = truth_of_folders(folders)
+    found = {} if truth is None else {"query": {**truth.query}, "gallery": {**truth.gallery}}
+    if folders.training is not None:
+        found["training"] = dict(
+            zip(folders.training.ids, folders.training.labels or [], strict=True)
+        )
+    return found
+
+
+# ── metric learning ──────────────────────────────────────────────────────────────────────────────
+
+
+def make_cub(root: Path) -> Path:
+    """Ids out of order, which differ between lists, and a split that papers do not use."""
+    base = root / "CUB_200_2011"
+    files = {
+        "3": ("001.Albatross/A_1.jpg", "1"), "1": ("150.Wren/W_1.jpg", "150"),
+        "2": ("150.Wren/W_2.jpg", "150"), "4": ("100.Pelican/P_1.jpg", "100"),
+    }  # fmt: skip
+    for file, _ in files.values():
+        photo(base / "images" / file)
+    write(base / "images.txt", *(f"{i} {file}" for i, (file, _) in files.items()))
+    write(base / "image_class_labels.txt", *(f"{i} {files[i][1]}" for i in sorted(files)))
+    write(base / "classes.txt", "1 001.Albatross", "100 100.Pelican", "150 150.Wren")
+    write(base / "bounding_boxes.txt", *(f"{i} 2.0 3.0 5.0 6.0" for i in sorted(files)))
+    write(base / "train_test_split.txt", "1 1", "2 0", "3 0", "4 0")
+    return root
+
+
+def test_cub_splits_by_class_and_follows_ids(tmp_path: Path) -> None:
+    folders = describe("cub", make_cub(tmp_path / "cub"), tmp_path / "out")
+    assert labels(folders) == {
+        "training": {
+            "001.Albatross/A_1.jpg": "001.Albatross", "100.Pelican/P_1.jpg": "100.Pelican",
+        },
+        "query": {"150.Wren/W_1.jpg": "150.Wren", "150.Wren/W_2.jpg": "150.Wren"},
+        "gallery": {"150.Wren/W_1.jpg": "150.Wren", "150.Wren/W_2.jpg": "150.Wren"},
+    }  # fmt: skip
+    assert folders.one_set and folders.protocol == "cub"
+    assert folders.query.attributes["object_box"].to_pylist() == ["2 3 7 9"] * 2
+    assert "label" not in folders.query.attributes.column_names  # the truth is for scoring only
+
+
+def make_sop(root: Path) -> Path:
+    head = "image_id class_id super_class_id path"
+    write(
+        root / "Ebay_train.txt",
+        head,
+        "1 1 1 bicycle_final/1_0.JPG",
+        "2\t1\t1\tbicycle_final/1_1.JPG",
+    )
+    write(
+        root / "Ebay_test.txt",
+        head,
+        "3\t11319\t2\tchair_final/2_0.JPG",
+        "4 11319 2 chair_final/2_1.JPG",
+    )
+    for name in ("bicycle_final/1_0", "bicycle_final/1_1", "chair_final/2_0", "chair_final/2_1"):
+        photo(root / f"{name}.JPG")
+    return root
+
+
+def test_sop_has_blanks_or_tabs(tmp_path: Path) -> None:
+    folders = describe("sop", make_sop(tmp_path / "sop"), tmp_path / "out")
+    found = labels(folders)
+    assert found["training"] == {"bicycle_final/1_0.JPG": "1", "bicycle_final/1_1.JPG": "1"}
+    assert found["query"] == found["gallery"] == {
+        "chair_final/2_0.JPG": "11319", "chair_final/2_1.JPG": "11319"
+    }  # fmt: skip
+    assert folders.query.attributes["category"].to_pylist() == ["chair", "chair"]
+
+
+def annotations(key: str, rows: list[tuple[str, int, int | None]]) -> np.ndarray:
+    kinds: list[tuple[str, Any]] = [(key, object)]
+    kinds += [(f"bbox_{side}", object) for side in ("x1", "y1", "x2", "y2")]
+    kinds += (
+        [("class", object), ("test", object)] if rows[0][2] is not None else [("class", object)]
+    )
+    found = np.empty((1, len(rows)), dtype=kinds)
+    for i, (name, label, test) in enumerate(rows):
+        found[0, i] = (name, 1, 2, 11, 9, label) + ((test,) if test is not None else ())
+    return found
+
+
+@pytest.mark.parametrize("form", ["one file", "devkit"])
+def test_cars_splits_by_class_whatever_is_called_test(tmp_path: Path, form: str) -> None:
+    root = tmp_path / "cars"
+    titles = np.array([f"Car {i}" for i in range(1, 197)], dtype=object)
+    if form == "one file":
+        files = ["car_ims/000001.jpg", "car_ims/000002.jpg", "car_ims/000003.jpg"]
+        for file in files:
+            photo(root / file)
+        rows = list(zip(files, (98, 99, 99), (1, 0, 1), strict=True))
+        savemat(root / "cars_annos.mat", {
+            "annotations": annotations("relative_im_path", rows), "class_names": titles
+        })  # fmt: skip
+    else:
+        files = ["cars_train/00001.jpg", "cars_train/00002.jpg", "cars_test/00001.jpg"]
+        for file in files:
+            photo(root / file)
+        (root / "devkit").mkdir()
+        train = annotations("fname", [("00001.jpg", 98, None), ("00002.jpg", 99, None)])
+        savemat(root / "devkit/cars_train_annos.mat", {"annotations": train})
+        savemat(root / "devkit/cars_meta.mat", {"class_names": titles})
+        with pytest.raises(DataError, match=r"cars_test_annos\.mat has no classes"):
+            describe("cars", root, tmp_path / "out")
+        test = annotations("fname", [("00001.jpg", 99, None)])
+        savemat(root / "cars_test_annos_withlabels.mat", {"annotations": test})
+    found = labels(describe("cars", root, tmp_path / "out"))
+    assert found["training"] == {files[0]: "098 Car 98"}
+    assert found["query"] == dict.fromkeys(sorted(files[1:]), "099 Car 99")
+
+
+def make_inshop(root: Path) -> Path:
+    files = {
+        "img/WOMEN/Dresses/id_00000002/02_1_front.jpg": ("id_00000002", "train"),
+        "img/MEN/Pants/id_00000003/02_1_front.jpg": ("id_00000003", "query"),
+        "img/MEN/Pants/id_00000003/02_2_side.jpg": ("id_00000003", "gallery"),
+    }
+    for file in files:
+        photo(root / "Img" / file)
+    rows = (f"{file:<70} {item:<12} {part}" for file, (item, part) in files.items())
+    write(root / "Eval/list_eval_partition.txt", "3", "image_name item_id evaluation_status", *rows)
+    return root
+
+
+def test_inshop_has_three_parts_after_a_count_and_a_header(tmp_path: Path) -> None:
+    folders = describe("inshop", make_inshop(tmp_path / "inshop"), tmp_path / "out")
+    pants = "img/MEN/Pants/id_00000003"
+    assert labels(folders) == {
+        "training": {"img/WOMEN/Dresses/id_00000002/02_1_front.jpg": "id_00000002"},
+        "query": {f"{pants}/02_1_front.jpg": "id_00000003"},
+        "gallery": {f"{pants}/02_2_side.jpg": "id_00000003"},
+    }
+    assert not folders.one_set
+
+
+def test_omniglot_has_alphabets_with_characters_of_one_name(tmp_path: Path) -> None:
+    root = tmp_path / "omniglot"
+    for alphabet in ("Greek", "Latin"):
+        photo(root / "images_background" / alphabet / "character01/0001_01.png")
+        photo(root / "images_evaluation" / alphabet / "character01/0002_01.png")
+    found = labels(describe("omniglot", root, tmp_path / "out"))
+    assert {*found["training"].values()} == {"Greek/character01", "Latin/character01"}
+    assert len(found["query"]) == 2
+
+
+# ── re-identification ────────────────────────────────────────────────────────────────────────────
+
+
+def make_market(root: Path) -> Path:
+    for name in (
+        "bounding_box_train/0002_c1s1_000451_03.jpg", "query/0001_c1s1_001051_00.jpg",
+        "bounding_box_test/0001_c1s1_002301_02.jpg", "bounding_box_test/0001_c2s1_000301_00.jpg",
+        "bounding_box_test/-1_c3s2_010000_04.jpg", "bounding_box_test/0000_c6s3_094992_01.jpg",
+    ):  # fmt: skip
+        photo(root / name)
+    (root / "bounding_box_test/Thumbs.db").write_bytes(b"x")
+    return root
+
+
+def test_market_knows_persons_cameras_junk_and_distractors(tmp_path: Path) -> None:
+    folders = describe("market", make_market(tmp_path / "market"), tmp_path / "out")
+    found = labels(folders)
+    assert found["training"] == {"bounding_box_train/0002_c1s1_000451_03.jpg": "0002"}
+    assert sorted(str(label) for label in found["gallery"].values()) == [
+        "-1",
+        "0000",
+        "0001",
+        "0001",
+    ]
+    assert folders.gallery.attributes["camera"].to_pylist() == [3, 6, 1, 2]
+    assert folders.protocol == "reid"
+    photo(tmp_path / "market/query/unnamed.jpg")
+    with pytest.raises(DataError, match="expected a name as 0002_c1s1"):
+        describe("market", tmp_path / "market", tmp_path / "out")
+
+
+def test_wildlife_searches_the_training_images_for_the_test_images(tmp_path: Path) -> None:
+    root = tmp_path / "wild"
+    rows = [
+        ("image_id", "identity", "path", "bbox", "split"),
+        ("1", "Ada", "images/a.jpg", "[1, 2, 3, 4]", "train"),
+        ("2", "Ada", "images/b.jpg", "", "test"), ("3", "unknown", "images/c.jpg", "", "test"),
+    ]  # fmt: skip
+    for row in rows[1:]:
+        photo(root / row[2])
+    with (root / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    folders = describe("wildlife", root, tmp_path / "out")
+    assert labels(folders) == {
+        "training": {"images/a.jpg": "Ada"}, "gallery": {"images/a.jpg": "Ada"},
+        "query": {"images/b.jpg": "Ada", "images/c.jpg": None},
+    }  # fmt: skip
+    assert folders.gallery.attributes["object_box"].to_pylist() == ["1 2 4 6"]
+
+
+# ── landmarks, species, objects ──────────────────────────────────────────────────────────────────
+
+
+def test_gldv2_lists_lie_three_folders_deep(tmp_path: Path) -> None:
+    root = tmp_path / "gldv2"
+    for name in ("train/a/b/c/abc1", "index/d/e/f/def2", "index/0/0/1/0012", "test/9/8/7/9873"):
+        photo(root / f"{name}.jpg")
+    photo(root / "test/1/1/1/1114.jpg")
+    write(root / "train_clean.csv", "landmark_id,images", "7,abc1")
+    write(root / "index.csv", "id", "def2", "0012")
+    write(
+        root / "retrieval_solution_v2.1.csv", "id,images,Usage",
+        "9873,def2 0012,Public", "1114,None,Ignored",
+    )  # fmt: skip
+    folders = describe("gldv2", root, tmp_path / "out")
+    assert folders.training is not None and folders.training.labels == ["7"]
+    assert folders.query.ids == ["test/9/8/7/9873.jpg"]
+    assert folders.gallery.ids == ["index/0/0/1/0012.jpg", "index/d/e/f/def2.jpg"]
+    assert folders.truth_file == tmp_path / "out/truth.parquet"
+
+
+def coco_file(path: Path, images: dict[str, list[int]], categories: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [{"id": 10 + i, "file_name": name} for i, name in enumerate(images)],
+        "annotations": [
+            {"id": i * 100 + j, "image_id": 10 + i, "category_id": c}
+            for i, found in enumerate(images.values()) for j, c in enumerate(found)
+        ],
+        "categories": categories,
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+
+
+def test_coco_images_have_all_their_categories(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    categories = [{"id": 18, "name": "dog"}, {"id": 90, "name": "cat"}]  # ids have gaps
+    coco_file(root / "annotations/instances_train2017.json", {"1.jpg": [18, 90, 18]}, categories)
+    coco_file(root / "annotations/instances_val2017.json", {"2.jpg": [90], "3.jpg": []}, categories)
+    coco_file(root / "annotations/person_keypoints_val2017.json", {"2.jpg": []}, categories)
+    for name in ("train2017/1.jpg", "val2017/2.jpg", "val2017/3.jpg"):
+        photo(root / name)
+    folders = describe("coco", root, tmp_path / "out")
+    assert labels(folders)["training"] == {"train2017/1.jpg": "cat¦dog"}
+    assert labels(folders)["query"] == {"val2017/2.jpg": "cat", "val2017/3.jpg": None}
+
+
+def test_inaturalist_labels_are_paths(tmp_path: Path) -> None:
+    root = tmp_path / "inat"
+    ranks = ("kingdom", "phylum", "class", "order", "family", "genus", "specific_epithet")
+    words = ("Animalia", "Chordata", "Aves", "Passeriformes", "Troglodytidae", "Troglodytes", "x")
+    full = [{"id": 0, "name": "Troglodytes x", **dict(zip(ranks, words, strict=True))}]
+    short = [{"id": 5, "name": "Apis mellifera", "supercategory": "Insecta"}]
+    coco_file(root / "train_mini.json", {"train_mini/0/a.jpg": [0]}, full)
+    coco_file(root / "val.json", {"val/0/b.jpg": [5]}, short)
+    photo(root / "train_mini/0/a.jpg")
+    photo(root / "val/0/b.jpg")
+    found = labels(describe("inaturalist", root, tmp_path / "out"))
+    assert found["training"] == {"train_mini/0/a.jpg": "/".join(words)}
+    assert found["gallery"] == {"val/0/b.jpg": "Insecta/Apis mellifera"}
+
+
+@pytest.mark.parametrize("form", ["folders", "metadata"])
+def test_imagefolder(tmp_path: Path, form: str) -> None:
+    root = tmp_path / "hf"
+    for part in ("train", "validation"):
+        rows = []
+        for label in ("cat", "dog"):
+            name = f"{label}/1.png" if form == "folders" else f"{label}1.png"
+            photo(root / part / name)
+            rows.append(f"{name},{label},7")
+        if form == "metadata":
+            write(root / part / "metadata.csv", "file_name,label,shelf", *rows)
+    folders = describe("imagefolder", root, tmp_path / "out")
+    assert {*labels(folders)["training"].values()} == {"cat", "dog"}
+    assert {*labels(folders)["query"].values()} == {"cat", "dog"} and folders.one_set
+    if form == "metadata":
+        assert folders.gallery.attributes["shelf"].to_pylist() == [7, 7]
+
+
+# ── what a person does next ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_folder_of_another_layout_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other/readme.txt", "nothing")
+    with pytest.raises(DataError) as error:
+        describe(name, tmp_path / "other", tmp_path / "out")
+    assert "other" in str(error.value) and not (tmp_path / "out/data.json").exists()
+    with pytest.raises(DataError, match="To get it"):
+        describe(name, tmp_path / "none", tmp_path / "out")
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose one of cub, sop"):
+        describe("imagenet", tmp_path, tmp_path / "out")
+
+
+def vizsla(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, (words, result.output, result.exception)
+    return result.stdout
+
+
+def test_the_commands_read_what_data_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cub(tmp_path / "cub-files")
+    assert "Next: vizsla run cub" in vizsla("data", "cub", "--from", "cub-files")
+    found = json.loads(vizsla("run", "cub", "-k", "1", "--weights", "random", "--json"))
+    assert found["scores"]["metrics"]["top_k_accuracy@1"]["mean"] == 1.0  # not the query itself
+    folder = Path(found["run"])
+    lists = json.loads(Path(found["submission"]).read_text())
+    assert lists["150.Wren/W_1.jpg"] == ["150.Wren/W_2.jpg"]
+    again = json.loads(vizsla("evaluate", str(folder), "--json"))
+    assert again["metrics"] == found["scores"]["metrics"]
+    ranking = str(folder / "ranking.parquet")
+    by_data = json.loads(vizsla("evaluate", ranking, "--data", "cub", "-k", "1", "--json"))
+    assert by_data["metrics"]["map"]["mean"] == 1.0
+    vizsla("embed", "cub", "--role", "gallery", "--weights", "random", "-o", "g.emb")
+    result = CliRunner().invoke(app, ["embed", "cub", "-o", "h.emb"])
+    assert "no --role was given" in str(result.exception)
+    assert "3 images" not in vizsla("check", "cub")
+    assert "download" in vizsla("data", "sop") and "market" in vizsla("data")
+
+
+def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cub(tmp_path / "CUB_200_2011")
+    page = (Path(__file__).parents[2] / "docs/datasets.md").read_text()
+    [block] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    for line in block.splitlines():
+        if " train " not in line:  # of two images: nothing can be held out
+            vizsla(*shlex.split(line)[1:])
+    with pytest.raises(DataError, match="2 classes"):  # it got as far as the split
+        CliRunner().invoke(
+            app, ["train", "cub", "--finetune", "head", "-o", "tuned"], catch_exceptions=False
+        )
+    assert set(SETS) - set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set()
+
+
+def test_the_folder_may_be_moved_with_its_images(tmp_path: Path) -> None:
+    describe("sop", make_sop(tmp_path / "sop"), tmp_path / "out")
+    content = json.loads((tmp_path / "out/data.json").read_text())
+    (tmp_path / "out/data.json").write_text(json.dumps({**content, "images": "../sop"}))
+    assert len(open_data(tmp_path / "out").query) == 2
+    (tmp_path / "out/labels.parquet").unlink()
+    with pytest.raises(DataError, match=r"has no labels.csv"):
+        open_data(tmp_path / "out")
