@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,7 @@ def test_trials_choose_by_validation_and_never_see_the_test_part(
         return result
 
     monkeypatch.setattr(sweep, "train", watched)
+    monkeypatch.setattr(sys.modules["vizsla.run.train"], "drop_resumption", lambda out: None)
     sweep_config = config(tinted, tmp_path, poolings=["gap"], finetunes=["head"], trials=2,
                    losses=["cross-entropy", "supcon"])  # fmt: skip
     paths = {"labels": str(tinted / "labels.csv"), "exclude": str(gone)}

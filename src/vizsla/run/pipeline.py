@@ -6,6 +6,7 @@ Stage after stage; each leaves its artefact in the run's folder.
 import contextlib
 import dataclasses
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def run(config: RunConfig, progress: Progress | bool | None = None) -> RunResult
                 this_run, config, data, truth, ranking, (queries, gallery),
                 ranked_by_vectors=True, model=model, messages=messages, started=started,
             )  # fmt: skip
+            if tuned is not None:  # the run has a result, so it is never continued
+                drop_training_leftovers(this_run)
     return dataclasses.replace(result, chain=chain, refinement_choice=choice, tuned=tuned)
 
 
@@ -123,6 +126,14 @@ def _improved(
         embed = RunEmbedder.of(embedder, this_run, compute, config, progress)
         embedder = whiten_embedder(embedder, embed(images, "training"), config.whiten, config.dim)
     return embedder, tuned
+
+
+def drop_training_leftovers(this_run: Run) -> None:
+    """Removes what only a continued training needs, and its copy of the run's embedder."""
+    from vizsla.run.train import drop_resumption
+
+    drop_resumption(this_run.folder / "training")
+    shutil.rmtree(this_run.folder / "training" / "embedder", ignore_errors=True)
 
 
 def _check_options(config: RunConfig, data: DataFolders) -> None:

@@ -35,6 +35,7 @@ log = logging.getLogger("vizsla.train")
 FORM = "training/1"
 FINISHED = "finished.json"
 TRAIN, KEEP, REFUSE = 0, 1, 2
+KEPT_PARTS = ("embedder", SHORT_FOLDER)  # of a finished training; the latter holds a log
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,6 +124,7 @@ def train(
         "result": result.record(), "text": result.text(),
     }  # fmt: skip
     storage.write_sealed_json(out / FINISHED, content)  # last: without it a training continues
+    drop_resumption(out)
     return result
 
 
@@ -176,6 +178,15 @@ def finished(out: Path) -> Finished | None:
     if content.get("form") != FORM or not whole:
         return None
     return Finished(out, content["settings"], content["result"], content["text"])
+
+
+def drop_resumption(out: Path) -> None:
+    """Removes from the folder of a finished training what only an interrupted one needs.
+
+    The embedder, the log, the curve and what the clock decided stay.
+    """
+    for part in (*(part for part in PARTS if part not in KEPT_PARTS), FEATURES, PART):
+        shutil.rmtree(out / part, ignore_errors=True)
 
 
 def _settings(

@@ -70,7 +70,7 @@ class RunTable:
         for row, verdict in zip(self.rows, self.verdicts, strict=True):
             about = {"data": row.data, "k": row.top_k}
             means = [row.value(key) for key in shown]
-            model = f"{row.model} {row.setup}".strip()
+            model = f"{row.model.replace('+', ' + ')} {row.setup}".strip()
             kept = [about[name] for name, differ in several.items() if differ]
             rows.append([row.run, model, *kept, *means, short_time(row.seconds), verdict])
         known = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
@@ -100,11 +100,11 @@ class RunTable:
         return any(row.value(key) is not None for row in self.rows)
 
 
-def run_table(rows: Sequence[Row], metric: str | None = None) -> RunTable:
+def run_table(rows: Sequence[Row], metric: str | None = None, *, test: bool = True) -> RunTable:
     """The rows in order, each compared with the best of its data set, query by query.
 
-    metric: a key or a heading; by default mAP, or what most rows know. UsageError for one that no
-    row has.
+    metric: a key or a heading; by default mAP, or what most rows know. test: whether to compare.
+    UsageError for a metric that no row has.
     """
     key = metric_key(rows, metric)
     sign = 1 if key == TIME else -1
@@ -117,7 +117,7 @@ def run_table(rows: Sequence[Row], metric: str | None = None) -> RunTable:
     verdicts: list[str | None] = []
     for data in dict.fromkeys(row.data for row in ordered):
         same = [row for row in ordered if row.data == data]
-        verdicts += _verdicts(same, key) if key != TIME else [None] * len(same)
+        verdicts += _verdicts(same, key) if test and key != TIME else [None] * len(same)
     return RunTable(ordered, key, verdicts)
 
 
