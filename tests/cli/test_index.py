@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from vizsla.cli.main import app
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.option_fields import byte_count
 from vizsla.search.ranking import Ranking
 
@@ -107,16 +108,71 @@ def test_images_are_queries(tinted: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(run_json("search", "i", tinted / "test/query", *TINY)["rankings"]) == 16  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the gallery was embedded by"):
         vizsla("search", "i", one, *TINY, "--seed", "1")
-    with pytest.raises(DataError, match=r"efficientnet-lite0 is model .* embedded by"):
-        vizsla("search", "i", one)  # the default is not the gallery's
     with pytest.raises(UsageError, match="all be image files"):
         vizsla("search", "i", one, gallery, *TINY)
+
+
+def test_an_index_remembers_its_model(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gallery, query = tinted / "test/gallery", tinted / "test/query"
+    about = run_json("index", gallery, "-o", "g.index", *TINY)
+    assert about["images"] == 24
+    assert run_json("index", "add", "g.index", query)["images"] == 40
+    one = query / "q-blue-1.png"
+    rankings = run_json("search", "g.index", one, "-k", "1")["rankings"]
+    assert isinstance(rankings, dict) and rankings[str(one)][0]["id"] == one.name
+    again = run_json("index", query, "-o", "g.index")  # the same model, that of the index replaced
+    assert (again["images"], again["model_id"]) == (16, about["model_id"])
+    with pytest.raises(DataError, match="there is nothing at nonesuch"):
+        vizsla("search", "g.index", "nonesuch.jpg")
+    with pytest.raises(DataError, match="no file a red shoe, and tiny reads no text"):
+        vizsla("search", "g.index", "a red shoe")
+
+
+def test_an_index_and_its_model_may_be_moved_together(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Embedder.build("tiny", weights="random", image_size=32).save("model")
+    run_json("index", tinted / "test/gallery", "-o", "g.index", "--model", "model")
+    monkeypatch.chdir((tmp_path / "here").rename(tmp_path / "there"))
+    found = run_json("search", "g.index", tinted / "test/query")
+    assert len(found["rankings"]) == 16  # type: ignore[arg-type]
+
+
+def test_an_index_whose_model_has_changed_says_so(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, one = Embedder.build("tiny", weights="random", image_size=32), tinted / "test/query"
+    model.save("model")
+    run_json("index", tinted / "test/gallery", "-o", "g.index", "--model", "model")
+    assert len(run_json("search", "g.index", one)["rankings"]) == 16  # type: ignore[arg-type]
+    Embedder.build("tiny", weights="random", image_size=32, seed=1).save("model")
+    with pytest.raises(DataError, match=r"which it records, is now .* with --model"):
+        vizsla("search", "g.index", one)
+    with pytest.raises(UsageError, match="leave --model out"):
+        vizsla("embed", one, "-o", "q.emb", *TINY)
+        vizsla("index", "add", "g.index", "q.emb", *TINY)
+
+
+def test_words_are_a_query(
+    tiny_clip: str, tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vizsla("index", tinted / "test/gallery", "-o", "g.index", "--model", tiny_clip,
+           "--weights", "random")  # fmt: skip
+    rankings = run_json("search", "g.index", "a red shoe", "-k", "3")["rankings"]
+    assert isinstance(rankings, dict) and [len(row) for row in rankings.values()] == [3]
 
 
 def test_what_does_not_fit_is_said(here: Path) -> None:
     vizsla("index", "gallery.emb", "-o", "i")
     for words, error, message in [
-        (["index", "nowhere", "-o", "j"], DataError, "no embeddings"),
+        (["index", "nowhere", "-o", "j"], DataError, "nowhere does not exist"),
         (["index", "gallery.emb", "-o", "new.emb"], DataError, "other things"),
         (["index", "gallery.emb", "-o", "j", "--kind", "magic"], UsageError, "choose one of"),
         (["index", "gallery.emb", "-o", "j", "--memory", "much"], UsageError, "amount of memory"),

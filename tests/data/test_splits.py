@@ -108,7 +108,7 @@ def test_domains_play_their_roles() -> None:
     ("images", "options", "words"),
     [
         (image_set(even(1, 9)), {}, "1 classes"),
-        (image_set(even(3, 9)), {}, "--validate-on seen-classes"),
+        (image_set(even(3, 9)), {}, "validate_on seen-classes"),
         (image_set(even(9, 1)), {}, "enough images"),
         (image_set(even(9, 1)), {"validate_on": "seen-classes"}, "more images"),
         (image_set(even(9, 9)), {"query_domain": "photo"}, "no domain column"),

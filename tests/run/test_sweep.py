@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
+from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import open_data
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
@@ -22,7 +23,7 @@ from vizsla.embed.runtime import Runtime
 from vizsla.embed.shared_vectors import embed_together
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.run import inputs, sweep
+from vizsla.run import sweep
 from vizsla.run.config import RunConfig
 from vizsla.run.sweep import Combination, SweepConfig, combinations
 
@@ -143,7 +144,7 @@ def test_shared_embeddings_are_those_of_each_alone(
 ) -> None:
     shutil.copytree(tinted / "test/query", tmp_path / "query")
     (tmp_path / "query/broken.png").write_bytes(b"\x89PNG")
-    images = inputs.image_set(tmp_path / "query")
+    images = image_set(tmp_path / "query")
     build = {"weights": "random", "image_size": 64}
     embedders = [Embedder.build("tiny", pooling=p, **build) for p in ("gap", "gem", "max")]
     compute = resolve_compute(device="cpu", batch_size=8, workers=1)

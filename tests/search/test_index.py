@@ -202,8 +202,11 @@ def test_equal_vectors_get_equal_scores_and_the_order_of_the_gallery(make: Make)
 
 def test_numbers_are_queries_too(index: Index) -> None:
     assert index.search(3 * QUERIES.vectors, 1, model_id="m").queries[:2] == ["0", "1"]
-    with pytest.raises(UsageError, match="model_id"):
-        index.search(QUERIES.vectors, 1)
+    assert index.search(QUERIES.vectors, 1).to_lists() == (
+        index.search(QUERIES.vectors, 1, model_id="m").to_lists()
+    )
+    with pytest.raises(DataError, match="model"):
+        index.search(QUERIES.vectors, 1, model_id="n")
 
 
 def test_one_set_leaves_itself_out(index: Index) -> None:

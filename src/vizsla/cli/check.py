@@ -60,9 +60,9 @@ def check_data(
         embed = None
         if options.model:
             from vizsla.embed.auto_compute import resolve_compute
-            from vizsla.run import inputs
+            from vizsla.model.open_model import load_embedder
 
-            embedder = inputs.load_embedder(options, seed=options.seed)
+            embedder = load_embedder(options, seed=options.seed)
             largest = max(sets.values(), key=len)
             compute = resolve_compute(
                 device=options.device, precision=options.precision,

@@ -80,43 +80,43 @@ def embed(
     """Embed images: write their vectors as Parquet shards. Continues after an interruption."""
     require_all_weights([(options.model, options.weights)])
     from vizsla import storage
+    from vizsla.data.image_sources import image_set
     from vizsla.embed.auto_compute import written_compute
     from vizsla.embed.embeddings import Embeddings
     from vizsla.embed.inference import write_embeddings
-    from vizsla.run import inputs
+    from vizsla.model.open_model import load_embedder
+    from vizsla.run.inputs import whiten_embedder
 
     out = options.out
     storage.require_local(out)
     if options.engine == "ray":
         _refuse_on_ray(images, options.cache)
-    image_set = inputs.image_set(
+    images_there = image_set(
         images, labels=options.labels, labels_from=options.labels_from,
         class_folders=options.class_folders, role=options.role, exclude=options.exclude,
         follow_links=options.follow_links, label_separator=options.label_separator,
     )  # fmt: skip
-    embedder = inputs.load_embedder(options, seed=options.seed)
+    embedder = load_embedder(options, seed=options.seed)
     if (options.whiten != "none" or options.dim is not None) != (options.whiten_on is not None):
         raise UsageError(
             "--whiten and --dim are learned on training images: give them together with "
             "--whiten-on EMBEDDINGS (vizsla embed data/training --class-folders -o training.emb)"
         )
     if options.whiten_on is not None:
-        inputs.whiten_embedder(
-            embedder, Embeddings.open(options.whiten_on), options.whiten, options.dim
-        )
+        whiten_embedder(embedder, Embeddings.open(options.whiten_on), options.whiten, options.dim)
     if options.save_embedder is not None:
         embedder.save(options.save_embedder)
     with (
         open_engine(
             options.engine, options.address, device=options.device, precision=options.precision,
             runtime=options.runtime, batch_size=options.batch_size,
-            workers=options.workers, embedder=embedder, images=len(image_set),
-            sample=image_set.file, written=None if options.overwrite else written_compute(out),
+            workers=options.workers, embedder=embedder, images=len(images_there),
+            sample=images_there.file, written=None if options.overwrite else written_compute(out),
         ) as (compute, engine_there),
         ProgressShown(options.quiet) as progress,
     ):  # fmt: skip
         written = write_embeddings(
-            image_set, embedder, out, compute=compute, store=options.store,
+            images_there, embedder, out, compute=compute, store=options.store,
             max_pixels=options.max_pixels, overwrite=options.overwrite, cache=options.cache,
             shard_images=options.shard_images, engine=engine_there,
             progress=lambda done, total: progress("embedding", done, total),

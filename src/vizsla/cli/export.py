@@ -34,9 +34,9 @@ def export(
     """Export a model as ONNX, with its preprocessing as JSON beside it (an extra)."""
     require_all_weights([(model, options.weights)])
     from vizsla.model.export import export as export_embedder
-    from vizsla.run import inputs
+    from vizsla.model.open_model import load_embedder
 
-    embedder = inputs.load_embedder(replace(options, model=model), seed=options.seed)
+    embedder = load_embedder(replace(options, model=model), seed=options.seed)
     done = export_embedder(embedder, options.out)
     if options.as_json:
         print_json(

@@ -1,6 +1,8 @@
 """Commands for searching a gallery: index (build, add, remove, info), search."""
 
+import contextlib
 import dataclasses
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,17 +12,26 @@ import typer
 
 from vizsla.cli.console import Commands, Group, print_json
 from vizsla.cli.refining import chain_of, print_refined, search_refined, vectors_of
-from vizsla.cli.sources import embedded_queries, open_gallery
-from vizsla.errors import UsageError
+from vizsla.cli.sources import (
+    embedded_folder,
+    embedded_queries,
+    embedder_of,
+    open_gallery,
+    require_all_weights,
+)
+from vizsla.errors import StorageError, UsageError
 from vizsla.option_fields import REQUIRED, Options, byte_count, option, same
 from vizsla.options import (
     DEFAULT_BACKBONE,
     ComputeChoice,
+    GalleryOptions,
+    ImageOptions,
     ModelChoice,
     OneSet,
     Printing,
     RankingOptions,
     RunOptions,
+    SeveralLabels,
     TuneConfig,
     VectorFiles,
 )
@@ -58,8 +69,23 @@ Where = Annotated[str, typer.Argument(metavar="INDEX", help="The index: a folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions(Printing):
+class FolderOptions(ImageOptions, SeveralLabels, ComputeChoice):
+    """How a folder of images is embedded, where one is given in place of embeddings."""
+
+    class_folders: bool = same(GalleryOptions, "class_folders")
+    device: str = same(ComputeChoice, "device", usual=False)
+    labels: str | None = same(ImageOptions, "labels", shown=None, usual=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(ModelChoice, FolderOptions, Printing):
     """The options of `vizsla index build`."""
+
+    model: str = same(
+        ModelChoice, "model", shown=f"of an index that is replaced; else {DEFAULT_BACKBONE}"
+    )
+    pooling: str | None = same(ModelChoice, "pooling", usual=False)
+    seed: int = same(RunOptions, "seed")
 
     out: str = option(
         REQUIRED, "A folder, milvus://HOST:PORT/COLLECTION, or a Milvus Lite file X.db.", "Output",
@@ -83,19 +109,22 @@ class BuildOptions(Printing):
     store: str = same(VectorFiles, "store")
 
 
-@index.command(epilog="Example: vizsla index gallery.emb -o gallery.index --kind hnsw")
+@index.command(epilog="Example: vizsla index photos -o gallery.index --model dinov2-s14")
 def build(
-    embeddings: Annotated[Path, typer.Argument(help="The gallery's embeddings.")],
+    gallery: Annotated[
+        str, typer.Argument(help="A folder of images (a table, a URL, …), or embeddings.")
+    ],
     *,
     options: BuildOptions,
 ) -> None:
-    """Build an index from embeddings."""
+    """Build an index from a folder of images, or from embeddings. It remembers its model."""
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.index import build_index
 
-    with ProgressShown(options.quiet) as shown:
+    with ProgressShown(options.quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         made = build_index(
-            embeddings, options.out, kind=options.kind, store=options.store,
+            _embeddings_of(gallery, _replaced(options), options, scratch, shown), options.out,
+            kind=options.kind, store=options.store,
             recall=options.recall, memory=options.memory,
             sample=None if options.sample is None else Embeddings.open(options.sample),
             progress=partial(shown, "building"),
@@ -103,20 +132,80 @@ def build(
     _print_index(made.about(), options.out, options.as_json)
 
 
-@index.command(epilog="Example: vizsla index add gallery.index new.emb")
+def _replaced(options: BuildOptions) -> "Index | None":
+    """The index that is replaced, if its model is to be used again."""
+    from vizsla.model.open_model import is_chosen
+    from vizsla.search.index_files import is_index
+
+    if is_chosen(options) or not is_index(options.out):
+        return None
+    with contextlib.suppress(StorageError):  # a damaged one
+        found = open_gallery(options.out, "cpu")
+        return None if found.source.model is None else found
+    return None
+
+
+def _embeddings_of(
+    gallery: str,
+    found: "Index | None",
+    options: "BuildOptions | AddOptions",
+    scratch: str,
+    progress: ProgressShown,
+) -> Path:
+    """The folder of the gallery's embeddings: as given, or made in `scratch` of images, by the
+    model of the index that there is, unless another one was chosen."""
+    from vizsla.data.image_sources import image_set
+    from vizsla.embed.embeddings import is_embeddings
+    from vizsla.model.open_model import is_chosen, load_embedder
+
+    if is_embeddings(gallery):
+        if is_chosen(options):
+            raise UsageError(f"{gallery} holds vectors of their own model: leave --model out")
+        return Path(gallery)
+    images = image_set(
+        gallery, labels=options.labels, labels_from=options.labels_from,
+        class_folders=options.class_folders, exclude=options.exclude,
+        follow_links=options.follow_links, label_separator=options.label_separator,
+    )  # fmt: skip
+    if found is None:
+        require_all_weights([(options.model, options.weights)])
+        embedder = load_embedder(options, seed=options.seed)
+    else:
+        embedder = embedder_of(found, options, options.seed)
+    return embedded_folder(
+        images, embedder, scratch, options, max_pixels=options.max_pixels, progress=progress
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddOptions(ModelChoice, FolderOptions, Printing):
+    """The options of `vizsla index add`."""
+
+    model: str = same(
+        ModelChoice, "model", usual=False, shown="the index's own",
+        help="The model of the index, if that does not record it.",
+    )  # fmt: skip
+    weights: str = same(ModelChoice, "weights", usual=False)
+    pooling: str | None = same(ModelChoice, "pooling", usual=False)
+    seed: int = same(RunOptions, "seed")
+
+
+@index.command(epilog="Example: vizsla index add gallery.index new-photos")
 def add(
     where: Where,
-    embeddings: Annotated[Path, typer.Argument(help="Embeddings of the new images.")],
+    gallery: Annotated[
+        str, typer.Argument(help="A folder of new images (a table, a URL, …), or embeddings.")
+    ],
     *,
-    options: Printing,
+    options: AddOptions,
 ) -> None:
-    """Add images that the same model embedded; the rest of the index stays as it is."""
+    """Add images, embedded by the model of the index; the rest of it stays as it is."""
     from vizsla.embed.embeddings import Embeddings
     from vizsla.search.index import open_index
 
-    with ProgressShown(options.quiet) as shown:
+    with ProgressShown(options.quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         found = open_index(where, progress=partial(shown, "adding"))
-        found.add(Embeddings.open(embeddings))
+        found.add(Embeddings.open(_embeddings_of(gallery, found, options, scratch, shown)))
     _print_index(found.about(), where, options.as_json)
 
 
@@ -251,11 +340,12 @@ class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions, Printing):
     device: str = same(ComputeChoice, "device", "cpu", usual=False)
 
 
-@app.command(epilog="Example: vizsla search gallery.emb query.emb -k 10 -o ranking.parquet")
+@app.command(epilog="Example: vizsla search gallery.index photo.jpg")
 def search(
     gallery: Annotated[str, typer.Argument(help="A run, an index, or the gallery's embeddings.")],
     queries: Annotated[
-        list[Path], typer.Argument(help="Embeddings, a folder of images, or image files.")
+        list[Path],
+        typer.Argument(help="Images, a folder of them, embeddings, or words for a CLIP model."),
     ],
     *,
     options: SearchOptions,
@@ -273,7 +363,7 @@ def search(
     found = open_gallery(gallery, device)
     with ProgressShown(options.quiet) as progress:
         query_set = embedded_queries(
-            queries, found.model_id, choice=options, seed=options.seed, device=device,
+            queries, found, choice=options, seed=options.seed, device=device,
             progress=lambda done, total: progress("embedding", done, total),
         )  # fmt: skip
         chain, choice = chain_of(

@@ -201,10 +201,10 @@ def show(
 def _embedder_of(source: Path, model: str | None) -> "Embedder":
     """The embedder that made a ranking: the run's, or the named one."""
     from vizsla.embed.auto_compute import resolve_compute
-    from vizsla.run import inputs
+    from vizsla.model.open_model import load_embedder
     from vizsla.workspace import is_run
 
     if model is None and not is_run(source):
         raise UsageError(f"--why needs the model of {source}: give a run, or --model")
-    embedder = inputs.load_embedder(ModelChoice(model=model or str(source)))
+    embedder = load_embedder(ModelChoice(model=model or str(source)))
     return embedder.to(resolve_compute().device)

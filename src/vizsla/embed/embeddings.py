@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from vizsla import storage
 from vizsla.embed import shards
+from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, StorageError
 from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 
@@ -28,7 +29,7 @@ class Embeddings(Shown):
 
     model_id decides what may be compared, compute_id what is bit-equal (None: unknown).
     broken: (id, reason) of the images that could not be embedded and are not among the ids.
-    root: the folder that the ids are below, if it is known; it is not saved.
+    root: the folder that the ids are below, if it is known. source: what builds the model again.
     """
 
     ids: list[str]
@@ -38,6 +39,7 @@ class Embeddings(Shown):
     compute_id: str | None = None
     broken: list[tuple[str, str]] = field(default_factory=list)
     root: Path | None = None
+    source: VectorSource = field(default_factory=VectorSource)
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.ids):
@@ -111,6 +113,7 @@ class Embeddings(Shown):
         writer = ShardWriter(Path(folder), lambda: about, self.dim, store=store, total=len(self))
         writer.add(self.ids, self.vectors, self.attributes, self.broken)
         writer.finish()
+        self.source.save(folder, self.model_id)
 
     @staticmethod
     def open(folder: str | Path, *, root: Path | None = None) -> "Embeddings":
@@ -132,6 +135,7 @@ class Embeddings(Shown):
             manifest["compute_id"],
             [tuple(pair) for shard in manifest["shards"] for pair in shard["broken"]],
             root,
+            VectorSource.load(folder, manifest["model_id"]),
         )
 
 
@@ -159,6 +163,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             "run the same `vizsla embed` again, it continues where it stopped"
         )
     return manifest
+
+
+def source_of(embeddings: Embeddings | str | Path) -> VectorSource:
+    """What is recorded of embeddings in memory or in their folder."""
+    if isinstance(embeddings, Embeddings):
+        return embeddings.source
+    return VectorSource.load(embeddings, read_manifest(embeddings)["model_id"])
 
 
 def parts_of(source: Embeddings | str | Path) -> tuple[str, int, int, Iterator[Part]]:

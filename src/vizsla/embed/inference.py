@@ -35,6 +35,7 @@ from vizsla.embed.compute_shards import (
 from vizsla.embed.embeddings import Embeddings, ShardWriter
 from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import STORES
+from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.progress import reporting
@@ -132,11 +133,15 @@ def write_embeddings(
             storage.remove(out / "manifest.json", *out.glob("shard-*.parquet"))
         job = _Job(source, runtime, engine or embed_here, out, store, shard_images, progress)
         writer = job.run()
+        model_id = embedder.model_id
+        VectorSource(
+            embedder.source, str(images.folder.absolute()) if images.folder else None
+        ).save(out, model_id)
     broken = [(name, why) for shard in writer.shards for name, why in shard["broken"]]
     count = writer.done - len(broken)
     if broken:
         _report_broken(broken, images, out, all_broken=count == 0)
-    return WrittenEmbeddings(out, count, broken, embedder.dim, embedder.model_id, runtime.compute)
+    return WrittenEmbeddings(out, count, broken, embedder.dim, model_id, runtime.compute)
 
 
 class _Job:

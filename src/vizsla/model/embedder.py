@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizsla import __version__, storage
+from vizsla.data.decoded import as_list, pixels_of
 from vizsla.data.preprocess import Preprocess
+from vizsla.data.transforms import preprocess_of
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.backbones import Backbone, ClipBackbone
 from vizsla.model.build import PRETRAINED, RANDOM, build_backbone, resolve_backbone
@@ -40,7 +42,7 @@ log = logging.getLogger("vizsla.model")
 
 FORM = "embedder/1"
 CONFIG, WEIGHTS, TOKENISER = "config.json", "model.safetensors", "tokeniser"
-TEXTS_AT_ONCE = 64
+TEXTS_AT_ONCE, IMAGES_AT_ONCE = 64, 32
 
 
 class Embedder(nn.Module):
@@ -62,6 +64,7 @@ class Embedder(nn.Module):
         self.projection: nn.Module = nn.Identity()
         self.views: Views | None = None
         self.origin = Origin()
+        self.source: dict[str, Any] | None = None  # the options that build it again, if known
         self._cached_digest: tuple[list[Any], str] | None = None
 
     # ── building ─────────────────────────────────────────────────────────────────────────────────
@@ -84,12 +87,15 @@ class Embedder(nn.Module):
         backbone = build_backbone(spec, weights, image_size=image_size, seed=seed)
         embedder = Embedder(backbone, pooling)
         embedder.origin = Origin.of_weights(weights)
+        file = Path(weights).exists() and str(Path(weights).absolute())
+        embedder.source = {"model": name, "weights": file or str(weights), "pooling": pooling,
+                           "image_size": image_size, "seed": seed}  # fmt: skip
         return embedder.eval()
 
     @staticmethod
     def from_module(
         module: nn.Module,
-        preprocess: Preprocess,
+        preprocess: Preprocess | int | Any,
         *,
         name: str = "custom",
         pooling: str | None = None,
@@ -97,10 +103,17 @@ class Embedder(nn.Module):
         """From any network that returns vectors (B, D), a map (B, C, H, W) or tokens (B, T, C).
         It is run once, on black images, to see which.
 
+        preprocess: the transform of torchvision or timm that the network was trained with (Resize,
+        CenterCrop, ToTensor, Normalize, or `weights.transforms()`), a Preprocess, or an image size,
+        with ImageNet's mean and std. UsageError: a transform of another kind.
         The model_id depends on the module's class and weights, not on its code: when the code
         changes, change `name`.
         """
-        backbone = CustomBackbone(module, preprocess, name)
+        if not isinstance(module, nn.Module):
+            raise UsageError(
+                f"module is of type {type(module).__name__}: expected a network, a torch.nn.Module"
+            )
+        backbone = CustomBackbone(module, preprocess_of(preprocess), name)
         return Embedder(backbone, pooling or backbone.spec.pooling).eval()
 
     # ── embedding ────────────────────────────────────────────────────────────────────────────────
@@ -127,6 +140,7 @@ class Embedder(nn.Module):
     def with_interpolation(self, name: str) -> "Embedder":
         """Changes how images are resized (for weights that were trained so); returns itself."""
         self.preprocess = dataclasses.replace(self.preprocess, interpolation=name)
+        self.source = self.source and {**self.source, "interpolation": name}
         return self
 
     def with_views(self, text: str) -> "Embedder":
@@ -135,6 +149,7 @@ class Embedder(nn.Module):
         ModelError if the network takes images of one size only.
         """
         views = Views.parse(text)
+        self.source = self.source and {**self.source, "views": text}
         for step in STEPS:
             self.views = views and dataclasses.replace(views, step=step)
             if views is None or views.scales == (1.0,) or self._accepts_views():
@@ -156,7 +171,28 @@ class Embedder(nn.Module):
             return False
         return True
 
-    def encode_text(self, texts: list[str]) -> Tensor:
+    @torch.no_grad()
+    def encode(self, images: Any) -> Tensor:
+        """(B, D) float32 of length 1, on the CPU.
+
+        images: a path, the bytes of a file, a PIL image or a uint8 array (H, W, 3), or a list of
+        them. Of a folder use `vizsla.embed`, which decodes and embeds at the same time. DataError:
+        an image cannot be read.
+        """
+        images, device = as_list(images), next(self.parameters(), torch.empty(0)).device
+        parts = [
+            self(self.preprocess.normalised(torch.from_numpy(pixels).to(device))).cpu()
+            for start in range(0, len(images), IMAGES_AT_ONCE)
+            for pixels in [
+                pixels_of(
+                    images[start : start + IMAGES_AT_ONCE], self.preprocess.framing, first=start
+                )
+            ]
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | list[str]) -> Tensor:
         """(B, D) float32 of length 1, comparable with the vectors of images; ModelError if the
         model reads no text."""
         if not self.reads_text and self.pooling != "native" and self.backbone.spec.reads_text:
@@ -272,6 +308,7 @@ class Embedder(nn.Module):
             "files": files,
         }
         _write_description(folder, content)
+        self.source = {"model": str(folder.absolute())}
 
     def save_origin(self, folder: str | Path) -> None:
         """Rewrites the configuration and the model card in `folder`, not the weights."""
@@ -330,6 +367,7 @@ class Embedder(nn.Module):
         load_state(embedder, read_state(folder / WEIGHTS), origin=str(folder / WEIGHTS))
         markers = change_markers(without_counters(embedder.state_dict()))
         embedder._cached_digest = markers, config["weights_digest"]
+        embedder.source = {"model": str(folder.absolute())}
         return embedder.eval()
 
 

@@ -25,6 +25,7 @@ from vizsla.embed.converted_runtimes import installed
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import WHITENINGS
 from vizsla.progress import reporting
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
@@ -32,7 +33,6 @@ from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.inputs import (
     folders_of,
-    load_embedder,
     target_in,
     truth_in,
     whiten_embedder,

@@ -23,10 +23,11 @@ from vizsla.embed.shared_vectors import JOINT_POOLINGS, embed_together
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.build import resolve_backbone
 from vizsla.model.embedder import Embedder
+from vizsla.model.open_model import load_embedder
 from vizsla.model.pooling import POOLINGS
 from vizsla.options import ModelChoice, TuneConfig
 from vizsla.output import pages
-from vizsla.run import inputs, pipeline
+from vizsla.run import pipeline
 from vizsla.run.config import RunConfig, compute_for
 from vizsla.run.embedding import Progress
 from vizsla.run.train import train
@@ -293,7 +294,7 @@ def _embed_ahead(
     choice = ModelChoice(
         model=one.model, weights=one.weights, pooling=one.pooling, image_size=run.image_size
     )
-    first = inputs.load_embedder(choice, seed=run.seed)
+    first = load_embedder(choice, seed=run.seed)
     others = [Embedder(first.backbone, str(p), name=first.name).eval() for p in poolings[1:]]
     compute = compute_for(run, first, data)
     others = [e for e in others if compute_for(run, e, data) == compute]

@@ -16,13 +16,14 @@ from vizsla.data.splits import Target, training_part
 from vizsla.embed.shared_vectors import cached_embeddings, embeddings_key
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.model.open_model import load_embedder
 from vizsla.notebook import Shown, Summary
 from vizsla.options import TrainConfig
 from vizsla.output import charts
 from vizsla.progress import reporting
 from vizsla.run.config import RunConfig, check_compute
 from vizsla.run.embedding import Progress
-from vizsla.run.inputs import load_embedder, training_images
+from vizsla.run.inputs import training_images
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import WITHOUT_EFFECT, training_compute

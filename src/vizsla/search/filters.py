@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +92,19 @@ class Filter:
 
     conditions: tuple[Condition, ...] = ()
     ids: frozenset[str] | None = None
+
+    @staticmethod
+    def of(given: Any) -> "Filter | None":
+        """A Filter as it is, None, or one of the text form: one condition or a list of them."""
+        if given is None or isinstance(given, Filter):
+            return given
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise UsageError(
+                f"filter is of type {type(given).__name__}: expected a condition such as "
+                "'label=shoe' or 'price<10', a list of them, or a Filter"
+            )
+        return Filter.parse(texts) if texts else None
 
     @staticmethod
     def parse(texts: str | Sequence[str]) -> "Filter":

@@ -12,13 +12,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
-from vizsla.embed.embeddings import Embeddings, parts_of
+from vizsla.embed.embeddings import Embeddings, parts_of, source_of
+from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search import index_files as disk
@@ -36,8 +37,13 @@ from vizsla.search.index_structure import (
     should_fold,
 )
 from vizsla.search.index_view import LazyStructure, View
+from vizsla.search.queries import QueryEncoder
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
+if TYPE_CHECKING:
+    from vizsla.model.embedder import Embedder
+
+SHOWN = 10  # images of a query, if k is not given
 COMPACT_AT = 0.2  # share of removed rows at which the folder is rewritten without them
 Changed = tuple[Snapshot, Structure | None]  # None: no new structure in memory
 
@@ -47,11 +53,14 @@ class FolderIndex:
 
     def __init__(
         self, snapshot: Snapshot, *, device: str = "cpu", precision: str = "auto",
-        progress: Progress | None = None,
+        progress: Progress | None = None, source: VectorSource | None = None,
     ) -> None:  # fmt: skip
         self.device, self.precision, self.progress = device, precision, progress
         self.view = View(snapshot, LazyStructure(), device, precision)
         self._changing = threading.RLock()
+        if source is None:
+            source = VectorSource.load(snapshot.folder, snapshot.manifest["model_id"])
+        self.encoder = QueryEncoder(source, snapshot.manifest["model_id"], str(snapshot.folder))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @staticmethod
@@ -91,6 +100,11 @@ class FolderIndex:
     def dim(self) -> int:
         """D, the length of a vector."""
         return int(self.view.snapshot.manifest["dim"])
+
+    @property
+    def source(self) -> VectorSource:
+        """What builds the model again, and where the images are."""
+        return self.encoder.source
 
     @property
     def folder(self) -> Path:
@@ -159,16 +173,19 @@ class FolderIndex:
 
     def search(
         self,
-        queries: Embeddings | np.ndarray,
-        k: int,
-        filter: Filter | None = None,
+        queries: Any,
+        k: int | None = None,
+        filter: Filter | str | Sequence[str] | None = None,
         *,
         model_id: str | None = None,
         same_set: bool = False,
+        embedder: "Embedder | None" = None,
     ) -> Ranking:
         """See Index.search."""
         view, snapshot = self.view, self.view.snapshot
-        queries = exact.as_embeddings(queries, model_id, same_set=same_set)
+        filter = Filter.of(filter)
+        queries = self.encoder.embeddings(queries, model_id, same_set=same_set, embedder=embedder)
+        k = min(SHOWN, len(snapshot) - same_set) if k is None else k
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         exact.check_k(k, len(snapshot) - same_set)
         allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
@@ -188,7 +205,7 @@ class FolderIndex:
             origin["filter"] = str(filter)
         return Ranking(
             queries.ids, snapshot.ids, positions, scores, len(snapshot), origin,
-            query_root=queries.root,
+            query_root=queries.root, gallery_root=self.source.root,
         )  # fmt: skip
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
@@ -275,6 +292,7 @@ class FolderIndex:
             with storage.writing(folder / name) as temporary:
                 shutil.copyfile(snapshot.folder / name, temporary)
         disk.commit(folder, manifest)
+        self.source.save(folder, self.model_id)
 
     def verify(self) -> None:
         """See Index.verify. Hashes every file again."""
@@ -330,6 +348,7 @@ def build_in(
         if kind != "exact" and size >= ann.MIN_ROWS:
             target = RECALL if recall is None else recall
             snapshot, structure = build_structure(snapshot, target, vectors, progress)
+        source_of(embeddings).save(folder, model_id)
     index = FolderIndex(snapshot, device=device, precision=precision, progress=progress)
     index._show(snapshot, LazyStructure(structure))
     return index

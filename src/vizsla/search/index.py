@@ -6,12 +6,13 @@ images and never interprets an attribute.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import UsageError
 from vizsla.search import index_files as disk
 from vizsla.search.ann import Progress
@@ -20,6 +21,9 @@ from vizsla.search.folder_index import FolderIndex, build_in
 from vizsla.search.index_files import Snapshot
 from vizsla.search.milvus_index import MilvusIndex, is_milvus
 from vizsla.search.ranking import Ranking
+
+if TYPE_CHECKING:
+    from vizsla.model.embedder import Embedder
 
 
 class Index(Protocol):
@@ -49,20 +53,28 @@ class Index(Protocol):
     def labels(self) -> list[str | None] | None:
         """The attribute `label` of the G images; None if the index has no such attribute."""
 
+    @property
+    def source(self) -> VectorSource:
+        """What builds the model again, and where the images are."""
+
     def __len__(self) -> int: ...
 
     def search(
         self,
-        queries: Embeddings | np.ndarray,
-        k: int,
-        filter: Filter | None = None,
+        queries: Any,
+        k: int | None = None,
+        filter: Filter | str | Sequence[str] | None = None,
         *,
         model_id: str | None = None,
         same_set: bool = False,
+        embedder: "Embedder | None" = None,
     ) -> Ranking:
         """The k nearest images of each query, best first; fewer only if a filter leaves fewer.
 
-        queries: Embeddings, or (Q, D) numbers together with the model_id that made them.
+        queries: an image (a path or a PIL image), a text (any other string), a list of these,
+        Embeddings, or vectors (Q, D) of the gallery's model. k: 10 by default, or all if there are
+        fewer. filter: a condition such as "label=shoe" or "price<10", a list of them, or a Filter.
+        embedder: the gallery's model, needed for images and texts if the index does not record it.
         same_set: the queries are images of the gallery, so each one's own id is left out.
         DataError: another model or dimension, k beyond the gallery, no such attribute.
         """
@@ -140,4 +152,4 @@ def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
     nowhere, none = Path("an index in memory"), np.empty(0, np.int64)
     attributes = embeddings.attributes
     snapshot = Snapshot(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)
-    return FolderIndex(snapshot, device=device)
+    return FolderIndex(snapshot, device=device, source=embeddings.source)

@@ -5,6 +5,7 @@ Milvus gives candidates with their vectors; they are ordered by exact scores her
 of index. A second, tiny collection records which model made the vectors.
 """
 
+import dataclasses
 import json
 import logging
 import re
@@ -12,18 +13,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from vizsla.embed.embeddings import Embeddings, Part, parts_of
+from vizsla.embed.embeddings import Embeddings, Part, parts_of, source_of
+from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search.filters import Condition, Filter, no_attribute, no_order, typed
-from vizsla.search.folder_index import build_in, check_present
+from vizsla.search.folder_index import SHOWN, build_in, check_present
 from vizsla.search.index_files import check_new
+from vizsla.search.queries import QueryEncoder
 from vizsla.search.ranking import Ranking, self_positions, without_self
+
+if TYPE_CHECKING:
+    from vizsla.model.embedder import Embedder
 
 FORM = "milvus/1"
 ABOUT = "_vizsla"  # ends the name of the second collection
@@ -51,13 +57,16 @@ class MilvusIndex:
         self.where, self.client, self.collection, self._about = where, client, collection, about
         self._lite = not where.startswith("milvus://")
         self._gallery: tuple[list[str], pa.Table] | None = None
+        source = VectorSource(**about.get("source", {}))
+        self.encoder = QueryEncoder(source, about["model_id"], where)
 
     @staticmethod
     def build(embeddings: Embeddings | str | Path, where: str) -> "MilvusIndex":
         """See index.build_index. An existing collection is replaced, if vizsla has made it."""
         client, collection = _connected(where)
         model_id, dim, _, parts = parts_of(embeddings)
-        about = {"form": FORM, "model_id": model_id, "dim": dim, "types": {}}
+        source = dataclasses.asdict(source_of(embeddings))
+        about = {"form": FORM, "model_id": model_id, "dim": dim, "types": {}, "source": source}
         with _milvus_errors(where):
             if client.has_collection(collection):
                 if not client.has_collection(collection + ABOUT):
@@ -106,6 +115,11 @@ class MilvusIndex:
     def dim(self) -> int:
         """D, the length of a vector."""
         return int(self._about["dim"])
+
+    @property
+    def source(self) -> VectorSource:
+        """What builds the model again, and where the images are."""
+        return self.encoder.source
 
     @property
     def ids(self) -> list[str]:
@@ -176,17 +190,20 @@ class MilvusIndex:
 
     def search(
         self,
-        queries: Embeddings | np.ndarray,
-        k: int,
-        filter: Filter | None = None,
+        queries: Any,
+        k: int | None = None,
+        filter: Filter | str | Sequence[str] | None = None,
         *,
         model_id: str | None = None,
         same_set: bool = False,
+        embedder: "Embedder | None" = None,
     ) -> Ranking:
         """See Index.search. The Ranking's gallery is the images that were found."""
-        queries = exact.as_embeddings(queries, model_id, same_set=same_set)
+        filter = Filter.of(filter)
+        queries = self.encoder.embeddings(queries, model_id, same_set=same_set, embedder=embedder)
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         size = len(self)
+        k = min(SHOWN, size - same_set) if k is None else k
         exact.check_k(k, size - same_set)
         where = "" if filter is None else self._expression(filter)
         allowed = size if filter is None else self._count(where)

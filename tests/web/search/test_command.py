@@ -78,6 +78,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, tinted: Path) -> Path:
     done.run.folder.rename(folder / "runs" / "20260131-235959-0a1b")
     embeddings = folder / "runs" / "20260131-235959-0a1b" / "embeddings" / "gallery"
     build_index(embeddings, folder / "gallery.index")
+    shutil.copytree(folder / "gallery.index", folder / "bare.index")
+    (folder / "bare.index/source.json").unlink()
     shutil.copytree(tinted / "training", folder / "photos")
     return folder
 
@@ -100,6 +102,13 @@ def test_a_run_is_served_with_its_labels(home: Path) -> None:
         assert found[0].score == pytest.approx(1, abs=1e-5)
         assert engine.picture("g-green-0.png").is_file()
         assert len(engine.gallery) == 24
+
+
+def test_an_index_is_served_by_the_model_and_with_the_images_that_it_remembers(home: Path) -> None:
+    with prepared(GallerySource(home / "gallery.index")) as (engine, _):
+        (upload,) = engine.upload([(home / "data/test/gallery/g-green-0.png").read_bytes()])
+        found = engine.answer(SearchRequest(query=(upload.name,), k=3)).results
+        assert found[0].id == "g-green-0.png" and engine.picture("g-green-0.png").is_file()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
@@ -186,9 +195,9 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
     ("options", "error", "message"),
     [
         ({"path": "nowhere"}, DataError, "does not exist"),
-        ({"path": "gallery.index"}, UsageError, "give --model and --images"),
-        ({"path": "gallery.index", "model": "tiny"}, UsageError, "give --images"),
-        ({"path": "photos", "images": "photos"}, UsageError, "--images belongs to"),
+        ({"path": "bare.index"}, UsageError, "give model and images"),
+        ({"path": "bare.index", "model": "tiny"}, UsageError, "give images"),
+        ({"path": "photos", "images": "photos"}, UsageError, "images belongs to"),
         ({"path": RUN, "images": "nowhere"}, DataError, "is not a folder"),
         ({"path": "runs", "model": "tiny", "weights": "random"}, DataError, "holds no images"),
         (

@@ -21,17 +21,20 @@ import pyarrow as pa
 
 from vizsla import storage
 from vizsla.data.fingerprint import fingerprint
+from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet, open_data
 from vizsla.data.tables import labels_for, labels_from_pattern, read_labels
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
-from vizsla.embed.embeddings import Embeddings, is_embeddings
+from vizsla.embed.embeddings import Embeddings, is_embeddings, source_of
 from vizsla.embed.inference import embed
+from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, ModelError, UsageError, VizslaError
+from vizsla.model.open_model import load_embedder, rebuilt
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
-from vizsla.run import config, finished_run, inputs
+from vizsla.run import config, finished_run
 from vizsla.search.folder_index import FolderIndex
-from vizsla.search.index_files import is_index
+from vizsla.search.index_files import is_index, read_manifest
 from vizsla.workspace import is_run
 
 if TYPE_CHECKING:
@@ -59,8 +62,15 @@ class GallerySource:
 
     @property
     def images(self) -> Path | None:
-        """The folder of the gallery's images, if it was given."""
-        return None if self.options.images is None else Path(self.options.images)
+        """The folder of the gallery's images, if it was given or is recorded with the vectors."""
+        return self.recorded.root if self.options.images is None else Path(self.options.images)
+
+    @property
+    def recorded(self) -> VectorSource:
+        """What an index or embeddings record of their model and images."""
+        if self.kind == "index":
+            return VectorSource.load(self.path, read_manifest(self.path)["model_id"])
+        return source_of(self.path) if self.kind == "embeddings" else VectorSource()
 
     @property
     def kind(self) -> str:
@@ -79,9 +89,9 @@ class GallerySource:
             )
         kind = self.kind
         if kind in ("index", "embeddings"):
-            missing = [
-                f"--{name}" for name in ("model", "images") if getattr(self.options, name) is None
-            ]
+            recorded = self.recorded
+            known = {"model": self.options.model or recorded.model, "images": self.images}
+            missing = [f"--{name}" for name, value in known.items() if value is None]
             if missing:
                 raise UsageError(
                     f"{self.path} is an {kind if kind == 'index' else 'embeddings folder'}: give "
@@ -202,7 +212,10 @@ def prepare(
     source.check()
     kind = source.kind
     model = source.options.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
-    embedder = inputs.load_embedder(replace(source.options, model=model))
+    if source.options.model is None and source.recorded.model is not None:
+        embedder = rebuilt(source.recorded.model, None, str(source.path))
+    else:
+        embedder = load_embedder(replace(source.options, model=model))
 
     def report(done: int, total: int) -> None:
         state.stage, state.done, state.total = "embedding", done, total
@@ -281,7 +294,7 @@ def _embeddings(
 ) -> tuple[Embeddings, Path, Compute]:
     """The gallery's vectors with labels, the folder of its images, and how to embed queries."""
     if kind == "pictures":
-        images = inputs.image_set(
+        images = image_set(
             source.path, labels=source.options.labels, labels_from=source.options.labels_from,
             class_folders=source.options.class_folders, follow_links=source.options.follow_links,
         )  # fmt: skip

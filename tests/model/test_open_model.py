@@ -6,8 +6,8 @@ import pytest
 
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.model.open_model import load_embedder
 from vizsla.options import ModelChoice
-from vizsla.run.inputs import load_embedder
 
 
 def test_interpolation_is_part_of_the_model_and_of_its_folder(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""A name, the folder of an embedder, or a run → Embedder, as the options of a model say."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from vizsla.data.resize import INTERPOLATIONS
+from vizsla.errors import DataError, UsageError, VizslaError
+from vizsla.model.embedder import Embedder
+from vizsla.options import ModelChoice
+from vizsla.workspace import is_run
+
+
+def load_embedder(choice: ModelChoice, *, seed: int = 0) -> Embedder:
+    """From a backbone's name, a saved embedder's folder or a run's folder.
+
+    UsageError if an option would change what a saved embedder has fixed.
+    """
+    folder = Path(choice.model)
+    if not folder.is_dir():
+        embedder = Embedder.build(
+            choice.model,
+            weights=choice.weights,
+            pooling=choice.pooling,
+            image_size=choice.image_size,
+            seed=seed,
+        )
+    elif choice.weights != "pretrained" or choice.pooling or choice.image_size:
+        raise UsageError(
+            f"{folder} is a saved embedder: its weights, pooling and image size are fixed. "
+            "Leave out --weights, --pooling and --image-size, or name a backbone"
+        )
+    elif choice.interpolation:
+        raise UsageError(f"{folder} is a saved embedder: leave out --interpolation")
+    else:
+        embedder = Embedder.load(folder / "embedder" if is_run(folder) else folder)
+    if choice.interpolation is not None:
+        if choice.interpolation not in INTERPOLATIONS:
+            raise UsageError(
+                f"--interpolation {choice.interpolation}: choose {', '.join(INTERPOLATIONS)}"
+            )
+        embedder = embedder.with_interpolation(choice.interpolation)
+    return embedder if choice.views is None else embedder.with_views(choice.views)
+
+
+def is_chosen(choice: ModelChoice) -> bool:
+    """Whether any option of the model was given another value than its default."""
+    return any(getattr(choice, f.name) != f.default for f in dataclasses.fields(ModelChoice))
+
+
+def opened(model: Any, *, device: str | None = None) -> Embedder:
+    """The embedder that an argument names: one already, or as of `load_embedder`."""
+    if isinstance(model, Embedder):
+        found = model
+    elif isinstance(model, str | Path):
+        found = load_embedder(ModelChoice(model=str(model)))
+    else:
+        raise UsageError(
+            f"embedder is of type {type(model).__name__}: expected an Embedder, the name of a "
+            "model, or the folder of a saved embedder or of a run"
+        )
+    return found if device is None else found.to(device)
+
+
+def rebuilt(source: dict[str, Any] | None, model_id: str | None, what: str) -> Embedder:
+    """The embedder with this model_id (None: any), from what was recorded with vectors in `what`.
+
+    DataError: nothing was recorded, or it builds another model now.
+    """
+    if source is None:
+        raise DataError(
+            f"{what} does not record how to build its model (a network or vectors of "
+            "your own, or whitened): name it with --model, or give vectors"
+        )
+    known = {f.name for f in dataclasses.fields(ModelChoice)}
+    choice = ModelChoice(**{key: value for key, value in source.items() if key in known})
+    try:
+        found = load_embedder(choice, seed=source.get("seed", 0))
+    except VizslaError as error:
+        raise DataError(
+            f"{what} was embedded by {choice.model}, which cannot be opened ({error}): name the "
+            "model with --model"
+        ) from error
+    if model_id not in (None, found.model_id):
+        raise DataError(
+            f"{what} was embedded by model {model_id}, but {choice.model}, which it records, is "
+            f"now {found.model_id}: name the model with --model"
+        )
+    return found

@@ -1,0 +1,94 @@
+"""Queries as one writes them: paths, images, texts, vectors; filters as text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vizsla
+from vizsla.errors import DataError, UsageError
+
+
+@pytest.fixture(scope="module")
+def embedder() -> vizsla.Embedder:
+    return vizsla.Embedder.build("tiny", weights="random", image_size=32)
+
+
+@pytest.fixture
+def index(tinted: Path, tmp_path: Path, embedder: vizsla.Embedder) -> Path:
+    gallery = vizsla.open_data(tinted).gallery.with_labels_file(tinted / "labels.csv", "gallery")
+    found = vizsla.embed(gallery, embedder, tmp_path / "g.emb")
+    vizsla.build_index(found, tmp_path / "g.index")
+    return tmp_path / "g.index"
+
+
+def test_an_image_is_searched_for_as_path_picture_array_and_vector(
+    index: Path, tinted: Path, embedder: vizsla.Embedder
+) -> None:
+    found, path = vizsla.open_index(index), tinted / "test/gallery/g-blue-1.png"
+    picture = Image.open(path)
+    for query in (path, str(path), picture, [picture], np.asarray(picture), [str(path), path],
+                  embedder.encode(path), embedder.encode(path).numpy()[0],
+                  embedder.encode(path).tolist()):  # fmt: skip
+        ranking = found.search(query, 3)
+        assert ranking.row(0)[0] == path.name and ranking.depth == 3
+        assert ranking.scores is not None and ranking.scores[0, 0] > 0.9999
+    assert found.search([path, picture]).queries == [path.name, "1"]
+    assert found.search(path).depth == 10
+
+
+def test_a_filter_is_a_text_or_several(index: Path, tinted: Path) -> None:
+    found, path = vizsla.open_index(index), tinted / "test/gallery/g-blue-1.png"
+    labels = dict(zip(found.ids, found.labels or [], strict=True))
+    assert {labels[n] for n in found.search(path, 5, filter="label=green").row(0)} == {"green"}
+    both = found.search(path, 5, filter=["label=green", "id=g-green-1.png|g-blue-1.png"])
+    assert both.row(0) == ["g-green-1.png"]
+    with pytest.raises(UsageError, match="filter is of type dict: expected a condition such as"):
+        found.search(path, 5, filter={"label": "green"})  # type: ignore[arg-type]
+
+
+def test_a_ranking_of_an_index_knows_where_its_images_are(index: Path, tinted: Path) -> None:
+    ranking = vizsla.open_index(index).search(tinted / "test/gallery/g-blue-1.png", 2)
+    assert len(vizsla.show(ranking).sheets) == 1
+
+
+def test_what_is_no_query_is_refused(index: Path) -> None:
+    found = vizsla.open_index(index)
+    with pytest.raises(UsageError, match="queries is of type int: expected an image"):
+        found.search(5)
+    with pytest.raises(UsageError, match="list with items of other types"):
+        found.search([5, "a.jpg"])
+    with pytest.raises(DataError, match="there is nothing at nonesuch"):
+        found.search("nonesuch.jpg")
+    with pytest.raises(vizsla.ModelError, match="tiny reads no text"):
+        found.search("a red shoe")
+    with pytest.raises(DataError, match="7 dimensions"):
+        found.search(np.ones(7))
+
+
+def test_a_network_of_ones_own_is_given_with_the_query(tinted: Path, tmp_path: Path) -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3))
+
+    own, path = vizsla.Embedder.from_module(Mean(), 16), tinted / "test/gallery/g-blue-1.png"
+    found = vizsla.embed(vizsla.open_data(tinted).gallery, own, tmp_path / "g.emb")
+    vizsla.build_index(found, tmp_path / "g.index")
+    index = vizsla.open_index(tmp_path / "g.index")
+    with pytest.raises(DataError, match=r"does not record how to build its model .*name it with"):
+        index.search(path)
+    assert index.search(path, 1, embedder=own).row(0) == [path.name]
+
+
+def test_words_are_searched_for_by_a_model_that_reads_text(
+    tiny_clip: str, tinted: Path, tmp_path: Path
+) -> None:
+    clip = vizsla.Embedder.build(tiny_clip, weights="random")
+    found = vizsla.embed(vizsla.open_data(tinted).gallery, clip, tmp_path / "g.emb")
+    index = vizsla.build_index(found, tmp_path / "g.index")
+    ranking = index.search(["a red shoe", tinted / "test/gallery/g-blue-1.png"], 1)
+    assert ranking.queries[0] == "a red shoe" and ranking.row(1) == ["g-blue-1.png"]
+    by_vector = index.search(clip.encode_text("a red shoe"), 1)
+    assert by_vector.row(0) == ranking.row(0)
