@@ -142,3 +142,10 @@ def test_broken_images_neither_ask_nor_answer(images: ImageSet) -> None:
 def test_an_unknown_value_lists_the_known(images: ImageSet) -> None:
     with pytest.raises(UsageError, match="balanced, map, top1, points"):
         Validation(images, split(images, share=0.6), COMPUTE, value="f1")
+
+
+def test_points_reach_1000(images: ImageSet) -> None:
+    validation = Validation(images, split(images, share=0.6), COMPUTE, value="points")
+    values = validation(embedder())
+    assert validation.means["points"] == pytest.approx(values.mean()) and values.max() == 1000
+    assert 10 < validation.chance < 1000

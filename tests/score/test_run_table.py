@@ -5,7 +5,7 @@ import pytest
 
 from vizsla.errors import UsageError
 from vizsla.score.compare import read_results
-from vizsla.score.run_table import Row, row_of_result, run_table, short_time
+from vizsla.score.run_table import Row, best_so_far, row_of_result, run_table, short_time
 
 
 def rows(*means: dict[str, float]) -> list[Row]:
@@ -62,3 +62,16 @@ def test_setups_are_said_in_a_few_words(tmp_path: Path) -> None:
 )
 def test_times_are_short(seconds: float | None, text: str | None) -> None:
     assert short_time(seconds) == text
+
+
+def test_the_best_result_so_far_on_the_same_data_is_named(tmp_path: Path) -> None:
+    files = []
+    for name, ap, data in (("a", 0.5, "1"), ("b", 0.7, "1"), ("c", 0.9, "2")):
+        content = {"model_name": "net", "run_id": name, "map": ap, "data_id": data, "top_k": 5}
+        files.append(tmp_path / f"net_metrics_{name}.json")
+        files[-1].write_text(json.dumps(content))
+    (tmp_path / "broken.json").write_text("{")
+    assert best_so_far(files[0]) == "b (mAP 0.7000, here 0.5000): net "
+    assert best_so_far(files[1]) == "this run (mAP 0.7000), of 2 on this data"
+    files[1].write_text(json.dumps({"model_name": "net", "run_id": "b", "data_id": "3"}))
+    assert best_so_far(files[1]) == ""

@@ -7,7 +7,7 @@ from torch import nn
 
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
-from vizsla.train.selection import Selection, interpolated, paired_gain, table
+from vizsla.train.selection import Candidate, Selection, interpolated, paired_gain, table
 
 
 def embedder(value: float) -> Embedder:
@@ -91,3 +91,13 @@ def test_the_table_lists_all_candidates() -> None:
     assert lines[1].startswith("      frozen")
     assert "+0.2500" in lines[2]
     assert lines[2].startswith("kept  tuned ")
+
+
+def test_the_table_of_candidates_fits_80_columns_and_counts_points_to_1000() -> None:
+    means = {"map": 0.5, "top1": 0.7, "points": 793.4, "text": 0.5}
+    name = "average of weights, whole image at 256, discriminant 0.6"
+    found = [Candidate("frozen", np.array([0.6]), means=means),
+             Candidate(name, np.array([0.7]), gain=0.1, kept=True, means=means)]  # fmt: skip
+    lines = table(found).splitlines()
+    assert max(map(len, lines)) <= 80 and "793.4" in lines[1]
+    assert lines[2].split()[0] == "kept" and "+0.1000" in lines[2]

@@ -5,6 +5,7 @@ as many of a class, since the best size of a neighbourhood depends on both. Neve
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from vizsla.errors import DataError
 from vizsla.options import TuneConfig
 from vizsla.score.calibration import share_like
 from vizsla.score.metrics import average_precision
-from vizsla.score.text_table import Table
+from vizsla.score.text_table import WIDTH, Table
 from vizsla.search import exact
 
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
@@ -373,9 +374,13 @@ class TrialReport:
 
     def lines(self, what: str) -> list[str]:
         """The first rows of the table and how to read it, for a terminal."""
+        table = self.table(what, SHOWN).select(["", what, "top-1", "mAP", "mean", "gain", "uses"])
+        rows = [[row[0], row[1].replace("+", " + ").replace(",", ", "), *row[2:]]
+                for row in table.rows]  # fmt: skip
+        table = Table(table.columns, rows)  # with spaces, where long chains fold
         return [
-            f"{what} chosen on {self.tried_on}:",
-            *self.table(what, SHOWN).lines(),
+            *textwrap.wrap(f"{what} chosen on {self.tried_on}:", WIDTH),
+            *table.lines(WIDTH, keep=table.columns, whole=("",)),
             "rejected: loses more top-1 than one standard error",
         ]
 

@@ -90,7 +90,7 @@ def compare_runs(
     if options.as_json:
         print_json(content)
         return
-    print_table(table, table.columns, whole=whole, piped=run_table.WIDTH if whole else None)
+    print_table(table, table.columns, whole=whole, piped=text_table.WIDTH if whole else None)
     notes = ranked.notes()
     if differences is not None:
         typer.echo()

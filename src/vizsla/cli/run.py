@@ -75,6 +75,7 @@ def run(
     from vizsla.run import config as run_config
     from vizsla.run import pipeline, several_models
     from vizsla.run.fused_runs import CONCAT, FusionConfig
+    from vizsla.score.run_table import best_so_far
 
     fusion = FusionConfig(
         fusing.fusion, fusing.fusion_weights, fusing.fusion_whiten,
@@ -116,6 +117,8 @@ def run(
         print_json(result.to_dict())
     else:
         _print_run(result)
+        if best := best_so_far(result.result_path):
+            typer.echo(f"best so far {best}")
         if [(one.model, one.weights) for one in configs] == [(DEFAULT_BACKBONE, "pretrained")]:
             typer.echo()
             if not training and result.record["num_classes"]:
@@ -340,7 +343,8 @@ def sweep(
 
 
 def _print_sweep(result: "SweepResult") -> None:
-    from vizsla.score.run_table import WHOLE, WIDTH
+    from vizsla.score.run_table import WHOLE
+    from vizsla.score.text_table import WIDTH
 
     alarms, notes = result.remarks()
     if result.ranked is not None:

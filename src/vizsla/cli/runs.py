@@ -41,7 +41,8 @@ def runs(context: typer.Context, *, options: RunsOptions) -> None:
     if context.invoked_subcommand is not None:
         return
     from vizsla.run.run_folders import format_size, run_folders
-    from vizsla.score.run_table import WHOLE, WIDTH
+    from vizsla.score.run_table import WHOLE
+    from vizsla.score.text_table import WIDTH
 
     found = run_folders(options.home, options.metric)
     if options.as_json:

@@ -119,7 +119,7 @@ def _folder(path: Path) -> RunFolder:
     needs: list[str] = []
     try:
         if run.result_file is not None:
-            row = row_of_result(read_result(run.result_file))
+            row = row_of_result(read_result(run.result_file), with_queries=False)
         needs = [str(member["run"]) for member in run.config.get("members", ())]
         needs += RUN_ID.findall(run.config["options"]["model"])
     except (DataError, StorageError) as error:

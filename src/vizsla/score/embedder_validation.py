@@ -83,12 +83,13 @@ class Validation:
 
     @property
     def chance(self) -> float:
-        """Top-1 and, nearly, AP of a random ranking: the share of relevant gallery images."""
+        """The value of a random ranking, nearly: the share of relevant gallery images, which is its
+        top-1; of points, that share of them."""
         shares = []
         labels = np.array(self.labels)
         for query, gallery in self.draws:
             shares += [float((labels[gallery] == labels[q]).mean()) for q in query]
-        return float(np.mean(shares))
+        return float(np.mean(shares)) * (1000 if self.value == "points" else 1)
 
     def _text_score(self, embedder: Embedder, vectors: np.ndarray) -> dict[str, float]:
         """The share of the images to which the sentence about their own label is nearest."""
@@ -119,7 +120,7 @@ class Validation:
         ks = (1, 5, 10) if len(gallery_set) >= 10 else (1,)
         scores = evaluate_ranked(ranking, truth, query_set, gallery_set, device=device, ks=ks)
         found = {key: scores.metrics[name].values for key, name in KEYS.items()}
-        return {**found, "points": found["points"] / 1000}, scores.queries
+        return found, scores.queries
 
     def _part(self, vectors: np.ndarray, places: list[int], model_id: str) -> Embeddings:
         kept = self.images.subset(places)

@@ -3,6 +3,7 @@
 What was tuned and refined is said in a few words. Pairs of systems are for paired_tests.py.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.score.paired_tests import NO_DIFFERENCE, check_same_truth, compare_systems
-from vizsla.score.result_file import FROZEN, OPTION, Result
+from vizsla.score.result_file import FROZEN, OPTION, Result, read_result
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
 
@@ -22,7 +23,6 @@ MAIN = ("top-1", "mAP", "points")
 TIME = "runtime_seconds"
 WHOLE = ("run",)  # columns that a narrow terminal does not fold
 BEST, BELOW, LEVEL = "best", "below", "level"
-WIDTH = 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +135,11 @@ def metric_key(rows: Sequence[Row], metric: str | None) -> str:
     return max(usual, key=lambda key: counts[key])  # the first of those that most rows have
 
 
-def row_of_result(result: Result) -> Row:
-    """A row of a result file. The scores of its queries are read from the run's folder, if it is
-    beside results/."""
+def row_of_result(result: Result, *, with_queries: bool = True) -> Row:
+    """A row of a result file.
+
+    with_queries: reads the scores of its queries from the run's folder, if it is beside results/.
+    """
     return Row(
         run=result.values["run_id"] or Path(result.source).stem,
         model=result.model,
@@ -146,8 +148,28 @@ def row_of_result(result: Result) -> Row:
         seconds=result.values[TIME],
         data=result.data,
         top_k=result.values["top_k"],
-        scores=_scores_beside(result),
+        scores=_scores_beside(result) if with_queries else None,
     )
+
+
+def best_so_far(result_path: Path) -> str:
+    """The best of all results beside this one that are on its data, as a sentence; "" without any
+    score."""
+    rows: dict[str, Row] = {}
+    own = row_of_result(read_result(result_path))
+    for path in result_path.parent.glob("*.json"):
+        with contextlib.suppress(DataError, StorageError, UsageError):
+            row = row_of_result(read_result(path), with_queries=False)
+            if (row.data, row.top_k) == (own.data, own.top_k):
+                rows[row.run] = row
+    ranked = run_table(list(rows.values()), test=False)
+    best, title = ranked.rows[0], title_of(ranked.metric)
+    value, here = best.value(ranked.metric), own.value(ranked.metric)
+    if value is None:
+        return ""
+    if best.run == own.run:
+        return f"this run ({title} {value:.4f}), of {len(rows)} on this data"
+    return f"{best.run} ({title} {value:.4f}, here {here or 0:.4f}): {best.model} {best.setup}"
 
 
 def row_of_scores(name: str, scores: Scores) -> Row:

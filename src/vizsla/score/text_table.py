@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+WIDTH = 80  # of tables that are to fit any terminal
+
 
 @dataclass(frozen=True)
 class Table:

@@ -19,10 +19,11 @@ from torch import Tensor
 from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
 from vizsla.notebook import Shown, Summary
+from vizsla.score.text_table import WIDTH, Table
 
 log = logging.getLogger("vizsla.train")
 
-FROZEN = "frozen"
+FROZEN, POINTS = "frozen", "points"
 Validate = Callable[[Embedder], np.ndarray]
 State = Mapping[str, Tensor]
 
@@ -131,25 +132,29 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
 
 
 def table(candidates: list[Candidate]) -> str:
-    """All scores as text. The word `kept` is in the first column, where no terminal wraps it."""
+    """All scores as text, 80 columns wide."""
     keys = list(candidates[0].means)
     head = ["", "candidate", "value", "gain", "± error", *keys]
-    rows = [
-        [
-            "kept" if c.kept else "", c.name, f"{c.value:.4f}", f"{c.gain:+.4f}", f"{c.error:.4f}",
-            *(f"{c.means[key]:.4f}" if key in c.means else "" for key in keys),
-        ]
-        for c in candidates
+    columns = [
+        ["kept" if c.kept else "" for c in candidates],
+        [c.name for c in candidates],
+        [f"{c.value:.4f}" for c in candidates],
+        [f"{c.gain:+.4f}" for c in candidates],
+        [f"{c.error:.4f}" for c in candidates],
+        *(
+            [f"{c.means[key]:.{1 if key == POINTS else 4}f}" if key in c.means else ""
+             for c in candidates]
+            for key in keys
+        ),
     ]  # fmt: skip
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    ]
-    return "\n".join(lines)
+    widths = [max(map(len, [name, *cells])) for name, cells in zip(head, columns, strict=True)]
+    for i in range(2, len(head)):
+        head[i] = head[i].rjust(widths[i])
+        columns[i] = [cell.rjust(widths[i]) for cell in columns[i]]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Table(head, rows).text(
+        WIDTH, keep=head, whole=[name for name in head if name != head[1]]
+    )
 
 
 # ── the result of a training ─────────────────────────────────────────────────────────────────────
