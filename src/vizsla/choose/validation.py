@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vizsla.data.imageset import ImageSet
+from vizsla.data.label_sets import share_a_label
 from vizsla.data.splits import Draw, Target, held_out
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
@@ -245,7 +246,8 @@ def validation_set(
     kept, counts = [], []
     for draw in draws:
         moved = _moved(draw, images.ids, place)
-        relevant = (labels[moved.query][:, None] == labels[moved.gallery]).sum(axis=1)  # (Q,)
+        same = share_a_label(labels[moved.query].tolist(), labels[moved.gallery].tolist())
+        relevant = same.sum(axis=1)  # (Q,)
         moved = Draw(moved.query[relevant > 0], moved.gallery)
         if len(moved.query) and len(moved.gallery) > 1:
             kept.append(moved)
@@ -310,7 +312,8 @@ class Trials:
         labels = self.on.labels
         queries, values = [], []
         for draw, n, found in zip(self.on.draws, self.on.n_relevant, positions, strict=True):
-            hits = labels[draw.gallery][found] == labels[draw.query][:, None]  # (Q, G)
+            same = share_a_label(labels[draw.query].tolist(), labels[draw.gallery].tolist())
+            hits = np.take_along_axis(same, found, axis=1)  # (Q, G)
             values.append(np.stack([hits[:, 0].astype(float), average_precision(hits, n)]))
             queries.append(draw.query)
         codes = np.unique(np.concatenate(queries), return_inverse=True)[1]

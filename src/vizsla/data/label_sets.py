@@ -39,6 +39,19 @@ def are_sets(labels: Iterable[str | None]) -> bool:
     return any(label is not None and SEPARATOR in label for label in labels)
 
 
+def distinct_labels(labels: Iterable[str | None]) -> set[str]:
+    """Every single label that occurs."""
+    return {one for label in set(labels) for one in labels_in(label)}
+
+
+def share_a_label(queries: Sequence[str], gallery: Sequence[str]) -> np.ndarray:
+    """(Q, G) bool: whether two images have the same label, or share one of several."""
+    if are_sets(queries) or are_sets(gallery):
+        return SharedLabels(queries, gallery).relevant(np.arange(len(queries)))
+    same: np.ndarray = np.array(queries)[:, None] == np.array(gallery)[None]
+    return same
+
+
 class SharedLabels:
     """Which of Q labels share one with which of G labels, and how many levels they have in common.
 

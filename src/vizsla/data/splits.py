@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vizsla.data.imageset import ImageSet
+from vizsla.data.label_sets import are_sets, distinct_labels, labels_in
 from vizsla.errors import DataError, UsageError
 from vizsla.options import TuneConfig
 
@@ -114,7 +115,10 @@ class _Columns:
 
 
 def class_codes(images: ImageSet) -> np.ndarray:
-    """(N,) int64: the number of each image's class. DataError if a label is missing."""
+    """(N,) int64: the number of each image's class. DataError if a label is missing.
+
+    Images with several labels are of one class if all are the same; see `label_sets`.
+    """
     labels = images.labels
     if labels is None:
         raise DataError(f"{images.root} has no labels: training needs one for every image")
@@ -125,6 +129,17 @@ def class_codes(images: ImageSet) -> np.ndarray:
             "label them, or leave them out"
         )
     return np.unique(np.array(labels), return_inverse=True)[1]
+
+
+def label_sets(images: ImageSet) -> np.ndarray | None:
+    """(U, C) bool: which of the C labels each of the U classes of `class_codes` stands for; None if
+    no image has several."""
+    labels = images.labels or []
+    if not are_sets(labels):
+        return None
+    texts = np.unique(np.array(labels))
+    known = sorted(distinct_labels(labels))
+    return np.array([np.isin(known, labels_in(text)) for text in texts])
 
 
 def domain_codes(images: ImageSet) -> np.ndarray | None:

@@ -35,6 +35,8 @@ class BatchPlan:
     labels: (N,) class numbers. domains: (N,) numbers, or None. order "plain": all images in turn;
     "balanced": all classes in turn; "classes": P classes × `per_class` images, domains mixed.
     A batch is always full: a set smaller than a batch is repeated.
+    label_sets: (U, C) bool, the labels that each class number stands for, if images have several;
+    batches are then drawn by label.
     """
 
     labels: np.ndarray
@@ -43,6 +45,7 @@ class BatchPlan:
     per_class: int = 4
     domains: np.ndarray | None = None
     seed: int = 0
+    label_sets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -60,7 +63,10 @@ class BatchPlan:
 
     @cached_property
     def members(self) -> list[np.ndarray]:
-        """Positions of each class that has images."""
+        """Positions of each class (or label, with `label_sets`) that has images."""
+        if self.label_sets is not None:
+            found = [np.flatnonzero(has_label[self.labels]) for has_label in self.label_sets.T]
+            return [part for part in found if len(part)]
         order = np.argsort(self.labels, kind="stable")
         edges = np.flatnonzero(np.diff(self.labels[order])) + 1
         return [part for part in np.split(order, edges) if len(part)]

@@ -19,6 +19,7 @@ from vizsla.choose.fusion_weights import WeightsChoice
 from vizsla.choose.refinement import RefinementChoice
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import DataFolders
+from vizsla.data.label_sets import distinct_labels
 from vizsla.data.listing import few
 from vizsla.embed.embeddings import Embeddings
 from vizsla.notebook import Shown, Summary
@@ -130,7 +131,7 @@ def finish_run(
         lists, submission, k=config.top_k, queries=data.query.ids, gallery=data.gallery.ids
     )
     seconds = time.monotonic() - started
-    classes = set(data.training.labels or []) - {None} if data.training else None
+    classes = distinct_labels(data.training.labels or []) if data.training else None
     record = result_record(
         scores,
         **model,

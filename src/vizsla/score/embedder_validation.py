@@ -10,6 +10,7 @@ import numpy as np
 
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
+from vizsla.data.label_sets import are_sets, share_a_label
 from vizsla.data.splits import Split
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
@@ -85,14 +86,17 @@ class Validation:
     def chance(self) -> float:
         """The value of a random ranking, nearly: the share of relevant gallery images, which is its
         top-1; of points, that share of them."""
-        shares = []
         labels = np.array(self.labels)
-        for query, gallery in self.draws:
-            shares += [float((labels[gallery] == labels[q]).mean()) for q in query]
-        return float(np.mean(shares)) * (1000 if self.value == "points" else 1)
+        shares = [
+            share_a_label(labels[query].tolist(), labels[gallery].tolist()).mean(axis=1)
+            for query, gallery in self.draws
+        ]
+        return float(np.concatenate(shares).mean()) * (1000 if self.value == "points" else 1)
 
     def _text_score(self, embedder: Embedder, vectors: np.ndarray) -> dict[str, float]:
         """The share of the images to which the sentence about their own label is nearest."""
+        if are_sets(self.labels):
+            return {}
         names = sorted(set(self.labels))
         if not 2 <= len(names) <= MAX_TEXTS:
             return {}

@@ -281,6 +281,7 @@ def build_loop(
         per_class=config.per_class,
         domains=domain_codes(data.images),
         seed=config.seed,
+        label_sets=data.label_sets,
     )
     micro_batch = min(each, config.micro_batch or each)
     if device.type == "cpu":

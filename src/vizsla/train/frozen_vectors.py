@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import class_codes
+from vizsla.data.splits import class_codes, label_sets
 from vizsla.data.training_batches import ImageCache
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
@@ -36,7 +36,8 @@ FEATURES, PART, DECISION = "features", "features-part", "reading"  # folders
 class TrainingSet:
     """The training images that were read, with their vectors of the frozen backbone.
 
-    labels: (N,) class numbers. vectors: (N, C). broken: (id, reason) of images that cannot be
+    labels: (N,) class numbers. label_sets: (U, C) bool, which labels each class stands for; None
+    if each image has one. vectors: (N, C). broken: (id, reason) of images that cannot be
     read. seconds: that reading and embedding took.
     """
 
@@ -46,6 +47,7 @@ class TrainingSet:
     vectors: np.ndarray
     broken: list[tuple[str, str]]
     seconds: float
+    label_sets: np.ndarray | None = None
 
 
 def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob) -> TrainingSet:
@@ -102,7 +104,10 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
             "--budget reads more"
         )
     seconds = job.budget.spent() - started
-    return TrainingSet(readable, cache, class_codes(readable), found.vectors, found.broken, seconds)
+    return TrainingSet(
+        readable, cache, class_codes(readable), found.vectors, found.broken, seconds,
+        label_sets(readable),
+    )  # fmt: skip
 
 
 def _compute(images: ImageSet, embedder: Embedder, job: TrainingJob) -> Compute:

@@ -79,8 +79,16 @@ def closed_forms(
     return found
 
 
-def class_means(vectors: torch.Tensor, labels: np.ndarray, classes: int) -> torch.Tensor:
-    """(C, D): the mean direction of each class; unit rows."""
+def class_means(
+    vectors: torch.Tensor,
+    labels: np.ndarray,
+    classes: int,
+    label_sets: np.ndarray | None = None,
+) -> torch.Tensor:
+    """(C, D): the mean direction of each class (or label, with `label_sets`); unit rows."""
+    if label_sets is not None:
+        members = torch.as_tensor(label_sets[labels], dtype=vectors.dtype)  # (N, C)
+        return F.normalize(members.T @ F.normalize(vectors, dim=1), dim=1)
     sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype)
     sums.index_add_(0, torch.as_tensor(labels), F.normalize(vectors, dim=1))
     return F.normalize(sums, dim=1)
@@ -108,6 +116,7 @@ def train_head(
     order: str = "plain",
     per_class: int = 4,
     seed: int = 0,
+    label_sets: np.ndarray | None = None,
 ) -> HeadResult:
     """A copy of `start`, trained on vectors (N, C) together with `loss`. Runs on the CPU.
 
@@ -117,7 +126,9 @@ def train_head(
     head = start.joined(0.0)
     data = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
     batch = min(BATCH, max(2 * per_class, len(labels)))
-    plan = BatchPlan(labels, batch, order=order, per_class=per_class, seed=seed)
+    plan = BatchPlan(
+        labels, batch, order=order, per_class=per_class, seed=seed, label_sets=label_sets
+    )
     groups = [
         {"params": list(head.parameters()), "lr": learning_rate * 0.1},
         {"params": list(loss.parameters()), "lr": learning_rate},
@@ -196,6 +207,7 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
             order=batch_order(config, loss),
             per_class=config.per_class,
             seed=config.seed,
+            label_sets=data.label_sets,
         )
         found = Heads(
             {**projections, TRAINED: trained.projection}, trained.final_loss, trained.shares
@@ -258,10 +270,14 @@ def initial_loss(
     """
     torch.manual_seed(config.seed)
     sizes = np.bincount(data.labels)
+    if data.label_sets is not None:
+        sizes = sizes @ data.label_sets
     loss = build_loss(
-        config.loss, len(sizes), projection.outputs, sizes, miner=config.miner, memory=memory
-    )
-    loss.start_from(class_means(project(projection, data.vectors), data.labels, len(sizes)))
+        config.loss, len(sizes), projection.outputs, sizes, miner=config.miner, memory=memory,
+        label_sets=data.label_sets,
+    )  # fmt: skip
+    means = class_means(project(projection, data.vectors), data.labels, len(sizes), data.label_sets)
+    loss.start_from(means)
     return loss
 
 

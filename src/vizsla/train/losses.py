@@ -38,6 +38,7 @@ class LossSpec:
     build: (C, D, class sizes (C,), options) → module. of_pairs: needs several images of a class in
     a batch, and a batch in one piece. chance: (C, B, options) → the value without any learning,
     None if it is not known. minable: takes a miner. remembers: works with a memory.
+    takes_sets: images may have several labels; a pair is then positive if it shares one.
     """
 
     title: str
@@ -47,6 +48,7 @@ class LossSpec:
     chance: Callable[[int, int, Options], float] | None = None
     minable: bool = False
     remembers: bool = False
+    takes_sets: bool = False
 
 
 # ── losses that the library does not have in this form ───────────────────────────────────────────
@@ -61,8 +63,11 @@ class CosineCrossEntropy(nn.Module):
         self.scale, self.smoothing = scale, smoothing
 
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss, a scalar. vectors: (B, D) of length 1; labels: (B,) class numbers."""
+        """The mean loss, a scalar. vectors: (B, D) of length 1; labels: (B,) class numbers, or
+        (B, C) of an image's several labels, which are then equally likely."""
         logits = self.scale * vectors @ F.normalize(self.W, dim=0)  # (B, C)
+        if labels.ndim == 2:
+            labels = labels / labels.sum(dim=1, keepdim=True)
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
 
@@ -122,6 +127,7 @@ LOSSES: dict[str, LossSpec] = {
         {"scale": 16.0, "smoothing": 0.0},
         of_pairs=False,
         chance=lambda C, B, o: math.log(C),
+        takes_sets=True,
     ),
     "arcface": LossSpec(
         "ArcFaceLoss",
@@ -154,6 +160,7 @@ LOSSES: dict[str, LossSpec] = {
         chance=lambda C, B, o: o["margin"],
         minable=True,
         remembers=True,
+        takes_sets=True,
     ),
     "contrastive": LossSpec(
         "ContrastiveLoss",
@@ -166,6 +173,7 @@ LOSSES: dict[str, LossSpec] = {
         of_pairs=True,
         minable=True,
         remembers=True,
+        takes_sets=True,
     ),
     "supcon": LossSpec(
         "SupConLoss",
@@ -174,6 +182,7 @@ LOSSES: dict[str, LossSpec] = {
         of_pairs=True,
         chance=lambda C, B, o: math.log(max(2, B - 1)),
         remembers=True,
+        takes_sets=True,
     ),
     "multi-similarity": LossSpec(
         "MultiSimilarityLoss",
@@ -184,6 +193,7 @@ LOSSES: dict[str, LossSpec] = {
         of_pairs=True,
         minable=True,
         remembers=True,
+        takes_sets=True,
     ),
     "proxy-anchor": LossSpec(
         "ProxyAnchorLoss",
@@ -266,6 +276,8 @@ def _number(value: str, text: str) -> float:
 class TrainingLoss(nn.Module):
     """The sum of all terms. of_pairs: whether any term needs the batch in one piece."""
 
+    label_sets: Tensor | None
+
     def __init__(
         self,
         terms: list[Term],
@@ -275,16 +287,21 @@ class TrainingLoss(nn.Module):
         *,
         miner: str | None = None,
         memory: int = 0,
+        label_sets: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.terms, self.classes = terms, classes
+        sets = None if label_sets is None else torch.as_tensor(label_sets, dtype=torch.float32)
+        self.register_buffer("label_sets", sets, persistent=False)  # (U, C)
         self.of_pairs = any(term.spec.of_pairs for term in terms)
         self.parts = nn.ModuleList(
-            [_part(term, classes, dim, sizes, miner, memory) for term in terms]
+            [_part(term, classes, dim, sizes, miner, memory, sets is not None) for term in terms]
         )
 
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """vectors: (B, D) unit rows; labels: (B,) int64 → one number."""
+        if self.label_sets is not None:
+            labels = self.label_sets[labels]  # (B, C)
         with torch.autocast(vectors.device.type, enabled=False):
             found = [
                 term.weight * part(vectors.float(), labels)
@@ -316,6 +333,21 @@ class TrainingLoss(nn.Module):
                     weight.copy_(means)
 
 
+class _SharedLabel(nn.Module):
+    """A pair loss whose positives are the pairs that share a label."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        share = labels @ labels.T > 0  # (B, B)
+        others = ~torch.eye(len(share), dtype=torch.bool, device=share.device)
+        pairs = (*torch.where(share & others), *torch.where(~share))
+        found: Tensor = self.loss(vectors, None, pairs)
+        return found
+
+
 class _Mined(nn.Module):
     """A pair loss on the pairs or triplets that a miner selects."""
 
@@ -339,9 +371,17 @@ class _Memory(losses.CrossBatchMemory):
 
 
 def _part(
-    term: Term, classes: int, dim: int, sizes: np.ndarray, miner: str | None, memory: int
+    term: Term,
+    classes: int,
+    dim: int,
+    sizes: np.ndarray,
+    miner: str | None,
+    memory: int,
+    has_sets: bool,
 ) -> nn.Module:
     loss = term.spec.build(classes, dim, sizes, term.options)
+    if has_sets:
+        return _SharedLabel(loss) if term.spec.of_pairs else loss
     chosen = MINERS[miner]() if miner and term.spec.minable else None
     if memory and term.spec.remembers:
         return _Memory(loss, dim, memory_size=memory, miner=chosen)
@@ -356,14 +396,18 @@ def build_loss(
     *,
     miner: str | None = None,
     memory: int = 0,
+    label_sets: np.ndarray | None = None,
 ) -> TrainingLoss:
     """The loss that `text` describes; see `parse_loss`.
 
     miner, memory: for the terms that take them; memory is the number of vectors of past batches.
     sizes: (C,) images of each class, for margins that depend on them. UsageError if no term
-    takes the miner or the memory.
+    takes the miner or the memory. label_sets: (U, C) bool, the labels that a class number stands
+    for, if images have several; UsageError for losses that cannot take them.
     """
     terms = parse_loss(text)
+    if label_sets is not None:
+        _check_takes_sets(terms, miner, memory)
     if miner and miner not in MINERS:
         raise UsageError(f"--miner {miner}: choose one of {', '.join(MINERS)}")
     if miner and not any(term.spec.minable for term in terms):
@@ -373,4 +417,19 @@ def build_loss(
         able = [name for name, spec in LOSSES.items() if spec.remembers]
         raise UsageError(f"--memory {memory} needs one of the losses {', '.join(able)}")
     sizes = np.ones(classes) if sizes is None else sizes
-    return TrainingLoss(terms, classes, dim, sizes, miner=miner, memory=memory)
+    return TrainingLoss(
+        terms, classes, dim, sizes, miner=miner, memory=memory, label_sets=label_sets
+    )
+
+
+def _check_takes_sets(terms: list[Term], miner: str | None, memory: int) -> None:
+    """UsageError for what knows only one label an image."""
+    able = [name for name, spec in LOSSES.items() if spec.takes_sets]
+    if unable := [term.name for term in terms if not term.spec.takes_sets]:
+        raise UsageError(
+            f"--loss {unable[0]} takes one label an image, but these have several: choose of "
+            f"{', '.join(able)}"
+        )
+    if miner or memory:
+        given = f"--miner {miner}" if miner else f"--memory {memory}"
+        raise UsageError(f"{given} takes one label an image, but these have several: leave it out")

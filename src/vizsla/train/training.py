@@ -19,6 +19,7 @@ from typing import Any
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
+from vizsla.data.label_sets import distinct_labels
 from vizsla.data.splits import Target, class_codes, held_out, label_warnings
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
@@ -226,7 +227,7 @@ def _result(
         embedder=kept.embedder,
         candidates=selection.candidates,
         loss_function=loss_title(job.config.loss) if heads else "",
-        num_classes=len(set(images.labels or [])),
+        num_classes=len(distinct_labels(images.labels or [])),
         num_epochs=max(1, round(epochs)) if steps else 0,
         final_train_loss=final_loss if math.isfinite(final_loss) else None,
         steps=steps,
