@@ -242,8 +242,47 @@ class FusionOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GradedTruth(Options):
+    """A truth that is a list of judgements, in place of labels."""
+
+    truth: str | None = option(
+        None,
+        "A table query,image,grade, or the truth of Oxford and Paris (gnd_….json, .pkl).",
+        "Data",
+    )
+    truth_level: str | None = option(
+        None, "Which of the truths in --truth, if it has several.", "Data",
+        shown="the protocol's, or medium",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricChoice(Options):
+    """Which metrics are computed, and by whose rules."""
+
+    metrics: str | None = option(
+        None,
+        "Metrics by name, such as 'AP@100,mINP,nDCG(grades)@10' (docs/metrics.md).",
+        "Scores",
+        shown="the usual ones",
+    )
+    protocol: str | None = option(
+        None,
+        "Score as a paper does, such as oxford-medium (`vizsla protocols` lists them).",
+        "Scores",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(
-    ModelChoice, WhiteningChoice, ImageOptions, JudgedLabels, ComputeChoice, RankingOptions
+    ModelChoice,
+    WhiteningChoice,
+    ImageOptions,
+    JudgedLabels,
+    GradedTruth,
+    MetricChoice,
+    ComputeChoice,
+    RankingOptions,
 ):
     """The options of `vizsla run`, without those of training and fusion."""
 

@@ -269,10 +269,10 @@ def test_relevant_positions_come_from_judgements_too() -> None:
 
 
 def test_grades_follow_their_images_past_junk_and_other_spellings() -> None:
-    grades = {"q1": {"g1.jpg": -1, "g2.jpg": 3, "g3.jpg": 1, "lost.jpg": 2}}
-    grades = {"q1.jpg": grades["q1"], "q2.jpg": {"g1.jpg": 0}}
-    lists = {f"query/{q}.jpg": [f"gallery/{n}.jpg" for n in row] for q, row in LISTS.items()}
-    judged = relevance(Ranking.from_lists(lists), Truth.from_grades(grades))
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    grades = {composed: {"g1": -1, composed: 3, "g3": 1, "lost": 2}, "q2": {"g1": 0}}
+    ranking = Ranking.from_lists({decomposed: ["g1", decomposed, "g3"], "q2": ["g3", "g1"]})
+    judged = relevance(ranking, Truth.from_grades(grades))
     assert judged.grades is not None and judged.best_grades is not None
     assert judged.grades.tolist() == [[3, 1, 0], [0, 0, 0]]
     assert judged.best_grades.tolist() == [[3, 2, 1], [0, 0, 0]]

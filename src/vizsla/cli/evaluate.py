@@ -11,7 +11,7 @@ from vizsla.cli.console import Commands, print_json
 from vizsla.cli.sources import TruthOptions, names_in_truth, read_ranking, read_truth
 from vizsla.errors import UsageError
 from vizsla.option_fields import comma_ints, option, same
-from vizsla.options import ComputeChoice, OneSet, Printing, TuneConfig
+from vizsla.options import ComputeChoice, MetricChoice, OneSet, Printing, RankingOptions, TuneConfig
 from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
@@ -28,8 +28,19 @@ app = Commands()
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(TruthOptions, OneSet, Printing):
+class EvaluateOptions(TruthOptions, MetricChoice, OneSet, Printing):
     """The options of `vizsla evaluate`."""
+
+    metrics: str | None = same(MetricChoice, "metrics", usual=True)
+    protocol: str | None = same(MetricChoice, "protocol", usual=True)
+    vectors: Path | None = option(
+        None, "Vectors of queries and gallery in one file; --truth says which are which.", "Data"
+    )
+    ids: Path | None = option(None, "The names of the vectors of --vectors, one a line.", "Data")
+    refine: str = same(
+        RankingOptions, "refine",
+        help="Refine the ranking of vectors by a chain such as 'aqe(n=5,alpha=3)'.",
+    )  # fmt: skip
 
     queries: Path | None = option(
         None,
@@ -56,14 +67,12 @@ class EvaluateOptions(TruthOptions, OneSet, Printing):
         None,
         "Resample whole classes (label or another column) for the intervals.",
         "Scores",
-        usual=True,
     )
     by: tuple[str, ...] = option(
         (), "Scores by label, group, domain or another column. Repeatable.", "Scores", usual=True
     )
     worst: int | None = option(
-        None, "The N worst classes (or slices) and the most confused pairs.", "Scores",
-        minimum=1, usual=True,
+        None, "The N worst classes (or slices) and the most confused pairs.", "Scores", minimum=1,
     )  # fmt: skip
     calibrate: bool = option(
         False, "AUC, thresholds, and the score above which matches can be trusted.", "Scores"
@@ -93,7 +102,11 @@ class EvaluateOptions(TruthOptions, OneSet, Printing):
     @property
     def scoring(self) -> dict[str, Any]:
         """The options that every scoring function takes."""
-        given = {} if self.top_k is None else {"ks": self.top_k}
+        given: dict[str, Any] = {} if self.top_k is None else {"ks": self.top_k}
+        if self.metrics:
+            given["metrics_named"] = self.metrics
+        if self.protocol:
+            given["protocol"] = self.protocol
         return {**given, "missing_ranks": self.missing_ranks, "cluster": self.cluster}
 
 
@@ -112,8 +125,12 @@ def evaluate(
     from vizsla.score.relevance import relevance
     from vizsla.score.score_tables import write_queries
 
-    if (source is None) == (options.queries is None):
-        raise UsageError("give either a ranking, submission or run, or --queries with vectors")
+    if (source is not None) + (options.queries is not None) + (options.vectors is not None) != 1:
+        raise UsageError(
+            "give either a ranking, submission or run, or --queries or --vectors with vectors"
+        )
+    if options.refine != "none" and source is not None:
+        raise UsageError("--refine changes the ranking of vectors: give it to `run` or `search`")
     if (options.training or options.validate_on) and not options.calibrate:
         raise UsageError("--training and --validate-on are options of --calibrate: give it too")
     if source is None:
@@ -155,23 +172,42 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.output.trec import read_qrels
     from vizsla.score.evaluate import CUTOFFS
-    from vizsla.score.whole_gallery import evaluate_ranked, own_pair, ranked, truth_of
+    from vizsla.score.grade_table import read_grade_table
+    from vizsla.score.metric_names import parse_metrics
+    from vizsla.score.protocols import parse_protocol
+    from vizsla.score.truth import named_as
+    from vizsla.score.whole_gallery import evaluate_ranked, own_pair, parted, ranked, truth_of
+    from vizsla.search.chain import parse_chain
 
-    assert options.queries is not None
-    same_set, scoring = options.same_set, options.scoring
+    scoring, labels = options.scoring, options.query_labels or options.labels
+    protocol = parse_protocol(options.protocol) if options.protocol else None
+    names = parse_metrics(options.metrics or ()) or (protocol.metric_names if protocol else ())
+    same_set = options.same_set or (options.gallery is None and bool(protocol and protocol.one_set))
     if options.labels_from or options.data:
         raise UsageError("vectors take --query-labels and --gallery-labels, --labels or --qrels")
-    gallery_labels = options.gallery_labels or (None if same_set else options.labels)
     device = resolve_compute(device=options.device).device
-    queries, gallery = own_pair(
-        options.queries, options.gallery, options.query_labels or options.labels, gallery_labels,
-        same_set=same_set,
-    )  # fmt: skip
+    table = read_grade_table(options.truth) if options.truth else None
+    if options.vectors is not None:
+        if table is None or same_set:
+            raise UsageError(
+                "--vectors needs --truth, which says what the queries are; if all images are "
+                "queries, give --queries FILE --same-set"
+            )
+        queries, gallery = parted(options.vectors, options.ids, labels, table)
+    else:
+        gallery_labels = options.gallery_labels or (None if same_set else options.labels)
+        queries, gallery = own_pair(
+            options.queries, options.gallery, labels, gallery_labels, same_set=same_set
+        )
     grades = read_qrels(options.qrels) if options.qrels else None
-    truth = options.read(truth_of(queries, gallery, grades, same_set))
-    ranking = ranked(
-        queries, gallery, ks=options.top_k or CUTOFFS, same_set=same_set, device=device
-    )
+    if table is not None:
+        truth = table.truth(options.truth_level, one_set=same_set)
+    else:
+        truth = options.read(truth_of(queries, gallery, grades, same_set))
+    ks = (*(options.top_k or CUTOFFS), *(name.cutoff or 0 for name in names))
+    chain = parse_chain(options.refine)
+    ranking = ranked(queries, gallery, ks=ks, same_set=same_set, device=device, chain=chain)
+    truth = named_as(truth, ranking)
     scores = evaluate_ranked(ranking, truth, queries, gallery, device=device, **scoring)
     return ranking, truth, scores
 

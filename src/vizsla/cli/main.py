@@ -22,7 +22,8 @@ FILES = {
     "run": ["run", "demo", "train", "sweep"], "data": ["data"], "check": ["check"],
     "embed": ["embed", "submission"],
     "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate"],
-    "compare": ["compare"], "runs": ["runs"], "show": ["report", "models", "show"],
+    "protocols": ["protocols"], "compare": ["compare"], "runs": ["runs"],
+    "show": ["report", "models", "show"],
     "export": ["export"], "serve": ["serve"], "contest": ["submit", "judge"],
 }  # fmt: skip  # file → its commands, in the order of `vizsla --help`
 INTERRUPTED = (

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, UsageError
 from vizsla.option_fields import option, same
-from vizsla.options import ComputeChoice, ImageOptions, JudgedLabels, ModelChoice, RunOptions
+from vizsla.options import (
+    ComputeChoice,
+    GradedTruth,
+    ImageOptions,
+    JudgedLabels,
+    ModelChoice,
+    RunOptions,
+)
 
 if TYPE_CHECKING:
     from vizsla.data.imageset import DataFolders, ImageSet
@@ -86,7 +93,7 @@ def images_of_source(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthOptions(JudgedLabels):
+class TruthOptions(JudgedLabels, GradedTruth):
     """The options that name the truth of rankings."""
 
     labels: Path | None = same(ImageOptions, "labels", shown="labels.csv in --data")
@@ -99,7 +106,7 @@ class TruthOptions(JudgedLabels):
     @property
     def is_given(self) -> bool:
         """Whether any of them names the truth of a ranking."""
-        return bool(self.labels or self.labels_from or self.data or self.qrels)
+        return bool(self.labels or self.labels_from or self.data or self.qrels or self.truth)
 
     def read(self, truth: "Truth") -> "Truth":
         """The truth with several labels an image, or with paths as labels, if they are such."""
@@ -119,13 +126,16 @@ def names_in_truth(truth_options: TruthOptions) -> set[str]:
 def read_truth(
     ranking: "Ranking", truth_options: TruthOptions, *, same_set: bool = False
 ) -> "Truth":
-    """The truth of --qrels, --labels, --labels-from, or the labels file in --data."""
+    """The truth of --truth, --qrels, --labels, --labels-from, or the labels file in --data."""
     from vizsla.data.imageset import open_data
     from vizsla.output.trec import read_qrels
+    from vizsla.score.grade_table import read_grade_table
     from vizsla.score.truth import Truth, named_as, truth_of_folders
 
     if truth_options.labels and truth_options.labels_from:
         raise UsageError("--labels and --labels-from are mutually exclusive: give one")
+    if truth_options.truth and truth_options.qrels:
+        raise UsageError("--truth and --qrels are mutually exclusive: give one")
     one_set = same_set or bool(ranking.origin.get("same_set"))
     labels = None
     if truth_options.data:
@@ -140,6 +150,11 @@ def read_truth(
     elif truth_options.labels is not None:
         images = ranking.queries, ranking.gallery
         labels = Truth.from_file(truth_options.labels, one_set=one_set, images=images)
+    if truth_options.truth is not None:
+        known = {*ranking.queries, *ranking.gallery}
+        table = read_grade_table(truth_options.truth).named_as(known)
+        found = table.truth(truth_options.truth_level, labels=labels, one_set=one_set)
+        return named_as(found, ranking)
     if truth_options.qrels is not None:
         known = {*ranking.queries, *ranking.gallery}
         grades = read_qrels(truth_options.qrels, known=known)
@@ -147,7 +162,7 @@ def read_truth(
     if labels is None:
         raise UsageError(
             "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "
-            "or --data DATA with a labels.csv in it"
+            "--truth FILE, or --data DATA with a labels.csv in it"
         )
     return truth_options.read(named_as(labels, ranking))
 

@@ -133,8 +133,13 @@ def has_header(text: str) -> bool:
 
 
 def _delimiter(line: str) -> str:
-    """The one that splits the first line into columns that we know."""
-    return max(",;\t|", key=lambda mark: sum(n in TEXT_COLUMNS for n in _header(line, mark)))
+    """The one that splits the first line into columns that we know, else into the most columns."""
+
+    def fit(mark: str) -> tuple[int, int]:
+        names = _header(line, mark)
+        return sum(name in TEXT_COLUMNS for name in names), len(names)
+
+    return max(",;\t|", key=fit)
 
 
 def _header(line: str, delimiter: str) -> list[str]:

@@ -24,7 +24,8 @@ CACHED_THUMBNAILS = 500  # of about 100 KB each
 class RankingTruth:
     """What is known about the rows of a ranking.
 
-    correct: (Q, K) int8: 1 right, 0 wrong, -1 unknown. ap: (Q,) float, nan where unknown.
+    correct: (Q, K) int8: 1 right, 0 wrong, negative: unknown or junk. ap: (Q,) float, nan if
+    unknown.
     """
 
     correct: np.ndarray

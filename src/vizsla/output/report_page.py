@@ -22,8 +22,8 @@ from vizsla.output.pages import Section, render_page, thumbnail
 from vizsla.score import metrics
 from vizsla.score.evaluate import evaluate
 from vizsla.score.figures import Figure
-from vizsla.score.relevance import Relevance, match_pairs, relevance
-from vizsla.score.scores import Scores, is_shown
+from vizsla.score.relevance import JUNK, RIGHT, WRONG, Relevance, match_pairs, relevance, verdicts
+from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, ranking_in
@@ -31,6 +31,7 @@ from vizsla.workspace import Run, ranking_in
 MATRIX_CLASSES = 50  # a larger confusion matrix cannot be read
 SHOWN_CLASSES = 60  # of more classes the worst and the best are shown
 WORST, BEST = 8, 4  # queries on sheets
+KINDS = {RIGHT: "right", WRONG: "wrong", JUNK: "junk"}  # of images on sheets
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class ReportData:
     truth: Truth | None
     scores: Scores | None
     judged: Relevance | None
+    verdicts: np.ndarray | None
     log: list[dict[str, Any]]
 
     @property
@@ -73,7 +75,9 @@ def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
     kept = run.folder / "scores.json"
     scores = Scores.load(kept) if kept.exists() else None
     if scores is None and truth is not None:
-        scores = evaluate(ranking, truth, ks=sorted({1, 5, 10, top_k}), top_k=top_k)
+        named = {"metrics_named": "metrics", "protocol": "protocol"}
+        given = {k: config["options"][o] for k, o in named.items() if config["options"].get(o)}
+        scores = evaluate(ranking, truth, ks=sorted({1, 5, 10, top_k}), top_k=top_k, **given)
     result = run.result_file
     return ReportData(
         run,
@@ -86,6 +90,7 @@ def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
         truth,
         scores,
         relevance(ranking, truth) if truth else None,
+        verdicts(ranking, truth, top_k) if truth else None,
         _log_lines(run.folder / "training" / "log.jsonl"),
     )
 
@@ -141,12 +146,14 @@ def _subtitle(data: ReportData) -> list[str]:
     run_id = data.run.id
     when = f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]} {run_id[9:11]}:{run_id[11:13]}"
     pooling = data.config["options"].get("pooling") or data.record.get("pooling_type")
+    protocol = data.config["options"].get("protocol")
     tuned = data.record.get("is_finetuned")
     fitted = (data.record.get("training") or {}).get("kept", "frozen") != "frozen"
     frozen = "frozen, with a fitted projection" if fitted else "frozen"
     parts = [
         f"{len(data.ranking)} queries",
         f"{len(data.gallery)} gallery images",
+        f"scored by {protocol}" if protocol else "",
         f"{pooling} pooling" if pooling else "",
         "fine-tuned" if tuned else frozen if tuned is False else "",
         f"run {run_id} ({when})",
@@ -163,7 +170,7 @@ def _headline(scores: Scores) -> list[tuple[str, str, str]]:
         ["top_k_accuracy@1", f"top_k_accuracy@{scores.top_k}", f"precision@{scores.top_k}", "map",
          "contest_points"]
     )  # fmt: skip
-    figures = [scores.known[key] for key in keys if key in scores.known]
+    figures = [scores.known[key] for key in scores.chosen or keys if key in scores.known]
     return [(figure.title, _number(figure), _interval(figure)) for figure in figures]
 
 
@@ -186,8 +193,7 @@ def _scores(scores: Scores) -> dict[str, Any]:
         "columns": ["metric", "value", f"{confidence:g} % interval", "queries"],
         "rows": [
             [figure.title, _number(figure), _interval(figure), figure.n]
-            for key, figure in scores.known.items()
-            if is_shown(scores, key)
+            for figure in scores.shown.values()
         ],
         "notes": scores.notes,
     }
@@ -318,14 +324,16 @@ def _sheet(data: ReportData, row: int, score: str) -> dict[str, Any]:
     ranking, truth = data.ranking, data.truth
     query = ranking.queries[row]
     label = truth.query.get(query) if truth else None
-    tiles = []
+    tiles: list[dict[str, Any]] = []
+    ranked = 0  # junk takes no rank
     for rank, found in enumerate(ranking.row(row)[: data.top_k]):
         other = truth.gallery.get(found) if truth else None
-        unknown = label is None or other is None
+        kind = "" if data.verdicts is None else KINDS.get(int(data.verdicts[row, rank]), "")
+        ranked += kind != "junk"
         value = None if ranking.scores is None else float(ranking.scores[row, rank])
         tiles.append({
-            "kind": "" if unknown else "right" if label == other else "wrong",
-            "rank": rank + 1,
+            "kind": kind,
+            "rank": "" if kind == "junk" else ranked,
             "score": "" if value is None else f"{value:.3f}",
             "label": other,
             "id": found,

@@ -14,6 +14,7 @@ from vizsla.output.query_sheets import RankingTruth, draw_ranking
 from vizsla.output.sheet_drawing import remove_other_sheets
 from vizsla.output.similarity_sheet import draw_similarity
 from vizsla.score.evaluate import evaluate
+from vizsla.score.relevance import WRONG, verdicts
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
@@ -118,13 +119,9 @@ def ranking_truth(
     """
     if truth is None:
         return None
-    labels = np.array([truth.query.get(name) for name in ranking.queries], dtype=object)[:, None]
-    gallery = np.array([truth.gallery.get(name) for name in ranking.gallery] + [None], dtype=object)
-    found = gallery[ranking.positions[:, :k]]  # (Q, k), None at -1
-    has_label = labels != None  # noqa: E711 (elementwise)
-    empty = (ranking.lengths == 0)[:, None]
-    judged = has_label & ((found != None) | empty)  # noqa: E711
-    correct = np.where(judged, found == labels, -1).astype(np.int8)
+    correct = verdicts(ranking, truth, k)
+    has_label = np.array([truth.query.get(name) is not None for name in ranking.queries])
+    correct[has_label & (ranking.lengths == 0)] = WRONG
     ap = np.full(len(ranking), np.nan)
     if scores is not None and "map" in scores.metrics:
         values = dict(zip(scores.queries, scores.per_query("map"), strict=True))

@@ -54,7 +54,10 @@ class RunConfig(RunOptions):
     @property
     def scoring(self) -> dict[str, Any]:
         """The options of `score.evaluate.evaluate` that the run is scored with."""
-        return {"ks": sorted({1, 5, 10, self.top_k}), "top_k": self.top_k, "seed": self.seed}
+        named = {"metrics_named": self.metrics, "protocol": self.protocol}
+        chosen = {key: value for key, value in named.items() if value}
+        own = {"ks": sorted({1, 5, 10, self.top_k}), "top_k": self.top_k, "seed": self.seed}
+        return {**own, **chosen}
 
 
 def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
@@ -98,8 +101,9 @@ def moved_to(config: RunConfig, data: str | Path) -> RunConfig:
         return str(now / Path(path).relative_to(before)) if path and inside else path
 
     return dataclasses.replace(
-        config, data=str(now), labels=moved(config.labels), exclude=moved(config.exclude)
-    )
+        config, data=str(now), labels=moved(config.labels), exclude=moved(config.exclude),
+        truth=moved(config.truth),
+    )  # fmt: skip
 
 
 def check_compute(config: RunConfig) -> None:
@@ -146,6 +150,7 @@ def resolved(
         pooling=None if Path(config.model).is_dir() else embedder.pooling,
         labels=absolute(_labels_used(config, data)),
         exclude=absolute(config.exclude),
+        truth=absolute(config.truth),
         home=str(Path(config.home).absolute()),
         cache=None,  # whoever repeats this run need not have it
         device=compute.device,

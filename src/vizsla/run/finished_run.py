@@ -83,7 +83,7 @@ def scoring_of_run(folder: str | Path, **given: Any) -> dict[str, Any]:
     """
     own = again(folder).scoring
     if "ks" in given:
-        own = {"seed": own["seed"]}
+        own = {key: value for key, value in own.items() if key not in ("ks", "top_k")}
     else:
         log.info(
             "scored as the run was: k %d (later ranks get no contest points), seed %d",

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from vizsla.data.image_sources import image_set, less
 from vizsla.data.imageset import DataFolders, ImageSet, has_layout, open_data
 from vizsla.data.listing import few
@@ -15,8 +17,12 @@ from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import composed, whitening
 from vizsla.run.config import RunConfig
-from vizsla.score.truth import Truth, truth_of_folders
+from vizsla.score.grade_table import read_grade_table
+from vizsla.score.metric_names import parse_metrics
+from vizsla.score.protocols import parse_protocol
+from vizsla.score.truth import Truth, named_as, truth_of_folders
 from vizsla.search.exact import require_comparable
+from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.run")
 
@@ -73,9 +79,23 @@ def folders_of(config: RunConfig) -> DataFolders:
 
 
 def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
-    """The truth of a run's data; None if no labels are known."""
+    """The truth of a run's data, by its protocol if it has one; None if no labels are known.
+
+    UsageError for metrics or a protocol that are not understood.
+    """
+    parse_metrics(config.metrics or ())
+    protocol = parse_protocol(config.protocol) if config.protocol else None
     truth = truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
-    return truth and truth.read_as(separator=config.label_separator, level=config.label_level)
+    truth = truth and truth.read_as(separator=config.label_separator, level=config.label_level)
+    if config.truth:
+        table = read_grade_table(config.truth).named_as({*data.query.ids, *data.gallery.ids})
+        truth = table.truth(config.truth_level, labels=truth)
+        none = np.empty((len(data.query), 0), dtype=np.int64)
+        images = Ranking(data.query.ids, data.gallery.ids, none, gallery_size=len(data.gallery))
+        truth = named_as(truth, images)
+    if protocol is None or truth is None:
+        return truth
+    return protocol.judging(truth, data.query.ids)
 
 
 def target_in(data: DataFolders, truth: Truth | None) -> Target:

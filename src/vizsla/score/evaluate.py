@@ -6,7 +6,6 @@ that it left out: such values are nan, with the reason. The formulas are in metr
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,11 +13,16 @@ from vizsla.errors import DataError, UsageError
 from vizsla.score import metrics
 from vizsla.score.figures import IntervalSettings, Metric
 from vizsla.score.intervals import RESAMPLES
-from vizsla.score.relevance import Relevance, relevance
+from vizsla.score.metric_names import MetricName, parse_metrics
+from vizsla.score.named_metrics import measure_named, measure_pooled
+from vizsla.score.protocols import Protocol, parse_protocol
+from vizsla.score.relevance import relevance
 from vizsla.score.scores import Scores
+from vizsla.score.seen_ranks import Seen, known_metric, needing_r
 from vizsla.score.truth import Truth, named_as
 from vizsla.search.ranking import Ranking
 
+Metrics = str | Sequence[str | MetricName]
 CUTOFFS = (1, 5, 10)
 MISSING_RANKS = ("unknown", "wrong", "absent")
 KINDS = ("top_k_accuracy", "precision", "recall", "ap", "ndcg", "mrr", "map", "map_at_r",
@@ -38,9 +42,14 @@ def evaluate(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    metrics_named: Metrics = (),
+    protocol: Protocol | str | None = None,
 ) -> Scores:
     """Scores of a ranking at the cut-offs `ks` and `top_k`.
 
+    metrics_named: names of further metrics, such as "AP@100,mINP" (metric_names.py); they are
+      then the ones that are shown. protocol: its name, such as "oxford-medium" (protocols.py); it
+      decides what is relevant and junk, the metrics and what their means divide by.
     top_k: the contest's k; later ranks get no contest points. Default: the length of the lists for
       a submission, whose gallery is unknown; otherwise, and with judgements, max(ks).
     full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
@@ -52,7 +61,12 @@ def evaluate(
     """
     if missing_ranks not in MISSING_RANKS:
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
+    rules = None if protocol is None else parse_protocol(protocol)
+    names = parse_metrics(metrics_named) or (rules.metric_names if rules else ())
     truth = named_as(truth, ranking)
+    if rules is not None:
+        truth = rules.judging(truth, ranking.queries)
+        missing_ranks = rules.missing_ranks if missing_ranks == "unknown" else missing_ranks
     judged = relevance(ranking, truth)
     handed_in_k = top_k
     if top_k is None:
@@ -63,15 +77,15 @@ def evaluate(
         raise UsageError(f"cut-offs {cutoffs}: choose whole numbers from 1")
     if full_ranks is not None and len(full_ranks) != len(ranking):
         raise DataError(f"full_ranks holds {len(full_ranks)} rows for {len(ranking)} queries")
-    seen = Seen.of(judged, full_ranks)
-    if missing_ranks != "unknown":
-        deepest = np.full(len(judged), max(cutoffs[-1], seen.depth))
-        whole = seen.whole | (missing_ranks == "absent")
-        seen = dataclasses.replace(seen, lengths=deepest, whole=whole)
+    deepest = max(cutoffs[-1], *(name.cutoff or 0 for name in names), 0)
+    seen = Seen.of(judged, full_ranks).completed(missing_ranks, deepest)
+    over_all = rules.over_all if rules else None
+    named = measure_named(names, judged, seen, missing_ranks=missing_ranks, over_all=over_all)
+    settings = IntervalSettings(cluster, confidence, resamples, seed)
     columns = {n: [of.get(q) for q in judged.queries] for n, of in truth.attributes.items()}
     scores = Scores(
         queries=judged.queries,
-        metrics=measure(seen, cutoffs, points, handed_in=handed_in_k),
+        metrics={**measure(seen, cutoffs, points, handed_in=handed_in_k), **named},
         top_k=top_k,
         answerable=~judged.nothing_relevant,
         n_relevant=judged.n_relevant,
@@ -83,47 +97,19 @@ def evaluate(
         lacking=int(judged.lacking.sum()),
         unlabelled=len(judged.unlabelled),
         unlabelled_gallery=judged.unlabelled_gallery,
-        settings=IntervalSettings(cluster, confidence, resamples, seed),
+        settings=settings,
+        chosen=tuple(map(str, names)),
+        protocol=None if rules is None else str(rules),
     )
+    clusters = None  # an unknown column is an error now, not with the first mean
     if cluster is not None:
-        scores.cluster_values(cluster)  # an unknown column is an error now, not with the first mean
-    return scores
+        clusters = scores.cluster_values(cluster)
+    pooled = measure_pooled(names, judged, ranking, truth)
+    figures = {key: one.figure(len(judged), clusters, settings) for key, one in pooled.items()}
+    return dataclasses.replace(scores, pooled=figures)
 
 
-# ── which values can be known ────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """The ranks of a ranking's hits, and how far it is known.
-
-    ranks: (Q, M) of the hits, 0 after a row's end. lengths: (Q,) how far each list is known.
-    whole: (Q,) bool, the whole gallery is known. n_relevant: (Q,), -1 where unknown.
-    depth: the longest list.
-    """
-
-    ranks: np.ndarray
-    lengths: np.ndarray
-    whole: np.ndarray
-    n_relevant: np.ndarray
-    depth: int
-
-    @staticmethod
-    def of(judged: Relevance, full_ranks: Sequence[np.ndarray] | None = None) -> "Seen":
-        """full_ranks: for each query of the ranking the ranks of its relevant images, rising."""
-        ranks, depth = metrics.hit_ranks(judged.hits), judged.hits.shape[1]
-        if full_ranks is None:
-            return Seen(ranks, judged.lengths, judged.whole, judged.n_relevant, depth)
-        full = _padded([full_ranks[row] if row >= 0 else np.array([], int) for row in judged.rows])
-        shallow = ((full > 0) & (full <= judged.lengths[:, None])).sum(axis=1)
-        if (shallow != (ranks > 0).sum(axis=1)).any():
-            raise DataError(
-                f"full_ranks and the ranking disagree about the hits in the first {depth} ranks: "
-                "compute both from the same vectors and the same truth"
-            )
-        if ((judged.n_relevant >= 0) & ((full > 0).sum(axis=1) > judged.n_relevant)).any():
-            raise DataError("full_ranks holds more ranks than the truth has relevant images")
-        return Seen(full, judged.lengths, np.ones(len(full), bool), judged.n_relevant, depth)
+# ── the usual metrics ────────────────────────────────────────────────────────────────────────────
 
 
 def measure(
@@ -151,38 +137,38 @@ def measure(
 
 def _metrics_at_cutoff(seen: Seen, k: int) -> dict[str, Metric]:
     ranks, n_relevant = seen.ranks, seen.n_relevant
-    reaches = seen.whole | (seen.lengths >= k)
-    short = f"{int((~reaches).sum())} of {len(reaches)} lists are shorter than {k}"
+    reaches, short = seen.reaching(k)
     hit, precision = metrics.hit_rate_at_k(ranks, k), metrics.precision_at_k(ranks, k)
     reciprocal = metrics.reciprocal_rank_at_k(ranks, k)
     recall = metrics.recall_at_k(ranks, n_relevant, k)
     ap = metrics.average_precision_at_k(ranks, n_relevant, k)
     ndcg = metrics.ndcg_at_k(ranks, n_relevant, k)
     return {
-        f"top_k_accuracy@{k}": _metric(f"top-{k} accuracy", hit, reaches, short, over_all=True),
-        f"precision@{k}": _metric(f"precision@{k}", precision, reaches, short),
-        f"mrr@{k}": _metric(f"MRR@{k}", reciprocal, reaches, short),
-        f"recall@{k}": _of_gallery(f"recall@{k}", recall, seen, reaches, short),
-        f"ap@{k}": _of_gallery(f"AP@{k}", ap, seen, reaches, short),
-        f"ndcg@{k}": _of_gallery(f"nDCG@{k}", ndcg, seen, reaches, short),
+        f"top_k_accuracy@{k}": known_metric(
+            f"top-{k} accuracy", hit, reaches, short, over_all=True
+        ),
+        f"precision@{k}": known_metric(f"precision@{k}", precision, reaches, short),
+        f"mrr@{k}": known_metric(f"MRR@{k}", reciprocal, reaches, short),
+        f"recall@{k}": needing_r(f"recall@{k}", recall, seen, reaches, short),
+        f"ap@{k}": needing_r(f"AP@{k}", ap, seen, reaches, short),
+        f"ndcg@{k}": needing_r(f"nDCG@{k}", ndcg, seen, reaches, short),
     }
 
 
 def _metrics_without_cutoff(seen: Seen) -> dict[str, Metric]:
     """Metrics without a cut-off, known if a query's list has all ranks that they need."""
     ranks, n_relevant = seen.ranks, seen.n_relevant
-    shallow = f"the ranking ends at rank {seen.depth}, the gallery does not"
-    to_end = seen.whole | ((ranks > 0).sum(axis=1) >= n_relevant)
+    to_end, shallow = seen.to_end, seen.shallow
     to_r = to_end | (seen.lengths >= n_relevant)
     to_first = seen.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
     ap = metrics.average_precision(ranks, n_relevant)
     map_at_r = metrics.map_at_r(ranks, n_relevant)
     r_precision = metrics.r_precision(ranks, n_relevant)
     return {
-        "map": _of_gallery("mAP", ap, seen, to_end, shallow),
-        "map_at_r": _of_gallery("MAP@R", map_at_r, seen, to_r, shallow),
-        "r_precision": _of_gallery("R-precision", r_precision, seen, to_r, shallow),
-        "mrr": _metric("MRR", metrics.reciprocal_rank(ranks), to_first, shallow),
+        "map": needing_r("mAP", ap, seen, to_end, shallow),
+        "map_at_r": needing_r("MAP@R", map_at_r, seen, to_r, shallow),
+        "r_precision": needing_r("R-precision", r_precision, seen, to_r, shallow),
+        "mrr": known_metric("MRR", metrics.reciprocal_rank(ranks), to_first, shallow),
     }
 
 
@@ -193,31 +179,7 @@ def _ap_at_depth(seen: Seen) -> dict[str, Metric]:
         return {}
     ap = metrics.average_precision_at_k(seen.ranks, seen.n_relevant, deepest)
     everywhere = np.ones(len(ap), dtype=bool)
-    return {f"ap@{deepest}": _of_gallery(f"AP@{deepest}", ap, seen, everywhere, "")}
-
-
-def _of_gallery(
-    title: str, values: np.ndarray, seen: Seen, known: np.ndarray, reason: str
-) -> Metric:
-    """A metric that needs the number of relevant images."""
-    if (seen.n_relevant < 0).any():
-        known, reason = seen.n_relevant >= 0, "the truth of the whole gallery is not known"
-    return _metric(title, np.where(seen.n_relevant == 0, 0.0, values), known, reason)
-
-
-def _metric(
-    title: str, values: np.ndarray, known: np.ndarray, reason: str, *, over_all: bool = False
-) -> Metric:
-    unknown = None if known.all() else reason
-    return Metric(title, np.where(known, values, np.nan), over_all, unknown=unknown)
-
-
-def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """(Q, longest) int64, 0 after a row's end."""
-    padded = np.zeros((len(rows), max((len(row) for row in rows), default=0)), dtype=np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return padded
+    return {f"ap@{deepest}": needing_r(f"AP@{deepest}", ap, seen, everywhere, "")}
 
 
 def _sort_key(key: str) -> tuple[int, int]:

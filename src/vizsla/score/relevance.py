@@ -19,6 +19,7 @@ from vizsla.search.ranking import Ranking
 _ROWS = 256  # queries judged at once: bounds the memory
 _CHECKED_DEPTH = 1000
 DEEPEST = 1000  # of the grades of the best ranking, unless lists are deeper
+RIGHT, WRONG, UNKNOWN, JUNK = 1, 0, -1, -2  # verdicts on an image
 _NAMED = 3  # how many names an error shows
 
 
@@ -125,7 +126,7 @@ def relevant_and_ignored(
 def ignored_names(truth: Truth, query: str) -> list[str]:
     """The images that take no rank for this query: itself, in one set, and junk."""
     own = [query] if truth.one_set else []
-    return [*own, *truth.junk.get(query, ())]
+    return [*own, *truth.junk.get(query, ()), *truth.junk_of_all]
 
 
 def match_pairs(relevance: Relevance, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +135,30 @@ def match_pairs(relevance: Relevance, k: int = 1) -> tuple[np.ndarray, np.ndarra
         raise DataError("the ranking holds no scores: a cut-off on scores needs them")
     there = np.arange(relevance.hits.shape[1])[None, :k] < relevance.lengths[:, None]
     return relevance.scores[:, :k][there], relevance.hits[:, :k][there]
+
+
+def verdicts(ranking: Ranking, truth: Truth, k: int) -> np.ndarray:
+    """(Q, k) int8 for the first k ranks of each row of the ranking: RIGHT, WRONG, JUNK or UNKNOWN.
+
+    Junk is neither right nor wrong and takes no rank; so is the query itself, in one set.
+    """
+    truth = named_as(truth, ranking)
+    positions = ranking.positions[:, :k]
+    found = np.full(positions.shape, UNKNOWN, dtype=np.int8)
+    judged = truth.relevant if truth.relevant is not None else truth.query
+    rows = [i for i, query in enumerate(ranking.queries) if judged.get(query) is not None]
+    if not rows:
+        return found
+    hits = _hits(positions[rows], [ranking.queries[i] for i in rows], ranking, truth)
+    labels = [truth.gallery.get(name) for name in ranking.gallery] + [None]
+    known = np.array([truth.relevant is not None or label is not None for label in labels])
+    known[-1] = False  # position -1: after a row's end
+    found[rows] = np.where(known[positions[rows]], np.where(hits, RIGHT, WRONG), UNKNOWN)
+    if truth.one_set or truth.junk or truth.junk_of_all:
+        at = {name: i for i, name in enumerate(ranking.gallery)}
+        for i, query in enumerate(ranking.queries):
+            found[i, np.isin(positions[i], _positions(ignored_names(truth, query), at))] = JUNK
+    return found
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
@@ -225,7 +250,7 @@ def _without_ignored(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Both (Q, K) without junk and self, ranks closed up; and how many of those the gallery has."""
     missable = np.zeros(len(queries), dtype=np.int64)
-    if not truth.one_set and not truth.junk:
+    if not truth.one_set and not truth.junk and not truth.junk_of_all:
         return positions, scores, missable
     positions = positions.copy()
     scores = None if scores is None else scores.copy()

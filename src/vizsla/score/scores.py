@@ -34,6 +34,8 @@ class Scores(Shown):
     first_labels: the label of each query's first image. columns: column → Q values, to slice by.
     lacking: queries that the ranking lacks (counted as wrong). unlabelled: queries without a label
     (left out). unlabelled_gallery: gallery images without a label (counted as wrong).
+    chosen: the keys of the metrics that were asked for by name; tables then show these alone.
+    pooled: those that have one value for all queries together. protocol: its name, if one was used.
     """
 
     queries: list[str]
@@ -50,35 +52,56 @@ class Scores(Shown):
     unlabelled: int = 0
     unlabelled_gallery: int = 0
     settings: IntervalSettings = field(default_factory=IntervalSettings)
+    chosen: tuple[str, ...] = ()
+    pooled: dict[str, Figure] = field(default_factory=dict)
+    protocol: str | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def __getitem__(self, key: str) -> Figure:
-        if key not in self.metrics:
-            raise UsageError(f"no metric {key!r} here: there are {', '.join(self.metrics)}")
+        if key not in self.metrics and key not in self.pooled:
+            known = ", ".join([*self.metrics, *self.pooled])
+            raise UsageError(f"no metric {key!r} here: there are {known}")
         return self.figures[key]
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
-        """All means with their intervals, in the order of `metrics`."""
+        """All means with their intervals, in the order of `metrics`; then those of all queries."""
         cluster = self.settings.cluster
         clusters = None if cluster is None else self.cluster_values(cluster)
-        return figures_of(self.metrics, self.queries, self.answerable, clusters, self.settings)
+        found = figures_of(self.metrics, self.queries, self.answerable, clusters, self.settings)
+        return {**found, **self.pooled}
+
+    @property
+    def shown(self) -> dict[str, Figure]:
+        """The figures that a table shows: the known ones among those that were asked for by name,
+        or the usual ones."""
+        if self.chosen:
+            return {key: self.known[key] for key in self.chosen if key in self.known}
+        return {key: figure for key, figure in self.known.items() if is_shown(self, key)}
 
     @property
     def known(self) -> dict[str, Figure]:
         """The figures that could be computed."""
         return {key: figure for key, figure in self.figures.items() if figure.mean is not None}
 
+    def title(self, key: str) -> str:
+        """What tables call a metric."""
+        return self.pooled[key].title if key in self.pooled else self.metrics[key].title
+
     def mean(self, key: str) -> float | None:
         """One mean, without the work of an interval."""
+        if key in self.pooled:
+            return self.pooled[key].mean
         return mean_of(self.metrics[key], self.answerable)
 
     @property
     def headline(self) -> str:
-        """The metric that classes are sorted by: AP, else precision@k, else top-k accuracy."""
-        choices = ("map", f"precision@{self.top_k}", f"top_k_accuracy@{self.top_k}")
+        """The metric that classes are sorted by: the first that was asked for by name; else AP,
+        precision@k or top-k accuracy."""
+        named = [key for key in self.chosen if key in self.metrics]
+        choices = (*named, "map", f"precision@{self.top_k}", f"top_k_accuracy@{self.top_k}")
         return next((key for key in choices if self.mean(key) is not None), "contest_points")
 
     # ── slices ──
@@ -109,6 +132,8 @@ class Scores(Shown):
             lacking=0,
             unlabelled=0,
             unlabelled_gallery=0,
+            chosen=tuple(key for key in self.chosen if key in self.metrics),
+            pooled={},
         )
 
     def worst(
@@ -141,7 +166,8 @@ class Scores(Shown):
     def summary(self) -> Summary:
         """The main means; all known figures with their intervals, and the notes."""
         main = ["top_k_accuracy@1", f"top_k_accuracy@{self.top_k}", "map", "contest_points"]
-        means = {self.metrics[key].title: self.mean(key) for key in main if key in self.metrics}
+        main = list(self.chosen) or [key for key in main if key in self.metrics]
+        means = {self.title(key): self.mean(key) for key in main}
         facts = [
             f"{title} {mean:.{1 if title == 'contest points' else 4}f}"
             for title, mean in means.items()
@@ -186,7 +212,9 @@ class Scores(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """All but the per-query values, ready for JSON: unknown is None."""
+        wanted = self.chosen or self.figures
         return {
+            **({"protocol": self.protocol} if self.protocol else {}),
             "top_k": self.top_k,
             "queries": len(self),
             "queries_with_nothing_relevant": self.with_nothing_relevant,
@@ -196,7 +224,7 @@ class Scores(Shown):
             "gallery_unlabelled": self.unlabelled_gallery,
             "depth": self.depth,
             "intervals": dataclasses.asdict(self.settings),
-            "metrics": {key: figure.to_dict() for key, figure in self.figures.items()},
+            "metrics": {key: self.figures[key].to_dict() for key in wanted},
             "first_rank": metrics.first_rank_statistics(self.first_ranks[self.answerable]),
             "zero_classes": self.zero_classes(),
             "worst_classes": [list(entry) for entry in self.worst()],
@@ -237,6 +265,8 @@ class Scores(Shown):
             "first_labels": self.first_labels,
             "columns": self.columns,
             "metrics": table,
+            "pooled": {key: dataclasses.asdict(figure) for key, figure in self.pooled.items()},
+            "chosen": list(self.chosen),
         }
         content = {"form": FORM, "summary": self.to_dict(), "per_query": per_query}
         storage.write_sealed_json(path, content)
@@ -267,6 +297,9 @@ class Scores(Shown):
             unlabelled=summary["queries_unlabelled"],
             unlabelled_gallery=summary["gallery_unlabelled"],
             settings=IntervalSettings(**summary["intervals"]),
+            chosen=tuple(kept["chosen"]),
+            pooled={key: Figure(**entry) for key, entry in kept["pooled"].items()},
+            protocol=summary.get("protocol"),
         )
 
     def _column(self, column: str) -> list[str | None]:
@@ -295,10 +328,10 @@ def _numbers(values: list[float | None]) -> np.ndarray:
 
 def _notes(scores: Scores) -> list[str]:
     """What was left out, what is unknown, and why."""
-    found = [
-        *_doubts(scores), _unknown_note(scores), *_left_out_notes(scores), _reach_note(scores)
-    ]  # fmt: skip
-    zero = scores.zero_classes()
+    found = [*_doubts(scores), _unknown_note(scores), *_left_out_notes(scores)]
+    zero = [] if scores.chosen else scores.zero_classes()
+    if not scores.chosen:
+        found.append(_reach_note(scores))
     if zero:
         found.append(
             f"{_count(len(zero), 'class has', 'classes have')} no hit in the first {scores.top_k} "
@@ -340,7 +373,7 @@ def _doubts(scores: Scores) -> list[str]:
 
 def _figures_table(scores: Scores) -> Table:
     """The known figures: metric, value, interval, how many queries it divides by."""
-    rows = [_row(key, figure) for key, figure in scores.known.items() if is_shown(scores, key)]
+    rows = [_row(key, figure) for key, figure in scores.shown.items()]
     percent = f"{100 * scores.settings.confidence:g} % interval"
     header = ("metric", "value", percent, "queries", "with the other denominator")
     width = 5 if any(row[4] for row in rows) else 4
@@ -372,7 +405,7 @@ def _row(key: str, figure: Figure) -> tuple[str, str, str, str, str]:
 
 def _unknown_note(scores: Scores) -> str:
     reasons: dict[str, list[str]] = {}
-    for figure in scores.figures.values():
+    for figure in [scores.figures[key] for key in scores.chosen or scores.figures]:
         if figure.unknown:
             reasons.setdefault(figure.unknown, []).append(figure.title)
     parts = [f"{', '.join(_merged(titles))} ({reason})" for reason, titles in reasons.items()]
@@ -389,14 +422,12 @@ def _merged(titles: Sequence[str]) -> list[str]:
 
 
 def _left_out_notes(scores: Scores) -> list[str]:
-    empty = scores.with_nothing_relevant or 0
+    empty, effect = scores.with_nothing_relevant or 0, _effect_of_nothing(scores)
     return [
         _if_any(
             empty,
-            "query has nothing relevant in the gallery: wrong in top-k accuracy and contest "
-            "points, left out of the other means",
-            "queries have nothing relevant in the gallery: wrong in top-k accuracy and contest "
-            "points, left out of the other means",
+            f"query has nothing relevant in the gallery: {effect}",
+            f"queries have nothing relevant in the gallery: {effect}",
         ),
         _if_any(
             scores.lacking,
@@ -414,6 +445,18 @@ def _left_out_notes(scores: Scores) -> list[str]:
             "gallery images have no label: counted as wrong",
         ),
     ]
+
+
+def _effect_of_nothing(scores: Scores) -> str:
+    """What becomes of a query with nothing relevant, in words."""
+    if not scores.chosen:
+        return "wrong in top-k accuracy and contest points, left out of the other means"
+    over_all = [scores.metrics[key].over_all for key in scores.chosen if key in scores.metrics]
+    parts = ["wrong in " + ", ".join(
+        key for key in scores.chosen if key in scores.metrics and scores.metrics[key].over_all
+    )] * any(over_all) + ["left out of the means"] * (False in over_all)  # fmt: skip
+    parts += ["their pairs are wrong"] * bool(scores.pooled)
+    return ", ".join(parts)
 
 
 def _reach_note(scores: Scores) -> str:

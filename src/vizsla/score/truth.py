@@ -30,7 +30,8 @@ class Truth(Shown):
     gallery_complete: these are all gallery images, so it is known what a ranking lacks. False if
       labels come from the names in a submission: then recall and AP are unknown.
     one_set: query and gallery are one set; an id in both is one image, and never its own match.
-    junk: query id → gallery ids that are neither right nor wrong for it.
+    junk: query id → gallery ids that are neither right nor wrong for it. junk_of_all: those that
+      are so for every query.
     attributes: column → query id → value, to slice scores by. gallery_attributes: the same of the
       gallery images, for protocols that compare the two (camera, position).
     relevant: query id → the gallery ids that are right for it, instead of those with its label.
@@ -53,6 +54,7 @@ class Truth(Shown):
     gallery_complete: bool = True
     one_set: bool = False
     junk: Mapping[str, Collection[str]] = field(default_factory=dict)
+    junk_of_all: frozenset[str] = frozenset()
     attributes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     gallery_attributes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     relevant: Mapping[str, Collection[str]] | None = None
@@ -67,6 +69,9 @@ class Truth(Shown):
             if not self.relevant:
                 raise DataError("the truth judges no query at all, so nothing can be scored")
             return
+        columns = self.attributes and self.gallery_attributes
+        if columns and not any((*self.query.values(), *self.gallery.values())):
+            return  # a protocol may judge by columns alone
         for role, labels in (("query", self.query), ("gallery", self.gallery)):
             if not any(label is not None for label in labels.values()):
                 raise DataError(
@@ -151,11 +156,13 @@ class Truth(Shown):
         from vizsla.data.tables import names_below_roles, names_of
 
         names = table.column_names
-        if "file" not in names or "label" not in names:
+        others = [name for name in names if name not in ("file", "label", "role")]
+        if "file" not in names or ("label" not in names and len(others) < 2):
             raise DataError(
                 f"the truth has the columns {', '.join(names)}: it needs file and label"
             )
-        files, labels = names_below_roles(table), _texts(table["label"].to_pylist())
+        files = names_below_roles(table)
+        labels = _texts(table["label"].to_pylist()) if "label" in names else [None] * len(files)
         roles = table["role"].to_pylist() if "role" in names else None
         complete = roles is not None and all(roles)
         of_query, of_gallery = files, files
@@ -165,7 +172,6 @@ class Truth(Shown):
             of_query = [a or b for a, b in zip(as_query, files, strict=True)]
             of_gallery = [a or b for a, b in zip(as_gallery, files, strict=True)]
         query_labels = _labels_of("query", of_query, labels, roles)
-        others = [name for name in names if name not in ("file", "label", "role")]
         return Truth(
             query_labels,
             _labels_of("gallery", of_gallery, labels, roles),
@@ -295,6 +301,7 @@ def named_as(truth: Truth, ranking: Ranking) -> Truth:
         query=by_query(truth.query),
         gallery=by_image(truth.gallery),
         junk=sets(truth.junk),
+        junk_of_all=frozenset(gallery.get(name, name) for name in truth.junk_of_all),
         attributes={name: by_query(of) for name, of in truth.attributes.items()},
         gallery_attributes={name: by_image(of) for name, of in truth.gallery_attributes.items()},
         relevant=None if truth.relevant is None else sets(truth.relevant),

@@ -3,19 +3,27 @@
 A ranking of a large gallery has a limited depth; later ranks are counted, not sorted.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vizsla.data.listing import few
+from vizsla.data.names import match_names
+from vizsla.data.tables import read_names
 from vizsla.embed.arrays import own_embeddings
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.score.evaluate import evaluate
+from vizsla.score.grade_table import GradeTable
+from vizsla.score.protocols import Protocol, parse_protocol
 from vizsla.score.relevance import relevant_and_ignored
 from vizsla.score.scores import Scores
-from vizsla.score.truth import Truth
+from vizsla.score.truth import Truth, named_as
 from vizsla.search import exact
+from vizsla.search.chain import Chain, rank_refined
 from vizsla.search.ranking import Ranking
 
 WHOLE = 20_000_000  # scores; for more the ranking ends at DEPTH, and later ranks are counted
@@ -76,6 +84,55 @@ def own_pair(
     return query_set, gallery_set
 
 
+def parted(
+    vectors: Any, ids: str | Path | None, labels: Any, table: GradeTable
+) -> tuple[Embeddings, Embeddings]:
+    """Queries and gallery of one set of vectors, as a list of judgements says.
+
+    ids: a file with their names, one a line, if the vectors have none. The gallery is what the
+    judgements list, or all that is no query. DataError: a query or a listed image has no vector.
+    """
+    found = own_embeddings(vectors, labels, role="image")
+    if ids is not None:
+        names = read_names(ids)
+        if len(names) != len(found) or len({*names}) != len(names):
+            raise DataError(
+                f"{ids} has {len(names)} names ({len({*names})} different ones) for {len(found)} "
+                "vectors: expected one each"
+            )
+        found = dataclasses.replace(found, ids=names)
+    row_of = {name: i for i, name in enumerate(found.ids)}
+    table = table.named_as(row_of)
+
+    def rows(wanted: Sequence[str], role: str) -> list[int]:
+        matched = match_names(wanted, row_of, roles=[role] * len(wanted), origin="the truth")
+        lost = [name for name, known in zip(wanted, matched, strict=True) if known is None]
+        if lost:
+            raise DataError(
+                f"{len(lost)} of {len(wanted)} {role} images of the truth have no vector "
+                f"({few(lost)}): give their vectors, named as {found.ids[0]} is, or --ids FILE"
+            )
+        return [row_of[name] for name in matched if name is not None]
+
+    of_query = rows(table.queries, "query")
+    if table.gallery is not None:
+        of_gallery = rows(table.gallery, "gallery")
+    else:
+        taken = {*of_query}
+        of_gallery = [i for i in range(len(found)) if i not in taken]
+    return _rows_of(found, of_query), _rows_of(found, of_gallery)
+
+
+def _rows_of(found: Embeddings, rows: Sequence[int]) -> Embeddings:
+    table = found.attributes
+    return dataclasses.replace(
+        found,
+        ids=[found.ids[i] for i in rows],
+        vectors=found.vectors[rows],
+        attributes=table.take(rows) if table.num_columns else table,
+    )
+
+
 def truth_of(
     queries: Embeddings,
     gallery: Embeddings,
@@ -102,14 +159,19 @@ def ranked(
     ks: Sequence[int] = (),
     same_set: bool = False,
     device: str = "cpu",
+    chain: Chain = Chain(),  # noqa: B008 (frozen)
 ) -> Ranking:
-    """The ranking by cosine: of the whole gallery if that is small, else at least to max(ks)."""
+    """The ranking by cosine: of the whole gallery if that is small, else at least to max(ks).
+
+    chain: refines it.
+    """
     available = len(gallery) - (1 if same_set else 0)
     if available < 1:
         raise DataError(f"{len(gallery)} image: one set needs two or more to search among")
     deep = len(queries) * len(gallery) <= WHOLE
     depth = exact.default_depth(len(gallery)) if deep else max(DEPTH, *ks)
-    return exact.rank(queries, gallery, min(depth, available), same_set=same_set, device=device)
+    k = min(depth, available)
+    return rank_refined(queries, gallery, chain, k, same_set=same_set, device=device)
 
 
 def evaluate_ranked(
@@ -119,6 +181,7 @@ def evaluate_ranked(
     gallery: Embeddings,
     *,
     device: str = "cpu",
+    protocol: Protocol | str | None = None,
     **options: Any,
 ) -> Scores:
     """Scores over the whole gallery, however deep the ranking of these vectors is.
@@ -126,6 +189,9 @@ def evaluate_ranked(
     A ranking that was refined or fused no longer has the order of the vectors: its later ranks are
     unknown. options: of `evaluate`.
     """
+    if protocol is not None:
+        protocol = parse_protocol(protocol)
+        truth = protocol.judging(named_as(truth, ranking), ranking.queries)
     full_ranks = None
     by_cosine = not {"refine", "fusion"} & ranking.origin.keys()
     if by_cosine and ranking.depth < len(gallery) - (1 if truth.one_set else 0):
@@ -133,7 +199,7 @@ def evaluate_ranked(
         full_ranks = relevant_ranks(
             queries.vectors, gallery.vectors, relevant, ignored=ignored, device=device
         )
-    return evaluate(ranking, truth, full_ranks=full_ranks, **options)
+    return evaluate(ranking, truth, full_ranks=full_ranks, protocol=protocol, **options)
 
 
 # ── ranks beyond the end of a ranking ────────────────────────────────────────────────────────────

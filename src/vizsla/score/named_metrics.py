@@ -1,0 +1,207 @@
+"""A judged ranking and the names of metrics → their values, and which of them can be known."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from vizsla.score import metrics, paper_metrics
+from vizsla.score.figures import Metric
+from vizsla.score.metric_names import MetricName
+from vizsla.score.pooled_metrics import Pairs, PooledMetric, adjusted_rand_index, balanced_share
+from vizsla.score.relevance import Relevance
+from vizsla.score.seen_ranks import Seen, known_metric, needing_r
+from vizsla.score.truth import Truth
+from vizsla.search.ranking import Ranking
+
+OVER_ALL = ("top", "contest_points")  # kinds whose means divide by all queries
+_NO_SCORES = "the ranking holds no scores"
+_NO_TRUTH = "the truth of the whole gallery is not known"
+
+
+def measure_named(
+    names: Iterable[MetricName],
+    judged: Relevance,
+    seen: Seen,
+    *,
+    missing_ranks: str = "unknown",
+    over_all: bool | None = None,
+) -> dict[str, Metric]:
+    """The metrics that have a value for each query, by their written names.
+
+    seen: of the same ranking. over_all: whether means divide by all queries or by those with
+    something relevant; None: as is usual for each metric.
+    """
+    found = {}
+    for name in names:
+        if name.is_pooled:
+            continue
+        at, known = judged, seen
+        grade = name.option("rel", 1)
+        if name.kind == "nDCG" or grade > 1:  # the rank alone does not give the grade
+            at = judged_at(judged, grade)
+            known = Seen.of(at).completed(missing_ranks, max(seen.depth, name.cutoff or 0))
+        metric = _measured(name, at, known)
+        whole = name.kind in OVER_ALL if over_all is None else over_all
+        found[str(name)] = dataclasses.replace(metric, over_all=whole)
+    return found
+
+
+def judged_at(judged: Relevance, grade: int) -> Relevance:
+    """The same ranking where only images of this grade or a higher one are relevant."""
+    if grade == 1:
+        return judged
+    if judged.grades is None or judged.best_grades is None:
+        nothing = np.where(judged.n_relevant < 0, -1, 0)
+        return dataclasses.replace(judged, hits=np.zeros_like(judged.hits), n_relevant=nothing)
+    counts = (judged.best_grades >= grade).sum(axis=1)
+    return dataclasses.replace(judged, hits=judged.grades >= grade, n_relevant=counts)
+
+
+def _measured(name: MetricName, judged: Relevance, seen: Seen) -> Metric:
+    ranks, n_relevant, title, k = seen.ranks, seen.n_relevant, str(name), name.cutoff
+    known, reason = seen.reaching(k) if k else (seen.to_end, seen.shallow)
+    if name.kind == "contest_points":
+        return Metric(title, metrics.contest_points(ranks), True, 1000.0)
+    if name.kind == "RR" and not k:
+        known = seen.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
+        return known_metric(title, metrics.reciprocal_rank(ranks), known, reason)
+    if name.kind in ("top", "P", "RR"):
+        of_k = {"top": metrics.hit_rate_at_k, "P": metrics.precision_at_k,
+                "RR": metrics.reciprocal_rank_at_k}[name.kind]  # fmt: skip
+        return known_metric(title, of_k(ranks, k or 0), known, reason)
+    if name.kind in ("Rprec", "MAP@R"):
+        of_r = metrics.r_precision if name.kind == "Rprec" else metrics.map_at_r
+        known = seen.to_end | (seen.lengths >= n_relevant)
+        return needing_r(title, of_r(ranks, n_relevant), seen, known, reason)
+    return needing_r(title, _values_needing_r(name, judged, seen), seen, known, reason)
+
+
+def _values_needing_r(name: MetricName, judged: Relevance, seen: Seen) -> np.ndarray:
+    ranks, n_relevant, k = seen.ranks, seen.n_relevant, name.cutoff
+    if name.kind == "mINP":
+        return paper_metrics.inverse_negative_penalty(ranks, n_relevant)
+    if name.kind == "R":
+        return metrics.recall_at_k(ranks, n_relevant, k or 0)
+    if name.kind == "mP":  # with images left to find, the last one is beyond the list
+        last = np.where(seen.to_end, paper_metrics.last_hit_rank(ranks), np.inf)
+        return paper_metrics.clipped_precision_at_k(ranks, last, k or 0)
+    if name.kind == "nDCG":
+        graded = name.option("grades") and judged.grades is not None
+        grades = judged.grades if graded else judged.hits.astype(int)
+        best = judged.best_grades if graded else _ones(n_relevant)
+        assert grades is not None and best is not None
+        exponential = name.option("dcg") == "exp-log2"
+        return paper_metrics.graded_ndcg(grades, best, k, exponential=exponential)
+    if name.option("interpolated"):
+        return paper_metrics.interpolated_average_precision(ranks, n_relevant, k)
+    if name.option("over") and k:
+        return metrics.average_precision(np.where(ranks <= k, ranks, 0), n_relevant)
+    if k:
+        return metrics.average_precision_at_k(ranks, n_relevant, k)
+    return metrics.average_precision(ranks, n_relevant)
+
+
+def _ones(counts: np.ndarray) -> np.ndarray:
+    """(Q, M): so many ones in each row."""
+    return (np.arange(max(int(counts.max(initial=0)), 1))[None] < counts[:, None]).astype(int)
+
+
+# ── all queries together ─────────────────────────────────────────────────────────────────────────
+
+
+def measure_pooled(
+    names: Iterable[MetricName], judged: Relevance, ranking: Ranking, truth: Truth
+) -> dict[str, PooledMetric]:
+    """The metrics that have one value for all queries, by their written names."""
+    wanted = [name for name in names if name.is_pooled]
+    pairs = None
+    if judged.scores is not None and any(n.kind in ("µAP", "R@P", "TPR") for n in wanted):
+        pairs = Pairs.of(judged)
+    return {str(name): _pooled(name, judged, pairs, ranking, truth) for name in wanted}
+
+
+def _pooled(
+    name: MetricName, judged: Relevance, pairs: Pairs | None, ranking: Ranking, truth: Truth
+) -> PooledMetric:
+    title, threshold = str(name), name.option("threshold", -np.inf)
+    if judged.scores is None:
+        return PooledMetric(title, None, unknown=_NO_SCORES)
+    if (judged.n_relevant < 0).any():
+        return PooledMetric(title, None, unknown=_NO_TRUTH)
+    if pairs is not None and name.kind == "µAP":
+        return PooledMetric(title, pairs.micro_average_precision, len(pairs.rows))
+    if pairs is not None and name.kind == "R@P":
+        least = name.option("precision")
+        return PooledMetric(
+            title, lambda weights: pairs.recall_at_precision(weights, least), len(pairs.rows)
+        )
+    if pairs is not None and name.kind == "TPR":
+        if not judged.whole.all():
+            return PooledMetric(title, None, unknown="it needs the scores of the whole gallery")
+        most = name.option("fpr")
+        return PooledMetric(
+            title, lambda weights: pairs.true_positive_rate(weights, most), len(pairs.rows)
+        )
+    if any(label is None for label in judged.labels):
+        return PooledMetric(title, None, unknown="it needs labels of the queries")
+    if name.kind == "ARI":
+        return _rand_index(title, judged, ranking, truth, threshold)
+    return _balanced(name, judged, threshold)
+
+
+def _balanced(name: MetricName, judged: Relevance, threshold: float) -> PooledMetric:
+    """Balanced accuracy of known individuals, of unknown ones, or their geometric mean."""
+    assert judged.scores is not None
+    Q = len(judged)
+    labels, known = np.array(judged.labels, dtype=str), judged.n_relevant > 0
+    first = judged.scores[:, 0] if judged.scores.shape[1] else np.full(Q, np.nan)
+    accepted = first >= threshold  # False for nan: an empty list
+    hit = judged.hits[:, 0] if judged.hits.shape[1] else np.zeros(Q, bool)
+    of_known = balanced_share(hit & accepted, labels, known)
+    of_unknown = balanced_share(~accepted, labels, ~known)
+    value = {
+        "BAKS": of_known,
+        "BAUS": of_unknown,
+        "BA": lambda weights: float(np.sqrt(of_known(weights) * of_unknown(weights))),
+    }[name.kind]
+    return PooledMetric(str(name), value, Q)
+
+
+def _rand_index(
+    title: str, judged: Relevance, ranking: Ranking, truth: Truth, threshold: float
+) -> PooledMetric:
+    """Groups are joined by ranked pairs of this score or more; of two sets, gallery images of one
+    label are joined from the start. Only the queries' grouping is judged."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    assert ranking.scores is not None and judged.scores is not None
+    there = np.arange(judged.scores.shape[1])[None] < judged.lengths[:, None]
+    last = np.where(there, judged.scores, np.inf).min(axis=1, initial=np.inf)
+    if (~judged.whole & (last >= threshold)).any():
+        return PooledMetric(title, None, unknown="some lists end above the threshold")
+    G = len(ranking.gallery)
+    at = {name: i for i, name in enumerate(ranking.gallery)} if truth.one_set else {}
+    node = np.array([at.get(q, G + i) for i, q in enumerate(ranking.queries)], dtype=np.int64)
+    rows, columns = np.nonzero((ranking.positions >= 0) & (ranking.scores >= threshold))
+    starts, ends = [node[rows]], [ranking.positions[rows, columns]]
+    if not truth.one_set:
+        first_of: dict[str, int] = {}
+        for i, name in enumerate(ranking.gallery):
+            label = truth.gallery.get(name)
+            if label is not None:
+                starts.append(np.array([i]))
+                ends.append(np.array([first_of.setdefault(label, i)]))
+    pair = np.concatenate(starts), np.concatenate(ends)
+    size = G + len(ranking.queries)
+    graph = coo_matrix((np.ones(len(pair[0])), pair), shape=(size, size))
+    groups = connected_components(graph, directed=False)[1]
+    row = {query: i for i, query in enumerate(ranking.queries)}
+    places = [node[row[q]] if q in row else -1 for q in judged.queries]
+    alone = size + np.arange(len(places))  # a query that the ranking lacks is a group of its own
+    found = np.where(np.array(places) >= 0, groups[places], alone)
+    labels = np.array(judged.labels, dtype=str)
+    return PooledMetric(
+        title, lambda _: adjusted_rand_index(labels, found), len(found), drawn=False
+    )
