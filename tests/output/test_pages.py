@@ -68,7 +68,7 @@ def test_the_scores_of_the_best_come_first() -> None:
     html = comparison_page(RUNS)
     page = Page()
     page.feed(html)
-    assert page.columns == ["run", "model", "top-1", "mAP"]
+    assert page.columns == ["model", "top-1", "mAP", "run"]
     assert (
         0 < html.index('class="heads"') < html.index("<table") < html.index("best first by top-1")
     )

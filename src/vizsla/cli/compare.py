@@ -42,6 +42,10 @@ class CompareOptions(TruthOptions, Page, Printing):
         None, "Averages instead, of runs that share these keys: model_name,pooling_type.", "Scores"
     )
     cluster: str | None = same(EvaluateOptions, "cluster", usual=False)
+    queries: Path | None = option(
+        None, "Also write a page of all queries of one or two runs, side by side (HTML).", "Output",
+        usual=True,
+    )  # fmt: skip
     csv: Path | None = option(None, "Also write a CSV file.", "Output")
     markdown: Path | None = option(None, "Also write a Markdown file.", "Output")
 
@@ -62,7 +66,10 @@ def compare_runs(
     from vizsla.output import pages
     from vizsla.score import compare, run_table, text_table
     from vizsla.score.paired_tests import KEPT, correction_note, differences_table
+    from vizsla.workspace import is_run
 
+    if options.queries and not all(map(is_run, sources)):
+        raise UsageError("--queries shows images, which only runs know: give one or two runs/ID")
     results, rows = _rows(sources, options)
     ranked = run_table.run_table(rows, options.metric[0] if options.metric else None)
     more = [run_table.metric_key(rows, name) for name in options.metric]
@@ -87,6 +94,10 @@ def compare_runs(
     ):
         if path:
             storage.write_text(path, text)
+    if options.queries:
+        from vizsla.run.finished_run import queries_page  # imports torch
+
+        queries_page(sources, options.queries)
     if options.as_json:
         print_json(content)
         return

@@ -159,7 +159,12 @@ def comparison_page(
     sections, (alarms, notes) = [], remarks
     if ranked is not None:
         table = ranked.table(more)
-        section = _table_section("runs", "Runs, the best first", table, keep=table.columns)
+        about = ("run", "model", "data", "k", "time", "vs best")
+        scores = [name for name in table.columns if name not in about]
+        first = ["model", *scores, "vs best"]
+        section = _table_section(
+            "runs", "Runs, the best first", table, first=first, keep=table.columns
+        )
         sections, notes = [section], [*ranked.notes(), *notes]
     if differences:
         pairs = differences_table(differences)
@@ -226,13 +231,13 @@ def _remarks_section(
 # ── images ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def thumbnail(file: Path, *, max_pixels: int = MAX_PIXELS) -> Thumbnail:
-    """The image of a file, at most THUMBNAIL px on its longer side."""
+def thumbnail(file: Path, *, max_pixels: int = MAX_PIXELS, side: int = THUMBNAIL) -> Thumbnail:
+    """The image of a file, at most `side` px on its longer side."""
     try:
-        image = read_image(file, max_pixels=max_pixels, at_least=THUMBNAIL)
+        image = read_image(file, max_pixels=max_pixels, at_least=side)
     except ImageError as error:
         return Thumbnail(problem=str(error))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return Thumbnail(data_uri(image, quality=70), *image.size)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from vizsla.data.imageset import DataFolders
 from vizsla.data.splits import held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.output import report_page
-from vizsla.run.config import again
+from vizsla.output import query_page, report_page
+from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
@@ -66,14 +67,34 @@ def report(
     folder: str | Path, out: str | Path, *, data: str | Path | None = None, projection: str = "tsne"
 ) -> Path:
     """One self-contained page about a run. data: where its images are now, if they were moved."""
-    config = again(folder)
-    if data is not None:  # a labels file in that folder has moved with it
-        labels = config.labels if config.labels and Path(config.labels).exists() else None
-        config = dataclasses.replace(config, data=str(data), labels=labels)
+    config = _where_images_are(again(folder), data)
     folders = folders_of(config)
     found = report_page.read_run(open_run(folder), folders, truth_in(config, folders))
     storage.write_text(out, report_page.report(found, projection=projection))
     return Path(out)
+
+
+def queries_page(
+    folders: Sequence[str | Path], out: str | Path, *, data: str | Path | None = None
+) -> Path:
+    """One self-contained page of all queries of one or two runs. data: where the images are now."""
+    if len(folders) not in (1, 2):
+        raise UsageError(f"{len(folders)} runs: a page of all queries shows one or two")
+    found = []
+    for folder in folders:
+        images = data_of_run(folder, data)
+        config = _where_images_are(again(folder), data)
+        found.append(report_page.read_run(open_run(folder), images, truth_in(config, images)))
+    storage.write_text(out, query_page.queries_page(found))
+    return Path(out)
+
+
+def _where_images_are(config: RunConfig, data: str | Path | None) -> RunConfig:
+    """The configuration for data that may have moved: a labels file in it has moved with it."""
+    if data is None:
+        return config
+    labels = config.labels if config.labels and Path(config.labels).exists() else None
+    return dataclasses.replace(config, data=str(data), labels=labels)
 
 
 def scoring_of_run(folder: str | Path, **given: Any) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""One or two runs and their truth → a page of all queries, side by side, to be sorted and filtered.
+
+Without JavaScript all queries are shown, the ones that changed or are worst first.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vizsla.errors import DataError
+from vizsla.output.pages import Section, Thumbnail, render_page, thumbnail
+from vizsla.output.report_page import ReportData
+from vizsla.score.paired_tests import check_same_truth
+from vizsla.score.result_file import read_result
+from vizsla.score.run_table import row_of_result
+from vizsla.score.scores import Scores
+
+SHOWN = 5  # results of a query
+SIDE = 96  # px of a picture
+PICTURES = 5000  # in a page; of more the rest are named only
+
+
+class _Pictures:
+    """Each image once: its number, by which the page's style holds it."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self.number_of: dict[Path, int] = {}
+        self.found: list[Thumbnail] = []
+
+    def number(self, file: Path) -> int | None:
+        """None if the file cannot be read, or if the page holds PICTURES already."""
+        if file not in self.number_of:
+            if len(self.found) >= PICTURES:
+                return None
+            self.number_of[file] = len(self.found)
+            self.found.append(thumbnail(file, max_pixels=self.max_pixels, side=SIDE))
+        at = self.number_of[file]
+        return None if self.found[at].problem else at
+
+
+def queries_page(runs: Sequence[ReportData]) -> str:
+    """The page of one or two runs as text. DataError if their truth is not known, or differs."""
+    scores = [_scores_of(run) for run in runs]
+    if len(runs) == 2:
+        check_same_truth(runs[0].run.id, scores[0], runs[1].run.id, scores[1])
+    pictures = _Pictures(runs[0].max_pixels)
+    rows = _rows(runs, scores, pictures)
+    kinds = [row["kind"] for row in rows]
+    names = [_name(run) for run in runs]
+    marked = [f"{mark}: {name}" for mark, name in zip("AB", names, strict=False)]
+    counts = {"right": kinds.count("right"), "wrong": kinds.count("wrong"),
+              "better": kinds.count("better"), "worse": kinds.count("worse")}  # fmt: skip
+    content = {
+        "rows": rows,
+        "names": names,
+        "counts": {**counts, "all": len(rows), "changed": counts["better"] + counts["worse"]},
+        "measure": _measure(scores[0])[1],
+        "classes": sorted({row["label"] for row in rows if row["label"]}),
+        "pictures": [(i, one.source) for i, one in enumerate(pictures.found) if one.source],
+        "many": len(pictures.found) >= PICTURES,
+    }
+    return render_page(
+        "queries.html",
+        " and ".join(dict.fromkeys(run.name for run in runs)) + ": all queries",
+        [Section("queries", "Queries", content)],
+        subtitle=[f"{len(rows)} queries", *marked],
+        script="queries.js",
+    )
+
+
+def _scores_of(run: ReportData) -> Scores:
+    if run.scores is None:
+        raise DataError(f"{run.run.folder} has no scores: right and wrong are not known")
+    return run.scores
+
+
+def _name(run: ReportData) -> str:
+    """The model, what was tuned and refined, and the run's id."""
+    if run.run.result_file is None:
+        return f"{run.name} ({run.run.id})"
+    row = row_of_result(read_result(run.run.result_file), with_queries=False)
+    return f"{row.model} {row.setup} ({run.run.id})"
+
+
+def _measure(scores: Scores) -> tuple[str, str]:
+    """(key, title) of what a query is judged by beside its first image."""
+    key = scores.headline
+    return key, "AP" if key == "map" else scores.metrics[key].title
+
+
+def _rows(
+    runs: Sequence[ReportData], scores: Sequence[Scores], pictures: _Pictures
+) -> list[dict[str, Any]]:
+    """A row for each query, in the order that needs no script: changed, wrong, right."""
+    key, _ = _measure(scores[0])
+    places = [{name: i for i, name in enumerate(one.queries)} for one in scores]
+    values = [one.per_query(key) for one in scores]
+    lists = [{name: i for i, name in enumerate(run.ranking.queries)} for run in runs]
+    rows = []
+    for query in scores[0].queries:
+        at = [place[query] for place in places]
+        right = [bool(one.first_ranks[i] == 1) for one, i in zip(scores, at, strict=True)]
+        found = [value[i] for value, i in zip(values, at, strict=True)]
+        rows.append({
+            "query": query,
+            "label": scores[0].columns["label"][at[0]],
+            "picture": pictures.number(runs[0].data.query.root / query),
+            "kind": _kind(right),
+            "values": found,
+            "change": (found[1] or 0.0) - (found[0] or 0.0) if len(found) == 2 else 0.0,
+            "sides": [
+                _side(run, lists[n].get(query), scores[n].first_ranks[at[n]], found[n], pictures)
+                for n, run in enumerate(runs)
+            ],
+        })  # fmt: skip
+    order = {"worse": 0, "better": 1, "wrong": 2, "right": 3}
+    return sorted(rows, key=lambda row: (order[row["kind"]], row["values"][0] or 0.0))
+
+
+def _kind(right: Sequence[bool]) -> str:
+    """right or wrong in all runs; better or worse in the second one."""
+    if all(right) or not any(right):
+        return "right" if right[0] else "wrong"
+    return "better" if right[1] else "worse"
+
+
+def _side(
+    run: ReportData, row: int | None, first: float, value: float | None, pictures: _Pictures
+) -> dict[str, Any]:
+    """The first results of a query in one run."""
+    tiles: list[dict[str, Any]] = []
+    label = run.truth.query.get(run.ranking.queries[row]) if run.truth and row is not None else None
+    for rank, name in enumerate([] if row is None else run.ranking.row(row)[:SHOWN]):
+        other = run.truth.gallery.get(name) if run.truth else None
+        unknown = label is None or other is None
+        tiles.append({
+            "kind": "" if unknown else "right" if label == other else "wrong",
+            "rank": rank + 1,
+            "id": name,
+            "label": other,
+            "picture": pictures.number(run.data.gallery.root / name),
+        })  # fmt: skip
+    return {
+        "tiles": tiles,
+        "first": f"first right at rank {int(first)}" if np.isfinite(first) else "none right",
+        "value": "not known" if value is None else f"{value:.3f}",
+    }

@@ -1,0 +1,91 @@
+"""The page of all queries of one or two runs: right, wrong and changed, sorted and filtered."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vizsla.cli.main import app
+from vizsla.errors import UsageError
+from vizsla.run.config import RunConfig
+from vizsla.run.finished_run import queries_page
+from vizsla.run.pipeline import run
+from vizsla.score.scores import Scores
+
+
+@pytest.fixture(scope="module")
+def two_runs(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs of two networks that find different images."""
+    home = tmp_path_factory.mktemp("runs")
+    return [
+        run(
+            RunConfig(data=str(tinted), model="tiny", weights="random", image_size=64, seed=seed,
+                      top_k=5, figures=0, home=str(home))
+        ).run.folder
+        for seed in (0, 5)
+    ]  # fmt: skip
+
+
+def firsts(folder: Path) -> dict[str, bool]:
+    scores = Scores.load(folder / "scores.json")
+    return dict(zip(scores.queries, (scores.first_ranks == 1).tolist(), strict=True))
+
+
+def kinds(html: str) -> dict[str, str]:
+    found = re.findall(r'data-kind="(\w+)" data-class="[^"]*" data-name="([^"]*)"', html)
+    return {name: kind for kind, name in found}
+
+
+def test_every_query_is_there_with_its_kind(two_runs: list[Path], tmp_path: Path) -> None:
+    queries_page(two_runs, tmp_path / "q.html")
+    html = (tmp_path / "q.html").read_text()
+    one, two = map(firsts, two_runs)
+    words = {(True, True): "right", (False, False): "wrong", (False, True): "better",
+             (True, False): "worse"}  # fmt: skip
+    assert kinds(html) == {name: words[one[name], two[name]] for name in one}
+    assert {"better", "worse"} & set(kinds(html).values())  # there is something to see
+    assert "red &amp; &lt;b&gt;" in html and "red & <b>" not in html
+    sources = re.findall(r"url\(\"(data:image/webp[^\"]+)\"\)", html)
+    assert 16 < len(sources) == len(set(sources)) <= 16 + 24  # each image once
+
+
+def test_one_run_is_right_or_wrong(two_runs: list[Path], tmp_path: Path) -> None:
+    queries_page(two_runs[:1], tmp_path / "q.html")
+    assert set(kinds((tmp_path / "q.html").read_text()).values()) <= {"right", "wrong"}
+    with pytest.raises(UsageError, match="shows one or two"):
+        queries_page([*two_runs, two_runs[0]], tmp_path / "q.html")
+
+
+def test_the_command_wants_runs(two_runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "q.html"
+    words = ["compare", *map(str, two_runs), "--queries", str(out)]
+    assert CliRunner().invoke(app, words).exit_code == 0 and out.exists()
+    words = ["compare", str(two_runs[0].parent.parent / "results"), "--queries", str(out)]
+    assert isinstance(CliRunner().invoke(app, words).exception, UsageError)
+
+
+def test_rows_are_filtered_and_sorted(two_runs: list[Path], tmp_path: Path, browser: Any) -> None:
+    queries_page(two_runs, tmp_path / "q.html")
+    found = kinds((tmp_path / "q.html").read_text())
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"file://{tmp_path / 'q.html'}")
+    visible = page.locator(".query:visible")
+    assert visible.count() == len(found) == 16
+    page.select_option("#kind", "better worse")
+    changed = [name for name, kind in found.items() if kind in ("better", "worse")]
+    assert visible.count() == len(changed)
+    assert page.locator("#shown").inner_text() == f"{len(changed)} of 16 queries"
+    page.select_option("#kind", "")
+    page.select_option("#order", "b")
+    values = [float(row.get_attribute("data-b")) for row in page.locator(".query").all()]
+    assert values == sorted(values) and len(set(values)) > 1
+    page.select_option("#class", "green")
+    assert visible.count() == 4
+    assert not errors
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.close()
