@@ -318,6 +318,10 @@ class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice):
     )  # fmt: skip
     images: str | None = option(None, "The folder of the gallery's images.", "Data", usual=True)
     class_folders: bool = option(False, "Labels are the names of the folders.", "Data")
+    show: tuple[str, ...] = option(
+        (), "A column on each result and first among the filters, such as price. Repeatable.",
+        "Output",
+    )  # fmt: skip
     max_pixels: int = same(
         ImageOptions, "max_pixels", 40_000_000, help="Largest query image in pixels."
     )

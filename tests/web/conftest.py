@@ -301,6 +301,7 @@ def open_search(
         prefix: str = "",
         hosts: frozenset[str] | None = None,
         runtime: str = "auto",
+        show: tuple[str, ...] = (),
         clock: Callable[[], float] = lambda: 0.0,  # stands still: no rate limit recovers
         **limits: Any,
     ) -> Served:
@@ -328,8 +329,9 @@ def open_search(
         )
         switch, url = serving
         app: Any = create_app(
-            state, limits=Limits(**limits), access=access, title="Colours", clock=clock
-        )
+            state, limits=Limits(**limits), access=access, title="Colours", columns=show,
+            clock=clock,
+        )  # fmt: skip
         switch.app = Starlette(routes=[Mount(prefix, app)]) if prefix else app
         opened.append(Served(engine, url + prefix, folder, token))
         return opened[-1]

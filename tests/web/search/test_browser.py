@@ -481,6 +481,72 @@ def test_controls_have_roles_and_names(served: Any, visit: Any) -> None:
         assert page.locator("img:not([alt])").count() == 0
 
 
+# ── small screens and wide ones ──────────────────────────────────────────────────────────────────
+
+
+def test_on_a_phone_the_first_result_is_on_the_first_screen_and_filters_unfold(
+    open_search: Open, visit: Any, tiny_clip: str, give: Any
+) -> None:
+    served = open_search(
+        Embedder.build(tiny_clip, weights="random"),
+        columns={"cost": [i + 0.25 for i in range(24)], "sku": [f"S-{i}" for i in range(24)]},
+        show=("cost", "sku"),
+    )
+    with visit(served.url, viewport=PHONE) as page:
+        give(page, served.bytes_of("red/red-0.png"), "paste")
+        settled(page, "24 results")
+        page.keyboard.press("/")
+        page.keyboard.type("a dog")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**text=a+dog**")
+        settled(page, "24 results")
+        first = page.locator(".tile").first.bounding_box()
+        assert page.evaluate("scrollY") == 0 and first["y"] + first["height"] < PHONE["height"]
+        price = page.get_by_role("group", name="Cost").get_by_label("From")
+        assert not price.is_visible() and fits(page)
+        page.get_by_role("button", name="Filters", exact=True).click()
+        price.fill("10")
+        price.press("Enter")
+        settled(page, "14 results")
+        page.get_by_role("button", name="Filters (1)").wait_for()
+        assert not price.is_visible()
+        shown = page.locator(".tile .fact bdi").all_inner_texts()
+        assert len(shown) == 28 and all(float(text) >= 10 for text in shown[::2])
+        assert shown[1].startswith("S-")
+
+
+def test_on_a_phone_a_result_has_one_menu_on_a_wide_screen_words(served: Any, visit: Any) -> None:
+    with visit(served.url + SEARCH) as page:
+        tile = page.locator(".tile").nth(2)
+        words = tile.locator(".actions span").all_inner_texts()
+        assert words == ["Search with it", "Also like", "Not like", "Right", "Wrong"]
+        assert tile.get_by_text("Not like").is_visible()
+        assert not tile.get_by_role("button", name="Actions").is_visible()
+        widths = "all => all.every(s => s.scrollWidth <= s.parentElement.clientWidth)"
+        assert page.locator(".actions span").evaluate_all(widths)
+    with visit(served.url + SEARCH, viewport=PHONE) as page:
+        tile = page.locator(".tile").nth(2)
+        menu = tile.get_by_role("button", name="Actions")
+        assert not tile.get_by_text("Not like").is_visible()
+        menu.click()
+        assert tile.get_by_text("Not like").is_visible()
+        assert menu.get_attribute("aria-expanded") == "true"
+        page.keyboard.press("Escape")
+        assert not tile.get_by_text("Not like").is_visible()
+        focused(page, "menu")
+        menu.click()
+        page.locator(".tile").nth(1).get_by_role("button", name="Actions").click()
+        assert page.locator(".tile.open").count() == 1
+        menu.click()
+        tile.get_by_label("right").check()
+        assert page.locator(".tile.open").count() == 0 and "right=" in page.url
+        menu.click()
+        tile.get_by_label("Also like").click()
+        page.locator(".example").nth(1).wait_for()
+        settled(page, "12 results")
+        focused(page, "menu")  # of the same result, wherever it is now
+
+
 # ── errors and waiting ───────────────────────────────────────────────────────────────────────────
 
 

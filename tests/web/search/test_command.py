@@ -81,6 +81,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, tinted: Path) -> Path:
     shutil.copytree(folder / "gallery.index", folder / "bare.index")
     (folder / "bare.index/source.json").unlink()
     shutil.copytree(tinted / "training", folder / "photos")
+    photos = [path.relative_to(folder / "photos") for path in folder.glob("photos/*/*.png")]
+    rows = [f"{name.as_posix()},{name.parts[0]},{i}.5,S-{i}" for i, name in enumerate(photos)]
+    (folder / "catalogue.csv").write_text("\n".join(["file,label,price,sku", *rows]))
     return folder
 
 
@@ -199,6 +202,7 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
         ({"path": "bare.index", "model": "tiny"}, UsageError, "give images"),
         ({"path": "photos", "images": "photos"}, UsageError, "images belongs to"),
         ({"path": RUN, "images": "nowhere"}, DataError, "is not a folder"),
+        ({"path": RUN, "show": ("size",)}, DataError, "show size: the gallery has the columns"),
         ({"path": "runs", "model": "tiny", "weights": "random"}, DataError, "holds no images"),
         (
             {"path": "gallery.index", "model": "tiny", "weights": "random", "images": "photos"},
@@ -208,14 +212,14 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
     ],
 )
 def test_what_cannot_be_served(
-    home: Path, options: dict[str, str], error: type[Exception], message: str
+    home: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     options = dict(options)
     path = home / options.pop("path")
     if "images" in options:
         options["images"] = str(home / options["images"])
     with pytest.raises(error, match=message):
-        prepare(GallerySource(path, GalleryOptions(**options)), ServerState())  # type: ignore[arg-type]
+        prepare(GallerySource(path, GalleryOptions(**options)), ServerState())
 
 
 def test_an_error_while_preparing_ends_the_server_in_one_line(
@@ -266,7 +270,7 @@ def test_the_commands_of_the_docs_work(home: Path) -> None:
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     commands = [shlex.split(line) for line in "\n".join(blocks).splitlines()
                 if line.startswith("vizsla serve")]  # fmt: skip
-    assert len(commands) >= 3
+    assert len(commands) >= 4
     for words in commands:
         offline = [
             part

@@ -1,7 +1,7 @@
 """The ASGI application: the API and the pages, behind limits and access control."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -34,15 +34,17 @@ def create_app(
     limits: Limits | None = None,
     access: Access | None = None,
     title: str = "",
+    columns: Sequence[str] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
     """The application. Until the engine is ready it answers that it is not.
 
+    columns: attributes that the page shows of each result.
     clock: seconds, by which the requests of an address are counted.
     """
     limits = limits or Limits()
     service = Service(state, limits, access or Access(), clock=clock)
-    pages = Pages(service, title=title or "Vizsla")
+    pages = Pages(service, title=title or "Vizsla", columns=columns)
     app = new_app(
         "Vizsla search",
         Path(__file__).parent,

@@ -35,11 +35,13 @@ MAX_SIMILAR_VALUES = 5  # suggested if a filter has no results
 class Pages:
     """Each method answers one route."""
 
-    def __init__(self, service: Service, *, title: str) -> None:
-        self.service = service
+    def __init__(self, service: Service, *, title: str, columns: Sequence[str] = ()) -> None:
+        """columns: attributes that stand on each result, and are filtered by first."""
+        self.service, self.columns = service, tuple(columns)
         self._templates = templates(Path(__file__).parent, title=title, start_page="search")
-        self._templates.filters |= {"file_name": file_name}
+        self._templates.filters |= {"file_name": file_name, "attribute": attribute_text}
         self._templates.globals |= {
+            "shown_columns": self.columns,
             "counts": tuple(n for n in COUNTS if n <= service.limits.k),
             "body_limit": service.limits.body_bytes,
             "fields": {"where": WHERE, "from": FROM, "to": TO},
@@ -172,8 +174,14 @@ class Pages:
             address=None if state is None else shown.address(),
             found=found,
             announcement="" if message or faults else _announcement(shown, found),
-            facets=[_with_choice(facet, shown) for facet in gallery.facets],
-            visible_facets=VISIBLE_FACETS,
+            facets=[
+                _with_choice(facet, shown)
+                for facet in sorted(
+                    gallery.facets,
+                    key=lambda facet: facet.column not in ("label", *self.columns),
+                )
+            ],
+            visible_facets=VISIBLE_FACETS + len(self.columns),
             faults=faults or {},
             similar=[] if found or faults or message else _similar_values(shown, gallery.facets),
             other_marks=marks,
@@ -295,6 +303,13 @@ def _similar_values(state: State, facets: Sequence[Facet]) -> list[tuple[str, st
             similar = facet.suggestions(value, MAX_SIMILAR_VALUES)
             found += [(one.text, state.choosing(field, one.value)) for one in similar]
     return found
+
+
+def attribute_text(value: Any) -> str:
+    """A value of an attribute as people read it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def file_name(name: str) -> str:

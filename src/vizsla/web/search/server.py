@@ -159,6 +159,7 @@ def serve(
                 token_hash, change_hash, hosts if is_local and token_hash is None else None
             ),
             title=title or f"Search {source.path.resolve().name}",
+            columns=source.options.show,
         )
         server = make_server(app)
         failed: list[Exception] = []
@@ -245,6 +246,12 @@ def prepare(
         watch=temporary is None,
         at_close=None if temporary is None else temporary.cleanup,
     )
+    known = engine.gallery.attributes.column_names
+    if unknown := [name for name in source.options.show if name not in known]:
+        engine.close()
+        raise DataError(
+            f"--show {unknown[0]}: the gallery has the columns {', '.join(known) or 'none'}"
+        )
     engine.warm_up()
     return engine
 

@@ -111,6 +111,33 @@ document.addEventListener("paste", (event) => {
   searchWith(files);
 });
 
+// ── menus and filters on small screens ─────────────────────────────────────────────────────────
+
+function openMenu(tile) { // null closes the one that is open
+  for (const other of document.querySelectorAll(".tile.open")) {
+    if (other !== tile) setMenu(other, false);
+  }
+  if (tile) setMenu(tile, !tile.classList.contains("open"));
+}
+
+function setMenu(tile, open) {
+  tile.classList.toggle("open", open);
+  one("[data-menu]", tile).setAttribute("aria-expanded", String(open));
+}
+
+function showFilters(open) {
+  document.body.classList.toggle("filters-open", open);
+  one("[data-filters]")?.setAttribute("aria-expanded", String(open));
+}
+
+document.addEventListener("click", (event) => {
+  if (!(event.target instanceof Element)) return;
+  const button = event.target.closest("[data-menu]");
+  if (button) openMenu(button.closest(".tile"));
+  else if (!event.target.closest(".tile.open .actions")) openMenu(null);
+  if (event.target.closest("[data-filters]")) showFilters(!document.body.classList.contains("filters-open"));
+});
+
 // ── choices ─────────────────────────────────────────────────────────────────────────────────────
 
 document.addEventListener("change", (event) => {
@@ -124,6 +151,9 @@ document.addEventListener("change", (event) => {
     }
     showMarks();
     keepMarks();
+    const tile = field.closest(".tile.open");
+    openMenu(null);
+    if (tile) one("[data-menu]", tile).focus();
   } else if (field.matches("#search select, #search .tick input")) {
     field.form.requestSubmit();
   }
@@ -231,6 +261,8 @@ const typedFields = () => document.querySelectorAll("#search input[id]:not([type
 document.addEventListener("htmx:beforeRequest", (event) => {
   const { elt, target } = event.detail;
   if (target?.id !== "app") return;
+  const sentByButton = event.detail.requestConfig?.triggeringEvent?.submitter; // or by Enter
+  if (sentByButton || !document.activeElement?.closest("#filters")) showFilters(false);
   const all = elt.matches("form, #over, #unfiltered, .home"); // other links keep what was typed
   sent = new Map([...typedFields()].map((field) => [field.id, all ? field.value : field.defaultValue]));
 });
@@ -258,9 +290,11 @@ function restore() {
   }
   if (!inside || (focus.isConnected && !inView)) return;
   const wrong = one("[aria-invalid]");
-  const again = wrong ?? (focus.id && document.getElementById(focus.id));
-  const same = tileOf(tile)?.querySelector(`[data-act=${focus.dataset.act ?? "open"}]`);
-  (again || same || one("#results"))?.focus();
+  const again = wrong ?? (focus.id ? document.getElementById(focus.id) : null);
+  let same = tileOf(tile)?.querySelector(`[data-act=${focus.dataset.act ?? "open"}]`);
+  if (same && !same.checkVisibility()) same = one("[data-menu]", tileOf(tile)); // in a closed menu
+  const found = [again, same].find((element) => element?.checkVisibility());
+  (found ?? one("#results"))?.focus();
 }
 
 // ── the large view ──────────────────────────────────────────────────────────────────────────────
@@ -309,6 +343,7 @@ function arrived() {
   hideAllBroken();
   showMarks();
   showAddress();
+  showFilters(document.body.classList.contains("filters-open"));
   one("#announcement").textContent = one("#app")?.dataset.announcement ?? "";
 }
 
@@ -336,6 +371,12 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     view().close();
     (one("#text") ?? one("#image"))?.focus();
+    return;
+  }
+  if (event.key === "Escape" && one(".tile.open")) {
+    const button = one(".tile.open [data-menu]");
+    openMenu(null);
+    button.focus();
     return;
   }
   const all = tiles();
