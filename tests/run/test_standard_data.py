@@ -14,8 +14,10 @@ from scipy.io import savemat
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
+from vizsla.data.fingerprint import fingerprint
+from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, open_data
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, ImageError, UsageError
 from vizsla.run.standard_data import SETS, describe
 from vizsla.score.truth import truth_of_folders
 
@@ -369,6 +371,29 @@ def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.Monke
             app, ["train", "cub", "--finetune", "head", "-o", "tuned"], catch_exceptions=False
         )
     assert set(SETS) - set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set()
+
+
+def test_an_image_with_a_box_is_cut_to_it(tmp_path: Path) -> None:
+    for name in ("q.png", "g.png"):
+        photo(tmp_path / "images" / name, seed=len(name))
+    write(tmp_path / "data/data.json", '{"images": "../images"}')
+    write(
+        tmp_path / "data/labels.csv", "role,file,label,x0,y0,x1,y1",
+        "query,q.png,a,2,3,90,9.4", "gallery,g.png,a,,,,",
+    )  # fmt: skip
+    folders = open_data(tmp_path / "data")
+    whole = np.asarray(Image.open(tmp_path / "images/q.png"))
+    assert (np.asarray(read_image(folders.query.file(0))) == whole[3:9, 2:]).all()
+    cut = fingerprint(folders.query)
+    write(
+        tmp_path / "data/labels.csv", "role,file,label,x0,y0,x1,y1",
+        "query,q.png,a,20,3,90,9", "gallery,g.png,a,,,,",
+    )  # fmt: skip
+    outside = open_data(tmp_path / "data").query
+    assert fingerprint(outside) != cut
+    with pytest.raises(ImageError, match="outside the image of 16 × 12"):
+        outside.file(0)
+    assert folders.gallery.folder is not None
 
 
 def test_the_folder_may_be_moved_with_its_images(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vizsla.data.named_files import (
     warn_of_missing,
 )
 from vizsla.data.names import nfc
+from vizsla.data.regions import regions_in
 from vizsla.data.table_folder import LABELS, is_table_folder, read_table_folder
 from vizsla.data.tables import (
     attributes_for,
@@ -389,12 +390,16 @@ def has_layout(folder: str | Path) -> bool:
 
 
 def image_part(folder: str | Path, role: str | None) -> ImageSet:
-    """The images of one role, with their labels, of a data folder that is a table."""
+    """The images of one role, with their labels, of a data folder that is a table.
+
+    Those with a box (x0, y0, x1, y1) are cut to it.
+    """
     table = read_table_folder(folder)
     if role not in table.roles:
         given = "no --role was given" if role is None else f"not {role}"
         raise DataError(f"{folder} has images of the roles {', '.join(table.roles)}, {given}")
-    return ImageSet.from_table(table.labels, table.images, role=role)
+    images = ImageSet.from_table(table.labels, table.images, role=role)
+    return replace(images, source=regions_in(images.root, images.ids, images.attributes))
 
 
 def _open_tables(folder: Path) -> DataFolders:
