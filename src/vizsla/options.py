@@ -169,6 +169,12 @@ class JudgedLabels(SeveralLabels):
         "Data",
         minimum=1,
     )
+    grades_from: str | None = option(
+        None,
+        "A column of whole numbers in the labels file: how relevant an image is where it is, for "
+        "nDCG(grades).",
+        "Data",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

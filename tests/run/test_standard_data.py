@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import re
 import shlex
 from pathlib import Path
@@ -19,6 +20,7 @@ from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, open_data
 from vizsla.errors import DataError, ImageError, UsageError
 from vizsla.run.standard_data import SETS, describe
+from vizsla.score.grade_table import read_grade_table
 from vizsla.score.truth import truth_of_folders
 
 
@@ -253,6 +255,37 @@ def test_gldv2_lists_lie_three_folders_deep(tmp_path: Path) -> None:
     assert folders.truth_file == tmp_path / "out/truth.parquet"
 
 
+@pytest.mark.parametrize("form", ["json", "pkl"])
+def test_oxford_has_levels_and_queries_that_are_regions(tmp_path: Path, form: str) -> None:
+    root = tmp_path / "oxford"
+    names = ["all_souls_1", "bodleian_2", "junk_3", "query_4"]
+    for i, name in enumerate(names):
+        photo(root / "jpg" / f"{name}.jpg", seed=i)
+    entry = {"bbx": [1.5, 2.0, 9.0, 8.0], "easy": [0], "hard": [1], "junk": [2]}
+    gnd = {"imlist": names[:3], "qimlist": names[3:], "gnd": [entry]}
+    content = json.dumps(gnd).encode() if form == "json" else pickle.dumps(gnd)
+    (root / f"gnd_roxford5k.{form}").write_bytes(content)
+    folders = describe("oxford", root, tmp_path / "out")
+    assert (folders.training, folders.query.ids, len(folders.gallery)) == (None, ["query_4.jpg"], 3)
+    assert read_image(folders.query.file(0)).size == (7, 6)
+    assert folders.truth_file is not None and folders.protocol == "oxford-medium"
+    levels = read_grade_table(folders.truth_file).levels
+    assert levels["hard"]["query_4.jpg"] == {
+        "junk_3.jpg": -1, "all_souls_1.jpg": -1, "bodleian_2.jpg": 1
+    }  # fmt: skip
+    words = ["--weights", "random", "-k", "1", "--protocol", "oxford-easy", "--json"]
+    words += ["--home", str(tmp_path)]
+    run = json.loads(vizsla("run", str(tmp_path / "out"), *words))
+    assert run["scores"]["metrics"]["AP(interpolated)"]["mean"] == 1.0  # the others are junk
+    again = json.loads(vizsla("evaluate", run["run"], "--protocol", "oxford-easy", "--json"))
+    ranking = str(Path(run["run"]) / "ranking.parquet")
+    words = ["--data", str(tmp_path / "out"), "--protocol", "oxford-easy", "--json"]
+    assert again["metrics"] == json.loads(vizsla("evaluate", ranking, *words))["metrics"]
+    (root / "jpg/junk_3.jpg").unlink()
+    with pytest.raises(DataError, match=r"lacks 1 images of gnd_roxford5k"):
+        describe("oxford", root, tmp_path / "out")
+
+
 def coco_file(path: Path, images: dict[str, list[int]], categories: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -340,7 +373,7 @@ def vizsla(*words: str) -> str:
 def test_the_commands_read_what_data_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_cub(tmp_path / "cub-files")
-    assert "Next: vizsla run cub" in vizsla("data", "cub", "--from", "cub-files")
+    assert "Next: vizsla run cub --protocol cub" in vizsla("data", "cub", "--from", "cub-files")
     found = json.loads(vizsla("run", "cub", "-k", "1", "--weights", "random", "--json"))
     assert found["scores"]["metrics"]["top_k_accuracy@1"]["mean"] == 1.0  # not the query itself
     folder = Path(found["run"])

@@ -1,16 +1,19 @@
 """Several labels an image, paths as labels and grades: by hand, and against other libraries."""
 
+import itertools
 from pathlib import Path
 
+import ir_measures
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ir_measures import nDCG
 from sklearn.metrics import average_precision_score
 
 from vizsla.data.label_sets import SharedLabels, are_sets, joined, labels_in, split_labels
 from vizsla.data.tables import read_labels
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import relevance, relevant_and_ignored
 from vizsla.score.truth import Truth
@@ -93,6 +96,66 @@ def test_multi_label_ap_is_scikit_learns() -> None:
         relevant, _ = relevant_and_ignored(truth, ranking.queries, ranking.gallery)
         assert [len(found) for found in relevant] == scores.n_relevant.tolist()
     assert compared > 900
+
+
+def levels_in_common(one: str, other: str) -> int:
+    pairs = zip(one.split("/"), other.split("/"), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+@pytest.mark.parametrize("kind", ["levels", "a column", "judgements"])
+def test_ndcg_by_grades_is_that_of_ir_measures(kind: str) -> None:
+    qrels: dict[str, dict[str, int]] = {}
+    run: dict[str, dict[str, float]] = {}
+    ours: dict[tuple[str, int], float | None] = {}
+    ks = (1, 3, 10)
+    for seed in range(100):
+        ranking, queries, gallery = random_case(seed)
+        named, found = as_texts(queries, "/"), as_texts(gallery, "/")
+        own = {name: seed % 3 + i % 4 for i, name in enumerate(gallery)}
+        if kind == "a column":
+            named = {name: text and text[:1] for name, text in named.items()}
+            found = {name: text and text[:1] for name, text in found.items()}
+        grades = {
+            query: {
+                name: own[name] * (named[query] == found[name]) if kind == "a column"
+                else levels_in_common(str(named[query]), str(found[name]))
+                for name in gallery
+            }
+            for query in queries
+        }  # fmt: skip
+        truth = Truth(
+            named,
+            found,
+            gallery_attributes={"worth": as_texts({n: [g] for n, g in own.items()}, "")},
+        )
+        if kind == "judgements":
+            truth = Truth.from_grades(grades)
+        elif kind == "levels":
+            truth = truth.read_as(level=1)
+        else:
+            truth = truth.read_as(grades_from="worth")
+        names = [f"nDCG(grades)@{k}" for k in ks]
+        scores = evaluate(ranking, truth, metrics_named=names, resamples=10)
+        for i, query in enumerate(ranking.queries):
+            if any(grades[query].values()):
+                qrels[query] = grades[query]
+                run[query] = {
+                    ranking.gallery[p]: -float(rank) for rank, p in enumerate(ranking.positions[i])
+                }
+        for k, name in zip(ks, names, strict=True):
+            values = zip(scores.queries, scores.per_query(name), strict=True)
+            ours |= {(query, k): value for query, value in values}
+    compared = 0
+    for one in ir_measures.iter_calc([nDCG @ k for k in ks], qrels, run):
+        value = ours[one.query_id, one.measure["cutoff"]]
+        assert value == pytest.approx(one.value, abs=1e-9), one
+        compared += 1
+    assert compared == len(ks) * len(qrels) > 1000
+    with pytest.raises(DataError, match="no column size, only worth"):
+        Truth({"q": "a"}, {"g": "a"}, gallery_attributes={"worth": {"g": "1"}}).read_as(
+            grades_from="size"
+        )
 
 
 def test_lists_in_parquet_and_json_are_several_labels(tmp_path: Path) -> None:

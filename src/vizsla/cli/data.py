@@ -93,4 +93,5 @@ def _print(folders: "DataFolders", out: Path, as_json: bool) -> None:
         typer.echo(f"{role:<10}{size:,} images{more}")
     if folders.one_set:
         typer.echo("query and gallery are one set: no image is its own match")
-    typer.echo(f"data      {out}\n\nNext: {shlex.join(['vizsla', 'run', str(out)])}")
+    protocol = ["--protocol", folders.protocol] if folders.protocol else []
+    typer.echo(f"data      {out}\n\nNext: {shlex.join(['vizsla', 'run', str(out), *protocol])}")

@@ -110,7 +110,9 @@ class TruthOptions(JudgedLabels, GradedTruth):
 
     def read(self, truth: "Truth") -> "Truth":
         """The truth with several labels an image, or with paths as labels, if they are such."""
-        return truth.read_as(separator=self.label_separator, level=self.label_level)
+        return truth.read_as(
+            separator=self.label_separator, level=self.label_level, grades_from=self.grades_from
+        )
 
 
 def names_in_truth(truth_options: TruthOptions) -> set[str]:
@@ -138,9 +140,13 @@ def read_truth(
         raise UsageError("--truth and --qrels are mutually exclusive: give one")
     one_set = same_set or bool(ranking.origin.get("same_set"))
     labels = None
+    truth_file: str | Path | None = truth_options.truth
     if truth_options.data:
+        folders = open_data(truth_options.data)
+        if not (truth_options.labels or truth_options.labels_from or truth_options.qrels):
+            truth_file = truth_file or folders.truth_file
         labels = truth_of_folders(
-            open_data(truth_options.data),
+            folders,
             labels=truth_options.labels,
             labels_from=truth_options.labels_from,
             one_set=one_set,
@@ -150,9 +156,9 @@ def read_truth(
     elif truth_options.labels is not None:
         images = ranking.queries, ranking.gallery
         labels = Truth.from_file(truth_options.labels, one_set=one_set, images=images)
-    if truth_options.truth is not None:
+    if truth_file is not None:
         known = {*ranking.queries, *ranking.gallery}
-        table = read_grade_table(truth_options.truth).named_as(known)
+        table = read_grade_table(truth_file).named_as(known)
         found = table.truth(truth_options.truth_level, labels=labels, one_set=one_set)
         return named_as(found, ranking)
     if truth_options.qrels is not None:

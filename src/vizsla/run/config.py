@@ -177,4 +177,4 @@ def _labels_used(config: RunConfig, data: DataFolders) -> str | None:
     """The labels file of this run, so that --again does not find another one."""
     if config.labels_from or config.labels:
         return config.labels
-    return None if data.labels_file is None else str(data.labels_file)
+    return None if data.labels_file is None or data.truth_file else str(data.labels_file)

@@ -86,9 +86,12 @@ def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
     parse_metrics(config.metrics or ())
     protocol = parse_protocol(config.protocol) if config.protocol else None
     truth = truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
-    truth = truth and truth.read_as(separator=config.label_separator, level=config.label_level)
-    if config.truth:
-        table = read_grade_table(config.truth).named_as({*data.query.ids, *data.gallery.ids})
+    truth = truth and truth.read_as(
+        separator=config.label_separator, level=config.label_level, grades_from=config.grades_from
+    )
+    truth_file = config.truth or (None if truth else data.truth_file)
+    if truth_file:
+        table = read_grade_table(truth_file).named_as({*data.query.ids, *data.gallery.ids})
         truth = table.truth(config.truth_level, labels=truth)
         none = np.empty((len(data.query), 0), dtype=np.int64)
         images = Ranking(data.query.ids, data.gallery.ids, none, gallery_size=len(data.gallery))

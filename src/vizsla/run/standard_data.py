@@ -15,9 +15,11 @@ import pyarrow as pa
 from vizsla import storage
 from vizsla.data import standard_layouts as layouts
 from vizsla.data.imageset import DataFolders, open_data
-from vizsla.data.standard_layouts import GALLERY, QUERY, Rows
+from vizsla.data.listing import list_images
+from vizsla.data.standard_layouts import GALLERY, QUERY, Rows, existing
 from vizsla.data.table_folder import DATA_FORM, DATA_JSON
 from vizsla.errors import DataError, UsageError
+from vizsla.score.grade_table import read_grade_table
 
 log = logging.getLogger("vizsla.data")
 
@@ -34,6 +36,34 @@ class StandardSet:
     layout: str
     download: str
     protocol: str | None = None
+
+
+def buildings(folder: Path) -> Rows:
+    """Oxford or Paris, plain or revisited: gnd_*.json or .pkl has queries and gallery; the images
+    are in jpg/."""
+    truths = sorted([*folder.glob("gnd_*.json"), *folder.glob("gnd_*.pkl")])
+    path = truths[0] if truths else existing(folder, "gnd_*.json", "gnd_*.pkl", what="the truth")
+    truth = read_grade_table(path)
+    found = Rows(next((folder / n for n in ("jpg", "images") if (folder / n).is_dir()), folder))
+    files = {Path(name).stem: name for name in list_images(found.images).ids}
+    absent = [name for name in (*truth.queries, *(truth.gallery or ())) if name not in files]
+    if absent:
+        raise DataError(
+            f"{found.images} lacks {len(absent)} images of {path.name} ({absent[0]}, …): give the "
+            f"folder that holds {path.name} and the images in jpg/"
+        )
+    for query in truth.queries:
+        sides = zip(("x0", "y0", "x1", "y1"), truth.boxes.get(query, ()), strict=False)
+        found.add(QUERY, files[query], None, **dict(sides))
+    for name in truth.gallery or ():
+        found.add(GALLERY, files[name], None)
+    found.judged = [
+        {"query": files[query], "image": files[name], "grade": grade, "level": level or None}
+        for level, grades in truth.levels.items()
+        for query, row in grades.items()
+        for name, grade in row.items()
+    ]
+    return found
 
 
 SETS: dict[str, StandardSet] = {
@@ -60,6 +90,18 @@ SETS: dict[str, StandardSet] = {
         "list_eval_partition.txt (or in Eval/ or Anno/), img/",
         "In-shop Clothes Retrieval Benchmark (img.zip, list_eval_partition.txt; an agreement is "
         "needed) from https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html", "inshop",
+    ),
+    "oxford": StandardSet(
+        "Oxford 5k, plain or revisited: 5,063 photos of buildings", buildings,
+        "gnd_roxford5k.pkl (or .json), jpg/",
+        "oxbuild_images from https://www.robots.ox.ac.uk/~vgg/data/oxbuildings, and "
+        "gnd_roxford5k.pkl from http://cmp.felk.cvut.cz/revisitop", "oxford-medium",
+    ),
+    "paris": StandardSet(
+        "Paris 6k, plain or revisited: 6,392 photos of buildings", buildings,
+        "gnd_rparis6k.pkl (or .json), jpg/",
+        "paris_1.tgz and paris_2.tgz from https://www.robots.ox.ac.uk/~vgg/data/parisbuildings, "
+        "and gnd_rparis6k.pkl from http://cmp.felk.cvut.cz/revisitop", "oxford-medium",
     ),
     "gldv2": StandardSet(
         "Google Landmarks v2, retrieval: 761,757 gallery photos", layouts.landmarks,

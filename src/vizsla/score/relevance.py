@@ -292,6 +292,8 @@ def _grades(
     positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Truth
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Relevance.grades and .best_grades."""
+    if truth.grades is None and truth.gallery_grades is not None:
+        return _grades_of_images(positions, queries, ranking, truth)
     if truth.grades is None:
         if truth.label_level is None or truth.relevant is not None:
             return None, None
@@ -309,6 +311,22 @@ def _grades(
         best.append(sorted(row.values(), reverse=True))
     longest = max(map(len, best), default=0)
     return found, np.array([row + [0] * (longest - len(row)) for row in best], dtype=np.int64)
+
+
+def _grades_of_images(
+    positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Truth
+) -> tuple[np.ndarray, np.ndarray]:
+    """Relevance.grades and .best_grades if each relevant image has a grade of its own."""
+    known = truth.gallery_grades or {}
+    whole = [*truth.gallery] if truth.gallery_complete else ranking.gallery
+    own = np.array([known.get(name, 0) for name in ranking.gallery] + [0], dtype=np.int64)
+    grades = np.where(_hits(positions, queries, ranking, truth), own[positions], 0)
+    of_whole = np.array([known.get(name, 0) for name in whole], dtype=np.int64)
+    rows = [-np.sort(-of_whole[at]) for at in relevant_and_ignored(truth, queries, whole)[0]]
+    best = np.zeros((len(queries), max(map(len, rows), default=0)), dtype=np.int64)
+    for i, row in enumerate(rows):
+        best[i, : len(row)] = row
+    return grades, best
 
 
 def _levels_in_common(

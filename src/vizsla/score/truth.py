@@ -43,6 +43,7 @@ class Truth(Shown):
     label_level: labels are paths, such as animal/dog/vizsla: two are equal if their first parts, so
       many, are, or all of them; the number that they have in common is the grade. None: they are
       whole.
+    gallery_grades: gallery id → its grade for every query that it is relevant to; without `grades`.
 
     A label may stand for several, such as `dog¦pet` (data/label_sets.py): an image is then relevant
     to a query if they share one.
@@ -61,6 +62,7 @@ class Truth(Shown):
     grades: Mapping[str, Mapping[str, int]] | None = None
     levels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     label_level: int | None = None
+    gallery_grades: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.label_level is not None and self.label_level < 1:
@@ -90,11 +92,23 @@ class Truth(Shown):
         facts = [f"{role} {n:,} images of {c:,} classes" for role, n, c in rows]
         return Summary("Truth", facts, ["part", "images", "classes"], rows)
 
-    def read_as(self, *, separator: str | None = None, level: int | None = None) -> "Truth":
+    def read_as(
+        self,
+        *,
+        separator: str | None = None,
+        level: int | None = None,
+        grades_from: str | None = None,
+    ) -> "Truth":
         """The same with other labels: several, parted by `separator`, or paths (`label_level`).
 
-        None changes nothing.
+        grades_from: a column of the gallery images with their grades. None changes nothing.
+        DataError: there is no such column, or it holds other things than whole numbers.
         """
+        if grades_from is not None:
+            return replace(
+                self.read_as(separator=separator, level=level),
+                gallery_grades=_whole_numbers(self.gallery_attributes, grades_from),
+            )
         if separator is None and level is None:
             return self
 
@@ -335,6 +349,18 @@ def _paired(ids: Sequence[str], labels: Sequence[str | None], role: str) -> dict
     return paired
 
 
+def _whole_numbers(
+    attributes: Mapping[str, Mapping[str, str | None]], column: str
+) -> dict[str, int]:
+    if column not in attributes:
+        known = ", ".join(attributes) or "none"
+        raise DataError(f"the gallery images have no column {column}, only {known}")
+    try:
+        return {name: int(value or 0) for name, value in attributes[column].items()}
+    except ValueError as error:
+        raise DataError(f"the column {column} holds more than whole numbers ({error})") from error
+
+
 def _texts(values: Sequence[Any]) -> list[str | None]:
     """Values as text in the form NFC, as all labels have; None for null and for an empty cell."""
 
@@ -395,7 +421,7 @@ def truth_of_folders(
     from vizsla.data.tables import labels_from_pattern
 
     query, gallery, one_set = data.query, data.gallery, one_set or data.one_set
-    path = labels or data.labels_file
+    path = labels or (None if data.truth_file else data.labels_file)
     if labels and labels_from:
         raise UsageError("--labels and --labels-from are mutually exclusive: give one")
     if labels_from:
