@@ -63,7 +63,10 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_frozen_run_imports_no_libraries_of_training() -> None:
     slow = "{'pytorch_metric_learning', 'sklearn', 'scipy.stats', 'matplotlib.axes', 'faiss'}"
-    code = f"import sys, vizsla.run.pipeline\nprint(sorted({slow} & set(sys.modules)))"
+    code = (
+        "import sys, vizsla.run.pipeline, vizsla.run.several_models\n"
+        f"print(sorted({slow} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 

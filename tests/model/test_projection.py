@@ -16,10 +16,11 @@ from vizsla.model.projection import (
     discriminant,
     identity_or_pca,
     pca,
+    project,
     whitening,
     within_class_whitening,
 )
-from vizsla.train.heads import class_means, closed_forms, project, train_head
+from vizsla.train.heads import class_means, closed_forms, train_head
 from vizsla.train.losses import build_loss
 
 RNG = np.random.default_rng(0)

@@ -16,12 +16,11 @@ from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.model.projection import whitening
+from vizsla.model.projection import project, whitening
 from vizsla.run.config import RunConfig, again
 from vizsla.run.pipeline import run
 from vizsla.search.chain import parse_chain, rank_refined
 from vizsla.search.ranking import Ranking
-from vizsla.train.heads import project
 
 
 def config(data: Path, home: Path, **options: object) -> RunConfig:

@@ -64,6 +64,14 @@ class Projection(nn.Module):
         return copy.to(self.weight.device)
 
 
+def project(projection: Projection, vectors: np.ndarray) -> torch.Tensor:
+    """(N, D) of length 1, on the CPU, whatever the device of the projection."""
+    with torch.inference_mode():
+        pooled = torch.from_numpy(np.asarray(vectors, np.float32)).to(projection.weight.device)
+        found = F.normalize(projection(pooled), dim=1)
+    return found.cpu().clone()
+
+
 class Chained(nn.Module):
     """Several projections in a row, such as a trained head and a whitening."""
 

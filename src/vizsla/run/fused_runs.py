@@ -22,14 +22,13 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.projection import WHITENINGS, whitening
+from vizsla.model.projection import WHITENINGS, project, whitening
 from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
 from vizsla.search.fusion import METHODS, checked_weights, fused, joined
 from vizsla.search.ranking import Ranking
-from vizsla.train.heads import project
 from vizsla.workspace import Run, open_run
 
 log = logging.getLogger("vizsla.run")

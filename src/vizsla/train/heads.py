@@ -20,6 +20,7 @@ from vizsla.model.projection import (
     class_spread,
     discriminant,
     identity_or_pca,
+    project,
     within_class_whitening,
 )
 from vizsla.options import TrainConfig
@@ -92,14 +93,6 @@ def class_means(
     sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype)
     sums.index_add_(0, torch.as_tensor(labels), F.normalize(vectors, dim=1))
     return F.normalize(sums, dim=1)
-
-
-def project(projection: Projection, vectors: np.ndarray) -> torch.Tensor:
-    """(N, D) of length 1, on the CPU, whatever the device of the projection."""
-    with torch.inference_mode():
-        pooled = torch.from_numpy(np.asarray(vectors, np.float32)).to(projection.weight.device)
-        found = F.normalize(projection(pooled), dim=1)
-    return found.cpu().clone()
 
 
 def train_head(
