@@ -158,6 +158,18 @@ def test_the_fastest_runtime_is_taken_where_it_saves_more_than_it_takes(
     assert set(timed) == {"torch", "openvino"}
 
 
+def test_a_runtime_that_starts_anew_for_each_candidate_must_save_all_its_starts(
+    embedder: Embedder, timed: dict[str, int]
+) -> None:
+    compute = Compute("cpu", "fp32", 32, 1)
+    assert auto_compute.fastest_runtime(embedder, compute, 1300, starts=10) == "torch"
+    assert list(timed) == ["torch"]
+    assert auto_compute.fastest_runtime(embedder, compute, 1300) == "openvino"
+    assert (
+        auto_compute.fastest_runtime(embedder, compute, 1300, starts=10) == "torch"
+    )  # by measured times too
+
+
 @pytest.mark.parametrize(
     ("threads", "images", "expected"), [(2, 128, 16), (2, 10_000, 24), (9, 500, 0), (9, 600, 72)]
 )

@@ -1,5 +1,6 @@
 """Validation scores as the evaluation does, on the same queries for every embedder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from torch import nn
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import Split, split
+from vizsla.embed import runtime
 from vizsla.embed.compute import Compute
+from vizsla.embed.converted_runtimes import openvino
 from vizsla.embed.inference import embed
+from vizsla.embed.torch_runtime import Vectors
 from vizsla.embed.validation_tensors import ValidationImages
 from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
@@ -127,6 +131,31 @@ def test_another_projection_embeds_nothing_again(images: ImageSet) -> None:
     model.projection = nn.Identity()
     assert not np.allclose(held.vectors(model), first)
     assert model.backbone.network.images == 2 * once
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_another_runtime_gives_the_same_vectors(
+    images: ImageSet, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def start(embedder: Embedder, compute: Compute) -> Vectors:
+        started.append(compute.runtime)
+        if fails:
+            raise OSError("no such network")
+        return openvino(embedder, compute)
+
+    monkeypatch.setitem(runtime.START, "openvino", start)
+    model = embedder()
+    model.projection = Projection(3, 2)
+    by_torch = ValidationImages(images, COMPUTE).vectors(model)
+    held = ValidationImages(images, replace(COMPUTE, runtime="openvino"))
+    assert np.allclose(held.vectors(model), by_torch, atol=1e-5)
+    with torch.no_grad():
+        model.backbone.network.scale[0] = 3.0
+    by_torch = ValidationImages(images, COMPUTE).vectors(model)
+    assert np.allclose(held.vectors(model), by_torch, atol=1e-5)  # of the new weights
+    assert started == ["openvino"] * 2
 
 
 def test_broken_images_neither_ask_nor_answer(images: ImageSet) -> None:

@@ -15,6 +15,9 @@ from vizsla import storage
 from vizsla.cli.main import main
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import target_of, training_part
+from vizsla.embed import runtime
+from vizsla.embed.compute import Compute
+from vizsla.embed.converted_runtimes import openvino
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
@@ -24,6 +27,8 @@ from vizsla.run import pipeline
 from vizsla.run import train as run_train
 from vizsla.run.config import RunConfig, again
 from vizsla.run.train import train
+from vizsla.train import training
+from vizsla.train.batch_gradient import Processes
 from vizsla.train.selection import Candidate, Selection, TrainResult
 from vizsla.train.training import options_given
 
@@ -131,6 +136,50 @@ def test_the_summary_of_a_run_says_which_model_it_used(
     word = "fine-tuned" if record["is_finetuned"] else f"frozen, {fitted}"
     assert f"the model is {word}, chosen on a held-out part" in output
     assert training["verdict"] in output and (finetune == "head" or word.startswith("frozen"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "openvino"), ({"budget": 600.0}, "openvino"),
+        ({"budget": 60.0}, "torch"), ({"finetune": "head"}, "torch"),
+        ({"precision": "bf16"}, "torch"),
+    ],
+)  # fmt: skip
+def test_candidates_are_embedded_by_the_fastest_runtime_where_that_can_pay(
+    data: Path, tmp_path: Path, options: dict[str, Any], expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def compute(fastest: str, **more: Any) -> Compute:
+        monkeypatch.setattr(training, "fastest_runtime", lambda *arguments, starts: fastest)
+        named = {**FAST, "epochs": None, **options, **more}
+        return training.candidates_compute(
+            ImageSet.from_class_folders(data / "training"),
+            Embedder.build("tiny", weights="random", image_size=32),
+            TuneConfig.from_options({k: v for k, v in named.items() if v is not None}),
+            tmp_path / "out", 100, Processes(),
+        )  # fmt: skip
+
+    assert compute("openvino").runtime == expected
+    assert compute("torch").runtime == expected  # a training that continues keeps to its choice
+    assert compute("torch", replay={"inference": "openvino"}).runtime == "openvino"
+
+
+def test_a_training_embeds_all_candidates_by_the_runtime_that_it_chose(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ImageSet.from_class_folders(data / "training")
+    embedder = Embedder.build("tiny", weights="random", image_size=32)
+    started: list[str] = []
+
+    def counted(embedder: Embedder, compute: Compute) -> Any:
+        started.append(compute.runtime)
+        return openvino(embedder, compute)
+
+    monkeypatch.setitem(runtime.START, "openvino", counted)
+    monkeypatch.setattr(training, "fastest_runtime", lambda *arguments, starts: "openvino")
+    training.fine_tune(images, embedder, TuneConfig.from_options(FAST), tmp_path / "one")
+    assert len(started) >= 6  # the frozen model, ends, between, framings, and to refit
 
 
 def test_the_same_command_continues_an_interrupted_run(data: Path, tmp_path: Path) -> None:

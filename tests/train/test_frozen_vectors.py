@@ -72,7 +72,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 def read(images: ImageSet, out: Path, budget: float | None) -> TrainingSet:
     config = TrainConfig(device="cpu", precision="fp32", budget=budget)
-    job = TrainingJob(config, training_compute(config), out, "one", Budget(budget, clock=CLOCK))
+    compute = training_compute(config)
+    job = TrainingJob(config, compute, compute, out, "one", Budget(budget, clock=CLOCK))
     data = embed_training_images(images, slow(), job)
     left_out = len(images) - len(data.images) - len(data.broken)
     assert any("drawn by class" in sentence for sentence in job.warnings) == (left_out > 0)

@@ -146,9 +146,10 @@ def _precision(
     return "fp32"
 
 
-def fastest_runtime(embedder: Embedder, compute: Compute, images: int) -> str:
+def fastest_runtime(embedder: Embedder, compute: Compute, images: int, *, starts: int = 1) -> str:
     """The installed runtime that embeds so many images soonest, its start included; logs why.
 
+    starts: how often it starts: anew for other weights.
     Each is timed once for a kind of machine and of network, and only where it is expected to save
     more than it takes to time and to start it; the times are kept in the cache folder.
     """
@@ -174,9 +175,9 @@ def fastest_runtime(embedder: Embedder, compute: Compute, images: int) -> str:
     def seconds_saved(runtime: str) -> float:
         if runtime in times:
             start, image = times[runtime]
-            return by_torch - images * image - start
-        start, share = EXPECTED[compute.kind][runtime]  # it starts twice: to be timed, and to embed
-        return by_torch * share - 2 * start - passes * batch * times["torch"][1]
+            return by_torch - images * image - starts * start
+        start, share = EXPECTED[compute.kind][runtime]  # once more, to be timed
+        return by_torch * share - (starts + 1) * start - passes * batch * times["torch"][1]
 
     if "torch" not in times:
         measure("torch")

@@ -1,4 +1,4 @@
-"""Validation images kept as tensors, to be embedded by many candidate models.
+"""Validation images kept as pixels, to be embedded by many candidate models.
 
 Pooled vectors of the last few backbones are kept: another projection on one costs nothing.
 """
@@ -15,14 +15,14 @@ from vizsla.data.batches import Loader, in_chunks
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.training_batches import ImageCache, available_memory
-from vizsla.embed.compute import PRECISIONS, Compute
-from vizsla.embed.torch_runtime import in_parts
+from vizsla.embed.compute import Compute, RuntimeFailed
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 
 log = logging.getLogger("vizsla.train")
 
-SHARE_OF_MEMORY = 0.15  # of the free memory may be used by tensors
+SHARE_OF_MEMORY = 0.15  # of the free memory may be used by pixels
 MAX_BACKBONES = 8  # whose pooled vectors are kept
 
 
@@ -32,7 +32,7 @@ class ValidationImages:
     def __init__(self, images: ImageSet, compute: Compute, *, max_pixels: int = MAX_PIXELS) -> None:
         self.images, self.compute, self.max_pixels = images, compute, max_pixels
         self.broken: dict[int, str] = {}
-        self._tensors: list[Tensor] | None = None  # in batches, if they fit
+        self._pixels: list[Tensor] | None = None  # in batches, if they fit
         self._prepared_for: str | None = None
         self._pooled: dict[str, Tensor] = {}
 
@@ -54,10 +54,10 @@ class ValidationImages:
         return pooled_vectors(embedder, self._batches(embedder), self.compute)[: len(self.images)]
 
     def _batches(self, embedder: Embedder) -> list[Tensor]:
-        """All images, preprocessed, in batches; kept if memory allows."""
-        prepared_for = str(embedder.preprocess.to_dict())
-        if self._tensors is not None and self._prepared_for == prepared_for:
-            return self._tensors
+        """Pixels of all images, (B, H, W, 3) uint8 each; kept if memory allows."""
+        prepared_for = str(embedder.preprocess.framing)
+        if self._pixels is not None and self._prepared_for == prepared_for:
+            return self._pixels
         found = []
         with Loader(
             self.images.path,
@@ -70,32 +70,28 @@ class ValidationImages:
             for batch in loader.batches(chunks):
                 broken = {batch.positions[slot]: why for slot, why in batch.reasons.items()}
                 self.broken |= broken
-                found.append(embedder.preprocess.normalised(batch.pixels))
+                found.append(batch.pixels.clone())  # the loader writes the next one there
         if len(self.broken) == len(self.images):
             raise DataError(f"none of the {len(self.images)} held-out images can be read")
         size = sum(t.nbytes for t in found)
         if size <= SHARE_OF_MEMORY * (available_memory() or 2**31):
-            self._tensors, self._prepared_for = found, prepared_for
+            self._pixels, self._prepared_for = found, prepared_for
         return found
 
 
-def pooled_vectors(embedder: Embedder, prepared: Iterable[Tensor], compute: Compute) -> Tensor:
-    """Pooled vectors (N, C) float32, on the CPU, of batches of preprocessed images."""
-    device = torch.device(compute.device)
-    embedder = embedder.to(device=device)
-    embedder.eval()
-    precision = PRECISIONS[compute.precision]
-
-    def pool(images: Tensor) -> Tensor:
-        on_device = images.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            return embedder.pooled(on_device).float().cpu()
-
-    with torch.inference_mode():
-        found = [
-            in_parts(pool, images) if device.type == "cpu" else pool(images) for images in prepared
-        ]
-    return torch.cat(found)
+def pooled_vectors(embedder: Embedder, batches: Iterable[Tensor], compute: Compute) -> Tensor:
+    """Pooled vectors of length 1, (N, C) float32 on the CPU, of batches of pixels; by torch if
+    another runtime fails."""
+    network = Runtime(embedder.without_projection(), compute)
+    found = []
+    for pixels in batches:
+        try:
+            vectors = network.submit(pixels).result()
+        except RuntimeFailed as error:
+            network.use_torch(error)
+            vectors = network.submit(pixels).result()
+        found.append(vectors)
+    return torch.from_numpy(np.concatenate(found))
 
 
 def pooled_of(
@@ -106,7 +102,7 @@ def pooled_of(
     *,
     max_pixels: int,
 ) -> np.ndarray:
-    """Pooled vectors (n, C) of the chosen images."""
+    """Pooled vectors of length 1, (n, C), of the chosen images."""
     with Loader(
         pictures.images.path,
         embedder.preprocess.framing,
@@ -116,11 +112,8 @@ def pooled_of(
         picture=pictures.__getitem__,
     ) as loader:
         chunks = in_chunks([int(i) for i in chosen], compute.batch_size)
-        prepared = (
-            embedder.preprocess.normalised(batch.pixels)[: batch.filled]
-            for batch in loader.batches(chunks)
-        )
-        return pooled_vectors(embedder, prepared, compute).numpy()
+        pixels = (batch.pixels[: batch.filled] for batch in loader.batches(chunks))
+        return pooled_vectors(embedder, pixels, compute).numpy()
 
 
 def _backbone_id(embedder: Embedder) -> str:

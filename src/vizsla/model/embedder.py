@@ -4,6 +4,7 @@ Texts pass through the same projection and normalisation as images.
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -136,6 +137,13 @@ class Embedder(nn.Module):
         if self.views is None:
             return pooled[0]
         return torch.stack([F.normalize(vectors.float(), dim=1) for vectors in pooled]).mean(dim=0)
+
+    def without_projection(self) -> "Embedder":
+        """An embedder with the same backbone, not a copy of it, that gives pooled vectors of length
+        1."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "projection": nn.Identity()}
+        return other
 
     def with_interpolation(self, name: str) -> "Embedder":
         """Changes how images are resized (for weights that were trained so); returns itself."""

@@ -216,7 +216,7 @@ def _enter_candidates(
         costs,
         decisions=job.decisions,
         pooled=lambda embedder, positions: pooled_of(
-            data.cache, positions, embedder, job.compute, max_pixels=config.max_pixels
+            data.cache, positions, embedder, job.inference, max_pixels=config.max_pixels
         ),
         labels=data.labels,
         dim=config.dim,

@@ -25,6 +25,7 @@ log = logging.getLogger("vizsla.train")
 ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, most promising first
 PROJECTIONS = 5  # closed forms that are usually fitted to a tuned backbone
 REFITTED = 2000  # images whose vectors a tuned backbone's projections are fitted to
+SCORED = 2 + len(ALPHAS) + 2  # backbones of one training, usually: ends, between, framings
 SAVING_SECONDS = 3.0  # reserved in a budget for writing the embedder
 LARGER = 8 / 7  # of the side: to a convolution, objects then look as large as in training
 STEP = 32  # total stride of most convolutional networks, in pixels

@@ -9,7 +9,6 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import class_codes, label_sets
@@ -62,34 +61,31 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
         short_side=2 * max(embedder.preprocess.size),
         max_pixels=job.config.max_pixels,
     )
-    projection, embedder.projection = embedder.projection, torch.nn.Identity()
-    try:
-        if not job.is_first_process:
-            job.processes.wait()
-        network = Runtime(embedder, _compute(images, embedder, job))
-        count = len(images)
-        if job.config.budget is not None:
-            first_count = 0
-            if job.is_first_process:
-                decide = functools.partial(_images_to_read, cache, network, job)
-                first_count = job.decisions.take("images", decide)
-            count = round(job.processes.from_first(first_count))
-        if count < len(images):
-            chosen = drawn_by_class(class_codes(images), count, job.config.seed)
-            cache = cache.subset(images.subset(chosen))
-        found = embed(
-            cache.images,
-            embedder,
-            job.out / (FEATURES if count == len(images) else PART),
-            runtime=network,
-            max_pixels=cache.max_pixels,
-            picture=cache.__getitem__,
-            progress=lambda done, total: job.progress("reading images", done, total),
-        )
+    if not job.is_first_process:
+        job.processes.wait()
+    frozen = embedder.without_projection()
+    network = Runtime(frozen, _compute(images, frozen, job))
+    count = len(images)
+    if job.config.budget is not None:
+        first_count = 0
         if job.is_first_process:
-            job.processes.wait()
-    finally:
-        embedder.projection = projection
+            decide = functools.partial(_images_to_read, cache, network, job)
+            first_count = job.decisions.take("images", decide)
+        count = round(job.processes.from_first(first_count))
+    if count < len(images):
+        chosen = drawn_by_class(class_codes(images), count, job.config.seed)
+        cache = cache.subset(images.subset(chosen))
+    found = embed(
+        cache.images,
+        frozen,
+        job.out / (FEATURES if count == len(images) else PART),
+        runtime=network,
+        max_pixels=cache.max_pixels,
+        picture=cache.__getitem__,
+        progress=lambda done, total: job.progress("reading images", done, total),
+    )
+    if job.is_first_process:
+        job.processes.wait()
     readable = cache.images
     if found.broken:
         readable = readable.without({name for name, _ in found.broken})

@@ -90,10 +90,14 @@ class Decisions:
 
 @dataclass(eq=False)
 class TrainingJob:
-    """One training. identity: what its checkpoints belong to. warnings: those given so far."""
+    """One training. identity: what its checkpoints belong to. warnings: those given so far.
+
+    inference: how candidates are embedded, which need no gradients.
+    """
 
     config: TrainConfig
     compute: Compute
+    inference: Compute
     out: Path
     identity: str
     budget: Budget

@@ -21,13 +21,17 @@ from vizsla import storage
 from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import distinct_labels
 from vizsla.data.splits import Target, class_codes, held_out, label_warnings
+from vizsla.embed.auto_compute import fastest_runtime
+from vizsla.embed.compute import Compute
+from vizsla.embed.converted_runtimes import installed
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig, TuneConfig
 from vizsla.score.embedder_validation import Validation
-from vizsla.train import train_warnings
+from vizsla.train import checkpoint, train_warnings
 from vizsla.train.backbone import LONG, PLAN, SHORT, Variant, planned_variants, train_backbone
 from vizsla.train.batch_gradient import Processes
+from vizsla.train.candidates import REFITTED, SCORED
 from vizsla.train.frozen_vectors import DECISION, embed_training_images
 from vizsla.train.heads import HEADS, Heads, enter_heads, fit_heads
 from vizsla.train.job import (
@@ -46,6 +50,8 @@ from vizsla.train.selection import Selection, TrainResult, Validate, table
 
 log = logging.getLogger("vizsla.train")
 
+INFERENCE = "inference"  # the folder and the decision of which runtime embeds candidates
+MIN_BUDGET = 120.0  # seconds
 # They decide how a training is computed, and its random numbers, not which training it is.
 COMPUTE_OPTIONS = (*WITHOUT_EFFECT, "seed", "device", "precision", "checkpointing", "max_pixels",
                    "real_weights", "replay")  # fmt: skip
@@ -56,6 +62,7 @@ PARTS = (
     SHORT_FOLDER,
     PLAN,
     DECISION,
+    INFERENCE,
     "embedder",
 )
 
@@ -84,20 +91,23 @@ def fine_tune(
         len(parts.training), len(parts.held_out), config.validate_on, len(parts.draws),
         len(parts.draws[0].query), len(parts.draws[0].gallery),
     )  # fmt: skip
+    chosen, origin = images.subset(parts.training), embedder.origin
+    inference = candidates_compute(chosen, embedder, config, Path(out), len(parts.held_out),
+                                   processes or Processes())  # fmt: skip
     validation = Validation(
         images,
         parts,
-        training_compute(config),
+        inference,
         value=config.value,
         max_pixels=config.max_pixels,
     )
-    chosen, origin = images.subset(parts.training), embedder.origin
     result = train(
         chosen,
         embedder,
         config,
         validation,
         out,
+        inference=inference,
         budget=budget,
         processes=processes,
         progress=progress,
@@ -117,6 +127,7 @@ def train(
     validate: Validate,
     out: str | Path,
     *,
+    inference: Compute | None = None,
     budget: Budget | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
@@ -126,12 +137,15 @@ def train(
     validate: embedder → (Q,) values of the same queries each time, more is better. It may have
     `means` (other figures of its last call, by name) and `chance` (a random ranking's value).
     out: a folder for log, checkpoint and embedder; an interrupted training continues there.
-    DataError if the labels leave nothing to learn.
+    inference: how candidates are embedded, by default as it trains. DataError if the labels leave
+    nothing to learn.
     """
     require_classes(images)
+    compute = training_compute(config)
     job = TrainingJob(
         config,
-        training_compute(config),
+        compute,
+        inference or compute,
         Path(out),
         identity_of(images, embedder, config),
         budget or Budget(None if config.replay else config.budget),
@@ -139,9 +153,47 @@ def train(
         progress or (lambda stage, done, total: None),
         decisions=Decisions(config.replay),
     )
+    job.decisions.take(INFERENCE, lambda: job.inference.runtime)
     locked = storage.locked(job.out, parts=PARTS) if job.is_first_process else None
     with locked or contextlib.nullcontext():
         return _train(images, embedder, validate, job)
+
+
+def candidates_compute(
+    images: ImageSet,
+    embedder: Embedder,
+    config: TrainConfig,
+    out: Path,
+    held_out: int,
+    processes: Processes,
+) -> Compute:
+    """How candidates are embedded, for validation and to refit projections: by the runtime that is
+    soonest, started anew for each. A training that continues, or is repeated, keeps to its choice.
+
+    By torch if only a head is trained (one backbone is embedded), beside a GPU, in half precision
+    (it saves less, and the vectors differ), in several processes, or with a budget of less than
+    MIN_BUDGET, of which another runtime's start could take a good part.
+    """
+    compute = training_compute(config)
+    if config.replay is not None:
+        return dataclasses.replace(compute, runtime=config.replay.get(INFERENCE, "torch"))
+    if (
+        (compute.kind, compute.precision) != ("cpu", "fp32")
+        or config.finetune in ("none", "head")
+        or processes.size > 1
+        or (config.budget is not None and config.budget < MIN_BUDGET)
+    ):
+        return compute
+    identity = identity_of(images, embedder, config)
+    chosen = checkpoint.load_state(out / INFERENCE, identity=identity)
+    if chosen is None or not installed(chosen["runtime"]):
+        embedded = SCORED * held_out + 2 * min(REFITTED, len(images))
+        runtime = fastest_runtime(
+            embedder.without_projection(), compute, embedded, starts=SCORED + 2
+        )
+        chosen = {"runtime": runtime}
+        checkpoint.save_state(out / INFERENCE, chosen, identity=identity)
+    return dataclasses.replace(compute, runtime=chosen["runtime"])
 
 
 def _train(
