@@ -16,7 +16,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.run import several_models
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
-from vizsla.run.fused_runs import FusionConfig, Member, fuse_runs
+from vizsla.run.fused_runs import FusionConfig, Member, fuse_runs, members_of, ranker
 from vizsla.run.several_models import run_models
 from vizsla.search import exact
 from vizsla.search.fusion import fused
@@ -61,13 +61,29 @@ def test_each_model_runs_and_they_are_fused(joint: RunResult, tinted: Path) -> N
 def test_the_joint_run_can_be_shown_evaluated_and_reported(joint: RunResult, tinted: Path) -> None:
     folder = str(joint.run.folder)
     for words in (
-        ["evaluate", folder],
+        ["evaluate", folder, "--calibrate", "--target-precision", "0.5"],
         ["show", folder, "--data", str(tinted), "--random", "1", "-o", f"{folder}/sheets"],
         ["report", folder, "-o", f"{folder}/report.html", "--map", "pca"],
         ["submission", f"{folder}/ranking.parquet", "-k", "3", "-o", f"{folder}/s.json"],
     ):
         result = CliRunner().invoke(app, words, catch_exceptions=False)
         assert result.exit_code == 0, result.output
+    page = (Path(folder) / "report.html").read_text()
+    weight = joint.record["members"][0]["weight"]
+    assert "Their rankings are joined by zscore" in page and f"{weight:.3f}" in page
+
+
+@pytest.mark.parametrize("method", ["zscore", "concat"])
+def test_new_vectors_are_ranked_as_the_joint_run_ranked(joint: RunResult, method: str) -> None:
+    members, fusion = members_of(joint.run.folder)
+    expected = joint.ranking
+    if method == "concat":
+        fusion = FusionConfig("concat", [3, 1], whiten="shrunk", refine="aqe")
+        expected = fuse_runs(members, fusion).ranking
+    assert isinstance(fusion.weights, list)  # as they were chosen
+    parts = [[m.embeddings(role) for m in members] for role in ("query", "gallery")]
+    assert ranker(members, fusion)(*parts).to_lists() == expected.to_lists()
+    assert members_of(joint.members[0].run.folder)[0] == []
 
 
 def test_a_joint_run_is_repeated(joint: RunResult) -> None:

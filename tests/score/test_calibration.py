@@ -98,11 +98,14 @@ def test_images_that_could_not_be_read_are_left_out() -> None:
     gone = set(parts.draws[0].query[:3].tolist())
     kept = [i for i in range(len(vectors)) if i not in gone]
     some = Embeddings([vectors.ids[i] for i in kept], vectors.vectors[kept], pa.table({}), "own")
-    whole = calibrate_on_split(vectors, images, parts, source="x")
-    assert calibrate_on_split(some, images, parts, source="x").queries < whole.queries
+    whole = calibrate_on_split([vectors], images, parts, source="x")
+    assert calibrate_on_split([some], images, parts, source="x").queries < whole.queries
     with pytest.raises(DataError, match="hold none of"):
         calibrate_on_split(
-            Embeddings(["no"], vectors.vectors[:1], pa.table({}), "own"), images, parts, source="x"
+            [Embeddings(["no"], vectors.vectors[:1], pa.table({}), "own")],
+            images,
+            parts,
+            source="x",
         )
 
 

@@ -120,6 +120,7 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
     sections = [
         Section("warnings", "Warnings", data.record.get("warnings")),
         Section("scores", "Scores", _scores(scores) if scores is not None else None),
+        Section("models", "Models", _models(data.record)),
         Section("curves", "Curves", _curves(data)),
         Section("classes", "Classes", _classes(scores) if scores is not None else None),
         Section("confusion", "Confusion", _confusion(scores) if scores is not None else None),
@@ -140,6 +141,26 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
         script="report.js",
         headline=None if scores is None else _headline(scores),
     )
+
+
+def _models(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The models of a joint run with their weights; None for a run of one model."""
+    members, fusion = record.get("members"), record.get("fusion") or {}
+    if not members:
+        return None
+    k = record.get("top_k")
+    rows = [
+        [one["model_name"], f"{one['weight']:.3f}", one["chain"],
+         *("–" if one[key] is None else f"{one[key]:.3f}" for key in ("top_k_accuracy", "map")),
+         one["run"]]
+        for one in members
+    ]  # fmt: skip
+    chosen = " Weights were chosen on validation images." if fusion.get("chosen_on") else ""
+    return {
+        "columns": ["model", "weight", "refinement", f"top-{k} accuracy", "mAP", "run"],
+        "rows": rows,
+        "how": f"Their rankings are joined by {fusion.get('method')}.{chosen}",
+    }
 
 
 def _subtitle(data: ReportData) -> list[str]:

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import storage
-from vizsla.data.imageset import DataFolders
+from vizsla.data.imageset import DataFolders, ImageSet
 from vizsla.data.splits import held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.output import query_page, report_page
 from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress, RunEmbedder
+from vizsla.run.fused_runs import members_of, ranker
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search.ranking import Ranking
-from vizsla.workspace import open_run, ranking_in
+from vizsla.workspace import Run, open_run, ranking_in
 
 log = logging.getLogger("vizsla.run")
 
@@ -138,7 +139,9 @@ def calibrate_run(
     A tuned run uses the images that its training held out: others the model has seen. A frozen one
     may use nearly all. The vectors go into the run's folder, so that a second time costs nothing.
     """
-    config = again(folder)
+    members, fusion = members_of(folder)
+    tuned = [member for member in members if member.is_tuned]
+    config = tuned[0].config if tuned else again(folder)
     data = folders_of(config)
     truth = truth_in(config, data)
     tuning = config.training
@@ -153,13 +156,24 @@ def calibrate_run(
     if config.tuning is None:
         tuning = dataclasses.replace(tuning, share=share_like(images, target))
     parts = held_out(images, tuning, target)
-    embed = RunEmbedder.of_finished(open_run(folder), config, progress)
     held, role = images.subset(parts.held_out), f"validation-{tuning.validate_on}"
-    try:
-        vectors = embed(held, role)
-    except DataError:  # those of an earlier call, on other images or by other software
-        shutil.rmtree(Path(folder) / "embeddings" / role, ignore_errors=True)
-        vectors = embed(held, role)
+    if members:
+        vectors = [_validation_vectors(m.run, m.config, held, role, progress) for m in members]
+        rank = ranker(members, fusion, progress)
+    else:
+        run = open_run(folder)
+        vectors, rank = [_validation_vectors(run, config, held, role, progress)], None
     return calibrate_on_split(
-        vectors, images, parts, precision=precision, source=f"{config.data}/training"
+        vectors, images, parts, precision=precision, source=f"{config.data}/training", rank=rank
     )
+
+
+def _validation_vectors(
+    run: Run, config: RunConfig, held: ImageSet, role: str, progress: Progress | None
+) -> Embeddings:
+    embed = RunEmbedder.of_finished(run, config, progress)
+    try:
+        return embed(held, role)
+    except DataError:  # those of an earlier call, on other images or by other software
+        shutil.rmtree(run.folder / "embeddings" / role, ignore_errors=True)
+        return embed(held, role)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,50 @@ def fuse_runs(
         weights = _given(fusion, len(members))
     rankings = [member.ranking() for member in members]
     return Fused(fused(rankings, method=fusion.method, weights=weights), weights, choice)
+
+
+def members_of(folder: str | Path) -> tuple[list[Member], FusionConfig]:
+    """The runs that a joint run fused (none for a run of one model), and how: every `auto` as it
+    was chosen."""
+    joint = open_run(folder)
+    recorded = joint.config
+    if "members" not in recorded:
+        return [], FusionConfig()
+    found = [Member.of(Run(joint.home, one["run"]).folder) for one in recorded["members"]]
+    fusion = FusionConfig(**recorded["fusion"])
+    if joint.result_file is not None:
+        record = storage.read_json(joint.result_file)
+        if fusion.weights == AUTO:
+            fusion = dataclasses.replace(fusion, weights=record["fusion"]["weights"])
+        if fusion.refine == AUTO:
+            fusion = dataclasses.replace(fusion, refine=record["refine"]["chain"])
+    return found, fusion
+
+
+def ranker(
+    members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
+) -> Callable[[Sequence[Embeddings], Sequence[Embeddings]], Ranking]:
+    """What ranks the vectors of all models, of some queries and a gallery, as the joint run did."""
+    weights = _given(fusion, len(members))
+    learned_on = None
+    if fusion.method == CONCAT and fusion.whiten != "none":
+        data = folders_of(members[0].config)
+        images = training_part(data.training, members[0].config.data, "--fusion concat")
+        learned_on = joined([m.embed(images, "training", progress) for m in members], weights)
+
+    def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+        if fusion.method != CONCAT:
+            parts = [
+                rank_refined(own_queries, own_gallery, member.chain)
+                for own_queries, own_gallery, member in zip(queries, gallery, members, strict=True)
+            ]
+            return fused(parts, method=fusion.method, weights=weights)
+        both = [joined(queries, weights), joined(gallery, weights)]
+        if learned_on is not None:
+            both = _whitened(both, learned_on.vectors, fusion.whiten)
+        return rank_refined(both[0], both[1], parse_chain(fusion.refine, uses=fusion.refine_uses))
+
+    return rank
 
 
 def _given(fusion: FusionConfig, models: int) -> list[float]:

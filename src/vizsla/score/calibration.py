@@ -4,7 +4,7 @@ Learned on a validation part, never on the test part: the cut-off would be fitte
 that it is judged by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from vizsla.score.metrics import Cutoff, calibrated_cutoff, match_auc, threshold
 from vizsla.score.relevance import Relevance, match_pairs, relevance
 from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth
+from vizsla.search.ranking import Ranking
 
 CONFIDENCE = 0.9  # one-sided, that the precision is reached
 STEPS = 10  # rows of the table
+Rank = Callable[[Sequence[Embeddings], Sequence[Embeddings]], Ranking]
 MAX_SHARE = 0.9  # of the training images, held out
 
 
@@ -119,22 +121,32 @@ def calibrate(
 
 
 def calibrate_on_split(
-    vectors: Embeddings, images: ImageSet, parts: Split, *, precision: float = 0.95, source: str
+    vectors: Sequence[Embeddings],
+    images: ImageSet,
+    parts: Split,
+    *,
+    precision: float = 0.95,
+    source: str,
+    rank: Rank | None = None,
 ) -> Calibration:
     """Learns the cut-off on the validation part that `parts` holds out of `images`.
 
-    vectors: at least those of the held-out images; an image that could not be read is left out.
-    source: the name of the images in `learned_on`.
+    vectors: of one model or several, at least those of the held-out images; an image that one of
+    them lacks is left out. source: the name of the images in `learned_on`. rank: ranks a gallery
+    for queries, each with the vectors of all models; by default by cosines of the only one.
     """
-    row_of = {name: i for i, name in enumerate(vectors.ids)}
+    common = set(vectors[0].ids).intersection(*(one.ids for one in vectors[1:]))
     judged = []
     for draw in parts.draws:
-        query_set, gallery_set = (
-            _part(vectors, images, [i for i in side.tolist() if images.ids[i] in row_of], row_of)
+        query_sets, gallery_sets = (
+            [_part(one, images, [i for i in side.tolist() if images.ids[i] in common])
+             for one in vectors]
             for side in (draw.query, draw.gallery)
-        )
-        if len(query_set) and len(gallery_set):
-            judged.append(_judged(query_set, gallery_set))
+        )  # fmt: skip
+        if len(query_sets[0]) and len(gallery_sets[0]):
+            ranking = (rank or _by_cosine)(query_sets, gallery_sets)
+            truth = Truth.from_sets(query_sets[0], gallery_sets[0])
+            judged.append(relevance(ranking, truth))
     if not judged:
         raise DataError(
             f"the embeddings hold none of the {len(parts.held_out)} images that validation uses "
@@ -174,7 +186,7 @@ def calibrate_on_training(
         )
     images = ImageSet(Path(source), training.ids, training.attributes)
     parts = split(images, validate_on, target=target, share=share_like(images, target))
-    return calibrate_on_split(training, images, parts, precision=precision, source=str(source))
+    return calibrate_on_split([training], images, parts, precision=precision, source=str(source))
 
 
 def share_like(images: ImageSet, target: Target | None) -> float:
@@ -200,15 +212,14 @@ def _first_matches(judged: Relevance) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return np.array(judged.queries, dtype=object)[there], scores, matches
 
 
-def _part(
-    vectors: Embeddings, images: ImageSet, at: list[int], row_of: dict[str, int]
-) -> Embeddings:
+def _part(vectors: Embeddings, images: ImageSet, at: list[int]) -> Embeddings:
     kept = images.subset(at)
+    row_of = {name: i for i, name in enumerate(vectors.ids)}
     rows = [row_of[name] for name in kept.ids]
     return Embeddings(kept.ids, vectors.vectors[rows], kept.attributes, vectors.model_id)
 
 
-def _judged(query_set: Embeddings, gallery_set: Embeddings) -> Relevance:
+def _by_cosine(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
     from vizsla.search import exact  # imports torch, which a cut-off for a ranking does not need
 
-    return relevance(exact.rank(query_set, gallery_set, 1), Truth.from_sets(query_set, gallery_set))
+    return exact.rank(queries[0], gallery[0], 1)

@@ -223,7 +223,7 @@ def _scores_beside(result: Result) -> Scores | None:
     file = result.path.absolute().parent.parent / "runs" / Path(run_id).name / "scores.json"
     try:
         return Scores.load(file) if file.exists() else None
-    except (DataError, StorageError):
+    except (DataError, StorageError, KeyError):  # damaged, or written by another version
         return None
 
 
