@@ -39,7 +39,7 @@ class PooledMetric:
             return Figure(self.title, None, None, None, n, unknown="there are no such pairs")
         units = np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
         draws = min(settings.resamples, _DRAWN_PAIRS // max(self.pairs, 1))
-        if not self.drawn or draws < _FEWEST_DRAWS or units.max() < 1:
+        if not self.drawn or draws < min(_FEWEST_DRAWS, settings.resamples) or units.max() < 1:
             return Figure(self.title, mean, None, None, n)
         generator = np.random.default_rng(settings.seed)
         count = int(units.max()) + 1
