@@ -460,7 +460,7 @@ def test_a_protocol_that_is_not_understood_is_named(text: str, message: str) -> 
 
 def test_oxford_needs_levels_and_reid_keeps_what_it_judged() -> None:
     ranking = Ranking.from_lists({"q": ["a"]})
-    with pytest.raises(UsageError, match="needs a truth with levels: give --truth"):
+    with pytest.raises(UsageError, match="needs a truth with levels"):
         evaluate(ranking, Truth({"q": "x"}, {"a": "x"}), protocol="oxford-hard")
     columns = {"camera": {"q": "1", "a": "1"}}
     truth = Truth({"q": "x"}, {"a": "x"}, attributes=columns, gallery_attributes=columns)

@@ -12,7 +12,7 @@ from vizsla.cli.evaluate import EvaluateOptions, scored
 from vizsla.cli.sources import TruthOptions
 from vizsla.errors import DataError, UsageError
 from vizsla.option_fields import option, same
-from vizsla.options import Page, Printing
+from vizsla.options import MetricChoice, Page, Printing
 
 if TYPE_CHECKING:
     from vizsla.score.compare import Comparison
@@ -25,7 +25,7 @@ app = Commands()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(TruthOptions, Page, Printing):
+class CompareOptions(TruthOptions, MetricChoice, Page, Printing):
     """The options of `vizsla compare`."""
 
     metric: tuple[str, ...] = option(
@@ -55,7 +55,8 @@ def compare_runs(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of results, result files, runs; or rankings with their truth."
+            help="Folders of results, result files, runs; rankings with their truth; tables of "
+            "published values, a row a query."
         ),
     ],
     *,
@@ -71,9 +72,11 @@ def compare_runs(
     if options.queries and not all(map(is_run, sources)):
         raise UsageError("--queries shows images, which only runs know: give one or two runs/ID")
     results, rows = _rows(sources, options)
-    ranked = run_table.run_table(rows, options.metric[0] if options.metric else None)
-    more = [run_table.metric_key(rows, name) for name in options.metric]
-    differences = _differences(ranked, options) if options.pairs else None
+    chosen = next((row.scores.chosen for row in rows if row.scores is not None), ())
+    names = options.metric or (chosen if options.metrics or options.protocol else ())
+    ranked = run_table.run_table(rows, names[0] if names else None)
+    more = [run_table.metric_key(rows, name) for name in names]
+    differences = _differences(ranked, more, options) if options.pairs else None
     content: dict[str, Any] = {"best_first": ranked.records()}
     table, whole = ranked.table(more), tuple(run_table.WHOLE)
     alarms, remarks = results.remarks() if results else ([], [])
@@ -113,13 +116,20 @@ def compare_runs(
 def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | None, list[Row]]":
     """The results that were read, and a row for each; rankings with a truth have rows only."""
     from vizsla.score.compare import read_results
+    from vizsla.score.per_query_table import is_per_query_table, read_per_query_table
     from vizsla.score.run_table import row_of_result, row_of_scores
     from vizsla.workspace import is_run, open_run
 
-    if options.is_given:
+    both = {"metrics_named": options.metrics, "protocol": options.protocol}
+    named: dict[str, Any] = {key: value for key, value in both.items() if value}
+    tables = [source for source in sources if is_per_query_table(source)]
+    if options.is_given or named or tables:
         rows, names = [], _names(sources)
         for source in sources:
-            _, _, scores = scored(source, options)
+            if source in tables:
+                scores = read_per_query_table(source)
+            else:
+                _, _, scores = scored(source, options, **named)
             for doubt in scores.doubts:
                 log.warning("%s", doubt)
             rows.append(row_of_scores(names[source], scores))
@@ -134,10 +144,10 @@ def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | N
     return results, [row_of_result(result) for result in results.results]
 
 
-def _differences(ranked: "RunTable", options: CompareOptions) -> "Differences":
+def _differences(ranked: "RunTable", metrics: list[str], options: CompareOptions) -> "Differences":
     """Of every pair of rows whose queries are at hand, the better first."""
     from vizsla.score.paired_tests import compare_systems
-    from vizsla.score.run_table import metric_key, per_query_key
+    from vizsla.score.run_table import per_query_key
 
     systems = {row.run: row.scores for row in ranked.rows if row.scores is not None}
     if len(systems) < 2:
@@ -146,7 +156,7 @@ def _differences(ranked: "RunTable", options: CompareOptions) -> "Differences":
             "have the values of their queries: give runs (runs/ID), or rankings and their truth"
         )
     first = next(iter(systems.values()))
-    keys = [per_query_key(first, metric_key(ranked.rows, name)) for name in options.metric]
+    keys = [per_query_key(first, key) for key in metrics if key not in first.pooled]
     return compare_systems(systems, keys=keys or None, cluster=options.cluster)
 
 

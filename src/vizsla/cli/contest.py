@@ -96,9 +96,10 @@ class JudgeOptions(Contest, Messages):
     )
     top_k: int = same(RunOptions, "top_k", help="Images per query in a submission.")
     metric: str = option(
-        "top_k_accuracy", "{choices}.", "Contest",
-        choices=("top_k_accuracy", "contest_points", "map_at_k"),
-    )  # fmt: skip
+        "top_k_accuracy",
+        "What ranks: top_k_accuracy, contest_points, map_at_k, or a metric by name, such as AP@5.",
+        "Contest",
+    )
     title: str = option("Image retrieval contest", "The contest's title.", "Contest", usual=True)
     public_share: float | None = option(
         None, "Share of queries with live scores; needs --closes.", "Contest"

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vizsla.errors import UsageError
 from vizsla.score import metrics, paper_metrics
 from vizsla.score.figures import Metric
 from vizsla.score.metric_names import MetricName
@@ -15,6 +16,8 @@ from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 OVER_ALL = ("top", "contest_points")  # kinds whose means divide by all queries
+_OF_K = {"top": metrics.hit_rate_at_k, "P": metrics.precision_at_k,
+         "RR": metrics.reciprocal_rank_at_k}  # fmt: skip
 _NO_SCORES = "the ranking holds no scores"
 _NO_TRUTH = "the truth of the whole gallery is not known"
 
@@ -47,6 +50,25 @@ def measure_named(
     return found
 
 
+def values_of_lists(name: MetricName, ranks: np.ndarray, n_relevant: np.ndarray) -> np.ndarray:
+    """(Q,) of a metric with a cut-off from the ranks of the hits alone (0 after a row's end).
+
+    UsageError for a metric that lists of this kind cannot give.
+    """
+    k = name.cutoff
+    if k and not name.options:
+        if name.kind in ("top", "P", "RR"):
+            return _OF_K[name.kind](ranks, k)
+        if name.kind in ("AP", "R", "nDCG"):
+            of_r = {"AP": metrics.average_precision_at_k, "R": metrics.recall_at_k,
+                    "nDCG": metrics.ndcg_at_k}[name.kind]  # fmt: skip
+            return of_r(ranks, n_relevant, k)
+    raise UsageError(
+        f"{name} is not known from lists with labels: choose of top-K, P@K, R@K, AP@K, RR@K and "
+        "nDCG@K, with K as long as the lists at most"
+    )
+
+
 def judged_at(judged: Relevance, grade: int) -> Relevance:
     """The same ranking where only images of this grade or a higher one are relevant."""
     if grade == 1:
@@ -67,9 +89,7 @@ def _measured(name: MetricName, judged: Relevance, seen: Seen) -> Metric:
         known = seen.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
         return known_metric(title, metrics.reciprocal_rank(ranks), known, reason)
     if name.kind in ("top", "P", "RR"):
-        of_k = {"top": metrics.hit_rate_at_k, "P": metrics.precision_at_k,
-                "RR": metrics.reciprocal_rank_at_k}[name.kind]  # fmt: skip
-        return known_metric(title, of_k(ranks, k or 0), known, reason)
+        return known_metric(title, _OF_K[name.kind](ranks, k or 0), known, reason)
     if name.kind in ("Rprec", "MAP@R"):
         of_r = metrics.r_precision if name.kind == "Rprec" else metrics.map_at_r
         known = seen.to_end | (seen.lengths >= n_relevant)

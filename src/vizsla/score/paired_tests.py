@@ -159,8 +159,11 @@ def check_same_truth(a: str, left: Scores, b: str, right: Scores) -> None:
         )
     position = {query: i for i, query in enumerate(right.queries)}
     at = [position[query] for query in left.queries]
-    labels = left.columns["label"], [right.columns["label"][i] for i in at]
-    if labels[0] != labels[1] or (left.n_relevant != right.n_relevant[at]).any():
+    labels = zip(left.columns["label"], (right.columns["label"][i] for i in at), strict=True)
+    differ = any(None not in pair and pair[0] != pair[1] for pair in labels)
+    counts = left.n_relevant, right.n_relevant[at]
+    known = (counts[0] >= 0) & (counts[1] >= 0)  # published values do not say
+    if differ or (known & (counts[0] != counts[1])).any():
         raise DataError(
             f"{a} and {b} were judged by different truths or galleries, so their scores do not "
             "compare: evaluate both with one truth"

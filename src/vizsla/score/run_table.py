@@ -55,6 +55,8 @@ class RunTable:
         """The known columns of every row; `more` adds metrics by their keys."""
         main = [title for title in MAIN if self._knows(HEADINGS[title])]
         titles = main if len(main) > 1 else [*main, "top-k", "P@k"]
+        if any(row.scores is not None and {*row.scores.chosen} & {*more} for row in self.rows):
+            titles = []  # the usual metrics are not those of a protocol
         keys = dict.fromkeys([*(HEADINGS[t] for t in titles), self.metric, *more])
         keys.pop(TIME, None)
         shown = [key for key in keys if self._knows(key)]
@@ -125,6 +127,8 @@ def metric_key(rows: Sequence[Row], metric: str | None) -> str:
     """The key of a metric by its key or heading; UsageError with all keys if no row has it."""
     if metric is not None:
         top = re.fullmatch(r"top-(\d+)", metric)
+        if any(row.value(metric) is not None for row in rows):
+            return metric
         key = f"top_k_accuracy@{top[1]}" if top else HEADINGS.get(metric, metric)
         known = sorted({name for row in rows for name in row.means} | {TIME})
         if not any(row.value(key) is not None for row in rows):
@@ -174,7 +178,7 @@ def best_so_far(result_path: Path) -> str:
 
 def row_of_scores(name: str, scores: Scores) -> Row:
     """A row of a ranking that was scored now."""
-    keys = [key for key in scores.metrics if scores.mean(key) is not None]
+    keys = [k for k in (*scores.metrics, *scores.pooled) if scores.mean(k) is not None]
     means = {key: float(scores.mean(key) or 0.0) for key in keys}
     return Row(name, "", means=means, top_k=scores.top_k, scores=scores)
 
@@ -235,6 +239,8 @@ def _verdicts(rows: Sequence[Row], key: str) -> list[str | None]:
     if rows[0].scores is None or len(rows) < 2:
         return [None] * len(rows)
     metric = per_query_key(rows[0].scores, key)
+    if metric not in rows[0].scores.metrics:  # one value for all queries
+        return [None] * len(rows)
     systems = {"0": rows[0].scores}
     for i, row in enumerate(rows[1:], 1):
         if row.scores is not None and row.value(key) is not None:

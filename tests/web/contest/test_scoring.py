@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.output.submission import check_submission, submission_sha256
 from vizsla.score.evaluate import evaluate
 from vizsla.score.truth import Truth
@@ -196,3 +196,29 @@ def test_names_in_another_unicode_form_are_those_of_the_truth() -> None:
     assert spelled == {f"{nfc}.jpg": [f"{nfc}1.jpg", "x.jpg"]} and not scorer.problems(spelled)
     odd: Any = {f"{nfd}.jpg": [f"{nfd}1.jpg", 7], "q": None}
     assert scorer.problems(scorer.with_known_names(odd))
+
+
+@pytest.mark.parametrize("name", ["AP@5", "top-3", "P@4", "R@10", "RR@10", "nDCG@10"])
+def test_a_contest_may_rank_by_a_metric_by_name(name: str) -> None:
+    queries, gallery, lists = made_up(5, n_queries=57, n_gallery=80, k=10, classes=9)
+    found = Scorer(queries, gallery, Rules(top_k=10, metric=name)).scores(lists)["all"]
+    scores = evaluate(Ranking.from_lists(lists), Truth(queries, gallery), metrics_named=name)
+    figure = scores[name]
+    assert figure.mean is not None
+    expected = figure.mean * figure.n / len(queries)  # a contest divides by all queries
+    assert found.score == found.metrics[name] == pytest.approx(expected, abs=1e-12)
+    assert found.interval is not None and found.interval[0] < found.score < found.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("accuracy", "choose one of top_k_accuracy, contest_points, map_at_k, or a metric by name"),
+        ("AP@11", "submissions have only 10 images"),
+        ("mINP", "is not known from lists with labels: choose of top-K, P@K"),
+        ("nDCG(grades)@5", "is not known from lists with labels"),
+    ],
+)
+def test_a_metric_that_lists_cannot_give_ranks_no_contest(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Rules(top_k=10, metric=name)

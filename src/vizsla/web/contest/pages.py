@@ -39,11 +39,13 @@ class Pages:
         )
         metric, k = board.rules.metric, board.rules.top_k
         self._templates.filters |= {
-            "score": lambda value: f"{value:.4f}" if METRICS[metric] == 1 else f"{value:.2f}",
+            "score": lambda value: (
+                f"{value:.4f}" if METRICS.get(metric, 1.0) == 1 else f"{value:.2f}"
+            ),
             "iso": iso,
         }
         self._templates.globals |= {
-            "metric_title": METRIC_TITLES[metric].format(k=k),
+            "metric_title": METRIC_TITLES.get(metric, metric).format(k=k),
             "rules": board.rules,
             "counts_text": COUNTS[board.rules.counts],
             "groups_text": GROUPS[board.rules.groups],
@@ -76,7 +78,7 @@ class Pages:
             now,
             rows=rows[:MOST_ROWS],
             hidden=max(0, len(rows) - MOST_ROWS),
-            whiskers=_whiskers(rows[:MOST_ROWS], METRICS[self.board.rules.metric]),
+            whiskers=_whiskers(rows[:MOST_ROWS], self.board.rules.highest),
             submissions=sum(row.submissions for row in rows),
             url=_submit_url(request),
         )
@@ -158,8 +160,8 @@ def history_chart(title: str, scores: Sequence[PartScore], metric: str) -> Marku
         if ends:
             series[name] = ends
     values = [y for line in series.values() for _, y in line]
-    room = max(0.05 * (max(values) - min(values)), METRICS[metric] / 100)
-    y_range = max(0.0, min(values) - room), min(METRICS[metric], max(values) + room)
+    room = max(0.05 * (max(values) - min(values)), METRICS.get(metric, 1.0) / 100)
+    y_range = max(0.0, min(values) - room), min(METRICS.get(metric, 1.0), max(values) + room)
     chart = line_chart(title, series, x_name="submission", y_name="score", y_range=y_range)
     return Markup(chart)
 

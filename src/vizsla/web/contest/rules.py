@@ -7,10 +7,14 @@ import unicodedata
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
+
 from vizsla.errors import UsageError
+from vizsla.score.metric_names import MetricName
+from vizsla.score.named_metrics import values_of_lists
 
 Phase = Literal["before", "open", "closed"]
-METRICS = {  # what `accuracy` may be, and the largest value of each
+METRICS = {  # what `accuracy` may be beside metrics by name, and the largest value of each
     "top_k_accuracy": 1.0,
     "contest_points": 1000.0,
     "map_at_k": 1.0,
@@ -52,8 +56,9 @@ class Rules:
     counts: str = "best"
 
     def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            self._check_named()
         for what, value, choices in (
-            ("metric", self.metric, METRICS),
             ("groups", self.groups, GROUPS),
             ("counts", self.counts, COUNTS),
         ):
@@ -78,6 +83,25 @@ class Rules:
                 raise UsageError(
                     "a public share needs a closing time, when the other scores are shown"
                 )
+
+    def _check_named(self) -> None:
+        """UsageError unless the metric is one that lists of top_k names give."""
+        try:
+            name = MetricName.parse(self.metric)
+        except UsageError as error:
+            raise UsageError(
+                f"metric={self.metric!r}: choose one of {', '.join(METRICS)}, or a metric by name "
+                f"({error})"
+            ) from error
+        none = np.zeros((1, 1), dtype=np.int64)
+        values_of_lists(name, none, np.ones(1, dtype=np.int64))
+        if (name.cutoff or 0) > self.top_k:
+            raise UsageError(f"metric={self.metric!r}: submissions have only {self.top_k} images")
+
+    @property
+    def highest(self) -> float:
+        """The largest value of the metric."""
+        return METRICS.get(self.metric, 1.0)
 
     def phase(self, now: float) -> Phase:
         """Whether the contest has not opened yet, is open, or has closed."""

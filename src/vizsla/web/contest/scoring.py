@@ -16,7 +16,9 @@ import numpy as np
 from vizsla.errors import DataError, UsageError
 from vizsla.output.submission import check_submission, with_names_of
 from vizsla.score import intervals, metrics
-from vizsla.web.contest.rules import METRICS, Rules
+from vizsla.score.metric_names import MetricName
+from vizsla.score.named_metrics import values_of_lists
+from vizsla.web.contest.rules import Rules
 
 Lists = dict[str, list[str]]  # {query: [gallery id, …]}
 Labels = Mapping[str, str | None]  # id → label; None: no label
@@ -128,14 +130,14 @@ class Scorer:
         return positions
 
     def _part_score(self, ranks: np.ndarray, rows: np.ndarray) -> PartScore:
-        values = _values(ranks[rows], self._n_relevant[rows], self.rules.top_k)
+        values = _values(ranks[rows], self._n_relevant[rows], self.rules)
         means = {name: float(column.mean()) for name, column in values.items()}
         metric = self.rules.metric
         if metric == "top_k_accuracy":
             low, high = intervals.wilson(values[metric].sum(), len(rows))
         else:
             column = values[metric][:, None]
-            low, high = intervals.bootstrap_intervals(column, highest=METRICS[metric])[0]
+            low, high = intervals.bootstrap_intervals(column, highest=self.rules.highest)[0]
         interval = None if math.isnan(low) else (float(low), float(high))
         return PartScore(means[metric], interval, means)
 
@@ -186,8 +188,9 @@ def canonical(lists: Lists) -> bytes:
     return json.dumps(lists, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _values(ranks: np.ndarray, n_relevant: np.ndarray, k: int) -> dict[str, np.ndarray]:
+def _values(ranks: np.ndarray, n_relevant: np.ndarray, rules: Rules) -> dict[str, np.ndarray]:
     """Each metric's value for each query, (Q,); 0 where nothing is relevant."""
+    k = rules.top_k
     values = {
         "top_k_accuracy": metrics.hit_rate_at_k(ranks, k),
         "top_1_accuracy": metrics.hit_rate_at_k(ranks, 1),
@@ -198,4 +201,6 @@ def _values(ranks: np.ndarray, n_relevant: np.ndarray, k: int) -> dict[str, np.n
         "mrr_at_k": metrics.reciprocal_rank_at_k(ranks, k),
         "ndcg_at_k": metrics.ndcg_at_k(ranks, n_relevant, k),
     }
+    if rules.metric not in values:
+        values[rules.metric] = values_of_lists(MetricName.parse(rules.metric), ranks, n_relevant)
     return {name: np.nan_to_num(column, nan=0.0) for name, column in values.items()}
