@@ -67,7 +67,7 @@ def test_a_time_without_a_unit_or_of_nothing_is_refused(text: str) -> None:
 
 
 def test_choices_are_those_that_the_library_knows() -> None:
-    from vizsla.cli import contest, embed, evaluate, index, show
+    from vizsla.cli import embed, evaluate, index, show
     from vizsla.data import splits, training_batches
     from vizsla.embed import compute, shards
     from vizsla.model import pooling, projection
@@ -76,7 +76,6 @@ def test_choices_are_those_that_the_library_knows() -> None:
     from vizsla.score import evaluate as scoring
     from vizsla.search import ann, chain, fusion
     from vizsla.train import augment, losses
-    from vizsla.web.contest import rules
 
     known: dict[tuple[type, str], Iterable[str]] = {
         (options.ModelChoice, "pooling"): pooling.POOLINGS,
@@ -95,7 +94,6 @@ def test_choices_are_those_that_the_library_knows() -> None:
         (evaluate.EvaluateOptions, "missing_ranks"): scoring.MISSING_RANKS,
         (index.BuildOptions, "kind"): ["auto", *ann.KINDS],
         (show.ReportOptions, "map"): embedding_map.PROJECTIONS,
-        (contest.JudgeOptions, "metric"): rules.METRICS,
     }
     for (cls, name), names in known.items():
         assert set(option_fields.options_of(cls)[name][0].choices) == set(names), name
