@@ -75,14 +75,14 @@ def test_a_function_gets_the_reports_and_nothing_is_shown(cell: Cell, embed: Any
 
 
 def test_each_stage_of_a_run_has_a_bar(cell: Cell, tinted: Path, tmp_path: Path) -> None:
-    config = vizsla.RunConfig(
-        data=str(tinted), model="tiny", weights="random", image_size=32, home=str(tmp_path),
-        top_k=3, figures=0,
-    )  # fmt: skip
-    vizsla.run(config)
+    options: dict[str, Any] = {
+        "model": "tiny", "weights": "random", "image_size": 32, "home": tmp_path, "top_k": 3,
+        "figures": 0,
+    }  # fmt: skip
+    vizsla.run(tinted, **options)
     assert re.search(r"embedding query .* 16/16.*\nembedding gallery .* 24/24", cell.shown[-1])
     cell.shown.clear()
-    vizsla.run(config, progress=False)
+    vizsla.run(tinted, **options, progress=False)
     assert not cell.shown
 
 

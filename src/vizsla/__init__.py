@@ -22,7 +22,6 @@ _HOME = {
     "Preprocess": "data.preprocess",
     "Ranking": "search.ranking",
     "RankingTruth": "output.query_sheets",
-    "RunConfig": "run.config",
     "Scores": "score.scores",
     "SearchClient": "web.search.client",
     "StorageError": "errors",
@@ -32,8 +31,10 @@ _HOME = {
     "VizslaError": "errors",
     "build_graph": "search.knn_graph",
     "build_index": "search.index",
+    "check": "run.reports",
+    "compare": "run.reports",
     "draw_ranking": "output.query_sheets",
-    "embed": "embed.inference",
+    "embed": "run.functions",
     "evaluate": "score.evaluate",
     "evaluate_embeddings": "score.whole_gallery",
     "fused": "search.fusion",
@@ -46,9 +47,12 @@ _HOME = {
     "read_image": "data.images",
     "read_qrels": "output.trec",
     "read_submission": "output.submission",
-    "run": "run.pipeline",
+    "report": "run.reports",
+    "run": "run.functions",
+    "search": "run.functions",
     "show": "output.notebook_view",
     "submit": "output.submit_client",
+    "train": "run.functions",
     "write_qrels": "output.trec",
     "write_submission": "output.submission",
 }
@@ -68,7 +72,7 @@ def __dir__() -> list[str]:
 
 
 class _PublicModule(ModuleType):
-    """Keeps `vizsla.embed` and `vizsla.run` functions when packages of these names are imported.
+    """Keeps `vizsla.embed`, `run`, `search` functions when packages of these names are imported.
 
     Python sets a package as an attribute of its parent; here the public function keeps the name.
     """
@@ -87,7 +91,6 @@ if TYPE_CHECKING:
     from vizsla.data.imageset import open_data as open_data
     from vizsla.data.preprocess import Preprocess as Preprocess
     from vizsla.embed.embeddings import Embeddings as Embeddings
-    from vizsla.embed.inference import embed as embed
     from vizsla.errors import DataError as DataError
     from vizsla.errors import ImageError as ImageError
     from vizsla.errors import MissingExtraError as MissingExtraError
@@ -105,8 +108,13 @@ if TYPE_CHECKING:
     from vizsla.output.submit_client import submit as submit
     from vizsla.output.trec import read_qrels as read_qrels
     from vizsla.output.trec import write_qrels as write_qrels
-    from vizsla.run.config import RunConfig as RunConfig
-    from vizsla.run.pipeline import run as run
+    from vizsla.run.functions import embed as embed
+    from vizsla.run.functions import run as run
+    from vizsla.run.functions import search as search
+    from vizsla.run.functions import train as train
+    from vizsla.run.reports import check as check
+    from vizsla.run.reports import compare as compare
+    from vizsla.run.reports import report as report
     from vizsla.score.evaluate import evaluate as evaluate
     from vizsla.score.scores import Scores as Scores
     from vizsla.score.truth import Truth as Truth

@@ -39,6 +39,18 @@ class Printing(Messages):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reporting(Options):
+    """Whether a function reports how far it is. The command line always does."""
+
+    progress: Any = option(
+        None,
+        "True shows bars, False none, None: in notebooks only; or a function of (stage, done, "
+        "total), for embed of (done, total).",
+        "Output",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VectorFiles(Options):
     """How vectors are stored."""
 
@@ -309,6 +321,19 @@ class RunOptions(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conditions(Options):
+    """Which images of a gallery."""
+
+    filter: tuple[str, ...] = option(
+        (),
+        "Only images with label=shoe, label=shoe|hat, 'price<10', label=null, id=@names.txt, … "
+        "Repeatable: all conditions must hold.",
+        "Data",
+        usual=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice):
     """The options of `vizsla serve` that say what is searched, and with which model."""
 
@@ -523,3 +548,37 @@ class TuneConfig(TrainConfig):
             )
         validate_on = str(options.get("validate_on", "new-classes"))
         return TuneConfig(**{**BY_VALIDATION.get(validate_on, {}), **options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions):
+    """How a gallery is searched."""
+
+    top_k: int | None = same(
+        RunOptions, "top_k", None, help="Images per query.", shown="10, or all if there are fewer"
+    )
+    seed: int = same(RunOptions, "seed")
+    learn_on: Path | None = option(
+        None,
+        "For --refine auto: embeddings of labelled images that the model was not trained on "
+        "(embedded with --class-folders).",
+        "Ranking",
+    )
+    validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking")
+    device: str = same(ComputeChoice, "device", "cpu", usual=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
+    """What is looked for, and written."""
+
+    model: str | None = same(  # type: ignore[assignment]
+        ModelChoice, "model", None, help="Also find doubtful labels, with this model.", shown=None
+    )
+    seed: int = same(RunOptions, "seed")
+    out: Path | None = option(
+        None, "Also write the findings there (JSON).", "Output", "-o", "--out", usual=True
+    )
+    write_exclude: Path | None = option(
+        None, "Write a list of images to leave out, for --exclude of `run`.", "Output", usual=True
+    )

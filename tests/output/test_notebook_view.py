@@ -177,11 +177,10 @@ def test_comparisons_show_their_verdicts(differences: Differences, tmp_path: Pat
 def test_a_run_and_its_training_show_scores_candidates_and_sheets(
     tinted: Path, tmp_path: Path
 ) -> None:
-    config = vizsla.RunConfig(
-        data=str(tinted), model="tiny", weights="random", image_size=32, home=str(tmp_path),
-        top_k=3, figures=2, tuning={"finetune": "head", "epochs": 1},
+    result = vizsla.run(
+        tinted, model="tiny", weights="random", image_size=32, home=str(tmp_path),
+        top_k=3, figures=2, finetune="head", epochs=1,
     )  # fmt: skip
-    result = vizsla.run(config)
     assert repr(result).startswith("Run: tiny, 16 queries, top-1 accuracy ")
     assert len(repr(result).splitlines()) <= LINES
     assert len(sources(html(result))) == 2 and "95 % interval" in html(result)

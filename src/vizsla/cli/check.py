@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,30 +11,17 @@ import typer
 from vizsla.cli.console import Commands, print_json, print_remarks
 from vizsla.cli.parameters import Without
 from vizsla.cli.sources import require_all_weights
-from vizsla.option_fields import option, same
-from vizsla.options import ComputeChoice, ImageOptions, ModelChoice, Page, Printing, RunOptions
+from vizsla.options import CheckOptions, Printing
 from vizsla.progress import ProgressShown
 
 app = Commands()
-
 
 UNUSED = ("labels_from", "exclude", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page, Printing):
+class CheckCommand(CheckOptions, Printing):
     """The options of `vizsla check`."""
-
-    model: str | None = same(  # type: ignore[assignment]
-        ModelChoice, "model", None, help="Also find doubtful labels, with this model.", shown=None
-    )
-    seed: int = same(RunOptions, "seed")
-    out: Path | None = option(
-        None, "Also write the findings there (JSON).", "Output", "-o", "--out", usual=True
-    )
-    write_exclude: Path | None = option(
-        None, "Write a list of images to exclude, for `vizsla run --exclude`.", "Output", usual=True
-    )
 
 
 @app.command(
@@ -44,7 +30,7 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page, Printing):
 def check_data(
     data: Annotated[Path, typer.Argument(help="A data folder, one of classes, or one of images.")],
     *,
-    options: Annotated[CheckOptions, Without(*UNUSED)],
+    options: Annotated[CheckCommand, Without(*UNUSED)],
 ) -> None:
     """Find broken files, copies, leaks and wrong labels before the work starts.
 
@@ -52,43 +38,11 @@ def check_data(
     """
     if options.model:
         require_all_weights([(options.model, options.weights)])
-    from vizsla import storage
-    from vizsla.audit import check as audit
+    from vizsla.run.check_folder import check_folder, write_findings
 
-    sets = audit.image_sets(data, options.labels, follow_links=options.follow_links)
-    with ProgressShown(options.quiet) as progress, tempfile.TemporaryDirectory() as scratch:
-        embed = None
-        if options.model:
-            from vizsla.embed.auto_compute import resolve_compute
-            from vizsla.model.open_model import load_embedder
-
-            embedder = load_embedder(options, seed=options.seed)
-            largest = max(sets.values(), key=len)
-            compute = resolve_compute(
-                device=options.device, precision=options.precision,
-                runtime=options.runtime, batch_size=options.batch_size,
-                workers=options.workers, embedder=embedder, images=len(largest),
-                sample=largest.file,
-            )  # fmt: skip
-            embed = audit.embedding_in(
-                Path(scratch), embedder, compute, max_pixels=options.max_pixels, progress=progress
-            )
-        found = audit.check(
-            data,
-            sets,
-            embed=embed,
-            max_pixels=options.max_pixels,
-            workers=options.workers,
-            progress=progress,
-        )
-    if options.out:
-        storage.write_json(options.out, found.to_dict())
-    if options.html:
-        from vizsla.output.check_page import page
-
-        storage.write_text(options.html, page(found, max_pixels=options.max_pixels))
-    if options.write_exclude:
-        storage.write_text(options.write_exclude, found.exclude_text())
+    with ProgressShown(options.quiet) as progress:
+        found = check_folder(data, options, progress)
+    write_findings(found, options)
     if options.as_json:
         print_json(found.to_dict())
     else:

@@ -1,7 +1,6 @@
 """Commands for searching a gallery: index (build, add, remove, info), search."""
 
 import contextlib
-import dataclasses
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -11,28 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vizsla.cli.console import Commands, Group, print_json
-from vizsla.cli.refining import chain_of, print_refined, search_refined, vectors_of
-from vizsla.cli.sources import (
-    embedded_folder,
-    embedded_queries,
-    embedder_of,
-    open_gallery,
-    require_all_weights,
-)
+from vizsla.cli.refining import print_refined
+from vizsla.cli.sources import require_all_weights
 from vizsla.errors import StorageError, UsageError
-from vizsla.option_fields import REQUIRED, Options, byte_count, option, same
+from vizsla.option_fields import REQUIRED, byte_count, option, same
 from vizsla.options import (
     DEFAULT_BACKBONE,
     ComputeChoice,
+    Conditions,
     GalleryOptions,
     ImageOptions,
     ModelChoice,
-    OneSet,
     Printing,
-    RankingOptions,
     RunOptions,
+    SearchOptions,
     SeveralLabels,
-    TuneConfig,
     VectorFiles,
 )
 from vizsla.progress import ProgressShown
@@ -135,6 +127,7 @@ def build(
 def _replaced(options: BuildOptions) -> "Index | None":
     """The index that is replaced, if its model is to be used again."""
     from vizsla.model.open_model import is_chosen
+    from vizsla.run.gallery_search import open_gallery
     from vizsla.search.index_files import is_index
 
     if is_chosen(options) or not is_index(options.out):
@@ -157,6 +150,7 @@ def _embeddings_of(
     from vizsla.data.image_sources import image_set
     from vizsla.embed.embeddings import is_embeddings
     from vizsla.model.open_model import is_chosen, load_embedder
+    from vizsla.run.gallery_search import embedded_folder, embedder_of
 
     if is_embeddings(gallery):
         if is_chosen(options):
@@ -207,19 +201,6 @@ def add(
         found = open_index(where, progress=partial(shown, "adding"))
         found.add(Embeddings.open(_embeddings_of(gallery, found, options, scratch, shown)))
     _print_index(found.about(), where, options.as_json)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions(Options):
-    """Which images of a gallery."""
-
-    filter: tuple[str, ...] = option(
-        (),
-        "Only images with label=shoe, label=shoe|hat, 'price<10', label=null, id=@names.txt, … "
-        "Repeatable: all conditions must hold.",
-        "Data",
-        usual=True,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +299,7 @@ def _filter(conditions: tuple[str, ...]) -> "Filter | None":
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions, Printing):
+class SearchCommand(SearchOptions, Printing):
     """The options of `vizsla search`."""
 
     out: Path | None = option(
@@ -326,18 +307,9 @@ class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions, Printing):
         usual=True,
     )  # fmt: skip
     top_k: int | None = same(
-        RunOptions, "top_k", None, help="Images per query.",
+        SearchOptions, "top_k",
         shown="10 on the terminal; in a file all up to 20,000, else 1,000",
     )  # fmt: skip
-    seed: int = same(RunOptions, "seed")
-    learn_on: Path | None = option(
-        None,
-        "For --refine auto: embeddings of labelled images that the model was not trained on "
-        "(vizsla embed --class-folders).",
-        "Ranking",
-    )
-    validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking")
-    device: str = same(ComputeChoice, "device", "cpu", usual=False)
 
 
 @app.command(epilog="Example: vizsla search gallery.index photo.jpg")
@@ -348,54 +320,24 @@ def search(
         typer.Argument(help="Images, a folder of them, embeddings, or words for a CLIP model."),
     ],
     *,
-    options: SearchOptions,
+    options: SearchCommand,
 ) -> None:
-    """Rank a gallery for every query, by cosine or refined. Queries are embeddings or images."""
-    from vizsla.embed.auto_compute import resolve_compute
-    from vizsla.search.exact import default_depth
-    from vizsla.workspace import is_run
+    """Rank a gallery for every query, by cosine or refined. Queries are images or embeddings."""
+    from vizsla.run.gallery_search import search_gallery
 
-    device = resolve_compute(device=options.device).device
-    if is_run(gallery):  # its gallery, and its model for images
-        model = gallery if options.model == DEFAULT_BACKBONE else options.model
-        options = dataclasses.replace(options, model=model)
-        gallery = str(Path(gallery) / "embeddings" / "gallery")
-    found = open_gallery(gallery, device)
+    out = options.out
     with ProgressShown(options.quiet) as progress:
-        query_set = embedded_queries(
-            queries, found, choice=options, seed=options.seed, device=device,
-            progress=lambda done, total: progress("embedding", done, total),
-        )  # fmt: skip
-        chain, choice = chain_of(
-            options.refine,
-            options.refine_uses,
-            options.learn_on,
-            options.validate_on,
-            queries=query_set,
-            gallery=lambda: vectors_of(found, gallery),
-            progress=progress,
-        )
-    k, out, same_set = options.top_k, options.out, options.same_set
-    if k is None:
-        k = min(SHOWN if out is None else default_depth(len(found)), len(found) - same_set)
-    condition = _filter(options.filter)
-    if chain.steps:
-        with ProgressShown(options.quiet) as progress:
-            ranking = search_refined(
-                found, gallery, query_set, chain, max(k, 1), condition, same_set=same_set,
-                device=device, progress=lambda done, total: progress("graph", done, total),
-            )  # fmt: skip
-    else:
-        ranking = found.search(query_set, max(k, 1), condition, same_set=same_set)
+        done = search_gallery(gallery, queries, options, progress, deep=out is not None)
+    ranking = done.ranking
     if not options.as_json:
-        print_refined(chain, choice)
+        print_refined(done.chain, done.choice)
     if out is not None:
         ranking.save(out)
         from vizsla.choose.refinement import refine_record
 
-        _print_written(ranking, out, options.as_json, refine=refine_record(chain, choice))
+        _print_written(ranking, out, options.as_json, refine=refine_record(done.chain, done.choice))
     elif options.as_json:
-        print_json({"model_id": found.model_id, "rankings": _listed(ranking)})
+        print_json({"model_id": done.model_id, "rankings": _listed(ranking)})
     else:
         _print_ranking(ranking)
 

@@ -1,7 +1,8 @@
 """Commands that do the whole job: run, demo, train, sweep."""
 
+import itertools
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ NOT_SWEPT = (  # by `sweep`, or by options of its own
     "model", "weights", "pooling", "interpolation", "views", "whiten", "dim", "runtime", "refine",
     "refine_uses", "figures",
 )  # fmt: skip
-VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # these also work without training
+FUSION = ("fusion", "fusion_weights", "fusion_whiten")
 
 app = Commands()
 
@@ -69,45 +70,23 @@ def run(
     training: Annotated[dict[str, Any], Given(TuneConfig, SHARED, {"finetune": "none"})],
 ) -> None:
     """Do the whole job: embed, rank, score, write the submission, draw the results."""
-    models = _by_model(several.model, several.weights)
     if several.again is None and data is not None:
-        require_all_weights(models)
-    from vizsla.run import config as run_config
+        require_all_weights(zip(several.model, itertools.cycle(several.weights), strict=False))
     from vizsla.run import pipeline, several_models
-    from vizsla.run.fused_runs import CONCAT, FusionConfig
     from vizsla.score.run_table import best_so_far
 
-    fusion = FusionConfig(
-        fusing.fusion, fusing.fusion_weights, fusing.fusion_whiten,
-        *((options.refine, options.refine_uses) if fusing.fusion == CONCAT else ()),
-    )  # fmt: skip
     if several.again is not None:
         _refuse_others(context, "again", "data", "figures", "as_json", "quiet", "verbose")
-        members = several_models.again_models(several.again, data=data)
-        if members is not None:
-            configs, fusion = members
-        else:
-            one = run_config.again(several.again, data=data)
-            configs = [run_config.repeated(one, several.again)]
-        if was_given(context, "figures"):
-            configs = [replace(one, figures=options.figures) for one in configs]
+        figures = options.figures if was_given(context, "figures") else None
+        configs, fusion = several_models.again_configs(several.again, data=data, figures=figures)
     elif data is None:
         raise UsageError("give the DATA folder, or --again runs/ID")
     else:
-        validating = None
-        if "auto" in (options.refine, fusing.fusion_weights) and "finetune" not in training:
-            validating = {key: training.pop(key) for key in VALIDATING if key in training} or None
-        if training and "finetune" not in training:
-            raise UsageError(f"{', '.join(training)}: options of training need --finetune")
-        if len(models) == 1:
-            _refuse_fusion(context)
-        configs = [
-            run_config.RunConfig(
-                **{**asdict(options), "model": name, "weights": file},
-                data=str(data), tuning=training or None, validating=validating,
-            )
-            for name, file in models
-        ]  # fmt: skip
+        fused = any(was_given(context, name) for name in FUSION)
+        configs, fusion = several_models.new_configs(
+            data, several.model, several.weights, asdict(options), training,
+            fusing if fused else None,
+        )  # fmt: skip
     with ProgressShown(several.quiet) as progress:
         if len(configs) == 1:
             result = pipeline.run(configs[0], progress)
@@ -127,22 +106,6 @@ def run(
                 f"{DEFAULT_BACKBONE} comes with vizsla. Where the model hub can be reached, "
                 "--model dinov2-s14 (a download of 88 MB) usually ranks better."
             )
-
-
-def _by_model(models: tuple[str, ...], weights: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(model, weights) of each model."""
-    if len(weights) not in (1, len(models)):
-        raise UsageError(
-            f"{len(weights)} --weights for {len(models)} --model: give one for all, or one for each"
-        )
-    return list(zip(models, weights * (len(models) // len(weights)), strict=True))
-
-
-def _refuse_fusion(context: typer.Context) -> None:
-    """UsageError if one model is to be fused with itself."""
-    names = ("fusion", "fusion_weights", "fusion_whiten")
-    if any(was_given(context, name) for name in names):
-        raise UsageError("--fusion… joins several models: give --model twice or more")
 
 
 def _refuse_others(context: typer.Context, *allowed: str) -> None:

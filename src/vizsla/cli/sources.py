@@ -1,8 +1,7 @@
 """What paths and flags name → rankings, truths, names, galleries, queries, engines."""
 
 import dataclasses
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from vizsla.errors import DataError, UsageError
 from vizsla.option_fields import option, same
-from vizsla.options import (
-    ComputeChoice,
-    GradedTruth,
-    ImageOptions,
-    JudgedLabels,
-    ModelChoice,
-    RunOptions,
-)
+from vizsla.options import GradedTruth, ImageOptions, JudgedLabels, RunOptions
 
 if TYPE_CHECKING:
-    from vizsla.data.imageset import DataFolders, ImageSet
+    from vizsla.data.imageset import DataFolders
     from vizsla.embed.compute import Compute
     from vizsla.embed.compute_shards import Engine
-    from vizsla.embed.embeddings import Embeddings
-    from vizsla.model.embedder import Embedder
     from vizsla.score.truth import Truth
-    from vizsla.search.index import Index
     from vizsla.search.ranking import Ranking
 
 
@@ -173,18 +162,6 @@ def read_truth(
     return truth_options.read(named_as(labels, ranking))
 
 
-def open_gallery(path: str, device: str) -> "Index":
-    """An index, or embeddings as an exact one in memory."""
-    from vizsla.embed.embeddings import Embeddings
-    from vizsla.search.index import in_memory, open_index
-    from vizsla.search.index_files import is_index
-    from vizsla.search.milvus_index import is_milvus
-
-    if is_milvus(path) or is_index(path):
-        return open_index(path, device=device)
-    return in_memory(Embeddings.open(path), device=device)
-
-
 def require_all_weights(chosen: Iterable[tuple[str, str]]) -> None:
     """ModelError if the weights of one (model, weights) would have to be downloaded and cannot be.
 
@@ -194,93 +171,6 @@ def require_all_weights(chosen: Iterable[tuple[str, str]]) -> None:
 
     for model, weights in chosen:
         require_weights(model, weights)
-
-
-def embedded_queries(
-    sources: list[Path],
-    found: "Index",
-    *,
-    choice: ModelChoice,
-    seed: int,
-    device: str,
-    progress: Callable[[int, int], None],
-) -> "Embeddings":
-    """One folder of embeddings as it is; images and texts by the model of the gallery."""
-    from vizsla.embed.embeddings import Embeddings, is_embeddings
-    from vizsla.search.queries import encoded, is_text
-
-    texts = [path for path in sources if not path.is_dir() and is_text(str(path))]
-    folders = [path for path in sources if path.is_dir()]
-    if len(sources) > 1 and folders:
-        raise UsageError(f"{folders[0]}: several queries must all be image files")
-    if is_embeddings(sources[0]):
-        return Embeddings.open(sources[0])
-    from vizsla.data.imageset import ImageSet
-    from vizsla.embed import inference
-    from vizsla.embed.auto_compute import resolve_compute
-
-    embedder = embedder_of(found, choice, seed)
-    if texts and not embedder.reads_text:
-        raise DataError(
-            f"there is no file {texts[0]}, and {embedder.name} reads no text: queries are "
-            "embeddings, a folder of images, images, or words for a CLIP, SigLIP or PE model"
-        )
-    if texts:
-        return encoded([str(path) for path in sources], embedder.to(device))
-    if folders:
-        images = ImageSet.from_folder(sources[0])
-    else:
-        names = dict.fromkeys(path.as_posix() for path in sources)
-        images = ImageSet(Path(), sorted(names, key=str.encode))
-    with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
-        compute = resolve_compute(
-            device=device, embedder=embedder, images=len(images), sample=images.file
-        )
-        if compute.kind == "cpu":  # a lone query is not one of 32
-            compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
-        return inference.embed(images, embedder, folder, compute=compute, progress=progress)
-
-
-def embedded_folder(
-    images: "ImageSet",
-    embedder: "Embedder",
-    scratch: str,
-    compute: ComputeChoice,
-    *,
-    max_pixels: int,
-    progress: Callable[[str, int, int], None],
-) -> Path:
-    """The embeddings of images, in the folder `scratch`."""
-    from vizsla.embed.auto_compute import resolve_compute
-    from vizsla.embed.inference import write_embeddings
-
-    resolved = resolve_compute(
-        device=compute.device, precision=compute.precision, runtime=compute.runtime,
-        batch_size=compute.batch_size, workers=compute.workers, embedder=embedder,
-        images=len(images), sample=images.file,
-    )  # fmt: skip
-    write_embeddings(
-        images, embedder, scratch, compute=resolved, max_pixels=max_pixels, cache=compute.cache,
-        progress=lambda done, total: progress("embedding", done, total),
-    )  # fmt: skip
-    return Path(scratch)
-
-
-def embedder_of(found: "Index", choice: ModelChoice, seed: int) -> "Embedder":
-    """The model of a gallery: the one that it records, unless another one was chosen."""
-    from vizsla.model.open_model import is_chosen, load_embedder, rebuilt
-
-    if found.source.model is not None and not is_chosen(choice):
-        return rebuilt(found.source.model, found.model_id, "the gallery")
-    require_all_weights([(choice.model, choice.weights)])
-    embedder = load_embedder(choice, seed=seed)
-    if embedder.model_id != found.model_id:
-        raise DataError(
-            f"{choice.model} is model {embedder.model_id} here, the gallery was embedded by "
-            f"{found.model_id}: give the --model, --weights, --pooling and --image-size of the "
-            "gallery"
-        )
-    return embedder
 
 
 @contextmanager

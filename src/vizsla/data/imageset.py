@@ -38,7 +38,7 @@ from vizsla.data.tables import (
     take_rows,
     texts,
 )
-from vizsla.errors import DataError
+from vizsla.errors import DataError, require
 from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 
 log = logging.getLogger("vizsla.imageset")
@@ -361,6 +361,7 @@ def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
 
     DataError if the layout differs: it shows what was expected and what was found.
     """
+    require("folder", folder, (str, Path), "the path of a data folder")
     if is_table_folder(folder):
         return _open_tables(Path(folder))
     data = _data_folder(Path(folder))

@@ -47,7 +47,10 @@ def own_embeddings(vectors: Any, labels: Any = None, *, role: str = "query") -> 
     names, ids are the row numbers from 0. role: for messages. DataError: they cannot be read, or
     do not fit together.
     """
-    found = _read(Path(vectors), role) if isinstance(vectors, str | Path) else _Raw(vectors)
+    if isinstance(vectors, Embeddings):
+        found: Embeddings | _Raw = vectors
+    else:
+        found = _read(Path(vectors), role) if isinstance(vectors, str | Path) else _Raw(vectors)
     made = found if isinstance(found, Embeddings) else _embeddings(found, role)
     if labels is None:
         return made

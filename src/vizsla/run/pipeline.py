@@ -4,6 +4,7 @@ Stage after stage; each leaves its artefact in the run's folder.
 """
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import shutil
@@ -46,18 +47,23 @@ from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
 log = logging.getLogger("vizsla.run")
 
 
-def run(config: RunConfig, progress: Progress | bool | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    progress: Progress | bool | None = None,
+    *,
+    embedder: Embedder | None = None,
+) -> RunResult:
     """Does the whole main job in the contest's folder layout; see RunConfig.
 
     progress: True shows bars, False none; None (the default) shows them in a notebook only. A
-    function is called with (stage, done, total).
+    function is called with (stage, done, total). embedder: in place of the one that config names.
     """
     started = time.monotonic()
     with Messages() as messages, reporting(progress) as report:
         data = folders_of(config)
         truth = truth_in(config, data)
         _check_options(config, data)
-        embedder = load_embedder(config, seed=config.seed)
+        embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
         _require_same_model(embedder, config)
         compute = compute_for(config, embedder, data)
         written = resolved(config, embedder, compute, data)

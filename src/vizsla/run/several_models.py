@@ -15,7 +15,8 @@ from typing import Any
 from vizsla.choose.refinement import refine_record
 from vizsla.data.splits import training_part
 from vizsla.errors import UsageError
-from vizsla.run.config import RunConfig, moved_to, repeated
+from vizsla.options import FusionOptions
+from vizsla.run.config import RunConfig, again, moved_to, repeated
 from vizsla.run.embedding import Progress
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.fused_runs import AUTO, CONCAT, Fused, FusionConfig, Member, fuse_runs
@@ -26,6 +27,8 @@ from vizsla.search.fusion import joined
 from vizsla.workspace import Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
+
+VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # these also work without training
 
 
 def run_models(
@@ -160,3 +163,52 @@ def _refined(members: Sequence[Member], found: Fused) -> dict[str, Any]:
         **refine_record(whole, None),
         "chain": " | ".join(str(member.chain) for member in chains) or "none",
     }
+
+
+def again_configs(
+    folder: str | Path, *, data: str | Path | None = None, figures: int | None = None
+) -> tuple[list[RunConfig], FusionConfig]:
+    """What repeats an earlier run, of one model or of several. data: where its data is now."""
+    found = again_models(folder, data=data)
+    if found is None:
+        found = [repeated(again(folder, data=data), folder)], FusionConfig()
+    configs, fusion = found
+    if figures is not None:
+        configs = [dataclasses.replace(config, figures=figures) for config in configs]
+    return configs, fusion
+
+
+def new_configs(
+    data: str | Path,
+    models: Sequence[str],
+    weights: Sequence[str],
+    options: dict[str, Any],
+    tuning: dict[str, Any],
+    fusing: FusionOptions | None,
+) -> tuple[list[RunConfig], FusionConfig]:
+    """A configuration for each model, and how they are fused (None: by default).
+
+    options: those of RunOptions. tuning: the options of training that were given.
+    """
+    if len(weights) not in (1, len(models)):
+        raise UsageError(
+            f"{len(weights)} --weights for {len(models)} --model: give one for all, or one for each"
+        )
+    if len(models) == 1 and fusing is not None:
+        raise UsageError("--fusion… joins several models: give --model twice or more")
+    fusing, tuning, validating = fusing or FusionOptions(), dict(tuning), None
+    if "auto" in (options["refine"], fusing.fusion_weights) and "finetune" not in tuning:
+        validating = {key: tuning.pop(key) for key in VALIDATING if key in tuning} or None
+    if tuning and "finetune" not in tuning:
+        raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")
+    configs = [
+        RunConfig(
+            **{**options, "model": name, "weights": file},
+            data=str(data), tuning=tuning or None, validating=validating,
+        )
+        for name, file in zip(models, [*weights] * (len(models) // len(weights)), strict=True)
+    ]  # fmt: skip
+    refining = (options["refine"], options["refine_uses"]) if fusing.fusion == CONCAT else ()
+    return configs, FusionConfig(
+        fusing.fusion, fusing.fusion_weights, fusing.fusion_whiten, *refining
+    )

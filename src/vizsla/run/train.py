@@ -79,12 +79,13 @@ def train(
     overwrite: bool = False,
     devices: int = 1,
     progress: Progress | bool | None = None,
+    embedder: Embedder | None = None,
 ) -> TrainResult | Finished | None:
     """Tunes a model into the folder `out`. config.data has the layout, or is a folder of classes.
 
     A finished training of the same settings in `out` is kept; UsageError if its settings were
-    others. overwrite: starts over. devices: processes on this machine. progress: as of `run`. None
-    in all processes but the first.
+    others. overwrite: starts over. devices: processes on this machine. progress: as of `run`.
+    embedder: in place of the one that config names. None in all processes but the first.
     """
     out = Path(out)
     processes = open_processes(devices, config.device)
@@ -97,7 +98,7 @@ def train(
         follow_links=config.follow_links,
         label_separator=config.label_separator,
     )
-    embedder = load_embedder(config, seed=config.seed)
+    embedder = embedder or load_embedder(config, seed=config.seed)
     images = training_part(images, config.data)
     settings = _settings(images, embedder, target, config)
     found = None if overwrite or processes.rank > 0 else finished(out)

@@ -6,10 +6,11 @@ that it left out: such values are nan, with the reason. The formulas are in metr
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, UsageError, require
 from vizsla.score import metrics
 from vizsla.score.figures import IntervalSettings, Metric
 from vizsla.score.intervals import RESAMPLES
@@ -31,7 +32,7 @@ KINDS = ("top_k_accuracy", "precision", "recall", "ap", "ndcg", "mrr", "map", "m
 
 def evaluate(
     ranking: Ranking,
-    truth: Truth,
+    truth: Truth | str | Path,
     *,
     ks: Sequence[int] = CUTOFFS,
     top_k: int | None = None,
@@ -47,6 +48,7 @@ def evaluate(
 ) -> Scores:
     """Scores of a ranking at the cut-offs `ks` and `top_k`.
 
+    truth: a Truth, or a labels file.
     metrics_named: names of further metrics, such as "AP@100,mINP" (metric_names.py); they are
       then the ones that are shown. protocol: its name, such as "oxford-medium" (protocols.py); it
       decides what is relevant and junk, the metrics and what their means divide by.
@@ -63,7 +65,9 @@ def evaluate(
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
     rules = None if protocol is None else parse_protocol(protocol)
     names = parse_metrics(metrics_named) or (rules.metric_names if rules else ())
-    truth = named_as(truth, ranking)
+    require("ranking", ranking, Ranking, "a Ranking, as rank and search return it")
+    require("truth", truth, (Truth, str, Path), "a Truth, or the path of a labels file")
+    truth = named_as(truth if isinstance(truth, Truth) else Truth.from_file(truth), ranking)
     if rules is not None:
         truth = rules.judging(truth, ranking.queries)
         missing_ranks = rules.missing_ranks if missing_ranks == "unknown" else missing_ranks

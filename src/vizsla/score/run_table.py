@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.notebook import Shown, Summary, counted
 from vizsla.score.paired_tests import NO_DIFFERENCE, check_same_truth, compare_systems
 from vizsla.score.result_file import FROZEN, OPTION, Result, read_result
 from vizsla.score.scores import Scores
@@ -43,13 +44,26 @@ class Row:
         return self.seconds if key == TIME else self.means.get(key)
 
 
-@dataclass(frozen=True, eq=False)
-class RunTable:
+@dataclass(frozen=True, eq=False, repr=False)
+class RunTable(Shown):
     """rows: by data set, then the best first by `metric`. verdicts: of each row, by a test."""
 
     rows: list[Row]
     metric: str
     verdicts: list[str | None]
+
+    def summary(self) -> Summary:
+        """How many runs, and the best."""
+        best = self.rows[0]
+        value = best.value(self.metric)
+        score = "" if value is None else f", {title_of(self.metric)} {value:.3f}"
+        table = self.table()
+        facts = [counted(len(self.rows), "run"), f"best {best.run} ({best.model}{score})"]
+        return Summary("Comparison", facts, table.columns, table.rows)
+
+    def text(self) -> str:
+        """The table, a row for each run."""
+        return self.table().text()
 
     def table(self, more: Sequence[str] = ()) -> Table:
         """The known columns of every row; `more` adds metrics by their keys."""

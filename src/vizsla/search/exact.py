@@ -9,11 +9,13 @@ the earlier gallery position.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vizsla.embed.arrays import own_embeddings
 from vizsla.embed.compute import has_fast_bf16
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
@@ -89,8 +91,8 @@ def default_depth(gallery_size: int) -> int:
 
 
 def rank(
-    queries: Embeddings,
-    gallery: Embeddings,
+    queries: Embeddings | Any,
+    gallery: Embeddings | Any,
     k: int | None = None,
     *,
     same_set: bool = False,
@@ -98,9 +100,12 @@ def rank(
 ) -> Ranking:
     """The k gallery images nearest to each query (default: `default_depth`), best first.
 
+    queries, gallery: Embeddings or their folders, or vectors of your own (N, D): see
+    `evaluate_embeddings`.
     same_set: queries and gallery are one set, so each query's own id is left out.
     DataError: models differ, k does not fit.
     """
+    queries, gallery = own_embeddings(queries), own_embeddings(gallery, role="gallery")
     require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
     available = len(gallery) - (1 if same_set else 0)
     k = min(default_depth(len(gallery)), available) if k is None else k

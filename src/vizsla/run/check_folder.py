@@ -1,0 +1,57 @@
+"""A folder and the options of `check` → its report, and the files that were asked for."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.audit import check as audit
+from vizsla.audit.findings import CheckReport
+from vizsla.options import CheckOptions
+from vizsla.progress import Report
+
+
+def check_folder(
+    data: str | Path, options: CheckOptions, progress: Report | None = None
+) -> CheckReport:
+    """The findings in a data folder, one of classes, or one of images. options.model: also an
+    Embedder."""
+    sets = audit.image_sets(data, options.labels, follow_links=options.follow_links)
+    with tempfile.TemporaryDirectory() as scratch:
+        embed = _embedding(options, sets, Path(scratch), progress) if options.model else None
+        return audit.check(
+            data, sets, embed=embed, max_pixels=options.max_pixels, workers=options.workers,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _embedding(
+    options: CheckOptions, sets: dict[str, Any], scratch: Path, progress: Report | None
+) -> audit.Embed:
+    """What embeds the images of a role; imports torch."""
+    from vizsla.embed.auto_compute import resolve_compute
+    from vizsla.model.open_model import load_embedder, opened
+
+    by_name = isinstance(options.model, str | Path)
+    embedder = load_embedder(options, seed=options.seed) if by_name else opened(options.model)
+    largest = max(sets.values(), key=len)
+    compute = resolve_compute(
+        device=options.device, precision=options.precision, runtime=options.runtime,
+        batch_size=options.batch_size, workers=options.workers, embedder=embedder,
+        images=len(largest), sample=largest.file,
+    )  # fmt: skip
+    return audit.embedding_in(
+        scratch, embedder, compute, max_pixels=options.max_pixels, progress=progress
+    )
+
+
+def write_findings(found: CheckReport, options: CheckOptions) -> None:
+    """Writes the JSON, the page and the list of images to exclude that the options name."""
+    if options.out:
+        storage.write_json(options.out, found.to_dict())
+    if options.html:
+        from vizsla.output.check_page import page
+
+        storage.write_text(options.html, page(found, max_pixels=options.max_pixels))
+    if options.write_exclude:
+        storage.write_text(options.write_exclude, found.exclude_text())

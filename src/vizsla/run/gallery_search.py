@@ -1,0 +1,291 @@
+"""A gallery and queries, however they are named → Ranking: the command `search`, and `find`."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_embeddings
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.embeddings import Embeddings, is_embeddings
+from vizsla.embed.inference import embed, write_embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.model.embedder import Embedder
+from vizsla.model.hub import require_weights
+from vizsla.model.open_model import is_chosen, load_embedder, rebuilt
+from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
+from vizsla.progress import Report
+from vizsla.search.chain import Chain, parse_chain, rank_refined
+from vizsla.search.exact import default_depth, require_comparable
+from vizsla.search.filters import Filter
+from vizsla.search.folder_index import SHOWN, FolderIndex
+from vizsla.search.index import Index, in_memory, open_index
+from vizsla.search.index_files import is_index
+from vizsla.search.knn_graph import GraphFolder, Keeper
+from vizsla.search.milvus_index import is_milvus
+from vizsla.search.queries import QueryEncoder, encoded, is_text
+from vizsla.search.ranking import Ranking
+from vizsla.workspace import is_run
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A ranking, the chain that refined it, and how that was chosen."""
+
+    ranking: Ranking
+    chain: Chain
+    choice: RefinementChoice | None
+    model_id: str
+
+
+def search_gallery(
+    gallery: Any,
+    queries: Any,
+    options: SearchOptions,
+    progress: Report | None = None,
+    *,
+    deep: bool = False,
+) -> Searched:
+    """The gallery ranked for each query.
+
+    gallery: a run, an index or embeddings, or the path of one. queries: embeddings or their folder,
+    a folder of images, or what `Index.search` takes. deep: by default more than ten images a query.
+    """
+    device = resolve_compute(device=options.device).device
+    if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
+        model = options.model if is_chosen(options) else str(gallery)
+        options = dataclasses.replace(options, model=model)
+        gallery = Path(gallery) / "embeddings" / "gallery"
+    found, where = open_gallery(gallery, device), str(gallery)
+    query_set = embedded_queries(
+        queries, found, choice=options, seed=options.seed, device=device, progress=progress
+    )
+    chain, choice = chain_of(
+        options.refine, options.refine_uses, options.learn_on, options.validate_on,
+        queries=query_set, gallery=lambda: vectors_of(found, where), progress=progress,
+    )  # fmt: skip
+    k, same_set = options.top_k, options.same_set
+    if k is None:
+        k = min(default_depth(len(found)) if deep else SHOWN, len(found) - same_set)
+    condition = Filter.of(options.filter)
+    if chain.steps:
+        ranking = search_refined(
+            found, where, query_set, chain, max(k, 1), condition, same_set=same_set,
+            device=device, progress=progress and partial(progress, "graph"),
+        )  # fmt: skip
+    else:
+        ranking = found.search(query_set, max(k, 1), condition, same_set=same_set)
+    return Searched(ranking, chain, choice, found.model_id)
+
+
+def open_gallery(gallery: Any, device: str) -> Index:
+    """An index, or embeddings as an exact one in memory. UsageError: neither, nor a path."""
+    if isinstance(gallery, Embeddings):
+        return in_memory(gallery, device=device)
+    if not isinstance(gallery, str | Path):
+        if hasattr(gallery, "search") and hasattr(gallery, "model_id"):
+            index: Index = gallery
+            return index
+        raise UsageError(
+            f"gallery is of type {type(gallery).__name__}: expected an index, embeddings, or the "
+            "path of a run, of an index or of embeddings"
+        )
+    if is_milvus(gallery) or is_index(gallery):
+        return open_index(gallery, device=device)
+    return in_memory(Embeddings.open(gallery), device=device)
+
+
+# ── queries ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def embedded_queries(
+    queries: Any,
+    found: Index,
+    *,
+    choice: ModelChoice,
+    seed: int,
+    device: str,
+    progress: Report | None,
+) -> Embeddings:
+    """Embeddings as they are; images and texts by the model of the gallery."""
+    paths = _paths(queries)
+    if paths is None:
+        if isinstance(queries, Embeddings):
+            return queries
+        return QueryEncoder(found.source, found.model_id, "the gallery").embeddings(
+            queries, None, same_set=False,
+            embedder=embedder_of(found, choice, seed) if is_chosen(choice) else None,
+        )  # fmt: skip
+    texts = [path for path in paths if not path.is_dir() and is_text(str(path))]
+    folders = [path for path in paths if path.is_dir()]
+    if len(paths) > 1 and folders:
+        raise UsageError(f"{folders[0]}: several queries must all be image files")
+    if is_embeddings(paths[0]):
+        return Embeddings.open(paths[0])
+    embedder = embedder_of(found, choice, seed)
+    if texts and not embedder.reads_text:
+        raise DataError(
+            f"there is no file {texts[0]}, and {embedder.name} reads no text: queries are "
+            "embeddings, a folder of images, images, or words for a CLIP, SigLIP or PE model"
+        )
+    if texts:
+        return encoded([str(path) for path in paths], embedder.to(device))
+    if folders:
+        images = ImageSet.from_folder(paths[0])
+    else:
+        names = dict.fromkeys(path.as_posix() for path in paths)
+        images = ImageSet(Path(), sorted(names, key=str.encode))
+    with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
+        compute = resolve_compute(
+            device=device, embedder=embedder, images=len(images), sample=images.file
+        )
+        if compute.kind == "cpu":  # a lone query is not one of 32
+            compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
+        return embed(
+            images, embedder, folder, compute=compute,
+            progress=progress and partial(progress, "embedding"),
+        )  # fmt: skip
+
+
+def _paths(queries: Any) -> list[Path] | None:
+    """Paths and texts as paths; None for other queries."""
+    several = [queries] if isinstance(queries, str | Path) else queries
+    if not isinstance(several, Sequence) or not several:
+        return None
+    return (
+        [Path(query) for query in several]
+        if all(isinstance(query, str | Path) for query in several)
+        else None
+    )
+
+
+def embedded_folder(
+    images: ImageSet,
+    embedder: Embedder,
+    scratch: str,
+    compute: ComputeChoice,
+    *,
+    max_pixels: int,
+    progress: Report | None,
+) -> Path:
+    """The embeddings of images, in the folder `scratch`."""
+    resolved = resolve_compute(
+        device=compute.device, precision=compute.precision, runtime=compute.runtime,
+        batch_size=compute.batch_size, workers=compute.workers, embedder=embedder,
+        images=len(images), sample=images.file,
+    )  # fmt: skip
+    write_embeddings(
+        images, embedder, scratch, compute=resolved, max_pixels=max_pixels, cache=compute.cache,
+        progress=progress and partial(progress, "embedding"),
+    )  # fmt: skip
+    return Path(scratch)
+
+
+def embedder_of(found: Index, choice: ModelChoice, seed: int) -> Embedder:
+    """The model of a gallery: the one that it records, unless another one was chosen."""
+    model: Any = choice.model
+    if isinstance(model, Embedder):
+        require_comparable(model.model_id, found.model_id, model.dim, found.dim)
+        return model
+    if found.source.model is not None and not is_chosen(choice):
+        return rebuilt(found.source.model, found.model_id, "the gallery")
+    require_weights(choice.model, choice.weights)
+    embedder = load_embedder(choice, seed=seed)
+    if embedder.model_id != found.model_id:
+        raise DataError(
+            f"{choice.model} is model {embedder.model_id} here, the gallery was embedded by "
+            f"{found.model_id}: give the --model, --weights, --pooling and --image-size of the "
+            "gallery"
+        )
+    return embedder
+
+
+# ── re-ranking ───────────────────────────────────────────────────────────────────────────────────
+
+
+def chain_of(
+    refine: str,
+    uses: str,
+    learn_on: Path | None,
+    validate_on: str | None,
+    *,
+    queries: Embeddings,
+    gallery: Callable[[], Embeddings],
+    progress: Report | None,
+) -> tuple[Chain, RefinementChoice | None]:
+    """The chain that was given, or chosen on the labelled embeddings of --learn-on."""
+
+    if refine != "auto":
+        if learn_on or validate_on:
+            raise UsageError("--learn-on and --validate-on are for --refine auto: leave them out")
+        return parse_chain(refine, uses=uses), None
+    if learn_on is None:
+        raise UsageError(
+            "--refine auto chooses on labelled images: give --learn-on EMBEDDINGS of training "
+            "images (vizsla embed data/training --class-folders -o training.emb), or name a chain"
+        )
+
+    training = Embeddings.open(learn_on)
+    require_comparable(queries.model_id, training.model_id, queries.dim, training.dim)
+    choice = choose_chain_on_embeddings(
+        training, queries, gallery(), validate_on=validate_on or "new-classes", uses=uses,
+        progress=progress and partial(progress, STAGE),
+    )  # fmt: skip
+    return choice.chain, choice
+
+
+def vectors_of(found: Index, where: str) -> Embeddings:
+    """The gallery's vectors; UsageError if they are on a server."""
+
+    if not isinstance(found, FolderIndex):
+        raise UsageError(
+            f"--refine needs the gallery's vectors here, and those of {where} are on a server: "
+            "leave it out"
+        )
+    return found.embeddings()
+
+
+def search_refined(
+    found: Index,
+    where: str,
+    queries: Embeddings,
+    chain: Chain,
+    k: int,
+    condition: Filter | None = None,
+    *,
+    same_set: bool,
+    device: str,
+    progress: Callable[[int, int], None] | None,
+) -> Ranking:
+    """The gallery of an index by a chain. The neighbour graph is kept in the index, or beside the
+    embeddings; with a condition it is that of the images allowed, and not kept."""
+
+    gallery = vectors_of(found, where)
+    keeper: Keeper | None = GraphFolder(Path(where))
+    if is_index(where) and isinstance(found, FolderIndex):
+        keeper = found
+    if condition is not None:
+        rows = np.flatnonzero(condition.mask(gallery.ids, gallery.attributes))
+        gallery, keeper = _subset(gallery, rows), None
+        k = min(k, len(gallery))
+        if len(gallery) < 2:
+            raise UsageError(
+                f"--refine among {len(gallery)} images: loosen --filter, or leave it out"
+            )
+    return rank_refined(
+        queries, gallery, chain, k, same_set=same_set, device=device, graphs=keeper,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _subset(gallery: Embeddings, rows: Any) -> Embeddings:
+    taken = gallery.attributes.take(rows) if gallery.attributes.num_columns else gallery.attributes
+    return dataclasses.replace(
+        gallery, ids=[gallery.ids[i] for i in rows], vectors=gallery.vectors[rows], attributes=taken
+    )

@@ -1,0 +1,97 @@
+"""The commands that look at data and results as functions: check, report, compare."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+from vizsla.audit.findings import CheckReport
+from vizsla.errors import DataError, UsageError
+from vizsla.keyword_options import with_keywords
+from vizsla.option_fields import REQUIRED, Options, option, same
+from vizsla.options import CheckOptions, Reporting
+from vizsla.progress import reporting
+from vizsla.run.check_folder import check_folder, write_findings
+from vizsla.score.compare import read_results
+from vizsla.score.run_table import RunTable, row_of_result, row_of_scores, run_table
+from vizsla.score.scores import Scores
+from vizsla.workspace import is_run, open_run
+
+
+@dataclass(frozen=True)
+class CheckArguments(CheckOptions, Reporting):
+    """What `vizsla.check` takes."""
+
+    data: str | Path = option(REQUIRED, "A data folder, one of classes, or one of images.", "Data")
+    _: KW_ONLY
+    model: Any = same(CheckOptions, "model")
+
+
+@with_keywords(CheckArguments)
+def check(given: CheckArguments, names: frozenset[str]) -> CheckReport:
+    """Broken files, copies, leaks between training and test, and wrong labels, of a folder.
+
+    `print(report.text())` shows them. Nothing in the folder is changed.
+    """
+    with reporting(given.progress) as report:
+        found = check_folder(given.data, given, report)
+    write_findings(found, given)
+    return found
+
+
+@dataclass(frozen=True)
+class ReportArguments(Options):
+    """What `vizsla.report` takes."""
+
+    run: str | Path = option(REQUIRED, "A run's folder.", "Data")
+    out: str | Path = option(Path("report.html"), "The page to write.", "Output")
+    _: KW_ONLY
+    data: str | Path | None = option(None, "Where the images are now, if they were moved.", "Data")
+    map: str = option(
+        "tsne", "Layout of the map: tsne, or pca (faster).", "Output", choices=("tsne", "pca")
+    )
+
+
+@with_keywords(ReportArguments)
+def report(given: ReportArguments, names: frozenset[str]) -> Path:
+    """Writes one self-contained HTML page about a run; returns its path."""
+    from vizsla.run import finished_run  # imports torch
+
+    return finished_run.report(given.run, given.out, data=given.data, projection=given.map)
+
+
+@dataclass(frozen=True)
+class CompareArguments(Options):
+    """What `vizsla.compare` takes."""
+
+    sources: Any = option(
+        REQUIRED, "A folder of results, a run, a result file, or a list of these; or a dict of "
+        "Scores by name.", "Data",
+    )  # fmt: skip
+    _: KW_ONLY
+    metric: str | None = option(
+        None, "What decides the order and is tested: mAP, top-1, points, precision@5, …", "Scores",
+        shown="mAP",
+    )  # fmt: skip
+
+
+@with_keywords(CompareArguments)
+def compare(given: CompareArguments, names: frozenset[str]) -> RunTable:
+    """Runs in one table, the best first, each tested against the best; `print(table.text())`."""
+    sources = given.sources
+    if isinstance(sources, Mapping):
+        if not all(isinstance(scores, Scores) for scores in sources.values()):
+            raise UsageError("sources is a dict: expected name → Scores, as evaluate returns them")
+        rows = [row_of_scores(str(name), scores) for name, scores in sources.items()]
+        return run_table(rows, given.metric)
+    several = [sources] if isinstance(sources, str | Path) else sources
+    if not isinstance(several, Sequence) or not all(isinstance(s, str | Path) for s in several):
+        raise UsageError(
+            f"sources is of type {type(sources).__name__}: expected paths of results or runs, or a "
+            "dict of Scores by name"
+        )
+    files = [open_run(source).result_file if is_run(source) else source for source in several]
+    if None in files:
+        raise DataError(f"{several[files.index(None)]} left no result: it was interrupted")
+    found = read_results([file for file in files if file is not None])
+    return run_table([row_of_result(result) for result in found.results], given.metric)

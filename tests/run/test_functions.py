@@ -1,0 +1,215 @@
+"""The commands as functions of Python: their arguments, what they return, and in how few lines."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+import vizsla
+from vizsla.cli.index import SearchCommand
+from vizsla.cli.run import SeveralModels
+from vizsla.errors import DataError, UsageError
+from vizsla.notebook import LINES
+from vizsla.option_fields import flag_of, options_of
+from vizsla.options import CheckOptions, FusionOptions, RunOptions, TuneConfig
+from vizsla.workspace import open_run
+
+ROOT = Path(__file__).parents[2]
+NAMED: dict[str, Any] = {"weights": "random", "image_size": 32}
+TINY: dict[str, Any] = {"model": "tiny", **NAMED}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tinted: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(tinted)
+    return tmp_path
+
+
+def snippets() -> dict[str, str]:
+    """Heading → code, of docs/api.md."""
+    text = (ROOT / "docs/api.md").read_text().split("\n**")
+    return {
+        part.split("**")[0]: part.split("```python\n")[1].split("```")[0]
+        for part in text
+        if "```python" in part.split("\n## ")[0]
+    }
+
+
+@pytest.mark.parametrize(
+    ("heading", "lines"),
+    [
+        ("Rank, score, draw and submit", 8),
+        ("A network of your own", 3),
+        ("Vectors of your own", 2),
+        ("Search one image in an index", 2),
+        ("Among images with a label", 1),
+    ],
+)
+def test_it_takes_few_lines(
+    heading: str, lines: int, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    known = snippets()
+    labelled = vizsla.open_data("data").gallery.with_labels_file("data/labels.csv", "gallery")
+    Image.open("data/test/query/q-blue-1.png").save("photo.jpg")
+    model = vizsla.Embedder.build("tiny", weights="random", image_size=32)
+    vizsla.build_index(vizsla.embed(labelled, model), "gallery.index")
+    transform = transforms.Compose([transforms.Resize((32, 32)), transforms.ToTensor()])
+    rng = np.random.default_rng(0)
+    space: dict[str, Any] = {
+        "vizsla": vizsla, "net": model.backbone.network, "transform": transform,
+        "queries": rng.normal(size=(4, 8)), "gallery": rng.normal(size=(9, 8)),
+        "query_labels": list("abab"), "gallery_labels": list("abcabcabc"),
+    }  # fmt: skip
+    if heading == "Among images with a label":
+        exec(known["Search one image in an index"], space)
+        capsys.readouterr()
+    code = [line for line in known[heading].splitlines() if line and line != "import vizsla"]
+    assert len(code) <= lines
+    exec("\n".join(code), space)
+    printed = capsys.readouterr().out
+    if heading in ("Rank, score, draw and submit", "A network of your own", "Vectors of your own"):
+        assert "mAP" in printed
+    if heading == "Rank, score, draw and submit":
+        assert list(here.glob("submissions/*.json")) and list(here.glob("visualizations/*/*.png"))
+    if heading == "Search one image in an index":
+        assert "g-" in printed
+    if heading == "Among images with a label":
+        assert printed.count("g-green") == printed.count(".png") > 0
+
+
+def test_arguments_have_the_names_of_the_flags() -> None:
+    def takes(function: Any, *classes: type) -> None:
+        known = inspect.signature(function).parameters
+        flags = {
+            flag_of(name, about).removeprefix("--").replace("-", "_")
+            for cls in classes
+            for name, (about, _, _) in options_of(cls).items()
+        }
+        missing = flags - set(known) - {"json", "quiet", "verbose"}
+        assert missing == set(), function.__name__
+
+    takes(vizsla.run, RunOptions, FusionOptions, TuneConfig, SeveralModels)
+    takes(vizsla.check, CheckOptions)
+    found = set(options_of(SearchCommand)) - {"out", "as_json", "quiet", "verbose"}
+    assert found <= set(inspect.signature(vizsla.search).parameters)
+    for function in (vizsla.run, vizsla.train, vizsla.embed, vizsla.search, vizsla.check):
+        assert function.__doc__ is not None
+        for name in inspect.signature(function).parameters:
+            assert f"\n{name}: " in function.__doc__
+        assert "--" not in function.__doc__ and "DESIGN" not in function.__doc__
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: vizsla.run("data", topk=5), r"run has no argument 'topk'. Similar: top_k"),  # type: ignore[call-arg]
+        (lambda: vizsla.run("data", top_k="5"), r"top_k='5' is of type str: expected int"),  # type: ignore[arg-type]
+        (lambda: vizsla.run("data", top_k=0), "top_k=0: choose 1 or more"),
+        (lambda: vizsla.run("data", model=5), "model is of type int: expected"),
+        (lambda: vizsla.run("data", weights=["a", "b"]), "2 weights for 1 model"),
+        (lambda: vizsla.run("data", fusion="rrf"), "joins several models"),
+        (lambda: vizsla.run("data", epochs=3), "epochs: options of training need finetune"),
+        (lambda: vizsla.run("data", budget="90"), "budget=90 has no unit"),
+        (lambda: vizsla.run(), "run needs data"),
+        (lambda: vizsla.train("data"), "missing a required argument: 'out'"),  # type: ignore[call-arg]
+        (lambda: vizsla.embed(5), "images=5 is of type int"),  # type: ignore[arg-type]
+        (lambda: vizsla.embed("data/test/query", 5), "embedder=5 is of type int"),  # type: ignore[arg-type]
+        (lambda: vizsla.search(5, "a.jpg"), "gallery is of type int: expected an index"),
+        (lambda: vizsla.compare(5), "sources is of type int"),
+        (lambda: vizsla.evaluate("a", "b"), "ranking is of type str"),  # type: ignore[arg-type]
+        (lambda: vizsla.build_index(5, "x"), "embeddings is of type int"),  # type: ignore[arg-type]
+        (lambda: vizsla.open_index(5), "path is of type int"),  # type: ignore[arg-type]
+        (lambda: vizsla.open_data(5), "folder is of type int"),  # type: ignore[arg-type]
+        (lambda: vizsla.write_submission(5, "x", k=1), "results is of type int"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_argument_is_named(call: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        call()
+
+
+def test_embed_takes_a_folder_and_needs_no_place(here: Path) -> None:
+    found = vizsla.embed("data/test/query", vizsla.Embedder.build("tiny", **NAMED))
+    assert len(found) == 16 and sorted(path.name for path in here.iterdir()) == ["data"]
+    labelled = vizsla.embed(
+        "data/training", vizsla.Embedder.build("tiny", **NAMED), "t.emb", class_folders=True,
+        store="fp16",
+    )  # fmt: skip
+    assert labelled.labels is not None and set(labelled.labels) >= {"green", "blue"}
+    with pytest.raises(UsageError, match="class_folders: for a folder"):
+        vizsla.embed(vizsla.open_data("data").query, class_folders=True)
+
+
+def test_run_train_search_report_and_compare_follow_each_other(here: Path) -> None:
+    tuned = vizsla.train("data", "tuned", finetune="head", epochs=1, **TINY)
+    assert len(repr(tuned).splitlines()) <= LINES
+    again = vizsla.train("data", "tuned", finetune="head", epochs=1, **TINY)
+    assert again.record() == tuned.record()  # it was finished: nothing is trained
+    one = vizsla.run("data", model="tuned/embedder", top_k=3, figures=0)
+    two = vizsla.run("data", top_k=3, figures=0, **TINY)
+    for noun in (one, one.ranking, one.scores, vizsla.open_data("data")):
+        assert len(repr(noun).splitlines()) <= LINES
+    table = vizsla.compare([one.run.folder, two.run.folder], metric="top-1")
+    assert len(table.rows) == 2 and two.run.id in table.text()
+    assert len(repr(table).splitlines()) <= LINES
+    assert one.scores is not None and two.scores is not None
+    named = vizsla.compare({"a": one.scores, "b": two.scores})
+    assert {row.run for row in named.rows} == {"a", "b"}
+    ranking = vizsla.search(two.run.folder, "data/test/gallery/g-blue-1.png", top_k=2)
+    assert ranking.row(0)[0] == "g-blue-1.png"
+    assert vizsla.report(two.run.folder, "r.html", map="pca").stat().st_size > 10_000
+    repeated = vizsla.run(again=two.run.folder, figures=0)
+    assert repeated.ranking.to_lists() == two.ranking.to_lists()
+    with pytest.raises(UsageError, match="again repeats a run as it was: leave out top_k"):
+        vizsla.run(again=two.run.folder, top_k=2)
+
+
+def test_several_models_and_options_of_training_are_given_as_flags_are(here: Path) -> None:
+    done = vizsla.run(
+        "data", model=["tiny", "tiny"], weights="random", image_size=32, fusion="rrf", figures=0,
+        top_k=3,
+    )  # fmt: skip
+    assert len(done.members) == 2
+    tuned = vizsla.run("data", finetune="head", epochs=1, training_batch_size=8, figures=0, **TINY)
+    recorded = open_run(tuned.run.folder).config["options"]
+    assert recorded["tuning"]["batch_size"] == 8 and recorded["tuning"]["epochs"] == 1.0
+
+
+def test_check_finds_what_the_command_finds(here: Path) -> None:
+    found = vizsla.check("data", html="check.html", write_exclude="exclude.txt")
+    assert "gallery" in found.text() and (here / "check.html").is_file()
+    assert (here / "exclude.txt").is_file()
+    with pytest.raises(DataError, match="nonesuch"):
+        vizsla.check("nonesuch")
+
+
+def test_search_refines_and_filters(here: Path) -> None:
+    embedder = vizsla.Embedder.build("tiny", **NAMED)
+    gallery = vizsla.embed(
+        vizsla.open_data("data").gallery.with_labels_file("data/labels.csv", "gallery"), embedder
+    )
+    queries = vizsla.embed("data/test/query", embedder)
+    found = vizsla.search(gallery, queries, top_k=4, refine="aqe", filter="label=green")
+    assert found.origin["refine"] and all("green" in name for name in found.row(0))
+    own = vizsla.search(gallery, Image.open("data/test/gallery/g-blue-1.png"), top_k=1,
+                        model=embedder)  # fmt: skip
+    assert own.row(0) == ["g-blue-1.png"]
+
+
+def test_vectors_of_ones_own_are_ranked() -> None:
+    rng = np.random.default_rng(0)
+    ranking = vizsla.rank(rng.normal(size=(3, 5)), torch.tensor(rng.normal(size=(7, 5))), 2)
+    assert ranking.depth == 2 and len(ranking) == 3
+
+
+def test_search_is_a_function_after_its_package_is_imported() -> None:
+    import vizsla.search.exact
+    import vizsla.search.index
+
+    assert callable(vizsla.search) and callable(vizsla.run) and callable(vizsla.embed)
