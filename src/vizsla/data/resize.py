@@ -4,6 +4,7 @@ import torch, so that child processes that only decode start fast and stay small
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -75,6 +76,35 @@ class Framing:
         if wide <= high:
             return short, int(short * high / wide)
         return int(short * wide / high), short
+
+
+@dataclass(frozen=True)
+class Framings:
+    """The framings of several networks for one image, as one array of pixels."""
+
+    parts: tuple[Framing, ...]
+
+    @property
+    def least_side(self) -> int:
+        """The shortest side that a reduced image may have, for all of them."""
+        return max(part.least_side for part in self.parts)
+
+    def of_reduced(self, found: Reduced) -> np.ndarray:
+        """(ΣH·W, 1, 3) uint8: what each part gives, one after another."""
+        return np.concatenate([part.of_reduced(found).reshape(-1, 1, 3) for part in self.parts])
+
+    def split(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """What each part gave, (H, W, 3)."""
+        ends = np.cumsum([part.size[0] * part.size[1] for part in self.parts])
+        cut = np.split(pixels, ends[:-1])
+        return [one.reshape(*part.size, 3) for one, part in zip(cut, self.parts, strict=True)]
+
+
+def framing_from(options: dict[str, Any]) -> Framing | Framings:
+    """From what `dataclasses.asdict` makes of it."""
+    if "parts" in options:
+        return Framings(tuple(Framing(**part) for part in options["parts"]))
+    return Framing(**options)
 
 
 def _without_long_ends(wide: int, high: int) -> tuple[int, int, int, int]:

@@ -107,6 +107,33 @@ def test_a_run_is_served_with_its_labels(home: Path) -> None:
         assert len(engine.gallery) == 24
 
 
+def test_a_run_of_several_models_is_served_by_all_of_them(home: Path, tmp_path: Path) -> None:
+    from vizsla.embed.embeddings import Embeddings
+    from vizsla.run.fused_runs import FusionConfig
+    from vizsla.run.several_models import run_models
+
+    configs = [
+        RunConfig(data=str(home / "data"), model="tiny", weights="random", image_size=size,
+                  seed=size, top_k=3, figures=0, home=str(tmp_path))
+        for size in (32, 64)
+    ]  # fmt: skip
+    joint = run_models(configs, FusionConfig(weights=[3.0, 1.0])).run.folder
+    gallery = Embeddings.open(joint / "embeddings/gallery")
+    with prepared(GallerySource(joint)) as (engine, _):
+        assert engine.model.dim == gallery.dim and engine.model.model_id == gallery.model_id
+        names = ["g-green-0.png", "g-blue-3.png"]
+        found = engine.upload([(home / "data/test/gallery" / n).read_bytes() for n in names])
+        for name, upload in zip(names, found, strict=True):
+            row = gallery.vectors[gallery.ids.index(name)]
+            assert upload.vector @ row == pytest.approx(1, abs=1e-5)
+            best = engine.answer(SearchRequest(query=(upload.name,), k=3)).results[0]
+            assert best.id == name and best.label == name.split("-")[1]
+        search = SearchRequest(query=(found[0].name,), k=3)
+        job = engine.similarity_maps(search, "g-blue-3.png")
+        assert [drawn[:2] for drawn in job.future.result()] == [b"\xff\xd8"] * 2  # JPEGs
+        engine.map_queue.leave(job)
+
+
 def test_an_index_is_served_by_the_model_and_with_the_images_that_it_remembers(home: Path) -> None:
     with prepared(GallerySource(home / "gallery.index")) as (engine, _):
         (upload,) = engine.upload([(home / "data/test/gallery/g-green-0.png").read_bytes()])

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -179,6 +179,10 @@ class Model:
         if self.reads_text:
             self.text("a dog").result()
 
+    def shown(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) of what `explain` explains: the pixels."""
+        return pixels
+
     def explain(self, query: np.ndarray, result: np.ndarray) -> Explanation:
         """Where two images, (H, W, 3) as for `image`, are similar. Takes seconds of one core.
 
@@ -230,10 +234,24 @@ class Model:
         return list(vectors)
 
 
+class Ready(Protocol):
+    """A vector that is ready at some time."""
+
+    def result(self) -> np.ndarray:
+        """(D,) float32 of length 1."""
+
+
+class ReadsTexts(Protocol):
+    """A model, as TextCache needs it."""
+
+    def texts(self, words: Sequence[str]) -> Sequence[Ready]:
+        """Of several texts."""
+
+
 class TextCache:
     """Remembers the vectors of the latest texts: people search for the same words again."""
 
-    def __init__(self, model: Model, *, max_texts: int = MAX_TEXTS) -> None:
+    def __init__(self, model: ReadsTexts, *, max_texts: int = MAX_TEXTS) -> None:
         self.model = model
         self._vectors: LRUCache[str, np.ndarray] = LRUCache(max_texts)
         self._lock = threading.Lock()

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vizsla.data.images import read_header, read_image, read_reduced
-from vizsla.data.resize import Framing
+from vizsla.data.resize import Framing, Framings, framing_from
 from vizsla.errors import ImageError
 from vizsla.processes import (
     ChildCrashedError,
@@ -101,7 +101,7 @@ class Decoder:
         self,
         source: bytes | Path,
         *,
-        framing: Framing | None = None,
+        framing: Framing | Framings | None = None,
         jpeg_side: int | None = None,
         large: bool = True,
     ) -> "Future[Decoded]":
@@ -189,7 +189,7 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
 
 def _reply_to(max_pixels: int, request: dict[str, Any], body: bytes) -> Message:
     source, side = request.get("path", body), request["jpeg_side"]
-    framing = Framing(**request["framing"]) if "framing" in request else None
+    framing = framing_from(request["framing"]) if "framing" in request else None
     try:
         least = side if framing is None else framing.least_side  # as `embed` reads it
         found = read_reduced(source, max_pixels=max_pixels, at_least=least)

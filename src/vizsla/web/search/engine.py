@@ -21,11 +21,12 @@ from vizsla import storage
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, ImageError, StorageError, UsageError, VizslaError
 from vizsla.search.folder_index import FolderIndex
-from vizsla.web.search.batching_model import Batcher, Model, TextCache
+from vizsla.web.search.batching_model import Batcher, Model, Ready, TextCache
 from vizsla.web.search.decoder import Busy, Closed, Decoded, Decoder
 from vizsla.web.search.facets import parse_filter, row_of
 from vizsla.web.search.freed_memory import release_freed_memory
 from vizsla.web.search.gallery import Gallery, Search, search_all, version_of
+from vizsla.web.search.joint_model import JointModel
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.query_vector import Examples, query_vector
 from vizsla.web.search.similarity_maps import Job, MapQueue, Maps, draw_maps
@@ -78,7 +79,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | JointModel,
         gallery: Gallery,
         decoder: Decoder,
         *,
@@ -157,7 +158,9 @@ class Engine:
         ]
         decoding = self._start_decoding([known[name] for name in missing], large)
         decoded = [future.result() for future in decoding]
-        vectors = self.model.images([one.pixels for one in decoded if one.pixels is not None])
+        vectors: Sequence[Ready] = self.model.images(
+            [one.pixels for one in decoded if one.pixels is not None]
+        )
         for name, one, vector in zip(missing, decoded, vectors, strict=True):
             assert one.pixels is not None and one.jpeg is not None
             upload = Upload(
@@ -275,7 +278,8 @@ class Engine:
         def draw() -> Maps:
             first = query.pixels if isinstance(query, Upload) else self._pixels(query)
             second = self._pixels(found)
-            return draw_maps(first, second, self.model.explain(first, second))
+            shown = self.model.shown(first), self.model.shown(second)
+            return draw_maps(*shown, self.model.explain(first, second))
 
         try:
             name = query.name if isinstance(query, Upload) else Thumbnails.tag(query)

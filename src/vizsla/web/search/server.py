@@ -32,7 +32,7 @@ from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, ModelError, UsageError, VizslaError
 from vizsla.model.open_model import load_embedder, rebuilt
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
-from vizsla.run import config, finished_run
+from vizsla.run import config, finished_run, fused_runs
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index, read_manifest
 from vizsla.workspace import is_run
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vizsla.web.search.decoder import Decoder
     from vizsla.web.search.engine import Engine
     from vizsla.web.search.facets import Labels
+    from vizsla.web.search.joint_model import JointModel
     from vizsla.web.search.service import ServerState
 
 log = logging.getLogger("vizsla.serve")
@@ -212,11 +213,9 @@ def prepare(
 
     source.check()
     kind = source.kind
+    alone = kind != "run" or source.options.model is not None
+    members = [] if alone else fused_runs.members_of(source.path)[0]
     model = source.options.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
-    if source.options.model is None and source.recorded.model is not None:
-        embedder = rebuilt(source.recorded.model, None, str(source.path))
-    else:
-        embedder = load_embedder(replace(source.options, model=model))
 
     def report(done: int, total: int) -> None:
         state.stage, state.done, state.total = "embedding", done, total
@@ -224,22 +223,33 @@ def prepare(
             progress("embedding", done, total)
 
     index, temporary, labels = None, None, None
+    served: Model | JointModel
+    root: Path | None
+    if members:
+        served, embeddings, root = _joint(source, members, state.metrics.count_batch)
+    elif source.options.model is None and source.recorded.model is not None:
+        embedder = rebuilt(source.recorded.model, None, str(source.path))
+    else:
+        embedder = load_embedder(replace(source.options, model=model))
     if kind == "index":
         index, root = FolderIndex.load(source.path), source.images
         _require_same_model(index.model_id, embedder.model_id, source)
         labels = _labels_of(source)  # in place of the index's own, each time that it is opened
         compute = _compute(source, embedder, index.ids, root)
     else:
-        embeddings, root, compute = _embeddings(source, kind, embedder, report)
-        _require_same_model(embeddings.model_id, embedder.model_id, source)
+        if not members:
+            embeddings, root, compute = _embeddings(source, kind, embedder, report)
+            _require_same_model(embeddings.model_id, embedder.model_id, source)
         state.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
         index = FolderIndex.build(embeddings, temporary.name)
     assert root is not None
     state.stage = "warming"
     decoder, gallery_decoder = decoders(source.options.max_pixels)
+    if not members:
+        served = Model(embedder, compute, on_batch=state.metrics.count_batch)
     engine = Engine(
-        Model(embedder, compute, on_batch=state.metrics.count_batch),
+        served,
         Gallery.open(index, root, labels),
         decoder,
         gallery_decoder=gallery_decoder,
@@ -254,6 +264,29 @@ def prepare(
         )
     engine.warm_up()
     return engine
+
+
+def _joint(
+    source: GallerySource, members: Sequence[fused_runs.Member], on_batch: Callable[[int], None]
+) -> "tuple[JointModel, Embeddings, Path]":
+    """The models of a joint run as one, the gallery's vectors with labels, and its folder."""
+    from vizsla.web.search.batching_model import Model
+    from vizsla.web.search.joint_model import JointModel
+
+    embeddings, root, _ = _stored(source, "run")
+    weights = [float(part.rpartition("*")[2]) for part in embeddings.model_id.split("+")]
+    models: list[Model] = []
+    for member in members:
+        embedder = load_embedder(replace(source.options, model=str(member.run.folder)))
+        written = member.run.folder / "embeddings" / "gallery"
+        compute = _compute(source, embedder, embeddings.ids, root, written)
+        models.append(Model(embedder, compute, on_batch=None if models else on_batch))
+    log.info(
+        "searched by the weighted mean of the models' cosines: %s (the run's own ranking may have "
+        "been joined in another way)",
+        ", ".join(f"{m.name} {w:.3g}" for m, w in zip(models, weights, strict=True)),
+    )
+    return JointModel(models, weights, embeddings.model_id), embeddings, root
 
 
 def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
@@ -307,6 +340,12 @@ def _embeddings(
         )  # fmt: skip
         compute = _compute(source, embedder, images.ids, images.root)
         return _embedded(images, embedder, compute, report), images.root, compute
+    found, root, folder = _stored(source, kind)
+    return found, root, _compute(source, embedder, found.ids, root, folder)
+
+
+def _stored(source: GallerySource, kind: str) -> tuple[Embeddings, Path, Path]:
+    """Vectors that are there, with labels; the folder of their images, and their own."""
     if kind == "run":
         folder = source.path / "embeddings" / "gallery"
         root = source.images or open_data(config.again(source.path).data).gallery.root
@@ -319,8 +358,7 @@ def _embeddings(
     else:
         read_label = _labels_of(source)
         labels = None if read_label is None else list(read_label(found.ids))
-    compute = _compute(source, embedder, found.ids, root, folder)
-    return _with_labels(found, labels), root, compute
+    return _with_labels(found, labels), root, folder
 
 
 def _embedded(

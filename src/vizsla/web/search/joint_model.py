@@ -1,0 +1,73 @@
+"""Several models that serve as one: a run that fuses them is searched by all of them.
+
+Their vectors stand in a row, as `search.fusion.joined` makes them of a gallery, so that a cosine is
+the weighted mean of the models' own.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+
+from vizsla.data.resize import Framings
+from vizsla.model.explain import Explanation
+from vizsla.web.search.batching_model import Model
+
+
+class JointVector:
+    """A vector that is ready when all parts of it are."""
+
+    def __init__(self, parts: Sequence["Future[np.ndarray]"], weights: Sequence[float]) -> None:
+        self.parts, self.weights = parts, weights
+
+    def result(self) -> np.ndarray:
+        """(ΣD,) float32 of length 1."""
+        pairs = zip(self.parts, self.weights, strict=True)
+        return np.concatenate([part.result() * np.float32(weight**0.5) for part, weight in pairs])
+
+
+class JointModel:
+    """What a server needs of a model, of several ones. model_id: of the vectors in a row."""
+
+    def __init__(self, models: Sequence[Model], weights: Sequence[float], model_id: str) -> None:
+        self.models, self.weights, self.model_id = models, weights, model_id
+        self.framing = Framings(tuple(model.framing for model in models))
+        self.dim = sum(model.dim for model in models)
+        self.name = " + ".join(model.name for model in models)
+        self.reads_text = all(model.reads_text for model in models)
+        self.background_thread = Model.background_thread
+
+    def images(self, pixels: Sequence[np.ndarray]) -> list[JointVector]:
+        """Of several images, as `Framings` reads them."""
+        split = [self.framing.split(one) for one in pixels]
+        by_model = [
+            model.images([parts[i] for parts in split]) for i, model in enumerate(self.models)
+        ]
+        return [JointVector(parts, self.weights) for parts in zip(*by_model, strict=True)]
+
+    def texts(self, words: Sequence[str]) -> list[JointVector]:
+        """Of several texts."""
+        by_model = [model.texts(words) for model in self.models]
+        return [JointVector(parts, self.weights) for parts in zip(*by_model, strict=True)]
+
+    def warm_up(self) -> None:
+        """As of each model."""
+        for model in self.models:
+            model.warm_up()
+
+    def shown(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) of what `explain` explains."""
+        return self.framing.split(pixels)[self._heaviest]
+
+    def explain(self, query: np.ndarray, result: np.ndarray) -> Explanation:
+        """Where two images are similar to the model that weighs most."""
+        return self.models[self._heaviest].explain(self.shown(query), self.shown(result))
+
+    @property
+    def _heaviest(self) -> int:
+        return int(np.argmax(self.weights))
+
+    def close(self) -> None:
+        """As of each model."""
+        for model in self.models:
+            model.close()
