@@ -22,7 +22,7 @@ FILES = {
     "run": ["run", "demo", "train", "sweep"], "data": ["data"], "check": ["check"],
     "embed": ["embed", "submission"],
     "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate"],
-    "protocols": ["protocols"], "compare": ["compare"], "runs": ["runs"],
+    "protocols": ["protocols"], "crop": ["crop"], "compare": ["compare"], "runs": ["runs"],
     "show": ["report", "models", "show"],
     "export": ["export"], "serve": ["serve"], "contest": ["submit", "judge"],
 }  # fmt: skip  # file → its commands, in the order of `vizsla --help`

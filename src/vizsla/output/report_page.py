@@ -117,13 +117,14 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
         for role, images in (("query", data.queries), ("gallery", data.gallery))
         for name, reason in images.broken
     ]
+    labelled = scores is not None and any(scores.columns["label"])
     sections = [
         Section("warnings", "Warnings", data.record.get("warnings")),
         Section("scores", "Scores", _scores(scores) if scores is not None else None),
         Section("models", "Models", _models(data.record)),
         Section("curves", "Curves", _curves(data)),
-        Section("classes", "Classes", _classes(scores) if scores is not None else None),
-        Section("confusion", "Confusion", _confusion(scores) if scores is not None else None),
+        Section("classes", "Classes", _classes(scores) if labelled and scores else None),
+        Section("confusion", "Confusion", _confusion(scores) if labelled and scores else None),
         Section("sheets", "Queries" if scores is None else "Worst and best queries",
                 _sheets(data)),
         Section("map", "Map of the embeddings", embedding_map.map_of(

@@ -47,13 +47,14 @@ class GradeTable:
         return list(dict.fromkeys(query for grades in self.levels.values() for query in grades))
 
     def named_as(self, images: Collection[str]) -> "GradeTable":
-        """The same with the extensions of these images, for names that have none, as Oxford's."""
+        """The same with the extensions of these images, for names that have another or none."""
         files: dict[str, list[str]] = {}
         for name in images:
             files.setdefault(name.rpartition(".")[0] or name, []).append(name)
 
         def file_of(name: str) -> str:
-            found = [] if name in images else files.get(name, [])
+            stem = name.rpartition(".")[0] or name
+            found = [] if name in images else files.get(name) or files.get(stem, [])
             return found[0] if len(found) == 1 else name
 
         levels = {
