@@ -13,6 +13,7 @@ from rich.console import Console
 import vizsla
 from vizsla import progress
 from vizsla.data.imageset import open_data
+from vizsla.progress import Stage
 
 
 class Cell:
@@ -92,3 +93,13 @@ def test_without_ipython_there_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -
     nothing = SimpleNamespace(get_ipython=lambda: None)  # IPython imported by a plain script
     monkeypatch.setitem(sys.modules, "IPython", nothing)
     assert not progress.in_notebook()
+
+
+def test_the_estimate_of_the_time_left_only_falls() -> None:
+    stage = Stage("embedding", 100, 0, 0.0)
+    shown = []
+    for now, stage.done in ((1.0, 10), (2.0, 12), (10.0, 14), (11.0, 90)):
+        shown.append(stage.seconds_left(now))
+    assert shown == ["9 s left", "9 s left", "9 s left", "1 s left"]
+    stage.done = 100
+    assert stage.seconds_left(12.0) == ""

@@ -1,6 +1,7 @@
 """Reports of how far a stage is → a bar on a terminal or in a notebook, or lines elsewhere."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ class Stage:
     """One stage under way.
 
     first: the count at its first report, when its clock starts; earlier work is not in the rate.
+    left: the lowest estimate of the seconds that are left.
     """
 
     name: str
@@ -27,6 +29,15 @@ class Stage:
     first: int
     started: float
     done: int = -1
+    left: float = math.inf
+
+    def seconds_left(self, now: float) -> str:
+        """An estimate, as text, that only falls; empty where there is none yet."""
+        rate = 1.0 if self.name.endswith(SECONDS) else self.rate(now)
+        if not rate or self.done >= self.total:
+            return ""
+        self.left = min(self.left, (self.total - self.done) / rate)
+        return f"{self.left:.0f} s left"
 
     def is_continued_by(self, name: str, done: int, total: int) -> bool:
         """Whether a report is of this stage, and not of a later one of the same name."""
@@ -62,7 +73,7 @@ class ProgressShown:
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
                 progress.TextColumn("{task.fields[rate]}"),
-                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[left]}"),
                 console=Console(stderr=True),
             )
             if notebook:  # Rich's own way of being shown there needs ipywidgets
@@ -89,24 +100,27 @@ class ProgressShown:
         rate = self.stage.rate(now)
         rate_text = format_rate(rate) if rate else ""
         if self.bar:
-            self._move_bar(stage, done, total, rate_text, new=new)
+            self._move_bar(stage, done, total, rate_text, self.stage.seconds_left(now), new=new)
             if self.display and (now - self.last > 0.2 or done == total):
                 self.last = now
                 self.display.update(self.bar)
         elif not self.quiet and (now - self.last > 10 or done == total):
             self.last = now
-            wait = f", {(total - done) / rate:.0f} s left" if done < total and rate else ""
+            left = self.stage.seconds_left(now) if rate else ""
+            wait = left and f", {left}"
             what, unit = stage.removesuffix(SECONDS), " s" if stage.endswith(SECONDS) else ""
             line = f"{what}: {done} of {total}{unit}{rate_text and ' at ' + rate_text}{wait}"
             print(line, file=sys.stderr, flush=True)
 
-    def _move_bar(self, stage: str, done: int, total: int, rate: str, *, new: bool) -> None:
+    def _move_bar(
+        self, stage: str, done: int, total: int, rate: str, left: str, *, new: bool
+    ) -> None:
         assert self.bar is not None
         if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=total, rate="")
+            self.tasks[stage] = self.bar.add_task(stage, total=total, rate="", left="")
         elif new:  # the same words for another stage: its clock starts anew
             self.bar.reset(self.tasks[stage], total=total)
-        self.bar.update(self.tasks[stage], completed=done, rate=rate)
+        self.bar.update(self.tasks[stage], completed=done, rate=rate, left=left)
 
 
 def in_notebook() -> bool:

@@ -71,6 +71,10 @@ def report(
     config = _where_images_are(again(folder), data)
     folders = folders_of(config)
     found = report_page.read_run(open_run(folder), folders, truth_in(config, folders))
+    log.info(
+        "drawing the report: most of the time goes into the map of %d images",
+        len(found.queries) + len(found.gallery),
+    )
     storage.write_text(out, report_page.report(found, projection=projection))
     return Path(out)
 

@@ -206,7 +206,9 @@ def _train(
 
     # 2. Score the frozen model: the first candidate.
     started = job.budget.spent()
+    job.progress("validating the frozen model", 0, 1)
     selection = Selection(copy.deepcopy(embedder), validate)
+    job.progress("validating the frozen model", 1, 1)
     validation_seconds = job.budget.spent() - started
     frozen = selection.frozen
     log.info("validation: frozen %.4f over %d queries", frozen.value, len(frozen.values))
