@@ -222,3 +222,8 @@ def test_a_contest_may_rank_by_a_metric_by_name(name: str) -> None:
 def test_a_metric_that_lists_cannot_give_ranks_no_contest(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Rules(top_k=10, metric=name)
+
+
+def test_several_labels_an_image_are_refused() -> None:
+    with pytest.raises(DataError, match="one label an image"):
+        Scorer({"q": "a¦b"}, {"g": "a"}, Rules(top_k=1))

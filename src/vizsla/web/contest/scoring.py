@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vizsla.data.label_sets import are_sets
 from vizsla.errors import DataError, UsageError
 from vizsla.output.submission import check_submission, with_names_of
 from vizsla.score import intervals, metrics
@@ -50,6 +51,8 @@ class Scorer:
                 f"top_k={rules.top_k}, but the gallery has {len(gallery)} images: "
                 "no list can be that long; give a smaller -k"
             )
+        if are_sets(queries.values()) or are_sets(gallery.values()):
+            raise DataError("a contest judges by one label an image, but some have several")
         self.rules = rules
         self.queries = list(queries)
         self.gallery = frozenset(gallery)
