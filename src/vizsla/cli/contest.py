@@ -43,8 +43,8 @@ def submit(
     *,
     options: SubmitOptions,
 ) -> None:
-    """Post a submission to the contest's server and print the score."""
-    from vizsla.output.submit_client import record_submission, submit
+    """Post a submission to the contest's server; print the score, the rank and what is left."""
+    from vizsla.output.submit_client import record_submission, score_lines, submit
     from vizsla.workspace import run_of_submission, submission_in
 
     file = submission_in(file) if file.is_dir() or not file.suffix else file
@@ -61,8 +61,7 @@ def submit(
         if receipt.accuracy is None:
             typer.echo(f"would send {receipt.queries} queries, {receipt.bytes} bytes")
         else:
-            numbers = {"accuracy": receipt.accuracy, **receipt.metrics}
-            typer.echo("\n".join(f"{name:<20} {value:g}" for name, value in numbers.items()))
+            typer.echo("\n".join(score_lines(receipt)))
         typer.echo(f"{'to':<20} {receipt.url or '(no --url given)'}, as group {receipt.groupname}")
         typer.echo(f"{'sha256':<20} {receipt.sha256}")
         if record:

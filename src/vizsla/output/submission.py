@@ -223,13 +223,17 @@ def read_submission(
     DataError names the fault and its line.
     """
     try:
-        text = text_of(storage.read_bytes(path))
-        form = FORMATS[detect_format(text)] if format == "auto" else _form(format)
-        lists, scores = form.read(text)
-        lists, scores = form.decoded(lists, scores, known)
-        require_valid(lists, what="the submission")
+        return parse_submission(storage.read_bytes(path), format, known=known)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def parse_submission(data: bytes, format: str = "auto", *, known: Collection[str] = ()) -> Ranking:
+    """The Ranking in the content of a submission file; see `read_submission`."""
+    text = text_of(data)
+    form = FORMATS[detect_format(text)] if format == "auto" else _form(format)
+    lists, scores = form.decoded(*form.read(text), known)
+    require_valid(lists, what="the submission")
     return Ranking.from_lists(lists, scores)
 
 

@@ -140,6 +140,39 @@ def record_submission(run_folder: str | Path, receipt: Receipt) -> Path:
     return path
 
 
+def score_lines(receipt: Receipt) -> list[str]:
+    """What the server answered, for a terminal: which metric on which part, rank, and what is left.
+
+    Of a server that answers less, what there is.
+    """
+    answer = receipt.answer
+
+    def of(name: str, kind: type = dict) -> Any:
+        found = answer.get(name)
+        return found if isinstance(found, kind) else kind()
+
+    sent, left, place = of("submission"), of("left"), of("leaderboard")
+    metric = of("metric", str)
+    scores = {"accuracy": receipt.accuracy, **receipt.metrics}
+    rows = [(name, f"{value:g}") for name, value in scores.items() if name != metric or not metric]
+    if metric:
+        part, queries = of("part", str), sent.get("queries")
+        on = f" on {'all' if part == 'all' else f'the {part}'} {queries} queries" if queries else ""
+        ends = of("interval", list)
+        within = f" (95 % interval {ends[0]:g} to {ends[1]:g})" if len(ends) == 2 else ""
+        rows = [(metric, f"{receipt.accuracy:g}{on}{within}"), *rows[1:]]
+    if place.get("rank"):
+        groups = place.get("groups")
+        rows.append(("rank", f"{place['rank']} of {groups} group{'s' if groups != 1 else ''}"))
+    if left:
+        words = {"this_hour": "this hour", "in_all": "in total"}
+        known = [f"{left[n]} {text}" for n, text in words.items() if left.get(n) is not None]
+        rows.append(("submissions left", ", ".join(known) or "no limit"))
+    if sent.get("repeated"):
+        rows.append(("sent before", f"as submission {sent.get('number')}: this cost nothing"))
+    return [f"{_one_line(name):<20} {_one_line(text)}" for name, text in rows]
+
+
 # ── the address ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -12,7 +12,7 @@ import requests
 
 import vizsla
 from vizsla.errors import UsageError
-from vizsla.output.submission import submission_sha256
+from vizsla.output.submission import submission_sha256, write_submission
 from vizsla.web.contest import server as judging
 from vizsla.web.contest.rules import Rules, parse_time
 from vizsla.web.contest.scoring import Scorer
@@ -103,9 +103,9 @@ def test_a_submission_of_more_than_a_mebibyte_is_accepted(open_contest: Open) ->
     ours = vizsla.submit(lists, groupname="Pointers", url=contest.url + "/retrieval/")
     assert ours.accuracy == answer.json()["accuracy"]
     indented = json.dumps({"groupname": "Hounds", "images": lists}, indent=8).encode()
-    assert contest.post(content=indented).status_code == 200
+    assert contest.post(content=indented).json()["submission"]["repeated"] is True
     assert contest.post(content=body + b" " * 6 * len(body)).status_code == 413
-    assert contest.store.count() == 3
+    assert contest.store.count() == 2
 
 
 def test_the_submit_client_passes_tokens_and_shows_refusals(open_contest: Open) -> None:
@@ -120,7 +120,11 @@ def test_the_submit_client_passes_tokens_and_shows_refusals(open_contest: Open) 
     assert receipt.accuracy == 0.5
     with pytest.raises(vizsla.VizslaError, match="used up"):
         vizsla.submit(
-            contest.lists(), groupname="Hounds", url=url, token="the-token-of-hounds", retries=0
+            contest.lists(seed=1),
+            groupname="Hounds",
+            url=url,
+            token="the-token-of-hounds",
+            retries=0,
         )
 
 
@@ -328,6 +332,63 @@ def test_submissions_an_hour_and_in_all(open_contest: Open) -> None:
     response = contest.post()
     assert (response.status_code, response.headers["retry-after"]) == (429, "86400")
     assert contest.store.count() == 4
+
+
+def test_the_same_lists_again_cost_nothing_and_the_answer_says_so(open_contest: Open) -> None:
+    contest = open_contest(Rules(top_k=3, max_submissions=2))
+    first, second = contest.lists(1.0), contest.lists(0.5)
+    contest.post(contest.lists(0.8), group="Others")
+    answer = contest.post(first).json()
+    assert answer["submission"]["repeated"] is False
+    assert answer["leaderboard"] == {"rank": 1, "groups": 2}
+    again = contest.post(dict(reversed(first.items()))).json()  # in another order
+    assert again["submission"]["repeated"] is True and again["left"]["in_all"] == 1
+    assert (again["accuracy"], again["submission"]["number"]) == (1.0, 1)
+    assert contest.post(second).json()["left"]["in_all"] == 0
+    assert contest.post(first).json()["submission"]["number"] == 1  # also with nothing left
+    assert contest.post(contest.lists(0.1)).status_code == 429
+    assert contest.post(first, group="Others").json()["submission"]["repeated"] is False
+    assert contest.store.count() == 4
+
+
+def test_where_the_last_counts_an_earlier_one_may_be_sent_again(open_contest: Open) -> None:
+    contest = open_contest(Rules(top_k=3, counts="last"))
+    first, second = contest.lists(1.0), contest.lists(0.5)
+    sent = [contest.post(one).json()["submission"] for one in (first, second, second, first)]
+    assert [one["repeated"] for one in sent] == [False, False, True, False]
+    assert contest.get("/leaderboard.json").json()["leaderboard"][0]["score"] == 1.0
+
+
+def test_the_form_takes_a_file_of_any_format(open_contest: Open, tmp_path: Path) -> None:
+    contest = open_contest(Rules(top_k=3, per_hour=5))
+    contest.store.set_token_hash("Setters", judging.hashed("the-token-of-setters"))
+
+    def send(content: bytes, **fields: str) -> Any:
+        fields = {"groupname": "Hounds", "token": "", **fields}
+        files = {"file": ("sub", content)}
+        return contest.client.post(contest.url + "/submit", data=fields, files=files)
+
+    lists = contest.lists(0.5)
+    for i, format in enumerate(("json", "kaggle", "trec")):
+        write_submission(lists, tmp_path / f"sub{i}", k=3, format=format)
+        page = send((tmp_path / f"sub{i}").read_bytes())
+        assert page.status_code == 200 and "0.5000" in page.text
+        assert ("Already submitted" in page.text) == (i > 0)  # all hold the same lists
+    assert contest.store.count() == 1 and "4 this hour" in page.text and "of 1 group" in page.text
+    for content, fields, status, message in (
+        (json.dumps(lists).encode(), {"groupname": "Setters"}, 401, "needs its token"),
+        (b"no submission", {}, 422, "The file is no submission"),
+        (b"", {}, 422, "Choose a submission file"),
+        (json.dumps({"q0.jpg": ["g1.jpg"]}).encode(), {}, 422, "Missing queries"),
+        (json.dumps(lists).encode(), {"groupname": " "}, 422, "Groupname is empty"),
+    ):
+        page = send(content, **fields)
+        assert page.status_code == status and message in page.text, page.text
+        assert "Not accepted" in page.text and "Nothing was stored" in page.text
+    token = {"groupname": "Setters", "token": "the-token-of-setters"}
+    assert send(json.dumps(lists).encode(), **token).status_code == 200
+    organiser = contest.get("/organiser", organiser=True).text
+    assert organiser.count("4 this hour") == 4 and "Setters" in organiser  # wide and narrow
 
 
 def test_the_in_all_limit_points_to_the_closing_time(open_contest: Open) -> None:

@@ -1,7 +1,9 @@
 """The contest's pages in headless Chromium: widths, dark and light, with and without scripts."""
 
 import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +46,29 @@ def fits(page: Any) -> bool:
         c => c.offsetWidth && c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)"""
     assert page.evaluate(clipped) == []
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def test_on_a_phone_intervals_stay_in_their_cells_and_the_form_takes_a_file(
+    visit: Any, open_contest: Open, tmp_path: Path
+) -> None:
+    contest = open_contest(Rules(top_k=3, metric="contest_points", per_hour=3))
+    contest.post(contest.lists(1.0), group="W" * 60)
+    (tmp_path / "sub.json").write_text(json.dumps(contest.lists(0.5)))
+    with visit(contest.url, viewport={"width": 320, "height": 700}) as page:
+        assert fits(page)
+        outside = """all => all.filter(one => { const box = one.getBoundingClientRect();
+            const cell = one.closest("td, .card").getBoundingClientRect();
+            return box.width && (box.right > cell.right || box.left < cell.left); }).length"""
+        assert page.locator("td .interval, .upload input").evaluate_all(outside) == 0
+        assert "1000.00" in page.locator("td .interval:visible").inner_text()
+        page.get_by_label("Group", exact=True).fill("Hounds")
+        page.get_by_label("Submission file").set_input_files(tmp_path / "sub.json")
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_role("heading", name="Submitted").wait_for()
+        assert fits(page) and page.get_by_text("2 this hour").is_visible()
+        page.get_by_role("link", name="All submissions of Hounds").click()
+        page.get_by_role("heading", name="Hounds").wait_for()
+        assert page.get_by_text("left: 2 this hour").is_visible()
 
 
 @pytest.mark.parametrize("groups", [0, 1, 200])

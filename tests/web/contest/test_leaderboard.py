@@ -147,7 +147,7 @@ def test_the_public_part_chooses_and_the_private_part_ranks(open_contest: Open) 
 
 
 def test_the_organiser_s_pages_need_their_token(contest: Any) -> None:
-    contest.post()
+    contest.post(contest.lists())
     paths = ["/organiser", *(f"/organiser/{n}" for n in
              ("scores.json", "scores.csv", "submissions.jsonl"))]  # fmt: skip
     for path in paths:

@@ -275,14 +275,15 @@ def test_limits_hold_for_concurrent_clients(open_contest: Open) -> None:
     statuses: list[int] = []
     threads = [
         threading.Thread(
-            target=lambda: statuses.append(
+            target=lambda seed: statuses.append(
                 httpx.post(
                     contest.url + "/retrieval/",
-                    json={"groupname": "a", "images": contest.lists()},
+                    json={"groupname": "a", "images": contest.lists(seed=seed)},
                 ).status_code
-            )
+            ),
+            args=(seed,),
         )
-        for _ in range(20)
+        for seed in range(20)
     ]
     for thread in threads:
         thread.start()

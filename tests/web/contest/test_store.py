@@ -24,9 +24,10 @@ def part_score(score: float) -> PartScore:
 
 
 def add(
-    store: Store, group: str, score: float, *, at: float = 0.0, rules: Rules = RULES
+    store: Store, group: str, score: float, *, at: float = 0.0, rules: Rules = RULES, more: str = ""
 ) -> "Future[Any]":
-    text = canonical({"q": [group, str(score)]})
+    """more: makes other lists of the same score."""
+    text = canonical({"q": [group, f"{score}{more}"]})
     sha256 = hashlib.sha256(text).hexdigest()
     scores = {"all": part_score(score)}
     return store.add(group, packed(text), sha256, scores, received=at, rules=rules)
@@ -61,7 +62,7 @@ def test_submissions_are_read_back_in_order(path: Path) -> None:
 def test_best_or_last_counts(path: Path, counts: str, number: int, score: float) -> None:
     with Store(path) as store:
         for at, value in enumerate([0.5, 0.9, 0.9, 0.3]):
-            add(store, "a", value, at=at).result()
+            add(store, "a", value, at=at, more=f" {at}").result()
         add(store, "b", 0.1, at=9).result()
         standings = {one.counted.groupname: one for one in store.standings("all", counts)}
         a = standings["a"]
@@ -147,7 +148,7 @@ def test_a_full_disk_fails_all_waiting_writes_and_the_store_recovers(path: Path)
 def test_limits_hold_under_concurrent_submissions(path: Path) -> None:
     rules = Rules(per_hour=5)
     with Store(path) as store:
-        outcomes = [add(store, "a", 0.1, at=100.0, rules=rules) for _ in range(20)]
+        outcomes = [add(store, "a", 0.1, at=100.0, rules=rules, more=str(i)) for i in range(20)]
         refused = [future.exception() for future in outcomes]
         assert sum(error is None for error in refused) == store.count() == 5
         assert all(isinstance(error, TooMany) for error in refused if error)
@@ -158,16 +159,16 @@ def test_waiting_times_are_exact(path: Path) -> None:
     rules = Rules(per_hour=2)
     with Store(path) as store:
         for at in (0.0, 1000.0):
-            add(store, "a", 0.1, at=at, rules=rules).result()
+            add(store, "a", 0.1, at=at, rules=rules, more=str(at)).result()
         with pytest.raises(TooMany) as refused:
-            store.check_limits("a", 1500.0, rules)
+            store.check_limits("a", "new", 1500.0, rules)
         assert refused.value.retry_after == 2100.0  # the first leaves the hour at 3600
-        store.check_limits("a", 3600.0, rules)
+        store.check_limits("a", "new", 3600.0, rules)
         with pytest.raises(TooMany, match="all 2 submissions") as refused:
-            store.check_limits("a", 9000.0, Rules(max_submissions=2))
+            store.check_limits("a", "new", 9000.0, Rules(max_submissions=2))
         assert refused.value.retry_after == 86_400.0  # no waiting helps: tomorrow
         with pytest.raises(TooMany, match="all 2 submissions") as refused:
-            store.check_limits("a", 9000.0, Rules(max_submissions=2, closes=9500.0))
+            store.check_limits("a", "new", 9000.0, Rules(max_submissions=2, closes=9500.0))
         assert refused.value.retry_after == 500.0  # when the contest closes
 
 
@@ -253,13 +254,13 @@ Store(sys.argv[1]).close()
 store = Store(sys.argv[1])
 store.fact("rules")
 score = {"all": PartScore(0.5, None, {})}
-def add(times):
-    for _ in range(times):
-        store.add("a", packed(b"{}"), "0" * 64, score, received=1.0, rules=Rules()).result()
-add(2)
+def add(*numbers):
+    for n in numbers:
+        store.add("a", packed(b"{}"), f"{n:064}", score, received=1.0, rules=Rules()).result()
+add(1, 2)
 print("ready", flush=True)
 sys.stdin.readline()
-add(5)
+add(3, 4, 5, 6, 7)
 print(store.count(), flush=True)
 os.kill(os.getpid(), 9)
 """

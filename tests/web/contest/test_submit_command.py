@@ -48,15 +48,18 @@ def test_the_score_time_and_hash_are_written_to_the_run(done: RunResult, contest
         done.run.folder, "--group", "us", "--url", url, "--data", done.run.home / "data"
     )
     assert str(record) in output
-    submit(done.submission_path, "--group", "us", "--url", url)
+    again = submit(done.submission_path, "--group", "us", "--url", url)
+    assert "sent before          as submission 1: this cost nothing" in again
     first, second = map(json.loads, record.read_text().splitlines())
     assert done.scores is not None
     for line in (first, second):
         assert line["accuracy"] == pytest.approx(done.scores.mean("top_k_accuracy@5"))
         assert line["sha256"] == submission_sha256(read_submission(done.submission_path).to_lists())
         assert line["sent_at"].startswith("20") and line["url"] == url
-    assert f"accuracy             {first['accuracy']:g}" in output
-    assert contest.store.count() == 2
+    assert f"top_k_accuracy       {first['accuracy']:g} on all 16 queries (95 % interval" in output
+    assert "rank                 1 of 1 group\n" in output and "accuracy  " in output
+    assert "submissions left     no limit" in output and "sent before" not in output
+    assert contest.store.count() == 1  # the same lists again cost nothing
 
 
 def test_a_file_of_no_run_leaves_no_record(done: RunResult, contest: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,12 +21,21 @@ from vizsla.web.contest.leaderboard import (
     SubmissionRecord,
     Timestamp,
 )
+from vizsla.web.contest.pages import Pages
 from vizsla.web.contest.rules import iso
 from vizsla.web.contest.scoring import PartScore, Scorer
 from vizsla.web.contest.store import Store, Stored, TooMany, unpacked
-from vizsla.web.contest.submissions import Accepted, Refused, SubmissionRequest, accept
+from vizsla.web.contest.submissions import (
+    Accepted,
+    Refused,
+    SubmissionRequest,
+    accept,
+    parse_request,
+    parse_upload,
+)
 from vizsla.web.shell import http
 from vizsla.web.shell.http import Json, to_json
+from vizsla.web.shell.requests import read_fields
 from vizsla.web.shell.templating import to_csv
 from vizsla.web.shell.tokens import from_header, matches
 
@@ -48,7 +57,10 @@ class Error(BaseModel):
 
 
 class SubmissionReceipt(BaseModel):
-    """What was stored. number: within the group, from 1; queries: how many count in the score."""
+    """What was stored. number: within the group, from 1; queries: how many count in the score.
+
+    repeated: the group had sent the same lists before, so nothing was stored or used up.
+    """
 
     id: int
     groupname: str
@@ -57,6 +69,17 @@ class SubmissionReceipt(BaseModel):
     sha256: str
     top_k: int
     queries: int
+    repeated: bool
+
+
+class Place(BaseModel):
+    """Where the group stands now, by the submission that counts for it. groups: how many there are.
+
+    rank: null until the leaderboard has been computed anew.
+    """
+
+    rank: int | None
+    groups: int
 
 
 class SubmissionsLeft(BaseModel):
@@ -82,6 +105,7 @@ class SubmissionAnswer(BaseModel):
     ndcg_at_k: float
     part: str
     submission: SubmissionReceipt
+    leaderboard: Place
     left: SubmissionsLeft
 
 
@@ -118,8 +142,8 @@ def error_responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 # ── submissions ──────────────────────────────────────────────────────────────────────────────────
 
 
-def add_submissions(app: FastAPI, board: Leaderboard) -> None:
-    """Adds POST /retrieval/, and how refusals of the whole API are answered."""
+def add_submissions(app: FastAPI, board: Leaderboard, pages: Pages) -> None:
+    """Adds POST /retrieval/, the page's form, and how refusals of the whole API are answered."""
     threads = CapacityLimiter(SCORERS)
     store, scorer = board.store, board.scorer
 
@@ -149,12 +173,36 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
         body = await request.body()
         received = board.clock()
         authorization = request.headers.get("authorization")
+        return await taken(lambda: parse_request(body), authorization, received)
+
+    async def taken(
+        parse: Callable[[], SubmissionRequest], authorization: str | None, received: float
+    ) -> SubmissionAnswer:
         accepted = await to_thread.run_sync(
-            lambda: accept(store, scorer, body, authorization, received=received), limiter=threads
+            lambda: accept(store, scorer, parse(), authorization, received=received),
+            limiter=threads,
         )
         # The writer has it now: it is stored whether the client waits for the answer or not.
         stored = await asyncio.shield(asyncio.wrap_future(accepted.stored))
-        return submission_answer(scorer, accepted, stored)
+        rows = await to_thread.run_sync(lambda: board.rows(received))
+        return submission_answer(scorer, accepted, stored, rows)
+
+    @app.post("/submit", include_in_schema=False)
+    async def upload(request: Request) -> Response:
+        """The form on the page."""
+        received = board.clock()
+        try:
+            fields = await read_fields(request)
+            group, token = (str(fields.get(name, [""])[-1]) for name in ("groupname", "token"))
+            files = [one for one in fields.get("file", []) if isinstance(one, bytes)]
+            answer = await taken(
+                lambda: parse_upload(group, token, files[-1] if files else b""), None, received
+            )
+        except (http.Refused, TooMany, StorageError) as error:
+            answered = refused(request, error)
+            problems = getattr(error, "problems", [str(error)])
+            return pages.not_accepted(answered.status_code, problems)
+        return pages.accepted(answer.model_dump(), received)
 
     def refused(request: Request, error: Exception) -> Response:
         message = str(error)
@@ -173,15 +221,15 @@ def add_submissions(app: FastAPI, board: Leaderboard) -> None:
         app.add_exception_handler(kind, refused)
 
 
-def submission_answer(scorer: Scorer, accepted: Accepted, stored: Stored) -> SubmissionAnswer:
-    """The scores of the first part, the receipt, and how many submissions are left."""
+def submission_answer(
+    scorer: Scorer, accepted: Accepted, stored: Stored, rows: Sequence[LeaderboardRow]
+) -> SubmissionAnswer:
+    """The scores of the first part, the receipt, the rank, and how many submissions are left."""
     rules = scorer.rules
     part = rules.parts()[0]
     score: PartScore = accepted.scores[part]
 
-    def left(limit: int | None, used: int) -> int | None:
-        return None if limit is None else max(0, limit - used)
-
+    ranks = {row.groupname: row.rank for row in rows}
     return SubmissionAnswer(
         accuracy=score.score,
         metric=rules.metric,
@@ -191,16 +239,15 @@ def submission_answer(scorer: Scorer, accepted: Accepted, stored: Stored) -> Sub
         submission=SubmissionReceipt(
             id=stored.id,
             groupname=accepted.groupname,
-            number=stored.in_all,
+            number=stored.number,
             received=accepted.received,
             sha256=accepted.sha256,
             top_k=rules.top_k,
             queries=scorer.part_sizes()[part],
+            repeated=stored.repeated,
         ),
-        left=SubmissionsLeft(
-            this_hour=left(rules.per_hour, stored.this_hour),
-            in_all=left(rules.max_submissions, stored.in_all),
-        ),
+        leaderboard=Place(rank=ranks.get(accepted.groupname), groups=len(rows)),
+        left=SubmissionsLeft(**rules.left(stored.in_all, stored.this_hour)),
     )
 
 

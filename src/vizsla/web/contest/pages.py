@@ -45,6 +45,7 @@ class Pages:
             "iso": iso,
         }
         self._templates.globals |= {
+            "file_types": ".json,.csv,.txt,.trec,.run",
             "metric_title": METRIC_TITLES.get(metric, metric).format(k=k),
             "rules": board.rules,
             "counts_text": COUNTS[board.rules.counts],
@@ -96,6 +97,7 @@ class Pages:
             "../",
             now,
             row=row,
+            left=self.board.rules.left(*self.board.store.used(now)[row.groupname]),
             history=history[::-1][:MOST_ROWS],
             hidden=max(0, len(history) - MOST_ROWS),
             chart=history_chart(
@@ -105,14 +107,30 @@ class Pages:
             ),
         )
 
-    def organiser(self) -> Response:
-        """The organiser's page: downloads, rules, tokens and the newest submissions."""
+    def accepted(self, answer: Mapping[str, Any], now: float) -> Response:
+        """What the form answers to a submission. answer: as the API gives it."""
+        name = answer["submission"]["groupname"]
+        row = next((row for row in self.board.rows(now) if row.groupname == name), None)
+        return self._page("sent.html", "", now, answer=answer, row=row)
+
+    def not_accepted(self, status: int, problems: Sequence[str]) -> Response:
+        """What the form answers to anything else."""
         now = self.board.clock()
+        page = self._page("sent.html", "", now, answer=None, row=None, problems=problems)
+        page.status_code = status
+        return page
+
+    def organiser(self) -> Response:
+        """The organiser's page: groups, downloads, rules, tokens and the newest submissions."""
+        now = self.board.clock()
+        used = self.board.store.used(now)
         return self._page(
             "organiser.html",
             "",
             now,
-            rows=self.board.rows(now),
+            rows=self.board.rows(now)[:MOST_ROWS],
+            left={name: self.board.rules.left(*counts) for name, counts in used.items()},
+            groups=len(self.board.rows(now)),
             submissions=self.board.store.count(),
             newest=self.board.submissions(now, newest=NEWEST)[::-1],
             tokens=self.board.store.groups_with_token(),

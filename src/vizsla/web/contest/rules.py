@@ -119,6 +119,15 @@ class Rules:
             return ["all"]
         return ["private", "public"] if self.phase(now) == "closed" else ["public"]
 
+    def left(self, in_all: int, this_hour: int) -> dict[str, int | None]:
+        """How many submissions a group that has made so many may still make; None: no limit."""
+        return {
+            name: None if limit is None else max(0, limit - used)
+            for name, limit, used in (
+                ("this_hour", self.per_hour, this_hour), ("in_all", self.max_submissions, in_all)
+            )
+        }  # fmt: skip
+
     def to_json(self) -> str:
         """All rules, as `from_json` reads them."""
         return json.dumps(asdict(self))

@@ -85,12 +85,13 @@ def create_app(
         "Vizsla judge",
         Path(__file__).parent,
         pages.error,
+        forms="'self'",
         body_limit=body_limit or max(LEAST_BODY_LIMIT, 2 * scorer.largest_body()),
         method_hint=lambda request: (
             ": submissions are POSTed" if "/retrieval" in request.url.path else ""
         ),
     )
-    api.add_submissions(app, board)
+    api.add_submissions(app, board, pages)
     api.add_leaderboard(app, board)
     api.add_organiser_data(app, board, organiser)
     pages.add_to(app, organiser)

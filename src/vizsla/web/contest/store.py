@@ -33,11 +33,16 @@ class TooMany(VizslaError):
 
 @dataclass(frozen=True)
 class Stored:
-    """A submission that is on the disk. in_all, this_hour: how many its group has made."""
+    """A submission that is on the disk. number: within its group, from 1.
+
+    in_all, this_hour: how many its group has made. repeated: it was there before, and counts once.
+    """
 
     id: int
+    number: int
     in_all: int
     this_hour: int
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,23 @@ class Store:
 
     # ── submissions ──────────────────────────────────────────────────────────────────────────────
 
-    def check_limits(self, group: str, received: float, rules: Rules) -> None:
-        """Raises TooMany if this group has no submission left."""
-        self._database.read_with(
-            lambda connection: _check_limits(connection, group, received, rules)
+    def check_limits(self, group: str, sha256: str, received: float, rules: Rules) -> None:
+        """Raises TooMany if this group has no submission left, and has not made this one."""
+
+        def check(connection: sqlite3.Connection) -> None:
+            if _repeated(connection, group, sha256, rules) is None:
+                _check_limits(connection, group, received, rules)
+
+        self._database.read_with(check)
+
+    def used(self, received: float) -> dict[str, tuple[int, int]]:
+        """Group → how many submissions it has made in all, and in the hour before `received`."""
+        rows = self._database.read(
+            "SELECT g.name, COUNT(*) AS in_all, SUM(s.received > ?) AS this_hour "
+            "FROM submissions s JOIN groups g ON g.id = s.group_id GROUP BY g.id",
+            received - HOUR,
         )
+        return {row["name"]: (row["in_all"], row["this_hour"]) for row in rows}
 
     def add(
         self,
@@ -138,10 +155,13 @@ class Store:
         """A future that is done when the submission is on the disk.
 
         Its exception is TooMany or StorageError. lists: as `packed` returns them. The limits of
-        `rules` are checked in the same transaction.
+        `rules` are checked in the same transaction. A group's repeated submission is not stored.
         """
 
         def write(connection: sqlite3.Connection) -> Stored:
+            if (before := _repeated(connection, group, sha256, rules)) is not None:
+                used = _used(connection, group, received)
+                return Stored(before["id"], before["number"], *used, repeated=True)
             in_all, this_hour = _check_limits(connection, group, received, rules)
             connection.execute(
                 "INSERT INTO groups (name, created) SELECT ?, ? "  # OR IGNORE would use up an id
@@ -156,7 +176,7 @@ class Store:
             new = cursor.lastrowid
             assert new is not None
             _write_scores(connection, new, scores)
-            return Stored(new, in_all + 1, this_hour + 1)
+            return Stored(new, in_all + 1, in_all + 1, this_hour + 1)
 
         return self._database.write(write)
 
@@ -301,17 +321,35 @@ def _verified_lists(row: sqlite3.Row) -> dict[str, list[str]]:
     return unpacked(row["lists"])
 
 
+def _repeated(
+    connection: sqlite3.Connection, group: str, sha256: str, rules: Rules
+) -> sqlite3.Row | None:
+    """`id` and `number` of the group's submission of the same lists; where the last one counts,
+    only the last is looked at: an earlier one may be sent again, to count."""
+    rows = connection.execute(
+        "SELECT id, sha256, ROW_NUMBER() OVER (ORDER BY received, id) AS number FROM submissions "
+        "WHERE group_id = (SELECT id FROM groups WHERE name = ?) ORDER BY received DESC, id DESC",
+        (group,),
+    )
+    known = rows.fetchmany(1) if rules.counts == "last" else rows.fetchall()
+    return next((row for row in known if row["sha256"] == sha256), None)
+
+
+def _used(connection: sqlite3.Connection, group: str, received: float) -> tuple[int, int]:
+    """How many submissions the group has made in all, and in the last hour."""
+    row = connection.execute(
+        "SELECT COUNT(*) AS in_all, COALESCE(SUM(received > ?), 0) AS this_hour FROM submissions "
+        "WHERE group_id = (SELECT id FROM groups WHERE name = ?)",
+        (received - HOUR, group),
+    ).fetchone()
+    return row["in_all"], row["this_hour"]
+
+
 def _check_limits(
     connection: sqlite3.Connection, group: str, received: float, rules: Rules
 ) -> tuple[int, int]:
     """(submissions in all, in the last hour) so far. Raises TooMany at a limit."""
-    since = received - HOUR
-    row = connection.execute(
-        "SELECT COUNT(*) AS in_all, COALESCE(SUM(received > ?), 0) AS this_hour FROM submissions "
-        "WHERE group_id = (SELECT id FROM groups WHERE name = ?)",
-        (since, group),
-    ).fetchone()
-    in_all, this_hour = row["in_all"], row["this_hour"]
+    in_all, this_hour = _used(connection, group, received)
     if rules.max_submissions is not None and in_all >= rules.max_submissions:
         # no waiting helps: come back when the contest has closed, or tomorrow
         wait = DAY if rules.closes is None else max(1.0, rules.closes - received)
@@ -321,7 +359,7 @@ def _check_limits(
             "SELECT received FROM submissions "
             "WHERE group_id = (SELECT id FROM groups WHERE name = ?) AND received > ? "
             "ORDER BY received LIMIT 1 OFFSET ?",
-            (group, since, this_hour - rules.per_hour),
+            (group, received - HOUR, this_hour - rules.per_hour),
         ).fetchone()["received"]
         raise TooMany(
             f"{rules.per_hour} submissions an hour are allowed, this group has made {this_hour}",

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field, SkipValidation, ValidationError
 
 from vizsla.errors import DataError, UsageError
+from vizsla.output.submission import parse_submission
 from vizsla.output.submission_formats import kind_of, parse_json
 from vizsla.web.contest.rules import Rules, group_name, iso
 from vizsla.web.contest.scoring import Lists, PartScore, Scorer, canonical
@@ -66,7 +67,12 @@ class Accepted:
 
 
 def accept(
-    store: Store, scorer: Scorer, body: bytes, authorization: str | None, *, received: float
+    store: Store,
+    scorer: Scorer,
+    submission: SubmissionRequest,
+    authorization: str | None = None,
+    *,
+    received: float,
 ) -> Accepted:
     """Checks and scores a submission and hands it to the writer.
 
@@ -74,21 +80,20 @@ def accept(
     threads. received: seconds since 1970.
     """
     rules = scorer.rules
-    submission = parse_request(body)
     check_token(store, rules, submission, authorization)
     phase = rules.phase(received)
     if phase == "before" and rules.opens is not None:
         raise Refused(403, f"the contest opens at {iso(rules.opens)}")
     if phase == "closed" and rules.closes is not None:
         raise Refused(403, f"the contest closed at {iso(rules.closes)}")
-    store.check_limits(submission.groupname, received, rules)
     lists: Lists = scorer.with_known_names(submission.images)
     problems = scorer.problems(lists)
     if problems:
         raise Refused(422, "; ".join(problems), problems=problems)
-    scores = scorer.scores(lists)
     text = canonical(lists)
     sha256 = hashlib.sha256(text).hexdigest()
+    store.check_limits(submission.groupname, sha256, received, rules)
+    scores = scorer.scores(lists)
     stored = store.add(
         submission.groupname, packed(text), sha256, scores, received=received, rules=rules
     )
@@ -115,6 +120,20 @@ def parse_request(body: bytes) -> SubmissionRequest:
             "string_type": f"{field} must be a string, got {kind_of(problem['input'])}",
         }.get(problem["type"], str(problem.get("ctx", {}).get("error") or problem["msg"]))
         raise Refused(422, message) from error
+
+
+def parse_upload(groupname: str, token: str, data: bytes) -> SubmissionRequest:
+    """The request of the form on the page: a submission file of any format. Raises Refused."""
+    if not data.strip():
+        raise Refused(422, "choose a submission file")
+    try:
+        lists = parse_submission(data).to_lists()
+        return SubmissionRequest(groupname=groupname, images=lists, token=token or None)
+    except DataError as error:
+        raise Refused(422, f"the file is no submission: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise Refused(422, str(problem.get("ctx", {}).get("error") or problem["msg"])) from error
 
 
 def check_token(

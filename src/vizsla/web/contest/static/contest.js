@@ -25,7 +25,8 @@ async function refresh() {
 function show(page) {
   const now = document.getElementById("live");
   const next = page.getElementById("live");
-  const busy = now.contains(document.activeElement) || !getSelection().isCollapsed;
+  const filled = [...now.querySelectorAll("input")].some((field) => field.value !== "");
+  const busy = filled || now.contains(document.activeElement) || !getSelection().isCollapsed;
   if (next && !busy && now.innerHTML !== next.innerHTML) now.innerHTML = next.innerHTML;
 }
 
