@@ -582,3 +582,14 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
     write_exclude: Path | None = option(
         None, "Write a list of images to leave out, for --exclude of `run`.", "Output", usual=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindOptions(ModelChoice, ImageOptions, ComputeChoice):
+    """What `vizsla find` searches with."""
+
+    top_k: int = same(RunOptions, "top_k", help="Images to show.")
+    seed: int = same(RunOptions, "seed")
+    cache: str | None = same(
+        ComputeChoice, "cache", help="The folder that keeps the vectors.", shown="the user's cache"
+    )

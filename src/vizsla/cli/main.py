@@ -21,7 +21,7 @@ from vizsla.storage import storage_error
 FILES = {
     "run": ["run", "demo", "train", "sweep"], "data": ["data"], "check": ["check"],
     "embed": ["embed", "submission"],
-    "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate"],
+    "find": ["find"], "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate"],
     "protocols": ["protocols"], "crop": ["crop"], "compare": ["compare"], "runs": ["runs"],
     "show": ["report", "models", "show"],
     "export": ["export"], "serve": ["serve"], "contest": ["submit", "judge"],

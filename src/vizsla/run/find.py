@@ -1,0 +1,158 @@
+"""A photo or words, and a folder → the nearest images in it, without any set-up.
+
+The folder's vectors are kept in the user's cache as an index, and a file beside it says in which
+state each image was embedded: only what was added or changed since is embedded again.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vizsla import storage
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.inference import embed
+from vizsla.errors import DataError, StorageError
+from vizsla.model.embedder import Embedder
+from vizsla.model.open_model import load_embedder
+from vizsla.options import FindOptions, ModelChoice
+from vizsla.output.notebook_view import show
+from vizsla.progress import Report
+from vizsla.search.folder_index import FolderIndex
+from vizsla.search.index_files import is_index
+from vizsla.search.queries import encoded, is_text
+from vizsla.search.ranking import Ranking
+
+log = logging.getLogger("vizsla.search")
+
+STATES, FORM = "states.json", "found/1"
+
+
+def find(
+    query: Any, folder: str | Path, options: FindOptions, progress: Report | None = None
+) -> Ranking:
+    """The images of a folder that are nearest to a photo (a path or a PIL image) or to words.
+
+    DataError: there is no such photo; the folder has no images; the model reads no text.
+    """
+    images = ImageSet.from_folder(folder, follow_links=options.follow_links)
+    if len(images) == 0:
+        raise DataError(f"{folder} holds no images")
+    words = is_text(query)
+    embedder = load_embedder(options, seed=options.seed)
+    if words and not embedder.reads_text:
+        raise DataError(
+            f"there is no file {query}, and {embedder.name} reads no text: give a photo, or a "
+            "CLIP, SigLIP or PE model with --model"
+        )
+    vector = encoded([query], embedder)  # an unreadable photo is an error before the work
+    place = _place(images, options)
+    with storage.locked(place):
+        index = _renewed(place, images, embedder, options, progress)
+    k = min(options.top_k, len(index))
+    return index.search(vector, k)
+
+
+def _place(images: ImageSet, options: FindOptions) -> Path:
+    """The folder of the cache for these images and this model."""
+    choice = {f.name: getattr(options, f.name) for f in fields(ModelChoice)}
+    known = json.dumps([os.path.realpath(images.root), choice, options.seed])
+    cache = Path(options.cache) if options.cache else storage.cache_folder()
+    return cache / "found" / hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def _renewed(
+    place: Path,
+    images: ImageSet,
+    embedder: Embedder,
+    options: FindOptions,
+    progress: Report | None,
+) -> FolderIndex:
+    """The index of the images as they are now."""
+    index, known = _earlier(place, embedder.model_id)
+    now = dict(zip(images.ids, images.states(range(len(images))).tolist(), strict=True))
+    new = [i for i, name in enumerate(images.ids) if known.get(name) != now[name]]
+    gone = [name for name in (index.ids if index else ()) if known.get(name) != now.get(name)]
+    if index is not None and len(gone) == len(index):
+        index, new = None, list(range(len(images)))
+    if index is None:
+        shutil.rmtree(place / "index", ignore_errors=True)
+    elif gone:
+        index.remove(gone)
+    if new:
+        found = _embedded(
+            images.subset(new), embedder, options, progress, may_fail=index is not None
+        )
+        if index is None:
+            assert found is not None
+            index = FolderIndex.build(found, place / "index", kind="exact")
+        elif found is not None:
+            index.add(found)
+    assert index is not None
+    if new or gone:
+        content = {"form": FORM, "model_id": embedder.model_id, "states": now}
+        storage.write_sealed_json(place / STATES, content)
+    return index
+
+
+def _earlier(place: Path, model_id: str) -> tuple[FolderIndex | None, dict[str, int]]:
+    """The index that an earlier call left, and the state in which it saw each image; none if it is
+    damaged, or of another model."""
+    with contextlib.suppress(StorageError, DataError):
+        if is_index(place / "index") and (place / STATES).is_file():
+            found = storage.read_sealed_json(place / STATES)
+            index = FolderIndex.load(place / "index")
+            if (found.get("form"), found.get("model_id")) == (FORM, index.model_id):
+                return (index, found["states"]) if index.model_id == model_id else (None, {})
+    return None, {}
+
+
+def _embedded(
+    images: ImageSet,
+    embedder: Embedder,
+    options: FindOptions,
+    progress: Report | None,
+    *,
+    may_fail: bool,
+) -> Embeddings | None:
+    """Their vectors; None if none can be read and `may_fail`."""
+    compute = resolve_compute(
+        device=options.device, precision=options.precision, runtime=options.runtime,
+        batch_size=options.batch_size, workers=options.workers, embedder=embedder,
+        images=len(images), sample=images.file,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="vizsla-find-") as scratch:
+        try:
+            return embed(
+                images, embedder, scratch, compute=compute, max_pixels=options.max_pixels,
+                progress=progress and partial(progress, "embedding"),
+            )  # fmt: skip
+        except DataError as error:
+            if not may_fail:
+                raise
+            log.warning("%s", error)
+            return None
+
+
+def sheet(ranking: Ranking, folder: str | Path, out: Path) -> Path:
+    """Writes a page that shows the query and what was found; words are shown as a picture."""
+    root = ranking.query_root
+    if root is None:
+        text = Image.new("RGB", (480, 480), "white")
+        font = ImageFont.load_default(40)
+        ImageDraw.Draw(text).multiline_text((20, 20), ranking.queries[0], "black", font=font)
+        root = out.parent
+        (root / ranking.queries[0]).parent.mkdir(parents=True, exist_ok=True)
+        text.save(root / ranking.queries[0], format="PNG")
+    return show(ranking, images=(root, Path(folder)), k=ranking.depth).save(out)

@@ -1,0 +1,120 @@
+"""`vizsla find`: one command, no set-up, and nothing is embedded twice."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vizsla.cli import find as command
+from vizsla.cli.main import app
+from vizsla.errors import DataError, VizslaError
+from vizsla.run import find as finding
+
+TINY = ["--model", "tiny", "--weights", "random", "--image-size", "32"]
+
+
+@pytest.fixture
+def photos(tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VIZSLA_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(tinted / "test/gallery", tmp_path / "photos"))
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The ids that each call embeds."""
+    calls: list[list[str]] = []
+    real = finding.embed
+
+    def counting(images: Any, *rest: Any, **options: Any) -> Any:
+        calls.append(list(images.ids))
+        return real(images, *rest, **options)
+
+    monkeypatch.setattr(finding, "embed", counting)
+    return calls
+
+
+def found(*words: object) -> list[dict[str, Any]]:
+    words = ("find", *words, *TINY, "--json", "-q")
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return list(json.loads(result.stdout))
+
+
+def test_the_folder_is_embedded_once_and_renewed_by_what_changed(
+    photos: Path, tinted: Path, embedded: list[list[str]]
+) -> None:
+    photo = photos / "g-blue-1.png"
+    first = found(photo, photos, "-k", "3")
+    assert first[0]["path"] == str(photo) and first[0]["score"] > 0.999 and len(first) == 3
+    assert [len(call) for call in embedded] == [24]
+    assert found(photo, photos, "-k", "3") == first and len(embedded) == 1
+    shutil.copy(tinted / "test/query/q-blue-1.png", photos / "new.png")
+    shutil.copy(photos / "g-green-1.png", photos / "g-blue-2.png")  # another image of that name
+    (photos / "g-blue-3.png").unlink()
+    again = found(tinted / "test/query/q-blue-1.png", photos, "-k", "99")
+    assert again[0]["path"] == str(photos / "new.png") and len(again) == 24
+    assert embedded[1:] == [["g-blue-2.png", "new.png"]]
+    names = [Path(row["path"]).name for row in again]
+    assert "g-blue-3.png" not in names and names.count("g-blue-2.png") == 1
+    twins = {Path(row["path"]).name: row["score"] for row in again}
+    assert twins["g-blue-2.png"] == pytest.approx(twins["g-green-1.png"], abs=1e-6)
+
+
+def test_a_broken_photo_is_left_out_and_not_read_again(
+    photos: Path, embedded: list[list[str]]
+) -> None:
+    photo = photos / "g-blue-1.png"
+    (photos / "broken.png").write_bytes(b"no image")
+    assert len(found(photo, photos, "-k", "99")) == 24
+    (photos / "worse.png").write_bytes(b"no image either")
+    assert len(found(photo, photos, "-k", "99")) == 24
+    assert len(found(photo, photos, "-k", "99")) == 24
+    assert embedded[1:] == [["worse.png"]]
+
+
+def test_a_damaged_cache_is_made_again(
+    photos: Path, tmp_path: Path, embedded: list[list[str]]
+) -> None:
+    photo = photos / "g-blue-1.png"
+    first = found(photo, photos)
+    (states,) = (tmp_path / "cache").rglob("states.json")
+    states.write_text(states.read_text().replace("found/1", "found/2"))
+    assert found(photo, photos) == first and [len(call) for call in embedded] == [24, 24]
+
+
+def test_open_shows_a_sheet(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[str] = []
+    monkeypatch.setattr(command.webbrowser, "open", pages.append)
+    found(photos / "g-blue-1.png", photos, "--open")
+    page = Path(pages[0].removeprefix("file://")).read_text()
+    assert page.count("<img") >= 1 and "data:image" in page
+
+
+def test_words_find_images_with_a_model_that_reads_text(
+    tiny_clip: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[str] = []
+    monkeypatch.setattr(command.webbrowser, "open", pages.append)
+    words = ["find", "a red shoe", str(photos), "--model", tiny_clip, "--weights", "random", "-k",
+             "2", "--open"]  # fmt: skip
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0 and result.stdout.count(str(photos)) == 2
+    assert "data:image" in Path(pages[0].removeprefix("file://")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("nonesuch.jpg", "there is nothing at nonesuch.jpg"),
+        ("a red shoe", "no file a red shoe, and tiny reads no text"),
+    ],
+)
+def test_what_cannot_be_found_is_said(query: str, words: str, photos: Path) -> None:
+    with pytest.raises(VizslaError, match=words):
+        found(query, photos)
+    (photos / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        found(photos / "g-blue-1.png", photos / "empty")
