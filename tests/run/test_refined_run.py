@@ -19,6 +19,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.projection import project, whitening
 from vizsla.run.config import RunConfig, again
 from vizsla.run.pipeline import run
+from vizsla.search import exact
 from vizsla.search.chain import parse_chain, rank_refined
 from vizsla.search.ranking import Ranking
 
@@ -101,8 +102,8 @@ def test_a_refined_ranking_is_not_completed_by_cosines(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind the end of a refined ranking nothing is known, so mAP is null, not that of cosines."""
-    monkeypatch.setattr("vizsla.search.exact.FULL_DEPTH", 10)
-    monkeypatch.setattr("vizsla.search.exact.LIMITED_DEPTH", 8)
+    monkeypatch.setattr(exact, "FULL_DEPTH", 10)
+    monkeypatch.setattr(exact, "LIMITED_DEPTH", 8)
     done = run(config(tinted, tmp_path, refine="aqe"))
     assert done.ranking.depth == 8 and done.scores is not None
     assert done.scores.mean("map") is None

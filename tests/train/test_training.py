@@ -21,6 +21,7 @@ from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
+from vizsla.train import backbone, candidates
 from vizsla.train.job import Budget, Decisions, training_compute
 from vizsla.train.selection import TrainResult
 from vizsla.train.training import train
@@ -190,8 +191,8 @@ def test_no_short_training_where_it_would_take_most_of_the_time(
 def test_a_budget_covers_a_short_training_that_pays(
     costs: float, pays: bool, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vizsla.train.backbone.TRAINING_COSTS", costs)  # of an image
-    monkeypatch.setattr("vizsla.train.candidates.SAVING_SECONDS", 0.1)
+    monkeypatch.setattr(backbone, "TRAINING_COSTS", costs)  # of an image
+    monkeypatch.setattr(candidates, "SAVING_SECONDS", 0.1)
     result = run(images, tmp_path, budget=5.0, short_epochs=0.5, clock=Ticking(0.01))
     names = [c.name for c in result.candidates]
     assert "last weights" in names and ("short: last weights" in names) is pays
@@ -211,11 +212,11 @@ def test_a_short_training_that_has_ended_stays_ended(images: ImageSet, tmp_path:
         )
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("vizsla.train.backbone.TRAINING_COSTS", 0.0)
+        patched.setattr(backbone, "TRAINING_COSTS", 0.0)
         with pytest.raises(Killed):
             once(0.02, killer(1, "training (seconds)"))
         log = (tmp_path / "short" / "log.jsonl").read_text()
-        patched.setattr("vizsla.train.backbone.TRAINING_COSTS", 1e9)  # decided already
+        patched.setattr(backbone, "TRAINING_COSTS", 1e9)  # decided already
         result = once(0.005)
     assert "short: last weights" in [c.name for c in result.candidates]
     assert (tmp_path / "short" / "log.jsonl").read_text() == log
