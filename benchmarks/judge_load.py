@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
+import itertools
 import json
 import random
 import signal
@@ -97,12 +98,18 @@ def server(contest: Contest) -> Iterator[tuple[subprocess.Popen[str], int]]:
 def post_until(
     contest: Contest, port: int, group: str, tally: Tally, stop: threading.Event
 ) -> None:
-    """One client: a submission after the other over one connection."""
-    head = b'{"groupname": %s, "images": ' % json.dumps(group).encode()
-    draw = random.Random(group)
+    """One client: a submission after the other over one connection.
+
+    Each group sends each body once: the same again is answered, but not stored.
+    """
+    first = time.time_ns()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    while not stop.is_set():
-        i = draw.randrange(len(contest.texts))
+    for number in itertools.count():
+        if stop.is_set():
+            break
+        i = number % len(contest.texts)
+        name = f"{group}, {first}, {number // len(contest.texts)}"
+        head = b'{"groupname": %s, "images": ' % json.dumps(name).encode()
         started = time.perf_counter()
         try:
             connection.request("POST", "/retrieval/", head + contest.texts[i] + b"}")
