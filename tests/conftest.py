@@ -44,8 +44,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 LONG = ("survival/", "search/test_browser", "train/test_training", "train/test_fine", "test_golden")
 
 
+SLOW_TIMEOUT = 1800  # seconds, beside other programs too: only a test that hangs is ended
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first, so that no worker has one left at the end."""
+    """Long files come first, so that no worker has one left at the end; slow tests have time."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
     items.sort(key=lambda item: not any(name in item.path.as_posix() for name in LONG))
 
 
