@@ -385,9 +385,17 @@ def test_a_failure_after_which_it_may_have_been_counted_is_final(serve: Serve, s
 
 
 def test_silence_after_sending_is_final(serve: Serve) -> None:
-    server = serve(lambda handler: time.sleep(0.5))
+    received, given_up = threading.Event(), threading.Event()
+
+    def silent(handler: Handler) -> None:
+        received.set()
+        given_up.wait(10)
+
+    server = serve(silent)
     message = failure(server, timeout=0.1)
     assert "did not answer within 0.1 s. The submission may have been counted" in message
+    assert received.wait(10)  # a busy server may read it only now
+    given_up.set()
     assert len(server.bodies) == 1
 
 
