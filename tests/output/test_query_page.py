@@ -58,6 +58,21 @@ def test_one_run_is_right_or_wrong(two_runs: list[Path], tmp_path: Path) -> None
         queries_page([*two_runs, two_runs[0]], tmp_path / "q.html")
 
 
+def test_images_that_share_a_label_are_right(tinted: Path, tmp_path: Path) -> None:
+    head, *rows = (tinted / "labels.csv").read_text().splitlines()
+    sets = [f"{row}|{row.partition(',')[0]}" for row in rows]  # query and gallery differ
+    (tmp_path / "sets.csv").write_text("\n".join([head, *sets]))
+    config = RunConfig(
+        data=str(tinted), model="tiny", weights="random", image_size=64, top_k=5, figures=0,
+        labels=str(tmp_path / "sets.csv"), label_separator="|", home=str(tmp_path),
+    )  # fmt: skip
+    folder = run(config).run.folder
+    html = queries_page([folder], tmp_path / "q.html").read_text()
+    scores = Scores.load(folder / "scores.json")
+    assert html.count('<li class="right"') == round(5 * sum(scores.metrics["precision@5"].values))
+    assert html.count('<li class="right"') > 16 and '<li class="wrong"' in html
+
+
 def test_the_command_wants_runs(two_runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "q.html"
     words = ["compare", *map(str, two_runs), "--queries", str(out)]

@@ -11,8 +11,9 @@ import numpy as np
 
 from vizsla.errors import DataError
 from vizsla.output.pages import Section, Thumbnail, render_page, thumbnail
-from vizsla.output.report_page import ReportData
+from vizsla.output.report_page import KINDS, ReportData
 from vizsla.score.paired_tests import check_same_truth
+from vizsla.score.relevance import verdicts
 from vizsla.score.result_file import read_result
 from vizsla.score.run_table import row_of_result
 from vizsla.score.scores import Scores
@@ -99,6 +100,7 @@ def _rows(
     places = [{name: i for i, name in enumerate(one.queries)} for one in scores]
     values = [one.per_query(key) for one in scores]
     lists = [{name: i for i, name in enumerate(run.ranking.queries)} for run in runs]
+    kinds = [_kinds_of_images(run) for run in runs]
     rows = []
     for query in scores[0].queries:
         at = [place[query] for place in places]
@@ -112,7 +114,11 @@ def _rows(
             "values": found,
             "change": (found[1] or 0.0) - (found[0] or 0.0) if len(found) == 2 else 0.0,
             "sides": [
-                _side(run, lists[n].get(query), scores[n].first_ranks[at[n]], found[n], pictures)
+                {
+                    "tiles": _tiles(run, kinds[n], lists[n].get(query), pictures),
+                    "first": _first_right(scores[n].first_ranks[at[n]]),
+                    "value": "not known" if found[n] is None else f"{found[n]:.3f}",
+                }
                 for n, run in enumerate(runs)
             ],
         })  # fmt: skip
@@ -127,24 +133,33 @@ def _kind(right: Sequence[bool]) -> str:
     return "better" if right[1] else "worse"
 
 
-def _side(
-    run: ReportData, row: int | None, first: float, value: float | None, pictures: _Pictures
-) -> dict[str, Any]:
-    """The first results of a query in one run."""
+def _kinds_of_images(run: ReportData) -> list[list[str]]:
+    """Of the first images of each query: right, wrong or junk; "" if that is not known."""
+    if run.truth is None:
+        return [[""] * SHOWN] * len(run.ranking)
+    found = verdicts(run.ranking, run.truth, SHOWN)
+    return [[KINDS.get(int(verdict), "") for verdict in row] for row in found]
+
+
+def _tiles(
+    run: ReportData, kinds: Sequence[Sequence[str]], row: int | None, pictures: _Pictures
+) -> list[dict[str, Any]]:
+    """The first images of a query in one run; junk takes no rank."""
+    if row is None:
+        return []
     tiles: list[dict[str, Any]] = []
-    label = run.truth.query.get(run.ranking.queries[row]) if run.truth and row is not None else None
-    for rank, name in enumerate([] if row is None else run.ranking.row(row)[:SHOWN]):
-        other = run.truth.gallery.get(name) if run.truth else None
-        unknown = label is None or other is None
+    rank = 0
+    for name, kind in zip(run.ranking.row(row)[:SHOWN], kinds[row], strict=False):
+        rank += kind != "junk"
         tiles.append({
-            "kind": "" if unknown else "right" if label == other else "wrong",
-            "rank": rank + 1,
+            "kind": kind,
+            "rank": "" if kind == "junk" else rank,
             "id": name,
-            "label": other,
+            "label": run.truth.gallery.get(name) if run.truth else None,
             "picture": pictures.number(run.data.gallery.root / name),
         })  # fmt: skip
-    return {
-        "tiles": tiles,
-        "first": f"first right at rank {int(first)}" if np.isfinite(first) else "none right",
-        "value": "not known" if value is None else f"{value:.3f}",
-    }
+    return tiles
+
+
+def _first_right(rank: float) -> str:
+    return f"first right at rank {int(rank)}" if np.isfinite(rank) else "none right"
