@@ -92,6 +92,16 @@ def is_run(folder: str | Path) -> bool:
     return RUN_ID.fullmatch(folder.name) is not None and (folder / "config.json").is_file()
 
 
+def result_file_of(source: str | Path) -> Path:
+    """The result file of a run's folder; any other path as it is. DataError: the run left none."""
+    if not is_run(source):
+        return Path(source)
+    found = open_run(source).result_file
+    if found is None:
+        raise DataError(f"{source} left no result: it was interrupted; run it again")
+    return found
+
+
 def ranking_in(folder: str | Path) -> Path:
     """The ranking file of a run; DataError if the run wrote none."""
     path = Path(folder) / "ranking.parquet"

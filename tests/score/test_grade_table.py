@@ -51,7 +51,7 @@ def test_levels_and_boxes_of_a_parquet_table(tmp_path: Path) -> None:
     assert table.boxes == {"q": (0.0, 1.0, 9.0, 8.5)}
     assert table.truth("strict").junk == {"q": {"b"}}
     assert table.truth("lenient").relevant == {"q": {"b"}}
-    with pytest.raises(UsageError, match="the truth has the levels strict, lenient: give one"):
+    with pytest.raises(UsageError, match="strict, lenient: give one of them with truth_level"):
         table.truth()
 
 

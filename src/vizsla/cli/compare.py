@@ -10,7 +10,7 @@ import typer
 from vizsla.cli.console import Commands, print_json, print_remarks, print_table
 from vizsla.cli.evaluate import EvaluateOptions, scored
 from vizsla.cli.sources import TruthOptions
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import UsageError
 from vizsla.option_fields import option, same
 from vizsla.options import MetricChoice, Page, Printing
 
@@ -118,7 +118,7 @@ def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | N
     from vizsla.score.compare import read_results
     from vizsla.score.per_query_table import is_per_query_table, read_per_query_table
     from vizsla.score.run_table import row_of_result, row_of_scores
-    from vizsla.workspace import is_run, open_run
+    from vizsla.workspace import result_file_of
 
     both = {"metrics_named": options.metrics, "protocol": options.protocol}
     named: dict[str, Any] = {key: value for key, value in both.items() if value}
@@ -134,13 +134,7 @@ def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | N
                 log.warning("%s", doubt)
             rows.append(row_of_scores(names[source], scores))
         return None, rows
-    files = []
-    for source in sources:
-        file = open_run(source).result_file if is_run(source) else source
-        if file is None:
-            raise DataError(f"{source} left no result: it was interrupted; run it again")
-        files.append(file)
-    results = read_results(files)
+    results = read_results([result_file_of(source) for source in sources])
     return results, [row_of_result(result) for result in results.results]
 
 

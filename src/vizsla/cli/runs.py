@@ -50,7 +50,7 @@ def runs(context: typer.Context, *, options: RunsOptions) -> None:
         return
     table = found.table()
     print_table(table, table.columns, whole=WHOLE, piped=WIDTH)
-    typer.echo(f"{len(found.folders)} runs, {format_size(found.size).strip()}")
+    typer.echo(f"{len(found.folders)} runs, {format_size(found.size)}")
 
 
 @runs_commands.command(epilog="Example: vizsla runs clean --keep best")
@@ -63,10 +63,10 @@ def clean(*, options: CleanOptions) -> None:
 
     found = run_folders(options.home, options.metric)
     removable = found.superfluous(options.keep)
-    size = format_size(sum(folder.size for folder in removable)).strip()
+    size = format_size(sum(folder.size for folder in removable))
     if removable and not options.yes:
         for folder in removable:
-            typer.echo(f"{format_size(folder.size)}  {folder.run.folder}", err=True)
+            typer.echo(f"{format_size(folder.size):>6}  {folder.run.folder}", err=True)
         typer.confirm(f"Remove these {len(removable)} runs ({size})?", abort=True, err=True)
     remove_runs(removable)
     if options.as_json:

@@ -29,7 +29,7 @@ from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
 from vizsla.search.fusion import METHODS, checked_weights, fused, joined
 from vizsla.search.ranking import Ranking
-from vizsla.workspace import Run, open_run
+from vizsla.workspace import Run, open_run, result_file_of
 
 log = logging.getLogger("vizsla.run")
 
@@ -83,9 +83,7 @@ class Member:
         opened = open_run(folder)
         if "members" in opened.config:
             raise DataError(f"{folder} is itself made of several models: name their own runs")
-        if opened.result_file is None:
-            raise DataError(f"{folder} left no result: it was interrupted; run it again")
-        return Member(opened, again(folder), storage.read_json(opened.result_file))
+        return Member(opened, again(folder), storage.read_json(result_file_of(folder)))
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.audit.findings import CheckReport
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import UsageError
 from vizsla.keyword_options import with_keywords
 from vizsla.option_fields import REQUIRED, Options, option, same
 from vizsla.options import CheckOptions, Reporting
@@ -15,7 +15,7 @@ from vizsla.run.check_folder import check_folder, write_findings
 from vizsla.score.compare import read_results
 from vizsla.score.run_table import RunTable, row_of_result, row_of_scores, run_table
 from vizsla.score.scores import Scores
-from vizsla.workspace import is_run, open_run
+from vizsla.workspace import result_file_of
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,5 @@ def compare(given: CompareArguments, names: frozenset[str]) -> RunTable:
             f"sources is of type {type(sources).__name__}: expected paths of results or runs, or a "
             "dict of Scores by name"
         )
-    files = [open_run(source).result_file if is_run(source) else source for source in several]
-    if None in files:
-        raise DataError(f"{several[files.index(None)]} left no result: it was interrupted")
-    found = read_results([file for file in files if file is not None])
+    found = read_results([result_file_of(source) for source in several])
     return run_table([row_of_result(result) for result in found.results], given.metric)

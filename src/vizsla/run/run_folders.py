@@ -47,7 +47,7 @@ class RunFolders:
 
     def table(self) -> Table:
         """One row a run: size, model and scores."""
-        sizes = {folder.run.id: format_size(folder.size) for folder in self.folders}
+        sizes = {folder.run.id: f"{format_size(folder.size):>6}" for folder in self.folders}
         ranked = self.ranked.table() if self.ranked else Table(["run", "model"], [])
         without = [name for name in ranked.columns if name != "vs best"]
         ranked = ranked.select(without)
@@ -98,18 +98,18 @@ def run_folders(home: str | Path = ".", metric: str | None = None) -> RunFolders
     return RunFolders(found, ranked)
 
 
-def remove_runs(folders: Sequence[RunFolder]) -> int:
-    """Removes the folders of these runs; returns the bytes that this frees."""
+def remove_runs(folders: Sequence[RunFolder]) -> None:
+    """Removes the folders of these runs."""
     for folder in folders:
         shutil.rmtree(folder.run.folder)
         log.info("removed %s", folder.run.folder)
-    return sum(folder.size for folder in folders)
 
 
 def format_size(size: int) -> str:
-    """Bytes as people read them, right-aligned: 16 MB, 1.2 GB."""
-    text = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-    return f"{text if size >= 1e6 else f'{size / 1e3:.0f} kB':>6}"
+    """Bytes as people read them: 900 kB, 16 MB, 1.2 GB."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def _folder(path: Path) -> RunFolder:

@@ -80,7 +80,8 @@ class GradeTable:
             level = next(iter(usual or (self.levels if len(self.levels) == 1 else [])), None)
         if level is None or level not in self.levels:
             raise UsageError(
-                f"the truth has the levels {', '.join(self.levels)}: give one of them as --level"
+                f"the truth has the levels {', '.join(self.levels)}: give one of them with "
+                "--truth-level"
             )
         one = Truth.from_grades(self.levels[level], labels=labels, one_set=one_set)
         named = {name: grades for name, grades in self.levels.items() if name}
