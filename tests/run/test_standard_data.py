@@ -19,7 +19,7 @@ from vizsla.data.fingerprint import fingerprint
 from vizsla.data.images import read_image
 from vizsla.data.imageset import DataFolders, open_data
 from vizsla.errors import DataError, ImageError, UsageError
-from vizsla.run.standard_data import SETS, describe
+from vizsla.run.standard_data import SETS, write_data_folder
 from vizsla.score.grade_table import read_grade_table
 from vizsla.score.truth import truth_of_folders
 
@@ -67,7 +67,7 @@ def make_cub(root: Path) -> Path:
 
 
 def test_cub_splits_by_class_and_follows_ids(tmp_path: Path) -> None:
-    folders = describe("cub", make_cub(tmp_path / "cub"), tmp_path / "out")
+    folders = write_data_folder("cub", make_cub(tmp_path / "cub"), tmp_path / "out")
     assert labels(folders) == {
         "training": {
             "001.Albatross/A_1.jpg": "001.Albatross", "100.Pelican/P_1.jpg": "100.Pelican",
@@ -100,7 +100,7 @@ def make_sop(root: Path) -> Path:
 
 
 def test_sop_has_blanks_or_tabs(tmp_path: Path) -> None:
-    folders = describe("sop", make_sop(tmp_path / "sop"), tmp_path / "out")
+    folders = write_data_folder("sop", make_sop(tmp_path / "sop"), tmp_path / "out")
     found = labels(folders)
     assert found["training"] == {"bicycle_final/1_0.JPG": "1", "bicycle_final/1_1.JPG": "1"}
     assert found["query"] == found["gallery"] == {
@@ -142,10 +142,10 @@ def test_cars_splits_by_class_whatever_is_called_test(tmp_path: Path, form: str)
         savemat(root / "devkit/cars_train_annos.mat", {"annotations": train})
         savemat(root / "devkit/cars_meta.mat", {"class_names": titles})
         with pytest.raises(DataError, match=r"cars_test_annos\.mat has no classes"):
-            describe("cars", root, tmp_path / "out")
+            write_data_folder("cars", root, tmp_path / "out")
         test = annotations("fname", [("00001.jpg", 99, None)])
         savemat(root / "cars_test_annos_withlabels.mat", {"annotations": test})
-    found = labels(describe("cars", root, tmp_path / "out"))
+    found = labels(write_data_folder("cars", root, tmp_path / "out"))
     assert found["training"] == {files[0]: "098 Car 98"}
     assert found["query"] == dict.fromkeys(sorted(files[1:]), "099 Car 99")
 
@@ -164,7 +164,7 @@ def make_inshop(root: Path) -> Path:
 
 
 def test_inshop_has_three_parts_after_a_count_and_a_header(tmp_path: Path) -> None:
-    folders = describe("inshop", make_inshop(tmp_path / "inshop"), tmp_path / "out")
+    folders = write_data_folder("inshop", make_inshop(tmp_path / "inshop"), tmp_path / "out")
     pants = "img/MEN/Pants/id_00000003"
     assert labels(folders) == {
         "training": {"img/WOMEN/Dresses/id_00000002/02_1_front.jpg": "id_00000002"},
@@ -179,7 +179,7 @@ def test_omniglot_has_alphabets_with_characters_of_one_name(tmp_path: Path) -> N
     for alphabet in ("Greek", "Latin"):
         photo(root / "images_background" / alphabet / "character01/0001_01.png")
         photo(root / "images_evaluation" / alphabet / "character01/0002_01.png")
-    found = labels(describe("omniglot", root, tmp_path / "out"))
+    found = labels(write_data_folder("omniglot", root, tmp_path / "out"))
     assert {*found["training"].values()} == {"Greek/character01", "Latin/character01"}
     assert len(found["query"]) == 2
 
@@ -199,7 +199,7 @@ def make_market(root: Path) -> Path:
 
 
 def test_market_knows_persons_cameras_junk_and_distractors(tmp_path: Path) -> None:
-    folders = describe("market", make_market(tmp_path / "market"), tmp_path / "out")
+    folders = write_data_folder("market", make_market(tmp_path / "market"), tmp_path / "out")
     found = labels(folders)
     assert found["training"] == {"bounding_box_train/0002_c1s1_000451_03.jpg": "0002"}
     assert sorted(str(label) for label in found["gallery"].values()) == [
@@ -212,7 +212,7 @@ def test_market_knows_persons_cameras_junk_and_distractors(tmp_path: Path) -> No
     assert folders.protocol == "reid"
     photo(tmp_path / "market/query/unnamed.jpg")
     with pytest.raises(DataError, match="expected a name as 0002_c1s1"):
-        describe("market", tmp_path / "market", tmp_path / "out")
+        write_data_folder("market", tmp_path / "market", tmp_path / "out")
 
 
 def test_wildlife_searches_the_training_images_for_the_test_images(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_wildlife_searches_the_training_images_for_the_test_images(tmp_path: Pat
         photo(root / row[2])
     with (root / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    folders = describe("wildlife", root, tmp_path / "out")
+    folders = write_data_folder("wildlife", root, tmp_path / "out")
     assert labels(folders) == {
         "training": {"images/a.jpg": "Ada"}, "gallery": {"images/a.jpg": "Ada"},
         "query": {"images/b.jpg": "Ada", "images/c.jpg": None},
@@ -248,7 +248,7 @@ def test_gldv2_lists_lie_three_folders_deep(tmp_path: Path) -> None:
         root / "retrieval_solution_v2.1.csv", "id,images,Usage",
         "9873,def2 0012,Public", "1114,None,Ignored",
     )  # fmt: skip
-    folders = describe("gldv2", root, tmp_path / "out")
+    folders = write_data_folder("gldv2", root, tmp_path / "out")
     assert folders.training is not None and folders.training.labels == ["7"]
     assert folders.query.ids == ["test/9/8/7/9873.jpg"]
     assert folders.gallery.ids == ["index/0/0/1/0012.jpg", "index/d/e/f/def2.jpg"]
@@ -265,7 +265,7 @@ def test_oxford_has_levels_and_queries_that_are_regions(tmp_path: Path, form: st
     gnd = {"imlist": names[:3], "qimlist": names[3:], "gnd": [entry]}
     content = json.dumps(gnd).encode() if form == "json" else pickle.dumps(gnd)
     (root / f"gnd_roxford5k.{form}").write_bytes(content)
-    folders = describe("oxford", root, tmp_path / "out")
+    folders = write_data_folder("oxford", root, tmp_path / "out")
     assert (folders.training, folders.query.ids, len(folders.gallery)) == (None, ["query_4.jpg"], 3)
     assert read_image(folders.query.file(0)).size == (7, 6)
     assert folders.truth_file is not None and folders.protocol == "oxford-medium"
@@ -283,7 +283,7 @@ def test_oxford_has_levels_and_queries_that_are_regions(tmp_path: Path, form: st
     assert again["metrics"] == json.loads(vizsla("evaluate", ranking, *words))["metrics"]
     (root / "jpg/junk_3.jpg").unlink()
     with pytest.raises(DataError, match=r"lacks 1 images of gnd_roxford5k"):
-        describe("oxford", root, tmp_path / "out")
+        write_data_folder("oxford", root, tmp_path / "out")
 
 
 def coco_file(path: Path, images: dict[str, list[int]], categories: list[dict[str, Any]]) -> None:
@@ -307,7 +307,7 @@ def test_coco_images_have_all_their_categories(tmp_path: Path) -> None:
     coco_file(root / "annotations/person_keypoints_val2017.json", {"2.jpg": []}, categories)
     for name in ("train2017/1.jpg", "val2017/2.jpg", "val2017/3.jpg"):
         photo(root / name)
-    folders = describe("coco", root, tmp_path / "out")
+    folders = write_data_folder("coco", root, tmp_path / "out")
     assert labels(folders)["training"] == {"train2017/1.jpg": "cat¦dog"}
     assert labels(folders)["query"] == {"val2017/2.jpg": "cat", "val2017/3.jpg": None}
 
@@ -322,7 +322,7 @@ def test_inaturalist_labels_are_paths(tmp_path: Path) -> None:
     coco_file(root / "val.json", {"val/0/b.jpg": [5]}, short)
     photo(root / "train_mini/0/a.jpg")
     photo(root / "val/0/b.jpg")
-    found = labels(describe("inaturalist", root, tmp_path / "out"))
+    found = labels(write_data_folder("inaturalist", root, tmp_path / "out"))
     assert found["training"] == {"train_mini/0/a.jpg": "/".join(words)}
     assert found["gallery"] == {"val/0/b.jpg": "Insecta/Apis mellifera"}
 
@@ -338,7 +338,7 @@ def test_imagefolder(tmp_path: Path, form: str) -> None:
             rows.append(f"{name},{label},7")
         if form == "metadata":
             write(root / part / "metadata.csv", "file_name,label,shelf", *rows)
-    folders = describe("imagefolder", root, tmp_path / "out")
+    folders = write_data_folder("imagefolder", root, tmp_path / "out")
     assert {*labels(folders)["training"].values()} == {"cat", "dog"}
     assert {*labels(folders)["query"].values()} == {"cat", "dog"} and folders.one_set
     if form == "metadata":
@@ -353,15 +353,15 @@ def test_a_folder_of_another_layout_is_refused_in_one_line(tmp_path: Path, name:
     (tmp_path / "other").mkdir()
     write(tmp_path / "other/readme.txt", "nothing")
     with pytest.raises(DataError) as error:
-        describe(name, tmp_path / "other", tmp_path / "out")
+        write_data_folder(name, tmp_path / "other", tmp_path / "out")
     assert "other" in str(error.value) and not (tmp_path / "out/data.json").exists()
     with pytest.raises(DataError, match="To get it"):
-        describe(name, tmp_path / "none", tmp_path / "out")
+        write_data_folder(name, tmp_path / "none", tmp_path / "out")
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="choose one of cub, sop"):
-        describe("imagenet", tmp_path, tmp_path / "out")
+        write_data_folder("imagenet", tmp_path, tmp_path / "out")
 
 
 def vizsla(*words: str) -> str:
@@ -431,7 +431,7 @@ def test_an_image_with_a_box_is_cut_to_it(tmp_path: Path) -> None:
 
 
 def test_the_folder_may_be_moved_with_its_images(tmp_path: Path) -> None:
-    describe("sop", make_sop(tmp_path / "sop"), tmp_path / "out")
+    write_data_folder("sop", make_sop(tmp_path / "sop"), tmp_path / "out")
     content = json.loads((tmp_path / "out/data.json").read_text())
     (tmp_path / "out/data.json").write_text(json.dumps({**content, "images": "../sop"}))
     assert len(open_data(tmp_path / "out").query) == 2

@@ -11,7 +11,7 @@ import pytest
 from ir_measures import nDCG
 from sklearn.metrics import average_precision_score
 
-from vizsla.data.label_sets import SharedLabels, are_sets, joined, labels_in, split_labels
+from vizsla.data.label_sets import SharedLabels, are_sets, join_labels, labels_in, split_labels
 from vizsla.data.tables import read_labels
 from vizsla.errors import DataError, UsageError
 from vizsla.score.evaluate import evaluate
@@ -22,8 +22,8 @@ from vizsla.search.ranking import Ranking
 
 def test_a_text_stands_for_several_labels() -> None:
     assert labels_in("dog¦pet") == ["dog", "pet"]
-    assert labels_in(None) == [] and joined([]) is None
-    assert joined(["pet", "dog", "pet", None]) == "dog¦pet"
+    assert labels_in(None) == [] and join_labels([]) is None
+    assert join_labels(["pet", "dog", "pet", None]) == "dog¦pet"
     assert are_sets(["dog", None, "dog¦pet"]) and not are_sets(["dog", "pet|dog"])
     column = pa.chunked_array([["pet|dog", None], ["cat", "pet | dog"]])
     assert split_labels(column, "|").to_pylist() == ["dog¦pet", None, "cat", "dog¦pet"]
@@ -48,16 +48,18 @@ def test_levels_in_common() -> None:
 
 def test_relevance_and_grades_of_a_hierarchy() -> None:
     ranking = Ranking.from_lists({"q": ["b", "c", "a", "d"]})
-    truth = Truth({"q": "x/y"}, {"a": "x/y", "b": "x/z", "c": "w", "d": "x/y"}).read_as(level=2)
+    truth = Truth({"q": "x/y"}, {"a": "x/y", "b": "x/z", "c": "w", "d": "x/y"}).with_label_options(
+        level=2
+    )
     judged = relevance(ranking, truth)
     assert judged.grades is not None and judged.best_grades is not None
     assert judged.grades.tolist() == [[1, 0, 2, 2]]
     assert judged.best_grades.tolist() == [[2, 2, 1, 0]]
     assert judged.hits.tolist() == [[False, False, True, True]]
-    wider = relevance(ranking, truth.read_as(level=1))
+    wider = relevance(ranking, truth.with_label_options(level=1))
     assert wider.hits.tolist() == [[True, False, True, True]] and wider.n_relevant.tolist() == [3]
     with pytest.raises(UsageError, match="choose 1"):
-        truth.read_as(level=0)
+        truth.with_label_options(level=0)
 
 
 def random_case(seed: int) -> tuple[Ranking, dict[str, list[int]], dict[str, list[int]]]:
@@ -82,7 +84,9 @@ def test_multi_label_ap_is_scikit_learns() -> None:
     compared = 0
     for seed in range(100):
         ranking, queries, gallery = random_case(seed)
-        truth = Truth(as_texts(queries, "|"), as_texts(gallery, "|")).read_as(separator="|")
+        truth = Truth(as_texts(queries, "|"), as_texts(gallery, "|")).with_label_options(
+            separator="|"
+        )
         scores = evaluate(ranking, truth, ks=(3,), resamples=10)
         for i, (query, value) in enumerate(
             zip(scores.queries, scores.per_query("map"), strict=True)
@@ -132,9 +136,9 @@ def test_ndcg_by_grades_is_that_of_ir_measures(kind: str) -> None:
         if kind == "judgements":
             truth = Truth.from_grades(grades)
         elif kind == "levels":
-            truth = truth.read_as(level=1)
+            truth = truth.with_label_options(level=1)
         else:
-            truth = truth.read_as(grades_from="worth")
+            truth = truth.with_label_options(grades_from="worth")
         names = [f"nDCG(grades)@{k}" for k in ks]
         scores = evaluate(ranking, truth, metrics_named=names, resamples=10)
         for i, query in enumerate(ranking.queries):
@@ -153,7 +157,7 @@ def test_ndcg_by_grades_is_that_of_ir_measures(kind: str) -> None:
         compared += 1
     assert compared == len(ks) * len(qrels) > 1000
     with pytest.raises(DataError, match="no column size, only worth"):
-        Truth({"q": "a"}, {"g": "a"}, gallery_attributes={"worth": {"g": "1"}}).read_as(
+        Truth({"q": "a"}, {"g": "a"}, gallery_attributes={"worth": {"g": "1"}}).with_label_options(
             grades_from="size"
         )
 

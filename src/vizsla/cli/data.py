@@ -45,7 +45,7 @@ def data(
     Nothing is copied and nothing is fetched. Without --from it says what to download, and from
     where.
     """
-    from vizsla.run.standard_data import SETS, describe, standard_set
+    from vizsla.run.standard_data import SETS, standard_set, write_data_folder
     from vizsla.score.text_table import Table
 
     if name is None:
@@ -72,7 +72,7 @@ def data(
             )
         return
     out = options.out or Path(name)
-    folders = describe(name, options.source, out)
+    folders = write_data_folder(name, options.source, out)
     _print(folders, out, options.as_json)
 
 

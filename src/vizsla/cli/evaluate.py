@@ -176,7 +176,13 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
     from vizsla.score.metric_names import parse_metrics
     from vizsla.score.protocols import parse_protocol
     from vizsla.score.truth import named_as
-    from vizsla.score.whole_gallery import evaluate_ranked, own_pair, parted, ranked, truth_of
+    from vizsla.score.whole_gallery import (
+        evaluate_ranked,
+        own_pair,
+        query_and_gallery_vectors,
+        ranked,
+        truth_of,
+    )
     from vizsla.search.chain import parse_chain
 
     scoring, labels = options.scoring, options.query_labels or options.labels
@@ -193,7 +199,7 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
                 "--vectors needs --truth, which says what the queries are; if all images are "
                 "queries, give --queries FILE --same-set"
             )
-        queries, gallery = parted(options.vectors, options.ids, labels, table)
+        queries, gallery = query_and_gallery_vectors(options.vectors, options.ids, labels, table)
     else:
         gallery_labels = options.gallery_labels or (None if same_set else options.labels)
         queries, gallery = own_pair(
@@ -203,7 +209,7 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
     if table is not None:
         truth = table.truth(options.truth_level, one_set=same_set)
     else:
-        truth = options.read(truth_of(queries, gallery, grades, same_set))
+        truth = options.judging(truth_of(queries, gallery, grades, same_set))
     ks = (*(options.top_k or CUTOFFS), *(name.cutoff or 0 for name in names))
     chain = parse_chain(options.refine)
     ranking = ranked(queries, gallery, ks=ks, same_set=same_set, device=device, chain=chain)
@@ -233,7 +239,7 @@ def scored(
 
     if not truth_options.is_given:
         truth = finished_run.known_truth_of_run(source)
-        return finished_run.rescore(source, truth_options.read(truth), **options)
+        return finished_run.rescore(source, truth_options.judging(truth), **options)
     ranking = read_ranking(source)
     truth = read_truth(ranking, truth_options, same_set=same_set)
     return finished_run.rescore(source, truth, **options)

@@ -97,9 +97,9 @@ class TruthOptions(JudgedLabels, GradedTruth):
         """Whether any of them names the truth of a ranking."""
         return bool(self.labels or self.labels_from or self.data or self.qrels or self.truth)
 
-    def read(self, truth: "Truth") -> "Truth":
-        """The truth with several labels an image, or with paths as labels, if they are such."""
-        return truth.read_as(
+    def judging(self, truth: "Truth") -> "Truth":
+        """The truth by --label-separator, --label-level and --grades-from."""
+        return truth.with_label_options(
             separator=self.label_separator, level=self.label_level, grades_from=self.grades_from
         )
 
@@ -159,7 +159,7 @@ def read_truth(
             "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "
             "--truth FILE, or --data DATA with a labels.csv in it"
         )
-    return truth_options.read(named_as(labels, ranking))
+    return truth_options.judging(named_as(labels, ranking))
 
 
 def require_all_weights(chosen: Iterable[tuple[str, str]]) -> None:

@@ -55,12 +55,15 @@ def image_set(
     elif labels_from:
         images = images.with_labels(labels_from_pattern(images.ids, labels_from))
     images = images.with_split_labels(label_separator)
-    return less(images, exclude, role) if exclude else images
+    return without_excluded(images, exclude, role) if exclude else images
 
 
-def less(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
-    """Without those that the file lists, by id or, as `vizsla check` writes them, after their role
-    (by default the name of their folder); a warning of the names that are not here."""
+def without_excluded(images: ImageSet, exclude: str | Path, role: str | None) -> ImageSet:
+    """The images that the file does not list; warns of names in it that no image has.
+
+    It has ids, or as `vizsla check` writes them role/id. role: by default the name of the folder.
+    DataError: all images are excluded.
+    """
     role = role or images.root.absolute().name
     names = read_names(exclude)
     found = match_names(names, images.ids, roles=[role] * len(names), origin=str(exclude))

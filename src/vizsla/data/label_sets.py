@@ -21,7 +21,7 @@ def labels_in(label: str | None) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def joined(labels: Iterable[str | None]) -> str | None:
+def join_labels(labels: Iterable[str | None]) -> str | None:
     """One text for several labels, each once, in the order of the alphabet; None without any."""
     return SEPARATOR.join(sorted({label for label in labels if label})) or None
 
@@ -29,7 +29,7 @@ def joined(labels: Iterable[str | None]) -> str | None:
 def split_labels(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
     """The labels of a column of text that are parted by another separator, such as `|`."""
     values = column.unique()
-    found = [value and joined(part.strip() for part in value.split(separator))
+    found = [value and join_labels(part.strip() for part in value.split(separator))
              for value in values.to_pylist()]  # fmt: skip
     return pa.chunked_array([pa.array(found, pa.string()).take(pc.index_in(column, values))])
 

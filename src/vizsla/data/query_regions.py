@@ -7,9 +7,8 @@ from pathlib import Path
 from vizsla.data.images import read_image
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
+from vizsla.data.regions import Box
 from vizsla.errors import DataError
-
-Box = tuple[float, float, float, float]
 
 
 def crop_queries(

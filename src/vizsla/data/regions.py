@@ -16,7 +16,7 @@ from vizsla.data.images import read_image
 from vizsla.errors import DataError, ImageError
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
-Box = tuple[float, ...]  # left, top, right, bottom
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Regions:
         return content + repr(self.boxes.get(name)).encode()
 
     def states(self, names: Sequence[str], *, now: bool) -> list[int]:
-        """Those of the files."""
+        """The state of each file: it changes with the file."""
         return [current_state(self._path(name)) for name in names]
 
     def subset(self, names: Sequence[str]) -> "Regions":
@@ -84,6 +84,8 @@ def regions_in(root: Path, ids: Sequence[str], attributes: pa.Table) -> Regions 
         return None
     rows = zip(*(attributes[name].to_pylist() for name in BOX_COLUMNS), strict=True)
     found = {
-        name: tuple(map(float, row)) for name, row in zip(ids, rows, strict=True) if None not in row
+        name: (float(left), float(top), float(right), float(bottom))
+        for name, (left, top, right, bottom) in zip(ids, rows, strict=True)
+        if None not in (left, top, right, bottom)
     }
     return Regions(root, found) if found else None

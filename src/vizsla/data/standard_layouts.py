@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vizsla.data.label_sets import joined
+from vizsla.data.label_sets import join_labels
 from vizsla.data.listing import list_images
 from vizsla.errors import DataError
 
@@ -330,7 +330,7 @@ def _coco_parts(folder: Path, label: Callable[[dict[str, Any]], str]) -> Rows:
         place = _place_of(folder, path, [one["file_name"] for one in content["images"][:1]])
         for one in content["images"]:
             file = place + str(one["file_name"])
-            found.add(roles, file, joined(labels.get(one["id"], ())))
+            found.add(roles, file, join_labels(labels.get(one["id"], ())))
     return found
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vizsla.data.label_sets import joined
+from vizsla.data.label_sets import join_labels
 from vizsla.data.listing import few
 from vizsla.errors import DataError
 
@@ -236,7 +236,7 @@ def _refuse_one_object(path: Path, text: str) -> None:
 
 def _several(labels: list[Any] | None) -> str | None:
     """A list of labels as the one text that stands for them."""
-    return joined(None if label is None else str(label) for label in labels or [])
+    return join_labels(None if label is None else str(label) for label in labels or [])
 
 
 def _as_text(value: Any, is_label: bool) -> str | None:

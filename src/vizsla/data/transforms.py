@@ -12,7 +12,7 @@ from vizsla.errors import UsageError
 
 TO_TENSOR = ("ToTensor", "MaybeToTensor", "PILToTensor", "ToImage", "ToDtype", "ConvertImageDtype",
              "ToPureTensor", "Identity")  # fmt: skip
-KINDS = (
+EXPECTED = (
     "expected a Preprocess, an image size such as 224, or a transform of torchvision or timm that "
     "consists of Resize, CenterCrop, ToTensor and Normalize"
 )
@@ -32,7 +32,7 @@ def preprocess_of(given: Any) -> Preprocess:
         return _made(given, given.resize_size, size, given.mean, given.std)
     steps = getattr(given, "transforms", None)
     if not isinstance(steps, Sequence):
-        raise UsageError(f"preprocess is of type {type(given).__name__}: {KINDS}")
+        raise UsageError(f"preprocess is of type {type(given).__name__}: {EXPECTED}")
     by_name: dict[str, Any] = {}
     for step in steps:
         name = type(step).__name__
@@ -40,16 +40,16 @@ def preprocess_of(given: Any) -> Preprocess:
             continue
         if name not in ("Resize", "CenterCrop", "Normalize") or name in by_name:
             again = " a second time" if name in by_name else ""
-            raise UsageError(f"preprocess contains {name}{again}: {KINDS}")
+            raise UsageError(f"preprocess contains {name}{again}: {EXPECTED}")
         by_name[name] = step
     resize, crop = by_name.get("Resize"), by_name.get("CenterCrop")
     if resize is None or getattr(resize, "max_size", None) is not None:
-        raise UsageError(f"preprocess contains no Resize to a fixed size: {KINDS}")
+        raise UsageError(f"preprocess contains no Resize to a fixed size: {EXPECTED}")
     normalize = by_name.get("Normalize")
     mean, std = ((0, 0, 0), (1, 1, 1)) if normalize is None else (normalize.mean, normalize.std)
     if crop is None and _sides(resize.size) == 1:
         raise UsageError(
-            f"preprocess gives images of different sizes: add CenterCrop after Resize; {KINDS}"
+            f"preprocess gives images of different sizes: add CenterCrop after Resize; {EXPECTED}"
         )
     return _made(resize, resize.size, _pair((crop or resize).size), mean, std)
 
@@ -64,7 +64,7 @@ def _made(resize: Any, sides: Any, size: tuple[int, int], mean: Any, std: Any) -
                           *colours)  # fmt: skip
     both = _pair(sides)
     if both != size and both[0] != both[1]:
-        raise UsageError(f"preprocess resizes to {both} and cuts {size} out: {KINDS}")
+        raise UsageError(f"preprocess resizes to {both} and cuts {size} out: {EXPECTED}")
     return Preprocess(size, None if both == size else both[0], "squash", interpolation, *colours)
 
 

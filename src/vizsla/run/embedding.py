@@ -75,7 +75,7 @@ class RunEmbedder:
         return Embeddings.open(out, root=images.folder)
 
     def copied(self, images: ImageSet, role: str, of: str) -> Embeddings:
-        """The same for images that were embedded in another role: nothing is computed again."""
+        """The embeddings of images that were embedded in another role `of`, copied from there."""
         out = self.folder / "embeddings" / role
         if not out.exists():
             shutil.copytree(self.folder / "embeddings" / of, out)

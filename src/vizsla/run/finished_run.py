@@ -34,7 +34,7 @@ def truth_of_run(folder: str | Path) -> Truth | None:
 
 
 def known_truth_of_run(folder: str | Path) -> Truth:
-    """The same; DataError if it had none."""
+    """The truth that a run was scored by. DataError if it had none."""
     truth = truth_of_run(folder)
     if truth is None:
         raise DataError(

@@ -220,7 +220,6 @@ def chain_of(
     progress: Report | None,
 ) -> tuple[Chain, RefinementChoice | None]:
     """The chain that was given, or chosen on the labelled embeddings of --learn-on."""
-
     if refine != "auto":
         if learn_on or validate_on:
             raise UsageError("--learn-on and --validate-on are for --refine auto: leave them out")
@@ -230,7 +229,6 @@ def chain_of(
             "--refine auto chooses on labelled images: give --learn-on EMBEDDINGS of training "
             "images (vizsla embed data/training --class-folders -o training.emb), or name a chain"
         )
-
     training = Embeddings.open(learn_on)
     require_comparable(queries.model_id, training.model_id, queries.dim, training.dim)
     choice = choose_chain_on_embeddings(
@@ -242,7 +240,6 @@ def chain_of(
 
 def vectors_of(found: Index, where: str) -> Embeddings:
     """The gallery's vectors; UsageError if they are on a server."""
-
     if not isinstance(found, FolderIndex):
         raise UsageError(
             f"--refine needs the gallery's vectors here, and those of {where} are on a server: "
@@ -265,7 +262,6 @@ def search_refined(
 ) -> Ranking:
     """The gallery of an index by a chain. The neighbour graph is kept in the index, or beside the
     embeddings; with a condition it is that of the images allowed, and not kept."""
-
     gallery = vectors_of(found, where)
     keeper: Keeper | None = GraphFolder(Path(where))
     if is_index(where) and isinstance(found, FolderIndex):

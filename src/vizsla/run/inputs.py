@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vizsla.data.image_sources import image_set, less
+from vizsla.data.image_sources import image_set, without_excluded
 from vizsla.data.imageset import DataFolders, ImageSet, has_layout, open_data
 from vizsla.data.listing import few
 from vizsla.data.names import match_names
@@ -86,7 +86,7 @@ def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
     parse_metrics(config.metrics or ())
     protocol = parse_protocol(config.protocol) if config.protocol else None
     truth = truth_of_folders(data, labels=config.labels, labels_from=config.labels_from)
-    truth = truth and truth.read_as(
+    truth = truth and truth.with_label_options(
         separator=config.label_separator, level=config.label_level, grades_from=config.grades_from
     )
     truth_file = config.truth or (None if truth else data.truth_file)
@@ -136,7 +136,7 @@ def training_images(
         below = Path(path) / "training"
         root = below if below.is_dir() else path
         images = ImageSet.from_class_folders(root, follow_links=follow_links)
-    return less(images, exclude, "training") if exclude else images, None
+    return without_excluded(images, exclude, "training") if exclude else images, None
 
 
 def _without(images: ImageSet, role: str, excluded: set[str]) -> ImageSet:

@@ -16,6 +16,7 @@ from vizsla import storage
 from vizsla.data import standard_layouts as layouts
 from vizsla.data.imageset import DataFolders, open_data
 from vizsla.data.listing import list_images
+from vizsla.data.regions import BOX_COLUMNS
 from vizsla.data.standard_layouts import GALLERY, QUERY, Rows, existing
 from vizsla.data.table_folder import DATA_FORM, DATA_JSON
 from vizsla.errors import DataError, UsageError
@@ -53,7 +54,7 @@ def buildings(folder: Path) -> Rows:
             f"folder that holds {path.name} and the images in jpg/"
         )
     for query in truth.queries:
-        sides = zip(("x0", "y0", "x1", "y1"), truth.boxes.get(query, ()), strict=False)
+        sides = zip(BOX_COLUMNS, truth.boxes.get(query, ()), strict=False)
         found.add(QUERY, files[query], None, **dict(sides))
     for name in truth.gallery or ():
         found.add(GALLERY, files[name], None)
@@ -152,7 +153,7 @@ def standard_set(name: str) -> StandardSet:
     return SETS[name]
 
 
-def describe(name: str, source: Path, out: Path) -> DataFolders:
+def write_data_folder(name: str, source: Path, out: Path) -> DataFolders:
     """Writes a data folder for the files in `source`, and opens it.
 
     It holds labels.parquet (role, file, label, …), data.json, and truth.parquet if the data set

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
+from vizsla.data.regions import BOX_COLUMNS, Box
 from vizsla.data.table_files import read_rows, read_text
 from vizsla.errors import DataError, UsageError
 from vizsla.score.truth import Truth
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 Grades = dict[str, dict[str, int]]
 IMAGE_COLUMNS = ("image", "gallery", "gallery_image", "file", "path", "id")
-BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 # of the revisited Oxford and Paris: level → the lists that are right, and those that are junk
 OXFORD = {
     "easy": (("easy",), ("junk", "hard")),

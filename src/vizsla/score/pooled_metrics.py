@@ -67,7 +67,7 @@ class Pairs:
 
     @staticmethod
     def of(judged: Relevance) -> "Pairs":
-        """Those of a ranking with scores."""
+        """The pairs of a judged ranking that has scores."""
         assert judged.scores is not None
         there = np.arange(judged.hits.shape[1])[None] < judged.lengths[:, None]
         rows, scores, right = np.nonzero(there)[0], judged.scores[there], judged.hits[there]

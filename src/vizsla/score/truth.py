@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vizsla.data.label_sets import joined
+from vizsla.data.label_sets import join_labels
 from vizsla.data.names import match_names, nfc
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
@@ -92,21 +92,21 @@ class Truth(Shown):
         facts = [f"{role} {n:,} images of {c:,} classes" for role, n, c in rows]
         return Summary("Truth", facts, ["part", "images", "classes"], rows)
 
-    def read_as(
+    def with_label_options(
         self,
         *,
         separator: str | None = None,
         level: int | None = None,
         grades_from: str | None = None,
     ) -> "Truth":
-        """The same with other labels: several, parted by `separator`, or paths (`label_level`).
+        """The truth with labels that are several, parted by `separator`, or paths (`label_level`).
 
         grades_from: a column of the gallery images with their grades. None changes nothing.
         DataError: there is no such column, or it holds other things than whole numbers.
         """
         if grades_from is not None:
             return replace(
-                self.read_as(separator=separator, level=level),
+                self.with_label_options(separator=separator, level=level),
                 gallery_grades=_whole_numbers(self.gallery_attributes, grades_from),
             )
         if separator is None and level is None:
@@ -114,7 +114,9 @@ class Truth(Shown):
 
         def split(labels: Mapping[str, str | None]) -> dict[str, str | None]:
             return {
-                name: joined(part.strip() for part in label.split(separator)) if label else label
+                name: join_labels(part.strip() for part in label.split(separator))
+                if label
+                else label
                 for name, label in labels.items()
             }
 

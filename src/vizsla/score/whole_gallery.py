@@ -84,7 +84,7 @@ def own_pair(
     return query_set, gallery_set
 
 
-def parted(
+def query_and_gallery_vectors(
     vectors: Any, ids: str | Path | None, labels: Any, table: GradeTable
 ) -> tuple[Embeddings, Embeddings]:
     """Queries and gallery of one set of vectors, as a list of judgements says.

@@ -245,7 +245,7 @@ class ReadsTexts(Protocol):
     """A model, as TextCache needs it."""
 
     def texts(self, words: Sequence[str]) -> Sequence[Ready]:
-        """Of several texts."""
+        """A vector for each text."""
 
 
 class TextCache:

@@ -38,7 +38,7 @@ class JointModel:
         self.background_thread = Model.background_thread
 
     def images(self, pixels: Sequence[np.ndarray]) -> list[JointVector]:
-        """Of several images, as `Framings` reads them."""
+        """A vector for each image; pixels: of all networks, as `Framings` reads them."""
         split = [self.framing.split(one) for one in pixels]
         by_model = [
             model.images([parts[i] for parts in split]) for i, model in enumerate(self.models)
@@ -46,17 +46,17 @@ class JointModel:
         return [JointVector(parts, self.weights) for parts in zip(*by_model, strict=True)]
 
     def texts(self, words: Sequence[str]) -> list[JointVector]:
-        """Of several texts."""
+        """A vector for each text."""
         by_model = [model.texts(words) for model in self.models]
         return [JointVector(parts, self.weights) for parts in zip(*by_model, strict=True)]
 
     def warm_up(self) -> None:
-        """As of each model."""
+        """Warms up every model."""
         for model in self.models:
             model.warm_up()
 
     def shown(self, pixels: np.ndarray) -> np.ndarray:
-        """(H, W, 3) of what `explain` explains."""
+        """The pixels (H, W, 3) of the model that weighs most: `explain` explains these."""
         return self.framing.split(pixels)[self._heaviest]
 
     def explain(self, query: np.ndarray, result: np.ndarray) -> Explanation:
@@ -68,6 +68,6 @@ class JointModel:
         return int(np.argmax(self.weights))
 
     def close(self) -> None:
-        """As of each model."""
+        """Closes every model."""
         for model in self.models:
             model.close()
