@@ -22,6 +22,7 @@ from vizsla.option_fields import REQUIRED, Option, options_of
 P = ParamSpec("P")
 A = TypeVar("A")
 R = TypeVar("R")
+LONGEST_VALUE = 60  # characters of a wrong value that an error repeats: networks print as pages
 
 
 def with_keywords(
@@ -86,7 +87,8 @@ def _checked(name: str, value: Any, about: Option, kind: Any) -> Any:
         if found is not _OTHER:
             return found
     words = " or ".join("None" if m is type(None) else _word(m) for m in members)
-    raise UsageError(f"{name}={value!r} is of type {type(value).__name__}: expected {words}")
+    given = name if len(f"{value!r}") > LONGEST_VALUE else f"{name}={value!r}"
+    raise UsageError(f"{given} is of type {type(value).__name__}: expected {words}")
 
 
 _OTHER = object()
@@ -113,7 +115,9 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _word(kind: Any) -> str:
-    return str(getattr(kind, "__name__", kind)) if typing.get_origin(kind) is None else str(kind)
+    if typing.get_origin(kind) in (tuple, list):
+        return f"{_word(typing.get_args(kind)[0])} or a list of these"
+    return str(getattr(kind, "__name__", kind))
 
 
 def _described(options: dict[str, tuple[Option, Any, Any]]) -> str:

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from vizsla.cli.console import TerminalHandler
 from vizsla.cli.main import FILES, app, main
+from vizsla.cli.run import _better_runs
 from vizsla.progress import ProgressShown, format_rate
+from vizsla.run.config import RunConfig
 
 VIZSLA = [str(Path(sys.executable).parent / "vizsla")]
 COMMANDS = sorted(name for names in FILES.values() for name in names)
@@ -48,6 +50,15 @@ def test_the_package_can_be_run_as_a_module() -> None:
     module = [sys.executable, "-m", "vizsla", "--version"]
     done = subprocess.run(module, capture_output=True, text=True)
     assert done.stdout == vizsla("--version").stdout != ""
+
+
+def test_training_is_advised_only_to_a_run_that_was_not_trained() -> None:
+    frozen = RunConfig(data="data")
+    assert "Next, --finetune head" in _better_runs(frozen, labelled=True)
+    trained = RunConfig(data="data", tuning={"finetune": "head"})  # also of `run --again`
+    for advice in (_better_runs(trained, labelled=True), _better_runs(frozen, labelled=False)):
+        assert "--finetune" not in advice and "--model dinov2-s14" in advice
+    assert _better_runs(RunConfig(data="data", model="mobilenetv2"), labelled=True) == ""
 
 
 def test_help_imports_nothing_heavy() -> None:

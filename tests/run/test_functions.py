@@ -120,6 +120,9 @@ def test_arguments_have_the_names_of_the_flags() -> None:
         (lambda: vizsla.train("data"), "missing a required argument: 'out'"),  # type: ignore[call-arg]
         (lambda: vizsla.embed(5), "images=5 is of type int"),  # type: ignore[arg-type]
         (lambda: vizsla.embed("data/test/query", 5), "embedder=5 is of type int"),  # type: ignore[arg-type]
+        (lambda: vizsla.embed(np.zeros((9, 9, 9))), "^images is of type ndarray: expected str"),  # type: ignore[arg-type]
+        (lambda: vizsla.search("g", "a.jpg", filter=5), "filter=5 .* expected str or a list of"),  # type: ignore[arg-type]
+        (lambda: vizsla.rank(np.eye(2), np.eye(2), k="2"), "k is of type str: expected how many"),  # type: ignore[arg-type]
         (lambda: vizsla.search(5, "a.jpg"), "gallery is of type int: expected an index"),
         (lambda: vizsla.compare(5), "sources is of type int"),
         (lambda: vizsla.evaluate("a", "b"), "ranking is of type str"),  # type: ignore[arg-type]

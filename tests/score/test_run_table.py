@@ -25,6 +25,11 @@ def test_the_metric_decides_the_order() -> None:
         run_table(found, "ndcg")
 
 
+def test_the_best_is_named_with_what_is_known_of_it() -> None:
+    assert repr(run_table([Row("a", "", means={"map": 0.5})])).endswith("best a (mAP 0.500)")
+    assert repr(run_table(rows({"map": 0.5}))).endswith("-0a1b (net, mAP 0.500)")
+
+
 def test_data_sets_are_not_mixed() -> None:
     found = [
         Row(f"{data}{i}", "net", means={"map": i / 10}, data=data)

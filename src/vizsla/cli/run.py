@@ -28,6 +28,7 @@ from vizsla.options import (
 from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
+    from vizsla.run.config import RunConfig
     from vizsla.run.finish import RunResult
     from vizsla.run.sweep import SweepResult
 
@@ -98,14 +99,20 @@ def run(
         _print_run(result)
         if best := best_so_far(result.result_path):
             typer.echo(f"best so far {best}")
-        if [(one.model, one.weights) for one in configs] == [(DEFAULT_BACKBONE, "pretrained")]:
-            typer.echo()
-            if not training and result.record["num_classes"]:
-                typer.echo("Next, --finetune head learns from training/, in minutes.")
-            typer.echo(
-                f"{DEFAULT_BACKBONE} comes with vizsla. Where the model hub can be reached, "
-                "--model dinov2-s14 (a download of 88 MB) usually ranks better."
-            )
+        labelled = bool(result.record["num_classes"])
+        if len(configs) == 1 and (advice := _better_runs(configs[0], labelled=labelled)):
+            typer.echo(advice)
+
+
+def _better_runs(config: "RunConfig", *, labelled: bool) -> str:
+    """What usually ranks better than a run of the default model; empty for other models."""
+    if (config.model, config.weights) != (DEFAULT_BACKBONE, "pretrained"):
+        return ""
+    head = "\nNext, --finetune head learns from training/, in minutes."
+    return (head if labelled and config.tuning is None else "") + (
+        f"\n{DEFAULT_BACKBONE} comes with vizsla. Where the model hub can be reached, "
+        "--model dinov2-s14 (a download of 88 MB) usually ranks better."
+    )
 
 
 def _refuse_others(context: typer.Context, *allowed: str) -> None:

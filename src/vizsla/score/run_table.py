@@ -56,9 +56,10 @@ class RunTable(Shown):
         """How many runs, and the best."""
         best = self.rows[0]
         value = best.value(self.metric)
-        score = "" if value is None else f", {title_of(self.metric)} {value:.3f}"
+        score = "" if value is None else f"{title_of(self.metric)} {value:.3f}"
+        about = ", ".join(filter(None, (best.model, score)))
         table = self.table()
-        facts = [counted(len(self.rows), "run"), f"best {best.run} ({best.model}{score})"]
+        facts = [counted(len(self.rows), "run"), f"best {best.run}" + (about and f" ({about})")]
         return Summary("Comparison", facts, table.columns, table.rows)
 
     def text(self) -> str:

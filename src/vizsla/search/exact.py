@@ -18,7 +18,7 @@ from torch import Tensor
 from vizsla.embed.arrays import own_embeddings
 from vizsla.embed.compute import has_fast_bf16
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, UsageError, require
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
 GRID = 2.0**26
@@ -152,7 +152,8 @@ def as_embeddings(
 
 
 def check_k(k: int, available: int) -> None:
-    """DataError unless 1 <= k <= available, the images that may be found."""
+    """DataError unless 1 <= k <= available, the images that may be found. UsageError: no int."""
+    require("k", k, (int, np.integer), "how many images to find, an int")
     if available < 1:
         raise DataError("the index holds no image to be found: add some first (`vizsla index add`)")
     if not 1 <= k <= available:
