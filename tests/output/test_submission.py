@@ -156,6 +156,12 @@ def test_a_hostile_name_does_not_flood_the_message() -> None:
     assert problem.isprintable()
 
 
+def test_a_result_file_is_named_as_one() -> None:
+    (problem,) = check_submission({"model_name": "tiny", "top_k": [1, 5]})
+    assert problem == "it is the result file of a run: the lists are in submissions/sub_….json"
+    assert check_submission({"model_name": ["a.jpg"]}) == []  # the name of a query
+
+
 def test_a_large_submission_is_valid() -> None:
     gallery = {f"gallery_{i:05}.jpg" for i in range(15_000)}
     ordered = sorted(gallery)

@@ -45,7 +45,7 @@ def test_runs_are_listed_with_size_and_score(home: Path) -> None:
     table = found.table().records()
     assert [row["run"][-1] for row in table] == ["b", "c", "d", "a", "e", "f"]
     assert [row["size"].strip() for row in table[:2]] == ["2 MB", "3 MB"]
-    assert table[0]["mAP"] == 0.9 and table[-1]["model"].startswith("interrupted")
+    assert table[0]["mAP"] == 0.9 and table[-1]["model"].startswith("still running")
     assert 21e6 < found.size < 21.1e6
 
 

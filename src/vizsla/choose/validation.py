@@ -384,7 +384,11 @@ class TrialReport:
         return [
             *textwrap.wrap(f"{what} chosen on {self.tried_on}:", WIDTH),
             *table.lines(WIDTH, keep=table.columns, whole=("",)),
-            "rejected: loses more top-1 than one standard error",
+            *(
+                ["rejected: loses more top-1 than one standard error"]
+                if any(row[0] == "rejected" for row in rows)
+                else []
+            ),
         ]
 
     def record(self, what: str) -> dict[str, Any]:

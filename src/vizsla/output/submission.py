@@ -47,6 +47,8 @@ def check_submission(
         return [f"expected an object {{query: [gallery, …]}}, got {kind_of(lists)}"]
     if not lists:
         return ["it holds no queries"]
+    if isinstance(lists.get("model_name"), str):
+        return ["it is the result file of a run: the lists are in submissions/sub_….json"]
     found = {"queries that are not strings": [quoted(q) for q in lists if not isinstance(q, str)]}
     if queries is not None:
         wanted = _as_set(queries)

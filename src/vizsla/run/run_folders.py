@@ -54,7 +54,7 @@ class RunFolders:
         rows = [[row[0], sizes[row[0]], *row[1:]] for row in ranked.rows]
         empty = [None] * (len(without) - 2)
         rows += [
-            [folder.run.id, sizes[folder.run.id], "interrupted, or not finished", *empty]
+            [folder.run.id, sizes[folder.run.id], "still running, or interrupted", *empty]
             for folder in self.folders
             if folder.row is None
         ]
