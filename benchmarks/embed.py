@@ -278,7 +278,7 @@ def mosaic(found: list[Path], i: int, side: int) -> Image.Image:
 def scores(shared: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """top-1 and mAP of MobileNetV2 with real weights, by every runtime, and as `auto` computes."""
     from vizsla import Truth, evaluate, rank
-    from vizsla.data.imageset import open_data
+    from vizsla.data.data_folders import open_data
     from vizsla.embed.inference import embed
 
     weights = str(shared / "weights" / "mobilenetv2_100.safetensors")

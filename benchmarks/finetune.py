@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 from vizsla import storage
+from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.images import read_image
-from vizsla.data.imageset import DataFolders, open_data
 from vizsla.data.splits import class_codes, held_out, target_of
 from vizsla.data.tables import labels_for, read_labels
 from vizsla.data.training_batches import BatchPlan, training_batches

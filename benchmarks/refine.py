@@ -18,7 +18,8 @@ import numpy as np
 from vizsla import storage
 from vizsla.choose.refinement import choose_chain_on_images
 from vizsla.choose.validation import mean_nearest_cosine
-from vizsla.data.imageset import DataFolders, ImageSet, open_data
+from vizsla.data.data_folders import DataFolders, open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import target_of
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings

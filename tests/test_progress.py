@@ -12,7 +12,7 @@ from rich.console import Console
 
 import vizsla
 from vizsla import progress
-from vizsla.data.imageset import open_data
+from vizsla.data.data_folders import open_data
 from vizsla.progress import Stage
 
 

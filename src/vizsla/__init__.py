@@ -39,7 +39,7 @@ _HOME = {
     "evaluate_embeddings": "score.whole_gallery",
     "fused": "search.fusion",
     "joined": "search.fusion",
-    "open_data": "data.imageset",
+    "open_data": "data.data_folders",
     "open_index": "search.index",
     "parse_chain": "search.chain",
     "rank": "search.exact",
@@ -86,9 +86,9 @@ sys.modules[__name__].__class__ = _PublicModule
 
 
 if TYPE_CHECKING:
+    from vizsla.data.data_folders import open_data as open_data
     from vizsla.data.images import read_image as read_image
     from vizsla.data.imageset import ImageSet as ImageSet
-    from vizsla.data.imageset import open_data as open_data
     from vizsla.data.preprocess import Preprocess as Preprocess
     from vizsla.embed.embeddings import Embeddings as Embeddings
     from vizsla.errors import DataError as DataError

@@ -20,7 +20,8 @@ from vizsla.audit.duplicates import Pair
 from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.findings import CheckReport
 from vizsla.cli.main import app, main
-from vizsla.data.imageset import ImageSet, open_data
+from vizsla.data.data_folders import open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.data.tables import read_names
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError

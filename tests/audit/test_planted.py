@@ -14,8 +14,9 @@ from PIL import Image, ImageEnhance
 from vizsla.audit.check import Embed, check, embedding_in, labelled_sets
 from vizsla.audit.embedding_checks import stacked, suspects
 from vizsla.audit.findings import CheckReport
+from vizsla.data.data_folders import open_data
 from vizsla.data.images import read_image
-from vizsla.data.imageset import ImageSet, open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.model.embedder import Embedder
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from vizsla.data import demo
+from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.demo import make_demo
 from vizsla.data.images import read_image
-from vizsla.data.imageset import DataFolders, open_data
 from vizsla.data.tables import labels_for, read_labels
 from vizsla.errors import DataError, StorageError
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vizsla.data.imageset import ImageSet, open_data
+from vizsla.data.data_folders import open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.data.tables import (
     attributes_for,
     labels_for,

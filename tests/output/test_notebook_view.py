@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import vizsla
+from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.images import read_image
-from vizsla.data.imageset import DataFolders, open_data
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.notebook import LINES, Shown, Summary

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from vizsla.choose.refinement import RefinementChoice
 from vizsla.cli.main import app
-from vizsla.data.imageset import open_data
+from vizsla.data.data_folders import open_data
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.inference import embed

@@ -15,9 +15,9 @@ from scipy.io import savemat
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
+from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.images import read_image
-from vizsla.data.imageset import DataFolders, open_data
 from vizsla.errors import DataError, ImageError, UsageError
 from vizsla.run.standard_data import SETS, write_data_folder
 from vizsla.score.grade_table import read_grade_table

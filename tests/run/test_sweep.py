@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
+from vizsla.data.data_folders import open_data
 from vizsla.data.image_sources import image_set
-from vizsla.data.imageset import open_data
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed

@@ -17,8 +17,9 @@ from vizsla.audit import embedding_checks
 from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
 from vizsla.audit.file_scan import WHOLE, Scan, scan_files
 from vizsla.audit.findings import CheckReport
+from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.imageset import DataFolders, ImageSet, open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.data.table_folder import LABELS, is_table_folder
 from vizsla.data.tables import labels_for, read_labels
 from vizsla.embed.embeddings import Embeddings

@@ -14,7 +14,7 @@ from vizsla.option_fields import option
 from vizsla.options import Printing
 
 if TYPE_CHECKING:
-    from vizsla.data.imageset import DataFolders
+    from vizsla.data.data_folders import DataFolders
 
 app = Commands()
 

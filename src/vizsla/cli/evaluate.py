@@ -256,7 +256,7 @@ def _calibrated(
     from vizsla.workspace import is_run
 
     if options.training is not None:
-        from vizsla.data.imageset import open_data
+        from vizsla.data.data_folders import open_data
         from vizsla.data.splits import target_of
         from vizsla.embed.embeddings import Embeddings
         from vizsla.score.calibration import calibrate_on_training

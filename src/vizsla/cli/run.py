@@ -239,7 +239,7 @@ def train(
 
 def _next_run(data: Path, embedder: Path) -> str:
     """The command that uses a tuned model, on the same data if that has a test part."""
-    from vizsla.data.imageset import has_layout
+    from vizsla.data.data_folders import has_layout
 
     place = str(data) if has_layout(data) else "YOUR_DATA"
     return shlex.join(["vizsla", "run", place, "--model", str(embedder)])

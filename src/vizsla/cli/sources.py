@@ -12,7 +12,7 @@ from vizsla.option_fields import option, same
 from vizsla.options import GradedTruth, ImageOptions, JudgedLabels, RunOptions
 
 if TYPE_CHECKING:
-    from vizsla.data.imageset import DataFolders
+    from vizsla.data.data_folders import DataFolders
     from vizsla.embed.compute import Compute
     from vizsla.embed.compute_shards import Engine
     from vizsla.score.truth import Truth
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def names_in(data: Path | None) -> tuple[list[str] | None, list[str] | None]:
     """The query and gallery names of a data folder, to check a submission against."""
-    from vizsla.data.imageset import open_data
+    from vizsla.data.data_folders import open_data
 
     folders = open_data(data) if data else None
     return (folders.query.ids, folders.gallery.ids) if folders else (None, None)
@@ -55,7 +55,7 @@ def images_of_source(
 
     A run knows where its images are. DataError if `data` lacks some.
     """
-    from vizsla.data.imageset import open_data
+    from vizsla.data.data_folders import open_data
     from vizsla.data.listing import few
     from vizsla.data.names import match_names
     from vizsla.run import finished_run
@@ -118,7 +118,7 @@ def read_truth(
     ranking: "Ranking", truth_options: TruthOptions, *, same_set: bool = False
 ) -> "Truth":
     """The truth of --truth, --qrels, --labels, --labels-from, or the labels file in --data."""
-    from vizsla.data.imageset import open_data
+    from vizsla.data.data_folders import open_data
     from vizsla.output.trec import read_qrels
     from vizsla.score.grade_table import read_grade_table
     from vizsla.score.truth import Truth, named_as, truth_of_folders

@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from vizsla.data.imageset import ImageSet, image_part
+from vizsla.data.data_folders import image_part
+from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.data.names import match_names, path_below_role
 from vizsla.data.remote import image_set_from_url, is_url

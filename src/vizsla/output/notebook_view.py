@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from vizsla import storage
+from vizsla.data.data_folders import DataFolders
 from vizsla.data.images import read_image
-from vizsla.data.imageset import DataFolders, ImageSet
+from vizsla.data.imageset import ImageSet
 from vizsla.errors import UsageError
 from vizsla.notebook import Shown, Summary
 from vizsla.output.pages import LONG_CELL, Thumbnail, data_uri, render, thumbnail

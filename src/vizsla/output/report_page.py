@@ -13,8 +13,8 @@ import numpy as np
 from markupsafe import Markup
 
 from vizsla import storage
+from vizsla.data.data_folders import DataFolders
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.imageset import DataFolders
 from vizsla.embed.embeddings import Embeddings
 from vizsla.output import charts, embedding_map
 from vizsla.output.evaluation_report import curves_by_cutoff

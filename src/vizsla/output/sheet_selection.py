@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vizsla.data.data_folders import DataFolders
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.imageset import DataFolders
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.output.query_sheets import RankingTruth, draw_ranking

@@ -11,7 +11,7 @@ from typing import Any
 
 import vizsla
 from vizsla.choose.refinement import saved_chain
-from vizsla.data.imageset import DataFolders
+from vizsla.data.data_folders import DataFolders
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
 from vizsla.model.embedder import Embedder

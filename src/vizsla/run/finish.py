@@ -17,8 +17,8 @@ import vizsla
 from vizsla import storage
 from vizsla.choose.fusion_weights import WeightsChoice
 from vizsla.choose.refinement import RefinementChoice
+from vizsla.data.data_folders import DataFolders
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.imageset import DataFolders
 from vizsla.data.label_sets import distinct_labels
 from vizsla.data.listing import few
 from vizsla.embed.embeddings import Embeddings

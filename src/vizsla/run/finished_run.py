@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import storage
-from vizsla.data.imageset import DataFolders, ImageSet
+from vizsla.data.data_folders import DataFolders
+from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vizsla.data.data_folders import DataFolders, has_layout, open_data
 from vizsla.data.image_sources import image_set, without_excluded
-from vizsla.data.imageset import DataFolders, ImageSet, has_layout, open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.data.names import match_names
 from vizsla.data.splits import Target, target_of

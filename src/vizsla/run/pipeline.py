@@ -19,7 +19,7 @@ from vizsla.choose.refinement import (
     refine_record,
 )
 from vizsla.choose.validation import mean_nearest_cosine
-from vizsla.data.imageset import DataFolders
+from vizsla.data.data_folders import DataFolders
 from vizsla.data.splits import Target, training_part
 from vizsla.embed.compute import PACKAGES, Compute
 from vizsla.embed.converted_runtimes import installed

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vizsla import storage
 from vizsla.data import standard_layouts as layouts
-from vizsla.data.imageset import DataFolders, open_data
+from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.listing import list_images
 from vizsla.data.regions import BOX_COLUMNS
 from vizsla.data.standard_layouts import GALLERY, QUERY, Rows, existing

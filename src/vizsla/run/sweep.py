@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import storage
+from vizsla.data.data_folders import open_data
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.imageset import open_data
 from vizsla.embed.shared_vectors import JOINT_POOLINGS, embed_together
 from vizsla.errors import MissingExtraError, StorageError, UsageError, VizslaError
 from vizsla.model.build import resolve_backbone

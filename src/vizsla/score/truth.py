@@ -17,7 +17,8 @@ from vizsla.search.ranking import Ranking
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vizsla.data.imageset import DataFolders, ImageSet
+    from vizsla.data.data_folders import DataFolders
+    from vizsla.data.imageset import ImageSet
     from vizsla.embed.embeddings import Embeddings
 
 

@@ -104,7 +104,7 @@ def read_truth(labels: str | Path, data: str | Path | None = None) -> tuple[Labe
     data: a folder whose images are the queries and the gallery. Its gallery images without a label
     are wrong for every query. Raises DataError if labels and folder do not match.
     """
-    from vizsla.data.imageset import open_data
+    from vizsla.data.data_folders import open_data
 
     folders = None if data is None else open_data(data)
     images = None if folders is None else (folders.query.ids, folders.gallery.ids)

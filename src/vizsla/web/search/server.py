@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from vizsla import storage
+from vizsla.data.data_folders import open_data
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.image_sources import image_set
-from vizsla.data.imageset import ImageSet, open_data
+from vizsla.data.imageset import ImageSet
 from vizsla.data.tables import labels_for, labels_from_pattern, read_labels
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
