@@ -286,6 +286,20 @@ def test_oxford_has_levels_and_queries_that_are_regions(tmp_path: Path, form: st
         write_data_folder("oxford", root, tmp_path / "out")
 
 
+def test_a_plain_oxford_has_no_levels_and_no_protocol(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["all_souls_1", "bodleian_2", "junk_3"]
+    for i, name in enumerate(names):
+        photo(tmp_path / "oxford/jpg" / f"{name}.jpg", seed=i)
+    gnd = [{"bbx": [1.5, 2.0, 9.0, 8.0], "ok": [0, 1], "junk": [2]}]
+    content = {"imlist": names, "qimlist": names[:1], "gnd": gnd}
+    (tmp_path / "oxford/gnd_oxford5k.json").write_text(json.dumps(content))
+    with caplog.at_level("INFO", "vizsla.data"):
+        folders = write_data_folder("oxford", tmp_path / "oxford", tmp_path / "out")
+    assert folders.protocol is None and "--metrics 'AP(interpolated)'" in caplog.text
+
+
 def coco_file(path: Path, images: dict[str, list[int]], categories: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -305,6 +319,9 @@ def test_coco_images_have_all_their_categories(tmp_path: Path) -> None:
     coco_file(root / "annotations/instances_train2017.json", {"1.jpg": [18, 90, 18]}, categories)
     coco_file(root / "annotations/instances_val2017.json", {"2.jpg": [90], "3.jpg": []}, categories)
     coco_file(root / "annotations/person_keypoints_val2017.json", {"2.jpg": []}, categories)
+    for part in ("train2017", "val2017"):  # in the same archive, and first by name
+        captions = {"images": [], "annotations": [{"id": 1, "image_id": 10, "caption": "a cat"}]}
+        (root / f"annotations/captions_{part}.json").write_text(json.dumps(captions))
     for name in ("train2017/1.jpg", "val2017/2.jpg", "val2017/3.jpg"):
         photo(root / name)
     folders = write_data_folder("coco", root, tmp_path / "out")

@@ -29,6 +29,8 @@ from vizsla.search.ranking import Ranking
         ("R@P90", "R@P90"), ("recall@P95", "R@P95"), ("uAP", "µAP"), ("contest_points",
                                                                     "contest_points"),
         ("BAUS(threshold=0.6)", "BAUS(threshold=0.6)"), ("mP@10", "mP@10"),
+        ("nDCG(cutoff=10)", "nDCG@10"), ("P(cutoff=5,rel=2)", "P(rel=2)@5"),
+        ("Rank-1", "top-1"), ("CMC-5", "top-5"),
     ],
 )  # fmt: skip
 def test_a_name_is_read_and_written(text: str, written: str) -> None:
@@ -62,6 +64,8 @@ def test_a_list_is_parted_outside_of_brackets() -> None:
         ("TPR", r"needs fpr, as in TPR\(fpr=0.5\)"),
         ("TPR(fpr=2)", "'2' is no value of fpr"),
         ("nDCG(dcg=ln)", "'ln' is no value of dcg"),
+        ("BAUS(threshold=nan)", "'nan' is no value of threshold"),
+        ("P@²", "the cut-off '²' is not a whole number from 1"),
         ("AP((", "is not the name of a metric"),
     ],
 )

@@ -312,6 +312,7 @@ def _coco_parts(folder: Path, label: Callable[[dict[str, Any]], str]) -> Rows:
     """One JSON file for each part: images (id, file_name), annotations, categories."""
     found = Rows(folder)
     files = sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
+    files = [path for path in files if not path.stem.startswith("captions")]  # no categories
     parts: list[tuple[Path, str | tuple[str, ...]]] = []
     wanted: list[tuple[str, str | tuple[str, ...]]] = [("train", TRAINING), ("val", TEST)]
     for word, roles in wanted:

@@ -58,6 +58,11 @@ def buildings(folder: Path) -> Rows:
         found.add(QUERY, files[query], None, **dict(sides))
     for name in truth.gallery or ():
         found.add(GALLERY, files[name], None)
+    if not any(truth.levels):
+        found.notes.append(
+            "a plain truth has no levels, and its AP is the interpolated one: score by --metrics "
+            "'AP(interpolated)'"
+        )
     found.judged = [
         {"query": files[query], "image": files[name], "grade": grade, "level": level or None}
         for level, grades in truth.levels.items()
@@ -175,12 +180,13 @@ def write_data_folder(name: str, source: Path, out: Path) -> DataFolders:
     roles: dict[str, set[str]] = {QUERY: set(), GALLERY: set()}
     for row in found.rows:
         roles.setdefault(row["role"], set()).add(row["file"])
+    plain = known.read is buildings and not any(row["level"] for row in found.judged)
     content: dict[str, Any] = {
         "form": DATA_FORM,
         "name": known.title,
         "images": str(found.images.absolute()),
         "one_set": roles[QUERY] == roles[GALLERY],
-        "protocol": known.protocol,
+        "protocol": None if plain else known.protocol,
     }
     out.mkdir(parents=True, exist_ok=True)
     _write(found.rows, out / "labels.parquet")

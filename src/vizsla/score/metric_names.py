@@ -7,6 +7,7 @@ the names of ir_measures and of our own tables (`Success@5`, `precision@10`) mea
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from vizsla.errors import UsageError
@@ -14,6 +15,12 @@ from vizsla.errors import UsageError
 
 def _share(text: str) -> float:
     if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
+def _score(text: str) -> float:
+    if not isfinite(float(text)):
         raise ValueError
     return float(text)
 
@@ -49,7 +56,7 @@ class Kind:
     pooled: bool = False
 
 
-THRESHOLD = {"threshold": float}
+THRESHOLD = {"threshold": _score}
 KINDS = {
     "AP": Kind("may", "average precision; @k: over min(R, k). over=R: over R (trec_eval). "
                "interpolated: trapezoids (Oxford)",
@@ -147,6 +154,9 @@ class MetricName:
         elif cutoff in ("r", "R"):
             word, cutoff = f"{'ap' if word.lower() == 'map' else word}@r", None
         kind = _BY_NAME.get(word.lower())
+        for part in [part for part in given if re.fullmatch(r"cutoff\s*=.*", part)]:
+            given.remove(part)  # as ir_measures may write it: nDCG(cutoff=10)
+            cutoff = cutoff or part.partition("=")[2].strip()
         if kind is None:
             raise UsageError(f"{text!r}: no metric is called {word!r}: {_known()}")
         return MetricName(kind, _cutoff(text, kind, cutoff), _options(text, kind, given))
@@ -160,12 +170,13 @@ def parse_metrics(names: str | Sequence[str | MetricName]) -> tuple[MetricName, 
 
 
 def _without_dashes(text: str) -> str:
-    """top-5, as it is written, and `top_5 accuracy` → top@5."""
-    return re.sub(r"^top[-_ ]?(\d+)(?:[ _-]accuracy)?", r"top@\1", text, flags=re.IGNORECASE)
+    """top-5, as it is written, `top_5 accuracy`, and `rank-5` and `CMC-5` of papers → top@5."""
+    form = r"^(?:top|rank|cmc)[-_ ]?(\d+)(?:[ _-]accuracy)?"
+    return re.sub(form, r"top@\1", text, flags=re.IGNORECASE)
 
 
 def _cutoff(text: str, kind: str, cutoff: str | None) -> int | None:
-    if cutoff is not None and (not cutoff.isdigit() or int(cutoff) < 1):
+    if cutoff is not None and (not cutoff.isdecimal() or int(cutoff) < 1):
         raise UsageError(f"{text!r}: the cut-off {cutoff!r} is not a whole number from 1")
     rule = KINDS[kind].cutoff
     if rule == "must" and cutoff is None:
