@@ -139,6 +139,12 @@ def test_every_fault_is_found_and_only_those(messy: Path) -> None:
         assert words in text
 
 
+def test_a_report_shows_itself_in_three_lines(messy: Path) -> None:
+    shown = repr(checked(messy))
+    found = "34 images, broken images 1, copies 4, odd images 1, odd classes 4"
+    assert " ".join(shown.split()).endswith(found) and shown.count("\n") < 3
+
+
 def test_without_labels_there_are_no_conflicts(messy: Path) -> None:
     (messy / "labels.csv").unlink()
     report = checked(messy)

@@ -177,6 +177,12 @@ def test_finds_what_exact_search_finds(index: Index) -> None:
     assert (np.diff(ranking.scores, axis=1) <= 0).all()
 
 
+def test_an_index_shows_itself_in_three_lines(tmp_path: Path) -> None:
+    shown = repr(build_index(GALLERY, tmp_path / "i", kind="exact"))
+    assert f"{len(GALLERY):,} × {GALLERY.dim}, exact, model m" in " ".join(shown.split())
+    assert shown.count("\n") < 3
+
+
 def test_finds_after_faiss_was_patched_for_torch(tmp_path: Path) -> None:
     """As pytorch-metric-learning does on import: its `search` knows no parameters."""
     importlib.import_module("faiss.contrib.torch_utils")

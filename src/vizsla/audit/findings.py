@@ -14,6 +14,7 @@ from vizsla.audit.duplicates import PAIR_KINDS, Pair, conflicts, groups_of, leak
 from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.file_scan import ODD, REMARKS, WHOLE, ImageFacts
 from vizsla.data.listing import few
+from vizsla.notebook import Shown, Summary, counted
 from vizsla.score.text_table import Table
 
 SHOWN_FINDINGS = 20  # of each kind, on the terminal
@@ -27,8 +28,8 @@ CLASS_FINDINGS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class CheckReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class CheckReport(Shown):
     """All findings. facts: one entry for each image. pairs: of positions in `facts`.
 
     suspects: the doubtful labels; None without a model.
@@ -40,6 +41,16 @@ class CheckReport:
     class_findings: dict[str, list[str]]
     suspects: list[Suspect] | None
     seconds: float
+
+    def summary(self) -> Summary:
+        """How many images, and how many findings of each kind."""
+        found = [f"{title.lower()} {len(table.rows)}" for title, table in self.tables().items()]
+        odd = {name for names in self.class_findings.values() for name in names}
+        found += [f"odd classes {len(odd)}"] * bool(odd)
+        facts = [counted(len(self.facts), "image"), *(found or ["nothing found"])]
+        table = self.class_table()
+        return Summary(f"Check of {self.folder}", facts, table.columns, table.rows,
+                       notes=[line for lines in self.remarks() for line in lines])  # fmt: skip
 
     @property
     def copies(self) -> list[Pair]:

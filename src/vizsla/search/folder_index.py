@@ -21,6 +21,7 @@ from vizsla import storage
 from vizsla.embed.embeddings import Embeddings, parts_of, source_of
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.notebook import Shown, Summary
 from vizsla.search import ann, exact
 from vizsla.search import index_files as disk
 from vizsla.search.ann import KINDS, Progress, Structure, choose_kind
@@ -48,7 +49,7 @@ COMPACT_AT = 0.2  # share of removed rows at which the folder is rewritten witho
 Changed = tuple[Snapshot, Structure | None]  # None: no new structure in memory
 
 
-class FolderIndex:
+class FolderIndex(Shown):
     """See index.Index. `view` is the state that the next search sees."""
 
     def __init__(
@@ -79,6 +80,13 @@ class FolderIndex:
     def load(folder: str | Path, **options: Any) -> "FolderIndex":
         """As `open_index`."""
         return FolderIndex(disk.read(folder, verify=options.pop("verify", False)), **options)
+
+    def summary(self) -> Summary:
+        """Its size, kind and attributes."""
+        attributes = ", ".join(self.attributes.column_names)
+        facts = [f"{len(self):,} × {self.dim}", self.kind, f"model {self.model_id}"]
+        facts += [f"attributes {attributes}"] * bool(attributes)
+        return Summary(f"Index in {self.folder}", facts)
 
     def at_this_moment(self) -> "FolderIndex":
         """The same index, which later changes of this one do not reach."""
