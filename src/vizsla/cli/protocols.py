@@ -41,7 +41,7 @@ def _record(protocol: "Protocol") -> dict[str, Any]:
         "about": protocol.about,
         "relevant": protocol.relevant,
         "junk": protocol.junk,
-        "means over": protocol.means,
+        "means_over": protocol.means,
         "metrics": list(protocol.metrics),
         "differs": protocol.differs,
         "options": protocol.settings,

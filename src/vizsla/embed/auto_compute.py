@@ -16,6 +16,7 @@ import torch
 
 from vizsla import storage
 from vizsla.data.batches import choose_workers
+from vizsla.data.imageset import ImageSet
 from vizsla.embed.compute import (
     IMAGES_PER_CORE,
     PACKAGES,
@@ -33,6 +34,7 @@ from vizsla.embed.runtime import Runtime
 from vizsla.embed.torch_runtime import compiler_missing
 from vizsla.errors import StorageError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.options import ComputeChoice
 
 log = logging.getLogger("vizsla.embed")
 
@@ -269,6 +271,15 @@ def _batch_size(embedder: Embedder | None, device: str, precision: str) -> int:
         size *= 2
     log.info("batches of %d images (%.1f MB for each image)", size, image_bytes / 1e6)
     return size
+
+
+def compute_of(choice: ComputeChoice, embedder: Embedder, images: ImageSet) -> Compute:
+    """The Compute that these options give for embedding these images; see `resolve_compute`."""
+    return resolve_compute(
+        device=choice.device, precision=choice.precision, runtime=choice.runtime,
+        batch_size=choice.batch_size, workers=choice.workers, embedder=embedder,
+        images=len(images), sample=images.file,
+    )  # fmt: skip
 
 
 def _resolve_device(device: str) -> str:

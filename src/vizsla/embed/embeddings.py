@@ -4,6 +4,7 @@ Knows nothing of images. The folder's sealed manifest names every shard with its
 `complete` is false, `embed` resumes after the last shard that it names.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,6 +54,16 @@ class Embeddings(Shown):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> "Embeddings":
+        """The embeddings of these rows, in this order."""
+        table = self.attributes
+        return dataclasses.replace(
+            self,
+            ids=[self.ids[i] for i in rows],
+            vectors=self.vectors[rows],
+            attributes=table.take(rows) if table.num_columns else table,
+        )
 
     @property
     def dim(self) -> int:

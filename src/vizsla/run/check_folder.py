@@ -29,17 +29,13 @@ def _embedding(
     options: CheckOptions, sets: dict[str, Any], scratch: Path, progress: Report | None
 ) -> audit.Embed:
     """What embeds the images of a role; imports torch."""
-    from vizsla.embed.auto_compute import resolve_compute
+    from vizsla.embed.auto_compute import compute_of
     from vizsla.model.open_model import load_embedder, opened
 
     by_name = isinstance(options.model, str | Path)
     embedder = load_embedder(options, seed=options.seed) if by_name else opened(options.model)
     largest = max(sets.values(), key=len)
-    compute = resolve_compute(
-        device=options.device, precision=options.precision, runtime=options.runtime,
-        batch_size=options.batch_size, workers=options.workers, embedder=embedder,
-        images=len(largest), sample=largest.file,
-    )  # fmt: skip
+    compute = compute_of(options, embedder, largest)
     return audit.embedding_in(
         scratch, embedder, compute, max_pixels=options.max_pixels, progress=progress
     )

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
-from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.auto_compute import compute_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, StorageError
@@ -127,11 +127,7 @@ def _embedded(
     may_fail: bool,
 ) -> Embeddings | None:
     """Their vectors; None if none can be read and `may_fail`."""
-    compute = resolve_compute(
-        device=options.device, precision=options.precision, runtime=options.runtime,
-        batch_size=options.batch_size, workers=options.workers, embedder=embedder,
-        images=len(images), sample=images.file,
-    )  # fmt: skip
+    compute = compute_of(options, embedder, images)
     with tempfile.TemporaryDirectory(prefix="vizsla-find-") as scratch:
         try:
             return embed(

@@ -13,7 +13,7 @@ from typing import Any
 from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet
 from vizsla.embed import inference
-from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.auto_compute import compute_of
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import UsageError
@@ -86,11 +86,7 @@ def embed(given: EmbedArguments, names: frozenset[str]) -> Embeddings:
     else:
         images = image_set(given.images, **{name: getattr(given, name) for name in OF_IMAGES})
     embedder = opened(given.embedder)
-    compute = given.compute or resolve_compute(
-        device=given.device, precision=given.precision, runtime=given.runtime,
-        batch_size=given.batch_size, workers=given.workers, embedder=embedder,
-        images=len(images), sample=images.file,
-    )  # fmt: skip
+    compute = given.compute or compute_of(given, embedder, images)
     with tempfile.TemporaryDirectory(prefix="vizsla-embed-") as scratch:
         return inference.embed(
             images, embedder, given.out or scratch, compute=compute, store=given.store,

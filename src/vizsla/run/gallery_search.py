@@ -12,7 +12,7 @@ import numpy as np
 
 from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_embeddings
 from vizsla.data.imageset import ImageSet
-from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.auto_compute import compute_of, resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed, write_embeddings
 from vizsla.errors import DataError, UsageError
@@ -175,11 +175,7 @@ def embedded_folder(
     progress: Report | None,
 ) -> Path:
     """The embeddings of images, in the folder `scratch`."""
-    resolved = resolve_compute(
-        device=compute.device, precision=compute.precision, runtime=compute.runtime,
-        batch_size=compute.batch_size, workers=compute.workers, embedder=embedder,
-        images=len(images), sample=images.file,
-    )  # fmt: skip
+    resolved = compute_of(compute, embedder, images)
     write_embeddings(
         images, embedder, scratch, compute=resolved, max_pixels=max_pixels, cache=compute.cache,
         progress=progress and partial(progress, "embedding"),
@@ -268,7 +264,7 @@ def search_refined(
         keeper = found
     if condition is not None:
         rows = np.flatnonzero(condition.mask(gallery.ids, gallery.attributes))
-        gallery, keeper = _subset(gallery, rows), None
+        gallery, keeper = gallery.subset(rows), None
         k = min(k, len(gallery))
         if len(gallery) < 2:
             raise UsageError(
@@ -278,10 +274,3 @@ def search_refined(
         queries, gallery, chain, k, same_set=same_set, device=device, graphs=keeper,
         progress=progress,
     )  # fmt: skip
-
-
-def _subset(gallery: Embeddings, rows: Any) -> Embeddings:
-    taken = gallery.attributes.take(rows) if gallery.attributes.num_columns else gallery.attributes
-    return dataclasses.replace(
-        gallery, ids=[gallery.ids[i] for i in rows], vectors=gallery.vectors[rows], attributes=taken
-    )

@@ -120,17 +120,7 @@ def query_and_gallery_vectors(
     else:
         taken = {*of_query}
         of_gallery = [i for i in range(len(found)) if i not in taken]
-    return _rows_of(found, of_query), _rows_of(found, of_gallery)
-
-
-def _rows_of(found: Embeddings, rows: Sequence[int]) -> Embeddings:
-    table = found.attributes
-    return dataclasses.replace(
-        found,
-        ids=[found.ids[i] for i in rows],
-        vectors=found.vectors[rows],
-        attributes=table.take(rows) if table.num_columns else table,
-    )
+    return found.subset(of_query), found.subset(of_gallery)
 
 
 def truth_of(
