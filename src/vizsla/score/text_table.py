@@ -71,9 +71,11 @@ class Table:
         for row in texts:
             grid.add_row(*map(Text, row))
         out = io.StringIO()
-        Console(file=out, width=width or 1_000_000, color_system=None, legacy_windows=False).print(
-            grid, soft_wrap=False
-        )
+        console = Console(
+            file=out, width=width or 1_000_000, color_system=None, legacy_windows=False,
+            force_jupyter=False,
+        )  # fmt: skip
+        console.print(grid, soft_wrap=False)
         return [line.rstrip() for line in out.getvalue().splitlines()]
 
     def text(
