@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vizsla.cli.console import Commands, print_json, print_table
-from vizsla.data.label_sets import distinct_labels
 from vizsla.errors import UsageError
 from vizsla.option_fields import option
 from vizsla.options import Printing
@@ -82,6 +81,8 @@ def _print(folders: "DataFolders", out: Path, as_json: bool) -> None:
         for role in ("training", "query", "gallery")
         if (part := getattr(folders, role)) is not None
     }
+    from vizsla.data.label_sets import distinct_labels  # imports numpy
+
     labels = distinct_labels(folders.training.labels or []) if folders.training else set()
     if as_json:
         about = {"data": str(out), "images": sizes, "training_classes": len(labels),
