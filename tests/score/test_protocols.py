@@ -317,6 +317,9 @@ def test_positions_may_be_in_the_names_of_images() -> None:
     truth = Truth(images, images, query_complete=False, gallery_complete=False)
     assert evaluate(ranking, truth, protocol="place").mean("top-1") == 0.0
     assert evaluate(ranking, truth, protocol="place(within=50)").mean("top-1") == 1.0
+    for wrong in ("x", "nan", "-1"):
+        with pytest.raises(UsageError, match="expected metres, a number from 0"):
+            evaluate(ranking, truth, protocol=f"place(within={wrong})")
     with pytest.raises(DataError, match="1 query images have no position"):
         evaluate(Ranking.from_lists({"a": ["b"]}), Truth({"a": "x"}, {"b": "x"}), protocol="place")
 

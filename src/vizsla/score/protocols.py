@@ -169,12 +169,18 @@ def _within_metres(truth: Truth, options: Options, queries: Sequence[str]) -> Tr
     from scipy.spatial import cKDTree
 
     columns = str(options["east"]), str(options["north"])
+    try:
+        within = float(options["within"] or "")
+    except ValueError:
+        within = np.nan
+    if not within >= 0:
+        raise UsageError(f"place(within={options['within']}): expected metres, a number from 0")
     judged = list(truth.query if truth.query_complete else queries)
     query_ids, query_at = _positions(truth.attributes, judged, columns, "query")
     gallery_ids, gallery_at = _positions(
         truth.gallery_attributes, list(truth.gallery), columns, "gallery"
     )
-    near = cKDTree(gallery_at).query_ball_point(query_at, float(options["within"] or 25))
+    near = cKDTree(gallery_at).query_ball_point(query_at, within)
     relevant = {
         query: frozenset(gallery_ids[i] for i in found)
         for query, found in zip(query_ids, near, strict=True)
@@ -201,7 +207,7 @@ def _positions(
     if lacking or not ids or found.shape != (len(ids), 2):
         raise DataError(
             f"{len(lacking) or len(ids)} {role} images have no position "
-            f"({', '.join(lacking[:3])}): give a labels table with the columns "
+            f"({', '.join((lacking or ids)[:3])}): give a labels table with the columns "
             f"{columns[0]} and {columns[1]} in metres, other ones as in "
             "place(east=COLUMN,north=COLUMN), or names such as @EAST@NORTH@.jpg"
         )
