@@ -16,6 +16,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.run import several_models
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
+from vizsla.run.functions import search
 from vizsla.run.fused_runs import FusionConfig, Member, fuse_runs, members_of, ranker
 from vizsla.run.several_models import run_models
 from vizsla.search import exact
@@ -84,6 +85,11 @@ def test_new_vectors_are_ranked_as_the_joint_run_ranked(joint: RunResult, method
     parts = [[m.embeddings(role) for m in members] for role in ("query", "gallery")]
     assert ranker(members, fusion)(*parts).to_lists() == expected.to_lists()
     assert members_of(joint.members[0].run.folder)[0] == []
+
+
+def test_search_names_the_runs_of_a_joint_run(joint: RunResult, tinted: Path) -> None:
+    with pytest.raises(UsageError, match=f"run of 2 models: .*{joint.members[0].run.id}, "):
+        search(joint.run.folder, tinted / "test" / "query")
 
 
 def test_a_joint_run_is_repeated(joint: RunResult) -> None:

@@ -31,7 +31,7 @@ from vizsla.search.knn_graph import GraphFolder, Keeper
 from vizsla.search.milvus_index import is_milvus
 from vizsla.search.queries import QueryEncoder, encoded, is_text
 from vizsla.search.ranking import Ranking
-from vizsla.workspace import is_run
+from vizsla.workspace import is_run, open_run
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ def search_gallery(
     """
     device = resolve_compute(device=options.device).device
     if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
+        if members := open_run(gallery).config.get("members"):
+            raise UsageError(
+                f"{gallery} is a run of {len(members)} models: `vizsla serve` searches it by all; "
+                f"here give the run of one, {', '.join(str(one['run']) for one in members)}"
+            )
         model = options.model if is_chosen(options) else str(gallery)
         options = dataclasses.replace(options, model=model)
         gallery = Path(gallery) / "embeddings" / "gallery"
