@@ -63,6 +63,11 @@ def test_vectors_have_length_one(pooling: str) -> None:
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
 
 
+def test_it_shows_itself_in_few_lines() -> None:
+    shown = repr(Embedder.build("tiny", weights="random"))
+    assert shown.startswith("Embedder tiny, gap pooling") and len(shown) < 300
+
+
 def test_poolings_differ() -> None:
     found = [embed(tiny(pooling=pooling)) for pooling in ("gap", "gem", "max")]
     for a in range(3):

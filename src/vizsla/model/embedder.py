@@ -68,6 +68,10 @@ class Embedder(nn.Module):
         self.source: dict[str, Any] | None = None  # the options that build it again, if known
         self._cached_digest: tuple[list[Any], str] | None = None
 
+    def __repr__(self) -> str:
+        """One line: torch's own repr lists every layer."""
+        return f"Embedder {self.name}, {self.pooling} pooling, {self.preprocess!r}"
+
     # ── building ─────────────────────────────────────────────────────────────────────────────────
 
     @staticmethod
