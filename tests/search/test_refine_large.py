@@ -8,7 +8,8 @@ import sys
 import pytest
 
 WORK = """
-import json, resource
+import json
+from pathlib import Path
 import numpy as np
 from vizsla.search import knn_graph, refine
 
@@ -26,13 +27,15 @@ gallery, queries = drawn(N), drawn(Q)
 graph = knn_graph.build_graph(gallery)
 for together in (True, False):
     refine.k_reciprocal(queries, gallery, graph, depth=1000, together=together)
-gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+# not ru_maxrss, which begins with the peak of the process that starts this one
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+gigabytes = int(peak.split()[1]) * 1024 / 1e9
 print(json.dumps({"recall": graph.recall, "gigabytes": gigabytes}))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_a_hundred_thousand_images_stay_within_bounds() -> None:
     """How long it takes is measured by benchmarks/refine.py."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}

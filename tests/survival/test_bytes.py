@@ -94,7 +94,6 @@ def test_some_changed_bytes(kind: Callable[[Path], Artefact], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_changed_bytes(kind: Callable[[Path], Artefact], tmp_path: Path) -> None:
     _changed(kind(tmp_path / "a"), CHANGES, kind.__name__)

@@ -63,7 +63,6 @@ def test_some_failing_steps(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", JOBS)
 def test_each_failing_step(
@@ -159,7 +158,6 @@ def test_a_full_disk(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", JOBS)
 def test_full_disks_of_many_sizes(
     name: str, jobs: dict[str, Job], commands: Commands, mount: Mount, tmp_path: Path

@@ -63,7 +63,6 @@ def test_ctrl_c_says_so_and_the_same_command_finishes(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", JOBS)
 def test_killed_at_each_step_of_writing(
     name: str, jobs: dict[str, Job], commands: Commands, tmp_path: Path

@@ -35,3 +35,17 @@ def test_every_reference_leads_to_a_schema(server: str, request: pytest.FixtureR
     schemas = [kind["schema"] for body in bodies for kind in body.values()]
     assert schemas and list(references(operations))
     assert [each for each in references(described) if not is_known(each, described)] == []
+
+
+def test_errors_of_the_judge_are_described_as_json_also_where_the_answer_is_a_table(
+    contest: Any,
+) -> None:
+    described = contest.get("/openapi.json").json()
+    operations = [each for path in described["paths"].values() for each in path.values()]
+    kinds = {
+        kind
+        for each in operations
+        for status, answer in each["responses"].items() if status[0] in "45"
+        for kind in answer.get("content", {})
+    }  # fmt: skip
+    assert kinds == {"application/json"}

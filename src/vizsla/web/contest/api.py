@@ -337,7 +337,12 @@ def add_organiser_data(app: FastAPI, board: Leaderboard, organiser: list[Any]) -
         now = board.clock()
         return ScoresAnswer(contest=board.contest(now), submissions=board.submissions(now))
 
-    @route("/organiser/scores.csv", summary="All scores as CSV", response_class=CsvResponse)
+    @route(
+        "/organiser/scores.csv",
+        summary="All scores as CSV",
+        response_class=Response,  # of the table's type, errors would be documented as tables
+        responses={**responses, 200: {"content": {CsvResponse.media_type: {}}}},
+    )
     def scores_csv() -> Response:
         now = board.clock()
         text = scores_table(SubmissionRecord, board.submissions(now), board.no_scores(now))
@@ -346,7 +351,8 @@ def add_organiser_data(app: FastAPI, board: Leaderboard, organiser: list[Any]) -
     @route(
         "/organiser/submissions.jsonl",
         summary="All submissions, one JSON object a line",
-        response_class=JsonLines,
+        response_class=Response,
+        responses={**responses, 200: {"content": {JsonLines.media_type: {}}}},
     )
     def submissions() -> Response:
         return JsonLines(submission_lines(board.store), headers=download("submissions.jsonl"))
