@@ -354,7 +354,7 @@ def test_a_query_that_is_not_there_may_have_been_an_image(tmp_path: Path, ended:
     Embeddings.from_arrays([[1.0, 0.0], [0.0, 1.0]]).save(tmp_path / "g.emb")
     for more in ([], ["--model", "tiny"]):
         code, errors = ended("search", "g.emb", "nope.jpg", *more)
-        assert code == 1 and "a folder of images, or images" in errors
+        assert code == 1 and "a folder of images, images" in errors
 
 
 @pytest.mark.parametrize(("command", "default"), [("train", "last"), ("run", "(none)")])

@@ -105,7 +105,7 @@ def test_a_ranking_shows_sheets_of_queries_spread_over_all(ranking: Ranking) -> 
     text = html(ranking)
     assert len(sources(text)) == 3 and "<table" not in text
     without = dataclasses.replace(ranking, query_root=None)
-    assert not sources(html(without)) and ranking.queries[0] in html(without)
+    assert not sources(html(without)) and ranking.queries[0] in html(without).replace("<wbr>", "")
     moved = dataclasses.replace(ranking, gallery_root=Path("moved"))
     assert not sources(html(moved))
 

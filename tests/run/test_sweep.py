@@ -93,11 +93,11 @@ def test_a_sweep_shares_resumes_and_continues(
     first = sweep.sweep(sweep_config)
     assert [bool(o.result) for o in first.outcomes] == [True] * 4 + [False] * 4
     assert len(first.failures) == 4 and "no-such-model" in str(first.failures[0].error)
-    # query and gallery once for both poolings, the training part once for each pooling:
+    # query and gallery once for both poolings; for each, held-out and training images once:
     # "head" keeps nothing for certain, so its own vectors may come on top of that
     frozen = [json.loads(o.result.read_text()) for o in first.outcomes[:4] if o.result]
     own = sum(1 for record in frozen if record["is_finetuned"])
-    assert len(seen) == 2 + 2 + 2 * own
+    assert len(seen) == 2 + 2 * 2 + 2 * own
     assert first.ranked is not None
     rows = first.ranked.rows
     assert sorted(row.setup.split(",")[0] for row in rows) == ["GAP", "GAP", "GeM", "GeM"]

@@ -19,7 +19,7 @@ class ProtocolsOptions(Printing):
     """The options of `vizsla protocols`."""
 
 
-@app.command(epilog="Example: vizsla evaluate ranking.parquet --labels l.csv --protocol sop")
+@app.command(epilog="Example: vizsla protocols oxford-medium")
 def protocols(
     names: Annotated[list[str] | None, typer.Argument(help="Only these protocols.")] = None,
     *,

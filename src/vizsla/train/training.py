@@ -185,14 +185,15 @@ def candidates_compute(
     ):
         return compute
     identity = identity_of(images, embedder, config)
-    chosen = checkpoint.load_state(out / INFERENCE, identity=identity)
-    if chosen is None or not installed(chosen["runtime"]):
-        embedded = SCORED * held_out + 2 * min(REFITTED, len(images))
-        runtime = fastest_runtime(
-            embedder.without_projection(), compute, embedded, starts=SCORED + 2
-        )
-        chosen = {"runtime": runtime}
-        checkpoint.save_state(out / INFERENCE, chosen, identity=identity)
+    with storage.locked(out, parts=(INFERENCE,)):
+        chosen = checkpoint.load_state(out / INFERENCE, identity=identity)
+        if chosen is None or not installed(chosen["runtime"]):
+            embedded = SCORED * held_out + 2 * min(REFITTED, len(images))
+            runtime = fastest_runtime(
+                embedder.without_projection(), compute, embedded, starts=SCORED + 2
+            )
+            chosen = {"runtime": runtime}
+            checkpoint.save_state(out / INFERENCE, chosen, identity=identity)
     return dataclasses.replace(compute, runtime=chosen["runtime"])
 
 
