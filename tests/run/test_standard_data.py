@@ -234,6 +234,17 @@ def test_wildlife_searches_the_training_images_for_the_test_images(tmp_path: Pat
     assert folders.gallery.attributes["object_box"].to_pylist() == ["1 2 4 6"]
 
 
+def test_queries_whose_animals_are_secret_are_not_scored(tmp_path: Path) -> None:
+    root = tmp_path / "wild"
+    photo(root / "a.jpg")
+    photo(root / "b.jpg")
+    write(root / "metadata.csv", "image_id,identity,path,split", "1,Ada,a.jpg,database",
+          "2,,b.jpg,query")  # fmt: skip
+    folders = write_data_folder("wildlife", root, tmp_path / "out")
+    assert folders.query.ids == ["b.jpg"] and folders.labels_file is None
+    assert truth_of_folders(folders) is None
+
+
 # ── landmarks, species, objects ──────────────────────────────────────────────────────────────────
 
 

@@ -195,9 +195,11 @@ def warm_up() -> None:
 
     from vizsla.cli import main, run  # noqa: F401
     from vizsla.model.embedder import Embedder
-    from vizsla.run import pipeline  # noqa: F401
+    from vizsla.run import pipeline, train  # noqa: F401
     from vizsla.train import training  # noqa: F401
 
+    # The trained tensors are compared: they stay when a training has ended.
+    train.KEPT_PARTS = (*train.KEPT_PARTS, "checkpoint")
     torch.set_num_threads(1)
     Embedder.build("tiny", weights="random", image_size=16)
     figure = Figure()

@@ -107,12 +107,13 @@ def image_part(folder: str | Path, role: str | None) -> ImageSet:
 def _open_tables(folder: Path) -> DataFolders:
     table = read_table_folder(folder)
     sets = {role: image_part(folder, role) for role in table.roles}
+    labels = table.labels if all(any(sets[r].labels or []) for r in ("query", "gallery")) else None
     for role in ("query", "gallery"):  # only scoring may see the truth
         known = sets[role].attributes
         unlabelled = known.drop_columns([n for n in known.column_names if n == "label"])
         sets[role] = replace(sets[role], attributes=unlabelled)
     return DataFolders(
-        folder, sets.get("training"), sets["query"], sets["gallery"], table.labels,
+        folder, sets.get("training"), sets["query"], sets["gallery"], labels,
         one_set=table.one_set, truth_file=table.truth, protocol=table.protocol,
     )  # fmt: skip
 

@@ -98,7 +98,10 @@ def labelled_rows(ids: Sequence[str], table: pa.Table, role: str | None) -> pa.T
     """N rows of `label` and all other columns but file and role; see `labels_for`."""
     names = table.column_names
     if "label" not in names:
-        raise DataError(f"{origin_of(table)} has the columns {', '.join(names)}: expected `label`")
+        raise DataError(
+            f"{origin_of(table)} has the columns {', '.join(names)}: expected "
+            "`label` (rename the column with the class, the product or the individual)"
+        )
     columns = [name for name in names if name not in ("file", "role")]
     return attributes_for(ids, table, role, columns=columns)
 

@@ -36,7 +36,8 @@ log = logging.getLogger("vizsla.train")
 FORM = "training/1"
 FINISHED = "finished.json"
 TRAIN, KEEP, REFUSE = 0, 1, 2
-KEPT_PARTS = ("embedder", SHORT_FOLDER)  # of a finished training; the latter holds a log
+# of a finished training; the latter holds a log
+KEPT_PARTS: tuple[str, ...] = ("embedder", SHORT_FOLDER)
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ from vizsla.score import metrics
 from vizsla.score.figures import Figure, IntervalSettings, Metric, figures_of, mean_of
 from vizsla.score.text_table import Table
 
-FORM = "scores/1"
+FORM = "scores/2"
 _NAMED = 10  # how many classes a note names
 UNLABELLED = "(none)"  # the slice of the queries that have no value in a column
 
