@@ -149,3 +149,15 @@ def test_one_set_leaves_itself_out_by_id() -> None:
     assert ranking.to_lists()["x3"][0] == "x5"
     assert ranking.to_lists()["x5"][0] == "x3"
     assert exact.rank(both, both, same_set=True).depth == 29
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_no_score_is_above_one(kind: type) -> None:
+    """A row of length 1 is a little longer or shorter once it is rounded."""
+    vectors = np.random.default_rng(0).standard_normal((200, 48))
+    gallery = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(kind)
+    queries = gallery.astype(np.float32)
+    assert (np.square(np.rint(queries.astype(np.float64) * 2**26)).sum(axis=1) > 2.0**52).any()
+    positions, scores = exact.top_k(queries, gallery, 1)
+    assert positions[:, 0].tolist() == list(range(200)) and scores.max() == 1
+    assert (exact.rescored(queries, gallery, positions) == scores).all()

@@ -209,9 +209,10 @@ def _faster(queries: int, gallery: int, device: str) -> str:
 def exact_scores(queries: Tensor, gallery: Tensor) -> Tensor:
     """(Q, G) float64 cosines, free of rounding: see the module's docstring.
 
-    Both in grid units, as `on_grid` gives them.
+    Both in grid units, as `on_grid` gives them. At most 1, though rows in float32 or float16 may
+    be longer than 1 by a rounding.
     """
-    return (queries @ gallery.T) / GRID**2
+    return (queries @ gallery.T).div_(GRID**2).clamp_(max=1)
 
 
 def on_grid(vectors: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
@@ -280,7 +281,7 @@ def rescored(queries: np.ndarray, gallery: Gallery, positions: np.ndarray) -> np
         pairs = gallery[at].astype(np.float32, copy=False) * np.float32(GRID)
         np.rint(pairs, out=pairs)  # exact in float32: what has a fraction is below 2^23
         sums = np.einsum("nd,nd->n", pairs.astype(np.float64), grid[query[part]])
-        scores[query[part], column[part]] = sums / GRID**2
+        scores[query[part], column[part]] = np.minimum(sums / GRID**2, 1)
     return scores
 
 
