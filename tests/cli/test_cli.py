@@ -259,7 +259,7 @@ def test_names_are_utf8_under_any_locale(tmp_path: Path, variable: str) -> None:
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     """`vizsla compare | head -1`, with more to say than a pipe holds."""
     (tmp_path / "results").mkdir()
-    for i in range(900):
+    for i in range(2500):
         row = {"model_name": f"a-model-with-a-long-name-{i:04}", "top_k": 10, "top_k_accuracy": 0.5}
         (tmp_path / "results" / f"{i}.json").write_text(json.dumps(row))
     process = subprocess.Popen(

@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("one of the arguments is empty: a variable that is not set, perhaps", 2)
     try:
         app(arguments)
-    except SystemExit as end:  # so Typer ends, also after Ctrl-C
+    except SystemExit as end:  # so Typer ends, also after Ctrl-C or when its reader has gone
+        if isinstance(end.__context__, BrokenPipeError):
+            _end_without_reader()
         if end.code != 130:
             raise
         _fail(INTERRUPTED, 130)
@@ -96,9 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail(INTERRUPTED, 130)
-    except BrokenPipeError:  # `vizsla models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except BrokenPipeError:
+        _end_without_reader()
     except OSError as error:
         if os.environ.get("VIZSLA_DEBUG"):
             raise
@@ -110,6 +111,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         _fail(f"{what} (unexpected; VIZSLA_DEBUG=1 shows where, please report it)", 1)
+
+
+def _end_without_reader() -> None:
+    """Ends as done: `vizsla models | head` has read all that it wanted."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _speak_utf8() -> None:
