@@ -142,7 +142,7 @@ def chosen_runtime(embedder: Embedder, images: int, precision: str = "fp32") -> 
 def test_the_fastest_runtime_is_taken_where_it_saves_more_than_it_takes(
     embedder: Embedder, timed: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "vizsla.embed")
+    caplog.set_level(logging.DEBUG, "vizsla.embed")
     chosen = partial(chosen_runtime, embedder)
     assert chosen(100) == "torch" and not timed  # few images do not wait for a measurement
     assert chosen(500) == "torch" and list(timed) == ["torch"]

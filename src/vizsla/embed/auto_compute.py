@@ -193,7 +193,7 @@ def fastest_runtime(embedder: Embedder, compute: Compute, images: int, *, starts
         if saved <= 0:
             log.debug("torch: for %d images %s would save no time", images, best)
             return "torch"
-        log.info("%s: saves %.0f s of %.0f s for %d images", best, saved, by_torch, images)
+        log.debug("%s: saves %.0f s of %.0f s for %d images", best, saved, by_torch, images)
         return best
     return "torch"
 

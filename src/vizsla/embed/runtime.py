@@ -127,5 +127,5 @@ class Runtime:
                 f"{name} computes other vectors of {self.embedder.name} than torch (cosine "
                 f"{cosines.min():.5f}, expected {MIN_COSINE[compute.precision]} or more)"
             )
-        log.info("%s: started in %.1f s", name, time.monotonic() - started)
+        log.debug("%s: started in %.1f s", name, time.monotonic() - started)
         return vectors
