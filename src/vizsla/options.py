@@ -576,6 +576,10 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
         ModelChoice, "model", None, help="Also find doubtful labels, with this model.", shown=None
     )
     seed: int = same(RunOptions, "seed")
+    keep: str = option(
+        "largest", "Which image of a group of copies should stay: {choices}.", "Data",
+        choices=("largest", "sharpest", "earliest", "lossless"),
+    )  # fmt: skip
     out: Path | None = option(
         None, "Also write the findings there (JSON).", "Output", "-o", "--out", usual=True
     )

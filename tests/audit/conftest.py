@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,12 @@ def photo() -> Callable[..., Image.Image]:
             for channel in range(3):
                 layer = Image.fromarray(coarse[..., channel].astype(np.float32))
                 picture[..., channel] += np.asarray(layer.resize(size, Image.Resampling.BICUBIC))
-        return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+        made = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+        draw = ImageDraw.Draw(made)
+        for _ in range(8):  # sharp edges
+            x, y = rng.uniform(0, 0.8, 2) * size
+            width, height = rng.uniform(0.05, 0.2, 2) * size
+            draw.ellipse((x, y, x + width, y + height), tuple(rng.integers(0, 256, 3).tolist()))
+        return made
 
     return generate

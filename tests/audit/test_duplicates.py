@@ -2,20 +2,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from vizsla.audit.duplicates import (
-    MANY,
-    PAIR_KINDS,
-    Pair,
-    conflicts,
-    find_pairs,
-    groups_of,
-    leaks,
-    to_exclude,
-)
+from vizsla.audit.copy_groups import to_exclude
+from vizsla.audit.duplicates import MANY, Pair, conflicts, find_pairs, leaks
 from vizsla.audit.file_scan import ImageFacts, scan_files
 from vizsla.data.imageset import ImageSet
 
@@ -103,61 +93,7 @@ def test_of_many_equal_files_every_leak_is_still_a_pair(photo: Photo, tmp_path: 
 # ── what they mean ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_groups_go_along_chains_and_come_largest_first() -> None:
-    assert groups_of(7, [pair(5, 6), pair(0, 2), pair(2, 4)]) == [[0, 2, 4], [5, 6]]
-    assert groups_of(3, []) == []
-
-
 def test_a_conflict_needs_two_known_labels() -> None:
     known = facts("training/a:cat", "training/b:dog", "query/c", "query/d:cat")
     pairs = [pair(0, 1), pair(0, 2), pair(0, 3), pair(1, 3)]
     assert conflicts(known, pairs) == [pair(0, 1), pair(1, 3)]
-
-
-@pytest.mark.parametrize(
-    ("files", "pairs", "gone"),
-    [
-        (["training/a:x", "training/b:x"], [pair(0, 1)], {0}),  # the larger one stays
-        (["training/a:x", "query/b:x"], [pair(0, 1)], {0}),
-        (["training/a:x", "query/b:x"], [pair(0, 1, "mirrored")], {0}),
-        (["training/a:x", "query/b:x"], [pair(0, 1, "model")], set()),
-        (["training/a:x", "training/b:y"], [pair(0, 1)], {0, 1}),
-        (["query/a:x", "gallery/b:x"], [pair(0, 1)], set()),
-        (["gallery/a:x", "gallery/b:x"], [pair(0, 1, "same file")], set()),
-        (["training/a:x!", "gallery/b:x!"], [], {0}),
-        (["training/a:x", "training/b:x", "query/c"], [pair(0, 1), pair(1, 2)], {1}),
-        (["training/a:x", "training/b:x", "training/c:x"], [pair(0, 1), pair(1, 2)], {1}),
-    ],
-)
-def test_what_is_left_out(files: list[str], pairs: list[Pair], gone: set[int]) -> None:
-    assert to_exclude(facts(*files), pairs).keys() == gone
-
-
-def test_the_reason_names_the_other_image() -> None:
-    known = facts("training/a:x", "training/b:y", "training/c:x", "query/d", "training/e!")
-    reasons = to_exclude(known, [pair(0, 1), pair(2, 3, "mirrored")])
-    assert reasons == {
-        0: "a copy of training/b, which has another label",
-        1: "a copy of training/a, which has another label",
-        2: "a copy of query/d (mirrored)",
-        4: "broken: cut off",
-    }
-
-
-@given(
-    st.lists(st.sampled_from(["training:x", "training:y", "query", "gallery"]), max_size=9),
-    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from(list(PAIR_KINDS)))),
-)
-def test_what_stays_is_clean_and_the_test_part_is_whole(
-    roles: list[str], drawn: list[tuple[int, int, str]]
-) -> None:
-    known = facts(
-        *(f"{r.partition(':')[0]}/{i}:{r.partition(':')[2]}" for i, r in enumerate(roles))
-    )
-    pairs = [pair(a, b, how) for a, b, how in drawn if a < b < len(known)]
-    gone = to_exclude(known, pairs)
-    assert {known[i].role for i in gone} <= {"training"}
-    left = [p for p in pairs if p.how != "model" and not {p.a, p.b} & gone.keys()]
-    assert all("training" not in (known[p.a].role, known[p.b].role) for p in left)
-    copied = {i for p in pairs if p.how != "model" for i in (p.a, p.b)}
-    assert gone.keys() <= copied

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vizsla.audit.check import check
 from vizsla.audit.duplicates import Pair
 from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.findings import CheckReport
+from vizsla.data.exif import Exif
 from vizsla.data.imageset import ImageSet
 from vizsla.output import check_page
 from vizsla.output.check_page import page
@@ -73,6 +75,37 @@ def test_every_finding_has_its_part_and_its_pictures(report: CheckReport) -> Non
         assert words in text_of(part), key
         assert part.count("<img ") == pictures, key
     assert '<section id="shared"' not in whole and '<section id="copies"' not in whole
+
+
+def test_the_image_to_keep_comes_first_and_is_marked(report: CheckReport) -> None:
+    kept, other = (i for i, f in enumerate(report.facts) if f.name.startswith("training/b/") and
+                   not f.broken and "tiny" not in f.name)  # fmt: skip
+    facts = list(report.facts)
+    facts[other] = dataclasses.replace(facts[other], size=(50, 40))
+    pairs = [Pair(min(kept, other), max(kept, other), "near", 0.9)]
+    part = section(page(dataclasses.replace(report, facts=facts, pairs=pairs)), "copies")
+    first, second = re.findall(r"<li.*?</li>", part, re.DOTALL)
+    assert 'class="right"' in first and ">keep<" in first and facts[kept].label in first
+    assert "keep" not in second and "right" not in second
+    assert ">keep<" not in section(page(report), "conflicts")  # none of them stays
+
+
+def test_blurred_and_dark_images_and_shots_of_one_moment_have_sections(report: CheckReport) -> None:
+    facts = list(report.facts)
+    times = (datetime(2024, 5, 1, 10, 0, 0), datetime(2024, 5, 1, 10, 0, 3))
+    at = {found.name: i for i, found in enumerate(facts)}
+    for name, taken in zip(("training/b/4.png", "gallery/6.png"), times, strict=True):
+        exif = Exif(taken, "Canon <R5>")
+        facts[at[name]] = dataclasses.replace(facts[at[name]], exif=exif)
+    for name, blur in (("training/a<i>/1.png", 3.0), ("query/5.png", 5.0)):
+        facts[at[name]] = dataclasses.replace(facts[at[name]], odd=("blurred",), blur=blur)
+    whole = page(dataclasses.replace(report, facts=facts))
+    assert "3 s apart, Canon <R5>" in text_of(section(whole, "moments"))
+    assert section(whole, "moments").count("<img ") == 2
+    blurred = text_of(section(whole, "blurred"))
+    assert blurred.index("edges 5.00") < blurred.index("edges 3.00")
+    assert "brightness 0.00" in text_of(section(whole, "dark"))  # tiny.png is black
+    assert "shots of one moment in two parts" in text_of(section(whole, "warnings"))
 
 
 def test_the_test_image_comes_first_in_a_long_card(report: CheckReport) -> None:

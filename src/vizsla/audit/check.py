@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vizsla.audit import embedding_checks
-from vizsla.audit.duplicates import TEST, Pair, find_pairs, groups_of
+from vizsla.audit.copy_groups import groups_of
+from vizsla.audit.duplicates import TEST, Pair, find_pairs
 from vizsla.audit.file_scan import WHOLE, Scan, scan_files
 from vizsla.audit.findings import CheckReport
 from vizsla.data.data_folders import DataFolders, open_data
@@ -88,6 +89,7 @@ def check(
     sets: Mapping[str, ImageSet],
     *,
     embed: Embed | None = None,
+    keep: str = "largest",
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -95,7 +97,8 @@ def check(
     """The report on every image of all sets (role → images, see `image_sets`).
 
     embed: (role, its readable images) → their embeddings, all by one model; adds pairs that only a
-    model finds similar, and doubtful labels. workers: None uses all cores.
+    model finds similar, and doubtful labels. keep: which of a group of copies should stay, a key
+    of `copy_groups.KEEP`. workers: None uses all cores.
     """
     started = time.monotonic()
     workers = workers or min(16, available_cores())
@@ -130,7 +133,9 @@ def check(
         )
         suspects = [replace(suspect, i=labelled[suspect.i]) for suspect in found[:MOST_SUSPECTS]]
     seconds = time.monotonic() - started
-    return CheckReport(Path(folder), scan.facts, pairs, _class_findings(sets), suspects, seconds)
+    return CheckReport(
+        Path(folder), scan.facts, pairs, _class_findings(sets), suspects, seconds, keep
+    )
 
 
 def embedding_in(

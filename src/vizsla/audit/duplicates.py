@@ -1,4 +1,4 @@
-"""Scanned files → pairs that show one photo, which of them leak, and which copies to exclude.
+"""Scanned files → pairs that show one photo, and which of them are leaks or conflicts.
 
 Knows roles and labels, but not how images are compared.
 """
@@ -117,58 +117,9 @@ def leaks(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
 
 def conflicts(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
     """The pairs whose labels differ."""
-    return [pair for pair in pairs if _conflict(facts[pair.a].label, facts[pair.b].label)]
+    return [pair for pair in pairs if is_conflict(facts[pair.a].label, facts[pair.b].label)]
 
 
-def _conflict(a: str | None, b: str | None) -> bool:
+def is_conflict(a: str | None, b: str | None) -> bool:
+    """Whether both labels are known, and differ."""
     return a is not None and b is not None and a != b
-
-
-def groups_of(n: int, pairs: Iterable[Pair]) -> list[list[int]]:
-    """Positions of copies, and of copies of copies, grouped; the largest groups first."""
-    first = list(range(n))
-
-    def top(i: int) -> int:
-        while first[i] != i:
-            first[i] = first[first[i]]
-            i = first[i]
-        return i
-
-    for pair in pairs:
-        a, b = sorted((top(pair.a), top(pair.b)))
-        first[b] = a
-    groups: dict[int, list[int]] = {}
-    for i in range(n):
-        groups.setdefault(top(i), []).append(i)
-    return sorted((g for g in groups.values() if len(g) > 1), key=lambda g: (-len(g), g))
-
-
-def to_exclude(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> dict[int, str]:
-    """Position → the reason to exclude it. Never a test image: the test part stays as it is.
-
-    Broken images; copies of a test image; all copies with contradicting labels; of other copies
-    all but the largest. Pairs that only a model finds similar are left to people.
-    """
-    reasons = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
-    copies: dict[int, list[Pair]] = {}
-    for pair in sorted(pairs, key=by_certainty):
-        if pair.how != "model":
-            copies.setdefault(pair.a, []).append(pair)
-            copies.setdefault(pair.b, []).append(pair)
-    training = [i for i in copies if facts[i].role not in TEST]
-    for i in training:
-        for pair in copies[i]:
-            other = facts[_other(pair, i)]
-            if other.role in TEST:
-                reasons.setdefault(i, f"a copy of {other.name} ({pair.how})")
-            elif _conflict(facts[i].label, other.label):
-                reasons.setdefault(i, f"a copy of {other.name}, which has another label")
-    for i in sorted(training, key=lambda i: (-facts[i].pixels, i)):
-        if i not in reasons:
-            for pair in copies[i]:
-                reasons.setdefault(_other(pair, i), f"a copy of {facts[i].name} ({pair.how})")
-    return {i: reasons[i] for i in sorted(reasons) if facts[i].role not in TEST}
-
-
-def _other(pair: Pair, i: int) -> int:
-    return pair.b if pair.a == i else pair.a

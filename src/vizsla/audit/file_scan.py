@@ -1,4 +1,4 @@
-"""Image sets → facts about every file: broken, odd, hashes, a small grey image.
+"""Image sets → facts about every file: broken, odd, blurred, hashes, EXIF, a small grey image.
 
 Each file is read once, by threads. Knows nothing of pairs or of what a finding means.
 """
@@ -6,7 +6,7 @@ Each file is read once, by threads. Knows nothing of pairs or of what a finding 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from vizsla import storage
+from vizsla.audit import image_quality
 from vizsla.audit.copy_detection import COLOURS, SIDE
+from vizsla.data.exif import Exif
 from vizsla.data.images import MAX_PIXELS, Header, read_header, read_image
 from vizsla.data.imageset import ImageSet
 from vizsla.errors import ImageError
@@ -23,6 +25,8 @@ WHOLE = "images"  # the role of all images of a folder that is not in parts
 TINY_SIDE = 32  # px of the shorter side
 THIN_RATIO = 4.0  # longer side over shorter side
 HUGE_PIXELS = 40_000_000  # pixels
+BLURRED = 2.2  # px, see image_quality.blur_of
+DARK = 0.2  # see image_quality.brightness_of
 DECODED_SIDE = 512  # px: a JPEG is decoded at 1/2, 1/4 or 1/8 while both sides keep this many
 
 ODD = {
@@ -31,6 +35,8 @@ ODD = {
     "huge": f"more than {HUGE_PIXELS // 1_000_000} million pixels",
     "one colour": "shows nothing",
     "nearly one colour": "shows almost nothing",
+    "blurred": "hardly any sharp edge",
+    "dark": "hardly any bright pixel",
     "wrong extension": "the content has another format than the file name says",
     "animated": "only the first frame is used",
     "alpha channel": "shown on white where it is transparent",
@@ -41,6 +47,7 @@ ODD = {
     "grey": "no colours",
 }  # kind → meaning; the last seven are remarks, not faults
 REMARKS = frozenset(list(ODD)[-7:])
+QUALITY = ("blurred", "dark")
 
 _EXTENSIONS = {
     "JPEG": "jpg jpeg jpe jfif mpo", "MPO": "mpo jpg jpeg jpe jfif", "PNG": "png apng",
@@ -60,7 +67,8 @@ class ImageFacts:
     """One file. broken: why it cannot be read; all later fields are then empty.
 
     file_hash, pixel_hash: SHA-256 of its bytes, and of its decoded pixels.
-    odd: keys of ODD. size: stored width and height, before any rotation.
+    odd: keys of ODD. size: stored width and height, before any rotation. blur, brightness: see
+    image_quality.py.
     """
 
     role: str
@@ -73,6 +81,9 @@ class ImageFacts:
     size: tuple[int, int] = (0, 0)
     form: str = ""
     odd: tuple[str, ...] = ()
+    blur: float = 0.0
+    brightness: float = 1.0
+    exif: Exif = field(default_factory=Exif)
 
     @property
     def name(self) -> str:
@@ -83,6 +94,15 @@ class ImageFacts:
     def pixels(self) -> int:
         """Width times height."""
         return self.size[0] * self.size[1]
+
+    def score(self, kind: str) -> float:
+        """What makes it blurred or dark."""
+        return {"blurred": self.blur, "dark": self.brightness}[kind]
+
+    @property
+    def sharpness(self) -> float:
+        """Edge widths in the shorter side: between copies of one photo, more is sharper."""
+        return min(*self.size, image_quality.SIDE) / max(self.blur, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,25 +156,31 @@ def _scan_file(facts: ImageFacts, max_pixels: int) -> tuple[ImageFacts, np.ndarr
     image = read_image(facts.path, max_pixels=max_pixels, at_least=DECODED_SIDE)
     header = read_header(facts.path, max_pixels=max_pixels)
     sides = (SIDE, COLOURS, COLOURS)
+    channels = image.convert("YCbCr").split()
     grey, *colours = (
         np.asarray(channel.resize((side, side), Image.Resampling.BOX))
-        for channel, side in zip(image.convert("YCbCr").split(), sides, strict=True)
+        for channel, side in zip(channels, sides, strict=True)
     )
     planes = (np.stack(colours).astype(np.int16) - 128).astype(np.int8)
     size = f"{sorted(header.size)} {image.size}\n".encode()
+    blur = image_quality.blur_of(channels[0])
+    brightness = image_quality.brightness_of(channels[0])
     found = replace(
         facts,
         file_hash=storage.sha256_of(facts.path),
         pixel_hash=hashlib.sha256(size + image.tobytes()).hexdigest(),
         size=header.size,
         form=f"{header.format} {header.mode}",
-        odd=tuple(_odd(header, facts.path, image, grey, planes)),
+        blur=round(blur, 3),
+        brightness=round(brightness, 3),
+        exif=header.exif,
     )
-    return found, grey, planes
+    odd = tuple(_odd(found, header, image, grey, planes))
+    return replace(found, odd=odd), grey, planes
 
 
 def _odd(
-    header: Header, path: Path, image: Image.Image, grey: np.ndarray, colours: np.ndarray
+    facts: ImageFacts, header: Header, image: Image.Image, grey: np.ndarray, colours: np.ndarray
 ) -> Iterator[str]:
     shorter, longer = sorted(header.size)
     if shorter < TINY_SIDE:
@@ -168,7 +194,11 @@ def _odd(
         yield "one colour"
     elif grey.std() < 2 and colours.std(axis=(1, 2)).max() < 2:
         yield "nearly one colour"
-    if path.suffix[1:].lower() not in _EXTENSIONS[header.format].split():
+    elif facts.blur > BLURRED:
+        yield "blurred"
+    if facts.brightness < DARK:
+        yield "dark"
+    if facts.path.suffix[1:].lower() not in _EXTENSIONS[header.format].split():
         yield "wrong extension"
     if header.animated:
         yield "animated"

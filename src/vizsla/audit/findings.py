@@ -3,6 +3,7 @@
 People judge the findings: nothing here changes or deletes an image.
 """
 
+import functools
 import json
 import shlex
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vizsla.audit.duplicates import PAIR_KINDS, Pair, conflicts, groups_of, leaks, to_exclude
+from vizsla.audit.copy_groups import CopyGroup, copy_groups, to_exclude
+from vizsla.audit.duplicates import PAIR_KINDS, Pair, conflicts, leaks
 from vizsla.audit.embedding_checks import Suspect
-from vizsla.audit.file_scan import ODD, REMARKS, WHOLE, ImageFacts
+from vizsla.audit.file_scan import ODD, QUALITY, REMARKS, WHOLE, ImageFacts
 from vizsla.data.listing import few
+from vizsla.data.occasions import MOMENT, same_moment
 from vizsla.notebook import Shown, Summary, counted
 from vizsla.score.text_table import Table
 
@@ -32,7 +35,8 @@ CLASS_FINDINGS = {
 class CheckReport(Shown):
     """All findings. facts: one entry for each image. pairs: of positions in `facts`.
 
-    suspects: the doubtful labels; None without a model.
+    suspects: the doubtful labels; None without a model. keep: which image of a group of copies
+    should stay, a key of `copy_groups.KEEP`.
     """
 
     folder: Path
@@ -41,6 +45,7 @@ class CheckReport(Shown):
     class_findings: dict[str, list[str]]
     suspects: list[Suspect] | None
     seconds: float
+    keep: str = "largest"
 
     def summary(self) -> Summary:
         """How many images, and how many findings of each kind."""
@@ -67,6 +72,14 @@ class CheckReport(Shown):
         by_kind = {kind: [f for f in self.facts if kind in f.odd] for kind in ODD}
         return {kind: found for kind, found in by_kind.items() if found}
 
+    def moments(self) -> list[tuple[int, int, float]]:
+        """(a, b, seconds): shots of one moment in two different parts, copies left out."""
+        facts, known = self.facts, {(pair.a, pair.b) for pair in self.copies}
+        found = same_moment(
+            [f.exif.taken for f in facts], [f.exif.camera for f in facts], [f.role for f in facts]
+        )
+        return [(a, b, seconds) for a, b, seconds in found if (a, b) not in known]
+
     def leaks(self) -> list[Pair]:
         """Copies in two different parts, such as training and query."""
         return leaks(self.facts, self.copies)
@@ -75,23 +88,32 @@ class CheckReport(Shown):
         """Copies with different labels."""
         return conflicts(self.facts, self.copies)
 
-    def groups(self) -> list[list[int]]:
-        """Positions of copies, grouped; the largest groups first."""
-        return groups_of(len(self.facts), self.copies)
+    @functools.cached_property
+    def groups(self) -> list[CopyGroup]:
+        """The groups of copies, each with the image to keep; the largest groups first."""
+        return copy_groups(self.facts, self.copies, self.keep)
 
     def excluded(self) -> dict[str, str]:
         """Name as `run --exclude` reads it → the reason to leave it out."""
-        found = to_exclude(self.facts, self.pairs)
-        return {self.facts[i].name: reason for i, reason in found.items()}
+        return {self.facts[i].name: reason for i, reason in self._to_exclude.items()}
+
+    @functools.cached_property
+    def _to_exclude(self) -> dict[int, str]:
+        return to_exclude(self.facts, self.pairs, self.keep)
 
     def exclude_text(self) -> str:
         """The content of the file that `--write-exclude` writes and `run --exclude` reads."""
-        lines = ["# Training images that `vizsla check` would exclude, each below its reason."]
+        what = "Images" if self.facts[0].role == WHOLE else "Training images"
+        lines = [f"# {what} that `vizsla check` would exclude, each below its reason."]
         for name, reason in self.excluded().items():
             plain = name.isprintable() and name == name.strip()
             shown = reason if reason.isprintable() else ascii(reason)
             lines += [f"# {shown}", name if plain else json.dumps(name)]
         return "\n".join(lines) + "\n"
+
+    def kept(self, group: CopyGroup) -> ImageFacts | None:
+        """The image of a group that stays; None where all go, since their labels differ."""
+        return None if group.keep in self._to_exclude else self.facts[group.keep]
 
     def class_table(self) -> Table:
         """Number of images by class and role, unlabelled ones included; the last row: all."""
@@ -134,16 +156,40 @@ class CheckReport(Shown):
         rows.sort(key=lambda row: [not row[3].startswith(kind) for kind in kinds])
         return Table(["image", "copy", "how", "what is wrong"], rows)
 
+    def group_table(self) -> Table:
+        """The groups of copies and which image of each to keep, the largest first."""
+        rows: list[list[Any]] = []
+        for group in self.groups:
+            kept, names = self.kept(group), [self.facts[i].name for i in group.images]
+            others = [name for name in names if kept is None or name != kept.name]
+            size = f"{kept.size[0]} × {kept.size[1]} {kept.form.split(' ')[0]}" if kept else ""
+            rows.append(
+                [kept.name if kept else "none: labels differ", size, len(names), few(others)]
+            )
+        return Table(["keep", "size", "images", "others"], rows)
+
     def tables(self) -> dict[str, Table]:
         """Title → the findings of one kind, the most serious first; without empty kinds."""
         facts = self.facts
         found = {
             "Broken images": Table(["image", "reason"], [[f.name, f.broken] for f in self.broken]),
             "Copies": self.copy_table(),
+            "Groups of copies": self.group_table(),
             "Odd images": Table(["image", "what is odd"], [
                 [f.name, ", ".join(kinds)]
                 for f in facts
-                if (kinds := [kind for kind in f.odd if kind not in REMARKS])
+                if (kinds := [kind for kind in f.odd if kind not in {*REMARKS, *QUALITY}])
+            ]),
+            "Blurred images": Table(["image", "edge width"], [
+                [f.name, f.blur]
+                for f in sorted(self.odd().get("blurred", []), key=lambda f: -f.blur)
+            ]),
+            "Dark images": Table(["image", "brightness"], [
+                [f.name, f.brightness]
+                for f in sorted(self.odd().get("dark", []), key=lambda f: f.brightness)
+            ]),
+            "Shots of one moment in two parts": Table(["image", "other image", "seconds apart"], [
+                [facts[a].name, facts[b].name, seconds] for a, b, seconds in self.moments()
             ]),
             "Doubtful labels": self.suspect_table(),
             "Almost equal vectors": Table(["image", "other image", "cosine"], [
@@ -185,7 +231,16 @@ class CheckReport(Shown):
             "broken": [{"image": f.name, "reason": f.broken} for f in self.broken],
             "odd": {kind: [f.name for f in found] for kind, found in self.odd().items()},
             "pairs": [self._pair(pair) for pair in self.pairs],
-            "groups": [[names[i] for i in group] for group in self.groups()],
+            "groups": [
+                {"keep": kept.name if (kept := self.kept(group)) else None,
+                 "images": [names[i] for i in group.images]}
+                for group in self.groups
+            ],
+            "moments": [
+                {"images": [names[a], names[b]], "seconds": seconds}
+                for a, b, seconds in self.moments()
+            ],
+            "files": [_file_facts(f) for f in self.facts if not f.broken],
             "suspects": None if self.suspects is None else [
                 {"image": names[s.i], "label": s.label, "looks_like": s.other,
                  "fits_label": round(s.fit, 4), "fits_other": round(s.other_fit, 4),
@@ -205,6 +260,17 @@ class CheckReport(Shown):
         }  # fmt: skip
 
 
+def _file_facts(facts: ImageFacts) -> dict[str, Any]:
+    exif = facts.exif
+    found: dict[str, Any] = {
+        "image": facts.name, "size": list(facts.size), "form": facts.form, "blur": facts.blur,
+        "brightness": facts.brightness, "taken": exif.taken and exif.taken.isoformat(),
+        "camera": exif.camera, "latitude": exif.place and exif.place[0],
+        "longitude": exif.place and exif.place[1],
+    }  # fmt: skip
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _alarms(report: CheckReport) -> list[str]:
     facts = report.facts
     between: dict[tuple[str, str], list[Pair]] = {}
@@ -218,6 +284,12 @@ def _alarms(report: CheckReport) -> list[str]:
         copied = {pair.a for pair in pairs}
         are = "is" if len(copied) == 1 else "are"
         lines.append(f"{_counted(len(copied), f'{first} image')} {are} also in the {second} part")
+    if moments := report.moments():
+        cameras = {str(facts[a].exif.camera) for a, _, _ in moments}
+        lines.append(
+            f"{_counted(len(moments), 'pair')} of shots of one moment in two parts, by one camera "
+            f"within {MOMENT.seconds} s: {few(sorted(cameras))}"
+        )
     if against := report.conflicts():
         lines.append(f"{_counted(len(against), 'pair')} of copies with different labels")
     kinds = [kind for kind in report.odd() if kind not in REMARKS]

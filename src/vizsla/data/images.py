@@ -15,7 +15,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -37,6 +37,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from vizsla.data.exif import Exif, exif_of
 from vizsla.data.rgb import SIDEWAYS, rawmode_of, to_upright_rgb, transposed_box, upright_transpose
 from vizsla.errors import ImageError, MissingExtraError
 
@@ -112,6 +113,7 @@ class Header:
     size: tuple[int, int]
     mode: str
     animated: bool = False
+    exif: Exif = field(default_factory=Exif)
 
 
 def read_header(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -188,10 +190,10 @@ def _decode(file: BinaryIO, kind: str, max_pixels: int, *, at_least: int | None 
 def _header(file: BinaryIO, kind: str, max_pixels: int) -> Header:
     if kind == "HEIC":
         heif = _open_heic(file, max_pixels)
-        return Header("HEIC", heif.size, heif.mode)
+        return Header("HEIC", heif.size, heif.mode, exif=exif_of(heif))
     with _opened(file, kind, max_pixels) as image:
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
-        return Header(image.format or "", image.size, image.mode, animated)
+        return Header(image.format or "", image.size, image.mode, animated, exif_of(image))
 
 
 def _opened(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:

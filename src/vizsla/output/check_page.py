@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vizsla.audit.duplicates import PAIR_KINDS, TEST, Pair
-from vizsla.audit.file_scan import ODD, REMARKS, WHOLE
+from vizsla.audit.file_scan import ODD, QUALITY, REMARKS, WHOLE
 from vizsla.audit.findings import CLASS_FINDINGS, CheckReport
 from vizsla.data.images import MAX_PIXELS
 from vizsla.output.pages import Section, render_page, thumbnail
@@ -13,6 +13,17 @@ from vizsla.output.pages import Section, render_page, thumbnail
 MOST_CARDS = 60  # in a section
 MOST_TILES = 12  # on a card
 MOST_ROWS = 300  # in a table
+SCORES = {
+    "blurred": (
+        "edges",
+        "The width of the sharpest edges, in px of an image whose shorter side has 256: about 0.7 "
+        "in a sharp photo. The most blurred images come first.",
+    ),
+    "dark": (
+        "brightness",
+        "How bright the brightest tenth of the image is, from 0 to 1. The darkest come first.",
+    ),
+}
 
 
 def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
@@ -31,12 +42,15 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
                 album.group_cards(groups["shared"]), "cards"),
         Section("conflicts", "Copies with different labels",
                 album.group_cards(groups["conflicts"]), "cards"),
+        Section("moments", "Shots of one moment in two parts", _moments(report, album), "cards"),
         Section("doubts", "Doubtful labels",
                 _doubts(report, groups["conflicts"], album)),
         Section("copies", "Other copies", album.group_cards(groups["copies"]), "cards"),
         Section("almost", "Pairs with almost equal vectors", album.pair_cards(near), "cards"),
         Section("broken", "Broken images", _rows([(f.name, f.broken) for f in report.broken])),
         Section("odd", "Odd images", _odd_images(report, album)),
+        Section("blurred", "Blurred images", _scored("blurred", report, album), "scored"),
+        Section("dark", "Dark images", _scored("dark", report, album), "scored"),
         Section("classes", "Classes", _classes(report)),
         Section("excluded", "Images to leave out", _rows(excluded)),
     ]  # fmt: skip
@@ -60,7 +74,7 @@ def _groups_by_finding(report: CheckReport) -> dict[str, list[list[int]]]:
     found: dict[str, list[list[int]]] = {
         kind: [] for kind in ("leaks", "shared", "conflicts", "copies")
     }
-    for group in report.groups():
+    for group in (found.images for found in report.groups):
         roles = {report.facts[i].role for i in group}
         if len(roles) > 1:
             kind = "leaks" if "training" in roles else "shared"
@@ -80,6 +94,7 @@ class _Album:
         for pair in report.pairs:
             self.pairs_of.setdefault(pair.a, []).append(pair)
         self.conflicts = {(pair.a, pair.b) for pair in report.conflicts()}
+        self.kept = {group.keep for group in report.groups if report.kept(group)}
         self.suspects = {suspect.i: suspect for suspect in report.suspects or []}
 
     def image(self, i: int) -> dict[str, Any]:
@@ -88,7 +103,7 @@ class _Album:
             "id": facts.name, "name": PurePosixPath(facts.id).name, "role": facts.role,
             "label": facts.label, "size": facts.size, "form": facts.form,
             "picture": thumbnail(facts.path, max_pixels=self.max_pixels),
-            "suspect": self.suspects.get(i),
+            "suspect": self.suspects.get(i), "kept": i in self.kept,
         }  # fmt: skip
 
     def group_cards(self, groups: Sequence[Sequence[int]]) -> dict[str, Any] | None:
@@ -105,13 +120,15 @@ class _Album:
         return {"cards": cards, "total": len(pairs)} if cards else None
 
     def _card(self, group: Sequence[int], pairs: Sequence[Pair]) -> dict[str, Any]:
-        test_first = sorted(group, key=lambda i: (self.facts[i].role not in TEST, i))
+        kept_first = sorted(
+            group, key=lambda i: (i not in self.kept, self.facts[i].role not in TEST, i)
+        )
         kinds = [_kind(how, [p for p in pairs if p.how == how]) for how in PAIR_KINDS]
         return {
             "kinds": [kind for kind in kinds if kind],
             "conflict": any((pair.a, pair.b) in self.conflicts for pair in pairs),
             "total": len(group),
-            "images": [self.image(i) for i in test_first[:MOST_TILES]],
+            "images": [self.image(i) for i in kept_first[:MOST_TILES]],
         }
 
 
@@ -143,14 +160,41 @@ def _doubts(
     return found if suspects else None
 
 
+def _moments(report: CheckReport, album: _Album) -> dict[str, Any] | None:
+    """A card for each pair of shots: how far apart in time, and by which camera."""
+    found = report.moments()
+    cards = [
+        {
+            "kinds": [f"{seconds:g} s apart, {report.facts[a].exif.camera}"], "conflict": False,
+            "total": 2, "images": [album.image(a), album.image(b)],
+        }
+        for a, b, seconds in found[:MOST_CARDS]
+    ]  # fmt: skip
+    return {"cards": cards, "total": len(found)} if cards else None
+
+
+def _scored(kind: str, report: CheckReport, album: _Album) -> dict[str, Any] | None:
+    """The blurred or the dark images, the worst first, each with its score."""
+    places = [i for i, facts in enumerate(report.facts) if kind in facts.odd]
+    sign = {"blurred": -1, "dark": 1}[kind]
+    places.sort(key=lambda i: sign * report.facts[i].score(kind))
+    images = [
+        (album.image(i), f"{SCORES[kind][0]} {report.facts[i].score(kind):.2f}")
+        for i in places[:MOST_CARDS]
+    ]
+    about = SCORES[kind][1]
+    return {"images": images, "total": len(places), "about": about} if images else None
+
+
 def _odd_images(report: CheckReport, album: _Album) -> dict[str, Any] | None:
     """The odd images, each once with all that is odd, and for each remark the names."""
-    odd = [i for i, facts in enumerate(report.facts) if set(facts.odd) - REMARKS]
-    found = report.odd()
+    left_out = {*REMARKS, *QUALITY}  # those of low quality have sections of their own
+    odd = [i for i, facts in enumerate(report.facts) if set(facts.odd) - left_out]
+    found = {kind: files for kind, files in report.odd().items() if kind not in QUALITY}
     content = {
         "meanings": [f"{kind}: {ODD[kind]}" for kind in found if kind not in REMARKS],
         "images": [
-            (album.image(i), [kind for kind in report.facts[i].odd if kind not in REMARKS])
+            (album.image(i), [kind for kind in report.facts[i].odd if kind not in left_out])
             for i in odd[:MOST_CARDS]
         ],
         "total": len(odd),

@@ -20,8 +20,8 @@ def check_folder(
     with tempfile.TemporaryDirectory() as scratch:
         embed = _embedding(options, sets, Path(scratch), progress) if options.model else None
         return audit.check(
-            data, sets, embed=embed, max_pixels=options.max_pixels, workers=options.workers,
-            progress=progress,
+            data, sets, embed=embed, keep=options.keep, max_pixels=options.max_pixels,
+            workers=options.workers, progress=progress,
         )  # fmt: skip
 
 
