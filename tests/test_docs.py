@@ -108,6 +108,7 @@ def own_vectors(vectors_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("protocols", 3),
         ("check", 3),
         ("speed", 3),
+        ("decide", 1),
         pytest.param("refine", 6, marks=pytest.mark.slow),
     ],
 )

@@ -137,3 +137,13 @@ def fusion_weights(text: str | None) -> str | list[float] | None:
         raise UsageError(
             f"--fusion-weights {text!r}: write auto, or a number for each model such as 0.7,0.3"
         ) from error
+
+
+def acceptance(text: str | None) -> float | str | None:
+    """--accept: a probability, such as 0.95 or 95%, as a number; the name of a file as it is."""
+    if text is None:
+        return None
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return text

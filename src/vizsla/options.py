@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.errors import UsageError
-from vizsla.option_fields import Options, fusion_weights, option, same, seconds
+from vizsla.option_fields import (
+    Options,
+    acceptance,
+    fusion_weights,
+    option,
+    same,
+    seconds,
+)
 
 DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
@@ -233,6 +240,21 @@ class RankingOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Accepting(Options):
+    """Which matches are accepted; the others, or all of a query, are `none of these`."""
+
+    accept: float | str | None = option(
+        None,
+        "Accept only matches that are right with this probability, such as 0.95, learned on "
+        "training images (docs/decide.md); or a calibration: FILE, FILE@0.9.",
+        "Ranking",
+        shown="all",
+        usual=True,
+        parse=acceptance,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FusionOptions(Options):
     """How several models' rankings become one."""
 
@@ -301,6 +323,7 @@ class RunOptions(
     MetricChoice,
     ComputeChoice,
     RankingOptions,
+    Accepting,
 ):
     """The options of `vizsla run`, without those of training and fusion."""
 

@@ -138,21 +138,22 @@ def test_intervals_by_class_are_wider_than_by_query(folder: Path) -> None:
     assert high - low > query["interval"][1] - query["interval"][0]
 
 
-def test_a_cut_off_says_where_it_was_learned(folder: Path) -> None:
-    text = evaluate("ranking.parquet --labels labels.csv --calibrate --target-precision 0.6")
-    assert "must be a validation part" in text and "cut-off 0." in text
-    content = as_json(
-        "ranking.parquet --labels labels.csv --calibrate --target-precision 0.6 "
-        "--training training.emb --validate-on seen-classes"
-    )
+def test_decisions_say_where_they_were_learned(folder: Path) -> None:
+    words = "ranking.parquet --labels labels.csv --calibrate --target-precision 0.3"
+    text = evaluate(words)
+    assert "must be a validation part" in text and "accepted from a score of 0." in text
+    assert "precision of accepted" not in text  # on these very queries it would look too good
+    content = as_json(f"{words} --training training.emb --write-calibration c.json")
     learned = content["calibration"]
-    assert "training.emb" in learned["learned_on"] and learned["cutoff"]["precision"] >= 0.6
-    assert learned["applied"].startswith("on the 36 queries judged here")
+    assert "training.emb" in learned["learned_on"] and learned["cutoff"]["lower"] >= 0.3
+    assert content["metrics"]["accepted_precision"]["mean"] >= 0.3
+    assert 0 <= content["metrics"]["calibration_error"]["mean"] <= 1
+    assert json.loads(Path("c.json").read_text())["sure"] == 0.3
 
 
 def test_files_that_were_asked_for_are_there(folder: Path) -> None:
     evaluate(
-        "ranking.parquet --labels labels.csv --calibrate --target-precision 0.6 "
+        "ranking.parquet --labels labels.csv --calibrate --target-precision 0.3 "
         "--curve c.png --bars b.png --histogram h.png --per-query q.csv -o all.json"
     )
     assert all(Path(name).read_bytes().startswith(PNG) for name in ("c.png", "b.png", "h.png"))

@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from vizsla import storage
 from vizsla.cli.main import app
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError
 from vizsla.run import finished_run, pipeline
 from vizsla.run.config import RunConfig, again
+from vizsla.score.calibration import Calibration
 from vizsla.score.scores import Scores
 from vizsla.search.ranking import Ranking
-from vizsla.workspace import open_run
+from vizsla.workspace import open_run, result_file_of
 
 CLASSES = 8
 
@@ -101,28 +102,29 @@ def test_a_run_of_another_k_is_scored_as_it_was(run_folder: Path, tmp_path: Path
     assert other.mean("contest_points") > stored.mean("contest_points")
 
 
-def test_the_cut_off_is_learned_on_training_images_alone(run_folder: Path) -> None:
-    learned = finished_run.calibrate_run(run_folder, precision=0.5)
-    assert learned.learned_on.count("training") == 1
-    held = run_folder / "embeddings" / "validation-new-classes"
+def test_decisions_are_learned_on_training_images_alone(run_folder: Path) -> None:
+    learned = finished_run.calibrate_run(run_folder, sure=0.5)
+    assert learned.learned_on.count("training") == 1 and 40 < learned.queries <= 48
+    held = run_folder / "embeddings" / "calibration"
     assert (held / "manifest.json").is_file()
     before = (held / "shard-00000.parquet").stat().st_mtime_ns
-    assert finished_run.calibrate_run(run_folder, precision=0.5) == learned
+    assert finished_run.calibrate_run(run_folder, sure=0.5) == learned
     assert (held / "shard-00000.parquet").stat().st_mtime_ns == before
-    other = finished_run.calibrate_run(run_folder, precision=0.5, validate_on="seen-classes")
-    assert "of 8 classes" in other.learned_on
+    assert Calibration.load(run_folder / "calibration.json") == learned
 
 
-def test_a_tuned_run_is_never_calibrated_on_what_it_has_seen(run_folder: Path) -> None:
+def test_a_tuned_run_learns_only_from_what_it_has_not_seen(run_folder: Path) -> None:
     run = open_run(run_folder)
-    config = run.config
-    tuned = {**config, "options": {**config["options"], "tuning": {"validate_on": "new-classes"}}}
-    run.write_config(tuned)
+    config, result = run.config, result_file_of(run_folder)
+    record = storage.read_json(result)
+    tuning = {"validate_on": "new-classes", "share": 0.6}
+    run.write_config({**config, "options": {**config["options"], "tuning": tuning}})
+    storage.write_sealed_json(result, {**record, "training": {"kept": "last"}})
     try:
-        with pytest.raises(UsageError, match="has seen all else"):
-            finished_run.calibrate_run(run_folder, validate_on="seen-classes")
+        assert finished_run.calibrate_run(run_folder, sure=0.5).queries < 48 * 0.7
     finally:
         run.write_config(config)
+        storage.write_sealed_json(result, record)
 
 
 def test_a_run_without_labels_says_what_to_give(run_folder: Path) -> None:
@@ -139,11 +141,11 @@ def test_a_run_without_labels_says_what_to_give(run_folder: Path) -> None:
 
 
 def test_vectors_of_an_earlier_call_that_do_not_fit_are_made_again(run_folder: Path) -> None:
-    held = run_folder / "embeddings" / "validation-new-classes"
-    learned = finished_run.calibrate_run(run_folder, precision=0.5)
+    held = run_folder / "embeddings" / "calibration"
+    learned = finished_run.calibrate_run(run_folder, sure=0.5)
     manifest = storage.read_sealed_json(held / "manifest.json")
     storage.write_sealed_json(held / "manifest.json", {**manifest, "compute_id": "another"})
-    assert finished_run.calibrate_run(run_folder, precision=0.5) == learned
+    assert finished_run.calibrate_run(run_folder, sure=0.5) == learned
     assert storage.read_sealed_json(held / "manifest.json") == manifest
 
 

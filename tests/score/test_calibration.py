@@ -1,117 +1,139 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target, split
-from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError, UsageError
-from vizsla.score.calibration import (
-    calibrate,
-    calibrate_on_split,
-    calibrate_on_training,
-    share_like,
-)
+from vizsla.errors import DataError, StorageError, UsageError
+from vizsla.score.calibration import Calibration, calibrate, in_words, made_by
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
+MADE_BY = {"model_id": "m", "refine": "none"}
 
-def judged(n: int, *, right_above: float, seed: int = 0) -> Relevance:
+
+def ranked(n: int, *, right_above: float, seed: int = 0) -> tuple[Ranking, Truth]:
     """n queries whose first match is right where its score lies above, else by a coin."""
     rng = np.random.default_rng(seed)
     scores = rng.random(n)
     right = (scores > right_above) | (rng.random(n) < 0.5)
-    labels = {f"q{i}": "cat" if r else "dog" for i, r in enumerate(right)}
-    lists = {name: ["g"] for name in labels}
+    lists = {f"q{i}": [f"g{i}"] for i in range(n)}
     ranking = Ranking.from_lists(lists, {f"q{i}": [float(s)] for i, s in enumerate(scores)})
-    return relevance(ranking, Truth(labels, {"g": "cat", "h": "dog"}))
+    ranking = dataclasses.replace(ranking, origin={"model_id": "m"}, gallery_size=n)
+    gallery = {f"g{i}": f"c{i}" if r else "other" for i, r in enumerate(right)}
+    return ranking, Truth({f"q{i}": f"c{i}" for i in range(n)}, gallery)
 
 
-def test_the_cut_off_keeps_its_promise_on_other_queries() -> None:
-    learned = calibrate(judged(2000, right_above=0.6), precision=0.95, learned_on="some")
-    assert learned.cutoff is not None
-    assert 0.45 < learned.cutoff.score < 0.6  # half of those below .6 are right too
-    assert learned.queries == 2000 and learned.auc is not None and learned.auc > 0.7
-    text = learned.applied(judged(5000, right_above=0.6, seed=1))
-    share = float(text.split(", ")[1].split(" %")[0])
-    assert 95 <= share < 98
-    assert "learned on some" in learned.lines()[0]
-    assert "95 % of the time" in learned.lines()[-1]
+def judged(n: int, *, right_above: float, seed: int = 0) -> Relevance:
+    return relevance(*ranked(n, right_above=right_above, seed=seed))
 
 
-def test_a_stricter_promise_needs_a_higher_score() -> None:
-    part = judged(2000, right_above=0.6)
-    low, high = (calibrate(part, precision=p).cutoff for p in (0.8, 0.99))
+def learned(n: int = 2000, sure: float = 0.9) -> Calibration:
+    part = judged(n, right_above=0.6)
+    return calibrate([part], sure=sure, made_by=MADE_BY, learned_on="some")
+
+
+def test_what_is_accepted_elsewhere_is_right_as_often_as_was_asked() -> None:
+    found = learned()
+    assert found.cutoff is not None and 0.45 < found.cutoff.score < 0.6
+    assert found.queries == 2000 and found.auc is not None and found.auc > 0.7
+    assert 0.15 < found.absent < 0.35  # whose class the gallery lacks
+    ranking, truth = ranked(5000, right_above=0.6, seed=1)
+    decided = found.decide(ranking)
+    assert decided.accepted is not None and set(decided.accepted) == {0, 1}
+    taken = relevance(decided, truth)
+    assert taken.accepted is not None
+    assert 0.9 <= taken.hits[taken.accepted].mean() < 0.97
+    assert decided.origin["accept"] == {"sure": 0.9, "score": found.cutoff.score}
+    assert "at least 90 % of these matches" in found.lines()[-1]
+
+
+def test_another_precision_is_asked_of_the_same_calibration() -> None:
+    low, high = (learned().with_sure(p).cutoff for p in (0.8, 0.97))
     assert low is not None and high is not None and low.score < high.score
+    none = learned(20)
+    assert none.cutoff is None and "nothing is accepted" in none.verdict
+    decided = none.decide(ranked(5, right_above=0)[0])
+    assert decided.accepted is not None and not decided.accepted.any()
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        learned().with_sure(95)
 
 
-def test_few_queries_promise_nothing() -> None:
-    learned = calibrate(judged(20, right_above=0.0))
-    assert learned.right == 20 and learned.auc is None
-    assert learned.cutoff is None and learned.applied(judged(20, right_above=0.0)) == ""
-    assert "no cut-off" in learned.lines()[-1]
+def test_probabilities_rise_with_the_score_and_never_split_a_tie() -> None:
+    found = learned()
+    grid = np.linspace(-1, 2, 500)
+    chance = found.probability(grid)
+    assert (np.diff(chance) >= 0).all() and 0 < chance[0] < chance[-1] < 1
+    assert found.probability(np.array([0.8]))[0] > 0.97
+    assert 0.4 < found.probability(np.array([0.3]))[0] < 0.6
+    assert np.isnan(found.probability(np.array([np.nan, 0.5]))).tolist() == [True, False]
+    tied = calibrate([judged(500, right_above=0.6)], made_by=MADE_BY, learned_on="").probability(
+        np.array([0.7, 0.7])
+    )
+    assert tied[0] == tied[1]
 
 
-def test_each_query_of_several_draws_counts_once() -> None:
-    part = judged(50, right_above=0.5)
-    assert calibrate([part, part]).queries == 50
-    assert calibrate([part, part]).to_dict() == calibrate(part).to_dict()
+def test_isotonic_probabilities_equal_those_of_scikit_learn() -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    part = judged(400, right_above=0.6)
+    assert part.scores is not None
+    scores, right = part.scores[:, 0].round(2), part.hits[:, 0]
+    part = dataclasses.replace(part, scores=scores[:, None])
+    found = calibrate([part], made_by=MADE_BY, learned_on="")
+    bounds = {"y_min": 1 / 402, "y_max": 401 / 402}
+    same = IsotonicRegression(out_of_bounds="clip", **bounds).fit(scores, right)
+    grid = np.linspace(0, 1, 301)
+    assert found.probability(grid) == pytest.approx(same.predict(grid), abs=1e-9)
 
 
-def test_rankings_without_scores_and_wrong_shares_are_refused() -> None:
+def test_a_saved_one_is_the_same(tmp_path: Path) -> None:
+    found = learned()
+    found.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == found
+    text = (tmp_path / "c.json").read_text()
+    (tmp_path / "c.json").write_text(text.replace('"sure": 0.9', '"sure": 0.8'))
+    with pytest.raises(StorageError):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_scores_of_another_model_refinement_or_fusion_are_refused() -> None:
+    ranking, _ = ranked(5, right_above=0)
+    found = learned()
+    others = {
+        "model n": {"model_id": "n"},
+        "refined by aqe": {"model_id": "m", "refine": {"chain": "aqe"}},
+        "fused by rrf with weights 0.5, 0.5": {
+            "fusion": {"method": "rrf", "weights": [0.5, 0.5],
+                       "of": [{"model_id": "m"}, {"model_id": "n"}]},
+        },
+    }  # fmt: skip
+    for words, origin in others.items():
+        with pytest.raises(DataError, match=f"for scores of model m, .*{words}.*: learn one"):
+            found.decide(dataclasses.replace(ranking, origin=origin))
+    with pytest.raises(DataError, match="holds no scores"):
+        found.decide(dataclasses.replace(ranking, scores=None))
+    assert made_by(others["fused by rrf with weights 0.5, 0.5"])["of"][1] == {
+        "model_id": "n", "refine": "none",
+    }  # fmt: skip
+
+
+def test_a_query_of_several_draws_is_one_query() -> None:
+    part = judged(60, right_above=0.0)
+    twice = calibrate([part] * 2, made_by=MADE_BY, learned_on="")
+    once = calibrate([part], made_by=MADE_BY, learned_on="")
+    assert twice.queries == once.queries == 60
+    assert [level.queries for level in twice.levels] == [level.queries for level in once.levels]
+    assert all(level.effective <= level.queries for level in twice.levels)
+
+
+def test_rankings_without_scores_cannot_be_learned_from() -> None:
     plain = relevance(Ranking.from_lists({"q": ["g"]}), Truth({"q": "a"}, {"g": "a"}))
     with pytest.raises(DataError, match="holds no scores"):
-        calibrate(plain)
-    with pytest.raises(UsageError, match="between 0 and 1"):
-        calibrate(judged(5, right_above=0), precision=95)
+        calibrate([plain], made_by=MADE_BY, learned_on="")
 
 
-def training(classes: int = 30, each: int = 12) -> Embeddings:
-    """Classes as noisy directions."""
-    rng = np.random.default_rng(3)
-    centres = rng.normal(size=(classes, 16))
-    vectors = np.repeat(centres, each, axis=0) + rng.normal(size=(classes * each, 16)) * 0.9
-    labels = [f"c{i // each}" for i in range(classes * each)]
-    return Embeddings.from_arrays(vectors, [f"{i:04}.png" for i in range(len(labels))], labels)
-
-
-def test_the_validation_part_is_as_large_as_the_test_part() -> None:
-    vectors = training()
-    images = ImageSet(Path("x"), vectors.ids, vectors.attributes)
-    assert share_like(images, None) == 0.9
-    assert share_like(images, Target(50, 150, per_class=10)) == pytest.approx(15 / 30)
-    assert share_like(images, Target(60, 120)) == pytest.approx(180 / 360)
-    assert share_like(images, Target(3, 3)) == 0.2
-    learned = calibrate_on_training(vectors, target=Target(50, 150, per_class=10), source="here")
-    assert "of here (each among 135 images of 15 classes)" in learned.learned_on
-    assert 50 <= learned.queries <= 150
-    assert learned.right < learned.queries
-
-
-def test_images_that_could_not_be_read_are_left_out() -> None:
-    vectors = training()
-    images = ImageSet(Path("x"), vectors.ids, vectors.attributes)
-    parts = split(images, share=0.5)
-    gone = set(parts.draws[0].query[:3].tolist())
-    kept = [i for i in range(len(vectors)) if i not in gone]
-    some = Embeddings([vectors.ids[i] for i in kept], vectors.vectors[kept], pa.table({}), "own")
-    whole = calibrate_on_split([vectors], images, parts, source="x")
-    assert calibrate_on_split([some], images, parts, source="x").queries < whole.queries
-    with pytest.raises(DataError, match="hold none of"):
-        calibrate_on_split(
-            [Embeddings(["no"], vectors.vectors[:1], pa.table({}), "own")],
-            images,
-            parts,
-            source="x",
-        )
-
-
-def test_other_models_and_images_without_labels_are_refused() -> None:
-    with pytest.raises(DataError, match="by model own, the vectors to be judged by other"):
-        calibrate_on_training(training(), model_id="other")
-    plain = Embeddings(["a"], np.ones((1, 2), np.float32), pa.table({}), "own")
-    with pytest.raises(DataError, match="has no labels"):
-        calibrate_on_training(plain, source="t.emb")
+def test_probabilities_in_words() -> None:
+    words = [in_words(p) for p in (0.97, 0.9, 0.6, 0.3, 0.01)]
+    assert words == ["very likely", "likely", "perhaps", "unlikely", "very unlikely"]

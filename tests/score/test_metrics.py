@@ -172,51 +172,8 @@ def test_auc_by_hand() -> None:
     assert metrics.match_auc(scores, np.ones(4, bool)) is None
 
 
-def test_threshold_table_by_hand() -> None:
-    scores = np.array([0.9, 0.8, 0.7, 0.6])
-    matches = np.array([True, False, True, False])
-    high, low = metrics.threshold_table(scores, matches, [0.65, 0.85])
-    assert high == metrics.Cutoff(0.85, 1, 1.0, 0.5, 0.0)
-    assert low == metrics.Cutoff(0.65, 3, 2 / 3, 1.0, 0.5)
-    assert metrics.threshold_table(scores, matches, [2.0])[0].precision is None
-    assert len(metrics.threshold_table(scores, matches)) == 4  # as many as there are scores
-    assert metrics.threshold_table(np.array([]), np.array([], bool)) == []
-
-
 def test_pairs_must_fit_and_have_scores() -> None:
     with pytest.raises(DataError, match="one a pair"):
         metrics.match_auc(np.zeros(3), np.zeros(2, bool))
     with pytest.raises(DataError, match="have no score"):
         metrics.match_auc(np.array([math.nan]), np.zeros(1, bool))
-
-
-def test_calibrated_cutoff_keeps_its_promise_on_other_pairs() -> None:
-    """Right with probability equal to the score's own logistic curve; many draws."""
-    kept, n = 0, 60
-    for seed in range(n):
-        generator = np.random.default_rng(seed)
-
-        def draw(size: int, generator: np.random.Generator = generator):  # type: ignore[no-untyped-def]
-            scores = generator.uniform(-2, 6, size)
-            return scores, generator.random(size) < 1 / (1 + np.exp(-2 * scores))
-
-        found = metrics.calibrated_cutoff(*draw(500))
-        assert found is not None and found.precision is not None and found.precision >= 0.95
-        scores, matches = draw(20_000)
-        kept += matches[scores >= found.score].mean() >= 0.95
-    assert kept >= 0.8 * n  # asked for with confidence .9
-
-
-def test_no_calibrated_cutoff_from_too_few_or_bad_pairs() -> None:
-    assert metrics.calibrated_cutoff(np.arange(20.0), np.ones(20, bool)) is None  # 20 can be luck
-    assert metrics.calibrated_cutoff(np.arange(40.0), np.ones(40, bool)) is not None
-    assert metrics.calibrated_cutoff(np.arange(400.0), np.arange(400) % 2 == 0) is None
-    assert metrics.calibrated_cutoff(np.array([]), np.array([], bool)) is None
-
-
-def test_calibrated_cutoff_never_splits_a_tie() -> None:
-    scores = np.repeat([0.9, 0.5], 100)
-    matches = np.ones(200, bool)
-    matches[150:] = False
-    found = metrics.calibrated_cutoff(scores, matches)
-    assert found is not None and found.score == 0.9 and found.called == 100

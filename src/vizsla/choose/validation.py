@@ -18,7 +18,7 @@ from vizsla.data.splits import Draw, Target, held_out
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.options import TuneConfig
-from vizsla.score.calibration import share_like
+from vizsla.score.calibration_draws import share_like
 from vizsla.score.metrics import average_precision
 from vizsla.score.text_table import WIDTH, Table
 from vizsla.search import exact

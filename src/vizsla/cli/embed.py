@@ -17,6 +17,7 @@ from vizsla.cli.sources import (
 from vizsla.errors import DataError, UsageError
 from vizsla.option_fields import REQUIRED, option, same
 from vizsla.options import (
+    Accepting,
     ComputeChoice,
     GalleryOptions,
     ImageOptions,
@@ -144,8 +145,18 @@ def _refuse_on_ray(images: str, cache: str | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubmissionOptions(Messages):
+class SubmissionOptions(Accepting, Messages):
     """The options of `vizsla submission`."""
+
+    accept: float | str | None = same(
+        Accepting, "accept",
+        help="Hand in only matches that are right with this probability, such as 0.95, of a run's "
+        "calibration; or by a FILE, or FILE@0.9. Lists then differ in length.",
+    )  # fmt: skip
+    new_label: str | None = option(
+        None, "What stands in the list of a query without an accepted match.", "Output",
+        shown="an empty list",
+    )  # fmt: skip
 
     out: Path = option(REQUIRED, "The file to write.", "Output", "-o", "--out", usual=True)
     top_k: int | None = same(
@@ -174,12 +185,25 @@ def submission(
     top_k, out = top_k_of(ranking, options.top_k), options.out
     queries, gallery = names_in(options.data)
     ranked = read_ranking(ranking, {*(queries or ()), *(gallery or ())})
-    if len(ranked) and ranked.depth < top_k:
+    accepting = options.accept is not None
+    if options.accept is not None:
+        from vizsla.run.accepting import Accept
+
+        ranked = Accept.parse(options.accept).load(ranking).decide(ranked)
+    elif options.new_label is not None:
+        raise UsageError("--new-label is for queries without an accepted match: give --accept too")
+    if len(ranked) and ranked.depth < top_k and not accepting:
         whole = ranked.depth == ranked.gallery_size
         way = f"choose --top-k {ranked.depth} or less"
         raise DataError(
             f"--top-k {top_k}, but {ranking} holds {ranked.depth} images for a query"
             + (f", the whole gallery: {way}" if whole else f": {way}, or search deeper")
         )
-    write_submission(ranked, out, k=top_k, format=options.format, queries=queries, gallery=gallery)
+    write_submission(
+        ranked, out, k=top_k, format=options.format, queries=queries, gallery=gallery,
+        only_accepted=accepting, new_label=options.new_label,
+    )  # fmt: skip
     typer.echo(str(out))
+    if accepting and ranked.accepted is not None:
+        answered = int((ranked.accepted > 0).sum())
+        typer.echo(f"{answered} of {len(ranked)} queries have an accepted match")

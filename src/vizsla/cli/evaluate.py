@@ -11,7 +11,7 @@ from vizsla.cli.console import Commands, print_json
 from vizsla.cli.sources import TruthOptions, names_in_truth, read_ranking, read_truth
 from vizsla.errors import UsageError
 from vizsla.option_fields import comma_ints, option, same
-from vizsla.options import ComputeChoice, MetricChoice, OneSet, Printing, RankingOptions, TuneConfig
+from vizsla.options import ComputeChoice, MetricChoice, OneSet, Printing, RankingOptions
 from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
@@ -75,15 +75,17 @@ class EvaluateOptions(TruthOptions, MetricChoice, OneSet, Printing):
         None, "The N worst classes (or slices) and the most confused pairs.", "Scores", minimum=1,
     )  # fmt: skip
     calibrate: bool = option(
-        False, "AUC, thresholds, and the score above which matches can be trusted.", "Scores"
+        False, "Learn from which score on matches can be accepted, as --accept of `run`.", "Scores"
     )
     target_precision: float = option(
-        0.95, "Precision that the calibrated cut-off should reach.", "Scores"
+        0.95, "Probability with which an accepted match should be right.", "Scores"
+    )
+    write_calibration: Path | None = option(
+        None, "Write what was learned, for --accept FILE.", "Output", shown="a run's own folder"
     )
     training: Path | None = option(
         None, "Embeddings of labelled training images to calibrate on.", "Scores"
     )
-    validate_on: str | None = same(TuneConfig, "validate_on", None, group="Scores")
     per_query: Path | None = option(
         None, "Write every query's values (.csv or .parquet).", "Output"
     )
@@ -122,6 +124,7 @@ def evaluate(
     """Score a ranking, a submission or vectors against the truth, with intervals."""
     from vizsla import storage
     from vizsla.output import evaluation_report, trec
+    from vizsla.score.evaluate import with_decisions
     from vizsla.score.relevance import relevance
     from vizsla.score.score_tables import write_queries
 
@@ -131,8 +134,10 @@ def evaluate(
         )
     if options.refine != "none" and source is not None:
         raise UsageError("--refine changes the ranking of vectors: give it to `run` or `search`")
-    if (options.training or options.validate_on) and not options.calibrate:
-        raise UsageError("--training and --validate-on are options of --calibrate: give it too")
+    if (options.training or options.write_calibration) and not options.calibrate:
+        raise UsageError(
+            "--training and --write-calibration are options of --calibrate: give it too"
+        )
     if source is None:
         ranking, truth, scores = _evaluate_vectors(options)
     else:
@@ -141,12 +146,16 @@ def evaluate(
         log.warning("%s", doubt)
     needed = options.calibrate or options.curve or options.histogram
     judged = relevance(ranking, truth) if needed else None
-    calibration, applied = None, ""
+    calibration = None
     if options.calibrate and judged is not None:
         calibration, elsewhere = _calibrated(source or options.queries, ranking, judged, options)
-        applied = calibration.applied(judged) if elsewhere else ""
+        if elsewhere:  # on the very queries that it was learned from it would look too good
+            judged = relevance(calibration.decide(ranking), truth)
+            scores = with_decisions(scores, judged)
+        if options.write_calibration:
+            calibration.save(options.write_calibration)
     found = evaluation_report.detailed(
-        scores, by=options.by, worst=options.worst, calibration=calibration, applied=applied
+        scores, by=options.by, worst=options.worst, calibration=calibration
     )
     if options.out:
         storage.write_json(options.out, found.to_dict())
@@ -252,21 +261,23 @@ def _calibrated(
     options: EvaluateOptions,
 ) -> "tuple[Calibration, bool]":
     """The cut-off, and whether it was learned on other queries than those that are judged."""
-    from vizsla.score.calibration import calibrate
+    from vizsla.score.calibration import calibrate, made_by
     from vizsla.workspace import is_run
 
     if options.training is not None:
         from vizsla.data.data_folders import open_data
         from vizsla.data.splits import target_of
         from vizsla.embed.embeddings import Embeddings
-        from vizsla.score.calibration import calibrate_on_training
+        from vizsla.score.calibration_draws import calibrate_on_training
+        from vizsla.search.chain import parse_chain, rank_refined
 
+        chain = parse_chain(ranking.origin.get("refine", {}).get("chain", "none"))
         folders = open_data(options.data) if options.data else None
         target = target_of(folders.query, folders.gallery) if folders else None
         learned = calibrate_on_training(
-            Embeddings.open(options.training), target=target,
-            validate_on=options.validate_on or "new-classes", precision=options.target_precision,
+            Embeddings.open(options.training), target=target, sure=options.target_precision,
             source=options.training, model_id=ranking.origin.get("model_id"),
+            rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
         )  # fmt: skip
         return learned, True
     if source is not None and is_run(source) and not options.is_given:
@@ -274,12 +285,12 @@ def _calibrated(
 
         with ProgressShown(options.quiet) as progress:
             learned = finished_run.calibrate_run(
-                source,
-                precision=options.target_precision,
-                validate_on=options.validate_on,
-                progress=progress,
+                source, sure=options.target_precision, progress=progress
             )
         return learned, True
     words = f"the {len(judged)} queries of {source} (this must be a validation part: a cut-off "
     words += "learned on the test part looks better than it is)"
-    return calibrate(judged, precision=options.target_precision, learned_on=words), False
+    learned = calibrate(
+        [judged], sure=options.target_precision, made_by=made_by(ranking.origin), learned_on=words
+    )
+    return learned, False

@@ -154,6 +154,8 @@ def _print_run(result: "RunResult") -> None:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
     else:
         typer.echo(result.scores.text())
+    if result.calibration is not None:
+        typer.echo("\n".join(["", *result.calibration.lines(), ""]))
     typer.echo(f"metrics     {result.result_path}")
     typer.echo(f"submission  {result.submission_path}")
     if result.figure_paths:

@@ -92,9 +92,9 @@ def split(
     target = target or Target()
     columns = _Columns(
         class_codes(images),
-        _codes(images, "group", default=np.arange(len(images))),
-        _in_domain(images, query_domain, "query"),
-        _in_domain(images, gallery_domain, "gallery"),
+        group_codes(images),
+        in_domain(images, query_domain, "query"),
+        in_domain(images, gallery_domain, "gallery"),
     )
     rng = np.random.default_rng((seed, 11))
     if validate_on == "new-classes":
@@ -149,6 +149,11 @@ def domain_codes(images: ImageSet) -> np.ndarray | None:
     return _codes(images, "domain", default=np.arange(len(images)))
 
 
+def group_codes(images: ImageSet) -> np.ndarray:
+    """(N,) int64: the number of each image's group; an image without one is a group of its own."""
+    return _codes(images, "group", default=np.arange(len(images)))
+
+
 def _codes(images: ImageSet, column: str, default: np.ndarray) -> np.ndarray:
     """(N,) int64: numbers of the values; an image without a value gets its own."""
     if column not in images.attributes.column_names:
@@ -158,8 +163,8 @@ def _codes(images: ImageSet, column: str, default: np.ndarray) -> np.ndarray:
     return np.unique(np.array(keys), return_inverse=True)[1]
 
 
-def _in_domain(images: ImageSet, domain: str | None, role: str) -> np.ndarray:
-    """(N,) bool: which images may have this role."""
+def in_domain(images: ImageSet, domain: str | None, role: str) -> np.ndarray:
+    """(N,) bool: which images may have this role, "query" or "gallery". domain: None for all."""
     if domain is None:
         return np.ones(len(images), dtype=bool)
     if "domain" not in images.attributes.column_names:

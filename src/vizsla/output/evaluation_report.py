@@ -24,16 +24,12 @@ POINTS = 40  # of a curve
 
 @dataclass(frozen=True)
 class Evaluation:
-    """slices: column → its table, worst first. confused: pairs of classes, if requested.
-
-    applied: what the calibrated cut-off does on these queries, in words.
-    """
+    """slices: column → its table, worst first. confused: pairs of classes, if requested."""
 
     scores: Scores
     slices: dict[str, Table]
     confused: Table | None = None
     calibration: Calibration | None = None
-    applied: str = ""
 
     def text(self, rows: int = SHOWN) -> str:
         """For a terminal, with at most this many rows per table."""
@@ -45,8 +41,7 @@ class Evaluation:
             body = _shortened(self.confused, rows) if self.confused.rows else "no class is confused"
             parts.append(f"{title}\n{body}")
         if self.calibration is not None:
-            lines = [*self.calibration.lines(), *([self.applied] if self.applied else [])]
-            parts.append("\n".join(lines))
+            parts.append("\n".join(self.calibration.lines()))
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +53,6 @@ class Evaluation:
             more["most_confused"] = self.confused.records()
         if self.calibration is not None:
             more["calibration"] = self.calibration.to_dict()
-            more["calibration"]["applied"] = self.applied or None
         return {**self.scores.to_dict(), **more}
 
 
@@ -68,7 +62,6 @@ def detailed(
     by: Sequence[str] = (),
     worst: int | None = None,
     calibration: Calibration | None = None,
-    applied: str = "",
 ) -> Evaluation:
     """The scores with slices by these columns.
 
@@ -80,7 +73,7 @@ def detailed(
     labelled = any(label is not None for label in scores.columns["label"])
     wanted = labelled and (worst is not None or "label" in columns)
     confused = confusion_table(scores, worst or CONFUSED) if wanted else None
-    return Evaluation(scores, slices, confused, calibration, applied)
+    return Evaluation(scores, slices, confused, calibration)
 
 
 def curves_by_cutoff(judged: Relevance) -> tuple[list[int], dict[str, list[float]]]:

@@ -153,22 +153,45 @@ def write_submission(
     queries: Sequence[str] | None = None,
     gallery: Collection[str] | None = None,
     format: str = "json",
+    only_accepted: bool = False,
+    new_label: str | None = None,
 ) -> None:
     """Checks a submission and writes it. DataError, and no file, if it is not valid.
 
     A Ranking is cut to its first k images; lists must have exactly k names. With `queries` the file
-    follows their order. Only the TREC format keeps scores.
+    follows their order. Only the TREC format keeps scores. only_accepted: lists hold the accepted
+    images of a Ranking, k at most. new_label: stands in the list of a query without any.
+    UsageError: the format has no place for it, or for an empty list.
     """
     form = _form(format)
+    if new_label is not None and not form.new_label:
+        raise UsageError(
+            f"--new-label {new_label}: the format {format} holds gallery images only; "
+            f"{_formats('new_label')} allow it"
+        )
     if k < 1:
         raise UsageError(f"k={k}: a submission needs at least one image for each query")
+    if only_accepted and isinstance(results, Ranking):
+        results = results.only_accepted()
     lists = as_lists(results, k=k)
     scores = _scores_of(results, k)
+    if only_accepted:
+        lists, scores = _with_new_label(lists, scores, new_label, gallery)
+        empty = [query for query, row in lists.items() if not row]
+        if empty and not form.empty_lists:
+            raise UsageError(
+                f"the format {format} has no place for a query without images, and {len(empty)} "
+                f"have none ({empty[0]}, …): give --new-label NAME, or one of "
+                f"{_formats('empty_lists')}"
+            )
+        if new_label is not None and gallery is not None:
+            gallery = {*gallery, new_label}
     spelled = with_names_of(lists, queries, gallery, origin="the submission")
     if scores is not None:
         scores = dict(zip(spelled, scores.values(), strict=True))
     lists = spelled
-    require_valid(lists, queries=queries, gallery=gallery, k=k, what="the submission")
+    length = None if only_accepted else k
+    require_valid(lists, queries=queries, gallery=gallery, k=length, what="the submission")
     if queries is not None:
         lists = {query: lists[query] for query in dict.fromkeys(queries)}
     try:
@@ -177,6 +200,25 @@ def write_submission(
         bad = error.object[max(0, error.start - 20) : error.end + 20]
         raise DataError(f"the submission holds a name that is not valid text: {bad!a}") from error
     storage.write_bytes(path, data)
+
+
+def _with_new_label(
+    lists: Lists, scores: Scores, new_label: str | None, gallery: Collection[str] | None
+) -> tuple[Lists, Scores]:
+    """The same with `new_label` alone where a list is empty. UsageError: it is an image's name."""
+    if new_label is None:
+        return lists, scores
+    named = gallery if gallery is not None else {name for row in lists.values() for name in row}
+    if new_label in named:
+        raise UsageError(f"--new-label {new_label} is also a gallery image: choose another name")
+    if scores is not None:
+        scores = {query: scores[query] if row else [0.0] for query, row in lists.items()}
+    return {query: row or [new_label] for query, row in lists.items()}, scores
+
+
+def _formats(allowing: str) -> str:
+    """The names of the formats that allow something, such as `new_label`."""
+    return ", ".join(name for name, form in FORMATS.items() if getattr(form, allowing))
 
 
 def as_lists(results: Ranking | Mapping[str, Any], *, k: int | None = None) -> Lists:

@@ -246,6 +246,8 @@ class Format:
     """One file format: lists → text, text → lists, and whether a text looks like it.
 
     codes_queries, codes_images: whether white space in these names is percent-encoded.
+    empty_lists: whether a query may have no image. new_label: whether a list may hold a name that
+    is no image, for a query whose class is new.
     """
 
     suffix: str
@@ -254,6 +256,8 @@ class Format:
     looks_like: Callable[[str], bool]
     codes_queries: bool = False
     codes_images: bool = False
+    empty_lists: bool = True
+    new_label: bool = False
 
     def decoded(self, lists: Lists, scores: Scores, known: Collection[str]) -> tuple[Lists, Scores]:
         """What `read` gave without percent codes; names that are known as they are written stay."""
@@ -271,15 +275,19 @@ class Format:
 FORMATS = {
     "json": Format(".json", _write_json, _read_json, lambda text: text.startswith("{")),
     "records": Format(".json", _write_records, _read_records, lambda text: text.startswith("[")),
-    "trec": Format(".trec", _write_trec, _read_trec, _looks_like_trec, True, True),
+    "trec": Format(
+        ".trec", _write_trec, _read_trec, _looks_like_trec, True, True,
+        empty_lists=False, new_label=True,
+    ),
     "kaggle": Format(
         ".csv",
         _write_kaggle,
         _read_kaggle,
         lambda text: "," in text.partition("\n")[0],
         codes_images=True,
+        new_label=True,
     ),
-}
+}  # fmt: skip
 
 
 # ── parts of messages ───────────────────────────────────────────────────────────────────────────

@@ -151,6 +151,7 @@ def resolved(
         labels=absolute(_labels_used(config, data)),
         exclude=absolute(config.exclude),
         truth=absolute(config.truth),
+        accept=absolute_accept(config.accept),
         home=str(Path(config.home).absolute()),
         cache=None,  # whoever repeats this run need not have it
         device=compute.device,
@@ -171,6 +172,14 @@ def resolved(
             **{name: metadata.version(name) for name in names},
         },
     }
+
+
+def absolute_accept(accept: float | str | None) -> float | str | None:
+    """The same, with the file of a calibration by its whole path."""
+    if not isinstance(accept, str):
+        return accept
+    name, at, sure = (accept, "", "") if Path(accept).exists() else accept.rpartition("@")
+    return f"{Path(name).absolute()}{at}{sure}"
 
 
 def _labels_used(config: RunConfig, data: DataFolders) -> str | None:

@@ -25,7 +25,9 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.notebook import Shown, Summary
 from vizsla.output.sheet_selection import draw_sample, with_unanswered
 from vizsla.output.submission import write_submission
+from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig
+from vizsla.score.calibration import Calibration
 from vizsla.score.evaluate import evaluate
 from vizsla.score.result_file import result_record
 from vizsla.score.scores import Scores
@@ -46,6 +48,7 @@ class RunResult(Shown):
 
     scores: None if no labels are known. record: the content of the result file.
     refinement_choice, weights_choice: how chain and fusion weights were chosen, if `auto`.
+    calibration: what decided which matches are accepted, if that was asked for.
     tuned: the training, if it was part of the run. members: the runs that a joint run fused.
     """
 
@@ -63,6 +66,7 @@ class RunResult(Shown):
     tuned: TrainResult | None = None
     members: list["RunResult"] = field(default_factory=list)
     weights_choice: WeightsChoice | None = None
+    calibration: Calibration | None = None
 
     def summary(self) -> Summary:
         """Model, folder and scores; the table of the scores."""
@@ -90,6 +94,7 @@ class RunResult(Shown):
             "refine": self.record["refine"],
             "seconds": round(self.seconds, 2),
             "warnings": self.warnings,
+            **({"accept": self.calibration.to_dict()} if self.calibration else {}),
             **({"fusion": fusion} if fusion else {}),
             **({"members": [one.to_dict() for one in self.members]} if self.members else {}),
         }
@@ -107,15 +112,20 @@ def finish_run(
     model: dict[str, Any],
     messages: Messages,
     started: float,
+    calibration: Calibration | None = None,
 ) -> RunResult:
     """Writes everything that a run leaves, the result file last.
 
     vectors: of queries and gallery. ranked_by_vectors: whether they alone made the ranking, so that
     one which ends early can be completed. model: the result file's keys that describe the model or
-    models, `model_name` among them. started: by time.monotonic().
+    models, `model_name` among them. started: by time.monotonic(). calibration: by which the ranking
+    was decided.
     """
     name = str(model["model_name"])
     ranking.save(run.folder / "ranking.parquet")
+    if calibration is not None:
+        calibration.save(run.folder / CALIBRATION)
+        model = {**model, "accept": calibration.to_dict()}
     scores = _score(ranking, truth, config, vectors if ranked_by_vectors else None)
     if scores is not None:
         scores.save(run.folder / "scores.json")
@@ -151,8 +161,9 @@ def finish_run(
     storage.write_sealed_json(run.result_path(name), record)
     log.info("done in %.1f s", seconds)
     return RunResult(
-        run, name, ranking, scores, run.result_path(name), submission, figures, seconds, record
-    )
+        run, name, ranking, scores, run.result_path(name), submission, figures, seconds, record,
+        calibration=calibration,
+    )  # fmt: skip
 
 
 def _score(

@@ -1,6 +1,7 @@
 """A finished run → its truth, other scores, a cut-off, a report."""
 
 import dataclasses
+import functools
 import logging
 import shutil
 from collections.abc import Sequence
@@ -10,20 +11,21 @@ from typing import Any
 from vizsla import storage
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.output import query_page, report_page
+from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
 from vizsla.run.config import RunConfig, again
-from vizsla.run.embedding import Progress, RunEmbedder
-from vizsla.run.fused_runs import members_of, ranker
+from vizsla.run.embedding import Progress
+from vizsla.run.fused_runs import Member, members_of, ranker
 from vizsla.run.inputs import folders_of, target_in, truth_in
-from vizsla.score.calibration import Calibration, calibrate_on_split, share_like
+from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
+from vizsla.search.chain import Chain, rank_refined
 from vizsla.search.ranking import Ranking
-from vizsla.workspace import Run, open_run, ranking_in
+from vizsla.workspace import open_run, ranking_in
 
 log = logging.getLogger("vizsla.run")
 
@@ -133,52 +135,42 @@ def rescore(folder: str | Path, truth: Truth, **options: Any) -> tuple[Ranking, 
 
 
 def calibrate_run(
-    folder: str | Path,
-    *,
-    precision: float = 0.95,
-    validate_on: str | None = None,
-    progress: Progress | None = None,
+    folder: str | Path, *, sure: float = SURE, progress: Progress | None = None
 ) -> Calibration:
-    """The cut-off of a run, learned on a validation part of its training images.
+    """The calibration of a run, learned on images that its models have not seen, and kept there.
 
-    A tuned run uses the images that its training held out: others the model has seen. A frozen one
-    may use nearly all. The vectors go into the run's folder, so that a second time costs nothing.
+    A run tuned on its data uses the images that its training held out. The vectors go into the
+    folders of the models' runs, so that a second time costs nothing.
     """
     members, fusion = members_of(folder)
-    tuned = [member for member in members if member.is_tuned]
-    config = tuned[0].config if tuned else again(folder)
-    data = folders_of(config)
-    truth = truth_in(config, data)
-    tuning = config.training
-    if config.tuning is not None and validate_on not in (None, tuning.validate_on):
-        raise UsageError(
-            f"{folder} was tuned with {tuning.validate_on} held out, and has seen all else: "
-            f"leave out --validate-on {validate_on}"
-        )
-    images = training_part(data.training, config.data)
-    target = target_in(data, truth)
-    tuning = dataclasses.replace(tuning, validate_on=validate_on or tuning.validate_on)
-    if config.tuning is None:
-        tuning = dataclasses.replace(tuning, share=share_like(images, target))
-    parts = held_out(images, tuning, target)
-    held, role = images.subset(parts.held_out), f"validation-{tuning.validate_on}"
     if members:
-        vectors = [_validation_vectors(m.run, m.config, held, role, progress) for m in members]
         rank = ranker(members, fusion, progress)
     else:
-        run = open_run(folder)
-        vectors, rank = [_validation_vectors(run, config, held, role, progress)], None
-    return calibrate_on_split(
-        vectors, images, parts, precision=precision, source=f"{config.data}/training", rank=rank
-    )
+        members = [Member.of(folder)]
+        rank = functools.partial(_ranked, chain=members[0].chain)
+    tuned = [member for member in members if member.is_tuned]
+    config = (tuned or members)[0].config
+    data = folders_of(config)
+    found = learn_calibration(
+        config, data, target_in(data, truth_in(config, data)),
+        [functools.partial(_calibration_vectors, member=one, progress=progress) for one in members],
+        tuned=bool(tuned), sure=sure, rank=rank,
+    )  # fmt: skip
+    found.save(Path(folder) / CALIBRATION)
+    return found
 
 
-def _validation_vectors(
-    run: Run, config: RunConfig, held: ImageSet, role: str, progress: Progress | None
+def _ranked(
+    queries: Sequence[Embeddings], gallery: Sequence[Embeddings], *, chain: Chain
+) -> Ranking:
+    return rank_refined(queries[0], gallery[0], chain)
+
+
+def _calibration_vectors(
+    images: ImageSet, member: Member, *, progress: Progress | None
 ) -> Embeddings:
-    embed = RunEmbedder.of_finished(run, config, progress)
     try:
-        return embed(held, role)
+        return member.embed(images, ROLE, progress)
     except DataError:  # those of an earlier call, on other images or by other software
-        shutil.rmtree(run.folder / "embeddings" / role, ignore_errors=True)
-        return embed(held, role)
+        shutil.rmtree(member.run.folder / "embeddings" / ROLE, ignore_errors=True)
+        return member.embed(images, ROLE, progress)

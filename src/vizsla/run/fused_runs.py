@@ -127,6 +127,11 @@ class Fused:
     chain: Chain = dataclasses.field(default_factory=Chain)
     refinement_choice: RefinementChoice | None = None
 
+    def settled(self, fusion: FusionConfig) -> FusionConfig:
+        """The same way to fuse, with every `auto` as it was chosen."""
+        refine = str(self.chain) if fusion.refine == AUTO else fusion.refine
+        return dataclasses.replace(fusion, weights=self.weights, refine=refine)
+
     def record(self, fusion: FusionConfig) -> dict[str, Any]:
         """How the runs were fused, for the result file."""
         return {

@@ -29,6 +29,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import WHITENINGS
 from vizsla.progress import reporting
+from vizsla.run.accepting import ROLE, calibration_for, check_accept
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
@@ -98,11 +99,20 @@ def run(
                 device="cpu" if compute.device.startswith("mps") else compute.device,  # no float64
                 same_set=data.one_set,
             )  # fmt: skip
+            calibration = None
+            if config.accept is not None:
+                calibration = calibration_for(
+                    config, data, target, [lambda images: embed(images, ROLE)],
+                    tuned=tuned is not None and tuned.is_improved,
+                    rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
+                )  # fmt: skip
+                ranking = calibration.decide(ranking)
             model = _model_record(embedder, tuned, config)
             model |= {"batch_size": compute.batch_size, "refine": refine_record(chain, choice)}
             result = finish_run(
                 this_run, config, data, truth, ranking, (queries, gallery),
                 ranked_by_vectors=True, model=model, messages=messages, started=started,
+                calibration=calibration,
             )  # fmt: skip
             if tuned is not None:  # the run has a result, so it is never continued
                 drop_training_leftovers(this_run)
@@ -150,6 +160,7 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
         raise UsageError(f"--whiten {config.whiten}: choose one of {', '.join(WHITENINGS)}")
     if config.whiten != "none" or config.dim is not None:
         training_part(data.training, config.data, "--whiten and --dim")
+    check_accept(config, data)
     if config.refine != "auto":
         parse_chain(config.refine, uses=config.refine_uses)
     else:

@@ -5,6 +5,7 @@ and its configuration names the runs that it was made from.
 """
 
 import dataclasses
+import functools
 import logging
 import platform
 import time
@@ -16,11 +17,12 @@ from vizsla.choose.refinement import refine_record
 from vizsla.data.splits import training_part
 from vizsla.errors import UsageError
 from vizsla.options import FusionOptions
-from vizsla.run.config import RunConfig, again, moved_to, repeated
+from vizsla.run.accepting import ROLE, calibration_for, check_accept
+from vizsla.run.config import RunConfig, absolute_accept, again, moved_to, repeated
 from vizsla.run.embedding import Progress
 from vizsla.run.finish import RunResult, finish_run
-from vizsla.run.fused_runs import AUTO, CONCAT, Fused, FusionConfig, Member, fuse_runs
-from vizsla.run.inputs import folders_of, truth_in
+from vizsla.run.fused_runs import AUTO, CONCAT, Fused, FusionConfig, Member, fuse_runs, ranker
+from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.pipeline import run
 from vizsla.search.chain import Chain
 from vizsla.search.fusion import joined
@@ -38,11 +40,12 @@ def run_models(
     if len(configs) < 2:
         raise UsageError("give --model twice or more to fuse models")
     fusion.check(len(configs))
+    check_accept(configs[0], folders_of(configs[0]))
     if fusion.weights == AUTO or fusion.method == CONCAT:
         needed_by = "--fusion-weights auto" if fusion.weights == AUTO else "--fusion concat"
         training_part(folders_of(configs[0]).training, configs[0].data, needed_by)
     started = time.monotonic()
-    changes: dict[str, Any] = {"figures": 0}
+    changes: dict[str, Any] = {"figures": 0, "accept": None}  # their joint ranking is decided
     if fusion.method == CONCAT:  # what is refined is their joint ranking
         changes["refine"] = "none"
     done = [run(dataclasses.replace(config, **changes), progress) for config in configs]
@@ -65,16 +68,25 @@ def _joint_run(
     with log_to(this_run.folder / "log.txt", earlier=messages.records):
         this_run.write_config(_written(members, config, fusion))
         found = fuse_runs(members, fusion, progress)
+        truth, calibration, ranking = truth_in(config, data), None, found.ranking
+        if config.accept is not None:
+            calibration = calibration_for(
+                config, data, target_in(data, truth),
+                [functools.partial(m.embed, role=ROLE, progress=progress) for m in members],
+                tuned=any(member.is_tuned for member in members),
+                rank=ranker(members, found.settled(fusion), progress),
+            )  # fmt: skip
+            ranking = calibration.decide(ranking)
         vectors = []
         for role in ("query", "gallery"):
             parts = joined([member.embeddings(role) for member in members], found.weights)
             parts.save(this_run.folder / "embeddings" / role)
             vectors.append(parts)
         result = finish_run(
-            this_run, config, data, truth_in(config, data), found.ranking, (vectors[0], vectors[1]),
+            this_run, config, data, truth, ranking, (vectors[0], vectors[1]),
             ranked_by_vectors=False,
             model=_models_record(members, config, fusion, found),
-            messages=messages, started=started,
+            messages=messages, started=started, calibration=calibration,
         )  # fmt: skip
     return dataclasses.replace(
         result,
@@ -89,7 +101,11 @@ def _written(members: Sequence[Member], config: RunConfig, fusion: FusionConfig)
     first = members[0].run.config
     return {
         "form": "run/1",
-        "options": {**first["options"], "figures": config.figures},
+        "options": {
+            **first["options"],
+            "figures": config.figures,
+            "accept": absolute_accept(config.accept),
+        },
         "embedder": {
             "name": _joint_name(members),
             "model_id": "+".join(m.record["model_id"] for m in members),
@@ -113,14 +129,14 @@ def again_models(
     if "members" not in recorded:
         return None
     fusion = FusionConfig(**recorded["fusion"])
-    figures = recorded["options"]["figures"]
+    kept = {name: recorded["options"].get(name) for name in ("figures", "accept")}
     configs = [
         repeated(RunConfig(**member["options"]), Run(joint.home, member["run"]).folder)
         for member in recorded["members"]
     ]
     if data is not None:
         configs = [moved_to(config, data) for config in configs]
-    return [dataclasses.replace(config, figures=figures) for config in configs], fusion
+    return [dataclasses.replace(config, **kept) for config in configs], fusion
 
 
 def _joint_name(members: Sequence[Member]) -> str:

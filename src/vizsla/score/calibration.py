@@ -1,225 +1,282 @@
-"""Scores of first matches → the score above which a match is right with a given probability.
+"""Scores of a ranking → the probability that a match is right, and what is accepted.
 
 Learned on a validation part, never on the test part: the cut-off would be fitted to the very images
 that it is judged by.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import SHARE, Split, Target, split
-from vizsla.embed.embeddings import Embeddings
+from vizsla import storage
 from vizsla.errors import DataError, UsageError
-from vizsla.score.metrics import Cutoff, calibrated_cutoff, match_auc, threshold_table
-from vizsla.score.relevance import Relevance, match_pairs, relevance
+from vizsla.notebook import Shown, Summary, counted
+from vizsla.score.metrics import match_auc
+from vizsla.score.precision_levels import (
+    CONFIDENCE,
+    Level,
+    Matches,
+    precision_levels,
+    sure_level,
+)
+from vizsla.score.relevance import Relevance
 from vizsla.score.text_table import Table
-from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
-CONFIDENCE = 0.9  # one-sided, that the precision is reached
-STEPS = 10  # rows of the table
-Rank = Callable[[Sequence[Embeddings], Sequence[Embeddings]], Ranking]
-MAX_SHARE = 0.9  # of the training images, held out
+FORM = "calibration/1"
+DEPTH = 100  # ranks of each query that are learned from
+SURE = 0.95  # the default precision
+SURES = (0.5, 0.8, 0.9, 0.95, 0.99)  # rows of the table
+WORDS = ((0.95, "very likely"), (0.8, "likely"), (0.5, "perhaps"), (0.2, "unlikely"))
+UNLIKELY = "very unlikely"
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A cut-off on the score of first matches, and what it was learned from.
+@dataclass(frozen=True, repr=False)
+class Calibration(Shown):
+    """What the scores of one kind of ranking mean.
 
-    wanted: the precision. learned_on: the queries, in words. right: how many first matches are.
-    auc: of right over wrong matches; None if all are of one kind. cutoff: None if there are
-    too few queries to be sure of the precision at any score.
+    sure: the precision wanted of accepted matches. made_by: the model, refinement and fusion whose
+    scores these are (`made_by`). learned_on: the validation part, in words. queries: how many
+    different ones it has. absent: the share of them that had nothing in the gallery. auc: that a
+    query with something in the gallery scores above another; None if all are of one kind. levels:
+    possible cut-offs. knots: (score, probability) pairs, both rising.
     """
 
-    wanted: float
+    sure: float
+    made_by: dict[str, Any]
     learned_on: str
     queries: int
-    right: int
+    absent: float
     auc: float | None
-    thresholds: list[Cutoff]
-    cutoff: Cutoff | None
+    levels: tuple[Level, ...]
+    knots: tuple[tuple[float, float], ...]
 
-    def lines(self) -> list[str]:
-        """The calibration as text for a terminal."""
-        share = self.right / self.queries
-        lines = [
-            f"first matches and their scores, learned on {self.learned_on}:",
-            f"{self.right} of {self.queries} are right ({100 * share:.1f} %); "
-            + ("all of one kind, so no AUC" if self.auc is None else f"AUC {self.auc:.4f}"),
-            *self.table().lines(),
-        ]
-        percent = f"{100 * self.wanted:g} %"
-        if self.cutoff is None:
-            return [
-                *lines,
-                f"no cut-off: these queries are too few to be sure, at any score, that {percent} "
-                "of the matches above it are right",
-            ]
-        return [
-            *lines,
-            f"cut-off {self.cutoff.score:.6f}: a match that scores this or more is right "
-            f"{percent} of the time ({self.cutoff.called} of {self.queries} queries have one, "
-            f"{100 * (self.cutoff.precision or 0):.1f} % of them right)",
-        ]
+    def __post_init__(self) -> None:
+        if not 0 < self.sure < 1:
+            raise UsageError(
+                f"sure of {self.sure:g}: choose a probability between 0 and 1, such as 0.95"
+            )
+
+    def with_sure(self, sure: float) -> "Calibration":
+        """The same for another precision."""
+        return dataclasses.replace(self, sure=sure)
+
+    @property
+    def cutoff(self) -> Level | None:
+        """From which score on matches are accepted; None if the queries are too few or the scores
+        too poor to be sure: then nothing is."""
+        return sure_level(self.levels, self.sure)
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """That a match with this score is right; of the same shape, nan for nan. Never falls."""
+        known, values = np.array(self.knots).T
+        return np.interp(scores, known, values)
+
+    def decide(self, ranking: Ranking) -> Ranking:
+        """The same ranking with probabilities, and with how many first ranks are accepted.
+
+        DataError: its scores are of another model, refinement or fusion, or it has none.
+        """
+        if ranking.scores is None:
+            raise DataError("the ranking holds no scores: a cut-off on scores needs them")
+        require_same_scores(self.made_by, ranking)
+        level = self.cutoff
+        score = np.inf if level is None else level.score
+        accepted = (ranking.scores >= score).sum(axis=1)
+        about = {"sure": self.sure, "score": None if level is None else level.score}
+        return dataclasses.replace(
+            ranking,
+            accepted=accepted,
+            probability=self.probability(ranking.scores),
+            origin={**ranking.origin, "accept": about},
+        )
+
+    # ── for people and files ──
 
     def table(self) -> Table:
-        """One row for each of `thresholds`."""
-        columns = ["score", "matches", "precision", "recall", "false alarms"]
-        rows = [[c.score, c.called, c.precision, c.recall, c.false_alarms] for c in self.thresholds]
-        return Table(columns, rows)
+        """What can be accepted at several degrees of certainty, and at the chosen one."""
+        rows = []
+        for sure in sorted({*SURES, self.sure}):
+            level = sure_level(self.levels, sure)
+            values = (level.score, level.share, level.precision) if level else (None, None, None)
+            rows.append([f"{100 * sure:g} %", *values])
+        return Table(["sure", "cut-off", "queries answered", "precision there"], rows)
+
+    def lines(self) -> list[str]:
+        """As text for a terminal."""
+        known = "" if self.auc is None else f" (the AUC of telling which is {self.auc:.4f})"
+        return [
+            f"decisions, learned on {self.learned_on};",
+            f"{100 * self.absent:.0f} % of the queries had nothing in the gallery{known}",
+            *self.table().lines(),
+            self.verdict,
+        ]
+
+    @property
+    def verdict(self) -> str:
+        """What is accepted, in a sentence."""
+        level, percent = self.cutoff, f"{100 * self.sure:g} %"
+        if level is None:
+            return (
+                f"nothing is accepted: on these {self.queries} queries no score is {percent} sure"
+            )
+        return (
+            f"accepted from a score of {level.score:.4f}: at least {percent} of these matches are "
+            f"right (in {100 * CONFIDENCE:g} of 100 such validation parts)"
+        )
+
+    def summary(self) -> Summary:
+        """The precision that was wanted and the cut-off; the table."""
+        table = self.table()
+        return Summary(
+            "Calibration",
+            [counted(self.queries, "query", "queries"), f"{100 * self.sure:g} % sure"],
+            table.columns,
+            table.rows,
+            notes=[self.verdict],
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        return asdict(self)
+        """For JSON: what it was learned on, the cut-off and the table."""
+        return {
+            "sure": self.sure,
+            "cutoff": self.cutoff and asdict(self.cutoff),
+            "made_by": self.made_by,
+            "learned_on": self.learned_on,
+            "queries": self.queries,
+            "absent": self.absent,
+            "auc": self.auc,
+            "table": self.table().records(),
+        }
 
-    def applied(self, judged: Relevance) -> str:
-        """In words, how many matches of other queries reach the cut-off, and how many are right."""
-        if self.cutoff is None:
-            return ""
-        scores, matches = match_pairs(judged)
-        above = matches[scores >= self.cutoff.score]
-        share = f", {100 * above.mean():.1f} % of them right" if len(above) else ""
-        return (
-            f"on the {len(judged)} queries judged here {len(above)} have a match at or above the "
-            f"cut-off{share}"
-        )
+    def save(self, path: str | Path) -> None:
+        """One sealed JSON file, from which another precision can be asked too."""
+        storage.write_sealed_json(path, {"form": FORM, **asdict(self)})
+
+    @staticmethod
+    def load(path: str | Path) -> "Calibration":
+        """Reads what `save` wrote. StorageError: damaged; DataError: another kind of file."""
+        content = storage.read_sealed_json(path)
+        if content.get("form") != FORM:
+            raise DataError(f"{path} is not a calibration: it says form={content.get('form')!r}")
+        fields = {f.name: content[f.name] for f in dataclasses.fields(Calibration)}
+        fields["levels"] = tuple(Level(**level) for level in fields["levels"])
+        fields["knots"] = tuple((score, value) for score, value in fields["knots"])
+        return Calibration(**fields)
 
 
 def calibrate(
-    judged: Relevance | Sequence[Relevance], *, precision: float = 0.95, learned_on: str = ""
+    judged: Sequence[Relevance],
+    *,
+    sure: float = SURE,
+    made_by: Mapping[str, Any],
+    learned_on: str,
 ) -> Calibration:
-    """Learns the cut-off from the first match of every query.
+    """Learned from the first ranks of queries, some of which have nothing in the gallery.
 
-    A query that is in several of the parts counts once, in the first of them. precision: how many
-    of the matches above the cut-off must be right. DataError: rankings without scores.
+    A query may be in several of the parts. DataError: rankings without scores, or without matches.
     """
-    if not 0 < precision < 1:
-        raise UsageError(f"a precision of {precision}: choose one between 0 and 1, such as 0.95")
-    parts = [judged] if isinstance(judged, Relevance) else list(judged)
-    found = [_first_matches(part) for part in parts]
-    names = np.concatenate([names for names, _, _ in found])
-    once = np.sort(np.unique(names, return_index=True)[1])
-    scores = np.concatenate([scores for _, scores, _ in found])[once]
-    matches = np.concatenate([matches for _, _, matches in found])[once]
-    if len(scores) == 0:
-        raise DataError("no query has a match with a score, so no cut-off can be learned")
-    steps = np.quantile(scores, np.linspace(0, 1, STEPS + 1)[:-1], method="inverted_cdf")
+    found = matches_of(judged)
+    if len(found.first) == 0:
+        raise DataError("no query has a match with a score, so nothing can be learned")
+    absent = np.concatenate([part.nothing_relevant[_answered(part)] for part in judged])
+    queries = len(np.unique(found.asked))
     return Calibration(
-        precision,
+        sure,
+        dict(made_by),
         learned_on,
-        len(scores),
-        int(matches.sum()),
-        match_auc(scores, matches),
-        threshold_table(scores, matches, steps.tolist()),
-        calibrated_cutoff(scores, matches, precision=precision, confidence=CONFIDENCE),
+        queries,
+        float(absent.mean()),
+        match_auc(found.first, ~absent),
+        tuple(precision_levels(found)),
+        _knots(found.scores, found.right, queries),
     )
 
 
-def calibrate_on_split(
-    vectors: Sequence[Embeddings],
-    images: ImageSet,
-    parts: Split,
-    *,
-    precision: float = 0.95,
-    source: str,
-    rank: Rank | None = None,
-) -> Calibration:
-    """Learns the cut-off on the validation part that `parts` holds out of `images`.
+def matches_of(judged: Sequence[Relevance]) -> Matches:
+    """The first DEPTH ranks of all queries. DataError: a ranking has no scores."""
+    name_of: dict[str, int] = {}
+    class_of: dict[str, int] = {}
+    parts: list[tuple[np.ndarray, ...]] = []
+    for part in judged:
+        if part.scores is None:
+            raise DataError("the ranking holds no scores: a cut-off on scores needs them")
+        answered = np.flatnonzero(_answered(part))
+        queries = np.array([name_of.setdefault(q, len(name_of)) for q in part.queries], np.int64)
+        labels = [q if c is None else c for q, c in zip(part.queries, part.labels, strict=True)]
+        classes = np.array([class_of.setdefault(c, len(class_of)) for c in labels], np.int64)
+        scores, hits = part.scores[:, :DEPTH], part.hits[:, :DEPTH]
+        row, column = np.nonzero(np.arange(scores.shape[1])[None] < part.lengths[:, None])
+        parts.append((
+            scores[row, column], hits[row, column], queries[row], classes[row],
+            scores[answered, 0], queries[answered],
+        ))  # fmt: skip
+    return Matches(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    vectors: of one model or several, at least those of the held-out images; an image that one of
-    them lacks is left out. source: the name of the images in `learned_on`. rank: ranks a gallery
-    for queries, each with the vectors of all models; by default by cosines of the only one.
+
+def _answered(part: Relevance) -> np.ndarray:
+    """(Q,) bool: the queries that have a first image."""
+    return part.lengths > 0
+
+
+def _knots(scores: np.ndarray, right: np.ndarray, queries: int) -> tuple[tuple[float, float], ...]:
+    """Isotonic regression of right on score, linear between its blocks.
+
+    No probability is nearer to 0 or 1 than so many queries can show.
     """
-    common = set(vectors[0].ids).intersection(*(one.ids for one in vectors[1:]))
-    judged = []
-    for draw in parts.draws:
-        query_sets, gallery_sets = (
-            [_part(one, images, [i for i in side.tolist() if images.ids[i] in common])
-             for one in vectors]
-            for side in (draw.query, draw.gallery)
-        )  # fmt: skip
-        if len(query_sets[0]) and len(gallery_sets[0]):
-            ranking = (rank or _by_cosine)(query_sets, gallery_sets)
-            truth = Truth.from_sets(query_sets[0], gallery_sets[0])
-            judged.append(relevance(ranking, truth))
-    if not judged:
+    from scipy.optimize import isotonic_regression
+
+    values, at, weights = np.unique(scores, return_inverse=True, return_counts=True)
+    shares = np.bincount(at, right.astype(float)) / weights
+    fitted = isotonic_regression(shares, weights=weights)
+    starts, ends = fitted.blocks[:-1], fitted.blocks[1:] - 1
+    least = 1 / (queries + 2)
+    levels = np.clip(fitted.x[starts], least, 1 - least)
+    knots = {}
+    for start, end, value in zip(starts, ends, levels, strict=True):
+        knots[float(values[start])] = float(value)
+        knots[float(values[end])] = float(value)
+    return tuple(knots.items())
+
+
+# ── what scores can be compared ──────────────────────────────────────────────────────────────────
+
+
+def made_by(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What gave a ranking its scores: the model and the refinement, of each part of a fusion."""
+    fusion = origin.get("fusion", {})
+    if "of" in fusion:
+        weights = [round(float(w), 6) for w in fusion["weights"]]
+        parts = [made_by(part) for part in fusion["of"]]
+        return {"fusion": fusion["method"], "weights": weights, "of": parts}
+    refine = origin.get("refine", {}).get("chain", "none")
+    return {"model_id": origin.get("model_id"), "refine": refine}
+
+
+def require_same_scores(known: Mapping[str, Any], ranking: Ranking) -> None:
+    """DataError if the ranking's scores are of another kind than those that were learned from."""
+    own = made_by(ranking.origin)
+    if own != known:
         raise DataError(
-            f"the embeddings hold none of the {len(parts.held_out)} images that validation uses "
-            f"({images.ids[parts.held_out[0]]}, …): embed these very images"
+            f"the calibration is for scores of {_in_words(known)}, this ranking is of "
+            f"{_in_words(own)}: learn one for it (run --accept 0.95, or evaluate --calibrate)"
         )
-    count = len({name for part in judged for name in part.queries})
-    gallery = images.subset(parts.draws[0].gallery)
-    learned_on = (
-        f"{count} queries of a validation part of {source} (each among {len(gallery)} images of "
-        f"{len(set(gallery.labels or []))} classes), drawn to imitate the test part"
-    )
-    return calibrate(judged, precision=precision, learned_on=learned_on)
 
 
-def calibrate_on_training(
-    training: Embeddings,
-    *,
-    target: Target | None = None,
-    validate_on: str = "new-classes",
-    precision: float = 0.95,
-    source: str | Path = "training",
-    model_id: str | None = None,
-) -> Calibration:
-    """Learns the cut-off on a validation part of labelled images, drawn to imitate the test part.
-
-    Their model must not have been trained on them. target: the test part. validate_on: see `split`.
-    model_id: of the vectors that the cut-off is for; DataError if `training` has another.
-    """
-    if model_id not in (None, training.model_id):
-        raise DataError(
-            f"{source} was embedded by model {training.model_id}, the vectors to be judged by "
-            f"{model_id}: scores of two models cannot share a cut-off; embed both with one model"
-        )
-    if not training.labels or not any(training.labels):
-        raise DataError(
-            f"{source} has no labels: embed the training images with --class-folders or --labels"
-        )
-    images = ImageSet(Path(source), training.ids, training.attributes)
-    parts = split(images, validate_on, target=target, share=share_like(images, target))
-    return calibrate_on_split([training], images, parts, precision=precision, source=str(source))
+def _in_words(source: Mapping[str, Any]) -> str:
+    if "of" in source:
+        parts = " and ".join(_in_words(part) for part in source["of"])
+        weights = ", ".join(f"{w:g}" for w in source["weights"])
+        return f"{parts}, fused by {source['fusion']} with weights {weights}"
+    model = source["model_id"] or "an unknown model"
+    refine = source["refine"]
+    return f"model {model}" + ("" if refine == "none" else f" refined by {refine}")
 
 
-def share_like(images: ImageSet, target: Target | None) -> float:
-    """The share of the images to hold out, so that validation is as hard as the test part.
-
-    Among few classes a first match is more often right than among many. A frozen model needs no
-    training images, so nearly all may be held out.
-    """
-    target = target or Target()
-    if target.gallery is None or target.queries is None:
-        return MAX_SHARE
-    if target.per_class:
-        share = target.gallery / target.per_class / len(set(images.labels or []))
-    else:
-        share = (target.gallery + target.queries) / len(images)
-    return float(np.clip(share, SHARE, MAX_SHARE))
-
-
-def _first_matches(judged: Relevance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Names, scores and matches of the queries that have a first image."""
-    scores, matches = match_pairs(judged)
-    there = judged.lengths > 0 if judged.hits.shape[1] else np.zeros(len(judged), dtype=bool)
-    return np.array(judged.queries, dtype=object)[there], scores, matches
-
-
-def _part(vectors: Embeddings, images: ImageSet, at: list[int]) -> Embeddings:
-    kept = images.subset(at)
-    row_of = {name: i for i, name in enumerate(vectors.ids)}
-    rows = [row_of[name] for name in kept.ids]
-    return Embeddings(kept.ids, vectors.vectors[rows], kept.attributes, vectors.model_id)
-
-
-def _by_cosine(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
-    from vizsla.search import exact  # imports torch, which a cut-off for a ranking does not need
-
-    return exact.rank(queries[0], gallery[0], 1)
+def in_words(probability: float) -> str:
+    """`very likely`, …: how probable it is that a match is right."""
+    return next((words for least, words in WORDS if probability >= least), UNLIKELY)

@@ -12,12 +12,13 @@ import numpy as np
 
 from vizsla.errors import DataError, UsageError, require
 from vizsla.score import metrics
+from vizsla.score.decision_metrics import measure_decisions
 from vizsla.score.figures import IntervalSettings, Metric
 from vizsla.score.intervals import RESAMPLES
 from vizsla.score.metric_names import MetricName, parse_metrics
 from vizsla.score.named_metrics import measure_named, measure_pooled
 from vizsla.score.protocols import Protocol, parse_protocol
-from vizsla.score.relevance import relevance
+from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.scores import Scores
 from vizsla.score.seen_ranks import Seen, known_metric, needing_r
 from vizsla.score.truth import Truth, named_as
@@ -110,7 +111,21 @@ def evaluate(
         clusters = scores.cluster_values(cluster)
     pooled = measure_pooled(names, judged, ranking, truth)
     figures = {key: one.figure(len(judged), clusters, settings) for key, one in pooled.items()}
-    return dataclasses.replace(scores, pooled=figures)
+    return with_decisions(dataclasses.replace(scores, pooled=figures), judged)
+
+
+def with_decisions(scores: Scores, judged: Relevance) -> Scores:
+    """The scores of a ranking, with those of what was decided in it since; judged: that ranking."""
+    clusters, settings = None, scores.settings
+    if settings.cluster is not None:
+        clusters = scores.cluster_values(settings.cluster)
+    found = measure_decisions(judged).items()
+    figures = {key: one.figure(len(judged), clusters, settings) for key, one in found}
+    return dataclasses.replace(
+        scores,
+        pooled={**scores.pooled, **figures},
+        chosen=(*scores.chosen, *figures) if scores.chosen else (),
+    )
 
 
 # ── the usual metrics ────────────────────────────────────────────────────────────────────────────

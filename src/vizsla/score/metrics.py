@@ -9,14 +9,11 @@ that is unknown. What cannot be computed for a query is nan, never 0: if nothing
 (n_relevant == 0), and, for metrics that divide by it, if n_relevant is unknown.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vizsla.errors import DataError
-from vizsla.score.intervals import wilson
 
 CONTEST_POINTS = {1: 600.0, 5: 300.0, 10: 100.0}  # added if any of the first k is right
 
@@ -156,54 +153,6 @@ def match_auc(scores: np.ndarray, matches: np.ndarray) -> float | None:
     return float(above / (n_match * n_other))
 
 
-@dataclass(frozen=True)
-class Cutoff:
-    """What happens when all pairs that score at least `score` are called a match.
-
-    precision: share of the called that match. recall: share of the matches that are called.
-    false_alarms: share of the other pairs that are called. None if there are no such pairs.
-    """
-
-    score: float
-    called: int
-    precision: float | None
-    recall: float | None
-    false_alarms: float | None
-
-
-def threshold_table(
-    scores: np.ndarray, matches: np.ndarray, cutoffs: Sequence[float] | None = None
-) -> list[Cutoff]:
-    """One Cutoff for each score in `cutoffs`, highest first; without any, 20 quantiles."""
-    scores, matches = _pairs(scores, matches)
-    if len(scores) == 0:
-        return []
-    if cutoffs is None:
-        cutoffs = np.quantile(scores, np.linspace(0, 1, 21)[:-1], method="inverted_cdf").tolist()
-    return [_cutoff(scores, matches, float(c)) for c in sorted(set(cutoffs), reverse=True)]
-
-
-def calibrated_cutoff(
-    scores: np.ndarray, matches: np.ndarray, *, precision: float = 0.95, confidence: float = 0.9
-) -> Cutoff | None:
-    """The lowest score at and above which a match is right with probability `precision`.
-
-    The share in these pairs alone would promise too much: the lower end of its one-sided Wilson
-    interval at `confidence` must reach `precision`. None if no score does, as for few pairs.
-    """
-    scores, matches = _pairs(scores, matches)
-    order = np.argsort(-scores, kind="stable")
-    scores, matches = scores[order], matches[order]
-    called = np.arange(1, len(scores) + 1)
-    right = np.cumsum(matches)
-    last_of_tie = np.append(scores[:-1] != scores[1:], True)[: len(scores)]
-    lowest, _ = wilson(right, called, confidence=2 * confidence - 1)  # one-sided
-    sure = last_of_tie & (lowest >= precision)
-    if not sure.any():
-        return None
-    return _cutoff(scores, matches, float(scores[np.flatnonzero(sure)[-1]]))
-
-
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -238,18 +187,3 @@ def _pairs(scores: np.ndarray, matches: np.ndarray) -> tuple[np.ndarray, np.ndar
     if np.isnan(scores).any():
         raise DataError("some pairs have no score (nan): leave them out")
     return scores, matches
-
-
-def _cutoff(scores: np.ndarray, matches: np.ndarray, score: float) -> Cutoff:
-    called = scores >= score
-    return Cutoff(
-        score,
-        int(called.sum()),
-        _share(matches[called]),
-        _share(called[matches]),
-        _share(called[~matches]),
-    )
-
-
-def _share(which: np.ndarray) -> float | None:
-    return float(which.mean()) if len(which) else None

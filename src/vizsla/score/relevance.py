@@ -38,6 +38,8 @@ class Relevance:
       relevant images count the same. best_grades: (Q, M) the grades of all relevant images,
       falling, 0 after a row's end; None with `grades`.
     first_labels: the label of each query's first image, None if there is none.
+    accepted: (Q, K) bool, what was decided; probability: (Q, K) that it is right, nan after a row's
+      end. None if nothing was decided.
     unlabelled: queries that the truth has no label for, or does not judge; they are left out.
     unlabelled_gallery: gallery images without a label; they count as wrong.
     """
@@ -56,6 +58,8 @@ class Relevance:
     gallery_size: int | None
     grades: np.ndarray | None = None
     best_grades: np.ndarray | None = None
+    accepted: np.ndarray | None = None
+    probability: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -85,20 +89,27 @@ def relevance(ranking: Ranking, truth: Truth) -> Relevance:
     rows[np.append(ranking.lengths, 0)[rows] == 0] = -1
 
     gallery_labels = [truth.gallery.get(name) for name in ranking.gallery]
-    positions, scores = _rows_of(ranking.positions, rows, -1), ranking.scores
-    scores = None if scores is None else _rows_of(scores, rows, np.nan)
+    positions = _rows_of(ranking.positions, rows, -1)
+    decided = ranking.is_accepted if ranking.accepted is not None else None
+    of_ranks = [
+        None if values is None else _rows_of(values, rows, missing)
+        for values, missing in (
+            (ranking.scores, np.nan), (ranking.probability, np.nan), (decided, False)
+        )
+    ]  # fmt: skip
     size = ranking.gallery_size or (len(truth.gallery) if truth.gallery_complete else None)
-    positions, scores, missable = _without_ignored(positions, scores, truth, queries, ranking)
+    positions, of_ranks, missable = _without_ignored(positions, of_ranks, truth, queries, ranking)
+    scores, probability, accepted = of_ranks
     lengths = (positions >= 0).sum(axis=1)
     full = lengths + missable >= (np.inf if size is None else size)
     first = positions[:, 0] if positions.shape[1] else np.full(len(queries), -1)
     n_relevant, unlabelled_gallery = _count_relevant(ranking, truth, queries)
+    grades, best_grades = _grades(positions, queries, ranking, truth)
     return Relevance(
         queries, [truth.query.get(query) for query in queries], rows,
         _hits(positions, queries, ranking, truth), lengths, scores,
         full | (rows < 0), n_relevant, [gallery_labels[p] if p >= 0 else None for p in first],
-        unlabelled, unlabelled_gallery, size,
-        *_grades(positions, queries, ranking, truth),
+        unlabelled, unlabelled_gallery, size, grades, best_grades, accepted, probability,
     )  # fmt: skip
 
 
@@ -243,17 +254,17 @@ def _positions(names: Collection[str], position: Mapping[str, int]) -> np.ndarra
 
 def _without_ignored(
     positions: np.ndarray,
-    scores: np.ndarray | None,
+    of_ranks: list[np.ndarray | None],
     truth: Truth,
     queries: list[str],
     ranking: Ranking,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Both (Q, K) without junk and self, ranks closed up; and how many of those the gallery has."""
+) -> tuple[np.ndarray, list[np.ndarray | None], np.ndarray]:
+    """All (Q, K) without junk and self, ranks closed up; and how many of those the gallery has."""
     missable = np.zeros(len(queries), dtype=np.int64)
     if not truth.one_set and not truth.junk and not truth.junk_of_all:
-        return positions, scores, missable
+        return positions, of_ranks, missable
     positions = positions.copy()
-    scores = None if scores is None else scores.copy()
+    of_ranks = [None if values is None else values.copy() for values in of_ranks]
     position = {name: i for i, name in enumerate(ranking.gallery)}
     known: Collection[str] = truth.gallery if truth.relevant is None else position
     for i, query in enumerate(queries):
@@ -262,9 +273,11 @@ def _without_ignored(
         kept = ~np.isin(positions[i], _positions(names, position))
         n = int(kept.sum())
         positions[i, :n], positions[i, n:] = positions[i, kept], -1
-        if scores is not None:
-            scores[i, :n], scores[i, n:] = scores[i, kept], np.nan
-    return positions, scores, missable
+        for values in of_ranks:
+            if values is not None:
+                values[i, :n] = values[i, kept]
+                values[i, n:] = False if values.dtype == np.bool_ else np.nan
+    return positions, of_ranks, missable
 
 
 def _hits(positions: np.ndarray, queries: list[str], ranking: Ranking, truth: Truth) -> np.ndarray:

@@ -27,6 +27,8 @@ class Ranking(Shown):
     gallery_size: G if the whole gallery is known, else None (as from a submission file).
     origin: what made it (model_id, k, …), for the record.
     query_root, gallery_root: the folders of the images, if they are known; they are not saved.
+    accepted: (Q,) int64, so many first images of each row are accepted, 0 for none of these; None
+    if nothing was decided. probability: (Q, K) float64, that each image is right, with `accepted`.
     """
 
     queries: list[str]
@@ -37,6 +39,8 @@ class Ranking(Shown):
     origin: dict[str, Any] = field(default_factory=dict)
     query_root: Path | None = None
     gallery_root: Path | None = None
+    accepted: np.ndarray | None = None
+    probability: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.queries)) != len(self.queries):
@@ -49,6 +53,14 @@ class Ranking(Shown):
             raise DataError(
                 f"scores have shape {self.scores.shape}, positions {self.positions.shape}"
             )
+        if self.accepted is not None and self.accepted.shape != (len(self.queries),):
+            raise DataError(
+                f"accepted has shape {self.accepted.shape}, expected ({len(self.queries)},)"
+            )
+        if self.probability is not None and self.probability.shape != self.positions.shape:
+            raise DataError(
+                f"probability has shape {self.probability.shape}, positions {self.positions.shape}"
+            )
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -60,6 +72,8 @@ class Ranking(Shown):
             facts.append(f"of {counted(self.gallery_size, 'gallery image')}")
         if "model_id" in self.origin:
             facts.append(f"model {self.origin['model_id']}")
+        if self.accepted is not None:
+            facts.append(f"{counted(int((self.accepted > 0).sum()), 'query', 'queries')} answered")
         rows = []
         for i in range(min(len(self), SHOWN)):
             names = self.row(i)[:FIRST]
@@ -78,14 +92,17 @@ class Ranking(Shown):
         )
 
     def to_pandas(self) -> Any:
-        """A DataFrame with a row for each result: query, rank (from 1), gallery, score."""
+        """A DataFrame with a row for each result: query, rank (from 1), gallery, score; where it
+        was decided what is accepted, also probability and accepted."""
         at, column = np.nonzero(self.positions >= 0)
         gallery = np.array(self.gallery, dtype=object)[self.positions[at, column]]
         scores = np.full(len(at), np.nan) if self.scores is None else self.scores[at, column]
         queries = np.array(self.queries, dtype=object)[at]
-        return data_frame(
-            {"query": queries, "rank": column + 1, "gallery": gallery, "score": scores}
-        )
+        columns = {"query": queries, "rank": column + 1, "gallery": gallery, "score": scores}
+        if self.accepted is not None and self.probability is not None:
+            columns["probability"] = self.probability[at, column]
+            columns["accepted"] = self.is_accepted[at, column]
+        return data_frame(columns)
 
     @property
     def depth(self) -> int:
@@ -97,6 +114,15 @@ class Ranking(Shown):
         """(Q,) int64: how many gallery images each row holds."""
         return (self.positions >= 0).sum(axis=1)
 
+    @property
+    def is_accepted(self) -> np.ndarray:
+        """(Q, K) bool. All images are, where nothing was decided."""
+        there = self.positions >= 0
+        if self.accepted is None:
+            return there
+        accepted: np.ndarray = there & (np.arange(self.depth)[None] < self.accepted[:, None])
+        return accepted
+
     def row(self, i: int) -> list[str]:
         """The gallery ids of query i, best first."""
         return [self.gallery[p] for p in self.positions[i] if p >= 0]
@@ -107,7 +133,21 @@ class Ranking(Shown):
             self,
             positions=self.positions[:, :k],
             scores=None if self.scores is None else self.scores[:, :k],
+            accepted=None if self.accepted is None else np.minimum(self.accepted, k),
+            probability=None if self.probability is None else self.probability[:, :k],
         )
+
+    def only_accepted(self) -> "Ranking":
+        """The same ranking without the images that are not accepted; rows may become empty."""
+        kept = self.is_accepted
+        return replace(
+            self,
+            positions=np.where(kept, self.positions, -1),
+            scores=None if self.scores is None else np.where(kept, self.scores, np.nan),
+            probability=(
+                None if self.probability is None else np.where(kept, self.probability, np.nan)
+            ),
+        ).head(int(kept.sum(axis=1).max(initial=0)))
 
     @staticmethod
     def from_lists(
@@ -131,7 +171,8 @@ class Ranking(Shown):
         return {query: cut.row(i) for i, query in enumerate(cut.queries)}
 
     def save(self, path: str | Path) -> None:
-        """One Parquet file: query, rank (from 1), gallery, score.
+        """One Parquet file: query, rank (from 1), gallery, score; where it was decided what is
+        accepted, also probability and accepted.
 
         A query without results is one row of rank 0 with a null gallery.
         """
@@ -160,6 +201,13 @@ class Ranking(Shown):
                 "score": pa.array(score, pa.float64(), mask=np.isnan(score)),
             }
         )
+        if self.accepted is not None and self.probability is not None:
+            chance = np.full(len(query), np.nan)
+            if self.depth:
+                chance = self.probability[query, column]
+            accepted = pa.array(column < self.accepted[query])
+            table = table.append_column("probability", pa.array(chance, mask=np.isnan(chance)))
+            table = table.append_column("accepted", accepted)
         about = {"gallery_size": self.gallery_size, "origin": self.origin, "form": "ranking/1"}
         storage.write_sealed_table(
             path, table.replace_schema_metadata({"vizsla": json.dumps(about)})
@@ -184,9 +232,17 @@ class Ranking(Shown):
         if score.null_count < filled.sum():
             scores = np.full(shape, np.nan)
             scores[query_of[filled], rank[filled] - 1] = score.to_numpy()[filled]
+        accepted = probability = None
+        if "accepted" in table.column_names:
+            taken = table["accepted"].to_numpy() & filled
+            accepted = np.bincount(query_of[taken], minlength=len(queries))
+            probability = np.full(shape, np.nan)
+            chance = table["probability"].to_numpy()
+            probability[query_of[filled], rank[filled] - 1] = chance[filled]
         return Ranking(
-            queries, gallery, positions, scores, about["gallery_size"], about.get("origin", {})
-        )
+            queries, gallery, positions, scores, about["gallery_size"], about.get("origin", {}),
+            accepted=accepted, probability=probability,
+        )  # fmt: skip
 
 
 def self_positions(queries: Sequence[str], gallery: Sequence[str]) -> np.ndarray:

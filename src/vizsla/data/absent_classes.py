@@ -1,0 +1,91 @@
+"""Labelled images → draws of queries and gallery where half of the queries have nothing to find.
+
+In each draw other classes are absent from the gallery. A draw depends only on the seed and the ids.
+"""
+
+import numpy as np
+
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Draw, Target, class_codes, group_codes, in_domain
+from vizsla.errors import DataError
+
+FOLDS = 5  # of the images; those of one are the queries of a draw
+ROUNDS = 4  # divisions into folds, so that each image is a query in so many draws at most
+MOST_PRESENT = 0.75  # of the classes
+FEWEST_CLASSES = 4
+
+
+def draws_with_absent_classes(
+    images: ImageSet,
+    target: Target | None = None,
+    *,
+    query_domain: str | None = None,
+    gallery_domain: str | None = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> list[Draw]:
+    """FOLDS draws a round; half of the queries of each are of classes that its gallery lacks.
+
+    The gallery has as many classes, as many images of each and as many in all as that of `target`,
+    as far as this is known and there are enough; else half of the classes. Groups are never
+    divided. DataError for fewer than 4 classes, or if no draw has queries of both kinds.
+    """
+    target = target or Target()
+    labels = class_codes(images)
+    C = int(labels.max(initial=-1)) + 1
+    if C < FEWEST_CLASSES:
+        raise DataError(
+            f"{C} classes: to learn when nothing is there, some must be absent from the gallery: "
+            f"give labelled images of {FEWEST_CLASSES} classes or more"
+        )
+    present = C / 2
+    if target.gallery and target.per_class:
+        present = target.gallery / target.per_class
+    P = int(np.clip(round(present), 2, int(MOST_PRESENT * C)))
+    can_query = in_domain(images, query_domain, "query")
+    can_answer = in_domain(images, gallery_domain, "gallery")
+    groups = group_codes(images)
+    found = []
+    for r in range(rounds):
+        rng = np.random.default_rng((seed, 71, r))
+        fold = _folds(labels, groups, rng)
+        for f in range(FOLDS):
+            is_present = np.isin(labels, rng.permutation(C)[:P])
+            pool = np.flatnonzero((fold != f) & is_present & can_answer)
+            gallery = _limited(pool, labels, target, rng)
+            queries = np.flatnonzero((fold == f) & can_query)
+            there = queries[np.isin(labels[queries], labels[gallery])]
+            absent = queries[~is_present[queries]]
+            n = min(len(there), len(absent))
+            if n:
+                both = [rng.permutation(kind)[:n] for kind in (there, absent)]
+                found.append(Draw(np.sort(np.concatenate(both)), np.sort(gallery)))
+    if not found:
+        raise DataError(
+            "no class has enough images for a query and a gallery: give more labelled images"
+        )
+    return found
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N,) the fold of each image: groups as wholes, those of a class dealt out evenly."""
+    first = np.unique(groups, return_index=True)[1]  # an image of each group
+    order = rng.permutation(len(first))
+    order = order[np.argsort(labels[first[order]], kind="stable")]
+    of_group = np.empty(len(first), np.int64)
+    of_group[order] = (np.arange(len(first)) + rng.integers(FOLDS)) % FOLDS
+    return of_group[groups]
+
+
+def _limited(
+    pool: np.ndarray, labels: np.ndarray, target: Target, rng: np.random.Generator
+) -> np.ndarray:
+    """At most so many of each class, and so many in all, as the target has."""
+    pool = rng.permutation(pool)
+    if target.per_class:
+        most = max(1, round(target.per_class))
+        order = np.argsort(labels[pool], kind="stable")
+        counts = np.bincount(labels[pool])
+        place = np.arange(len(pool)) - np.repeat(np.cumsum(counts) - counts, counts)
+        pool = pool[np.sort(order[place < most])]
+    return pool[: target.gallery]

@@ -1,0 +1,139 @@
+"""--accept and a data folder → the Calibration that decides which matches are accepted."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vizsla.data.absent_classes import draws_with_absent_classes
+from vizsla.data.data_folders import DataFolders
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Target, held_out, training_part
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError, UsageError
+from vizsla.run.config import RunConfig
+from vizsla.score.calibration import SURE, Calibration
+from vizsla.score.calibration_draws import Rank, at_most, calibrate_on_draws
+from vizsla.workspace import is_run
+
+log = logging.getLogger("vizsla.run")
+
+CALIBRATION = "calibration.json"  # in a run's folder
+ROLE = "calibration"  # of the embeddings that it was learned from, in a run's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Accept:
+    """What --accept says: the precision wanted, a saved calibration, or both."""
+
+    sure: float | None
+    file: Path | None
+
+    @staticmethod
+    def parse(text: float | str) -> "Accept":
+        """From 0.95, FILE or FILE@0.95; a run stands for the calibration in its folder.
+
+        UsageError: a number that is no probability, or there is no such file.
+        """
+        name, number = (str(text), None) if isinstance(text, str) else ("", text)
+        if isinstance(text, str) and not Path(text).exists():
+            name, at, after = text.rpartition("@")
+            try:
+                number = float(after) if at else None
+            except ValueError:
+                number = None
+            name = name if number is not None else text
+        if number is not None and not 0 < number < 1:
+            raise UsageError(
+                f"--accept {text}: choose a probability between 0 and 1, such as 0.95, or the file "
+                "of a calibration"
+            )
+        if not name:
+            return Accept(number, None)
+        file = Path(name) / CALIBRATION if Path(name).is_dir() else Path(name)
+        if not file.exists():
+            raise UsageError(
+                f"--accept {text}: there is no file {file}: give a probability such as 0.95, or "
+                f"the {CALIBRATION} of a run that was made with --accept"
+            )
+        return Accept(number, file)
+
+    def load(self, run: str | Path | None = None) -> Calibration:
+        """The saved calibration; without a file that of the run, which a number is asked of."""
+        file = self.file
+        if file is None:
+            if run is None or not is_run(run):
+                raise UsageError(
+                    f"--accept {self.sure:g} needs a calibration for this gallery: give its file, "
+                    f"as in --accept runs/ID@{self.sure:g}; `vizsla run --accept {self.sure:g}` or "
+                    "`vizsla evaluate --calibrate --write-calibration FILE` makes one"
+                )
+            file = Path(run) / CALIBRATION
+            if not file.exists():
+                raise DataError(
+                    f"{run} was made without --accept and has no {CALIBRATION}: "
+                    f"`vizsla evaluate {run} --calibrate` learns it"
+                )
+        found = Calibration.load(file)
+        return found if self.sure is None else found.with_sure(self.sure)
+
+
+def check_accept(config: RunConfig, data: DataFolders) -> None:
+    """Before the work: UsageError or DataError if --accept cannot be read or has no images."""
+    if config.accept is not None and Accept.parse(config.accept).file is None:
+        training_part(data.training, config.data, "--accept")
+
+
+def calibration_for(
+    config: RunConfig,
+    data: DataFolders,
+    target: Target,
+    embed: Sequence[Callable[[ImageSet], Embeddings]],
+    *,
+    tuned: bool,
+    rank: Rank,
+) -> Calibration:
+    """What --accept of a run says: a saved calibration, or one that is learned now."""
+    assert config.accept is not None
+    accept = Accept.parse(config.accept)
+    if accept.file is not None:
+        return accept.load()
+    return learn_calibration(
+        config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank
+    )
+
+
+def learn_calibration(
+    config: RunConfig,
+    data: DataFolders,
+    target: Target,
+    embed: Sequence[Callable[[ImageSet], Embeddings]],
+    *,
+    tuned: bool,
+    sure: float,
+    rank: Rank,
+) -> Calibration:
+    """Learned on training images that the models have not seen, by draws like the test part.
+
+    embed: by each model. tuned: whether one was trained on the images that validation did not hold
+    out. rank: as the test part is ranked. DataError without training images.
+    """
+    images = training_part(data.training, config.data, "--accept")
+    tuning = config.training
+    if tuned:
+        images = images.subset(held_out(images, tuning, target).held_out)
+    else:
+        images = at_most(images, seed=config.seed)
+    draws = draws_with_absent_classes(
+        images, target, seed=config.seed,
+        query_domain=tuning.query_domain, gallery_domain=tuning.gallery_domain,
+    )  # fmt: skip
+    vectors = [embed_images(images) for embed_images in embed]
+    found = calibrate_on_draws(
+        vectors, images, draws, sure=sure, source=f"{config.data}/training", rank=rank
+    )
+    for line in found.lines():
+        log.debug("%s", line)
+    if found.cutoff is None:
+        log.warning("%s", found.verdict)
+    return found

@@ -1,0 +1,184 @@
+"""--accept, from a run to what other commands do with its calibration."""
+
+import colorsys
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vizsla import storage
+from vizsla.cli.main import app
+from vizsla.errors import DataError, UsageError
+from vizsla.run import pipeline, several_models
+from vizsla.run.accepting import CALIBRATION, Accept
+from vizsla.run.config import RunConfig, again
+from vizsla.run.finish import RunResult
+from vizsla.run.fused_runs import FusionConfig
+from vizsla.score.calibration import Calibration
+from vizsla.search.ranking import Ranking
+
+CLASSES, ABSENT = 24, 6  # colours; of the test classes so many are not in the gallery
+
+
+def paint(path: Path, label: int, rng: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hue, value = label % 12 / 12, 0.9 if label < 12 else 0.5
+    colour = np.array(colorsys.hsv_to_rgb(hue, 0.9, value)) * 255
+    pixels = np.clip(colour + rng.normal(size=(24, 24, 3)) * 10, 0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    rows = ["role,file,label"]
+    for label in range(CLASSES):
+        for i in range(8):
+            paint(home / f"data/training/t{label}/{i}.png", label, rng)
+    for label in range(12):
+        for role, n in (("query", 2), ("gallery", 3 * (label >= ABSENT))):
+            for i in range(n):
+                paint(home / f"data/test/{role}/{label}_{i}.png", label, rng)
+                rows.append(f"{role},{label}_{i}.png,{label}")
+    (home / "data/labels.csv").write_text("\n".join(rows) + "\n")
+    return home
+
+
+def config(home: Path, **more: object) -> RunConfig:
+    options = {"model": "tiny", "weights": "random", "figures": 0, "accept": 0.7, **more}
+    return RunConfig(data=str(home / "data"), home=str(home), **options)
+
+
+@pytest.fixture(scope="module")
+def accepted(home: Path) -> RunResult:
+    return pipeline.run(config(home))
+
+
+def test_a_run_decides_what_is_there(accepted: RunResult) -> None:
+    ranking, scores = accepted.ranking, accepted.scores
+    assert ranking.accepted is not None and scores is not None
+    absent = np.array([int(name.split("_")[0]) < ABSENT for name in ranking.queries])
+    assert (ranking.accepted[~absent] > 0).mean() > (ranking.accepted[absent] > 0).mean() + 0.4
+    assert scores["known_auroc"].mean == pytest.approx(1, abs=0.2)
+    stored = Ranking.load(accepted.run.folder / "ranking.parquet")
+    assert stored.accepted is not None and stored.probability is not None
+    assert stored.accepted.tolist() == ranking.accepted.tolist()
+    assert np.array_equal(stored.probability, ranking.probability, equal_nan=True)
+    record = json.loads(accepted.result_path.read_text())
+    assert record["accept"]["sure"] == 0.7 and "accepted_precision" in record["scores"]
+    assert accepted.to_dict()["accept"]["cutoff"]["score"] == ranking.origin["accept"]["score"]
+    lists = json.loads(accepted.submission_path.read_text())
+    assert {len(row) for row in lists.values()} == {10}  # a contest wants k of each
+
+
+def test_a_run_is_repeated_with_its_decisions(accepted: RunResult) -> None:
+    second = pipeline.run(again(accepted.run.folder))
+    assert second.ranking.accepted is not None and accepted.ranking.accepted is not None
+    assert second.ranking.accepted.tolist() == accepted.ranking.accepted.tolist()
+
+
+def test_a_saved_calibration_decides_another_run(accepted: RunResult, home: Path) -> None:
+    file = f"{accepted.run.folder}@0.3"
+    other = pipeline.run(config(home, accept=file))
+    assert other.calibration == accepted.calibration.with_sure(0.3)  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="the calibration is for scores of model"):
+        pipeline.run(config(home, accept=file, seed=1))
+    with pytest.raises(DataError, match=r"this ranking is of model .* refined by aqe"):
+        pipeline.run(config(home, accept=file, refine="aqe"))
+
+
+def test_several_models_decide_together(home: Path) -> None:
+    configs = [config(home), config(home, seed=1)]
+    joint = several_models.run_models(configs, FusionConfig("zscore"))
+    assert joint.calibration is not None and joint.ranking.accepted is not None
+    assert joint.calibration.made_by["fusion"] == "zscore"
+    assert all(one.calibration is None for one in joint.members)
+    assert Calibration.load(joint.run.folder / CALIBRATION) == joint.calibration
+    found = several_models.again_models(joint.run.folder)
+    assert found is not None and {one.accept for one in found[0]} == {0.7}
+
+
+def test_a_run_without_a_calibration_says_how_to_get_one(home: Path) -> None:
+    plain = pipeline.run(config(home, accept=None))
+    assert plain.ranking.accepted is None
+    with pytest.raises(DataError, match=r"evaluate .*calibrate` learns it"):
+        Accept.parse(0.9).load(plain.run.folder)
+    done = CliRunner().invoke(app, ["evaluate", str(plain.run.folder), "--calibrate"])
+    assert done.exit_code == 0, done.output
+    assert "precision of accepted" in done.output
+    assert Accept.parse(0.9).load(plain.run.folder).sure == 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(95, "between 0 and 1"), ("none.json", "there is no file none.json"),
+     ("none.json@0.9", "there is no file none.json")],
+)  # fmt: skip
+def test_what_is_no_probability_and_no_file_is_refused(text: float | str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Accept.parse(text)
+
+
+def test_decisions_need_training_images(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/test").symlink_to(home / "data/test")
+    with pytest.raises(DataError, match="or run without accept"):
+        pipeline.run(config(tmp_path))
+
+
+def submission(*words: str) -> str:
+    done = CliRunner().invoke(app, ["submission", *words])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    return done.output
+
+
+def test_submissions_hold_what_is_accepted(accepted: RunResult, tmp_path: Path) -> None:
+    run, out = str(accepted.run.folder), str(tmp_path / "s.json")
+    text = submission(run, "-k", "5", "--accept", "0.7", "-o", out)
+    lists = json.loads(Path(out).read_text())
+    taken = dict(zip(accepted.ranking.queries, accepted.ranking.accepted, strict=True))  # type: ignore[arg-type]
+    assert {q: len(row) for q, row in lists.items()} == {q: min(5, n) for q, n in taken.items()}
+    answered = sum(n > 0 for n in taken.values())
+    assert 0 < answered < 24 and f"{answered} of 24 queries have an accepted match" in text
+    csv = tmp_path / "s.csv"
+    new = ["--accept", "0.7", "--new-label", "new", "--format", "kaggle", "-o", str(csv)]
+    submission(run, *new)
+    assert csv.read_text().count(",new\n") == 24 - answered
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("--new-label new", "give --accept too"),
+     ("--accept 0.7 --new-label new", "gallery images only; trec, kaggle allow it"),
+     ("--accept 0.7 --format trec", "no place for a query without images.*one of json, records"),
+     ("--accept 0.7 --format kaggle --new-label 7_0.png", "is also a gallery image")],
+)  # fmt: skip
+def test_forms_without_a_place_for_new_ones_are_refused(
+    accepted: RunResult, tmp_path: Path, words: str, message: str
+) -> None:
+    data = str(Path(accepted.run.folder).parent.parent / "data")
+    args = [*words.split(), "--data", data, "-o", str(tmp_path / "s")]
+    done = CliRunner().invoke(app, ["submission", str(accepted.run.folder), *args])
+    assert isinstance(done.exception, UsageError)
+    assert re.search(message, str(done.exception))
+
+
+def test_a_ranking_is_cut_to_what_is_accepted(accepted: RunResult) -> None:
+    ranking = accepted.ranking
+    assert ranking.accepted is not None
+    cut = ranking.only_accepted()
+    assert cut.lengths.tolist() == ranking.accepted.tolist() and cut.depth == max(ranking.accepted)
+    assert ranking.head(1).accepted.tolist() == np.minimum(ranking.accepted, 1).tolist()  # type: ignore[union-attr]
+    whole = dataclasses.replace(ranking, accepted=None, probability=None)
+    assert whole.is_accepted.all() and whole.only_accepted().to_lists() == whole.to_lists()
+    frame = ranking.to_pandas()
+    assert frame["accepted"].sum() == ranking.accepted.sum()
+    with pytest.raises(DataError, match="accepted has shape"):
+        dataclasses.replace(ranking, accepted=np.zeros(3, int))
+    assert storage.read_sealed_table(accepted.run.folder / "ranking.parquet").num_columns == 6
