@@ -58,6 +58,15 @@ class Reporting(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExifColumns(Options):
+    """Which columns come from the images themselves."""
+
+    exif: bool = option(
+        False, "Add the columns taken, camera, latitude and longitude, from EXIF.", "Data"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VectorFiles(Options):
     """How vectors are stored."""
 
@@ -532,6 +541,11 @@ class TuneConfig(TrainConfig):
         "Training",
         choices=("new-classes", "seen-classes"),
     )
+    split_by: str | None = option(
+        None, "Keep the images of one session (time) or place on one side of the split, by EXIF or "
+        "the columns taken, latitude, longitude.", "Training", choices=("time", "place"),
+        shown="the column group",
+    )  # fmt: skip
     query_domain: str | None = option(
         None, "Domain of the validation queries.", "Training", rare=True
     )

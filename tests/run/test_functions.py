@@ -216,3 +216,15 @@ def test_search_is_a_function_after_its_package_is_imported() -> None:
     import vizsla.search.index
 
     assert callable(vizsla.search) and callable(vizsla.run) and callable(vizsla.embed)
+
+
+def test_embed_adds_columns_of_exif_on_request(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    exif[271], exif[272] = "Canon", "R5"
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/a.jpg", exif=exif)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/b.jpg")
+    embedder = vizsla.Embedder.build("tiny", **NAMED)
+    found = vizsla.embed(tmp_path / "photos", embedder, exif=True)
+    assert found.attributes["camera"].to_pylist() == ["Canon R5", None]
+    assert "camera" not in vizsla.embed("photos", embedder).attributes.column_names

@@ -19,6 +19,7 @@ from vizsla.option_fields import REQUIRED, option, same
 from vizsla.options import (
     Accepting,
     ComputeChoice,
+    ExifColumns,
     GalleryOptions,
     ImageOptions,
     Messages,
@@ -36,8 +37,9 @@ app = Commands()
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(
-    ModelChoice, WhiteningChoice, ImageOptions, SeveralLabels, ComputeChoice, VectorFiles, Printing
-):
+    ModelChoice, WhiteningChoice, ImageOptions, SeveralLabels, ExifColumns, ComputeChoice,
+    VectorFiles, Printing,
+):  # fmt: skip
     """The options of `vizsla embed`."""
 
     out: Path = option(REQUIRED, "The folder to write.", "Output", "-o", "--out", usual=True)
@@ -81,6 +83,7 @@ def embed(
     """Embed images: write their vectors as Parquet shards. Continues after an interruption."""
     require_all_weights([(options.model, options.weights)])
     from vizsla import storage
+    from vizsla.data.exif_columns import with_exif
     from vizsla.data.image_sources import image_set
     from vizsla.embed.auto_compute import written_compute
     from vizsla.embed.embeddings import Embeddings
@@ -97,6 +100,8 @@ def embed(
         class_folders=options.class_folders, role=options.role, exclude=options.exclude,
         follow_links=options.follow_links, label_separator=options.label_separator,
     )  # fmt: skip
+    if options.exif:
+        images_there = with_exif(images_there)
     embedder = load_embedder(options, seed=options.seed)
     if (options.whiten != "none" or options.dim is not None) != (options.whiten_on is not None):
         raise UsageError(

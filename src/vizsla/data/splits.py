@@ -1,7 +1,8 @@
 """Labelled images → a training part and a validation part that imitates the test part.
 
 Split by class if the test classes will be new, by image if they are the training classes.
-Knows labels, groups and domains, opens no image. A split depends only on its seed and the ids.
+Knows labels, groups and domains; opens images only for their EXIF. A split depends only on its
+seed and the ids.
 """
 
 import logging
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vizsla.data.exif_columns import grouped_by
 from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import are_sets, distinct_labels, labels_in
 from vizsla.errors import DataError, UsageError
@@ -76,11 +78,13 @@ def split(
     gallery_domain: str | None = None,
     draws: int = DRAWS,
     share: float = SHARE,
+    split_by: str | None = None,
     seed: int = 0,
 ) -> Split:
     """Holds out about `share` of the images (fewer if the test part is smaller).
 
-    Images of one group are never both trained on and held out. Every query has a relevant image in
+    Images of one group are never both trained on and held out. split_by: time or place, which also
+    make groups, see `exif_columns.grouped_by`. Every query has a relevant image in
     its gallery. DataError if the images do not allow such a split.
     """
     if validate_on not in KINDS:
@@ -90,6 +94,8 @@ def split(
             f"share={share}, draws={draws}: choose a share in (0, 1) and 1 draw or more"
         )
     target = target or Target()
+    if split_by is not None:
+        images = grouped_by(images, split_by)
     columns = _Columns(
         class_codes(images),
         group_codes(images),
@@ -361,6 +367,7 @@ def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Spl
         gallery_domain=config.gallery_domain,
         draws=config.draws,
         share=config.share,
+        split_by=config.split_by,
         seed=config.seed,
     )
 

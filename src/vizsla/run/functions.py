@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+from vizsla.data.exif_columns import with_exif
 from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet
 from vizsla.embed import inference
@@ -24,6 +25,7 @@ from vizsla.option_fields import REQUIRED, Options, option, same
 from vizsla.options import (
     DEFAULT_BACKBONE,
     ComputeChoice,
+    ExifColumns,
     FusionOptions,
     GalleryOptions,
     ImageOptions,
@@ -50,7 +52,9 @@ MODEL = "A model's name (`vizsla models` lists them), a saved embedder, a run, o
 
 
 @dataclass(frozen=True)
-class EmbedArguments(ImageOptions, SeveralLabels, ComputeChoice, VectorFiles, Reporting):
+class EmbedArguments(
+    ImageOptions, SeveralLabels, ExifColumns, ComputeChoice, VectorFiles, Reporting
+):
     """What `vizsla.embed` takes."""
 
     images: str | Path | ImageSet = option(
@@ -85,6 +89,8 @@ def embed(given: EmbedArguments, names: frozenset[str]) -> Embeddings:
         images = given.images
     else:
         images = image_set(given.images, **{name: getattr(given, name) for name in OF_IMAGES})
+    if given.exif:
+        images = with_exif(images)
     embedder = opened(given.embedder)
     compute = given.compute or compute_of(given, embedder, images)
     with tempfile.TemporaryDirectory(prefix="vizsla-embed-") as scratch:

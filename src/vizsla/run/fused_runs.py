@@ -254,8 +254,8 @@ def _splitting(config: RunConfig) -> tuple[Any, ...]:
     """What decides which images a training holds out."""
     options = config.training
     return (
-        options.validate_on, options.query_domain, options.gallery_domain, options.share,
-        options.draws, options.seed, config.exclude,
+        options.validate_on, options.split_by, options.query_domain, options.gallery_domain,
+        options.share, options.draws, options.seed, config.exclude,
     )  # fmt: skip
 
 

@@ -30,7 +30,9 @@ from vizsla.workspace import Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
 
-VALIDATING = ("validate_on", "query_domain", "gallery_domain")  # these also work without training
+VALIDATING = (  # these also work without training
+    "validate_on", "split_by", "query_domain", "gallery_domain"
+)  # fmt: skip
 
 
 def run_models(
