@@ -48,9 +48,9 @@ def grouped_by(images: ImageSet, kind: str) -> ImageSet:
     columns = NEEDED[kind]
     if not {*columns} <= {*images.attributes.column_names}:
         images = with_exif(images)
-    found = sessions(*_values(images, columns, pa.timestamp("us"))) if kind == "time" else (
-        places(*_values(images, columns, pa.float64()))
-    )  # fmt: skip
+    kinds = pa.timestamp("us") if kind == "time" else pa.float64()
+    values = [_values(images, name, kinds) for name in columns]
+    found = sessions(values[0]) if kind == "time" else places(values[0], values[1])
     known = found >= 0
     if not known.any():
         raise DataError(
@@ -66,16 +66,14 @@ def grouped_by(images: ImageSet, kind: str) -> ImageSet:
     return images.with_attribute("group", [str(i) for i in number])
 
 
-def _values(images: ImageSet, columns: tuple[str, ...], kind: pa.DataType) -> list[list[Any]]:
-    found = []
-    for name in columns:
-        try:
-            found.append(images.attributes[name].cast(kind).to_pylist())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"the column {name} of {images.location} holds no "
-                f"{'times' if pa.types.is_timestamp(kind) else 'numbers'}: {error}"
-            ) from error
+def _values(images: ImageSet, name: str, kind: pa.DataType) -> list[Any]:
+    try:
+        found: list[Any] = images.attributes[name].cast(kind).to_pylist()
+    except pa.ArrowException as error:
+        expected = "times" if pa.types.is_timestamp(kind) else "numbers"
+        raise DataError(
+            f"the column {name} of {images.location} holds no {expected}: {error}"
+        ) from error
     return found
 
 

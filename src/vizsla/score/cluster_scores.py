@@ -58,7 +58,7 @@ def cluster_scores(
         raise DataError("no image has a label: scores of clusters need some")
     found = np.unique(np.asarray(clusters)[known], return_inverse=True)[1]
     numbers: dict[Hashable, int] = {}
-    wanted = np.array([numbers.setdefault(labels[i], len(numbers)) for i in known])
+    wanted = np.array([numbers.setdefault(labels[i], len(numbers)) for i in known.tolist()])
     precision, recall = bcubed(found, wanted)
     return ClusterScores(
         ari=float(adjusted_rand_score(wanted, found)),

@@ -47,7 +47,7 @@ def merge_tree(weights: sparse.csr_matrix, known: np.ndarray | None = None) -> M
     first, thing, start = _one_for_each_thing(known)
     pairs = [np.stack([first[start], np.arange(n)], axis=1)[first[start] != np.arange(n)]]
     similarities = [np.full(len(pairs[0]), np.inf)]
-    sizes = np.bincount(start).astype(np.float64)
+    sizes: np.ndarray = np.bincount(start).astype(np.float64)
     links = _joined(sparse.csr_matrix(weights, dtype=np.float64), start, len(first))
     while links.nnz:
         rows = np.repeat(np.arange(len(first)), np.diff(links.indptr))
@@ -63,7 +63,7 @@ def merge_tree(weights: sparse.csr_matrix, known: np.ndarray | None = None) -> M
         left, into = np.unique(into, return_inverse=True)
         thing[a] = np.maximum(thing[a], thing[b])
         first, thing = first[left], thing[left]
-        sizes = np.bincount(into, sizes)
+        sizes = np.bincount(into, sizes).astype(np.float64)
         links = _without_conflicts(_joined(links, into, len(left)), thing)
     return MergeTree(n, np.concatenate(pairs), np.concatenate(similarities))
 
