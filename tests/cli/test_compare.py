@@ -41,7 +41,7 @@ def test_metrics_by_name_order_the_table(folder: Path, capsys: pytest.CaptureFix
     rows = found["best_first"]
     assert rows[0]["scores"]["mINP"] >= rows[1]["scores"]["mINP"]
     assert all("µAP" in row["scores"] for row in rows)
-    assert [row["metric"] for row in found["pairs"]] == ["mINP", "AP@5"]
+    assert [row["metric"] for row in found["pairs"]] == ["mINP", "AP@5", "µAP"]
     run(*words, "--protocol", "inshop")
     assert "top-30" in (text := capsys.readouterr().out) and "mAP" not in text
 

@@ -35,9 +35,9 @@ def decided(seed: int = 0, Q: int = 60, G: int = 40) -> tuple[Ranking, Truth]:
 def values(judged: Relevance, weights: np.ndarray | None = None) -> dict[str, float]:
     weights = np.ones(len(judged)) if weights is None else weights
     return {
-        key: metric.value(weights)
+        key: metric.prepare(metric.at)(weights)
         for key, metric in measure_decisions(judged).items()
-        if metric.value is not None
+        if metric.prepare is not None
     }
 
 

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vizsla.cli.main import main
 from vizsla.errors import DataError, UsageError
 from vizsla.score.evaluate import evaluate
-from vizsla.score.grade_table import read_grade_table
+from vizsla.score.grade_table import GradeTable, read_grade_table
 from vizsla.search.ranking import Ranking
 
 GND = {
@@ -114,3 +115,39 @@ def test_a_damaged_pickle_and_another_content_are_errors(tmp_path: Path) -> None
     (tmp_path / "far.json").write_text(json.dumps(far))
     with pytest.raises(DataError, match=r"query q1 .*index beyond the 4 images"):
         read_grade_table(tmp_path / "far.json")
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("option", ["--truth", "--qrels"])
+def test_names_of_the_truth_in_other_spellings_are_found_and_reported(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queries are spelled alike; gallery names lack or change their extension or their form."""
+    monkeypatch.chdir(tmp_path)
+    gallery = [f"{DECOMPOSED}.jpg", "b.jpg", "c.jpg", "c.png", "x.jpg"]
+    pairs = [("q1", f"{COMPOSED}.jpg"), ("q1", "b.jpeg"), ("q2", "c.png"), ("q3", COMPOSED)]
+    if option == "--truth":
+        text = "query,image\n" + "".join(f"{q},{image}\n" for q, image in pairs)
+    else:
+        text = "".join(f"{q} 0 {image} 1\n" for q, image in pairs)
+    written(tmp_path, "truth.csv", text)
+    order = np.array([[0, 1, 2, 3, 4], [3, 0, 1, 2, 4], [1, 0, 2, 3, 4]])
+    scores = np.tile(np.linspace(1, 0, 5), (3, 1))
+    Ranking(["q1", "q2", "q3"], gallery, order, scores, 5).save("ranking.parquet")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "ranking.parquet", option, "truth.csv", "--metrics", "AP", "--per-query",
+              "values.csv"])  # fmt: skip
+    values = [line.split(",") for line in Path("values.csv").read_text().splitlines()]
+    at = values[0].index("AP")
+    assert [row[at] for row in values[1:]] == ["1.0", "1.0", "0.5"]
+    assert "names differ from those of their images" in capsys.readouterr().err
+
+
+def test_a_name_as_it_is_written_comes_first() -> None:
+    images = ["a.jpg", "a.png", "b.jpg"]
+    table = GradeTable({"": {"q": {"a.jpg": 1, "b.png": 2, "b.jpg": -1}}})
+    assert table.named_as(images).levels == table.levels  # b.png is not b.jpg, which is judged too

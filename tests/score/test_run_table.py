@@ -5,6 +5,7 @@ import pytest
 
 from vizsla.errors import UsageError
 from vizsla.score.compare import read_results
+from vizsla.score.result_file import read_result
 from vizsla.score.run_table import Row, best_so_far, row_of_result, run_table, short_time
 
 
@@ -80,3 +81,22 @@ def test_the_best_result_so_far_on_the_same_data_is_named(tmp_path: Path) -> Non
     assert best_so_far(files[1]) == "this run (mAP 0.7000), of 2 on this data"
     files[1].write_text(json.dumps({"model_name": "net", "run_id": "b", "data_id": "3"}))
     assert best_so_far(files[1]) == ""
+
+
+def test_the_best_so_far_goes_by_the_first_metric_of_its_protocol(tmp_path: Path) -> None:
+    def written(name: str, ap: float, area: float, protocol: str | None) -> Path:
+        own = {"protocol": protocol, "main_metric": "AP(interpolated)"} if protocol else {}
+        content = {"model_name": "net", "run_id": name, "map": ap, "data_id": "1", "top_k": 5,
+                   "scores": {"map": ap, "AP(interpolated)": area}, **own}  # fmt: skip
+        path = tmp_path / f"net_metrics_{name}.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    hard = [written("a", 0.5, 0.4, "oxford-hard"), written("b", 0.7, 0.3, "oxford-hard")]
+    written("c", 0.9, 0.9, "oxford-easy")
+    plain = written("d", 0.8, 0.8, None)
+    assert best_so_far(hard[1]) == "a (AP(interpolated) 0.4000, here 0.3000): net "
+    assert best_so_far(plain) == "this run (mAP 0.8000), of 1 on this data"
+    rows = [row_of_result(read_result(path)) for path in hard]
+    assert run_table(rows, test=False).metric == "AP(interpolated)"
+    assert rows[0].data == "(1) by oxford-hard"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vizsla.score.compare import Comparison
     from vizsla.score.paired_tests import Differences
     from vizsla.score.run_table import Row, RunTable
+    from vizsla.score.scores import Scores
 
 log = logging.getLogger("vizsla")
 
@@ -72,11 +73,10 @@ def compare_runs(
     if options.queries and not all(map(is_run, sources)):
         raise UsageError("--queries shows images, which only runs know: give one or two runs/ID")
     results, rows = _rows(sources, options)
-    chosen = next((row.scores.chosen for row in rows if row.scores is not None), ())
-    names = options.metric or (chosen if options.metrics or options.protocol else ())
+    names = options.metric or _known_of_protocol(rows, options)
     ranked = run_table.run_table(rows, names[0] if names else None)
     more = [run_table.metric_key(rows, name) for name in names]
-    differences = _differences(ranked, more, options) if options.pairs else None
+    differences, untested = _differences(ranked, more, options) if options.pairs else (None, "")
     content: dict[str, Any] = {"best_first": ranked.records()}
     table, whole = ranked.table(more), tuple(run_table.WHOLE)
     alarms, remarks = results.remarks() if results else ([], [])
@@ -110,7 +110,7 @@ def compare_runs(
         typer.echo()
         print_table(differences_table(differences), KEPT)
         notes.append(correction_note(differences))
-    print_remarks(alarms, [*notes, *remarks])
+    print_remarks(alarms, [*notes, *filter(None, [untested]), *remarks])
 
 
 def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | None, list[Row]]":
@@ -124,23 +124,36 @@ def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | N
     named: dict[str, Any] = {key: value for key, value in both.items() if value}
     tables = [source for source in sources if is_per_query_table(source)]
     if options.is_given or named or tables:
-        rows, names = [], _names(sources)
-        for source in sources:
+        if options.cluster:
+            named["cluster"] = options.cluster
+        names = _names(sources)
+        found: dict[Path, Scores] = {}
+        for source in sorted(sources, key=tables.__contains__):  # tables take the names of others
             if source in tables:
-                scores = read_per_query_table(source)
+                known = next((scores.queries for scores in found.values()), ())
+                found[source] = read_per_query_table(source, known=known)
             else:
-                _, _, scores = scored(source, options, **named)
-            for doubt in scores.doubts:
+                _, _, found[source] = scored(source, options, **named)
+            for doubt in found[source].doubts:
                 log.warning("%s", doubt)
-            rows.append(row_of_scores(names[source], scores))
-        return None, rows
+        return None, [row_of_scores(names[source], found[source]) for source in sources]
     results = read_results([result_file_of(source) for source in sources])
     return results, [row_of_result(result) for result in results.results]
 
 
-def _differences(ranked: "RunTable", metrics: list[str], options: CompareOptions) -> "Differences":
-    """Of every pair of rows whose queries are at hand, the better first."""
-    from vizsla.score.paired_tests import compare_systems
+def _known_of_protocol(rows: "list[Row]", options: CompareOptions) -> tuple[str, ...]:
+    """The metrics of --protocol or --metrics that some row knows."""
+    chosen = next((row.scores.chosen for row in rows if row.scores is not None), ())
+    if not (options.metrics or options.protocol):
+        return ()
+    return tuple(key for key in chosen if any(row.value(key) is not None for row in rows))
+
+
+def _differences(
+    ranked: "RunTable", metrics: list[str], options: CompareOptions
+) -> "tuple[Differences, str]":
+    """Of every pair of rows whose queries are at hand, the better first; what was not tested."""
+    from vizsla.score.paired_tests import can_be_tested, compare_systems
     from vizsla.score.run_table import per_query_key
 
     systems = {row.run: row.scores for row in ranked.rows if row.scores is not None}
@@ -150,8 +163,13 @@ def _differences(ranked: "RunTable", metrics: list[str], options: CompareOptions
             "have the values of their queries: give runs (runs/ID), or rankings and their truth"
         )
     first = next(iter(systems.values()))
-    keys = [per_query_key(first, key) for key in metrics if key not in first.pooled]
-    return compare_systems(systems, keys=keys or None, cluster=options.cluster)
+    keys, untested = [per_query_key(first, key) for key in metrics], []
+    if not options.metric:
+        untested = [k for k in keys if not all(can_be_tested(s, k) for s in systems.values())]
+        keys = [key for key in keys if key not in untested]
+    found = compare_systems(systems, keys=keys or None, cluster=options.cluster)
+    why = "not known for all, or of more than two million pairs, which are not resampled"
+    return found, f"not tested: {', '.join(untested)} ({why})" if untested else ""
 
 
 def _names(sources: list[Path]) -> dict[Path, str]:

@@ -181,7 +181,7 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.output.trec import read_qrels
     from vizsla.score.evaluate import CUTOFFS
-    from vizsla.score.grade_table import read_grade_table
+    from vizsla.score.grade_table import GradeTable, read_grade_table
     from vizsla.score.metric_names import parse_metrics
     from vizsla.score.protocols import parse_protocol
     from vizsla.score.truth import named_as
@@ -214,10 +214,14 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
         queries, gallery = own_pair(
             options.queries, options.gallery, labels, gallery_labels, same_set=same_set
         )
-    grades = read_qrels(options.qrels) if options.qrels else None
+    known = {*queries.ids, *gallery.ids}
     if table is not None:
-        truth = table.truth(options.truth_level, one_set=same_set)
+        truth = table.named_as(known).truth(options.truth_level, one_set=same_set)
     else:
+        grades = None
+        if options.qrels:
+            judged = GradeTable({"": read_qrels(options.qrels, known=known)}).named_as(known)
+            grades = judged.levels[""]
         truth = options.judging(truth_of(queries, gallery, grades, same_set))
     ks = (*(options.top_k or CUTOFFS), *(name.cutoff or 0 for name in names))
     chain = parse_chain(options.refine)

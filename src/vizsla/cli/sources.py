@@ -120,7 +120,7 @@ def read_truth(
     """The truth of --truth, --qrels, --labels, --labels-from, or the labels file in --data."""
     from vizsla.data.data_folders import open_data
     from vizsla.output.trec import read_qrels
-    from vizsla.score.grade_table import read_grade_table
+    from vizsla.score.grade_table import GradeTable, read_grade_table
     from vizsla.score.truth import Truth, named_as, truth_of_folders
 
     if truth_options.labels and truth_options.labels_from:
@@ -145,15 +145,16 @@ def read_truth(
     elif truth_options.labels is not None:
         images = ranking.queries, ranking.gallery
         labels = Truth.from_file(truth_options.labels, one_set=one_set, images=images)
+    known = {*ranking.queries, *ranking.gallery}
     if truth_file is not None:
-        known = {*ranking.queries, *ranking.gallery}
-        table = read_grade_table(truth_file).named_as(known)
-        found = table.truth(truth_options.truth_level, labels=labels, one_set=one_set)
+        table = read_grade_table(truth_file)
+        found = table.named_as(known).truth(
+            truth_options.truth_level, labels=labels, one_set=one_set
+        )
         return named_as(found, ranking)
     if truth_options.qrels is not None:
-        known = {*ranking.queries, *ranking.gallery}
-        grades = read_qrels(truth_options.qrels, known=known)
-        return named_as(Truth.from_grades(grades, labels=labels, one_set=one_set), ranking)
+        table = GradeTable({"": read_qrels(truth_options.qrels, known=known)}).named_as(known)
+        return named_as(table.truth(labels=labels, one_set=one_set), ranking)
     if labels is None:
         raise UsageError(
             "the truth is needed: --labels FILE, --labels-from '{label}_{n}', --qrels FILE, "

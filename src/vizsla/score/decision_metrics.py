@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vizsla.score.pooled_metrics import PooledMetric, Weighted
+from vizsla.score.pooled_metrics import PooledMetric, Weighted, at_places
 from vizsla.score.relevance import Relevance
 
 FPR = 0.05  # of the unknown queries, at which the true positive rate is given
@@ -57,8 +57,11 @@ def measure_decisions(judged: Relevance) -> dict[str, PooledMetric]:
     no_scores = no_truth or (_NO_SCORES if judged.scores is None else None)
     answered, known, best = decided.accepted > 0, decided.known, decided.best
 
+    Q = len(judged)
+
     def metric(title: str, value: Weighted, unknown: str | None = no_truth) -> PooledMetric:
-        return PooledMetric(title, None if unknown else value, len(judged), unknown)
+        prepare = None if unknown else at_places(value, Q)
+        return PooledMetric(title, prepare, np.arange(Q), Q, unknown)
 
     found = {
         "accepted_precision": metric(
@@ -85,7 +88,8 @@ def measure_decisions(judged: Relevance) -> dict[str, PooledMetric]:
     if judged.probability is not None:
         found["calibration_error"] = PooledMetric(
             f"calibration error, ranks 1 to {CALIBRATED_RANKS}",
-            calibration_error(*_probabilities(judged)),
+            at_places(calibration_error(*_probabilities(judged)), Q),
+            np.arange(Q),
             int(judged.lengths.sum()),
         )
     return found

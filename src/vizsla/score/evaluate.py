@@ -104,27 +104,21 @@ def evaluate(
         unlabelled_gallery=judged.unlabelled_gallery,
         settings=settings,
         chosen=tuple(map(str, names)),
+        pooled=measure_pooled(names, judged, ranking, truth),
         protocol=None if rules is None else str(rules),
     )
-    clusters = None  # an unknown column is an error now, not with the first mean
-    if cluster is not None:
-        clusters = scores.cluster_values(cluster)
-    pooled = measure_pooled(names, judged, ranking, truth)
-    figures = {key: one.figure(len(judged), clusters, settings) for key, one in pooled.items()}
-    return with_decisions(dataclasses.replace(scores, pooled=figures), judged)
+    if cluster is not None:  # an unknown column is an error now, not with the first mean
+        scores.cluster_values(cluster)
+    return with_decisions(scores, judged)
 
 
 def with_decisions(scores: Scores, judged: Relevance) -> Scores:
     """The scores of a ranking, with those of what was decided in it since; judged: that ranking."""
-    clusters, settings = None, scores.settings
-    if settings.cluster is not None:
-        clusters = scores.cluster_values(settings.cluster)
-    found = measure_decisions(judged).items()
-    figures = {key: one.figure(len(judged), clusters, settings) for key, one in found}
+    found = measure_decisions(judged)
     return dataclasses.replace(
         scores,
-        pooled={**scores.pooled, **figures},
-        chosen=(*scores.chosen, *figures) if scores.chosen else (),
+        pooled={**scores.pooled, **found},
+        chosen=(*scores.chosen, *found) if scores.chosen else (),
     )
 
 

@@ -4,7 +4,7 @@ Knows which queries a mean divides by (docs/metrics.md); knows no ranking and no
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class Figure:
     """A metric's mean over n queries and its interval; None if unknown.
 
     other_mean, other_n: with the other denominator (all queries, or those with something
-    relevant); None and 0 where the two are the same.
+    relevant); None and 0 where the two are the same. draws: the values of the resamples, of a
+    metric that has one value for all queries.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Figure:
     other_mean: float | None = None
     other_n: int = 0
     unknown: str | None = None
+    draws: tuple[float, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `unknown` and the other mean only if there are such."""

@@ -6,6 +6,7 @@ published pickle by an unpickler that allows no classes, so that no code in it c
 """
 
 import io
+import logging
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
+from vizsla.data.names import normalized_name
 from vizsla.data.regions import BOX_COLUMNS, Box
 from vizsla.data.table_files import read_rows, read_text
 from vizsla.errors import DataError, UsageError
 from vizsla.score.truth import Truth
+
+log = logging.getLogger("vizsla.names")
 
 Grades = dict[str, dict[str, int]]
 IMAGE_COLUMNS = ("image", "gallery", "gallery_image", "file", "path", "id")
@@ -46,15 +50,30 @@ class GradeTable:
         return list(dict.fromkeys(query for grades in self.levels.values() for query in grades))
 
     def named_as(self, images: Collection[str]) -> "GradeTable":
-        """The same with the extensions of these images, for names that have another or none."""
+        """The same with the names of these images, for names that have no extension, another one,
+        or another spelling (data/names.py). A name as it is written comes first; a name without its
+        extension is usual in such files, all else is reported.
+        """
+        judged = {name for of in self.levels.values() for row in of.values() for name in row}
+        written = judged.union(self.queries, self.gallery or ())
         files: dict[str, list[str]] = {}
-        for name in images:
-            files.setdefault(name.rpartition(".")[0] or name, []).append(name)
+        plain: dict[str, list[str]] = {}
+        for name in set(images) - written:
+            files.setdefault(_stem(name), []).append(name)
+            plain.setdefault(normalized_name(_stem(name)), []).append(name)
+        corrected: dict[str, str] = {}
 
         def file_of(name: str) -> str:
-            stem = name.rpartition(".")[0] or name
-            found = [] if name in images else files.get(name) or files.get(stem, [])
-            return found[0] if len(found) == 1 else name
+            if name in images:
+                return name
+            if len(files.get(name, ())) == 1:
+                return files[name][0]
+            normal = normalized_name(name)
+            for fits in (files.get(_stem(name)), plain.get(normal), plain.get(_stem(normal))):
+                if fits and len(fits) == 1:
+                    corrected[name] = fits[0]
+                    return fits[0]
+            return name
 
         levels = {
             level: {
@@ -65,6 +84,11 @@ class GradeTable:
         }
         boxes = {file_of(query): box for query, box in self.boxes.items()}
         gallery = None if self.gallery is None else [file_of(name) for name in self.gallery]
+        if corrected:
+            log.warning(
+                "the truth: %d names differ from those of their images in the extension or the "
+                "spelling (%a for %a)", len(corrected), *next(iter(corrected.items()))
+            )  # fmt: skip
         return GradeTable(levels, boxes, gallery)
 
     def truth(
@@ -90,6 +114,11 @@ class GradeTable:
             attributes=one.attributes, gallery_attributes=one.gallery_attributes,
             relevant=one.relevant, grades=one.grades, levels=named,
         )  # fmt: skip
+
+
+def _stem(name: str) -> str:
+    """The name without its extension."""
+    return name.rpartition(".")[0] or name
 
 
 def read_grade_table(path: str | Path) -> GradeTable:

@@ -94,6 +94,28 @@ def difference_interval(
     return float(low), float(high)
 
 
+def resampled_difference(
+    drawn: np.ndarray,
+    difference: float,
+    *,
+    units: int,
+    comparisons: int = 1,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """(low, high, p) of a difference, from its values for queries drawn anew, (draws,); nan: none.
+
+    The percentiles, widened and stretched as those of `difference_interval`. p, two-sided: how
+    often the resampled values lie as far from the difference as it lies from 0 (Efron and
+    Tibshirani 1993, chapter 16). units: how many queries, or classes, were drawn from.
+    """
+    drawn = drawn[~np.isnan(drawn)]
+    ends = np.quantile(drawn, _wide_levels(units, confidence))
+    each = _wide_normals(units, 1 - (1 - confidence) / comparisons)
+    low, high = difference + (ends - difference) * each / _wide_normals(units, confidence)
+    as_far = (abs(drawn - difference) >= abs(difference) * (1 - 1e-12)).sum()
+    return float(low), float(high), float((as_far + 1) / (len(drawn) + 1))
+
+
 def sign_flip_p(
     differences: np.ndarray,
     *,

@@ -9,7 +9,13 @@ from vizsla.errors import UsageError
 from vizsla.score import metrics, paper_metrics
 from vizsla.score.figures import Metric
 from vizsla.score.metric_names import MetricName
-from vizsla.score.pooled_metrics import Pairs, PooledMetric, adjusted_rand_index, balanced_share
+from vizsla.score.pooled_metrics import (
+    Pairs,
+    PooledMetric,
+    Weighted,
+    adjusted_rand_index,
+    balanced_share,
+)
 from vizsla.score.relevance import Relevance
 from vizsla.score.seen_ranks import Seen, known_metric, needing_r
 from vizsla.score.truth import Truth
@@ -135,64 +141,78 @@ def measure_pooled(
 ) -> dict[str, PooledMetric]:
     """The metrics that have one value for all queries, by their written names."""
     wanted = [name for name in names if name.is_pooled]
-    pairs = None
-    if judged.scores is not None and any(n.kind in ("µAP", "R@P", "TPR") for n in wanted):
-        pairs = Pairs.of(judged)
-    return {str(name): _pooled(name, judged, pairs, ranking, truth) for name in wanted}
+    of_pairs = [name for name in wanted if name.kind in ("µAP", "R@P", "TPR")]
+    pairs = Pairs.of(judged) if of_pairs and judged.scores is not None else None
+    return {
+        str(name): _pooled(name, judged, pairs if name in of_pairs else None, ranking, truth)
+        for name in wanted
+    }
 
 
 def _pooled(
     name: MetricName, judged: Relevance, pairs: Pairs | None, ranking: Ranking, truth: Truth
 ) -> PooledMetric:
-    title, threshold = str(name), name.option("threshold", -np.inf)
+    title, threshold, at = str(name), name.option("threshold", -np.inf), np.arange(len(judged))
+
+    def unknown(why: str) -> PooledMetric:
+        return PooledMetric(title, None, at, unknown=why)
+
     if judged.scores is None:
-        return PooledMetric(title, None, unknown=_NO_SCORES)
+        return unknown(_NO_SCORES)
     if (judged.n_relevant < 0).any():
-        return PooledMetric(title, None, unknown=_NO_TRUTH)
-    if pairs is not None and name.kind == "µAP":
-        return PooledMetric(title, pairs.micro_average_precision, len(pairs.rows))
-    if pairs is not None and name.kind == "R@P":
-        least = name.option("precision")
-        return PooledMetric(
-            title, lambda weights: pairs.recall_at_precision(weights, least), len(pairs.rows)
-        )
-    if pairs is not None and name.kind == "TPR":
-        if not judged.whole.all():
-            return PooledMetric(title, None, unknown="it needs the scores of the whole gallery")
-        most = name.option("fpr")
-        return PooledMetric(
-            title, lambda weights: pairs.true_positive_rate(weights, most), len(pairs.rows)
-        )
+        return unknown(_NO_TRUTH)
+    if pairs is not None:
+        if name.kind == "TPR" and not judged.whole.all():
+            return unknown("it needs the scores of the whole gallery")
+        return PooledMetric(title, lambda places: _of_pairs(name, pairs.subset(places)), at,
+                            len(pairs.rows))  # fmt: skip
     if any(label is None for label in judged.labels):
-        return PooledMetric(title, None, unknown="it needs labels of the queries")
+        return unknown("it needs labels of the queries")
     if name.kind == "ARI":
-        return _rand_index(title, judged, ranking, truth, threshold)
-    return _balanced(name, judged, threshold)
+        groups = _groups(judged, ranking, truth, threshold)
+        if groups is None:
+            return unknown("some lists end above the threshold")
+        labels = np.array(judged.labels, dtype=str)
+        return PooledMetric(
+            title, lambda places: adjusted_rand_index(labels[places], groups[places]), at, len(at)
+        )
+    return PooledMetric(title, lambda places: _balanced(name, judged, threshold, places), at,
+                        len(at))  # fmt: skip
 
 
-def _balanced(name: MetricName, judged: Relevance, threshold: float) -> PooledMetric:
+def _of_pairs(name: MetricName, pairs: Pairs) -> Weighted:
+    if name.kind == "µAP":
+        return pairs.micro_average_precision
+    if name.kind == "R@P":
+        return lambda weights: pairs.recall_at_precision(weights, name.option("precision"))
+    return lambda weights: pairs.true_positive_rate(weights, name.option("fpr"))
+
+
+def _balanced(name: MetricName, judged: Relevance, threshold: float, at: np.ndarray) -> Weighted:
     """Balanced accuracy of known individuals, of unknown ones, or their geometric mean."""
     assert judged.scores is not None
     Q = len(judged)
-    labels, known = np.array(judged.labels, dtype=str), judged.n_relevant > 0
+    labels, known = np.array(judged.labels, dtype=str)[at], (judged.n_relevant > 0)[at]
     first = judged.scores[:, 0] if judged.scores.shape[1] else np.full(Q, np.nan)
-    accepted = first >= threshold  # False for nan: an empty list
-    hit = judged.hits[:, 0] if judged.hits.shape[1] else np.zeros(Q, bool)
+    accepted = (first >= threshold)[at]  # False for nan: an empty list
+    hit = (judged.hits[:, 0] if judged.hits.shape[1] else np.zeros(Q, bool))[at]
     of_known = balanced_share(hit & accepted, labels, known)
     of_unknown = balanced_share(~accepted, labels, ~known)
-    value = {
+    return {
         "BAKS": of_known,
         "BAUS": of_unknown,
         "BA": lambda weights: float(np.sqrt(of_known(weights) * of_unknown(weights))),
     }[name.kind]
-    return PooledMetric(str(name), value, Q)
 
 
-def _rand_index(
-    title: str, judged: Relevance, ranking: Ranking, truth: Truth, threshold: float
-) -> PooledMetric:
-    """Groups are joined by ranked pairs of this score or more; of two sets, gallery images of one
-    label are joined from the start. Only the queries' grouping is judged."""
+def _groups(
+    judged: Relevance, ranking: Ranking, truth: Truth, threshold: float
+) -> np.ndarray | None:
+    """(Q,) the group of each query; None if some lists end above the threshold.
+
+    Groups are joined by ranked pairs of this score or more; of two sets, gallery images of one
+    label are joined from the start.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -200,7 +220,7 @@ def _rand_index(
     there = np.arange(judged.scores.shape[1])[None] < judged.lengths[:, None]
     last = np.where(there, judged.scores, np.inf).min(axis=1, initial=np.inf)
     if (~judged.whole & (last >= threshold)).any():
-        return PooledMetric(title, None, unknown="some lists end above the threshold")
+        return None
     G = len(ranking.gallery)
     at = {name: i for i, name in enumerate(ranking.gallery)} if truth.one_set else {}
     node = np.array([at.get(q, G + i) for i, q in enumerate(ranking.queries)], dtype=np.int64)
@@ -218,10 +238,6 @@ def _rand_index(
     graph = coo_matrix((np.ones(len(pair[0])), pair), shape=(size, size))
     groups = connected_components(graph, directed=False)[1]
     row = {query: i for i, query in enumerate(ranking.queries)}
-    places = [node[row[q]] if q in row else -1 for q in judged.queries]
+    places = np.array([node[row[q]] if q in row else -1 for q in judged.queries], dtype=np.int64)
     alone = size + np.arange(len(places))  # a query that the ranking lacks is a group of its own
-    found = np.where(np.array(places) >= 0, groups[places], alone)
-    labels = np.array(judged.labels, dtype=str)
-    return PooledMetric(
-        title, lambda _: adjusted_rand_index(labels, found), len(found), drawn=False
-    )
+    return np.where(places >= 0, groups[places], alone)

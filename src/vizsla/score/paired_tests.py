@@ -5,9 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted, data_frame
-from vizsla.score.intervals import PERMUTATIONS, difference_interval, holm, sign_flip_p
+from vizsla.score.intervals import (
+    PERMUTATIONS,
+    difference_interval,
+    holm,
+    resampled_difference,
+    sign_flip_p,
+)
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
 
@@ -22,8 +30,8 @@ class Difference:
     """a minus b in one metric, over the n queries that both are judged by.
 
     low, high: interval of the difference; those of all `comparisons` that were computed together
-    hold together with this confidence (Bonferroni). p: of the sign-flip test; p_corrected: Holm's,
-    over the same.
+    hold together with this confidence (Bonferroni). p: of the sign-flip test, or of the bootstrap
+    for a metric with one value for all queries; p_corrected: Holm's, over the same.
     """
 
     key: str
@@ -182,11 +190,22 @@ def _comparable(systems: Mapping[str, Scores], keys: Sequence[str] | None) -> li
         without = [name for name, scores in systems.items() if not _knows(scores, key)]
         if without:
             raise DataError(f"{key} is not known for {', '.join(without)}: choose another metric")
+        untested = [name for name, scores in systems.items() if not can_be_tested(scores, key)]
+        if untested:
+            raise DataError(
+                f"{key} of {', '.join(untested)} is one value of all queries and has no resamples "
+                "(of more than two million pairs there are none): choose another metric"
+            )
     return list(keys)
 
 
 def _knows(scores: Scores, key: str) -> bool:
-    return key in scores.metrics and scores.mean(key) is not None
+    return (key in scores.metrics or key in scores.pooled) and scores.mean(key) is not None
+
+
+def can_be_tested(scores: Scores, key: str) -> bool:
+    """Whether differences in this metric can be tested: it has values of queries, or resamples."""
+    return _knows(scores, key) and (key not in scores.pooled or bool(scores.figures[key].draws))
 
 
 def _difference(
@@ -200,6 +219,12 @@ def _difference(
     seed: int,
 ) -> dict[str, Any]:
     (a, first), (b, second) = left, right
+    if key in first.pooled:
+        about = {"key": key, "title": first.title(key), "a": a, "b": b}
+        return about | _pooled_difference(
+            key, first, second, cluster=cluster, comparisons=comparisons, confidence=confidence,
+            seed=seed,
+        )  # fmt: skip
     position = {query: i for i, query in enumerate(second.queries)}
     other = second.metrics[key].values[[position[query] for query in first.queries]]
     metric = first.metrics[key]
@@ -224,3 +249,26 @@ def _difference(
         "p": sign_flip_p(differences, clusters=clusters, permutations=permutations, seed=seed),
         "n": int(used.sum()),
     }
+
+
+def _pooled_difference(
+    key: str,
+    first: Scores,
+    second: Scores,
+    *,
+    cluster: str | None,
+    comparisons: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Any]:
+    """By the bootstrap: both systems are computed for the same resamples of the queries."""
+    draws = [scores.resampled(key, cluster=cluster, seed=seed) for scores in (first, second)]
+    n = min(map(len, draws))  # the first n are of the same queries in both
+    means = [float(scores.mean(key) or 0.0) for scores in (first, second)]
+    units = first.queries if cluster is None else first.cluster_values(cluster)
+    low, high, p = resampled_difference(
+        draws[0][:n] - draws[1][:n], means[0] - means[1], units=len(np.unique(units)),
+        comparisons=comparisons, confidence=confidence,
+    )  # fmt: skip
+    return {"mean_a": means[0], "mean_b": means[1], "low": max(low, -1.0), "high": min(high, 1.0),
+            "p": p, "n": len(first)}  # fmt: skip

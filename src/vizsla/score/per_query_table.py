@@ -1,5 +1,6 @@
 """A table of values, a row for each query, as papers publish and `--per-query` writes → Scores."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from vizsla.data.table_files import TABLES, read_rows
 from vizsla.errors import DataError, UsageError
 from vizsla.score.figures import Metric
+from vizsla.score.grade_table import GradeTable
 from vizsla.score.metric_names import MetricName
 from vizsla.score.named_metrics import OVER_ALL
 from vizsla.score.scores import Scores
@@ -26,15 +28,18 @@ def is_per_query_table(path: str | Path) -> bool:
     return "query" in names and not {*_OTHERS} & {*names} and any(map(_metric, names))
 
 
-def read_per_query_table(path: str | Path) -> Scores:
+def read_per_query_table(path: str | Path, *, known: Collection[str] = ()) -> Scores:
     """The scores of the queries in a table; the metrics by their written names and as they stand.
 
-    An empty value, or nan, says that a query is left out of the mean. DataError: a query occurs
-    twice, or none of the metrics has numbers.
+    known: the names of the queries, which the table may write without extension or in another
+    spelling. An empty value, or nan, says that a query is left out of the mean. DataError: a query
+    occurs twice, or none of the metrics has numbers.
     """
     table = read_rows(path)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     queries = [str(query) for query in columns[_named(columns, "query")]]
+    if known:
+        queries = GradeTable({"": {query: {} for query in queries}}).named_as(known).queries
     if len({*queries}) != len(queries):
         raise DataError(f"{path} has a query twice among its {len(queries)} rows: keep one each")
     metrics: dict[str, Metric] = {}

@@ -89,7 +89,10 @@ def _own_keys(scores: Scores | None) -> dict[str, Any]:
         return {"map": None, "queries": None, "gallery_size": None, "scores": {}, "intervals": {}}
     counts = scores.n_relevant[scores.n_relevant > 0]  # of the queries that have any
     known = scores.known
+    main = next((key for key in scores.chosen if key in known), None)
     return {
+        **({"protocol": scores.protocol} if scores.protocol else {}),
+        **({"main_metric": main} if main else {}),
         "map": _rounded(scores.mean("map")),
         "queries": len(scores),
         "queries_with_nothing_relevant": scores.with_nothing_relevant,
@@ -135,9 +138,12 @@ class Result:
 
     @property
     def data(self) -> str | None:
-        """What identifies the data set; None if the file does not say."""
+        """What identifies the data set and the protocol that scored it; None if the file does not
+        say."""
         name, identity = self.values["data_name"], self.values["data_id"]
-        return " ".join(filter(None, [name, identity and f"({identity[:8]})"])) or None
+        protocol = self.more.get("protocol")
+        parts = [name, identity and f"({identity[:8]})", protocol and f"by {protocol}"]
+        return " ".join(filter(None, parts)) or None
 
     def value(self, key: str) -> Any:
         """The value of any key, as tables show it; None if the file lacks it."""

@@ -12,7 +12,12 @@ from typing import Any
 
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.notebook import Shown, Summary, counted
-from vizsla.score.paired_tests import NO_DIFFERENCE, check_same_truth, compare_systems
+from vizsla.score.paired_tests import (
+    NO_DIFFERENCE,
+    can_be_tested,
+    check_same_truth,
+    compare_systems,
+)
 from vizsla.score.result_file import FROZEN, OPTION, Result, read_result
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
@@ -28,7 +33,10 @@ BEST, BELOW, LEVEL = "best", "below", "level"
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One run or ranking. means: score → its mean. scores: of every query, if they are at hand."""
+    """One run or ranking. means: score → its mean. scores: of every query, if they are at hand.
+
+    main: the first metric that was asked for by name, or that the protocol has.
+    """
 
     run: str
     model: str
@@ -38,6 +46,7 @@ class Row:
     data: str | None = None
     top_k: int | None = None
     scores: Scores | None = None
+    main: str | None = None
 
     def value(self, key: str) -> float | None:
         """A mean, or the seconds of the run; None if it is not known."""
@@ -120,7 +129,8 @@ class RunTable(Shown):
 def run_table(rows: Sequence[Row], metric: str | None = None, *, test: bool = True) -> RunTable:
     """The rows in order, each compared with the best of its data set, query by query.
 
-    metric: a key or a heading; by default mAP, or what most rows know. test: whether to compare.
+    metric: a key or a heading; by default the first of the metrics by name if all rows have the
+    same, else mAP, or what most rows know. test: whether to compare.
     UsageError for a metric that no row has.
     """
     key = metric_key(rows, metric)
@@ -149,6 +159,9 @@ def metric_key(rows: Sequence[Row], metric: str | None) -> str:
         if not any(row.value(key) is not None for row in rows):
             raise UsageError(f"--metric {metric}: no result has it; choose {', '.join(known)}")
         return key
+    [main, *others] = {row.main for row in rows}
+    if main and not others:
+        return main
     usual = [HEADINGS[title] for title in ("mAP", "top-1", "points", "top-k", "P@k")]
     counts = {key: sum(row.value(key) is not None for row in rows) for key in usual}
     return max(usual, key=lambda key: counts[key])  # the first of those that most rows have
@@ -168,20 +181,22 @@ def row_of_result(result: Result, *, with_queries: bool = True) -> Row:
         data=result.data,
         top_k=result.values["top_k"],
         scores=_scores_beside(result) if with_queries else None,
+        main=result.more.get("main_metric"),
     )
 
 
 def best_so_far(result_path: Path) -> str:
-    """The best of all results beside this one that are on its data, as a sentence; "" without any
-    score."""
+    """The best of all results beside this one that are on its data, by its first metric, as a
+    sentence; "" without any score."""
     rows: dict[str, Row] = {}
     own = row_of_result(read_result(result_path))
     for path in result_path.parent.glob("*.json"):
         with contextlib.suppress(DataError, StorageError, UsageError):
             row = row_of_result(read_result(path), with_queries=False)
-            if (row.data, row.top_k) == (own.data, own.top_k):
+            known = own.main is None or row.value(own.main) is not None
+            if known and (row.data, row.top_k) == (own.data, own.top_k):
                 rows[row.run] = row
-    ranked = run_table(list(rows.values()), test=False)
+    ranked = run_table(list(rows.values()), own.main, test=False)
     best, title = ranked.rows[0], title_of(ranked.metric)
     value, here = best.value(ranked.metric), own.value(ranked.metric)
     if value is None:
@@ -254,11 +269,11 @@ def _verdicts(rows: Sequence[Row], key: str) -> list[str | None]:
     if rows[0].scores is None or len(rows) < 2:
         return [None] * len(rows)
     metric = per_query_key(rows[0].scores, key)
-    if metric not in rows[0].scores.metrics:  # one value for all queries
+    if not can_be_tested(rows[0].scores, metric):
         return [None] * len(rows)
     systems = {"0": rows[0].scores}
     for i, row in enumerate(rows[1:], 1):
-        if row.scores is not None and row.value(key) is not None:
+        if row.scores is not None and can_be_tested(row.scores, metric):
             try:
                 check_same_truth("0", rows[0].scores, str(i), row.scores)
             except DataError:  # judged by another truth

@@ -21,23 +21,28 @@ def slice_table(scores: Scores, column: str, n: int | None = None) -> Table:
 
     n: only the n worst. The interval is that of the metric that the rows are sorted by.
     """
-    key = scores.headline
+    computed = [k for k, metric in scores.pooled.items() if metric.saved is None]
+    pooled = [k for k in scores.chosen if k in computed]
+    key = next((k for k in scores.chosen[:1] if k in pooled), scores.headline)
     keys = dict.fromkeys(
-        [key, "top_k_accuracy@1", f"top_k_accuracy@{scores.top_k}", f"precision@{scores.top_k}",
-         "contest_points"]
+        [key, *pooled, "top_k_accuracy@1", f"top_k_accuracy@{scores.top_k}",
+         f"precision@{scores.top_k}", "contest_points"]
     )  # fmt: skip
-    shown = [k for k in keys if k in scores.metrics and scores.mean(k) is not None]
+    known = {*scores.metrics, *pooled}
+    shown = [k for k in keys if k in known and scores.mean(k) is not None]
     parts = [(part.mean(key), value, part) for value, part in scores.by(column).items()]
     parts.sort(key=lambda entry: (entry[0] is None, entry[0] or 0.0))
     rows = []
     for _, value, part in parts[:n]:
         # the interval of this one metric: those of all would take long for many slices
-        figure = dataclasses.replace(part, metrics={key: part.metrics[key]})[key]
+        one = {key: part.metrics[key]} if key in part.metrics else {}
+        of_all = {key: part.pooled[key]} if key in part.pooled else {}
+        figure = dataclasses.replace(part, metrics=one, pooled=of_all)[key]
         means = [part.mean(k) for k in shown]
         rows.append([value, len(part), *means, figure.low, figure.high])
-    titles = [scores.metrics[k].title for k in shown]
+    titles = [scores.title(k) for k in shown]
     percent = f"{100 * scores.settings.confidence:g} %"
-    of = scores.metrics[key].title
+    of = scores.title(key)
     return Table([column, "queries", *titles, f"{of} {percent} low", f"{of} {percent} high"], rows)
 
 

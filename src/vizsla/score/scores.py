@@ -18,6 +18,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted, data_frame
 from vizsla.score import metrics
 from vizsla.score.figures import Figure, IntervalSettings, Metric, figures_of, mean_of
+from vizsla.score.pooled_metrics import PooledMetric
 from vizsla.score.text_table import Table
 
 FORM = "scores/2"
@@ -53,7 +54,7 @@ class Scores(Shown):
     unlabelled_gallery: int = 0
     settings: IntervalSettings = field(default_factory=IntervalSettings)
     chosen: tuple[str, ...] = ()
-    pooled: dict[str, Figure] = field(default_factory=dict)
+    pooled: dict[str, PooledMetric] = field(default_factory=dict)
     protocol: str | None = None
 
     def __len__(self) -> int:
@@ -71,7 +72,29 @@ class Scores(Shown):
         cluster = self.settings.cluster
         clusters = None if cluster is None else self.cluster_values(cluster)
         found = figures_of(self.metrics, self.queries, self.answerable, clusters, self.settings)
-        return {**found, **self.pooled}
+        pooled = {
+            key: metric.figure(self.queries, clusters, self.settings)
+            for key, metric in self.pooled.items()
+        }
+        return {**found, **pooled}
+
+    def resampled(self, key: str, *, cluster: str | None = None, seed: int = 0) -> np.ndarray:
+        """(draws,): the values of a pooled metric for queries (or classes) drawn anew.
+
+        The draws are the same for all scores of the same queries. Empty: none were drawn.
+        DataError: the scores were read from a file, which holds those of other settings.
+        """
+        settings = dataclasses.replace(self.settings, cluster=cluster, seed=seed)
+        if settings == self.settings:
+            return np.array(self.figures[key].draws)
+        if self.pooled[key].saved is not None:
+            drawn, wanted = self.settings.cluster or "query", cluster or "query"
+            raise DataError(
+                f"the saved scores hold {self.title(key)} with queries drawn by {drawn}, not by "
+                f"{wanted}: give --protocol or --metrics, which scores the ranking again"
+            )
+        clusters = None if cluster is None else self.cluster_values(cluster)
+        return np.array(self.pooled[key].figure(self.queries, clusters, settings).draws)
 
     @property
     def shown(self) -> dict[str, Figure]:
@@ -117,6 +140,7 @@ class Scores(Shown):
     def subset(self, places: Sequence[int]) -> "Scores":
         """The scores of only some of the queries."""
         at = np.asarray(places, dtype=np.int64)
+        pooled = {key: m.subset(at) for key, m in self.pooled.items() if m.saved is None}
         return dataclasses.replace(
             self,
             queries=[self.queries[i] for i in at],
@@ -132,8 +156,8 @@ class Scores(Shown):
             lacking=0,
             unlabelled=0,
             unlabelled_gallery=0,
-            chosen=tuple(key for key in self.chosen if key in self.metrics),
-            pooled={},
+            chosen=tuple(key for key in self.chosen if key in self.metrics or key in pooled),
+            pooled=pooled,
         )
 
     def worst(
@@ -265,7 +289,13 @@ class Scores(Shown):
             "first_labels": self.first_labels,
             "columns": self.columns,
             "metrics": table,
-            "pooled": {key: dataclasses.asdict(figure) for key, figure in self.pooled.items()},
+            "pooled": {
+                key: {
+                    **dataclasses.asdict(self.figures[key]),
+                    "draws": _nullable(np.array(self.figures[key].draws)),
+                }
+                for key in self.pooled
+            },
             "chosen": list(self.chosen),
         }
         content = {"form": FORM, "summary": self.to_dict(), "per_query": per_query}
@@ -298,7 +328,7 @@ class Scores(Shown):
             unlabelled_gallery=summary["gallery_unlabelled"],
             settings=IntervalSettings(**summary["intervals"]),
             chosen=tuple(kept["chosen"]),
-            pooled={key: Figure(**entry) for key, entry in kept["pooled"].items()},
+            pooled={key: _saved_metric(entry) for key, entry in kept["pooled"].items()},
             protocol=summary.get("protocol"),
         )
 
@@ -321,6 +351,11 @@ def _nullable(values: np.ndarray) -> list[float | None]:
 
 def _numbers(values: list[float | None]) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
+def _saved_metric(entry: dict[str, Any]) -> PooledMetric:
+    figure = Figure(**{**entry, "draws": tuple(_numbers(entry["draws"]))})
+    return PooledMetric(figure.title, None, np.arange(figure.n), saved=figure)
 
 
 # ── text ────────────────────────────────────────────────────────────

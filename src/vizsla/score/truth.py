@@ -290,14 +290,13 @@ def named_as(truth: Truth, ranking: Ranking) -> Truth:
 
     See `data.names.match_names`: names that are equal as they are written stay as they are.
     """
-    lost = [name for name in ranking.queries if name not in (truth.relevant or truth.query)]
-    if not lost and (
-        truth.relevant is not None or all(n in truth.gallery for n in ranking.gallery)
-    ):
-        return truth
-    query = _renamed(truth.relevant or truth.query, ranking.queries, "query")
-    known = set(truth.gallery).union(*(truth.relevant or {}).values(), *truth.junk.values())
-    gallery = _renamed(known, ranking.gallery, "gallery")
+    of_levels = [row for grades in truth.levels.values() for row in grades.items()]
+    queries = {*(truth.relevant or truth.query), *(query for query, _ in of_levels)}
+    images = {*truth.gallery}.union(
+        *(truth.relevant or {}).values(), *truth.junk.values(), *(row for _, row in of_levels)
+    )
+    query = _renamed(queries, ranking.queries, "query")
+    gallery = _renamed(images, ranking.gallery, "gallery")
     if not query and not gallery:
         return truth
 
@@ -327,8 +326,10 @@ def named_as(truth: Truth, ranking: Ranking) -> Truth:
     )
 
 
-def _renamed(names: Collection[str], known: Sequence[str], role: str) -> dict[str, str]:
+def _renamed(names: set[str], known: Sequence[str], role: str) -> dict[str, str]:
     """Name of the truth → the ranking's other spelling of it."""
+    if names >= set(known):  # all are spelled alike: nothing is left to mean
+        return {}
     written = sorted(names)
     found = match_names(written, known, roles=[role] * len(written), origin="the truth")
     pairs = zip(written, found, strict=True)
