@@ -80,6 +80,12 @@ def test_cub_splits_by_class_and_follows_ids(tmp_path: Path) -> None:
     assert "label" not in folders.query.attributes.column_names  # the truth is for scoring only
 
 
+def test_cub_by_its_own_split(tmp_path: Path) -> None:
+    found = labels(write_data_folder("cub-all", make_cub(tmp_path / "cub"), tmp_path / "out"))
+    assert found["training"] == {"150.Wren/W_1.jpg": "150.Wren"}
+    assert len(found["query"]) == 3 and found["query"] == found["gallery"]
+
+
 def make_sop(root: Path) -> Path:
     head = "image_id class_id super_class_id path"
     write(
@@ -121,7 +127,7 @@ def annotations(key: str, rows: list[tuple[str, int, int | None]]) -> np.ndarray
     return found
 
 
-@pytest.mark.parametrize("form", ["one file", "devkit"])
+@pytest.mark.parametrize("form", ["one file", "devkit", "Kaggle", "Kaggle's tables"])
 def test_cars_splits_by_class_whatever_is_called_test(tmp_path: Path, form: str) -> None:
     root = tmp_path / "cars"
     titles = np.array([f"Car {i}" for i in range(1, 197)], dtype=object)
@@ -133,21 +139,43 @@ def test_cars_splits_by_class_whatever_is_called_test(tmp_path: Path, form: str)
         savemat(root / "cars_annos.mat", {
             "annotations": annotations("relative_im_path", rows), "class_names": titles
         })  # fmt: skip
-    else:
-        files = ["cars_train/00001.jpg", "cars_train/00002.jpg", "cars_test/00001.jpg"]
+    elif form == "Kaggle's tables":  # class folders, not always named as names.csv has it
+        base = "car_data/car_data"
+        files = [f"{base}/train/Car 98/00001.jpg", f"{base}/test/Car 9-9/00001.jpg",
+                 f"{base}/train/Car 9-9/00002.jpg"]  # fmt: skip
         for file in files:
             photo(root / file)
-        (root / "devkit").mkdir()
+        write(root / "anno_train.csv", "00001.jpg,1,2,11,9,98", "00002.jpg,1,2,11,9,99")
+        write(root / "anno_test.csv", "00001.jpg,1,2,11,9,99")
+        write(root / "names.csv", *titles)
+    else:
+        twice, devkit = form == "Kaggle", root / "devkit"
+        parts = ("cars_train", "cars_train", "cars_test")
+        names = ("00001.jpg", "00002.jpg", "00001.jpg")
+        files = [f"{p}/{p}/{n}" if twice else f"{p}/{n}" for p, n in zip(parts, names, strict=True)]
+        for file in files:
+            photo(root / file)
+        if twice:  # the file beside them is about other images
+            devkit = root / "car_devkit/devkit"
+            other = annotations("relative_im_path", [("car_ims/000001.jpg", 5, 1)])
+            savemat(root / "cars_annos.mat", {"annotations": other, "class_names": titles})
+        devkit.mkdir(parents=True)
         train = annotations("fname", [("00001.jpg", 98, None), ("00002.jpg", 99, None)])
-        savemat(root / "devkit/cars_train_annos.mat", {"annotations": train})
-        savemat(root / "devkit/cars_meta.mat", {"class_names": titles})
+        savemat(devkit / "cars_train_annos.mat", {"annotations": train})
+        savemat(devkit / "cars_meta.mat", {"class_names": titles})
         with pytest.raises(DataError, match=r"cars_test_annos\.mat has no classes"):
             write_data_folder("cars", root, tmp_path / "out")
         test = annotations("fname", [("00001.jpg", 99, None)])
-        savemat(root / "cars_test_annos_withlabels.mat", {"annotations": test})
-    found = labels(write_data_folder("cars", root, tmp_path / "out"))
+        known = "cars_test_annos_withlabels (1).mat" if twice else "cars_test_annos_withlabels.mat"
+        savemat(root / known, {"annotations": test})
+    folders = write_data_folder("cars", root, tmp_path / "out")
+    found = labels(folders)
     assert found["training"] == {files[0]: "098 Car 98"}
     assert found["query"] == dict.fromkeys(sorted(files[1:]), "099 Car 99")
+    assert folders.query.attributes["object_box"].to_pylist() == ["1 2 11 9"] * 2
+    own = labels(write_data_folder("cars-all", root, tmp_path / "all"))
+    in_test = files[{"one file": 0, "Kaggle's tables": 1}.get(form, 2)]
+    assert in_test in own["query"] and in_test not in own["training"]
 
 
 def make_inshop(root: Path) -> Path:
@@ -160,6 +188,9 @@ def make_inshop(root: Path) -> Path:
         photo(root / "Img" / file)
     rows = (f"{file:<70} {item:<12} {part}" for file, (item, part) in files.items())
     write(root / "Eval/list_eval_partition.txt", "3", "image_name item_id evaluation_status", *rows)
+    boxes = (f"{file:<70} 1 2 004 003 010 011" for file in files)
+    head = "image_name clothes_type pose_type x_1 y_1 x_2 y_2"
+    write(root / "Anno/list_bbox_inshop.txt", "3", head, *boxes)
     return root
 
 
@@ -172,6 +203,7 @@ def test_inshop_has_three_parts_after_a_count_and_a_header(tmp_path: Path) -> No
         "gallery": {f"{pants}/02_2_side.jpg": "id_00000003"},
     }
     assert not folders.one_set
+    assert folders.query.attributes["object_box"].to_pylist() == ["4 3 10 11"]
 
 
 def test_omniglot_has_alphabets_with_characters_of_one_name(tmp_path: Path) -> None:
@@ -199,7 +231,11 @@ def make_market(root: Path) -> Path:
 
 
 def test_market_knows_persons_cameras_junk_and_distractors(tmp_path: Path) -> None:
-    folders = write_data_folder("market", make_market(tmp_path / "market"), tmp_path / "out")
+    make_market(tmp_path / "market/Market-1501-v15.09.15")
+    folders = write_data_folder("market", tmp_path / "market", tmp_path / "out")
+    (tmp_path / "market/Market-1501-v15.09.15").rename(tmp_path / "unpacked")
+    (tmp_path / "market").rmdir()
+    (tmp_path / "unpacked").rename(tmp_path / "market")
     found = labels(folders)
     assert found["training"] == {"bounding_box_train/0002_c1s1_000451_03.jpg": "0002"}
     assert sorted(str(label) for label in found["gallery"].values()) == [
@@ -210,6 +246,10 @@ def test_market_knows_persons_cameras_junk_and_distractors(tmp_path: Path) -> No
     ]
     assert folders.gallery.attributes["camera"].to_pylist() == [3, 6, 1, 2]
     assert folders.protocol == "reid"
+    photo(tmp_path / "market/query/0003_c5_f0046182.jpg")  # as DukeMTMC names them
+    query = write_data_folder("market", tmp_path / "market", tmp_path / "duke").query
+    assert query.attributes["camera"].to_pylist() == [1, 5]
+    assert query.attributes["sequence"].to_pylist() == [1, None]
     photo(tmp_path / "market/query/unnamed.jpg")
     with pytest.raises(DataError, match="expected a name as 0002_c1s1"):
         write_data_folder("market", tmp_path / "market", tmp_path / "out")
@@ -340,6 +380,52 @@ def test_coco_images_have_all_their_categories(tmp_path: Path) -> None:
     assert labels(folders)["query"] == {"val2017/2.jpg": "cat", "val2017/3.jpg": None}
 
 
+def test_each_object_of_coco_is_an_image_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(Path("coco/val2017/1.jpg"))
+    photo(Path("coco/val2017/2.jpg"), seed=1)
+    boxes = [(1, [2, 1, 5, 6], 0), (1, [0, 0, 16, 12], 0), (2, [3, 4, 8, 8], 0),
+             (2, [0, 0, 9, 9], 1), (2, [0, 0, 0.4, 5], 0)]  # fmt: skip
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": n % 2, "bbox": box, "iscrowd": crowd}
+            for n, (image, box, crowd) in enumerate(boxes)
+        ],
+        "categories": [{"id": 0, "name": "dog"}, {"id": 1, "name": "cat"}],
+    }
+    write(Path("coco/annotations/instances_val2017.json"), json.dumps(content))
+    for _ in range(2):  # a second time over the first
+        vizsla("data", "coco", "--from", "coco", "--crop", "-o", "out")
+    folders = open_data("out")
+    assert labels(folders)["query"] == {
+        "val2017/1_1.jpg": "dog", "val2017/1_2.jpg": "cat", "val2017/2_1.jpg": "dog",
+    }  # fmt: skip
+    assert folders.one_set
+    assert [read_image(folders.query.file(i)).size for i in range(3)] == [(5, 6), (16, 12), (8, 8)]
+    assert len(vizsla("check", "out")) > 0
+    Path("coco").rename("moved")
+    with pytest.raises(DataError, match="none of the 3 files"):
+        open_data("out")
+
+
+def test_an_image_is_cut_to_the_box_of_its_object(tmp_path: Path) -> None:
+    root = make_cub(tmp_path / "cub")
+    lines = (root / "CUB_200_2011/bounding_boxes.txt").read_text().splitlines()
+    write(root / "CUB_200_2011/bounding_boxes.txt", *lines[:-1])  # one has none
+    folders = write_data_folder("cub", root, tmp_path / "out", crop=True)
+    assert "object_box" not in folders.query.attributes.column_names
+    assert [read_image(folders.query.file(i)).size for i in range(2)] == [(5, 6)] * 2
+    whole = write_data_folder("cub", root, tmp_path / "whole")
+    assert fingerprint(whole.query) != fingerprint(folders.query)
+    assert folders.training is not None
+    assert {read_image(folders.training.file(i)).size for i in range(2)} == {(5, 6), (16, 12)}
+    with pytest.raises(DataError, match="no boxes of objects: leave out crop"):
+        write_data_folder("sop", make_sop(tmp_path / "sop"), tmp_path / "none", crop=True)
+
+
 def test_inaturalist_labels_are_paths(tmp_path: Path) -> None:
     root = tmp_path / "inat"
     ranks = ("kingdom", "phylum", "class", "order", "family", "genus", "specific_epithet")
@@ -388,7 +474,7 @@ def test_a_folder_of_another_layout_is_refused_in_one_line(tmp_path: Path, name:
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="choose one of cub, sop"):
+    with pytest.raises(UsageError, match="choose one of cub, cub-all, sop"):
         write_data_folder("imagenet", tmp_path, tmp_path / "out")
 
 
@@ -432,7 +518,7 @@ def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.Monke
             app, ["train", "cub", "--finetune", "head", "-o", "tuned"], catch_exceptions=False
         )
     first = "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))
-    assert set(SETS) == set(re.findall(r"`(\w+)`", first)) - {"name"}
+    assert set(SETS) == set(re.findall(r"`([\w-]+)`", first)) - {"name"}
 
 
 def test_an_image_with_a_box_is_cut_to_it(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ class DataOptions(Printing):
         None, "The data folder to write, a few tables.", "Output", "-o", "--out", usual=True,
         shown="one of the set's name",
     )  # fmt: skip
+    crop: bool = option(
+        False, "Cut every image to the box of its object, or of each object.", "Data", usual=True
+    )
 
 
 @app.command(epilog="Example: vizsla data cub --from CUB_200_2011 -o cub")
@@ -71,7 +74,7 @@ def data(
             )
         return
     out = options.out or Path(name)
-    folders = write_data_folder(name, options.source, out)
+    folders = write_data_folder(name, options.source, out, crop=options.crop)
     _print(folders, out, options.as_json)
 
 

@@ -26,13 +26,15 @@ TEST = (QUERY, GALLERY)  # both: queries and gallery are one set
 class Rows:
     """images: the folder that names are relative to. rows: role, file, label and other columns.
 
-    judged: query → gallery image → grade, if the data set lists them. notes: what a reader of the
-    original should know.
+    judged: query → gallery image → grade, if the data set lists them. objects: (roles, file, label,
+    box) of images that may show several; those of one have the column `object_box`. notes: what a
+    reader of the original should know.
     """
 
     images: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     judged: list[dict[str, Any]] = field(default_factory=list)
+    objects: list[tuple[str | tuple[str, ...], str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, roles: str | Iterable[str], file: str, label: str | None, **more: Any) -> None:
@@ -106,21 +108,26 @@ def box_text(values: Iterable[Any], *, has_size: bool = False) -> str:
 # ── metric learning ──────────────────────────────────────────────────────────────────────────────
 
 
-def cub(folder: Path) -> Rows:
-    """Classes 1 to 100 are trained on, 101 to 200 tested; train_test_split.txt is another split."""
+def cub(folder: Path, *, all_classes: bool = False) -> Rows:
+    """Classes 1 to 100 are trained on, 101 to 200 tested; train_test_split.txt is another split.
+
+    all_classes: that split, of which each part has images of all classes.
+    """
     lists = folder if (folder / "images.txt").exists() else folder / "CUB_200_2011"
     images = existing(lists, "images.txt", what="the names of the images")
     found = Rows(existing(lists, "images", what="the folder of the images"))
     # The ids of images.txt need not be the lines of the other lists.
     class_of = dict(_fields(existing(lists, "image_class_labels.txt", what="their classes"), 2))
     names = dict(_fields(existing(lists, "classes.txt", what="the names of the classes"), 2))
-    boxes = lists / "bounding_boxes.txt"
+    boxes, split = lists / "bounding_boxes.txt", {}
     box_of = dict(_fields(boxes, 2)) if boxes.exists() else {}
+    if all_classes:
+        split = dict(_fields(existing(lists, "train_test_split.txt", what="the parts"), 2))
     for image, file in _fields(images, 2):
         number = class_of[image]
         box = box_text(box_of[image].split(), has_size=True) if image in box_of else None
-        role = TRAINING if int(number) <= 100 else TEST
-        found.add(role, file, names[number], object_box=box)
+        trained = split[image] == "1" if all_classes else int(number) <= 100
+        found.add(TRAINING if trained else TEST, file, names[number], object_box=box)
     return found
 
 
@@ -134,45 +141,93 @@ def sop(folder: Path) -> Rows:
     return found
 
 
-def cars(folder: Path) -> Rows:
-    """Classes 1 to 98 are trained on, 99 to 196 tested, whatever the annotations call test."""
+# (part, file, class, box): part is "train", "test", or the folder that the file's name has
+Cars = Iterator[tuple[str, str, int, str]]
+
+
+def cars(folder: Path, *, all_classes: bool = False) -> Rows:
+    """Classes 1 to 98 are trained on, 99 to 196 tested, whatever the annotations call test.
+
+    all_classes: the annotations' own parts, of which each has images of all classes.
+    """
+
+    def place(*names: str) -> Path | None:
+        below = (folder, folder / "devkit", folder / "car_devkit/devkit", folder / "car_devkit")
+        return next((p / n for p in below for n in names if (p / n).exists()), None)
+
+    meta = place("names.csv", "cars_meta.mat")
+    rows: list[tuple[str, str, int, str]] = []
+    if (folder / "car_ims").is_dir():
+        meta = existing(folder, "cars_annos.mat", what="the annotations of car_ims/")
+        rows = [*_cars_in_mat(meta, "")]
+    elif (train := place("anno_train.csv")) and (test := place("anno_test.csv")):
+        rows = [*_cars_in_csv(train, "train"), *_cars_in_csv(test, "test")]
+    else:
+        train = place("cars_train_annos.mat")
+        test = place("cars_test_annos_withlabels.mat", "cars_test_annos_withlabels (1).mat")
+        if train is None or test is None:
+            lacking = "cars_test_annos_withlabels.mat" if train else "cars_train_annos.mat"
+            raise DataError(
+                f"{folder} has no {lacking}, also not in devkit/: it takes the classes of both "
+                "parts, since half of the images of the test classes are in cars_test. "
+                "cars_test_annos.mat has no classes, and cars_annos.mat numbers the images of "
+                "car_ims/, which are in another order"
+            )
+        rows = [*_cars_in_mat(train, "train"), *_cars_in_mat(test, "test")]
+    titles = _car_titles(meta)
+    found, files = Rows(folder), {part: _car_files(folder, part) for part in ("train", "test")}
+    for part, name, number, box in rows:
+        file = files[part].get(name, name) if name.count("/") == 0 else name
+        trained = part == "train" if all_classes else number <= 98
+        label = f"{number:03d} {titles.get(number, '')}".strip()
+        found.add(TRAINING if trained else TEST, file, label, object_box=box)
+    return found
+
+
+def _cars_in_mat(path: Path, part: str) -> Cars:
     from scipy.io import loadmat
 
-    lists = [folder / "cars_annos.mat"]
-    if not lists[0].exists():
-        train = existing(
-            folder, "devkit/cars_train_annos.mat", "cars_train_annos.mat",
-            what="or cars_annos.mat: the annotations",
-        )  # fmt: skip
-        places = folder, folder / "devkit"
-        test = [p / "cars_test_annos_withlabels.mat" for p in places]
-        lists = [train, next((path for path in test if path.exists()), test[0])]
-        if not lists[1].exists():
-            raise DataError(
-                f"{folder} has no cars_test_annos_withlabels.mat: cars_test_annos.mat has no "
-                "classes, and half of the images of the test classes are in cars_test"
-            )
-    names = next(
-        (path for path in (folder / "cars_meta.mat", folder / "devkit/cars_meta.mat", lists[0])
-         if path.exists() and "class_names" in loadmat(path)), None,
-    )  # fmt: skip
-    titles = [str(name) for name in loadmat(names, squeeze_me=True)["class_names"]] if names else []
-    found = Rows(folder)
-    for path in lists:
-        content = loadmat(path, squeeze_me=True, struct_as_record=False)
-        for one in np.atleast_1d(content["annotations"]):
-            number = int(getattr(one, "class"))
-            file = str(getattr(one, "relative_im_path", None) or one.fname)
-            if "/" not in file:
-                file = f"{'cars_train' if path is lists[0] else 'cars_test'}/{file}"
-            title = titles[number - 1] if number <= len(titles) else ""
-            sides = [
-                getattr(one, side, None) for side in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
-            ]
-            box = None if None in sides else box_text(sides)
-            label = f"{number:03d} {title}".strip()
-            found.add(TRAINING if number <= 98 else TEST, file, label, object_box=box)
-    return found
+    content = loadmat(path, squeeze_me=True, struct_as_record=False)
+    for one in np.atleast_1d(content["annotations"]):
+        file = str(getattr(one, "relative_im_path", None) or one.fname)
+        sides = [getattr(one, f"bbox_{side}") for side in ("x1", "y1", "x2", "y2")]
+        own = part or ("test" if getattr(one, "test", 0) else "train")
+        yield own, file, int(getattr(one, "class")), box_text(sides)
+
+
+def _cars_in_csv(path: Path, part: str) -> Cars:
+    """Lines as `00001.jpg,39,116,569,375,14`, with or without a header."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, row in enumerate(csv.reader(file), 1):
+            if len(row) != 6:
+                raise DataError(f"{path}, line {number}: {len(row)} fields, expected 6")
+            if row[5].strip().isdecimal():
+                yield part, row[0].strip(), int(row[5]), box_text(row[1:5])
+
+
+def _car_titles(path: Path | None) -> dict[int, str]:
+    """The names of the classes, from 1 on."""
+    if path is None:
+        return {}
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return {i: row[0].strip() for i, row in enumerate(csv.reader(file), 1) if row}
+    from scipy.io import loadmat
+
+    names = np.atleast_1d(loadmat(path, squeeze_me=True).get("class_names", []))
+    return {i: str(name) for i, name in enumerate(names, 1)}
+
+
+def _car_files(folder: Path, part: str) -> dict[str, str]:
+    """Name → path of the images of a part, which people unpack in several ways."""
+    places = f"cars_{part}", f"car_data/car_data/{part}", f"car_data/{part}", part
+    root = next((place for place in places if (folder / place).is_dir()), None)
+    if root is None:
+        return {}
+    return {file.rpartition("/")[2]: f"{root}/{file}" for file in list_images(folder / root).ids}
+
+
+_BOXES = "list_bbox_inshop.txt"  # image_name clothes_type pose_type x_1 y_1 x_2 y_2
 
 
 def inshop(folder: Path) -> Rows:
@@ -184,11 +239,15 @@ def inshop(folder: Path) -> Rows:
     rows = list(_fields(path, 3, skip=2))
     places = (folder, folder / "Img", folder / "Img/img")
     found = Rows(next((p for p in places if rows and (p / rows[0][0]).exists()), folder))
+    lists = path.parent, folder, folder / "Anno"
+    boxes = next((p / _BOXES for p in lists if (p / _BOXES).exists()), None)
+    box_of = {row[0]: box_text(row[3:]) for row in _fields(boxes, 7, skip=2)} if boxes else {}
     roles = {"train": TRAINING, "query": QUERY, "gallery": GALLERY}
     for file, label, part in rows:
         if part not in roles:
             raise DataError(f"{path}: {file} is in the part {part}, expected {', '.join(roles)}")
-        found.add(roles[part], file, label, category="/".join(file.split("/")[1:3]) or None)
+        category = "/".join(file.split("/")[1:3]) or None
+        found.add(roles[part], file, label, category=category, object_box=box_of.get(file))
     return found
 
 
@@ -204,7 +263,7 @@ def omniglot(folder: Path) -> Rows:
 
 # ── re-identification ────────────────────────────────────────────────────────────────────────────
 
-_PERSON = re.compile(r"(-?\d+)_c(\d+)s(\d+)_")
+_PERSON = re.compile(r"(-?\d+)_c(\d+)(?:s(\d+))?_")  # DukeMTMC has no sequences
 
 
 def market(folder: Path) -> Rows:
@@ -220,7 +279,10 @@ def market(folder: Path) -> Rows:
                     f"{folder / name / file}: expected a name as 0002_c1s1_000451_03.jpg"
                 )
             person, camera, sequence = match.groups()
-            found.add(role, f"{name}/{file}", person, camera=int(camera), sequence=int(sequence))
+            found.add(
+                role, f"{name}/{file}", person, camera=int(camera),
+                sequence=None if sequence is None else int(sequence),
+            )  # fmt: skip
     found.notes.append(
         "images of the same camera, and those named -1, are junk: --protocol reid removes them"
     )
@@ -329,9 +391,15 @@ def _coco_parts(folder: Path, label: Callable[[dict[str, Any]], str]) -> Rows:
         for one in content["annotations"]:
             labels.setdefault(one["image_id"], set()).add(names[one["category_id"]])
         place = _place_of(folder, path, [one["file_name"] for one in content["images"][:1]])
-        for one in content["images"]:
-            file = place + str(one["file_name"])
-            found.add(roles, file, join_labels(labels.get(one["id"], ())))
+        file_of = {one["id"]: place + str(one["file_name"]) for one in content["images"]}
+        for image, file in file_of.items():
+            found.add(roles, file, join_labels(labels.get(image, ())))
+        for one in content["annotations"]:
+            box = one.get("bbox") or ()
+            if len(box) == 4 and min(box[2:]) >= 1 and not one.get("iscrowd"):
+                label_of = names[one["category_id"]]
+                text = box_text(box, has_size=True)
+                found.objects.append((roles, file_of[one["image_id"]], label_of, text))
     return found
 
 

@@ -4,9 +4,11 @@ No image is copied or opened, and nothing is fetched: `SETS` says what to downlo
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +74,25 @@ def buildings(folder: Path) -> Rows:
     return found
 
 
+_CARS_LAYOUT = (
+    "cars_annos.mat and car_ims/; or devkit/, cars_train/, cars_test/ and "
+    "cars_test_annos_withlabels.mat; or anno_train.csv, anno_test.csv, names.csv and car_data/"
+)
+_CARS_FROM = (
+    "the author's page is gone: the mirrors jutrera/stanford-car-dataset-by-classes-folder, or "
+    "jessicali9530/stanford-cars-dataset, on https://www.kaggle.com/datasets; the second lacks "
+    "devkit/ and cars_test_annos_withlabels.mat (https://github.com/pytorch/vision/issues/7545)"
+)
 SETS: dict[str, StandardSet] = {
     "cub": StandardSet(
         "CUB-200-2011: 11,788 photos of 200 species of birds", layouts.cub,
         "images.txt, classes.txt, image_class_labels.txt, images/",
+        "CUB_200_2011.tgz (1.1 GB) from https://data.caltech.edu/records/65de6-vp158", "cub",
+    ),
+    "cub-all": StandardSet(
+        "CUB-200-2011 by its own split: both parts have all 200 species",
+        partial(layouts.cub, all_classes=True),
+        "images.txt, classes.txt, image_class_labels.txt, train_test_split.txt, images/",
         "CUB_200_2011.tgz (1.1 GB) from https://data.caltech.edu/records/65de6-vp158", "cub",
     ),
     "sop": StandardSet(
@@ -85,11 +102,12 @@ SETS: dict[str, StandardSet] = {
         "sop",
     ),
     "cars": StandardSet(
-        "Cars196: 16,185 photos of 196 models of cars", layouts.cars,
-        "cars_annos.mat and car_ims/; or devkit/, cars_train/, cars_test/ and "
-        "cars_test_annos_withlabels.mat",
-        "car_ims.tgz and cars_annos.mat (1.9 GB) from "
-        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, or a mirror of them", "cars",
+        "Cars196: 16,185 photos of 196 models of cars", layouts.cars, _CARS_LAYOUT, _CARS_FROM,
+        "cars",
+    ),
+    "cars-all": StandardSet(
+        "Cars196 by its own split: both parts have all 196 models",
+        partial(layouts.cars, all_classes=True), _CARS_LAYOUT, _CARS_FROM, "cars",
     ),
     "inshop": StandardSet(
         "DeepFashion In-Shop: 52,712 photos of 7,982 clothes", layouts.inshop,
@@ -158,11 +176,13 @@ def standard_set(name: str) -> StandardSet:
     return SETS[name]
 
 
-def write_data_folder(name: str, source: Path, out: Path) -> DataFolders:
+def write_data_folder(name: str, source: Path, out: Path, *, crop: bool = False) -> DataFolders:
     """Writes a data folder for the files in `source`, and opens it.
 
     It holds labels.parquet (role, file, label, …), data.json, and truth.parquet if the data set
-    lists what is relevant. DataError: the layout is another one, or none of the images is there.
+    lists what is relevant. crop: each image is cut to the box of its object when it is read; where
+    images show several, each object is an image of its own, a link in objects/. DataError: the
+    layout is another one, none of the images is there, or there are no boxes.
     """
     known = standard_set(name)
     if not source.is_dir():
@@ -171,12 +191,9 @@ def write_data_folder(name: str, source: Path, out: Path) -> DataFolders:
             f"{known.download}"
         )
     storage.require_local(out)
-    try:
-        found = known.read(source)
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} does not have the layout {known.layout} ({error!r})") from error
-    if not found.rows:
-        raise DataError(f"{source} lists no images: expected {known.layout}")
+    found = _read(known, source)
+    if crop:
+        found = _cut_to_boxes(found, out)
     roles: dict[str, set[str]] = {QUERY: set(), GALLERY: set()}
     for row in found.rows:
         roles.setdefault(row["role"], set()).add(row["file"])
@@ -197,6 +214,54 @@ def write_data_folder(name: str, source: Path, out: Path) -> DataFolders:
     for note in found.notes:
         log.info("%s", note)
     return open_data(out)
+
+
+def _read(known: StandardSet, source: Path) -> Rows:
+    """What the layout lists, also where the folder only holds the one of the archive."""
+    try:
+        found = known.read(source)
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} does not have the layout {known.layout} ({error!r})") from error
+    except DataError:
+        folders = [path for path in source.iterdir() if path.is_dir()]
+        if len(folders) != 1 or any(path.is_file() for path in source.iterdir()):
+            raise
+        return _read(known, folders[0])
+    if not found.rows:
+        raise DataError(f"{source} lists no images: expected {known.layout}")
+    return found
+
+
+def _cut_to_boxes(found: Rows, out: Path) -> Rows:
+    """The same with the columns x0, y0, x1, y1, to which images are cut."""
+    if found.objects:
+        return _objects(found, out / "objects")
+    whole = sum("object_box" not in row for row in found.rows)
+    if whole == len(found.rows):
+        raise DataError("its lists have no boxes of objects: leave out --crop")
+    for row in found.rows:
+        box = row.pop("object_box", None)
+        if box is not None:
+            row.update(zip(BOX_COLUMNS, map(float, box.split()), strict=True))
+    if whole:
+        found.notes.append(f"without a box, so whole: {whole:,} of {len(found.rows):,} rows")
+    return found
+
+
+def _objects(found: Rows, folder: Path) -> Rows:
+    """A link to its image for each object, so that each has a name: dogs_1.jpg, dogs_2.jpg, …"""
+    cut, numbers = Rows(folder, notes=found.notes), Counter[str]()
+    for roles, file, label, box in found.objects:
+        numbers[file] += 1
+        path = Path(file)
+        name = str(path.with_name(f"{path.stem}_{numbers[file]}{path.suffix}"))
+        link = folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath((found.images / file).absolute(), link.parent.absolute()))
+        sides = dict(zip(BOX_COLUMNS, map(float, box.split()), strict=True))
+        cut.add(roles, name, label, whole_image=file, **sides)
+    return cut
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:
