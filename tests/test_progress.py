@@ -87,6 +87,31 @@ def test_each_stage_of_a_run_has_a_bar(cell: Cell, tinted: Path, tmp_path: Path)
     assert not cell.shown
 
 
+def test_what_cannot_be_counted_is_named_and_moves(
+    cell: Cell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.ProgressShown() as shown, progress.waiting(shown, "loading"):
+        assert shown.bar is not None and shown.bar.tasks[0].total is None
+    assert shown.bar.tasks[0].finished and capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (False, True):
+        with progress.ProgressShown(quiet) as shown, progress.waiting(shown, "loading"):
+            pass
+    assert capsys.readouterr().err == "loading …\n"
+
+
+def test_fitting_heads_is_a_stage(tinted: Path, tmp_path: Path) -> None:
+    reports: list[tuple[str, int, int]] = []
+    vizsla.train(
+        tinted, tmp_path / "t", model="tiny", weights="random", image_size=32, finetune="head",
+        head_steps=5, progress=lambda *report: reports.append(report),
+    )  # fmt: skip
+    heads = [(done, total) for stage, done, total in reports if stage == "fitting heads"]
+    assert heads[:3] == [(0, 5), (1, 5), (2, 5)] and heads[-1] == (5, 5)
+
+
 def test_without_ipython_there_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert not progress.in_notebook()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Report = Callable[[str, int, int], None]  # (stage, done, total)
+LOADING = "loading"  # libraries, a model or a gallery
 
 
 @dataclass
@@ -104,6 +105,9 @@ class ProgressShown:
             if self.display and (now - self.last > 0.2 or done == total):
                 self.last = now
                 self.display.update(self.bar)
+        elif total == 1:
+            if done == 0 and not self.quiet:
+                print(f"{stage} …", file=sys.stderr, flush=True)
         elif not self.quiet and (now - self.last > 10 or done == total):
             self.last = now
             left = self.stage.seconds_left(now) if rate else ""
@@ -117,10 +121,23 @@ class ProgressShown:
     ) -> None:
         assert self.bar is not None
         if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=total, rate="", left="")
+            shown = None if (done, total) == (0, 1) else total  # without a number the bar moves
+            self.tasks[stage] = self.bar.add_task(stage, total=shown, rate="", left="")
         elif new:  # the same words for another stage: its clock starts anew
             self.bar.reset(self.tasks[stage], total=total)
-        self.bar.update(self.tasks[stage], completed=done, rate=rate, left=left)
+        self.bar.update(
+            self.tasks[stage], completed=done, total=total if done else None, rate=rate, left=left
+        )
+
+
+@contextlib.contextmanager
+def waiting(progress: Report | None, stage: str) -> Iterator[None]:
+    """Context: reports a stage that cannot be counted, such as loading a model, as under way."""
+    if progress:
+        progress(stage, 0, 1)
+    yield
+    if progress:
+        progress(stage, 1, 1)
 
 
 def in_notebook() -> bool:

@@ -1,7 +1,7 @@
 """Where vectors come from: what builds their model again, and the folder of their images.
 
 It lies beside a manifest, in a file of its own: it names paths of this machine, which must not
-decide whether two artefacts are equal. Of each path it also holds the way from the vectors, so that
+decide whether two artefacts are equal. Each path is also recorded relative to the vectors, so that
 all may be moved together.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from vizsla import storage
 from vizsla.errors import StorageError
 
-FILE, FORM = "source.json", "source/1"
+FILE, FORM = "source.json", "source/2"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class VectorSource:
         else:
             content = {"form": FORM, "model_id": model_id, **dataclasses.asdict(self)}
             places = (self.model or {}).get("model"), self.images
-            content["ways"] = [_way(place, path.parent.absolute()) for place in places]
+            content["relative_paths"] = [
+                _relative_path(place, path.parent.absolute()) for place in places
+            ]
             storage.write_sealed_json(path, content)
 
     @staticmethod
@@ -43,10 +45,13 @@ class VectorSource:
         with contextlib.suppress(StorageError):
             found = storage.read_sealed_json(path) if path.is_file() else {}
             if (found.get("form"), found.get("model_id")) == (FORM, model_id):
-                model, images, ways = found["model"], found["images"], found["ways"]
+                model, images, relative = found["model"], found["images"], found["relative_paths"]
                 if model is not None:
-                    model = {**model, "model": _now(model["model"], ways[0], path.parent)}
-                return VectorSource(model, _now(images, ways[1], path.parent))
+                    model = {
+                        **model,
+                        "model": _present_path(model["model"], relative[0], path.parent),
+                    }
+                return VectorSource(model, _present_path(images, relative[1], path.parent))
         return VectorSource()
 
     @property
@@ -55,15 +60,15 @@ class VectorSource:
         return Path(self.images) if self.images and Path(self.images).is_dir() else None
 
 
-def _way(place: str | None, start: Path) -> str | None:
+def _relative_path(place: str | None, start: Path) -> str | None:
     """The relative path to a folder, None if it is none; so too on another drive of Windows."""
     with contextlib.suppress(ValueError):
         return os.path.relpath(place, start) if place and Path(place).is_dir() else None
     return None
 
 
-def _now(place: str | None, way: str | None, start: Path) -> str | None:
+def _present_path(place: str | None, relative: str | None, start: Path) -> str | None:
     """Where the folder is now: where it was, else where it is relative to the vectors."""
-    if place and way and not Path(place).exists() and (start / way).is_dir():
-        return str((start / way).resolve())
+    if place and relative and not Path(place).exists() and (start / relative).is_dir():
+        return str((start / relative).resolve())
     return place

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vizsla.errors import DataError, UsageError, require
+from vizsla.errors import DataError, UsageError
 from vizsla.score import metrics
 from vizsla.score.decision_metrics import measure_decisions
 from vizsla.score.figures import IntervalSettings, Metric
+from vizsla.score.hit_ranks import HitRanks, known_metric, metric_of_n_relevant
 from vizsla.score.intervals import RESAMPLES
 from vizsla.score.metric_names import MetricName, parse_metrics
 from vizsla.score.named_metrics import measure_named, measure_pooled
 from vizsla.score.protocols import Protocol, parse_protocol
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.scores import Scores
-from vizsla.score.seen_ranks import Seen, known_metric, needing_r
 from vizsla.score.truth import Truth, named_as
 from vizsla.search.ranking import Ranking
 
@@ -50,9 +50,10 @@ def evaluate(
     """Scores of a ranking at the cut-offs `ks` and `top_k`.
 
     truth: a Truth, or a labels file.
-    metrics_named: names of further metrics, such as "AP@100,mINP" (metric_names.py); they are
-      then the ones that are shown. protocol: its name, such as "oxford-medium" (protocols.py); it
-      decides what is relevant and junk, the metrics and what their means divide by.
+    metrics_named: names of further metrics, such as "AP@100,mINP" (metric_names.py), which are
+      then shown in place of the usual ones.
+    protocol: its name, such as "oxford-medium" (protocols.py); it decides what is relevant and
+      junk, the metrics and what their means divide by.
     top_k: the contest's k; later ranks get no contest points. Default: the length of the lists for
       a submission, whose gallery is unknown; otherwise, and with judgements, max(ks).
     full_ranks: for each query of the ranking the ranks (from 1, rising) of its relevant images in
@@ -66,8 +67,6 @@ def evaluate(
         raise UsageError(f"missing_ranks={missing_ranks!r}: choose {', '.join(MISSING_RANKS)}")
     rules = None if protocol is None else parse_protocol(protocol)
     names = parse_metrics(metrics_named) or (rules.metric_names if rules else ())
-    require("ranking", ranking, Ranking, "a Ranking, as rank and search return it")
-    require("truth", truth, (Truth, str, Path), "a Truth, or the path of a labels file")
     truth = named_as(truth if isinstance(truth, Truth) else Truth.from_file(truth), ranking)
     if rules is not None:
         truth = rules.judging(truth, ranking.queries)
@@ -83,18 +82,18 @@ def evaluate(
     if full_ranks is not None and len(full_ranks) != len(ranking):
         raise DataError(f"full_ranks holds {len(full_ranks)} rows for {len(ranking)} queries")
     deepest = max(cutoffs[-1], *(name.cutoff or 0 for name in names), 0)
-    seen = Seen.of(judged, full_ranks).completed(missing_ranks, deepest)
+    hit_ranks = HitRanks.of(judged, full_ranks).completed(missing_ranks, deepest)
     over_all = rules.over_all if rules else None
-    named = measure_named(names, judged, seen, missing_ranks=missing_ranks, over_all=over_all)
+    named = measure_named(names, judged, hit_ranks, missing_ranks=missing_ranks, over_all=over_all)
     settings = IntervalSettings(cluster, confidence, resamples, seed)
     columns = {n: [of.get(q) for q in judged.queries] for n, of in truth.attributes.items()}
     scores = Scores(
         queries=judged.queries,
-        metrics={**measure(seen, cutoffs, points, handed_in=handed_in_k), **named},
+        metrics={**measure(hit_ranks, cutoffs, points, handed_in=handed_in_k), **named},
         top_k=top_k,
         answerable=~judged.nothing_relevant,
         n_relevant=judged.n_relevant,
-        first_ranks=metrics.first_hit_rank(seen.ranks),
+        first_ranks=metrics.first_hit_rank(hit_ranks.ranks),
         first_labels=judged.first_labels,
         columns={"label": judged.labels, **columns},
         gallery_size=judged.gallery_size,
@@ -126,7 +125,7 @@ def with_decisions(scores: Scores, judged: Relevance) -> Scores:
 
 
 def measure(
-    seen: Seen,
+    hit_ranks: HitRanks,
     ks: Sequence[int],
     points: Mapping[int, float] | None = None,
     *,
@@ -137,20 +136,24 @@ def measure(
     handed_in: how many ranks a contest takes; later ones get no points. None: all.
     """
     levels = metrics.CONTEST_POINTS if points is None else dict(points)
-    ranks = seen.ranks if handed_in is None else np.where(seen.ranks > handed_in, 0, seen.ranks)
+    ranks = (
+        hit_ranks.ranks
+        if handed_in is None
+        else np.where(hit_ranks.ranks > handed_in, 0, hit_ranks.ranks)
+    )
     worth = metrics.contest_points(ranks, levels)
     table = {"contest_points": Metric("contest points", worth, True, sum(levels.values()))}
     for k in ks:
-        table |= _metrics_at_cutoff(seen, k)
-    table |= _metrics_without_cutoff(seen)
+        table |= _metrics_at_cutoff(hit_ranks, k)
+    table |= _metrics_without_cutoff(hit_ranks)
     if table["map"].unknown:
-        table |= _ap_at_depth(seen)
+        table |= _ap_at_depth(hit_ranks)
     return {key: table[key] for key in sorted(table, key=_sort_key)}
 
 
-def _metrics_at_cutoff(seen: Seen, k: int) -> dict[str, Metric]:
-    ranks, n_relevant = seen.ranks, seen.n_relevant
-    reaches, short = seen.reaching(k)
+def _metrics_at_cutoff(hit_ranks: HitRanks, k: int) -> dict[str, Metric]:
+    ranks, n_relevant = hit_ranks.ranks, hit_ranks.n_relevant
+    reaches, short = hit_ranks.reaching(k)
     hit, precision = metrics.hit_rate_at_k(ranks, k), metrics.precision_at_k(ranks, k)
     reciprocal = metrics.reciprocal_rank_at_k(ranks, k)
     recall = metrics.recall_at_k(ranks, n_relevant, k)
@@ -162,37 +165,37 @@ def _metrics_at_cutoff(seen: Seen, k: int) -> dict[str, Metric]:
         ),
         f"precision@{k}": known_metric(f"precision@{k}", precision, reaches, short),
         f"mrr@{k}": known_metric(f"MRR@{k}", reciprocal, reaches, short),
-        f"recall@{k}": needing_r(f"recall@{k}", recall, seen, reaches, short),
-        f"ap@{k}": needing_r(f"AP@{k}", ap, seen, reaches, short),
-        f"ndcg@{k}": needing_r(f"nDCG@{k}", ndcg, seen, reaches, short),
+        f"recall@{k}": metric_of_n_relevant(f"recall@{k}", recall, hit_ranks, reaches, short),
+        f"ap@{k}": metric_of_n_relevant(f"AP@{k}", ap, hit_ranks, reaches, short),
+        f"ndcg@{k}": metric_of_n_relevant(f"nDCG@{k}", ndcg, hit_ranks, reaches, short),
     }
 
 
-def _metrics_without_cutoff(seen: Seen) -> dict[str, Metric]:
+def _metrics_without_cutoff(hit_ranks: HitRanks) -> dict[str, Metric]:
     """Metrics without a cut-off, known if a query's list has all ranks that they need."""
-    ranks, n_relevant = seen.ranks, seen.n_relevant
-    to_end, shallow = seen.to_end, seen.shallow
-    to_r = to_end | (seen.lengths >= n_relevant)
-    to_first = seen.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
+    ranks, n_relevant = hit_ranks.ranks, hit_ranks.n_relevant
+    to_end, shallow = hit_ranks.to_end, hit_ranks.shallow
+    to_r = to_end | (hit_ranks.lengths >= n_relevant)
+    to_first = hit_ranks.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
     ap = metrics.average_precision(ranks, n_relevant)
     map_at_r = metrics.map_at_r(ranks, n_relevant)
     r_precision = metrics.r_precision(ranks, n_relevant)
     return {
-        "map": needing_r("mAP", ap, seen, to_end, shallow),
-        "map_at_r": needing_r("MAP@R", map_at_r, seen, to_r, shallow),
-        "r_precision": needing_r("R-precision", r_precision, seen, to_r, shallow),
+        "map": metric_of_n_relevant("mAP", ap, hit_ranks, to_end, shallow),
+        "map_at_r": metric_of_n_relevant("MAP@R", map_at_r, hit_ranks, to_r, shallow),
+        "r_precision": metric_of_n_relevant("R-precision", r_precision, hit_ranks, to_r, shallow),
         "mrr": known_metric("MRR", metrics.reciprocal_rank(ranks), to_first, shallow),
     }
 
 
-def _ap_at_depth(seen: Seen) -> dict[str, Metric]:
+def _ap_at_depth(hit_ranks: HitRanks) -> dict[str, Metric]:
     """AP at the depth that every list reaches, instead of mAP."""
-    deepest = int(seen.lengths[~seen.whole].min(initial=seen.depth))
+    deepest = int(hit_ranks.lengths[~hit_ranks.whole].min(initial=hit_ranks.depth))
     if deepest == 0:
         return {}
-    ap = metrics.average_precision_at_k(seen.ranks, seen.n_relevant, deepest)
+    ap = metrics.average_precision_at_k(hit_ranks.ranks, hit_ranks.n_relevant, deepest)
     everywhere = np.ones(len(ap), dtype=bool)
-    return {f"ap@{deepest}": needing_r(f"AP@{deepest}", ap, seen, everywhere, "")}
+    return {f"ap@{deepest}": metric_of_n_relevant(f"AP@{deepest}", ap, hit_ranks, everywhere, "")}
 
 
 def _sort_key(key: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 from vizsla.errors import UsageError
 from vizsla.score import metrics, paper_metrics
 from vizsla.score.figures import Metric
+from vizsla.score.hit_ranks import HitRanks, known_metric, metric_of_n_relevant
 from vizsla.score.metric_names import MetricName
 from vizsla.score.pooled_metrics import (
     Pairs,
@@ -17,7 +18,6 @@ from vizsla.score.pooled_metrics import (
     balanced_share,
 )
 from vizsla.score.relevance import Relevance
-from vizsla.score.seen_ranks import Seen, known_metric, needing_r
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
@@ -31,25 +31,25 @@ _NO_TRUTH = "the truth of the whole gallery is not known"
 def measure_named(
     names: Iterable[MetricName],
     judged: Relevance,
-    seen: Seen,
+    hit_ranks: HitRanks,
     *,
     missing_ranks: str = "unknown",
     over_all: bool | None = None,
 ) -> dict[str, Metric]:
     """The metrics that have a value for each query, by their written names.
 
-    seen: of the same ranking. over_all: whether means divide by all queries or by those with
+    hit_ranks: of the same ranking. over_all: whether means divide by all queries or by those with
     something relevant; None: as is usual for each metric.
     """
     found = {}
     for name in names:
         if name.is_pooled:
             continue
-        at, known = judged, seen
+        at, known = judged, hit_ranks
         grade = name.option("rel", 1)
         if name.kind == "nDCG" or grade > 1:  # the rank alone does not give the grade
             at = judged_at(judged, grade)
-            known = Seen.of(at).completed(missing_ranks, max(seen.depth, name.cutoff or 0))
+            known = HitRanks.of(at).completed(missing_ranks, max(hit_ranks.depth, name.cutoff or 0))
         metric = _measured(name, at, known)
         whole = name.kind in OVER_ALL if over_all is None else over_all
         found[str(name)] = dataclasses.replace(metric, over_all=whole)
@@ -86,31 +86,33 @@ def judged_at(judged: Relevance, grade: int) -> Relevance:
     return dataclasses.replace(judged, hits=judged.grades >= grade, n_relevant=counts)
 
 
-def _measured(name: MetricName, judged: Relevance, seen: Seen) -> Metric:
-    ranks, n_relevant, title, k = seen.ranks, seen.n_relevant, str(name), name.cutoff
-    known, reason = seen.reaching(k) if k else (seen.to_end, seen.shallow)
+def _measured(name: MetricName, judged: Relevance, hit_ranks: HitRanks) -> Metric:
+    ranks, n_relevant, title, k = hit_ranks.ranks, hit_ranks.n_relevant, str(name), name.cutoff
+    known, reason = hit_ranks.reaching(k) if k else (hit_ranks.to_end, hit_ranks.shallow)
     if name.kind == "contest_points":
         return Metric(title, metrics.contest_points(ranks), True, 1000.0)
     if name.kind == "RR" and not k:
-        known = seen.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
+        known = hit_ranks.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
         return known_metric(title, metrics.reciprocal_rank(ranks), known, reason)
     if name.kind in ("top", "P", "RR"):
         return known_metric(title, _OF_K[name.kind](ranks, k or 0), known, reason)
     if name.kind in ("Rprec", "MAP@R"):
         of_r = metrics.r_precision if name.kind == "Rprec" else metrics.map_at_r
-        known = seen.to_end | (seen.lengths >= n_relevant)
-        return needing_r(title, of_r(ranks, n_relevant), seen, known, reason)
-    return needing_r(title, _values_needing_r(name, judged, seen), seen, known, reason)
+        known = hit_ranks.to_end | (hit_ranks.lengths >= n_relevant)
+        return metric_of_n_relevant(title, of_r(ranks, n_relevant), hit_ranks, known, reason)
+    return metric_of_n_relevant(
+        title, _values_of_n_relevant(name, judged, hit_ranks), hit_ranks, known, reason
+    )
 
 
-def _values_needing_r(name: MetricName, judged: Relevance, seen: Seen) -> np.ndarray:
-    ranks, n_relevant, k = seen.ranks, seen.n_relevant, name.cutoff
+def _values_of_n_relevant(name: MetricName, judged: Relevance, hit_ranks: HitRanks) -> np.ndarray:
+    ranks, n_relevant, k = hit_ranks.ranks, hit_ranks.n_relevant, name.cutoff
     if name.kind == "mINP":
         return paper_metrics.inverse_negative_penalty(ranks, n_relevant)
     if name.kind == "R":
         return metrics.recall_at_k(ranks, n_relevant, k or 0)
     if name.kind == "mP":  # with images left to find, the last one is beyond the list
-        last = np.where(seen.to_end, paper_metrics.last_hit_rank(ranks), np.inf)
+        last = np.where(hit_ranks.to_end, paper_metrics.last_hit_rank(ranks), np.inf)
         return paper_metrics.clipped_precision_at_k(ranks, last, k or 0)
     if name.kind == "nDCG":
         graded = name.option("grades") and judged.grades is not None

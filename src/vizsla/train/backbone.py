@@ -90,14 +90,14 @@ def planned_variants(
                 left = budget.left() - 2 * costs.choice(len(framings_of(embedder)))
                 pays = config.short_epochs > 0 and needed <= SHORT_SHARE * left
                 state = {
-                    "short": job.decisions.take("short", lambda: pays),
+                    "short": job.decisions.decide("short", lambda: pays),
                     "embedding": data.seconds,
                     "spent": budget.spent(),
                 }
                 checkpoint.save_state(job.out / PLAN, state, identity=job.identity)
             else:
                 state = known
-                job.decisions.take("short", lambda: state["short"])
+                job.decisions.decide("short", lambda: state["short"])
                 budget.count_earlier(state["spent"])
         short = job.processes.from_first(float(state["short"])) > 0
         embedding = job.processes.from_first(state["embedding"])
@@ -142,7 +142,7 @@ def train_backbone(
         log_file,
         lambda done, total: job.progress(stage, done, total),
     )
-    job.decisions.take(shares, lambda: loop.shares)
+    job.decisions.decide(shares, lambda: loop.shares)
     if log_file:
         log_file.close()
         if variant is SHORT and result.steps > first_step:

@@ -142,7 +142,7 @@ class TunedCandidates:
         """Whether there is time for a candidate. seconds: by default those of the frozen model."""
         needed = (self.costs.validation if seconds is None else seconds) + SAVING_SECONDS
         decide = functools.partial(operator.gt, self.budget.left(), needed)
-        return bool(self.decisions.take(f"{self.prefix}time for {name}", decide))
+        return bool(self.decisions.decide(f"{self.prefix}time for {name}", decide))
 
 
 # ── other preprocessing ──────────────────────────────────────────────────────────────────────────

@@ -70,7 +70,7 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
         first_count = 0
         if job.is_first_process:
             decide = functools.partial(_images_to_read, cache, network, job)
-            first_count = job.decisions.take("images", decide)
+            first_count = job.decisions.decide("images", decide)
         count = round(job.processes.from_first(first_count))
     if count < len(images):
         chosen = drawn_by_class(class_codes(images), count, job.config.seed)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,7 @@ def train_head(
     per_class: int = 4,
     seed: int = 0,
     label_sets: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> HeadResult:
     """A copy of `start`, trained on vectors (N, C) together with `loss`. Runs on the CPU.
 
@@ -150,6 +152,10 @@ def train_head(
         value.backward()
         optimiser.step()
         losses.append(value.item())
+        if progress:
+            progress(step + 1, steps)
+    if progress:
+        progress(steps, steps)
     tail = losses[-max(1, len(losses) // 10) :] or [float("nan")]
     for p in head.parameters():
         p.requires_grad_(False)
@@ -183,6 +189,7 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
         job.processes.wait()
     found = _load_heads(folder, job.identity)
     if found is None:
+        job.progress("fitting heads", 0, config.head_steps)
         projections = closed_forms(data.vectors, data.labels, config.dim)
         start = projections.get("centred") or next(iter(projections.values()))
         loss = initial_loss(start, data, config, memory=0)
@@ -201,6 +208,7 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
             per_class=config.per_class,
             seed=config.seed,
             label_sets=data.label_sets,
+            progress=partial(job.progress, "fitting heads"),
         )
         found = Heads(
             {**projections, TRAINED: trained.projection}, trained.final_loss, trained.shares
@@ -214,7 +222,7 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
             checkpoint.save_state(folder, state, identity=job.identity)
     if job.is_first_process:
         job.processes.wait()
-    job.decisions.take(HEAD_SHARES, lambda: found.shares)
+    job.decisions.decide(HEAD_SHARES, lambda: found.shares)
     return found
 
 

@@ -65,10 +65,10 @@ class Decisions:
         self.given = given
         self.made: dict[str, Any] = {}
 
-    def take(self, name: str, decide: Callable[[], Any]) -> Any:
-        """The decision that was given, or that of `decide`."""
+    def decide(self, name: str, make: Callable[[], Any]) -> Any:
+        """The decision that was given, or that of `make`."""
         given = self.given or {}
-        self.made[name] = given[name] if name in given else decide()
+        self.made[name] = given[name] if name in given else make()
         return self.made[name]
 
     def shares(self, name: str) -> list[float] | None:

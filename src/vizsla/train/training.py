@@ -153,7 +153,7 @@ def train(
         progress or (lambda stage, done, total: None),
         decisions=Decisions(config.replay),
     )
-    job.decisions.take(INFERENCE, lambda: job.inference.runtime)
+    job.decisions.decide(INFERENCE, lambda: job.inference.runtime)
     locked = storage.locked(job.out, parts=PARTS) if job.is_first_process else None
     with locked or contextlib.nullcontext():
         return _train(images, embedder, validate, job)

@@ -13,7 +13,7 @@ from vizsla.score.relevance import Relevance
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class HitRanks:
     """The ranks of a ranking's hits, and how far it is known.
 
     ranks: (Q, M) of the hits, 0 after a row's end. lengths: (Q,) how far each list is known.
@@ -28,11 +28,11 @@ class Seen:
     depth: int
 
     @staticmethod
-    def of(judged: Relevance, full_ranks: Sequence[np.ndarray] | None = None) -> "Seen":
+    def of(judged: Relevance, full_ranks: Sequence[np.ndarray] | None = None) -> "HitRanks":
         """full_ranks: for each query of the ranking the ranks of its relevant images, rising."""
         ranks, depth = metrics.hit_ranks(judged.hits), judged.hits.shape[1]
         if full_ranks is None:
-            return Seen(ranks, judged.lengths, judged.whole, judged.n_relevant, depth)
+            return HitRanks(ranks, judged.lengths, judged.whole, judged.n_relevant, depth)
         full = _padded([full_ranks[row] if row >= 0 else np.array([], int) for row in judged.rows])
         shallow = ((full > 0) & (full <= judged.lengths[:, None])).sum(axis=1)
         if (shallow != (ranks > 0).sum(axis=1)).any():
@@ -42,9 +42,9 @@ class Seen:
             )
         if ((judged.n_relevant >= 0) & ((full > 0).sum(axis=1) > judged.n_relevant)).any():
             raise DataError("full_ranks holds more ranks than the truth has relevant images")
-        return Seen(full, judged.lengths, np.ones(len(full), bool), judged.n_relevant, depth)
+        return HitRanks(full, judged.lengths, np.ones(len(full), bool), judged.n_relevant, depth)
 
-    def completed(self, missing_ranks: str, deepest: int) -> "Seen":
+    def completed(self, missing_ranks: str, deepest: int) -> "HitRanks":
         """With the ranks after a list's end counted as `evaluate` is told to, to rank `deepest`."""
         if missing_ranks == "unknown":
             return self
@@ -68,19 +68,19 @@ class Seen:
         return f"the ranking ends at rank {self.depth}, the gallery does not"
 
 
-def needing_r(
+def metric_of_n_relevant(
     title: str,
     values: np.ndarray,
-    seen: Seen,
+    hit_ranks: HitRanks,
     known: np.ndarray,
     reason: str,
     *,
     over_all: bool = False,
 ) -> Metric:
     """A metric that needs the number of relevant images; 0 where there are none."""
-    if (seen.n_relevant < 0).any():
-        known, reason = seen.n_relevant >= 0, "the truth of the whole gallery is not known"
-    values = np.where(seen.n_relevant == 0, 0.0, values)
+    if (hit_ranks.n_relevant < 0).any():
+        known, reason = hit_ranks.n_relevant >= 0, "the truth of the whole gallery is not known"
+    values = np.where(hit_ranks.n_relevant == 0, 0.0, values)
     return known_metric(title, values, known, reason, over_all=over_all)
 
 
