@@ -8,9 +8,9 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "vizsla"
 ORDER = [
-    "errors", "notebook", "option_fields", "keyword_options", "options", "storage", "processes",
-    "workspace", "progress", "data", "model", "embed", "search", "score", "train", "choose",
-    "audit", "output", "run", "web", "cli", "__main__",
+    "errors", "argument_types", "notebook", "option_fields", "keyword_options", "options",
+    "storage", "processes", "workspace", "progress", "data", "model", "embed", "search", "score",
+    "train", "choose", "audit", "output", "run", "web", "cli", "__main__",
 ]  # fmt: skip
 TORCH_ROOMS = {"model", "embed", "train"}
 TORCH_FILES = {

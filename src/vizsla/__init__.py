@@ -1,6 +1,7 @@
 """Vizsla ranks a gallery of images for every query, so that images of the same class come first.
 
-The public names are loaded when they are first used: `import vizsla` costs no torch.
+The public names are loaded when they are first used: `import vizsla` costs no torch. From then on
+they check the types of their arguments.
 """
 
 import importlib
@@ -62,7 +63,9 @@ __all__ = ["__version__", *sorted(_HOME)]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vizsla' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"vizsla.{_HOME[name]}"), name)
+    from vizsla.argument_types import checked
+
+    value = checked(getattr(importlib.import_module(f"vizsla.{_HOME[name]}"), name))
     globals()[name] = value
     return value
 

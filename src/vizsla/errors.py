@@ -10,7 +10,6 @@ arguments of Python instead: `--top-k 5` becomes `top_k=5`.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 SWITCHES = ("checkpointing", "class_folders", "follow_links", "overwrite", "same_set")
 _COMMAND = re.compile(r"(`[^`]*`|\((?:vizsla|pip) [^)]*\)|pip install .*)")  # to be typed as it is
@@ -40,12 +39,6 @@ def with_arguments(message: str) -> str:
 
     parts = _COMMAND.split(message)
     return "".join(part if i % 2 else _FLAG.sub(argument, part) for i, part in enumerate(parts))
-
-
-def require(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
-    """UsageError that names the argument if its value is of another type than these."""
-    if not isinstance(value, kinds):
-        raise UsageError(f"{name} is of type {type(value).__name__}: expected {expected}")
 
 
 class VizslaError(Exception):

@@ -7,7 +7,6 @@ and type checkers see it.
 import difflib
 import functools
 import inspect
-import numbers
 import os
 import textwrap
 import types
@@ -16,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from vizsla.argument_types import fits, wrong_type
 from vizsla.errors import UsageError, with_arguments
 from vizsla.option_fields import REQUIRED, Option, options_of
 
 P = ParamSpec("P")
 A = TypeVar("A")
 R = TypeVar("R")
-LONGEST_VALUE = 60  # characters of a wrong value that an error repeats: networks print as pages
 
 
 def with_keywords(
@@ -43,13 +42,14 @@ def with_keywords(
         @functools.wraps(function)
         def called(*values: P.args, **named: P.kwargs) -> R:
             try:
-                bound = signature.bind(*values, **named)
+                bound = signature.bind_partial(*values, **named)
+                for name, value in bound.arguments.items():
+                    about, kind, default = options[name]
+                    if value is not default:
+                        bound.arguments[name] = _checked(name, value, about, kind)
+                signature.bind(*values, **named)  # none is missing
             except TypeError as error:
                 raise _misused(function.__name__, signature, named, error) from None
-            for name, value in bound.arguments.items():
-                about, kind, default = options[name]
-                if value is not default:
-                    bound.arguments[name] = _checked(name, value, about, kind)
             return function(arguments(*bound.args, **bound.kwargs), frozenset(bound.arguments))
 
         called.__signature__ = signature  # type: ignore[attr-defined]
@@ -86,9 +86,8 @@ def _checked(name: str, value: Any, about: Option, kind: Any) -> Any:
         found = _as(member, value)
         if found is not _OTHER:
             return found
-    words = " or ".join("None" if m is type(None) else _word(m) for m in members)
-    given = name if len(f"{value!r}") > LONGEST_VALUE else f"{name}={value!r}"
-    raise UsageError(f"{given} is of type {type(value).__name__}: expected {words}")
+    inner = typing.get_args(kind)[:1] if typing.get_origin(kind) in (tuple, list) else ()
+    raise wrong_type(name, value, inner[0] | kind if inner else kind)  # one is a list of one
 
 
 _OTHER = object()
@@ -104,20 +103,11 @@ def _as(kind: Any, value: Any) -> Any:
         found = [_as(inner, item) for item in items]
         made = typing.get_origin(kind)(found)
         return _OTHER if any(item is _OTHER for item in found) else made
-    if kind is Any or kind is None:
-        return value
     if kind in (str, Path) and isinstance(value, str | os.PathLike):
         return kind(value)
     if kind in (int, float) and not isinstance(value, bool):
-        fits = isinstance(value, numbers.Integral if kind is int else numbers.Real)
-        return kind(value) if fits else _OTHER
-    return value if isinstance(kind, type) and isinstance(value, kind) else _OTHER
-
-
-def _word(kind: Any) -> str:
-    if typing.get_origin(kind) in (tuple, list):
-        return f"{_word(typing.get_args(kind)[0])} or a list of these"
-    return str(getattr(kind, "__name__", kind))
+        return kind(value) if fits(value, kind) else _OTHER
+    return value if fits(value, kind) else _OTHER
 
 
 def _described(options: dict[str, tuple[Option, Any, Any]]) -> str:

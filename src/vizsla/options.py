@@ -6,7 +6,7 @@ above its function in cli/. Imports nothing heavy, so that `--help` answers at o
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Printing(Messages):
 class Reporting(Options):
     """Whether a function reports how far it is. The command line always does."""
 
-    progress: Any = option(
+    progress: bool | Callable[..., None] | None = option(
         None,
         "True shows bars, False none, None: in notebooks only; or a function of (stage, done, "
         "total), for embed of (done, total).",

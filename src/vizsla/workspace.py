@@ -4,6 +4,7 @@ Knows folders and JSON, nothing of images or scores.
 """
 
 import datetime
+import json
 import logging
 import re
 import secrets
@@ -16,6 +17,7 @@ from vizsla import storage
 from vizsla.errors import DataError, StorageError
 
 SECONDS = " (seconds)"  # at the end of a stage's name whose progress counts them
+SUBMITTED = "submissions.jsonl"  # in a run's folder: what a contest's server answered
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
 
@@ -49,6 +51,13 @@ class Run:
         """The result file that this run left; None if it was interrupted."""
         found = sorted((self.home / "results").glob(f"*_metrics_{self.id}.json"))
         return found[0] if found else None
+
+    @property
+    def judge_score(self) -> float | None:
+        """What a contest's server answered to the latest submission; None if none was sent."""
+        path = self.folder / SUBMITTED
+        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        return float(json.loads(lines[-1])["accuracy"]) if lines else None
 
     def submission_path(self, model_name: str) -> Path:
         """Where the submission (JSON) of this model belongs."""

@@ -49,6 +49,29 @@ def test_a_filter_is_a_text_or_several(index: Path, tinted: Path) -> None:
         found.search(path, 5, filter={"label": "green"})  # type: ignore[arg-type]
 
 
+def test_a_misspelt_filter_is_an_error_before_a_model_is_loaded(
+    index: Path, tinted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vizsla.Embedder, "build", lambda *_, **__: pytest.fail("a model was built"))
+    photo = tinted / "test/gallery/g-blue-1.png"
+    for conditions, error in (("lable=green", DataError), ("label", UsageError),
+                              ("label<3", DataError)):  # fmt: skip
+        with pytest.raises(error):
+            vizsla.open_index(index).search(photo, 5, filter=conditions)
+        with pytest.raises(error):
+            vizsla.search(index, photo, filter=conditions)
+
+
+def test_fewer_images_than_asked_for_are_said(
+    index: Path, tinted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "vizsla"):
+        vizsla.search(
+            index, tinted / "test/gallery/g-blue-1.png", filter="id=g-red-0.png|g-red-1.png"
+        )
+    assert "2 results, not 10: no more images meet the filter" in caplog.messages
+
+
 def test_a_ranking_of_an_index_knows_where_its_images_are(index: Path, tinted: Path) -> None:
     ranking = vizsla.open_index(index).search(tinted / "test/gallery/g-blue-1.png", 2)
     assert len(vizsla.show(ranking).sheets) == 1

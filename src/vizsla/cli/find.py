@@ -13,7 +13,7 @@ from vizsla.cli.parameters import Without
 from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import option
 from vizsla.options import FindOptions, Printing
-from vizsla.progress import ProgressShown
+from vizsla.progress import LOADING, ProgressShown
 
 app = Commands()
 
@@ -41,9 +41,10 @@ def find_images(
     The folder is embedded once: the next time, only what was added or changed is.
     """
     require_all_weights([(options.model, options.weights)])
-    from vizsla.run.find import find, sheet
-
     with ProgressShown(options.quiet) as progress:
+        progress(LOADING, 0, 1)
+        from vizsla.run.find import find, sheet
+
         ranking = find(query, folder, options, progress)
     assert ranking.scores is not None
     found = list(zip(ranking.row(0), ranking.scores[0].tolist(), strict=True))

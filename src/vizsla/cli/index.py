@@ -27,7 +27,7 @@ from vizsla.options import (
     SeveralLabels,
     VectorFiles,
 )
-from vizsla.progress import ProgressShown
+from vizsla.progress import LOADING, ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.search.filters import Filter
@@ -323,10 +323,12 @@ def search(
     options: SearchCommand,
 ) -> None:
     """Rank a gallery for every query, by cosine or refined. Queries are images or embeddings."""
-    from vizsla.run.gallery_search import search_gallery
-
     out = options.out
     with ProgressShown(options.quiet) as progress:
+        progress(LOADING, 0, 1)
+        from vizsla.run.gallery_search import search_gallery
+
+        progress(LOADING, 1, 1)
         done = search_gallery(gallery, queries, options, progress, deep=out is not None)
     ranking = done.ranking
     if not options.as_json:

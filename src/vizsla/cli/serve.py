@@ -51,7 +51,7 @@ def serve(
     from vizsla.web.search import server as serving
 
     def started(about: serving.Started) -> None:
-        typer.echo(f"page  {about.url}/")
+        typer.echo(f"page  {about.url}/  (it shows the progress until the search is ready)")
         typer.echo(f"API   {about.url}/docs")
         if about.token:
             typer.echo(f"token {about.token} (to change the gallery; shown this once)")

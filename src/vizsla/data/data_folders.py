@@ -12,7 +12,7 @@ from vizsla.data.listing import few
 from vizsla.data.regions import regions_in
 from vizsla.data.table_folder import LABELS, is_table_folder, read_table_folder
 from vizsla.data.tables import attributes_for, read_labels
-from vizsla.errors import DataError, require
+from vizsla.errors import DataError
 from vizsla.notebook import Shown, Summary
 
 log = logging.getLogger("vizsla.imageset")
@@ -62,7 +62,6 @@ def open_data(folder: str | Path, *, follow_links: bool = False) -> DataFolders:
 
     DataError if the layout differs: it shows what was expected and what was found.
     """
-    require("folder", folder, (str, Path), "the path of a data folder")
     if is_table_folder(folder):
         return _open_tables(Path(folder))
     data = _data_folder(Path(folder))

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from vizsla.argument_types import wrong_type
 from vizsla.data.resize import INTERPOLATIONS
 from vizsla.errors import DataError, UsageError, VizslaError
 from vizsla.model.embedder import Embedder
@@ -48,21 +49,16 @@ def is_chosen(choice: ModelChoice) -> bool:
     return any(getattr(choice, f.name) != f.default for f in dataclasses.fields(ModelChoice))
 
 
-def opened(model: Any, *, device: str | None = None) -> Embedder:
-    """The embedder that an argument names: one already, or as of `load_embedder`."""
+def as_embedder(model: Any, choice: ModelChoice, *, seed: int = 0) -> Embedder:
+    """An Embedder as it is; by default the one of `load_embedder`. UsageError: neither."""
     if isinstance(model, Embedder):
-        found = model
-    elif isinstance(model, str | Path):
-        found = load_embedder(ModelChoice(model=str(model)))
-    else:
-        raise UsageError(
-            f"embedder is of type {type(model).__name__}: expected an Embedder, the name of a "
-            "model, or the folder of a saved embedder or of a run"
-        )
-    return found if device is None else found.to(device)
+        return model
+    if isinstance(model, str | Path):
+        return load_embedder(dataclasses.replace(choice, model=str(model)), seed=seed)
+    raise wrong_type("model", model, str | Path | Embedder)
 
 
-def rebuilt(source: dict[str, Any] | None, model_id: str | None, what: str) -> Embedder:
+def recorded_embedder(source: dict[str, Any] | None, model_id: str | None, what: str) -> Embedder:
     """The embedder with this model_id (None: any), from what was recorded with vectors in `what`.
 
     DataError: nothing was recorded, or it builds another model now.

@@ -13,7 +13,7 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.data.names import match_names
-from vizsla.errors import DataError, UsageError, require
+from vizsla.errors import DataError, UsageError
 from vizsla.output.submission_formats import (
     FORMATS,
     Format,
@@ -223,7 +223,6 @@ def _formats(allowing: str) -> str:
 
 def as_lists(results: Ranking | Mapping[str, Any], *, k: int | None = None) -> Lists:
     """{query: [gallery id, …]}; tuples and arrays become lists, other values are kept."""
-    require("results", results, (Ranking, Mapping), "a Ranking, or a dict of lists by query")
     if isinstance(results, Ranking):
         return results.to_lists(k)
     if not isinstance(results, Mapping):

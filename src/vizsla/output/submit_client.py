@@ -36,6 +36,7 @@ from vizsla.output.submission import (
     with_names_of,
 )
 from vizsla.search.ranking import Ranking
+from vizsla.workspace import SUBMITTED
 
 log = logging.getLogger("vizsla.submit")
 
@@ -131,7 +132,7 @@ def record_submission(run_folder: str | Path, receipt: Receipt) -> Path:
     folder = Path(run_folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: expected runs/20260131-235959-0a1b or the like")
-    path = folder / "submissions.jsonl"
+    path = folder / SUBMITTED
     before = storage.read_bytes(path) if path.exists() else b""
     if before and not before.endswith(b"\n"):
         before += b"\n"

@@ -30,10 +30,9 @@ def _embedding(
 ) -> audit.Embed:
     """What embeds the images of a role; imports torch."""
     from vizsla.embed.auto_compute import compute_of
-    from vizsla.model.open_model import load_embedder, opened
+    from vizsla.model.open_model import as_embedder
 
-    by_name = isinstance(options.model, str | Path)
-    embedder = load_embedder(options, seed=options.seed) if by_name else opened(options.model)
+    embedder = as_embedder(options.model, options, seed=options.seed)
     largest = max(sets.values(), key=len)
     compute = compute_of(options, embedder, largest)
     return audit.embedding_in(

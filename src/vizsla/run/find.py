@@ -28,7 +28,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.options import FindOptions, ModelChoice
 from vizsla.output.notebook_view import show
-from vizsla.progress import Report
+from vizsla.progress import LOADING, Report, waiting
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index
 from vizsla.search.queries import encoded, is_text
@@ -50,7 +50,8 @@ def find(
     if len(images) == 0:
         raise DataError(f"{folder} holds no images")
     words = is_text(query)
-    embedder = load_embedder(options, seed=options.seed)
+    with waiting(progress, LOADING):
+        embedder = load_embedder(options, seed=options.seed)
     if words and not embedder.reads_text:
         raise DataError(
             f"there is no file {query}, and {embedder.name} reads no text: give a photo, or a "

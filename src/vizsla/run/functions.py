@@ -20,7 +20,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import UsageError
 from vizsla.keyword_options import with_keywords
 from vizsla.model.embedder import Embedder
-from vizsla.model.open_model import opened
+from vizsla.model.open_model import as_embedder
 from vizsla.option_fields import REQUIRED, Options, option, same
 from vizsla.options import (
     DEFAULT_BACKBONE,
@@ -91,7 +91,7 @@ def embed(given: EmbedArguments, names: frozenset[str]) -> Embeddings:
         images = image_set(given.images, **{name: getattr(given, name) for name in OF_IMAGES})
     if given.exif:
         images = with_exif(images)
-    embedder = opened(given.embedder)
+    embedder = as_embedder(given.embedder, ModelChoice())
     compute = given.compute or compute_of(given, embedder, images)
     with tempfile.TemporaryDirectory(prefix="vizsla-embed-") as scratch:
         return inference.embed(
@@ -110,7 +110,7 @@ class RunArguments(FusionOptions, RunOptions, TuneConfig, Reporting):
     )
     _: KW_ONLY
     model: Any = option(DEFAULT_BACKBONE, f"{MODEL}; several are fused.", "Model")
-    weights: Any = same(
+    weights: str | list[str] = same(  # type: ignore[assignment]
         ModelChoice, "weights", help="pretrained, random or a file; for each of several models."
     )
     again: Path | None = option(None, "Repeat runs/ID from its configuration.", "Data")
@@ -156,10 +156,10 @@ def run(given: RunArguments, names: frozenset[str]) -> RunResult:
             for name, argument in OF_TRAINING.items()
             if argument in names and name not in SHARED
         }
-        weights = [given.weights] if isinstance(given.weights, str | Path) else list(given.weights)
+        weights = [given.weights] if isinstance(given.weights, str) else given.weights
         models = _names_of(given.model)
         configs, fusion = new_configs(
-            given.data, models, [str(file) for file in weights], options, tuning,
+            given.data, models, weights, options, tuning,
             FusionOptions(
                 fusion=given.fusion, fusion_weights=given.fusion_weights,
                 fusion_whiten=given.fusion_whiten,
@@ -235,7 +235,7 @@ class SearchArguments(SearchOptions, Reporting):
         "Embeddings or their folder, or vectors (Q, D).", "Data",
     )  # fmt: skip
     _: KW_ONLY
-    model: Any = option(
+    model: str | Path | Embedder = option(  # type: ignore[assignment]
         DEFAULT_BACKBONE, f"{MODEL}, if the gallery does not record its own", "Model"
     )
 

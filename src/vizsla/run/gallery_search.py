@@ -1,6 +1,7 @@
 """A gallery and queries, however they are named → Ranking: the command `search`, and `find`."""
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from vizsla.embed.inference import embed, write_embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.hub import require_weights
-from vizsla.model.open_model import is_chosen, load_embedder, rebuilt
+from vizsla.model.open_model import is_chosen, load_embedder, recorded_embedder
 from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
-from vizsla.progress import Report
+from vizsla.progress import LOADING, Report, waiting
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
 from vizsla.search.filters import Filter
@@ -33,9 +34,11 @@ from vizsla.search.queries import QueryEncoder, encoded, is_text
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import is_run, open_run
 
+log = logging.getLogger("vizsla.search")
+
 
 @dataclass(frozen=True)
-class Searched:
+class SearchResult:
     """A ranking, the chain that refined it, and how that was chosen."""
 
     ranking: Ranking
@@ -51,12 +54,13 @@ def search_gallery(
     progress: Report | None = None,
     *,
     deep: bool = False,
-) -> Searched:
+) -> SearchResult:
     """The gallery ranked for each query.
 
     gallery: a run, an index or embeddings, or the path of one. queries: embeddings or their folder,
     a folder of images, or what `Index.search` takes. deep: by default more than ten images a query.
     """
+    condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
     if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
         if members := open_run(gallery).config.get("members"):
@@ -68,6 +72,8 @@ def search_gallery(
         options = dataclasses.replace(options, model=model)
         gallery = Path(gallery) / "embeddings" / "gallery"
     found, where = open_gallery(gallery, device), str(gallery)
+    if condition is not None and isinstance(found, FolderIndex):
+        condition.masks(found.attributes)  # what is misspelt is an error before the work
     query_set = embedded_queries(
         queries, found, choice=options, seed=options.seed, device=device, progress=progress
     )
@@ -78,7 +84,6 @@ def search_gallery(
     k, same_set = options.top_k, options.same_set
     if k is None:
         k = min(default_depth(len(found)) if deep else SHOWN, len(found) - same_set)
-    condition = Filter.of(options.filter)
     if chain.steps:
         ranking = search_refined(
             found, where, query_set, chain, max(k, 1), condition, same_set=same_set,
@@ -86,7 +91,10 @@ def search_gallery(
         )  # fmt: skip
     else:
         ranking = found.search(query_set, max(k, 1), condition, same_set=same_set)
-    return Searched(ranking, chain, choice, found.model_id)
+    fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))
+    if condition is not None and fewest < k:
+        log.info("%d results, not %d: no more images meet the filter", fewest, k)
+    return SearchResult(ranking, chain, choice, found.model_id)
 
 
 def open_gallery(gallery: Any, device: str) -> Index:
@@ -133,7 +141,8 @@ def embedded_queries(
         raise UsageError(f"{folders[0]}: several queries must all be image files")
     if is_embeddings(paths[0]):
         return Embeddings.open(paths[0])
-    embedder = embedder_of(found, choice, seed)
+    with waiting(progress, LOADING):
+        embedder = embedder_of(found, choice, seed)
     if texts and not embedder.reads_text:
         raise DataError(
             f"there is no file {texts[0]}, and {embedder.name} reads no text: queries are "
@@ -195,7 +204,7 @@ def embedder_of(found: Index, choice: ModelChoice, seed: int) -> Embedder:
         require_comparable(model.model_id, found.model_id, model.dim, found.dim)
         return model
     if found.source.model is not None and not is_chosen(choice):
-        return rebuilt(found.source.model, found.model_id, "the gallery")
+        return recorded_embedder(found.source.model, found.model_id, "the gallery")
     require_weights(choice.model, choice.weights)
     embedder = load_embedder(choice, seed=seed)
     if embedder.model_id != found.model_id:

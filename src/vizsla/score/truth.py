@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
+from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import join_labels
 from vizsla.data.names import match_names, nfc
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
 from vizsla.search.ranking import Ranking
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from vizsla.data.data_folders import DataFolders
-    from vizsla.data.imageset import ImageSet
-    from vizsla.embed.embeddings import Embeddings
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,7 +146,7 @@ class Truth(Shown):
 
     @staticmethod
     def from_sets(
-        query: "ImageSet | Embeddings", gallery: "ImageSet | Embeddings", *, one_set: bool = False
+        query: ImageSet | Embeddings, gallery: ImageSet | Embeddings, *, one_set: bool = False
     ) -> "Truth":
         """From images or embeddings with labels; the queries' attributes can be sliced by."""
         return Truth(
@@ -159,7 +159,7 @@ class Truth(Shown):
 
     @staticmethod
     def from_labels(
-        table: "pa.Table",
+        table: pa.Table,
         *,
         one_set: bool = False,
         images: tuple[Sequence[str], Sequence[str]] | None = None,
@@ -398,7 +398,7 @@ def _labels_of(
     return found
 
 
-def _attributes_of(images: "ImageSet | Embeddings") -> dict[str, dict[str, str | None]]:
+def _attributes_of(images: ImageSet | Embeddings) -> dict[str, dict[str, str | None]]:
     """Column → id → value, without the label."""
     table = images.attributes
     return {

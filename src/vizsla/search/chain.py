@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError, UsageError, require
+from vizsla.errors import DataError, UsageError
 from vizsla.search import exact, refine
 from vizsla.search.knn_graph import Keeper, NeighbourGraph, Progress, kept_graph
 from vizsla.search.ranking import Ranking, self_positions, without_self
@@ -189,7 +189,6 @@ def rank_refined(
 
     graphs: where the gallery's neighbour graphs are kept for later calls.
     """
-    require("chain", chain, Chain, "what parse_chain returns")
     if not chain.steps:
         return exact.rank(queries, gallery, k, same_set=same_set, device=device)
     exact.require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vizsla.argument_types import fits, wrong_type
 from vizsla.embed.arrays import own_embeddings
 from vizsla.embed.compute import has_fast_bf16
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError, UsageError, require
+from vizsla.errors import DataError, UsageError
 from vizsla.search.ranking import Ranking, self_positions, without_self
 
 GRID = 2.0**26
@@ -153,7 +154,8 @@ def as_embeddings(
 
 def check_k(k: int, available: int) -> None:
     """DataError unless 1 <= k <= available, the images that may be found. UsageError: no int."""
-    require("k", k, (int, np.integer), "how many images to find, an int")
+    if not fits(k, int):
+        raise wrong_type("k", k, int)
     if available < 1:
         raise DataError("the index holds no image to be found: add some first (`vizsla index add`)")
     if not 1 <= k <= available:

@@ -130,13 +130,19 @@ class Filter:
             parts.append("id=" + "|".join(_written(name) for name in sorted(self.ids)))
         return " and ".join(parts)
 
-    def mask(self, ids: Sequence[str], attributes: pa.Table) -> np.ndarray:
-        """(N,) bool: the rows that may be found. DataError: no such attribute, or other values."""
-        allowed = np.ones(len(ids), bool)
+    def masks(self, attributes: pa.Table) -> list[np.ndarray]:
+        """(N,) bool for each condition on attributes: the rows that meet it. DataError: no such
+        attribute, or other values."""
         for condition in self.conditions:
             if condition.column not in attributes.column_names:
                 raise no_attribute(condition.column, attributes.column_names)
-            allowed &= condition.mask(attributes[condition.column])
+        return [condition.mask(attributes[condition.column]) for condition in self.conditions]
+
+    def mask(self, ids: Sequence[str], attributes: pa.Table) -> np.ndarray:
+        """(N,) bool: the rows that may be found. DataError: no such attribute, or other values."""
+        allowed = np.ones(len(ids), bool)
+        for met in self.masks(attributes):
+            allowed &= met
         if self.ids is not None:
             named, unknown = self.named(ids)
             if unknown:

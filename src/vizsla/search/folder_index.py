@@ -192,11 +192,11 @@ class FolderIndex(Shown):
         """See Index.search."""
         view, snapshot = self.view, self.view.snapshot
         filter = Filter.of(filter)
+        allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
         queries = self.encoder.embeddings(queries, model_id, same_set=same_set, embedder=embedder)
         k = min(SHOWN, len(snapshot) - same_set) if k is None else k
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         exact.check_k(k, len(snapshot) - same_set)
-        allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
         wanted = min(k + same_set, len(snapshot) if allowed is None else int(allowed.sum()))
         try:
             rows, scores = view.nearest(queries.vectors, wanted, allowed)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.vector_source import VectorSource
-from vizsla.errors import UsageError, require
+from vizsla.errors import UsageError
 from vizsla.search import index_files as disk
 from vizsla.search.ann import Progress
 from vizsla.search.filters import Filter
@@ -118,8 +118,6 @@ def build_index(
     store: fp16 halves the size of the vectors; scores are then those of the rounded vectors.
     progress: called with rows done and their number while a structure is built.
     """
-    kinds = "Embeddings or the path of their folder"
-    require("embeddings", embeddings, (Embeddings, str, Path), kinds)
     if not is_milvus(out):
         return build_in(
             Path(out), embeddings, kind=kind, store=store, memory=memory, recall=recall,
@@ -138,7 +136,6 @@ def open_index(
 
     StorageError: a file is damaged; `verify` hashes all files again. progress: see `build_index`.
     """
-    require("path", path, (str, Path), "the folder of an index, or its address in Milvus")
     if is_milvus(path):
         found = MilvusIndex.open(str(path))
         if verify:

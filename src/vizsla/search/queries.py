@@ -35,9 +35,9 @@ class QueryEncoder:
     def embedder(self) -> "Embedder":
         """The model that embedded the gallery. DataError: it is not recorded, or has changed."""
         if self._embedder is None:
-            from vizsla.model.open_model import rebuilt
+            from vizsla.model.open_model import recorded_embedder
 
-            self._embedder = rebuilt(self.source.model, self.model_id, self.gallery)
+            self._embedder = recorded_embedder(self.source.model, self.model_id, self.gallery)
         return self._embedder
 
     def embeddings(

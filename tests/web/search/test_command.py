@@ -134,6 +134,32 @@ def test_a_run_of_several_models_is_served_by_all_of_them(home: Path, tmp_path: 
         engine.map_queue.leave(job)
 
 
+@pytest.mark.parametrize("method", ["zscore", "minmax", "rrf"])
+def test_a_run_of_several_models_is_searched_by_its_fusion(
+    home: Path, tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vizsla.run.fused_runs import FusionConfig
+    from vizsla.run.several_models import run_models
+
+    configs = [
+        RunConfig(data=str(home / "data"), model="tiny", weights="random", image_size=size,
+                  seed=size, top_k=3, figures=0, home=str(tmp_path))
+        for size in (32, 64)
+    ]  # fmt: skip
+    done = run_models(configs, FusionConfig(method=method, weights=[3.0, 1.0]))
+    with caplog.at_level("INFO", "vizsla"), prepared(GallerySource(done.run.folder)) as (engine, _):
+        orders = []
+        for name in done.ranking.queries:
+            (upload,) = engine.upload([(home / "data/test/query" / name).read_bytes()])
+            search = SearchRequest(query=(upload.name,), k=len(engine.gallery))
+            orders.append([one.id for one in engine.answer(search).results])
+        rows = [done.ranking.row(i) for i in range(len(done.ranking))]
+    if method == "rrf":
+        assert "fused by ranks (rrf)" in caplog.text and orders != rows
+    else:
+        assert f"fused by {method} as the run was" in caplog.text and orders == rows
+
+
 def test_an_index_is_served_by_the_model_and_with_the_images_that_it_remembers(home: Path) -> None:
     with prepared(GallerySource(home / "gallery.index")) as (engine, _):
         (upload,) = engine.upload([(home / "data/test/gallery/g-green-0.png").read_bytes()])

@@ -165,6 +165,10 @@ class Model:
         """The same for several, in one batch if they fit."""
         return self._batcher.submit_all(words)
 
+    def searched(self, vector: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """The vector to search with: this one. See `JointModel.searched`."""
+        return vector
+
     def warm_up(self) -> None:
         """Embeds an image and, if the model reads text, a text: the first ones take longest."""
         height, width = self.framing.size

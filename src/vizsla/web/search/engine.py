@@ -240,12 +240,13 @@ class Engine:
         )
         if search.is_empty and not uploads:
             raise UsageError("nothing to search with: send an image, an id of the gallery, or text")
-        return query_vector(
+        vector = query_vector(
             examples,
             gallery.spread,
             image_weight=search.image_weight,
             text_weight=search.text_weight,
         )
+        return self.model.searched(vector, gallery.sample)
 
     def kept_upload(self, name: str) -> Upload:
         """The upload of this name; NotFound if it is no longer kept."""

@@ -1,17 +1,26 @@
 """Several models that serve as one: a run that fuses them is searched by all of them.
 
 Their vectors stand in a row, as `search.fusion.joined` makes them of a gallery, so that a cosine is
-the weighted mean of the models' own.
+the weighted mean of the models' own. Fusion by z-scores or min-max divides each model's cosines by
+their spread over the gallery; what it subtracts changes no rank. So it is enough to divide the
+query's part of each model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
 from vizsla.data.resize import Framings
 from vizsla.model.explain import Explanation
 from vizsla.web.search.batching_model import Model
+
+SPREADS: dict[str, Callable[[np.ndarray], Any]] = {
+    "zscore": np.std,
+    "minmax": np.ptp,
+}  # of a query's scores by one model
+SMALLEST = 1e-9
 
 
 class JointVector:
@@ -27,10 +36,16 @@ class JointVector:
 
 
 class JointModel:
-    """What a server needs of a model, of several ones. model_id: of the vectors in a row."""
+    """What a server needs of a model, of several ones. model_id: of the vectors in a row.
 
-    def __init__(self, models: Sequence[Model], weights: Sequence[float], model_id: str) -> None:
+    method: of `search.fusion.fused`; one that is not in SPREADS orders by the mean of the cosines.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], weights: Sequence[float], model_id: str, method: str = ""
+    ) -> None:
         self.models, self.weights, self.model_id = models, weights, model_id
+        self.method = method
         self.framing = Framings(tuple(model.framing for model in models))
         self.dim = sum(model.dim for model in models)
         self.name = " + ".join(model.name for model in models)
@@ -49,6 +64,22 @@ class JointModel:
         """A vector for each text."""
         by_model = [model.texts(words) for model in self.models]
         return [JointVector(parts, self.weights) for parts in zip(*by_model, strict=True)]
+
+    def searched(self, vector: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """(D,) float32 of length 1, which orders a gallery as the method does. sample: (S, D) of
+        its vectors; the order is exact if these are all."""
+        if self.method not in SPREADS:
+            return vector
+        ends = np.cumsum([model.dim for model in self.models])[:-1]
+        parts = [
+            part * weight / max(float(SPREADS[self.method](rows @ part)), SMALLEST)
+            for part, rows, weight in zip(
+                np.split(vector.astype(np.float64), ends), np.split(sample, ends, axis=1),
+                self.weights, strict=True,
+            )
+        ]  # fmt: skip
+        found = np.concatenate(parts)
+        return np.asarray(found / max(float(np.linalg.norm(found)), SMALLEST), np.float32)
 
     def warm_up(self) -> None:
         """Warms up every model."""

@@ -31,7 +31,7 @@ from vizsla.embed.embeddings import Embeddings, is_embeddings, source_of
 from vizsla.embed.inference import embed
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, ModelError, UsageError, VizslaError
-from vizsla.model.open_model import load_embedder, rebuilt
+from vizsla.model.open_model import load_embedder, recorded_embedder
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
 from vizsla.run import config, finished_run, fused_runs
 from vizsla.search.folder_index import FolderIndex
@@ -215,7 +215,7 @@ def prepare(
     source.check()
     kind = source.kind
     alone = kind != "run" or source.options.model is not None
-    members = [] if alone else fused_runs.members_of(source.path)[0]
+    members, fusion = ([], None) if alone else fused_runs.members_of(source.path)
     model = source.options.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
 
     def report(done: int, total: int) -> None:
@@ -226,10 +226,10 @@ def prepare(
     index, temporary, labels = None, None, None
     served: Model | JointModel
     root: Path | None
-    if members:
-        served, embeddings, root = _joint(source, members, state.metrics.count_batch)
+    if members and fusion:
+        served, embeddings, root = _joint(source, members, fusion, state.metrics.count_batch)
     elif source.options.model is None and source.recorded.model is not None:
-        embedder = rebuilt(source.recorded.model, None, str(source.path))
+        embedder = recorded_embedder(source.recorded.model, None, str(source.path))
     else:
         embedder = load_embedder(replace(source.options, model=model))
     if kind == "index":
@@ -268,11 +268,14 @@ def prepare(
 
 
 def _joint(
-    source: GallerySource, members: Sequence[fused_runs.Member], on_batch: Callable[[int], None]
+    source: GallerySource,
+    members: Sequence[fused_runs.Member],
+    fusion: fused_runs.FusionConfig,
+    on_batch: Callable[[int], None],
 ) -> "tuple[JointModel, Embeddings, Path]":
     """The models of a joint run as one, the gallery's vectors with labels, and its folder."""
     from vizsla.web.search.batching_model import Model
-    from vizsla.web.search.joint_model import JointModel
+    from vizsla.web.search.joint_model import SPREADS, JointModel
 
     embeddings, root, _ = _stored(source, "run")
     weights = [float(part.rpartition("*")[2]) for part in embeddings.model_id.split("+")]
@@ -282,12 +285,20 @@ def _joint(
         written = member.run.folder / "embeddings" / "gallery"
         compute = _compute(source, embedder, embeddings.ids, root, written)
         models.append(Model(embedder, compute, on_batch=None if models else on_batch))
-    log.info(
-        "searched by the weighted mean of the models' cosines: %s (the run's own ranking may have "
-        "been joined in another way)",
-        ", ".join(f"{m.name} {w:.3g}" for m, w in zip(models, weights, strict=True)),
-    )
-    return JointModel(models, weights, embeddings.model_id), embeddings, root
+    names = ", ".join(f"{m.name} {w:.3g}" for m, w in zip(models, weights, strict=True))
+    if fusion.method in SPREADS:
+        log.info("searched by several models, fused by %s as the run was: %s", fusion.method, names)
+    elif fusion.method == fused_runs.CONCAT and fusion.whiten == "none":
+        log.info("searched by the concatenated vectors of several models: %s", names)
+    else:
+        log.warning(
+            "the run was fused by %s, and searches go by the weighted mean of the models' cosines: "
+            "their order may differ from the run's: %s",
+            "whitened vectors" if fusion.method == fused_runs.CONCAT else "ranks (rrf)", names,
+        )  # fmt: skip
+    if any(member.chain.steps for member in members) or fusion.refine != "none":
+        log.warning("the run's ranking is also refined, which searches are not")
+    return JointModel(models, weights, embeddings.model_id, fusion.method), embeddings, root
 
 
 def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
