@@ -96,6 +96,9 @@ def test_arguments_have_the_names_of_the_flags() -> None:
 
     takes(vizsla.run, RunOptions, FusionOptions, TuneConfig, SeveralModels)
     takes(vizsla.check, CheckOptions)
+    assert {"metric", "pairs", "group", "cluster"} <= set(
+        inspect.signature(vizsla.compare).parameters
+    )
     found = set(options_of(SearchCommand)) - {"out", "as_json", "quiet", "verbose"}
     assert found <= set(inspect.signature(vizsla.search).parameters)
     for function in (vizsla.run, vizsla.train, vizsla.embed, vizsla.search, vizsla.check):
@@ -164,6 +167,15 @@ def test_run_train_search_report_and_compare_follow_each_other(here: Path) -> No
     assert one.scores is not None and two.scores is not None
     named = vizsla.compare({"a": one.scores, "b": two.scores})
     assert {row.run for row in named.rows} == {"a", "b"}
+    pairs = vizsla.compare([one.run.folder, two.run.folder], pairs=True).pairs
+    assert pairs is not None and {pairs[0].a, pairs[0].b} == {one.run.id, two.run.id}
+    means = vizsla.compare("results", group="top_k").averages
+    assert means is not None and means.records()[0]["runs"] == 2
+    assert "A − B" in vizsla.compare({"a": one.scores, "b": two.scores}, pairs=True).text()
+    with pytest.raises(UsageError, match="group averages result files"):
+        vizsla.compare({"a": one.scores, "b": two.scores}, group="model_name")
+    with pytest.raises(UsageError, match=r"^pairs compares query by query, and 1 of 1"):
+        vizsla.compare({"a": one.scores}, pairs=True)
     ranking = vizsla.search(two.run.folder, "data/test/gallery/g-blue-1.png", top_k=2)
     assert ranking.row(0)[0] == "g-blue-1.png"
     assert vizsla.report(two.run.folder, "r.html", map="pca").stat().st_size > 10_000

@@ -4,9 +4,17 @@ from pathlib import Path
 import pytest
 
 from vizsla.errors import UsageError
+from vizsla.output.submit_client import Receipt, record_submission
 from vizsla.score.compare import read_results
 from vizsla.score.result_file import read_result
-from vizsla.score.run_table import Row, best_so_far, row_of_result, run_table, short_time
+from vizsla.score.run_table import (
+    Row,
+    RunTable,
+    best_so_far,
+    row_of_result,
+    run_table,
+    short_time,
+)
 
 
 def rows(*means: dict[str, float]) -> list[Row]:
@@ -29,6 +37,29 @@ def test_the_metric_decides_the_order() -> None:
 def test_the_best_is_named_with_what_is_known_of_it() -> None:
     assert repr(run_table([Row("a", "", means={"map": 0.5})])).endswith("best a (mAP 0.500)")
     assert repr(run_table(rows({"map": 0.5}))).endswith("-0a1b (net, mAP 0.500)")
+
+
+def test_without_labels_no_order_is_claimed_and_the_judges_score_is_shown(tmp_path: Path) -> None:
+    def table() -> RunTable:
+        return run_table([row_of_result(r) for r in read_results([tmp_path / "results"]).results])
+
+    (tmp_path / "results").mkdir()
+    for run in ("20260131-235958-0a1b", "20260131-235959-0a1b"):
+        content = {"model_name": "net", "run_id": run, "map": None, "scores": {}}
+        (tmp_path / f"results/net_metrics_{run}.json").write_text(json.dumps(content))
+    found = table()
+    assert found.notes() == [
+        "no labels were known, so there are no scores; `vizsla submit` records a judge's"
+    ]
+    folder = tmp_path / "runs" / run
+    folder.mkdir(parents=True)
+    for accuracy in (0.25, 0.75):
+        receipt = Receipt("we", "http://judge", 3, 9, "", accuracy, sent_at="2026-01-31T23:59:59")
+        record_submission(folder, receipt)
+    found = table()
+    assert found.table().columns == ["run", "model", "judge"]
+    assert found.table().texts()[0] == [run, "net", "0.750"]
+    assert found.notes()[0].startswith("best first by judge")
 
 
 def test_data_sets_are_not_mixed() -> None:

@@ -16,8 +16,7 @@ from vizsla.options import MetricChoice, Page, Printing
 
 if TYPE_CHECKING:
     from vizsla.score.compare import Comparison
-    from vizsla.score.paired_tests import Differences
-    from vizsla.score.run_table import Row, RunTable
+    from vizsla.score.run_table import Row
     from vizsla.score.scores import Scores
 
 log = logging.getLogger("vizsla")
@@ -76,7 +75,11 @@ def compare_runs(
     names = options.metric or _known_of_protocol(rows, options)
     ranked = run_table.run_table(rows, names[0] if names else None)
     more = [run_table.metric_key(rows, name) for name in names]
-    differences, untested = _differences(ranked, more, options) if options.pairs else (None, "")
+    differences, untested = None, ""
+    if options.pairs:
+        differences, untested = run_table.pair_differences(
+            ranked, more, cluster=options.cluster, only_testable=not options.metric
+        )
     content: dict[str, Any] = {"best_first": ranked.records()}
     table, whole = ranked.table(more), tuple(run_table.WHOLE)
     alarms, remarks = results.remarks() if results else ([], [])
@@ -147,29 +150,6 @@ def _known_of_protocol(rows: "list[Row]", options: CompareOptions) -> tuple[str,
     if not (options.metrics or options.protocol):
         return ()
     return tuple(key for key in chosen if any(row.value(key) is not None for row in rows))
-
-
-def _differences(
-    ranked: "RunTable", metrics: list[str], options: CompareOptions
-) -> "tuple[Differences, str]":
-    """Of every pair of rows whose queries are at hand, the better first; what was not tested."""
-    from vizsla.score.paired_tests import can_be_tested, compare_systems
-    from vizsla.score.run_table import per_query_key
-
-    systems = {row.run: row.scores for row in ranked.rows if row.scores is not None}
-    if len(systems) < 2:
-        raise UsageError(
-            f"--pairs compares query by query, and {len(systems)} of {len(ranked.rows)} results "
-            "have the values of their queries: give runs (runs/ID), or rankings and their truth"
-        )
-    first = next(iter(systems.values()))
-    keys, untested = [per_query_key(first, key) for key in metrics], []
-    if not options.metric:
-        untested = [k for k in keys if not all(can_be_tested(s, k) for s in systems.values())]
-        keys = [key for key in keys if key not in untested]
-    found = compare_systems(systems, keys=keys or None, cluster=options.cluster)
-    why = "not known for all, or of more than two million pairs, which are not resampled"
-    return found, f"not tested: {', '.join(untested)} ({why})" if untested else ""
 
 
 def _names(sources: list[Path]) -> dict[Path, str]:

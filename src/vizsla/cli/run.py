@@ -151,7 +151,11 @@ def _print_run(result: "RunResult") -> None:
     if result.weights_choice is not None:
         typer.echo("\n".join([*result.weights_choice.lines(), ""]))
     if result.scores is None:
-        typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
+        typer.echo(
+            "No labels are known, so there are no scores (give --labels or --labels-from). For a "
+            f"contest:\n`vizsla submit {result.run.folder} --group NAME --url URL` sends the "
+            "submission."
+        )
     else:
         typer.echo(result.scores.text())
     if result.calibration is not None:

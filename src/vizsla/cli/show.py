@@ -41,7 +41,10 @@ def report(
     """Write one self-contained HTML page about a run: scores, curves, images, a map."""
     from vizsla.run import finished_run
 
-    page = finished_run.report(run, options.out, data=options.data, projection=options.map)
+    with ProgressShown(options.quiet) as progress:
+        page = finished_run.report(
+            run, options.out, data=options.data, projection=options.map, progress=progress
+        )
     typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -78,5 +78,10 @@ def demo(folder: str | Path, *, seed: int = 0, progress: Progress | None = None)
     )
     fitted = dataclasses.replace(frozen, tuning=DEMO_TUNING)
     rows = {"frozen": run(frozen, progress), "with a fitted head": run(fitted, progress)}
-    page = report(rows["with a fitted head"].run.folder, folder / "report.html", projection="pca")
+    page = report(
+        rows["with a fitted head"].run.folder,
+        folder / "report.html",
+        projection="pca",
+        progress=progress,
+    )
     return Demo(folder, rows, page)

@@ -14,6 +14,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.output import query_page, report_page
+from vizsla.progress import waiting
 from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
 from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress
@@ -68,17 +69,20 @@ def broken_queries(folder: str | Path) -> list[str]:
 
 
 def report(
-    folder: str | Path, out: str | Path, *, data: str | Path | None = None, projection: str = "tsne"
+    folder: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    projection: str = "tsne",
+    progress: Progress | None = None,
 ) -> Path:
     """One self-contained page about a run. data: where its images are now, if they were moved."""
     config = _where_images_are(again(folder), data)
     folders = folders_of(config)
     found = report_page.read_run(open_run(folder), folders, truth_in(config, folders))
-    log.info(
-        "drawing the report: most of the time goes into the map of %d images",
-        len(found.queries) + len(found.gallery),
-    )
-    storage.write_text(out, report_page.report(found, projection=projection))
+    with waiting(progress, f"drawing {len(found.queries) + len(found.gallery)} images"):
+        page = report_page.report(found, projection=projection)
+    storage.write_text(out, page)
     return Path(out)
 
 

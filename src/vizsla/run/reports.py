@@ -1,7 +1,7 @@
 """The commands that look at data and results as functions: check, report, compare."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from vizsla.options import CheckOptions, Reporting
 from vizsla.progress import reporting
 from vizsla.run.check_folder import check_folder, write_findings
 from vizsla.score.compare import read_results
-from vizsla.score.run_table import RunTable, row_of_result, row_of_scores, run_table
+from vizsla.score.run_table import (
+    RunTable,
+    pair_differences,
+    row_of_result,
+    row_of_scores,
+    run_table,
+)
 from vizsla.score.scores import Scores
 from vizsla.workspace import result_file_of
 
@@ -40,7 +46,7 @@ def check(given: CheckArguments, names: frozenset[str]) -> CheckReport:
 
 
 @dataclass(frozen=True)
-class ReportArguments(Options):
+class ReportArguments(Reporting):
     """What `vizsla.report` takes."""
 
     run: str | Path = option(REQUIRED, "A run's folder.", "Data")
@@ -57,7 +63,10 @@ def report(given: ReportArguments, names: frozenset[str]) -> Path:
     """Writes one self-contained HTML page about a run; returns its path."""
     from vizsla.run import finished_run  # imports torch
 
-    return finished_run.report(given.run, given.out, data=given.data, projection=given.map)
+    with reporting(given.progress) as progress:
+        return finished_run.report(
+            given.run, given.out, data=given.data, projection=given.map, progress=progress
+        )
 
 
 @dataclass(frozen=True)
@@ -73,22 +82,45 @@ class CompareArguments(Options):
         None, "What decides the order and is tested: mAP, top-1, points, precision@5, …", "Scores",
         shown="mAP",
     )  # fmt: skip
+    pairs: bool = option(False, "Also test every pair of runs: the table's `pairs`.", "Scores")
+    group: str | list[str] | None = option(
+        None, "Also average runs that share these keys, such as model_name: the table's "
+        "`averages`.", "Scores",
+    )  # fmt: skip
+    cluster: str | None = option(
+        None, "For pairs, the column whose values are drawn whole, such as label.", "Scores"
+    )
 
 
 @with_keywords(CompareArguments)
 def compare(given: CompareArguments, names: frozenset[str]) -> RunTable:
-    """Runs in one table, the best first, each tested against the best; `print(table.text())`."""
-    sources = given.sources
+    """Runs in one table, the best first, each tested against the best; `print(table.text())`.
+
+    `table.pairs` and `table.averages` hold what `pairs` and `group` asked for. UsageError: `pairs`
+    of results whose queries' values are not at hand; `group` of Scores, or by an unknown key.
+    """
+    sources, found = given.sources, None
     if isinstance(sources, Mapping):
         if not all(isinstance(scores, Scores) for scores in sources.values()):
             raise UsageError("sources is a dict: expected name → Scores, as evaluate returns them")
         rows = [row_of_scores(str(name), scores) for name, scores in sources.items()]
-        return run_table(rows, given.metric)
-    several = [sources] if isinstance(sources, str | Path) else sources
-    if not isinstance(several, Sequence) or not all(isinstance(s, str | Path) for s in several):
-        raise UsageError(
-            f"sources is of type {type(sources).__name__}: expected paths of results or runs, or a "
-            "dict of Scores by name"
-        )
-    found = read_results([result_file_of(source) for source in several])
-    return run_table([row_of_result(result) for result in found.results], given.metric)
+    else:
+        several = [sources] if isinstance(sources, str | Path) else sources
+        if not isinstance(several, Sequence) or not all(isinstance(s, str | Path) for s in several):
+            raise UsageError(
+                f"sources is of type {type(sources).__name__}: expected paths of results or runs, "
+                "or a dict of Scores by name"
+            )
+        found = read_results([result_file_of(source) for source in several])
+        rows = [row_of_result(result) for result in found.results]
+    ranked = run_table(rows, given.metric)
+    pairs, averages = None, None
+    if given.pairs:
+        metrics = [ranked.metric] if given.metric else []
+        pairs, _ = pair_differences(ranked, metrics, cluster=given.cluster)
+    if given.group:
+        if found is None:
+            raise UsageError("group averages result files: leave it out of a dict of Scores")
+        by = given.group.split(",") if isinstance(given.group, str) else given.group
+        averages = found.grouped(by, sort=ranked.metric)
+    return replace(ranked, pairs=pairs, averages=averages)

@@ -14,17 +14,20 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.notebook import Shown, Summary, counted
 from vizsla.score.paired_tests import (
     NO_DIFFERENCE,
+    Differences,
     can_be_tested,
     check_same_truth,
     compare_systems,
+    differences_table,
 )
 from vizsla.score.result_file import FROZEN, OPTION, Result, read_result
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
+from vizsla.workspace import Run
 
 # heading → the key in a result file
 HEADINGS = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points",
-            "top-k": "top_k_accuracy", "P@k": "precision_at_k"}  # fmt: skip
+            "top-k": "top_k_accuracy", "P@k": "precision_at_k", "judge": "judge_score"}  # fmt: skip
 MAIN = ("top-1", "mAP", "points")
 TIME = "runtime_seconds"
 WHOLE = ("run",)  # columns that a narrow terminal does not fold
@@ -55,11 +58,17 @@ class Row:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RunTable(Shown):
-    """rows: by data set, then the best first by `metric`. verdicts: of each row, by a test."""
+    """rows: by data set, then the best first by `metric`. verdicts: of each row, by a test.
+
+    pairs: the difference of every two rows. averages: of runs that share some keys. Both only if
+    they were asked for.
+    """
 
     rows: list[Row]
     metric: str
     verdicts: list[str | None]
+    pairs: Differences | None = None
+    averages: Table | None = None
 
     def summary(self) -> Summary:
         """How many runs, and the best."""
@@ -72,8 +81,10 @@ class RunTable(Shown):
         return Summary("Comparison", facts, table.columns, table.rows)
 
     def text(self) -> str:
-        """The table, a row for each run."""
-        return self.table().text()
+        """The table, a row for each run; of averages, if there are any; and that of pairs."""
+        parts = [self.averages or self.table()]
+        parts += [differences_table(self.pairs)] if self.pairs else []
+        return "\n\n".join(part.text() for part in parts)
 
     def table(self, more: Sequence[str] = ()) -> Table:
         """The known columns of every row; `more` adds metrics by their keys."""
@@ -81,7 +92,7 @@ class RunTable(Shown):
         titles = main if len(main) > 1 else [*main, "top-k", "P@k"]
         if any(row.scores is not None and {*row.scores.chosen} & {*more} for row in self.rows):
             titles = []  # the usual metrics are not those of a protocol
-        keys = dict.fromkeys([*(HEADINGS[t] for t in titles), self.metric, *more])
+        keys = dict.fromkeys([*(HEADINGS[t] for t in (*titles, "judge")), self.metric, *more])
         keys.pop(TIME, None)
         shown = [key for key in keys if self._knows(key)]
         several = {
@@ -105,6 +116,8 @@ class RunTable(Shown):
 
     def notes(self) -> list[str]:
         """How to read the table."""
+        if not self._knows(self.metric):
+            return ["no labels were known, so there are no scores; `submit` records a judge's"]
         order = "shortest first" if self.metric == TIME else "best first"
         found = [f"{order} by {title_of(self.metric)}; --metric chooses another score"]
         if BELOW in self.verdicts or LEVEL in self.verdicts:
@@ -148,6 +161,34 @@ def run_table(rows: Sequence[Row], metric: str | None = None, *, test: bool = Tr
     return RunTable(ordered, key, verdicts)
 
 
+def pair_differences(
+    ranked: RunTable,
+    metrics: Sequence[str],
+    *,
+    cluster: str | None = None,
+    only_testable: bool = False,
+) -> tuple[Differences, str]:
+    """Of every pair of rows whose queries are at hand, the better first; what was not tested.
+
+    metrics: their keys. only_testable: leaves out those that cannot be resampled, and says so.
+    UsageError if fewer than two rows have the values of their queries.
+    """
+    systems = {row.run: row.scores for row in ranked.rows if row.scores is not None}
+    if len(systems) < 2:
+        raise UsageError(
+            f"--pairs compares query by query, and {len(systems)} of {len(ranked.rows)} results "
+            "have the values of their queries: give runs (runs/ID), or rankings and their truth"
+        )
+    first = next(iter(systems.values()))
+    keys, untested = [per_query_key(first, key) for key in metrics], []
+    if only_testable:
+        untested = [k for k in keys if not all(can_be_tested(s, k) for s in systems.values())]
+        keys = [key for key in keys if key not in untested]
+    found = compare_systems(systems, keys=keys or None, cluster=cluster)
+    why = "not known for all, or of more than two million pairs, which are not resampled"
+    return found, f"not tested: {', '.join(untested)} ({why})" if untested else ""
+
+
 def metric_key(rows: Sequence[Row], metric: str | None) -> str:
     """The key of a metric by its key or heading; UsageError with all keys if no row has it."""
     if metric is not None:
@@ -162,7 +203,7 @@ def metric_key(rows: Sequence[Row], metric: str | None) -> str:
     [main, *others] = {row.main for row in rows}
     if main and not others:
         return main
-    usual = [HEADINGS[title] for title in ("mAP", "top-1", "points", "top-k", "P@k")]
+    usual = [HEADINGS[title] for title in ("mAP", "top-1", "points", "top-k", "P@k", "judge")]
     counts = {key: sum(row.value(key) is not None for row in rows) for key in usual}
     return max(usual, key=lambda key: counts[key])  # the first of those that most rows have
 
@@ -176,7 +217,7 @@ def row_of_result(result: Result, *, with_queries: bool = True) -> Row:
         run=result.values["run_id"] or Path(result.source).stem,
         model=result.model,
         setup=_setup(result),
-        means=dict(result.scores),
+        means={**result.scores, **_judged(result)},
         seconds=result.values[TIME],
         data=result.data,
         top_k=result.values["top_k"],
@@ -203,7 +244,8 @@ def best_so_far(result_path: Path) -> str:
         return ""
     if best.run == own.run:
         return f"this run ({title} {value:.4f}), of {len(rows)} on this data"
-    return f"{best.run} ({title} {value:.4f}, here {here or 0:.4f}): {best.model} {best.setup}"
+    own_value = "" if here is None else f", here {here:.4f}"
+    return f"{best.run} ({title} {value:.4f}{own_value}): {best.model} {best.setup}"
 
 
 def row_of_scores(name: str, scores: Scores) -> Row:
@@ -250,11 +292,26 @@ def _setup(result: Result) -> str:
     return ", ".join(str(part) for part in parts if part and part != "internal")
 
 
-def _scores_beside(result: Result) -> Scores | None:
+def _run_of(result: Result) -> Run | None:
+    """The run that wrote it; its folder need not be there any more."""
     run_id = result.values["run_id"]
     if result.path is None or not run_id:
         return None
-    file = result.path.absolute().parent.parent / "runs" / Path(run_id).name / "scores.json"
+    return Run(result.path.absolute().parent.parent, Path(run_id).name)
+
+
+def _judged(result: Result) -> dict[str, float]:
+    """The score that a contest's server gave, under its key; empty if it gave none."""
+    run = _run_of(result)
+    score = None if run is None else run.judge_score
+    return {} if score is None else {HEADINGS["judge"]: score}
+
+
+def _scores_beside(result: Result) -> Scores | None:
+    run = _run_of(result)
+    if run is None:
+        return None
+    file = run.folder / "scores.json"
     try:
         return Scores.load(file) if file.exists() else None
     except (DataError, StorageError, KeyError):  # damaged, or written by another version
