@@ -107,7 +107,7 @@ def test_validation_is_as_near_as_the_test_part(validate_on: str, labelled: Labe
         assert len(before.query) == len(after.query)
         assert abs(len(after.gallery) - len(before.gallery)) <= 0.25 * len(before.gallery)
         assert not set(after.query) & set(after.gallery)
-    assert "nearest relative" in near.validation_set.description()
+    assert "most similar image of their class" in near.validation_set.description()
 
 
 def test_a_validation_part_that_is_near_enough_stays(images: ImageSet, curled: Curled) -> None:

@@ -216,15 +216,15 @@ class ValidationSet:
         """Its size in words."""
         size = self.record()
         text = (
-            f"{size['draws']} draws of about {size['queries']} queries and {size['gallery']} "
-            f"gallery images, {size['per_class']:g} of a class, all from the training images"
+            f"training images, in {size['draws']} draws of about {size['queries']} queries and "
+            f"{size['gallery']} gallery images, {size['per_class']:g} of a query's class"
         )
         if self.relative_share is None:
             return text
         return (
-            f"{text}; the nearest relative is kept in the gallery for "
-            f"{100 * self.relative_share:.0f} % of the queries, the share that comes closest to "
-            "the cosines of the test part"
+            f"{text}. For {100 * self.relative_share:.0f} % of the queries the gallery holds the "
+            "most similar image of their class: this makes queries and gallery about as similar as "
+            "those of the test part"
         )
 
 
@@ -377,18 +377,16 @@ class TrialReport:
 
     def lines(self, what: str) -> list[str]:
         """The first rows of the table and how to read it, for a terminal."""
-        table = self.table(what, SHOWN).select(["", what, "top-1", "mAP", "mean", "gain", "uses"])
-        rows = [[row[0], row[1].replace("+", " + ").replace(",", ", "), *row[2:]]
-                for row in table.rows]  # fmt: skip
+        table = self.table(what, SHOWN).select(["", "top-1", "mAP", "gain", "uses", what])
+        rows = [[*row[:-1], row[-1].replace("+", " + ").replace(",", ", ")] for row in table.rows]
         table = Table(table.columns, rows)  # with spaces, where long chains fold
+        notes = "gain: of the mean of top-1 and mAP"
+        if any(row[0] == "rejected" for row in rows):
+            notes += "; rejected: loses more top-1 than one standard error"
         return [
             *textwrap.wrap(f"{what} chosen on {self.tried_on}:", WIDTH),
             *table.lines(WIDTH, keep=table.columns, whole=("",)),
-            *(
-                ["rejected: loses more top-1 than one standard error"]
-                if any(row[0] == "rejected" for row in rows)
-                else []
-            ),
+            *textwrap.wrap(notes, WIDTH),
         ]
 
     def record(self, what: str) -> dict[str, Any]:
