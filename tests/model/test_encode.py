@@ -113,7 +113,7 @@ def test_other_transforms_are_refused(given: Any, words: str) -> None:
 
 
 def test_a_module_is_a_network(embedder: vizsla.Embedder) -> None:
-    with pytest.raises(UsageError, match="module is of type str: expected a network"):
+    with pytest.raises(UsageError, match="is of type str: expected Module"):
         vizsla.Embedder.from_module("resnet18", 224)  # type: ignore[arg-type]
     own = vizsla.Embedder.from_module(embedder.backbone.network, KNOWN["torchvision"])
     assert own.preprocess == Preprocess((32, 32), 40, "crop", "bilinear", (0.5,) * 3, (0.5,) * 3)

@@ -114,10 +114,6 @@ class Embedder(nn.Module):
         The model_id depends on the module's class and weights, not on its code: when the code
         changes, change `name`.
         """
-        if not isinstance(module, nn.Module):
-            raise UsageError(
-                f"module is of type {type(module).__name__}: expected a network, a torch.nn.Module"
-            )
         backbone = CustomBackbone(module, preprocess_of(preprocess), name)
         return Embedder(backbone, pooling or backbone.spec.pooling).eval()
 

@@ -117,7 +117,9 @@ class RunTable(Shown):
     def notes(self) -> list[str]:
         """How to read the table."""
         if not self._knows(self.metric):
-            return ["no labels were known, so there are no scores; `submit` records a judge's"]
+            return [
+                "no labels were known, so there are no scores; `vizsla submit` records a judge's"
+            ]
         order = "shortest first" if self.metric == TIME else "best first"
         found = [f"{order} by {title_of(self.metric)}; --metric chooses another score"]
         if BELOW in self.verdicts or LEVEL in self.verdicts:
