@@ -70,6 +70,11 @@ def test_data_sets_are_not_mixed() -> None:
     ranked = run_table(found)
     assert [row.run for row in ranked.rows] == ["a3", "a1", "b2", "b0"]
     assert "data" in ranked.table().columns
+    named = [Row(f"{i}", "net", means={"map": 0.5}, data=data)
+             for i, data in enumerate(["a (01234567)", "b (01234567)"])]  # fmt: skip
+    assert [row[2] for row in run_table(named).table().rows] == ["a", "b"]
+    named.append(Row("3", "net", means={"map": 0.5}, data="a (89abcdef)"))
+    assert run_table(named).table().rows[0][2] == "a (01234567)"
 
 
 def test_without_a_usual_score_the_contests_own_is_shown() -> None:

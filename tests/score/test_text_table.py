@@ -74,3 +74,12 @@ def test_a_table_without_rows_still_shows_its_columns() -> None:
     empty = Table(["a"], [])
     assert empty.lines() == ["a"]
     assert to_markdown(empty) == "| a |\n| --- |\n"
+
+
+def test_no_column_is_cut_off_beside_one_that_stays_whole() -> None:
+    columns = ["run", "model", "data", "top-1", "mAP", "points", "time", "vs best"]
+    row = ["20261129-184538-8835", "efficientnet-lite0 GAP", "clothing (52ad4b80)", 0.7351, 0.602,
+           824.9, "  69 s", "level"]  # fmt: skip
+    lines = Table(columns, [row, [*row[:-1], "best"]], 3).lines(80, keep=columns, whole=("run",))
+    assert lines[0].endswith("vs best") and row[0] in lines[1] and "level" in lines[1]
+    assert max(map(len, lines)) <= 80

@@ -152,9 +152,8 @@ def _print_run(result: "RunResult") -> None:
         typer.echo("\n".join([*result.weights_choice.lines(), ""]))
     if result.scores is None:
         typer.echo(
-            "No labels are known, so there are no scores (give --labels or --labels-from). For a "
-            f"contest:\n`vizsla submit {result.run.folder} --group NAME --url URL` sends the "
-            "submission."
+            "No labels are known, so there are no scores (give --labels or --labels-from).\n"
+            f"In a contest: vizsla submit {result.run.folder} --group NAME --url URL"
         )
     else:
         typer.echo(result.scores.text())

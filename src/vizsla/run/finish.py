@@ -174,7 +174,7 @@ def _score(
 ) -> Scores | None:
     """Scores, over the whole gallery if the vectors that made the ranking are given."""
     if truth is None:
-        log.info("no labels are known: scores are null")
+        log.debug("no labels are known: scores are null")
         return None
     if vectors is None:
         scores = evaluate(ranking, truth, **config.scoring)

@@ -104,8 +104,11 @@ class RunTable(Shown):
             *(title_of(key) for key in shown), "time", "vs best",
         ]  # fmt: skip
         rows = []
+        short = {data: str(data).partition(" (")[0] for data in {row.data for row in self.rows}}
+        is_clear = len({*short.values()}) == len(short)
         for row, verdict in zip(self.rows, self.verdicts, strict=True):
-            about = {"data": row.data, "k": row.top_k}
+            data = short[row.data] if is_clear and row.data else row.data
+            about = {"data": data, "k": row.top_k}
             means = [row.value(key) for key in shown]
             model = f"{row.model.replace('+', ' + ')} {row.setup}".strip()
             kept = [about[name] for name, differ in several.items() if differ]

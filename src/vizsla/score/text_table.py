@@ -64,6 +64,7 @@ class Table:
                 justify="right" if number else "left",
                 vertical="top",
                 overflow="fold",
+                no_wrap=self.columns[i] in whole,  # else Rich shortens them, and cuts the last one
                 min_width=max(len(row[i]) for row in texts)
                 if number or self.columns[i] in whole
                 else None,
