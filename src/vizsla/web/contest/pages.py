@@ -124,13 +124,15 @@ class Pages:
         """The organiser's page: groups, downloads, rules, tokens and the newest submissions."""
         now = self.board.clock()
         used = self.board.store.used(now)
+        rows = self.board.rows(now)
         return self._page(
             "organiser.html",
             "",
             now,
-            rows=self.board.rows(now)[:MOST_ROWS],
+            rows=rows[:MOST_ROWS],
+            whiskers=_whiskers(rows[:MOST_ROWS], self.board.rules.highest),
             left={name: self.board.rules.left(*counts) for name, counts in used.items()},
-            groups=len(self.board.rows(now)),
+            groups=len(rows),
             submissions=self.board.store.count(),
             newest=self.board.submissions(now, newest=NEWEST)[::-1],
             tokens=self.board.store.groups_with_token(),
