@@ -94,9 +94,10 @@ class JudgeOptions(Contest, Messages):
         None, "Check the labels against this data folder.", "Data", usual=True
     )
     top_k: int = same(RunOptions, "top_k", help="Images per query in a submission.")
-    metric: str = option(
+    metrics: str = option(
         "top_k_accuracy",
-        "What ranks: top_k_accuracy, contest_points, map_at_k, or a metric by name, such as AP@5.",
+        "What ranks, then what is shown too: top_k_accuracy, contest_points, map_at_k, or by name, "
+        "as AP@5.",
         "Contest",
     )
     title: str = option("Image retrieval contest", "The contest's title.", "Contest", usual=True)
@@ -137,13 +138,14 @@ def judge(context: typer.Context, *, options: JudgeOptions) -> None:
     """Accept submissions at /retrieval/ and show the leaderboard, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
+    from vizsla.score.metric_names import split_names
     from vizsla.web.contest import server as judging
     from vizsla.web.contest.rules import Rules, parse_time
 
     if options.labels is None:
         raise UsageError("--labels FILE is missing: it is the truth to score with")
     rules = Rules(
-        title=options.title, top_k=options.top_k, metric=options.metric,
+        title=options.title, top_k=options.top_k, metrics=tuple(split_names(options.metrics)),
         public_share=options.public_share, seed=options.seed, groups=options.groups,
         per_hour=options.per_hour, max_submissions=options.max_submissions, counts=options.counts,
         opens=parse_time(options.opens) if options.opens else None,
@@ -173,7 +175,7 @@ class RescoreOptions(Contest, Printing):
     labels: Path = option(REQUIRED, "The truth to score with.", "Data", usual=True)
     data: Path | None = same(JudgeOptions, "data")
     top_k: int | None = same(JudgeOptions, "top_k", None, shown="as before")
-    metric: str | None = same(JudgeOptions, "metric", None, shown="as before")
+    metrics: str | None = same(JudgeOptions, "metrics", None, shown="as before")
     public_share: float | None = same(
         JudgeOptions, "public_share", help="Share of queries with live scores.", shown="as before"
     )
@@ -183,11 +185,13 @@ class RescoreOptions(Contest, Printing):
 @judge_commands.command(epilog="Example: vizsla judge rescore --labels corrected.csv")
 def rescore(*, options: RescoreOptions) -> None:
     """Score every stored submission again, after correcting a label. Stop the server first."""
+    from vizsla.score.metric_names import split_names
     from vizsla.web.contest import server as judging
 
     done = judging.rescore(
         options.labels, database=options.database, data=options.data, top_k=options.top_k,
-        metric=options.metric, public_share=options.public_share, seed=options.seed,
+        metrics=options.metrics and split_names(options.metrics), seed=options.seed,
+        public_share=options.public_share,
     )  # fmt: skip
     if options.as_json:
         print_json(dataclasses.asdict(done))

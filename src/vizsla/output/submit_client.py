@@ -155,6 +155,7 @@ def score_lines(receipt: Receipt) -> list[str]:
     sent, left, place = of("submission"), of("left"), of("leaderboard")
     metric = of("metric", str)
     scores = {"accuracy": receipt.accuracy, **receipt.metrics}
+    scores |= {name: value for name, value in of("metrics").items() if isinstance(value, float)}
     rows = [(name, f"{value:g}") for name, value in scores.items() if name != metric or not metric]
     if metric:
         part, queries = of("part", str), sent.get("queries")

@@ -164,9 +164,14 @@ class MetricName:
 
 def parse_metrics(names: str | Sequence[str | MetricName]) -> tuple[MetricName, ...]:
     """`AP@100,mINP` (or a list of names) → values, each once. UsageError: not understood."""
-    parts = re.split(r",(?![^()]*\))", names) if isinstance(names, str) else list(names)
+    parts = split_names(names) if isinstance(names, str) else list(names)
     found = [part if isinstance(part, MetricName) else MetricName.parse(part) for part in parts]
     return tuple(dict.fromkeys(found))
+
+
+def split_names(names: str) -> list[str]:
+    """The names between commas; those inside brackets separate options."""
+    return re.split(r",(?![^()]*\))", names)
 
 
 def _without_dashes(text: str) -> str:

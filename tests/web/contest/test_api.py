@@ -13,6 +13,7 @@ import requests
 import vizsla
 from vizsla.errors import UsageError
 from vizsla.output.submission import submission_sha256, write_submission
+from vizsla.output.submit_client import score_lines
 from vizsla.web.contest import server as judging
 from vizsla.web.contest.rules import Rules, parse_time
 from vizsla.web.contest.scoring import Scorer
@@ -44,12 +45,29 @@ def test_the_answer_has_accuracy_first_and_the_submission_is_stored(contest: Any
 
 @pytest.mark.parametrize("metric", ["top_k_accuracy", "contest_points", "map_at_k"])
 def test_accuracy_holds_the_chosen_metric_unscaled(open_contest: Open, metric: str) -> None:
-    contest = open_contest(Rules(top_k=3, metric=metric))
+    contest = open_contest(Rules(top_k=3, metrics=(metric,)))
     answer = contest.post(contest.lists(right=1.0)).json()
     assert answer["metric"] == metric
     assert answer["accuracy"] == answer[metric]
     if metric == "contest_points":
         assert answer["accuracy"] == 1000.0
+
+
+def test_further_metrics_are_answered_and_the_first_ranks(open_contest: Open) -> None:
+    contest = open_contest(Rules(top_k=3, metrics=("map@3", "contest_points", "AP@3", "top-1")))
+    answer = contest.post(contest.lists(right=0.75)).json()
+    found = contest.scorer.scores(contest.lists(right=0.75))["all"].metrics
+    names = ["AP@3", "contest_points", "top-1"]  # by their written names, each once
+    assert answer["metrics"] == {name: found[name] for name in names}
+    assert (
+        list(answer["metrics"])
+        == names
+        == contest.get("/leaderboard.json").json()["contest"]["metrics"]
+    )
+    assert answer["metric"] == "AP@3" and answer["accuracy"] == answer["map_at_k"]
+    assert "all_AP@3,all_top-1" in contest.get("/leaderboard.csv").text.splitlines()[0]
+    receipt = vizsla.submit(contest.lists(0.5), groupname="us", url=contest.url + "/retrieval/")
+    assert any(line.startswith("top-1  ") for line in score_lines(receipt))
 
 
 @pytest.mark.parametrize("path", ["/retrieval/", "/retrieval"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def fits(page: Any) -> bool:
 def test_on_a_phone_intervals_stay_in_their_cells_and_the_form_takes_a_file(
     visit: Any, open_contest: Open, tmp_path: Path
 ) -> None:
-    contest = open_contest(Rules(top_k=3, metric="contest_points", per_hour=3))
+    contest = open_contest(Rules(top_k=3, metrics=("contest_points",), per_hour=3))
     contest.post(contest.lists(1.0), group="W" * 60)
     (tmp_path / "sub.json").write_text(json.dumps(contest.lists(0.5)))
     with visit(contest.url, viewport={"width": 320, "height": 700}) as page:
@@ -88,6 +89,26 @@ def test_the_leaderboard_fits_every_width(visit: Any, open_contest: Open, groups
                 assert page.get_by_role("columnheader", name="Submissions").is_visible() == (
                     viewport is DESKTOP
                 )
+
+
+def test_further_metrics_stand_beside_the_score(visit: Any, open_contest: Open) -> None:
+    contest = open_contest(Rules(top_k=3, metrics=("top_k_accuracy", "contest_points", "AP@3")))
+    fill(contest, 3)
+    for viewport in (DESKTOP, PHONE):
+        with visit(contest.url, viewport=viewport) as page:
+            assert fits(page)
+            texts = page.locator("tbody tr").all_inner_texts()
+            assert all(
+                re.search(r"\d\.\d\d\b(?!\d)", text) for text in texts
+            )  # points: two decimals
+            heading = page.get_by_role("columnheader", name="Contest points")
+            assert heading.is_visible() == (viewport is DESKTOP)
+            assert page.locator("tbody").get_by_text("AP@3").count() == 3
+            assert page.locator(".narrow", has_text="AP@3").first.is_visible() == (
+                viewport is PHONE
+            )
+        with visit(contest.url + "/groups/1", viewport=viewport) as page:
+            assert fits(page) and page.locator("dt", has_text="AP@3").is_visible()
 
 
 def test_light_and_dark_have_enough_contrast(visit: Any, open_contest: Open, contrast: Any) -> None:
@@ -139,7 +160,7 @@ def test_the_leaderboard_follows_the_contest(
 
 
 def test_the_history_of_a_group(visit: Any, open_contest: Open) -> None:
-    contest = open_contest(Rules(top_k=3, metric="contest_points"))
+    contest = open_contest(Rules(top_k=3, metrics=("contest_points",)))
     for right in (0.25, 0.75, 0.5):
         contest.post(contest.lists(right), group=NASTY)
     for viewport in (DESKTOP, PHONE):

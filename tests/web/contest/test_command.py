@@ -122,12 +122,12 @@ def test_a_split_is_the_same_after_a_restart(tmp_path: Path, judge: Any) -> None
 def test_every_rule_reaches_the_contest(tmp_path: Path, judge: Any) -> None:
     (tmp_path / "labels.csv").write_text(LABELS)
     kept = judge(
-        "-k", "2", "--title", "Two words", "--metric", "map_at_k", "--public-share", "0.5",
+        "-k", "2", "--title", "Two words", "--metrics", "map_at_k,P@2", "--public-share", "0.5",
         "--seed", "3", "--per-hour", "5", "--max-submissions", "9", "--counts", "last",
         "--opens", "2020-01-01T00:00Z", "--closes", "2090-01-01T00:00Z",
     )  # fmt: skip
     assert kept == Rules(
-        title="Two words", top_k=2, metric="map_at_k", public_share=0.5, seed=3, per_hour=5,
-        max_submissions=9, counts="last", opens=parse_time("2020-01-01T00:00Z"),
+        title="Two words", top_k=2, metrics=("map_at_k", "P@2"), public_share=0.5, seed=3,
+        per_hour=5, max_submissions=9, counts="last", opens=parse_time("2020-01-01T00:00Z"),
         closes=parse_time("2090-01-01T00:00Z"),
     )  # fmt: skip

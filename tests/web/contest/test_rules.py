@@ -20,7 +20,7 @@ def test_times_are_read_with_and_without_a_zone(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"metric": "accuracy"},
+        {"metrics": ("accuracy",)},
         {"groups": "closed"},
         {"counts": "mean"},
         {"top_k": 0},
@@ -38,7 +38,9 @@ def test_contradictory_rules_are_refused(wrong: dict) -> None:
 
 
 def test_rules_are_read_back_without_unknown_fields() -> None:
-    rules = Rules(title="Ünï", top_k=9, metric="map_at_k", public_share=0.3, seed=4, closes=NOON)
+    rules = Rules(
+        title="Ünï", top_k=9, metrics=("map_at_k",), public_share=0.3, seed=4, closes=NOON
+    )
     assert Rules.from_json(rules.to_json()) == rules
     assert Rules.from_json('{"top_k": 4, "of a later version": 1}') == Rules(top_k=4)
 

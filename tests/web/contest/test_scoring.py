@@ -47,7 +47,7 @@ def test_a_score_by_hand() -> None:
 @pytest.mark.parametrize(("seed", "k"), [(0, 1), (1, 5), (2, 10), (3, 12)])
 def test_scores_are_those_of_evaluate(metric: str, seed: int, k: int) -> None:
     queries, gallery, lists = made_up(seed, n_queries=57, n_gallery=80, k=k, classes=9)
-    found = Scorer(queries, gallery, Rules(top_k=k, metric=metric)).scores(lists)["all"]
+    found = Scorer(queries, gallery, Rules(top_k=k, metrics=(metric,))).scores(lists)["all"]
     scores = evaluate(
         Ranking.from_lists(lists), Truth(queries, gallery), top_k=k, missing_ranks="wrong"
     )
@@ -179,7 +179,7 @@ def test_the_fingerprint_covers_what_scores_depend_on() -> None:
         fingerprint(),
         fingerprint({**QUERIES, "c": "y"}),
         fingerprint(top_k=3),
-        fingerprint(metric="map_at_k"),
+        fingerprint(metrics=("map_at_k",)),
         fingerprint(**split),
         fingerprint(**{**split, "seed": 1}),
     }
@@ -201,7 +201,7 @@ def test_names_in_another_unicode_form_are_those_of_the_truth() -> None:
 @pytest.mark.parametrize("name", ["AP@5", "top-3", "P@4", "R@10", "RR@10", "nDCG@10"])
 def test_a_contest_may_rank_by_a_metric_by_name(name: str) -> None:
     queries, gallery, lists = made_up(5, n_queries=57, n_gallery=80, k=10, classes=9)
-    found = Scorer(queries, gallery, Rules(top_k=10, metric=name)).scores(lists)["all"]
+    found = Scorer(queries, gallery, Rules(top_k=10, metrics=(name,))).scores(lists)["all"]
     scores = evaluate(Ranking.from_lists(lists), Truth(queries, gallery), metrics_named=name)
     figure = scores[name]
     assert figure.mean is not None
@@ -213,7 +213,7 @@ def test_a_contest_may_rank_by_a_metric_by_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("accuracy", "choose one of top_k_accuracy, contest_points, map_at_k, or a metric by name"),
+        ("accuracy", "choose of top_k_accuracy, contest_points, map_at_k and metrics by name"),
         ("AP@11", "submissions have only 10 images"),
         ("mINP", "is not known from lists with labels: choose of top-K, P@K"),
         ("nDCG(grades)@5", "is not known from lists with labels"),
@@ -221,7 +221,7 @@ def test_a_contest_may_rank_by_a_metric_by_name(name: str) -> None:
 )
 def test_a_metric_that_lists_cannot_give_ranks_no_contest(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Rules(top_k=10, metric=name)
+        Rules(top_k=10, metrics=(name,))
 
 
 def test_several_labels_an_image_are_refused() -> None:

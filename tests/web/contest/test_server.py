@@ -91,11 +91,11 @@ def test_rescoring_scores_all_submissions_again(open_contest: Open, tmp_path: Pa
     fixed = labels_file(tmp_path, {**corrected, "q1.jpg": "class 9"}, contest.gallery, "fixed.csv")
     with Store(database) as store, pytest.raises(DataError, match="rescore"):
         judging.record_scoring_rules(store, Scorer(*judging.read_truth(fixed), contest.rules))
-    found = judging.rescore(fixed, database=database, metric="contest_points")
+    found = judging.rescore(fixed, database=database, metrics=("contest_points",))
     assert (found.submissions, found.misfits) == (3, 3)
     assert found.changed == 3
     with Store(database) as store:
-        scorer = Scorer(*judging.read_truth(fixed), Rules(top_k=3, metric="contest_points"))
+        scorer = Scorer(*judging.read_truth(fixed), Rules(top_k=3, metrics=("contest_points",)))
         judging.record_scoring_rules(store, scorer)
         for stored, submission in zip(store.each(), store.history(), strict=True):
             assert submission.scores == scorer.scores(unpacked(stored["lists"]))

@@ -90,7 +90,10 @@ class SubmissionsLeft(BaseModel):
 
 
 class SubmissionAnswer(BaseModel):
-    """The score of a submission. accuracy: by the contest's metric, whose name is `metric`."""
+    """The score of a submission. accuracy: by the metric that ranks, whose name is `metric`.
+
+    metrics: all that the contest shows, by name.
+    """
 
     accuracy: float
     metric: str
@@ -103,6 +106,7 @@ class SubmissionAnswer(BaseModel):
     map_at_k: float
     mrr_at_k: float
     ndcg_at_k: float
+    metrics: dict[str, float]
     part: str
     submission: SubmissionReceipt
     leaderboard: Place
@@ -235,6 +239,7 @@ def submission_answer(
         metric=rules.metric,
         interval=score.interval,
         **score.metrics,
+        metrics={name: score.metrics[name] for name in rules.metrics},
         part=part,
         submission=SubmissionReceipt(
             id=stored.id,

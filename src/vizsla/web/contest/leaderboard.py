@@ -54,11 +54,15 @@ class SubmissionRecord(BaseModel):
 
 
 class ContestRecord(BaseModel):
-    """The rules, as far as everyone may know them, and how far the contest is."""
+    """The rules, as far as everyone may know them, and how far the contest is.
+
+    metric: the first of `metrics`, which ranks.
+    """
 
     title: str
     phase: Phase
     metric: str
+    metrics: tuple[str, ...]
     top_k: int
     queries: int
     gallery: int
@@ -143,6 +147,7 @@ class Leaderboard:
             title=rules.title,
             phase=rules.phase(now),
             metric=rules.metric,
+            metrics=rules.metrics,
             top_k=rules.top_k,
             queries=len(self.scorer.queries),
             gallery=len(self.scorer.gallery),

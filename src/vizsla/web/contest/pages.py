@@ -38,15 +38,16 @@ class Pages:
             Path(__file__).parent, title=board.rules.title, start_page="leaderboard"
         )
         metric, k = board.rules.metric, board.rules.top_k
-        self._templates.filters |= {
-            "score": lambda value: (
-                f"{value:.4f}" if METRICS.get(metric, 1.0) == 1 else f"{value:.2f}"
-            ),
-            "iso": iso,
-        }
+        titles = {name: METRIC_TITLES.get(name, name).format(k=k) for name in board.rules.metrics}
+
+        def score(value: float, name: str = metric) -> str:
+            return f"{value:.4f}" if METRICS.get(name, 1.0) == 1 else f"{value:.2f}"
+
+        self._templates.filters |= {"score": score, "iso": iso}
         self._templates.globals |= {
             "file_types": ".json,.csv,.txt,.trec,.run",
-            "metric_title": METRIC_TITLES.get(metric, metric).format(k=k),
+            "metric_title": titles.pop(metric),
+            "more_metrics": titles,
             "rules": board.rules,
             "counts_text": COUNTS[board.rules.counts],
             "groups_text": GROUPS[board.rules.groups],

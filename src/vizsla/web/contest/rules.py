@@ -14,7 +14,7 @@ from vizsla.score.metric_names import MetricName
 from vizsla.score.named_metrics import values_of_lists
 
 Phase = Literal["before", "open", "closed"]
-METRICS = {  # what `accuracy` may be beside metrics by name, and the largest value of each
+METRICS = {  # what a contest may show beside metrics by name, and the largest value of each
     "top_k_accuracy": 1.0,
     "contest_points": 1000.0,
     "map_at_k": 1.0,
@@ -38,6 +38,7 @@ _INVISIBLE = re.compile(  # two names that differ only in these would look the s
 class Rules:
     """The rules of one contest. Times are seconds since 1970, UTC; None: no limit.
 
+    metrics: names, of which the first ranks and the others are shown beside it.
     public_share: the share, in (0, 1), of the queries whose scores are shown while the contest
     runs; those of the others are shown when it has closed. None: all scores are shown.
     seed: determines which queries are public, so keep it secret; None: `judge` draws one, once.
@@ -45,7 +46,7 @@ class Rules:
 
     title: str = "Image retrieval contest"
     top_k: int = 10
-    metric: str = "top_k_accuracy"
+    metrics: tuple[str, ...] = ("top_k_accuracy",)
     public_share: float | None = None
     seed: int | None = None
     groups: str = "open"
@@ -56,8 +57,8 @@ class Rules:
     counts: str = "best"
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            self._check_named()
+        known = tuple(dict.fromkeys(self._known(name.strip()) for name in self.metrics))
+        object.__setattr__(self, "metrics", known)
         for what, value, choices in (
             ("groups", self.groups, GROUPS),
             ("counts", self.counts, COUNTS),
@@ -84,23 +85,32 @@ class Rules:
                     "a public share needs a closing time, when the other scores are shown"
                 )
 
-    def _check_named(self) -> None:
-        """UsageError unless the metric is one that lists of top_k names give."""
+    def _known(self, metric: str) -> str:
+        """The metric's name as it is written; UsageError unless lists of top_k names give it."""
+        if metric in METRICS:
+            return metric
         try:
-            name = MetricName.parse(self.metric)
+            name = MetricName.parse(metric)
         except UsageError as error:
             raise UsageError(
-                f"metric={self.metric!r}: choose one of {', '.join(METRICS)}, or a metric by name "
-                f"({error})"
+                f"metrics={metric!r}: choose of {', '.join(METRICS)} and metrics by name ({error})"
             ) from error
+        if name.kind in METRICS:
+            return name.kind
         none = np.zeros((1, 1), dtype=np.int64)
         values_of_lists(name, none, np.ones(1, dtype=np.int64))
         if (name.cutoff or 0) > self.top_k:
-            raise UsageError(f"metric={self.metric!r}: submissions have only {self.top_k} images")
+            raise UsageError(f"metrics={metric!r}: submissions have only {self.top_k} images")
+        return str(name)
+
+    @property
+    def metric(self) -> str:
+        """The metric that ranks."""
+        return self.metrics[0]
 
     @property
     def highest(self) -> float:
-        """The largest value of the metric."""
+        """The largest value of the metric that ranks."""
         return METRICS.get(self.metric, 1.0)
 
     def phase(self, now: float) -> Phase:

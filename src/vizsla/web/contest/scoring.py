@@ -178,7 +178,7 @@ class Scorer:
         rules = self.rules
         relevant = [
             rules.top_k,
-            rules.metric,
+            rules.metrics,
             rules.public_share,
             rules.public_share and rules.seed,
         ]
@@ -204,6 +204,7 @@ def _values(ranks: np.ndarray, n_relevant: np.ndarray, rules: Rules) -> dict[str
         "mrr_at_k": metrics.reciprocal_rank_at_k(ranks, k),
         "ndcg_at_k": metrics.ndcg_at_k(ranks, n_relevant, k),
     }
-    if rules.metric not in values:
-        values[rules.metric] = values_of_lists(MetricName.parse(rules.metric), ranks, n_relevant)
+    for name in rules.metrics:
+        if name not in values:
+            values[name] = values_of_lists(MetricName.parse(name), ranks, n_relevant)
     return {name: np.nan_to_num(column, nan=0.0) for name, column in values.items()}

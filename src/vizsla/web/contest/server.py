@@ -142,7 +142,7 @@ def record_scoring_rules(store: Store, scorer: Scorer) -> None:
     before = store.fact("scored_by")
     if before not in (None, scorer.fingerprint) and store.count():
         raise DataError(
-            "the stored submissions were scored with other labels, --top-k, --metric, "
+            "the stored submissions were scored with other labels, --top-k, --metrics, "
             "--public-share or --seed: start with those, or run `vizsla judge rescore` first"
         )
     store.write_facts({"scored_by": scorer.fingerprint, "rules": scorer.rules.to_json()})
@@ -172,7 +172,7 @@ def rescore(
 ) -> Rescored:
     """Scores every stored submission again, all or none. The server must not be running.
 
-    changes: rules that differ from those in the file (top_k, metric, public_share, seed); None
+    changes: rules that differ from those in the file (top_k, metrics, public_share, seed); None
     keeps a rule.
     """
     with exclusive(database), Store(database, create=False) as store:
