@@ -55,6 +55,7 @@ def test_commands_in_sentences_are_code_and_all_else_is_escaped() -> None:
     [
         ("gallery_0095.jpg", "gallery_|0095.jpg"),
         ("a/b-jacket/winterCoat.png", "a/b-jacket/|winter|Coat.png"),
+        ("resnet-50_20260131-235959-0a1b.json", "resnet-|50_|20260131-235959-0a1b.json"),
         ("top-1", "top-1"),
         ("mAP", "mAP"),
         ("<b>", "&lt;b&gt;"),

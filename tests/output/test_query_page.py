@@ -103,4 +103,6 @@ def test_rows_are_filtered_and_sorted(two_runs: list[Path], tmp_path: Path, brow
     assert not errors
     page.set_viewport_size({"width": 360, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    label = page.locator(".query:visible .side li", has_text="green").first.locator(".name-of")
+    assert label.evaluate("one => one.scrollWidth <= one.clientWidth")  # in full
     page.close()

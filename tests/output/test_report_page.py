@@ -294,7 +294,12 @@ def test_on_a_phone_a_bar_has_the_width_and_rank_and_score_stand_apart(
         rank, score = (
             tab.locator("#sheets .fit").first.locator(f"> span >> nth={i}") for i in (0, 1)
         )
-        assert rank.bounding_box()["x"] + rank.bounding_box()["width"] < score.bounding_box()["x"]
+        assert rank.bounding_box()["y"] + rank.bounding_box()["height"] <= score.bounding_box()["y"]
+        tops = [
+            tile.bounding_box()["y"]
+            for tile in tab.locator("#sheets .tiles").first.locator("li").all()
+        ]
+        assert len({round(top) for top in tops}) == -(-len(tops) // 5)  # five in a row
         assert (
             tab.locator(".plane .narrow .name").count()
             and not tab.locator(".plane .wide").is_visible()

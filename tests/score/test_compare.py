@@ -149,7 +149,13 @@ def test_a_fitted_projection_is_no_frozen_twin(results) -> None:  # type: ignore
 def test_one_remark_about_many_files_is_said_once(results) -> None:  # type: ignore[no-untyped-def]
     _, notes = results(*[{"top_k": 10, "fewest_relevant": 6}] * 5).remarks()
     (note,) = [note for note in notes if "cannot reach 1" in note]
-    assert "m2_metrics_2.json and 2 more: " in note
+    assert (
+        note
+        == "all 5 results: some query has only 6 relevant images, so precision@10 cannot reach 1"
+    )
+    few = [{"top_k": 10, "fewest_relevant": 1}] * 5 + [{"top_k": 10, "fewest_relevant": 20}]
+    (note,) = [note for note in results(*few).remarks()[1] if "cannot reach 1" in note]
+    assert "m2_metrics_2.json and 2 more: some query has only 1 relevant image," in note
 
 
 def test_groups_and_order_by_any_key(results) -> None:  # type: ignore[no-untyped-def]
@@ -313,7 +319,7 @@ def test_zero_with_unknown_truth_is_flagged_and_not_averaged(results) -> None:  
 
 def test_k_beyond_a_class_is_mentioned(results) -> None:  # type: ignore[no-untyped-def]
     found = results({"fewest_relevant": 8, "queries": 3})
-    assert "top_k=10 is more than the 8 relevant images" in found.remarks()[1][0]
+    assert "some query has only 8 relevant images, so precision@10" in found.remarks()[1][0]
 
 
 def test_scores_that_are_no_shares_are_flagged(results) -> None:  # type: ignore[no-untyped-def]

@@ -120,11 +120,14 @@ def _environment() -> Environment:
     return found
 
 
-_BREAKS = re.compile(r"(?<=\w{2}[_/-])(?=[^_/-]{2})|(?<=[a-z]{3})(?=[A-Z][a-z])")
+_BREAKS = re.compile(r"(?<=\w{2}[_/-])(?<!\d{6}-)(?=[^_/-]{2})|(?<=[a-z]{3})(?=[A-Z][a-z])")
 
 
 def breakable(name: str) -> Markup:
-    """The name as HTML that may be broken into lines after `_`, `-` and `/`, and in camelCase."""
+    """The name as HTML that may be broken into lines after `_`, `-` and `/`, and in camelCase.
+
+    The id of a run stays whole.
+    """
     parts = re.split(_BREAKS, str(name))
     return Markup("<wbr>").join(parts)
 

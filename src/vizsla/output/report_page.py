@@ -151,14 +151,14 @@ def _models(record: dict[str, Any]) -> dict[str, Any] | None:
         return None
     k = record.get("top_k")
     rows = [
-        [one["model_name"], f"{one['weight']:.3f}", one["chain"],
+        [one["model_name"], f"{one['weight']:.3f}",
          *("–" if one[key] is None else f"{one[key]:.3f}" for key in ("top_k_accuracy", "map")),
-         one["run"]]
+         one["chain"], one["run"]]
         for one in members
     ]  # fmt: skip
     chosen = " Weights were chosen on validation images." if fusion.get("chosen_on") else ""
     return {
-        "columns": ["model", "weight", "refinement", f"top-{k} accuracy", "mAP", "run"],
+        "columns": ["model", "weight", f"top-{k} accuracy", "mAP", "refinement", "run"],
         "rows": rows,
         "how": f"Their rankings are joined by {fusion.get('method')}.{chosen}",
     }

@@ -114,8 +114,13 @@ class Comparison(Shown):
         files: dict[tuple[bool, str], list[str]] = {}
         for flag in self.flags:  # one remark for all files that it is true of
             files.setdefault((flag.alarm, flag.text), []).append(", ".join(flag.sources))
-        alarms = [f"{_few(names)}: {text}" for (alarm, text), names in files.items() if alarm]
-        notes = [f"{_few(names)}: {text}" for (alarm, text), names in files.items() if not alarm]
+
+        def line(text: str, names: list[str]) -> str:
+            every = len(set(names)) == len(self.results) > 2
+            return f"{f'all {len(self.results)} results' if every else _few(names)}: {text}"
+
+        alarms = [line(text, names) for (alarm, text), names in files.items() if alarm]
+        notes = [line(text, names) for (alarm, text), names in files.items() if not alarm]
         return alarms, [*notes, *(f"{file} was skipped: {why}" for file, why in self.damaged)]
 
     def to_dict(self, by: Sequence[str] = GROUPS, *, sort: str | None = None) -> dict[str, Any]:
@@ -245,10 +250,8 @@ def _flags_of(result: Result) -> list[Flag]:
             flags.append(Flag((result.source,), f"{key} {score:g} is not between 0 and 1"))
     k, fewest = result.values["top_k"], result.values["fewest_relevant"]
     if k and fewest and k > fewest:
-        text = (
-            f"top_k={k} is more than the {fewest} relevant images that some query has: "
-            f"precision@{k} cannot reach 1"
-        )
+        images = "1 relevant image" if fewest == 1 else f"{fewest} relevant images"
+        text = f"some query has only {images}, so precision@{k} cannot reach 1"
         flags.append(Flag((result.source,), text, alarm=False))
     return flags
 
