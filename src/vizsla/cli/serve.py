@@ -34,7 +34,7 @@ class ServeOptions(GalleryOptions, Messages):
     )
     max_k: int = option(200, "Largest k of a search.", "Server", minimum=1)
     max_body: float = option(16.0, "Largest request in MiB.", "Server", minimum=0.001, rare=True)
-    title: str = option("", "The page's title.", "Server", shown="the source's name")
+    title: str = option("", "The page's title.", "Server", shown="the name of the data")
 
 
 @app.command(epilog="Example: vizsla serve runs/20260131-235959-0a1b --port 8000")

@@ -98,6 +98,8 @@ def prepared(source: GallerySource) -> Iterator[tuple[Engine, ServerState]]:
 
 
 def test_a_run_is_served_with_its_labels(home: Path) -> None:
+    assert GallerySource(home / RUN).name == "data"  # not its id
+    assert GallerySource(home / "gallery.index").name == "gallery.index"
     with prepared(GallerySource(home / RUN)) as (engine, _):
         (upload,) = engine.upload([(home / "data/test/gallery/g-green-0.png").read_bytes()])
         found = engine.answer(SearchRequest(query=(upload.name,), k=3)).results

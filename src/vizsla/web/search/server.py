@@ -36,7 +36,7 @@ from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
 from vizsla.run import config, finished_run, fused_runs
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index, read_manifest
-from vizsla.workspace import is_run
+from vizsla.workspace import is_run, open_run
 
 if TYPE_CHECKING:
     from vizsla.web.search.decoder import Decoder
@@ -61,6 +61,14 @@ class GallerySource:
 
     path: Path
     options: GalleryOptions = field(default_factory=GalleryOptions)
+
+    @property
+    def name(self) -> str:
+        """What is searched, for a title: of a run its data, else the folder."""
+        path = (
+            Path(open_run(self.path).config["options"]["data"]) if is_run(self.path) else self.path
+        )
+        return path.resolve().name
 
     @property
     def images(self) -> Path | None:
@@ -160,7 +168,7 @@ def serve(
             access=Access(
                 token_hash, change_hash, hosts if is_local and token_hash is None else None
             ),
-            title=title or f"Search {source.path.resolve().name}",
+            title=title or f"Search {source.name}",
             columns=source.options.show,
         )
         server = make_server(app)
