@@ -76,7 +76,7 @@ TRAINING = {
     "options": {"finetune": "str", "loss": "str"},
 }
 TRIAL = {
-    **dict.fromkeys(["top1", "map", "mean", "gain", "top1_change", "top1_error"], "float"),
+    **dict.fromkeys(["top1", "points", "map", "gain", "gain_error", "risk"], "float"),
     "verdict": "null|str",
     "refinement": "str",
     "uses": "str",

@@ -50,7 +50,7 @@ def test_rates_follow_what_validation_holds_out() -> None:
     seen = options.TuneConfig.from_options({"validate_on": "seen-classes"})
     assert (new.learning_rate, new.short_epochs) == (1e-4, 2.5)
     assert (seen.learning_rate, seen.short_epochs) == (2e-4, 0.0)
-    assert {f.name for f in fields(new)} >= {"share", "draws", "value"}
+    assert {f.name for f in fields(new)} >= {"share", "draws", "optimise"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,6 @@ def test_choices_are_those_that_the_library_knows() -> None:
     from vizsla.embed import compute, shards
     from vizsla.model import pooling, projection
     from vizsla.output import embedding_map, submission_formats
-    from vizsla.score import embedder_validation
     from vizsla.score import evaluate as scoring
     from vizsla.search import ann, chain, fusion
     from vizsla.train import augment, losses
@@ -88,7 +87,6 @@ def test_choices_are_those_that_the_library_knows() -> None:
         (options.TuneConfig, "miner"): losses.MINERS,
         (options.TuneConfig, "batches"): ["auto", *training_batches.ORDERS],
         (options.TuneConfig, "validate_on"): splits.KINDS,
-        (options.TuneConfig, "value"): embedder_validation.VALUES,
         (options.VectorFiles, "store"): shards.STORES,
         (embed.SubmissionOptions, "format"): submission_formats.FORMATS,
         (evaluate.EvaluateOptions, "missing_ranks"): scoring.MISSING_RANKS,

@@ -26,6 +26,12 @@ FINETUNES = ("none", "head", "last", "full", "lora")
 POOLINGS = ("gap", "gem", "max", "cls", "native")
 WHITENINGS = ("none", "plain", "shrunk")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OPTIMISED = {  # what validation compares: name → its values, 0…1
+    "mean": "the mean of top-1 and AP",
+    "points": "contest points over 1000",
+    "top-1": "top-1",
+    "map": "AP",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -552,12 +558,12 @@ class TuneConfig(TrainConfig):
     gallery_domain: str | None = option(
         None, "Domain of the validation gallery.", "Training", rare=True
     )
-    value: str = option(
-        "balanced",
-        "What decides between candidates: balanced (mean of AP and top-1), map, top1 or points.",
+    optimise: str = option(
+        "mean",
+        "What decides on validation, in training, re-ranking and fusion: mean (of top-1 and AP), "
+        "points, top-1 or map.",
         "Training",
-        choices=("balanced", "map", "top1", "points"),
-        rare=True,
+        choices=tuple(OPTIMISED),
     )
     draws: int = option(
         3, "Number of random draws of the validation queries.", "Training", rare=True
@@ -602,6 +608,10 @@ class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions):
         "Ranking",
     )
     validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking")
+    optimise: str = same(
+        TuneConfig, "optimise", group="Ranking",
+        help="What decides for --refine auto: mean (of top-1 and AP), points, top-1 or map.",
+    )  # fmt: skip
     device: str = same(ComputeChoice, "device", "cpu", usual=False)
 
 

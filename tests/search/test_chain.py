@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import numpy as np
@@ -50,6 +51,9 @@ def test_what_a_chain_uses_is_said() -> None:
         ("fly", "'fly' is not a step"),
         ("dba+", "'' is not a step"),
         ("kreciprocal+aqe", "kreciprocal gives the final order"),
+        ("keep", "keep comes once, after another step"),
+        ("aqe+keep+keep", "keep comes once, after another step"),
+        ("aqe+keep+dba", "keep gives the final order"),
         ("dba(m=3)", "no option 'm=3'; there are n=3, alpha=0"),
         ("dba(3)", "no option '3'"),
         ("dba(n=x)", "'x' is not int"),
@@ -126,3 +130,28 @@ def test_graphs_are_kept_in_a_folder(tmp_path) -> None:  # type: ignore[no-untyp
     assert len(list((tmp_path / "graphs").iterdir())) == 2
     again = rank_refined(queries, gallery, chain, graphs=GraphFolder(tmp_path / "graphs"))
     np.testing.assert_array_equal(first.positions, again.positions)
+
+
+@pytest.mark.parametrize("same_set", [False, True])
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_keep_changes_no_hit_among_the_first(n: int, same_set: bool) -> None:
+    """Each level holds the images of the plain ranking, in the order of the refined one."""
+    gallery = embedded(60, 1)
+    queries = gallery.subset(range(20)) if same_set else embedded(20, 2, "q")
+    plain = exact.rank(queries, gallery, 60 - same_set, same_set=same_set)
+    text = "dba(n=2)+kreciprocal(k1=7,weight=0)"
+    free = rank_refined(queries, gallery, parse_chain(text), 60 - same_set, same_set=same_set)
+    chain = parse_chain(f"{text}+keep(n={n})")
+    kept = rank_refined(queries, gallery, chain, 60 - same_set, same_set=same_set)
+    levels = [0, *(level for level in (1, 5, 10) if level < n), n, 60 - same_set]
+    for i in range(len(queries)):
+        refined = list(free.positions[i])
+        row: list[int] = []
+        for start, end in itertools.pairwise(levels):
+            inside = sorted(set(plain.positions[i, start:end]), key=refined.index)
+            row += inside
+        assert list(kept.positions[i]) == row
+    assert kept.scores is not None and (np.diff(kept.scores, axis=1) <= 0).all()
+    assert (kept.positions != free.positions).any()
+    short = rank_refined(queries, gallery, chain, 12, same_set=same_set)
+    assert (short.positions[:, :n] == kept.positions[:, :n]).all()

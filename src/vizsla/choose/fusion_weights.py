@@ -26,6 +26,7 @@ log = logging.getLogger("vizsla.choose")
 STEPS = 10  # of the weight between two models
 FACTORS = (0.0, 0.5, 2.0)  # of one weight among several
 ROUNDS = 3
+MAX_RISK = 0.5  # equal weights are no safer than others, as long as a gain is likelier than a loss
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def choose_weights(
     drawn: EmbeddedDraws,
     *,
     method: str = "zscore",
+    optimise: str = "mean",
 ) -> WeightsChoice:
-    """The weights with the highest mean of top-1 and mAP among those that keep top-1.
+    """The weights that are best by `optimise` among those that are safe (`Trial.is_safe`).
 
     models: the vectors of the images of `drawn` by each model; images that one of them lacks are
     left out. chains: how each one's ranking is refined. UsageError unless there is one for each.
@@ -62,12 +64,14 @@ def choose_weights(
     common = set(models[0].ids).intersection(*(m.ids for m in models[1:]))
     ids = [name for name in models[0].ids if name in common]
     images, share = drawn.images, drawn.relative_share
-    validation = validation_set(images, ids, drawn.draws, relative_share=share)
+    validation = validation_set(
+        images, ids, drawn.draws, relative_share=share, test_queries=drawn.test_queries
+    )
     rankings = [
         _rankings(model, ids, chain, validation)
         for model, chain in zip(models, chains, strict=True)
     ]
-    trials = Trials(validation)
+    trials = Trials(validation, optimise, MAX_RISK)
     weights_of: dict[str, list[float]] = {}
 
     def trial(weights: Sequence[float]) -> Trial:

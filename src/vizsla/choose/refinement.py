@@ -21,7 +21,17 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.options import TuneConfig
-from vizsla.search.chain import LEVELS, QUERIES, USES, Chain, Refiner, Step, check_uses
+from vizsla.search.chain import (
+    KEEP,
+    KEPT,
+    LEVELS,
+    QUERIES,
+    USES,
+    Chain,
+    Refiner,
+    Step,
+    check_uses,
+)
 
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
@@ -98,7 +108,10 @@ def choose_chain_on_images(
     drawn = embedded_draws(
         images, config, target, frozen=frozen, embed=embed, nearest_cosine=nearest_cosine
     )
-    return choose_chain(drawn.vectors, drawn.validation_set, uses=uses, progress=progress)
+    return choose_chain(
+        drawn.vectors, drawn.validation_set,
+        optimise=config.optimise, uses=uses, progress=progress,
+    )  # fmt: skip
 
 
 def choose_chain_on_embeddings(
@@ -107,6 +120,7 @@ def choose_chain_on_embeddings(
     gallery: Embeddings,
     *,
     validate_on: str,
+    optimise: str = "mean",
     uses: str = QUERIES,
     progress: Progress | None = None,
 ) -> RefinementChoice:
@@ -117,7 +131,7 @@ def choose_chain_on_embeddings(
     images = ImageSet(Path("the training embeddings"), training.ids, training.attributes)
     return choose_chain_on_images(
         images,
-        TuneConfig(validate_on=validate_on),
+        TuneConfig(validate_on=validate_on, optimise=optimise),
         Target(len(queries), len(gallery)),
         frozen=True,
         embed=lambda _: training,
@@ -131,20 +145,22 @@ def choose_chain(
     vectors: Embeddings,
     validation: ValidationSet,
     *,
+    optimise: str = "mean",
     uses: str = QUERIES,
     progress: Progress | None = None,
 ) -> RefinementChoice:
-    """The chain with the highest mean of top-1 and mAP among those that keep top-1.
+    """The chain that is best by `optimise` among those that are safe (`Trial.is_safe`).
 
     Tries single steps, then the best of each combined, then variations of the last step.
     uses: the most that the chain may use of the other test images.
     """
     check_uses(uses)
-    search = _Search(vectors.vectors, Trials(validation), LEVELS.index(uses), progress)
+    search = _Search(vectors.vectors, Trials(validation, optimise), LEVELS.index(uses), progress)
     search.best_of([Chain()])
     if uses != LEVELS[0]:
         search.try_combinations(search.best_single_steps())
-        search.vary_last_step(search.chains[search.trials.best().name])
+        search.vary_last_step(search.best_chain())
+        search.try_keeping(search.best_chain())
     search.report(ended=True)
     best = search.trials.best()
     choice = RefinementChoice(search.chains[best.name], search.trials.report(best.name))
@@ -163,6 +179,7 @@ class _Search:
         self, vectors: np.ndarray, trials: Trials, level: int, progress: Progress | None = None
     ) -> None:
         self.trials, self.level, self.progress = trials, level, progress
+        self.kept = 1 if trials.optimise == "top-1" else KEPT[-1]
         self.draws, per_class = trials.on.draws, trials.on.per_class
         self.refiners = [Refiner(vectors[d.query], vectors[d.gallery]) for d in self.draws]
         self.expansion_sizes = [n for n in (1, 3, 8) if n == 1 or n <= per_class]
@@ -170,7 +187,7 @@ class _Search:
         self.chains: dict[str, Chain] = {}
 
     def best_of(self, chains: Iterable[Chain]) -> Chain:
-        """The best allowed chain; one that costs too much only if all do."""
+        """The allowed chain with the highest value."""
         allowed = [c for c in chains if LEVELS.index(c.uses) <= self.level]
         for chain in allowed:
             if str(chain) not in self.trials.by_name:
@@ -178,11 +195,20 @@ class _Search:
                     refiner.top_k(chain, len(draw.gallery))[0]
                     for refiner, draw in zip(self.refiners, self.draws, strict=True)
                 ]
-                self.trials.add(str(chain), found, chain.uses)
+                self.trials.add(str(chain), found, chain.uses, cannot_lose=chain.keeps(self.kept))
                 self.chains[str(chain)] = chain
                 self.report()
         trials = [(self.trials.by_name[str(chain)], chain) for chain in allowed]
-        return max(trials, key=lambda pair: (not pair[0].costs_too_much, pair[0].value))[1]
+        return max(trials, key=lambda pair: pair[0].value)[1]
+
+    def best_chain(self) -> Chain:
+        """The chain with the highest value so far, safe or not."""
+        return self.chains[max(self.trials.by_name.values(), key=lambda trial: trial.value).name]
+
+    def try_keeping(self, chain: Chain) -> None:
+        """The same chain, after which the first ranks cannot lose."""
+        if chain.steps:
+            self.best_of([Chain((*chain.steps, Step.of(KEEP, n=n))) for n in KEPT])
 
     def report(self, *, ended: bool = False) -> None:
         """Reports progress; the total is an estimate, as later chains depend on earlier ones."""
@@ -192,7 +218,7 @@ class _Search:
         if self.level:
             weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
             sizes, ks = len(self.expansion_sizes), len(self.ks)
-            expected += 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10
+            expected += 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10 + len(KEPT)
         self.progress(expected if ended else min(len(self.chains), expected - 1), expected)
 
     def best_single_steps(self) -> dict[str, Step]:

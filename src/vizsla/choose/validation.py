@@ -5,6 +5,7 @@ as many of a class, since the best size of a neighbourhood depends on both. Neve
 """
 
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,20 @@ from vizsla.data.label_sets import share_a_label
 from vizsla.data.splits import Draw, Target, held_out
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
-from vizsla.options import TuneConfig
+from vizsla.options import OPTIMISED, TuneConfig
 from vizsla.score.calibration_draws import share_like
-from vizsla.score.metrics import average_precision
+from vizsla.score.metrics import average_precision, contest_points
 from vizsla.score.text_table import WIDTH, Table
 from vizsla.search import exact
 
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
-DRAWS, MORE_DRAWS = 5, 8  # for a frozen model; the second if the test part is small
-SMALL = 1_000  # images of a test part
+LARGE_DRAWS = 5  # of a test part of more than SMALL images
+DRAWS, MOST_DRAWS = 8, 24  # of a smaller one: the fewer its queries, the more draws
+SMALL = 1_000
 MOST_POOL = 20_000  # labelled images that are all embedded to find the queries' relatives
 SHOWN = 12  # rows of the table on the terminal and in the log
+MAX_RISK = 0.1  # of losing what is optimised on the test part
+REPLICATES = 1_000
 MOST_QUERIES, MOST_GALLERY = 1_000, 5_000  # of a draw: more would only take longer
 
 
@@ -46,13 +50,17 @@ def validation_draws(
         gallery=target.gallery and min(target.gallery, MOST_GALLERY),
     )
     if not frozen:
+        config = dataclasses.replace(config, draws=max(config.draws, DRAWS))
         return held_out(images, config, target).draws
     if config.validate_on == "seen-classes":
         target = dataclasses.replace(target, per_class=None)  # as many of a class as there are
     config = dataclasses.replace(config, share=share_like(images, target), draws=1)
     few = (target.queries or SMALL) + (target.gallery or 0) <= SMALL
+    wanted = 2 * len(images) // max(1, target.queries or len(images))  # each image queries twice
     draws = []
-    for i in range(MORE_DRAWS if few else DRAWS):  # other classes, or other images, each time
+    for i in range(
+        int(np.clip(wanted, DRAWS, MOST_DRAWS)) if few else LARGE_DRAWS
+    ):  # other classes, or other images, each time
         draws += held_out(images, dataclasses.replace(config, seed=config.seed + i), target).draws
     return draws
 
@@ -128,20 +136,22 @@ class EmbeddedDraws:
     """draws: of positions in `images`, the labelled images that have a vector.
 
     relative_share: of the queries whose nearest relative was put into the gallery; None if the
-    nearest cosine was not matched.
+    nearest cosine was not matched. test_queries: how many the test part has, if known.
     """
 
     images: ImageSet
     vectors: Embeddings
     draws: list[Draw]
     relative_share: float | None = None
+    test_queries: int | None = None
 
     @property
     def validation_set(self) -> "ValidationSet":
         """The draws as positions in the vectors."""
         return validation_set(
-            self.images, self.vectors.ids, self.draws, relative_share=self.relative_share
-        )
+            self.images, self.vectors.ids, self.draws,
+            relative_share=self.relative_share, test_queries=self.test_queries,
+        )  # fmt: skip
 
 
 def embedded_draws(
@@ -173,7 +183,7 @@ def embedded_draws(
         labels = np.array([str(label) for label in kept.labels or []])
         rows = vectors.vectors[[row_of[name] for name in kept.ids]]
         draws, share = match_nearest_cosine(draws, rows, labels, nearest_cosine, seed=config.seed)
-    return EmbeddedDraws(kept, vectors, draws, share)
+    return EmbeddedDraws(kept, vectors, draws, share, target.queries if target else None)
 
 
 def _moved(draw: Draw, ids: Sequence[str], place: dict[str, int]) -> Draw:
@@ -189,13 +199,14 @@ def _moved(draw: Draw, ids: Sequence[str], place: dict[str, int]) -> Draw:
 class ValidationSet:
     """labels: (N,) of the embeddings. draws: of positions in them. n_relevant: (Q,) of each draw.
 
-    relative_share: see `EmbeddedDraws`.
+    relative_share: see `EmbeddedDraws`. test_queries: how many the test part has, if known.
     """
 
     labels: np.ndarray
     draws: list[Draw]
     n_relevant: list[np.ndarray]
     relative_share: float | None = None
+    test_queries: int | None = None
 
     @property
     def per_class(self) -> float:
@@ -234,6 +245,7 @@ def validation_set(
     draws: Sequence[Draw],
     *,
     relative_share: float | None = None,
+    test_queries: int | None = None,
 ) -> ValidationSet:
     """The draws of `images` as positions in `ids`, those of the embeddings.
 
@@ -257,75 +269,146 @@ def validation_set(
             "none of the images held out for validation has another one of its class in the "
             "gallery: give more labelled images"
         )
-    return ValidationSet(labels, kept, counts, relative_share)
+    return ValidationSet(labels, kept, counts, relative_share, test_queries)
 
 
 # ── what is tried ────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
-    """One candidate's means over the validation queries.
+    """One candidate's values on the validation queries, means over their draws.
 
-    change: of top-1 against the baseline. error: the standard error of that change, by query.
+    top1_values, points_values, ap_values: (Q,), all 0…1 (contest points over 1000). optimise: what
+    decides, see OPTIMISED. baseline: the trial that it is compared with, None for that one itself.
+    test_queries: how many queries the test part has. cannot_lose: points and top-1 stay as they
+    are, whatever the queries. max_risk: with which it is still safe.
     """
 
     name: str
-    top1: float
-    map: float
-    change: float = 0.0
-    error: float = 0.0
+    top1_values: np.ndarray
+    points_values: np.ndarray
+    ap_values: np.ndarray
+    optimise: str = "mean"
+    baseline: "Trial | None" = None
+    test_queries: int | None = None
     uses: str = ""
+    cannot_lose: bool = False
+    max_risk: float = MAX_RISK
+
+    @property
+    def top1(self) -> float:
+        """The mean top-1."""
+        return float(self.top1_values.mean())
+
+    @property
+    def map(self) -> float:
+        """The mean AP."""
+        return float(self.ap_values.mean())
+
+    @property
+    def points(self) -> float:
+        """Contest points, 0…1000."""
+        return 1000 * float(self.points_values.mean())
+
+    @property
+    def values(self) -> np.ndarray:
+        """(Q,) what is maximised."""
+        of = {"points": self.points_values, "top-1": self.top1_values, "map": self.ap_values}
+        return of.get(self.optimise, (self.top1_values + self.ap_values) / 2)
 
     @property
     def value(self) -> float:
-        """What is maximised: the mean of top-1 and mAP."""
-        return (self.top1 + self.map) / 2
+        """The mean of what is maximised."""
+        return float(self.values.mean())
 
     @property
-    def costs_too_much(self) -> bool:
-        """Whether it loses more top-1 than one standard error. One of several queries never is."""
-        return self.change < -self.error * (1 + 1e-6)
+    def gain(self) -> float:
+        """What `value` gains over the baseline."""
+        return self.value - self.baseline.value if self.baseline else 0.0
+
+    @property
+    def error(self) -> float:
+        """The standard error of the gain, by query; 0 for a single query."""
+        if self.baseline is None or len(self.values) < 2:
+            return 0.0
+        changes = self.values - self.baseline.values
+        return float(changes.std(ddof=1) / len(changes) ** 0.5)
+
+    @functools.cached_property
+    def risk(self) -> float:
+        """The probability that a test part of so many queries loses points against the baseline;
+        if top-1 or AP is optimised, that it loses in that."""
+        if self.baseline is None or (self.cannot_lose and self.optimise != "map"):
+            return 0.0
+        values = {"map": (self.ap_values, self.baseline.ap_values),
+                  "top-1": (self.top1_values, self.baseline.top1_values)}  # fmt: skip
+        ours, before = values.get(self.optimise, (self.points_values, self.baseline.points_values))
+        return probability_of_loss(ours - before, self.test_queries or len(ours))
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether it gains more than one standard error, and is not likely to lose."""
+        return self.baseline is None or (self.gain > self.error and self.risk <= self.max_risk)
+
+
+def probability_of_loss(changes: np.ndarray, queries: int) -> float:
+    """How likely the sum of the changes of `queries` other queries is below zero.
+
+    changes: (N,) seen on validation, -1…1. By the Bayesian bootstrap (Rubin, 1981), with one query
+    more that loses all: where none of N was seen to lose, a loss in 1 of N + 1 is still expected.
+    """
+    values, counts = np.unique(np.append(changes, -1.0).round(6), return_counts=True)
+    rng = np.random.default_rng((len(changes), 61))
+    shares = rng.dirichlet(counts, REPLICATES)  # (R, V)
+    sums = rng.multinomial(queries, shares) @ values
+    return float((sums < -1e-9).mean())
 
 
 class Trials:
     """Scores candidates on a validation set and keeps the results; the first is the baseline."""
 
-    def __init__(self, on: ValidationSet) -> None:
-        self.on = on
+    def __init__(
+        self, on: ValidationSet, optimise: str = "mean", max_risk: float = MAX_RISK
+    ) -> None:
+        self.on, self.optimise, self.max_risk = on, optimise, max_risk
         self.by_name: dict[str, Trial] = {}
-        self._baseline: np.ndarray | None = None
 
-    def add(self, name: str, positions: Sequence[np.ndarray], uses: str = "") -> Trial:
+    def add(
+        self,
+        name: str,
+        positions: Sequence[np.ndarray],
+        uses: str = "",
+        *,
+        cannot_lose: bool = False,
+    ) -> Trial:
         """positions: for each draw (Q, G), its gallery best first, as positions in that gallery."""
-        top1, ap = self._by_query(positions)
-        if self._baseline is None:
-            self._baseline = top1
-        change = top1 - self._baseline
-        error = float(change.std(ddof=1) / len(change) ** 0.5) if len(change) > 1 else 0.0
-        means = float(top1.mean()), float(ap.mean()), float(change.mean())
-        self.by_name[name] = Trial(name, *means, error, uses)
+        baseline = next(iter(self.by_name.values()), None)
+        top1, points, ap = self._by_query(positions)
+        self.by_name[name] = Trial(
+            name, top1, points, ap, self.optimise, baseline, self.on.test_queries, uses,
+            cannot_lose, self.max_risk,
+        )  # fmt: skip
         return self.by_name[name]
 
-    def _by_query(self, positions: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Top-1 and AP of each different query, the mean over its draws."""
+    def _by_query(self, positions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Top-1, points and AP of each different query, the mean over its draws."""
         labels = self.on.labels
         queries, values = [], []
         for draw, n, found in zip(self.on.draws, self.on.n_relevant, positions, strict=True):
             same = share_a_label(labels[draw.query].tolist(), labels[draw.gallery].tolist())
             hits = np.take_along_axis(same, found, axis=1)  # (Q, G)
-            values.append(np.stack([hits[:, 0].astype(float), average_precision(hits, n)]))
+            points = contest_points(hits) / 1000
+            values.append(np.stack([hits[:, 0].astype(float), points, average_precision(hits, n)]))
             queries.append(draw.query)
         codes = np.unique(np.concatenate(queries), return_inverse=True)[1]
-        both = np.concatenate(values, axis=1)  # (2, queries of all draws)
-        top1, ap = (np.bincount(codes, row) / np.bincount(codes) for row in both)
-        return top1, ap
+        joint = np.concatenate(values, axis=1)  # (3, queries of all draws)
+        return [np.bincount(codes, row) / np.bincount(codes) for row in joint]
 
     def best(self) -> Trial:
-        """The highest value among those that do not cost too much; the baseline never does."""
-        baseline, *others = self.by_name.values()
-        allowed = [trial for trial in others if not trial.costs_too_much]
-        return max([baseline, *allowed], key=lambda trial: trial.value)
+        """The highest value among those that are safe; the baseline always is."""
+        by_value = sorted(self.by_name.values(), key=lambda trial: -trial.value)
+        return next(trial for trial in by_value if trial.is_safe)
 
     def report(self, kept: str) -> "TrialReport":
         """All trials, and the one that was kept."""
@@ -355,34 +438,38 @@ class TrialReport:
 
         what: the name of the candidates' column. shown: how many rows at least; None: all.
         """
-        baseline = self.trials[0]
         ordered = sorted(self.trials, key=lambda trial: -trial.value)
         best = ordered if shown is None else ordered[:shown]
         best_of_kind = {t.name.split("(")[0]: t for t in reversed(ordered) if "+" not in t.name}
-        wanted = {t.name for t in [*best, *best_of_kind.values(), baseline, self.chosen]}
-        columns = ["", what, "top-1", "mAP", "mean", "gain", "top-1 change", "± error", "uses"]
+        wanted = {t.name for t in [*best, *best_of_kind.values(), self.trials[0], self.chosen]}
+        columns = ["", what, "top-1", "points", "mAP", "gain", "± error", "risk", "uses"]
         rows: list[list[Any]] = [
             [
-                "kept" if t is self.chosen else "rejected" if t.costs_too_much else "",
-                t.name,
-                *(round(v, 4) for v in (t.top1, t.map, t.value, t.value - baseline.value)),
-                round(t.change, 4),
-                round(t.error, 4),
-                t.uses,
+                "kept" if t is self.chosen else "" if t.is_safe else "rejected",
+                t.name, round(t.top1, 4), round(t.points, 1), round(t.map, 4), round(t.gain, 4),
+                round(t.error, 4), round(t.risk, 3), t.uses,
             ]
             for t in ordered
             if t.name in wanted
-        ]
+        ]  # fmt: skip
         return Table(columns, rows)
 
     def lines(self, what: str) -> list[str]:
         """The first rows of the table and how to read it, for a terminal."""
-        table = self.table(what, SHOWN).select(["", "top-1", "mAP", "gain", "uses", what])
+        table = self.table(what, SHOWN)
+        table = table.select(["", "top-1", "points", "mAP", "gain", "risk", what])
         rows = [[*row[:-1], row[-1].replace("+", " + ").replace(",", ", ")] for row in table.rows]
         table = Table(table.columns, rows)  # with spaces, where long chains fold
-        notes = "gain: of the mean of top-1 and mAP"
+        at_risk = {"map": "AP", "top-1": "top-1"}.get(self.chosen.optimise, "points")
+        notes = (
+            f"gain: of {OPTIMISED[self.chosen.optimise]}; risk: the probability that the test part "
+            f"loses {at_risk}"
+        )
         if any(row[0] == "rejected" for row in rows):
-            notes += "; rejected: loses more top-1 than one standard error"
+            notes += (
+                "; rejected: gains no more than one standard error, or has a risk above "
+                f"{self.chosen.max_risk:g}"
+            )
         return [
             *textwrap.wrap(f"{what} chosen on {self.tried_on}:", WIDTH),
             *table.lines(WIDTH, keep=table.columns, whole=("",)),
@@ -391,8 +478,7 @@ class TrialReport:
 
     def record(self, what: str) -> dict[str, Any]:
         """For the result file: on what it was chosen, and each candidate's gain."""
-        keys = {"": "verdict", "top-1": "top1", "mAP": "map", "top-1 change": "top1_change",
-                "± error": "top1_error"}  # fmt: skip
+        keys = {"": "verdict", "top-1": "top1", "mAP": "map", "± error": "gain_error"}
         rows = [
             {keys.get(name, name): None if value == "" else value for name, value in row.items()}
             for row in self.table(what).records()

@@ -225,7 +225,8 @@ def _chosen_weights(
     drawn = _validation(members, progress)
     others = [m.embed(drawn.images, "validation-fusion", progress) for m in members[1:]]
     chains = [member.chain for member in members]
-    return choose_weights([drawn.vectors, *others], chains, drawn, method=method)
+    optimise = members[0].config.training.optimise
+    return choose_weights([drawn.vectors, *others], chains, drawn, method=method, optimise=optimise)
 
 
 def _validation(members: Sequence[Member], progress: Progress | None) -> EmbeddedDraws:
@@ -280,10 +281,11 @@ def _concatenated(
         if fusion.refine == AUTO:
             drawn = _validation(members, progress)
             validation = validation_set(
-                drawn.images, training.ids, drawn.draws, relative_share=drawn.relative_share
-            )
+                drawn.images, training.ids, drawn.draws,
+                relative_share=drawn.relative_share, test_queries=drawn.test_queries,
+            )  # fmt: skip
             choice = choose_chain(
-                training, validation, uses=fusion.refine_uses,
+                training, validation, optimise=config.training.optimise, uses=fusion.refine_uses,
                 progress=progress and (lambda done, total: progress(STAGE, done, total)),
             )  # fmt: skip
     chain = choice.chain if choice else parse_chain(fusion.refine)

@@ -79,6 +79,7 @@ def search_gallery(
     )
     chain, choice = chain_of(
         options.refine, options.refine_uses, options.learn_on, options.validate_on,
+        optimise=options.optimise,
         queries=query_set, gallery=lambda: vectors_of(found, where), progress=progress,
     )  # fmt: skip
     k, same_set = options.top_k, options.same_set
@@ -225,6 +226,7 @@ def chain_of(
     learn_on: Path | None,
     validate_on: str | None,
     *,
+    optimise: str = "mean",
     queries: Embeddings,
     gallery: Callable[[], Embeddings],
     progress: Report | None,
@@ -242,7 +244,8 @@ def chain_of(
     training = Embeddings.open(learn_on)
     require_comparable(queries.model_id, training.model_id, queries.dim, training.dim)
     choice = choose_chain_on_embeddings(
-        training, queries, gallery(), validate_on=validate_on or "new-classes", uses=uses,
+        training, queries, gallery(), validate_on=validate_on or "new-classes",
+        optimise=optimise, uses=uses,
         progress=progress and partial(progress, STAGE),
     )  # fmt: skip
     return choice.chain, choice

@@ -31,7 +31,7 @@ from vizsla.workspace import Messages, Run, create_run, log_to, open_run
 log = logging.getLogger("vizsla.run")
 
 VALIDATING = (  # these also work without training
-    "validate_on", "split_by", "query_domain", "gallery_domain"
+    "validate_on", "optimise", "split_by", "query_domain", "gallery_domain"
 )  # fmt: skip
 
 

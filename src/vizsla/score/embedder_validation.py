@@ -17,6 +17,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.validation_tensors import ValidationImages
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.options import OPTIMISED
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search import exact
@@ -25,9 +26,6 @@ log = logging.getLogger("vizsla.train")
 
 PROMPT = "a photo of a {}"
 MAX_TEXTS = 1000  # labels that are encoded for every candidate
-# The mean of whether the first image is right and of how all images are ranked.
-BALANCED = "balanced"
-VALUES = {BALANCED: "mean of AP and top-1", "map": "AP", "top1": "top-1", "points": "points/1000"}
 KEYS = {"map": "map", "top1": "top_k_accuracy@1", "points": "contest_points"}
 
 
@@ -43,12 +41,12 @@ class Validation:
         split: Split,
         compute: Compute,
         *,
-        value: str = BALANCED,
+        optimise: str = "mean",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if value not in VALUES:
-            raise UsageError(f"validate by {value!r}: choose one of {', '.join(VALUES)}")
-        self.value, self.compute = value, compute
+        if optimise not in OPTIMISED:
+            raise UsageError(f"optimise {optimise!r}: choose one of {', '.join(OPTIMISED)}")
+        self.optimise, self.compute = optimise, compute
         positions = split.held_out
         place_of = {int(p): i for i, p in enumerate(positions)}
         self.images = images.subset(positions)
@@ -78,20 +76,21 @@ class Validation:
         self.means = {key: float(values.mean()) for key, values in sums.items()}
         if embedder.reads_text:
             self.means |= self._text_score(embedder, vectors)
-        if self.value == BALANCED:
+        if self.optimise == "mean":
             return (sums["map"] + sums["top1"]) / 2
-        return sums[self.value]
+        values = sums[self.optimise.replace("-", "")]
+        return values / 1000 if self.optimise == "points" else values
 
     @property
     def chance(self) -> float:
         """The value of a random ranking, nearly: the share of relevant gallery images, which is its
-        top-1; of points, that share of them."""
+        top-1 and nearly its mean of contest points over 1000."""
         labels = np.array(self.labels)
         shares = [
             share_a_label(labels[query].tolist(), labels[gallery].tolist()).mean(axis=1)
             for query, gallery in self.draws
         ]
-        return float(np.concatenate(shares).mean()) * (1000 if self.value == "points" else 1)
+        return float(np.concatenate(shares).mean())
 
     def _text_score(self, embedder: Embedder, vectors: np.ndarray) -> dict[str, float]:
         """The share of the images to which the sentence about their own label is nearest."""

@@ -23,14 +23,18 @@ USES = {
 }
 LEVELS = list(USES)
 
-# name → its options with their defaults. `dba` and `aqe` change vectors, the others end a chain.
+# name → its options with their defaults. `dba` and `aqe` change vectors, the next ones rank; `keep`
+# limits what the steps before it change.
 STEPS: dict[str, dict[str, int | float | bool]] = {
     "dba": {"n": 3, "alpha": 0.0},
     "aqe": {"n": 3, "alpha": 0.0},
     "kreciprocal": {"k1": 20, "k2": 6, "weight": 0.3, "together": True, "program": True},
     "diffusion": {"k": 20, "seeds": 5, "alpha": 0.9, "gamma": 3.0, "weight": 0.1},
+    "keep": {"n": 10},
 }
-EXPAND = ("dba", "aqe")
+EXPAND, KEEP = ("dba", "aqe"), "keep"
+KEEP_DEPTH = 1_000  # how deep the steps before it rank
+KEPT = (1, 5, 10)  # contest points ask whether any of so many first images is right
 _STEP = re.compile(r"\s*([a-zA-Z]+)\s*(?:\(([^()]*)\))?\s*")
 
 
@@ -72,6 +76,11 @@ class Chain:
         """Which other test images it uses, one of LEVELS."""
         return max((step.uses for step in self.steps), key=LEVELS.index, default=NOTHING)
 
+    def keeps(self, n: int) -> bool:
+        """Whether the first n images, and so top-1 and contest points for n = 10, cannot change."""
+        last = self.steps[-1] if self.steps else None
+        return last is None or (last.name == KEEP and last["n"] >= n)
+
     @property
     def words(self) -> str:
         """`uses` in words."""
@@ -91,12 +100,15 @@ def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
     if text.strip() in ("", "none"):
         return Chain()
     steps = tuple(_parse_step(part, text) for part in text.split("+"))
-    for step in steps[:-1]:
+    ranking = steps[:-1] if steps[-1].name == KEEP else steps
+    for step in ranking[:-1]:
         if step.name not in EXPAND:
             raise UsageError(
                 f"--refine {text!r}: {step.name} gives the final order, so it must be last; "
-                f"only {' and '.join(EXPAND)} may come before it"
+                f"only {' and '.join(EXPAND)} may come before it, and {KEEP} after it"
             )
+    if not ranking or ranking[-1].name == KEEP:
+        raise UsageError(f"--refine {text!r}: {KEEP} comes once, after another step")
     chain = Chain(steps)
     if LEVELS.index(chain.uses) > LEVELS.index(uses):
         raise UsageError(
@@ -169,6 +181,11 @@ def _check(step: Step, text: str) -> None:
 
 def _option_text(value: int | float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+
+def _levels(n: int) -> list[int]:
+    """The numbers of first images that `keep(n)` keeps together: those of KEPT below n, and n."""
+    return [*(k for k in KEPT if k < n), n]
 
 
 # ── applying ─────────────────────────────────────────────────────────────────────────────────────
@@ -251,6 +268,12 @@ class Refiner:
     def top_k(self, chain: Chain, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions (Q, k) and scores (Q, k) by the chain, best first."""
         last = chain.steps[-1] if chain.steps else None
+        if last is not None and last.name == KEEP:
+            depth = min(max(k, KEEP_DEPTH), len(self.vectors(())[1]))  # the same order at any k
+            found = self.top_k(Chain(chain.steps[:-1]), depth)
+            first = self._plain(last["n"])
+            positions, scores = refine.with_first_kept(*found, first, _levels(last["n"]))
+            return positions[:, :k], scores[:, :k]
         if last is None or last.name in EXPAND:
             queries, gallery = self.vectors(chain.steps)
             return exact.top_k(queries, gallery, k, device=self.device)
@@ -267,6 +290,13 @@ class Refiner:
             queries, gallery, self.graph(before, options["k"]),
             **options, self_at=self.self_at, depth=k, device=self.device,
         )  # fmt: skip
+
+    def _plain(self, n: int) -> np.ndarray:
+        """(Q, n) positions by cosine alone; the query's own image is not among them."""
+        queries, gallery = self.vectors(())
+        own = self.self_at is not None
+        found = exact.top_k(queries, gallery, min(n + own, len(gallery)), device=self.device)
+        return without_self(*found, self.self_at, n)[0] if self.self_at is not None else found[0]
 
     def _neighbourhoods(
         self, before: tuple[Step, ...], options: dict[str, Any]

@@ -4,7 +4,7 @@ Uses the gallery's neighbour graph, and no labels. Everything is sparse: memory 
 neighbours, never with images × images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,40 @@ def _weighted_sum(
         lost = length[:, 0] < 1e-9  # cancelled out: keep the vector
         out[part] = np.where(lost[:, None], vectors[part], summed / np.maximum(length, 1e-9))
     return out
+
+
+# ── keeping the first ranks ───────────────────────────────────────────────────────────────────────
+
+
+def with_first_kept(
+    positions: np.ndarray, scores: np.ndarray, first: np.ndarray, levels: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A ranking (Q, K) in which the first l images of another stay the first l, for each level l.
+
+    first: (Q, n) positions, best first. So top-l accuracy is that of `first`; between two levels,
+    and after the last, the order is that of `positions`. Where an image moves up, it gets the score
+    of those after it, so that scores never rise along a row.
+    """
+    Q, K = positions.shape
+    there = np.full((Q, K), len(levels))  # the level that an image belongs to
+    extra, extra_level = [], []
+    for column in range(first.shape[1]):
+        level = int(np.searchsorted(levels, column + 1))
+        same = positions == first[:, column, None]
+        there[same] = level
+        missing = ~same.any(axis=1)
+        extra.append(np.where(missing, first[:, column], -1))
+        extra_level.append(np.where(missing, level, len(levels) + 1))  # last where it is there
+    everything = np.concatenate([positions, np.stack(extra, 1)], axis=1)
+    level_of = np.concatenate([there, np.stack(extra_level, 1)], axis=1)
+    order = np.argsort(level_of, axis=1, kind="stable")[:, :K]
+    padded = np.concatenate([scores, np.full((Q, first.shape[1]), -np.inf)], axis=1)
+    found = np.take_along_axis(padded, order, axis=1)
+    found = np.maximum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
+    lowest = np.broadcast_to(scores[:, -1:], found.shape)
+    return np.take_along_axis(everything, order, axis=1), np.where(
+        np.isfinite(found), found, lowest
+    )
 
 
 # ── k-reciprocal re-ranking ──────────────────────────────────────────────────────────────────────

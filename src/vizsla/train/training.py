@@ -98,7 +98,7 @@ def fine_tune(
         images,
         parts,
         inference,
-        value=config.value,
+        optimise=config.optimise,
         max_pixels=config.max_pixels,
     )
     result = train(
