@@ -372,8 +372,15 @@ class Conditions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice):
+class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice, Accepting):
     """The options of `vizsla serve` that say what is searched, and with which model."""
+
+    accept: float | str | None = same(
+        Accepting, "accept",
+        help="Grey out results that are not right with this probability, such as 0.95, by the "
+        "calibration of the run that is served; or by a FILE, or FILE@0.9.",
+        shown="no decisions", usual=False,
+    )  # fmt: skip
 
     model: str | None = same(  # type: ignore[assignment]
         ModelChoice, "model", None,
@@ -594,8 +601,14 @@ class TuneConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(ModelChoice, RankingOptions, OneSet, Conditions):
+class SearchOptions(ModelChoice, RankingOptions, Accepting, OneSet, Conditions):
     """How a gallery is searched."""
+
+    accept: float | str | None = same(
+        Accepting, "accept",
+        help="Accept only matches that are right with this probability, such as 0.95, by the "
+        "calibration of the run that is searched; or by a FILE, or FILE@0.9.",
+    )  # fmt: skip
 
     top_k: int | None = same(
         RunOptions, "top_k", None, help="Images per query.", shown="10, or all if there are fewer"

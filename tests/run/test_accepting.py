@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import vizsla
 from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.errors import DataError, UsageError
@@ -182,3 +183,30 @@ def test_a_ranking_is_cut_to_what_is_accepted(accepted: RunResult) -> None:
     with pytest.raises(DataError, match="accepted has shape"):
         dataclasses.replace(ranking, accepted=np.zeros(3, int))
     assert storage.read_sealed_table(accepted.run.folder / "ranking.parquet").num_columns == 6
+
+
+def test_a_run_is_searched_with_its_decisions(accepted: RunResult, home: Path) -> None:
+    run = accepted.run.folder
+    answered = accepted.ranking.accepted
+    assert answered is not None
+    known, absent = (
+        home / "data/test/query" / accepted.ranking.queries[i]
+        for i in (answered.argmax(), answered.argmin())
+    )
+    label = known.name[:2]
+    words = ["search", str(run), str(known), str(absent), "-k", "4", "--accept", "0.7"]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    found = list(json.loads(done.stdout)["rankings"].values())
+    hits = next(row for row in found if row[0]["id"].startswith(label))
+    assert hits[0]["accepted"] and hits[0]["probability"] > hits[-1]["probability"]
+    table = CliRunner().invoke(app, words).output
+    assert "── accepted up to here ──" in table and f" %  {label}" in table
+    hits = vizsla.search(run, home / "data/test/query", accept=f"{run}@0.7", top_k=4)
+    assert hits.accepted is not None and 0 < (hits.accepted > 0).mean() < 1
+    strict = CliRunner().invoke(app, [*words[:-1], "0.9999"])
+    assert strict.output.count("── none of these is accepted ──") == 2
+    with pytest.raises(DataError, match="refined by aqe"):
+        vizsla.search(run, known, accept=0.7, refine="aqe", top_k=4)
+    with pytest.raises(UsageError, match="needs a calibration for this gallery"):
+        vizsla.search(run / "embeddings/gallery", known, accept=0.7)

@@ -135,5 +135,6 @@ def test_rankings_without_scores_cannot_be_learned_from() -> None:
 
 
 def test_probabilities_in_words() -> None:
-    words = [in_words(p) for p in (0.97, 0.9, 0.6, 0.3, 0.01)]
-    assert words == ["very likely", "likely", "perhaps", "unlikely", "very unlikely"]
+    assert in_words(0.974) == "very likely the same (97 %)"
+    assert in_words(0.5) == "perhaps the same (50 %)"
+    assert in_words(0.0) == "very likely another (0 %)"

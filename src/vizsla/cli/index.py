@@ -353,20 +353,30 @@ def _print_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) ->
 
 
 def _listed(ranking: "Ranking") -> dict[str, list[dict[str, Any]]]:
-    """Query → its gallery images, best first."""
+    """Query → its gallery images, best first; with probability and decision, where there are."""
     assert ranking.scores is not None
-    return {
-        query: [
-            {"id": ranking.gallery[at], "score": float(score)}
-            for at, score in zip(ranking.positions[i], ranking.scores[i], strict=True)
-            if at >= 0
-        ]
-        for i, query in enumerate(ranking.queries)
-    }
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for i, query in enumerate(ranking.queries):
+        listed[query] = row = []
+        for j in range(int(ranking.lengths[i])):
+            name, score = ranking.gallery[ranking.positions[i, j]], float(ranking.scores[i, j])
+            row.append({"id": name, "score": score})
+            if ranking.accepted is not None and ranking.probability is not None:
+                row[-1]["probability"] = float(ranking.probability[i, j])
+                row[-1]["accepted"] = j < int(ranking.accepted[i])
+    return listed
 
 
 def _print_ranking(ranking: "Ranking") -> None:
     for query, row in _listed(ranking).items():
         typer.echo(query)
+        decided, open_list = ranking.accepted is not None, True
         for rank, found in enumerate(row, 1):
-            typer.echo(f"{rank:>5}  {found['score']:.4f}  {found['id']}")
+            chance = ""
+            if decided:
+                chance = f"{100 * found['probability']:>3.0f} %  "
+                if open_list and not found["accepted"]:
+                    open_list = False
+                    none = "none of these is accepted" if rank == 1 else "accepted up to here"
+                    typer.echo(f"       ── {none} ──")
+            typer.echo(f"{rank:>5}  {found['score']:.4f}  {chance}{found['id']}")

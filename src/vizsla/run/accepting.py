@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vizsla.data.absent_classes import draws_with_absent_classes
 from vizsla.data.data_folders import DataFolders
@@ -58,11 +59,14 @@ class Accept:
             )
         return Accept(number, file)
 
-    def load(self, run: str | Path | None = None) -> Calibration:
-        """The saved calibration; without a file that of the run, which a number is asked of."""
+    def load(self, run: Any = None) -> Calibration:
+        """The saved calibration; without a file that of the run, which a number is asked of.
+
+        run: its folder; anything else has no calibration. UsageError, DataError: there is none.
+        """
         file = self.file
         if file is None:
-            if run is None or not is_run(run):
+            if not isinstance(run, str | Path) or not is_run(run):
                 raise UsageError(
                     f"--accept {self.sure:g} needs a calibration for this gallery: give its file, "
                     f"as in --accept runs/ID@{self.sure:g}; `vizsla run --accept {self.sure:g}` or "

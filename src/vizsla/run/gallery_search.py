@@ -22,6 +22,7 @@ from vizsla.model.hub import require_weights
 from vizsla.model.open_model import is_chosen, load_embedder, recorded_embedder
 from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
 from vizsla.progress import LOADING, Report, waiting
+from vizsla.run.accepting import Accept
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
 from vizsla.search.filters import Filter
@@ -62,6 +63,9 @@ def search_gallery(
     """
     condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
+    calibration = None
+    if options.accept is not None:
+        calibration = Accept.parse(options.accept).load(gallery)
     if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
         if members := open_run(gallery).config.get("members"):
             raise UsageError(
@@ -92,6 +96,8 @@ def search_gallery(
         )  # fmt: skip
     else:
         ranking = found.search(query_set, max(k, 1), condition, same_set=same_set)
+    if calibration is not None:
+        ranking = calibration.decide(ranking)
     fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))
     if condition is not None and fewest < k:
         log.info("%d results, not %d: no more images meet the filter", fewest, k)

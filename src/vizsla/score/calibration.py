@@ -31,8 +31,10 @@ FORM = "calibration/1"
 DEPTH = 100  # ranks of each query that are learned from
 SURE = 0.95  # the default precision
 SURES = (0.5, 0.8, 0.9, 0.95, 0.99)  # rows of the table
-WORDS = ((0.95, "very likely"), (0.8, "likely"), (0.5, "perhaps"), (0.2, "unlikely"))
-UNLIKELY = "very unlikely"
+WORDS = (
+    (0.95, "very likely the same"), (0.8, "likely the same"), (0.5, "perhaps the same"),
+    (0.2, "perhaps another"), (0.05, "likely another"), (0.0, "very likely another"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,7 +85,7 @@ class Calibration(Shown):
         """
         if ranking.scores is None:
             raise DataError("the ranking holds no scores: a cut-off on scores needs them")
-        require_same_scores(self.made_by, ranking)
+        self.require_scores_of(ranking.origin)
         level = self.cutoff
         score = np.inf if level is None else level.score
         accepted = (ranking.scores >= score).sum(axis=1)
@@ -94,6 +96,15 @@ class Calibration(Shown):
             probability=self.probability(ranking.scores),
             origin={**ranking.origin, "accept": about},
         )
+
+    def require_scores_of(self, origin: Mapping[str, Any]) -> None:
+        """DataError if rankings of this origin have scores of another kind."""
+        own = made_by(origin)
+        if own != self.made_by:
+            raise DataError(
+                f"the calibration is for scores of {_in_words(self.made_by)}, this ranking is of "
+                f"{_in_words(own)}: learn one for it (run --accept 0.95, or evaluate --calibrate)"
+            )
 
     # ── for people and files ──
 
@@ -257,16 +268,6 @@ def made_by(origin: Mapping[str, Any]) -> dict[str, Any]:
     return {"model_id": origin.get("model_id"), "refine": refine}
 
 
-def require_same_scores(known: Mapping[str, Any], ranking: Ranking) -> None:
-    """DataError if the ranking's scores are of another kind than those that were learned from."""
-    own = made_by(ranking.origin)
-    if own != known:
-        raise DataError(
-            f"the calibration is for scores of {_in_words(known)}, this ranking is of "
-            f"{_in_words(own)}: learn one for it (run --accept 0.95, or evaluate --calibrate)"
-        )
-
-
 def _in_words(source: Mapping[str, Any]) -> str:
     if "of" in source:
         parts = " and ".join(_in_words(part) for part in source["of"])
@@ -278,5 +279,6 @@ def _in_words(source: Mapping[str, Any]) -> str:
 
 
 def in_words(probability: float) -> str:
-    """`very likely`, …: how probable it is that a match is right."""
-    return next((words for least, words in WORDS if probability >= least), UNLIKELY)
+    """`very likely the same (97 %)`: how probable it is that a match is right."""
+    words = next(words for least, words in WORDS if probability >= least)
+    return f"{words} ({100 * probability:.0f} %)"

@@ -144,6 +144,8 @@ def search_answer(answer: Answer) -> SearchAnswer:
             score=found.score,
             label=found.label,
             attributes=found.attributes,
+            probability=found.probability,
+            accepted=found.accepted,
             image=f"images/{quoted_path(found.id)}",
             thumb=f"images/{quoted_path(found.id)}/thumb",
         )

@@ -1,5 +1,6 @@
 """The search server's API in Python. Knows HTTP and JSON; loads no model."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from vizsla.errors import DataError, UsageError, VizslaError
 
 @dataclass(frozen=True)
 class Hit:
-    """One result of a search."""
+    """One result of a search. probability, accepted: None unless the server has --accept."""
 
     id: str
     score: float
     label: Any
     attributes: dict[str, Any]
+    probability: float | None = None
+    accepted: bool | None = None
 
 
 class SearchClient:
@@ -49,7 +52,7 @@ class SearchClient:
         files = [] if image is None else [("image", ("image", _bytes(image)))]
         answer = self._post("/v1/search", fields, files)
         return [
-            Hit(one["id"], one["score"], one["label"], one["attributes"])
+            Hit(*(one.get(field.name) for field in dataclasses.fields(Hit)))
             for one in answer["results"]
         ]
 

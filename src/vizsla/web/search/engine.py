@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from vizsla import storage
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, ImageError, StorageError, UsageError, VizslaError
+from vizsla.score.calibration import Calibration, in_words
 from vizsla.search.folder_index import FolderIndex
 from vizsla.web.search.batching_model import Batcher, Model, Ready, TextCache
 from vizsla.web.search.decoder import Busy, Closed, Decoded, Decoder
@@ -57,12 +58,23 @@ class NotFound(VizslaError):
 
 @dataclass(frozen=True)
 class Found:
-    """One result. label, attributes: as JSON has them. score: NaN of random images."""
+    """One result. label, attributes: as JSON has them. score: NaN of random images.
+
+    probability: that it shows the same as the image searched with; accepted: whether that is
+    enough. None where nothing was decided.
+    """
 
     id: str
     score: float
     label: Any
     attributes: dict[str, Any]
+    probability: float | None = None
+    accepted: bool | None = None
+
+    @property
+    def chance(self) -> str | None:
+        """The probability in words."""
+        return None if self.probability is None else in_words(self.probability)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +84,20 @@ class Answer:
     results: list[Found]
     uploads: list[str]
     gallery: Gallery
+
+
+def decided(results: Sequence[Found], calibration: Calibration) -> list[Found]:
+    """The same with probabilities, and with what is accepted."""
+    level = calibration.cutoff
+    chances = calibration.probability(np.array([found.score for found in results]))
+    return [
+        replace(
+            found,
+            probability=float(chance),
+            accepted=level is not None and found.score >= level.score,
+        )
+        for found, chance in zip(results, chances, strict=True)
+    ]
 
 
 class Engine:
@@ -87,12 +113,15 @@ class Engine:
         gallery_decoder: Decoder | None = None,
         watch: bool = False,
         at_close: Callable[[], None] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """decoder: for uploads. gallery_decoder: for the gallery's images, which may be larger;
         by default the same. watch: follow changes that other processes make to the index.
+        calibration: decides what is accepted of a search by one image.
         """
         self.model, self.gallery, self.decoder = model, gallery, decoder
         self.gallery_decoder = gallery_decoder or decoder
+        self.calibration = calibration
         self.uploads = Uploads()
         self.thumbnails = thumbnails or Thumbnails(self.gallery_decoder)
         self._searches: Batcher[Search, list[tuple[str, float]]] = Batcher(
@@ -143,6 +172,8 @@ class Engine:
         vector = self._vector(search, uploads, gallery)
         found = self._searches.submit(Search(gallery, vector, search.k, condition)).result()
         results = [Found(name, score, **gallery.described(name)) for name, score in found]
+        if self.calibration is not None and search.is_one_image(len(uploads)):
+            results = decided(results, self.calibration)
         return Answer(results, [upload.name for upload in uploads], gallery)
 
     def upload(self, files: Sequence[bytes], *, large: bool = True) -> list[Upload]:

@@ -168,6 +168,12 @@ class SearchRequest(BaseModel):
         """Whether there is nothing to search with."""
         return not (self.has_images or self.text or self.not_text or self.right or self.wrong)
 
+    def is_one_image(self, uploads: int) -> bool:
+        """Whether it is searched by one image alone; uploads: how many are sent along."""
+        examples = uploads + len(self.query) + len(self.id)
+        others = self.not_id or self.not_query or self.right or self.wrong
+        return examples == 1 and not (others or self.text or self.not_text)
+
     def pairs(self) -> list[tuple[str, str]]:
         """The fields as an address has them, without defaults; `parse` gives the same back."""
         pairs: list[tuple[str, str]] = []
@@ -241,6 +247,11 @@ class Result(BaseModel):
     score: float = Field(description="Cosine with what was searched for.")
     label: Value = Field(description="null if it is unknown.")
     attributes: dict[str, Value]
+    probability: float | None = Field(
+        None, description="That it shows the same; null without --accept, or if not searched by "
+        "one image alone.",
+    )  # fmt: skip
+    accepted: bool | None = Field(None, description="Whether the probability is high enough.")
     image: str = Field(description="Address of the image, relative to that of the request.")
     thumb: str = Field(description="Address of a small JPEG of it, likewise relative.")
 
@@ -257,6 +268,8 @@ class SearchAnswer(BaseModel):
                         "score": 0.8731,
                         "label": "shoes",
                         "attributes": {"domain": "photo"},
+                        "probability": 0.97,
+                        "accepted": True,
                         "image": "images/shoes/17.jpg",
                         "thumb": "images/shoes/17.jpg/thumb",
                     }

@@ -173,6 +173,9 @@ class Pages:
             state=shown,
             address=None if state is None else shown.address(),
             found=found,
+            is_decided=any(one.accepted is not None for one in found),
+            accepted=sum(bool(one.accepted) for one in found),
+            sure=f"{100 * engine.calibration.sure:g}" if engine.calibration else "",
             announcement="" if message or faults else _announcement(shown, found),
             facets=[
                 _with_choice(facet, shown)
@@ -281,6 +284,8 @@ def _announcement(state: State, found: Sequence[Found]) -> str:
     if state.search.is_empty:
         return f"{many(len(found), 'random image')}"
     best = found[0]
+    if best.accepted is False:
+        return f"Not in the gallery: {many(len(found), 'image')}, none of them surely the same"
     label = "" if best.label is None else f"{best.label}, "
     return f"{many(len(found), 'result')}, best: {label}{file_name(best.id)}, {best.score:.3f}"
 

@@ -34,6 +34,8 @@ from vizsla.errors import DataError, ModelError, UsageError, VizslaError
 from vizsla.model.open_model import load_embedder, recorded_embedder
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
 from vizsla.run import config, finished_run, fused_runs
+from vizsla.run.accepting import Accept
+from vizsla.score.calibration import Calibration
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index, read_manifest
 from vizsla.workspace import is_run, open_run
@@ -91,8 +93,15 @@ class GallerySource:
             return "index"
         return "embeddings" if is_embeddings(self.path) else "pictures"
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """What decides which results are accepted, if anything does."""
+        accept = self.options.accept
+        return None if accept is None else Accept.parse(accept).load(self.path)
+
     def check(self) -> None:
         """UsageError or DataError for what is wrong before anything is loaded."""
+        _ = self.calibration
         if not self.path.exists():
             raise DataError(
                 f"{self.path} does not exist: give a run, an index, or a folder of images"
@@ -231,6 +240,7 @@ def prepare(
         if progress:
             progress("embedding", done, total)
 
+    calibration = source.calibration
     index, temporary, labels = None, None, None
     served: Model | JointModel
     root: Path | None
@@ -242,6 +252,7 @@ def prepare(
         embedder = load_embedder(replace(source.options, model=model))
     if kind == "index":
         index, root = FolderIndex.load(source.path), source.images
+        _require_scores(calibration, index.model_id)
         _require_same_model(index.model_id, embedder.model_id, source)
         labels = _labels_of(source)  # in place of the index's own, each time that it is opened
         compute = _compute(source, embedder, index.ids, root)
@@ -249,6 +260,7 @@ def prepare(
         if not members:
             embeddings, root, compute = _embeddings(source, kind, embedder, report)
             _require_same_model(embeddings.model_id, embedder.model_id, source)
+        _require_scores(calibration, embeddings.model_id)
         state.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
         index = FolderIndex.build(embeddings, temporary.name)
@@ -264,6 +276,7 @@ def prepare(
         gallery_decoder=gallery_decoder,
         watch=temporary is None,
         at_close=None if temporary is None else temporary.cleanup,
+        calibration=calibration,
     )
     known = engine.gallery.attributes.column_names
     if unknown := [name for name in source.options.show if name not in known]:
@@ -331,6 +344,12 @@ def _require_same_model(vectors: str, model: str, source: GallerySource) -> None
             f"the vectors were made by model {vectors}, but {source.options.model or source.path} "
             f"is model {model}: give the one that made them"
         )
+
+
+def _require_scores(calibration: Calibration | None, model_id: str) -> None:
+    """DataError if the calibration is not for cosines of this model, by which results go."""
+    if calibration is not None:
+        calibration.require_scores_of({"model_id": model_id})
 
 
 def _compute(
