@@ -1,6 +1,7 @@
 """Metrics by name and published values in `compare`."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ def test_metrics_by_name_order_the_table(folder: Path, capsys: pytest.CaptureFix
     assert [row["metric"] for row in found["pairs"]] == ["mINP", "AP@5", "µAP"]
     run(*words, "--protocol", "inshop")
     assert "top-30" in (text := capsys.readouterr().out) and "mAP" not in text
+    run(*words, "--protocol", "inshop", "--intervals", "--markdown", "table.md")
+    assert re.search(r"\| one \|.* 0\.\d{3} \[0\.\d{3}, \d\.\d{3}\]", Path("table.md").read_text())
 
 
 def test_published_values_are_compared_with_ours(

@@ -6,15 +6,19 @@ import pytest
 from vizsla.errors import UsageError
 from vizsla.output.submit_client import Receipt, record_submission
 from vizsla.score.compare import read_results
+from vizsla.score.evaluate import evaluate
 from vizsla.score.result_file import read_result
 from vizsla.score.run_table import (
     Row,
     RunTable,
     best_so_far,
     row_of_result,
+    row_of_scores,
     run_table,
     short_time,
 )
+from vizsla.score.truth import Truth
+from vizsla.search.ranking import Ranking
 
 
 def rows(*means: dict[str, float]) -> list[Row]:
@@ -121,7 +125,8 @@ def test_the_best_result_so_far_on_the_same_data_is_named(tmp_path: Path) -> Non
 
 def test_the_best_so_far_goes_by_the_first_metric_of_its_protocol(tmp_path: Path) -> None:
     def written(name: str, ap: float, area: float, protocol: str | None) -> Path:
-        own = {"protocol": protocol, "main_metric": "AP(interpolated)"} if protocol else {}
+        shown = "AP(interpolated) mP@1"
+        own = {"protocol": protocol, "shown_metrics": shown} if protocol else {}
         content = {"model_name": "net", "run_id": name, "map": ap, "data_id": "1", "top_k": 5,
                    "scores": {"map": ap, "AP(interpolated)": area}, **own}  # fmt: skip
         path = tmp_path / f"net_metrics_{name}.json"
@@ -136,3 +141,16 @@ def test_the_best_so_far_goes_by_the_first_metric_of_its_protocol(tmp_path: Path
     rows = [row_of_result(read_result(path)) for path in hard]
     assert run_table(rows, test=False).metric == "AP(interpolated)"
     assert rows[0].data == "(1) by oxford-hard"
+
+
+def test_means_with_intervals_are_texts_for_a_paper() -> None:
+    lists = {f"q{i}": ["a", "b"] if i % 3 else ["b", "a"] for i in range(12)}
+    truth = Truth(dict.fromkeys(lists, "x"), {"a": "x", "b": "y"})
+    scores = evaluate(Ranking.from_lists(lists), truth, metrics_named="AP,top-1")
+    table = run_table([row_of_scores("a", scores), row_of_scores("b", scores)])
+    assert table.metric == "AP"  # the first that was asked for
+    drawn = table.table(intervals=True)
+    assert drawn.columns == ["run", "model", "AP", "top-1", "vs best"]
+    figure = scores["AP"]
+    assert drawn.rows[0][2] == f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    assert table.table().rows[0][2] == figure.mean

@@ -38,6 +38,9 @@ class CompareOptions(TruthOptions, MetricChoice, Page, Printing):
     pairs: bool = option(
         False, "Test every pair of runs: difference, interval, p-value.", "Scores", usual=True
     )
+    intervals: bool = option(
+        False, "Show the intervals of the means, where the queries' values are at hand.", "Scores"
+    )
     group: str | None = option(
         None, "Averages instead, of runs that share these keys: model_name,pooling_type.", "Scores"
     )
@@ -81,7 +84,9 @@ def compare_runs(
             ranked, more, cluster=options.cluster, only_testable=not options.metric
         )
     content: dict[str, Any] = {"best_first": ranked.records()}
-    table, whole = ranked.table(more), tuple(run_table.WHOLE)
+    table = ranked.table(more, intervals=options.intervals)
+    wide = options.intervals or len(more) > run_table.FEW
+    whole = () if wide else tuple(run_table.WHOLE)
     alarms, remarks = results.remarks() if results else ([], [])
     if results is not None:
         by = options.group.split(",") if options.group else compare.GROUPS
@@ -107,6 +112,8 @@ def compare_runs(
     if options.as_json:
         print_json(content)
         return
+    if wide and ranked.metric != run_table.TIME:
+        table = table.select([name for name in table.columns if name != "time"])
     print_table(table, table.columns, whole=whole, piped=text_table.WIDTH if whole else None)
     notes = ranked.notes()
     if differences is not None:
@@ -120,8 +127,9 @@ def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | N
     """The results that were read, and a row for each; rankings with a truth have rows only."""
     from vizsla.score.compare import read_results
     from vizsla.score.per_query_table import is_per_query_table, read_per_query_table
+    from vizsla.score.result_file import read_result
     from vizsla.score.run_table import row_of_result, row_of_scores
-    from vizsla.workspace import result_file_of
+    from vizsla.workspace import is_run, open_run, result_file_of
 
     both = {"metrics_named": options.metrics, "protocol": options.protocol}
     named: dict[str, Any] = {key: value for key, value in both.items() if value}
@@ -139,17 +147,21 @@ def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | N
                 _, _, found[source] = scored(source, options, **named)
             for doubt in found[source].doubts:
                 log.warning("%s", doubt)
-        return None, [row_of_scores(names[source], found[source]) for source in sources]
+        files = {source: open_run(source).result_file for source in sources if is_run(source)}
+        made = {source: read_result(file) for source, file in files.items() if file}
+        return None, [row_of_scores(names[s], found[s], made.get(s)) for s in sources]
     results = read_results([result_file_of(source) for source in sources])
     return results, [row_of_result(result) for result in results.results]
 
 
 def _known_of_protocol(rows: "list[Row]", options: CompareOptions) -> tuple[str, ...]:
-    """The metrics of --protocol or --metrics that some row knows."""
-    chosen = next((row.scores.chosen for row in rows if row.scores is not None), ())
+    """The metrics of --protocol or --metrics that some row knows; else those that all rows were
+    scored by, if they have any."""
+    [chosen, *others] = dict.fromkeys(row.chosen for row in rows)
     if not (options.metrics or options.protocol):
-        return ()
-    return tuple(key for key in chosen if any(row.value(key) is not None for row in rows))
+        return () if others else chosen
+    asked = next((row.scores.chosen for row in rows if row.scores is not None), ())
+    return tuple(key for key in asked if any(row.value(key) is not None for row in rows))
 
 
 def _names(sources: list[Path]) -> dict[Path, str]:

@@ -1,5 +1,6 @@
 """The command that lists protocols."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from vizsla.score.protocols import Protocol
 
 app = Commands()
+
+WIDTH = 80  # of a narrow terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,5 +59,9 @@ def _text(protocol: "Protocol") -> str:
         "metrics": ", ".join(protocol.metrics), "differs": protocol.differs, "options": options,
         "paper": protocol.paper,
     }  # fmt: skip
-    listed = [f"  {key:<10}  {value}" for key, value in lines.items() if value]
+    listed = [
+        textwrap.fill(f"  {key:<10}  {value}", WIDTH, subsequent_indent=" " * 14)
+        for key, value in lines.items()
+        if value
+    ]
     return "\n".join([f"{protocol.name}: {protocol.about}", *listed])

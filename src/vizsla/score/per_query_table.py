@@ -43,6 +43,7 @@ def read_per_query_table(path: str | Path, *, known: Collection[str] = ()) -> Sc
     if len({*queries}) != len(queries):
         raise DataError(f"{path} has a query twice among its {len(queries)} rows: keep one each")
     metrics: dict[str, Metric] = {}
+    written: list[str] = []
     answerable = np.zeros(len(queries), bool)
     for column, values in columns.items():
         name = _metric(column)
@@ -52,6 +53,7 @@ def read_per_query_table(path: str | Path, *, known: Collection[str] = ()) -> Sc
         over_all = name.kind in OVER_ALL
         answerable |= np.isfinite(numbers) & (not over_all)
         highest = max(1.0, float(np.nanmax(numbers, initial=0)))
+        written.append(str(name))
         for key in dict.fromkeys((column, str(name))):
             metrics[key] = Metric(key, np.nan_to_num(numbers), over_all, highest)
     if not metrics:
@@ -62,7 +64,7 @@ def read_per_query_table(path: str | Path, *, known: Collection[str] = ()) -> Sc
     return Scores(
         queries, metrics, top_k=1, answerable=answerable, n_relevant=unknown,
         first_ranks=np.full(len(queries), np.inf), first_labels=[None] * len(queries),
-        columns={"label": [None] * len(queries)}, chosen=tuple(metrics),
+        columns={"label": [None] * len(queries)}, chosen=tuple(dict.fromkeys(written)),
     )  # fmt: skip
 
 

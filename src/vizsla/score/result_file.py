@@ -89,10 +89,10 @@ def _own_keys(scores: Scores | None) -> dict[str, Any]:
         return {"map": None, "queries": None, "gallery_size": None, "scores": {}, "intervals": {}}
     counts = scores.n_relevant[scores.n_relevant > 0]  # of the queries that have any
     known = scores.known
-    main = next((key for key in scores.chosen if key in known), None)
+    shown = " ".join(key for key in scores.chosen if key in known)  # no name has a space in it
     return {
         **({"protocol": scores.protocol} if scores.protocol else {}),
-        **({"main_metric": main} if main else {}),
+        **({"shown_metrics": shown} if shown else {}),
         "map": _rounded(scores.mean("map")),
         "queries": len(scores),
         "queries_with_nothing_relevant": scores.with_nothing_relevant,

@@ -30,6 +30,7 @@ HEADINGS = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points
             "top-k": "top_k_accuracy", "P@k": "precision_at_k", "judge": "judge_score"}  # fmt: skip
 MAIN = ("top-1", "mAP", "points")
 TIME = "runtime_seconds"
+FEW = 4  # metrics, beside which there is room for times and whole run ids
 WHOLE = ("run",)  # columns that a narrow terminal does not fold
 BEST, BELOW, LEVEL = "best", "below", "level"
 
@@ -38,7 +39,7 @@ BEST, BELOW, LEVEL = "best", "below", "level"
 class Row:
     """One run or ranking. means: score → its mean. scores: of every query, if they are at hand.
 
-    main: the first metric that was asked for by name, or that the protocol has.
+    chosen: the metrics that were asked for by name, or that the protocol has.
     """
 
     run: str
@@ -49,11 +50,18 @@ class Row:
     data: str | None = None
     top_k: int | None = None
     scores: Scores | None = None
-    main: str | None = None
+    chosen: tuple[str, ...] = ()
 
     def value(self, key: str) -> float | None:
         """A mean, or the seconds of the run; None if it is not known."""
         return self.seconds if key == TIME else self.means.get(key)
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The ends of a mean's interval; None if the values of the queries are not at hand."""
+        figure = self.scores.figures.get(per_query_key(self.scores, key)) if self.scores else None
+        if figure is None or figure.low is None or figure.high is None:
+            return None
+        return figure.low, figure.high
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,13 +94,17 @@ class RunTable(Shown):
         parts += [differences_table(self.pairs)] if self.pairs else []
         return "\n\n".join(part.text() for part in parts)
 
-    def table(self, more: Sequence[str] = ()) -> Table:
-        """The known columns of every row; `more` adds metrics by their keys."""
+    def table(self, more: Sequence[str] = (), *, intervals: bool = False) -> Table:
+        """The known columns of every row; `more` adds metrics by their keys.
+
+        intervals: means are texts such as `0.412 [0.350, 0.470]`.
+        """
         main = [title for title in MAIN if self._knows(HEADINGS[title])]
-        titles = main if len(main) > 1 else [*main, "top-k", "P@k"]
-        if any(row.scores is not None and {*row.scores.chosen} & {*more} for row in self.rows):
-            titles = []  # the usual metrics are not those of a protocol
-        keys = dict.fromkeys([*(HEADINGS[t] for t in (*titles, "judge")), self.metric, *more])
+        usual = [HEADINGS[t] for t in (main if len(main) > 1 else [*main, "top-k", "P@k"])]
+        [chosen, *others] = {row.chosen for row in self.rows}
+        if any({*row.chosen} & {self.metric, *more} for row in self.rows):
+            usual = [] if others else list(chosen)  # the usual metrics are not those of a protocol
+        keys = dict.fromkeys([*usual, HEADINGS["judge"], self.metric, *more])
         keys.pop(TIME, None)
         shown = [key for key in keys if self._knows(key)]
         several = {
@@ -109,7 +121,7 @@ class RunTable(Shown):
         for row, verdict in zip(self.rows, self.verdicts, strict=True):
             data = short[row.data] if is_clear and row.data else row.data
             about = {"data": data, "k": row.top_k}
-            means = [row.value(key) for key in shown]
+            means = [_with_interval(row, key) if intervals else row.value(key) for key in shown]
             model = f"{row.model.replace('+', ' + ')} {row.setup}".strip()
             kept = [about[name] for name, differ in several.items() if differ]
             rows.append([row.run, model, *kept, *means, short_time(row.seconds), verdict])
@@ -205,9 +217,9 @@ def metric_key(rows: Sequence[Row], metric: str | None) -> str:
         if not any(row.value(key) is not None for row in rows):
             raise UsageError(f"--metric {metric}: no result has it; choose {', '.join(known)}")
         return key
-    [main, *others] = {row.main for row in rows}
+    [main, *others] = {row.chosen[:1] for row in rows}
     if main and not others:
-        return main
+        return main[0]
     usual = [HEADINGS[title] for title in ("mAP", "top-1", "points", "top-k", "P@k", "judge")]
     counts = {key: sum(row.value(key) is not None for row in rows) for key in usual}
     return max(usual, key=lambda key: counts[key])  # the first of those that most rows have
@@ -227,7 +239,7 @@ def row_of_result(result: Result, *, with_queries: bool = True) -> Row:
         data=result.data,
         top_k=result.values["top_k"],
         scores=_scores_beside(result) if with_queries else None,
-        main=result.more.get("main_metric"),
+        chosen=tuple(str(result.more.get("shown_metrics", "")).split()),
     )
 
 
@@ -239,10 +251,10 @@ def best_so_far(result_path: Path) -> str:
     for path in result_path.parent.glob("*.json"):
         with contextlib.suppress(DataError, StorageError, UsageError):
             row = row_of_result(read_result(path), with_queries=False)
-            known = own.main is None or row.value(own.main) is not None
+            known = not own.chosen or row.value(own.chosen[0]) is not None
             if known and (row.data, row.top_k) == (own.data, own.top_k):
                 rows[row.run] = row
-    ranked = run_table(list(rows.values()), own.main, test=False)
+    ranked = run_table(list(rows.values()), next(iter(own.chosen), None), test=False)
     best, title = ranked.rows[0], title_of(ranked.metric)
     value, here = best.value(ranked.metric), own.value(ranked.metric)
     if value is None:
@@ -253,11 +265,16 @@ def best_so_far(result_path: Path) -> str:
     return f"{best.run} ({title} {value:.4f}{own_value}): {best.model} {best.setup}"
 
 
-def row_of_scores(name: str, scores: Scores) -> Row:
-    """A row of a ranking that was scored now."""
+def row_of_scores(name: str, scores: Scores, result: Result | None = None) -> Row:
+    """A row of a ranking that was scored now. result: of the run that made it."""
     keys = [k for k in (*scores.metrics, *scores.pooled) if scores.mean(k) is not None]
     means = {key: float(scores.mean(key) or 0.0) for key in keys}
-    return Row(name, "", means=means, top_k=scores.top_k, scores=scores)
+    model, setup = ("", "") if result is None else (result.model, _setup(result))
+    seconds = None if result is None else result.values[TIME]
+    chosen = tuple(key for key in scores.chosen if key in means)
+    return Row(
+        name, model, setup, means, seconds, top_k=scores.top_k, scores=scores, chosen=chosen
+    )  # fmt: skip
 
 
 def title_of(key: str) -> str:
@@ -266,6 +283,15 @@ def title_of(key: str) -> str:
         if key == known:
             return title
     return key.replace("top_k_accuracy@", "top-")
+
+
+def _with_interval(row: Row, key: str) -> str | None:
+    """`0.412 [0.350, 0.470]`."""
+    mean, ends = row.value(key), row.interval(key)
+    if mean is None:
+        return None
+    digits = 1 if key == "contest_points" else 3
+    return f"{mean:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
 
 
 def short_time(seconds: float | None) -> str | None:
