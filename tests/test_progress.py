@@ -97,8 +97,10 @@ def test_what_cannot_be_counted_is_named_and_moves(
 
 def test_without_a_terminal_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
-        with progress.ProgressShown(quiet) as shown, progress.waiting(shown, "loading"):
-            pass
+        with progress.ProgressShown(quiet) as shown:
+            for _ in range(2):
+                with progress.waiting(shown, "loading"):
+                    pass
     assert capsys.readouterr().err == "loading …\n"
 
 

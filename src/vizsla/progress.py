@@ -61,6 +61,7 @@ class ProgressShown:
         self.tasks: dict[str, TaskID] = {}
         self.display: Any = None  # in a notebook: what shows the bar there
         self.stage = Stage("", 0, 0, 0.0)
+        self.named: set[str] = set()  # the stages that one line has named
         self.last = 0.0
 
     def __enter__(self) -> "ProgressShown":
@@ -106,8 +107,9 @@ class ProgressShown:
                 self.last = now
                 self.display.update(self.bar)
         elif total == 1:
-            if done == 0 and not self.quiet:
+            if done == 0 and not self.quiet and stage not in self.named:
                 print(f"{stage} …", file=sys.stderr, flush=True)
+                self.named.add(stage)
         elif not self.quiet and (now - self.last > 10 or done == total):
             self.last = now
             left = self.stage.seconds_left(now) if rate else ""

@@ -324,6 +324,7 @@ def search(
 ) -> None:
     """Rank a gallery for every query, by cosine or refined. Queries are images or embeddings."""
     out = options.out
+    _filter(options.filter)  # what cannot be read is an error at once
     with ProgressShown(options.quiet) as progress:
         progress(LOADING, 0, 1)
         from vizsla.run.gallery_search import search_gallery

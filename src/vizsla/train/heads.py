@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 
 from vizsla.data.training_batches import BatchPlan
 from vizsla.model.embedder import Embedder
@@ -184,35 +185,14 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
 
     All processes use the first one's: a head ended by the clock would differ between them.
     """
-    config, folder = job.config, job.out / HEADS
+    folder = job.out / HEADS
     if not job.is_first_process:
         job.processes.wait()
     found = _load_heads(folder, job.identity)
     if found is None:
-        job.progress("fitting heads", 0, config.head_steps)
-        projections = closed_forms(data.vectors, data.labels, config.dim)
-        start = projections.get("centred") or next(iter(projections.values()))
-        loss = initial_loss(start, data, config, memory=0)
-        trained = train_head(
-            start,
-            data.vectors,
-            data.labels,
-            loss,
-            learning_rate=config.head_learning_rate,
-            steps=config.head_steps,
-            # Without a budget no clock decides: the same command must end with the same weights.
-            seconds=min(SECONDS, 0.06 * config.budget) if config.budget else math.inf,
-            clock=job.budget.clock,
-            shares=job.decisions.shares(HEAD_SHARES),
-            order=batch_order(config, loss),
-            per_class=config.per_class,
-            seed=config.seed,
-            label_sets=data.label_sets,
-            progress=partial(job.progress, "fitting heads"),
-        )
-        found = Heads(
-            {**projections, TRAINED: trained.projection}, trained.final_loss, trained.shares
-        )
+        # Threads that wait for each other for every small product stall on a machine in use.
+        with threadpool_limits(1):
+            found = _fitted(data, job)
         if job.is_first_process:
             state = {
                 "heads": {name: dict(p.state_dict()) for name, p in found.projections.items()},
@@ -224,6 +204,32 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
         job.processes.wait()
     job.decisions.decide(HEAD_SHARES, lambda: found.shares)
     return found
+
+
+def _fitted(data: TrainingSet, job: TrainingJob) -> Heads:
+    config = job.config
+    job.progress("fitting heads", 0, config.head_steps)
+    projections = closed_forms(data.vectors, data.labels, config.dim)
+    start = projections.get("centred") or next(iter(projections.values()))
+    loss = initial_loss(start, data, config, memory=0)
+    trained = train_head(
+        start,
+        data.vectors,
+        data.labels,
+        loss,
+        learning_rate=config.head_learning_rate,
+        steps=config.head_steps,
+        # Without a budget no clock decides: the same command must end with the same weights.
+        seconds=min(SECONDS, 0.06 * config.budget) if config.budget else math.inf,
+        clock=job.budget.clock,
+        shares=job.decisions.shares(HEAD_SHARES),
+        order=batch_order(config, loss),
+        per_class=config.per_class,
+        seed=config.seed,
+        label_sets=data.label_sets,
+        progress=partial(job.progress, "fitting heads"),
+    )
+    return Heads({**projections, TRAINED: trained.projection}, trained.final_loss, trained.shares)
 
 
 def _load_heads(folder: Path, identity: str) -> Heads | None:
