@@ -27,7 +27,7 @@ from vizsla.options import (
     SeveralLabels,
     VectorFiles,
 )
-from vizsla.progress import LOADING, ProgressShown
+from vizsla.progress import LOADING, ProgressShown, waiting
 
 if TYPE_CHECKING:
     from vizsla.search.filters import Filter
@@ -163,9 +163,11 @@ def _embeddings_of(
     )  # fmt: skip
     if found is None:
         require_all_weights([(options.model, options.weights)])
-        embedder = load_embedder(options, seed=options.seed)
-    else:
-        embedder = embedder_of(found, options, options.seed)
+    with waiting(progress, LOADING):
+        if found is None:
+            embedder = load_embedder(options, seed=options.seed)
+        else:
+            embedder = embedder_of(found, options, options.seed)
     return embedded_folder(
         images, embedder, scratch, options, max_pixels=options.max_pixels, progress=progress
     )

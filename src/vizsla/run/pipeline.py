@@ -28,7 +28,7 @@ from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import WHITENINGS
-from vizsla.progress import reporting
+from vizsla.progress import LOADING, reporting, waiting
 from vizsla.run.accepting import ROLE, calibration_for, check_accept
 from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for, resolved
 from vizsla.run.embedding import Progress, RunEmbedder
@@ -64,7 +64,8 @@ def run(
         data = folders_of(config)
         truth = truth_in(config, data)
         _check_options(config, data)
-        embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
+        with waiting(report, LOADING):
+            embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
         _require_same_model(embedder, config)
         compute = compute_for(config, embedder, data)
         written = resolved(config, embedder, compute, data)
