@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -125,6 +125,7 @@ def test_an_argument_of_many_kinds_is_named_too(named: str) -> None:
         (["a"], Mapping[str, int], False),
         (print, Callable[[int], None], True),
         (3, Callable[[int], None], False),
+        (3, Literal["a"], True),  # what no type says is for the function
     ],
 )
 def test_what_fits_an_annotation(value: Any, kind: Any, expected: bool) -> None:

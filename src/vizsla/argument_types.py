@@ -79,9 +79,9 @@ def fits(value: Any, kind: Any) -> bool:
         return value is None and kind in (None, type(None))
     if origin is Callable:
         return callable(value)
-    if origin is not None and issubclass(origin, Mapping):
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
         return isinstance(value, Mapping)
-    if origin is not None and issubclass(origin, Iterable):
+    if inspect.isclass(origin) and issubclass(origin, Iterable):
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
             return isinstance(value, Mapping) and not issubclass(origin, Sequence)
         is_lasting = iter(value) is not value  # what can be read once is for the function
