@@ -11,6 +11,7 @@ from vizsla.score.paired_tests import (
     correction_note,
     differences_table,
     in_words,
+    short_table,
 )
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
@@ -103,6 +104,16 @@ def test_the_table_says_it_in_words() -> None:
     table = differences_table(compare_systems({"a": system(1.0, 1), "b": system(1.0, 2)}))
     assert table.records()[0]["verdict"] == NO_DIFFERENCE
     assert "A − B" in table.lines()[0]
+
+
+def test_the_table_of_a_terminal_fits_it() -> None:
+    names = ["20260131-235959-0a1b", "20260131-235959-7c9d", "20260131-235959-11ff"]
+    found = compare_systems({name: system(1.0 + i, i) for i, name in enumerate(names)})
+    lines = short_table(found).lines(80, keep=short_table(found).columns)
+    assert max(map(len, lines)) <= 80 and len(lines) == 1 + len(found)
+    assert "…0a1b  …7c9d" in lines[1] and lines[-1].endswith("B better")
+    same = compare_systems({"a": system(1.0, 1), "b": system(1.0, 2)})
+    assert short_table(same).rows[0][1:3] == ["a", "b"] and short_table(same).rows[0][-1] == "level"
 
 
 def test_a_comparison_in_words_names_the_better_system_first() -> None:

@@ -1,6 +1,7 @@
 """Results, runs and rankings → one table, the best first; pairs and averages: compare."""
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +70,7 @@ def compare_runs(
     from vizsla import storage
     from vizsla.output import pages
     from vizsla.score import compare, run_table, text_table
-    from vizsla.score.paired_tests import KEPT, correction_note, differences_table
+    from vizsla.score.paired_tests import KEPT, correction_note, differences_table, short_table
     from vizsla.workspace import is_run
 
     if options.queries and not all(map(is_run, sources)):
@@ -118,7 +119,8 @@ def compare_runs(
     notes = ranked.notes()
     if differences is not None:
         typer.echo()
-        print_table(differences_table(differences), KEPT)
+        in_full = not sys.stdout.isatty()
+        print_table((differences_table if in_full else short_table)(differences), KEPT)
         notes.append(correction_note(differences))
     print_remarks(alarms, [*notes, *filter(None, [untested]), *remarks])
 

@@ -18,8 +18,9 @@ from vizsla.score.intervals import (
 )
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
+from vizsla.workspace import RUN_ID
 
-NO_DIFFERENCE = "no difference that these queries can show"
+NO_DIFFERENCE, LEVEL = "no difference that these queries can show", "level"
 # columns of the table that a narrow terminal shows in any case
 KEPT = ("metric", "A − B", "verdict")
 PER_COMPARISON = 40  # permutations, so that the smallest p, corrected, can reach .025
@@ -129,6 +130,21 @@ def differences_table(differences: Sequence[Difference]) -> Table:
         for d in differences
     ]  # fmt: skip
     return Table(columns, rows)
+
+
+def short_table(differences: Sequence[Difference]) -> Table:
+    """What a terminal has room for. Of the ids of runs it names the ends, where these differ."""
+    names = {name for d in differences for name in (d.a, d.b)}
+    ends = {name: f"…{name[-4:]}" if RUN_ID.fullmatch(name) else name for name in names}
+    short = ends if len({*ends.values()}) == len(names) else {name: name for name in names}
+    rows: list[list[Any]] = []
+    for d in differences:
+        better = "A better" if d.difference > 0 else "B better"
+        verdict = LEVEL if d.verdict == NO_DIFFERENCE else better
+        rows.append(
+            [d.title, short[d.a], short[d.b], d.difference, d.low, d.high, d.p_corrected, verdict]
+        )
+    return Table(["metric", "A", "B", "A − B", "low", "high", "p", "verdict"], rows)
 
 
 def correction_note(differences: Sequence[Difference]) -> str:

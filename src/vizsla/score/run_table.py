@@ -13,6 +13,7 @@ from typing import Any
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.notebook import Shown, Summary, counted
 from vizsla.score.paired_tests import (
+    LEVEL,
     NO_DIFFERENCE,
     Differences,
     can_be_tested,
@@ -32,7 +33,7 @@ MAIN = ("top-1", "mAP", "points")
 TIME = "runtime_seconds"
 FEW = 4  # metrics, beside which there is room for times and whole run ids
 WHOLE = ("run",)  # columns that a narrow terminal does not fold
-BEST, BELOW, LEVEL = "best", "below", "level"
+BEST, BELOW = "best", "below"
 
 
 @dataclass(frozen=True, eq=False)
