@@ -245,6 +245,11 @@ def prepare(
     served: Model | JointModel
     root: Path | None
     if members and fusion:
+        if calibration is not None:
+            raise UsageError(
+                f"--accept decides by the scores of one model, and {source.path} fuses several: "
+                "serve one of their runs"
+            )
         served, embeddings, root = _joint(source, members, fusion, state.metrics.count_batch)
     elif source.options.model is None and source.recorded.model is not None:
         embedder = recorded_embedder(source.recorded.model, None, str(source.path))
