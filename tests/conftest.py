@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 gc.set_threshold(50_000, 20, 50)  # looking less often is faster: a process runs many tests
 
@@ -243,3 +243,22 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=path, args=QUIET_BROWSER)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def scene() -> Callable[..., Image.Image]:
+    """scene(3) → an image of many coloured shapes, another one for each number."""
+
+    def generate(number: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
+        rng = np.random.default_rng(number)
+        image = Image.new("RGB", size, tuple(int(c) for c in rng.integers(60, 200, 3)))
+        draw = ImageDraw.Draw(image)
+        for _ in range(70):
+            x, y = (int(rng.integers(-10, side)) for side in size)
+            wide, high = (int(side) for side in rng.integers(5, 45, 2))
+            colour = tuple(int(c) for c in rng.integers(256, size=3))
+            shape = draw.rectangle if rng.random() < 0.5 else draw.ellipse
+            shape((x, y, x + wide, y + high), colour)
+        return image
+
+    return generate

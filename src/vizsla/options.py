@@ -242,7 +242,8 @@ class RankingOptions(Options):
     refine: str = option(
         "none",
         "none; auto: chosen on validation images; or a chain such as 'aqe+kreciprocal(k1=20)' of "
-        "dba, aqe (expand gallery, queries), kreciprocal, diffusion (re-rank). Contests may "
+        "dba, aqe (expand gallery, queries), kreciprocal, diffusion (re-rank), verify (compare "
+        "points of the first n; needs OpenCV). Contests may "
         "forbid what these use: docs/refine.md.",
         "Ranking",
     )
@@ -634,6 +635,13 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
 
     model: str | None = same(  # type: ignore[assignment]
         ModelChoice, "model", None, help="Also find doubtful labels, with this model.", shown=None
+    )
+    partial: bool = option(
+        False, "Also find crops, collages, screenshots and overlays of other images; needs OpenCV.",
+        "Data", usual=True,
+    )  # fmt: skip
+    cache: str | None = same(
+        ComputeChoice, "cache", help="A folder that keeps vectors, and points for --partial."
     )
     seed: int = same(RunOptions, "seed")
     keep: str = option(

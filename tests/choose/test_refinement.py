@@ -1,12 +1,21 @@
 """Choosing on vectors where it is known which refinement helps."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
 
-from vizsla.choose.refinement import choose_chain, neighbourhood_sizes, saved_chain
+from vizsla.choose.refinement import (
+    RefinementChoice,
+    choose_chain,
+    choose_chain_on_images,
+    neighbourhood_sizes,
+    saved_chain,
+)
 from vizsla.choose.validation import ValidationSet, validation_draws, validation_set
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
@@ -90,6 +99,43 @@ def test_where_nothing_helps_none_stays(images: ImageSet, validation: Validation
     rows = np.eye(16)[[int(name[:2]) for name in images.ids]]
     choice = choose_chain(Embeddings.from_arrays(rows, images.ids, images.labels), validation)
     assert str(choice.chain) == "none"
+
+
+@pytest.fixture
+def crops(scene: Callable[..., Image.Image], tmp_path: Path) -> ImageSet:
+    """8 classes of 6 images: crops of one scene each."""
+    rng = np.random.default_rng(0)
+    ids = []
+    for c in range(8):
+        whole = scene(c, (300, 240))
+        (tmp_path / f"{c:02}").mkdir()
+        for i in range(6):
+            x, y = (int(side) for side in rng.integers(0, 60, 2))
+            whole.crop((x, y, x + 200, y + 160)).save(tmp_path / f"{c:02}/{i:02}.png")
+            ids.append(f"{c:02}/{i:02}.png")
+    return ImageSet(tmp_path, ids, pa.table({"label": [name[:2] for name in ids]}))
+
+
+def test_verify_is_kept_where_it_helps_and_refused_elsewhere(crops: ImageSet) -> None:
+    pytest.importorskip("cv2", reason="needs the extra local")
+    rows = np.random.default_rng(1).standard_normal((len(crops), 8))
+    plain = Embeddings.from_arrays(rows, crops.ids, model_id="m")
+
+    def chosen(images: ImageSet) -> RefinementChoice:
+        return choose_chain_on_images(
+            images, TuneConfig(), Target(8, 24, 4.0), frozen=True, uses="nothing",
+            embed=lambda some: replace(
+                plain.subset([crops.ids.index(name) for name in some.ids]), root=crops.root
+            ),
+        )  # fmt: skip
+
+    kept = chosen(crops)
+    assert kept.chain.verify and kept.chosen.top1 > kept.trials[0].top1 + 0.3
+    assert "verify(n=50) takes about " in "\n".join(kept.lines())
+    assert "takes about" not in str(kept.record())  # a time is in no artefact
+    other = crops.attributes.set_column(0, "label", [[f"{i % 8}" for i in range(len(crops))]])
+    refused = chosen(replace(crops, attributes=other))  # labels that no image shows
+    assert str(refused.chain) == "none" and any("verify" in t.name for t in refused.trials)
 
 
 def test_sizes_of_neighbourhoods_follow_the_class() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vizsla.audit import embedding_checks
 from vizsla.audit.copy_groups import groups_of
-from vizsla.audit.duplicates import TEST, Pair, find_pairs
+from vizsla.audit.duplicates import TEST, UNSURE, Pair, file_features, find_pairs, find_parts
 from vizsla.audit.file_scan import WHOLE, Scan, scan_files
 from vizsla.audit.findings import CheckReport
 from vizsla.data.data_folders import DataFolders, open_data
@@ -90,6 +90,7 @@ def check(
     *,
     embed: Embed | None = None,
     keep: str = "largest",
+    features_in: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -97,8 +98,9 @@ def check(
     """The report on every image of all sets (role → images, see `image_sets`).
 
     embed: (role, its readable images) → their embeddings, all by one model; adds pairs that only a
-    model finds similar, and doubtful labels. keep: which of a group of copies should stay, a key
-    of `copy_groups.KEEP`. workers: None uses all cores.
+    model finds similar, and doubtful labels. features_in: a folder for local features; adds pairs
+    of which one holds a part of the other. keep: which of a group of copies should stay, a key of
+    `copy_groups.KEEP`. workers: None uses all cores.
     """
     started = time.monotonic()
     workers = workers or min(16, available_cores())
@@ -111,6 +113,13 @@ def check(
         scan, max_pixels=max_pixels, workers=workers,
         progress=lambda done, total: report("comparing", done, total),
     )  # fmt: skip
+    if features_in is not None:
+        pairs += find_parts(
+            scan, pairs,
+            file_features(scan, features_in, max_pixels=max_pixels, workers=workers),
+            max_pixels=max_pixels, workers=workers,
+            progress=lambda done, total: report("comparing parts", done, total),
+        )  # fmt: skip
     suspects = None
     if embed is not None:
         broken = {facts.name for facts in scan.facts if facts.broken}
@@ -163,7 +172,8 @@ def embedding_in(
 
 def _one_of_each_photo(scan: Scan, pairs: Sequence[Pair], vectors: np.ndarray) -> list[int]:
     """Positions that have a vector; copies with the same label only once."""
-    group = {i: group[0] for group in groups_of(len(scan), pairs) for i in group}
+    sure = [pair for pair in pairs if pair.how not in UNSURE]
+    group = {i: group[0] for group in groups_of(len(scan), sure) for i in group}
     has_vector = np.isfinite(vectors).all(axis=1)
     firsts: dict[tuple[int, str | None], int] = {}
     for i, facts in enumerate(scan.facts):

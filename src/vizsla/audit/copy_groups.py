@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from vizsla.audit.duplicates import TEST, Pair, by_certainty, is_conflict
+from vizsla.audit.duplicates import TEST, UNSURE, Pair, by_certainty, is_conflict
 from vizsla.audit.file_scan import ImageFacts
 from vizsla.errors import UsageError
 
@@ -41,7 +41,7 @@ def copy_groups(
     others.
     """
     order = _order(facts, keep)
-    copies = [pair for pair in pairs if pair.how != "model"]
+    copies = [pair for pair in pairs if pair.how not in UNSURE]
     return [CopyGroup(group, min(group, key=order)) for group in groups_of(len(facts), copies)]
 
 
@@ -121,9 +121,9 @@ def to_exclude(
 ) -> dict[int, str]:
     """Position → the reason to exclude it. Never a test image: the test part stays as it is.
 
-    Broken images; copies of a test image; all copies with contradicting labels; of every other
-    group of copies all but the one to keep. Pairs that only a model finds similar are left to
-    people.
+    Broken images; copies of a test image, or what has a part in common with one; all copies with
+    contradicting labels; of every other group of copies all but the one to keep. Parts of other
+    training images, and pairs that only a model finds similar, are left to people.
     """
     reasons = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
     pairs = sorted((pair for pair in pairs if pair.how != "model"), key=by_certainty)
@@ -136,10 +136,11 @@ def to_exclude(
     for i in training:
         for other, how in copies[i].items():
             if facts[other].role in TEST:
-                reasons.setdefault(i, f"a copy of {facts[other].name} ({how})")
-            elif is_conflict(facts[i].label, facts[other].label):
+                what = "has a part in common with" if how == "part" else "a copy of"
+                reasons.setdefault(i, f"{what} {facts[other].name} ({how})")
+            elif how != "part" and is_conflict(facts[i].label, facts[other].label):
                 reasons.setdefault(i, f"a copy of {facts[other].name}, which has another label")
-    linked = [sorted((pair.a, pair.b), key=order) for pair in pairs]
+    linked = [sorted((p.a, p.b), key=order) for p in pairs if p.how not in UNSURE]
     for group in [*(g.images for g in copy_groups(facts, pairs, keep)), *linked]:
         kept, *others = sorted((i for i in group if i not in reasons), key=order) or [-1]
         for i in others:

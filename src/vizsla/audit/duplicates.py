@@ -5,12 +5,16 @@ Knows roles and labels, but not how images are compared.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
 from vizsla.audit import copy_detection
 from vizsla.audit.file_scan import ImageFacts, Scan
+from vizsla.audit.partial_copies import partial_copies
 from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.embed.cache import VectorCache
+from vizsla.embed.local_features import SIDE, LocalSource, Sift
 from vizsla.errors import ImageError
 
 TEST = ("query", "gallery")
@@ -20,10 +24,12 @@ PAIR_KINDS = {
     "near": "resized, compressed, cropped or retouched",
     "mirrored": "as in a mirror",
     "turned": "on its side or upside down",
+    "part": "one holds a part of the other: a crop, collage, screenshot or overlay",
     "model": "almost the same vector: perhaps two photos of one thing",
 }  # what two files have in common, the most certain kind first
 
 
+UNSURE = ("part", "model")  # kinds of pairs that are not two copies of one whole picture
 MANY = 8  # equal files in a group: up to this many, every pair is listed
 
 
@@ -107,6 +113,54 @@ def _between(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[int, int]]:
     return ((min(pair), max(pair)) for pair in pairs)
 
 
+def find_parts(
+    scan: Scan,
+    pairs: Iterable[Pair],
+    features: LocalSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Pair]:
+    """Pairs of which one holds a part of the other, without those that are known already.
+
+    Of equal pictures in one part of the data only the first one is compared. features: of all files
+    of the scan.
+    """
+    facts = scan.facts
+    whole = [i for i in reversed(range(len(facts))) if not facts[i].broken]
+    kept = sorted({(facts[i].role, facts[i].pixel_hash): i for i in whole}.values())
+    place = {i: k for k, i in enumerate(kept)}
+    known = frozenset((place[p.a], place[p.b]) for p in pairs if p.a in place and p.b in place)
+
+    def read(i: int) -> Image.Image | None:
+        try:
+            return read_image(facts[kept[i]].path, max_pixels=max_pixels, at_least=SIDE)
+        except ImageError:  # removed since the scan
+            return None
+
+    found = partial_copies(
+        len(kept), lambda positions: features.of([kept[i] for i in positions]), read,
+        known=known, workers=workers, progress=progress,
+    )  # fmt: skip
+    return sorted((Pair(kept[p.a], kept[p.b], "part", p.similarity) for p in found),
+                  key=by_certainty)  # fmt: skip
+
+
+def file_features(
+    scan: Scan, folder: str | Path, *, max_pixels: int = MAX_PIXELS, workers: int = 1
+) -> LocalSource:
+    """The local features of the files of a scan, kept in `folder` by the hash of each file."""
+
+    def read(i: int) -> Image.Image:
+        return read_image(scan.facts[i].path, max_pixels=max_pixels, at_least=SIDE)
+
+    def key(i: int) -> bytes:
+        return bytes.fromhex(scan.facts[i].file_hash)
+
+    return LocalSource(read, Sift(), cache=VectorCache(folder), key=key, workers=workers)
+
+
 # ── what pairs mean ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -116,8 +170,11 @@ def leaks(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def conflicts(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs whose labels differ."""
-    return [pair for pair in pairs if is_conflict(facts[pair.a].label, facts[pair.b].label)]
+    """The pairs of copies whose labels differ. A collage may well have another than its part."""
+    return [
+        pair for pair in pairs
+        if pair.how != "part" and is_conflict(facts[pair.a].label, facts[pair.b].label)
+    ]  # fmt: skip
 
 
 def is_conflict(a: str | None, b: str | None) -> bool:

@@ -1,6 +1,8 @@
 """Chains of refinements → the one that validation prefers. The test part is never used."""
 
+import importlib.util
 import logging
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +34,15 @@ from vizsla.search.chain import (
     Step,
     check_uses,
 )
+from vizsla.search.verify import AllFeatures, all_features, of_subsets
 
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
 
 Progress = Callable[[int, int], None]  # (chains tried, expected number)
 STAGE = "trying refinements"
+VERIFY_N = (10, 50)  # candidates that are tried
+VERIFY_WEIGHTS = (0.05, 0.2, 0.5)
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, besides the default
 # options of the last step that are varied at the end; (): the neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
@@ -57,6 +62,7 @@ class RefinementChoice:
 
     chain: Chain
     report: TrialReport
+    cost: str = ""  # of `verify`, in words; a time, so it is not in any file
 
     @property
     def trials(self) -> list[Trial]:
@@ -72,6 +78,7 @@ class RefinementChoice:
         """For a terminal and the log."""
         return [
             *self.report.lines("refinement"),
+            *([self.cost] if self.cost else []),
             f"kept: {self.chain} (uses {USES[self.chain.uses]})",
         ]
 
@@ -99,19 +106,26 @@ def choose_chain_on_images(
     embed: Callable[[ImageSet], Embeddings],
     nearest_cosine: float | None = None,
     uses: str = QUERIES,
+    features_in: str | Path | None = None,
     progress: Progress | None = None,
 ) -> RefinementChoice:
     """The chain chosen on labelled images, by draws like the test part (see `embedded_draws`).
 
-    uses: the most that the chain may use of the other test images.
+    uses: the most that the chain may use of the other test images. features_in: where local
+    features are kept for later calls; `verify` is tried where the images are files and OpenCV is
+    installed.
     """
     drawn = embedded_draws(
         images, config, target, frozen=frozen, embed=embed, nearest_cosine=nearest_cosine
     )
-    return choose_chain(
-        drawn.vectors, drawn.validation_set,
-        optimise=config.optimise, uses=uses, progress=progress,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="vizsla-local-") as scratch:
+        features = None
+        if drawn.vectors.root is not None and importlib.util.find_spec("cv2"):
+            features = all_features(drawn.vectors, features_in or scratch)
+        return choose_chain(
+            drawn.vectors, drawn.validation_set,
+            optimise=config.optimise, uses=uses, features=features, progress=progress,
+        )  # fmt: skip
 
 
 def choose_chain_on_embeddings(
@@ -147,23 +161,29 @@ def choose_chain(
     *,
     optimise: str = "mean",
     uses: str = QUERIES,
+    features: AllFeatures | None = None,
     progress: Progress | None = None,
 ) -> RefinementChoice:
     """The chain that is best by `optimise` among those that are safe (`Trial.is_safe`).
 
-    Tries single steps, then the best of each combined, then variations of the last step.
-    uses: the most that the chain may use of the other test images.
+    Tries single steps, then the best of each combined, then variations of the last step, and
+    `verify` after the best of them. uses: the most that the chain may use of the other test images.
+    features: the local features of the images of `vectors`; without them `verify` is not tried.
     """
     check_uses(uses)
-    search = _Search(vectors.vectors, Trials(validation, optimise), LEVELS.index(uses), progress)
+    trials = Trials(validation, optimise)
+    search = _Search(vectors.vectors, trials, LEVELS.index(uses), features, progress)
     search.best_of([Chain()])
     if uses != LEVELS[0]:
         search.try_combinations(search.best_single_steps())
         search.vary_last_step(search.best_chain())
         search.try_keeping(search.best_chain())
+    search.try_verify(search.chains[trials.best().name])
     search.report(ended=True)
     best = search.trials.best()
-    choice = RefinementChoice(search.chains[best.name], search.trials.report(best.name))
+    choice = RefinementChoice(
+        search.chains[best.name], search.trials.report(best.name), search.cost_of_verify()
+    )
     for line in choice.lines():
         log.debug("%s", line)
     return choice
@@ -176,12 +196,22 @@ class _Search:
     """
 
     def __init__(
-        self, vectors: np.ndarray, trials: Trials, level: int, progress: Progress | None = None
+        self,
+        vectors: np.ndarray,
+        trials: Trials,
+        level: int,
+        features: AllFeatures | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.trials, self.level, self.progress = trials, level, progress
         self.kept = 1 if trials.optimise == "top-1" else KEPT[-1]
         self.draws, per_class = trials.on.draws, trials.on.per_class
-        self.refiners = [Refiner(vectors[d.query], vectors[d.gallery]) for d in self.draws]
+        self.refiners = [
+            Refiner(vectors[d.query], vectors[d.gallery],
+                    features=features and of_subsets(features, d.query, d.gallery))
+            for d in self.draws
+        ]  # fmt: skip
+        self.compares_points = features is not None
         self.expansion_sizes = [n for n in (1, 3, 8) if n == 1 or n <= per_class]
         self.ks = neighbourhood_sizes(per_class)
         self.chains: dict[str, Chain] = {}
@@ -214,7 +244,7 @@ class _Search:
         """Reports progress; the total is an estimate, as later chains depend on earlier ones."""
         if not self.progress:
             return
-        expected = 1
+        expected = 1 + self.compares_points * len(VERIFY_N) * len(VERIFY_WEIGHTS)
         if self.level:
             weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
             sizes, ks = len(self.expansion_sizes), len(self.ks)
@@ -267,6 +297,27 @@ class _Search:
             options = [{**dict(last.options), option: value} for value in values or self.ks]
             steps = [last, *(Step.of(last.name, **changed) for changed in options)]
             last = self.best_of([Chain((*first, step)) for step in steps]).steps[-1]
+
+    def try_verify(self, chain: Chain) -> None:
+        """The chain with `verify` after it; with more candidates only if a few of them help."""
+        if not self.compares_points:
+            return
+        few, many = ([
+            Chain((*chain.steps, Step.of("verify", n=n, weight=weight)))
+            for weight in VERIFY_WEIGHTS
+        ] for n in VERIFY_N)  # fmt: skip
+        if self.best_of([chain, *few]).verify:
+            self.best_of(many)
+
+    def cost_of_verify(self) -> str:
+        """What a comparison of points has taken, in words; empty if there was none."""
+        pairs = [pairs for refiner in self.refiners for pairs in refiner.pairs.values()]
+        compared = sum(one.compared for one in pairs)
+        if not compared:
+            return ""
+        each = sum(one.seconds for one in pairs) / compared
+        n = VERIFY_N[-1]
+        return f"verify(n={n}) takes about {1000 * n * each:.0f} ms a query, features left out"
 
 
 def neighbourhood_sizes(per_class: float) -> list[int]:

@@ -16,7 +16,7 @@ from vizsla.progress import ProgressShown
 
 app = Commands()
 
-UNUSED = ("labels_from", "exclude", "cache")
+UNUSED = ("labels_from", "exclude")
 
 
 @dataclass(frozen=True, kw_only=True)

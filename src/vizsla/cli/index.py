@@ -99,6 +99,9 @@ class BuildOptions(ModelChoice, FolderOptions, Printing):
         None, "Measure recall with (up to 1,000 of) these embeddings, not the gallery's.", "Ranking"
     )
     store: str = same(VectorFiles, "store")
+    local: bool = option(
+        False, "Also keep points of each image, for --refine verify; needs OpenCV.", "Ranking"
+    )
 
 
 @index.command(epilog="Example: vizsla index photos -o gallery.index --model dinov2-s14")
@@ -111,8 +114,12 @@ def build(
 ) -> None:
     """Build an index from a folder of images, or from embeddings. It remembers its model."""
     from vizsla.embed.embeddings import Embeddings
+    from vizsla.embed.local_features import opencv
+    from vizsla.run.local_features import keep_features
     from vizsla.search.index import build_index
 
+    if options.local:
+        opencv()  # before the work: an error if it is not installed
     with ProgressShown(options.quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         made = build_index(
             _embeddings_of(gallery, _replaced(options), options, scratch, shown), options.out,
@@ -121,6 +128,8 @@ def build(
             sample=None if options.sample is None else Embeddings.open(options.sample),
             progress=partial(shown, "building"),
         )  # fmt: skip
+        if options.local:
+            keep_features(made, made.ids, partial(shown, "finding points"))
     _print_index(made.about(), options.out, options.as_json)
 
 
@@ -197,11 +206,15 @@ def add(
 ) -> None:
     """Add images, embedded by the model of the index; the rest of it stays as it is."""
     from vizsla.embed.embeddings import Embeddings
+    from vizsla.run.local_features import keep_features, keeps_features
     from vizsla.search.index import open_index
 
     with ProgressShown(options.quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         found = open_index(where, progress=partial(shown, "adding"))
-        found.add(Embeddings.open(_embeddings_of(gallery, found, options, scratch, shown)))
+        new = Embeddings.open(_embeddings_of(gallery, found, options, scratch, shown))
+        found.add(new)
+        if keeps_features(found):
+            keep_features(found, new.ids, partial(shown, "finding points"), root=new.root)
     _print_index(found.about(), where, options.as_json)
 
 

@@ -140,7 +140,13 @@ class ShowOptions(Printing):
     )
     random: int | None = option(None, "N random queries.", "Output", minimum=1, usual=True)
     why: bool = option(
-        False, "Heat maps of the parts that made query and result similar.", "Output", usual=True
+        False,
+        "What made query and result similar: heat maps; after verify the matching points.",
+        "Output",
+        usual=True,
+    )
+    points: bool = option(
+        False, "Lines between the points that match in query and result; needs OpenCV.", "Output"
     )
     model: str | None = same(
         ModelChoice, "model", None, shown=None, usual=False,
@@ -178,10 +184,14 @@ def show(
     from vizsla.output import sheet_selection
     from vizsla.run import finished_run
     from vizsla.score.truth import truth_of_folders
+    from vizsla.search.chain import parse_chain
     from vizsla.workspace import file_safe, is_run
 
     ranking = read_ranking(source)
-    embedder = _embedder_of(source, options.model) if options.why else None
+    verified = parse_chain(ranking.origin.get("refine", {}).get("chain", "none")).verify
+    by_points = verified is not None and verified["features"] == "sift"
+    points = options.points or (options.why and by_points)
+    embedder = _embedder_of(source, options.model) if options.why and not points else None
     folders, ranking = images_of_source(source, ranking, options.data)
     truth = truth_of_folders(folders, labels=options.labels, labels_from=options.labels_from)
     if truth is None and is_run(source):
@@ -191,6 +201,7 @@ def show(
             ranking, folders, truth, options.out or figures / file_safe(source.stem),
             k=top_k_of(source, options.top_k), worst=options.worst, only_wrong=options.only_wrong,
             random=options.random, seed=options.seed, why=embedder,
+            points=(verified["model"] if verified else "similarity") if points else None,
             broken=finished_run.broken_queries(source) if is_run(source) else (),
             progress=lambda done, total: progress("drawing", done, total),
         )  # fmt: skip

@@ -140,14 +140,23 @@ class VectorCache:
 
     def get(self, space: str, contents: Sequence[bytes], dim: int) -> dict[bytes, np.ndarray]:
         """Content hash → (D,) float32, of those in the cache. Needs no write access."""
+        found = self.get_bytes(space, contents)
+        return {
+            content: np.frombuffer(data, np.float32)
+            for content, data in found.items()
+            if len(data) == 4 * dim
+        }
 
-        def select(base: sqlite3.Connection) -> dict[bytes, np.ndarray]:
+    def get_bytes(self, space: str, contents: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Content hash → what `put_bytes` stored, of those in the cache and not damaged."""
+
+        def select(base: sqlite3.Connection) -> dict[bytes, bytes]:
             found = {}
             for part in _query_parts(contents):
                 query = f"SELECT content, vector, sha256 FROM vectors {_where(part)}"
-                for content, vector, sha256 in base.execute(query, (space, *part)):
-                    if _is_valid(space, content, vector, sha256, dim):
-                        found[content] = np.frombuffer(vector, np.float32)
+                for content, data, sha256 in base.execute(query, (space, *part)):
+                    if _is_valid(space, content, data, sha256):
+                        found[content] = data
             return found
 
         if not (contents and self._can_read and self.path.exists()):
@@ -159,11 +168,12 @@ class VectorCache:
 
     def put(self, space: str, vectors: dict[bytes, np.ndarray]) -> None:
         """Adds or replaces vectors; beyond the size limit the least recently used are deleted."""
+        self.put_bytes(space, {c: v.astype(np.float32).tobytes() for c, v in vectors.items()})
+
+    def put_bytes(self, space: str, found: dict[bytes, bytes]) -> None:
+        """The same for other data of an image, such as its local features."""
         now = int(time.time())
-        rows = []
-        for content, vector in vectors.items():
-            data = vector.astype(np.float32).tobytes()
-            rows.append((space, content, data, _digest(space, content, data), now))
+        rows = [(space, c, data, _digest(space, c, data), now) for c, data in found.items()]
 
         def insert(base: sqlite3.Connection) -> None:
             base.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows)
@@ -305,10 +315,10 @@ def _where(part: Sequence[bytes]) -> str:
     return f"WHERE space = ? AND content IN ({','.join('?' * len(part))})"
 
 
-def _is_valid(space: str, content: object, vector: object, sha256: object, dim: int) -> bool:
-    if not (isinstance(content, bytes) and isinstance(vector, bytes)):
+def _is_valid(space: str, content: object, data: object, sha256: object) -> bool:
+    if not (isinstance(content, bytes) and isinstance(data, bytes)):
         return False
-    return len(vector) == 4 * dim and sha256 == _digest(space, content, vector)
+    return sha256 == _digest(space, content, data)
 
 
 def _is_locked(error: Exception) -> bool:

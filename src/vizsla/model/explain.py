@@ -99,7 +99,7 @@ def _is_sum_over_positions(embedder: Embedder, image: Tensor) -> bool:
 
 def _exact(embedder: Embedder, query: Tensor, results: Tensor) -> list[Explanation]:
     parts = [_parts(embedder, image) for image in (query, *results)]  # [(T, C)]
-    grids = [_grid(embedder, image) for image in (query, *results[:1])]
+    grids = [grid_of(embedder, image) for image in (query, *results[:1])]
     vectors = [embedder.project(part.sum(0)[None])[0] for part in parts]  # [(D,)]
     found = []
     for part, vector in zip(parts[1:], vectors[1:], strict=True):
@@ -147,7 +147,7 @@ def _contributions(projection: nn.Module, parts: Tensor, other: Tensor) -> Tenso
     return torch.cat(joined, dim=1) @ other
 
 
-def _grid(embedder: Embedder, image: Tensor) -> tuple[int, int]:
+def grid_of(embedder: Embedder, image: Tensor) -> tuple[int, int]:
     """Rows and columns: of the map, or of the patches, by the image's aspect ratio."""
     features = embedder.backbone.features(image[None])
     if features.ndim == 4:

@@ -32,6 +32,7 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
     alarms, notes = report.remarks()
     groups = _groups_by_finding(report)
     near = [pair for pair in report.pairs if pair.how == "model"]
+    parts = [pair for pair in report.pairs if pair.how == "part"]
     excluded = list(report.excluded().items())
     sections = [
         Section("warnings", "What should be fixed", alarms, "lines"),
@@ -46,6 +47,7 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
         Section("doubts", "Doubtful labels",
                 _doubts(report, groups["conflicts"], album)),
         Section("copies", "Other copies", album.group_cards(groups["copies"]), "cards"),
+        Section("parts", "Images with a part in common", album.pair_cards(parts), "cards"),
         Section("almost", "Pairs with almost equal vectors", album.pair_cards(near), "cards"),
         Section("broken", "Broken images", _rows([(f.name, f.broken) for f in report.broken])),
         Section("odd", "Odd images", _odd_images(report, album)),

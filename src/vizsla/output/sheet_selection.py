@@ -8,8 +8,10 @@ import numpy as np
 
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.images import MAX_PIXELS
+from vizsla.embed.local_features import Sift
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
+from vizsla.output.matched_points import draw_matches
 from vizsla.output.query_sheets import RankingTruth, draw_ranking
 from vizsla.output.sheet_drawing import remove_other_sheets
 from vizsla.output.similarity_sheet import draw_similarity
@@ -32,12 +34,14 @@ def show(
     random: int | None = None,
     seed: int = 0,
     why: Embedder | None = None,
+    points: str | None = None,
     broken: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Draws a sheet for each selected query (see `pick_queries`); the paths of the PNGs.
 
-    why: the embedder that made the ranking, to draw what made query and result similar.
+    why: the embedder that made the ranking, to draw what made query and result similar. points:
+    instead the points that match, by SIFT, with this model of the geometry.
     broken: queries that could not be read: a sheet says so. Earlier sheets in `out` are replaced.
     """
     scores = None if truth is None else evaluate(ranking, truth, ks=[k])
@@ -47,7 +51,18 @@ def show(
         len(ranking), known, k=k, only_wrong=only_wrong, worst=worst, random=random, seed=seed
     )
     folders = data.query.root, data.gallery.root, out
-    if why is None:
+    if points is not None:
+        paths = draw_matches(
+            ranking,
+            *folders,
+            Sift(),
+            model=points,
+            k=k,
+            rows=rows,
+            truth=known,
+            progress=progress,
+        )
+    elif why is None:
         paths = draw_ranking(ranking, *folders, k=k, rows=rows, truth=known, progress=progress)
     else:
         paths = draw_similarity(

@@ -7,6 +7,7 @@ from typing import Any
 from vizsla import storage
 from vizsla.audit import check as audit
 from vizsla.audit.findings import CheckReport
+from vizsla.embed.local_features import opencv
 from vizsla.options import CheckOptions
 from vizsla.progress import Report
 
@@ -17,10 +18,14 @@ def check_folder(
     """The findings in a data folder, one of classes, or one of images. options.model: also an
     Embedder."""
     sets = audit.image_sets(data, options.labels, follow_links=options.follow_links)
+    if options.partial:
+        opencv()  # before the work: an error if it is not installed
     with tempfile.TemporaryDirectory() as scratch:
+        features_in = (options.cache or Path(scratch) / "local") if options.partial else None
         embed = _embedding(options, sets, Path(scratch), progress) if options.model else None
         return audit.check(
-            data, sets, embed=embed, keep=options.keep, max_pixels=options.max_pixels,
+            data, sets, embed=embed, features_in=features_in, keep=options.keep,
+            max_pixels=options.max_pixels,
             workers=options.workers, progress=progress,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import compute_of, resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed, write_embeddings
+from vizsla.embed.local_features import opencv
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.hub import require_weights
@@ -33,6 +34,7 @@ from vizsla.search.knn_graph import GraphFolder, Keeper
 from vizsla.search.milvus_index import is_milvus
 from vizsla.search.queries import QueryEncoder, encoded, is_text
 from vizsla.search.ranking import Ranking
+from vizsla.search.verify import features_of_both, folder_of
 from vizsla.workspace import is_run, open_run
 
 log = logging.getLogger("vizsla.search")
@@ -280,8 +282,12 @@ def search_refined(
     progress: Callable[[int, int], None] | None,
 ) -> Ranking:
     """The gallery of an index by a chain. The neighbour graph is kept in the index, or beside the
-    embeddings; with a condition it is that of the images allowed, and not kept."""
+    embeddings; with a condition it is that of the images allowed, and not kept. Local features
+    are always kept there."""
     gallery = vectors_of(found, where)
+    if chain.verify:
+        opencv()  # before the work: an error if it is not installed
+    kept_in = folder_of(where)
     keeper: Keeper | None = GraphFolder(Path(where))
     if is_index(where) and isinstance(found, FolderIndex):
         keeper = found
@@ -295,5 +301,5 @@ def search_refined(
             )
     return rank_refined(
         queries, gallery, chain, k, same_set=same_set, device=device, graphs=keeper,
-        progress=progress,
+        features=features_of_both(queries, gallery, kept_in), progress=progress,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from vizsla.data.splits import Target, training_part
 from vizsla.embed.compute import PACKAGES, Compute
 from vizsla.embed.converted_runtimes import installed
 from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.local_features import LOCAL
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
@@ -42,6 +43,7 @@ from vizsla.run.inputs import (
 from vizsla.search import exact
 from vizsla.search.chain import check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import GraphFolder
+from vizsla.search.verify import features_of_both
 from vizsla.train.selection import TrainResult
 from vizsla.workspace import Messages, Run, create_run, is_run, log_to, open_run
 
@@ -91,14 +93,16 @@ def run(
             choice = None
             if config.refine == "auto":
                 choice = _choose_chain(
-                    data, target, queries, gallery, embed, config, tuned=tuned, progress=report
-                )
+                    data, target, queries, gallery, embed, config, tuned=tuned,
+                    features_in=_features_in(this_run, config), progress=report,
+                )  # fmt: skip
                 choice.save(this_run.folder / REFINEMENT)
             chain = choice.chain if choice else parse_chain(config.refine)
             ranking = rank_refined(
                 queries, gallery, chain, graphs=GraphFolder(this_run.folder / "graphs"),
                 device="cpu" if compute.device.startswith("mps") else compute.device,  # no float64
                 same_set=data.one_set,
+                features=features_of_both(queries, gallery, _features_in(this_run, config)),
             )  # fmt: skip
             calibration = None
             if config.accept is not None:
@@ -118,6 +122,11 @@ def run(
             if tuned is not None:  # the run has a result, so it is never continued
                 drop_training_leftovers(this_run)
     return dataclasses.replace(result, chain=chain, refinement_choice=choice, tuned=tuned)
+
+
+def _features_in(this_run: Run, config: RunConfig) -> Path:
+    """Where local features are kept, if any are needed."""
+    return Path(config.cache) if config.cache else this_run.folder / LOCAL
 
 
 def _improved(
@@ -219,6 +228,7 @@ def _choose_chain(
     config: RunConfig,
     *,
     tuned: TrainResult | None,
+    features_in: Path,
     progress: Progress | None,
 ) -> RefinementChoice:
     """The chain that does best on validation images that resemble the test part."""
@@ -230,6 +240,7 @@ def _choose_chain(
         embed=lambda images: embed(images, "validation"),
         nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
         uses=config.refine_uses,
+        features_in=features_in,
         progress=progress and (lambda done, total: progress(STAGE, done, total)),
     )
 

@@ -12,8 +12,10 @@ import numpy as np
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.search import exact, refine
+from vizsla.search.geometry import MODELS
 from vizsla.search.knn_graph import Keeper, NeighbourGraph, Progress, kept_graph
 from vizsla.search.ranking import Ranking, self_positions, without_self
+from vizsla.search.verify import FEATURES, BothFeatures, Pairs, features_of_both, verified
 
 NOTHING, GALLERY, QUERIES = "nothing", "gallery", "queries"  # each includes the ones before it
 USES = {
@@ -23,16 +25,19 @@ USES = {
 }
 LEVELS = list(USES)
 
-# name → its options with their defaults. `dba` and `aqe` change vectors, the next ones rank; `keep`
-# limits what the steps before it change.
-STEPS: dict[str, dict[str, int | float | bool]] = {
+Value = int | float | bool | str
+# name → its options with their defaults. `dba` and `aqe` change vectors, the next ones rank;
+# `verify` and `keep` re-rank the first of what the steps before them give.
+STEPS: dict[str, dict[str, Value]] = {
     "dba": {"n": 3, "alpha": 0.0},
     "aqe": {"n": 3, "alpha": 0.0},
     "kreciprocal": {"k1": 20, "k2": 6, "weight": 0.3, "together": True, "program": True},
     "diffusion": {"k": 20, "seeds": 5, "alpha": 0.9, "gamma": 3.0, "weight": 0.1},
+    "verify": {"n": 50, "features": "sift", "model": "similarity", "weight": 0.5},
     "keep": {"n": 10},
 }
-EXPAND, KEEP = ("dba", "aqe"), "keep"
+CHOICES = {"features": FEATURES, "model": tuple(MODELS)}  # of the options that are words
+EXPAND, VERIFY, KEEP = ("dba", "aqe"), "verify", "keep"
 KEEP_DEPTH = 1_000  # how deep the steps before it rank
 KEPT = (1, 5, 10)  # contest points ask whether any of so many first images is right
 _STEP = re.compile(r"\s*([a-zA-Z]+)\s*(?:\(([^()]*)\))?\s*")
@@ -43,10 +48,10 @@ class Step:
     """One refinement. options: all that STEPS lists for it, in that order."""
 
     name: str
-    options: tuple[tuple[str, int | float | bool], ...]
+    options: tuple[tuple[str, Value], ...]
 
     @staticmethod
-    def of(name: str, **options: int | float | bool) -> "Step":
+    def of(name: str, **options: Value) -> "Step":
         """The step of that name in STEPS, with its defaults for the options that are not given."""
         return Step(name, tuple({**STEPS[name], **options}.items()))
 
@@ -59,6 +64,8 @@ class Step:
     @property
     def uses(self) -> str:
         """Which other test images it uses, one of LEVELS."""
+        if self.name in (VERIFY, KEEP):  # each pair is compared alone; it changes less
+            return NOTHING
         return QUERIES if self.name == "kreciprocal" and self["together"] else GALLERY
 
 
@@ -82,6 +89,11 @@ class Chain:
         return last is None or (last.name == KEEP and last["n"] >= n)
 
     @property
+    def verify(self) -> Step | None:
+        """The step that compares points, if there is one."""
+        return next((step for step in self.steps if step.name == VERIFY), None)
+
+    @property
     def words(self) -> str:
         """`uses` in words."""
         return USES[self.uses]
@@ -100,15 +112,20 @@ def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
     if text.strip() in ("", "none"):
         return Chain()
     steps = tuple(_parse_step(part, text) for part in text.split("+"))
-    ranking = steps[:-1] if steps[-1].name == KEEP else steps
+    ranking = steps
+    while ranking and ranking[-1].name in (VERIFY, KEEP):
+        ranking = ranking[:-1]
     for step in ranking[:-1]:
         if step.name not in EXPAND:
             raise UsageError(
-                f"--refine {text!r}: {step.name} gives the final order, so it must be last; "
-                f"only {' and '.join(EXPAND)} may come before it, and {KEEP} after it"
+                f"--refine {text!r}: {step.name} gives the final order, so it must be last; only "
+                f"{' and '.join(EXPAND)} may come before it, and {VERIFY} and {KEEP} after it"
             )
-    if not ranking or ranking[-1].name == KEEP:
-        raise UsageError(f"--refine {text!r}: {KEEP} comes once, after another step")
+    after = [step.name for step in steps[len(ranking) :]]
+    if steps[0].name == KEEP or len(after) > len(set(after)):
+        raise UsageError(
+            f"--refine {text!r}: {KEEP} comes once, after another step, and {VERIFY} once"
+        )
     chain = Chain(steps)
     if LEVELS.index(chain.uses) > LEVELS.index(uses):
         raise UsageError(
@@ -137,7 +154,7 @@ def _parse_step(part: str, text: str) -> Step:
             f"as 'dba(n=2)+aqe+kreciprocal(k1=20,k2=6,weight=.3)' of {', '.join(STEPS)}"
         )
     name = match[1].lower()
-    given: dict[str, int | float | bool] = {}
+    given: dict[str, Value] = {}
     for setting in filter(None, map(str.strip, (match[2] or "").split(","))):
         key, equals, value = (word.strip() for word in setting.partition("="))
         if not equals or key not in STEPS[name]:
@@ -145,13 +162,17 @@ def _parse_step(part: str, text: str) -> Step:
                 f"--refine {text!r}: {name} has no option {setting!r}; there are "
                 + ", ".join(f"{k}={_option_text(v)}" for k, v in STEPS[name].items())
             )
-        given[key] = _value(value, STEPS[name][key], f"--refine {text!r}: {setting}")
+        given[key] = _value(value, key, STEPS[name][key], f"--refine {text!r}: {setting}")
     step = Step.of(name, **given)
     _check(step, text)
     return step
 
 
-def _value(word: str, default: int | float | bool, what: str) -> int | float | bool:
+def _value(word: str, option: str, default: Value, what: str) -> Value:
+    if isinstance(default, str):
+        if word.lower() not in CHOICES[option]:
+            raise UsageError(f"{what}: choose one of {', '.join(CHOICES[option])}")
+        return word.lower()
     try:
         if isinstance(default, bool):
             return {"true": True, "yes": True, "false": False, "no": False}[word.lower()]
@@ -163,7 +184,7 @@ def _value(word: str, default: int | float | bool, what: str) -> int | float | b
 
 def _check(step: Step, text: str) -> None:
     """UsageError, before any work is done, where an option is out of range."""
-    options = dict(step.options)
+    options: dict[str, Any] = dict(step.options)
     least = {"n": 1, "k1": 1, "k2": 1, "k": 1, "seeds": 1}
     low = [f"{k}={v}" for k, v in options.items() if k in least and v < least[k]]
     weight = options.get("weight", 0.5)
@@ -171,15 +192,17 @@ def _check(step: Step, text: str) -> None:
         low.append(f"alpha={options['alpha']} (from 0 to below 1)")
     elif not np.isfinite(options.get("alpha", 0.0)) or options.get("alpha", 0.0) < 0:
         low.append(f"alpha={options['alpha']} (0 or more)")
-    if not 0 <= weight <= 1 or (step.name == "diffusion" and weight == 0):
-        low.append(f"weight={weight} (from 0 to 1; of diffusion above 0)")
+    if not 0 <= weight <= 1 or (step.name in ("diffusion", VERIFY) and weight == 0):
+        low.append(f"weight={weight} (from 0 to 1; of diffusion and verify above 0)")
     if not 0 <= options.get("gamma", 1.0) < np.inf:
         low.append(f"gamma={options['gamma']} (0 or more)")
     if low:
         raise UsageError(f"--refine {text!r}: {step.name} cannot have {', '.join(low)}")
 
 
-def _option_text(value: int | float | bool) -> str:
+def _option_text(value: Value) -> str:
+    if isinstance(value, str):
+        return value
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
@@ -200,11 +223,13 @@ def rank_refined(
     same_set: bool = False,
     device: str = "cpu",
     graphs: Keeper | None = None,
+    features: BothFeatures | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
     """The ranking by a chain, with the scores of its last step; see `exact.rank` for the rest.
 
-    graphs: where the gallery's neighbour graphs are kept for later calls.
+    graphs: where the gallery's neighbour graphs are kept for later calls. features: the local
+    features that `verify` compares; by default made of the images, and not kept.
     """
     if not chain.steps:
         return exact.rank(queries, gallery, k, same_set=same_set, device=device)
@@ -226,6 +251,7 @@ def rank_refined(
         self_at=self_at,
         device=device,
         graphs=graphs,
+        features=features or features_of_both(queries, gallery),
         progress=progress,
     )
     positions, scores = refiner.top_k(chain, k + same_set)
@@ -245,7 +271,7 @@ class Refiner:
     """Ranks the same queries (Q, D) and gallery (G, D) by one chain after another.
 
     What chains have in common (neighbour graphs, augmented galleries) is computed once.
-    self_at: (Q,) each query's gallery position, where both are one set.
+    self_at: (Q,) each query's gallery position, where both are one set. features: for `verify`.
     """
 
     def __init__(
@@ -256,9 +282,12 @@ class Refiner:
         self_at: np.ndarray | None = None,
         device: str = "cpu",
         graphs: Keeper | None = None,
+        features: BothFeatures | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.self_at, self.device, self.graphs, self.progress = self_at, device, graphs, progress
+        self.features = features
+        self.pairs: dict[tuple[str, str], Pairs] = {}  # of features and geometric model
         self._vectors: dict[tuple[Step, ...], tuple[np.ndarray, np.ndarray]] = {
             (): (queries, gallery)
         }
@@ -278,6 +307,8 @@ class Refiner:
             queries, gallery = self.vectors(chain.steps)
             return exact.top_k(queries, gallery, k, device=self.device)
         before = chain.steps[:-1]
+        if last.name == VERIFY:
+            return self._verified(Chain(before), last, k)
         queries, gallery = self.vectors(before)
         options: dict[str, Any] = dict(last.options)
         if last.name == "kreciprocal":
@@ -297,6 +328,19 @@ class Refiner:
         own = self.self_at is not None
         found = exact.top_k(queries, gallery, min(n + own, len(gallery)), device=self.device)
         return without_self(*found, self.self_at, n)[0] if self.self_at is not None else found[0]
+
+    def _verified(self, before: Chain, step: Step, k: int) -> tuple[np.ndarray, np.ndarray]:
+        n = min(step["n"] + (self.self_at is not None), len(self.vectors(())[1]))
+        key = step["features"], step["model"]
+        if key not in self.pairs:
+            if self.features is None:
+                raise DataError("verify compares images: it cannot re-rank vectors alone")
+            self.pairs[key] = Pairs(*self.features(key[0]), key[1])
+        ranked = self.top_k(before, max(k, n))
+        positions, scores = verified(
+            *ranked, self.pairs[key], n=n, weight=step["weight"], progress=self.progress
+        )
+        return positions[:, :k], scores[:, :k]
 
     def _neighbourhoods(
         self, before: tuple[Step, ...], options: dict[str, Any]

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from vizsla import storage
 from vizsla.embed.embeddings import Embeddings, parts_of, source_of
+from vizsla.embed.local_features import LOCAL
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.notebook import Shown, Summary
@@ -154,7 +155,10 @@ class FolderIndex(Shown):
 
     def embeddings(self) -> Embeddings:
         """The gallery, read into memory."""
-        return Embeddings(self.ids, self.vectors(), self.attributes, self.model_id)
+        return Embeddings(
+            self.ids, self.vectors(), self.attributes, self.model_id, root=self.source.root,
+            source=self.source,
+        )  # fmt: skip
 
     def about(self) -> dict[str, Any]:
         """What `vizsla index info` prints; sizes in bytes."""
@@ -301,6 +305,8 @@ class FolderIndex(Shown):
                 shutil.copyfile(snapshot.folder / name, temporary)
         disk.commit(folder, manifest)
         self.source.save(folder, self.model_id)
+        if (self.folder / LOCAL).is_dir():
+            shutil.copytree(self.folder / LOCAL, folder / LOCAL, dirs_exist_ok=True)
 
     def verify(self) -> None:
         """See Index.verify. Hashes every file again."""

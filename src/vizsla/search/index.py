@@ -5,6 +5,7 @@ images and never interprets an attribute.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -152,4 +153,7 @@ def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
     nowhere, none = Path("an index in memory"), np.empty(0, np.int64)
     attributes = embeddings.attributes
     snapshot = Snapshot(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)
-    return FolderIndex(snapshot, device=device, source=embeddings.source)
+    source = embeddings.source
+    if source.root is None and embeddings.root is not None:
+        source = replace(source, images=str(embeddings.root))
+    return FolderIndex(snapshot, device=device, source=source)

@@ -25,6 +25,7 @@ import pyarrow as pa
 from vizsla import storage
 from vizsla.embed import shards, vector_source
 from vizsla.embed.embeddings import Embeddings, Part, parts_of
+from vizsla.embed.local_features import LOCAL
 from vizsla.embed.shards import MANIFEST, STORES
 from vizsla.errors import DataError, StorageError
 
@@ -36,7 +37,8 @@ EMPTY: dict[str, Any] = {
 }  # fmt: skip
 COPY_ROWS = 8192  # rows written or hashed at a time
 OUR_FILES = re.compile(
-    r"(vectors|items|removed|structure|sample|extra)[\w.-]*|\..*\.tmp|\.lock|(manifest|source)\.json"
+    r"(vectors|items|removed|structure|sample|extra)[\w.-]*|\..*\.tmp|\.lock|local|"
+    r"(manifest|source)\.json"
 )
 
 
@@ -378,7 +380,7 @@ def note(snapshot: Snapshot, manifest: dict[str, Any]) -> Snapshot:
 def commit(folder: Path, manifest: dict[str, Any]) -> None:
     """Replaces the manifest, then deletes files that it no longer names."""
     shards.write_manifest(folder, manifest)
-    named = {*files_of(manifest), manifest["vectors"], MANIFEST, vector_source.FILE, ".lock"}
+    named = {*files_of(manifest), manifest["vectors"], MANIFEST, vector_source.FILE, ".lock", LOCAL}
     for path in folder.iterdir():
         if path.name not in named and OUR_FILES.fullmatch(path.name):
             with contextlib.suppress(OSError):  # still open elsewhere, on Windows

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vizsla.model.embedder import Embedder
 
@@ -158,6 +159,22 @@ def test_odd_addresses_get_a_page(served: Any, address: str) -> None:
     assert answer.status_code in (200, 404, 422)
     assert 'id="search"' in answer.text
     assert 'role="alert"' in answer.text or "No matching images" in answer.text
+
+
+def test_matching_points_are_drawn_where_opencv_is(served: Any) -> None:
+    pytest.importorskip("cv2", reason="needs the extra local")
+    address = "id=red/red-0.png&result=red/red-1.png"
+    [shown] = [str(image["src"]) for image in page_at(served, f"/view?{address}").all("img")
+               if str(image["src"]).startswith("points.png")]  # fmt: skip
+    drawn = served.get("/" + shown)
+    assert drawn.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(drawn.content)).size == (2 * 448 + 12, 448 + 36)
+    menu = [str(a["href"]) for a in page_at(served, "/?id=red/red-0.png").all("a")]
+    assert any(there.startswith("points.png?id=red") for there in menu)
+    assert not any("points.png" in str(a["href"]) for a in page_at(served, "/").all("a"))
+    assert served.get("/points.png?text=a&result=red/red-1.png").status_code == 404
+    (upload,) = served.post(image="red/red-0.png").json()["queries"]
+    assert served.get(f"/points.png?query={upload}&result=red/red-1.png").status_code == 200
 
 
 def links(page: Page) -> list[str]:

@@ -4,6 +4,7 @@ Each answer comes from one state of the gallery, taken at its start. Replacing t
 assignment, and running searches keep the state that they started with.
 """
 
+import io
 import logging
 import os
 import random
@@ -18,8 +19,18 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
+from vizsla.data.images import read_image
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError, ImageError, StorageError, UsageError, VizslaError
+from vizsla.embed.local_features import Sift, opencv
+from vizsla.errors import (
+    DataError,
+    ImageError,
+    MissingExtraError,
+    StorageError,
+    UsageError,
+    VizslaError,
+)
+from vizsla.output.matched_points import labelled_pair
 from vizsla.score.calibration import Calibration, in_words
 from vizsla.search.folder_index import FolderIndex
 from vizsla.web.search.batching_model import Batcher, Model, Ready, TextCache
@@ -30,6 +41,7 @@ from vizsla.web.search.gallery import Gallery, Search, search_all, version_of
 from vizsla.web.search.joint_model import JointModel
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.query_vector import Examples, query_vector
+from vizsla.web.search.similarity_maps import SIDE as POINTS_SIDE
 from vizsla.web.search.similarity_maps import Job, MapQueue, Maps, draw_maps
 from vizsla.web.search.thumbnails import (
     EXTENSIONS,
@@ -297,15 +309,7 @@ class Engine:
         The caller ends with `self.map_queue.leave(job)`. NotFound if the search has no image;
         Busy if too many jobs wait.
         """
-        gallery = self.gallery
-        found = self.picture(result, gallery)
-        query: Upload | Path
-        if search.query:
-            query = self.kept_upload(search.query[0])
-        elif search.id:
-            query = self.picture(search.id[0], gallery)
-        else:
-            raise NotFound("heat maps need a search with an image")
+        query, found = self._pair(search, result)
 
         def draw() -> Maps:
             first = query.pixels if isinstance(query, Upload) else self._pixels(query)
@@ -319,6 +323,34 @@ class Engine:
         except OSError as error:
             raise NotFound("the file of this image is gone") from error
         return self.map_queue.submit(key, draw)
+
+    def _pair(self, search: SearchRequest, result: str) -> tuple[Upload | Path, Path]:
+        """The first image searched with, and the result. NotFound if the search has none."""
+        gallery = self.gallery
+        found = self.picture(result, gallery)
+        if search.query:
+            return self.kept_upload(search.query[0]), found
+        if search.id:
+            return self.picture(search.id[0], gallery), found
+        raise NotFound("a comparison with a result needs a search with an image")
+
+    def matching_points(self, search: SearchRequest, result: str) -> bytes:
+        """A PNG of the first image searched with and of a result, with lines between the points
+        that match. NotFound if the search has no image, or without OpenCV."""
+        try:
+            opencv()
+        except MissingExtraError as error:
+            raise NotFound(str(error)) from error
+        query, found = self._pair(search, result)
+        jpegs = [
+            query.jpeg if isinstance(query, Upload) else self.thumbnails.get(query, "large"),
+            self.thumbnails.get(found, "large"),
+        ]
+        images = [read_image(jpeg) for jpeg in jpegs]  # our own JPEGs, of at most 1280 px
+        drawn = labelled_pair(images[0], images[1], Sift(), box=POINTS_SIDE)
+        file = io.BytesIO()
+        drawn.save(file, "PNG")
+        return file.getvalue()
 
     def _pixels(self, path: Path) -> np.ndarray:
         pixels = self.gallery_decoder.decode(path, framing=self.model.framing).result().pixels

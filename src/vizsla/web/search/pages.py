@@ -5,6 +5,7 @@ reproduces a search, going back works, and all but dropping images works without
 Addresses in pages are relative, so that they work below any prefix.
 """
 
+import importlib.util
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +43,7 @@ class Pages:
         self._templates.filters |= {"file_name": file_name, "attribute": attribute_text}
         self._templates.globals |= {
             "shown_columns": self.columns,
+            "compares_points": importlib.util.find_spec("cv2") is not None,
             "counts": tuple(n for n in COUNTS if n <= service.limits.k),
             "body_limit": service.limits.body_bytes,
             "fields": {"where": WHERE, "from": FROM, "to": TO},
@@ -58,6 +60,7 @@ class Pages:
         app.add_route("/queries/{name}.jpg", self.upload_picture, methods=["GET"])
         app.add_route("/view", self.view, methods=["GET"])
         app.add_route("/similarity/{side}.jpg", self.similarity_map, methods=["GET"])
+        app.add_route("/points.png", self.matching_points, methods=["GET"])
         app.add_route("/marks.csv", self.marks, methods=["GET"])
 
     # ── pages ────────────────────────────────────────────────────────────────────────────────────
@@ -247,6 +250,16 @@ class Pages:
         state = State.parse(address_fields(request), max_k=self.service.limits.k)
         maps = await self.service.similarity_maps(request, state.search, result)
         return Response(maps[sides.index(side)], media_type="image/jpeg")
+
+    async def matching_points(self, request: Request) -> Response:
+        """The image searched with and a result, with lines between the points that match."""
+        self.service.count(request)
+        engine, result = self.service.engine, request.query_params.get("result", "")
+        state = State.parse(address_fields(request), max_k=self.service.limits.k)
+        drawn = await self.service.searches.run(
+            lambda: engine.matching_points(state.search, result)
+        )
+        return Response(drawn, media_type="image/png")
 
     async def marks(self, request: Request) -> Response:
         """The marks as CSV: search, image, label, mark."""

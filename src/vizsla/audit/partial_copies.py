@@ -1,0 +1,268 @@
+"""Local features of N images → pairs of which one holds a part of the other.
+
+Crops, collages, screenshots, overlays. Points whose descriptors have the same word and nearly the
+same signature vote for pairs of images; the pairs with most votes are compared point by point, and
+count if the pixels agree where the geometry lays one image over the other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from vizsla.embed.local_features import LocalFeatures, opencv
+from vizsla.search.geometry import Geometry, geometry_of
+
+WORDS = 256  # of each half of a descriptor; a word is a pair of them
+SAMPLE = 400  # images whose descriptors the words are learned from
+BITS = 64  # of a signature
+MAX_DISTANCE = 18  # bits by which the signatures of two votes may differ
+MANY = 1500  # descriptors of a word, beyond which it says nothing
+MIN_VOTES, MAX_CANDIDATES = 4, 12  # of a pair; pairs of an image that are compared
+PERHAPS, SURE = 0.02, 0.5  # probability by geometry: below the first a pair is given up
+CELL = 16  # px of a cell in which the pixels of both are compared
+AGREES = 0.75  # correlation of the edges in a cell of a copy
+MIN_CELLS = 5  # that must agree
+MIN_SHARE, MOST_SHARE = 0.25, 0.8  # of the cells that must agree: if it is sure, and if not
+FEATURES_AT_ONCE = 512  # images
+
+Features = Callable[[Sequence[int]], list[LocalFeatures]]
+Read = Callable[[int], Image.Image | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Positions a < b of two images with a part in common.
+
+    similarity: the share of it, between the matching points, in which the edges agree.
+    """
+
+    a: int
+    b: int
+    similarity: float
+
+
+def partial_copies(
+    n: int,
+    features: Features,
+    read: Read,
+    *,
+    known: frozenset[tuple[int, int]] = frozenset(),
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Part]:
+    """All pairs of n images that have a part in common, in order.
+
+    read: the i-th image, None if it cannot be read. known: pairs (a, b), a < b, to leave out.
+    progress: (images and pairs done, about how many in all). Time grows with the number of images
+    times that of the images in which a word occurs, memory (about 8 KB an image) with the number.
+    """
+    report = progress or (lambda done, total: None)
+    words, signatures, images = _described(n, features, lambda done: report(done, 2 * n))
+    a, b = candidates(words, signatures, images, n)
+    new = np.array([pair not in known for pair in zip(a.tolist(), b.tolist(), strict=True)], bool)
+    a, b = a[new], b[new]
+    found: list[Part] = []
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="compare") as pool:
+        for part in _blocks(a, b):
+            used = np.unique([a[part], b[part]])
+            of = dict(zip(used.tolist(), features(used.tolist()), strict=True))
+
+            def one(pair: tuple[int, int], of: dict[int, LocalFeatures] = of) -> Part | None:
+                return _compared(*pair, of, read)
+
+            pairs = zip(a[part].tolist(), b[part].tolist(), strict=True)
+            found += [match for match in pool.map(one, pairs) if match]
+            report(n + n * part.stop // len(a), 2 * n)
+    report(2 * n, 2 * n)
+    return found
+
+
+def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[slice]:
+    """Slices of pairs with at most FEATURES_AT_ONCE images."""
+    step = FEATURES_AT_ONCE // 2
+    return (slice(i, min(i + step, len(a))) for i in range(0, len(a), step))
+
+
+# ── words and signatures ─────────────────────────────────────────────────────────────────────────
+
+
+def _described(
+    n: int, features: Features, report: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of all descriptors of all images: word, signature (uint64), and position of the image."""
+    sample = np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(int))
+    rows = [f.descriptors for f in features(sample.tolist()) if len(f)]
+    if not rows:
+        none = np.zeros(0, np.int64)
+        return none, none.astype(np.uint64), none
+    vocabulary = Vocabulary.learned(np.concatenate(rows))
+    words, signatures, images = [], [], []
+    for start in range(0, n, FEATURES_AT_ONCE):
+        block = range(start, min(start + FEATURES_AT_ONCE, n))
+        for i, found in zip(block, features(block), strict=True):
+            if len(found):
+                word, signature = vocabulary(found.descriptors)
+                words.append(word)
+                signatures.append(signature)
+                images.append(np.full(len(word), i, np.int32))
+        report(block.stop)
+    return np.concatenate(words), np.concatenate(signatures), np.concatenate(images)
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Descriptors → words (the product of two coarse quantisers) and binary signatures.
+
+    centres: (2, K, D/2), of each half of a descriptor. directions: (D, BITS). medians: (BITS,).
+    """
+
+    centres: np.ndarray
+    directions: np.ndarray
+    medians: np.ndarray
+
+    @staticmethod
+    def learned(descriptors: np.ndarray, seed: int = 0) -> "Vocabulary":
+        """From a sample of descriptors (n, D)."""
+        rows = descriptors.astype(np.float32)
+        rng = np.random.default_rng(seed)
+        halves = np.split(rows, 2, axis=1)
+        centres = np.stack([_centres(half, rng) for half in halves])
+        square = rng.standard_normal((rows.shape[1], rows.shape[1]))
+        directions = np.linalg.qr(square)[0][:, :BITS].astype(np.float32)
+        return Vocabulary(centres, directions, np.median(rows @ directions, axis=0))
+
+    def __call__(self, descriptors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int32 words and (n,) uint64 signatures of (n, D) descriptors."""
+        rows = descriptors.astype(np.float32)
+        first, second = (
+            _nearest(half, centres)
+            for half, centres in zip(np.split(rows, 2, axis=1), self.centres, strict=True)
+        )
+        bits = np.packbits(rows @ self.directions > self.medians, axis=1)  # (n, 8)
+        words = first * self.centres.shape[1] + second
+        return words.astype(np.int32), np.ascontiguousarray(bits).view(np.uint64).ravel()
+
+
+def _centres(rows: np.ndarray, rng: np.random.Generator, rounds: int = 10) -> np.ndarray:
+    """(K, D) means of k-means (Lloyd), from random rows; K at most WORDS."""
+    rows = rows[rng.permutation(len(rows))[: 100 * WORDS]]
+    centres = rows[: max(1, min(WORDS, len(rows) // 4))].copy()
+    for _ in range(rounds):
+        nearest = _nearest(rows, centres)
+        count = np.bincount(nearest, minlength=len(centres))
+        sums = np.stack([np.bincount(nearest, column, len(centres)) for column in rows.T], axis=1)
+        centres[count > 0] = sums[count > 0] / count[count > 0, None]
+    return centres
+
+
+def _nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(n,) positions of the nearest centres."""
+    return (rows @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
+
+
+# ── candidates ───────────────────────────────────────────────────────────────────────────────────
+
+
+def candidates(
+    words: np.ndarray, signatures: np.ndarray, images: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions a < b, sorted: of each image the MAX_CANDIDATES pairs with most votes."""
+    order = np.argsort(words, kind="stable")
+    words, signatures, images = words[order], signatures[order], images[order].astype(np.int64)
+    ends = np.searchsorted(words, words, side="right")
+    starts = np.searchsorted(words, words, side="left")
+    left = np.where(ends - starts <= MANY, ends - np.arange(len(words)) - 1, 0)  # to compare with
+    votes: list[np.ndarray] = []
+    codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    at, shift = np.flatnonzero(left), 1
+    while len(at):
+        other = at + shift
+        close = _bit_count(signatures[at] ^ signatures[other]) <= MAX_DISTANCE
+        i, j = images[at[close]], images[other[close]]
+        votes.append((np.minimum(i, j) * n + np.maximum(i, j))[i != j])
+        shift += 1
+        at = at[left[at] >= shift]
+        if sum(map(len, votes)) > 20_000_000 or not len(at):
+            codes, counts = _summed([codes, *votes], [counts, *(np.ones_like(v) for v in votes)])
+            votes = []
+    kept = counts >= MIN_VOTES
+    a, b = np.divmod(codes[kept], n)
+    counts = counts[kept]
+    best = np.zeros(len(a), bool)
+    for side in (a, b):
+        by_votes = np.lexsort((-counts, side))
+        rank = np.arange(len(side)) - np.searchsorted(side[by_votes], side[by_votes])
+        best[by_votes[rank < MAX_CANDIDATES]] = True
+    return a[best], b[best]
+
+
+def _summed(codes: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Each code once, and the sum of its counts."""
+    found, at = np.unique(np.concatenate(codes), return_inverse=True)
+    return found, np.bincount(at, np.concatenate(counts), len(found)).astype(np.int64)
+
+
+_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+def _bit_count(values: np.ndarray) -> np.ndarray:
+    """(n,) the bits that are set in (n,) uint64."""
+    if hasattr(np, "bitwise_count"):  # numpy 2
+        return np.bitwise_count(values)
+    return _OF_BYTE[values.view(np.uint8)].reshape(-1, 8).sum(axis=1)
+
+
+# ── the decision ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _compared(a: int, b: int, of: dict[int, LocalFeatures], read: Read) -> Part | None:
+    found = geometry_of(of[a], of[b])
+    if found.probability < PERHAPS:
+        return None
+    images = read(a), read(b)
+    if images[0] is None or images[1] is None:
+        return None
+    agree, cells = cells_agreeing(found, *(
+        np.asarray(image.convert("L").resize(of[i].size, Image.Resampling.BOX), np.float32)
+        for i, image in zip((a, b), images, strict=True) if image
+    ))  # fmt: skip
+    share = agree / max(cells, 1)
+    least = MIN_SHARE if found.probability >= SURE else MOST_SHARE
+    return Part(a, b, share) if agree >= MIN_CELLS and share >= least else None
+
+
+def cells_agreeing(found: Geometry, a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """Of the cells between the inliers: in how many the edges of both images agree; and all.
+
+    a, b: (H, W) float32 grey images of the sizes that the geometry was found in. The larger view
+    of the two is brought to the smaller one.
+    """
+    cv2 = opencv()
+    assert found.matrix is not None
+    matrix, points = found.matrix, found.b
+    if abs(np.linalg.det(matrix[:2, :2])) > 1:  # b shows it larger
+        a, b, matrix, points = b, a, np.linalg.inv(matrix), found.a
+    scale = abs(np.linalg.det(matrix[:2, :2])) ** 0.5
+    blurred = cv2.GaussianBlur(a, (0, 0), max(0.3, 0.5 / scale))
+    size = b.shape[1], b.shape[0]
+    laid = cv2.warpPerspective(blurred, matrix, size, flags=cv2.INTER_LINEAR)
+    inside = np.zeros(b.shape, np.uint8)
+    cv2.fillConvexPoly(inside, cv2.convexHull(np.round(points).astype(np.int32)), 1)
+    b = cv2.GaussianBlur(b, (0, 0), 0.7)
+    sums = [np.zeros(b.shape, np.float32)] * 3
+    for across, down in ((1, 0), (0, 1)):
+        x, y = (cv2.Sobel(side, cv2.CV_32F, across, down) for side in (laid, b))
+        sums = [
+            total + cv2.boxFilter(value, -1, (CELL, CELL))
+            for total, value in zip(sums, (x * y, x * x, y * y), strict=True)
+        ]
+    both, of_a, of_b = sums
+    half = CELL // 2
+    cells = np.zeros(b.shape, bool)
+    cells[half::CELL, half::CELL] = True
+    cells &= (inside > 0) & (np.maximum(of_a, of_b) > 8.0**2)  # there are edges in one of them
+    correlation = both[cells] / np.sqrt(of_a[cells] * of_b[cells] + 1e-3)
+    return int((correlation >= AGREES).sum()), len(correlation)

@@ -1,0 +1,122 @@
+"""The best of a ranking → the same images, those first whose points agree with the query's.
+
+A pair's score becomes (1 - weight) · score + weight · probability, where the probability is that of
+`geometry`; below the first n nothing is looked at, and the probability counts as 0.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.local_features import LOCAL, Extractor, LocalFeatures, Sift, features_of
+from vizsla.errors import DataError, UsageError
+from vizsla.search.geometry import geometry_of
+
+FEATURES = ("sift", "tokens")
+Features = Callable[[Sequence[int] | np.ndarray], list[LocalFeatures]]  # of these positions
+AllFeatures = Callable[[str], Features]  # a name of FEATURES → those of all images
+BothFeatures = Callable[[str], tuple[Features, Features]]  # the same, of queries and of gallery
+
+
+class Pairs:
+    """How probable it is that a query and a gallery image show one thing; each pair once.
+
+    seconds, compared: what it has cost so far, and for how many pairs, extraction left out.
+    """
+
+    def __init__(self, queries: Features, gallery: Features, model: str) -> None:
+        self.queries, self.gallery, self.model = queries, gallery, model
+        self.seconds, self.compared = 0.0, 0
+        self._known: dict[tuple[int, int], float] = {}
+
+    def probabilities(self, query: int, positions: np.ndarray) -> np.ndarray:
+        """(n,) for the gallery images at these positions."""
+        new = [at for at in positions.tolist() if (query, at) not in self._known]
+        if new:
+            [of_query], others = self.queries([query]), self.gallery(new)
+            started = time.perf_counter()
+            for at, other in zip(new, others, strict=True):
+                found = geometry_of(of_query, other, self.model)
+                self._known[query, at] = found.probability
+            self.seconds += time.perf_counter() - started
+            self.compared += len(new)
+        return np.array([self._known[query, at] for at in positions.tolist()])
+
+
+def verified(
+    positions: np.ndarray,
+    scores: np.ndarray,
+    pairs: Pairs,
+    *,
+    n: int,
+    weight: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ranking (Q, K) with the first n of each query re-ranked, and its new scores."""
+    positions, scores = positions.copy(), (1 - weight) * scores.astype(np.float64)
+    for q in range(len(positions)):
+        first = positions[q, :n]
+        joined = scores[q, :n] + weight * pairs.probabilities(q, first)
+        order = np.argsort(-joined, kind="stable")
+        positions[q, :n], scores[q, :n] = first[order], joined[order]
+        if progress:
+            progress(q + 1, len(positions))
+    return positions, scores
+
+
+def features_of_both(
+    queries: Embeddings, gallery: Embeddings, folder: str | Path | None = None
+) -> BothFeatures:
+    """The local features of the images of queries and gallery, made when they are needed.
+
+    folder: where those of the gallery are kept.
+    """
+
+    def both(name: str) -> tuple[Features, Features]:
+        extract = extractor(name, gallery, folder)
+        return features_of(queries, extract).of, features_of(gallery, extract, folder).of
+
+    return both
+
+
+def folder_of(where: str | Path) -> Path | None:
+    """Where the local features of an index or of embeddings are kept; None if it is no folder."""
+    return Path(where) / LOCAL if Path(where).is_dir() else None
+
+
+def all_features(vectors: Embeddings, folder: str | Path | None = None) -> AllFeatures:
+    """The local features of the images of these vectors, kept in `folder`; see `features_of`."""
+    return lambda name: features_of(vectors, extractor(name, vectors, folder), folder).of
+
+
+def of_subsets(features: AllFeatures, queries: np.ndarray, gallery: np.ndarray) -> BothFeatures:
+    """The features of queries and gallery that are some of the images, at these positions."""
+
+    def both(name: str) -> tuple[Features, Features]:
+        found = features(name)
+        return lambda at: found(queries[list(at)]), lambda at: found(gallery[list(at)])
+
+    return both
+
+
+def extractor(
+    name: str, gallery: Embeddings | None = None, folder: str | Path | None = None
+) -> Extractor:
+    """What makes the features of that name. UsageError: none of FEATURES.
+
+    gallery: for tokens, whose network it names and whose axes it gives. DataError: it names none.
+    """
+    if name not in FEATURES:
+        raise UsageError(f"features={name}: choose one of {', '.join(FEATURES)}")
+    if name == "sift":
+        return Sift()
+    from vizsla.embed.token_features import Tokens
+    from vizsla.model.open_model import recorded_embedder
+
+    if gallery is None:
+        raise DataError("tokens are those of the gallery's model: give its embeddings")
+    embedder = recorded_embedder(gallery.source.model, gallery.model_id, "the gallery")
+    return Tokens.of(embedder, gallery, folder)
