@@ -75,6 +75,15 @@ def test_resamples_do_not_depend_on_the_order_of_the_queries() -> None:
         assert one.resampled(key) == pytest.approx(other.resampled(key), abs=1e-12)
 
 
+def test_a_value_that_no_resample_changes_has_wilsons_interval() -> None:
+    lists = {f"q{i}": ["g"] for i in range(20)}
+    truth = Truth(dict.fromkeys(lists, "x"), {"g": "x"})
+    ranking = Ranking([*lists], ["g"], np.zeros((20, 1), np.int64), np.ones((20, 1)), 1)
+    figure = evaluate(ranking, truth, metrics_named="µAP")["µAP"]
+    assert (figure.mean, figure.high) == (1.0, 1.0)
+    assert figure.low == pytest.approx(0.8389, abs=1e-4)
+
+
 def test_a_slice_is_the_metric_of_its_queries_alone() -> None:
     scores = system(1.0)
     for camera, part in scores.by("camera").items():

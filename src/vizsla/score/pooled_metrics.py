@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from vizsla.score.figures import Figure, IntervalSettings
+from vizsla.score.intervals import wilson
 from vizsla.score.relevance import Relevance
 
 Weighted = Callable[[np.ndarray], float]  # weights of the queries → the value
@@ -80,6 +81,8 @@ class PooledMetric:
         ]
         tail = (1 - settings.confidence) / 2
         low, high = np.nanquantile(values, [tail, 1 - tail])
+        if low == high == mean and 0 <= mean <= 1:  # no spread to resample, as if all were perfect
+            low, high = wilson(mean * count, count, confidence=settings.confidence)
         return Figure(self.title, mean, float(low), float(high), n, draws=tuple(values))
 
 
