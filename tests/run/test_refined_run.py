@@ -94,7 +94,7 @@ def test_the_command_shows_each_gain(tinted: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0
     table = result.stdout.splitlines()
-    assert any(line.split()[-2:] == ["gain", "uses"] for line in table)
+    assert any(line.split()[-3:] == ["gain", "risk", "refinement"] for line in table)
     assert any(line.startswith("kept ") for line in table)
     shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
     assert "Contests may forbid what these use" in " ".join(shown.replace("│", " ").split())
