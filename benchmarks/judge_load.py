@@ -1,6 +1,6 @@
 """The contest's server under load: many clients at once, and kills while they post.
 
-    python benchmarks/judge_load.py                 # 32 clients for 60 s
+    python benchmarks/judge_load.py                 # 32 clients for 60 s, once warm
     python benchmarks/judge_load.py --kills 20      # kill -9 during load, 20 times
 
 Every answer's score is compared with one that is computed here, without the server's code, and
@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+WARM = 30  # answers to a client before the first look at the memory
 SERVER = """
 import sys
 from vizsla.web.contest.server import judge
@@ -173,21 +174,29 @@ def resident(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
+def wait_until_warm(tally: Tally, clients: int, process: subprocess.Popen[str]) -> None:
+    """Until each client has had WARM answers on average: all kinds of requests have been made."""
+    while len(tally.answered) < WARM * clients and process.poll() is None:
+        time.sleep(0.1)
+
+
 def load(contest: Contest, *, clients: int, seconds: float) -> dict[str, float]:
     tally, stop = Tally(), threading.Event()
     with server(contest) as (process, port):
+        started = time.monotonic()
         threads = run_clients(contest, port, tally, clients, stop)
-        time.sleep(5)
+        wait_until_warm(tally, clients, process)
         memory_early = resident(process.pid)
-        time.sleep(seconds - 5)
+        time.sleep(seconds)
         memory_late = resident(process.pid)
+        elapsed = time.monotonic() - started
         stop.set()
         for thread in threads:
             thread.join()
     times = sorted(one.seconds for one in tally.answered)
     return {
         "answered": len(tally.answered),
-        "requests_per_second": round(len(tally.answered) / seconds, 1),
+        "requests_per_second": round(len(tally.answered) / elapsed, 1),
         "p50_ms": round(1000 * times[len(times) // 2], 1),
         "p99_ms": round(1000 * times[int(0.99 * len(times))], 1),
         "slowest_ms": round(1000 * times[-1], 1),
@@ -195,7 +204,7 @@ def load(contest: Contest, *, clients: int, seconds: float) -> dict[str, float]:
         "broken": tally.broken,
         "wrong_scores": wrong_scores(contest, tally),
         "lost": lost_submissions(contest, tally),
-        "memory_after_5_s_mib": round(memory_early, 1),
+        "memory_when_warm_mib": round(memory_early, 1),
         "memory_at_the_end_mib": round(memory_late, 1),
         "memory_growth_percent": round(100 * (memory_late / memory_early - 1), 2),
         "database_mib": round(contest.database.stat().st_size / 2**20, 1),
