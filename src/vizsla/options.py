@@ -180,6 +180,16 @@ class ImageOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableImages(Options):
+    """Where the images of a table are."""
+
+    root: Path | None = option(
+        None, "The folder that the names in a table of images are relative to.", "Data",
+        shown="the table's",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeveralLabels(Options):
     """Whether an image has several labels."""
 
@@ -370,6 +380,26 @@ class Conditions(Options):
         "Data",
         usual=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions(Options):
+    """What one result is: an image, or a group of images."""
+
+    group_by: str | None = option(
+        None, "One result for each value of a column, such as product: the group's best image.",
+        "Ranking", shown="every image is one", usual=True,
+    )  # fmt: skip
+    per_group: int = option(1, "Images of each group to give.", "Ranking", minimum=1)
+    group_score: str = option(
+        "best", "Score of a group: {choices} (the mean of two images).", "Ranking",
+        choices=("best", "best-two"),
+    )  # fmt: skip
+    diverse: float | None = option(
+        None,
+        "Results that differ from each other (maximal marginal relevance): from 1, off, to 0.",
+        "Ranking", minimum=0, maximum=1, shown="off",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -602,7 +632,7 @@ class TuneConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(ModelChoice, RankingOptions, Accepting, OneSet, Conditions):
+class SearchOptions(ModelChoice, RankingOptions, GroupOptions, Accepting, OneSet, Conditions):
     """How a gallery is searched."""
 
     accept: float | str | None = same(

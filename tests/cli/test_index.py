@@ -89,9 +89,57 @@ def test_search_prints_or_writes(here: Path) -> None:
     assert [len(row) for row in rankings.values()] == [4, 4, 4]
     assert all(int(hit["id"][1:]) % 2 for row in rankings.values() for hit in row)
     shown = vizsla("search", "i", "query.emb", "-k", "2", "--filter", "label=shoe").stdout
-    assert shown.count("\n") == 9 and rankings["q000"][0]["id"] in shown
+    lines = shown.splitlines()
+    assert lines[:2] == ["q000", "rank  score   image  label"] and len(lines) == 3 * 4 + 2
+    assert (
+        f"{rankings['q000'][0]['id']}   shoe" in lines[2] and rankings["q000"][0]["label"] == "shoe"
+    )
     own = run_json("search", "i", "gallery.emb", "--same-set", "-k", "1")["rankings"]
     assert isinstance(own, dict) and all(row[0]["id"] != query for query, row in own.items())
+
+
+def test_search_shows_columns(here: Path) -> None:
+    words = ["search", "gallery.emb", "query.emb", "-k", "3"]
+    by_price = ["--show", "price", "--show", "label"]
+    rankings: Any = run_json(*words, *by_price)["rankings"]
+    row = rankings["q000"][0]
+    assert row["price"] == int(row["id"][1:]) and list(row) == ["id", "score", "price", "label"]
+    written = vizsla(*words, *by_price, "--csv", "-q").stdout.splitlines()
+    assert written[0] == "query,rank,id,score,price,label" and len(written) == 1 + 3 * 3
+    assert written[1] == f"q000,1,{row['id']},{row['score']!r},{row['price']},{row['label']}"
+    assert "rank  score   image  price  label" in vizsla(*words, *by_price, "-q").stdout
+    with pytest.raises(DataError, match="show colour: the images have the columns label, price"):
+        vizsla(*words, "--show", "colour")
+    with pytest.raises(UsageError, match="choose one"):
+        vizsla(*words, "--csv", "--json")
+
+
+@pytest.mark.parametrize("refine", [[], ["--refine", "aqe+kreciprocal"]])
+def test_search_by_group(here: Path, refine: list[str]) -> None:
+    words = ["search", "gallery.emb", "query.emb", *refine]
+    every: Any = run_json(*words, "-k", "200")["rankings"]
+    grouped = ["--group-by", "label", "--per-group", "2"]
+    found: Any = run_json(*words, *grouped)["rankings"]
+    for query, rows in found.items():
+        best = {
+            kind: [r for r in every[query] if r["label"] == kind][:2] for kind in ("shoe", "hat")
+        }
+        assert [row["label"] for row in rows] == sorted(best, key=lambda k: -best[k][0]["score"])
+        for row in rows:
+            expected = [{"id": r["id"], "score": r["score"]} for r in best[row["label"]]]
+            assert row["images"] == expected and row["id"] == expected[0]["id"]
+    lines = vizsla(*words, *grouped, "-q").stdout.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("rank")]
+    assert [line[:4].strip() for line in lines[heads[0] + 1 : heads[0] + 5]] == ["1", "", "2", ""]
+    assert vizsla(*words, "--group-by", "label", "-o", "r.parquet", "-q").exit_code == 0
+    assert Ranking.load("r.parquet").row(0) == [row["id"] for row in found["q000"]]
+    varied: Any = run_json(*words, "--diverse", "0.1", "-k", "5")["rankings"]
+    plain = [row["id"] for row in every["q000"][:5]]
+    assert varied["q000"][0]["id"] == plain[0] and [r["id"] for r in varied["q000"]] != plain
+    with pytest.raises(UsageError, match="one image of a group"):
+        vizsla(*words, *grouped, "-o", "r.parquet")
+    with pytest.raises(DataError, match="no attribute 'colour'"):
+        vizsla(*words, "--group-by", "colour")
 
 
 def test_images_are_queries(tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +261,23 @@ def test_a_table_of_labels_gives_numbers_to_filter_by(
     assert run_json("index", "remove", "i", "--filter", "price<11")["removed_now"] == 3
     with pytest.raises(DataError, match="label holds text, such as 'shoe'"):
         vizsla("search", "i", "g.emb", "--filter", "label<x")
+    Path("products.csv").write_text("file,product\n0.png,P1\n2.png,P1\n5.png,P2\n")
+    table = ["products.csv", "--root", "images"]
+    assert vizsla("embed", *table, "-o", "p.emb", *TINY, "-q").exit_code == 0
+    about = run_json("index", *table, "-o", "p", *TINY)
+    assert about["images"] == 3 and about["attributes"] == ["product"]
+    found = run_json("search", "p", "p.emb", "--group-by", "product")["rankings"]
+    assert [row["product"] for row in found["0.png"]] == ["P1", "P2"]
+    some = ["embed", "images", "--labels", "products.csv", "-o", "s.emb", *TINY, "-q"]
+    assert vizsla(*some).exit_code == 0
+    found = run_json("search", "s.emb", "p.emb", "--show", "product", "-k", "6")["rankings"]
+    known = {row["id"]: row["product"] for row in found["0.png"]}
+    assert known == {f"{i}.png": {0: "P1", 2: "P1", 5: "P2"}.get(i) for i in range(6)}
+    with pytest.raises(UsageError, match="images is none"):
+        vizsla("embed", "images", "--root", "images", "-o", "t.emb", *TINY)
+    Path("others.csv").write_text("file,product\nx.png,P1\n")
+    with pytest.raises(DataError, match="names none of the 6 images"):
+        vizsla("embed", "images", "--labels", "others.csv", "-o", "t.emb", *TINY)
     Path("none.csv").write_text("file,path,label\nx.png,0.png,a\n")
     with pytest.raises(DataError, match=r"column file\) has a label for none of the 6 images"):
         vizsla("embed", "images", "--labels", "none.csv", "-o", "h.emb", *TINY, "-q")

@@ -63,6 +63,19 @@ def test_the_folder_is_embedded_once_and_renewed_by_what_changed(
     assert twins["g-blue-2.png"] == pytest.approx(twins["g-green-1.png"], abs=1e-6)
 
 
+def test_columns_of_a_metadata_file_are_shown_as_they_are_now(photos: Path) -> None:
+    photo = photos / "g-blue-1.png"
+    assert found(photo, photos, "-k", "1")[0].keys() == {"path", "score"}
+    (photos / "metadata.csv").write_text("file_name,label,price\ng-blue-1.png,sky,9.5\n")
+    assert found(photo, photos, "-k", "1")[0]["label"] == "sky"
+    assert found(photo, photos, "-k", "2", "--show", "price")[0]["price"] == 9.5
+    (photos / "metadata.csv").write_text("file_name,label,price\ng-blue-1.png,sky,n/a\n")
+    words = ["find", str(photo), str(photos), *TINY, "-k", "1", "-q", "--show", "price"]
+    shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout.splitlines()
+    assert shown[0].split() == ["rank", "score", "image", "price"]
+    assert shown[1].split() == ["1", "1.0000", str(photo), "n/a"]
+
+
 def test_a_broken_photo_is_left_out_and_not_read_again(
     photos: Path, embedded: list[list[str]]
 ) -> None:

@@ -253,6 +253,13 @@ class Served:
         return self.client.get(path, **more)
 
 
+@pytest.fixture
+def shop(open_search: Callable[..., Served]) -> Served:
+    """Products of three images each; the last two images are of none. And stars, 0 to 3."""
+    products = [f"P{i // 3}" for i in range(22)] + [None, None]
+    return open_search(columns={"product": products, "stars": [i % 4 for i in range(24)]})
+
+
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[Any]:
     from vizsla.web.search.decoder import Decoder

@@ -27,6 +27,7 @@ from vizsla.options import (
     Printing,
     RunOptions,
     SeveralLabels,
+    TableImages,
     VectorFiles,
     WhiteningChoice,
 )
@@ -37,7 +38,8 @@ app = Commands()
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(
-    ModelChoice, WhiteningChoice, ImageOptions, SeveralLabels, ExifColumns, ComputeChoice,
+    ModelChoice, WhiteningChoice, ImageOptions, TableImages, SeveralLabels, ExifColumns,
+    ComputeChoice,
     VectorFiles, Printing,
 ):  # fmt: skip
     """The options of `vizsla embed`."""
@@ -99,6 +101,7 @@ def embed(
         images, labels=options.labels, labels_from=options.labels_from,
         class_folders=options.class_folders, role=options.role, exclude=options.exclude,
         follow_links=options.follow_links, label_separator=options.label_separator,
+        root=options.root,
     )  # fmt: skip
     if options.exif:
         images_there = with_exif(images_there)

@@ -10,9 +10,17 @@ import typer
 
 from vizsla.cli.console import Commands, print_json
 from vizsla.cli.parameters import Without
+from vizsla.cli.results import (
+    ResultPrinting,
+    json_rows,
+    print_csv,
+    print_results,
+    result_rows,
+    shown_columns,
+)
 from vizsla.cli.sources import require_all_weights
 from vizsla.option_fields import option
-from vizsla.options import FindOptions, Printing
+from vizsla.options import FindOptions
 from vizsla.progress import LOADING, ProgressShown
 
 app = Commands()
@@ -21,10 +29,10 @@ UNUSED = ("labels", "labels_from", "exclude")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindCommand(FindOptions, Printing):
+class FindCommand(FindOptions, ResultPrinting):
     """The options of `vizsla find`."""
 
-    show: bool = option(
+    open_sheet: bool = option(
         False, "Also show a sheet of the images, in the browser.", "Output", "--open", usual=True
     )
 
@@ -45,15 +53,21 @@ def find_images(
         progress(LOADING, 0, 1)
         from vizsla.run.find import find, sheet
 
-        ranking = find(query, folder, options, progress)
-    assert ranking.scores is not None
-    found = list(zip(ranking.row(0), ranking.scores[0].tolist(), strict=True))
+        found = find(query, folder, options, progress)
+    known = found.attributes_of([]).column_names
+    columns = shown_columns(known, options.show, None)
+    (results,) = result_rows(found.ranking, found.attributes_of, columns).values()
+    for images in results:
+        images[0]["id"] = str(folder / images[0]["id"])
     if options.as_json:
-        print_json([{"path": str(folder / name), "score": score} for name, score in found])
+        listed = json_rows(results, grouped=False)
+        print_json([{"path": row.pop("id"), **row} for row in listed])
+    elif options.as_csv:
+        print_csv({query: results}, columns)
     else:
-        for name, score in found:
-            typer.echo(f"{score:.4f}  {folder / name}")
-    if options.show:
-        page = sheet(ranking, folder, Path(tempfile.mkdtemp(prefix="vizsla-found-")) / "found.html")
+        print_results(results, columns)
+    if options.open_sheet:
+        out = Path(tempfile.mkdtemp(prefix="vizsla-found-")) / "found.html"
+        page = sheet(found.ranking, folder, out)
         typer.echo(f"sheet       {page}", err=True)
         webbrowser.open(page.as_uri())

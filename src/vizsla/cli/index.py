@@ -11,6 +11,14 @@ import typer
 
 from vizsla.cli.console import Commands, Group, print_json
 from vizsla.cli.refining import print_refined
+from vizsla.cli.results import (
+    ResultPrinting,
+    json_rows,
+    print_csv,
+    print_results,
+    result_rows,
+    shown_columns,
+)
 from vizsla.cli.sources import require_all_weights
 from vizsla.errors import StorageError, UsageError
 from vizsla.option_fields import REQUIRED, byte_count, option, same
@@ -25,6 +33,7 @@ from vizsla.options import (
     RunOptions,
     SearchOptions,
     SeveralLabels,
+    TableImages,
     VectorFiles,
 )
 from vizsla.progress import LOADING, ProgressShown, waiting
@@ -61,7 +70,7 @@ Where = Annotated[str, typer.Argument(metavar="INDEX", help="The index: a folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderOptions(ImageOptions, SeveralLabels, ComputeChoice):
+class FolderOptions(ImageOptions, TableImages, SeveralLabels, ComputeChoice):
     """How a folder of images is embedded, where one is given in place of embeddings."""
 
     class_folders: bool = same(GalleryOptions, "class_folders")
@@ -169,6 +178,7 @@ def _embeddings_of(
         gallery, labels=options.labels, labels_from=options.labels_from,
         class_folders=options.class_folders, exclude=options.exclude,
         follow_links=options.follow_links, label_separator=options.label_separator,
+        root=options.root,
     )  # fmt: skip
     if found is None:
         require_all_weights([(options.model, options.weights)])
@@ -314,7 +324,7 @@ def _filter(conditions: tuple[str, ...]) -> "Filter | None":
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchCommand(SearchOptions, Printing):
+class SearchCommand(SearchOptions, ResultPrinting):
     """The options of `vizsla search`."""
 
     out: Path | None = option(
@@ -340,24 +350,37 @@ def search(
     """Rank a gallery for every query, by cosine or refined. Queries are images or embeddings."""
     out = options.out
     _filter(options.filter)  # what cannot be read is an error at once
+    if out is not None and options.per_group > 1:
+        raise UsageError("--per-group is for what is printed: a ranking has one image of a group")
     with ProgressShown(options.quiet) as progress:
         progress(LOADING, 0, 1)
         from vizsla.run.gallery_search import search_gallery
 
         progress(LOADING, 1, 1)
         done = search_gallery(gallery, queries, options, progress, deep=out is not None)
-    ranking = done.ranking
-    if not options.as_json:
+    ranking, found = done.ranking, done.gallery
+    if not options.as_json and not options.as_csv:
         print_refined(done.chain, done.choice)
     if out is not None:
         ranking.save(out)
         from vizsla.choose.refinement import refine_record
 
-        _print_written(ranking, out, options.as_json, refine=refine_record(done.chain, done.choice))
-    elif options.as_json:
-        print_json({"model_id": done.model_id, "rankings": _listed(ranking)})
+        record = refine_record(done.chain, done.choice)
+        _print_written(ranking, out, options.as_json, refine=record)
+        return
+    known = found.attributes_of([]).column_names
+    columns = shown_columns(known, options.show, options.group_by)
+    rows = result_rows(ranking, found.attributes_of, columns)
+    if options.as_json:
+        grouped = options.group_by is not None
+        listed = {query: json_rows(results, grouped=grouped) for query, results in rows.items()}
+        print_json({"model_id": done.model_id, "rankings": listed})
+    elif options.as_csv:
+        print_csv(rows, columns)
     else:
-        _print_ranking(ranking)
+        for i, (query, results) in enumerate(rows.items()):
+            typer.echo("\n" * (i > 0) + query)
+            print_results(results, columns)
 
 
 def _print_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) -> None:
@@ -366,33 +389,3 @@ def _print_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) ->
         print_json({**about, **more})
     else:
         typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {out}")
-
-
-def _listed(ranking: "Ranking") -> dict[str, list[dict[str, Any]]]:
-    """Query → its gallery images, best first; with probability and decision, where there are."""
-    assert ranking.scores is not None
-    listed: dict[str, list[dict[str, Any]]] = {}
-    for i, query in enumerate(ranking.queries):
-        listed[query] = row = []
-        for j in range(int(ranking.lengths[i])):
-            name, score = ranking.gallery[ranking.positions[i, j]], float(ranking.scores[i, j])
-            row.append({"id": name, "score": score})
-            if ranking.accepted is not None and ranking.probability is not None:
-                row[-1]["probability"] = float(ranking.probability[i, j])
-                row[-1]["accepted"] = j < int(ranking.accepted[i])
-    return listed
-
-
-def _print_ranking(ranking: "Ranking") -> None:
-    for query, row in _listed(ranking).items():
-        typer.echo(query)
-        decided, open_list = ranking.accepted is not None, True
-        for rank, found in enumerate(row, 1):
-            chance = ""
-            if decided:
-                chance = f"{100 * found['probability']:>3.0f} %  "
-                if open_list and not found["accepted"]:
-                    open_list = False
-                    none = "none of these is accepted" if rank == 1 else "accepted up to here"
-                    typer.echo(f"       ── {none} ──")
-            typer.echo(f"{rank:>5}  {found['score']:.4f}  {chance}{found['id']}")

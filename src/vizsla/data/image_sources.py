@@ -26,15 +26,19 @@ def image_set(
     exclude: str | Path | None = None,
     follow_links: bool = False,
     label_separator: str | None = None,
+    root: str | Path | None = None,
 ) -> ImageSet:
     """The images of a folder, a table, tar files or a URL, labels from the one place named.
 
-    A labels file gives its other columns too.
+    A labels file gives its other columns too. root: the folder that the names in a table are
+    relative to.
     """
     if sum(map(bool, (labels, labels_from, class_folders))) > 1:
         raise UsageError(
             "--labels, --labels-from and --class-folders are mutually exclusive: give one"
         )
+    if root is not None and not (Path(source).is_file() and not is_tars(str(source))):
+        raise UsageError(f"--root is for a table of images, and {source} is none: leave it out")
     if is_tars(str(source)):
         if class_folders:
             raise UsageError("tar files carry their labels in them: leave out --class-folders")
@@ -46,7 +50,7 @@ def image_set(
             raise UsageError(f"{source} has its labels in a table: leave out --class-folders")
         images = image_part(source, role)
     elif Path(source).is_file():
-        images = ImageSet.from_table(source, role=role)
+        images = ImageSet.from_table(source, root, role=role)
     elif class_folders:
         images = ImageSet.from_class_folders(source, follow_links=follow_links)
     else:

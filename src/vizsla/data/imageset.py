@@ -25,6 +25,7 @@ from vizsla.data.named_files import (
 )
 from vizsla.data.names import nfc
 from vizsla.data.tables import (
+    attributes_for,
     labelled_rows,
     names_of,
     origin_of,
@@ -210,17 +211,24 @@ class ImageSet(Shown):
         return self.with_attribute("label", split_labels(self.attributes["label"], separator))
 
     def with_labels_file(self, path: str | Path, role: str | None = None) -> "ImageSet":
-        """The same images with the labels and the other columns of a labels file.
+        """The same images with the labels and all other columns of a table.
 
-        DataError if it has a label for none of them.
+        A table without labels gives its other columns. DataError if it names none of the images, or
+        has a label for none.
         """
         table = read_labels(path)
-        rows = labelled_rows(self.ids, table, role)
-        if rows["label"].null_count == len(self):
+        if "label" in table.column_names:
+            rows = labelled_rows(self.ids, table, role)
+            known, what, of = rows["label"].null_count < len(self), "has a label", "for "
+        else:
+            rows = attributes_for(self.ids, table, role)
+            named = set(names_of(table, self.ids, role))
+            known, what, of = bool(rows.num_columns) and named != {None}, "names", ""
+        if not known:
             raise DataError(
-                f"{origin_of(table)} has a label for none of the {len(self)} images in "
-                f"{self.location} ({self.ids[0]}, …), but for {few(table['file'].to_pylist())}: "
-                "expected names relative to that folder, and labels that are not empty"
+                f"{origin_of(table)} {what} {of}none of the {len(self)} images in {self.location} "
+                f"({self.ids[0]}, …), but {of}{few(table['file'].to_pylist())}: expected names "
+                "relative to that folder, and labels or other columns that are not empty"
             )
         return self.with_columns(rows)
 

@@ -73,7 +73,7 @@ def warn_of_missing(missing: list[str], n_files: int, path: str | Path) -> None:
     if len(missing) == n_files:
         raise DataError(
             f"none of the {n_files} files that {path} names exists ({few(missing)}): "
-            "give the folder that its names are relative to as root, or a role"
+            "give the folder that its names are relative to as --root, or a --role"
         )
     if missing:
         log.warning("%s names %d files that do not exist: %s", path, len(missing), few(missing))

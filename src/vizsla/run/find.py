@@ -11,11 +11,13 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from vizsla import storage
@@ -39,14 +41,28 @@ log = logging.getLogger("vizsla.search")
 STATES, FORM = "states.json", "found/1"
 
 
+@dataclass(frozen=True)
+class FoundImages:
+    """A ranking of a folder's images, and these with the columns of its metadata file."""
+
+    ranking: Ranking
+    images: ImageSet
+
+    def attributes_of(self, ids: Sequence[str]) -> pa.Table:
+        """The columns of these images, a row each."""
+        row_of = {name: i for i, name in enumerate(self.images.ids)}
+        return self.images.subset(row_of[name] for name in ids).attributes
+
+
 def find(
     query: Any, folder: str | Path, options: FindOptions, progress: Report | None = None
-) -> Ranking:
+) -> FoundImages:
     """The images of a folder that are nearest to a photo (a path or a PIL image) or to words.
 
     DataError: there is no such photo; the folder has no images; the model reads no text.
     """
-    images = ImageSet.from_folder(folder, follow_links=options.follow_links)
+    listed = ImageSet.from_folder(folder, follow_links=options.follow_links)
+    images = replace(listed, attributes=pa.table({}))  # they may change while the images do not
     if len(images) == 0:
         raise DataError(f"{folder} holds no images")
     words = is_text(query)
@@ -61,8 +77,7 @@ def find(
     place = _place(images, options)
     with storage.locked(place):
         index = _renewed(place, images, embedder, options, progress)
-    k = min(options.top_k, len(index))
-    return index.search(vector, k)
+    return FoundImages(index.search(vector, min(options.top_k, len(index))), listed)
 
 
 def _place(images: ImageSet, options: FindOptions) -> Path:

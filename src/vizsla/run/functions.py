@@ -34,6 +34,7 @@ from vizsla.options import (
     RunOptions,
     SearchOptions,
     SeveralLabels,
+    TableImages,
     TrainConfig,
     TuneConfig,
     VectorFiles,
@@ -53,7 +54,7 @@ MODEL = "A model's name (`vizsla models` lists them), a saved embedder, a run, o
 
 @dataclass(frozen=True)
 class EmbedArguments(
-    ImageOptions, SeveralLabels, ExifColumns, ComputeChoice, VectorFiles, Reporting
+    ImageOptions, TableImages, SeveralLabels, ExifColumns, ComputeChoice, VectorFiles, Reporting
 ):
     """What `vizsla.embed` takes."""
 
@@ -73,7 +74,7 @@ class EmbedArguments(
 
 
 OF_IMAGES = ("labels", "labels_from", "class_folders", "role", "exclude", "follow_links",
-             "label_separator")  # fmt: skip
+             "label_separator", "root")  # fmt: skip
 
 
 @with_keywords(EmbedArguments)

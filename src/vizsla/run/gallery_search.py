@@ -28,12 +28,14 @@ from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
 from vizsla.search.filters import Filter
 from vizsla.search.folder_index import SHOWN, FolderIndex
+from vizsla.search.groups import ResultForm
 from vizsla.search.index import Index, in_memory, open_index
 from vizsla.search.index_files import is_index
 from vizsla.search.knn_graph import GraphFolder, Keeper
 from vizsla.search.milvus_index import is_milvus
 from vizsla.search.queries import QueryEncoder, encoded, is_text
 from vizsla.search.ranking import Ranking
+from vizsla.search.results import regrouped
 from vizsla.search.verify import features_of_both, folder_of
 from vizsla.workspace import is_run, open_run
 
@@ -42,12 +44,13 @@ log = logging.getLogger("vizsla.search")
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A ranking, the chain that refined it, and how that was chosen."""
+    """A ranking, the chain that refined it, how that was chosen, and the gallery."""
 
     ranking: Ranking
     chain: Chain
     choice: RefinementChoice | None
     model_id: str
+    gallery: Index
 
 
 def search_gallery(
@@ -91,19 +94,25 @@ def search_gallery(
     k, same_set = options.top_k, options.same_set
     if k is None:
         k = min(default_depth(len(found)) if deep else SHOWN, len(found) - same_set)
+    k = max(k, 1)
+    form = ResultForm(options.group_by, options.per_group, options.group_score, options.diverse)
     if chain.steps:
         ranking = search_refined(
-            found, where, query_set, chain, max(k, 1), condition, same_set=same_set,
+            found, where, query_set, chain, k, condition, form=form, same_set=same_set,
             device=device, progress=progress and partial(progress, "graph"),
         )  # fmt: skip
     else:
-        ranking = found.search(query_set, max(k, 1), condition, same_set=same_set)
+        ranking = found.search(
+            query_set, k, condition, group_by=options.group_by, per_group=options.per_group,
+            group_score=options.group_score, diverse=options.diverse, same_set=same_set,
+        )  # fmt: skip
     if calibration is not None:
         ranking = calibration.decide(ranking)
     fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))
     if condition is not None and fewest < k:
-        log.info("%d results, not %d: no more images meet the filter", fewest, k)
-    return SearchResult(ranking, chain, choice, found.model_id)
+        what = "images" if options.group_by is None else "groups"
+        log.info("%d results, not %d: no more %s meet the filter", fewest, k, what)
+    return SearchResult(ranking, chain, choice, found.model_id, found)
 
 
 def open_gallery(gallery: Any, device: str) -> Index:
@@ -277,6 +286,7 @@ def search_refined(
     k: int,
     condition: Filter | None = None,
     *,
+    form: ResultForm = ResultForm(),  # noqa: B008 (frozen)
     same_set: bool,
     device: str,
     progress: Callable[[int, int], None] | None,
@@ -299,7 +309,10 @@ def search_refined(
             raise UsageError(
                 f"--refine among {len(gallery)} images: loosen --filter, or leave it out"
             )
-    return rank_refined(
-        queries, gallery, chain, k, same_set=same_set, device=device, graphs=keeper,
-        features=features_of_both(queries, gallery, kept_in), progress=progress,
+    whole = form.group_by is not None or form.diverse is not None
+    ranking = rank_refined(
+        queries, gallery, chain, len(gallery) - same_set if whole else k, same_set=same_set,
+        device=device, graphs=keeper, features=features_of_both(queries, gallery, kept_in),
+        progress=progress,
     )  # fmt: skip
+    return regrouped(ranking, gallery, k, form) if whole else ranking

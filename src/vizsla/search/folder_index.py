@@ -28,6 +28,7 @@ from vizsla.search import index_files as disk
 from vizsla.search.ann import KINDS, Progress, Structure, choose_kind
 from vizsla.search.exact import Rows
 from vizsla.search.filters import Filter
+from vizsla.search.groups import Grouping, ResultForm
 from vizsla.search.index_files import Snapshot
 from vizsla.search.index_structure import (
     RECALL,
@@ -40,7 +41,7 @@ from vizsla.search.index_structure import (
 )
 from vizsla.search.index_view import LazyStructure, View
 from vizsla.search.queries import QueryEncoder
-from vizsla.search.ranking import Ranking, self_positions, without_self
+from vizsla.search.ranking import Ranking, self_positions
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
@@ -135,6 +136,13 @@ class FolderIndex(Shown):
         """G rows."""
         return self.view.snapshot.attributes
 
+    def attributes_of(self, ids: Sequence[str]) -> pa.Table:
+        """See Index.attributes_of."""
+        snapshot = self.view.snapshot
+        require_ids(ids, snapshot.row_of)
+        rows = pa.array([snapshot.row_of[name] for name in ids], pa.int64())
+        return snapshot.row_attributes.take(rows)
+
     @property
     def labels(self) -> list[str | None] | None:
         """The attribute `label` of the G images; None if the index has no such attribute."""
@@ -189,11 +197,16 @@ class FolderIndex(Shown):
         k: int | None = None,
         filter: Filter | str | Sequence[str] | None = None,
         *,
+        group_by: str | Grouping | None = None,
+        per_group: int = 1,
+        group_score: str = "best",
+        diverse: float | None = None,
         model_id: str | None = None,
         same_set: bool = False,
         embedder: "Embedder | None" = None,
     ) -> Ranking:
-        """See Index.search."""
+        """See Index.search. group_by: also a Grouping of the G images."""
+        form = ResultForm(group_by, per_group, group_score, diverse)
         view, snapshot = self.view, self.view.snapshot
         filter = Filter.of(filter)
         allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
@@ -201,23 +214,23 @@ class FolderIndex(Shown):
         k = min(SHOWN, len(snapshot) - same_set) if k is None else k
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         exact.check_k(k, len(snapshot) - same_set)
-        wanted = min(k + same_set, len(snapshot) if allowed is None else int(allowed.sum()))
+        self_at = self_positions(queries.ids, snapshot.ids) if same_set else None
         try:
-            rows, scores = view.nearest(queries.vectors, wanted, allowed)
+            found = view.search(queries.vectors, k, form, allowed, self_at)
         except StorageError:
             if not self.refresh():  # another process has replaced a file that was not read yet
                 raise
-            return self.search(queries, k, filter, same_set=same_set)
-        positions = snapshot.position_of[rows]
-        if same_set:
-            self_at = self_positions(queries.ids, snapshot.ids)
-            positions, scores = without_self(positions, scores, self_at, k)
+            return self.search(
+                queries, k, filter, group_by=group_by, per_group=per_group,
+                group_score=group_score, diverse=diverse, same_set=same_set,
+            )  # fmt: skip
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
         return Ranking(
-            queries.ids, snapshot.ids, positions, scores, len(snapshot), origin,
-            query_root=queries.root, gallery_root=self.source.root,
+            queries.ids, snapshot.ids, found.positions, found.scores, len(snapshot),
+            {**origin, **form.record()}, query_root=queries.root, gallery_root=self.source.root,
+            members=found.members, member_scores=found.member_scores,
         )  # fmt: skip
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
@@ -369,8 +382,13 @@ def build_in(
 
 
 def check_present(ids: Sequence[str], known: Container[str]) -> None:
-    """DataError unless the index holds all of these ids."""
+    """DataError unless the index holds all of these ids, which are to be removed."""
+    require_ids(ids, known, ": nothing was removed")
+
+
+def require_ids(ids: Sequence[str], known: Container[str], effect: str = "") -> None:
+    """DataError unless the index holds all of these ids. effect: what is said then."""
     missing = [name for name in ids if name not in known]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"the index holds no {missing[0]!r}{more}: nothing was removed")
+        raise DataError(f"the index holds no {missing[0]!r}{more}{effect}")

@@ -50,6 +50,9 @@ class Index(Protocol):
     def attributes(self) -> pa.Table:
         """G rows."""
 
+    def attributes_of(self, ids: Sequence[str]) -> pa.Table:
+        """The attributes of these images, a row each. DataError: an id is missing."""
+
     @property
     def labels(self) -> list[str | None] | None:
         """The attribute `label` of the G images; None if the index has no such attribute."""
@@ -66,6 +69,10 @@ class Index(Protocol):
         k: int | None = None,
         filter: Filter | str | Sequence[str] | None = None,
         *,
+        group_by: str | None = None,
+        per_group: int = 1,
+        group_score: str = "best",
+        diverse: float | None = None,
         model_id: str | None = None,
         same_set: bool = False,
         embedder: "Embedder | None" = None,
@@ -77,6 +84,10 @@ class Index(Protocol):
         fewer. filter: a condition such as "label=shoe" or "price<10", a list of them, or a Filter.
         embedder: the gallery's model, needed for images and texts if the index does not record it.
         same_set: the queries are images of the gallery, so each one's own id is left out.
+        group_by: a column; the k nearest groups of images with one value, each by its best image.
+        per_group: also the ranking's `members`, so many images of each. group_score: best-two
+        scores a group by the mean of its best two images. diverse: from 1 down to 0, the more
+        results differ from each other (`results.diversified`).
         DataError: another model or dimension, k beyond the gallery, no such attribute.
         """
 

@@ -10,8 +10,12 @@ import numpy as np
 from vizsla.search import ann, exact
 from vizsla.search.ann import Allowed, Structure, Unindexed
 from vizsla.search.exact import Rows
+from vizsla.search.filters import no_attribute
+from vizsla.search.groups import Found, Grouping, ResultForm
 from vizsla.search.index_files import Snapshot
 from vizsla.search.index_structure import read_structure
+from vizsla.search.ranking import without_self
+from vizsla.search.results import found_results
 
 
 class LazyStructure:
@@ -73,6 +77,50 @@ class View:
             found[unsure], scores[unsure] = self.exactly(queries[unsure], k, rows)
         return found, scores
 
+    def ranked(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None, self_at: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Gallery positions (Q, ≤k) and exact scores, best first; -1 and nan after the last.
+
+        self_at: (Q,) each query's own position, which is left out; None: none is.
+        """
+        available = len(self.snapshot) if allowed is None else int(allowed.sum())
+        rows, scores = self.nearest(queries, min(k + (self_at is not None), available), allowed)
+        positions = self.snapshot.position_of[rows]
+        if self_at is None:
+            return positions, scores
+        return without_self(positions, scores, self_at, k)
+
+    @cached_property
+    def _groupings(self) -> dict[str, Grouping]:
+        return {}
+
+    def grouping(self, column: str) -> Grouping:
+        """Which images are one group by an attribute. DataError: there is no such attribute."""
+        known, attributes = self._groupings, self.snapshot.attributes
+        if column not in known:
+            if column not in attributes.column_names:
+                raise no_attribute(column, attributes.column_names)
+            known[column] = Grouping.of(column, attributes[column])
+        return known[column]
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        form: ResultForm,
+        allowed: np.ndarray | None,
+        self_at: np.ndarray | None,
+    ) -> Found:
+        """The k best results of each query; the other arguments as `ranked` has them."""
+        by = form.group_by
+        grouping = self.grouping(by) if isinstance(by, str) else by
+        return found_results(
+            ImagesOfView(self, queries, allowed, self_at, grouping), len(queries), k, form,
+            available=len(self.snapshot) if allowed is None else int(allowed.sum()),
+            first=None if grouping is None else grouping.first,
+        )  # fmt: skip
+
     def exactly(
         self, queries: np.ndarray, k: int, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -108,3 +156,44 @@ class View:
     @cached_property
     def _all_allowed(self) -> Allowed:
         return Allowed.of(self.snapshot.alive, self.snapshot.manifest["structure"]["rows"])
+
+
+@dataclass(frozen=True, eq=False)
+class ImagesOfView:
+    """Searches a view for images; see groups.ImageSource. Positions are those of the gallery."""
+
+    view: View
+    queries: np.ndarray
+    allowed: np.ndarray | None
+    self_at: np.ndarray | None
+    grouping: Grouping | None
+
+    def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """See ImageSource."""
+        self_at = None if self.self_at is None else self.self_at[queries]
+        return self.view.ranked(self.queries[queries], n, self.allowed, self_at)
+
+    def codes(self, positions: np.ndarray) -> np.ndarray:
+        """See ImageSource."""
+        assert self.grouping is not None
+        return self.grouping.codes[positions]
+
+    def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ImageSource."""
+        assert self.grouping is not None
+        found = [self.grouping.images(code) for code in codes]
+        positions = np.concatenate([np.empty(0, np.int64), *found])
+        if self.allowed is not None:
+            positions = positions[self.allowed[positions]]
+        if self.self_at is not None:
+            positions = positions[positions != self.self_at[query]]
+        scores = exact.rescored(self.queries[query : query + 1], self._gallery, positions[None])
+        return positions, scores[0]
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """See ImageSource."""
+        return self._gallery[positions]
+
+    @property
+    def _gallery(self) -> Rows:
+        return Rows(self.view.snapshot.vectors, self.view.snapshot.rows)

@@ -23,10 +23,13 @@ from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search.filters import Condition, Filter, no_attribute, no_order, typed
-from vizsla.search.folder_index import SHOWN, build_in, check_present
+from vizsla.search.folder_index import SHOWN, build_in, check_present, require_ids
+from vizsla.search.groups import ResultForm
 from vizsla.search.index_files import check_new
+from vizsla.search.milvus_search import MilvusImages, decoded
 from vizsla.search.queries import QueryEncoder
-from vizsla.search.ranking import Ranking, self_positions, without_self
+from vizsla.search.ranking import Ranking
+from vizsla.search.results import found_results
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
@@ -34,9 +37,7 @@ if TYPE_CHECKING:
 FORM = "milvus/1"
 ABOUT = "_vizsla"  # ends the name of the second collection
 LITE_COLLECTION = "vizsla"
-TOP_K = 16_384  # the most results that Milvus gives
 MESSAGE_BYTES = 16 * 2**20
-SCANNED = 10_000  # rows; a filter that allows no more has all of them compared
 TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(),
          "day": pa.date32(), "time": pa.timestamp("us")}  # fmt: skip
 WIDER = {("int", "float"), ("day", "time")}  # days and times are stored as numbers: microseconds
@@ -131,6 +132,12 @@ class MilvusIndex:
         """G rows."""
         return self._fetched()[1]
 
+    def attributes_of(self, ids: Sequence[str]) -> pa.Table:
+        """See Index.attributes_of."""
+        found = self._rows_of(ids, "attributes")
+        require_ids(ids, found)
+        return self._table([decoded(found[name]) for name in ids])
+
     @property
     def labels(self) -> list[str | None] | None:
         """The attribute `label` of the G images; None if the index has no such attribute."""
@@ -158,13 +165,15 @@ class MilvusIndex:
     def _fetched(self) -> tuple[list[str], pa.Table]:
         if self._gallery is None:
             found = sorted(self._scan("", ["row", "id", "attributes"]), key=lambda r: int(r["row"]))
-            attributes = [_decoded(row["attributes"]) for row in found]
-            columns = {
-                name: _from_plain([row.get(name) for row in attributes], kind)
-                for name, kind in self._about["types"].items()
-            }
-            self._gallery = [row["id"] for row in found], pa.table(columns)
+            attributes = self._table([decoded(row["attributes"]) for row in found])
+            self._gallery = [row["id"] for row in found], attributes
         return self._gallery
+
+    def _table(self, attributes: list[dict[str, Any]]) -> pa.Table:
+        return pa.table({
+            name: _from_plain([row.get(name) for row in attributes], kind)
+            for name, kind in self._about["types"].items()
+        })  # fmt: skip
 
     def _count(self, where: str) -> int:
         with _milvus_errors(self.where):
@@ -194,69 +203,52 @@ class MilvusIndex:
         k: int | None = None,
         filter: Filter | str | Sequence[str] | None = None,
         *,
+        group_by: str | None = None,
+        per_group: int = 1,
+        group_score: str = "best",
+        diverse: float | None = None,
         model_id: str | None = None,
         same_set: bool = False,
         embedder: "Embedder | None" = None,
     ) -> Ranking:
         """See Index.search. The Ranking's gallery is the images that were found."""
+        form = ResultForm(group_by, per_group, group_score, diverse)
         filter = Filter.of(filter)
         queries = self.encoder.embeddings(queries, model_id, same_set=same_set, embedder=embedder)
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
+        if group_by is not None and group_by not in self._about["types"]:
+            raise no_attribute(group_by, list(self._about["types"]))
         size = len(self)
         k = min(SHOWN, size - same_set) if k is None else k
         exact.check_k(k, size - same_set)
         where = "" if filter is None else self._expression(filter)
         allowed = size if filter is None else self._count(where)
-        wanted = min(k + same_set, allowed)
-        found = self._found(queries.vectors, wanted, allowed, where, scan=filter is not None)
-        positions, scores = found.best(queries.vectors, wanted)
-        if same_set:
-            self_at = self_positions(queries.ids, found.ids)
-            positions, scores = without_self(positions, scores, self_at, k)
+        source = MilvusImages(
+            self._scan, self._candidates, queries.vectors, where=where, allowed=allowed,
+            filtered=filter is not None, own=queries.ids if same_set else None, column=group_by,
+        )  # fmt: skip
+        found = found_results(source, len(queries), k, form, available=allowed)
+        ids, rows = source.entities.gallery()
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
+        members = None if found.members is None else _places(found.members, rows)
         return Ranking(
-            queries.ids, found.ids, positions, scores, size, origin, query_root=queries.root
-        )
+            queries.ids, ids, _places(found.positions, rows), found.scores, size,
+            {**origin, **form.record()}, query_root=queries.root,
+            members=members, member_scores=found.member_scores,
+        )  # fmt: skip
 
-    def _found(
-        self, queries: np.ndarray, k: int, allowed: int, where: str, *, scan: bool
-    ) -> "_Found":
-        """The candidates of every query: enough to be certain to include its k nearest."""
-        found = _Found(len(queries), self.dim)
-        if k == 0 or not len(queries):
-            return found
-        if scan and allowed <= SCANNED:
-            rows = list(self._scan(where, ["row", "id", "vector"]))
-            found.add(range(len(queries)), [rows] * len(queries))
-            return found
-        n, unsure = ann.candidates_for(k), np.arange(len(queries))
-        while True:
-            n = min(n, allowed, TOP_K)
-            found.add(unsure, self._candidates(queries[unsure], n, where))
-            if n in (allowed, TOP_K):
-                break
-            unsure = unsure[found.unsure(queries, unsure, k)]
-            if not len(unsure):
-                break
-            n *= 8
-        short = np.flatnonzero([len(found.of[i]) < k for i in range(len(queries))])
-        if len(short):
-            if k > TOP_K:
-                raise DataError(f"k={k}: Milvus gives at most {TOP_K}")
-            rows = list(self._scan(where, ["row", "id", "vector"]))
-            found.add(short, [rows] * len(short))
-        return found
-
-    def _candidates(self, queries: np.ndarray, n: int, where: str) -> list[list[dict[str, Any]]]:
+    def _candidates(
+        self, queries: np.ndarray, n: int, where: str, fields: list[str]
+    ) -> list[list[dict[str, Any]]]:
         per_call = max(1, MESSAGE_BYTES // (n * (4 * self.dim + 100)))
         answers: list[list[dict[str, Any]]] = []
         with _milvus_errors(self.where):
             for start in range(0, len(queries), per_call):
                 hits_of = self.client.search(
                     self.collection, data=queries[start : start + per_call].tolist(), limit=n,
-                    filter=where, output_fields=["row", "id", "vector"], anns_field="vector",
+                    filter=where, output_fields=fields, anns_field="vector",
                     search_params={"metric_type": "IP", "params": {"ef": min(2 * n, 32_768)}},
                     consistency_level="Strong",
                 )  # fmt: skip
@@ -312,16 +304,17 @@ class MilvusIndex:
         self._gallery = None
         return len(rows)
 
-    def _rows_of(self, ids: Sequence[str]) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _rows_of(self, ids: Sequence[str], field: str = "row") -> dict[str, Any]:
+        """Id → its row, or another field."""
+        found: dict[str, Any] = {}
         with _milvus_errors(self.where):
             for start in range(0, len(ids), 1000):
                 named = json.dumps(list(ids[start : start + 1000]), ensure_ascii=False)
                 for row in self.client.query(
-                    self.collection, filter=f"id in {named}", output_fields=["row", "id"],
+                    self.collection, filter=f"id in {named}", output_fields=[field, "id"],
                     consistency_level="Strong",
                 ):  # fmt: skip
-                    found[row["id"]] = int(row["row"])
+                    found[row["id"]] = int(row[field]) if field == "row" else row[field]
         return found
 
     def _insert(self, part: Part) -> None:
@@ -385,55 +378,9 @@ class MilvusIndex:
             raise StorageError(f"{self.where} counts {counted} images, but lists {len(self.ids)}")
 
 
-class _Found:
-    """What was found so far for each query; every entity is stored once."""
-
-    def __init__(self, queries: int, dim: int) -> None:
-        self.of: list[set[int]] = [set() for _ in range(queries)]
-        self.dim = dim
-        self._ids: dict[int, str] = {}
-        self._vectors: dict[int, np.ndarray] = {}
-
-    def add(self, queries: Sequence[int] | np.ndarray, answers: list[list[dict[str, Any]]]) -> None:
-        for query, entities in zip(queries, answers, strict=True):
-            for entity in entities:
-                row = int(entity["row"])
-                if row not in self._ids:
-                    self._ids[row] = entity["id"]
-                    self._vectors[row] = np.asarray(entity["vector"], np.float32)
-                self.of[query].add(row)
-
-    @property
-    def ids(self) -> list[str]:
-        """In the gallery's order."""
-        return [self._ids[row] for row in sorted(self._ids)]
-
-    def best(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in `ids` and exact scores, (Q, k) each."""
-        gallery, positions = self._positions()
-        missing = max(0, k - positions.shape[1])
-        positions = np.pad(positions, ((0, 0), (0, missing)), constant_values=-1)
-        scores = exact.rescored(queries, gallery, positions)
-        positions, scores = exact.ordered(positions, scores, k)
-        short = np.isinf(scores)
-        return np.where(short, -1, positions), np.where(short, np.nan, scores)
-
-    def unsure(self, queries: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
-        """(chosen,) bool: too few were found, or even the last one scores as high as the k-th."""
-        gallery, positions = self._positions()
-        scores = -np.sort(-exact.rescored(queries[chosen], gallery, positions[chosen]), axis=1)
-        counts = np.array([len(self.of[i]) for i in chosen])
-        last = np.take_along_axis(scores, counts[:, None] - 1, axis=1)[:, 0]
-        return np.asarray((counts < k) | (last >= scores[:, min(k, scores.shape[1]) - 1]))
-
-    def _positions(self) -> tuple[np.ndarray, np.ndarray]:
-        rows = sorted(self._ids)
-        position = {row: i for i, row in enumerate(rows)}
-        gallery = np.array([self._vectors[row] for row in rows], np.float32).reshape(-1, self.dim)
-        positions = np.full((len(self.of), max(map(len, self.of), default=0)), -1)
-        for i, found in enumerate(self.of):
-            positions[i, : len(found)] = [position[row] for row in found]
-        return gallery, positions
+def _places(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The place of each row among the known ones, which rise; -1 stays."""
+    return np.where(rows >= 0, np.searchsorted(known, rows), -1)
 
 
 def _connected(where: str) -> tuple[Any, str]:
@@ -521,9 +468,3 @@ def _from_plain(values: list[Any], kind: str) -> pa.Array:
     if not pa.types.is_temporal(TYPES[kind]):
         return pa.array(values, TYPES[kind])
     return pa.array(values, pa.int64()).cast(pa.timestamp("us")).cast(TYPES[kind])
-
-
-def _decoded(attributes: Any) -> dict[str, Any]:
-    if isinstance(attributes, (str, bytes)):
-        return dict(json.loads(attributes))
-    return dict(attributes or {})

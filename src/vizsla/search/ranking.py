@@ -23,12 +23,15 @@ class Ranking(Shown):
 
     queries: Q ids. gallery: the ids that `positions` point into.
     positions: (Q, K) int64, -1 after a row's end (rows may differ in length).
-    scores: (Q, K) float64 falling along a row, nan after its end; None if unknown.
+    scores: (Q, K) float64 falling along a row (not of a diverse search), nan after its end; None if
+    unknown.
     gallery_size: G if the whole gallery is known, else None (as from a submission file).
     origin: what made it (model_id, k, …), for the record.
     query_root, gallery_root: the folders of the images, if they are known; they are not saved.
     accepted: (Q,) int64, so many first images of each row are accepted, 0 for none of these; None
     if nothing was decided. probability: (Q, K) float64, that each image is right, with `accepted`.
+    members, member_scores: (Q, K, N) as positions and scores, if each result is a group: its best
+    images. They are not saved.
     """
 
     queries: list[str]
@@ -41,6 +44,8 @@ class Ranking(Shown):
     gallery_root: Path | None = None
     accepted: np.ndarray | None = None
     probability: np.ndarray | None = None
+    members: np.ndarray | None = None
+    member_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.queries)) != len(self.queries):
@@ -135,6 +140,8 @@ class Ranking(Shown):
             scores=None if self.scores is None else self.scores[:, :k],
             accepted=None if self.accepted is None else np.minimum(self.accepted, k),
             probability=None if self.probability is None else self.probability[:, :k],
+            members=None if self.members is None else self.members[:, :k],
+            member_scores=None if self.member_scores is None else self.member_scores[:, :k],
         )
 
     def only_accepted(self) -> "Ranking":

@@ -213,7 +213,7 @@ def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -
     folder = tmp_path / "gallery.index"
     shutil.copytree(home / "gallery.index", folder)
     labels = tmp_path / "labels.csv"
-    labels.write_text("file,label\ng-red-0.png,given\ng-red-1.png,given\n")
+    labels.write_text("file,label,price\ng-red-0.png,given,5\ng-red-1.png,given,7\n")
     images = home / "data/test/gallery"
     source = GallerySource(
         folder,
@@ -221,7 +221,8 @@ def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -
     )
     with prepared(source) as (engine, _):
         assert engine.gallery.index.folder == folder
-        assert engine.gallery.described("g-red-0.png")["label"] == "given"
+        about = engine.gallery.described("g-red-0.png")
+        assert (about["label"], about["attributes"]["price"]) == ("given", 5)
         found = engine.answer(
             SearchRequest(id=("g-red-2.png",), filter=("label=given",), k=9)
         ).results

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from vizsla import storage
@@ -47,7 +48,9 @@ def test_results_of_another_state_are_never_returned(served: Any) -> None:
 def test_given_labels_apply_to_every_state_of_an_index(served: Any) -> None:
     given = {name: "given" for name in served.ids() if name.startswith("red/")}
     gallery = Gallery.open(
-        served.engine.gallery.index, served.folder, lambda ids: [given.get(name) for name in ids]
+        served.engine.gallery.index,
+        served.folder,
+        lambda ids: pa.table({"label": pa.array([given.get(name) for name in ids], pa.string())}),
     )
     gallery.warm_up()
     assert gallery.described("red/red-0.png")["label"] == "given"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vizsla.model.embedder import Embedder
+from vizsla.web.search.page_state import State
 
 Open = Callable[..., Any]
 HTML = {"Accept": "text/html"}
@@ -281,3 +282,41 @@ def test_errors_and_open_routes_work_below_a_prefix(open_search: Open) -> None:
     served.client.headers["Authorization"] = "Bearer a-token-that-is-long"
     answer = served.client.get(served.url + "/a/b", headers=HTML)
     assert answer.status_code == 404 and 'href="../static/search.css"' in answer.text
+
+
+# ── groups ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_shows_groups(shop: Any) -> None:
+    first = shop.ids()[0]
+    page = page_at(shop, f"/?id={first}&group_by=product&k=12")
+    assert tiles(page) == shop.search(json={"id": first, "group_by": "product", "k": 12})
+    chosen = page.all("option", value="product")
+    assert len(chosen) == 1 and "selected" in chosen[0]
+    assert {a["value"] for a in page.all("option")} >= {"label", "domain", "product", "stars"}
+    links = [a["href"] for a in page.all("a") if "where.product=" in str(a.get("href"))]
+    assert len(links) == 8  # of all but the two images that are groups by themselves
+    of_first = tiles(page_at(shop, str(links[0]).removeprefix(".")))
+    assert len(of_first) == 3 and of_first[0] == first
+    assert page_at(shop, f"/?id={first}&k=12").all("option", value="product")
+
+
+def test_the_page_varies_its_results(shop: Any) -> None:
+    first = shop.ids()[0]
+    assert "checked" not in switch(page_at(shop, f"/?id={first}"))
+    page = page_at(shop, f"/?id={first}&diverse=0.2&k=12")
+    assert "checked" in switch(page) and switch(page)["value"] == "0.2"
+    assert tiles(page) == shop.search(json={"id": first, "diverse": 0.2, "k": 12})
+
+
+def switch(page: Page) -> dict[str, str | None]:
+    (found,) = page.all("input", name="diverse")
+    return found
+
+
+def test_searching_with_a_result_keeps_what_a_result_is() -> None:
+    fields = {"id": ["a.png"], "group_by": ["product"], "diverse": ["0.5"], "filter": ["price<9"]}
+    state = State.parse(fields, max_k=50)
+    assert state.search_with("b.png") == "id=b.png&filter=price%3C9&group_by=product&diverse=0.5"
+    assert "group_by" not in state.among("product", "P1")
+    assert "where.product=P1" in state.among("product", "P1")

@@ -20,6 +20,7 @@ from vizsla.web.search.models import (
     EmbedForm,
     EmbedRequest,
     Error,
+    GroupImage,
     NotReady,
     Ready,
     ReloadAnswer,
@@ -146,8 +147,12 @@ def search_answer(answer: Answer) -> SearchAnswer:
             attributes=found.attributes,
             probability=found.probability,
             accepted=found.accepted,
-            image=f"images/{quoted_path(found.id)}",
-            thumb=f"images/{quoted_path(found.id)}/thumb",
+            **_addresses(found.id),
+            group_size=found.size,
+            images=[
+                GroupImage(id=name, score=score, **_addresses(name))
+                for name, score in found.of_group
+            ],
         )
         for found in answer.results
     ]
@@ -159,6 +164,12 @@ def search_answer(answer: Answer) -> SearchAnswer:
         index=gallery.version,
         model_id=gallery.index.model_id,
     )
+
+
+def _addresses(name: str) -> dict[str, str]:
+    """Of an image of the gallery, relative to that of the request."""
+    path = f"images/{quoted_path(name)}"
+    return {"image": path, "thumb": f"{path}/thumb"}
 
 
 # ── images ─────────────────────────────────────────────────────────────────────────────────────

@@ -33,11 +33,12 @@ from vizsla.errors import (
 from vizsla.output.matched_points import labelled_pair
 from vizsla.score.calibration import Calibration, in_words
 from vizsla.search.folder_index import FolderIndex
+from vizsla.search.groups import ResultForm
 from vizsla.web.search.batching_model import Batcher, Model, Ready, TextCache
 from vizsla.web.search.decoder import Busy, Closed, Decoded, Decoder
 from vizsla.web.search.facets import parse_filter, row_of
 from vizsla.web.search.freed_memory import release_freed_memory
-from vizsla.web.search.gallery import Gallery, Search, search_all, version_of
+from vizsla.web.search.gallery import Gallery, Hit, Search, search_all, version_of
 from vizsla.web.search.joint_model import JointModel
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.query_vector import Examples, query_vector
@@ -73,13 +74,15 @@ class Found:
     """One result. label, attributes: as JSON has them. score: NaN of random images.
 
     probability: that it shows the same as the image searched with; accepted: whether that is
-    enough. None where nothing was decided.
+    enough. None where nothing was decided. of_group, size: see gallery.Hit.
     """
 
     id: str
     score: float
     label: Any
     attributes: dict[str, Any]
+    of_group: tuple[tuple[str, float], ...] = ()
+    size: int | None = None
     probability: float | None = None
     accepted: bool | None = None
 
@@ -136,7 +139,7 @@ class Engine:
         self.calibration = calibration
         self.uploads = Uploads()
         self.thumbnails = thumbnails or Thumbnails(self.gallery_decoder)
-        self._searches: Batcher[Search, list[tuple[str, float]]] = Batcher(
+        self._searches: Batcher[Search, list[Hit]] = Batcher(
             search_all, max_batch=MAX_SEARCH_BATCH, wait=0.0
         )
         self._texts = TextCache(model)
@@ -180,11 +183,21 @@ class Engine:
         condition = parse_filter(search.filter, gallery.attributes)
         if condition is not None:
             gallery.mask(condition)  # here, and not in the single thread of all searches
+        form = ResultForm(
+            gallery.grouping(search.group_by) if search.group_by else None, search.per_group,
+            search.group_score, None if search.diverse == 1 else search.diverse,
+        )  # fmt: skip
         uploads = self.upload(files, large=False)
         vector = self._vector(search, uploads, gallery)
-        found = self._searches.submit(Search(gallery, vector, search.k, condition)).result()
-        results = [Found(name, score, **gallery.described(name)) for name, score in found]
-        if self.calibration is not None and search.is_one_image(len(uploads)):
+        wanted = Search(gallery, vector, search.k, condition, form)
+        hits = self._searches.submit(wanted).result()
+        results = [
+            Found(hit.id, hit.score, **gallery.described(hit.id), of_group=hit.of_group,
+                  size=hit.size)
+            for hit in hits
+        ]  # fmt: skip
+        one_image = search.is_one_image(len(uploads)) and search.is_by_score
+        if self.calibration is not None and one_image:
             results = decided(results, self.calibration)
         return Answer(results, [upload.name for upload in uploads], gallery)
 

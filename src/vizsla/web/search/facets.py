@@ -146,7 +146,7 @@ def _is_usable(name: str, attributes: pa.Table) -> bool:
         one = _known(attributes[name]).slice(0, 1)
         if len(one) == 0:
             return False
-        filter = parse_filter([equals(name, as_choice(_written(one[0].as_py())))], attributes)
+        filter = parse_filter([equals(name, as_choice(written(one[0].as_py())))], attributes)
         assert filter is not None
         (condition,) = filter.conditions
         return condition.column == name and bool(condition.mask(one).all())
@@ -175,7 +175,7 @@ def _facet(name: str, column: pa.ChunkedArray) -> Facet | None:
 
 
 def _choices(counts: Sequence[tuple[Any, int]]) -> list[Choice]:
-    written = [(_written(value), count) for value, count in counts]
+    written = [(written(value), count) for value, count in counts]
     return [Choice(as_choice(text), text or "(empty)", count) for text, count in written]
 
 
@@ -201,7 +201,7 @@ def _range_kind(kind: pa.DataType) -> str | None:
     return "datetime-local" if pa.types.is_timestamp(kind) and kind.tz is None else None
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as a condition has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -215,7 +215,7 @@ def _field(value: Any) -> str:
 
 # ── the table of attributes ──────────────────────────────────────────────────────────────────────
 
-Labels = Callable[[Sequence[str]], Sequence[str | None]]  # of ids; None if there is none
+Columns = Callable[[Sequence[str]], pa.Table]  # of ids: the columns of the table given with them
 REPLACED = "the index was replaced while it was read: try again"
 
 
@@ -232,15 +232,13 @@ class EvaluatedFilter(Filter):
         return self.allowed
 
 
-def labelled(attributes: pa.Table, labels: Sequence[str | None]) -> pa.Table:
-    """The table with these labels; if one is None, the table's label stays."""
+def with_columns(attributes: pa.Table, added: pa.Table) -> pa.Table:
+    """The table with these columns added or replaced; where a new label is null, the old stays."""
     columns = {name: attributes[name] for name in attributes.column_names}
-    own = columns["label"].to_pylist() if "label" in columns else [None] * len(labels)
-    merged = [
-        label if label is not None or had is None else str(had)
-        for label, had in zip(labels, own, strict=True)
-    ]
-    return pa.table({**columns, "label": pa.array(merged, pa.string())})
+    new = {name: added[name] for name in added.column_names}
+    if "label" in columns and "label" in new:
+        new["label"] = pc.coalesce(new["label"], columns["label"].cast(pa.string()))
+    return pa.table({**columns, **new})
 
 
 def row_of(attributes: Mapping[str, str], known: pa.Table) -> pa.Table:

@@ -18,26 +18,40 @@ from cachetools import LRUCache
 
 from vizsla.errors import StorageError
 from vizsla.search import index_files
-from vizsla.search.filters import Filter
+from vizsla.search.filters import Filter, no_attribute
 from vizsla.search.folder_index import FolderIndex
+from vizsla.search.groups import Grouping, ResultForm
+from vizsla.search.ranking import Ranking
 from vizsla.web.search.facets import (
     REPLACED,
+    Columns,
     EvaluatedFilter,
     Facet,
-    Labels,
     facets_of,
-    labelled,
+    with_columns,
 )
 
 SAMPLE_SIZE = 4096  # vectors over which scores are standardised
 MAX_MASKS = 32  # of filters that are remembered
+IMAGES = ResultForm()  # each image is a result
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result. of_group: the best images of its group, with scores. size: how many images the
+    group has."""
+
+    id: str
+    score: float
+    of_group: tuple[tuple[str, float], ...] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """One state of an index. A change makes a new Gallery and leaves this one as it is.
 
-    attributes: those of the index, with the labels that `labels` gives in place of its own.
+    attributes: those of the index, with the columns that `columns` gives in place of its own.
     """
 
     index: FolderIndex
@@ -45,21 +59,21 @@ class Gallery:
     ids: list[str]
     attributes: pa.Table
     version: str  # a different one after every change
-    labels: Labels | None = None
+    columns: Columns | None = None
 
     @staticmethod
-    def open(index: FolderIndex, root: Path, labels: Labels | None = None) -> "Gallery":
+    def open(index: FolderIndex, root: Path, columns: Columns | None = None) -> "Gallery":
         """The index as it is now; root: the folder of its images."""
         index = index.at_this_moment()
         ids, attributes = index.ids, index.attributes
-        if labels is not None:
-            attributes = labelled(attributes, labels(ids))
+        if columns is not None:
+            attributes = with_columns(attributes, columns(ids))
         real = Path(os.path.realpath(root))
-        return Gallery(index, real, ids, attributes, index.version, labels)
+        return Gallery(index, real, ids, attributes, index.version, columns)
 
     def with_index(self, index: FolderIndex) -> "Gallery":
-        """Another state, with the same folder of images and the same labels."""
-        return Gallery.open(index, self.root, self.labels)
+        """Another state, with the same folder of images and the same table."""
+        return Gallery.open(index, self.root, self.columns)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -144,28 +158,71 @@ class Gallery:
                 self._masks[condition] = mask
         return mask
 
+    @cached_property
+    def _groupings(self) -> dict[str, Grouping]:
+        return {}
+
+    def grouping(self, column: str) -> Grouping:
+        """Which images are one group by an attribute. DataError: there is no such attribute."""
+        if column not in self._groupings:
+            if column not in self.attributes.column_names:
+                raise no_attribute(column, self.attributes.column_names)
+            self._groupings[column] = Grouping.of(column, self.attributes[column])
+        return self._groupings[column]
+
+    @cached_property
+    def group_columns(self) -> list[str]:
+        """The attributes to group by: those of which several images have one value."""
+        return [facet.column for facet in self.facets if _repeats(self.attributes[facet.column])]
+
     def search(
-        self, vectors: np.ndarray, k: int, condition: Filter | None
-    ) -> list[list[tuple[str, float]]]:
-        """For each of (Q, D) unit vectors up to k results, (id, score), best first."""
+        self, vectors: np.ndarray, k: int, condition: Filter | None, form: ResultForm = IMAGES
+    ) -> list[list[Hit]]:
+        """For each of (Q, D) unit vectors up to k results, best first."""
         k = min(k, len(self.index))
         if k == 0:
             return [[] for _ in vectors]
         filter = None
         if condition is not None:
             filter = EvaluatedFilter(condition.conditions, condition.ids, self.mask(condition))
-        ranking = self.index.search(vectors, k, filter, model_id=self.index.model_id)
+        ranking = self.index.search(
+            vectors, k, filter, group_by=form.group_by, per_group=form.per_group,
+            group_score=form.group_score, diverse=form.diverse, model_id=self.index.model_id,
+        )  # fmt: skip
         if ranking.gallery is not self.ids:  # the index has moved on to another state
             raise StorageError(REPLACED)
-        assert ranking.scores is not None
-        return [
-            [
-                (ranking.gallery[p], float(s))
-                for p, s in zip(row.tolist(), scores.tolist(), strict=True)
-                if p >= 0
-            ]
-            for row, scores in zip(ranking.positions, ranking.scores, strict=True)
-        ]
+        grouping = form.group_by if isinstance(form.group_by, Grouping) else None
+        allowed = None if condition is None else self.mask(condition)
+        return [_hits(ranking, i, grouping, allowed) for i in range(len(ranking))]
+
+
+def _hits(
+    ranking: Ranking, i: int, grouping: Grouping | None, allowed: np.ndarray | None
+) -> list[Hit]:
+    """The results of one query. allowed: the images that count in the size of a group."""
+    assert ranking.scores is not None
+    hits = []
+    for j, at in enumerate(ranking.positions[i].tolist()):
+        if at < 0:
+            break
+        of_group: tuple[tuple[str, float], ...] = ()
+        size = None
+        if grouping is not None:
+            group = grouping.images(grouping.codes[at])
+            size = len(group) if allowed is None else int(allowed[group].sum())
+        if ranking.members is not None and ranking.member_scores is not None:
+            pairs = zip(ranking.members[i, j].tolist(), ranking.member_scores[i, j], strict=True)
+            of_group = tuple((ranking.gallery[p], float(s)) for p, s in pairs if p >= 0)
+        hits.append(Hit(ranking.gallery[at], float(ranking.scores[i, j]), of_group, size))
+    return hits
+
+
+def _repeats(column: pa.ChunkedArray) -> bool:
+    """Whether some images have one value, which is no fraction."""
+    if pa.types.is_floating(column.type):
+        return False
+    known = column.drop_null()
+    return bool(len(known.unique()) < len(known))
 
 
 def file_inside(root: Path, name: str) -> Path | None:
@@ -202,19 +259,24 @@ class Search:
     vector: np.ndarray
     k: int
     condition: Filter | None
+    form: ResultForm = IMAGES
 
 
-def search_all(searches: list[Search]) -> list[list[tuple[str, float]]]:
-    """The results of each search; those of one gallery and filter share one matrix product."""
-    groups: dict[tuple[int, Filter | None], list[int]] = {}
+def search_all(searches: list[Search]) -> list[list[Hit]]:
+    """The results of each search; those of one gallery, filter and form share one matrix product.
+
+    Which results differ depends on their number, so that is shared too.
+    """
+    groups: dict[tuple[int, Filter | None, ResultForm, int | None], list[int]] = {}
     for i, one in enumerate(searches):
-        groups.setdefault((id(one.gallery), one.condition), []).append(i)
-    found: list[list[tuple[str, float]]] = [[] for _ in searches]
+        k = None if one.form.diverse is None else one.k
+        groups.setdefault((id(one.gallery), one.condition, one.form, k), []).append(i)
+    found: list[list[Hit]] = [[] for _ in searches]
     for places in groups.values():
         first = searches[places[0]]
         k = max(searches[i].k for i in places)
         vectors = np.stack([searches[i].vector for i in places])
-        rows = first.gallery.search(vectors, k, first.condition)
+        rows = first.gallery.search(vectors, k, first.condition, first.form)
         for i, row in zip(places, rows, strict=True):
             found[i] = row[: searches[i].k]
     return found

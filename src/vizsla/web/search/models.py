@@ -24,6 +24,7 @@ MAX_IMAGES = 16  # in one search
 MAX_EMBEDDED = 20  # images and texts in one request
 MAX_CHARACTERS = 1000  # of a text or a filter condition
 MAX_WEIGHT = 10.0
+MAX_PER_GROUP = 20
 DEFAULT_K = 24
 
 
@@ -137,6 +138,20 @@ class SearchRequest(BaseModel):
     not_text: Text = Field(default="", description="Words that results should not be like.")
     image_weight: Weight = Field(default=1.0, description="Of images, when mixed with words.")
     text_weight: Weight = Field(default=1.0, description="Of words, when mixed with images.")
+    group_by: SingleText = Field(
+        default="",
+        description="An attribute, such as product: one result for each of its values, by the "
+        "best image.",
+    )
+    per_group: Annotated[int, Field(ge=1, le=MAX_PER_GROUP), BeforeValidator(_last_value)] = Field(
+        default=1, description="How many images of each group, with group_by."
+    )
+    group_score: Annotated[Literal["best", "best-two"], BeforeValidator(_last_value)] = Field(
+        default="best", description="The score of a group: of its best image, or of two on average."
+    )
+    diverse: Annotated[float, Field(ge=0, le=1), BeforeValidator(_last_value)] = Field(
+        default=1.0, description="Below 1: results that differ from each other, the more the lower."
+    )
     k: Annotated[int, Field(ge=1), BeforeValidator(_last_value)] = Field(
         default=DEFAULT_K, description="How many results."
     )
@@ -167,6 +182,11 @@ class SearchRequest(BaseModel):
     def is_empty(self) -> bool:
         """Whether there is nothing to search with."""
         return not (self.has_images or self.text or self.not_text or self.right or self.wrong)
+
+    @property
+    def is_by_score(self) -> bool:
+        """Whether results are ordered by the score of one image each."""
+        return self.group_score == "best" and self.diverse == 1
 
     def is_one_image(self, uploads: int) -> bool:
         """Whether it is searched by one image alone; uploads: how many are sent along."""
@@ -240,8 +260,17 @@ class AddForm(BaseModel):
 Value = str | int | float | bool | None
 
 
+class GroupImage(BaseModel):
+    """An image of a group that was found."""
+
+    id: str
+    score: float
+    image: str
+    thumb: str
+
+
 class Result(BaseModel):
-    """An image of the gallery that was found."""
+    """An image of the gallery that was found; with group_by, the best one of a group."""
 
     id: str
     score: float = Field(description="Cosine with what was searched for.")
@@ -254,6 +283,12 @@ class Result(BaseModel):
     accepted: bool | None = Field(None, description="Whether the probability is high enough.")
     image: str = Field(description="Address of the image, relative to that of the request.")
     thumb: str = Field(description="Address of a small JPEG of it, likewise relative.")
+    group_size: int | None = Field(
+        default=None, description="With group_by: how many images the group has."
+    )
+    images: list[GroupImage] = Field(
+        default=[], description="With per_group above 1: the best images of the group."
+    )
 
 
 class SearchAnswer(BaseModel):

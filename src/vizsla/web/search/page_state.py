@@ -12,12 +12,22 @@ from urllib.parse import urlencode
 import pyarrow as pa
 
 from vizsla.errors import DataError, UsageError, VizslaError
-from vizsla.web.search.facets import UNKNOWN, Facet, at_least, at_most, equals, parse_filter
+from vizsla.web.search.facets import (
+    UNKNOWN,
+    Facet,
+    as_choice,
+    at_least,
+    at_most,
+    equals,
+    parse_filter,
+    written,
+)
 from vizsla.web.search.models import SearchRequest
 
 WHERE, FROM, TO = "where.", "from.", "to."  # before a column's name: the field of a choice
 CONDITIONS = {WHERE: equals, FROM: at_least, TO: at_most}
 MAX_SEED = 2**31
+FORM = ("group_by", "per_group", "group_score", "diverse")  # fields that say what a result is
 OPPOSITE = {"id": "not_id", "not_id": "id", "query": "not_query", "not_query": "query"}
 
 
@@ -118,13 +128,17 @@ class State:
         """The address of this search with one choice changed."""
         return replace(self, choices=tuple({**dict(self.choices), name: value}.items())).address()
 
+    def among(self, column: str, value: Any) -> str:
+        """The address of this search among the images with one value, each of them a result."""
+        ungrouped = self.search.with_changes(group_by="", per_group=1, group_score="best")
+        return replace(self, search=ungrouped).choosing(WHERE + column, as_choice(written(value)))
+
     def search_with(self, name: str) -> str:
         """The address of a search with one image of the gallery; marks stay."""
         before = self.search
         search = SearchRequest(
             id=(name,),
-            filter=before.filter,
-            k=before.k,
+            **{name: getattr(before, name) for name in ("filter", "k", *FORM)},
             right=before.right,
             wrong=_without(before.wrong, [name]),
         )

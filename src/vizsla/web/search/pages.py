@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from vizsla.errors import UsageError
 from vizsla.web.search.engine import Engine, Found, NotFound
 from vizsla.web.search.facets import MAX_SUGGESTED, UNKNOWN, Choice, Facet
+from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.page_state import FROM, MAX_SEED, TO, WHERE, State
 from vizsla.web.search.service import Service, refusal
 from vizsla.web.shell.http import Json
@@ -30,6 +31,8 @@ COUNTS = (12, 24, 48, 96)  # numbers of results to choose from
 MAX_UPLOADS = 4  # images in one form
 USES = ("with", "also", "not")  # of an uploaded image
 VISIBLE_FACETS = 3
+SHOWN_OF_GROUP = 4  # images of each group
+DIVERSE = 0.5  # of the switch
 MAX_SIMILAR_VALUES = 5  # suggested if a filter has no results
 
 
@@ -50,6 +53,7 @@ class Pages:
             "unknown": UNKNOWN,
             "max_suggested": MAX_SUGGESTED,
             "max_uploads": MAX_UPLOADS,
+            "usual_diverse": DIVERSE,
         }
 
     def add_to(self, app: FastAPI) -> None:
@@ -81,7 +85,7 @@ class Pages:
             faults = state.faults(gallery.attributes)
             if faults:
                 return self._page(engine, state, faults=faults, status=422)
-            search, seed = state.filtered_search, state.seed or 0
+            search, seed = _of_page(state.filtered_search), state.seed or 0
             if search.is_empty:
                 found = await self.service.searches.run(
                     lambda: engine.random(search.k, seed, search.filter)
@@ -195,6 +199,7 @@ class Pages:
             model=engine.model.name,
             gallery=len(gallery),
             columns=[facet.column for facet in gallery.facets],
+            group_columns=gallery.group_columns,
             message=message,
             **response,
         )
@@ -278,6 +283,13 @@ class Pages:
         text = to_csv(records, columns=["search", "image", "label", "mark"])
         headers = {"content-disposition": 'attachment; filename="marks.csv"'}
         return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _of_page(search: SearchRequest) -> SearchRequest:
+    """With the images of each group that the page shows."""
+    if not search.group_by:
+        return search.with_changes(per_group=1, group_score="best")
+    return search.with_changes(per_group=max(search.per_group, SHOWN_OF_GROUP))
 
 
 def address_fields(request: Request) -> dict[str, list[str]]:

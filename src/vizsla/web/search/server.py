@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from vizsla.data.data_folders import open_data
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet
-from vizsla.data.tables import labels_for, labels_from_pattern, read_labels
+from vizsla.data.tables import attributes_for, labels_from_pattern, read_labels
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings, source_of
@@ -38,12 +38,12 @@ from vizsla.run.accepting import Accept
 from vizsla.score.calibration import Calibration
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index, read_manifest
+from vizsla.web.search.facets import Columns, with_columns
 from vizsla.workspace import is_run, open_run
 
 if TYPE_CHECKING:
     from vizsla.web.search.decoder import Decoder
     from vizsla.web.search.engine import Engine
-    from vizsla.web.search.facets import Labels
     from vizsla.web.search.joint_model import JointModel
     from vizsla.web.search.service import ServerState
 
@@ -241,7 +241,7 @@ def prepare(
             progress("embedding", done, total)
 
     calibration = source.calibration
-    index, temporary, labels = None, None, None
+    index, temporary, columns = None, None, None
     served: Model | JointModel
     root: Path | None
     if members and fusion:
@@ -259,7 +259,7 @@ def prepare(
         index, root = FolderIndex.load(source.path), source.images
         _require_scores(calibration, index.model_id)
         _require_same_model(index.model_id, embedder.model_id, source)
-        labels = _labels_of(source)  # in place of the index's own, each time that it is opened
+        columns = _columns_of(source)  # in place of the index's own, each time that it is opened
         compute = _compute(source, embedder, index.ids, root)
     else:
         if not members:
@@ -276,7 +276,7 @@ def prepare(
         served = Model(embedder, compute, on_batch=state.metrics.count_batch)
     engine = Engine(
         served,
-        Gallery.open(index, root, labels),
+        Gallery.open(index, root, columns),
         decoder,
         gallery_decoder=gallery_decoder,
         watch=temporary is None,
@@ -397,12 +397,14 @@ def _stored(source: GallerySource, kind: str) -> tuple[Embeddings, Path, Path]:
         assert source.images is not None
         folder, root = source.path, source.images
     found = Embeddings.open(folder)
-    if kind == "run" and source.options.labels is None and source.options.labels_from is None:
-        labels = _labels_of_run(source.path, found.ids)
+    columns = _columns_of(source)
+    if columns is not None:
+        added = columns(found.ids)
+    elif kind == "run":
+        added = _labels_of_run(source.path, found.ids)
     else:
-        read_label = _labels_of(source)
-        labels = None if read_label is None else list(read_label(found.ids))
-    return _with_labels(found, labels), root, folder
+        return found, root, folder
+    return replace(found, attributes=with_columns(found.attributes, added)), root, folder
 
 
 def _embedded(
@@ -420,31 +422,35 @@ def _embedded(
     return embed(images, embedder, folder / key, compute=compute, progress=report)
 
 
-def _labels_of_run(folder: Path, ids: list[str]) -> list[str | None] | None:
+def _labels_of_run(folder: Path, ids: list[str]) -> pa.Table:
+    """The column `label`; no columns if the run has no truth."""
     try:
         truth = finished_run.truth_of_run(folder)
     except VizslaError as error:
         log.warning("the run's labels cannot be read (%s): results have no labels", error)
-        return None
-    return None if truth is None else [truth.gallery.get(name) for name in ids]
+        return pa.table({})
+    return pa.table({} if truth is None else _label_column(map(truth.gallery.get, ids)))
 
 
-def _labels_of(source: GallerySource) -> "Labels | None":
-    """A function that reads the labels of ids; None if the source does not say any."""
+def _columns_of(source: GallerySource) -> Columns | None:
+    """A function that reads the columns of --labels, or the labels of --labels-from, for ids; None
+    if neither is given."""
     path, pattern = source.options.labels, source.options.labels_from
     if path is not None:
-        return lambda ids: labels_for(ids, read_labels(path), "gallery")
+        return lambda ids: _columns_in(path, ids)
     if pattern is not None:
-        return lambda ids: labels_from_pattern(ids, pattern)
+        return lambda ids: pa.table(_label_column(labels_from_pattern(ids, pattern)))
     return None
 
 
-def _with_labels(embeddings: Embeddings, labels: list[str | None] | None) -> Embeddings:
-    if labels is None:
-        return embeddings
-    columns = {name: embeddings.attributes[name] for name in embeddings.attributes.column_names}
-    columns["label"] = pa.array(labels, pa.string())
-    return replace(embeddings, attributes=pa.table(columns))
+def _columns_in(path: str, ids: Sequence[str]) -> pa.Table:
+    table = read_labels(path)
+    columns = [name for name in table.column_names if name not in ("file", "role")]
+    return attributes_for(ids, table, "gallery", columns=columns)
+
+
+def _label_column(labels: Iterable[str | None]) -> dict[str, pa.Array]:
+    return {"label": pa.array(labels, pa.string())}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,136 @@
+"""A ranking and the columns of its images → a table, CSV or JSON on standard output."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vizsla.cli.console import print_table
+from vizsla.errors import DataError, UsageError
+from vizsla.option_fields import option
+from vizsla.options import Printing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vizsla.search.ranking import Ranking
+
+USUAL = ("label", "group")  # columns that are shown if there are such
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultPrinting(Printing):
+    """How the results of a search are printed."""
+
+    show: tuple[str, ...] = option(
+        (), "A column to print of each image, such as price. Repeatable.", "Output",
+        shown="label and group", usual=True,
+    )  # fmt: skip
+    as_csv: bool = option(False, "Print the results as CSV.", "Output", "--csv")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.as_csv and self.as_json:
+            raise UsageError("--csv and --json: choose one of them")
+
+
+def shown_columns(known: Sequence[str], show: Sequence[str], group_by: str | None) -> list[str]:
+    """The columns to print: those of --show or the usual ones, after the one that groups.
+
+    DataError: there is no such column.
+    """
+    if unknown := [name for name in show if name not in known]:
+        raise DataError(
+            f"--show {unknown[0]}: the images have the columns {', '.join(known) or 'none'}"
+        )
+    names = show or [name for name in USUAL if name in known]
+    return list(dict.fromkeys([*([group_by] if group_by else []), *names]))
+
+
+def result_rows(
+    ranking: "Ranking",
+    attributes_of: "Callable[[Sequence[str]], pa.Table]",
+    columns: Sequence[str],
+) -> dict[str, list[list[Row]]]:
+    """Query → its results, best first, each as its images: id, score and these columns.
+
+    A result is one image, or the best ones of a group.
+    """
+    assert ranking.scores is not None
+    positions, scores = ranking.positions[..., None], ranking.scores[..., None]  # (Q, K, 1)
+    if ranking.members is not None and ranking.member_scores is not None:
+        positions, scores = ranking.members, ranking.member_scores
+    used = sorted({p for p in positions.ravel().tolist() if p >= 0})
+    table = attributes_of([ranking.gallery[p] for p in used]).select(list(columns))
+    values = table.to_pylist() if columns else [{} for _ in used]
+    about = dict(zip(used, values, strict=True))
+    return {
+        query: [
+            [
+                {"id": ranking.gallery[p], "score": score, **about[p]}
+                for p, score in zip(images.tolist(), of_images.tolist(), strict=True)
+                if p >= 0
+            ]
+            for images, of_images in zip(positions[i], scores[i], strict=True)
+            if images[0] >= 0
+        ]
+        for i, query in enumerate(ranking.queries)
+    }
+
+
+def json_rows(results: list[list[Row]], *, grouped: bool) -> list[Row]:
+    """One object a result; of a group also `images`, all that were asked for."""
+    rows = []
+    for images in results:
+        row = {name: _plain(value) for name, value in images[0].items()}
+        members = [{"id": image["id"], "score": image["score"]} for image in images]
+        rows.append({**row, "images": members} if grouped else row)
+    return rows
+
+
+def print_csv(found: dict[str, list[list[Row]]], columns: Sequence[str]) -> None:
+    """One line an image: query, rank, id, score, columns. Images of a group share a rank."""
+    from vizsla.score.text_table import Table, to_csv
+
+    rows = [
+        [query, rank, row["id"], row["score"], *(_plain(row[name]) for name in columns)]
+        for query, results in found.items()
+        for rank, images in enumerate(results, 1)
+        for row in images
+    ]
+    typer.echo(to_csv(Table(["query", "rank", "id", "score", *columns], rows)), nl=False)
+
+
+def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
+    """A table, folded to the width of a terminal."""
+    from vizsla.score.text_table import Table
+
+    width = len(str(len(results)))
+    rows = [
+        ["" if place else f"{rank:>{width}}", row["score"], row["id"],
+         *(_text(row[name]) for name in columns)]
+        for rank, images in enumerate(results, 1)
+        for place, row in enumerate(images)
+    ]  # fmt: skip
+    if not rows:
+        typer.echo("nothing was found")
+        return
+    names = ["rank", "score", "image", *columns]
+    print_table(Table(names, rows), keep=names)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON and CSV have it: days and times as text; a number that is not finite is unknown."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def _text(value: Any) -> str | None:
+    """As people read it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
