@@ -403,6 +403,20 @@ class GroupOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryItems(Options):
+    """Whether several query pictures show one item."""
+
+    query_group: str | None = option(
+        None, "A column of the queries, such as item: its pictures are one query. `all`: all are.",
+        "Ranking", shown="each picture is a query",
+    )  # fmt: skip
+    query_join: str = option(
+        "mean", "How an item's pictures are joined: {choices} (mean of vectors, highest score; "
+        "auto: by validation on --learn-on).", "Ranking", choices=("mean", "max", "auto"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice, Accepting):
     """The options of `vizsla serve` that say what is searched, and with which model."""
 
@@ -632,7 +646,9 @@ class TuneConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(ModelChoice, RankingOptions, GroupOptions, Accepting, OneSet, Conditions):
+class SearchOptions(
+    ModelChoice, RankingOptions, GroupOptions, QueryItems, Accepting, OneSet, Conditions
+):
     """How a gallery is searched."""
 
     accept: float | str | None = same(
@@ -647,8 +663,8 @@ class SearchOptions(ModelChoice, RankingOptions, GroupOptions, Accepting, OneSet
     seed: int = same(RunOptions, "seed")
     learn_on: Path | None = option(
         None,
-        "For --refine auto: embeddings of labelled images that the model was not trained on "
-        "(embedded with --class-folders).",
+        "For --refine auto and --query-join auto: embeddings of labelled images that the model was "
+        "not trained on (embedded with --class-folders).",
         "Ranking",
     )
     validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking")

@@ -11,7 +11,14 @@ from vizsla.cli.console import Commands, print_json
 from vizsla.cli.sources import TruthOptions, names_in_truth, read_ranking, read_truth
 from vizsla.errors import UsageError
 from vizsla.option_fields import comma_ints, option, same
-from vizsla.options import ComputeChoice, MetricChoice, OneSet, Printing, RankingOptions
+from vizsla.options import (
+    ComputeChoice,
+    MetricChoice,
+    OneSet,
+    Printing,
+    QueryItems,
+    RankingOptions,
+)
 from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
@@ -56,6 +63,15 @@ class EvaluateOptions(TruthOptions, MetricChoice, OneSet, Printing):
     top_k: tuple[int, ...] | None = option(
         None, "Cut-offs, such as 1,5,10.", "Scores", "-k", "--top-k", usual=True,
         shown="1,5,10, and a run's own k", parse=comma_ints,
+    )  # fmt: skip
+    group_by: str | None = option(
+        None, "Score groups of gallery images by a column, such as product, in place of images.",
+        "Scores",
+    )  # fmt: skip
+    query_group: str | None = same(QueryItems, "query_group", group="Scores")
+    query_join: str = same(
+        QueryItems, "query_join", group="Scores", choices=("mean", "max"),
+        help="How the scores of an item's pictures are joined: {choices}.",
     )  # fmt: skip
     missing_ranks: str = option(
         "unknown",
@@ -134,6 +150,8 @@ def evaluate(
         )
     if options.refine != "none" and source is not None:
         raise UsageError("--refine changes the ranking of vectors: give it to `run` or `search`")
+    if source is None and (options.group_by or options.query_group):
+        raise UsageError("--group-by and --query-group score rankings: `vizsla search … -o` first")
     if (options.training or options.write_calibration) and not options.calibrate:
         raise UsageError(
             "--training and --write-calibration are options of --calibrate: give it too"
@@ -234,7 +252,31 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
 def _evaluate_ranking(source: Path, options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
     if options.query_labels or options.gallery_labels:
         raise UsageError("--query-labels and --gallery-labels are for vectors: give --labels")
+    if options.group_by is not None or options.query_group is not None:
+        return _evaluate_items(source, options)
     return scored(source, options, same_set=options.same_set, **options.scoring)
+
+
+def _evaluate_items(source: Path, options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
+    """Items in place of images, on one side or on both; the ranking as deep as it is."""
+    from vizsla.score.by_item import by_group, by_query_group
+    from vizsla.score.evaluate import evaluate as score
+    from vizsla.score.truth import named_as
+    from vizsla.workspace import is_run
+
+    ranking = read_ranking(source, () if is_run(source) else names_in_truth(options))
+    if is_run(source) and not options.is_given:
+        from vizsla.run import finished_run
+
+        truth = options.judging(finished_run.known_truth_of_run(source))
+    else:
+        truth = read_truth(ranking, options, same_set=options.same_set)
+    truth = named_as(truth, ranking)
+    if options.query_group is not None:
+        ranking, truth = by_query_group(ranking, truth, options.query_group, options.query_join)
+    if options.group_by is not None:
+        ranking, truth = by_group(ranking, truth, options.group_by)
+    return ranking, truth, score(ranking, truth, **options.scoring)
 
 
 def scored(

@@ -108,10 +108,11 @@ def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
     """A table, folded to the width of a terminal."""
     from vizsla.score.text_table import Table
 
-    width = len(str(len(results)))
+    width, every = len(str(len(results))), [row for images in results for row in images]
+    texts = {name: _texts(every, name) for name in columns}
     rows = [
         ["" if place else f"{rank:>{width}}", row["score"], row["id"],
-         *(_text(row[name]) for name in columns)]
+         *(texts[name][row["id"]] for name in columns)]
         for rank, images in enumerate(results, 1)
         for place, row in enumerate(images)
     ]  # fmt: skip
@@ -129,8 +130,18 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-def _text(value: Any) -> str | None:
-    """As people read it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return None if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+def _texts(rows: Sequence[Row], name: str) -> dict[str, str | None]:
+    """Id → the value of a column as people read it; numbers end at one place."""
+
+    def text(value: Any) -> str | None:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return (
+            None if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+        )
+
+    found = {row["id"]: text(row[name]) for row in rows}
+    if not any(isinstance(row[name], str | bool) for row in rows):
+        width = max((len(one) for one in found.values() if one), default=0)
+        found = {id: one and one.rjust(width) for id, one in found.items()}
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vizsla.choose.query_join import choose_query_join
 from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_embeddings
 from vizsla.data.imageset import ImageSet
 from vizsla.embed.auto_compute import compute_of, resolve_compute
@@ -31,6 +32,7 @@ from vizsla.search.folder_index import SHOWN, FolderIndex
 from vizsla.search.groups import ResultForm
 from vizsla.search.index import Index, in_memory, open_index
 from vizsla.search.index_files import is_index
+from vizsla.search.items import items_of, joined_rankings, joined_vectors
 from vizsla.search.knn_graph import GraphFolder, Keeper
 from vizsla.search.milvus_index import is_milvus
 from vizsla.search.queries import QueryEncoder, encoded, is_text
@@ -90,22 +92,36 @@ def search_gallery(
         options.refine, options.refine_uses, options.learn_on, options.validate_on,
         optimise=options.optimise,
         queries=query_set, gallery=lambda: vectors_of(found, where), progress=progress,
+        joining=options.query_join == "auto",
     )  # fmt: skip
     k, same_set = options.top_k, options.same_set
     if k is None:
         k = min(default_depth(len(found)) if deep else SHOWN, len(found) - same_set)
     k = max(k, 1)
     form = ResultForm(options.group_by, options.per_group, options.group_score, options.diverse)
+    items, join = _items(query_set, options)
+    if items is not None and join == "mean" and not chain.steps:
+        query_set, items = joined_vectors(query_set, items), None
+    whole = len(found) - same_set  # lists are joined, and grouped, as deep as they are
     if chain.steps:
         ranking = search_refined(
-            found, where, query_set, chain, k, condition, form=form, same_set=same_set,
+            found, where, query_set, chain, k if items is None else whole, condition,
+            form=form if items is None else ResultForm(), same_set=same_set,
             device=device, progress=progress and partial(progress, "graph"),
         )  # fmt: skip
-    else:
+    elif items is None:
         ranking = found.search(
             query_set, k, condition, group_by=options.group_by, per_group=options.per_group,
             group_score=options.group_score, diverse=options.diverse, same_set=same_set,
         )  # fmt: skip
+    else:
+        ranking = found.search(query_set, k if form == ResultForm() else whole, condition)
+    if items is not None:
+        ranking = joined_rankings(ranking, items, join)
+        if form == ResultForm():
+            ranking = ranking.head(k)
+        else:
+            ranking = regrouped(ranking, _gallery_of(ranking, found, where), k, form)
     if calibration is not None:
         ranking = calibration.decide(ranking)
     fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))
@@ -113,6 +129,36 @@ def search_gallery(
         what = "images" if options.group_by is None else "groups"
         log.info("%d results, not %d: no more %s meet the filter", fewest, k, what)
     return SearchResult(ranking, chain, choice, found.model_id, found)
+
+
+def _gallery_of(ranking: Ranking, found: Index, where: str) -> Embeddings:
+    """The vectors of a ranking's gallery, in its order: a filter may have left some out."""
+    every = vectors_of(found, where)
+    row_of = {name: i for i, name in enumerate(every.ids)}
+    return every.subset([row_of[name] for name in ranking.gallery])
+
+
+def _items(queries: Embeddings, options: SearchOptions) -> tuple[dict[str, list[int]] | None, str]:
+    """The pictures of each item, if several are one query, and how they are joined."""
+    column, join = options.query_group, options.query_join
+    if column is None:
+        return None, ""
+    if options.same_set:
+        raise UsageError("--query-group: with --same-set an item's pictures would find each other")
+    known = queries.attributes.column_names
+    if join == "auto":
+        if options.learn_on is None:
+            raise UsageError("--query-join auto chooses on labelled images: give --learn-on")
+        join = choose_query_join(Embeddings.open(options.learn_on), column).join
+    if column == "all" and column not in known:
+        return {"all": list(range(len(queries)))}, join
+    if column not in known:
+        raise DataError(
+            f"--query-group {column}: the queries have the columns {', '.join(known) or 'none'}; "
+            "`all` takes all of them as pictures of one item"
+        )
+    values = dict(zip(queries.ids, queries.attributes[column].to_pylist(), strict=True))
+    return items_of(queries.ids, values, column), join
 
 
 def open_gallery(gallery: Any, device: str) -> Index:
@@ -247,10 +293,12 @@ def chain_of(
     queries: Embeddings,
     gallery: Callable[[], Embeddings],
     progress: Report | None,
+    joining: bool = False,
 ) -> tuple[Chain, RefinementChoice | None]:
-    """The chain that was given, or chosen on the labelled embeddings of --learn-on."""
+    """The chain that was given, or chosen on the labelled embeddings of --learn-on. joining: these
+    also decide how query pictures are joined."""
     if refine != "auto":
-        if learn_on or validate_on:
+        if validate_on or (learn_on and not joining):
             raise UsageError("--learn-on and --validate-on are for --refine auto: leave them out")
         return parse_chain(refine, uses=uses), None
     if learn_on is None:

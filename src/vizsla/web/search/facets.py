@@ -175,8 +175,8 @@ def _facet(name: str, column: pa.ChunkedArray) -> Facet | None:
 
 
 def _choices(counts: Sequence[tuple[Any, int]]) -> list[Choice]:
-    written = [(written(value), count) for value, count in counts]
-    return [Choice(as_choice(text), text or "(empty)", count) for text, count in written]
+    texts = [(written(value), count) for value, count in counts]
+    return [Choice(as_choice(text), text or "(empty)", count) for text, count in texts]
 
 
 def _natural(value: Any) -> str:
