@@ -12,8 +12,8 @@ import numpy as np
 
 from vizsla.data.label_sets import join_labels, labels_in
 from vizsla.errors import DataError
-from vizsla.score.relevance import ignored_names, knows_gallery, relevant_and_ignored
-from vizsla.score.truth import Truth
+from vizsla.score.relevance import ignored_names, relevant_and_ignored
+from vizsla.score.truth import Truth, knows_gallery
 from vizsla.search.groups import first_of_groups
 from vizsla.search.items import items_of, joined_rankings
 from vizsla.search.ranking import Ranking
