@@ -90,7 +90,7 @@ def test_search_prints_or_writes(here: Path) -> None:
     assert all(int(hit["id"][1:]) % 2 for row in rankings.values() for hit in row)
     shown = vizsla("search", "i", "query.emb", "-k", "2", "--filter", "label=shoe").stdout
     lines = shown.splitlines()
-    assert lines[:2] == ["q000", "rank   score  image  label"] and len(lines) == 3 * 4 + 2
+    assert lines[:2] == ["q000", "rank  score   image  label"] and len(lines) == 3 * 4 + 2
     assert (
         f"{rankings['q000'][0]['id']}   shoe" in lines[2] and rankings["q000"][0]["label"] == "shoe"
     )
@@ -107,7 +107,7 @@ def test_search_shows_columns(here: Path) -> None:
     written = vizsla(*words, *by_price, "--csv", "-q").stdout.splitlines()
     assert written[0] == "query,rank,id,score,price,label" and len(written) == 1 + 3 * 3
     assert written[1] == f"q000,1,{row['id']},{row['score']!r},{row['price']},{row['label']}"
-    assert "rank   score  image  price  label" in vizsla(*words, *by_price, "-q").stdout
+    assert "rank  score   image  price  label" in vizsla(*words, *by_price, "-q").stdout
     with pytest.raises(DataError, match="show colour: the images have the columns label, price"):
         vizsla(*words, "--show", "colour")
     with pytest.raises(UsageError, match="choose one"):

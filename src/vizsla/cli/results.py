@@ -57,7 +57,8 @@ def result_rows(
 ) -> dict[str, list[list[Row]]]:
     """Query → its results, best first, each as its images: id, score and these columns.
 
-    A result is one image, or the best ones of a group.
+    A result is one image, or the best ones of a group. The first has the score of the result, its
+    own as `own`, and with decisions `probability` and `accepted`.
     """
     assert ranking.scores is not None
     positions, scores = ranking.positions[..., None], ranking.scores[..., None]  # (Q, K, 1)
@@ -67,26 +68,29 @@ def result_rows(
     table = attributes_of([ranking.gallery[p] for p in used]).select(list(columns))
     values = table.to_pylist() if columns else [{} for _ in used]
     about = dict(zip(used, values, strict=True))
-    return {
-        query: [
-            [
+    found: dict[str, list[list[Row]]] = {}
+    for i, query in enumerate(ranking.queries):
+        found[query] = rows = []
+        for j in range(int(ranking.lengths[i])):
+            images = [
                 {"id": ranking.gallery[p], "score": score, **about[p]}
-                for p, score in zip(images.tolist(), of_images.tolist(), strict=True)
+                for p, score in zip(positions[i, j].tolist(), scores[i, j].tolist(), strict=True)
                 if p >= 0
             ]
-            for images, of_images in zip(positions[i], scores[i], strict=True)
-            if images[0] >= 0
-        ]
-        for i, query in enumerate(ranking.queries)
-    }
+            images[0] |= {"own": images[0]["score"], "score": float(ranking.scores[i, j])}
+            if ranking.accepted is not None and ranking.probability is not None:
+                images[0]["probability"] = float(ranking.probability[i, j])
+                images[0]["accepted"] = j < int(ranking.accepted[i])
+            rows.append(images)
+    return found
 
 
 def json_rows(results: list[list[Row]], *, grouped: bool) -> list[Row]:
     """One object a result; of a group also `images`, all that were asked for."""
     rows = []
     for images in results:
-        row = {name: _plain(value) for name, value in images[0].items()}
-        members = [{"id": image["id"], "score": image["score"]} for image in images]
+        row = {name: _plain(value) for name, value in images[0].items() if name != "own"}
+        members = [{"id": one["id"], "score": one.get("own", one["score"])} for one in images]
         rows.append({**row, "images": members} if grouped else row)
     return rows
 
@@ -95,32 +99,50 @@ def print_csv(found: dict[str, list[list[Row]]], columns: Sequence[str]) -> None
     """One line an image: query, rank, id, score, columns. Images of a group share a rank."""
     from vizsla.score.text_table import Table, to_csv
 
+    results = [images for rows in found.values() for images in rows]
+    names = [*columns, *(["probability", "accepted"] if _are_decided(results) else [])]
     rows = [
-        [query, rank, row["id"], row["score"], *(_plain(row[name]) for name in columns)]
+        [query, rank, row["id"], row["score"], *(_plain(row.get(name)) for name in names)]
         for query, results in found.items()
         for rank, images in enumerate(results, 1)
         for row in images
     ]
-    typer.echo(to_csv(Table(["query", "rank", "id", "score", *columns], rows)), nl=False)
+    typer.echo(to_csv(Table(["query", "rank", "id", "score", *names], rows)), nl=False)
 
 
 def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
-    """A table, folded to the width of a terminal."""
+    """A table, folded to the width of a terminal; a line after the last result that is accepted."""
     from vizsla.score.text_table import Table
 
-    width, every = len(str(len(results))), [row for images in results for row in images]
-    texts = {name: _texts(every, name) for name in columns}
-    rows = [
-        ["" if place else f"{rank:>{width}}", row["score"], row["id"],
-         *(texts[name][row["id"]] for name in columns)]
-        for rank, images in enumerate(results, 1)
-        for place, row in enumerate(images)
-    ]  # fmt: skip
-    if not rows:
+    if not results:
         typer.echo("nothing was found")
         return
-    names = ["rank", "score", "image", *columns]
-    print_table(Table(names, rows), keep=names)
+    decided = _are_decided(results)
+    width, every = len(str(len(results))), [row for images in results for row in images]
+    texts = {name: _texts(every, name) for name in columns}
+    wide = max(len(f"{row['score']:.4f}") for row in every)
+    rows: list[list[Any]] = []
+    is_open = decided
+    for rank, images in enumerate(results, 1):
+        if is_open and not images[0]["accepted"]:
+            is_open = False
+            line = "none of these is accepted" if rank == 1 else "accepted up to here"
+            rows.append(["", "", "", f"── {line} ──", *("" for _ in columns)])
+        for place, row in enumerate(images):
+            chance = f"{100 * row['probability']:.0f} %" if "probability" in row else ""
+            first = "" if place else f"{rank:>{width}}"
+            score = f"{row['score']:.4f}".rjust(wide)
+            rows.append([first, score, chance, row["id"], *(texts[n][row["id"]] for n in columns)])
+    names = ["rank", "score", "right", "image", *columns]
+    table = Table(names, rows)
+    if not decided:
+        table = table.select([name for name in names if name != "right"])
+    print_table(table, keep=names)
+
+
+def _are_decided(results: list[list[Row]]) -> bool:
+    """Whether each result is accepted or not."""
+    return any("accepted" in images[0] for images in results)
 
 
 def _plain(value: Any) -> Any:

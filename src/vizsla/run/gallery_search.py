@@ -71,6 +71,12 @@ def search_gallery(
     condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
     calibration = None
+    by_one_score = options.group_score == "best" and options.query_group is None
+    if options.accept is not None and not (by_one_score and options.diverse is None):
+        raise UsageError(
+            "--accept decides by the score of one image with one query: leave out --diverse, "
+            "--group-score and --query-group"
+        )
     if options.accept is not None:
         calibration = Accept.parse(options.accept).load(gallery)
     if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
