@@ -78,6 +78,16 @@ def test_a_run_decides_what_is_there(accepted: RunResult) -> None:
     assert {len(row) for row in lists.values()} == {10}  # a contest wants k of each
 
 
+def test_the_report_shows_decisions(accepted: RunResult, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    words = ["report", str(accepted.run.folder), "-o", str(page), "--map", "pca"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert "queries have an accepted match" in text and "Are the probabilities true?" in text
+    assert ' below">' in text and " accepted</p>" in text
+
+
 def test_a_run_is_repeated_with_its_decisions(accepted: RunResult) -> None:
     second = pipeline.run(again(accepted.run.folder))
     assert second.ranking.accepted is not None and accepted.ranking.accepted is not None
@@ -191,10 +201,10 @@ def test_a_run_is_searched_with_its_decisions(accepted: RunResult, home: Path) -
     assert answered is not None
     known, absent = (
         home / "data/test/query" / accepted.ranking.queries[i]
-        for i in (answered.argmax(), answered.argmin())
+        for i in (np.where(answered > 0, answered, 99).argmin(), answered.argmin())
     )
     label = known.name[:2]
-    words = ["search", str(run), str(known), str(absent), "-k", "4", "--accept", "0.7"]
+    words = ["search", str(run), str(known), str(absent), "-k", "18", "--accept", "0.7"]
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.output + str(done.exception)
     found = list(json.loads(done.stdout)["rankings"].values())

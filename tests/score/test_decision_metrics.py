@@ -68,6 +68,11 @@ def test_they_equal_those_of_scikit_learn(seed: int) -> None:
         ),
     }  # fmt: skip
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+    of_query = [
+        sk.precision_score(judged.hits[i], judged.accepted[i]) for i in np.flatnonzero(answered)
+    ]
+    by_query = np.average(of_query, weights=weights[answered])
+    assert found["accepted_precision_by_query"] == pytest.approx(by_query, abs=1e-9)
 
 
 def test_the_calibration_error_is_the_gap_of_the_reliability_curve() -> None:

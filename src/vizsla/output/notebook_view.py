@@ -18,7 +18,7 @@ from vizsla.errors import UsageError
 from vizsla.notebook import Shown, Summary
 from vizsla.output.pages import LONG_CELL, Thumbnail, data_uri, render, thumbnail
 from vizsla.output.query_sheets import RankingTruth, sheets
-from vizsla.output.sheet_drawing import draw_sheet, thumbnail_of, write_png
+from vizsla.output.sheet_drawing import thumbnail_of, write_png
 from vizsla.output.sheet_selection import ranking_truth
 from vizsla.score.evaluate import evaluate
 from vizsla.score.text_table import Table
@@ -133,7 +133,7 @@ def _view_of_ranking(
         return View(about)
     drawn = sheets(ranking, roots[0], roots[1], k=k, rows=rows, truth=known)
     thumbnails = functools.cache(thumbnail_of)
-    found = [draw_sheet(sheet.query, sheet.results, sheet.notes, thumbnails) for sheet in drawn]
+    found = [sheet.drawn(thumbnails) for sheet in drawn]
     return View(Summary(about.title, about.facts), found)
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS
 from vizsla.errors import DataError, UsageError
-from vizsla.output.sheet_drawing import Picture, draw_sheet, thumbnail_of, write_png
+from vizsla.output.sheet_drawing import Picture, Thumbnail, draw_sheet, thumbnail_of, write_png
 from vizsla.search.ranking import Ranking
 
 CACHED_THUMBNAILS = 500  # of about 100 KB each
@@ -41,12 +42,18 @@ class RankingTruth:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What one sheet shows. results: best first. notes: the line below the title."""
+    """What one sheet shows. results: best first. notes: the line below the title. accepted: so
+    many results; None if nothing was decided."""
 
     file_name: str
     query: Picture
     results: list[Picture]
     notes: list[str]
+    accepted: int | None = None
+
+    def drawn(self, thumbnail: Thumbnail) -> Image.Image:
+        """The sheet as an image."""
+        return draw_sheet(self.query, self.results, self.notes, thumbnail, accepted=self.accepted)
 
 
 def draw_ranking(
@@ -73,7 +80,7 @@ def draw_ranking(
     found = sheets(ranking, Path(query_root), Path(gallery_root), k=k, rows=rows, truth=truth)
     for sheet in found:
         path = Path(out_folder) / sheet.file_name
-        write_png(draw_sheet(sheet.query, sheet.results, sheet.notes, thumbnail), path)
+        write_png(sheet.drawn(thumbnail), path)
         paths.append(path)
         if progress:
             progress(len(paths), len(found))
@@ -107,6 +114,8 @@ def sheets(
     for i in rows:
         query, correct = ranking.queries[i], truth.correct[i]
         scores = None if ranking.scores is None else ranking.scores[i]
+        chances = None if ranking.probability is None else ranking.probability[i]
+        accepted = None if ranking.accepted is None else min(int(ranking.accepted[i]), k)
         results = [
             Picture(
                 _below(gallery_root, name),
@@ -114,6 +123,7 @@ def sheets(
                 truth.gallery_labels.get(name),
                 None if scores is None else float(scores[rank]),
                 bool(correct[rank]) if rank < len(correct) and correct[rank] >= 0 else None,
+                None if chances is None else float(chances[rank]),
             )
             for rank, name in enumerate(ranking.row(i)[:k])
         ]
@@ -121,7 +131,10 @@ def sheets(
         hits = correct[: ranking.lengths[i]] > 0 if (correct >= 0).any() else None
         ap = None if truth.ap is None else float(truth.ap[i])
         picture = Picture(_below(query_root, query), query, label)
-        found.append(Sheet(names[i], picture, results, notes_of(label, hits, results, ap)))
+        notes = notes_of(label, hits, results, ap)
+        if ranking.accepted is not None:
+            notes.append(f"{ranking.accepted[i] or 'none'} accepted")
+        found.append(Sheet(names[i], picture, results, notes, accepted))
     return found
 
 

@@ -20,6 +20,7 @@ from vizsla.output import charts, embedding_map
 from vizsla.output.evaluation_report import curves_by_cutoff
 from vizsla.output.pages import Section, render_page, thumbnail
 from vizsla.score import metrics
+from vizsla.score.decision_metrics import reliability
 from vizsla.score.evaluate import evaluate
 from vizsla.score.figures import Figure
 from vizsla.score.relevance import JUNK, RIGHT, WRONG, Relevance, match_pairs, relevance, verdicts
@@ -122,6 +123,7 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
         Section("warnings", "Warnings", data.record.get("warnings")),
         Section("scores", "Scores", _scores(scores) if scores is not None else None),
         Section("models", "Models", _models(data.record)),
+        Section("decisions", "Decisions", _decisions(data)),
         Section("curves", "Curves", _curves(data)),
         Section("classes", "Classes", _classes(scores) if labelled and scores else None),
         Section("confusion", "Confusion", _confusion(scores) if labelled and scores else None),
@@ -255,6 +257,37 @@ def _confusion(scores: Scores) -> dict[str, Any]:
     return {"pairs": scores.confused(12), "matrix": {"classes": classes, "rows": rows}}
 
 
+def _decisions(data: ReportData) -> dict[str, Any] | None:
+    """What is accepted, and whether probabilities are true; None where nothing was decided."""
+    accept, accepted = data.record.get("accept"), data.ranking.accepted
+    if accepted is None or not accept:
+        return None
+    table = [[row["sure"], *(_share(row[key]) for key in ("cut-off", "answered", "precision"))]
+             for row in accept["table"]]  # fmt: skip
+    charts_drawn = []
+    if data.judged is not None and data.judged.probability is not None:
+        bins = reliability(data.judged)
+        points = [(one.probability, one.right) for one in bins]
+        charts_drawn.append(charts.line_chart(
+            "Are the probabilities true?", {"right": points, "ideal": [(0, 0), (1, 1)]},
+            x_name="probability", y_name="share that is right", y_range=(0, 1.02),
+        ))  # fmt: skip
+    cut = accept["cutoff"]
+    return {
+        "answered": int((accepted > 0).sum()),
+        "queries": len(accepted),
+        "sure": f"{100 * accept['sure']:g} %",
+        "score": None if cut is None else f"{cut['score']:.4f}",
+        "learned_on": accept["learned_on"],
+        "table": table,
+        "charts": charts_drawn,
+    }
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 # ── curves ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -353,10 +386,13 @@ def _sheet(data: ReportData, row: int, score: str) -> dict[str, Any]:
         kind = "" if data.verdicts is None else KINDS.get(int(data.verdicts[row, rank]), "")
         ranked += kind != "junk"
         value = None if ranking.scores is None else float(ranking.scores[row, rank])
+        chance = None if ranking.probability is None else ranking.probability[row, rank]
         tiles.append({
             "kind": kind,
             "rank": "" if kind == "junk" else ranked,
             "score": "" if value is None else f"{value:.3f}",
+            "chance": "" if chance is None else f"{100 * chance:.0f} %",
+            "below": ranking.accepted is not None and rank >= ranking.accepted[row],
             "label": other,
             "id": found,
             "name": Path(found).name,
@@ -364,6 +400,9 @@ def _sheet(data: ReportData, row: int, score: str) -> dict[str, Any]:
         })  # fmt: skip
     picture = thumbnail(data.data.query.root / query, max_pixels=data.max_pixels)
     notes = [note for note in (label, score) if note]
+    if ranking.accepted is not None:
+        notes.append(f"{ranking.accepted[row]} accepted" if ranking.accepted[row]
+                     else "not in the gallery: none accepted")  # fmt: skip
     return {"query": query, "notes": notes, "picture": picture, "tiles": tiles}
 
 

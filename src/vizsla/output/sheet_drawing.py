@@ -23,6 +23,7 @@ Thumbnail = Callable[[Path, int], "Image.Image | str"]  # (file, box) → image,
 INK, GREY, LINE = "#1f2328", "#59636e", "#d1d9e0"
 PAPER, PANEL, BLANK = "white", "#f3f5f8", "#dfe4ea"
 RIGHT, WRONG = "#1a7f37", "#cf222e"
+ACCEPTED = "#0969da"  # the line where acceptance ends
 
 MARGIN, GAP, PANEL_PAD = 28, 16, 16
 MAKER = "vizsla sheet"  # in the metadata of every sheet
@@ -32,23 +33,35 @@ GRID_WIDTH = 1012  # px at most, so that a sheet is 1400 wide
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a sheet. name: the text below it. None: unknown."""
+    """One image of a sheet. name: the text below it. None: unknown.
+
+    probability: that it is right, where it was decided what is accepted.
+    """
 
     file: Path
     name: str
     label: str | None = None
     score: float | None = None
     correct: bool | None = None
+    probability: float | None = None
 
 
 def draw_sheet(
-    query: Picture, results: Sequence[Picture], notes: Sequence[str], thumbnail: Thumbnail
+    query: Picture,
+    results: Sequence[Picture],
+    notes: Sequence[str],
+    thumbnail: Thumbnail,
+    *,
+    accepted: int | None = None,
 ) -> Image.Image:
     """One sheet, up to 1400 px wide: the query on the left, the results beside it, best first.
 
     A result whose `correct` is known has a green or red frame, and a mark for people who cannot
-    tell the two colours apart.
+    tell the two colours apart. accepted: a line is drawn after so many results, and the others are
+    pale; with 0 the sheet says that the query is not in the gallery, and has no results.
     """
+    absent = bool(results) and accepted == 0
+    nearest, results = results[:1], [] if absent else results
     columns = _columns(len(results))
     box = min(QUERY_BOX, (GRID_WIDTH - GAP * (columns - 1)) // columns)
     small = 14 if box > 180 else 13 if box > 140 else 11
@@ -64,7 +77,9 @@ def draw_sheet(
     draw = ImageDraw.Draw(sheet)
     draw_title(draw, query.name, notes, width - 2 * MARGIN)
     _draw_query(sheet, draw, query, (MARGIN, top, MARGIN + panel, top + height), thumbnail)
-    if not results:
+    if absent:
+        _draw_absent(draw, nearest[0], (left, top + 8))
+    elif not results:
         broken = isinstance(thumbnail(query.file, QUERY_BOX), str)
         why = "No results: the query cannot be read." if broken else "No results."
         draw.text((left, top + 8), why, GREY, font_of(15))
@@ -73,7 +88,51 @@ def draw_sheet(
         y = top + i // columns * (cell + GAP)
         _draw_tile(sheet, draw, picture, (x, y), box, thumbnail)
         draw_caption(draw, picture, i + 1, (x, y + box + 8), box, small)
+        if accepted is not None and i >= accepted:
+            tile = (x, y, x + box, y + cell)
+            sheet.paste(
+                Image.blend(sheet.crop(tile), Image.new("RGB", (box, cell), PAPER), 0.6), tile
+            )
+    if accepted is not None and 0 < accepted < len(results):
+        _draw_end(draw, accepted, columns, (left, top), (box + GAP, cell + GAP), len(results))
     return sheet
+
+
+def _draw_absent(draw: ImageDraw.ImageDraw, nearest: Picture, at: tuple[int, int]) -> None:
+    """What stands in place of results that are not accepted."""
+    draw.text(at, "Not in the gallery.", INK, font_of(20, bold=True))
+    chance = "" if nearest.probability is None else f": {100 * nearest.probability:.0f} % sure"
+    lines = ["No image is surely the same.", f"The nearest{chance}",
+             shortened(PurePosixPath(nearest.name).name, font_of(15), QUERY_BOX)]  # fmt: skip
+    for i, line in enumerate(lines):
+        draw.text((at[0], at[1] + 36 + 22 * i), line, GREY, font_of(15))
+
+
+def _draw_end(
+    draw: ImageDraw.ImageDraw,
+    accepted: int,
+    columns: int,
+    corner: tuple[int, int],
+    step: tuple[int, int],
+    n: int,
+) -> None:
+    """A line between the accepted results and the others: a stair, if it is within a row.
+
+    corner: of the grid. step: from one result to the next, to the right and down.
+    """
+    row, column = divmod(accepted, columns)
+    left, right = corner[0], corner[0] + min(n, columns) * step[0] - GAP
+    above = corner[1] + row * step[1] - GAP // 2
+    below, middle = above + step[1], left + column * step[0] - GAP // 2
+    points = [(right, above), (middle, above), (middle, below), (left, below)]
+    if column == 0:
+        points = [(right, above), (left, above)]
+    elif row == 0:
+        points = points[1:]
+        points[0] = (middle, corner[1])
+    if column and row == (n - 1) // columns:  # nothing stands below
+        points = points[:-1]
+    draw.line(points, ACCEPTED, 3)
 
 
 def _columns(k: int) -> int:
@@ -160,7 +219,8 @@ def draw_caption(
     plain, bold = font_of(size), font_of(size, bold=True)
     draw.text((x, y), str(rank), INK, bold)
     if picture.score is not None and not math.isnan(picture.score):
-        draw.text((x + box, y), f"{picture.score:.3f}", GREY, plain, anchor="ra")
+        chance = "" if picture.probability is None else f"{100 * picture.probability:.0f} %  "
+        draw.text((x + box, y), f"{chance}{picture.score:.3f}", GREY, plain, anchor="ra")
     if picture.label:
         y += size + 6
         draw.text((x, y), shortened(picture.label, plain, box), INK, plain)

@@ -116,12 +116,14 @@ def with_unanswered(ranking: Ranking, queries: Sequence[str]) -> Ranking:
     if not more:
         return ranking
     padding = ((0, len(more)), (0, 0))
-    scores = ranking.scores
+    scores, chances, accepted = ranking.scores, ranking.probability, ranking.accepted
     return dataclasses.replace(
         ranking,
         queries=[*ranking.queries, *more],
         positions=np.pad(ranking.positions, padding, constant_values=-1),
         scores=None if scores is None else np.pad(scores, padding, constant_values=np.nan),
+        probability=None if chances is None else np.pad(chances, padding, constant_values=np.nan),
+        accepted=None if accepted is None else np.pad(accepted, (0, len(more))),
     )
 
 

@@ -17,7 +17,6 @@ from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
 from vizsla.score.metrics import match_auc
 from vizsla.score.precision_levels import (
-    CONFIDENCE,
     Level,
     Matches,
     precision_levels,
@@ -115,7 +114,7 @@ class Calibration(Shown):
             level = sure_level(self.levels, sure)
             values = (level.score, level.share, level.precision) if level else (None, None, None)
             rows.append([f"{100 * sure:g} %", *values])
-        return Table(["sure", "cut-off", "queries answered", "precision there"], rows)
+        return Table(["sure", "cut-off", "answered", "precision"], rows)
 
     def lines(self) -> list[str]:
         """As text for a terminal."""
@@ -135,9 +134,10 @@ class Calibration(Shown):
             return (
                 f"nothing is accepted: on these {self.queries} queries no score is {percent} sure"
             )
+        others = 100 * level.lower_of_others
         return (
-            f"accepted from a score of {level.score:.4f}: at least {percent} of these matches are "
-            f"right (in {100 * CONFIDENCE:g} of 100 such validation parts)"
+            f"accepted from a score of {level.score:.4f}: at least {percent} right for queries "
+            f"like these, at least {others:.0f} % for other classes"
         )
 
     def summary(self) -> Summary:
@@ -192,17 +192,17 @@ def calibrate(
     A query may be in several of the parts. DataError: rankings without scores, or without matches.
     """
     found = matches_of(judged)
-    if len(found.first) == 0:
+    if len(found.best) == 0:
         raise DataError("no query has a match with a score, so nothing can be learned")
     absent = np.concatenate([part.nothing_relevant[_answered(part)] for part in judged])
-    queries = len(np.unique(found.asked))
+    queries = len(np.unique(found.queries))
     return Calibration(
         sure,
         dict(made_by),
         learned_on,
         queries,
         float(absent.mean()),
-        match_auc(found.first, ~absent),
+        match_auc(found.best, ~absent),
         tuple(precision_levels(found)),
         _knots(found.scores, found.right, queries),
     )
@@ -213,19 +213,21 @@ def matches_of(judged: Sequence[Relevance]) -> Matches:
     name_of: dict[str, int] = {}
     class_of: dict[str, int] = {}
     parts: list[tuple[np.ndarray, ...]] = []
+    asks = 0
     for part in judged:
         if part.scores is None:
             raise DataError("the ranking holds no scores: a cut-off on scores needs them")
         answered = np.flatnonzero(_answered(part))
-        queries = np.array([name_of.setdefault(q, len(name_of)) for q in part.queries], np.int64)
-        labels = [q if c is None else c for q, c in zip(part.queries, part.labels, strict=True)]
-        classes = np.array([class_of.setdefault(c, len(class_of)) for c in labels], np.int64)
-        scores, hits = part.scores[:, :DEPTH], part.hits[:, :DEPTH]
-        row, column = np.nonzero(np.arange(scores.shape[1])[None] < part.lengths[:, None])
+        queries = [name_of.setdefault(part.queries[i], len(name_of)) for i in answered]
+        labels = [part.labels[i] or part.queries[i] for i in answered]
+        classes = [class_of.setdefault(label, len(class_of)) for label in labels]
+        scores, hits = part.scores[answered, :DEPTH], part.hits[answered, :DEPTH]
+        ask, column = np.nonzero(np.arange(scores.shape[1])[None] < part.lengths[answered, None])
         parts.append((
-            scores[row, column], hits[row, column], queries[row], classes[row],
-            scores[answered, 0], queries[answered],
+            scores[ask, column], hits[ask, column], ask + asks,
+            scores[:, 0], np.array(queries, np.int64), np.array(classes, np.int64),
         ))  # fmt: skip
+        asks += len(answered)
     return Matches(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -67,6 +67,11 @@ def measure_decisions(judged: Relevance) -> dict[str, PooledMetric]:
         "accepted_precision": metric(
             "precision of accepted", _ratio(decided.right, decided.accepted), None
         ),
+        "accepted_precision_by_query": metric(
+            "the same, each query once",
+            _ratio(decided.right / np.maximum(decided.accepted, 1), answered),
+            None,
+        ),
         "accepted_recall": metric("recall of accepted", _ratio(decided.right, decided.relevant)),
         "accepted_f1": metric(
             "F1 of accepted", _ratio(2 * decided.right, decided.accepted + decided.relevant)

@@ -1,10 +1,10 @@
 """Scores of matches, right or wrong → from which score on enough of them are right, for sure.
 
-The matches of one query depend on each other, and so do the queries of one class: they count for
-fewer than they are. The lower bound of the precision is Clopper and Pearson's exact binomial one
-for the effective number of matches (Korn and Graubard 1998), which is never above the number of
-queries. Cut-offs are tested from the strictest down, and the first that fails ends the test, so
-that many cut-offs cost no confidence (fixed-sequence testing).
+Each query counts once: of the matches that it accepts, the share that is right. The lower bound of
+the mean share is Clopper and Pearson's exact binomial one, which is safe for shares too. Cut-offs
+are tested from the strictest down, and the first that fails ends the test, so that many cut-offs
+cost no confidence (fixed-sequence testing). A second bound is for queries of other classes: those
+of one class are alike, and count for fewer than they are (Korn and Graubard 1998).
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from vizsla.errors import DataError
 CONFIDENCE = 0.95  # that the precision is reached
 LEVELS = 100  # cut-offs, each reached by 1 % more of the queries
 FIRST_TESTED = (0.1, 0.3, 0.5)  # shares of the queries that reach a cut-off where a test begins
+ALIKE = 0.2  # correlation of queries of one class that is taken for granted
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """The first ranks of queries, as pairs of query and image.
+    """The first ranks of queries; a query may be asked several times, in different galleries.
 
-    scores: (P,). right: (P,) bool. queries: (P,) the number of the query; one that was asked
-    several times has one number. classes: (P,) the number of its class. first: (A,) the best score
-    each time that a query was asked. asked: (A,) the number of that query.
+    scores: (P,) of pairs of query and image. right: (P,) bool. asks: (P,) which of the A asks a
+    pair belongs to. best: (A,) the best score. queries, classes: (A,) numbers of query and class.
     """
 
     scores: np.ndarray
     right: np.ndarray
+    asks: np.ndarray
+    best: np.ndarray
     queries: np.ndarray
     classes: np.ndarray
-    first: np.ndarray
-    asked: np.ndarray
 
     def __post_init__(self) -> None:
-        if np.isnan(self.scores).any() or np.isnan(self.first).any():
+        if np.isnan(self.scores).any() or np.isnan(self.best).any():
             raise DataError("some matches have no score (nan): leave them out")
 
 
@@ -44,43 +44,46 @@ class Matches:
 class Level:
     """What happens when all matches that score `score` or more are accepted.
 
-    share: of the times that queries were asked, how many have such a match. queries: how many
-    different ones. matches: how many there are. precision: the share that is right. effective: the
-    number of independent matches that say as much. lower: what the precision is at least, with the
-    confidence of one test.
+    share: of the asks, how many accept something. queries: how many different ones. precision: the
+    mean share of their accepted matches that is right. lower: what it is at least for such queries,
+    with the confidence of one test. lower_of_others: the same for queries of other classes.
     """
 
     score: float
     share: float
     queries: int
-    matches: int
     precision: float
-    effective: float
     lower: float
+    lower_of_others: float
 
 
 def precision_levels(found: Matches, *, confidence: float = CONFIDENCE) -> list[Level]:
     """A level for each quantile of the best scores, the strictest first; equal scores share one."""
-    if len(found.first) == 0:
+    if len(found.best) == 0:
         return []
     shares = np.arange(LEVELS - 1, -1, -1) / LEVELS
-    cuts = np.unique(np.quantile(found.first, shares, method="inverted_cdf"))[::-1]
-    asked = (found.first[:, None] >= cuts[None]).mean(axis=0)
-    best = np.full(int(found.asked.max()) + 1, -np.inf)
-    np.maximum.at(best, found.asked, found.first)
-    queries = (best[:, None] >= cuts[None]).sum(axis=0)  # (levels,)
-    at = np.searchsorted(-cuts, -found.scores)  # the strictest level that a match reaches
+    cuts = np.unique(np.quantile(found.best, shares, method="inverted_cdf"))[::-1]
+    right = _right_shares(found, cuts)  # (asks, levels), nan where nothing is accepted
+    asked = ~np.isnan(right)
+    precision = np.nanmean(right, axis=0)
+    queries = (_sums(asked, found.queries) > 0).sum(axis=0)
     error = (1 - confidence) / len(FIRST_TESTED)
-    effective = queries.astype(float)
-    for units in (found.queries, found.classes):
-        accepted, right = _counts(units, at, found.right, len(cuts))
-        effective = np.minimum(effective, _effective(accepted, right, queries, error))
-    matches = accepted.sum(axis=0)
-    precision = right.sum(axis=0) / matches
-    lower = _clopper_pearson(precision * effective, effective, error)
-    columns = (cuts, asked, queries, matches, precision, effective, lower)
+    gap = np.where(asked, right - precision, 0)
+
+    def effective(units: np.ndarray) -> np.ndarray:
+        number = (_sums(asked, units) > 0).sum(axis=0)
+        spread = (_sums(gap, units) ** 2).sum(axis=0) / asked.sum(axis=0) ** 2
+        return np.minimum(queries, _effective(precision, spread, number, queries, error))
+
+    n = effective(found.queries)
+    of_class = _sums(asked, found.classes)
+    alike = (of_class**2).sum(axis=0) / of_class.sum(axis=0) * queries / asked.sum(axis=0)
+    as_if_alike = queries / (1 + np.maximum(alike - 1, 0) * ALIKE)
+    of_others = np.minimum.reduce([n, as_if_alike, effective(found.classes)])
+    lower, other = (_clopper_pearson(precision * m, m, error) for m in (n, of_others))
+    columns = (cuts, asked.mean(axis=0), queries, precision, lower, other)
     rows = np.stack([np.asarray(column, float) for column in columns], axis=1).tolist()
-    return [Level(s, a, int(q), int(m), p, e, low) for s, a, q, m, p, e, low in rows]
+    return [Level(s, a, int(q), p, low, of) for s, a, q, p, low, of in rows]
 
 
 def sure_level(
@@ -100,32 +103,35 @@ def sure_level(
     return levels[best] if best >= 0 else None
 
 
-def _counts(
-    units: np.ndarray, at: np.ndarray, right: np.ndarray, levels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(units, levels) each: accepted matches at each level, and the right ones among them."""
-    kept = at < levels
-    n = int(units.max(initial=0)) + 1
-    cell = units[kept] * levels + at[kept]
-    both = (np.bincount(cell, w, minlength=n * levels) for w in (None, right[kept].astype(float)))
-    accepted, hits = (counts.reshape(n, levels).cumsum(axis=1) for counts in both)
-    return accepted, hits
+def _right_shares(found: Matches, cuts: np.ndarray) -> np.ndarray:
+    """(A, levels): of the matches that each ask accepts at each level, the share that is right."""
+    at = np.searchsorted(-cuts, -found.scores)  # the strictest level that a match reaches
+    kept = at < len(cuts)
+    cell = found.asks[kept] * len(cuts) + at[kept]
+    size = len(found.best) * len(cuts)
+    accepted, right = (
+        np.bincount(cell, weights, minlength=size).reshape(-1, len(cuts)).cumsum(axis=1)
+        for weights in (None, found.right[kept].astype(float))
+    )
+    return np.where(accepted > 0, right / np.maximum(accepted, 1), np.nan)
+
+
+def _sums(values: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """(units, levels): the sums of the rows of each unit."""
+    sums = np.zeros((int(units.max()) + 1, values.shape[1]))
+    np.add.at(sums, units, values)
+    return sums
 
 
 def _effective(
-    accepted: np.ndarray, right: np.ndarray, queries: np.ndarray, error: float
+    precision: np.ndarray, spread: np.ndarray, units: np.ndarray, queries: np.ndarray, error: float
 ) -> np.ndarray:
-    """(levels,) how many independent matches vary as much as these; inf where all are right.
+    """(levels,) how many independent queries vary as much as these units; inf without a spread.
 
-    accepted, right: (units, levels). Few units say little of their own spread, so the number is
-    reduced by the quantiles of Student's t.
+    Few units say little of their own spread, so the number is reduced by quantiles of Student's t.
     """
     from scipy.stats import t as student
 
-    total = accepted.sum(axis=0)
-    precision = right.sum(axis=0) / total
-    units = (accepted > 0).sum(axis=0)
-    spread = ((right - precision * accepted) ** 2).sum(axis=0) / total**2
     spread = spread * units / np.maximum(units - 1, 1)
     few = student.ppf(1 - error, np.maximum(queries - 1, 1))
     few = few / student.ppf(1 - error, np.maximum(units - 1, 1))

@@ -20,7 +20,7 @@ RED = (200, 30, 40)
 
 def calibration(cut: float, model_id: str = "m") -> Calibration:
     """Accepts scores from `cut` on."""
-    level = Level(cut, 0.5, 1000, 1000, 1.0, 1000.0, 0.99)
+    level = Level(cut, 0.5, 1000, 1.0, 0.99, 0.97)
     return Calibration(
         0.95, {"model_id": model_id, "refine": "none"}, "some images", 2000, 0.5, None,
         (level,), ((-1.0, 0.01), (cut - 0.001, 0.6), (cut, 0.97), (1.0, 0.99)),
