@@ -66,6 +66,7 @@ def test_an_approximate_index_tells_its_curve(here: Path) -> None:
     curve = about["curve"]
     assert isinstance(curve, list) and [about["effort"], about["recall"]] in curve
     shown = vizsla("index", "info", "i").stdout
+    assert vizsla("index", "i").stdout == shown  # with nothing to build
     assert f"{about['effort']}  {about['recall']:.4f}  ← chosen" in shown
     assert run_json("index", "rebuild", "i")["images"] == 1500
     small = run_json("index", "many.emb", "-o", "j", "--memory", "1MB")
@@ -175,6 +176,8 @@ def test_an_index_remembers_its_model(
     assert (again["images"], again["model_id"]) == (16, about["model_id"])
     with pytest.raises(DataError, match="there is nothing at nonesuch"):
         vizsla("search", "g.index", "nonesuch.jpg")
+    with pytest.raises(DataError, match=r"nonesuch\.index does not exist: give a run, an index"):
+        vizsla("search", "nonesuch.index", "photo.jpg")
     with pytest.raises(DataError, match="no file a red shoe, and tiny reads no text"):
         vizsla("search", "g.index", "a red shoe")
 

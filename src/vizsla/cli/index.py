@@ -47,14 +47,22 @@ SHOWN = 10  # ranks of a query that are printed when no file is written
 
 
 class IndexCommands(Group):
-    """`vizsla index EMBEDDINGS -o INDEX` means `vizsla index build …`."""
+    """`vizsla index EMBEDDINGS -o INDEX` means `vizsla index build …`, and `vizsla index INDEX`,
+    with nothing to build, `vizsla index info INDEX`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments that are left, after `build` was put before those that name no command."""
+        """The arguments that are left, after `build` or `info` was put before those that name no
+        command."""
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = ["build", *args]
+            args = ["info" if len(args) == 1 and _is_index(args[0]) else "build", *args]
         rest: list[str] = super().parse_args(ctx, args)
         return rest
+
+
+def _is_index(path: str) -> bool:
+    from vizsla.search.index_files import is_index
+
+    return is_index(path)
 
 
 app = Commands()

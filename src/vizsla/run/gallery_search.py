@@ -181,6 +181,8 @@ def open_gallery(gallery: Any, device: str) -> Index:
         )
     if is_milvus(gallery) or is_index(gallery):
         return open_index(gallery, device=device)
+    if not Path(gallery).exists():
+        raise DataError(f"{gallery} does not exist: give a run, an index, or embeddings")
     return in_memory(Embeddings.open(gallery), device=device)
 
 
