@@ -92,6 +92,7 @@ def test_what_cannot_be_counted_is_named_and_moves(
 ) -> None:
     with progress.ProgressShown() as shown, progress.waiting(shown, "loading"):
         assert shown.bar is not None and shown.bar.tasks[0].total is None
+    assert Stage("loading", 1, 0, 0.0, 1).rate(9.0) is None
     assert shown.bar.tasks[0].finished and capsys.readouterr().err == ""
 
 

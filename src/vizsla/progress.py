@@ -45,9 +45,9 @@ class Stage:
         return (name, total) == (self.name, self.total) and done >= self.done
 
     def rate(self, now: float) -> float | None:
-        """None where there is none yet; seconds have none."""
+        """None where there is none yet; seconds and what is one thing have none."""
         seconds = now - self.started
-        if self.name.endswith(SECONDS):
+        if self.name.endswith(SECONDS) or self.total == 1:
             return None
         return (self.done - self.first) / seconds if seconds > 0.5 else None
 
