@@ -46,7 +46,7 @@ def page(tinted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def text_of(page: Path) -> str:
-    body = re.sub(r"<(style|script).*?</\1>", "", page.read_text(), flags=re.DOTALL)
+    body = re.sub(r"<(style|script).*?</\1>|<wbr>", "", page.read_text(), flags=re.DOTALL)
     return html.unescape(re.sub(r"<[^>]+>", " ", body))
 
 
@@ -237,6 +237,15 @@ def test_large_sets_are_drawn_in_part() -> None:
         chosen = embedding_map.choose(points(queries), points(gallery))
         assert tuple(map(len, chosen)) == expected
         assert all(len(set(part.tolist())) == len(part) for part in chosen)
+
+
+def test_chosen_points_are_written_as_points(tinted: Path, tmp_path: Path) -> None:
+    folder = small_run(tinted, tmp_path, metrics="contest_points,P@5")
+    text = text_of(finished_run.report(folder, tmp_path / "report.html", projection="pca"))
+    assert len(re.findall(r"contest points \d+\.\d\s", text)) > 8  # of every query that is shown
+    assert not re.search(r"\d{3}\.\d{3}", text)
+    queries = finished_run.queries_page([folder], tmp_path / "queries.html").read_text()
+    assert re.search(r"contest points \d+\.\d <", queries)
 
 
 # ── in a browser ─────────────────────────────────────────────────────────────────────────────────

@@ -119,6 +119,10 @@ def test_the_best_result_so_far_on_the_same_data_is_named(tmp_path: Path) -> Non
     (tmp_path / "broken.json").write_text("{")
     assert best_so_far(files[0]) == "b (mAP 0.7000, here 0.5000): net "
     assert best_so_far(files[1]) == "this run (mAP 0.7000), of 2 on this data"
+    points = {"model_name": "net", "run_id": "b", "data_id": "3", "contest_points": 812.5}
+    points |= {"main_metric": "contest_points", "scores": {"contest_points": 812.5}}
+    files[1].write_text(json.dumps(points))
+    assert best_so_far(files[1]) == "this run (points 812.50), of 1 on this data"
     files[1].write_text(json.dumps({"model_name": "net", "run_id": "b", "data_id": "3"}))
     assert best_so_far(files[1]) == ""
 

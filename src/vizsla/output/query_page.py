@@ -97,6 +97,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """A row for each query, in the order that needs no script: changed, wrong, right."""
     key, _ = _measure(scores[0])
+    digits = 3 if scores[0].metrics[key].highest == 1 else 1
     places = [{name: i for i, name in enumerate(one.queries)} for one in scores]
     values = [one.per_query(key) for one in scores]
     lists = [{name: i for i, name in enumerate(run.ranking.queries)} for run in runs]
@@ -117,7 +118,7 @@ def _rows(
                 {
                     "tiles": _tiles(run, kinds[n], lists[n].get(query), pictures),
                     "first": _first_right(scores[n].first_ranks[at[n]]),
-                    "value": "not known" if found[n] is None else f"{found[n]:.3f}",
+                    "value": "not known" if found[n] is None else f"{found[n]:.{digits}f}",
                 }
                 for n, run in enumerate(runs)
             ],

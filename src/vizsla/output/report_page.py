@@ -316,7 +316,7 @@ def _curves(data: ReportData) -> dict[str, Any] | None:
         [
             str(c["name"]) + (" (kept)" if c["kept"] else ""),
             f"{c['value']:.4f}",
-            f"{c['gain']:+.4f} ± {c['standard_error']:.4f}",
+            "–" if c["name"] == "frozen" else f"{c['gain']:+.4f} ± {c['standard_error']:.4f}",
         ]
         for c in training.get("candidates", [])
     ]
@@ -366,9 +366,12 @@ def _sheets(data: ReportData) -> list[dict[str, Any]]:
     whole = scores.headline == "map"
     title = "AP" if whole else scores.metrics[scores.headline].title
     suffix = " (whole ranking)" if whole else ""
+    digits = 3 if scores.metrics[scores.headline].highest == 1 else 1
     groups = [
         {"title": name,
-         "sheets": [_sheet(data, row, f"{title} {value:.3f}{suffix}") for value, _, row, _ in part]}
+         "sheets": [
+             _sheet(data, row, f"{title} {value:.{digits}f}{suffix}") for value, _, row, _ in part
+         ]}
         for name, part in (("Worst", worst), ("Best", best))
     ]  # fmt: skip
     return [group for group in groups if group["sheets"]]

@@ -90,7 +90,7 @@ def _measured(name: MetricName, judged: Relevance, hit_ranks: HitRanks) -> Metri
     ranks, n_relevant, title, k = hit_ranks.ranks, hit_ranks.n_relevant, str(name), name.cutoff
     known, reason = hit_ranks.reaching(k) if k else (hit_ranks.to_end, hit_ranks.shallow)
     if name.kind == "contest_points":
-        return Metric(title, metrics.contest_points(ranks), True, 1000.0)
+        return Metric("contest points", metrics.contest_points(ranks), True, 1000.0)
     if name.kind == "RR" and not k:
         known = hit_ranks.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
         return known_metric(title, metrics.reciprocal_rank(ranks), known, reason)

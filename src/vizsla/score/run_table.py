@@ -83,7 +83,7 @@ class RunTable(Shown):
         """How many runs, and the best."""
         best = self.rows[0]
         value = best.value(self.metric)
-        score = "" if value is None else f"{title_of(self.metric)} {value:.3f}"
+        score = "" if value is None else f"{title_of(self.metric)} {written(self.metric, value, 3)}"
         about = ", ".join(filter(None, (best.model, score)))
         table = self.table()
         facts = [counted(len(self.rows), "run"), f"best {best.run}" + (about and f" ({about})")]
@@ -261,9 +261,10 @@ def best_so_far(result_path: Path) -> str:
     if value is None:
         return ""
     if best.run == own.run:
-        return f"this run ({title} {value:.4f}), of {len(rows)} on this data"
-    own_value = "" if here is None else f", here {here:.4f}"
-    return f"{best.run} ({title} {value:.4f}{own_value}): {best.model} {best.setup}"
+        return f"this run ({title} {written(ranked.metric, value)}), of {len(rows)} on this data"
+    both = written(ranked.metric, value)
+    both += "" if here is None else f", here {written(ranked.metric, here)}"
+    return f"{best.run} ({title} {both}): {best.model} {best.setup}"
 
 
 def row_of_scores(name: str, scores: Scores, result: Result | None = None) -> Row:
@@ -276,6 +277,11 @@ def row_of_scores(name: str, scores: Scores, result: Result | None = None) -> Ro
     return Row(
         name, model, setup, means, seconds, top_k=scores.top_k, scores=scores, chosen=chosen
     )  # fmt: skip
+
+
+def written(key: str, value: float, digits: int = 4) -> str:
+    """A value in a sentence; points have two decimals."""
+    return f"{value:.{2 if key == 'contest_points' else digits}f}"
 
 
 def title_of(key: str) -> str:
