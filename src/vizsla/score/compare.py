@@ -116,8 +116,9 @@ class Comparison(Shown):
             files.setdefault((flag.alarm, flag.text), []).append(", ".join(flag.sources))
 
         def line(text: str, names: list[str]) -> str:
-            every = len(set(names)) == len(self.results) > 2
-            return f"{f'all {len(self.results)} results' if every else _few(names)}: {text}"
+            n = len(self.results)
+            every = "both results" if n == 2 else f"all {n} results"
+            return f"{every if len(set(names)) == n > 1 else _few(names)}: {text}"
 
         alarms = [line(text, names) for (alarm, text), names in files.items() if alarm]
         notes = [line(text, names) for (alarm, text), names in files.items() if not alarm]
