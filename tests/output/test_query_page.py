@@ -73,6 +73,21 @@ def test_images_that_share_a_label_are_right(tinted: Path, tmp_path: Path) -> No
     assert html.count('<li class="right"') > 16 and '<li class="wrong"' in html
 
 
+def test_a_query_with_nothing_relevant_is_not_wrong(tinted: Path, tmp_path: Path) -> None:
+    text = (tinted / "labels.csv").read_text()
+    name = next(row.split(",")[1] for row in text.splitlines() if row.startswith("query"))
+    label = next(row.split(",")[2] for row in text.splitlines() if name in row)
+    changed = text.replace(f"query,{name},{label}", f"query,{name},unseen")
+    (tmp_path / "labels.csv").write_text(changed)
+    config = RunConfig(
+        data=str(tinted), model="tiny", weights="random", image_size=64, top_k=5, figures=0,
+        labels=str(tmp_path / "labels.csv"), home=str(tmp_path),
+    )  # fmt: skip
+    html = queries_page([run(config).run.folder], tmp_path / "q.html").read_text()
+    assert [one for one, kind in kinds(html).items() if kind == "none"] == [name]
+    assert "nothing relevant (1)" in html
+
+
 def test_the_command_wants_runs(two_runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "q.html"
     words = ["compare", *map(str, two_runs), "--queries", str(out)]

@@ -53,7 +53,8 @@ def queries_page(runs: Sequence[ReportData]) -> str:
     names = [_name(run) for run in runs]
     marked = [f"{mark}: {name}" for mark, name in zip("AB", names, strict=False)]
     counts = {"right": kinds.count("right"), "wrong": kinds.count("wrong"),
-              "better": kinds.count("better"), "worse": kinds.count("worse")}  # fmt: skip
+              "better": kinds.count("better"), "worse": kinds.count("worse"),
+              "none": kinds.count("none")}  # fmt: skip
     content = {
         "rows": rows,
         "names": names,
@@ -95,7 +96,8 @@ def _measure(scores: Scores) -> tuple[str, str]:
 def _rows(
     runs: Sequence[ReportData], scores: Sequence[Scores], pictures: _Pictures
 ) -> list[dict[str, Any]]:
-    """A row for each query, in the order that needs no script: changed, wrong, right."""
+    """A row for each query, in the order that needs no script: changed, wrong, right, and those
+    with nothing relevant in the gallery."""
     key, _ = _measure(scores[0])
     digits = 3 if scores[0].metrics[key].highest == 1 else 1
     places = [{name: i for i, name in enumerate(one.queries)} for one in scores]
@@ -111,7 +113,7 @@ def _rows(
             "query": query,
             "label": scores[0].columns["label"][at[0]],
             "picture": pictures.number(runs[0].data.query.root / query),
-            "kind": _kind(right),
+            "kind": _kind(right) if scores[0].answerable[at[0]] else "none",
             "values": found,
             "change": (found[1] or 0.0) - (found[0] or 0.0) if len(found) == 2 else 0.0,
             "sides": [
@@ -123,7 +125,7 @@ def _rows(
                 for n, run in enumerate(runs)
             ],
         })  # fmt: skip
-    order = {"worse": 0, "better": 1, "wrong": 2, "right": 3}
+    order = {"worse": 0, "better": 1, "wrong": 2, "right": 3, "none": 4}
     return sorted(rows, key=lambda row: (order[row["kind"]], row["values"][0] or 0.0))
 
 
@@ -156,7 +158,7 @@ def _tiles(
             "kind": kind,
             "rank": "" if kind == "junk" else rank,
             "id": name,
-            "label": run.truth.gallery.get(name) if run.truth else None,
+            "label": (run.truth and run.truth.gallery.get(name)) or Path(name).name,
             "picture": pictures.number(run.data.gallery.root / name),
         })  # fmt: skip
     return tiles
