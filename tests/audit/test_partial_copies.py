@@ -154,9 +154,15 @@ def test_check_reports_parts_and_leaks(data: Path, tmp_path: Path) -> None:
 
 def test_the_command_takes_partial(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    words = ["check", str(data), "--partial", "-o", str(out), "--cache", str(tmp_path / "kept")]
+    words = ["check", str(data), "--partial", "-o", str(out), "--cache", str(tmp_path / "kept"),
+             "--html", str(tmp_path / "check.html")]  # fmt: skip
     result = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert result.exit_code == 0 and "1 training image" in result.output + result.stderr
+    said = " ".join((result.output + result.stderr).split())
+    assert result.exit_code == 0
+    assert "1 training image has a part in common with images of the gallery part" in said
+    assert "also in the" not in said
+    page = (tmp_path / "check.html").read_text()
+    assert "Images with a part in common" in page and "pairs with a part in common" in page
     pairs = json.loads(out.read_text())["pairs"]
     assert {pair["how"] for pair in pairs} == {"part"} and sum(p["leak"] for p in pairs) == 1
     assert (tmp_path / "kept" / "vectors.sqlite").exists()

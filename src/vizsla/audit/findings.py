@@ -281,9 +281,16 @@ def _alarms(report: CheckReport) -> list[str]:
         shown = [f"{f.name} ({f.broken})" for f in report.broken]
         lines.append(f"{_counted(len(shown), 'image')} cannot be read: {few(shown)}")
     for (first, second), pairs in between.items():
-        copied = {pair.a for pair in pairs}
-        are = "is" if len(copied) == 1 else "are"
-        lines.append(f"{_counted(len(copied), f'{first} image')} {are} also in the {second} part")
+        copied = {pair.a for pair in pairs if pair.how != "part"}
+        shared = {pair.a for pair in pairs} - copied
+        if copied:
+            are = "is" if len(copied) == 1 else "are"
+            many = _counted(len(copied), f"{first} image")
+            lines.append(f"{many} {are} also in the {second} part")
+        if shared:
+            have = "has" if len(shared) == 1 else "have"
+            many = _counted(len(shared), f"{first} image")
+            lines.append(f"{many} {have} a part in common with images of the {second} part")
     if moments := report.moments():
         cameras = {str(facts[a].exif.camera) for a, _, _ in moments}
         lines.append(

@@ -57,7 +57,7 @@ def partial_copies(
 
     read: the i-th image, None if it cannot be read. known: pairs (a, b), a < b, to leave out.
     progress: (images and pairs done, about how many in all). Time grows with the number of images
-    times that of the images in which a word occurs, memory (about 8 KB an image) with the number.
+    times that of the images in which a word occurs, memory (about 30 KB an image) with the number.
     """
     report = progress or (lambda done, total: None)
     words, signatures, images = _described(n, features, lambda done: report(done, 2 * n))

@@ -226,14 +226,18 @@ def _classes(report: CheckReport) -> dict[str, Any]:
 def _headline(report: CheckReport) -> list[tuple[str, str, str, bool]]:
     """(section, number, what it counts, whether it is serious): nothing is counted twice."""
     leaks, conflicts = report.leaks(), report.conflicts()
+    parts = [pair for pair in report.copies if pair.how == "part"]
+    leaks = [pair for pair in leaks if pair.how != "part"]
     leaked = {p.a for p in leaks if report.facts[p.a].role == "training"}
     shared = {p.a for p in leaks if report.facts[p.a].role != "training"}
-    others = {*report.copies} - {*leaks, *conflicts}
+    others = {*report.copies} - {*leaks, *conflicts, *parts}
     numbers = [
         ("conflicts", len(conflicts), "pairs of copies with different labels"),
         ("copies", len(others), "other pairs of copies"),
         ("broken", len(report.broken), "broken images"),
     ]
+    if parts:
+        numbers.append(("parts", len(parts), "pairs with a part in common"))
     if report.facts[0].role != WHOLE:
         numbers = [
             ("leaks", len(leaked), "training images also in the test part"),
