@@ -31,7 +31,7 @@ class Rule:
 
 
 # Fitted by benchmarks/closer.py to pairs made of training images, one right and hundreds of wrong
-# ones for each query, as in a gallery of hundreds.
+# ones for each query, as in a gallery of hundreds; for tokens the weights of sift are taken over.
 RULES = {
     "sift": Rule(0.85, -9.6, {"log inliers": 1.13, "inlier share": 11.41, "area": 4.55}),
     "tokens": Rule(0.95, -9.6, {"log inliers": 1.13, "inlier share": 11.41, "area": 4.55}),
