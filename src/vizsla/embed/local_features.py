@@ -82,6 +82,10 @@ class Extractor(Protocol):
     def space(self) -> str:
         """The part of a cache's key that does not depend on the image."""
 
+    @property
+    def side(self) -> int:
+        """How many pixels of an image's shorter side are enough."""
+
     def __call__(self, image: Image.Image) -> LocalFeatures:
         """The features of one upright RGB image."""
 
@@ -127,8 +131,8 @@ class Sift:
         strength = np.array([point.response for point in found])
         kept = np.lexsort((points[:, 1], points[:, 0], -strength))[: self.points]
         values = values[kept] / np.maximum(values[kept].sum(axis=1, keepdims=True), 1e-6)
-        bytes_ = np.minimum(np.round(np.sqrt(values) * SCALE), 255).astype(np.uint8)
-        return LocalFeatures(points[kept], bytes_, grey.size, reach)
+        rows = np.minimum(np.round(np.sqrt(values) * SCALE), 255).astype(np.uint8)
+        return LocalFeatures(points[kept], rows, grey.size, reach)
 
 
 class LocalSource:
@@ -214,8 +218,8 @@ def features_of(
                 f"the image {vectors.ids[i]} is needed, but the folder of the images is not known: "
                 "embed a folder of images, or leave verify out"
             )
-        side = getattr(extract, "side", SIDE)
-        return read_image(vectors.root / vectors.ids[i], max_pixels=max_pixels, at_least=side)
+        path = vectors.root / vectors.ids[i]
+        return read_image(path, max_pixels=max_pixels, at_least=extract.side)
 
     def key(i: int) -> bytes:
         row = np.ascontiguousarray(vectors.vectors[i], np.float32)

@@ -31,6 +31,7 @@ class Tokens:
 
     def __init__(self, embedder: Embedder, mean: np.ndarray, axes: np.ndarray) -> None:
         self.embedder, self.mean, self.axes = embedder, mean, axes
+        self.side = embedder.preprocess.framing.least_side
         digest = hashlib.sha256(mean.tobytes() + axes.tobytes()).hexdigest()[:16]
         self.space = f"tokens/1 {embedder.model_id} {digest}"
 
