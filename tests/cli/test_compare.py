@@ -76,3 +76,25 @@ def test_an_empty_value_is_left_out_of_the_mean(folder: Path) -> None:
     Path("values.csv").write_text("query,AP\na,0.5\nb,\nc,1\n")
     scores = read_per_query_table("values.csv")
     assert scores.mean("AP") == 0.75 and scores["AP"].n == 2
+
+
+def test_a_query_that_one_of_two_leaves_out_is_not_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without extension in one, in any form of a table; and worse, so that it stands second."""
+    values = [(f"q{i}", 0.5 + i / 100) for i in range(12)]
+    ours = "query,AP\n" + "".join(f"{q}.jpg,{ap}\n" for q, ap in values)
+    Path("ours.csv").write_text(ours)
+    less = [(q, round(ap - 0.1, 6) if q != "q11" else None) for q, ap in values]
+    rows = [{"query": query, "AP": ap} for query, ap in reversed(less)]
+    Path("p.json").write_text(json.dumps(rows))
+    Path("p.tsv").write_text(
+        "query\tAP\n" + "".join(f"{q}\t{'' if ap is None else ap}\n" for q, ap in less)
+    )
+    for name in ("p.json", "p.tsv"):
+        run("compare", "ours.csv", name, "--metric", "AP", "--pairs", "--json")
+        (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+        assert pair["A"] == "ours" and pair["queries"] == 11
+        assert pair["A − B"] == pytest.approx(0.1, abs=1e-9)
+    run("compare", "ours.csv", "p.tsv", "--metric", "AP")
+    assert capsys.readouterr().out.splitlines()[0].split() == ["run", "AP", "vs", "best"]

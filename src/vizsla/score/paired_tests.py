@@ -242,9 +242,9 @@ def _difference(
             seed=seed,
         )  # fmt: skip
     position = {query: i for i, query in enumerate(second.queries)}
-    other = second.metrics[key].values[[position[query] for query in first.queries]]
-    metric = first.metrics[key]
-    used = metric.over_all | first.answerable
+    rows = [position[query] for query in first.queries]
+    other, metric = second.metrics[key].values[rows], first.metrics[key]
+    used = metric.over_all | (first.answerable & second.answerable[rows])
     values = metric.values[used], other[used]
     clusters = None if cluster is None else first.cluster_values(cluster)[used]
     differences = values[0] - values[1]

@@ -123,7 +123,7 @@ class RunTable(Shown):
             data = short[row.data] if is_clear and row.data else row.data
             about = {"data": data, "k": row.top_k}
             means = [_with_interval(row, key) if intervals else row.value(key) for key in shown]
-            model = f"{row.model.replace('+', ' + ')} {row.setup}".strip()
+            model = f"{row.model.replace('+', ' + ')} {row.setup}".strip() or None
             kept = [about[name] for name, differ in several.items() if differ]
             rows.append([row.run, model, *kept, *means, short_time(row.seconds), verdict])
         known = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
@@ -274,9 +274,8 @@ def row_of_scores(name: str, scores: Scores, result: Result | None = None) -> Ro
     model, setup = ("", "") if result is None else (result.model, _setup(result))
     seconds = None if result is None else result.values[TIME]
     chosen = tuple(key for key in scores.chosen if key in means)
-    return Row(
-        name, model, setup, means, seconds, top_k=scores.top_k, scores=scores, chosen=chosen
-    )  # fmt: skip
+    top_k = scores.top_k if scores.depth else None  # published values are of no ranking
+    return Row(name, model, setup, means, seconds, top_k=top_k, scores=scores, chosen=chosen)
 
 
 def written(key: str, value: float, digits: int = 4) -> str:
