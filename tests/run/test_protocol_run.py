@@ -57,3 +57,10 @@ def test_a_run_and_its_report_by_a_protocol(folder: Path) -> None:
     assert "scored by oxford-medium" in text and "AP(interpolated)" in text
     assert text.count('<li class="junk"') > 0
     assert 'id="confusion"' not in text  # there are no classes
+    levels = text[text.index('id="levels"') :]
+    for level, n in (("easy", 1), ("medium", 2), ("hard", 1)):
+        at = finished_run.judge_run(result.run.folder, protocol=f"oxford-{level}")[2]
+        figure = at["AP(interpolated)"]
+        assert at.n_relevant.tolist() == [n] * 4 and figure.low is not None
+        cell = f"{figure.mean:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+        assert cell in levels[levels.index(f">{level}<") :]

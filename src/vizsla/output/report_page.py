@@ -122,6 +122,7 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
     sections = [
         Section("warnings", "Warnings", data.record.get("warnings")),
         Section("scores", "Scores", _scores(scores) if scores is not None else None),
+        Section("levels", "Levels of the truth", _levels(data)),
         Section("models", "Models", _models(data.record)),
         Section("decisions", "Decisions", _decisions(data)),
         Section("curves", "Curves", _curves(data)),
@@ -221,6 +222,24 @@ def _scores(scores: Scores) -> dict[str, Any]:
         ],
         "notes": scores.notes,
     }
+
+
+def _levels(data: ReportData) -> dict[str, Any] | None:
+    """The same metrics for every level of the truth; None if it has only one."""
+    scores, truth = data.scores, data.truth
+    if scores is None or truth is None or len(truth.levels) < 2:
+        return None
+    keys = scores.chosen or ("AP", "top-1")
+    by_oxford = (scores.protocol or "").startswith("oxford-")
+    rows = []
+    for level in truth.levels:
+        found = evaluate(
+            data.ranking, truth.at_level(level), metrics_named=keys,
+            protocol=f"oxford-{level}" if by_oxford else None,
+        ).figures  # fmt: skip
+        cells = [f"{_number(found[key])} ({_interval(found[key]) or '–'})" for key in keys]
+        rows.append([level, *cells, max(found[key].n for key in keys)])
+    return {"columns": ["level", *keys, "queries"], "rows": rows}
 
 
 def _classes(scores: Scores) -> dict[str, Any]:
