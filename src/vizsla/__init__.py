@@ -33,6 +33,7 @@ _HOME = {
     "build_graph": "search.knn_graph",
     "build_index": "search.index",
     "check": "run.reports",
+    "cluster": "run.clustering",
     "compare": "run.reports",
     "draw_ranking": "output.query_sheets",
     "embed": "run.functions",
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from vizsla.output.submit_client import submit as submit
     from vizsla.output.trec import read_qrels as read_qrels
     from vizsla.output.trec import write_qrels as write_qrels
+    from vizsla.run.clustering import cluster as cluster
     from vizsla.run.functions import embed as embed
     from vizsla.run.functions import run as run
     from vizsla.run.functions import search as search

@@ -676,6 +676,43 @@ class SearchOptions(
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterOptions(Page):
+    """How images are clustered, and what is written."""
+
+    method: str = option(
+        "graph", "How images are joined: {choices}.", "Ranking", usual=True,
+        choices=("graph", "agglomerative", "hdbscan"),
+    )  # fmt: skip
+    cut_off: float | None = option(
+        None, "Least similarity at which clusters are joined; of hdbscan: fewest images of one.",
+        "Ranking", usual=True, minimum=0, shown="learned, see docs/cluster.md",
+    )  # fmt: skip
+    learn_on: Path | None = same(
+        SearchOptions, "learn_on", usual=True,
+        help="Embeddings of other, labelled images, on which the cut-off is learned.",
+    )  # fmt: skip
+    known: Path | None = option(
+        None, "Labels of some of the images: each label becomes one cluster, two never join.",
+        "Data", usual=True,
+    )  # fmt: skip
+    labels: str | None = same(
+        ImageOptions, "labels", shown="those stored with the images",
+        help="Labels to score the clusters against; never used to find them.",
+    )  # fmt: skip
+    images: Path | None = option(
+        None, "The folder of the images, for the page.", "Data", shown="the recorded one"
+    )
+    out: Path | None = option(
+        None, "Write a table of image, cluster, label (CSV).", "Output", "-o", "--out", usual=True
+    )
+    html: Path | None = same(
+        Page, "html", usual=True, help="Write a page to merge, split and name the clusters.",
+    )  # fmt: skip
+    seed: int = same(RunOptions, "seed")
+    device: str = same(ComputeChoice, "device", "cpu", usual=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
     """What is looked for, and written."""
 

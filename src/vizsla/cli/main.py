@@ -21,9 +21,9 @@ from vizsla.storage import storage_error
 FILES = {
     "run": ["run", "demo", "train", "sweep"], "data": ["data"], "check": ["check"],
     "embed": ["embed", "submission"],
-    "find": ["find"], "index": ["index", "search"], "fuse": ["fuse"], "evaluate": ["evaluate"],
-    "protocols": ["protocols"], "crop": ["crop"], "compare": ["compare"], "runs": ["runs"],
-    "show": ["report", "models", "show"],
+    "find": ["find"], "index": ["index", "search"], "cluster": ["cluster"], "fuse": ["fuse"],
+    "evaluate": ["evaluate"], "protocols": ["protocols"], "crop": ["crop"],
+    "compare": ["compare"], "runs": ["runs"], "show": ["report", "models", "show"],
     "export": ["export"], "serve": ["serve"], "contest": ["submit", "judge"],
 }  # fmt: skip  # file → its commands, in the order of `vizsla --help`
 INTERRUPTED = (

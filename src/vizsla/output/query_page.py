@@ -23,7 +23,7 @@ SIDE = 96  # px of a picture
 PICTURES = 5000  # in a page; of more the rest are named only
 
 
-class _Pictures:
+class Pictures:
     """Each image once: its number, by which the page's style holds it."""
 
     def __init__(self, max_pixels: int) -> None:
@@ -47,7 +47,7 @@ def queries_page(runs: Sequence[ReportData]) -> str:
     scores = [_scores_of(run) for run in runs]
     if len(runs) == 2:
         check_same_truth(runs[0].run.id, scores[0], runs[1].run.id, scores[1])
-    pictures = _Pictures(runs[0].max_pixels)
+    pictures = Pictures(runs[0].max_pixels)
     rows = _rows(runs, scores, pictures)
     kinds = [row["kind"] for row in rows]
     names = [_name(run) for run in runs]
@@ -94,7 +94,7 @@ def _measure(scores: Scores) -> tuple[str, str]:
 
 
 def _rows(
-    runs: Sequence[ReportData], scores: Sequence[Scores], pictures: _Pictures
+    runs: Sequence[ReportData], scores: Sequence[Scores], pictures: Pictures
 ) -> list[dict[str, Any]]:
     """A row for each query, in the order that needs no script: changed, wrong, right, and those
     with nothing relevant in the gallery."""
@@ -145,7 +145,7 @@ def _kinds_of_images(run: ReportData) -> list[list[str]]:
 
 
 def _tiles(
-    run: ReportData, kinds: Sequence[Sequence[str]], row: int | None, pictures: _Pictures
+    run: ReportData, kinds: Sequence[Sequence[str]], row: int | None, pictures: Pictures
 ) -> list[dict[str, Any]]:
     """The first images of a query in one run; junk takes no rank."""
     if row is None:
