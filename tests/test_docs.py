@@ -109,6 +109,7 @@ def own_vectors(vectors_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("check", 3),
         ("speed", 3),
         ("decide", 1),
+        ("cluster", 2),
         pytest.param("refine", 6, marks=pytest.mark.slow),
     ],
 )
@@ -119,6 +120,7 @@ def test_commands_on_pages_work(own_vectors: None, page: str, least: int) -> Non
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
     made = {"metrics": ("qrels.txt", "scores.png", "compared.html"), "check": ("exclude.txt",),
+            "cluster": ("clusters.csv", "clusters.html"),
             "speed": ("fast.emb/manifest.json", "model.onnx", "model.json"),
             "refine": ("fused.parquet", "white.emb/manifest.json")}  # fmt: skip
     assert all(Path(name).is_file() for name in made.get(page, ()))

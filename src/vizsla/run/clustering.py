@@ -134,6 +134,8 @@ def cluster_images(
     device = resolve_compute(device=options.device).device
     root = options.images
     place = source if isinstance(source, str | Path) else None
+    if isinstance(source, Embeddings):
+        root = root or source.root
     if place is not None and is_run(place):
         root = root or open_data(config.again(place).data).gallery.root
         place = source = Path(place) / "embeddings" / "gallery"
@@ -164,7 +166,7 @@ def cluster_images(
     scores = cluster_scores(clusters, truth) if truth and any(truth) else None
     return Clusters(
         images.ids, clusters, _names(clusters, labels), options.method, cut_off, scores,
-        root or images.root or images.source.root, time.monotonic() - started,
+        root or found.source.root, time.monotonic() - started,
     )  # fmt: skip
 
 
