@@ -91,12 +91,19 @@ def _hdbscan(vectors: np.ndarray) -> Callable[[float], np.ndarray]:
     """Clusters of at least so many images; an image in none is alone."""
     from sklearn.cluster import HDBSCAN
 
+    few = len(vectors) <= MOST_AGGLOMERATIVE  # then all distances are computed, once
+    data, metric = vectors, "euclidean"
+    if few:
+        data, metric = np.sqrt(np.maximum(2 - 2 * vectors @ vectors.T, 0)), "precomputed"
+        np.fill_diagonal(data, 0)
+
     def at(min_size: float) -> np.ndarray:
         size = min(max(2, round(min_size)), len(vectors))
-        found = HDBSCAN(min_cluster_size=size, copy=True).fit_predict(vectors)
+        model = HDBSCAN(min_cluster_size=size, metric=metric, copy=True)
+        found = model.fit_predict(data).astype(np.int64)
         alone = found < 0
         found[alone] = found.max(initial=-1) + 1 + np.arange(alone.sum())
-        clusters: np.ndarray = found.astype(np.int64)
+        clusters: np.ndarray = found
         return clusters
 
     return at
