@@ -3,6 +3,7 @@
 Knows facts of files and pairs, not how images are compared. Nothing is deleted.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +19,7 @@ LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "PPM", "ICO")
 
 KEEP: dict[str, Callable[[ImageFacts], Any]] = {
     "largest": lambda facts: -facts.pixels,
-    "sharpest": lambda facts: -facts.sharpness,
+    "sharpest": lambda facts: -round(20 * math.log(max(facts.sharpness, 1e-3))),  # in steps of 5 %
     "earliest": lambda facts: facts.exif.taken or datetime.max,
     "lossless": lambda facts: facts.form.split(" ")[0] not in LOSSLESS,
 }  # rule → sort key, the image to keep first; the others in this order decide between equals

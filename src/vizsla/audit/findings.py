@@ -173,8 +173,8 @@ class CheckReport(Shown):
         facts = self.facts
         found = {
             "Broken images": Table(["image", "reason"], [[f.name, f.broken] for f in self.broken]),
-            "Copies": self.copy_table(),
             "Groups of copies": self.group_table(),
+            "Copies": self.copy_table(),
             "Odd images": Table(["image", "what is odd"], [
                 [f.name, ", ".join(kinds)]
                 for f in facts

@@ -33,6 +33,7 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
     groups = _groups_by_finding(report)
     near = [pair for pair in report.pairs if pair.how == "model"]
     parts = [pair for pair in report.pairs if pair.how == "part"]
+    whole = report.facts[0].role == WHOLE
     excluded = list(report.excluded().items())
     sections = [
         Section("warnings", "What should be fixed", alarms, "lines"),
@@ -46,7 +47,8 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
         Section("moments", "Shots of one moment in two parts", _moments(report, album), "cards"),
         Section("doubts", "Doubtful labels",
                 _doubts(report, groups["conflicts"], album)),
-        Section("copies", "Other copies", album.group_cards(groups["copies"]), "cards"),
+        Section("copies", "Copies" if whole else "Other copies",
+                album.group_cards(groups["copies"]), "cards"),
         Section("parts", "Images with a part in common", album.pair_cards(parts), "cards"),
         Section("almost", "Pairs with almost equal vectors", album.pair_cards(near), "cards"),
         Section("broken", "Broken images", _rows([(f.name, f.broken) for f in report.broken])),
