@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
-from sklearn.cluster import DBSCAN
 
 MOMENT = timedelta(seconds=10)
 SESSION_GAP = timedelta(minutes=30)  # without an image: a new session begins
@@ -68,6 +67,8 @@ def places(
 
     Images within `radius` metres of each other, or of one in between, are of one place.
     """
+    from sklearn.cluster import DBSCAN  # a third of a second to import
+
     degrees = np.array([latitudes, longitudes], float).T  # (N, 2), nan where unknown
     known = np.isfinite(degrees).all(axis=1)
     numbers = np.full(len(degrees), -1)
