@@ -51,6 +51,14 @@ def test_known_things_are_together_and_never_with_another() -> None:
     assert len({*tree.at(0.0)}) == 3  # all others went to one of them
 
 
+def test_the_two_nearest_of_all_stay_apart_if_they_are_known_to_be_two_things() -> None:
+    weights = similarities(6, 2) / 2
+    weights[0, 1] = weights[1, 0] = 1.0
+    known = np.array([0, 1, *[UNKNOWN] * 4])
+    clusters = merge_tree(sparse.csr_matrix(weights), known).at(0.0)
+    assert clusters[0] != clusters[1] and len({*clusters.tolist()}) == 2
+
+
 def test_positions_without_any_weight_stay_alone() -> None:
     tree = merge_tree(sparse.csr_matrix((4, 4)))
     assert tree.at(0.0).tolist() == [0, 1, 2, 3] and len(tree.pairs) == 0

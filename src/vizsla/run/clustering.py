@@ -45,7 +45,8 @@ class Clusters(Shown):
     """ids: N. clusters: (N,) int64, each image's cluster; 0 is the largest. labels: of each of
     the C clusters, that of the known images in it; None without any.
 
-    scores: against the labels of the images; None where none are known. root: of the images.
+    scores: against the labels of the images, without those that were given as known; None where
+    there are none. root: of the images.
     """
 
     ids: list[str]
@@ -163,6 +164,8 @@ def cluster_images(
         cut_off = cut_off_by_silhouette(images.vectors, fitted, seed=options.seed)
     clusters = _by_size(fitted.at(cut_off.value))
     truth = _labels_of(images.ids, options.labels) if options.labels else images.labels
+    if truth and labels:  # what was known is no evidence
+        truth = [None if label else true for true, label in zip(truth, labels, strict=True)]
     scores = cluster_scores(clusters, truth) if truth and any(truth) else None
     return Clusters(
         images.ids, clusters, _names(clusters, labels), options.method, cut_off, scores,

@@ -49,6 +49,7 @@ def merge_tree(weights: sparse.csr_matrix, known: np.ndarray | None = None) -> M
     similarities = [np.full(len(pairs[0]), np.inf)]
     sizes: np.ndarray = np.bincount(start).astype(np.float64)
     links = _joined(sparse.csr_matrix(weights, dtype=np.float64), start, len(first))
+    links = _without_conflicts(links, thing)
     while links.nnz:
         rows = np.repeat(np.arange(len(first)), np.diff(links.indptr))
         mean = links.data / (sizes[rows] * sizes[links.indices])
