@@ -69,7 +69,7 @@ def learned_cut_off(
     labels, or where no two images share one.
     """
     rows = np.flatnonzero([label is not None for label in labels])
-    numbers = np.unique([str(labels[i]) for i in rows], return_inverse=True)[1]
+    numbers = np.unique(np.array([str(labels[i]) for i in rows.tolist()]), return_inverse=True)[1]
     _require_labels(numbers, "the labelled images")
     curves = []
     for draw in range(DRAWS if n < len(rows) else 1):
