@@ -26,6 +26,7 @@ from vizsla.model.projection import (
     within_class_whitening,
 )
 from vizsla.options import TrainConfig
+from vizsla.progress import waiting
 from vizsla.train import checkpoint
 from vizsla.train.frozen_vectors import TrainingSet
 from vizsla.train.job import TrainingJob
@@ -134,6 +135,8 @@ def train_head(
     losses: list[float] = []
     passed: list[float] = []
     started = clock()
+    if progress:
+        progress(0, steps)
     for step in range(steps):
         spent = (clock() - started) / max(seconds, 1e-9)
         if shares is not None:
@@ -208,8 +211,8 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
 
 def _fitted(data: TrainingSet, job: TrainingJob) -> Heads:
     config = job.config
-    job.progress("fitting heads", 0, config.head_steps)
-    projections = closed_forms(data.vectors, data.labels, config.dim)
+    with waiting(job.progress, "whitening"):
+        projections = closed_forms(data.vectors, data.labels, config.dim)
     start = projections.get("centred") or next(iter(projections.values()))
     loss = initial_loss(start, data, config, memory=0)
     trained = train_head(
