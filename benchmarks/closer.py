@@ -141,8 +141,8 @@ def fit(shared: Path, kind: str, seed: int = 11) -> None:
         for q in range(160):
             photo = read_image(files[chosen[q]])
             host = read_image(files[chosen[200 + q]])
-            kind = list(KINDS)[q % len(KINDS)]
-            made = as_jpeg(KINDS[kind](photo, host, rng), int(rng.integers(50, 90)))
+            make = list(KINDS.values())[q % len(KINDS)]
+            made = as_jpeg(make(photo, host, rng), int(rng.integers(50, 90)))
             of_query = extract(made)
             for g, other in enumerate(gallery):
                 values = _values(of_query, other)
