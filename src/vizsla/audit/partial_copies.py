@@ -18,14 +18,14 @@ from vizsla.search.geometry import Geometry, geometry_of
 WORDS = 256  # of each half of a descriptor; a word is a pair of them
 SAMPLE = 400  # images whose descriptors the words are learned from
 BITS = 64  # of a signature
-MAX_DISTANCE = 18  # bits by which the signatures of two votes may differ
+MAX_DISTANCE = 8  # bits by which the signatures of two votes may differ
 MANY = 1500  # descriptors of a word, beyond which it says nothing
 MIN_VOTES, MAX_CANDIDATES = 4, 12  # of a pair; pairs of an image that are compared
 PERHAPS, SURE = 0.02, 0.5  # probability by geometry: below the first a pair is given up
 CELL = 16  # px of a cell in which the pixels of both are compared
-AGREES = 0.75  # correlation of the edges in a cell of a copy
+AGREES = 0.95  # correlation of the edges in a cell of a copy
 MIN_CELLS = 5  # that must agree
-MIN_SHARE, MOST_SHARE = 0.25, 0.8  # of the cells that must agree: if it is sure, and if not
+MIN_SHARE, MOST_SHARE = 0.15, 0.5  # of the cells that must agree: if it is sure, and if not
 FEATURES_AT_ONCE = 512  # images
 
 Features = Callable[[Sequence[int]], list[LocalFeatures]]
