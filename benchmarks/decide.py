@@ -66,7 +66,8 @@ class Bench:
         if model == "mobilenetv2":
             return load_embedder(ModelChoice(model=model, weights=self.weights, pooling="gap"))
         out = self.cache / "tuned-training"
-        train(RunConfig(data=str(self.folder), tuning={"finetune": "head"}), out)
+        if not (out / "embedder").is_dir():
+            train(RunConfig(data=str(self.folder), tuning={"finetune": "head"}), out)
         return Embedder.load(out / "embedder")
 
     def embedded(self, model: str, role: str) -> Embeddings:
@@ -110,6 +111,17 @@ def cosine(queries: Vectors, gallery: Vectors) -> Ranking:
 
 def zscore(queries: Vectors, gallery: Vectors) -> Ranking:
     return fused([exact.rank(q, g) for q, g in zip(queries, gallery, strict=True)])
+
+
+def calibrated_by(learned: Sequence[Calibration]) -> Rank:
+    """Fuses the probabilities of the models."""
+
+    def rank(queries: Vectors, gallery: Vectors) -> Ranking:
+        parts = [exact.rank(q, g) for q, g in zip(queries, gallery, strict=True)]
+        chances = [one.probability for one in learned]
+        return fused(parts, method="calibrated", probabilities=chances)
+
+    return rank
 
 
 def best_of_fixed_lists(judged: Relevance) -> float:
@@ -157,6 +169,7 @@ ROWS: dict[str, tuple[list[str], Rank]] = {
     "mobilenetv2": (["mobilenetv2"], cosine),
     "tuned": (["tuned"], cosine),
     "fused": (["lite0", "mobilenetv2"], zscore),
+    "calibrated": (["lite0", "mobilenetv2"], cosine),
 }
 SHOWN = {
     "precision, each query once": "accepted_precision_by_query", "lowest": "lowest",
@@ -184,6 +197,8 @@ def main() -> None:
     bench, found = Bench(options.shared, options.cache), []
     for name in options.rows.split(","):
         models, rank = ROWS[name]
+        if name == "calibrated":
+            rank = calibrated_by([bench.calibration([model], cosine) for model in models])
         learned = bench.calibration(models, rank)
         tests = bench.judged(models, rank, options.draws)
         for sure in SURES:

@@ -286,10 +286,10 @@ class FusionOptions(Options):
 
     fusion: str = option(
         "zscore",
-        "How several models are joined: zscore, minmax (of scores), rrf (of ranks), or concat "
-        "(of vectors).",
+        "How several models are joined: zscore, minmax (of scores), rrf (of ranks), calibrated (of "
+        "probabilities, learned on training images), or concat (of vectors).",
         "Ranking",
-        choices=("zscore", "minmax", "rrf", "concat"),
+        choices=("zscore", "minmax", "rrf", "calibrated", "concat"),
     )
     fusion_weights: str | list[float] | None = option(
         None,

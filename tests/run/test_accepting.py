@@ -106,9 +106,10 @@ def test_a_saved_calibration_decides_another_run(accepted: RunResult, home: Path
 
 def test_several_models_decide_together(home: Path) -> None:
     configs = [config(home), config(home, seed=1)]
-    joint = several_models.run_models(configs, FusionConfig("zscore"))
+    joint = several_models.run_models(configs, FusionConfig("calibrated"))
     assert joint.calibration is not None and joint.ranking.accepted is not None
-    assert joint.calibration.made_by["fusion"] == "zscore"
+    assert joint.calibration.made_by["fusion"] == "calibrated"
+    assert all((one.run.folder / CALIBRATION).is_file() for one in joint.members)
     assert all(one.calibration is None for one in joint.members)
     assert Calibration.load(joint.run.folder / CALIBRATION) == joint.calibration
     found = several_models.again_models(joint.run.folder)

@@ -5,7 +5,8 @@ import pytest
 from sklearn import metrics as sk
 
 from vizsla.score import decision_metrics
-from vizsla.score.decision_metrics import CALIBRATED_RANKS, measure_decisions, reliability
+from vizsla.score.calibration import SHOWN_RANKS
+from vizsla.score.decision_metrics import measure_decisions, reliability
 from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.truth import Truth
@@ -80,11 +81,11 @@ def test_the_calibration_error_is_the_gap_of_the_reliability_curve() -> None:
     assert judged.probability is not None
     bins = reliability(judged)
     total = sum(one.matches for one in bins)
-    assert total == len(judged) * CALIBRATED_RANKS
+    assert total == len(judged) * SHOWN_RANKS
     gap = sum(one.matches * abs(one.probability - one.right) for one in bins) / total
     assert values(judged)["calibration_error"] == pytest.approx(gap, abs=1e-12)
-    probability = judged.probability[:, :CALIBRATED_RANKS].ravel()
-    right = judged.hits[:, :CALIBRATED_RANKS].ravel()
+    probability = judged.probability[:, :SHOWN_RANKS].ravel()
+    right = judged.hits[:, :SHOWN_RANKS].ravel()
     shares, means = calibration_curve_of(right, probability)
     assert [one.right for one in bins] == pytest.approx(shares, abs=1e-9)
     assert [one.probability for one in bins] == pytest.approx(means, abs=1e-9)

@@ -169,3 +169,24 @@ def test_lists_that_count_for_nothing_are_named(caplog: pytest.LogCaptureFixture
     assert caplog.text == ""
     assert fused([long, short]).to_lists()["q"] == ["a", "b"]
     assert "ranking 2: 1 of 2 lists hold one image or equal scores, which zscore" in caplog.text
+
+
+def test_probabilities_are_fused_by_their_log_odds() -> None:
+    one, two = random_ranking(1), random_ranking(2)
+    chances = [lambda s: 1 / (1 + np.exp(-s)), lambda s: 1 / (1 + np.exp(-3 * s + 1))]
+    found = fused([one, two], method="calibrated", weights=[1, 3], probabilities=chances)
+    first, second = scores_of(one), scores_of(two)
+    for query, row in scores_of(found).items():
+        for name, score in row.items():
+            a, b = first[query][name], second[query][name]
+            assert score == pytest.approx(0.25 * 1.01 * a + 0.75 * (3 * b - 1 + 0.01 * b), abs=1e-9)
+    with pytest.raises(UsageError, match="needs the probabilities of each ranking"):
+        fused([one, two], method="calibrated")
+    with pytest.raises(UsageError, match="and no other"):
+        fused([one, two], probabilities=chances)
+
+
+def test_equal_probabilities_keep_the_order_of_the_scores() -> None:
+    one = random_ranking(1)
+    found = fused([one, one], method="calibrated", probabilities=[lambda s: 0 * s + 0.5] * 2)
+    assert found.to_lists() == one.to_lists()

@@ -18,7 +18,7 @@ from vizsla.choose.validation import (
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import UsageError
 from vizsla.search.chain import Chain, Refiner
-from vizsla.search.fusion import checked_weights, fused
+from vizsla.search.fusion import Probability, checked_weights, fused
 from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.choose")
@@ -53,6 +53,7 @@ def choose_weights(
     *,
     method: str = "zscore",
     optimise: str = "mean",
+    probabilities: Sequence[Probability] | None = None,
 ) -> WeightsChoice:
     """The weights that are best by `optimise` among those that are safe (`Trial.is_safe`).
 
@@ -79,7 +80,11 @@ def choose_weights(
         name = " ".join(f"{w:.3f}" for w in weights)
         if name not in trials.by_name:
             by_draw = zip(*rankings, strict=True)
-            trials.add(name, [fused(r, method=method, weights=weights).positions for r in by_draw])
+            joint = [
+                fused(r, method=method, weights=weights, probabilities=probabilities)
+                for r in by_draw
+            ]
+            trials.add(name, [ranking.positions for ranking in joint])
             weights_of[name] = weights
         return trials.by_name[name]
 

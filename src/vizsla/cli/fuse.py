@@ -40,7 +40,7 @@ def fuse(
 
     Rankings may differ in depth and images.
 
-    --fusion-weights auto and --fusion concat need runs, with their training images.
+    --fusion-weights auto, --fusion concat and calibrated need runs, with their training images.
     """
     from vizsla.run import fused_runs
     from vizsla.search.fusion import fused
@@ -54,7 +54,8 @@ def fuse(
     config.check(len(sources))
     if options.fusion != fused_runs.CONCAT and options.refine != "none":
         raise UsageError("--refine only works with --fusion concat here: refine each run instead")
-    if options.fusion == fused_runs.CONCAT or config.weights == fused_runs.AUTO:
+    needs_runs = options.fusion in (fused_runs.CONCAT, fused_runs.CALIBRATED)
+    if needs_runs or config.weights == fused_runs.AUTO:
         members = [fused_runs.Member.of(source) for source in sources]
         with ProgressShown(options.quiet) as progress:
             found = fused_runs.fuse_runs(members, config, progress)

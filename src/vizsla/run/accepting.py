@@ -102,9 +102,12 @@ def calibration_for(
     accept = Accept.parse(config.accept)
     if accept.file is not None:
         return accept.load()
-    return learn_calibration(
+    found = learn_calibration(
         config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank
     )
+    if found.cutoff is None:
+        log.warning("%s", found.verdict)
+    return found
 
 
 def learn_calibration(
@@ -138,6 +141,4 @@ def learn_calibration(
     )
     for line in found.lines():
         log.debug("%s", line)
-    if found.cutoff is None:
-        log.warning("%s", found.verdict)
     return found

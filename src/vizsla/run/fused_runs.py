@@ -23,11 +23,20 @@ from vizsla.data.splits import training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.projection import WHITENINGS, project, whitening
+from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
 from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
+from vizsla.score.calibration import SURE, Calibration
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
-from vizsla.search.fusion import METHODS, checked_weights, fused, joined
+from vizsla.search.fusion import (
+    CALIBRATED,
+    METHODS,
+    Probability,
+    checked_weights,
+    fused,
+    joined,
+)
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, open_run, result_file_of
 
@@ -108,6 +117,21 @@ class Member:
         """The vectors in the run's folder. role: "query" or "gallery"."""
         return Embeddings.open(self.run.folder / "embeddings" / role)
 
+    def calibration(self, progress: Progress | None) -> Calibration:
+        """What its scores mean, learned once on images that it has not seen, and kept with it."""
+        kept = self.run.folder / CALIBRATION
+        if kept.exists():
+            return Calibration.load(kept)
+        data = folders_of(self.config)
+        found = learn_calibration(
+            self.config, data, target_in(data, truth_in(self.config, data)),
+            [lambda images: self.embed(images, ROLE, progress)],
+            tuned=self.is_tuned, sure=SURE,
+            rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], self.chain),
+        )  # fmt: skip
+        found.save(kept)
+        return found
+
     def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
         """Vectors of more images by this run's model, kept in its folder."""
         return RunEmbedder.of_finished(self.run, self.config, progress)(images, role)
@@ -156,8 +180,20 @@ def fuse_runs(
         weights = choice.weights
     else:
         weights = _given(fusion, len(members))
-    rankings = [member.ranking() for member in members]
-    return Fused(fused(rankings, method=fusion.method, weights=weights), weights, choice)
+    ranking = fused(
+        [member.ranking() for member in members], method=fusion.method, weights=weights,
+        probabilities=_probabilities(members, fusion.method, progress),
+    )  # fmt: skip
+    return Fused(ranking, weights, choice)
+
+
+def _probabilities(
+    members: Sequence[Member], method: str, progress: Progress | None
+) -> list[Probability] | None:
+    """What turns each member's scores into probabilities; None for other methods."""
+    if method != CALIBRATED:
+        return None
+    return [member.calibration(progress).probability for member in members]
 
 
 def members_of(folder: str | Path) -> tuple[list[Member], FusionConfig]:
@@ -183,6 +219,7 @@ def ranker(
 ) -> Callable[[Sequence[Embeddings], Sequence[Embeddings]], Ranking]:
     """What ranks the vectors of all models, of some queries and a gallery, as the joint run did."""
     weights = _given(fusion, len(members))
+    probabilities = _probabilities(members, fusion.method, progress)
     learned_on = None
     if fusion.method == CONCAT and fusion.whiten != "none":
         data = folders_of(members[0].config)
@@ -195,7 +232,7 @@ def ranker(
                 rank_refined(own_queries, own_gallery, member.chain)
                 for own_queries, own_gallery, member in zip(queries, gallery, members, strict=True)
             ]
-            return fused(parts, method=fusion.method, weights=weights)
+            return fused(parts, method=fusion.method, weights=weights, probabilities=probabilities)
         both = [joined(queries, weights), joined(gallery, weights)]
         if learned_on is not None:
             both = _whitened(both, learned_on.vectors, fusion.whiten)
@@ -226,7 +263,10 @@ def _chosen_weights(
     others = [m.embed(drawn.images, "validation-fusion", progress) for m in members[1:]]
     chains = [member.chain for member in members]
     optimise = members[0].config.training.optimise
-    return choose_weights([drawn.vectors, *others], chains, drawn, method=method, optimise=optimise)
+    return choose_weights(
+        [drawn.vectors, *others], chains, drawn, method=method, optimise=optimise,
+        probabilities=_probabilities(members, method, progress),
+    )  # fmt: skip
 
 
 def _validation(members: Sequence[Member], progress: Progress | None) -> EmbeddedDraws:

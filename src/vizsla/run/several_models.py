@@ -21,7 +21,16 @@ from vizsla.run.accepting import ROLE, calibration_for, check_accept
 from vizsla.run.config import RunConfig, absolute_accept, again, moved_to, repeated
 from vizsla.run.embedding import Progress
 from vizsla.run.finish import RunResult, finish_run
-from vizsla.run.fused_runs import AUTO, CONCAT, Fused, FusionConfig, Member, fuse_runs, ranker
+from vizsla.run.fused_runs import (
+    AUTO,
+    CALIBRATED,
+    CONCAT,
+    Fused,
+    FusionConfig,
+    Member,
+    fuse_runs,
+    ranker,
+)
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.pipeline import run
 from vizsla.search.chain import Chain
@@ -43,8 +52,9 @@ def run_models(
         raise UsageError("give --model twice or more to fuse models")
     fusion.check(len(configs))
     check_accept(configs[0], folders_of(configs[0]))
-    if fusion.weights == AUTO or fusion.method == CONCAT:
-        needed_by = "--fusion-weights auto" if fusion.weights == AUTO else "--fusion concat"
+    if fusion.weights == AUTO or fusion.method in (CONCAT, CALIBRATED):
+        by_weights = fusion.weights == AUTO
+        needed_by = "--fusion-weights auto" if by_weights else f"--fusion {fusion.method}"
         training_part(folders_of(configs[0]).training, configs[0].data, needed_by)
     started = time.monotonic()
     changes: dict[str, Any] = {"figures": 0, "accept": None}  # their joint ranking is decided

@@ -27,7 +27,8 @@ from vizsla.score.text_table import Table
 from vizsla.search.ranking import Ranking
 
 FORM = "calibration/1"
-DEPTH = 100  # ranks of each query that are learned from
+DEPTH = 100  # ranks of each query that a cut-off is learned from
+SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
 SURES = (0.5, 0.8, 0.9, 0.95, 0.99)  # rows of the table
 WORDS = (
@@ -196,6 +197,8 @@ def calibrate(
         raise DataError("no query has a match with a score, so nothing can be learned")
     absent = np.concatenate([part.nothing_relevant[_answered(part)] for part in judged])
     queries = len(np.unique(found.queries))
+    ranks = np.arange(len(found.asks)) - np.searchsorted(found.asks, found.asks)
+    shown = ranks < SHOWN_RANKS
     return Calibration(
         sure,
         dict(made_by),
@@ -204,7 +207,7 @@ def calibrate(
         float(absent.mean()),
         match_auc(found.best, ~absent),
         tuple(precision_levels(found)),
-        _knots(found.scores, found.right, queries),
+        _knots(found.scores[shown], found.right[shown], queries),
     )
 
 

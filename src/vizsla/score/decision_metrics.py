@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vizsla.score.calibration import SHOWN_RANKS
 from vizsla.score.pooled_metrics import PooledMetric, Weighted, at_places
 from vizsla.score.relevance import Relevance
 
 FPR = 0.05  # of the unknown queries, at which the true positive rate is given
 BINS = 15  # of the calibration error (Guo et al. 2017)
-CALIBRATED_RANKS = 10  # whose probabilities are judged
 _NO_TRUTH = "the truth of the whole gallery is not known"
 _NO_SCORES = "the ranking holds no scores"
 
@@ -92,7 +92,7 @@ def measure_decisions(judged: Relevance) -> dict[str, PooledMetric]:
     }
     if judged.probability is not None:
         found["calibration_error"] = PooledMetric(
-            f"calibration error, ranks 1 to {CALIBRATED_RANKS}",
+            f"calibration error, ranks 1 to {SHOWN_RANKS}",
             at_places(calibration_error(*_probabilities(judged)), Q),
             np.arange(Q),
             int(judged.lengths.sum()),
@@ -186,6 +186,6 @@ def reliability(judged: Relevance, bins: int = BINS) -> list[ReliabilityBin]:
 def _probabilities(judged: Relevance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probability, whether it is right, and the query, of each of the first ranks: (pairs,)."""
     assert judged.probability is not None
-    probability = judged.probability[:, :CALIBRATED_RANKS]
+    probability = judged.probability[:, :SHOWN_RANKS]
     rows, columns = np.nonzero(~np.isnan(probability))
     return probability[rows, columns], judged.hits[rows, columns].astype(float), rows

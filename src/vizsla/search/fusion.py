@@ -6,7 +6,7 @@ image that a ranking lacks comes after its last one, and gets the normalised sco
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from vizsla.search.ranking import Ranking
 
 log = logging.getLogger("vizsla.search")
 
-METHODS = ("zscore", "minmax", "rrf")
+CALIBRATED = "calibrated"
+METHODS = ("zscore", "minmax", "rrf", CALIBRATED)
 RRF_K = 60  # Cormack, Clarke and Büttcher (2009)
+Probability = Callable[[np.ndarray], np.ndarray]  # scores → that each match is right
 ENTRIES_AT_ONCE = 4_000_000
 
 
@@ -28,9 +30,13 @@ def fused(
     weights: Sequence[float] | None = None,
     depth: int | None = None,
     rrf_k: int = RRF_K,
+    probabilities: Sequence[Probability] | None = None,
 ) -> Ranking:
-    """One ranking by the weighted sum of normalised scores (zscore, minmax) or of 1 / (k + rank),
-    reciprocal rank fusion. Ties go to the image whose id comes first.
+    """One ranking by the weighted sum of normalised scores (zscore, minmax), of 1 / (k + rank),
+    reciprocal rank fusion, or of the log-odds that a match is right (calibrated). Ties go to the
+    image whose id comes first.
+
+    probabilities: for calibrated, what turns the scores of each ranking into probabilities.
 
     weights: one for each ranking, 0 or more; equal by default. depth: how far it reaches (default:
     as the longest). DataError: a ranking without scores, if the method needs them.
@@ -38,6 +44,11 @@ def fused(
     weights = checked_weights(weights, len(rankings))
     if method not in METHODS:
         raise UsageError(f"fusion by {method!r}: choose one of {', '.join(METHODS)}")
+    if (method == CALIBRATED) != (probabilities is not None):
+        raise UsageError(
+            "fusion by calibrated, and no other, needs the probabilities of each ranking: "
+            "Calibration.probability gives them"
+        )
     for i, ranking in enumerate(rankings, 1):
         if method != "rrf" and ranking.scores is None:
             raise DataError(
@@ -46,10 +57,15 @@ def fused(
     queries = list(dict.fromkeys(name for ranking in rankings for name in ranking.queries))
     gallery = sorted({name for r in rankings for name in _named(r)}, key=_utf8)
     _warn_of_uncommon_queries(rankings, queries)
-    if method != "rrf":
+    if method in ("zscore", "minmax"):
         _warn_of_flat_lists(rankings, method)
     depth = min(len(gallery), depth or max(r.depth for r in rankings))
-    aligned = [_Aligned.of(r, queries, gallery, method, rrf_k) for r in rankings]
+    aligned = [
+        _Aligned.of(
+            ranking, queries, gallery, method, rrf_k, probabilities[i] if probabilities else None
+        )
+        for i, ranking in enumerate(rankings)
+    ]
     positions = np.full((len(queries), depth), -1, np.int64)
     scores = np.full((len(queries), depth), np.nan)
     rows = max(1, ENTRIES_AT_ONCE // max(1, sum(r.depth for r in rankings)))
@@ -111,7 +127,12 @@ class _Aligned:
 
     @staticmethod
     def of(
-        ranking: Ranking, queries: list[str], gallery: list[str], method: str, rrf_k: int
+        ranking: Ranking,
+        queries: list[str],
+        gallery: list[str],
+        method: str,
+        rrf_k: int,
+        probability: Probability | None = None,
     ) -> "_Aligned":
         position = {name: i for i, name in enumerate(gallery)}
         codes_of = np.array([position.get(name, -1) for name in ranking.gallery] + [-1], np.int64)
@@ -125,9 +146,19 @@ class _Aligned:
             return _Aligned(codes, values, np.zeros(len(queries)))
         assert ranking.scores is not None
         scores = np.where(codes >= 0, ranking.scores[rows], np.nan)
-        values = _normalised(scores, method)
+        values = _log_odds(scores, probability) if probability else _normalised(scores, method)
         least = np.where(codes >= 0, values, np.inf).min(axis=1, initial=np.inf)
         return _Aligned(codes, values, np.where(np.isfinite(least), least, 0.0))
+
+
+def _log_odds(scores: np.ndarray, probability: Probability) -> np.ndarray:
+    """(Q, K) of the probabilities that matches are right; 0 where there is no entry.
+
+    A hundredth of the score is added, since isotonic regression gives many scores one probability.
+    """
+    there = ~np.isnan(scores)
+    chance = np.where(there, probability(scores), 0.5)
+    return np.where(there, np.log(chance / (1 - chance)) + 0.01 * scores, 0.0)
 
 
 def _normalised(scores: np.ndarray, method: str) -> np.ndarray:
