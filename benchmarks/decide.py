@@ -8,6 +8,7 @@ of the queries that are answered, each counted once, as --accept promises it; an
 """
 
 import argparse
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target, held_out
 from vizsla.embed.auto_compute import resolve_compute
-from vizsla.embed.embeddings import Embeddings, is_embeddings
+from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
+from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.options import ModelChoice, TuneConfig
@@ -72,7 +74,7 @@ class Bench:
 
     def embedded(self, model: str, role: str) -> Embeddings:
         folder = self.cache / model / f"{role}.emb"
-        if is_embeddings(folder):
+        with contextlib.suppress(DataError):  # there are none, or not all yet
             return Embeddings.open(folder)
         images = {"query": self.data.query, "gallery": self.data.gallery}.get(role, self.training)
         embedder = self.embedder(model)
