@@ -23,7 +23,7 @@ from vizsla.data.splits import Target, held_out
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
-from vizsla.errors import DataError
+from vizsla.errors import DataError, StorageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.open_model import load_embedder
 from vizsla.options import ModelChoice, TuneConfig
@@ -74,7 +74,7 @@ class Bench:
 
     def embedded(self, model: str, role: str) -> Embeddings:
         folder = self.cache / model / f"{role}.emb"
-        with contextlib.suppress(DataError):  # there are none, or not all yet
+        with contextlib.suppress(DataError, StorageError):  # there are none, or not all yet
             return Embeddings.open(folder)
         images = {"query": self.data.query, "gallery": self.data.gallery}.get(role, self.training)
         embedder = self.embedder(model)

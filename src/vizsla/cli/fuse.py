@@ -43,7 +43,7 @@ def fuse(
     --fusion-weights auto, --fusion concat and calibrated need runs, with their training images.
     """
     from vizsla.run import fused_runs
-    from vizsla.search.fusion import fused
+    from vizsla.search.fusion import CALIBRATED, fused
 
     if len(sources) < 2:
         raise UsageError("give two runs or rankings, or more")
@@ -54,7 +54,7 @@ def fuse(
     config.check(len(sources))
     if options.fusion != fused_runs.CONCAT and options.refine != "none":
         raise UsageError("--refine only works with --fusion concat here: refine each run instead")
-    needs_runs = options.fusion in (fused_runs.CONCAT, fused_runs.CALIBRATED)
+    needs_runs = options.fusion in (fused_runs.CONCAT, CALIBRATED)
     if needs_runs or config.weights == fused_runs.AUTO:
         members = [fused_runs.Member.of(source) for source in sources]
         with ProgressShown(options.quiet) as progress:

@@ -23,7 +23,6 @@ from vizsla.run.embedding import Progress
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.fused_runs import (
     AUTO,
-    CALIBRATED,
     CONCAT,
     Fused,
     FusionConfig,
@@ -34,7 +33,7 @@ from vizsla.run.fused_runs import (
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.pipeline import run
 from vizsla.search.chain import Chain
-from vizsla.search.fusion import joined
+from vizsla.search.fusion import CALIBRATED, joined
 from vizsla.workspace import Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
