@@ -145,14 +145,14 @@ def test_show_takes_the_images_of_a_ranking_from_elsewhere(
         vizsla.show(bare, query=bare.queries[0])
     with pytest.raises(DataError, match="none of the 3 query images"):
         vizsla.show(bare, images=data.gallery)
-    with pytest.raises(UsageError, match="images takes a folder"):
+    with pytest.raises(UsageError, match="images=7 is of type int"):
         vizsla.show(bare, images=7)  # type: ignore[arg-type]
 
 
 def test_show_refuses_what_it_cannot_show(ranking: Ranking, scores: Scores, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no query 'x\.png'"):
         vizsla.show(ranking, query="x.png")
-    with pytest.raises(UsageError, match="not dict"):
+    with pytest.raises(UsageError, match="is of type dict"):
         vizsla.show({})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="for a Ranking, not Scores"):
         vizsla.show(scores, query="x.png")
