@@ -595,9 +595,10 @@ class TuneConfig(TrainConfig):
 
     validate_on: str = option(
         "new-classes",
-        "What is held out: new-classes (whole classes) or seen-classes (images of every class).",
+        "What is held out: new-classes (whole classes), seen-classes (images of every class), or "
+        "auto: by whether the test images look like those of training classes.",
         "Training",
-        choices=("new-classes", "seen-classes"),
+        choices=("new-classes", "seen-classes", "auto"),
     )
     split_by: str | None = option(
         None, "Keep the images of one session (time) or place on one side of the split, by EXIF or "

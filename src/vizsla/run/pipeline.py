@@ -40,6 +40,7 @@ from vizsla.run.inputs import (
     truth_in,
     whiten_embedder,
 )
+from vizsla.run.seen_or_new import with_validate_on
 from vizsla.search import exact
 from vizsla.search.chain import check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import GraphFolder
@@ -70,6 +71,9 @@ def run(
             embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
         _require_same_model(embedder, config)
         compute = compute_for(config, embedder, data)
+        config = with_validate_on(
+            config, data.training, (data.query, data.gallery), embedder, compute, report
+        )
         written = resolved(config, embedder, compute, data)
         interrupted = _interrupted(config, written, embedder.name)
         if interrupted is not None:  # the runtime is not chosen a second time

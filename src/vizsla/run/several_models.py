@@ -32,6 +32,7 @@ from vizsla.run.fused_runs import (
 )
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.pipeline import run
+from vizsla.run.seen_or_new import config_validating_on
 from vizsla.search.chain import Chain
 from vizsla.search.fusion import CALIBRATED, joined
 from vizsla.workspace import Messages, Run, create_run, log_to, open_run
@@ -59,11 +60,22 @@ def run_models(
     changes: dict[str, Any] = {"figures": 0, "accept": None}  # their joint ranking is decided
     if fusion.method == CONCAT:  # what is refined is their joint ranking
         changes["refine"] = "none"
-    done = [run(dataclasses.replace(config, **changes), progress) for config in configs]
+    done: list[RunResult] = []
+    for config in configs:
+        own = _validating_as(config, done[0]) if done else config
+        done.append(run(dataclasses.replace(own, **changes), progress))
+    configs = [_validating_as(configs[0], done[0]), *configs[1:]]
     with Messages() as messages:
         joint = _joint_run([Member.of(r.run.folder) for r in done], configs[0], fusion, messages,
                            started, progress)  # fmt: skip
     return dataclasses.replace(joint, members=done)
+
+
+def _validating_as(config: RunConfig, first: RunResult) -> RunConfig:
+    """The same, with an `auto` of validate_on as the first run has decided it."""
+    if config.training.validate_on != AUTO:
+        return config
+    return config_validating_on(config, again(first.run.folder).training.validate_on)
 
 
 def _joint_run(

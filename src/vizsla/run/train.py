@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import storage
+from vizsla.data.data_folders import has_layout
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target, training_part
@@ -23,7 +24,8 @@ from vizsla.output import charts
 from vizsla.progress import reporting
 from vizsla.run.config import RunConfig, check_compute
 from vizsla.run.embedding import Progress
-from vizsla.run.inputs import training_images
+from vizsla.run.inputs import open_folders, training_images
+from vizsla.run.seen_or_new import with_validate_on
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import WITHOUT_EFFECT, training_compute
@@ -101,6 +103,9 @@ def train(
     )
     embedder = embedder or load_embedder(config, seed=config.seed)
     images = training_part(images, config.data)
+    with reporting(progress) as report:
+        compute = training_compute(config.training)
+        config = with_validate_on(config, images, _test_images(config), embedder, compute, report)
     settings = _settings(images, embedder, target, config)
     found = None if overwrite or processes.rank > 0 else finished(out)
     differing = found.differing(settings) if found else []
@@ -129,6 +134,14 @@ def train(
     storage.write_sealed_json(out / FINISHED, content)  # last: without it a training continues
     drop_resumption(out)
     return result
+
+
+def _test_images(config: RunConfig) -> list[ImageSet]:
+    """Queries and gallery, where the folder has a test part."""
+    if not has_layout(config.data):
+        return []
+    data = open_folders(config.data, exclude=config.exclude, follow_links=config.follow_links)
+    return [data.query, data.gallery]
 
 
 def tune_images(
