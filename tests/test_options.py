@@ -86,7 +86,7 @@ def test_choices_are_those_that_the_library_knows() -> None:
         (options.TuneConfig, "augment"): augment.AUGMENTATIONS,
         (options.TuneConfig, "miner"): losses.MINERS,
         (options.TuneConfig, "batches"): ["auto", *training_batches.ORDERS],
-        (options.TuneConfig, "validate_on"): splits.KINDS,
+        (options.TuneConfig, "validate_on"): ["auto", *splits.KINDS],
         (options.VectorFiles, "store"): shards.STORES,
         (embed.SubmissionOptions, "format"): submission_formats.FORMATS,
         (evaluate.EvaluateOptions, "missing_ranks"): scoring.MISSING_RANKS,
