@@ -4,6 +4,7 @@
     python benchmarks/search.py run VECTORS --set clustered --size 100000            # all kinds
     python benchmarks/search.py run VECTORS --set clustered --size 100000 --kind hnsw
     python benchmarks/search.py table VECTORS                                        # as Markdown
+    python benchmarks/search.py groups VECTORS --set clustered --size 100000         # --group-by
 
 Every kind runs in a process of its own and appends a line to VECTORS/results.jsonl. Within one,
 the contestants take turns, so that what else the machine does meets all of them. Memory is what a
@@ -18,6 +19,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -257,6 +259,39 @@ def adding(index, gallery: np.ndarray, build_s: float) -> dict:
     return measured
 
 
+def groups(folder: Path, name: str, kinds: list[str]) -> None:
+    """Single queries of an index of products with five images each, plain and by product, in turns.
+
+    The images of a product are one vector of the set with noise; queries are the set's own.
+    """
+    import pyarrow as pa
+
+    from vizsla.embed.embeddings import Embeddings
+    from vizsla.search.index import build_index
+
+    rng = np.random.default_rng(6)
+    rows = np.repeat(np.load(folder / f"{name}.npy", mmap_mode="c")[::5], 5, axis=0)
+    rows += (0.5 / rows.shape[1] ** 0.5) * rng.standard_normal(rows.shape, np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    products = pa.table({"product": [f"P{i // 5}" for i in range(len(rows))]})
+    images = Embeddings([f"g{i}" for i in range(len(rows))], rows, products, "m")
+    queries = np.load(folder / f"{name}-queries.npy")[:200]
+    for kind in kinds:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            index = build_index(images, place, kind=kind)
+            times: dict[str, list[float]] = {"plain": [], "by product": []}
+            for query in [*queries[:20], *queries]:  # the first ones warm up
+                for what, column in zip(times, (None, "product"), strict=True):
+                    clock = time.perf_counter()
+                    index.search(query[None], K, group_by=column, model_id="m")
+                    times[what].append((time.perf_counter() - clock) * 1e3)
+            p50 = {what: statistics.median(each[20:]) for what, each in times.items()}
+            ratio = p50["by product"] / p50["plain"]
+            report(folder, {"groups": name, "kind": kind, "n": len(rows), "machine": machine(),
+                            "p50_ms": {what: round(v, 3) for what, v in p50.items()},
+                            "ratio": round(ratio, 3)})  # fmt: skip
+
+
 def machine() -> str:
     import faiss
     import torch
@@ -276,6 +311,7 @@ def report(folder: Path, line: dict) -> None:
 def table(folder: Path) -> None:
     """The last run of each kind on each set."""
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "set" in line]
     last = {(line["set"], line["kind"]): line for line in lines}
     columns = ["recall", "queries_per_second", "cpu_ms_per_query", "single_ms", "build_s",
                "structure_mb", "searching_mb", "disk_mb", "effort"]  # fmt: skip
@@ -291,7 +327,7 @@ def table(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["run", "table", "groups"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", default="clustered", choices=["clustered", "real"])
     parser.add_argument("--size", type=int, default=100_000)
@@ -305,6 +341,9 @@ def main() -> None:
         table(given.folder)
         return
     name = f"{given.set}-{given.size}"
+    if given.what == "groups":
+        groups(given.folder, name, [given.kind] if given.kind else ["exact", "hnsw"])
+        return
     if given.kind:
         run_kind(given.folder, name, given.kind, step=given.step, plain=not given.no_plain)
         return

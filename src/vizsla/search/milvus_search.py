@@ -5,6 +5,7 @@ Knows no client: it is given two functions that fetch entities of the collection
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,7 @@ class MilvusImages:
         if k == 0 or not len(queries):
             return found
         if self.filtered and self.allowed <= SCANNED:
-            rows = list(self.scan(self.where, self.fields))
-            found.add(range(len(queries)), [rows] * len(queries))
+            found.add(range(len(queries)), [self._scanned] * len(queries))
             return found
         n, unsure = ann.candidates_for(k), np.arange(len(queries))
         while True:
@@ -85,9 +85,13 @@ class MilvusImages:
         if len(short):
             if k > TOP_K:
                 raise DataError(f"k={k}: Milvus gives at most {TOP_K}")
-            rows = list(self.scan(self.where, self.fields))
-            found.add(short, [rows] * len(short))
+            found.add(short, [self._scanned] * len(short))
         return found
+
+    @cached_property
+    def _scanned(self) -> list[Entity]:
+        """All entities that the filter allows, fetched once."""
+        return list(self.scan(self.where, self.fields))
 
     def codes(self, positions: np.ndarray) -> np.ndarray:
         """See ImageSource."""
@@ -127,16 +131,19 @@ class MilvusImages:
 
     def _fetch(self, codes: list[int]) -> None:
         """All images of these groups that the filter allows."""
-        field = f"attributes[{json.dumps(self.column)}]"
-        values = [json.dumps(self._values[code], ensure_ascii=False) for code in codes]
-        one_of = " or ".join(f"({field} == {value})" for value in values)
-        where = f"({self.where}) and ({one_of})" if self.where else one_of
-        self._rows |= {code: [] for code in codes}
-        found = Entities(1, self.queries.shape[1])
-        found.add([0], [list(self.scan(where, self.fields))])
-        self.entities.learn(found)
-        for row in sorted(found.ids):
-            self._rows[self._code(row)].append(row)
+        if len(self.entities.ids) < self.allowed:
+            field = f"attributes[{json.dumps(self.column)}]"
+            values = [json.dumps(self._values[code], ensure_ascii=False) for code in codes]
+            one_of = " or ".join(f"({field} == {value})" for value in values)
+            where = f"({self.where}) and ({one_of})" if self.where else one_of
+            found = Entities(1, self.queries.shape[1])
+            found.add([0], [list(self.scan(where, self.fields))])
+            self.entities.learn(found)
+        new = set(codes)
+        self._rows |= {code: [] for code in new}
+        for row in sorted(self.entities.ids):
+            if (code := self._code(row)) in new:
+                self._rows[code].append(row)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """See ImageSource."""
