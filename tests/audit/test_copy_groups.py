@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from vizsla.audit.check import check
 from vizsla.audit.copy_groups import KEEP, copy_groups, groups_of, to_exclude
-from vizsla.audit.duplicates import PAIR_KINDS, Pair
+from vizsla.audit.duplicates import PAIR_KINDS, UNSURE, Pair
 from vizsla.audit.file_scan import ImageFacts
 from vizsla.data.exif import Exif
 from vizsla.data.imageset import ImageSet
@@ -158,7 +158,7 @@ def test_what_stays_is_clean_and_the_test_part_is_whole(
     pairs = [pair(a, b, how) for a, b, how in drawn if a < b < len(known)]
     gone = to_exclude(known, pairs)
     assert {known[i].role for i in gone} <= {"training"}
-    left = [p for p in pairs if p.how != "model" and not {p.a, p.b} & gone.keys()]
+    left = [p for p in pairs if p.how not in UNSURE and not {p.a, p.b} & gone.keys()]
     assert all("training" not in (known[p.a].role, known[p.b].role) for p in left)
     copied = {i for p in pairs if p.how != "model" for i in (p.a, p.b)}
     assert gone.keys() <= copied
