@@ -28,6 +28,7 @@ OF_MANY_KINDS: dict[str, Callable[[Any], Any]] = {  # their functions check them
     "Embedder.from_module-preprocess": lambda wrong: vizsla.Embedder.from_module(tiny(), wrong),
     "Filter.of-given": lambda wrong: vizsla.Filter.of(wrong),
     "check-model": lambda wrong: vizsla.check(SOME_IMAGES, model=wrong),
+    "cluster-source": lambda wrong: vizsla.cluster(wrong),
     "compare-sources": lambda wrong: vizsla.compare(wrong),
     "evaluate_embeddings-queries": lambda wrong: vizsla.evaluate_embeddings(wrong, VECTORS),
     "evaluate_embeddings-gallery": lambda wrong: vizsla.evaluate_embeddings(VECTORS, wrong),
@@ -96,7 +97,7 @@ def test_an_argument_of_a_wrong_type_is_named(
 @pytest.mark.parametrize("named", OF_MANY_KINDS)
 def test_an_argument_of_many_kinds_is_named_too(named: str) -> None:
     word = named.rpartition("-")[2].removesuffix("_labels")
-    with pytest.raises(VizslaError, match={"queries": "quer", "given": "filter"}.get(word, word)):
+    with pytest.raises(VizslaError, match={"queries": "quer", "given": "filter", "source": "gallery"}.get(word, word)):
         OF_MANY_KINDS[named](Wrong())
 
 
