@@ -25,6 +25,7 @@ SOME_IMAGES = Path(__file__).parents[1] / "docs/pictures"
 OF_MANY_KINDS: dict[str, Callable[[Any], Any]] = {  # their functions check them
     "Embeddings.from_arrays-vectors": lambda wrong: vizsla.Embeddings.from_arrays(wrong),
     "Embedder.encode-images": lambda wrong: tiny().encode(wrong),
+    "Preprocess.from_dict-content": lambda wrong: vizsla.Preprocess.from_dict(wrong),
     "Embedder.from_module-preprocess": lambda wrong: vizsla.Embedder.from_module(tiny(), wrong),
     "Filter.of-given": lambda wrong: vizsla.Filter.of(wrong),
     "check-model": lambda wrong: vizsla.check(SOME_IMAGES, model=wrong),
@@ -97,7 +98,12 @@ def test_an_argument_of_a_wrong_type_is_named(
 @pytest.mark.parametrize("named", OF_MANY_KINDS)
 def test_an_argument_of_many_kinds_is_named_too(named: str) -> None:
     word = named.rpartition("-")[2].removesuffix("_labels")
-    with pytest.raises(VizslaError, match={"queries": "quer", "given": "filter", "source": "gallery"}.get(word, word)):
+    with pytest.raises(
+        VizslaError,
+        match={"queries": "quer", "given": "filter", "content": "Wrong", "source": "gallery"}.get(
+            word, word
+        ),
+    ):
         OF_MANY_KINDS[named](Wrong())
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import linalg
@@ -90,7 +92,9 @@ def test_two_photos_of_one_thing_are_a_pair_and_nothing_else_is() -> None:
 
 
 def test_vectors_are_put_in_the_order_of_the_images(tmp_path: object) -> None:
-    sets = {role: ImageSet(None, ids) for role, ids in (("training", ["a", "b"]), ("query", ["c"]))}  # type: ignore[arg-type]
+    sets = {
+        role: ImageSet(Path(), ids) for role, ids in (("training", ["a", "b"]), ("query", ["c"]))
+    }
     eye = np.eye(3)
     embeddings = {
         "training": Embeddings.from_arrays(eye[:2], ["b", "gone"]),

@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from PIL import ExifTags, Image
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TIMES = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTimeDigitized, ExifTags.Base.DateTime)
 COLUMNS = ("taken", "camera", "latitude", "longitude")
@@ -52,7 +54,7 @@ def parsed_exif(tags: Image.Exif) -> Exif:
     return Exif(taken, camera or None, _place(tags.get_ifd(ExifTags.IFD.GPSInfo)))
 
 
-def exif_table(found: Iterable[Exif]) -> pa.Table:
+def exif_table(found: Iterable[Exif]) -> "pa.Table":
     """COLUMNS, a row for each image: a time, a text and two numbers, or null."""
     rows = list(found)
     places = [exif.place or (None, None) for exif in rows]
@@ -60,6 +62,8 @@ def exif_table(found: Iterable[Exif]) -> pa.Table:
         [exif.taken for exif in rows], [exif.camera for exif in rows],
         [place[0] for place in places], [place[1] for place in places],
     ]  # fmt: skip
+    import pyarrow as pa  # child processes that only decode do without
+
     types = (pa.timestamp("us"), pa.string(), pa.float64(), pa.float64())
     arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
     return pa.table(dict(zip(COLUMNS, arrays, strict=True)))

@@ -74,14 +74,14 @@ class Preprocess:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @staticmethod
-    def from_dict(content: dict[str, Any]) -> "Preprocess":
+    def from_dict(content: Any) -> "Preprocess":
         """From what `to_dict` gave; ModelError for anything else."""
         try:
             known: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
             }
             return Preprocess(**known)
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, UsageError) as error:
             raise ModelError(f"not a description of preprocessing ({error}): {content}") from error
 
     def __str__(self) -> str:
