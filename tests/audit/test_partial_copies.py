@@ -51,7 +51,7 @@ MAKE = (crop, collage, screenshot, overlay)
 def found_in(images: list[Image.Image]) -> list[tuple[int, int]]:
     source = LocalSource(images.__getitem__, Sift())
     found = partial_copies(len(images), source.of, images.__getitem__)
-    assert all(0.15 <= part.similarity <= 1 for part in found)
+    assert all(0.2 <= part.similarity <= 1 for part in found)
     return [(part.a, part.b) for part in found]
 
 

@@ -24,8 +24,8 @@ MIN_VOTES, MAX_CANDIDATES = 4, 12  # of a pair; pairs of an image that are compa
 PERHAPS, SURE = 0.02, 0.5  # probability by geometry: below the first a pair is given up
 CELL = 16  # px of a cell in which the pixels of both are compared
 AGREES = 0.95  # correlation of the edges in a cell of a copy
-MIN_CELLS = 5  # that must agree
-MIN_SHARE, MOST_SHARE = 0.15, 0.5  # of the cells that must agree: if it is sure, and if not
+MIN_CELLS = 15  # that must agree: photos on one rug or floor agree in a few
+MIN_SHARE, MOST_SHARE = 0.2, 0.5  # of the cells that must agree: if it is sure, and if not
 FEATURES_AT_ONCE = 512  # images
 
 Features = Callable[[Sequence[int]], list[LocalFeatures]]
