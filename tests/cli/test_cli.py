@@ -286,7 +286,7 @@ def test_wrong_use_is_2_and_what_cannot_be_done_is_1(tmp_path: Path, ended: Any)
         (["show", "nowhere.json", "--data", str(tmp_path)], 1, ""),
         (["models", "no-such-model"], 2, "no-such-model"),
         (["embed", str(tmp_path), "-o", "x"], 1, str(tmp_path)),
-        (["search", "a", "b", "-o", "c"], 1, "no embeddings"),
+        (["search", "a", "b", "-o", "c"], 1, "a does not exist"),
         (["submission", "nowhere.json", "-o", "x"], 1, "nowhere.json"),
         (["serve", "nowhere"], 1, "nowhere does not exist"),
     ]:
