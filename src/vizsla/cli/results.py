@@ -129,7 +129,7 @@ def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
             line = "none of these is accepted" if rank == 1 else "accepted up to here"
             rows.append(["", "", "", f"── {line} ──", *("" for _ in columns)])
         for place, row in enumerate(images):
-            chance = f"{100 * row['probability']:.0f} %" if "probability" in row else ""
+            chance = f"{100 * row['probability']:>3.0f} %" if "probability" in row else ""
             first = "" if place else f"{rank:>{width}}"
             score = f"{row['score']:.4f}".rjust(wide)
             rows.append([first, score, chance, row["id"], *(texts[n][row["id"]] for n in columns)])
