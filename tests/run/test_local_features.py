@@ -95,6 +95,8 @@ def test_without_local_points_are_found_once(
 def test_embeddings_keep_points_too(
     gallery: Embeddings, queries: Embeddings, tmp_path: Path
 ) -> None:
+    queries.save(tmp_path / "query.emb")
+    assert best(tmp_path / "gallery.emb", Embeddings.open(tmp_path / "query.emb")) == "3.png"
     assert best(tmp_path / "gallery.emb", queries) == "3.png"
     shutil.rmtree(tmp_path / "gallery")
     assert best(tmp_path / "gallery.emb", queries) == "3.png"

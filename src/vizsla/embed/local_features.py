@@ -212,13 +212,15 @@ def features_of(
     features are asked for that are not kept, unless the folder of the images is known.
     """
 
+    root = vectors.root or vectors.source.root
+
     def read(i: int) -> Image.Image:
-        if vectors.root is None:
+        if root is None:
             raise DataError(
                 f"the image {vectors.ids[i]} is needed, but the folder of the images is not known: "
                 "embed a folder of images, or leave verify out"
             )
-        path = vectors.root / vectors.ids[i]
+        path = root / vectors.ids[i]
         return read_image(path, max_pixels=max_pixels, at_least=extract.side)
 
     def key(i: int) -> bytes:

@@ -80,12 +80,12 @@ def tokens_of(
 
 
 def _sampled(embedder: Embedder, vectors: Embeddings, chosen: np.ndarray) -> list[np.ndarray]:
-    found = []
+    found, root = [], vectors.root or vectors.source.root
     for i in chosen:
-        if vectors.root is None:
+        if root is None:
             raise DataError("the tokens of images are needed, but their folder is not known")
         try:
-            found.append(tokens_of(embedder, read_image(vectors.root / vectors.ids[i]))[0])
+            found.append(tokens_of(embedder, read_image(root / vectors.ids[i]))[0])
         except ImageError:
             continue
     if not found:
