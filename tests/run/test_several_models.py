@@ -141,7 +141,7 @@ def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:
     result = fuse("--fusion", "concat")
     assert result.exit_code == 0 and "fused by concat, weights 0.5, 0.5" in result.stdout
     for words, message in [
-        (["--fusion", "vote"], "zscore, minmax, rrf, concat"),
+        (["--fusion", "vote"], "zscore, minmax, rrf, calibrated, concat"),
         (["--fusion-weights", "1,2,3"], "3 weights for 2"),
         (["--fusion-weights", "a,b"], "a number for each model"),
         (["--refine", "aqe"], "refine each run instead"),
