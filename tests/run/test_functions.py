@@ -99,7 +99,14 @@ def test_arguments_have_the_names_of_the_flags() -> None:
     assert {"metric", "pairs", "group", "cluster"} <= set(
         inspect.signature(vizsla.compare).parameters
     )
-    found = set(options_of(SearchCommand)) - {"out", "as_json", "quiet", "verbose"}
+    found = set(options_of(SearchCommand)) - {
+        "out",
+        "as_json",
+        "as_csv",
+        "show",
+        "quiet",
+        "verbose",
+    }
     assert found <= set(inspect.signature(vizsla.search).parameters)
     for function in (vizsla.run, vizsla.train, vizsla.embed, vizsla.search, vizsla.check):
         assert function.__doc__ is not None

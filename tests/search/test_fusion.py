@@ -1,6 +1,7 @@
 """Fusion by hand, against ranx, and where rankings do not fit."""
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -82,11 +83,16 @@ def test_by_hand_with_what_is_missing() -> None:
     assert scores_of(z)["q"]["w"] == pytest.approx((-third - 1) / 2)
 
 
+def chances(method: str, rankings: int) -> list[Callable[[np.ndarray], np.ndarray]] | None:
+    """Probabilities that rise with the scores, for the method that needs them."""
+    return [lambda s: 1 / (1 + np.exp(-s))] * rankings if method == "calibrated" else None
+
+
 def test_queries_and_depths_may_differ() -> None:
     a = Ranking.from_lists({"p": ["x", "y"], "q": ["y"]}, {"p": [2, 1], "q": [1]})
     b = Ranking.from_lists({"q": ["x", "y", "z"], "r": ["z"]}, {"q": [3, 2, 1], "r": [1]})
     for method in fusion.METHODS:
-        done = fused([a, b], method=method)
+        done = fused([a, b], method=method, probabilities=chances(method, 2))
         assert done.queries == ["p", "q", "r"] and done.depth == 3
         assert done.row(0) == ["x", "y"] and done.row(2) == ["z"]
         assert sorted(done.row(1)) == ["x", "y", "z"]
@@ -96,8 +102,10 @@ def test_queries_and_depths_may_differ() -> None:
 def test_one_ranking_stays_as_it_is_and_weight_0_counts_for_nothing() -> None:
     a, b = random_ranking(3), random_ranking(4)
     for method in fusion.METHODS:
-        assert fused([a], method=method).to_lists() == a.to_lists()
-        assert fused([a, b], method=method, weights=[1, 0]).to_lists() == a.to_lists()
+        one = fused([a], method=method, probabilities=chances(method, 1))
+        assert one.to_lists() == a.to_lists()
+        both = fused([a, b], method=method, weights=[1, 0], probabilities=chances(method, 2))
+        assert both.to_lists() == a.to_lists()
 
 
 def test_the_order_of_rankings_and_small_parts_change_nothing(

@@ -313,7 +313,7 @@ def test_the_index_is_replaced_while_it_is_searched(open_search: Open) -> None:
     def remember() -> None:
         gallery = Gallery.open(open_index(index.folder), served.folder)
         states[gallery.version] = {
-            name: [n for n, _ in gallery.search(gallery.vector(name)[None], 5, None)[0]]
+            name: [hit.id for hit in gallery.search(gallery.vector(name)[None], 5, None)[0]]
             for name in requested
         }
 
