@@ -24,7 +24,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-WARM = 30  # answers to a client before the first look at the memory
+WARM = (
+    80  # answers to a client before the first look at the memory: each of the 50 bodies, and again
+)
 SERVER = """
 import sys
 from vizsla.web.contest.server import judge
