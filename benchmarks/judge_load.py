@@ -24,9 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-WARM = (
-    80  # answers to a client before the first look at the memory: each of the 50 bodies, and again
-)
+WARM = 80  # answers to a client before the first look at the memory: all bodies, and some again
 SERVER = """
 import sys
 from vizsla.web.contest.server import judge
