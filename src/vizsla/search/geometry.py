@@ -149,22 +149,18 @@ def _is_plausible(matrix: np.ndarray, a: tuple[int, int], b: tuple[int, int]) ->
 Fitted = tuple[np.ndarray | None, np.ndarray]  # (3, 3) or None, and (m,) bool
 
 
-def _similarity(p: np.ndarray, q: np.ndarray, reach: float) -> Fitted:
-    cv2 = opencv()
-    cv2.setRNGSeed(0)
-    return _whole(*cv2.estimateAffinePartial2D(
-        p, q, method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=TRIES,
-        confidence=CERTAINTY,
-    ))  # fmt: skip
+def _by_ransac(estimator: str) -> Callable[[np.ndarray, np.ndarray, float], Fitted]:
+    """A model of 4 or 6 numbers, by that function of OpenCV."""
 
+    def fitted(p: np.ndarray, q: np.ndarray, reach: float) -> Fitted:
+        cv2 = opencv()
+        cv2.setRNGSeed(0)
+        return _whole(*getattr(cv2, estimator)(
+            p, q, method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=TRIES,
+            confidence=CERTAINTY,
+        ))  # fmt: skip
 
-def _affine(p: np.ndarray, q: np.ndarray, reach: float) -> Fitted:
-    cv2 = opencv()
-    cv2.setRNGSeed(0)
-    return _whole(*cv2.estimateAffine2D(
-        p, q, method=cv2.RANSAC, ransacReprojThreshold=reach, maxIters=TRIES,
-        confidence=CERTAINTY,
-    ))  # fmt: skip
+    return fitted
 
 
 def _homography(p: np.ndarray, q: np.ndarray, reach: float) -> Fitted:
@@ -186,7 +182,7 @@ def _whole(matrix: Any, inside: Any) -> Fitted:
 
 
 MODELS: dict[str, Callable[[np.ndarray, np.ndarray, float], Fitted]] = {
-    "similarity": _similarity,
-    "affine": _affine,
+    "similarity": _by_ransac("estimateAffinePartial2D"),
+    "affine": _by_ransac("estimateAffine2D"),
     "homography": _homography,
 }
