@@ -14,13 +14,16 @@ from typer.testing import CliRunner
 import vizsla
 from vizsla import storage
 from vizsla.cli.main import app
+from vizsla.data.data_folders import open_data
+from vizsla.data.splits import Target
 from vizsla.errors import DataError, UsageError
-from vizsla.run import pipeline, several_models
+from vizsla.run import accepting, pipeline, several_models
 from vizsla.run.accepting import CALIBRATION, Accept
 from vizsla.run.config import RunConfig, again
 from vizsla.run.finish import RunResult
 from vizsla.run.fused_runs import FusionConfig
 from vizsla.score.calibration import Calibration
+from vizsla.search import exact
 from vizsla.search.ranking import Ranking
 
 CLASSES, ABSENT = 24, 6  # colours; of the test classes so many are not in the gallery
@@ -114,6 +117,21 @@ def test_several_models_decide_together(home: Path) -> None:
     assert Calibration.load(joint.run.folder / CALIBRATION) == joint.calibration
     found = several_models.again_models(joint.run.folder)
     assert found is not None and {one.accept for one in found[0]} == {0.7}
+
+
+def test_a_tuned_model_with_few_held_out_classes_is_warned_of(
+    accepted: RunResult,
+    home: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accepting, "calibrate_on_draws", lambda *_, **__: accepted.calibration)
+    for tuned in (False, True):
+        accepting.learn_calibration(
+            config(home, tuning={"finetune": "head"}), open_data(home / "data"), Target(24, 18), [],
+            tuned=tuned, sure=0.7, rank=exact.rank,
+        )  # fmt: skip
+        assert bool(re.search(r"only the \d classes that the training", caplog.text)) is tuned
 
 
 def test_a_run_without_a_calibration_says_how_to_get_one(home: Path) -> None:

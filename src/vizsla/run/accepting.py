@@ -19,6 +19,7 @@ from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")
 
+FEW_CLASSES = 20  # fewer are too few to calibrate a tuned model on without a warning
 CALIBRATION = "calibration.json"  # in a run's folder
 ROLE = "calibration"  # of the embeddings that it was learned from, in a run's folder
 
@@ -129,6 +130,12 @@ def learn_calibration(
     tuning = config.training
     if tuned:
         images = images.subset(held_out(images, tuning, target).held_out)
+        classes = len(set(images.labels or []))
+        if classes < FEW_CLASSES:
+            log.warning(
+                "--accept is learned on only the %d classes that the training held out: of other "
+                "classes fewer matches than %g may be right", classes, sure,
+            )  # fmt: skip
     else:
         images = at_most(images, seed=config.seed)
     draws = draws_with_absent_classes(
