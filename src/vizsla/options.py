@@ -584,6 +584,7 @@ class TrainConfig(Options):
 
 # Test classes that are new lose by what the training classes gain beyond some point.
 BY_VALIDATION: Mapping[str, Mapping[str, Any]] = {
+    "auto": {"learning_rate": 1e-4, "short_epochs": 2.5},
     "new-classes": {"learning_rate": 1e-4, "short_epochs": 2.5},
     "seen-classes": {"learning_rate": 2e-4, "short_epochs": 0.0},
 }
@@ -594,7 +595,7 @@ class TuneConfig(TrainConfig):
     """How a model is tuned, and how validation imitates the test part."""
 
     validate_on: str = option(
-        "new-classes",
+        "auto",
         "What is held out: new-classes (whole classes), seen-classes (images of every class), or "
         "auto: by whether the test images look like those of training classes.",
         "Training",
@@ -642,7 +643,7 @@ class TuneConfig(TrainConfig):
                 f"--epochs {options['epochs']} and --budget {options['budget']:g}s: a training "
                 "ends after so many epochs or after so much time, so give one of them"
             )
-        validate_on = str(options.get("validate_on", "new-classes"))
+        validate_on = str(options.get("validate_on", "auto"))
         return TuneConfig(**{**BY_VALIDATION.get(validate_on, {}), **options})
 
 
@@ -668,7 +669,7 @@ class SearchOptions(
         "not trained on (embedded with --class-folders).",
         "Ranking",
     )
-    validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking")
+    validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking", shown="auto")
     optimise: str = same(
         TuneConfig, "optimise", group="Ranking",
         help="What decides for --refine auto: mean (of top-1 and AP), points, top-1 or map.",

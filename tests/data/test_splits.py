@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target, class_codes, label_warnings, split
+from vizsla.data.splits import Target, class_codes, held_out, label_warnings, split
 from vizsla.errors import DataError, UsageError
+from vizsla.options import TuneConfig
 
 
 def image_set(labels: list[str], **columns: list[str | None]) -> ImageSet:
@@ -102,6 +103,15 @@ def test_domains_play_their_roles() -> None:
         for draw in found.draws:
             assert {domains[i] for i in draw.query} == {"photo"}
             assert {domains[i] for i in draw.gallery} == {"drawn"}
+
+
+def test_auto_holds_out_whole_classes_if_there_are_enough() -> None:
+    for classes, kind in ((3, "seen-classes"), (4, "new-classes")):
+        images = image_set(even(classes, 12))
+        auto, expected = (
+            held_out(images, TuneConfig(validate_on=one), None) for one in ("auto", kind)
+        )
+        assert np.array_equal(auto.held_out, expected.held_out)
 
 
 @pytest.mark.parametrize(

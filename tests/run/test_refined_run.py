@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.choose.refinement import RefinementChoice
-from vizsla.choose.seen_classes import SeenShare
 from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.embed.auto_compute import resolve_compute
@@ -18,7 +17,6 @@ from vizsla.embed.inference import embed
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import project, whitening
-from vizsla.run import seen_or_new
 from vizsla.run.config import RunConfig, again
 from vizsla.run.pipeline import run
 from vizsla.search import exact
@@ -63,25 +61,6 @@ def test_auto_chooses_without_the_truth_of_the_test_part(tinted: Path, tmp_path:
     other = run(config(blind, tmp_path / "other", **options))
     assert other.refinement_choice is not None and other.scores is None
     assert other.refinement_choice.record() == choice.record()
-
-
-@pytest.mark.parametrize(("low", "kind"), [(0.9, "seen-classes"), (0.2, "new-classes")])
-def test_what_is_held_out_follows_from_the_test_images(
-    low: float, kind: str, tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both parts are embedded by the frozen model, and the decision is written down."""
-    asked: list[tuple[int, list[str], int]] = []
-
-    def estimate(
-        training: np.ndarray, labels: list[str], test: np.ndarray, *, seed: int
-    ) -> SeenShare:
-        asked.append((len(training), sorted(set(labels)), len(test)))
-        return SeenShare(1.0, low, 1.1)
-
-    monkeypatch.setattr(seen_or_new, "seen_share", estimate)
-    done = run(config(tinted, tmp_path, validating={"validate_on": "auto"}))
-    assert asked == [(24, ["any", "blue", "green", "red & <b>"], 40)]
-    assert again(done.run.folder).training.validate_on == kind
 
 
 def test_again_keeps_to_what_was_chosen(

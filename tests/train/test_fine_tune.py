@@ -75,9 +75,10 @@ def test_options_by_name() -> None:
     assert config.validate_on == "seen-classes"
     rates = [
         TuneConfig.from_options({"validate_on": kind, **more}).learning_rate
-        for kind in ("new-classes", "seen-classes") for more in ({}, {"learning_rate": 3e-4})
+        for kind in ("auto", "new-classes", "seen-classes")
+        for more in ({}, {"learning_rate": 3e-4})
     ]  # fmt: skip
-    assert rates == [1e-4, 3e-4, 2e-4, 3e-4]
+    assert rates == [1e-4, 3e-4, 1e-4, 3e-4, 2e-4, 3e-4]
     with pytest.raises(UsageError, match="no option of training is called lr"):
         TuneConfig.from_options({"lr": 1})
 

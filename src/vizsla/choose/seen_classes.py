@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from vizsla.data.splits import KINDS
+from vizsla.data.splits import NEW, SEEN
 
 log = logging.getLogger("vizsla.choose")
 
-NEW, SEEN = KINDS
 SURE = 0.7  # the share of seen classes that the interval must exceed
 PER_CLASS, IMAGES = 60, 600  # training images of a class; images on either side
 FEWEST = 20  # images on either side

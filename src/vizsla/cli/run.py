@@ -108,10 +108,7 @@ def _better_runs(config: "RunConfig", *, labelled: bool) -> str:
     """What usually ranks better than a run of the default model; empty for other models."""
     if (config.model, config.weights) != (DEFAULT_BACKBONE, "pretrained"):
         return ""
-    head = (
-        "\nNext, --finetune head learns from training/, in minutes; with --validate-on "
-        "seen-classes if the test classes are those of training."
-    )
+    head = "\nNext, --finetune head learns from training/, in minutes."
     return (head if labelled and config.tuning is None else "") + (
         f"\n{DEFAULT_BACKBONE} comes with vizsla. Where the model hub can be reached, "
         "--model dinov2-s14 (a download of 88 MB) usually ranks better."

@@ -20,7 +20,9 @@ from vizsla.options import TuneConfig
 
 log = logging.getLogger("vizsla.splits")
 
-KINDS = ("new-classes", "seen-classes")
+KINDS = NEW, SEEN = ("new-classes", "seen-classes")
+AUTO = "auto"  # decided by the test images, see run/seen_or_new.py
+FEWEST_CLASSES = 4  # of which whole ones can be held out
 SHARE = 0.2  # of the images goes to validation, at most
 DRAWS = 3
 QUERY_SHARE = 0.2  # of the held-out images are queries, if the test part is unknown
@@ -71,7 +73,7 @@ class Split:
 
 def split(
     images: ImageSet,
-    validate_on: str = "new-classes",
+    validate_on: str = NEW,
     *,
     target: Target | None = None,
     query_domain: str | None = None,
@@ -103,7 +105,7 @@ def split(
         in_domain(images, gallery_domain, "gallery"),
     )
     rng = np.random.default_rng((seed, 11))
-    if validate_on == "new-classes":
+    if validate_on == NEW:
         held_out = _hold_out_classes(columns, share, rng)
     else:
         held_out = _hold_out_images(columns, target, share, rng)
@@ -195,10 +197,11 @@ def _hold_out_classes(columns: _Columns, share: float, rng: np.random.Generator)
     labels = columns.labels
     sizes = np.bincount(labels)
     usable = np.flatnonzero(_can_be_queried(columns))
-    if len(usable) < 2 or len(sizes) < 4:
+    if len(usable) < 2 or len(sizes) < FEWEST_CLASSES:
         raise DataError(
             f"{len(sizes)} classes, {len(usable)} with enough images for a query: validating "
-            "on new classes needs 4 and 2. Use --validate-on seen-classes, or more data"
+            f"on new classes needs {FEWEST_CLASSES} and 2. Use --validate-on seen-classes, or more "
+            "data"
         )
     max_classes = len(sizes) - 2
     chosen: list[int] = []
@@ -361,7 +364,7 @@ def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Spl
     """What training holds out for validation: the same for the same images, options and target."""
     return split(
         images,
-        config.validate_on,
+        safer_kind(images.labels or []) if config.validate_on == AUTO else config.validate_on,
         target=target,
         query_domain=config.query_domain,
         gallery_domain=config.gallery_domain,
@@ -370,6 +373,11 @@ def held_out(images: ImageSet, config: TuneConfig, target: Target | None) -> Spl
         split_by=config.split_by,
         seed=config.seed,
     )
+
+
+def safer_kind(labels: Sequence[str | None]) -> str:
+    """What to hold out if nothing is known of the test classes: whole ones, if there are enough."""
+    return NEW if len(set(labels)) >= FEWEST_CLASSES else SEEN
 
 
 def target_of(

@@ -27,6 +27,7 @@ from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
 from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.inputs import folders_of, target_in, truth_in
+from vizsla.run.seen_or_new import by_vectors
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
 from vizsla.search.fusion import (
@@ -280,14 +281,20 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Embedde
             "tune them with the same --validate-on and --seed, or give --fusion-weights"
         )
     data = folders_of(config)
-    vectors = [first.embeddings(role).vectors for role in ("query", "gallery")]
+    images = training_part(data.training, config.data, "--fusion-weights auto")
+    test = [first.embeddings(role) for role in ("query", "gallery")]
+    role = "validation-fusion"
+    if not tuned:
+        config = by_vectors(
+            config, images, lambda part, role: first.embed(part, role, progress), role, test
+        )
     return embedded_draws(
-        training_part(data.training, config.data, "--fusion-weights auto"),
+        images,
         config.training,
         target_in(data, truth_in(config, data)),
         frozen=not tuned,
-        embed=lambda images: first.embed(images, "validation-fusion", progress),
-        nearest_cosine=mean_nearest_cosine(*vectors),
+        embed=lambda images: first.embed(images, role, progress),
+        nearest_cosine=mean_nearest_cosine(test[0].vectors, test[1].vectors),
     )
 
 

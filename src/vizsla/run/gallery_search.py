@@ -13,8 +13,8 @@ import numpy as np
 
 from vizsla.choose.query_join import choose_query_join
 from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_embeddings
-from vizsla.choose.seen_classes import seen_share
 from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import AUTO
 from vizsla.embed.auto_compute import compute_of, resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed, write_embeddings
@@ -26,7 +26,7 @@ from vizsla.model.open_model import is_chosen, load_embedder, recorded_embedder
 from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
 from vizsla.progress import LOADING, Report, waiting
 from vizsla.run.accepting import Accept
-from vizsla.run.seen_or_new import AUTO
+from vizsla.run.seen_or_new import validate_on_by_vectors
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
 from vizsla.search.filters import Filter
@@ -318,12 +318,10 @@ def chain_of(
         )
     training = Embeddings.open(learn_on)
     require_comparable(queries.model_id, training.model_id, queries.dim, training.dim)
-    if validate_on == AUTO:
-        test = np.concatenate([queries.vectors, gallery().vectors])
-        seen = seen_share(training.vectors, [str(label) for label in training.labels or []], test)
-        validate_on = seen.validate_on if seen else None
+    if validate_on in (None, AUTO):
+        validate_on = validate_on_by_vectors(training, [queries.vectors, gallery().vectors])
     choice = choose_chain_on_embeddings(
-        training, queries, gallery(), validate_on=validate_on or "new-classes",
+        training, queries, gallery(), validate_on=validate_on,
         optimise=optimise, uses=uses,
         progress=progress and partial(progress, STAGE),
     )  # fmt: skip

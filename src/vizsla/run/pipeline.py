@@ -40,7 +40,7 @@ from vizsla.run.inputs import (
     truth_in,
     whiten_embedder,
 )
-from vizsla.run.seen_or_new import with_validate_on
+from vizsla.run.seen_or_new import VALIDATION, before_training, by_embeddings
 from vizsla.search import exact
 from vizsla.search.chain import check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import GraphFolder
@@ -71,7 +71,7 @@ def run(
             embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
         _require_same_model(embedder, config)
         compute = compute_for(config, embedder, data)
-        config = with_validate_on(
+        config = before_training(
             config, data.training, (data.query, data.gallery), embedder, compute, report
         )
         written = resolved(config, embedder, compute, data)
@@ -96,6 +96,8 @@ def run(
                 this_run.write_config(resolved(config, embedder, embed.compute, data))
             choice = None
             if config.refine == "auto":
+                labelled = training_part(data.training, config.data)
+                config = by_embeddings(config, labelled, embed, [queries, gallery], this_run)
                 choice = _choose_chain(
                     data, target, queries, gallery, embed, config, tuned=tuned,
                     features_in=_features_in(this_run, config), progress=report,
@@ -241,7 +243,7 @@ def _choose_chain(
         config.training,
         target,
         frozen=tuned is None or not tuned.is_improved,
-        embed=lambda images: embed(images, "validation"),
+        embed=lambda images: embed(images, VALIDATION),
         nearest_cosine=mean_nearest_cosine(queries.vectors, gallery.vectors),
         uses=config.refine_uses,
         features_in=features_in,
