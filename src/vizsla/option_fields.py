@@ -42,6 +42,11 @@ class Option:
         """The help with the choices in it."""
         return self.help.replace("{choices}", ", ".join(self.choices))
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether a value can be out of range, or none of the choices."""
+        return bool(self.choices) or self.minimum is not None or self.maximum is not None
+
     def check(self, name: str, value: Any) -> None:
         """UsageError if a value is out of range or none of the choices."""
         flag = flag_of(name, self)
@@ -82,7 +87,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, (about, _, default) in options_of(type(self)).items():
             value = getattr(self, name)
-            if value is not None and value != default:
+            if about.is_limited and value is not None and value != default:
                 about.check(name, value)
 
 

@@ -417,6 +417,16 @@ class QueryItems(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryPart(Options):
+    """Which part of a query picture is searched with."""
+
+    box: str | None = option(
+        None, "Search with this part of the picture: left,top,width,height in pixels, or as "
+        "fractions of its sides (0.1,0.1,0.5,0.5).", "Data", shown="the whole picture",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice, Accepting):
     """The options of `vizsla serve` that say what is searched, and with which model."""
 
@@ -649,7 +659,7 @@ class TuneConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(
-    ModelChoice, RankingOptions, GroupOptions, QueryItems, Accepting, OneSet, Conditions
+    ModelChoice, RankingOptions, GroupOptions, QueryItems, QueryPart, Accepting, OneSet, Conditions
 ):
     """How a gallery is searched."""
 
@@ -742,9 +752,10 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindOptions(ModelChoice, ImageOptions, ComputeChoice):
+class FindOptions(ModelChoice, ImageOptions, ComputeChoice, QueryPart):
     """What `vizsla find` searches with."""
 
+    box: str | None = same(QueryPart, "box", usual=True)
     top_k: int = same(RunOptions, "top_k", help="Images to show.")
     seed: int = same(RunOptions, "seed")
     cache: str | None = same(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from vizsla.cli import find as command
@@ -131,3 +132,13 @@ def test_what_cannot_be_found_is_said(query: str, words: str, photos: Path) -> N
     (photos / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         found(photos / "g-blue-1.png", photos / "empty")
+
+
+def test_a_part_of_the_photo_is_searched_with(photos: Path, tmp_path: Path) -> None:
+    with Image.open(photos / "g-blue-1.png") as image:
+        wide, high = image.size
+    both = Image.new("RGB", (2 * wide, high))
+    both.paste(Image.open(photos / "g-green-1.png").convert("RGB"), (wide, 0))
+    both.save(tmp_path / "both.png")
+    first = found(tmp_path / "both.png", photos, "-k", "1", "--box", f"{wide},0,{wide},{high}")
+    assert first[0]["path"] == str(photos / "g-green-1.png") and first[0]["score"] > 0.999

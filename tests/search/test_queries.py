@@ -115,3 +115,37 @@ def test_words_are_searched_for_by_a_model_that_reads_text(
     assert ranking.queries[0] == "a red shoe" and ranking.row(1) == ["g-blue-1.png"]
     by_vector = index.search(clip.encode_text("a red shoe"), 1)
     assert by_vector.row(0) == ranking.row(0)
+
+
+def test_a_part_of_an_image_is_searched_with(
+    index: Path, tinted: Path, embedder: vizsla.Embedder, tmp_path: Path
+) -> None:
+    found, names = vizsla.open_index(index), ("g-blue-1.png", "g-green-1.png")
+    images = [Image.open(tinted / "test/gallery" / name).convert("RGB") for name in names]
+    wide, high = images[0].size
+    both = Image.new("RGB", (2 * wide, high))
+    for i, image in enumerate(images):
+        both.paste(image, (i * wide, 0))
+    both.save(tmp_path / "both.png")
+    for query in (both, tmp_path / "both.png", np.asarray(both)):
+        for box in ((wide, 0, wide, high), "0.5,0,0.5,1"):
+            assert found.search(query, 1, box=box).row(0) == ["g-green-1.png"]
+            ranking = vizsla.search(index, query, box=box, top_k=1)
+            assert ranking.row(0) == ["g-green-1.png"] and ranking.scores is not None
+            assert ranking.scores[0, 0] > 0.9999
+    whole = found.search(both, 1).scores
+    assert whole is not None and whole[0, 0] < 0.999
+    with pytest.raises(UsageError, match="box 0,0,1,1 is a part of an image, but the queries are"):
+        found.search(embedder.encode(both), 1, box="0,0,1,1")
+    with pytest.raises(UsageError, match="is a part of an image, but 'a dog' is a text"):
+        found.search("a dog", 1, box="0,0,1,1")
+    with pytest.raises(DataError, match="0,0,999,9 reaches beyond the picture, which is "):
+        vizsla.search(index, both, box="0,0,999,9")
+
+
+def test_a_part_of_each_image_of_a_folder_is_searched_with(index: Path, tinted: Path) -> None:
+    folder = tinted / "test/gallery"
+    whole = vizsla.search(index, folder, box="0,0,1,1", top_k=2)
+    plain = vizsla.search(index, folder, top_k=2)
+    assert whole.queries == plain.queries and whole.row(3) == plain.row(3)
+    assert whole.query_root == plain.query_root

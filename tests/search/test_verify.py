@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from vizsla.data.regions import BOX_COLUMNS
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.local_features import LocalFeatures, LocalSource, Sift, features_of
 from vizsla.errors import DataError, ImageError, UsageError
@@ -67,6 +69,17 @@ def test_features_are_kept_by_id_and_vector(scene: Scene, tmp_path: Path) -> Non
     other = Embeddings.from_arrays(np.eye(3)[[1, 2, 0]], names, model_id="m")
     with pytest.raises(DataError, match=r"the image 0\.png is needed"):
         features_of(other, Sift(), tmp_path / "kept").of([0])  # other vectors, so other images
+
+
+def test_of_an_image_with_a_box_the_features_are_those_of_its_part(
+    scene: Scene, tmp_path: Path
+) -> None:
+    scene(0).save(tmp_path / "a.png")
+    box = (40.0, 30.0, 200.0, 160.0)
+    columns = pa.table({name: [side] for name, side in zip(BOX_COLUMNS, box, strict=True)})
+    there = Embeddings(["a.png"], np.eye(1, dtype=np.float32), columns, "m", root=tmp_path)
+    (found,) = features_of(there, Sift()).of([0])
+    assert found.to_bytes() == Sift()(scene(0).crop((40, 30, 200, 160))).to_bytes()
 
 
 def test_an_image_that_cannot_be_read_has_no_features() -> None:

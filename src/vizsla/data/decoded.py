@@ -1,18 +1,19 @@
 """Paths, Pillow images and arrays → the pixels of a network's input."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from vizsla.data.images import MAX_PIXELS
+from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.data.resize import Framing
 from vizsla.data.rgb import rawmode_of, to_upright_rgb
 from vizsla.errors import DataError, ImageError, UsageError
 
+Read = TypeVar("Read")
 EXPECTED = "a path, the bytes of a file, a PIL image, or a uint8 array (H, W, 3) or (H, W)"
 
 
@@ -38,11 +39,22 @@ def pixels_of(images: Sequence[Any], framing: Framing, *, first: int = 0) -> np.
 
 def _pixels(image: Any, framing: Framing, i: int) -> np.ndarray:
     if isinstance(image, str | os.PathLike | bytes):
-        try:
-            return framing.read(image if isinstance(image, bytes) else Path(image))
-        except ImageError as error:
-            name = "the image" if isinstance(image, bytes) else str(image)
-            raise DataError(f"images[{i}]: {name} cannot be read: {error}") from error
+        return _read(image, framing.read, i)
+    return framing.pixels(upright(image, i))
+
+
+def _read(image: Any, read: Callable[[Any], Read], i: int) -> Read:
+    try:
+        return read(image if isinstance(image, bytes) else Path(image))
+    except ImageError as error:
+        name = "the image" if isinstance(image, bytes) else str(image)
+        raise DataError(f"images[{i}]: {name} cannot be read: {error}") from error
+
+
+def upright(image: Any, i: int = 0) -> Image.Image:
+    """The image as people see it, in RGB. i: its position, for messages; see `pixels_of`."""
+    if isinstance(image, str | os.PathLike | bytes):
+        return _read(image, read_image, i)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] in ((3,), (4,))):
             raise UsageError(
@@ -58,4 +70,4 @@ def _pixels(image: Any, framing: Framing, i: int) -> np.ndarray:
         image.load()
     except OSError as error:
         raise DataError(f"images[{i}] cannot be read: {error}") from error
-    return framing.pixels(to_upright_rgb(image, rawmode))
+    return to_upright_rgb(image, rawmode)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.data.regions import regions_in
 from vizsla.embed.cache import VectorCache
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, ImageError, MissingExtraError
@@ -208,11 +209,14 @@ def features_of(
 ) -> LocalSource:
     """The local features of the images of these vectors, kept in `folder` where there is one.
 
-    They are kept by id and vector, so that they are valid as long as the vector is. DataError, when
-    features are asked for that are not kept, unless the folder of the images is known.
+    Of an image with BOX_COLUMNS they are those of its box. They are kept by id and vector, so that
+    they are valid as long as the vector is. DataError, when features are asked for that are not
+    kept, unless the folder of the images is known.
     """
 
     root = vectors.root or vectors.source.root
+
+    regions = regions_in(root or Path(), vectors.ids, vectors.attributes)
 
     def read(i: int) -> Image.Image:
         if root is None:
@@ -220,6 +224,8 @@ def features_of(
                 f"the image {vectors.ids[i]} is needed, but the folder of the images is not known: "
                 "embed a folder of images, or leave verify out"
             )
+        if regions is not None and vectors.ids[i] in regions.boxes:
+            return read_image(regions.read(vectors.ids[i]), max_pixels=max_pixels)
         path = root / vectors.ids[i]
         return read_image(path, max_pixels=max_pixels, at_least=extract.side)
 

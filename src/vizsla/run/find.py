@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vizsla import storage
 from vizsla.data.imageset import ImageSet
+from vizsla.data.query_box import QueryBox
 from vizsla.embed.auto_compute import compute_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
@@ -73,7 +74,8 @@ def find(
             f"there is no file {query}, and {embedder.name} reads no text: give a photo, or a "
             "CLIP, SigLIP or PE model with --model"
         )
-    vector = encoded([query], embedder)  # an unreadable photo is an error before the work
+    box = QueryBox.of(options.box)
+    vector = encoded([query], embedder, box)  # an unreadable photo is an error before the work
     place = _place(images, options)
     with storage.locked(place):
         index = _renewed(place, images, embedder, options, progress)

@@ -13,6 +13,7 @@ from typing import Any
 from vizsla.data.exif_columns import with_exif
 from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet
+from vizsla.data.query_box import GivenBox
 from vizsla.embed import inference
 from vizsla.embed.auto_compute import compute_of
 from vizsla.embed.compute import Compute
@@ -236,6 +237,7 @@ class SearchArguments(SearchOptions, Reporting):
         "Embeddings or their folder, or vectors (Q, D).", "Data",
     )  # fmt: skip
     _: KW_ONLY
+    box: GivenBox = same(SearchOptions, "box")  # type: ignore[assignment]
     model: str | Path | Embedder = option(  # type: ignore[assignment]
         DEFAULT_BACKBONE, f"{MODEL}, if the gallery does not record its own", "Model"
     )

@@ -14,6 +14,7 @@ import numpy as np
 from vizsla.choose.query_join import choose_query_join
 from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_embeddings
 from vizsla.data.imageset import ImageSet
+from vizsla.data.query_box import QueryBox
 from vizsla.data.splits import AUTO
 from vizsla.embed.auto_compute import compute_of, resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
@@ -73,6 +74,10 @@ def search_gallery(
     condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
     calibration = None
+    if options.box is not None and options.accept is not None:
+        raise UsageError(
+            "--accept decides by a calibration of whole pictures: leave it out, or --box"
+        )
     by_one_score = options.group_score == "best" and options.query_group is None
     if options.accept is not None and not (by_one_score and options.diverse is None):
         raise UsageError(
@@ -94,8 +99,9 @@ def search_gallery(
     if condition is not None and isinstance(found, FolderIndex):
         condition.masks(found.attributes)  # what is misspelt is an error before the work
     query_set = embedded_queries(
-        queries, found, choice=options, seed=options.seed, device=device, progress=progress
-    )
+        queries, found, choice=options, seed=options.seed, device=device, progress=progress,
+        box=QueryBox.of(options.box),
+    )  # fmt: skip
     chain, choice = chain_of(
         options.refine, options.refine_uses, options.learn_on, options.validate_on,
         optimise=options.optimise,
@@ -199,14 +205,14 @@ def embedded_queries(
     seed: int,
     device: str,
     progress: Report | None,
+    box: QueryBox | None = None,
 ) -> Embeddings:
-    """Embeddings as they are; images and texts by the model of the gallery."""
+    """Embeddings as they are; images, or this part of them, and texts by the model of the
+    gallery."""
     paths = _paths(queries)
     if paths is None:
-        if isinstance(queries, Embeddings):
-            return queries
         return QueryEncoder(found.source, found.model_id, "the gallery").embeddings(
-            queries, None, same_set=False,
+            queries, None, same_set=False, box=box,
             embedder=embedder_of(found, choice, seed) if is_chosen(choice) else None,
         )  # fmt: skip
     texts = [path for path in paths if not path.is_dir() and is_text(str(path))]
@@ -214,6 +220,8 @@ def embedded_queries(
     if len(paths) > 1 and folders:
         raise UsageError(f"{folders[0]}: several queries must all be image files")
     if is_embeddings(paths[0]):
+        if box is not None:
+            raise UsageError(f"--box {box} is a part of an image, but {paths[0]} holds embeddings")
         return Embeddings.open(paths[0])
     with waiting(progress, LOADING):
         embedder = embedder_of(found, choice, seed)
@@ -229,6 +237,9 @@ def embedded_queries(
     else:
         names = dict.fromkeys(path.as_posix() for path in paths)
         images = ImageSet(Path(), sorted(names, key=str.encode))
+    if box is not None:
+        parts = encoded([images.path(i) for i in range(len(images))], embedder.to(device), box)
+        return dataclasses.replace(parts, ids=images.ids, root=images.root)
     with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
         compute = resolve_compute(
             device=device, embedder=embedder, images=len(images), sample=images.file

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
+from vizsla.data.query_box import GivenBox, QueryBox
 from vizsla.embed.embeddings import Embeddings, parts_of, source_of
 from vizsla.embed.local_features import LOCAL
 from vizsla.embed.vector_source import VectorSource
@@ -204,13 +205,16 @@ class FolderIndex(Shown):
         model_id: str | None = None,
         same_set: bool = False,
         embedder: "Embedder | None" = None,
+        box: GivenBox = None,
     ) -> Ranking:
         """See Index.search. group_by: also a Grouping of the G images."""
         form = ResultForm(group_by, per_group, group_score, diverse)
         view, snapshot = self.view, self.view.snapshot
         filter = Filter.of(filter)
         allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
-        queries = self.encoder.embeddings(queries, model_id, same_set=same_set, embedder=embedder)
+        queries = self.encoder.embeddings(
+            queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box)
+        )
         k = min(SHOWN, len(snapshot) - same_set) if k is None else k
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         exact.check_k(k, len(snapshot) - same_set)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from vizsla.data.query_box import GivenBox
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import UsageError
@@ -76,6 +77,7 @@ class Index(Protocol):
         model_id: str | None = None,
         same_set: bool = False,
         embedder: "Embedder | None" = None,
+        box: GivenBox = None,
     ) -> Ranking:
         """The k nearest images of each query, best first; fewer only if a filter leaves fewer.
 
@@ -83,6 +85,8 @@ class Index(Protocol):
         Embeddings, or vectors (Q, D) of the gallery's model. k: 10 by default, or all if there are
         fewer. filter: a condition such as "label=shoe" or "price<10", a list of them, or a Filter.
         embedder: the gallery's model, needed for images and texts if the index does not record it.
+        box: left, top, width and height of the part of each query image that counts, in pixels or
+        as fractions of its sides.
         same_set: the queries are images of the gallery, so each one's own id is left out.
         group_by: a column; the k nearest groups of images with one value, each by its best image.
         per_group: also the ranking's `members`, so many images of each. group_score: best-two

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from vizsla.data.query_box import GivenBox, QueryBox
 from vizsla.embed.embeddings import Embeddings, Part, parts_of, source_of
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
@@ -210,11 +211,14 @@ class MilvusIndex:
         model_id: str | None = None,
         same_set: bool = False,
         embedder: "Embedder | None" = None,
+        box: GivenBox = None,
     ) -> Ranking:
         """See Index.search. The Ranking's gallery is the images that were found."""
         form = ResultForm(group_by, per_group, group_score, diverse)
         filter = Filter.of(filter)
-        queries = self.encoder.embeddings(queries, model_id, same_set=same_set, embedder=embedder)
+        queries = self.encoder.embeddings(
+            queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box)
+        )
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         if group_by is not None and group_by not in self._about["types"]:
             raise no_attribute(group_by, list(self._about["types"]))

@@ -10,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from vizsla.data.decoded import upright
+from vizsla.data.query_box import QueryBox
+from vizsla.data.regions import BOX_COLUMNS
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, UsageError
@@ -41,31 +44,62 @@ class QueryEncoder:
         return self._embedder
 
     def embeddings(
-        self, queries: Any, model_id: str | None, *, same_set: bool, embedder: Any = None
+        self,
+        queries: Any,
+        model_id: str | None,
+        *,
+        same_set: bool,
+        embedder: Any = None,
+        box: QueryBox | None = None,
     ) -> Embeddings:
-        """(Q, D). embedder: used in place of the recorded one; it must be the same model."""
+        """(Q, D). embedder: used in place of the recorded one; it must be the same model.
+
+        box: the part of each image that counts."""
+        items = None if isinstance(queries, Embeddings) else _items(queries)
+        if box is not None and items is None:
+            raise UsageError(f"box {box} is a part of an image, but the queries are vectors")
         if isinstance(queries, Embeddings):
             return queries
-        items = _items(queries)
         if items is None:
             rows = queries if np.ndim(queries) != 1 else np.asarray(queries)[None]
             return exact.as_embeddings(rows, model_id or self.model_id, same_set=same_set)
         if embedder is not None:
             exact.require_comparable(embedder.model_id, self.model_id, embedder.dim, embedder.dim)
-        return encoded(items, embedder or self.embedder)
+        return encoded(items, embedder or self.embedder, box)
 
 
-def encoded(items: Sequence[Any], embedder: "Embedder") -> Embeddings:
-    """The vectors of images and texts. Their ids: paths and texts as written, else positions."""
+def encoded(items: Sequence[Any], embedder: "Embedder", box: QueryBox | None = None) -> Embeddings:
+    """The vectors of images and texts. Their ids: paths and texts as written, else positions.
+
+    box: the part of each image that counts; the columns BOX_COLUMNS have it in pixels.
+    """
     texts = [i for i, item in enumerate(items) if is_text(item)]
     images = [i for i in range(len(items)) if i not in {*texts}]
+    if box is not None and texts:
+        raise UsageError(f"box {box} is a part of an image, but {items[texts[0]]!r} is a text")
     vectors = np.empty((len(items), embedder.dim), np.float32)
-    if images:
+    attributes = pa.table({})
+    if box is not None:
+        vectors, attributes = _of_parts(items, embedder, box)
+    elif images:
         vectors[images] = np.asarray(embedder.encode([items[i] for i in images]))
     if texts:
         vectors[texts] = np.asarray(embedder.encode_text([str(items[i]) for i in texts]).cpu())
     root, ids = _named(items)
-    return Embeddings(ids, vectors, pa.table({}), embedder.model_id, root=root)
+    return Embeddings(ids, vectors, attributes, embedder.model_id, root=root)
+
+
+def _of_parts(
+    images: Sequence[Any], embedder: "Embedder", box: QueryBox
+) -> tuple[np.ndarray, pa.Table]:
+    """(Q, D) of this part of each image, and where it is in pixels."""
+    rows, places = [], []
+    for i, image in enumerate(images):
+        whole = upright(image, i)
+        places.append(box.pixels(whole.size))
+        rows.append(np.asarray(embedder.encode(whole.crop(places[-1]))))
+    columns = zip(BOX_COLUMNS, np.array(places, np.float64).T, strict=True)
+    return np.concatenate(rows), pa.table(dict(columns))
 
 
 def _named(items: Sequence[Any]) -> tuple[Path | None, list[str]]:

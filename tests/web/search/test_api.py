@@ -87,6 +87,34 @@ def test_filters_hold(served: Any) -> None:
     assert served.search(json={"id": "red/red-0.png", "filter": "label=nothing"}) == []
 
 
+def test_a_part_of_an_image_is_searched_with(served: Any) -> None:
+    both = Image.new("RGB", (160, 60))
+    for left, name in ((0, "red/red-2.png"), (80, "blue/blue-3.png")):
+        both.paste(Image.open(io.BytesIO(served.bytes_of(name))), (left, 0))
+    file = io.BytesIO()
+    both.save(file, "PNG")
+    sent = served.post(image=file.getvalue(), data={"k": 3, "box": "80,0,80,60"}).json()
+    first = sent["results"][0]
+    assert first["id"] == "blue/blue-3.png" and first["score"] == pytest.approx(1, abs=1e-6)
+    left = served.post(image=file.getvalue(), data={"k": 3, "box": "0,0,0.5,1"}).json()
+    assert left["results"][0]["id"] == "red/red-2.png"
+    (kept,) = sent["queries"]  # by its name, of a JPEG
+    for box in ("80,0,80,60", [0.5, 0, 0.5, 1]):
+        found = served.search(json={"query": kept, "k": 3, "box": box})
+        assert found[0] == "blue/blue-3.png"
+    assert served.search(json={"query": kept, "k": 3}) != found
+
+
+def test_a_part_of_a_gallery_image_is_cut_out_of_its_file(served: Any) -> None:
+    name, box = "green/green-1.png", (10, 5, 40, 30)
+    part = Image.open(io.BytesIO(served.bytes_of(name))).crop((10, 5, 50, 35))
+    file = io.BytesIO()
+    part.save(file, "PNG")
+    wanted = served.post(image=file.getvalue(), data={"k": 24}).json()["results"]
+    found = served.post(json={"id": name, "box": box, "k": 24}).json()["results"]
+    assert found == wanted and found != served.post(json={"id": name, "k": 24}).json()["results"]
+
+
 def test_negative_examples_and_marks_change_the_results(served: Any) -> None:
     mixed = {"id": ["red/red-0.png", "blue/blue-0.png"], "k": 12}
     plain = served.search(json=mixed)
@@ -114,6 +142,10 @@ def test_negative_examples_and_marks_change_the_results(served: Any) -> None:
         ({"id": "red/red-0.png", "filter": " ID =@/etc/passwd"}, 422, "not by id"),
         ({"url": "http://169.254.169.254/"}, 422, "'url' is not a field"),
         ([1], 422, "expected an object"),
+        ({"id": "red/red-0.png", "box": "1,2,3"}, 422, "box '1,2,3': expected left, top"),
+        ({"id": "red/red-0.png", "box": "0,0,90,5"}, 422, "beyond the picture, which is 80 × 60"),
+        ({"id": ["red/red-0.png", "red/red-1.png"], "box": "0,0,9,5"}, 422, "but there are 2"),
+        ({"text": "a dog", "box": "0,0,9,5"}, 422, "but there are 0"),
     ],
 )
 def test_bad_searches_get_one_sentence(served: Any, body: Any, status: int, message: str) -> None:

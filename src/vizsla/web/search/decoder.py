@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vizsla.data.images import read_header, read_image, read_reduced
+from vizsla.data.images import Reduced, read_header, read_image, read_reduced
+from vizsla.data.query_box import QueryBox
 from vizsla.data.resize import Framing, Framings, framing_from
-from vizsla.errors import ImageError
+from vizsla.errors import DataError, ImageError
 from vizsla.processes import (
     ChildCrashedError,
     ChildTimeoutError,
@@ -57,7 +58,7 @@ class Closed(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """size: of the upright image, which a large JPEG may be unpacked smaller than.
+    """size: of the whole upright image, or of the part that was asked for.
 
     pixels: as the model sees it. jpeg: for people.
     """
@@ -104,14 +105,17 @@ class Decoder:
         framing: Framing | Framings | None = None,
         jpeg_side: int | None = None,
         large: bool = True,
+        part: QueryBox | None = None,
     ) -> "Future[Decoded]":
         """framing: asks for `pixels`; jpeg_side: for a JPEG whose sides are at most that.
 
         large: the JPEG is as large as that wherever the image is; else it may be smaller, where
-        the model needs less: that takes half the time.
+        the model needs less: that takes half the time. part: of the image, in place of the whole.
         Raises Busy at once if too many wait, Closed after `close`.
         """
         request: dict[str, Any] = {"jpeg_side": jpeg_side, "large": large}
+        if part is not None:
+            request["part"] = part.numbers
         if framing is not None:
             request["framing"] = asdict(framing)
         future: Future[Decoded] = Future()
@@ -188,21 +192,29 @@ def fail(future: "Future[Any]", error: BaseException) -> None:
 
 
 def _reply_to(max_pixels: int, request: dict[str, Any], body: bytes) -> Message:
-    source, side = request.get("path", body), request["jpeg_side"]
+    source, side, part = request.get("path", body), request["jpeg_side"], request.get("part")
     framing = framing_from(request["framing"]) if "framing" in request else None
     try:
         least = side if framing is None else framing.least_side  # as `embed` reads it
-        found = read_reduced(source, max_pixels=max_pixels, at_least=least)
+        found = read_reduced(source, max_pixels=max_pixels, at_least=None if part else least)
+        if part:
+            found = Reduced.of(QueryBox(*part).cut(found.image))
         pixels, image = None if framing is None else framing.of_reduced(found), found.image
-        if side and request["large"] and framing is not None and max(image.size) < side:
+        if (
+            side
+            and request["large"]
+            and framing is not None
+            and not part
+            and max(image.size) < side
+        ):
             image = _larger(source, image, side, max_pixels)
         jpeg = _as_jpeg(image, side) if side else b""
-    except ImageError as error:
+    except DataError as error:  # of the image, or of the box
         return {"error": str(error)}, b""
     except MemoryError:
         return {"error": "not enough memory to unpack it"}, b""
     shape = None if pixels is None else pixels.shape[:2]
-    reply = {"error": None, "size": image.size, "jpeg": len(jpeg), "shape": shape}
+    reply = {"error": None, "size": found.whole, "jpeg": len(jpeg), "shape": shape}
     return reply, jpeg + (b"" if pixels is None else pixels.tobytes())
 
 

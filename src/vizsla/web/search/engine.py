@@ -188,7 +188,8 @@ class Engine:
             search.group_score, None if search.diverse == 1 else search.diverse,
         )  # fmt: skip
         uploads = self.upload(files, large=False)
-        vector = self._vector(search, uploads, gallery)
+        part = self.query_part(search, files)
+        vector = self._vector(search, uploads, part, gallery)
         wanted = Search(gallery, vector, search.k, condition, form)
         hits = self._searches.submit(wanted).result()
         results = [
@@ -213,18 +214,26 @@ class Engine:
             name for name, one in kept.items() if one is None or (large and not one.is_large)
         ]
         decoding = self._start_decoding([known[name] for name in missing], large)
-        decoded = [future.result() for future in decoding]
+        new = self._embedded_uploads(missing, [future.result() for future in decoding], large)
+        kept |= {upload.name: upload for upload in new}
+        return [found for name in known if (found := kept[name]) is not None]
+
+    def _embedded_uploads(
+        self, names: Sequence[str], decoded: Sequence[Decoded], large: bool = True
+    ) -> list[Upload]:
+        """Decoded images with their vectors, which are kept from now on."""
         vectors: Sequence[Ready] = self.model.images(
             [one.pixels for one in decoded if one.pixels is not None]
         )
-        for name, one, vector in zip(missing, decoded, vectors, strict=True):
+        found = []
+        for name, one, vector in zip(names, decoded, vectors, strict=True):
             assert one.pixels is not None and one.jpeg is not None
             upload = Upload(
                 name, one.size, with_direction(vector.result()), one.pixels, one.jpeg, large
             )
             self.uploads.add(upload)
-            kept[name] = upload
-        return [found for name in known if (found := kept[name]) is not None]
+            found.append(upload)
+        return found
 
     def _start_decoding(self, files: Sequence[bytes], large: bool) -> "list[Future[Decoded]]":
         """A future for each file; if one of them is refused, none is decoded."""
@@ -275,7 +284,11 @@ class Engine:
         return [Found(name, nan, **gallery.described(name)) for name in drawn]
 
     def _vector(
-        self, search: SearchRequest, uploads: Sequence[Upload], gallery: Gallery
+        self,
+        search: SearchRequest,
+        uploads: Sequence[Upload],
+        part: Upload | None,
+        gallery: Gallery,
     ) -> np.ndarray:
         def of_ids(names: Sequence[str]) -> list[np.ndarray]:
             unknown = [name for name in names if name not in gallery.positions]
@@ -286,8 +299,11 @@ class Engine:
         def of_uploads(names: Sequence[str]) -> list[np.ndarray]:
             return [self.kept_upload(name).vector for name in names]
 
+        like = [*(u.vector for u in uploads), *of_uploads(search.query), *of_ids(search.id)]
+        if part is not None:
+            like = [part.vector]
         examples = Examples(
-            images=[*(u.vector for u in uploads), *of_uploads(search.query), *of_ids(search.id)],
+            images=like,
             not_images=[*of_uploads(search.not_query), *of_ids(search.not_id)],
             texts=self.text_vectors([search.text] if search.text else []),
             not_texts=self.text_vectors([search.not_text] if search.not_text else []),
@@ -303,6 +319,36 @@ class Engine:
             text_weight=search.text_weight,
         )
         return self.model.searched(vector, gallery.sample)
+
+    def query_part(self, search: SearchRequest, files: Sequence[bytes] = ()) -> Upload | None:
+        """The part of the image searched with that the search has a box for, kept as an upload of
+        its own; None without a box. files: images sent along. UsageError: not one image."""
+        box = search.part
+        if box is None:
+            return None
+        if search.examples(len(files)) != 1:
+            raise UsageError(
+                f"box {box} is a part of one image to search with, but there are "
+                f"{search.examples(len(files))}: send one image, or leave box out"
+            )
+        source: bytes | Path
+        if files:
+            source, whole = files[0], upload_name(files[0])
+        elif search.query:
+            upload = self.kept_upload(search.query[0])
+            source, whole, box = upload.jpeg, upload.name, box.in_fractions_of(upload.size)
+        else:
+            source = self.picture(search.id[0])
+            whole = Thumbnails.tag(source)
+        name = upload_name(f"{whole} {len(files)} {box}".encode())
+        kept = self.uploads.get(name)
+        if kept is not None:
+            return kept
+        decoder = self.decoder if isinstance(source, bytes) else self.gallery_decoder
+        decoding = decoder.decode(
+            source, framing=self.model.framing, jpeg_side=UPLOAD_SIDE, part=box
+        )
+        return self._embedded_uploads([name], [decoding.result()])[0]
 
     def kept_upload(self, name: str) -> Upload:
         """The upload of this name; NotFound if it is no longer kept."""
@@ -338,9 +384,13 @@ class Engine:
         return self.map_queue.submit(key, draw)
 
     def _pair(self, search: SearchRequest, result: str) -> tuple[Upload | Path, Path]:
-        """The first image searched with, and the result. NotFound if the search has none."""
+        """The first image searched with, or the part of it, and the result. NotFound if the search
+        has none."""
         gallery = self.gallery
         found = self.picture(result, gallery)
+        part = self.query_part(search)
+        if part is not None:
+            return part, found
         if search.query:
             return self.kept_upload(search.query[0]), found
         if search.id:

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from vizsla.data.query_box import QueryBox
 from vizsla.errors import UsageError
 from vizsla.web.shell.requests import validated
 
@@ -57,6 +58,22 @@ def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("the text holds characters that cannot be shown")
     return text
+
+
+def _four_numbers(value: Any) -> Any:
+    """A box as text, which JSON may also give as [x, y, w, h]."""
+    if isinstance(value, list) and all(isinstance(one, int | float) for one in value):
+        return ",".join(map(str, value))
+    return _last_value(value)
+
+
+def _box(text: str) -> str:
+    """In one form only. ValueError: it is no box."""
+    try:
+        found = QueryBox.of(text.strip() or None)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return "" if found is None else str(found)
 
 
 def _only_file(value: Any) -> Any:
@@ -104,6 +121,9 @@ Texts = Annotated[
     BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
 ]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT), BeforeValidator(_last_value)]
+Box = Annotated[
+    str, Field(max_length=MAX_CHARACTERS), BeforeValidator(_four_numbers), AfterValidator(_box)
+]
 SingleText = Annotated[str, BeforeValidator(_last_value)]
 Image = Annotated[bytes, Strict()]
 
@@ -129,6 +149,11 @@ class SearchRequest(BaseModel):
         description="Images sent before: like these. By the names that `queries` gave.",
     )
     not_query: Examples = Field(default=(), description="Images sent before: not like these.")
+    box: Box = Field(
+        default="",
+        description="The part of the one image searched with that counts: left,top,width,height "
+        "in pixels, or as fractions of its sides.",
+    )
     right: Marks = Field(default=(), description="Ids of results that were right.")
     wrong: Marks = Field(default=(), description="Ids of results that were wrong.")
     filter: Conditions = Field(
@@ -174,6 +199,11 @@ class SearchRequest(BaseModel):
         return self.model_copy(update=changes)
 
     @property
+    def part(self) -> QueryBox | None:
+        """The part of the one image searched with that counts."""
+        return QueryBox.of(self.box or None)
+
+    @property
     def has_images(self) -> bool:
         """Whether images are among the examples."""
         return bool(self.id or self.not_id or self.query or self.not_query)
@@ -189,10 +219,13 @@ class SearchRequest(BaseModel):
         return self.group_score == "best" and self.diverse == 1
 
     def is_one_image(self, uploads: int) -> bool:
-        """Whether it is searched by one image alone; uploads: how many are sent along."""
-        examples = uploads + len(self.query) + len(self.id)
-        others = self.not_id or self.not_query or self.right or self.wrong
-        return examples == 1 and not (others or self.text or self.not_text)
+        """Whether it is searched by one whole image alone; uploads: how many are sent along."""
+        others = self.not_id or self.not_query or self.right or self.wrong or self.box
+        return self.examples(uploads) == 1 and not (others or self.text or self.not_text)
+
+    def examples(self, uploads: int = 0) -> int:
+        """How many images results should be like; uploads: how many are sent along."""
+        return uploads + len(self.query) + len(self.id)
 
     def pairs(self) -> list[tuple[str, str]]:
         """The fields as an address has them, without defaults; `parse` gives the same back."""

@@ -110,11 +110,17 @@ class State:
 
     def address(self, **changes: Any) -> str:
         """The query string of this state, with some fields of its search changed."""
-        search = self.search.with_changes(**changes)
+        search = self._changed(**changes)
         pairs = [*search.pairs(), *self.choices]
         if self.seed is not None and search.is_empty:
             pairs.append(("seed", str(self.seed)))
         return urlencode(pairs)
+
+    def _changed(self, **changes: Any) -> SearchRequest:
+        """The search with some fields changed; a box belongs to the images that it was drawn on."""
+        search = self.search.with_changes(**changes)
+        same = (search.id, search.query) == (self.search.id, self.search.query)
+        return search if same else search.with_changes(box="")
 
     def others(self) -> str:
         """The address of other random images."""
@@ -164,7 +170,7 @@ class State:
             changes |= {"id": (), "right": (), "wrong": ()}
         else:
             changes = self._added("query" if use == "also" else "not_query", names)
-        return replace(self, search=self.search.with_changes(**changes))
+        return replace(self, search=self._changed(**changes))
 
     def _added(self, field: str, names: Sequence[str]) -> dict[str, Any]:
         opposite = OPPOSITE[field]

@@ -142,10 +142,11 @@ class Pages:
             result = request.query_params.get("result", "")
             state = State.parse(address_fields(request), max_k=self.service.limits.k)
             engine.picture(result)
+            part = await self.service.searches.run(lambda: engine.query_part(state.search))
             found = Found(result, float("nan"), **engine.gallery.described(result))
         except Exception as error:
             return self._refused(error, state)
-        return self._rendered("view.html", state=state, found=found)
+        return self._rendered("view.html", state=state, found=found, part=part)
 
     def _refused(self, error: Exception, state: State | None) -> Response:
         """The page with a sentence on what went wrong, and the search form as it was."""
