@@ -54,6 +54,20 @@ def test_an_impossible_time_is_none(tmp_path: Path, time: str) -> None:
     assert written(tmp_path, tags(time)).taken is None
 
 
+def test_days_of_other_programs_and_fractions_of_other_times(tmp_path: Path) -> None:
+    for day in ("2024-05-01", "2024/05/01"):
+        found = written(tmp_path, tags(f"{day} 10:20:30")).taken
+        assert found == datetime(2024, 5, 1, 10, 20, 30, 250_000)
+    digitised = tags("0000:00:00 00:00:00")
+    digitised.get_ifd(ExifTags.IFD.Exif).update(
+        {ExifTags.Base.DateTimeDigitized: "2024:05:02 01:02:03"}
+    )
+    assert written(tmp_path, digitised).taken == datetime(2024, 5, 2, 1, 2, 3)
+    odd = tags()
+    odd.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.SubsecTimeOriginal] = "\u0665x"
+    assert written(tmp_path, odd).taken == datetime(2024, 5, 1, 10, 20, 30)
+
+
 def test_an_image_without_exif_has_none_of_it(tmp_path: Path) -> None:
     assert written(tmp_path, Image.Exif()) == Exif()
 

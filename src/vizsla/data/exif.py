@@ -5,6 +5,7 @@ damaged or impossible is None.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +16,11 @@ from PIL import ExifTags, Image
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TIMES = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTimeDigitized, ExifTags.Base.DateTime)
+TIMES = {
+    ExifTags.Base.DateTimeOriginal: ExifTags.Base.SubsecTimeOriginal,
+    ExifTags.Base.DateTimeDigitized: ExifTags.Base.SubsecTimeDigitized,
+    ExifTags.Base.DateTime: ExifTags.Base.SubsecTime,
+}  # the tag of a time → that of its fraction of a second
 COLUMNS = ("taken", "camera", "latitude", "longitude")
 
 
@@ -44,10 +49,8 @@ def parsed_exif(tags: Image.Exif) -> Exif:
     """What Pillow's table of tags says."""
     inner = tags.get_ifd(ExifTags.IFD.Exif)
     named = {**tags, **inner}
-    taken = next((time for tag in TIMES if (time := _time(named.get(tag)))), None)
-    fraction = _text(named.get(ExifTags.Base.SubsecTimeOriginal)) or ""
-    if taken and fraction.isdecimal():
-        taken += timedelta(microseconds=int(fraction[:6].ljust(6, "0")))
+    times = (_time(named.get(tag), named.get(subsec)) for tag, subsec in TIMES.items())
+    taken = next((time for time in times if time), None)
     make, model = (_text(named.get(tag)) for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
     starts = make and model and model.casefold().startswith(make.split()[0].casefold())
     camera = model if starts else " ".join(filter(None, (make, model)))
@@ -78,11 +81,16 @@ def _text(value: Any) -> str | None:
     return " ".join(words) or None
 
 
-def _time(value: Any) -> datetime | None:
+def _time(value: Any, fraction: Any) -> datetime | None:
+    """A time such as 2024:05:01 12:30:00; some programs write the day with - or /."""
+    text = (_text(value) or "")[:19]
     try:
-        return datetime.strptime((_text(value) or "")[:19], "%Y:%m:%d %H:%M:%S")
+        time = datetime.strptime(re.sub("[-/]", ":", text), "%Y:%m:%d %H:%M:%S")
     except ValueError:
         return None
+    digits = _text(fraction) or ""
+    known = digits.isascii() and digits.isdecimal()
+    return time + timedelta(microseconds=int(digits[:6].ljust(6, "0"))) if known else time
 
 
 def _place(gps: dict[int, Any]) -> tuple[float, float] | None:
