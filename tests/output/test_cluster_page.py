@@ -80,6 +80,8 @@ def test_a_person_merges_splits_names_and_undoes(view: Any, tmp_path: Path) -> N
     expected = [{*(f"{i}.png" for i in range(5)), "8.png"}, {"5.png", NASTY}, {"6.png"}, {"9.png"}]
     table = saved(view, tmp_path)
     assert grouped(table) == expected and table["6.png"][1] == 'a "big" cup'
+    view.get_by_role("button", name="Undo").click()  # the name
+    assert saved(view, tmp_path)["6.png"][1] == "" and grouped(saved(view, tmp_path)) == expected
     view.get_by_role("button", name="Undo").click()
     view.get_by_role("button", name="Undo").click()
     assert len(grouped(saved(view, tmp_path))) == 4

@@ -14,10 +14,13 @@ let changed = false, last = null;
 
 function remember() {
   past.push(clusters().map((cluster) => ({
-    cluster, items: [...strip(cluster).children], rest: cluster.dataset.rest, name: label(cluster).value,
+    cluster, items: [...strip(cluster).children], rest: cluster.dataset.rest, name: label(cluster).defaultValue,
   })));
   changed = true;
 }
+
+// The default value of a label is the name before it is typed over, for undo.
+function rename(cluster, name) { label(cluster).value = label(cluster).defaultValue = name; }
 
 function restore() {
   const before = past.pop();
@@ -25,7 +28,7 @@ function restore() {
   for (const one of before) {
     strip(one.cluster).replaceChildren(...one.items);
     one.cluster.dataset.rest = one.rest;
-    label(one.cluster).value = one.name;
+    rename(one.cluster, one.name);
   }
   list.replaceChildren(...before.map((one) => one.cluster));
   show();
@@ -73,7 +76,7 @@ function merge() {
     if (all) {
       into.dataset.rest = JSON.stringify([...rest(into), ...rest(cluster)]);
       cluster.dataset.rest = "[]";
-      if (!label(into).value) label(into).value = label(cluster).value;
+      if (!label(into).value) rename(into, label(cluster).value);
     }
   }
   clear();
@@ -88,7 +91,7 @@ function split() {
   const from = items[0].closest(".cluster"), made = from.cloneNode(true);
   made.dataset.rest = "[]";
   strip(made).replaceChildren(...items);
-  label(made).value = "";
+  rename(made, "");
   from.after(made);
   clear();
   show();
@@ -123,7 +126,7 @@ list.addEventListener("click", (event) => {
   show();
 });
 list.addEventListener("change", (event) => {
-  if (event.target.matches(".label")) changed = true;
+  if (event.target.matches(".label")) { remember(); rename(event.target.closest(".cluster"), event.target.value); }
   show();
 });
 const actions = {m: merge, s: split, z: restore};
