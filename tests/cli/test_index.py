@@ -137,8 +137,11 @@ def test_search_by_group(here: Path, refine: list[str]) -> None:
     varied: Any = run_json(*words, "--diverse", "0.1", "-k", "5")["rankings"]
     plain = [row["id"] for row in every["q000"][:5]]
     assert varied["q000"][0]["id"] == plain[0] and [r["id"] for r in varied["q000"]] != plain
-    with pytest.raises(UsageError, match="one image of a group"):
-        vizsla(*words, *grouped, "-o", "r.parquet")
+    assert vizsla(*words, *grouped, "-o", "r.parquet", "-q").exit_code == 0
+    kept = Ranking.load("r.parquet")
+    assert kept.members is not None
+    names = [[kept.gallery[p] for p in row if p >= 0] for row in kept.members[0]]
+    assert names == [[image["id"] for image in row["images"]] for row in found["q000"]]
     with pytest.raises(DataError, match="no attribute 'colour'"):
         vizsla(*words, "--group-by", "colour")
 

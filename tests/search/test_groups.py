@@ -189,6 +189,39 @@ def test_an_image_of_the_gallery_is_not_in_its_own_group(index: Index) -> None:
     assert every.members is not None and ((every.members >= 0).sum(axis=2) == G - 1).all()
 
 
+def test_several_pictures_of_an_item_are_one_query_by_their_highest_score(
+    kind: str, index: Index
+) -> None:
+    rng, items = np.random.default_rng(6), {"A": [2, 0], "B": [1]}
+    for _ in range(20):
+        texts, k = conditions(rng), int(rng.integers(1, 30))
+        if kind in APPROXIMATE:
+            found = index.search(QUERIES, k, texts, items=items)
+            assert found.scores is not None and found.queries == ["A", "B"]
+            each = index.search(QUERIES, k, texts)
+            assert found.row(1) == each.row(1)
+            best: dict[str, float] = {}
+            for i in items["A"]:
+                for name, score in zip(each.row(i), each.scores[i], strict=False):  # type: ignore[index]
+                    best[name] = max(score, best.get(name, -1.0))
+            wanted = sorted(best, key=lambda name: (-best[name], name))[:k]
+            assert found.row(0) == wanted
+            assert found.scores[0, : len(wanted)].tolist() == [best[name] for name in wanted]
+            continue
+        column, per_group = str(rng.choice(COLUMNS)), int(rng.integers(1, 4))
+        score = str(rng.choice(["best", "best-two"]))
+        found = index.search(
+            QUERIES, k, texts, group_by=column, per_group=per_group, group_score=score, items=items
+        )
+        every = [dict(images) for images in all_images(texts)]
+        for i, pictures in enumerate(items.values()):
+            highest = {name: max(every[p][name] for p in pictures) for name in every[0]}
+            images = sorted(highest.items(), key=lambda one: (-one[1], one[0]))
+            compare(found, i, expected(images, column, k, per_group, score), per_group)
+    with pytest.raises(UsageError, match="find each other"):
+        index.search(QUERIES, 3, items=items, same_set=True)
+
+
 def test_groups_of_a_large_share_of_the_gallery_need_more_than_one_search() -> None:
     """The ten nearest groups are far down if one group holds the 700 nearest images."""
     vectors, order = unit(G, 0), np.argsort(-unit(G, 0) @ QUERIES.vectors[0], kind="stable")

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,30 @@ def test_file_round_trip_keeps_all(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after.scores, before.scores)
     assert (after.gallery_size, after.origin) == (7, {"model_id": "m"})
     assert after.lengths.tolist() == [3, 1, 0]
+
+
+def test_the_images_of_groups_are_kept(tmp_path: Path) -> None:
+    none = [-1, -1]
+    members = np.array([[[2, 1], [0, -1], none], [[1, 0], none, none], [none, none, none]])
+    values = np.where(members >= 0, 0.25 * (members + 1), np.nan)
+    before = dataclasses.replace(example(), members=members, member_scores=values)
+    before.save(tmp_path / "r.parquet")
+    after = Ranking.load(tmp_path / "r.parquet")
+    assert after.members is not None and after.to_lists() == {
+        "q1": ["c", "a", "b/é"], "q2": ["b/é"], "q 3": []
+    }  # fmt: skip
+
+    def named(ranking: Ranking) -> list[list[list[str]]]:
+        assert ranking.members is not None
+        return [
+            [[ranking.gallery[p] for p in of if p >= 0] for of in row] for row in ranking.members
+        ]
+
+    assert named(after) == named(before)
+    np.testing.assert_array_equal(after.member_scores, values)
+    empty = dataclasses.replace(before.head(0), members=members[:, :0], member_scores=values[:, :0])
+    empty.save(tmp_path / "e.parquet")
+    assert Ranking.load(tmp_path / "e.parquet").lengths.tolist() == [0, 0, 0]
 
 
 def test_from_lists_without_scores(tmp_path: Path) -> None:

@@ -358,8 +358,6 @@ def search(
     """Rank a gallery for every query, by cosine or refined. Queries are images or embeddings."""
     out = options.out
     _filter(options.filter)  # what cannot be read is an error at once
-    if out is not None and options.per_group > 1:
-        raise UsageError("--per-group is for what is printed: a ranking has one image of a group")
     with ProgressShown(options.quiet) as progress:
         progress(LOADING, 0, 1)
         from vizsla.run.gallery_search import search_gallery

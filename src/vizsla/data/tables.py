@@ -201,6 +201,13 @@ def texts(table: pa.Table, name: str) -> list[Any]:
     return values
 
 
+def value_text(value: Any) -> str:
+    """A value of a column as people read it: no long fractions, true and false in small letters."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
 def take_rows(table: pa.Table, rows: Sequence[int | None]) -> pa.Table:
     """These rows as attributes; null if the row is None.
 

@@ -116,26 +116,22 @@ def search_gallery(
     items, join = _items(query_set, options)
     if items is not None and join == "mean" and not chain.steps:
         query_set, items = joined_vectors(query_set, items), None
-    whole = len(found) - same_set  # lists are joined, and grouped, as deep as they are
     if chain.steps:
+        whole = len(found) - same_set  # lists are joined, and grouped, as deep as they are
         ranking = search_refined(
             found, where, query_set, chain, k if items is None else whole, condition,
             form=form if items is None else ResultForm(), same_set=same_set,
             device=device, progress=progress and partial(progress, "graph"),
         )  # fmt: skip
-    elif items is None:
+        if items is not None:
+            ranking = joined_rankings(ranking, items, join)
+            ranking = regrouped(ranking, _gallery_of(ranking, found, where), k, form)
+    else:
         ranking = found.search(
             query_set, k, condition, group_by=options.group_by, per_group=options.per_group,
             group_score=options.group_score, diverse=options.diverse, same_set=same_set,
+            items=items,
         )  # fmt: skip
-    else:
-        ranking = found.search(query_set, k if form == ResultForm() else whole, condition)
-    if items is not None:
-        ranking = joined_rankings(ranking, items, join)
-        if form == ResultForm():
-            ranking = ranking.head(k)
-        else:
-            ranking = regrouped(ranking, _gallery_of(ranking, found, where), k, form)
     if calibration is not None:
         ranking = calibration.decide(ranking)
     fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))

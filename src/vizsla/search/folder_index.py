@@ -10,7 +10,7 @@ import copy
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,6 +204,7 @@ class FolderIndex(Shown):
         diverse: float | None = None,
         model_id: str | None = None,
         same_set: bool = False,
+        items: Mapping[str, Sequence[int]] | None = None,
         embedder: "Embedder | None" = None,
         box: GivenBox = None,
     ) -> Ranking:
@@ -220,19 +221,22 @@ class FolderIndex(Shown):
         exact.check_k(k, len(snapshot) - same_set)
         self_at = self_positions(queries.ids, snapshot.ids) if same_set else None
         try:
-            found = view.search(queries.vectors, k, form, allowed, self_at)
+            found = view.search(queries.vectors, k, form, allowed, self_at, items)
         except StorageError:
             if not self.refresh():  # another process has replaced a file that was not read yet
                 raise
             return self.search(
                 queries, k, filter, group_by=group_by, per_group=per_group,
-                group_score=group_score, diverse=diverse, same_set=same_set,
+                group_score=group_score, diverse=diverse, same_set=same_set, items=items,
             )  # fmt: skip
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
+        if items is not None:
+            origin["query_join"] = "max"
         return Ranking(
-            queries.ids, snapshot.ids, found.positions, found.scores, len(snapshot),
+            queries.ids if items is None else list(items), snapshot.ids,
+            found.positions, found.scores, len(snapshot),
             {**origin, **form.record()}, query_root=queries.root, gallery_root=self.source.root,
             members=found.members, member_scores=found.member_scores,
         )  # fmt: skip

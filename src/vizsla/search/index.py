@@ -4,7 +4,7 @@ An index is a folder (folder_index.py) or a collection of Milvus (milvus_index.p
 images and never interprets an attribute.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,6 +76,7 @@ class Index(Protocol):
         diverse: float | None = None,
         model_id: str | None = None,
         same_set: bool = False,
+        items: Mapping[str, Sequence[int]] | None = None,
         embedder: "Embedder | None" = None,
         box: GivenBox = None,
     ) -> Ranking:
@@ -91,7 +92,9 @@ class Index(Protocol):
         group_by: a column; the k nearest groups of images with one value, each by its best image.
         per_group: also the ranking's `members`, so many images of each. group_score: best-two
         scores a group by the mean of its best two images. diverse: from 1 down to 0, the more
-        results differ from each other (`results.diversified`).
+        results differ from each other (`results.diversified`). items: name → the places of its
+        pictures among the queries; an item is one query, and an image's score is its highest for
+        any of the pictures.
         DataError: another model or dimension, k beyond the gallery, no such attribute.
         """
 

@@ -1,6 +1,7 @@
 """One state of an index in a folder, as a search sees it: rows and queries → the nearest rows."""
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from vizsla.search.filters import no_attribute
 from vizsla.search.groups import Found, Grouping, ResultForm
 from vizsla.search.index_files import Snapshot
 from vizsla.search.index_structure import read_structure
+from vizsla.search.items import source_of_items
 from vizsla.search.ranking import without_self
 from vizsla.search.results import found_results
 
@@ -111,12 +113,16 @@ class View:
         form: ResultForm,
         allowed: np.ndarray | None,
         self_at: np.ndarray | None,
+        items: Mapping[str, Sequence[int]] | None = None,
     ) -> Found:
-        """The k best results of each query; the other arguments as `ranked` has them."""
+        """The k best results of each query, or of each item; see Index.search. The other arguments
+        as `ranked` has them."""
         by = form.group_by
         grouping = self.grouping(by) if isinstance(by, str) else by
+        images = ImagesOfView(self, queries, allowed, self_at, grouping)
+        source = source_of_items(images, items, same_set=self_at is not None)
         return found_results(
-            ImagesOfView(self, queries, allowed, self_at, grouping), len(queries), k, form,
+            source, len(queries if items is None else items), k, form,
             available=len(self.snapshot) if allowed is None else int(allowed.sum()),
             first=None if grouping is None else grouping.first,
         )  # fmt: skip

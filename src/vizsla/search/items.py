@@ -1,12 +1,15 @@
-"""Several query pictures of one item → one query: its vectors, or its rankings, joined."""
+"""Several query pictures of one item → one query: its vectors, its searches or its rankings,
+joined."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
+from vizsla.search.groups import ImageSource
 from vizsla.search.ranking import Ranking
 
 JOINS = ("mean", "max")
@@ -58,10 +61,66 @@ def joined_rankings(ranking: Ranking, items: Mapping[str, Sequence[int]], join: 
     """
     if ranking.scores is None:
         raise DataError("--query-group joins the scores of pictures, and this ranking has none")
-    positions = np.full((len(items), ranking.depth), -1, np.int64)
-    scores = np.full(positions.shape, np.nan)
-    for i, pictures in enumerate(items.values()):
-        rows, values = ranking.positions[list(pictures)], ranking.scores[list(pictures)]
+    lists = list(items.values())
+    positions, scores = _joined(ranking.positions, ranking.scores, lists, join)
+    origin = {**ranking.origin, "query_join": join}
+    return replace(ranking, queries=list(items), positions=positions, scores=scores, origin=origin)
+
+
+@dataclass(frozen=True, eq=False)
+class ImagesOfItems:
+    """Searches for images by several pictures of an item; see groups.ImageSource.
+
+    The score of an image is its highest for any of the pictures: so the n best are among the n best
+    of each picture. pictures: of each item the places of its pictures among the source's queries.
+    """
+
+    source: ImageSource
+    pictures: Sequence[Sequence[int]]
+
+    def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """See ImageSource."""
+        pictures = [self.pictures[i] for i in queries]
+        ends = np.cumsum([0, *map(len, pictures)])
+        positions, scores = self.source.nearest(np.concatenate([*pictures]).astype(np.int64), n)
+        lists = [range(start, end) for start, end in itertools.pairwise(ends)]
+        return _joined(positions, scores, lists, "max")
+
+    def codes(self, positions: np.ndarray) -> np.ndarray:
+        """See ImageSource."""
+        return self.source.codes(positions)
+
+    def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ImageSource."""
+        found = [self.source.images(picture, codes) for picture in self.pictures[query]]
+        positions = found[0][0]  # the same for all pictures
+        return positions, np.max([scores for _, scores in found], axis=0)
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """See ImageSource."""
+        return self.source.vectors(positions)
+
+
+def source_of_items(
+    source: ImageSource, items: Mapping[str, Sequence[int]] | None, *, same_set: bool
+) -> ImageSource:
+    """The source itself if each picture is a query. UsageError: one set."""
+    if items is None:
+        return source
+    if same_set:
+        raise UsageError("--query-group: with --same-set an item's pictures would find each other")
+    return ImagesOfItems(source, list(items.values()))
+
+
+def _joined(
+    positions: np.ndarray, scores: np.ndarray, items: Sequence[Sequence[int]], join: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and scores (items, K), joined over the rows (Q, K) of each item."""
+    depth = positions.shape[1]
+    found = np.full((len(items), depth), -1, np.int64)
+    found_scores = np.full(found.shape, np.nan)
+    for i, pictures in enumerate(items):
+        rows, values = positions[list(pictures)], scores[list(pictures)]
         there = rows >= 0
         known, at = np.unique(rows[there], return_inverse=True)
         every = np.full((len(pictures), len(known)), -np.inf)
@@ -70,7 +129,6 @@ def joined_rankings(ranking: Ranking, items: Mapping[str, Sequence[int]], join: 
             every[:] = np.where(np.isfinite(last), last, -1.0)[:, None]
         every[np.nonzero(there)[0], at] = values[there]
         joined = every.max(axis=0) if join == "max" else every.mean(axis=0)
-        order = np.lexsort((known, -joined))[: ranking.depth]
-        positions[i, : len(order)], scores[i, : len(order)] = known[order], joined[order]
-    origin = {**ranking.origin, "query_join": join}
-    return replace(ranking, queries=list(items), positions=positions, scores=scores, origin=origin)
+        order = np.lexsort((known, -joined))[:depth]
+        found[i, : len(order)], found_scores[i, : len(order)] = known[order], joined[order]
+    return found, found_scores

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from vizsla.search.filters import Condition, Filter, no_attribute, no_order, typ
 from vizsla.search.folder_index import SHOWN, build_in, check_present, require_ids
 from vizsla.search.groups import ResultForm
 from vizsla.search.index_files import check_new
+from vizsla.search.items import source_of_items
 from vizsla.search.milvus_search import MilvusImages, decoded
 from vizsla.search.queries import QueryEncoder
 from vizsla.search.ranking import Ranking
@@ -210,6 +211,7 @@ class MilvusIndex:
         diverse: float | None = None,
         model_id: str | None = None,
         same_set: bool = False,
+        items: Mapping[str, Sequence[int]] | None = None,
         embedder: "Embedder | None" = None,
         box: GivenBox = None,
     ) -> Ranking:
@@ -227,18 +229,23 @@ class MilvusIndex:
         exact.check_k(k, size - same_set)
         where = "" if filter is None else self._expression(filter)
         allowed = size if filter is None else self._count(where)
-        source = MilvusImages(
+        images = MilvusImages(
             self._scan, self._candidates, queries.vectors, where=where, allowed=allowed,
             filtered=filter is not None, own=queries.ids if same_set else None, column=group_by,
         )  # fmt: skip
-        found = found_results(source, len(queries), k, form, available=allowed)
-        ids, rows = source.entities.gallery()
+        source = source_of_items(images, items, same_set=same_set)
+        n_queries = len(queries if items is None else items)
+        found = found_results(source, n_queries, k, form, available=allowed)
+        ids, rows = images.entities.gallery()
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         if filter is not None:
             origin["filter"] = str(filter)
+        if items is not None:
+            origin["query_join"] = "max"
         members = None if found.members is None else _places(found.members, rows)
         return Ranking(
-            queries.ids, ids, _places(found.positions, rows), found.scores, size,
+            queries.ids if items is None else list(items), ids,
+            _places(found.positions, rows), found.scores, size,
             {**origin, **form.record()}, query_root=queries.root,
             members=members, member_scores=found.member_scores,
         )  # fmt: skip

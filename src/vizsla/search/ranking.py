@@ -31,7 +31,7 @@ class Ranking(Shown):
     accepted: (Q,) int64, so many first images of each row are accepted, 0 for none of these; None
     if nothing was decided. probability: (Q, K) float64, that each image is right, with `accepted`.
     members, member_scores: (Q, K, N) as positions and scores, if each result is a group: its best
-    images. They are not saved.
+    images.
     """
 
     queries: list[str]
@@ -179,7 +179,8 @@ class Ranking(Shown):
 
     def save(self, path: str | Path) -> None:
         """One Parquet file: query, rank (from 1), gallery, score; where it was decided what is
-        accepted, also probability and accepted.
+        accepted, also probability and accepted; where several images of a group are a result, also
+        images and image_scores, lists of them.
 
         A query without results is one row of rank 0 with a null gallery.
         """
@@ -215,6 +216,10 @@ class Ranking(Shown):
             accepted = pa.array(column < self.accepted[query])
             table = table.append_column("probability", pa.array(chance, mask=np.isnan(chance)))
             table = table.append_column("accepted", accepted)
+        if self.members is not None and self.member_scores is not None and self.depth:
+            members = np.where(empty[:, None], -1, self.members[query, column])
+            for name, lists in _lists(members, self.member_scores[query, column], self.gallery):
+                table = table.append_column(name, lists)
         about = {"gallery_size": self.gallery_size, "origin": self.origin, "form": "ranking/1"}
         storage.write_sealed_table(
             path, table.replace_schema_metadata({"vizsla": json.dumps(about)})
@@ -246,10 +251,43 @@ class Ranking(Shown):
             probability = np.full(shape, np.nan)
             chance = table["probability"].to_numpy()
             probability[query_of[filled], rank[filled] - 1] = chance[filled]
+        members = member_scores = None
+        if "images" in table.column_names:
+            of_rows, of_scores, gallery = _from_lists(table, gallery)
+            members = np.full((*shape, of_rows.shape[1]), -1, dtype=np.int64)
+            members[query_of[filled], rank[filled] - 1] = of_rows[filled]
+            member_scores = np.full(members.shape, np.nan)
+            member_scores[query_of[filled], rank[filled] - 1] = of_scores[filled]
         return Ranking(
             queries, gallery, positions, scores, about["gallery_size"], about.get("origin", {}),
-            accepted=accepted, probability=probability,
+            accepted=accepted, probability=probability, members=members,
+            member_scores=member_scores,
         )  # fmt: skip
+
+
+def _lists(
+    members: np.ndarray, scores: np.ndarray, gallery: Sequence[str]
+) -> list[tuple[str, pa.Array]]:
+    """The columns `images` and `image_scores` of a ranking's file. members, scores: (rows, N)."""
+    there = members >= 0
+    ends = pa.array(np.concatenate([[0], np.cumsum(there.sum(axis=1))]), pa.int32())
+    names = pa.array(gallery, pa.string()).take(pa.array(members[there]))
+    values = {"images": names, "image_scores": pa.array(scores[there])}
+    return [(name, pa.ListArray.from_arrays(ends, of)) for name, of in values.items()]
+
+
+def _from_lists(
+    table: pa.Table, gallery: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """What `_lists` was given: members and scores (rows, N), and the gallery with their names."""
+    at = {name: i for i, name in enumerate(gallery)}
+    rows, values = table["images"].to_pylist(), table["image_scores"].to_pylist()
+    members = np.full((len(rows), max(map(len, rows), default=0)), -1, dtype=np.int64)
+    scores = np.full(members.shape, np.nan)
+    for i, (names, row) in enumerate(zip(rows, values, strict=True)):
+        members[i, : len(names)] = [at.setdefault(name, len(at)) for name in names]
+        scores[i, : len(row)] = row
+    return members, scores, list(at)
 
 
 def self_positions(queries: Sequence[str], gallery: Sequence[str]) -> np.ndarray:

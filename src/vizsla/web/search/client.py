@@ -17,7 +17,11 @@ from vizsla.errors import DataError, UsageError, VizslaError
 
 @dataclass(frozen=True)
 class Hit:
-    """One result of a search. probability, accepted: None unless the server has --accept."""
+    """One result of a search. probability, accepted: None unless the server has --accept.
+
+    With group_by: how many images the group has; with per_group also the best of them, as dicts
+    with id and score.
+    """
 
     id: str
     score: float
@@ -25,6 +29,8 @@ class Hit:
     attributes: dict[str, Any]
     probability: float | None = None
     accepted: bool | None = None
+    group_size: int | None = None
+    images: Sequence[Mapping[str, Any]] = ()
 
 
 class SearchClient:
@@ -39,7 +45,7 @@ class SearchClient:
 
     def search(
         self,
-        image: str | Path | bytes | None = None,
+        image: str | Path | bytes | Sequence[str | Path | bytes] | None = None,
         *,
         text: str = "",
         id: str | Sequence[str] = (),
@@ -47,9 +53,12 @@ class SearchClient:
         filter: str | Sequence[str] = (),
         **more: Any,
     ) -> list[Hit]:
-        """image: a file or its bytes. more: the API's other fields, such as not_id or right."""
+        """image: a file or its bytes, or several. more: the API's other fields, such as not_id,
+        group_by or query_join.
+        """
         fields: dict[str, Any] = {"text": text, "id": id, "k": str(k), "filter": filter, **more}
-        files = [] if image is None else [("image", ("image", _bytes(image)))]
+        given = [image] if isinstance(image, str | Path | bytes) else image or []
+        files = [("image", ("image", _bytes(one))) for one in given]
         answer = self._post("/v1/search", fields, files)
         return [
             Hit(*(one.get(field.name) for field in dataclasses.fields(Hit)))

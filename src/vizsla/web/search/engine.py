@@ -189,8 +189,8 @@ class Engine:
         )  # fmt: skip
         uploads = self.upload(files, large=False)
         part = self.query_part(search, files)
-        vector = self._vector(search, uploads, part, gallery)
-        wanted = Search(gallery, vector, search.k, condition, form)
+        vectors = self._vectors(search, uploads, part, gallery)
+        wanted = Search(gallery, vectors, search.k, condition, form)
         hits = self._searches.submit(wanted).result()
         results = [
             Found(hit.id, hit.score, **gallery.described(hit.id), of_group=hit.of_group,
@@ -283,13 +283,15 @@ class Engine:
         nan = float("nan")
         return [Found(name, nan, **gallery.described(name)) for name in drawn]
 
-    def _vector(
+    def _vectors(
         self,
         search: SearchRequest,
         uploads: Sequence[Upload],
         part: Upload | None,
         gallery: Gallery,
     ) -> np.ndarray:
+        """(n, D): one to search for, or with `query_join=max` one of each image."""
+
         def of_ids(names: Sequence[str]) -> list[np.ndarray]:
             unknown = [name for name in names if name not in gallery.positions]
             if unknown:
@@ -312,13 +314,16 @@ class Engine:
         )
         if search.is_empty and not uploads:
             raise UsageError("nothing to search with: send an image, an id of the gallery, or text")
-        vector = query_vector(
-            examples,
-            gallery.spread,
-            image_weight=search.image_weight,
-            text_weight=search.text_weight,
-        )
-        return self.model.searched(vector, gallery.sample)
+        each = [examples]
+        if search.query_join == "max" and len(examples.images) > 1:
+            each = [replace(examples, images=[image]) for image in examples.images]
+        vectors = [
+            query_vector(
+                one, gallery.spread, image_weight=search.image_weight,
+                text_weight=search.text_weight,
+            ) for one in each
+        ]  # fmt: skip
+        return np.stack([self.model.searched(vector, gallery.sample) for vector in vectors])
 
     def query_part(self, search: SearchRequest, files: Sequence[bytes] = ()) -> Upload | None:
         """The part of the image searched with that the search has a box for, kept as an upload of

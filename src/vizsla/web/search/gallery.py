@@ -7,6 +7,7 @@ that leads out of the folder, through a link for instance, is not served.
 import os
 import stat
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,18 +177,27 @@ class Gallery:
         return [facet.column for facet in self.facets if _repeats(self.attributes[facet.column])]
 
     def search(
-        self, vectors: np.ndarray, k: int, condition: Filter | None, form: ResultForm = IMAGES
+        self,
+        vectors: np.ndarray,
+        k: int,
+        condition: Filter | None,
+        form: ResultForm = IMAGES,
+        items: Mapping[str, Sequence[int]] | None = None,
     ) -> list[list[Hit]]:
-        """For each of (Q, D) unit vectors up to k results, best first."""
+        """For each of (Q, D) unit vectors, or each item, up to k results, best first.
+
+        items: see Index.search.
+        """
         k = min(k, len(self.index))
         if k == 0:
-            return [[] for _ in vectors]
+            return [[] for _ in (vectors if items is None else items)]
         filter = None
         if condition is not None:
             filter = EvaluatedFilter(condition.conditions, condition.ids, self.mask(condition))
         ranking = self.index.search(
             vectors, k, filter, group_by=form.group_by, per_group=form.per_group,
             group_score=form.group_score, diverse=form.diverse, model_id=self.index.model_id,
+            items=items,
         )  # fmt: skip
         if ranking.gallery is not self.ids:  # the index has moved on to another state
             raise StorageError(REPLACED)
@@ -253,10 +263,13 @@ def version_of(folder: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search that is computed together with others."""
+    """A search that is computed together with others.
+
+    vectors: (n, D); of several, a result's score is its highest for any of them.
+    """
 
     gallery: Gallery
-    vector: np.ndarray
+    vectors: np.ndarray
     k: int
     condition: Filter | None
     form: ResultForm = IMAGES
@@ -275,8 +288,12 @@ def search_all(searches: list[Search]) -> list[list[Hit]]:
     for places in groups.values():
         first = searches[places[0]]
         k = max(searches[i].k for i in places)
-        vectors = np.stack([searches[i].vector for i in places])
-        rows = first.gallery.search(vectors, k, first.condition, first.form)
+        vectors = np.concatenate([searches[i].vectors for i in places])
+        ends = np.cumsum([0, *(len(searches[i].vectors) for i in places)]).tolist()
+        items = {str(i): range(*ends[i : i + 2]) for i in range(len(places))}
+        rows = first.gallery.search(
+            vectors, k, first.condition, first.form, items if len(vectors) > len(places) else None
+        )
         for i, row in zip(places, rows, strict=True):
             found[i] = row[: searches[i].k]
     return found

@@ -163,6 +163,11 @@ class SearchRequest(BaseModel):
     not_text: Text = Field(default="", description="Words that results should not be like.")
     image_weight: Weight = Field(default=1.0, description="Of images, when mixed with words.")
     text_weight: Weight = Field(default=1.0, description="Of words, when mixed with images.")
+    query_join: Annotated[Literal["mean", "max"], BeforeValidator(_last_value)] = Field(
+        default="mean",
+        description="Of several images: what all are like (mean), or what any of them is like, by "
+        "the highest score (max).",
+    )
     group_by: SingleText = Field(
         default="",
         description="An attribute, such as product: one result for each of its values, by the "

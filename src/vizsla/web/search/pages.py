@@ -17,6 +17,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from vizsla.data.tables import value_text
 from vizsla.errors import UsageError
 from vizsla.web.search.engine import Engine, Found, NotFound
 from vizsla.web.search.facets import MAX_SUGGESTED, UNKNOWN, Choice, Facet
@@ -43,7 +44,7 @@ class Pages:
         """columns: attributes that stand on each result, and are filtered by first."""
         self.service, self.columns = service, tuple(columns)
         self._templates = templates(Path(__file__).parent, title=title, start_page="search")
-        self._templates.filters |= {"file_name": file_name, "attribute": attribute_text}
+        self._templates.filters |= {"file_name": file_name, "attribute": value_text}
         self._templates.globals |= {
             "shown_columns": self.columns,
             "compares_points": importlib.util.find_spec("cv2") is not None,
@@ -334,13 +335,6 @@ def _similar_values(state: State, facets: Sequence[Facet]) -> list[tuple[str, st
             similar = facet.suggestions(value, MAX_SIMILAR_VALUES)
             found += [(one.text, state.choosing(field, one.value)) for one in similar]
     return found
-
-
-def attribute_text(value: Any) -> str:
-    """A value of an attribute as people read it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def file_name(name: str) -> str:
