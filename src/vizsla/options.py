@@ -90,6 +90,16 @@ class Page(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownColumns(Options):
+    """Which columns of the images a page or table shows."""
+
+    show: tuple[str, ...] = option(
+        (), "A column to show of each image, such as price. Repeatable.", "Output",
+        shown="label and group", usual=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class OneSet(Options):
     """Whether queries and gallery are one set."""
 
@@ -340,6 +350,23 @@ class MetricChoice(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ItemScores(Options):
+    """Whether items are scored: groups of gallery images, several query pictures of one thing."""
+
+    group_by: str | None = option(
+        None, "Score groups of gallery images by a column, such as product.", "Scores",
+    )  # fmt: skip
+    query_group: str | None = option(
+        None, "A column of the queries, such as item: its pictures are scored as one query.",
+        "Scores",
+    )  # fmt: skip
+    query_join: str = option(
+        "mean", "How the scores of an item's pictures are joined: {choices}.", "Scores",
+        choices=("mean", "max"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(
     ModelChoice,
     WhiteningChoice,
@@ -350,9 +377,18 @@ class RunOptions(
     ComputeChoice,
     RankingOptions,
     Accepting,
+    ItemScores,
 ):
     """The options of `vizsla run`, without those of training and fusion."""
 
+    group_by: str | None = same(
+        ItemScores, "group_by",
+        help="Also score groups of gallery images by a column, such as product.",
+    )  # fmt: skip
+    query_group: str | None = same(
+        ItemScores, "query_group",
+        help="Also score items by a column of the queries: an item's pictures are one query.",
+    )  # fmt: skip
     top_k: int = option(
         10,
         "Images per query in the submission and on the sheets.",

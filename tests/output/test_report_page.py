@@ -117,6 +117,23 @@ def test_the_chain_that_was_chosen_is_in_the_configuration(tinted: Path, tmp_pat
     assert " refine, resolved aqe(n=2,alpha=0) " in text
 
 
+def test_columns_and_items_of_a_table_are_in_the_report(tinted: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tinted, data)
+    first, *rows = (data / "labels.csv").read_text().splitlines()
+    prices = [f"{row},Gröup {i // 3},{i + 0.5}" for i, row in enumerate(rows)]
+    (data / "labels.csv").write_text("\n".join([f"{first},group,price", *prices]))
+    folder = small_run(data, tmp_path, group_by="group")
+    whole = finished_run.report(folder, tmp_path / "r.html")
+    usual, text = whole.read_text(), text_of(whole)
+    assert 'title="group: Gröup 2"' in usual and 'title="price:' not in usual
+    assert "Scores by item" in text and "All gallery images with one group, are one." in text
+    shown = finished_run.report(folder, tmp_path / "r.html", show=["price"]).read_text()
+    assert re.search(r'title="price: [\d.]+\.5"', shown) and 'title="group:' not in shown
+    with pytest.raises(DataError, match="show colour: the images have the columns group, price"):
+        finished_run.report(folder, tmp_path / "r.html", show=["colour"])
+
+
 def test_a_saved_embedder_has_its_own_weights(tinted: Path, tmp_path: Path) -> None:
     Embedder.build("tiny", weights="random", image_size=64).save(tmp_path / "mine")
     config = RunConfig(

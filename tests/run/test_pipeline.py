@@ -17,7 +17,9 @@ from vizsla.run import config as run_config
 from vizsla.run import pipeline
 from vizsla.run.config import RunConfig
 from vizsla.run.pipeline import run
+from vizsla.score.by_item import by_item
 from vizsla.score.evaluate import evaluate
+from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 from vizsla.train.job import Decisions
@@ -386,3 +388,58 @@ def test_figures_on_real_photos(
     assert done.scores is not None
     assert done.scores.mean("top_k_accuracy@1") == pytest.approx(top_1, abs=0.015)
     assert done.scores.mean("map") == pytest.approx(mean_ap, abs=0.01)
+
+
+# ── items ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def with_columns(data: Path) -> None:
+    """Two gallery images are a product, and all queries of a class one item."""
+    rows = table(data / "labels.csv")
+    with (data / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "product", "item"])
+        writer.writeheader()
+        for i, row in enumerate(rows):
+            product = f"P{i // 2}" if row["role"] == "gallery" else ""
+            writer.writerow({**row, "product": product, "item": f"the {row['label']}"})
+
+
+def means(scores: Scores) -> dict[str, float | None]:
+    return {key: figure.mean for key, figure in scores.figures.items()}
+
+
+def test_items_are_scored_beside_images(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_columns(data)
+    done = run(config(data, group_by="product", query_group="item", query_join="max", figures=0))
+    truth = Truth.from_file(data / "labels.csv")
+    wanted = evaluate(
+        *by_item(done.ranking, truth, group_by="product", query_group="item", query_join="max"),
+        ks=(1, 5, 10), top_k=5,
+    )  # fmt: skip
+    scores = done.item_scores
+    assert scores is not None and done.scores is not None and len(scores) == 6 < len(done.scores)
+    assert means(scores) == means(wanted)
+    items = done.record["items"]
+    assert (items["group_by"], items["query_group"], items["query_join"]) == (
+        "product", "item", "max"
+    )  # fmt: skip
+    assert items["map"] == pytest.approx(wanted.mean("map"), abs=1e-6) and items["queries"] == 6
+    assert done.record["queries"] == 12 and done.to_dict()["item_scores"]["queries"] == 6
+    again = run(run_config.again(done.run.folder))
+    assert again.item_scores is not None and means(again.item_scores) == means(scores)
+    words = ["run", str(data), "--model", "tiny", "--weights", "random", "--image-size", "64"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--group-by", "product", "--home", str(data.parent), "--figures", "0", "-q"])
+    assert not ended.value.code
+    assert "by item (results by product):" in capsys.readouterr().out
+
+
+def test_items_without_their_columns_or_labels_are_an_error_before_the_work(data: Path) -> None:
+    with pytest.raises(DataError, match="no column 'product' of the gallery images"):
+        run(config(data, group_by="product"))
+    with pytest.raises(DataError, match="no column 'item' of the query images"):
+        run(config(data, query_group="item"))
+    (data / "labels.csv").unlink()
+    with pytest.raises(DataError, match="score items, and no labels are known"):
+        run(config(data, group_by="product"))
+    assert not (data.parent / "runs").exists()

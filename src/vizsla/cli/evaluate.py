@@ -13,10 +13,10 @@ from vizsla.errors import UsageError
 from vizsla.option_fields import comma_ints, option, same
 from vizsla.options import (
     ComputeChoice,
+    ItemScores,
     MetricChoice,
     OneSet,
     Printing,
-    QueryItems,
     RankingOptions,
 )
 from vizsla.progress import ProgressShown
@@ -35,7 +35,7 @@ app = Commands()
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(TruthOptions, MetricChoice, OneSet, Printing):
+class EvaluateOptions(TruthOptions, MetricChoice, ItemScores, OneSet, Printing):
     """The options of `vizsla evaluate`."""
 
     metrics: str | None = same(MetricChoice, "metrics", usual=True)
@@ -63,15 +63,6 @@ class EvaluateOptions(TruthOptions, MetricChoice, OneSet, Printing):
     top_k: tuple[int, ...] | None = option(
         None, "Cut-offs, such as 1,5,10.", "Scores", "-k", "--top-k", usual=True,
         shown="1,5,10, and a run's own k", parse=comma_ints,
-    )  # fmt: skip
-    group_by: str | None = option(
-        None, "Score groups of gallery images by a column, such as product, in place of images.",
-        "Scores",
-    )  # fmt: skip
-    query_group: str | None = same(QueryItems, "query_group", group="Scores")
-    query_join: str = same(
-        QueryItems, "query_join", group="Scores", choices=("mean", "max"),
-        help="How the scores of an item's pictures are joined: {choices}.",
     )  # fmt: skip
     missing_ranks: str = option(
         "unknown",
@@ -259,7 +250,7 @@ def _evaluate_ranking(source: Path, options: EvaluateOptions) -> "tuple[Ranking,
 
 def _evaluate_items(source: Path, options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores]":
     """Items in place of images, on one side or on both; the ranking as deep as it is."""
-    from vizsla.score.by_item import by_group, by_query_group
+    from vizsla.score.by_item import by_item
     from vizsla.score.evaluate import evaluate as score
     from vizsla.score.truth import named_as
     from vizsla.workspace import is_run
@@ -271,11 +262,10 @@ def _evaluate_items(source: Path, options: EvaluateOptions) -> "tuple[Ranking, T
         truth = options.judging(finished_run.known_truth_of_run(source))
     else:
         truth = read_truth(ranking, options, same_set=options.same_set)
-    truth = named_as(truth, ranking)
-    if options.query_group is not None:
-        ranking, truth = by_query_group(ranking, truth, options.query_group, options.query_join)
-    if options.group_by is not None:
-        ranking, truth = by_group(ranking, truth, options.group_by)
+    ranking, truth = by_item(
+        ranking, named_as(truth, ranking), group_by=options.group_by,
+        query_group=options.query_group, query_join=options.query_join,
+    )  # fmt: skip
     return ranking, truth, score(ranking, truth, **options.scoring)
 
 

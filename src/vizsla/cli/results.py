@@ -9,8 +9,8 @@ import typer
 
 from vizsla.cli.console import print_table
 from vizsla.errors import DataError, UsageError
-from vizsla.option_fields import option
-from vizsla.options import Printing
+from vizsla.option_fields import option, same
+from vizsla.options import Printing, ShownColumns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,13 +22,12 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultPrinting(Printing):
+class ResultPrinting(ShownColumns, Printing):
     """How the results of a search are printed."""
 
-    show: tuple[str, ...] = option(
-        (), "A column to print of each image, such as price. Repeatable.", "Output",
-        shown="label and group", usual=True,
-    )  # fmt: skip
+    show: tuple[str, ...] = same(
+        ShownColumns, "show", help="A column to print of each image, such as price. Repeatable."
+    )
     as_csv: bool = option(False, "Print the results as CSV.", "Output", "--csv")
 
     def __post_init__(self) -> None:
@@ -154,15 +153,9 @@ def _plain(value: Any) -> Any:
 
 def _texts(rows: Sequence[Row], name: str) -> dict[str, str | None]:
     """Id → the value of a column as people read it; numbers end at one place."""
+    from vizsla.data.tables import value_text
 
-    def text(value: Any) -> str | None:
-        if isinstance(value, bool):
-            return str(value).lower()
-        return (
-            None if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
-        )
-
-    found = {row["id"]: text(row[name]) for row in rows}
+    found = {row["id"]: None if row[name] is None else value_text(row[name]) for row in rows}
     if not any(isinstance(row[name], str | bool) for row in rows):
         width = max((len(one) for one in found.values() if one), default=0)
         found = {id: one and one.rjust(width) for id, one in found.items()}

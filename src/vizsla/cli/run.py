@@ -154,6 +154,11 @@ def _print_run(result: "RunResult") -> None:
         )
     else:
         typer.echo(result.scores.text())
+    if result.item_scores is not None:
+        items = result.record["items"]
+        what = [f"results by {items['group_by']}"] if "group_by" in items else []
+        what += [f"queries by {items['query_group']}"] if "query_group" in items else []
+        typer.echo(f"\nby item ({', '.join(what)}):\n{result.item_scores.text()}\n")
     if result.calibration is not None:
         typer.echo("\n".join(["", *result.calibration.lines(), ""]))
     typer.echo(f"metrics     {result.result_path}")

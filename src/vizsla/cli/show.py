@@ -10,7 +10,7 @@ from vizsla.cli.console import Commands, log, print_json
 from vizsla.cli.sources import images_of_source, read_ranking, top_k_of
 from vizsla.errors import ModelError, UsageError
 from vizsla.option_fields import option, same
-from vizsla.options import ImageOptions, Messages, ModelChoice, Printing, RunOptions
+from vizsla.options import ImageOptions, Messages, ModelChoice, Printing, RunOptions, ShownColumns
 from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ app = Commands()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(Messages):
+class ReportOptions(ShownColumns, Messages):
     """The options of `vizsla report`."""
 
     out: Path = option(
@@ -43,8 +43,9 @@ def report(
 
     with ProgressShown(options.quiet) as progress:
         page = finished_run.report(
-            run, options.out, data=options.data, projection=options.map, progress=progress
-        )
+            run, options.out, data=options.data, projection=options.map, show=options.show,
+            progress=progress,
+        )  # fmt: skip
     typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -5,7 +5,9 @@ Everything except hovering over the map works without JavaScript.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from markupsafe import Markup
 from vizsla import storage
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.images import MAX_PIXELS
+from vizsla.data.tables import value_text
 from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError
 from vizsla.output import charts, embedding_map
 from vizsla.output.evaluation_report import curves_by_cutoff
 from vizsla.output.pages import Section, render_page, thumbnail
 from vizsla.score import metrics
+from vizsla.score.by_item import ITEM_SCORES
 from vizsla.score.decision_metrics import reliability
 from vizsla.score.evaluate import evaluate
 from vizsla.score.figures import Figure
@@ -32,12 +37,17 @@ from vizsla.workspace import Run, ranking_in
 MATRIX_CLASSES = 50  # a larger confusion matrix cannot be read
 SHOWN_CLASSES = 60  # of more classes the worst and the best are shown
 WORST, BEST = 8, 4  # queries on sheets
+USUAL_COLUMNS = ("group",)  # below the pictures beside the label, if there are such
 KINDS = {RIGHT: "right", WRONG: "wrong", JUNK: "junk"}  # of images on sheets
 
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """What a report shows. record: the run's result file. log: the lines of its training log."""
+    """What a report shows. record: the run's result file. log: the lines of its training log.
+
+    item_scores: the scores of items, if the run has such. show: columns of the images that stand
+    below their pictures, beside the label; empty means `group`, if there is such.
+    """
 
     run: Run
     config: dict[str, Any]
@@ -51,6 +61,28 @@ class ReportData:
     judged: Relevance | None
     verdicts: np.ndarray | None
     log: list[dict[str, Any]]
+    item_scores: Scores | None = None
+    show: Sequence[str] = ()
+
+    @cached_property
+    def columns(self) -> dict[str, dict[str, dict[str, str]]]:
+        """role → id → column → value, of the columns to show. DataError: no image has such one."""
+        parts = {"query": self.queries, "gallery": self.gallery}
+        known = {name for part in parts.values() for name in part.attributes.column_names}
+        if unknown := [name for name in self.show if name not in {*known, "label"}]:
+            raise DataError(
+                f"--show {unknown[0]}: the images have the columns "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+        wanted = [name for name in self.show or USUAL_COLUMNS if name in known and name != "label"]
+        found: dict[str, dict[str, dict[str, str]]] = {}
+        for role, part in parts.items():
+            table = part.attributes.select([n for n in wanted if n in part.attributes.column_names])
+            found[role] = {
+                name: {key: value_text(v) for key, v in row.items() if v is not None}
+                for name, row in zip(part.ids, table.to_pylist() or [{}] * len(part), strict=True)
+            }
+        return found
 
     @property
     def top_k(self) -> int:
@@ -68,7 +100,9 @@ class ReportData:
         return str(self.config["embedder"]["name"])
 
 
-def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
+def read_run(
+    run: Run, data: DataFolders, truth: Truth | None, *, show: Sequence[str] = ()
+) -> ReportData:
     """Reads the artefacts of a run. Scores are the saved ones, or computed if labels came later."""
     config = run.config
     ranking = Ranking.load(ranking_in(run.folder))
@@ -79,7 +113,7 @@ def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
         named = {"metrics_named": "metrics", "protocol": "protocol"}
         given = {k: config["options"][o] for k, o in named.items() if config["options"].get(o)}
         scores = evaluate(ranking, truth, ks=sorted({1, 5, 10, top_k}), top_k=top_k, **given)
-    result = run.result_file
+    result, of_items = run.result_file, run.folder / ITEM_SCORES
     return ReportData(
         run,
         config,
@@ -93,6 +127,8 @@ def read_run(run: Run, data: DataFolders, truth: Truth | None) -> ReportData:
         relevance(ranking, truth) if truth else None,
         verdicts(ranking, truth, top_k) if truth else None,
         _log_lines(run.folder / "training" / "log.jsonl"),
+        Scores.load(of_items) if of_items.exists() else None,
+        (show,) if isinstance(show, str) else tuple(show),
     )
 
 
@@ -122,6 +158,7 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
     sections = [
         Section("warnings", "Warnings", data.record.get("warnings")),
         Section("scores", "Scores", _scores(scores) if scores is not None else None),
+        Section("items", "Scores by item", _items(data)),
         Section("levels", "Levels of the truth", _levels(data)),
         Section("models", "Models", _models(data.record)),
         Section("decisions", "Decisions", _decisions(data)),
@@ -222,6 +259,20 @@ def _scores(scores: Scores) -> dict[str, Any]:
         ],
         "notes": scores.notes,
     }
+
+
+def _items(data: ReportData) -> dict[str, Any] | None:
+    """The scores of items, and what an item is; None if they were not asked for."""
+    items = data.record.get("items")
+    if data.item_scores is None or not items:
+        return None
+    parts = {"query_group": "query pictures", "group_by": "gallery images"}
+    by = [f"{what} with one {items[key]}" for key, what in parts.items() if key in items]
+    how = f"All {', and all '.join(by)}, are one."
+    if "query_group" in items:
+        score = {"mean": "mean", "max": "highest"}[items["query_join"]]
+        how += f" An image's score is the {score} one for the pictures of an item."
+    return {**_scores(data.item_scores), "how": how}
 
 
 def _levels(data: ReportData) -> dict[str, Any] | None:
@@ -416,12 +467,14 @@ def _sheet(data: ReportData, row: int, score: str) -> dict[str, Any]:
             "chance": "" if chance is None else f"{100 * chance:.0f} %",
             "below": ranking.accepted is not None and rank >= ranking.accepted[row],
             "label": other,
+            "facts": data.columns["gallery"].get(found, {}),
             "id": found,
             "name": Path(found).name,
             "picture": thumbnail(data.data.gallery.root / found, max_pixels=data.max_pixels),
         })  # fmt: skip
     picture = thumbnail(data.data.query.root / query, max_pixels=data.max_pixels)
-    notes = [note for note in (label, score) if note]
+    facts = [f"{name} {value}" for name, value in data.columns["query"].get(query, {}).items()]
+    notes = [note for note in (label, *facts, score) if note]
     if ranking.accepted is not None:
         notes.append(f"{ranking.accepted[row]} accepted" if ranking.accepted[row]
                      else "not in the gallery: none accepted")  # fmt: skip

@@ -59,6 +59,13 @@ class RunConfig(RunOptions):
         own = {"ks": sorted({1, 5, 10, self.top_k}), "top_k": self.top_k, "seed": self.seed}
         return {**own, **chosen}
 
+    @property
+    def items(self) -> dict[str, str]:
+        """The options of `score.by_item.by_item`, if items are scored too; else empty."""
+        given = {"group_by": self.group_by, "query_group": self.query_group}
+        known = {key: value for key, value in given.items() if value is not None}
+        return {**known, "query_join": self.query_join} if self.query_group else known
+
 
 def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     """The configuration of an earlier run, as it was resolved then. data: where the data is now."""

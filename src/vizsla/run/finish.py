@@ -27,9 +27,10 @@ from vizsla.output.sheet_selection import draw_sample, with_unanswered
 from vizsla.output.submission import write_submission
 from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig
+from vizsla.score.by_item import ITEM_SCORES, by_item
 from vizsla.score.calibration import Calibration
 from vizsla.score.evaluate import evaluate
-from vizsla.score.result_file import result_record
+from vizsla.score.result_file import item_record, result_record
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
@@ -50,6 +51,7 @@ class RunResult(Shown):
     refinement_choice, weights_choice: how chain and fusion weights were chosen, if `auto`.
     calibration: what decided which matches are accepted, if that was asked for.
     tuned: the training, if it was part of the run. members: the runs that a joint run fused.
+    item_scores: the scores of items, if they were asked for.
     """
 
     run: Run
@@ -67,6 +69,7 @@ class RunResult(Shown):
     members: list["RunResult"] = field(default_factory=list)
     weights_choice: WeightsChoice | None = None
     calibration: Calibration | None = None
+    item_scores: Scores | None = None
 
     def summary(self) -> Summary:
         """Model, folder and scores; the table of the scores."""
@@ -94,6 +97,7 @@ class RunResult(Shown):
             "refine": self.record["refine"],
             "seconds": round(self.seconds, 2),
             "warnings": self.warnings,
+            **({"item_scores": self.item_scores.to_dict()} if self.item_scores else {}),
             **({"accept": self.calibration.to_dict()} if self.calibration else {}),
             **({"fusion": fusion} if fusion else {}),
             **({"members": [one.to_dict() for one in self.members]} if self.members else {}),
@@ -129,6 +133,10 @@ def finish_run(
     scores = _score(ranking, truth, config, vectors if ranked_by_vectors else None)
     if scores is not None:
         scores.save(run.folder / "scores.json")
+    item_scores = _item_scores(ranking, truth, config)
+    if item_scores is not None:
+        item_scores.save(run.folder / ITEM_SCORES)
+        model = {**model, "items": {**config.items, **item_record(item_scores)}}
     figures = []
     if config.figures != 0:
         figures = draw_sample(
@@ -162,7 +170,7 @@ def finish_run(
     log.info("done in %.1f s", seconds)
     return RunResult(
         run, name, ranking, scores, run.result_path(name), submission, figures, seconds, record,
-        calibration=calibration,
+        calibration=calibration, item_scores=item_scores,
     )  # fmt: skip
 
 
@@ -183,6 +191,14 @@ def _score(
     for doubt in scores.doubts:
         log.warning("%s", doubt)
     return scores
+
+
+def _item_scores(ranking: Ranking, truth: Truth | None, config: RunConfig) -> Scores | None:
+    """The scores of items; None if they were not asked for, or without a truth."""
+    if truth is None or not config.items:
+        return None
+    scoring = {key: value for key, value in config.scoring.items() if key != "protocol"}
+    return evaluate(*by_item(ranking, truth, **config.items), **scoring)
 
 
 def submission_lists(

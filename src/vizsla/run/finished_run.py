@@ -74,12 +74,16 @@ def report(
     *,
     data: str | Path | None = None,
     projection: str = "tsne",
+    show: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Path:
-    """One self-contained page about a run. data: where its images are now, if they were moved."""
+    """One self-contained page about a run. data: where its images are now, if they were moved.
+
+    show: columns of the images that stand below their pictures.
+    """
     config = _where_images_are(again(folder), data)
     folders = folders_of(config)
-    found = report_page.read_run(open_run(folder), folders, truth_in(config, folders))
+    found = report_page.read_run(open_run(folder), folders, truth_in(config, folders), show=show)
     with waiting(progress, f"drawing {len(found.queries) + len(found.gallery)} images"):
         page = report_page.report(found, projection=projection)
     storage.write_text(out, page)

@@ -14,10 +14,11 @@ from vizsla.data.names import match_names
 from vizsla.data.splits import Target, target_of
 from vizsla.data.tables import read_names
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import UsageError
+from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import composed, whitening
 from vizsla.run.config import RunConfig
+from vizsla.score.by_item import require_columns
 from vizsla.score.grade_table import read_grade_table
 from vizsla.score.metric_names import parse_metrics
 from vizsla.score.protocols import parse_protocol
@@ -100,6 +101,18 @@ def truth_in(config: RunConfig, data: DataFolders) -> Truth | None:
     if protocol is None or truth is None:
         return truth
     return protocol.judging(truth, data.query.ids)
+
+
+def check_items(config: RunConfig, truth: Truth | None) -> None:
+    """DataError, before the work, if items are to be scored and their columns are not known."""
+    if not config.items:
+        return
+    if truth is None:
+        raise DataError(
+            "--group-by and --query-group score items, and no labels are known: give --labels or "
+            "--labels-from, or put a labels.csv into the data folder"
+        )
+    require_columns(truth, group_by=config.group_by, query_group=config.query_group)
 
 
 def target_in(data: DataFolders, truth: Truth | None) -> Target:

@@ -35,6 +35,7 @@ from vizsla.run.config import REFINEMENT, RunConfig, check_compute, compute_for,
 from vizsla.run.embedding import Progress, RunEmbedder
 from vizsla.run.finish import RunResult, finish_run
 from vizsla.run.inputs import (
+    check_items,
     folders_of,
     target_in,
     truth_in,
@@ -67,6 +68,7 @@ def run(
         data = folders_of(config)
         truth = truth_in(config, data)
         _check_options(config, data)
+        check_items(config, truth)
         with waiting(report, LOADING):
             embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
         _require_same_model(embedder, config)

@@ -9,7 +9,7 @@ from vizsla.audit.findings import CheckReport
 from vizsla.errors import UsageError
 from vizsla.keyword_options import with_keywords
 from vizsla.option_fields import REQUIRED, Options, option, same
-from vizsla.options import CheckOptions, Reporting
+from vizsla.options import CheckOptions, Reporting, ShownColumns
 from vizsla.progress import reporting
 from vizsla.run.check_folder import check_folder, write_findings
 from vizsla.score.compare import read_results
@@ -46,7 +46,7 @@ def check(given: CheckArguments, names: frozenset[str]) -> CheckReport:
 
 
 @dataclass(frozen=True)
-class ReportArguments(Reporting):
+class ReportArguments(ShownColumns, Reporting):
     """What `vizsla.report` takes."""
 
     run: str | Path = option(REQUIRED, "A run's folder.", "Data")
@@ -65,8 +65,9 @@ def report(given: ReportArguments, names: frozenset[str]) -> Path:
 
     with reporting(given.progress) as progress:
         return finished_run.report(
-            given.run, given.out, data=given.data, projection=given.map, progress=progress
-        )
+            given.run, given.out, data=given.data, projection=given.map, show=given.show,
+            progress=progress,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,32 @@ from vizsla.search.groups import first_of_groups
 from vizsla.search.items import items_of, joined_rankings
 from vizsla.search.ranking import Ranking
 
+ITEM_SCORES = "scores_by_item.json"  # in a run's folder
+
+
+def by_item(
+    ranking: Ranking,
+    truth: Truth,
+    *,
+    group_by: str | None = None,
+    query_group: str | None = None,
+    query_join: str = "mean",
+) -> tuple[Ranking, Truth]:
+    """Items in place of queries, of gallery images, or of both: see the two functions below."""
+    if query_group is not None:
+        ranking, truth = by_query_group(ranking, truth, query_group, query_join)
+    if group_by is not None:
+        ranking, truth = by_group(ranking, truth, group_by)
+    return ranking, truth
+
+
+def require_columns(truth: Truth, *, group_by: str | None, query_group: str | None) -> None:
+    """DataError, before any ranking, for what `by_item` cannot do with this truth."""
+    if query_group is not None:
+        _query_column(truth, query_group)
+    if group_by is not None:
+        _column(truth.gallery_attributes, group_by, "gallery")
+
 
 def by_query_group(
     ranking: Ranking, truth: Truth, column: str, join: str = "mean"
@@ -27,10 +53,7 @@ def by_query_group(
     An item has all labels of its pictures, and what is relevant to one is relevant to it.
     DataError: no such column; one set, in which a query's pictures are in the gallery.
     """
-    if truth.one_set:
-        raise DataError("--query-group: queries and gallery are one set, so their pictures would "
-                        "find each other: use two sets")  # fmt: skip
-    values = _column(truth.attributes, column, "query")
+    values = _query_column(truth, column)
     items = items_of(ranking.queries, values, column)
     names = {item: [ranking.queries[i] for i in at] for item, at in items.items()}
     lost = [name for name in truth.query if name not in set(ranking.queries)]
@@ -141,6 +164,13 @@ def _grouped(ranking: Ranking, truth: Truth, codes: np.ndarray, groups: list[str
         ranking.queries, groups, positions, scores, size, ranking.origin,
         query_root=ranking.query_root, gallery_root=ranking.gallery_root,
     )  # fmt: skip
+
+
+def _query_column(truth: Truth, name: str) -> Mapping[str, Any]:
+    if truth.one_set:
+        raise DataError("--query-group: queries and gallery are one set, so their pictures would "
+                        "find each other: use two sets")  # fmt: skip
+    return _column(truth.attributes, name, "query")
 
 
 def _column(columns: Mapping[str, Mapping[str, Any]], name: str, role: str) -> Mapping[str, Any]:

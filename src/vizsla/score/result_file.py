@@ -109,6 +109,16 @@ def _own_keys(scores: Scores | None) -> dict[str, Any]:
     }
 
 
+def item_record(scores: Scores) -> dict[str, Any]:
+    """The scores of items, with the names that those of images have."""
+    means = {key: figure.mean for key, figure in scores.figures.items()}
+    return {
+        "top_k_accuracy": _rounded(means.get(f"top_k_accuracy@{scores.top_k}")),
+        "precision_at_k": _rounded(means.get(f"precision@{scores.top_k}")),
+        **_own_keys(scores),
+    }
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), _DIGITS)
 
