@@ -28,6 +28,19 @@ def test_things_that_are_apart_are_found(method: str) -> None:
     assert best > 0.95
 
 
+def test_equal_images_are_one_cluster_however_many_there_are() -> None:
+    vectors, _ = things(30)
+    many = np.concatenate([vectors, np.repeat(vectors[:1], 150, axis=0)])
+    for cut_off in CUT_OFFS["graph"][[10, -1]]:
+        found = fit(many).at(cut_off)
+        assert len({found[0], *found[len(vectors) :].tolist()}) == 1
+    assert fit(np.repeat(vectors[:1], 10, axis=0)).at(0.5).tolist() == [0] * 10
+    known = np.full(len(many), UNKNOWN)
+    known[-2:] = 0, 1
+    found = fit(many, known=known).at(0.5)
+    assert found[-2] != found[-1] and {*found[len(vectors) : -2].tolist()} == {found[-2]}
+
+
 def test_weights_are_symmetric_shares_of_mutual_neighbours() -> None:
     vectors, numbers = things(30)
     graph = build_graph(vectors, clusters.DEPTH)

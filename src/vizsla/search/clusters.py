@@ -5,6 +5,7 @@ in common (Zhong et al. 2017), joined by average linkage down to a cut-off. aggl
 hdbscan are scikit-learn's. Knows labels of known images only as numbers.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,7 +62,8 @@ def fit(
         return Fitted(lambda cut_off: np.zeros(len(vectors), np.int64), cut_offs)
     if method == "graph":
         graph = graph or build_graph(vectors, DEPTH, device=device, progress=progress)
-        return Fitted(merge_tree(weights(vectors, graph), known).at, cut_offs)
+        tree = merge_tree(weights(vectors, graph), known, first_equal(vectors))
+        return Fitted(tree.at, cut_offs)
     at = _agglomerative(vectors).at if method == "agglomerative" else _hdbscan(vectors)
     if known is None:
         return Fitted(at, cut_offs)
@@ -107,6 +109,18 @@ def _hdbscan(vectors: np.ndarray) -> Callable[[float], np.ndarray]:
         return clusters
 
     return at
+
+
+def first_equal(vectors: np.ndarray) -> np.ndarray:
+    """(N,) int64: of each row the position of the first one that is equal to it.
+
+    More than DEPTH equal images are not all among each other's nearest, so they are joined by this.
+    """
+    first: dict[bytes, int] = {}
+    digests = (
+        hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(vectors)
+    )
+    return np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int64)
 
 
 def with_known(clusters: np.ndarray, vectors: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -34,17 +34,20 @@ class MergeTree:
         return clusters.astype(np.int64)
 
 
-def merge_tree(weights: sparse.csr_matrix, known: np.ndarray | None = None) -> MergeTree:
+def merge_tree(
+    weights: sparse.csr_matrix, known: np.ndarray | None = None, equal: np.ndarray | None = None
+) -> MergeTree:
     """The merges down to a similarity of 0.
 
     weights: (N, N) symmetric, 0 or more: the similarity of two clusters is the mean of the weights
     between their positions, of which most are 0. known: (N,) the number of the thing that a
     position shows, UNKNOWN elsewhere: positions of one thing are one cluster from the start, and
-    those of two things never get into one.
+    those of two things never get into one. equal: (N,) of each position the first one that is
+    equal to it; these too are one cluster from the start, unless they are known to be two things.
     """
     n = weights.shape[0]
     known = np.full(n, UNKNOWN) if known is None else known
-    first, thing, start = _one_for_each_thing(known)
+    first, thing, start = _clusters_to_start_with(known, np.arange(n) if equal is None else equal)
     pairs = [np.stack([first[start], np.arange(n)], axis=1)[first[start] != np.arange(n)]]
     similarities = [np.full(len(pairs[0]), np.inf)]
     sizes: np.ndarray = np.bincount(start).astype(np.float64)
@@ -69,9 +72,16 @@ def merge_tree(weights: sparse.csr_matrix, known: np.ndarray | None = None) -> M
     return MergeTree(n, np.concatenate(pairs), np.concatenate(similarities))
 
 
-def _one_for_each_thing(known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the clusters to start with: a position (C,), the thing (C,); and (N,) each's cluster."""
-    own = known.max(initial=UNKNOWN) + 1 + np.arange(len(known))
+def _clusters_to_start_with(
+    known: np.ndarray, equal: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One for each thing, and for each unknown position with its equals: a position of it (C,), its
+    thing (C,); and (N,) the cluster of each position."""
+    of_equals = np.full(len(known), UNKNOWN)
+    labelled = np.flatnonzero(known != UNKNOWN)[::-1]
+    of_equals[equal[labelled]] = known[labelled]  # the first one's thing, if they show several
+    known = np.where(known == UNKNOWN, of_equals[equal], known)
+    own = known.max(initial=UNKNOWN) + 1 + equal
     keys = np.where(known == UNKNOWN, own, known)
     _, first, start = np.unique(keys, return_index=True, return_inverse=True)
     return first, known[first].copy(), start
