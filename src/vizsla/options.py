@@ -365,6 +365,10 @@ class ItemScores(Options):
         choices=("mean", "max"),
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_query_group(self.query_group, self.query_join)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(
@@ -450,6 +454,15 @@ class QueryItems(Options):
         "mean", "How an item's pictures are joined: {choices} (mean of vectors, highest score; "
         "auto: by validation on --learn-on).", "Ranking", choices=("mean", "max", "auto"),
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_query_group(self.query_group, self.query_join)
+
+
+def _require_query_group(column: str | None, join: str) -> None:
+    if column is None and join != "mean":
+        raise UsageError(f"--query-join {join} joins the pictures of items: add --query-group")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,8 @@ def test_what_does_not_fit_is_said() -> None:
         search(GALLERY, GALLERY, query_group="product", same_set=True)
     with pytest.raises(UsageError, match=r"give --learn-on|give learn_on"):
         search(GALLERY, QUERIES, query_group="item", query_join="auto")
+    with pytest.raises(UsageError, match="joins the pictures of items"):
+        search(GALLERY, QUERIES, query_join="max")
     opposite = Embeddings(["a", "b"], unit(np.array([[1.0, 0], [-1, 0]])), pa.table({}), "m")
     with pytest.raises(DataError, match="cancel each other out"):
         joined_vectors(opposite, {"A": [0, 1]})
