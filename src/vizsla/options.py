@@ -147,6 +147,13 @@ class ModelChoice(Options):
         "Model",
         shown="one, or the saved embedder's",
     )
+    tiles: str | None = option(
+        None,
+        "A vector of each part of a gallery image, such as '1+2x2+3x3' (grids, across x down); an "
+        "image is found by its best part.",
+        "Model",
+        shown="the whole image, or the saved embedder's",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,8 +164,9 @@ def embedding_in(
                 progress(f"embedding {role}", done, total)
 
         return inference.embed(
-            images, embedder, folder / role, compute=compute, max_pixels=max_pixels, progress=report
-        )
+            images, embedder, folder / role, compute=compute, max_pixels=max_pixels,
+            progress=report, only_whole=True,
+        )  # fmt: skip
 
     return embed
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vizsla.data.decoding import ProcessDecoder, ThreadDecoder
-from vizsla.data.resize import Framing
+from vizsla.data.resize import Framing, TiledFraming
 from vizsla.processes import available_cores
 
 AHEAD = 2  # batches being decoded while one is in use
@@ -54,7 +54,7 @@ class Loader:
     def __init__(
         self,
         file: Callable[[int], str | Path | bytes],
-        framing: Framing,
+        framing: Framing | TiledFraming,
         *,
         batch_size: int,
         workers: int,

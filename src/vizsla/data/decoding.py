@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vizsla.data.resize import Framing
+from vizsla.data.resize import Framing, Framings, TiledFraming, framing_from
 from vizsla.errors import ImageError
 from vizsla.processes import (
     ChildCrashedError,
@@ -42,7 +42,7 @@ class ThreadDecoder:
     def __init__(
         self,
         file: Callable[[int], str | Path | bytes],
-        framing: Framing,
+        framing: Framing | TiledFraming,
         shape: tuple[int, ...],
         workers: int,
         max_pixels: int,
@@ -87,7 +87,7 @@ class ProcessDecoder:
     def __init__(
         self,
         file: Callable[[int], str | Path | bytes],
-        framing: Framing,
+        framing: Framing | TiledFraming,
         shape: tuple[int, ...],
         workers: int,
         max_pixels: int,
@@ -199,7 +199,8 @@ def _reason_if_broken(row: np.ndarray, pixels: Callable[[], np.ndarray]) -> str 
 
 def _decode_requests(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Message]:
     memory = _mapped(setup["memory"], tuple(setup["shape"]))
-    framing = Framing(**{**setup["framing"], "size": tuple(setup["framing"]["size"])})
+    framing = framing_from(setup["framing"])
+    assert not isinstance(framing, Framings)
 
     def reply_to(request: dict[str, Any], body: bytes) -> Message:
         rows = memory[request["slot"], request["first"] :]

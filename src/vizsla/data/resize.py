@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS, Reduced, read_reduced
+from vizsla.data.tiles import Box
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -79,6 +80,59 @@ class Framing:
 
 
 @dataclass(frozen=True)
+class TiledFraming:
+    """The whole image and parts of it, each as `framing` makes it, one below the other.
+
+    boxes: T, the first one the whole image. All are cut from one decoded image, which is reduced no
+    further than the smallest of them allows.
+    """
+
+    framing: Framing
+    boxes: tuple[Box, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(T·H, W) of the result."""
+        height, width = self.framing.size
+        return len(self.boxes) * height, width
+
+    @property
+    def least_side(self) -> int:
+        """The shortest side that a reduced image may have."""
+        return round(self.framing.least_side / min(min(box[2:]) for box in self.boxes))
+
+    def read(self, path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """(T·H, W, 3) uint8 of a file; see `Framing.read`."""
+        found = read_reduced(path, max_pixels=max_pixels, at_least=self.least_side)
+        return self.of_reduced(found)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """(T·H, W, 3) uint8 of an RGB image."""
+        return self.of_reduced(Reduced.of(image))
+
+    def of_reduced(self, found: Reduced) -> np.ndarray:
+        """(T·H, W, 3) uint8 of an image that may have been decoded smaller."""
+        return np.concatenate([self.framing.of_reduced(_part(found, box)) for box in self.boxes])
+
+
+def _part(found: Reduced, box: Box) -> Reduced:
+    """A box of an image, which is not copied."""
+    if box == (0, 0, 1, 1):
+        return found
+    x, y, wide, high = box
+    left, top, right, bottom = found.box
+    across, down = right - left, bottom - top
+    whole = max(1, round(wide * found.whole[0])), max(1, round(high * found.whole[1]))
+    return Reduced(
+        found.image, whole,
+        (
+            left + x * across, top + y * down,
+            min(right, left + (x + wide) * across), min(bottom, top + (y + high) * down),
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Framings:
     """The framings of several networks for one image, as one array of pixels."""
 
@@ -100,11 +154,16 @@ class Framings:
         return [one.reshape(*part.size, 3) for one, part in zip(cut, self.parts, strict=True)]
 
 
-def framing_from(options: dict[str, Any]) -> Framing | Framings:
+def framing_from(options: dict[str, Any]) -> Framing | TiledFraming | Framings:
     """From what `dataclasses.asdict` makes of it."""
     if "parts" in options:
         return Framings(tuple(Framing(**part) for part in options["parts"]))
-    return Framing(**options)
+    if "boxes" in options:
+        boxes = tuple(tuple(box) for box in options["boxes"])
+        framing = framing_from(options["framing"])
+        assert isinstance(framing, Framing)
+        return TiledFraming(framing, boxes)
+    return Framing(**{**options, "size": tuple(options["size"])})
 
 
 def _without_long_ends(wide: int, high: int) -> tuple[int, int, int, int]:

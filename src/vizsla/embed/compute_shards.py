@@ -17,6 +17,8 @@ from vizsla.data.batches import Batch, Loader, in_chunks
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.remote import PARALLEL_READS
+from vizsla.data.resize import Framing, TiledFraming
+from vizsla.data.tiles import Tiles
 from vizsla.embed.cache import FetchedImages, VectorCache, space_key
 from vizsla.embed.runtime import PendingVectors, Runtime
 from vizsla.errors import DataError
@@ -26,13 +28,28 @@ from vizsla.errors import DataError
 class EmbeddingInput:
     """Where images come from: the files, or `picture` in place of them.
 
-    cache: vectors of files that were embedded before.
+    cache: vectors of files that were embedded before. tiles: of which each image gets a vector, T
+    in all; None: one vector of the whole image.
     """
 
     images: ImageSet
     max_pixels: int = MAX_PIXELS
     picture: Callable[[int], Image.Image] | None = None
     cache: VectorCache | None = None
+    tiles: Tiles | None = None
+
+    @property
+    def vectors_each(self) -> int:
+        """T, the vectors of an image."""
+        return len(self.tiles) if self.tiles else 1
+
+    def images_per_batch(self, batch_size: int) -> int:
+        """How many images' tiles are at most so many pictures; at least one."""
+        return max(1, batch_size // self.vectors_each)
+
+    def framing(self, framing: Framing) -> Framing | TiledFraming:
+        """How an image becomes pixels, by the framing of a network."""
+        return TiledFraming(framing, self.tiles.boxes) if self.tiles else framing
 
     def states(self, positions: Sequence[int]) -> np.ndarray:
         """(n,) states of the files now; zeros if images are not read from files."""
@@ -43,7 +60,7 @@ class EmbeddingInput:
 
 @dataclass(frozen=True)
 class Shard:
-    """ids and attributes of the n good images, (n, D) float32; (id, reason) of the broken ones.
+    """ids and attributes of the n good images, (n, T·D) float32; (id, reason) of the broken ones.
 
     states_before, states_after: (N,) of all files, before the first of them was read and after the
     last; None if they were read on another machine, which may see other times.
@@ -93,8 +110,8 @@ def embed_shards(
     only_paths = source.images.source is None and source.cache is None
     with Loader(
         source.images.path_text if only_paths else fetched.take,
-        runtime.embedder.preprocess.framing,
-        batch_size=compute.batch_size,
+        source.framing(runtime.embedder.preprocess.framing),
+        batch_size=source.images_per_batch(compute.batch_size),
         workers=max(compute.workers, PARALLEL_READS if is_remote else 0),
         max_pixels=source.max_pixels,
         picture=source.picture,
@@ -104,9 +121,9 @@ def embed_shards(
     ) as loader:
         drafts: deque[_Draft] = deque()
         chunks = _chunks(source, runtime, ranges, drafts, fetched)
-        for batch, vectors in _with_vectors(runtime, loader.batches(chunks)):
+        for batch, vectors in _with_vectors(runtime, loader.batches(chunks), source.vectors_each):
             if batch.filled:
-                drafts[0].add(batch, vectors)
+                drafts[0].add(batch, vectors, runtime.embedder.dim)
             if batch.filled and progress:
                 progress(batch.positions[-1] + 1)
             while drafts and not drafts[0].remaining:
@@ -120,7 +137,7 @@ class _Draft:
     """A shard that is not complete."""
 
     positions: range
-    vectors: np.ndarray  # (N, D)
+    vectors: np.ndarray  # (N, T·D)
     states_before: np.ndarray  # (N,) of the files
     remaining: int  # images that are still to be embedded
     broken: dict[int, str] = field(default_factory=dict)
@@ -128,8 +145,8 @@ class _Draft:
     embedded: list[int] = field(default_factory=list)  # positions not from the cache
     copies: dict[int, int] = field(default_factory=dict)  # of the same content: position → first
 
-    def add(self, batch: Batch, vectors: np.ndarray) -> None:
-        reasons = _not_unit_vectors(vectors) | batch.reasons
+    def add(self, batch: Batch, vectors: np.ndarray, dim: int) -> None:
+        reasons = _not_unit_vectors(vectors, dim) | batch.reasons
         self.broken |= {batch.positions[slot]: why for slot, why in reasons.items()}
         good = [slot for slot in range(batch.filled) if slot not in reasons]
         positions = [batch.positions[slot] for slot in good]
@@ -166,9 +183,10 @@ def _chunks(
     fetched: FetchedImages,
 ) -> Iterator[Sequence[int]]:
     """The positions of each batch to embed; appends the drafts that receive the vectors."""
-    dim, size = runtime.embedder.dim, runtime.compute.batch_size
+    width = source.vectors_each * runtime.embedder.dim
+    size = source.images_per_batch(runtime.compute.batch_size)
     for positions in ranges:
-        zeros = np.zeros((len(positions), dim), np.float32)
+        zeros = np.zeros((len(positions), width), np.float32)
         draft = _Draft(positions, zeros, source.states(positions), len(positions))
         missing: Sequence[int] = positions
         if source.cache is not None:
@@ -189,7 +207,8 @@ def _fill_from_cache(
         found = pool.map(fetched.content, draft.positions)
         draft.contents = dict(zip(draft.positions, found, strict=True))
     wanted = list({content for content in draft.contents.values() if content})
-    known = source.cache.get(cache_space(source, runtime), wanted, runtime.embedder.dim)
+    width = source.vectors_each * runtime.embedder.dim
+    known = source.cache.get(cache_space(source, runtime), wanted, width)
     missing: list[int] = []
     first: dict[bytes, int] = {}
     for i, content in draft.contents.items():
@@ -205,37 +224,44 @@ def _fill_from_cache(
 
 def cache_space(source: EmbeddingInput, runtime: Runtime) -> str:
     """The space of these vectors in the cache (see `space_key`)."""
-    return space_key(runtime.embedder.model_id, runtime.compute.id, source.max_pixels)
+    space = space_key(runtime.embedder.model_id, runtime.compute.id, source.max_pixels)
+    return f"{space} {source.tiles}" if source.tiles else space
 
 
-def _with_vectors(runtime: Runtime, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Each batch with its vectors (B, D). On a GPU a batch is sent before the vectors of the one
+def _with_vectors(
+    runtime: Runtime, batches: Iterator[Batch], vectors_each: int
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Each batch with its vectors (B, T·D). On a GPU a batch is sent before the vectors of the one
     before are waited for."""
+    width, size = vectors_each * runtime.embedder.dim, runtime.embedder.preprocess.size
     waiting: deque[tuple[Batch, PendingVectors | None]] = deque()
     ahead = 1 if runtime.compute.kind == "cuda" else 0
 
     def next_one() -> tuple[Batch, np.ndarray]:
         batch, pending = waiting.popleft()
         if pending is None:
-            return batch, np.zeros((batch.filled, runtime.embedder.dim), np.float32)
-        return batch, pending.result()[: batch.filled]
+            return batch, np.zeros((batch.filled, width), np.float32)
+        return batch, pending.result().reshape(-1, width)[: batch.filled]
 
     for batch in batches:
         all_broken = len(batch.reasons) == batch.filled
-        waiting.append((batch, None if all_broken else runtime.submit(batch.pixels)))
+        pictures = batch.pixels.view(-1, *size, 3)  # (B·T, H, W, 3)
+        waiting.append((batch, None if all_broken else runtime.submit(pictures)))
         if len(waiting) > ahead:
             yield next_one()
     while waiting:
         yield next_one()
 
 
-def _not_unit_vectors(vectors: np.ndarray) -> dict[int, str]:
-    """Slot → what is wrong with its vector, for those that are not unit vectors."""
-    lengths = np.linalg.norm(vectors, axis=1)
-    reasons = {}
-    for slot in np.flatnonzero(~np.isclose(lengths, 1, atol=1e-3)):
-        length = f"length {lengths[slot]:.3g}" if np.isfinite(lengths[slot]) else "not finite"
-        reasons[int(slot)] = f"the model gives it no direction ({length})"
+def _not_unit_vectors(vectors: np.ndarray, dim: int) -> dict[int, str]:
+    """Slot → what is wrong with a vector, for those whose T vectors are not all unit vectors."""
+    lengths = np.linalg.norm(vectors.reshape(len(vectors), -1, dim), axis=2)  # (B, T)
+    reasons: dict[int, str] = {}
+    for slot, tile in np.argwhere(~np.isclose(lengths, 1, atol=1e-3)):
+        found = lengths[slot, tile]
+        length = f"length {found:.3g}" if np.isfinite(found) else "not finite"
+        what = f"tile {tile}" if tile else "it"
+        reasons.setdefault(int(slot), f"the model gives {what} no direction ({length})")
     return reasons
 
 

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
+from vizsla.data.tiles import Tiles
 from vizsla.embed import shards
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, StorageError
 from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 
 FORM = "embeddings/1"
-Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n, D) float32 unit rows, attributes
+Part = tuple[list[str], np.ndarray, pa.Table]  # ids, (n·T, D) float32 unit rows, attributes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +32,8 @@ class Embeddings(Shown):
     model_id decides what may be compared, compute_id what is bit-equal (None: unknown).
     broken: (id, reason) of the images that could not be embedded and are not among the ids.
     root: the folder that the ids are below, if it is known. source: what builds the model again.
+    tiles, tile_vectors: of images with several vectors, their boxes and (N, T, D); the first tile
+    is the whole image, and its vectors are `vectors`. What knows nothing of tiles compares those.
     """
 
     ids: list[str]
@@ -41,6 +44,8 @@ class Embeddings(Shown):
     broken: list[tuple[str, str]] = field(default_factory=list)
     root: Path | None = None
     source: VectorSource = field(default_factory=VectorSource)
+    tiles: Tiles | None = None
+    tile_vectors: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.ids):
@@ -51,6 +56,21 @@ class Embeddings(Shown):
             raise DataError(
                 f"the attributes have {self.attributes.num_rows} rows, the ids {len(self.ids)}"
             )
+        if self.tiles is not None or self.tile_vectors is not None:
+            self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        shape = len(self), len(self.tiles or ()), self.dim
+        if self.tile_vectors is None or self.tile_vectors.shape != shape:
+            found = None if self.tile_vectors is None else self.tile_vectors.shape
+            raise DataError(f"the vectors of tiles {self.tiles} have shape {found}, not {shape}")
+        first = self.tile_vectors[:, 0]
+        same = np.shares_memory(first[:1], self.vectors[:1]) or np.array_equal(first, self.vectors)
+        if not same:
+            raise DataError(
+                "the vectors of whole images are not those of their first tiles: vectors with "
+                "tiles cannot be changed by what knows nothing of tiles"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,12 +78,24 @@ class Embeddings(Shown):
     def subset(self, rows: Sequence[int] | np.ndarray) -> "Embeddings":
         """The embeddings of these rows, in this order."""
         table = self.attributes
+        tile_vectors = None if self.tile_vectors is None else self.tile_vectors[rows]
         return dataclasses.replace(
             self,
             ids=[self.ids[i] for i in rows],
-            vectors=self.vectors[rows],
+            vectors=self.vectors[rows] if tile_vectors is None else tile_vectors[:, 0],
             attributes=table.take(rows) if table.num_columns else table,
+            tile_vectors=tile_vectors,
         )
+
+    def only_whole(self) -> "Embeddings":
+        """The same images without the vectors of their tiles."""
+        return dataclasses.replace(self, tiles=None, tile_vectors=None)
+
+    @property
+    def all_vectors(self) -> np.ndarray:
+        """(N·T, D): the vectors of all tiles, those of one image together."""
+        found = self.vectors if self.tile_vectors is None else self.tile_vectors
+        return found.reshape(-1, self.dim)
 
     @property
     def dim(self) -> int:
@@ -81,6 +113,7 @@ class Embeddings(Shown):
     def summary(self) -> Summary:
         """Their number, dimension and model; the first ids with their attributes."""
         facts = [f"{len(self):,} × {self.dim}", f"model {self.model_id}"]
+        facts += [f"{len(self.tiles or ())} tiles each: {self.tiles}"] * (self.tiles is not None)
         facts += [f"{len(self.broken):,} broken images left out"] * bool(self.broken)
         first = self.attributes.slice(0, SHOWN).to_pydict()
         rows = list(zip(self.ids[:SHOWN], *first.values(), strict=True))
@@ -120,9 +153,14 @@ class Embeddings(Shown):
 
     def save(self, folder: str | Path, *, store: str = "fp32") -> None:
         """Writes a folder of one shard and its manifest. store: fp32 or fp16."""
-        about = {"model_id": self.model_id, "compute_id": self.compute_id}
+        about = {
+            "model_id": self.model_id,
+            "compute_id": self.compute_id,
+            **about_tiles(self.tiles),
+        }
         writer = ShardWriter(Path(folder), lambda: about, self.dim, store=store, total=len(self))
-        writer.add(self.ids, self.vectors, self.attributes, self.broken)
+        vectors = self.all_vectors.reshape(len(self), -1)
+        writer.add(self.ids, vectors, self.attributes, self.broken)
         writer.finish()
         self.source.save(folder, self.model_id)
 
@@ -137,16 +175,19 @@ class Embeddings(Shown):
         if not tables:
             raise StorageError(f"{folder} holds no shards: embed again")
         table = shards.concatenated(tables)
-        vectors = np.concatenate([shards.vectors_of(part) for part in tables])
+        vectors = np.concatenate([shards.all_vectors_of(part) for part in tables])  # (N, T, D)
+        tiles = tiles_in(manifest)
         return Embeddings(
             table["id"].to_pylist(),
-            vectors,
-            table.drop_columns(["id", "vector"]),
+            vectors[:, 0],
+            shards.attributes_in(table),
             manifest["model_id"],
             manifest["compute_id"],
             [tuple(pair) for shard in manifest["shards"] for pair in shard["broken"]],
             root,
             VectorSource.load(folder, manifest["model_id"]),
+            tiles,
+            vectors if tiles else None,
         )
 
 
@@ -183,23 +224,51 @@ def source_of(embeddings: Embeddings | str | Path) -> VectorSource:
     return VectorSource.load(embeddings, read_manifest(embeddings)["model_id"])
 
 
-def parts_of(source: Embeddings | str | Path) -> tuple[str, int, int, Iterator[Part]]:
-    """model_id, D, N, and the rows: of embeddings in memory, or of their folder shard by shard.
+@dataclass(frozen=True)
+class Parts:
+    """Embeddings that are read part by part. size: N, the number of images."""
+
+    model_id: str
+    dim: int
+    size: int
+    tiles: Tiles | None
+    parts: Iterator[Part]
+
+    @property
+    def rows(self) -> int:
+        """N·T, the number of vectors."""
+        return self.size * (len(self.tiles) if self.tiles else 1)
+
+
+def parts_of(source: Embeddings | str | Path) -> Parts:
+    """Embeddings in memory as one part, or their folder shard by shard.
 
     So a gallery larger than the memory can be read. Errors as of `read_manifest`.
     """
     if isinstance(source, Embeddings):
-        part = (source.ids, source.vectors, source.attributes)
-        return source.model_id, source.dim, len(source), iter([part])
+        part = (source.ids, source.all_vectors, source.attributes)
+        return Parts(source.model_id, source.dim, len(source), source.tiles, iter([part]))
     manifest = read_manifest(source)
 
     def read(entry: dict[str, Any]) -> Part:
         table = shards.read_shard(source, entry)
         ids: list[str] = table["id"].to_pylist()
-        return ids, shards.vectors_of(table), table.drop_columns(["id", "vector"])
+        vectors = shards.all_vectors_of(table).reshape(-1, manifest["dim"])
+        return ids, vectors, shards.attributes_in(table)
 
     size = sum(entry["rows"] for entry in manifest["shards"])
-    return manifest["model_id"], manifest["dim"], size, map(read, manifest["shards"])
+    parts = map(read, manifest["shards"])
+    return Parts(manifest["model_id"], manifest["dim"], size, tiles_in(manifest), parts)
+
+
+def about_tiles(tiles: Tiles | None) -> dict[str, str]:
+    """The key of a manifest that says which tiles its vectors are of; none without tiles."""
+    return {"tiles": str(tiles)} if tiles else {}
+
+
+def tiles_in(about: dict[str, Any]) -> Tiles | None:
+    """What `about_tiles` wrote."""
+    return Tiles.parse(about["tiles"]) if "tiles" in about else None
 
 
 class ShardWriter:
@@ -263,12 +332,16 @@ class ShardWriter:
         *,
         number: int | None = None,
     ) -> None:
-        """Writes a shard. number: its position, if shards come out of order; None: the next one.
+        """Writes a shard. vectors: (n, D), or (n, T·D) of tiles.
+
+        number: its position, if shards come out of order; None: the next one.
 
         The manifest names a shard once all before it are on disk.
         """
         number = len(self.shards) if number is None else number
-        table = shards.shard_table(ids, attributes, vectors.reshape(-1, self.dim), self.store)
+        width = len(tiles_in(self.about()) or [0]) * self.dim
+        vectors = vectors.reshape(len(ids), width)
+        table = shards.shard_table(ids, attributes, vectors, self.store, self.dim)
         entry = shards.write_shard(self.folder, f"shard-{number:05d}.parquet", table)
         self.early[number] = {**entry, "broken": list(map(list, broken))}
         while entry := self.early.pop(len(self.shards), {}):

@@ -32,7 +32,7 @@ from vizsla.embed.compute_shards import (
     require_unchanged,
     whole_batches,
 )
-from vizsla.embed.embeddings import Embeddings, ShardWriter
+from vizsla.embed.embeddings import Embeddings, ShardWriter, about_tiles
 from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import STORES
 from vizsla.embed.vector_source import VectorSource
@@ -73,6 +73,7 @@ def embed(
     progress: Progress | bool | None = None,
     picture: Callable[[int], Image.Image] | None = None,
     engine: Engine | None = None,
+    only_whole: bool = False,
 ) -> Embeddings:
     """The embeddings of `images`, in memory, after they were written into the folder `out`.
 
@@ -87,6 +88,7 @@ def embed(
             images, embedder, out, compute=compute, runtime=runtime, store=store,
             shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
             progress=given or (bar and partial(bar, "embedding")), picture=picture, engine=engine,
+            only_whole=only_whole,
         )  # fmt: skip
     return Embeddings.open(out, root=images.folder)
 
@@ -106,6 +108,7 @@ def write_embeddings(
     progress: Progress | None = None,
     picture: Callable[[int], Image.Image] | None = None,
     engine: Engine | None = None,
+    only_whole: bool = False,
 ) -> WrittenEmbeddings:
     """Writes the embeddings of `images` into the folder `out`, shard by shard.
 
@@ -116,6 +119,7 @@ def write_embeddings(
     content of their files (see cache.py). picture: gives the i-th image instead of its file; no
     cache is then used.
     engine: where shards are computed (default: here); what is written does not depend on it.
+    only_whole: one vector of each image, also where the embedder makes tiles: as for queries.
     """
     if len(images) == 0:
         raise DataError(f"{images.location} holds no images to embed")
@@ -127,7 +131,8 @@ def write_embeddings(
         )
         runtime = Runtime(embedder, compute)
     vectors = VectorCache(cache) if cache is not None and picture is None else None
-    source, out = EmbeddingInput(images, max_pixels, picture, vectors), Path(out)
+    tiles = None if only_whole else embedder.tiles
+    source, out = EmbeddingInput(images, max_pixels, picture, vectors, tiles), Path(out)
     with storage.locked(out):
         if overwrite:
             storage.remove(out / "manifest.json", *out.glob("shard-*.parquet"))
@@ -159,7 +164,8 @@ class _Job:
     ) -> None:
         self.source, self.runtime, self.engine, self.out = source, runtime, engine, out
         self.store, self.progress = store, progress
-        self.images_per_shard = whole_batches(shard_images, runtime.compute.batch_size)
+        batch = source.images_per_batch(runtime.compute.batch_size)
+        self.images_per_shard = whole_batches(shard_images, batch)
         self.inspection = _Inspection(source.images, in_background=runtime.compute.kind == "cuda")
 
     def run(self) -> ShardWriter:
@@ -200,6 +206,7 @@ class _Job:
             "compute": compute.facts,
             "max_pixels": self.source.max_pixels,
             "shard_images": self.images_per_shard,
+            **about_tiles(self.source.tiles),
         }
         return ShardWriter(
             self.out,

@@ -236,7 +236,8 @@ def _computed(
             if row["error"]:
                 kind = RuntimeFailed if row["runtime_failed"] else ModelError
                 raise kind(row["error"])
-            vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, runtime.embedder.dim)
+            width = source.vectors_each * runtime.embedder.dim
+            vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, width)
             yield range(row["start"], row["stop"]), vectors, dict(json.loads(row["broken"]))
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

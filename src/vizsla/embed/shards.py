@@ -1,6 +1,7 @@
 """Parquet shards of images, and the sealed manifest that names them with their SHA-256.
 
-A shard is a table with the column `id`, the attributes and, in embeddings, the column `vector`.
+A shard is a table with the column `id`, the attributes and, in embeddings, the column `vector`
+and perhaps `tile_vectors`, those of an image's tiles after the first, which is the whole image.
 Embeddings and the gallery of an index are both written and read here: every shard whole or not at
 all, and never read before its hash was checked. Knows nothing of how vectors are made or searched.
 """
@@ -17,6 +18,7 @@ from vizsla.data.table_files import as_text
 from vizsla.errors import DataError
 
 MANIFEST = "manifest.json"
+VECTOR, TILE_VECTORS = "vector", "tile_vectors"
 STORES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 
 
@@ -50,17 +52,22 @@ def shard_table(
     attributes: pa.Table,
     vectors: np.ndarray | None = None,
     store: str = "fp32",
+    dim: int | None = None,
 ) -> pa.Table:
-    """The N rows of a shard: `id`, the attributes and, if given, `vector` (N, D) in `store`.
+    """The N rows of a shard: `id`, the attributes and, if given, the vectors in `store`.
 
-    DataError if an attribute is called id or vector.
+    vectors: (N, D), or (N, T·D) of T tiles; dim: D. DataError if an attribute is called as one of
+    the other columns.
     """
     columns = {name: attributes[name] for name in attributes.column_names}
-    if reserved := {"id", "vector"} & columns.keys():
+    if reserved := {"id", VECTOR, TILE_VECTORS} & columns.keys():
         raise DataError(f"attributes cannot be called {' or '.join(sorted(reserved))}")
     table = {"id": ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string()), **columns}
     if vectors is not None:
-        table["vector"] = list_column(vectors.astype(STORES[store]))
+        stored = vectors.astype(STORES[store])
+        table[VECTOR] = list_column(stored[:, :dim])
+        if dim is not None and stored.shape[1] > dim:
+            table[TILE_VECTORS] = list_column(stored[:, dim:])
     return pa.table(table)
 
 
@@ -126,8 +133,27 @@ def _common_type(name: str, columns: Sequence[pa.ChunkedArray]) -> pa.DataType:
 
 def vectors_of(table: pa.Table) -> np.ndarray:
     """(N, D) float32 unit rows of a shard's `vector` column; float16 ones get length 1 again."""
-    stored = matrix_of(table["vector"])
-    vectors = stored.astype(np.float32, copy=False)
+    return _unit_rows(matrix_of(table[VECTOR]))
+
+
+def all_vectors_of(table: pa.Table) -> np.ndarray:
+    """(N, T, D) float32 unit rows of the tiles of a shard's images; T is 1 without tiles."""
+    whole = matrix_of(table[VECTOR])
+    if TILE_VECTORS not in table.column_names:
+        return _unit_rows(whole)[:, None]
+    dim, others = whole.shape[1], matrix_of(table[TILE_VECTORS])
+    rows = np.concatenate([whole, others], axis=1).reshape(-1, dim)
+    return _unit_rows(rows).reshape(len(table), 1 + others.shape[1] // dim, dim)
+
+
+def attributes_in(table: pa.Table) -> pa.Table:
+    """The columns of a shard that are neither ids nor vectors."""
+    others = {"id", VECTOR, TILE_VECTORS} & {*table.column_names}
+    return table.drop_columns(sorted(others))
+
+
+def _unit_rows(stored: np.ndarray) -> np.ndarray:
+    vectors: np.ndarray = stored.astype(np.float32, copy=False)
     if stored.dtype == np.float16:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
@@ -135,7 +161,8 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 
 def list_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
     """A matrix (N, D) as a Parquet column of N lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+    numbers = pa.array(np.ascontiguousarray(matrix).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(numbers, matrix.shape[1])
 
 
 def matrix_of(column: pa.ChunkedArray) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vizsla import __version__, storage
 from vizsla.data.decoded import as_list, pixels_of
 from vizsla.data.preprocess import Preprocess
+from vizsla.data.tiles import Tiles
 from vizsla.data.transforms import preprocess_of
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.backbones import Backbone, ClipBackbone
@@ -64,6 +65,7 @@ class Embedder(nn.Module):
         self.pool = POOLINGS[self.pooling]()
         self.projection: nn.Module = nn.Identity()
         self.views: Views | None = None
+        self.tiles: Tiles | None = None  # of which `embed` makes a vector each; here one is made
         self.origin = Origin()
         self.source: dict[str, Any] | None = None  # the options that build it again, if known
         self._cached_digest: tuple[list[Any], str] | None = None
@@ -168,6 +170,13 @@ class Embedder(nn.Module):
             f"other scales ({text}): use --views flip"
         )
 
+    def with_tiles(self, text: str) -> "Embedder":
+        """Has `embed` make a vector of each of these tiles of an image (see Tiles.parse) from now
+        on; returns itself."""
+        self.source = self.source and {**self.source, "tiles": text}
+        self.tiles = Tiles.parse(text)
+        return self
+
     def _accepts_views(self) -> bool:
         """Whether the network takes all views; tried on a black image."""
         parameter = next(self.parameters())
@@ -258,6 +267,7 @@ class Embedder(nn.Module):
             "preprocess": self.preprocess.to_dict(),
             "projection": getattr(self.projection, "description", None),
             "views": None if self.views is None else dataclasses.asdict(self.views),
+            "tiles": None if self.tiles is None else str(self.tiles),
             "dim": self.dim,
             "reads_text": self.reads_text,
             "licence": spec.licence,
@@ -266,7 +276,7 @@ class Embedder(nn.Module):
 
     @property
     def model_id(self) -> str:
-        """24 hex digits that identify weights, pooling, projection, preprocessing and views.
+        """24 hex digits that identify weights, pooling, projection, preprocessing, views and tiles.
 
         Name, device and the precision that it was cast to do not matter.
         """
@@ -279,6 +289,8 @@ class Embedder(nn.Module):
         }
         if self.views is not None:
             parts["views"] = dataclasses.asdict(self.views)
+        if self.tiles is not None:
+            parts["tiles"] = self.tiles.boxes
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _weights_digest(self) -> str:
@@ -369,6 +381,7 @@ class Embedder(nn.Module):
         embedder.preprocess = Preprocess.from_dict(config["preprocess"])
         embedder.projection = build_projection(config["projection"])
         embedder.views = views_in(config)
+        embedder.tiles = Tiles.parse(config.get("tiles") or "none")
         embedder.origin = Origin(**config.get("origin") or {})
         if isinstance(embedder.backbone, ClipBackbone) and f"{TOKENISER}/" in str(config["files"]):
             embedder.backbone.tokeniser_folder = folder / TOKENISER

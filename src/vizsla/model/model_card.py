@@ -101,6 +101,7 @@ An embedder for image retrieval, written by vizsla.
 | vectors | {config["dim"]} numbers, of length 1 |
 | images | {Preprocess.from_dict(config["preprocess"])} |
 | views of each | {views_in(config) or "one"} |
+| tiles of each | {config.get("tiles") or "the whole image"} |
 | licence of the library's weights | {licence} |
 | model id | {config["model_id"]} |
 

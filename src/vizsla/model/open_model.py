@@ -41,7 +41,9 @@ def load_embedder(choice: ModelChoice, *, seed: int = 0) -> Embedder:
                 f"--interpolation {choice.interpolation}: choose {', '.join(INTERPOLATIONS)}"
             )
         embedder = embedder.with_interpolation(choice.interpolation)
-    return embedder if choice.views is None else embedder.with_views(choice.views)
+    if choice.views is not None:
+        embedder = embedder.with_views(choice.views)
+    return embedder if choice.tiles is None else embedder.with_tiles(choice.tiles)
 
 
 def is_chosen(choice: ModelChoice) -> bool:

@@ -16,6 +16,7 @@ from vizsla.run.config import RunConfig
 from vizsla.workspace import Run
 
 Progress = Callable[[str, int, int], None]  # (stage, images done, images in all)
+GALLERY = "gallery"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class RunEmbedder:
         return self.runtime.compute
 
     def __call__(self, images: ImageSet, role: str) -> Embeddings:
-        """Vectors of the images, kept in embeddings/<role>."""
+        """Vectors of the images, kept in embeddings/<role>; of tiles only of the role `gallery`."""
 
         def report(done: int, total: int) -> None:
             if self.progress:
@@ -71,6 +72,7 @@ class RunEmbedder:
         write_embeddings(
             images, self.runtime.embedder, out,
             runtime=self.runtime, max_pixels=self.max_pixels, cache=self.cache, progress=report,
+            only_whole=role != GALLERY,
         )  # fmt: skip
         return Embeddings.open(out, root=images.folder)
 

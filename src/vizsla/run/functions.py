@@ -3,6 +3,7 @@
 Each takes the options of its command under their names, and returns the noun that it prints.
 """
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ class EmbedArguments(
     _: KW_ONLY
     class_folders: bool = same(GalleryOptions, "class_folders")
     role: str | None = option(None, "Use only the table's rows of this role.", "Data")
+    tiles: str | None = same(ModelChoice, "tiles")
     shard_images: int = option(1024, "Images in one file of the result.", "Output", minimum=1)
     overwrite: bool = option(False, "Start over.", "Output")
     compute: Compute | None = option(None, "In place of device, precision, …", "Speed")
@@ -94,6 +96,8 @@ def embed(given: EmbedArguments, names: frozenset[str]) -> Embeddings:
     if given.exif:
         images = with_exif(images)
     embedder = as_embedder(given.embedder, ModelChoice())
+    if given.tiles is not None:
+        embedder = copy.copy(embedder).with_tiles(given.tiles)
     compute = given.compute or compute_of(given, embedder, images)
     with tempfile.TemporaryDirectory(prefix="vizsla-embed-") as scratch:
         return inference.embed(

@@ -243,7 +243,7 @@ def embedded_queries(
         if compute.kind == "cpu":  # a lone query is not one of 32
             compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
         return embed(
-            images, embedder, folder, compute=compute,
+            images, embedder, folder, compute=compute, only_whole=True,
             progress=progress and partial(progress, "embedding"),
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ from vizsla.data.data_folders import DataFolders
 from vizsla.data.splits import Target, training_part
 from vizsla.embed.compute import PACKAGES, Compute
 from vizsla.embed.converted_runtimes import installed
-from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings, about_tiles
 from vizsla.embed.local_features import LOCAL
 from vizsla.errors import ModelError, StorageError, UsageError
 from vizsla.model.embedder import Embedder
@@ -89,7 +89,8 @@ def run(
             embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
             embedder.save(this_run.folder / "embedder")
             embed = RunEmbedder.of(embedder, this_run, compute, config, report)
-            if data.one_set and data.query.attributes.equals(data.gallery.attributes):
+            same_images = data.one_set and data.query.attributes.equals(data.gallery.attributes)
+            if same_images and embedder.tiles is None:
                 queries = embed(data.query, "query")
                 gallery = embed.copied(data.gallery, "gallery", of="query")
             else:
@@ -265,6 +266,7 @@ def _model_record(
         "image_size": list(embedder.preprocess.size),
         "interpolation": embedder.preprocess.interpolation,
         "views": None if embedder.views is None else str(embedder.views),
+        **about_tiles(embedder.tiles),
         "whiten": config.whiten,
         "dim": embedder.dim,
     }

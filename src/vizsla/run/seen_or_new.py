@@ -159,7 +159,7 @@ def _by_sample(
     with tempfile.TemporaryDirectory(prefix="vizsla-seen-") as scratch:
         vectors = [
             embed(images, embedder, Path(scratch) / str(i), compute=compute, cache=config.cache,
-                  max_pixels=config.max_pixels, progress=report)
+                  max_pixels=config.max_pixels, progress=report, only_whole=True)
             for i, images in enumerate(samples)
         ]  # fmt: skip
     return validate_on_by_vectors(

@@ -234,6 +234,11 @@ def rank_refined(
     if not chain.steps:
         return exact.rank(queries, gallery, k, same_set=same_set, device=device)
     exact.require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
+    if gallery.tiles is not None:
+        raise UsageError(
+            f"--refine {chain} compares one vector of each image, and the gallery has those of "
+            f"its tiles {gallery.tiles}: leave --refine out, or embed it without --tiles"
+        )
     G = len(gallery)
     available = G - same_set
     k = min(exact.default_depth(G), available) if k is None else k

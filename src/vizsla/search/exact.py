@@ -18,9 +18,9 @@ from torch import Tensor
 from vizsla.argument_types import fits, wrong_type
 from vizsla.embed.arrays import own_embeddings
 from vizsla.embed.compute import has_fast_bf16
-from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings, about_tiles
 from vizsla.errors import DataError, UsageError
-from vizsla.search.ranking import Ranking, self_positions, without_self
+from vizsla.search.ranking import Ranking, self_positions, tile_of, without_self
 
 GRID = 2.0**26
 FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
@@ -111,15 +111,22 @@ def rank(
     available = len(gallery) - (1 if same_set else 0)
     k = min(default_depth(len(gallery)), available) if k is None else k
     check_k(k, available)
-    positions, scores = top_k(queries.vectors, gallery.vectors, k + same_set, device=device)
-    if same_set:
-        positions, scores = without_self(
-            positions, scores, self_positions(queries.ids, gallery.ids), k
+    T = len(gallery.tiles) if gallery.tiles else 1
+    if T == 1:
+        positions, scores = top_k(queries.vectors, gallery.vectors, k + same_set, device=device)
+    else:
+        positions, scores = top_k_of_tiles(
+            queries.vectors, gallery.all_vectors, T, k + same_set, device=device
         )
+    if same_set:
+        own = self_positions(queries.ids, gallery.ids)
+        positions, scores = without_self(positions, scores, own, k, vectors_each=T)
     origin = {"model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set}
     return Ranking(
-        queries.ids, gallery.ids, positions, scores, len(gallery), origin,
-        query_root=queries.root, gallery_root=gallery.root,
+        queries.ids, gallery.ids, positions // T, scores, len(gallery),
+        {**origin, **about_tiles(gallery.tiles)},
+        query_root=queries.root, gallery_root=gallery.root, tiles=gallery.tiles,
+        best_tile=None if T == 1 else tile_of(positions, T),
     )  # fmt: skip
 
 
@@ -192,6 +199,32 @@ def top_k(
         else:
             found = _by_all(queries[part], gallery, k, device)
         positions[part], scores[part] = found
+    return positions, scores
+
+
+def top_k_of_tiles(
+    queries: np.ndarray, gallery: Gallery, vectors_each: int, k: int, *, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k images of each query with the best tiles, and the scores of these (Q, k) float64.
+
+    gallery: (G·T, D), the T vectors of an image together. Positions (Q, k) int64 are those of the
+    best tiles in it: of equal ones the first. Every score is computed, for deep rankings.
+    """
+    T = vectors_each
+    positions, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+    rows = T * max(1, rows_per_chunk(gallery.shape[1]) // T)
+    for part in slices(len(queries), rows_per_chunk(len(gallery))):
+        grid = on_grid(queries[part], device)
+        best = [
+            exact_scores(grid, on_grid(gallery[p], device)).view(len(grid), -1, T).max(dim=2)
+            for p in slices(len(gallery), rows)
+        ]
+        values = torch.cat([found.values for found in best], dim=1)  # (q, G)
+        tile = torch.cat([found.indices for found in best], dim=1)
+        values, order = torch.sort(values, dim=1, descending=True, stable=True)
+        order = order[:, :k]
+        positions[part] = (order * T + tile.gather(1, order)).cpu().numpy()
+        scores[part] = values[:, :k].cpu().numpy()
     return positions, scores
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from vizsla import storage
 from vizsla.data.query_box import GivenBox, QueryBox
-from vizsla.embed.embeddings import Embeddings, parts_of, source_of
+from vizsla.embed.embeddings import Embeddings, about_tiles, parts_of, source_of
 from vizsla.embed.local_features import LOCAL
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, StorageError, UsageError
@@ -42,7 +42,7 @@ from vizsla.search.index_structure import (
 )
 from vizsla.search.index_view import LazyStructure, View
 from vizsla.search.queries import QueryEncoder
-from vizsla.search.ranking import Ranking, self_positions
+from vizsla.search.ranking import Ranking, self_positions, tile_of
 
 if TYPE_CHECKING:
     from vizsla.model.embedder import Embedder
@@ -157,16 +157,19 @@ class FolderIndex(Shown):
         return len(self.view.snapshot)
 
     def vectors(self, positions: np.ndarray | slice | None = None) -> np.ndarray:
-        """(n, D) float32 unit rows of these gallery positions (default: of all, a copy)."""
+        """(n, D) float32 unit rows of these gallery positions (default: of all, a copy): of whole
+        images, where they have tiles."""
         snapshot = self.view.snapshot
         rows = snapshot.rows if positions is None else snapshot.rows[positions]
-        return Rows(snapshot.vectors, rows)[:]
+        return Rows(snapshot.vectors, rows * snapshot.vectors_each)[:]
 
     def embeddings(self) -> Embeddings:
         """The gallery, read into memory."""
+        snapshot, T = self.view.snapshot, self.view.snapshot.vectors_each
+        found = Rows(snapshot.vectors, snapshot.vector_rows)[:].reshape(len(self), T, self.dim)
         return Embeddings(
-            self.ids, self.vectors(), self.attributes, self.model_id, root=self.source.root,
-            source=self.source,
+            self.ids, found[:, 0], self.attributes, self.model_id, root=self.source.root,
+            source=self.source, tiles=snapshot.tiles, tile_vectors=found if T > 1 else None,
         )  # fmt: skip
 
     def about(self) -> dict[str, Any]:
@@ -177,6 +180,7 @@ class FolderIndex(Shown):
         about = {
             "kind": self.kind, "chosen": manifest["reason"],
             "images": len(self), "removed": len(snapshot.removed),
+            **about_tiles(snapshot.tiles),
             "dim": self.dim, "store": manifest["store"], "model_id": self.model_id,
             "attributes": snapshot.row_attributes.column_names,
             "bytes": sum((snapshot.folder / name).stat().st_size for name in names),
@@ -230,15 +234,19 @@ class FolderIndex(Shown):
                 group_score=group_score, diverse=diverse, same_set=same_set, items=items,
             )  # fmt: skip
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
+        origin |= about_tiles(snapshot.tiles)
         if filter is not None:
             origin["filter"] = str(filter)
         if items is not None:
             origin["query_join"] = "max"
+        T = snapshot.vectors_each
         return Ranking(
             queries.ids if items is None else list(items), snapshot.ids,
-            found.positions, found.scores, len(snapshot),
+            found.positions // T, found.scores, len(snapshot),
             {**origin, **form.record()}, query_root=queries.root, gallery_root=self.source.root,
-            members=found.members, member_scores=found.member_scores,
+            members=None if found.members is None else found.members // T,
+            member_scores=found.member_scores, tiles=snapshot.tiles,
+            best_tile=None if T == 1 else tile_of(found.positions, T),
         )  # fmt: skip
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
@@ -368,10 +376,11 @@ def build_in(
         raise UsageError(f"kind={kind!r}: choose one of auto, {', '.join(KINDS)}")
     if recall is not None and not 0 < recall <= 1:
         raise UsageError(f"recall={recall}: choose a share above 0 and up to 1")
-    model_id, dim, size, _ = parts_of(embeddings)
+    source = parts_of(embeddings)
+    model_id, dim = source.model_id, source.dim
     reason = "as requested"
     if kind == "auto":
-        kind, reason = choose_kind(size, dim, memory)
+        kind, reason = choose_kind(source.rows, dim, memory)
     vectors = None
     if sample is not None:
         queries = exact.as_embeddings(sample, model_id)
@@ -380,7 +389,7 @@ def build_in(
     with storage.locked(folder):
         snapshot = disk.create(folder, embeddings, {"kind": kind, "reason": reason}, store)
         structure = None
-        if kind != "exact" and size >= ann.MIN_ROWS:
+        if kind != "exact" and source.rows >= ann.MIN_ROWS:
             target = RECALL if recall is None else recall
             snapshot, structure = build_structure(snapshot, target, vectors, progress)
         source_of(embeddings).save(folder, model_id)

@@ -111,7 +111,7 @@ class ResultForm:
         return {name: value for name, value in about.items() if value != getattr(plain, name)}
 
 
-class ImageSource(Protocol):
+class Nearest(Protocol):
     """Searches for images on behalf of Q queries. Positions are whole numbers that mean images."""
 
     def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +119,10 @@ class ImageSource(Protocol):
 
     def codes(self, positions: np.ndarray) -> np.ndarray:
         """The group of each position, in the same shape."""
+
+
+class ImageSource(Nearest, Protocol):
+    """One that also knows all images of a group."""
 
     def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (W,) and scores for one query of all images of these groups."""
@@ -140,12 +144,18 @@ class Found:
 
 
 def nearest_groups(
-    source: ImageSource, n_queries: int, k: int, score: str, *, available: int, first: int
+    source: Nearest,
+    n_queries: int,
+    k: int,
+    *,
+    available: int,
+    first: int,
+    best_two: ImageSource | None = None,
 ) -> Found:
     """The k nearest groups of each query, fewer only if there are fewer.
 
-    score: one of GROUP_SCORES. available: how many images may be found. first: how many to search
-    for at first.
+    available: how many images may be found. first: how many to search for at first. best_two: the
+    same source, if a group's score is the mean of its best two images, not that of its best one.
     """
     positions = np.full((n_queries, k), -1, np.int64)
     scores = np.full((n_queries, k), np.nan)
@@ -155,8 +165,8 @@ def nearest_groups(
         best = first_of_groups(source.codes(found), found >= 0)
         few, few_scores = _compact(best, found, values)
         done = best.sum(axis=1) >= k
-        if score == "best-two" and few.shape[1]:
-            few, few_scores = _by_best_two(source, left, few)
+        if best_two is not None and few.shape[1]:
+            few, few_scores = _by_best_two(best_two, left, few)
             # a group of which no image was found scores no more than the last image that was
             done &= (few_scores[:, k - 1] if few.shape[1] >= k else -np.inf) > values[:, -1]
         done |= n >= available

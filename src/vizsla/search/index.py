@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla.data.query_box import GivenBox
-from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings, about_tiles
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import UsageError
 from vizsla.search import index_files as disk
@@ -167,10 +167,11 @@ def open_index(
 def in_memory(embeddings: Embeddings, *, device: str = "cpu") -> FolderIndex:
     """An exact index of embeddings as they are, without a folder. It can only be searched."""
     manifest = {"kind": "exact", "model_id": embeddings.model_id, "dim": embeddings.dim,
-                "structure": None}  # fmt: skip
+                "structure": None, **about_tiles(embeddings.tiles)}  # fmt: skip
     nowhere, none = Path("an index in memory"), np.empty(0, np.int64)
     attributes = embeddings.attributes
-    snapshot = Snapshot(nowhere, manifest, embeddings.vectors, embeddings.ids, attributes, none)
+    vectors = embeddings.all_vectors
+    snapshot = Snapshot(nowhere, manifest, vectors, embeddings.ids, attributes, none)
     source = embeddings.source
     if source.root is None and embeddings.root is not None:
         source = replace(source, images=str(embeddings.root))

@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla import storage
+from vizsla.data.tiles import Tiles
 from vizsla.embed import shards, vector_source
-from vizsla.embed.embeddings import Embeddings, Part, parts_of
+from vizsla.embed.embeddings import Embeddings, Part, about_tiles, parts_of, tiles_in
 from vizsla.embed.local_features import LOCAL
 from vizsla.embed.shards import MANIFEST, STORES
 from vizsla.errors import DataError, StorageError
@@ -46,8 +47,9 @@ OUR_FILES = re.compile(
 class Snapshot:
     """One committed state of an index folder; a change gives a new one and leaves this readable.
 
-    Of all N rows, the removed ones among them: vectors (N, D), memory-mapped, fp32 or fp16; row_ids
-    and row_attributes. Of the G images that are not removed, by gallery position: ids, attributes.
+    Of all N rows, the removed ones among them: vectors (N·T, D), memory-mapped, fp32 or fp16, those
+    of the T tiles of an image together; row_ids and row_attributes. Of the G images that are not
+    removed, by gallery position: ids, attributes.
     """
 
     folder: Path
@@ -60,6 +62,31 @@ class Snapshot:
     def __len__(self) -> int:
         """G, the number of images that are not removed."""
         return len(self.row_ids) - len(self.removed)
+
+    @cached_property
+    def tiles(self) -> Tiles | None:
+        """The tiles of each image; None if it has one vector."""
+        return tiles_in(self.manifest)
+
+    @cached_property
+    def vectors_each(self) -> int:
+        """T, the vectors of an image."""
+        return _vectors_each(self.manifest)
+
+    @cached_property
+    def vector_rows(self) -> np.ndarray:
+        """(G·T,) the rows of `vectors` that belong to images that are not removed."""
+        return self.vector_rows_of(self.rows)
+
+    def vector_rows_of(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of `vectors` of the images in these rows, (n·T,)."""
+        T = self.vectors_each
+        return rows if T == 1 else (rows[:, None] * T + np.arange(T)).reshape(-1)
+
+    @cached_property
+    def alive_vectors(self) -> np.ndarray:
+        """(N·T,) bool: the rows of `vectors` that are not removed."""
+        return np.repeat(self.alive, self.vectors_each)
 
     @cached_property
     def alive(self) -> np.ndarray:
@@ -144,7 +171,7 @@ def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
 
 def _mapped(path: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
     """(rows, D) memory-mapped, copy-on-write so that torch can wrap it without copying it."""
-    shape = (rows, manifest["dim"])
+    shape = (rows * _vectors_each(manifest), manifest["dim"])
     if rows == 0:
         return np.empty(shape, STORES[manifest["store"]])
     return np.memmap(path, STORES[manifest["store"]], "c", offset=HEADER, shape=shape)
@@ -203,7 +230,7 @@ def _remember(memo: Path | None) -> None:
 
 
 def create(
-    folder: Path, source: Embeddings | str | Path, about: dict[str, Any], store: str
+    folder: Path, embeddings: Embeddings | str | Path, about: dict[str, Any], store: str
 ) -> Snapshot:
     """Writes a new index into `folder`; an existing one stays intact until the new one is complete.
 
@@ -212,14 +239,15 @@ def create(
     if store not in STORES:
         raise DataError(f"store={store!r}: choose {' or '.join(STORES)}")
     check_place(folder)
-    model_id, dim, _, parts = parts_of(source)
+    source = parts_of(embeddings)
     number = read_manifest(folder)["next"] if is_index(folder) else 0
     manifest: dict[str, Any] = {
-        "form": FORM, **about, "model_id": model_id, "dim": dim, "store": store,
+        "form": FORM, **about, "model_id": source.model_id, "dim": source.dim, "store": store,
+        **about_tiles(source.tiles),
         "vectors": f"vectors-{number:05d}.npy" if number else "vectors.npy",
         "next": number + 1, **EMPTY,
     }  # fmt: skip
-    return _write_all(folder, manifest, parts)
+    return _write_all(folder, manifest, source.parts)
 
 
 def check_place(folder: Path) -> None:
@@ -261,7 +289,8 @@ def _write_all(folder: Path, manifest: dict[str, Any], parts: Iterator[Part]) ->
 def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
     """The index with `added` after its last row. DataError: an id exists, or types do not fit."""
     folder, manifest = snapshot.folder, snapshot.manifest
-    check_new(added.ids, added.vectors, snapshot.row_of)
+    require_same_tiles(added.tiles, snapshot.tiles)
+    check_new(added.ids, added.all_vectors, snapshot.row_of)
     table = shards.shard_table(added.ids, added.attributes)
     before = shards.shard_table(
         pa.nulls(len(snapshot.row_ids), pa.string()), snapshot.row_attributes
@@ -275,7 +304,7 @@ def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
         with path.open("r+b") as file:
             file.truncate(start)  # removes what an interrupted addition has left
             file.seek(start)
-            _write_rows(file, added.vectors, manifest, digest)
+            _write_rows(file, added.all_vectors, manifest, digest)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -350,7 +379,7 @@ def _remaining(snapshot: Snapshot) -> Iterator[Part]:
     """The rows that are not removed, 65,536 at a time."""
     for start in range(0, max(1, len(snapshot)), 65_536):
         part = slice(start, start + 65_536)
-        vectors = snapshot.vectors[snapshot.rows[part]]
+        vectors = snapshot.vectors[snapshot.vector_rows_of(snapshot.rows[part])]
         yield snapshot.ids[part], vectors, snapshot.attributes.slice(start, 65_536)
 
 
@@ -396,8 +425,17 @@ def changing(snapshot: Snapshot) -> Iterator[None]:
         yield
 
 
+def require_same_tiles(added: Tiles | None, known: Tiles | None) -> None:
+    """DataError unless new images have vectors of the same tiles as those of the index."""
+    if added != known:
+        raise DataError(
+            f"the new images have vectors of {added or 'whole images only'}, those in the index of "
+            f"{known or 'whole images only'}: embed the new ones with the same --tiles"
+        )
+
+
 def check_new(ids: Sequence[str], vectors: np.ndarray, present: Any) -> None:
-    """DataError unless the ids are new and the vectors have length 1."""
+    """DataError unless the ids are new and their vectors (n·T, D) have length 1."""
     seen: set[str] = set()
     for name in ids:
         if name in present or name in seen:
@@ -409,8 +447,9 @@ def check_new(ids: Sequence[str], vectors: np.ndarray, present: Any) -> None:
         norms = np.linalg.norm(vectors[start : start + COPY_ROWS].astype(np.float32), axis=1)
         wrong = np.flatnonzero(~(np.abs(norms - 1) < 0.01))
         if len(wrong):
+            name = ids[(start + wrong[0]) // (len(vectors) // len(ids))]
             raise DataError(
-                f"the vector of {ids[start + wrong[0]]!r} has length {norms[wrong[0]]:.3g}, "
+                f"the vector of {name!r} has length {norms[wrong[0]]:.3g}, "
                 "expected 1: Embeddings.from_arrays makes unit vectors"
             )
 
@@ -422,15 +461,21 @@ def _rows(manifest: dict[str, Any]) -> int:
     return sum(entry["rows"] for entry in manifest["shards"])
 
 
+def _vectors_each(manifest: dict[str, Any]) -> int:
+    return len(tiles_in(manifest) or [0])
+
+
 def _row_bytes(manifest: dict[str, Any]) -> int:
-    return int(manifest["dim"]) * STORES[manifest["store"]].itemsize
+    """Of all vectors of an image."""
+    of_one = int(manifest["dim"]) * STORES[manifest["store"]].itemsize
+    return _vectors_each(manifest) * of_one
 
 
 def _header(rows: int, manifest: dict[str, Any]) -> bytes:
     """The header of a .npy file, of HEADER bytes for any number of rows."""
     sink = io.BytesIO()
     about = {"descr": STORES[manifest["store"]].str, "fortran_order": False,
-             "shape": (rows, manifest["dim"])}  # fmt: skip
+             "shape": (rows * _vectors_each(manifest), manifest["dim"])}  # fmt: skip
     np.lib.format.write_array_header_1_0(sink, about)
     header = sink.getvalue()
     if len(header) != HEADER:

@@ -71,7 +71,7 @@ def should_fold(snapshot: Snapshot) -> bool:
     """Whether the structure lacks so many rows that they should be added to it."""
     entry = snapshot.manifest["structure"]
     covered = 0 if entry is None else entry["rows"]
-    many = len(snapshot.row_ids) - covered > max(ann.MIN_ROWS, FOLD_AT * covered)
+    many = len(snapshot.vectors) - covered > max(ann.MIN_ROWS, FOLD_AT * covered)
     return many and snapshot.manifest["kind"] != "exact"
 
 
@@ -85,7 +85,7 @@ def fold_new_rows(
     sample = _extend(snapshot, structure, progress)
     recall, _ = sample.recall(
         structure, Rows(snapshot.vectors), effort=entry["effort"], candidates=entry["candidates"],
-        alive=snapshot.alive if len(snapshot.removed) else None,
+        alive=snapshot.alive_vectors if len(snapshot.removed) else None,
     )  # fmt: skip
     entry = {**entry, "recall": recall}
     if advice := advice_on(entry, structure.kind):
@@ -119,7 +119,7 @@ def rebuild(
     before, sample = snapshot.manifest["structure"], _read_sample(snapshot)
     given = sample.queries if sample is not None and not len(sample.held_out) else None
     snapshot = disk.rewrite(snapshot)
-    if snapshot.manifest["kind"] == "exact" or len(snapshot) < ann.MIN_ROWS:
+    if snapshot.manifest["kind"] == "exact" or len(snapshot.vectors) < ann.MIN_ROWS:
         return snapshot, None
     return build_structure(snapshot, before["target"] if before else RECALL, given, progress)
 
@@ -159,9 +159,9 @@ def _note_or_store(
     """
     before = snapshot.manifest["structure"]
     limit = before["in_file"] * (1 if structure.cells is None else 1 + FILE_AT)
-    if len(snapshot.row_ids) > limit:
+    if len(snapshot.vectors) > limit:
         return _store(snapshot, structure, sample, entry)
-    entry = {**before, **entry, "rows": len(snapshot.row_ids)}
+    entry = {**before, **entry, "rows": len(snapshot.vectors)}
     snapshot = disk.keep(snapshot, "sample", ".parquet", sample.save, {})
     return disk.note(snapshot, {**snapshot.manifest, "structure": entry})
 
@@ -170,7 +170,7 @@ def _store(
     snapshot: Snapshot, structure: Structure, sample: "Sample", entry: dict[str, Any]
 ) -> Snapshot:
     """Writes the sample and the structure, with all that is known of its effort."""
-    rows, held_out = len(snapshot.row_ids), sample.held_out.tolist()
+    rows, held_out = len(snapshot.vectors), sample.held_out.tolist()
     about = {key: value for key, value in entry.items() if key not in ("file", "sha256")}
     about |= {"rows": rows, "in_file": rows, "held_out": held_out}
     snapshot = disk.keep(snapshot, "sample", ".parquet", sample.save, {})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vizsla.search import ann, exact
+from vizsla.search import ann, exact, tiles
 from vizsla.search.ann import Allowed, Structure, Unindexed
 from vizsla.search.exact import Rows
 from vizsla.search.filters import no_attribute
@@ -54,17 +54,17 @@ class View:
     def nearest(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (Q, k) int64 and exact scores (Q, k) float64 of the k nearest images, best first.
+        """Rows (Q, k) int64 and exact scores (Q, k) float64 of the k nearest vectors, best first.
 
         allowed: (G,) bool by gallery position, the images that a filter leaves; None: all.
         """
         if k == 0:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
         snapshot, structure = self.snapshot, self.structure
-        rows = snapshot.rows if allowed is None else snapshot.rows[allowed]
+        rows = self._rows(allowed)
         if (
             structure is None
-            or len(rows) < ann.EXACT_BELOW * len(snapshot)
+            or len(rows) < ann.EXACT_BELOW * len(snapshot) * snapshot.vectors_each
             or len(rows) < 4 * ann.candidates_for(k)
         ):
             return self.exactly(queries, k, rows)
@@ -84,14 +84,44 @@ class View:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Gallery positions (Q, ≤k) and exact scores, best first; -1 and nan after the last.
 
-        self_at: (Q,) each query's own position, which is left out; None: none is.
+        With T tiles position p is tile p % T of image p // T, and an image is given once, by its
+        best tile. self_at: (Q,) each query's own image, which is left out; None: none is.
         """
+        T = self.snapshot.vectors_each
         available = len(self.snapshot) if allowed is None else int(allowed.sum())
-        rows, scores = self.nearest(queries, min(k + (self_at is not None), available), allowed)
-        positions = self.snapshot.position_of[rows]
+        n = min(k + (self_at is not None), available)
+        if T == 1:
+            rows, scores = self.nearest(queries, n, allowed)
+            positions = self.snapshot.position_of[rows]
+        elif self.structure is None and tiles.DEEP * n >= available:
+            gallery = Rows(self.snapshot.vectors, self._rows(allowed))
+            found, scores = exact.top_k_of_tiles(queries, gallery, T, n, device=self.device)
+            positions = self._positions_of_tiles(self._rows(allowed)[found])
+        else:
+            positions, scores = tiles.best_tiles(
+                lambda chosen, m: self._nearest_tiles(queries[chosen], m, allowed),
+                len(queries), n, T, available=available * T,
+            )  # fmt: skip
         if self_at is None:
             return positions, scores
-        return without_self(positions, scores, self_at, k)
+        return without_self(positions, scores, self_at, k, vectors_each=T)
+
+    def _rows(self, allowed: np.ndarray | None) -> np.ndarray:
+        """The rows of all vectors that may be found."""
+        snapshot = self.snapshot
+        if allowed is None:
+            return snapshot.vector_rows
+        return snapshot.vector_rows_of(snapshot.rows[allowed])
+
+    def _nearest_tiles(
+        self, queries: np.ndarray, n: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows, scores = self.nearest(queries, n, allowed)
+        return self._positions_of_tiles(rows), scores
+
+    def _positions_of_tiles(self, rows: np.ndarray) -> np.ndarray:
+        T = self.snapshot.vectors_each
+        return self.snapshot.position_of[rows // T] * T + rows % T
 
     @cached_property
     def _groupings(self) -> dict[str, Grouping]:
@@ -120,7 +150,9 @@ class View:
         by = form.group_by
         grouping = self.grouping(by) if isinstance(by, str) else by
         images = ImagesOfView(self, queries, allowed, self_at, grouping)
-        source = source_of_items(images, items, same_set=self_at is not None)
+        source = source_of_items(
+            images, items, same_set=self_at is not None, vectors_each=self.snapshot.vectors_each
+        )
         return found_results(
             source, len(queries if items is None else items), k, form,
             available=len(self.snapshot) if allowed is None else int(allowed.sum()),
@@ -147,26 +179,26 @@ class View:
         """The rows that every search compares one by one, because the structure lacks them."""
         entry = self.snapshot.manifest["structure"]
         gallery, held_out = Rows(self.snapshot.vectors), np.array(entry["held_out"], int)
-        return Unindexed.of(gallery, entry["rows"], held_out).only(self.snapshot.alive)
+        return Unindexed.of(gallery, entry["rows"], held_out).only(self.snapshot.alive_vectors)
 
     def _allowed(self, rows: np.ndarray) -> Allowed | None:
         """These rows, of those that are not removed; None if none is left out."""
-        if len(rows) == len(self.snapshot.row_ids):
+        if len(rows) == len(self.snapshot.vectors):
             return None
-        if len(rows) == len(self.snapshot):
+        if len(rows) == len(self.snapshot.vector_rows):
             return self._all_allowed
-        mask = np.zeros(len(self.snapshot.row_ids), bool)
+        mask = np.zeros(len(self.snapshot.vectors), bool)
         mask[rows] = True
         return Allowed.of(mask, self.snapshot.manifest["structure"]["rows"])
 
     @cached_property
     def _all_allowed(self) -> Allowed:
-        return Allowed.of(self.snapshot.alive, self.snapshot.manifest["structure"]["rows"])
+        return Allowed.of(self.snapshot.alive_vectors, self.snapshot.manifest["structure"]["rows"])
 
 
 @dataclass(frozen=True, eq=False)
 class ImagesOfView:
-    """Searches a view for images; see groups.ImageSource. Positions are those of the gallery."""
+    """Searches a view for images; see groups.ImageSource. Positions are as of `View.ranked`."""
 
     view: View
     queries: np.ndarray
@@ -182,7 +214,7 @@ class ImagesOfView:
     def codes(self, positions: np.ndarray) -> np.ndarray:
         """See ImageSource."""
         assert self.grouping is not None
-        return self.grouping.codes[positions]
+        return self.grouping.codes[positions // self._vectors_each]
 
     def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See ImageSource."""
@@ -193,13 +225,20 @@ class ImagesOfView:
             positions = positions[self.allowed[positions]]
         if self.self_at is not None:
             positions = positions[positions != self.self_at[query]]
-        scores = exact.rescored(self.queries[query : query + 1], self._gallery, positions[None])
-        return positions, scores[0]
+        T = self._vectors_each
+        places = self.view.snapshot.vector_rows_of(positions)  # as if none were removed
+        scores = exact.rescored(self.queries[query : query + 1], self._gallery, places[None])[0]
+        best = scores.reshape(-1, T).argmax(axis=1)
+        return positions * T + best, scores.reshape(-1, T).max(axis=1)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """See ImageSource."""
         return self._gallery[positions]
 
     @property
+    def _vectors_each(self) -> int:
+        return self.view.snapshot.vectors_each
+
+    @property
     def _gallery(self) -> Rows:
-        return Rows(self.view.snapshot.vectors, self.view.snapshot.rows)
+        return Rows(self.view.snapshot.vectors, self.view.snapshot.vector_rows)

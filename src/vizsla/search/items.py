@@ -50,7 +50,8 @@ def joined_vectors(queries: Embeddings, items: Mapping[str, Sequence[int]]) -> E
             raise DataError(f"the {len(pictures)} pictures of {name} cancel each other out")
         rows.append((mean / length).astype(np.float32))
     first = [pictures[0] for pictures in items.values()]
-    return replace(queries.subset(first), ids=list(items), vectors=np.stack(rows))
+    whole = queries.subset(first).only_whole()
+    return replace(whole, ids=list(items), vectors=np.stack(rows))
 
 
 def joined_rankings(ranking: Ranking, items: Mapping[str, Sequence[int]], join: str) -> Ranking:
@@ -64,7 +65,10 @@ def joined_rankings(ranking: Ranking, items: Mapping[str, Sequence[int]], join: 
     lists = list(items.values())
     positions, scores = _joined(ranking.positions, ranking.scores, lists, join)
     origin = {**ranking.origin, "query_join": join}
-    return replace(ranking, queries=list(items), positions=positions, scores=scores, origin=origin)
+    return replace(
+        ranking, queries=list(items), positions=positions, scores=scores, origin=origin,
+        tiles=None, best_tile=None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,18 +77,28 @@ class ImagesOfItems:
 
     The score of an image is its highest for any of the pictures: so the n best are among the n best
     of each picture. pictures: of each item the places of its pictures among the source's queries.
+    vectors_each: T, where a position p is that of a tile of image p // T.
     """
 
     source: ImageSource
     pictures: Sequence[Sequence[int]]
+    vectors_each: int = 1
 
     def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """See ImageSource."""
         pictures = [self.pictures[i] for i in queries]
         ends = np.cumsum([0, *map(len, pictures)])
         positions, scores = self.source.nearest(np.concatenate([*pictures]).astype(np.int64), n)
-        lists = [range(start, end) for start, end in itertools.pairwise(ends)]
-        return _joined(positions, scores, lists, "max")
+        found = np.full((len(pictures), positions.shape[1]), -1, np.int64)
+        found_scores = np.full(found.shape, np.nan)
+        for i, (start, end) in enumerate(itertools.pairwise(ends)):
+            rows, values = positions[start:end].ravel(), scores[start:end].ravel()
+            rows, values = rows[rows >= 0], values[rows >= 0]
+            order = np.lexsort((rows, -values))
+            _, first = np.unique(rows[order] // self.vectors_each, return_index=True)
+            best = order[np.sort(first)][: found.shape[1]]  # an image by its highest score
+            found[i, : len(best)], found_scores[i, : len(best)] = rows[best], values[best]
+        return found, found_scores
 
     def codes(self, positions: np.ndarray) -> np.ndarray:
         """See ImageSource."""
@@ -93,8 +107,10 @@ class ImagesOfItems:
     def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See ImageSource."""
         found = [self.source.images(picture, codes) for picture in self.pictures[query]]
-        positions = found[0][0]  # the same for all pictures
-        return positions, np.max([scores for _, scores in found], axis=0)
+        positions, scores = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        best = scores.argmax(axis=0)[None]  # the images are the same for all pictures
+        of_images = np.take_along_axis(positions, best, 0)[0]
+        return of_images, np.take_along_axis(scores, best, 0)[0]
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """See ImageSource."""
@@ -102,14 +118,18 @@ class ImagesOfItems:
 
 
 def source_of_items(
-    source: ImageSource, items: Mapping[str, Sequence[int]] | None, *, same_set: bool
+    source: ImageSource,
+    items: Mapping[str, Sequence[int]] | None,
+    *,
+    same_set: bool,
+    vectors_each: int = 1,
 ) -> ImageSource:
     """The source itself if each picture is a query. UsageError: one set."""
     if items is None:
         return source
     if same_set:
         raise UsageError("--query-group: with --same-set an item's pictures would find each other")
-    return ImagesOfItems(source, list(items.values()))
+    return ImagesOfItems(source, list(items.values()), vectors_each)
 
 
 def _joined(

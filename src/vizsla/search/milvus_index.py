@@ -19,18 +19,25 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla.data.query_box import GivenBox, QueryBox
-from vizsla.embed.embeddings import Embeddings, Part, parts_of, source_of
+from vizsla.embed.embeddings import (
+    Embeddings,
+    Part,
+    about_tiles,
+    parts_of,
+    source_of,
+    tiles_in,
+)
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, MissingExtraError, StorageError, UsageError
 from vizsla.search import ann, exact
 from vizsla.search.filters import Condition, Filter, no_attribute, no_order, typed
 from vizsla.search.folder_index import SHOWN, build_in, check_present, require_ids
 from vizsla.search.groups import ResultForm
-from vizsla.search.index_files import check_new
+from vizsla.search.index_files import check_new, require_same_tiles
 from vizsla.search.items import source_of_items
 from vizsla.search.milvus_search import MilvusImages, decoded
 from vizsla.search.queries import QueryEncoder
-from vizsla.search.ranking import Ranking
+from vizsla.search.ranking import Ranking, tile_of
 from vizsla.search.results import found_results
 
 if TYPE_CHECKING:
@@ -59,6 +66,8 @@ class MilvusIndex:
     def __init__(self, where: str, client: Any, collection: str, about: dict[str, Any]) -> None:
         self.where, self.client, self.collection, self._about = where, client, collection, about
         self._lite = not where.startswith("milvus://")
+        self.tiles = tiles_in(about)
+        self._vectors_each = len(self.tiles) if self.tiles else 1  # T entities of an image
         self._gallery: tuple[list[str], pa.Table] | None = None
         source = VectorSource(**about.get("source", {}))
         self.encoder = QueryEncoder(source, about["model_id"], where)
@@ -67,9 +76,12 @@ class MilvusIndex:
     def build(embeddings: Embeddings | str | Path, where: str) -> "MilvusIndex":
         """See index.build_index. An existing collection is replaced, if vizsla has made it."""
         client, collection = _connected(where)
-        model_id, dim, _, parts = parts_of(embeddings)
-        source = dataclasses.asdict(source_of(embeddings))
-        about = {"form": FORM, "model_id": model_id, "dim": dim, "types": {}, "source": source}
+        parts = parts_of(embeddings)
+        dim = parts.dim
+        about = {
+            "form": FORM, "model_id": parts.model_id, "dim": dim, "types": {},
+            "source": dataclasses.asdict(source_of(embeddings)), **about_tiles(parts.tiles),
+        }  # fmt: skip
         with _milvus_errors(where):
             if client.has_collection(collection):
                 if not client.has_collection(collection + ABOUT):
@@ -81,7 +93,7 @@ class MilvusIndex:
             index = MilvusIndex(where, client, collection, about)
             index._write_about()
         seen: set[str] = set()
-        for part in parts:
+        for part in parts.parts:
             check_new(part[0], part[1], seen)
             seen.update(part[0])
             index._insert(part)
@@ -155,7 +167,8 @@ class MilvusIndex:
     def about(self) -> dict[str, Any]:
         """What `vizsla index info` prints."""
         return {
-            "kind": self.kind, "images": len(self), "dim": self.dim, "model_id": self.model_id,
+            "kind": self.kind, "images": len(self), **about_tiles(self.tiles),
+            "dim": self.dim, "model_id": self.model_id,
             "attributes": list(self._about["types"]), "collection": self.collection,
         }  # fmt: skip
 
@@ -167,6 +180,7 @@ class MilvusIndex:
     def _fetched(self) -> tuple[list[str], pa.Table]:
         if self._gallery is None:
             found = sorted(self._scan("", ["row", "id", "attributes"]), key=lambda r: int(r["row"]))
+            found = found[:: self._vectors_each]
             attributes = self._table([decoded(row["attributes"]) for row in found])
             self._gallery = [row["id"] for row in found], attributes
         return self._gallery
@@ -178,9 +192,10 @@ class MilvusIndex:
         })  # fmt: skip
 
     def _count(self, where: str) -> int:
+        """How many images meet `where`."""
         with _milvus_errors(self.where):
             found = self.client.query(self.collection, filter=where, output_fields=["count(*)"])
-        return int(found[0]["count(*)"])
+        return int(found[0]["count(*)"]) // self._vectors_each
 
     def _scan(self, where: str, fields: list[str]) -> Iterator[dict[str, Any]]:
         """All entities that meet `where`, in no particular order."""
@@ -229,25 +244,29 @@ class MilvusIndex:
         exact.check_k(k, size - same_set)
         where = "" if filter is None else self._expression(filter)
         allowed = size if filter is None else self._count(where)
+        T = self._vectors_each
         images = MilvusImages(
-            self._scan, self._candidates, queries.vectors, where=where, allowed=allowed,
+            self._scan, self._candidates, queries.vectors, where=where, allowed=T * allowed,
             filtered=filter is not None, own=queries.ids if same_set else None, column=group_by,
+            vectors_each=T,
         )  # fmt: skip
-        source = source_of_items(images, items, same_set=same_set)
+        source = source_of_items(images, items, same_set=same_set, vectors_each=T)
         n_queries = len(queries if items is None else items)
         found = found_results(source, n_queries, k, form, available=allowed)
-        ids, rows = images.entities.gallery()
+        ids, rows = images.entities.images(T)
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
+        origin |= about_tiles(self.tiles)
         if filter is not None:
             origin["filter"] = str(filter)
         if items is not None:
             origin["query_join"] = "max"
-        members = None if found.members is None else _places(found.members, rows)
+        members = None if found.members is None else _places(found.members // T, rows)
         return Ranking(
             queries.ids if items is None else list(items), ids,
-            _places(found.positions, rows), found.scores, size,
+            _places(found.positions // T, rows), found.scores, size,
             {**origin, **form.record()}, query_root=queries.root,
-            members=members, member_scores=found.member_scores,
+            members=members, member_scores=found.member_scores, tiles=self.tiles,
+            best_tile=None if T == 1 else tile_of(found.positions, T),
         )  # fmt: skip
 
     def _candidates(
@@ -303,20 +322,22 @@ class MilvusIndex:
         exact.require_comparable(
             embeddings.model_id, self.model_id, embeddings.dim, self.dim, what="new images"
         )
-        check_new(embeddings.ids, embeddings.vectors, self._rows_of(embeddings.ids))
+        require_same_tiles(embeddings.tiles, self.tiles)
+        check_new(embeddings.ids, embeddings.all_vectors, self._rows_of(embeddings.ids))
         if len(embeddings):
-            self._insert((embeddings.ids, embeddings.vectors, embeddings.attributes))
+            self._insert((embeddings.ids, embeddings.all_vectors, embeddings.attributes))
 
     def remove(self, ids: Sequence[str]) -> int:
         """See Index.remove."""
         rows = self._rows_of(ids)
         check_present(ids, rows)
-        self._delete(list(rows.values()))
+        T = self._vectors_each
+        self._delete([row - row % T + tile for row in rows.values() for tile in range(T)])
         self._gallery = None
         return len(rows)
 
     def _rows_of(self, ids: Sequence[str], field: str = "row") -> dict[str, Any]:
-        """Id → its row, or another field."""
+        """Id → the row of one of its tiles, or another field."""
         found: dict[str, Any] = {}
         with _milvus_errors(self.where):
             for start in range(0, len(ids), 1000):
@@ -330,23 +351,24 @@ class MilvusIndex:
 
     def _insert(self, part: Part) -> None:
         ids, vectors, attributes = part
+        T = self._vectors_each
         types = _types(attributes, self._about["types"])
         columns = {
             name: _plain(attributes[name], TYPES[types[name]]).to_pylist()
             for name in attributes.column_names
         }
-        first = time.time_ns()  # greater with each addition
+        first = time.time_ns() // T * T  # greater with each addition
         per_call = max(1, MESSAGE_BYTES // (8 * self.dim + 1000))
         done: list[int] = []
         try:
             with _milvus_errors(self.where):
-                for start in range(0, len(ids), per_call):
-                    chosen = range(start, min(start + per_call, len(ids)))
+                for start in range(0, len(vectors), per_call):
+                    chosen = range(start, min(start + per_call, len(vectors)))
                     self.client.insert(self.collection, [
                         {
-                            "row": first + i, "id": ids[i], "vector": vectors[i].tolist(),
-                            "attributes": {name: column[i] for name, column in columns.items()
-                                           if column[i] is not None},
+                            "row": first + i, "id": ids[i // T], "vector": vectors[i].tolist(),
+                            "attributes": {name: column[i // T] for name, column in columns.items()
+                                           if column[i // T] is not None},
                         }
                         for i in chosen
                     ])  # fmt: skip
@@ -377,8 +399,12 @@ class MilvusIndex:
     def save(self, folder: str | Path) -> None:
         """A copy as an exact index in a folder."""
         found = sorted(self._scan("", ["row", "vector"]), key=lambda r: int(r["row"]))
-        vectors = np.array([row["vector"] for row in found], np.float32).reshape(-1, self.dim)
-        copied = Embeddings(self.ids, vectors, self.attributes, self.model_id)
+        vectors = np.array([row["vector"] for row in found], np.float32)
+        vectors = vectors.reshape(-1, self._vectors_each, self.dim)
+        copied = Embeddings(
+            self.ids, vectors[:, 0], self.attributes, self.model_id,
+            tiles=self.tiles, tile_vectors=vectors if self.tiles else None,
+        )  # fmt: skip
         build_in(Path(folder), copied, kind="exact")
 
     def verify(self) -> None:

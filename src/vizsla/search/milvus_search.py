@@ -13,6 +13,7 @@ import numpy as np
 from vizsla.errors import DataError
 from vizsla.search import ann, exact
 from vizsla.search.ranking import self_positions, without_self
+from vizsla.search.tiles import best_tiles
 
 Entity = dict[str, Any]
 Scan = Callable[[str, list[str]], Iterable[Entity]]  # expression, fields → all that meet it
@@ -36,31 +37,47 @@ class MilvusImages:
         filtered: bool,
         own: Sequence[str] | None = None,
         column: str | None = None,
+        vectors_each: int = 1,
     ) -> None:
-        """queries: (Q, D). where: the expression of the filter, which `allowed` images meet. own:
+        """queries: (Q, D). where: the expression of the filter, which `allowed` entities meet. own:
         the queries' ids, if each one's own image is left out. column: whose values are groups.
+        vectors_each: T entities of an image, whose rows r have one r // T.
         """
         self.scan, self.candidates, self.queries = scan, candidates, queries
         self.where, self.allowed, self.filtered = where, allowed, filtered
-        self.own, self.column = own, column
+        self.own, self.column, self.vectors_each = own, column, vectors_each
         self.fields = ["row", "id", "vector", *(["attributes"] if column else [])]
         self.entities = Entities(len(queries), queries.shape[1])
-        self._codes: dict[int, int] = {}  # row → group
+        self._codes: dict[int, int] = {}  # image → group
         self._code_of: dict[Any, int] = {}  # value → group
         self._values: list[Any] = []  # of each group; None: the image is one by itself
         self._rows: dict[int, list[int]] = {}  # group → all its rows
 
     def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """See ImageSource."""
+        """See ImageSource. Each image by the row of its best tile."""
+        T = self.vectors_each
+        wanted = min(n + (self.own is not None), self.allowed // T)
+        if T == 1:
+            rows, scores = self._nearest_rows(queries, wanted)
+        else:
+            rows, scores = best_tiles(
+                lambda chosen, m: self._nearest_rows(queries[chosen], m),
+                len(queries), wanted, T, available=self.allowed,
+            )  # fmt: skip
+        if self.own is None:
+            return rows, scores
+        ids, images = self.entities.images(T)
+        own = self_positions([self.own[i] for i in queries], ids)
+        own_image = np.where(own < 0, -1, np.append(images, -1)[own])
+        return without_self(rows, scores, own_image, n, vectors_each=T)
+
+    def _nearest_rows(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the n nearest entities."""
         vectors = self.queries[queries]
-        wanted = min(n + (self.own is not None), self.allowed)
-        found = self._found(vectors, wanted)
+        found = self._found(vectors, n)
         self.entities.learn(found)
-        positions, scores = found.best(vectors, wanted)
-        ids, rows = found.gallery()
-        if self.own is not None:
-            self_at = self_positions([self.own[i] for i in queries], ids)
-            positions, scores = without_self(positions, scores, self_at, n)
+        positions, scores = found.best(vectors, n)
+        rows = np.array(sorted(found.ids), np.int64)
         return np.where(positions >= 0, np.append(rows, -1)[positions], -1), scores
 
     def _found(self, queries: np.ndarray, k: int) -> "Entities":
@@ -100,23 +117,20 @@ class MilvusImages:
         )
 
     def _code(self, row: int) -> int:
-        if row not in self._codes and row >= 0:
+        image = row // self.vectors_each
+        if image not in self._codes and row >= 0:
             value = self.entities.attributes[row].get(str(self.column))
             code = len(self._values)
             if value is not None:
                 code = self._code_of.setdefault(value, code)
             if code == len(self._values):
                 self._values.append(value)
-            self._codes[row] = code
-        return self._codes.get(row, -1)
+            self._codes[image] = code
+        return self._codes.get(image, -1)
 
     def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See ImageSource."""
         groups = codes.tolist()
-        alone = {code for code in groups if self._values[code] is None}
-        for row, code in self._codes.items():
-            if code in alone:
-                self._rows[code] = [row]
         new = [code for code in groups if code not in self._rows]
         if new:
             self._fetch(new)
@@ -126,15 +140,22 @@ class MilvusImages:
         vectors = self.vectors(np.array(rows, np.int64))
         scores = exact.rescored(
             self.queries[query : query + 1], vectors, np.arange(len(rows))[None]
-        )
-        return np.array(rows, np.int64), scores[0]
+        )[0].reshape(-1, self.vectors_each)
+        best = np.array(rows, np.int64).reshape(scores.shape)[:, 0] + scores.argmax(axis=1)
+        return best, scores.max(axis=1)
 
     def _fetch(self, codes: list[int]) -> None:
-        """All images of these groups that the filter allows."""
+        """All entities of these groups that the filter allows."""
         if len(self.entities.ids) < self.allowed:
             field = f"attributes[{json.dumps(self.column)}]"
-            values = [json.dumps(self._values[code], ensure_ascii=False) for code in codes]
-            one_of = " or ".join(f"({field} == {value})" for value in values)
+            values = {code: json.dumps(self._values[code], ensure_ascii=False) for code in codes}
+            # an image without a value is a group by itself, of which one entity is known
+            alone = {code for code in codes if self._values[code] is None}
+            ids = {name for row, name in self.entities.ids.items() if self._code(row) in alone}
+            one_of = " or ".join(
+                [f"({field} == {value})" for code, value in values.items() if code not in alone]
+                + [f"(id in {json.dumps(sorted(ids), ensure_ascii=False)})"] * bool(ids)
+            )
             where = f"({self.where}) and ({one_of})" if self.where else one_of
             found = Entities(1, self.queries.shape[1])
             found.add([0], [list(self.scan(where, self.fields))])
@@ -180,13 +201,14 @@ class Entities:
         self.vectors |= other.vectors
         self.attributes |= other.attributes
 
-    def gallery(self) -> tuple[list[str], np.ndarray]:
-        """Ids and rows in the gallery's order."""
-        rows = sorted(self.ids)
-        return [self.ids[row] for row in rows], np.array(rows, np.int64)
+    def images(self, vectors_each: int) -> tuple[list[str], np.ndarray]:
+        """Ids and numbers of the images, rows r // T, in the gallery's order."""
+        names = {row // vectors_each: name for row, name in self.ids.items()}
+        numbers = sorted(names)
+        return [names[n] for n in numbers], np.array(numbers, np.int64)
 
     def best(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in `gallery` and exact scores, (Q, k) each."""
+        """Positions among the rows, rising, and exact scores, (Q, k) each."""
         gallery, positions = self._positions()
         missing = max(0, k - positions.shape[1])
         positions = np.pad(positions, ((0, 0), (0, missing)), constant_values=-1)

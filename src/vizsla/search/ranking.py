@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vizsla import storage
+from vizsla.data.tiles import Box, Tiles
 from vizsla.errors import DataError
 from vizsla.notebook import SHOWN, Shown, Summary, counted, data_frame
 
@@ -32,6 +33,8 @@ class Ranking(Shown):
     if nothing was decided. probability: (Q, K) float64, that each image is right, with `accepted`.
     members, member_scores: (Q, K, N) as positions and scores, if each result is a group: its best
     images.
+    tiles, best_tile: of images with several vectors, their boxes, and (Q, K) int8 the one that
+    scored highest; -1 after a row's end.
     """
 
     queries: list[str]
@@ -46,6 +49,8 @@ class Ranking(Shown):
     probability: np.ndarray | None = None
     members: np.ndarray | None = None
     member_scores: np.ndarray | None = None
+    tiles: Tiles | None = None
+    best_tile: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.queries)) != len(self.queries):
@@ -65,6 +70,10 @@ class Ranking(Shown):
         if self.probability is not None and self.probability.shape != self.positions.shape:
             raise DataError(
                 f"probability has shape {self.probability.shape}, positions {self.positions.shape}"
+            )
+        if self.best_tile is not None and self.best_tile.shape != self.positions.shape:
+            raise DataError(
+                f"best_tile has shape {self.best_tile.shape}, positions {self.positions.shape}"
             )
 
     def __len__(self) -> int:
@@ -132,6 +141,13 @@ class Ranking(Shown):
         """The gallery ids of query i, best first."""
         return [self.gallery[p] for p in self.positions[i] if p >= 0]
 
+    def box(self, i: int, j: int) -> Box | None:
+        """The part of result j of query i that scored highest: x, y, width and height as fractions
+        of the image. None where images have one vector, and after a row's end."""
+        if self.tiles is None or self.best_tile is None or self.best_tile[i, j] < 0:
+            return None
+        return self.tiles.boxes[self.best_tile[i, j]]
+
     def head(self, k: int) -> "Ranking":
         """The same ranking, cut to the first k."""
         return replace(
@@ -142,6 +158,7 @@ class Ranking(Shown):
             probability=None if self.probability is None else self.probability[:, :k],
             members=None if self.members is None else self.members[:, :k],
             member_scores=None if self.member_scores is None else self.member_scores[:, :k],
+            best_tile=None if self.best_tile is None else self.best_tile[:, :k],
         )
 
     def only_accepted(self) -> "Ranking":
@@ -154,6 +171,7 @@ class Ranking(Shown):
             probability=(
                 None if self.probability is None else np.where(kept, self.probability, np.nan)
             ),
+            best_tile=None if self.best_tile is None else np.where(kept, self.best_tile, -1),
         ).head(int(kept.sum(axis=1).max(initial=0)))
 
     @staticmethod
@@ -180,7 +198,8 @@ class Ranking(Shown):
     def save(self, path: str | Path) -> None:
         """One Parquet file: query, rank (from 1), gallery, score; where it was decided what is
         accepted, also probability and accepted; where several images of a group are a result, also
-        images and image_scores, lists of them.
+        images and image_scores, lists of them; of images with
+        tiles, also tile.
 
         A query without results is one row of rank 0 with a null gallery.
         """
@@ -221,6 +240,10 @@ class Ranking(Shown):
             for name, lists in _lists(members, self.member_scores[query, column], self.gallery):
                 table = table.append_column(name, lists)
         about = {"gallery_size": self.gallery_size, "origin": self.origin, "form": "ranking/1"}
+        if self.tiles is not None and self.best_tile is not None:
+            about["tiles"] = str(self.tiles)
+            tile = self.best_tile[query, column] if self.depth else np.full(len(query), -1)
+            table = table.append_column("tile", pa.array(tile, pa.int8()))
         storage.write_sealed_table(
             path, table.replace_schema_metadata({"vizsla": json.dumps(about)})
         )
@@ -251,6 +274,10 @@ class Ranking(Shown):
             probability = np.full(shape, np.nan)
             chance = table["probability"].to_numpy()
             probability[query_of[filled], rank[filled] - 1] = chance[filled]
+        best_tile = None
+        if "tile" in table.column_names:
+            best_tile = np.full(shape, -1, np.int8)
+            best_tile[query_of[filled], rank[filled] - 1] = table["tile"].to_numpy()[filled]
         members = member_scores = None
         if "images" in table.column_names:
             of_rows, of_scores, gallery = _from_lists(table, gallery)
@@ -261,7 +288,8 @@ class Ranking(Shown):
         return Ranking(
             queries, gallery, positions, scores, about["gallery_size"], about.get("origin", {}),
             accepted=accepted, probability=probability, members=members,
-            member_scores=member_scores,
+            member_scores=member_scores, tiles=Tiles.parse(about.get("tiles", "none")),
+            best_tile=best_tile,
         )  # fmt: skip
 
 
@@ -290,6 +318,11 @@ def _from_lists(
     return members, scores, list(at)
 
 
+def tile_of(positions: np.ndarray, vectors_each: int) -> np.ndarray:
+    """The tile (Q, K) int8 of positions that count tiles, T an image; -1 stays."""
+    return np.where(positions < 0, -1, positions % vectors_each).astype(np.int8)
+
+
 def self_positions(queries: Sequence[str], gallery: Sequence[str]) -> np.ndarray:
     """(Q,) int64: the gallery position of each query's own id, -1 where the gallery lacks it."""
     wanted = set(queries)
@@ -298,19 +331,21 @@ def self_positions(queries: Sequence[str], gallery: Sequence[str]) -> np.ndarray
 
 
 def without_self(
-    positions: np.ndarray, scores: np.ndarray, self_at: np.ndarray, k: int
+    positions: np.ndarray, scores: np.ndarray, self_at: np.ndarray, k: int, *, vectors_each: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions and scores without the query itself: (Q, k), or fewer columns if fewer came in.
 
     positions, scores: (Q, K), best first; for k results K is k + 1. A row that holds the query is
     moved up by one and may end in -1 (score nan); a row that lacks it loses its last result.
-    self_at: (Q,) the position to leave out, -1 for none.
+    self_at: (Q,) the image to leave out, -1 for none. vectors_each: T, where a position is that of
+    a tile of image p // T.
     """
     if positions.shape[1] <= k:  # no result too many: a row that holds the query gets shorter
         positions = np.pad(positions, ((0, 0), (0, 1)), constant_values=-1)
         scores = np.pad(scores.astype(np.float64), ((0, 0), (0, 1)), constant_values=np.nan)
     Q, K = positions.shape
-    kept = positions != np.where(self_at < 0, -2, self_at)[:, None]  # -1 marks a row's end
+    own = np.where(self_at < 0, -2, self_at)[:, None]  # -1 marks a row's end
+    kept = positions // vectors_each != own
     kept[kept.all(axis=1), -1] = False
     positions = positions[kept].reshape(Q, K - 1)[:, :k]
     scores = scores[kept].reshape(Q, K - 1)[:, :k]

@@ -43,8 +43,8 @@ def found_results(
         found = Found(*source.nearest(np.arange(n_queries), pool))
     else:
         found = nearest_groups(
-            source, n_queries, pool, form.group_score, available=available,
-            first=(first or first_images)(pool),
+            source, n_queries, pool, available=available, first=(first or first_images)(pool),
+            best_two=source if form.group_score == "best-two" else None,
         )  # fmt: skip
     if form.diverse is not None:
         found = diversified(source, found, k, form.diverse)

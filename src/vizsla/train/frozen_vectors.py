@@ -83,6 +83,7 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
         max_pixels=cache.max_pixels,
         picture=cache.__getitem__,
         progress=lambda done, total: job.progress("reading images", done, total),
+        only_whole=True,
     )
     if job.is_first_process:
         job.processes.wait()
