@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vizsla.search.ranking import Ranking
 
 USUAL = ("label", "group")  # columns that are shown if there are such
+BOX = ("x", "y", "w", "h")  # the part of an image that was found
+PART = "part x,y,w,h"
 Row = dict[str, Any]
 
 
@@ -57,7 +59,8 @@ def result_rows(
     """Query → its results, best first, each as its images: id, score and these columns.
 
     A result is one image, or the best ones of a group. The first has the score of the result, its
-    own as `own`, and with decisions `probability` and `accepted`.
+    own as `own`, with decisions `probability` and `accepted`, and with tiles x, y, w and h of the
+    best one, as fractions of the image.
     """
     assert ranking.scores is not None
     positions, scores = ranking.positions[..., None], ranking.scores[..., None]  # (Q, K, 1)
@@ -80,6 +83,8 @@ def result_rows(
             if ranking.accepted is not None and ranking.probability is not None:
                 images[0]["probability"] = float(ranking.probability[i, j])
                 images[0]["accepted"] = j < int(ranking.accepted[i])
+            if (box := ranking.box(i, j)) is not None:
+                images[0] |= dict(zip(BOX, box, strict=True))
             rows.append(images)
     return found
 
@@ -100,6 +105,7 @@ def print_csv(found: dict[str, list[list[Row]]], columns: Sequence[str]) -> None
 
     results = [images for rows in found.values() for images in rows]
     names = [*columns, *(["probability", "accepted"] if _are_decided(results) else [])]
+    names += BOX if _have_boxes(results) else ()
     rows = [
         [query, rank, row["id"], row["score"], *(_plain(row.get(name)) for name in names)]
         for query, results in found.items()
@@ -126,22 +132,29 @@ def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
         if is_open and not images[0]["accepted"]:
             is_open = False
             line = "none of these is accepted" if rank == 1 else "accepted up to here"
-            rows.append(["", "", "", f"── {line} ──", *("" for _ in columns)])
+            rows.append(["", "", "", f"── {line} ──", "", *("" for _ in columns)])
         for place, row in enumerate(images):
             chance = f"{100 * row['probability']:>3.0f} %" if "probability" in row else ""
             first = "" if place else f"{rank:>{width}}"
             score = f"{row['score']:.4f}".rjust(wide)
-            rows.append([first, score, chance, row["id"], *(texts[n][row["id"]] for n in columns)])
-    names = ["rank", "score", "right", "image", *columns]
+            part = ",".join(f"{row[name]:.2f}" for name in BOX) if "x" in row else ""
+            shown = [texts[name][row["id"]] for name in columns]
+            rows.append([first, score, chance, row["id"], part, *shown])
+    names = ["rank", "score", "right", "image", PART, *columns]
     table = Table(names, rows)
-    if not decided:
-        table = table.select([name for name in names if name != "right"])
-    print_table(table, keep=names)
+    left_out = [] if decided else ["right"]
+    left_out += [] if _have_boxes(results) else [PART]
+    print_table(table.select([name for name in names if name not in left_out]), keep=names)
 
 
 def _are_decided(results: list[list[Row]]) -> bool:
     """Whether each result is accepted or not."""
     return any("accepted" in images[0] for images in results)
+
+
+def _have_boxes(results: list[list[Row]]) -> bool:
+    """Whether results name the part of the image that was found."""
+    return any("x" in images[0] for images in results)
 
 
 def _plain(value: Any) -> Any:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 SHARED = ("device", "workers", "max_pixels", "seed")  # by a run and its training
 NOT_SWEPT = (  # by `sweep`, or by options of its own
-    "model", "weights", "pooling", "interpolation", "views", "whiten", "dim", "runtime", "refine",
-    "refine_uses", "figures",
+    "model", "weights", "pooling", "interpolation", "views", "tiles", "whiten", "dim", "runtime",
+    "refine", "refine_uses", "figures",
 )  # fmt: skip
 FUSION = ("fusion", "fusion_weights", "fusion_whiten")
 
@@ -215,7 +215,7 @@ def train(
     ],
     *,
     options: TrainOptions,
-    choice: ModelChoice,
+    choice: Annotated[ModelChoice, Without("tiles")],
     images: ImageOptions,
     several: SeveralLabels,
     training: Annotated[dict[str, Any], Given(TuneConfig, ("max_pixels",))],

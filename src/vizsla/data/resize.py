@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vizsla.data.images import MAX_PIXELS, Reduced, read_reduced
-from vizsla.data.tiles import Box
+from vizsla.data.tiles import WHOLE, Box
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -117,7 +117,7 @@ class TiledFraming:
 
 def _part(found: Reduced, box: Box) -> Reduced:
     """A box of an image, which is not copied."""
-    if box == (0, 0, 1, 1):
+    if box == WHOLE:
         return found
     x, y, wide, high = box
     left, top, right, bottom = found.box

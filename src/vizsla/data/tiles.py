@@ -7,6 +7,7 @@ from functools import cached_property
 from vizsla.errors import UsageError
 
 Box = tuple[float, float, float, float]  # x, y, width and height as fractions of the image
+WHOLE: Box = (0, 0, 1, 1)
 OVERLAP = 0.5  # of a tile's side that it shares with the next one of its grid
 MOST_ON_A_SIDE, MOST_TILES = 8, 64
 

@@ -6,6 +6,7 @@ with the number of images.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -174,12 +175,31 @@ class _Job:
         if start:
             log.info("%s: continues after image %d of %d", self.out, start, writer.total)
         try:
+            if self.source.tiles is not None:
+                self._say_cost_of_tiles(writer.total - start)
             self._write_shards(writer, start)
         except RuntimeFailed as error:
             writer = self._with_torch(writer, start, error)
             self._write_shards(writer, 0)
         writer.finish()
         return writer
+
+    def _say_cost_of_tiles(self, images: int) -> None:
+        """Logs the memory and the time that tiles take; the time after one batch was computed."""
+        each = self.source.vectors_each
+        size = images * each * self.runtime.embedder.dim * STORES[self.store].itemsize
+        cost = f"{size / 2**20:.0f} MiB of vectors, {each} times as many as of whole images"
+        pictures = images * each
+        if images and self.engine is embed_here:
+            blank = self.runtime.blank_batch()
+            self.runtime.submit(blank).result()  # which starts the runtime
+            began = time.monotonic()
+            self.runtime.submit(blank).result()
+            minutes = (time.monotonic() - began) / len(blank) * pictures / 60
+            cost += f"; the network takes about {minutes:.1f} minutes"
+        log.info(
+            "tiles %s: %d vectors for each of %d images: %s", self.source.tiles, each, images, cost
+        )
 
     def _with_torch(self, writer: ShardWriter, start: int, error: RuntimeFailed) -> ShardWriter:
         """Begins anew with torch: vectors of two runtimes are not mixed.

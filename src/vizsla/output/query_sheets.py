@@ -124,6 +124,7 @@ def sheets(
                 None if scores is None else float(scores[rank]),
                 bool(correct[rank]) if rank < len(correct) and correct[rank] >= 0 else None,
                 None if chances is None else float(chances[rank]),
+                ranking.box(i, rank),
             )
             for rank, name in enumerate(ranking.row(i)[:k])
         ]

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vizsla import storage
 from vizsla.data.images import MAX_PIXELS, read_image
+from vizsla.data.tiles import WHOLE, Box
 from vizsla.errors import ImageError
 
 Thumbnail = Callable[[Path, int], "Image.Image | str"]  # (file, box) → image, or why not
@@ -24,6 +25,7 @@ INK, GREY, LINE = "#1f2328", "#59636e", "#d1d9e0"
 PAPER, PANEL, BLANK = "white", "#f3f5f8", "#dfe4ea"
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 ACCEPTED = "#0969da"  # the line where acceptance ends
+PART = "#ffd33d"  # the frame of the part of an image that was found
 
 MARGIN, GAP, PANEL_PAD = 28, 16, 16
 MAKER = "vizsla sheet"  # in the metadata of every sheet
@@ -35,7 +37,8 @@ GRID_WIDTH = 1012  # px at most, so that a sheet is 1400 wide
 class Picture:
     """One image of a sheet. name: the text below it. None: unknown.
 
-    probability: that it is right, where it was decided what is accepted.
+    probability: that it is right, where it was decided what is accepted. box: the part of the image
+    that was found, which is framed.
     """
 
     file: Path
@@ -44,6 +47,7 @@ class Picture:
     score: float | None = None
     correct: bool | None = None
     probability: float | None = None
+    box: Box | None = None
 
 
 def draw_sheet(
@@ -193,11 +197,26 @@ def _draw_tile(
         _draw_reason(draw, found, at, box)
     else:
         draw.rectangle(square, PANEL)
-        sheet.paste(found, (x + (box - found.width) // 2, y + (box - found.height) // 2))
+        left, top = x + (box - found.width) // 2, y + (box - found.height) // 2
+        sheet.paste(found, (left, top))
+        if picture.box is not None and picture.box != WHOLE:
+            _draw_part(draw, picture.box, (left, top), found.size)
     draw.rectangle(square, outline=colour, width=border)
     if picture.correct is not None:
         badge = badge_of(picture.correct, max(20, box // 7))
         sheet.paste(badge, (x + border + 3, y + border + 3), badge)
+
+
+def _draw_part(
+    draw: ImageDraw.ImageDraw, part: Box, corner: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """A light frame with dark edges around a part of an image: seen on any image."""
+    x, y = corner[0] + part[0] * size[0], corner[1] + part[1] * size[1]
+    right, bottom = x + part[2] * size[0] - 1, y + part[3] * size[1] - 1
+    for inset, colour, width in ((0, INK, 4), (1, PART, 2)):
+        draw.rectangle(
+            (x + inset, y + inset, right - inset, bottom - inset), outline=colour, width=width
+        )
 
 
 def _draw_reason(draw: ImageDraw.ImageDraw, reason: str, at: tuple[int, int], box: int) -> None:
