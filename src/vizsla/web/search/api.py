@@ -147,6 +147,7 @@ def search_answer(answer: Answer) -> SearchAnswer:
             attributes=found.attributes,
             probability=found.probability,
             accepted=found.accepted,
+            box=found.box,
             **_addresses(found.id),
             group_size=found.size,
             images=[

@@ -20,7 +20,8 @@ class Hit:
     """One result of a search. probability, accepted: None unless the server has --accept.
 
     With group_by: how many images the group has; with per_group also the best of them, as dicts
-    with id and score.
+    with id and score. box: of a gallery with tiles, left, top, width and height of the part that
+    was found, as fractions of the image.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Hit:
     accepted: bool | None = None
     group_size: int | None = None
     images: Sequence[Mapping[str, Any]] = ()
+    box: Sequence[float] | None = None
 
 
 class SearchClient:

@@ -20,6 +20,7 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.data.images import read_image
+from vizsla.data.tiles import Box
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.local_features import Sift, opencv
 from vizsla.errors import (
@@ -74,7 +75,7 @@ class Found:
     """One result. label, attributes: as JSON has them. score: NaN of random images.
 
     probability: that it shows the same as the image searched with; accepted: whether that is
-    enough. None where nothing was decided. of_group, size: see gallery.Hit.
+    enough. None where nothing was decided. of_group, size, box: see gallery.Hit.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Found:
     size: int | None = None
     probability: float | None = None
     accepted: bool | None = None
+    box: Box | None = None
 
     @property
     def chance(self) -> str | None:
@@ -194,7 +196,7 @@ class Engine:
         hits = self._searches.submit(wanted).result()
         results = [
             Found(hit.id, hit.score, **gallery.described(hit.id), of_group=hit.of_group,
-                  size=hit.size)
+                  size=hit.size, box=hit.box)
             for hit in hits
         ]  # fmt: skip
         one_image = search.is_one_image(len(uploads)) and search.is_by_score

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from cachetools import LRUCache
 
+from vizsla.data.tiles import Box
 from vizsla.errors import StorageError
 from vizsla.search import index_files
 from vizsla.search.filters import Filter, no_attribute
@@ -40,12 +41,13 @@ IMAGES = ResultForm()  # each image is a result
 @dataclass(frozen=True)
 class Hit:
     """One result. of_group: the best images of its group, with scores. size: how many images the
-    group has."""
+    group has. box: the part that was found, where images have tiles; see Ranking.box."""
 
     id: str
     score: float
     of_group: tuple[tuple[str, float], ...] = ()
     size: int | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +225,8 @@ def _hits(
         if ranking.members is not None and ranking.member_scores is not None:
             pairs = zip(ranking.members[i, j].tolist(), ranking.member_scores[i, j], strict=True)
             of_group = tuple((ranking.gallery[p], float(s)) for p, s in pairs if p >= 0)
-        hits.append(Hit(ranking.gallery[at], float(ranking.scores[i, j]), of_group, size))
+        score, box = float(ranking.scores[i, j]), ranking.box(i, j)
+        hits.append(Hit(ranking.gallery[at], score, of_group, size, box))
     return hits
 
 

@@ -319,6 +319,10 @@ class Result(BaseModel):
         "one image alone.",
     )  # fmt: skip
     accepted: bool | None = Field(None, description="Whether the probability is high enough.")
+    box: tuple[float, float, float, float] | None = Field(
+        None, description="Of a gallery with tiles: left, top, width and height of the part that "
+        "was found, as fractions of the image.",
+    )  # fmt: skip
     image: str = Field(description="Address of the image, relative to that of the request.")
     thumb: str = Field(description="Address of a small JPEG of it, likewise relative.")
     group_size: int | None = Field(
