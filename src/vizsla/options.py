@@ -304,9 +304,10 @@ class FusionOptions(Options):
     fusion: str = option(
         "zscore",
         "How several models are joined: zscore, minmax (of scores), rrf (of ranks), calibrated (of "
-        "probabilities, learned on training images), or concat (of vectors).",
+        "probabilities, learned on training images), concat (of vectors), or auto: what is best on "
+        "validation images, but concat.",
         "Ranking",
-        choices=("zscore", "minmax", "rrf", "calibrated", "concat"),
+        choices=("zscore", "minmax", "rrf", "calibrated", "concat", "auto"),
     )
     fusion_weights: str | list[float] | None = option(
         None,

@@ -4,6 +4,7 @@ import colorsys
 import dataclasses
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.data.splits import Target
 from vizsla.errors import DataError, UsageError
+from vizsla.options import GalleryOptions
 from vizsla.run import accepting, pipeline, several_models
 from vizsla.run.accepting import CALIBRATION, Accept
 from vizsla.run.config import RunConfig, again
@@ -25,6 +27,9 @@ from vizsla.run.fused_runs import FusionConfig
 from vizsla.score.calibration import Calibration
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
+from vizsla.web.search.models import SearchRequest
+from vizsla.web.search.server import GallerySource, prepare
+from vizsla.web.search.service import ServerState
 
 CLASSES, ABSENT = 24, 6  # colours; of the test classes so many are not in the gallery
 
@@ -117,6 +122,59 @@ def test_several_models_decide_together(home: Path) -> None:
     assert Calibration.load(joint.run.folder / CALIBRATION) == joint.calibration
     found = several_models.again_models(joint.run.folder)
     assert found is not None and {one.accept for one in found[0]} == {0.7}
+
+
+def test_searches_of_a_refined_or_joint_run_are_decided_by_their_own_scores(home: Path) -> None:
+    refined = pipeline.run(config(home, refine="aqe"))
+    joint = several_models.run_models(
+        [config(home, refine="aqe"), config(home, seed=1)], FusionConfig("minmax", [3, 1])
+    )
+    for done in (refined, joint):
+        assert done.calibration is not None and done.calibration.of_searches is not None
+        assert Calibration.load(done.run.folder / CALIBRATION) == done.calibration
+    own = refined.calibration
+    assert own is not None and own.cutoff is not None
+    found = vizsla.search(refined.run.folder, home / "data/test/query", accept=0.6)
+    plain = own.for_scores_of({"model_id": refined.record["model_id"]})
+    assert plain.made_by["refine"] == "none" != own.made_by["refine"]
+    assert found.accepted is not None and plain.with_sure(0.6).cutoff is not None
+    assert found.origin["accept"] == {"sure": 0.6, "score": plain.with_sure(0.6).cutoff.score}
+    folder, accept = joint.run.folder, str(joint.run.folder) + "@0.6"
+    with closing(
+        prepare(GallerySource(folder, GalleryOptions(accept=accept)), ServerState())
+    ) as engine:
+        assert engine.calibration is not None
+        assert engine.calibration.made_by["searched_as"] == "minmax"
+        answered = []
+        for absent in (False, True):
+            label = 0 if absent else ABSENT
+            hits = engine.answer(
+                SearchRequest(k=3), [(home / f"data/test/query/{label}_0.png").read_bytes()]
+            ).results
+            answered.append(bool(hits[0].accepted))
+        assert answered == [True, False]
+
+
+def test_fuse_decides_by_what_it_learns_or_by_a_file(home: Path, tmp_path: Path) -> None:
+    runs = [str(pipeline.run(config(home, accept=None, seed=seed)).run.folder) for seed in (0, 1)]
+    out, file = tmp_path / "f.parquet", tmp_path / "c.json"
+
+    def fuse(*words: str) -> Ranking:
+        words = ("fuse", *runs, "-o", str(out), "--json", *words)
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert json.loads(done.stdout)["accept"]["queries"] > 50
+        return Ranking.load(out)
+
+    by = ("--fusion", "calibrated")
+    learned = fuse("--accept", "0.7", *by, "--write-calibration", str(file))
+    assert learned.accepted is not None and 0 < (learned.accepted > 0).mean() < 1
+    again = fuse("--accept", f"{file}@0.7", *by, "--depth", "5")
+    assert again.accepted is not None
+    assert again.accepted.tolist() == np.minimum(learned.accepted, 5).tolist()
+    with pytest.raises(DataError, match=r"fused by calibrated .* this ranking is .* by minmax"):
+        fuse("--accept", str(file), "--fusion", "minmax")
+    with pytest.raises(UsageError, match="option of --accept"):
+        fuse("--write-calibration", str(file))
 
 
 def test_a_tuned_model_with_few_held_out_classes_is_warned_of(

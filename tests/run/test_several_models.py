@@ -17,7 +17,8 @@ from vizsla.run import several_models
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
 from vizsla.run.functions import search
-from vizsla.run.fused_runs import FusionConfig, Member, fuse_runs, members_of, ranker
+from vizsla.run.fused_runs import FusionConfig, fuse_runs, members_of, ranker
+from vizsla.run.members import Member
 from vizsla.run.several_models import run_models
 from vizsla.search import exact
 from vizsla.search.fusion import fused
@@ -122,7 +123,7 @@ def test_concat_whitens_and_refines_the_joint_vectors(joint: RunResult) -> None:
     assert (
         white.refinement_choice is not None and white.ranking.to_lists() != plain.ranking.to_lists()
     )
-    assert white.record(FusionConfig("concat"))["whiten"] == "shrunk"
+    assert white.record()["whiten"] == "shrunk"
 
 
 def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:
@@ -138,10 +139,16 @@ def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:
     assert kept.to_lists() == fused(rankings, method="rrf", depth=6).to_lists()
     result = fuse("--fusion-weights", "auto", "--json")
     assert json.loads(result.stdout)["fusion"]["chosen_on"]["candidates"]
+    result = fuse("--fusion", "auto", "--json")
+    fusion = json.loads(result.stdout)["fusion"]
+    tried = {one["fusion"].split("(")[0] for one in fusion["chosen_on"]["candidates"]}
+    assert tried == {"zscore", "minmax", "rrf", "calibrated"} and fusion["method"] in tried
+    kept = Ranking.load(tmp_path / "f.parquet")
+    assert kept.origin["fusion"]["method"] == fusion["method"]
     result = fuse("--fusion", "concat")
     assert result.exit_code == 0 and "fused by concat, weights 0.5, 0.5" in result.stdout
     for words, message in [
-        (["--fusion", "vote"], "zscore, minmax, rrf, calibrated, concat"),
+        (["--fusion", "vote"], "zscore, minmax, rrf, calibrated, concat, auto"),
         (["--fusion-weights", "1,2,3"], "3 weights for 2"),
         (["--fusion-weights", "a,b"], "a number for each model"),
         (["--refine", "aqe"], "refine each run instead"),

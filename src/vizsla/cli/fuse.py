@@ -9,16 +9,26 @@ import typer
 from vizsla.cli.console import Commands, print_json
 from vizsla.cli.sources import read_ranking
 from vizsla.errors import UsageError
-from vizsla.option_fields import REQUIRED, option
-from vizsla.options import FusionOptions, Printing, RankingOptions
+from vizsla.option_fields import REQUIRED, option, same
+from vizsla.options import Accepting, FusionOptions, Printing, RankingOptions
 from vizsla.progress import ProgressShown
 
 app = Commands()
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseOptions(FusionOptions, RankingOptions, Printing):
+class FuseOptions(FusionOptions, RankingOptions, Accepting, Printing):
     """The options of `vizsla fuse`."""
+
+    accept: float | str | None = same(
+        Accepting, "accept",
+        help="Accept only matches that are right with this probability, such as 0.95, learned on "
+        "the runs' training images; or a calibration: FILE, FILE@0.9.",
+        usual=False,
+    )  # fmt: skip
+    write_calibration: Path | None = option(
+        None, "Write what --accept has learned, for --accept FILE.", "Output"
+    )
 
     out: Path = option(
         REQUIRED, "The ranking to write (Parquet).", "Output", "-o", "--out", usual=True
@@ -40,13 +50,18 @@ def fuse(
 
     Rankings may differ in depth and images.
 
-    --fusion-weights auto, --fusion concat and calibrated need runs, with their training images.
+    --fusion concat, calibrated and auto, and --fusion-weights auto need runs with training images;
+    so does --accept with a number.
     """
     from vizsla.run import fused_runs
-    from vizsla.search.fusion import CALIBRATED, fused
+    from vizsla.run.accepting import Accept
+    from vizsla.run.members import Member
+    from vizsla.search.fusion import fused
 
     if len(sources) < 2:
         raise UsageError("give two runs or rankings, or more")
+    if options.write_calibration and options.accept is None:
+        raise UsageError("--write-calibration is an option of --accept: give it too")
     config = fused_runs.FusionConfig(
         options.fusion, options.fusion_weights, options.fusion_whiten,
         options.refine, options.refine_uses,
@@ -54,29 +69,43 @@ def fuse(
     config.check(len(sources))
     if options.fusion != fused_runs.CONCAT and options.refine != "none":
         raise UsageError("--refine only works with --fusion concat here: refine each run instead")
-    needs_runs = options.fusion in (fused_runs.CONCAT, CALIBRATED)
-    if needs_runs or config.weights == fused_runs.AUTO:
-        members = [fused_runs.Member.of(source) for source in sources]
-        with ProgressShown(options.quiet) as progress:
+    by_number = options.accept is not None and Accept.parse(options.accept).file is None
+    lines: list[str] = []
+    with ProgressShown(options.quiet) as progress:
+        if by_number or config.needs_training:
+            members = [Member.of(source) for source in sources]
             found = fused_runs.fuse_runs(members, config, progress)
-        ranking = found.ranking if options.depth is None else found.ranking.head(options.depth)
-        record = found.record(config)
-        lines = [*(found.weights_choice.lines() if found.weights_choice else []),
-                 *(found.refinement_choice.lines() if found.refinement_choice else [])]  # fmt: skip
-    else:
-        assert not isinstance(config.weights, str)
-        ranking = fused(
-            [read_ranking(source) for source in sources],
-            method=options.fusion, weights=config.weights, depth=options.depth,
-        )  # fmt: skip
-        record = {key: ranking.origin["fusion"][key] for key in ("method", "weights")}
-        lines = []
-    ranking.save(options.out)
+            ranking = found.ranking if options.depth is None else found.ranking.head(options.depth)
+            record = found.record()
+            for choice in (found.fusion_choice, found.refinement_choice):
+                lines += [*choice.lines(), ""] if choice else []
+        else:
+            assert not isinstance(config.weights, str)
+            ranking = fused(
+                [read_ranking(source) for source in sources],
+                method=options.fusion, weights=config.weights, depth=options.depth,
+            )  # fmt: skip
+            record = {key: ranking.origin["fusion"][key] for key in ("method", "weights")}
+        calibration = None
+        if by_number:
+            assert options.accept is not None
+            calibration = fused_runs.joint_calibration(
+                members, found.fusion, options.accept, progress
+            )
+        elif options.accept is not None:
+            calibration = Accept.parse(options.accept).load()
     about = {"ranking": str(options.out), "queries": len(ranking), "depth": ranking.depth}
+    if calibration is not None:
+        ranking = calibration.decide(ranking)
+        lines += [*calibration.lines(), ""]
+        about["accept"] = calibration.to_dict()
+        if options.write_calibration:
+            calibration.save(options.write_calibration)
+    ranking.save(options.out)
     if options.as_json:
         print_json({**about, "fusion": record})
-    else:
-        typer.echo("\n".join([*lines, *([""] if lines else [])]), nl=bool(lines))
-        kept = ", ".join(f"{weight:.3g}" for weight in record["weights"])
-        typer.echo(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {options.out}")
-        typer.echo(f"fused by {options.fusion}, weights {kept}")
+        return
+    kept = ", ".join(f"{weight:.3g}" for weight in record["weights"])
+    lines.append(f"{len(ranking)} queries, {ranking.depth} gallery images each, in {options.out}")
+    lines.append(f"fused by {record['method']}, weights {kept}")
+    typer.echo("\n".join(lines))

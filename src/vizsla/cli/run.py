@@ -145,8 +145,8 @@ def _print_run(result: "RunResult") -> None:
         typer.echo(f"the model is {kept}, chosen on a held-out part of training/:")
         typer.echo(result.tuned.scores_text() + "\n")
     print_refined(result.chain, result.refinement_choice)
-    if result.weights_choice is not None:
-        typer.echo("\n".join([*result.weights_choice.lines(), ""]))
+    if result.fusion_choice is not None:
+        typer.echo("\n".join([*result.fusion_choice.lines(), ""]))
     if result.scores is None:
         typer.echo(
             "No labels are known, so there are no scores (give --labels or --labels-from).\n"

@@ -97,6 +97,7 @@ def calibration_for(
     *,
     tuned: bool,
     rank: Rank,
+    search: Rank | None = None,
 ) -> Calibration:
     """What --accept of a run says: a saved calibration, or one that is learned now."""
     assert config.accept is not None
@@ -104,7 +105,7 @@ def calibration_for(
     if accept.file is not None:
         return accept.load()
     found = learn_calibration(
-        config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank
+        config, data, target, embed, tuned=tuned, sure=accept.sure or SURE, rank=rank, search=search
     )
     if found.cutoff is None:
         log.warning("%s", found.verdict)
@@ -120,11 +121,13 @@ def learn_calibration(
     tuned: bool,
     sure: float,
     rank: Rank,
+    search: Rank | None = None,
 ) -> Calibration:
     """Learned on training images that the models have not seen, by draws like the test part.
 
     embed: by each model. tuned: whether one was trained on the images that validation did not hold
-    out. rank: as the test part is ranked. DataError without training images.
+    out. rank: as the test part is ranked. search: as `search` and `serve` rank, if they do not rank
+    so. DataError without training images.
     """
     images = training_part(data.training, config.data, "--accept")
     tuning = config.training
@@ -143,9 +146,14 @@ def learn_calibration(
         query_domain=tuning.query_domain, gallery_domain=tuning.gallery_domain,
     )  # fmt: skip
     vectors = [embed_images(images) for embed_images in embed]
-    found = calibrate_on_draws(
-        vectors, images, draws, sure=sure, source=f"{config.data}/training", rank=rank
-    )
+    found, of_searches = (
+        by and calibrate_on_draws(
+            vectors, images, draws, sure=sure, source=f"{config.data}/training", rank=by
+        )
+        for by in (rank, search)
+    )  # fmt: skip
+    assert found is not None
+    found = dataclasses.replace(found, of_searches=of_searches)
     for line in found.lines():
         log.debug("%s", line)
     return found

@@ -15,7 +15,7 @@ import numpy as np
 
 import vizsla
 from vizsla import storage
-from vizsla.choose.fusion_weights import WeightsChoice
+from vizsla.choose.fusion_choice import FusionChoice
 from vizsla.choose.refinement import RefinementChoice
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.fingerprint import fingerprint
@@ -48,7 +48,7 @@ class RunResult(Shown):
     """What a run left behind.
 
     scores: None if no labels are known. record: the content of the result file.
-    refinement_choice, weights_choice: how chain and fusion weights were chosen, if `auto`.
+    refinement_choice, fusion_choice: how chain and fusion weights were chosen, if `auto`.
     calibration: what decided which matches are accepted, if that was asked for.
     tuned: the training, if it was part of the run. members: the runs that a joint run fused.
     item_scores: the scores of items, if they were asked for.
@@ -67,7 +67,7 @@ class RunResult(Shown):
     refinement_choice: RefinementChoice | None = None
     tuned: TrainResult | None = None
     members: list["RunResult"] = field(default_factory=list)
-    weights_choice: WeightsChoice | None = None
+    fusion_choice: FusionChoice | None = None
     calibration: Calibration | None = None
     item_scores: Scores | None = None
 

@@ -1,30 +1,27 @@
 """A finished run → its truth, other scores, a cut-off, a report."""
 
 import dataclasses
-import functools
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vizsla import storage
 from vizsla.data.data_folders import DataFolders
-from vizsla.data.imageset import ImageSet
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.output import query_page, report_page
 from vizsla.progress import waiting
-from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
+from vizsla.run.accepting import CALIBRATION
 from vizsla.run.config import RunConfig, again
 from vizsla.run.embedding import Progress
-from vizsla.run.fused_runs import Member, members_of, ranker
-from vizsla.run.inputs import folders_of, target_in, truth_in
+from vizsla.run.fused_runs import joint_calibration, members_of
+from vizsla.run.inputs import folders_of, truth_in
+from vizsla.run.members import Member
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.score.whole_gallery import evaluate_ranked
-from vizsla.search.chain import Chain, rank_refined
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import open_run, ranking_in
 
@@ -151,34 +148,6 @@ def calibrate_run(
     folders of the models' runs, so that a second time costs nothing.
     """
     members, fusion = members_of(folder)
-    if members:
-        rank = ranker(members, fusion, progress)
-    else:
-        members = [Member.of(folder)]
-        rank = functools.partial(_ranked, chain=members[0].chain)
-    tuned = [member for member in members if member.is_tuned]
-    config = (tuned or members)[0].config
-    data = folders_of(config)
-    found = learn_calibration(
-        config, data, target_in(data, truth_in(config, data)),
-        [functools.partial(_calibration_vectors, member=one, progress=progress) for one in members],
-        tuned=bool(tuned), sure=sure, rank=rank,
-    )  # fmt: skip
+    found = joint_calibration(members or [Member.of(folder)], fusion, sure, progress)
     found.save(Path(folder) / CALIBRATION)
     return found
-
-
-def _ranked(
-    queries: Sequence[Embeddings], gallery: Sequence[Embeddings], *, chain: Chain
-) -> Ranking:
-    return rank_refined(queries[0], gallery[0], chain)
-
-
-def _calibration_vectors(
-    images: ImageSet, member: Member, *, progress: Progress | None
-) -> Embeddings:
-    try:
-        return member.embed(images, ROLE, progress)
-    except DataError:  # those of an earlier call, on other images or by other software
-        shutil.rmtree(member.run.folder / "embeddings" / ROLE, ignore_errors=True)
-        return member.embed(images, ROLE, progress)

@@ -1,8 +1,9 @@
 """Finished runs → one ranking, fused from their scores, ranks or vectors."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vizsla import storage
-from vizsla.choose.fusion_weights import WeightsChoice, choose_weights
+from vizsla.choose.fusion_choice import FusionChoice, choose_fusion
 from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain
 from vizsla.choose.validation import (
     EmbeddedDraws,
@@ -18,17 +19,18 @@ from vizsla.choose.validation import (
     mean_nearest_cosine,
     validation_set,
 )
-from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.projection import WHITENINGS, project, whitening
-from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
-from vizsla.run.config import RunConfig, again
-from vizsla.run.embedding import Progress, RunEmbedder
+from vizsla.run.accepting import calibration_for
+from vizsla.run.config import RunConfig
+from vizsla.run.embedding import Progress
 from vizsla.run.inputs import folders_of, target_in, truth_in
+from vizsla.run.members import Member
 from vizsla.run.seen_or_new import by_vectors
-from vizsla.score.calibration import SURE, Calibration
+from vizsla.score.calibration import Calibration
+from vizsla.score.calibration_draws import Rank, by_cosine
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
 from vizsla.search.fusion import (
     CALIBRATED,
@@ -37,9 +39,10 @@ from vizsla.search.fusion import (
     checked_weights,
     fused,
     joined,
+    searched_as_fused,
 )
 from vizsla.search.ranking import Ranking
-from vizsla.workspace import Run, open_run, result_file_of
+from vizsla.workspace import Run, open_run
 
 log = logging.getLogger("vizsla.run")
 
@@ -48,7 +51,8 @@ CONCAT, AUTO = "concat", "auto"
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """method: of search/fusion.py, or concat. weights: auto, one for each model, or equal ones.
+    """method: of search/fusion.py, concat, or auto, which tries all but concat. weights: auto, one
+    for each model, or equal ones.
 
     For concat only: whiten, and the chain that refines the concatenated vectors.
     """
@@ -61,10 +65,9 @@ class FusionConfig:
 
     def check(self, models: int) -> None:
         """UsageError before the work."""
-        if self.method not in (*METHODS, CONCAT):
-            raise UsageError(
-                f"--fusion {self.method}: choose one of {', '.join((*METHODS, CONCAT))}"
-            )
+        known = (*METHODS, CONCAT, AUTO)
+        if self.method not in known:
+            raise UsageError(f"--fusion {self.method}: choose one of {', '.join(known)}")
         if self.whiten not in WHITENINGS:
             raise UsageError(
                 f"--fusion-whiten {self.whiten}: choose one of {', '.join(WHITENINGS)}"
@@ -78,92 +81,45 @@ class FusionConfig:
         if self.refine != AUTO:
             parse_chain(self.refine, uses=self.refine_uses)
 
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """A finished run, to be fused."""
-
-    run: Run
-    config: RunConfig
-    record: dict[str, Any]
-
-    @staticmethod
-    def of(folder: str | Path) -> "Member":
-        """The run in this folder. DataError where it fuses several models or was interrupted."""
-        opened = open_run(folder)
-        if "members" in opened.config:
-            raise DataError(f"{folder} is itself made of several models: name their own runs")
-        return Member(opened, again(folder), storage.read_json(result_file_of(folder)))
-
     @property
-    def name(self) -> str:
-        """The model's name, as in the result file."""
-        return str(self.record["model_name"])
-
-    @property
-    def chain(self) -> Chain:
-        """The refinement that this run was ranked with."""
-        return parse_chain(self.record.get("refine", {}).get("chain", "none"))
-
-    @property
-    def is_tuned(self) -> bool:
-        """Whether it has seen the training images' labels."""
-        return self.record.get("training", {}).get("kept", "frozen") != "frozen"
-
-    def ranking(self) -> Ranking:
-        """The ranking in the run's folder."""
-        return Ranking.load(self.run.folder / "ranking.parquet")
-
-    def embeddings(self, role: str) -> Embeddings:
-        """The vectors in the run's folder. role: "query" or "gallery"."""
-        return Embeddings.open(self.run.folder / "embeddings" / role)
-
-    def calibration(self, progress: Progress | None) -> Calibration:
-        """What its scores mean, learned once on images that it has not seen, and kept with it."""
-        kept = self.run.folder / CALIBRATION
-        if kept.exists():
-            return Calibration.load(kept)
-        data = folders_of(self.config)
-        found = learn_calibration(
-            self.config, data, target_in(data, truth_in(self.config, data)),
-            [lambda images: self.embed(images, ROLE, progress)],
-            tuned=self.is_tuned, sure=SURE,
-            rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], self.chain),
-        )  # fmt: skip
-        found.save(kept)
-        return found
-
-    def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
-        """Vectors of more images by this run's model, kept in its folder."""
-        return RunEmbedder.of_finished(self.run, self.config, progress)(images, role)
-
-
-# ── fusing runs ──────────────────────────────────────────────────────────────────────────────────
+    def needs_training(self) -> str | None:
+        """The option that needs labelled training images, if one does."""
+        if self.weights == AUTO:
+            return "--fusion-weights auto"
+        return f"--fusion {self.method}" if self.method in (CONCAT, CALIBRATED, AUTO) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """weights: one for each model. weights_choice, refinement_choice: how they and the chain of
-    concat were chosen, if `auto`."""
+    """A joint ranking, and how it was made: fusion has every `auto` as it was chosen.
+
+    fusion_choice, refinement_choice: how method and weights, or the chain of concat, were chosen.
+    """
 
     ranking: Ranking
-    weights: list[float]
-    weights_choice: WeightsChoice | None = None
-    chain: Chain = dataclasses.field(default_factory=Chain)
+    fusion: FusionConfig
+    fusion_choice: FusionChoice | None = None
     refinement_choice: RefinementChoice | None = None
 
-    def settled(self, fusion: FusionConfig) -> FusionConfig:
-        """The same way to fuse, with every `auto` as it was chosen."""
-        refine = str(self.chain) if fusion.refine == AUTO else fusion.refine
-        return dataclasses.replace(fusion, weights=self.weights, refine=refine)
+    @property
+    def weights(self) -> list[float]:
+        """One for each model."""
+        assert isinstance(self.fusion.weights, list)
+        return self.fusion.weights
 
-    def record(self, fusion: FusionConfig) -> dict[str, Any]:
+    @property
+    def chain(self) -> Chain:
+        """The refinement of concatenated vectors."""
+        return parse_chain(self.fusion.refine)
+
+    def record(self) -> dict[str, Any]:
         """How the runs were fused, for the result file."""
+        method = self.fusion.method
         return {
-            "method": fusion.method,
-            "weights": [round(w, 4) for w in self.weights],
-            "whiten": fusion.whiten if fusion.method == CONCAT else None,
-            "chosen_on": self.weights_choice and self.weights_choice.record(),
+            "method": method,
+            "weights": [round(w, 6) for w in self.weights],
+            "whiten": self.fusion.whiten if method == CONCAT else None,
+            "chosen_on": self.fusion_choice and self.fusion_choice.record(),
         }
 
 
@@ -176,16 +132,15 @@ def fuse_runs(
     if fusion.method == CONCAT:
         return _concatenated(members, fusion, progress)
     choice = None
-    if fusion.weights == AUTO:
-        choice = _chosen_weights(members, fusion.method, progress)
-        weights = choice.weights
-    else:
-        weights = _given(fusion, len(members))
+    if AUTO in (fusion.method, fusion.weights):
+        choice = _chosen_fusion(members, fusion, progress)
+        fusion = dataclasses.replace(fusion, method=choice.method, weights=choice.weights)
+    weights = _given(fusion, len(members))
     ranking = fused(
         [member.ranking() for member in members], method=fusion.method, weights=weights,
         probabilities=_probabilities(members, fusion.method, progress),
     )  # fmt: skip
-    return Fused(ranking, weights, choice)
+    return Fused(ranking, dataclasses.replace(fusion, weights=weights), choice)
 
 
 def _probabilities(
@@ -208,8 +163,9 @@ def members_of(folder: str | Path) -> tuple[list[Member], FusionConfig]:
     fusion = FusionConfig(**recorded["fusion"])
     if joint.result_file is not None:
         record = storage.read_json(joint.result_file)
-        if fusion.weights == AUTO:
-            fusion = dataclasses.replace(fusion, weights=record["fusion"]["weights"])
+        if AUTO in (fusion.method, fusion.weights):
+            chosen = {key: record["fusion"][key] for key in ("method", "weights")}
+            fusion = dataclasses.replace(fusion, **chosen)
         if fusion.refine == AUTO:
             fusion = dataclasses.replace(fusion, refine=record["refine"]["chain"])
     return found, fusion
@@ -217,8 +173,11 @@ def members_of(folder: str | Path) -> tuple[list[Member], FusionConfig]:
 
 def ranker(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
-) -> Callable[[Sequence[Embeddings], Sequence[Embeddings]], Ranking]:
-    """What ranks the vectors of all models, of some queries and a gallery, as the joint run did."""
+) -> Rank:
+    """What ranks the vectors of all models, of some queries and a gallery, as the joint run did, or
+    the run of one model."""
+    if len(members) == 1:
+        return members[0].rank
     weights = _given(fusion, len(members))
     probabilities = _probabilities(members, fusion.method, progress)
     learned_on = None
@@ -230,7 +189,7 @@ def ranker(
     def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
         if fusion.method != CONCAT:
             parts = [
-                rank_refined(own_queries, own_gallery, member.chain)
+                member.rank([own_queries], [own_gallery])
                 for own_queries, own_gallery, member in zip(queries, gallery, members, strict=True)
             ]
             return fused(parts, method=fusion.method, weights=weights, probabilities=probabilities)
@@ -240,6 +199,44 @@ def ranker(
         return rank_refined(both[0], both[1], parse_chain(fusion.refine, uses=fusion.refine_uses))
 
     return rank
+
+
+def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | None:
+    """What ranks as searches of the run do, which refine nothing and join the models' vectors;
+    None if the run itself ranks so."""
+    if len(members) == 1:
+        return by_cosine if members[0].chain.steps else None
+    weights = _given(fusion, len(members))
+
+    def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+        asked, searched = joined(queries, weights), joined(gallery, weights)
+        vectors = searched_as_fused(
+            asked.vectors, searched.vectors, [one.dim for one in queries], weights, fusion.method
+        )
+        ranking = by_cosine([dataclasses.replace(asked, vectors=vectors)], [searched])
+        ranking.origin["searched_as"] = fusion.method
+        return ranking
+
+    return rank
+
+
+def joint_calibration(
+    members: Sequence[Member],
+    fusion: FusionConfig,
+    accept: float | str,
+    progress: Progress | None = None,
+) -> Calibration:
+    """By which the joint ranking of these runs (or that of one) is decided, learned on images that
+    are new to all of them, or read from a file. fusion: with every `auto` as it was chosen."""
+    tuned = [member for member in members if member.is_tuned]
+    config = dataclasses.replace((tuned or members)[0].config, accept=accept)
+    data = folders_of(config)
+    return calibration_for(
+        config, data, target_in(data, truth_in(config, data)),
+        [functools.partial(one.calibration_vectors, progress=progress) for one in members],
+        tuned=bool(tuned), rank=ranker(members, fusion, progress),
+        search=search_ranker(members, fusion),
+    )  # fmt: skip
 
 
 def _given(fusion: FusionConfig, models: int) -> list[float]:
@@ -257,16 +254,24 @@ def _require_same_data(members: Sequence[Member]) -> None:
             )
 
 
-def _chosen_weights(
-    members: Sequence[Member], method: str, progress: Progress | None
-) -> WeightsChoice:
+def _chosen_fusion(
+    members: Sequence[Member], fusion: FusionConfig, progress: Progress | None
+) -> FusionChoice:
+    """The best method and weights, as far as they are `auto`."""
     drawn = _validation(members, progress)
     others = [m.embed(drawn.images, "validation-fusion", progress) for m in members[1:]]
-    chains = [member.chain for member in members]
-    optimise = members[0].config.training.optimise
-    return choose_weights(
-        [drawn.vectors, *others], chains, drawn, method=method, optimise=optimise,
-        probabilities=_probabilities(members, method, progress),
+    methods: dict[str, list[Probability] | None] = {}
+    for method in METHODS if fusion.method == AUTO else [fusion.method]:
+        try:
+            methods[method] = _probabilities(members, method, progress)
+        except DataError as error:
+            if fusion.method != AUTO:
+                raise
+            log.warning("--fusion auto does not try %s: %s", method, error)
+    return choose_fusion(
+        [drawn.vectors, *others], [member.chain for member in members], drawn, methods=methods,
+        weights=None if fusion.weights == AUTO else _given(fusion, len(members)),
+        optimise=members[0].config.training.optimise,
     )  # fmt: skip
 
 
@@ -278,10 +283,12 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Embedde
     if any(_splitting(m.config) != _splitting(config) for m in tuned):
         raise DataError(
             "the models were tuned with different images held out, so that no image is new to all: "
-            "tune them with the same --validate-on and --seed, or give --fusion-weights"
+            "tune them with the same --validate-on and --seed, or give --fusion and "
+            "--fusion-weights"
         )
     data = folders_of(config)
-    images = training_part(data.training, config.data, "--fusion-weights auto")
+    needed_by = "--fusion auto and --fusion-weights auto"
+    images = training_part(data.training, config.data, needed_by)
     test = [first.embeddings(role) for role in ("query", "gallery")]
     role = "validation-fusion"
     if not tuned:
@@ -339,7 +346,8 @@ def _concatenated(
     one_set = folders_of(config).one_set
     ranking = rank_refined(queries, gallery, chain, same_set=one_set)
     ranking.origin["fusion"] = {"method": CONCAT, "weights": weights, "whiten": fusion.whiten}
-    return Fused(ranking, weights, None, chain, choice)
+    settled = dataclasses.replace(fusion, weights=weights, refine=str(chain))
+    return Fused(ranking, settled, None, choice)
 
 
 def _whitened(parts: Sequence[Embeddings], learned_on: np.ndarray, kind: str) -> list[Embeddings]:

@@ -42,6 +42,7 @@ from vizsla.run.inputs import (
     whiten_embedder,
 )
 from vizsla.run.seen_or_new import VALIDATION, before_training, by_embeddings
+from vizsla.score.calibration_draws import by_cosine
 from vizsla.search import exact
 from vizsla.search.chain import check_uses, parse_chain, rank_refined
 from vizsla.search.knn_graph import GraphFolder
@@ -119,6 +120,7 @@ def run(
                     config, data, target, [lambda images: embed(images, ROLE)],
                     tuned=tuned is not None and tuned.is_improved,
                     rank=lambda queries, gallery: rank_refined(queries[0], gallery[0], chain),
+                    search=by_cosine if chain.steps else None,
                 )  # fmt: skip
                 ranking = calibration.decide(ranking)
             model = _model_record(embedder, tuned, config)

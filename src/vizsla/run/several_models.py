@@ -5,7 +5,6 @@ and its configuration names the runs that it was made from.
 """
 
 import dataclasses
-import functools
 import logging
 import platform
 import time
@@ -17,7 +16,7 @@ from vizsla.choose.refinement import refine_record
 from vizsla.data.splits import training_part
 from vizsla.errors import UsageError
 from vizsla.options import FusionOptions
-from vizsla.run.accepting import ROLE, calibration_for, check_accept
+from vizsla.run.accepting import check_accept
 from vizsla.run.config import RunConfig, absolute_accept, again, moved_to, repeated
 from vizsla.run.embedding import Progress
 from vizsla.run.finish import RunResult, finish_run
@@ -26,15 +25,15 @@ from vizsla.run.fused_runs import (
     CONCAT,
     Fused,
     FusionConfig,
-    Member,
     fuse_runs,
-    ranker,
+    joint_calibration,
 )
-from vizsla.run.inputs import folders_of, target_in, truth_in
+from vizsla.run.inputs import folders_of, truth_in
+from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 from vizsla.run.seen_or_new import config_validating_on
 from vizsla.search.chain import Chain
-from vizsla.search.fusion import CALIBRATED, joined
+from vizsla.search.fusion import joined
 from vizsla.workspace import Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -52,9 +51,7 @@ def run_models(
         raise UsageError("give --model twice or more to fuse models")
     fusion.check(len(configs))
     check_accept(configs[0], folders_of(configs[0]))
-    if fusion.weights == AUTO or fusion.method in (CONCAT, CALIBRATED):
-        by_weights = fusion.weights == AUTO
-        needed_by = "--fusion-weights auto" if by_weights else f"--fusion {fusion.method}"
+    if needed_by := fusion.needs_training:
         training_part(folders_of(configs[0]).training, configs[0].data, needed_by)
     started = time.monotonic()
     changes: dict[str, Any] = {"figures": 0, "accept": None}  # their joint ranking is decided
@@ -93,12 +90,7 @@ def _joint_run(
         found = fuse_runs(members, fusion, progress)
         truth, calibration, ranking = truth_in(config, data), None, found.ranking
         if config.accept is not None:
-            calibration = calibration_for(
-                config, data, target_in(data, truth),
-                [functools.partial(m.embed, role=ROLE, progress=progress) for m in members],
-                tuned=any(member.is_tuned for member in members),
-                rank=ranker(members, found.settled(fusion), progress),
-            )  # fmt: skip
+            calibration = joint_calibration(members, found.fusion, config.accept, progress)
             ranking = calibration.decide(ranking)
         vectors = []
         for role in ("query", "gallery"):
@@ -108,14 +100,14 @@ def _joint_run(
         result = finish_run(
             this_run, config, data, truth, ranking, (vectors[0], vectors[1]),
             ranked_by_vectors=False,
-            model=_models_record(members, config, fusion, found),
+            model=_models_record(members, config, found),
             messages=messages, started=started, calibration=calibration,
         )  # fmt: skip
     return dataclasses.replace(
         result,
         chain=found.chain,
         refinement_choice=found.refinement_choice,
-        weights_choice=found.weights_choice,
+        fusion_choice=found.fusion_choice,
     )
 
 
@@ -166,9 +158,7 @@ def _joint_name(members: Sequence[Member]) -> str:
     return "+".join(member.name for member in members)
 
 
-def _models_record(
-    members: Sequence[Member], config: RunConfig, fusion: FusionConfig, found: Fused
-) -> dict[str, Any]:
+def _models_record(members: Sequence[Member], config: RunConfig, found: Fused) -> dict[str, Any]:
     """The result file's keys that describe the models and their fusion."""
     records = [member.record for member in members]
     poolings = list(dict.fromkeys(str(record["pooling_type"]) for record in records))
@@ -182,7 +172,7 @@ def _models_record(
         "model_id": "+".join(record["model_id"] for record in records),
         "image_size": [list(size) for size in sizes] if len(sizes) > 1 else list(sizes[0]),
         "refine": _refined(members, found),
-        "fusion": found.record(fusion),
+        "fusion": found.record(),
         "members": [
             {"run": member.run.id, "model_name": member.name, "weight": round(weight, 4),
              "chain": str(member.chain), "map": member.record.get("map"),
@@ -236,7 +226,10 @@ def new_configs(
     if len(models) == 1 and fusing is not None:
         raise UsageError("--fusion… joins several models: give --model twice or more")
     fusing, tuning, validating = fusing or FusionOptions(), dict(tuning), None
-    if "auto" in (options["refine"], fusing.fusion_weights) and "finetune" not in tuning:
+    if (
+        AUTO in (options["refine"], fusing.fusion, fusing.fusion_weights)
+        and "finetune" not in tuning
+    ):
         validating = {key: tuning.pop(key) for key in VALIDATING if key in tuning} or None
     if tuning and "finetune" not in tuning:
         raise UsageError(f"{', '.join(tuning)}: options of training need --finetune")

@@ -26,7 +26,7 @@ from vizsla.score.relevance import Relevance
 from vizsla.score.text_table import Table
 from vizsla.search.ranking import Ranking
 
-FORM = "calibration/1"
+FORM = "calibration/2"
 DEPTH = 100  # ranks of each query that a cut-off is learned from
 SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
@@ -45,7 +45,8 @@ class Calibration(Shown):
     scores these are (`made_by`). learned_on: the validation part, in words. queries: how many
     different ones it has. absent: the share of them that had nothing in the gallery. auc: that a
     query with something in the gallery scores above another; None if all are of one kind. levels:
-    possible cut-offs. knots: (score, probability) pairs, both rising.
+    possible cut-offs. knots: (score, probability) pairs, both rising. of_searches: the same for
+    searches by cosine, which neither refine nor fuse, if the ranking does.
     """
 
     sure: float
@@ -56,6 +57,7 @@ class Calibration(Shown):
     auc: float | None
     levels: tuple[Level, ...]
     knots: tuple[tuple[float, float], ...]
+    of_searches: "Calibration | None" = None
 
     def __post_init__(self) -> None:
         if not 0 < self.sure < 1:
@@ -85,26 +87,30 @@ class Calibration(Shown):
         """
         if ranking.scores is None:
             raise DataError("the ranking holds no scores: a cut-off on scores needs them")
-        self.require_scores_of(ranking.origin)
-        level = self.cutoff
+        own = self.for_scores_of(ranking.origin)
+        level = own.cutoff
         score = np.inf if level is None else level.score
         accepted = (ranking.scores >= score).sum(axis=1)
         about = {"sure": self.sure, "score": None if level is None else level.score}
         return dataclasses.replace(
             ranking,
             accepted=accepted,
-            probability=self.probability(ranking.scores),
+            probability=own.probability(ranking.scores),
             origin={**ranking.origin, "accept": about},
         )
 
-    def require_scores_of(self, origin: Mapping[str, Any]) -> None:
-        """DataError if rankings of this origin have scores of another kind."""
+    def for_scores_of(self, origin: Mapping[str, Any]) -> "Calibration":
+        """This one, or that of searches: whichever is for rankings of this origin. DataError if
+        neither is, since their scores mean something else."""
         own = made_by(origin)
-        if own != self.made_by:
-            raise DataError(
-                f"the calibration is for scores of {_in_words(self.made_by)}, this ranking is of "
-                f"{_in_words(own)}: learn one for it (run --accept 0.95, or evaluate --calibrate)"
-            )
+        if own == self.made_by:
+            return self
+        if self.of_searches is not None and own == self.of_searches.made_by:
+            return self.of_searches.with_sure(self.sure)
+        raise DataError(
+            f"the calibration is for scores of {_in_words(self.made_by)}, this ranking is of "
+            f"{_in_words(own)}: learn one for it (run --accept 0.95, or evaluate --calibrate)"
+        )
 
     # ── for people and files ──
 
@@ -174,10 +180,19 @@ class Calibration(Shown):
         """Reads what `save` wrote. StorageError: damaged; DataError: another kind of file."""
         content = storage.read_sealed_json(path)
         if content.get("form") != FORM:
-            raise DataError(f"{path} is not a calibration: it says form={content.get('form')!r}")
+            raise DataError(
+                f"{path} is no calibration that this version reads: it says "
+                f"form={content.get('form')!r}, expected {FORM!r}: learn it again"
+            )
+        return Calibration._from(content)
+
+    @staticmethod
+    def _from(content: Mapping[str, Any]) -> "Calibration":
         fields = {f.name: content[f.name] for f in dataclasses.fields(Calibration)}
         fields["levels"] = tuple(Level(**level) for level in fields["levels"])
         fields["knots"] = tuple((score, value) for score, value in fields["knots"])
+        if fields["of_searches"] is not None:
+            fields["of_searches"] = Calibration._from(fields["of_searches"])
         return Calibration(**fields)
 
 
@@ -270,7 +285,8 @@ def made_by(origin: Mapping[str, Any]) -> dict[str, Any]:
         parts = [made_by(part) for part in fusion["of"]]
         return {"fusion": fusion["method"], "weights": weights, "of": parts}
     refine = origin.get("refine", {}).get("chain", "none")
-    return {"model_id": origin.get("model_id"), "refine": refine}
+    searched = {key: origin[key] for key in ("searched_as",) if key in origin}
+    return {"model_id": origin.get("model_id"), "refine": refine, **searched}
 
 
 def _in_words(source: Mapping[str, Any]) -> str:

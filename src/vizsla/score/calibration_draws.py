@@ -52,7 +52,7 @@ def calibrate_on_draws(
             [_part(one, of, images, names) for one, of in zip(vectors, row_of, strict=True)]
             for names in (query, gallery)
         )
-        ranking = (rank or _by_cosine)(asked, searched)
+        ranking = (rank or by_cosine)(asked, searched)
         source_of_scores = made_by(ranking.origin)
         judged.append(relevance(ranking, Truth.from_sets(asked[0], searched[0])))
         sizes.append((len(gallery), len(set(searched[0].labels or []))))
@@ -143,7 +143,8 @@ def _part(
     return Embeddings(kept.ids, vectors.vectors[rows], kept.attributes, vectors.model_id)
 
 
-def _by_cosine(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+def by_cosine(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+    """The first hundred images for each query by one model."""
     from vizsla.search import exact  # imports torch, which a cut-off for a ranking does not need
 
     return exact.rank(queries[0], gallery[0], min(100, len(gallery[0])))

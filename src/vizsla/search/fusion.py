@@ -7,6 +7,7 @@ image that a ranking lacks comes after its last one, and gets the normalised sco
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -256,3 +257,37 @@ def joined(parts: Sequence[Embeddings], weights: Sequence[float] | None = None) 
         None,
         list(broken.items()),
     )
+
+
+SPREADS: dict[str, Callable[..., Any]] = {
+    "zscore": np.std,
+    "minmax": np.ptp,
+}  # of a query's scores by one model
+SMALLEST = 1e-9
+
+
+def searched_as_fused(
+    vectors: np.ndarray,
+    sample: np.ndarray,
+    dims: Sequence[int],
+    weights: Sequence[float],
+    method: str,
+) -> np.ndarray:
+    """(Q, ΣD) float32 of length 1: joined query vectors whose cosines order a joined gallery as the
+    fusion of all models' cosines by `method` does; unchanged for a method that is not in SPREADS.
+
+    Z-scores and min-max divide each model's cosines by their spread over the gallery; what they
+    subtract changes no rank. So the query's part of each model is divided. sample: (S, ΣD) of the
+    gallery; the order is exact if it is all of it. dims: of each model.
+    """
+    if method not in SPREADS:
+        return vectors
+    ends = np.cumsum(dims)[:-1]
+    own, other = (np.split(part, ends, axis=1) for part in (vectors.astype(np.float64), sample))
+    scaled = [
+        part * weight / np.maximum(SPREADS[method](part @ rows.T, axis=1), SMALLEST)[:, None]
+        for part, rows, weight in zip(own, other, weights, strict=True)
+    ]
+    found = np.concatenate(scaled, axis=1)
+    length = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.asarray(found / np.maximum(length, SMALLEST), np.float32)

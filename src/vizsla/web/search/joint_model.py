@@ -1,26 +1,18 @@
 """Several models that serve as one: a run that fuses them is searched by all of them.
 
 Their vectors stand in a row, as `search.fusion.joined` makes them of a gallery, so that a cosine is
-the weighted mean of the models' own. Fusion by z-scores or min-max divides each model's cosines by
-their spread over the gallery; what it subtracts changes no rank. So it is enough to divide the
-query's part of each model.
+the weighted mean of the models' own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 
 from vizsla.data.resize import Framings
 from vizsla.model.explain import Explanation
+from vizsla.search.fusion import searched_as_fused
 from vizsla.web.search.batching_model import Model
-
-SPREADS: dict[str, Callable[[np.ndarray], Any]] = {
-    "zscore": np.std,
-    "minmax": np.ptp,
-}  # of a query's scores by one model
-SMALLEST = 1e-9
 
 
 class JointVector:
@@ -68,18 +60,8 @@ class JointModel:
     def searched(self, vector: np.ndarray, sample: np.ndarray) -> np.ndarray:
         """(D,) float32 of length 1, which orders a gallery as the method does. sample: (S, D) of
         its vectors; the order is exact if these are all."""
-        if self.method not in SPREADS:
-            return vector
-        ends = np.cumsum([model.dim for model in self.models])[:-1]
-        parts = [
-            part * weight / max(float(SPREADS[self.method](rows @ part)), SMALLEST)
-            for part, rows, weight in zip(
-                np.split(vector.astype(np.float64), ends), np.split(sample, ends, axis=1),
-                self.weights, strict=True,
-            )
-        ]  # fmt: skip
-        found = np.concatenate(parts)
-        return np.asarray(found / max(float(np.linalg.norm(found)), SMALLEST), np.float32)
+        dims = [model.dim for model in self.models]
+        return searched_as_fused(vector[None], sample, dims, self.weights, self.method)[0]
 
     def warm_up(self) -> None:
         """Warms up every model."""

@@ -35,6 +35,7 @@ from vizsla.model.open_model import load_embedder, recorded_embedder
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
 from vizsla.run import config, finished_run, fused_runs
 from vizsla.run.accepting import Accept
+from vizsla.run.members import Member
 from vizsla.score.calibration import Calibration
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index, read_manifest
@@ -233,6 +234,7 @@ def prepare(
     kind = source.kind
     alone = kind != "run" or source.options.model is not None
     members, fusion = ([], None) if alone else fused_runs.members_of(source.path)
+    fusion = fusion if members else None
     model = source.options.model or (str(source.path) if kind == "run" else DEFAULT_BACKBONE)
 
     def report(done: int, total: int) -> None:
@@ -245,11 +247,6 @@ def prepare(
     served: Model | JointModel
     root: Path | None
     if members and fusion:
-        if calibration is not None:
-            raise UsageError(
-                f"--accept decides by the scores of one model, and {source.path} fuses several: "
-                "serve one of their runs"
-            )
         served, embeddings, root = _joint(source, members, fusion, state.metrics.count_batch)
     elif source.options.model is None and source.recorded.model is not None:
         embedder = recorded_embedder(source.recorded.model, None, str(source.path))
@@ -257,7 +254,7 @@ def prepare(
         embedder = load_embedder(replace(source.options, model=model))
     if kind == "index":
         index, root = FolderIndex.load(source.path), source.images
-        _require_scores(calibration, index.model_id)
+        calibration = _for_searches(calibration, index.model_id)
         _require_same_model(index.model_id, embedder.model_id, source)
         columns = _columns_of(source)  # in place of the index's own, each time that it is opened
         compute = _compute(source, embedder, index.ids, root)
@@ -265,7 +262,7 @@ def prepare(
         if not members:
             embeddings, root, compute = _embeddings(source, kind, embedder, report)
             _require_same_model(embeddings.model_id, embedder.model_id, source)
-        _require_scores(calibration, embeddings.model_id)
+        calibration = _for_searches(calibration, embeddings.model_id, fusion)
         state.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
         index = FolderIndex.build(embeddings, temporary.name)
@@ -295,13 +292,14 @@ def prepare(
 
 def _joint(
     source: GallerySource,
-    members: Sequence[fused_runs.Member],
+    members: Sequence[Member],
     fusion: fused_runs.FusionConfig,
     on_batch: Callable[[int], None],
 ) -> "tuple[JointModel, Embeddings, Path]":
     """The models of a joint run as one, the gallery's vectors with labels, and its folder."""
+    from vizsla.search.fusion import SPREADS
     from vizsla.web.search.batching_model import Model
-    from vizsla.web.search.joint_model import SPREADS, JointModel
+    from vizsla.web.search.joint_model import JointModel
 
     embeddings, root, _ = _stored(source, "run")
     weights = [float(part.rpartition("*")[2]) for part in embeddings.model_id.split("+")]
@@ -351,10 +349,16 @@ def _require_same_model(vectors: str, model: str, source: GallerySource) -> None
         )
 
 
-def _require_scores(calibration: Calibration | None, model_id: str) -> None:
-    """DataError if the calibration is not for cosines of this model, by which results go."""
-    if calibration is not None:
-        calibration.require_scores_of({"model_id": model_id})
+def _for_searches(
+    calibration: Calibration | None,
+    model_id: str,
+    fusion: fused_runs.FusionConfig | None = None,
+) -> Calibration | None:
+    """That of the cosines by which results go; DataError if it is for other scores."""
+    if calibration is None:
+        return None
+    searched_as = {} if fusion is None else {"searched_as": fusion.method}
+    return calibration.for_scores_of({"model_id": model_id, **searched_as})
 
 
 def _compute(

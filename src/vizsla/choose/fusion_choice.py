@@ -1,7 +1,8 @@
-"""Fusion weights → those that validation prefers. The test part is never used."""
+"""Ways to fuse, and weights → those that validation prefers. The test part is never used."""
 
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,39 +27,44 @@ log = logging.getLogger("vizsla.choose")
 STEPS = 10  # of the weight between two models
 FACTORS = (0.0, 0.5, 2.0)  # of one weight among several
 ROUNDS = 3
+ZSCORE: Mapping[str, None] = {"zscore": None}
 MAX_RISK = 0.5  # equal weights are no safer than others, as long as a gain is likelier than a loss
 
 
 @dataclass(frozen=True)
-class WeightsChoice:
-    """weights: one for each model, adding up to 1. report: all trials, equal weights first."""
+class FusionChoice:
+    """weights: one for each model, adding up to 1. report: all trials, of the first method with
+    equal weights first."""
 
+    method: str
     weights: list[float]
     report: TrialReport
 
     def lines(self) -> list[str]:
         """For a terminal and the log."""
         kept = ", ".join(f"{w:.3g}" for w in self.weights)
-        return [*self.report.lines("weights"), f"kept: {kept}"]
+        return [*self.report.lines("fusion"), f"kept: {self.method}, weights {kept}"]
 
     def record(self) -> dict[str, Any]:
         """For the result file."""
-        return self.report.record("weights")
+        return self.report.record("fusion")
 
 
-def choose_weights(
+def choose_fusion(
     models: Sequence[Embeddings],
     chains: Sequence[Chain],
     drawn: EmbeddedDraws,
     *,
-    method: str = "zscore",
+    methods: Mapping[str, Sequence[Probability] | None] = ZSCORE,
+    weights: Sequence[float] | None = None,
     optimise: str = "mean",
-    probabilities: Sequence[Probability] | None = None,
-) -> WeightsChoice:
-    """The weights that are best by `optimise` among those that are safe (`Trial.is_safe`).
+) -> FusionChoice:
+    """What is best by `optimise` among what is safe (`Trial.is_safe`).
 
     models: the vectors of the images of `drawn` by each model; images that one of them lacks are
-    left out. chains: how each one's ranking is refined. UsageError unless there is one for each.
+    left out. chains: how each one's ranking is refined. methods: those to try, each with what turns
+    scores of each model into probabilities, for calibrated. weights: the only ones to try; by
+    default they are chosen too. UsageError unless there is a chain for each model.
     """
     if len(models) != len(chains) or not models:
         raise UsageError(f"{len(models)} models, {len(chains)} chains: expected one for each")
@@ -72,26 +78,28 @@ def choose_weights(
         _rankings(model, ids, chain, validation)
         for model, chain in zip(models, chains, strict=True)
     ]
+    by_draw = list(zip(*rankings, strict=True))
     trials = Trials(validation, optimise, MAX_RISK)
-    weights_of: dict[str, list[float]] = {}
+    tried: dict[str, tuple[str, list[float]]] = {}
 
-    def trial(weights: Sequence[float]) -> Trial:
+    def trial(method: str, weights: Sequence[float]) -> Trial:
         weights = checked_weights(weights, len(models))
-        name = " ".join(f"{w:.3f}" for w in weights)
+        name = f"{method}({','.join(f'{w:.3g}' for w in weights)})"
         if name not in trials.by_name:
-            by_draw = zip(*rankings, strict=True)
+            chances = methods[method]
             joint = [
-                fused(r, method=method, weights=weights, probabilities=probabilities)
-                for r in by_draw
+                fused(r, method=method, weights=weights, probabilities=chances) for r in by_draw
             ]
             trials.add(name, [ranking.positions for ranking in joint])
-            weights_of[name] = weights
+            tried[name] = method, weights
         return trials.by_name[name]
 
-    trial([1.0] * len(models))
-    _search(trial, len(models))
+    for method in methods:
+        trial(method, [1.0] * len(models) if weights is None else weights)
+        if weights is None:
+            _search(functools.partial(trial, method), len(models))
     best = trials.best()
-    choice = WeightsChoice(weights_of[best.name], trials.report(best.name))
+    choice = FusionChoice(*tried[best.name], trials.report(best.name))
     for line in choice.lines():
         log.debug("%s", line)
     return choice

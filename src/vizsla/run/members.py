@@ -1,0 +1,93 @@
+"""A finished run → what is needed to join it with others: its model, ranking and calibration."""
+
+import functools
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError
+from vizsla.run.accepting import CALIBRATION, ROLE, learn_calibration
+from vizsla.run.config import RunConfig, again
+from vizsla.run.embedding import Progress, RunEmbedder
+from vizsla.run.inputs import folders_of, target_in, truth_in
+from vizsla.score.calibration import SURE, Calibration
+from vizsla.score.calibration_draws import by_cosine
+from vizsla.search.chain import Chain, parse_chain, rank_refined
+from vizsla.search.ranking import Ranking
+from vizsla.workspace import Run, open_run, result_file_of
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A finished run, to be fused."""
+
+    run: Run
+    config: RunConfig
+    record: dict[str, Any]
+
+    @staticmethod
+    def of(folder: str | Path) -> "Member":
+        """The run in this folder. DataError where it fuses several models or was interrupted."""
+        opened = open_run(folder)
+        if "members" in opened.config:
+            raise DataError(f"{folder} is itself made of several models: name their own runs")
+        return Member(opened, again(folder), storage.read_json(result_file_of(folder)))
+
+    @property
+    def name(self) -> str:
+        """The model's name, as in the result file."""
+        return str(self.record["model_name"])
+
+    @property
+    def chain(self) -> Chain:
+        """The refinement that this run was ranked with."""
+        return parse_chain(self.record.get("refine", {}).get("chain", "none"))
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it has seen the training images' labels."""
+        return self.record.get("training", {}).get("kept", "frozen") != "frozen"
+
+    def rank(self, queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
+        """A gallery ranked for queries as the run ranked its own, by its model's vectors."""
+        return rank_refined(queries[0], gallery[0], self.chain)
+
+    def ranking(self) -> Ranking:
+        """The ranking in the run's folder."""
+        return Ranking.load(self.run.folder / "ranking.parquet")
+
+    def embeddings(self, role: str) -> Embeddings:
+        """The vectors in the run's folder. role: "query" or "gallery"."""
+        return Embeddings.open(self.run.folder / "embeddings" / role)
+
+    def calibration(self, progress: Progress | None) -> Calibration:
+        """What its scores mean, learned once on images that it has not seen, and kept with it."""
+        kept = self.run.folder / CALIBRATION
+        if kept.exists():
+            return Calibration.load(kept)
+        data = folders_of(self.config)
+        found = learn_calibration(
+            self.config, data, target_in(data, truth_in(self.config, data)),
+            [functools.partial(self.calibration_vectors, progress=progress)],
+            tuned=self.is_tuned, sure=SURE, rank=self.rank,
+            search=by_cosine if self.chain.steps else None,
+        )  # fmt: skip
+        found.save(kept)
+        return found
+
+    def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
+        """Vectors of more images by this run's model, kept in its folder."""
+        return RunEmbedder.of_finished(self.run, self.config, progress)(images, role)
+
+    def calibration_vectors(self, images: ImageSet, progress: Progress | None) -> Embeddings:
+        """Vectors to learn a calibration from, kept in its folder until other images are used."""
+        try:
+            return self.embed(images, ROLE, progress)
+        except DataError:  # those of an earlier call, on other images or by other software
+            shutil.rmtree(self.run.folder / "embeddings" / ROLE, ignore_errors=True)
+            return self.embed(images, ROLE, progress)
