@@ -80,7 +80,7 @@ def test_choices_are_those_that_the_library_knows() -> None:
         (options.ModelChoice, "pooling"): pooling.POOLINGS,
         (options.WhiteningChoice, "whiten"): projection.WHITENINGS,
         (options.FusionOptions, "fusion_whiten"): projection.WHITENINGS,
-        (options.FusionOptions, "fusion"): [*fusion.METHODS, "concat"],
+        (options.FusionOptions, "fusion"): [*fusion.METHODS, "concat", "auto"],
         (options.RankingOptions, "refine_uses"): chain.USES,
         (options.ComputeChoice, "precision"): ["auto", *compute.PRECISIONS],
         (options.TuneConfig, "augment"): augment.AUGMENTATIONS,
