@@ -109,6 +109,18 @@ def test_each_rule_keeps_what_it_says_and_equals_are_decided_by_the_others() -> 
         copy_groups(group, pairs, "newest")
 
 
+def test_of_equals_a_mirrored_copy_is_not_kept() -> None:
+    """The last one is sharper, as a new JPEG file is by its blocks."""
+    same = [
+        replace(one, size=(100, 100), blur=0.8) for one in facts(*(f"training/{c}" for c in "abc"))
+    ]
+    same[2] = replace(same[2], blur=0.6)
+    pairs = [pair(0, 1), pair(0, 2, "mirrored"), pair(1, 2, "mirrored")]
+    assert copy_groups(same, pairs)[0].keep == 0 and [*to_exclude(same, pairs)] == [1, 2]
+    assert copy_groups(same, pairs, "sharpest")[0].keep == 2
+    assert copy_groups(same, [pair(0, 2, "mirrored")])[0].keep == 2  # which one is, is not known
+
+
 def test_a_test_image_is_kept_before_all_others() -> None:
     known = facts("query/a", "training/b:x", "training/c:x")
     (group,) = copy_groups(known, [pair(0, 1), pair(1, 2)])

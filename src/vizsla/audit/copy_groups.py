@@ -4,6 +4,7 @@ Knows facts of files and pairs, not how images are compared. Nothing is deleted.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,7 @@ from vizsla.errors import UsageError
 
 MIN_LINKED = 0.4  # share of the pairs between two groups that must be copies to join them
 EQUAL = ("same file", "same picture")
+TURNED = ("mirrored", "turned")
 LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "PPM", "ICO")
 
 KEEP: dict[str, Callable[[ImageFacts], Any]] = {
@@ -39,19 +41,28 @@ def copy_groups(
     """The groups that the pairs of copies make, the largest first.
 
     keep: which image is proposed, a key of KEEP; a test image, if there is one, comes before all
-    others.
+    others. Of equals the one that most others are not mirrored or turned against.
     """
-    order = _order(facts, keep)
     copies = [pair for pair in pairs if pair.how not in UNSURE]
+    order = _order(facts, copies, keep)
     return [CopyGroup(group, min(group, key=order)) for group in groups_of(len(facts), copies)]
 
 
-def _order(facts: Sequence[ImageFacts], keep: str) -> Callable[[int], tuple[Any, ...]]:
+def _order(
+    facts: Sequence[ImageFacts], pairs: Iterable[Pair], keep: str
+) -> Callable[[int], tuple[Any, ...]]:
     """A sort key of positions: the image to keep comes first."""
     if keep not in KEEP:
         raise UsageError(f"keep {keep!r}: choose one of {', '.join(KEEP)}")
-    rules = [KEEP[keep], *(key for name, key in KEEP.items() if name != keep)]
-    return lambda i: (facts[i].role not in TEST, *(rule(facts[i]) for rule in rules), i)
+    others = [key for name, key in KEEP.items() if name != keep]
+    turned: Counter[int] = Counter()  # by how many more copies than it is equal or near to
+    for pair in pairs:
+        for i in (pair.a, pair.b):
+            turned[i] += 1 if pair.how in TURNED else -1
+    return lambda i: (
+        facts[i].role not in TEST, KEEP[keep](facts[i]), turned[i] > 0,
+        *(rule(facts[i]) for rule in others), i,
+    )  # fmt: skip
 
 
 def groups_of(n: int, pairs: Iterable[Pair]) -> list[list[int]]:
@@ -128,7 +139,7 @@ def to_exclude(
     """
     reasons = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
     pairs = sorted((pair for pair in pairs if pair.how != "model"), key=by_certainty)
-    order = _order(facts, keep)
+    order = _order(facts, [pair for pair in pairs if pair.how not in UNSURE], keep)
     copies: dict[int, dict[int, str]] = {}
     for pair in pairs:
         copies.setdefault(pair.a, {})[pair.b] = pair.how
