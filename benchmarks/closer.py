@@ -11,6 +11,7 @@ images of caltech101 (with --part training: others, to develop on).
 
 import argparse
 import io
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -306,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=("training", "test"), default="test")
     parser.add_argument("--features", choices=FEATURES, default="sift")
     parser.add_argument("--data", choices=SETS, default="caltech101")
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/closer"))
+    parser.add_argument("--cache", type=Path, help="keeps vectors and points for the next time")
     parser.add_argument("--photos", type=int, default=4000)
     parser.add_argument("--seed", type=int, help="another choice of photos and places")
     given = parser.parse_args(arguments)
@@ -315,10 +316,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fit(given.shared, given.features, **seed)
     elif given.what == "collages":
         collages(given.shared, given.part, **seed)
-    elif given.what == "sets":
-        sets(given.shared, given.cache, given.data)
     else:
-        partial(given.shared, given.cache, given.photos, **seed)
+        with tempfile.TemporaryDirectory(prefix="closer-") as scratch:
+            cache = given.cache or Path(scratch)
+            if given.what == "sets":
+                sets(given.shared, cache, given.data)
+            else:
+                partial(given.shared, cache, given.photos, **seed)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vizsla.embed.local_features import LocalFeatures, opencv
-from vizsla.search.geometry import Geometry, geometry_of
+from vizsla.audit.same_pixels import share_of_same_pixels
+from vizsla.embed.local_features import LocalFeatures
+from vizsla.search.geometry import geometry_of
 
 WORDS = 256  # of each half of a descriptor; a word is a pair of them
 SAMPLE = 400  # images whose descriptors the words are learned from
@@ -22,10 +23,6 @@ MAX_DISTANCE = 8  # bits by which the signatures of two votes may differ
 MANY = 1500  # descriptors of a word, beyond which it says nothing
 MIN_VOTES, MAX_CANDIDATES = 4, 12  # of a pair; pairs of an image that are compared
 PERHAPS, SURE = 0.02, 0.5  # probability by geometry: below the first a pair is given up
-CELL = 16  # px of a cell in which the pixels of both are compared
-AGREES = 0.95  # correlation of the edges in a cell of a copy
-MIN_CELLS = 15  # that must agree: photos on one rug or floor agree in a few
-MIN_SHARE, MOST_SHARE = 0.2, 0.5  # of the cells that must agree: if it is sure, and if not
 FEATURES_AT_ONCE = 512  # images
 
 Features = Callable[[Sequence[int]], list[LocalFeatures]]
@@ -225,44 +222,10 @@ def _compared(a: int, b: int, of: dict[int, LocalFeatures], read: Read) -> Part 
     images = read(a), read(b)
     if images[0] is None or images[1] is None:
         return None
-    agree, cells = cells_agreeing(found, *(
+    grey_a, grey_b = (
         np.asarray(image.convert("L").resize(of[i].size, Image.Resampling.BOX), np.float32)
-        for i, image in zip((a, b), images, strict=True) if image
-    ))  # fmt: skip
-    share = agree / max(cells, 1)
-    least = MIN_SHARE if found.probability >= SURE else MOST_SHARE
-    return Part(a, b, share) if agree >= MIN_CELLS and share >= least else None
-
-
-def cells_agreeing(found: Geometry, a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
-    """Of the cells between the inliers: in how many the edges of both images agree; and all.
-
-    a, b: (H, W) float32 grey images of the sizes that the geometry was found in. The larger view
-    of the two is brought to the smaller one.
-    """
-    cv2 = opencv()
-    assert found.matrix is not None
-    matrix, points = found.matrix, found.b
-    if abs(np.linalg.det(matrix[:2, :2])) > 1:  # b shows it larger
-        a, b, matrix, points = b, a, np.linalg.inv(matrix), found.a
-    scale = abs(np.linalg.det(matrix[:2, :2])) ** 0.5
-    blurred = cv2.GaussianBlur(a, (0, 0), max(0.3, 0.5 / scale))
-    size = b.shape[1], b.shape[0]
-    laid = cv2.warpPerspective(blurred, matrix, size, flags=cv2.INTER_LINEAR)
-    inside = np.zeros(b.shape, np.uint8)
-    cv2.fillConvexPoly(inside, cv2.convexHull(np.round(points).astype(np.int32)), 1)
-    b = cv2.GaussianBlur(b, (0, 0), 0.7)
-    sums = [np.zeros(b.shape, np.float32)] * 3
-    for across, down in ((1, 0), (0, 1)):
-        x, y = (cv2.Sobel(side, cv2.CV_32F, across, down) for side in (laid, b))
-        sums = [
-            total + cv2.boxFilter(value, -1, (CELL, CELL))
-            for total, value in zip(sums, (x * y, x * x, y * y), strict=True)
-        ]
-    both, of_a, of_b = sums
-    half = CELL // 2
-    cells = np.zeros(b.shape, bool)
-    cells[half::CELL, half::CELL] = True
-    cells &= (inside > 0) & (np.maximum(of_a, of_b) > 8.0**2)  # there are edges in one of them
-    correlation = both[cells] / np.sqrt(of_a[cells] * of_b[cells] + 1e-3)
-    return int((correlation >= AGREES).sum()), len(correlation)
+        for i, image in zip((a, b), images, strict=True)
+        if image
+    )
+    share = share_of_same_pixels(found, grey_a, grey_b, sure=found.probability >= SURE)
+    return Part(a, b, share) if share else None
