@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from vizsla import embed
+from vizsla.choose import refinement
 from vizsla.choose.refinement import (
     RefinementChoice,
     choose_chain,
@@ -21,7 +23,9 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import StorageError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.options import TuneConfig
+from vizsla.search.chain import parse_chain
 
 Curled = Callable[[ImageSet], Embeddings]
 
@@ -131,11 +135,38 @@ def test_verify_is_kept_where_it_helps_and_refused_elsewhere(crops: ImageSet) ->
 
     kept = chosen(crops)
     assert kept.chain.verify and kept.chosen.top1 > kept.trials[0].top1 + 0.3
-    assert "verify(n=50) takes about " in "\n".join(kept.lines())
+    assert "verify(n=50,features=sift) takes about " in "\n".join(kept.lines())
     assert "takes about" not in str(kept.record())  # a time is in no artefact
     other = crops.attributes.set_column(0, "label", [[f"{i % 8}" for i in range(len(crops))]])
     refused = chosen(replace(crops, attributes=other))  # labels that no image shows
     assert str(refused.chain) == "none" and any("verify" in t.name for t in refused.trials)
+
+
+def test_tokens_are_tried_where_the_model_is_known_and_small_enough(
+    crops: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cv2", reason="needs the extra local")
+    embedder = Embedder.build("tiny", weights="random", image_size=32)
+    vectors = embed(crops, embedder)
+
+    def tried() -> tuple[RefinementChoice, set[str]]:
+        found = choose_chain_on_images(
+            crops, TuneConfig(), Target(8, 24, 4.0), frozen=True, uses="gallery",
+            embed=lambda some: replace(
+                vectors.subset([vectors.ids.index(name) for name in some.ids]), root=crops.root
+            ),
+        )  # fmt: skip
+        steps = {step for trial in found.trials for step in parse_chain(trial.name).steps}
+        return found, {step.name for step in steps} | {
+            step["features"] for step in steps if step.name == "verify"
+        }
+
+    choice, names = tried()
+    assert {"maxsim", "verify", "sift", "tokens"} <= names
+    assert "maxsim(n=50) takes about " in choice.cost
+    monkeypatch.setattr(refinement, "TOKEN_WORK", 1e5)
+    names = tried()[1]
+    assert "sift" in names and not {"maxsim", "tokens"} & names
 
 
 def test_sizes_of_neighbourhoods_follow_the_class() -> None:

@@ -186,7 +186,7 @@ def test_verify_follows_another_ranking_and_uses_no_other_image(
 
 @pytest.mark.parametrize("text", ["verify+dba", "verify+verify", "kreciprocal+diffusion+verify"])
 def test_verify_follows_at_most_one_ranking(text: str) -> None:
-    with pytest.raises(UsageError, match=r"so it must be last|verify once"):
+    with pytest.raises(UsageError, match=r"so it must be last|come once each"):
         parse_chain(text)
 
 

@@ -22,13 +22,17 @@ from vizsla.choose.validation import (
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import VizslaError
+from vizsla.model.open_model import recorded_embedder
 from vizsla.options import TuneConfig
 from vizsla.search.chain import (
     KEEP,
     KEPT,
     LEVELS,
+    MAXSIM,
     QUERIES,
     USES,
+    VERIFY,
     Chain,
     Refiner,
     Step,
@@ -41,8 +45,9 @@ log = logging.getLogger("vizsla.choose")
 
 Progress = Callable[[int, int], None]  # (chains tried, expected number)
 STAGE = "trying refinements"
-VERIFY_N = (10, 50)  # candidates that are tried
-VERIFY_WEIGHTS = (0.05, 0.2, 0.5)
+COMPARED_N = (10, 50)  # of the steps that compare parts of images: candidates that are tried
+COMPARED_WEIGHTS = (0.05, 0.2, 0.5)
+TOKEN_WORK = 2e10  # parameters of a network times images, up to which tokens are tried
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, besides the default
 # options of the last step that are varied at the end; (): the neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
@@ -62,7 +67,7 @@ class RefinementChoice:
 
     chain: Chain
     report: TrialReport
-    cost: str = ""  # of `verify`, in words; a time, so it is not in any file
+    cost: str = ""  # of comparing parts, in words; a time, so it is not in any file
 
     @property
     def trials(self) -> list[Trial]:
@@ -113,7 +118,7 @@ def choose_chain_on_images(
 
     uses: the most that the chain may use of the other test images. features_in: where local
     features are kept for later calls; `verify` is tried where the images are files and OpenCV is
-    installed.
+    installed, with tokens and `maxsim` only where that is bearable (`TOKEN_WORK`).
     """
     drawn = embedded_draws(
         images, config, target, frozen=frozen, embed=embed, nearest_cosine=nearest_cosine
@@ -124,8 +129,23 @@ def choose_chain_on_images(
             features = all_features(drawn.vectors, features_in or scratch)
         return choose_chain(
             drawn.vectors, drawn.validation_set,
-            optimise=config.optimise, uses=uses, features=features, progress=progress,
+            optimise=config.optimise, uses=uses, features=features,
+            tokens=features is not None and tokens_are_bearable(
+                drawn.vectors, drawn.validation_set
+            ),
+            progress=progress,
         )  # fmt: skip
+
+
+def tokens_are_bearable(vectors: Embeddings, validation: ValidationSet) -> bool:
+    """Whether the tokens of all validation images may be computed to try steps that use them: the
+    model is recorded, and not too large for their number. Does not depend on the machine."""
+    try:
+        embedder = recorded_embedder(vectors.source.model, vectors.model_id, "the vectors")
+    except VizslaError:
+        return False
+    used = np.unique(np.concatenate([np.r_[d.query, d.gallery] for d in validation.draws]))
+    return sum(p.numel() for p in embedder.parameters()) * len(used) <= TOKEN_WORK
 
 
 def choose_chain_on_embeddings(
@@ -162,27 +182,30 @@ def choose_chain(
     optimise: str = "mean",
     uses: str = QUERIES,
     features: AllFeatures | None = None,
+    tokens: bool = False,
     progress: Progress | None = None,
 ) -> RefinementChoice:
     """The chain that is best by `optimise` among those that are safe (`Trial.is_safe`).
 
     Tries single steps, then the best of each combined, then variations of the last step, and
-    `verify` after the best of them. uses: the most that the chain may use of the other test images.
-    features: the local features of the images of `vectors`; without them `verify` is not tried.
+    `verify` and `maxsim` after the best of them. uses: the most that the chain may use of the other
+    test images. features: the local features of the images of `vectors`; without them neither is
+    tried, and what compares tokens only with `tokens`.
     """
     check_uses(uses)
     trials = Trials(validation, optimise)
-    search = _Search(vectors.vectors, trials, LEVELS.index(uses), features, progress)
+    search = _Search(vectors.vectors, trials, LEVELS.index(uses), features, tokens, progress)
     search.best_of([Chain()])
     if uses != LEVELS[0]:
         search.try_combinations(search.best_single_steps())
         search.vary_last_step(search.best_chain())
         search.try_keeping(search.best_chain())
-    search.try_verify(search.chains[trials.best().name])
+    if features is not None:
+        search.try_comparing(search.chains[trials.best().name], tokens=tokens)
     search.report(ended=True)
     best = search.trials.best()
     choice = RefinementChoice(
-        search.chains[best.name], search.trials.report(best.name), search.cost_of_verify()
+        search.chains[best.name], search.trials.report(best.name), search.cost_of_comparing()
     )
     for line in choice.lines():
         log.debug("%s", line)
@@ -201,6 +224,7 @@ class _Search:
         trials: Trials,
         level: int,
         features: AllFeatures | None = None,
+        tokens: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.trials, self.level, self.progress = trials, level, progress
@@ -211,7 +235,7 @@ class _Search:
                     features=features and of_subsets(features, d.query, d.gallery))
             for d in self.draws
         ]  # fmt: skip
-        self.compares_points = features is not None
+        self.comparisons = 0 if features is None else 3 if tokens else 1
         self.expansion_sizes = [n for n in (1, 3, 8) if n == 1 or n <= per_class]
         self.ks = neighbourhood_sizes(per_class)
         self.chains: dict[str, Chain] = {}
@@ -244,7 +268,7 @@ class _Search:
         """Reports progress; the total is an estimate, as later chains depend on earlier ones."""
         if not self.progress:
             return
-        expected = 1 + self.compares_points * len(VERIFY_N) * len(VERIFY_WEIGHTS)
+        expected = 1 + self.comparisons * len(COMPARED_N) * len(COMPARED_WEIGHTS)
         if self.level:
             weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
             sizes, ks = len(self.expansion_sizes), len(self.ks)
@@ -298,26 +322,35 @@ class _Search:
             steps = [last, *(Step.of(last.name, **changed) for changed in options)]
             last = self.best_of([Chain((*first, step)) for step in steps]).steps[-1]
 
-    def try_verify(self, chain: Chain) -> None:
-        """The chain with `verify` after it; with more candidates only if a few of them help."""
-        if not self.compares_points:
-            return
-        few, many = ([
-            Chain((*chain.steps, Step.of("verify", n=n, weight=weight)))
-            for weight in VERIFY_WEIGHTS
-        ] for n in VERIFY_N)  # fmt: skip
-        if self.best_of([chain, *few]).verify:
-            self.best_of(many)
+    def try_comparing(self, chain: Chain, *, tokens: bool) -> None:
+        """The chain with a step after it that compares parts of images; with more candidates only
+        if a few of them help."""
+        steps = [Step.of(VERIFY)]
+        if tokens:
+            steps += [Step.of(MAXSIM), Step.of(VERIFY, features="tokens")]
+        for step in steps:
+            few, many = ([
+                Chain((*chain.steps, step.with_changes(n=n, weight=weight)))
+                for weight in COMPARED_WEIGHTS
+            ] for n in COMPARED_N)  # fmt: skip
+            if self.best_of([chain, *few]) != chain:
+                self.best_of(many)
 
-    def cost_of_verify(self) -> str:
-        """What a comparison of points has taken, in words; empty if there was none."""
-        pairs = [pairs for refiner in self.refiners for pairs in refiner.pairs.values()]
-        compared = sum(one.compared for one in pairs)
-        if not compared:
-            return ""
-        each = sum(one.seconds for one in pairs) / compared
-        n = VERIFY_N[-1]
-        return f"verify(n={n}) takes about {1000 * n * each:.0f} ms a query, features left out"
+    def cost_of_comparing(self) -> str:
+        """What comparing parts of images has taken, in words; empty if nothing was compared."""
+        seconds: dict[str, float] = {}
+        compared: dict[str, int] = {}
+        for refiner in self.refiners:
+            for (name, kind, _), pairs in refiner.pairs.items():
+                what = f"{name}(n={COMPARED_N[-1]}{f',features={kind}' * (name == VERIFY)})"
+                seconds[what] = seconds.get(what, 0.0) + pairs.seconds
+                compared[what] = compared.get(what, 0) + pairs.compared
+        costs = [
+            f"{what} takes about {1000 * COMPARED_N[-1] * seconds[what] / compared[what]:.0f} ms"
+            for what in seconds
+            if compared[what]
+        ]
+        return f"{', '.join(costs)} a query, features left out" if costs else ""
 
 
 def neighbourhood_sizes(per_class: float) -> list[int]:

@@ -14,8 +14,16 @@ from vizsla.errors import DataError, UsageError
 from vizsla.search import exact, refine
 from vizsla.search.geometry import MODELS
 from vizsla.search.knn_graph import Keeper, NeighbourGraph, Progress, kept_graph
+from vizsla.search.late_interaction import max_similarities
 from vizsla.search.ranking import Ranking, self_positions, without_self
-from vizsla.search.verify import FEATURES, BothFeatures, Pairs, features_of_both, verified
+from vizsla.search.verify import (
+    FEATURES,
+    BothFeatures,
+    Pairs,
+    features_of_both,
+    reranked,
+    same_thing,
+)
 
 NOTHING, GALLERY, QUERIES = "nothing", "gallery", "queries"  # each includes the ones before it
 USES = {
@@ -27,17 +35,19 @@ LEVELS = list(USES)
 
 Value = int | float | bool | str
 # name → its options with their defaults. `dba` and `aqe` change vectors, the next ones rank;
-# `verify` and `keep` re-rank the first of what the steps before them give.
+# those of AFTER re-rank the first of what the steps before them give.
 STEPS: dict[str, dict[str, Value]] = {
     "dba": {"n": 3, "alpha": 0.0},
     "aqe": {"n": 3, "alpha": 0.0},
     "kreciprocal": {"k1": 20, "k2": 6, "weight": 0.3, "together": True, "program": True},
     "diffusion": {"k": 20, "seeds": 5, "alpha": 0.9, "gamma": 3.0, "weight": 0.1},
+    "maxsim": {"n": 50, "weight": 0.5},
     "verify": {"n": 50, "features": "sift", "model": "similarity", "weight": 0.5},
     "keep": {"n": 10},
 }
 CHOICES = {"features": FEATURES, "model": tuple(MODELS)}  # of the options that are words
-EXPAND, VERIFY, KEEP = ("dba", "aqe"), "verify", "keep"
+EXPAND, MAXSIM, VERIFY, KEEP = ("dba", "aqe"), "maxsim", "verify", "keep"
+AFTER = (MAXSIM, VERIFY, KEEP)  # may follow the step that ranks, each once
 KEEP_DEPTH = 1_000  # how deep the steps before it rank
 KEPT = (1, 5, 10)  # contest points ask whether any of so many first images is right
 _STEP = re.compile(r"\s*([a-zA-Z]+)\s*(?:\(([^()]*)\))?\s*")
@@ -55,6 +65,10 @@ class Step:
         """The step of that name in STEPS, with its defaults for the options that are not given."""
         return Step(name, tuple({**STEPS[name], **options}.items()))
 
+    def with_changes(self, **options: Value) -> "Step":
+        """The same step with other values of some options."""
+        return Step.of(self.name, **{**dict(self.options), **options})
+
     def __getitem__(self, option: str) -> Any:
         return dict(self.options)[option]
 
@@ -64,8 +78,10 @@ class Step:
     @property
     def uses(self) -> str:
         """Which other test images it uses, one of LEVELS."""
-        if self.name in (VERIFY, KEEP):  # each pair is compared alone; it changes less
-            return NOTHING
+        if self.name == KEEP or (self.name == VERIFY and self["features"] == "sift"):
+            return (
+                NOTHING  # each pair is compared alone; tokens are reduced by a PCA of the gallery
+            )
         return QUERIES if self.name == "kreciprocal" and self["together"] else GALLERY
 
 
@@ -113,18 +129,18 @@ def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
         return Chain()
     steps = tuple(_parse_step(part, text) for part in text.split("+"))
     ranking = steps
-    while ranking and ranking[-1].name in (VERIFY, KEEP):
+    while ranking and ranking[-1].name in AFTER:
         ranking = ranking[:-1]
     for step in ranking[:-1]:
         if step.name not in EXPAND:
             raise UsageError(
                 f"--refine {text!r}: {step.name} gives the final order, so it must be last; only "
-                f"{' and '.join(EXPAND)} may come before it, and {VERIFY} and {KEEP} after it"
+                f"{' and '.join(EXPAND)} may come before it, and {', '.join(AFTER)} after it"
             )
     after = [step.name for step in steps[len(ranking) :]]
     if steps[0].name == KEEP or len(after) > len(set(after)):
         raise UsageError(
-            f"--refine {text!r}: {KEEP} comes once, after another step, and {VERIFY} once"
+            f"--refine {text!r}: {', '.join(AFTER)} come once each, and {KEEP} after another step"
         )
     chain = Chain(steps)
     if LEVELS.index(chain.uses) > LEVELS.index(uses):
@@ -192,8 +208,8 @@ def _check(step: Step, text: str) -> None:
         low.append(f"alpha={options['alpha']} (from 0 to below 1)")
     elif not np.isfinite(options.get("alpha", 0.0)) or options.get("alpha", 0.0) < 0:
         low.append(f"alpha={options['alpha']} (0 or more)")
-    if not 0 <= weight <= 1 or (step.name in ("diffusion", VERIFY) and weight == 0):
-        low.append(f"weight={weight} (from 0 to 1; of diffusion and verify above 0)")
+    if not 0 <= weight <= 1 or (step.name in ("diffusion", MAXSIM, VERIFY) and weight == 0):
+        low.append(f"weight={weight} (from 0 to 1; of diffusion, maxsim and verify above 0)")
     if not 0 <= options.get("gamma", 1.0) < np.inf:
         low.append(f"gamma={options['gamma']} (0 or more)")
     if low:
@@ -292,7 +308,7 @@ class Refiner:
     ) -> None:
         self.self_at, self.device, self.graphs, self.progress = self_at, device, graphs, progress
         self.features = features
-        self.pairs: dict[tuple[str, str], Pairs] = {}  # of features and geometric model
+        self.pairs: dict[tuple[str, ...], Pairs] = {}  # of a step's name, features and model
         self._vectors: dict[tuple[Step, ...], tuple[np.ndarray, np.ndarray]] = {
             (): (queries, gallery)
         }
@@ -312,8 +328,8 @@ class Refiner:
             queries, gallery = self.vectors(chain.steps)
             return exact.top_k(queries, gallery, k, device=self.device)
         before = chain.steps[:-1]
-        if last.name == VERIFY:
-            return self._verified(Chain(before), last, k)
+        if last.name in (MAXSIM, VERIFY):
+            return self._reranked(Chain(before), last, k)
         queries, gallery = self.vectors(before)
         options: dict[str, Any] = dict(last.options)
         if last.name == "kreciprocal":
@@ -334,15 +350,17 @@ class Refiner:
         found = exact.top_k(queries, gallery, min(n + own, len(gallery)), device=self.device)
         return without_self(*found, self.self_at, n)[0] if self.self_at is not None else found[0]
 
-    def _verified(self, before: Chain, step: Step, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _reranked(self, before: Chain, step: Step, k: int) -> tuple[np.ndarray, np.ndarray]:
         n = min(step["n"] + (self.self_at is not None), len(self.vectors(())[1]))
-        key = step["features"], step["model"]
+        kind = "tokens" if step.name == MAXSIM else step["features"]
+        key = (step.name, kind, "" if step.name == MAXSIM else step["model"])
         if key not in self.pairs:
             if self.features is None:
-                raise DataError("verify compares images: it cannot re-rank vectors alone")
-            self.pairs[key] = Pairs(*self.features(key[0]), key[1])
+                raise DataError(f"{step.name} compares images: it cannot re-rank vectors alone")
+            compare = max_similarities if step.name == MAXSIM else same_thing(step["model"])
+            self.pairs[key] = Pairs(*self.features(kind), compare)
         ranked = self.top_k(before, max(k, n))
-        positions, scores = verified(
+        positions, scores = reranked(
             *ranked, self.pairs[key], n=n, weight=step["weight"], progress=self.progress
         )
         return positions[:, :k], scores[:, :k]

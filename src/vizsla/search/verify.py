@@ -1,7 +1,7 @@
-"""The best of a ranking → the same images, those first whose points agree with the query's.
+"""The best of a ranking → the same images, those first whose parts are like the query's.
 
-A pair's score becomes (1 - weight) · score + weight · probability, where the probability is that of
-`geometry`; below the first n nothing is looked at, and the probability counts as 0.
+A pair's score becomes (1 - weight) · score + weight · likeness: the probability of `geometry`, or
+the similarity of `late_interaction`. Below the first n nothing is compared, and it counts as 0.
 """
 
 import time
@@ -21,32 +21,42 @@ AllFeatures = Callable[[str], Features]  # a name of FEATURES → those of all i
 BothFeatures = Callable[[str], tuple[Features, Features]]  # the same, of queries and of gallery
 
 
+# of a query and n images: (n,) from 0 to 1
+Compare = Callable[[LocalFeatures, Sequence[LocalFeatures]], np.ndarray]
+
+
 class Pairs:
-    """How probable it is that a query and a gallery image show one thing; each pair once.
+    """How much alike the parts of a query and of a gallery image are; each pair once.
 
     seconds, compared: what it has cost so far, and for how many pairs, extraction left out.
     """
 
-    def __init__(self, queries: Features, gallery: Features, model: str) -> None:
-        self.queries, self.gallery, self.model = queries, gallery, model
+    def __init__(self, queries: Features, gallery: Features, compare: Compare) -> None:
+        self.queries, self.gallery, self.compare = queries, gallery, compare
         self.seconds, self.compared = 0.0, 0
         self._known: dict[tuple[int, int], float] = {}
 
-    def probabilities(self, query: int, positions: np.ndarray) -> np.ndarray:
+    def likeness(self, query: int, positions: np.ndarray) -> np.ndarray:
         """(n,) for the gallery images at these positions."""
         new = [at for at in positions.tolist() if (query, at) not in self._known]
         if new:
             [of_query], others = self.queries([query]), self.gallery(new)
             started = time.perf_counter()
-            for at, other in zip(new, others, strict=True):
-                found = geometry_of(of_query, other, self.model)
-                self._known[query, at] = found.probability
+            for at, value in zip(new, self.compare(of_query, others), strict=True):
+                self._known[query, at] = float(value)
             self.seconds += time.perf_counter() - started
             self.compared += len(new)
         return np.array([self._known[query, at] for at in positions.tolist()])
 
 
-def verified(
+def same_thing(model: str) -> Compare:
+    """Compares by the probability of a geometry of that model."""
+    return lambda query, others: np.array(
+        [geometry_of(query, other, model).probability for other in others]
+    )
+
+
+def reranked(
     positions: np.ndarray,
     scores: np.ndarray,
     pairs: Pairs,
@@ -59,7 +69,7 @@ def verified(
     positions, scores = positions.copy(), (1 - weight) * scores.astype(np.float64)
     for q in range(len(positions)):
         first = positions[q, :n]
-        joined = scores[q, :n] + weight * pairs.probabilities(q, first)
+        joined = scores[q, :n] + weight * pairs.likeness(q, first)
         order = np.argsort(-joined, kind="stable")
         positions[q, :n], scores[q, :n] = first[order], joined[order]
         if progress:
