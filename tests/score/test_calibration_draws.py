@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vizsla.data.absent_classes import draws_with_absent_classes
+from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Target
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
+from vizsla.options import TuneConfig
 from vizsla.score.calibration_draws import (
     at_most,
     calibrate_on_draws,
@@ -88,3 +89,33 @@ def test_a_validation_part_is_as_large_as_the_test_part() -> None:
     assert share_like(images, Target(50, 150, per_class=10)) == pytest.approx(15 / 30)
     assert share_like(images, Target(60, 120)) == pytest.approx(180 / 360)
     assert share_like(images, Target(3, 3)) == 0.2
+
+
+def test_a_tuned_model_meets_as_many_classes_as_the_test_part_has() -> None:
+    vectors = training(classes=40)
+    images = ImageSet(Path("x"), vectors.ids, vectors.attributes)
+    target = Target(50, 160, per_class=8)
+    kept, trained = held_out_and_trained(images, TuneConfig(), target)
+    labels = np.array(kept.labels)
+    new = set(labels[~trained])
+    assert len(new) == 8 and len(set(labels[trained])) == 32 and not new & set(labels[trained])
+    assert set(np.unique(labels[trained], return_counts=True)[1]) == {8}
+    for draw in draws_with_absent_classes(kept, target, trained=trained):
+        present = set(labels[draw.gallery])
+        assert len(present) == 20 and len(present & new) == 4 and len(draw.gallery) <= 160
+        assert set(labels[draw.query]) <= new and set(labels[draw.query]) & present
+    seen = held_out_and_trained(images, TuneConfig(validate_on="seen-classes"), target)
+    assert not seen[1].any() and len(set(seen[0].labels or [])) == 40
+
+
+def test_two_classes_that_are_one_thing_are_named() -> None:
+    plain = training(classes=30)
+    labels = [f"{label}-b" if label == "c7" and i % 2 else label
+              for i, label in enumerate(plain.labels or [])]  # fmt: skip
+    twice = Embeddings.from_arrays(plain.vectors, plain.ids, labels)
+    found = calibrate_on_training(twice, sure=0.9)
+    assert found.confused is not None and found.confused[:2] == ("c7", "c7-b")
+    assert "are between c7 and c7-b: if these are one thing" in found.lines()[-1]
+    clear = np.repeat(np.eye(8), 12, axis=0)
+    never = Embeddings.from_arrays(clear, plain.ids[:96], [f"c{i // 12}" for i in range(96)])
+    assert calibrate_on_training(never, sure=0.9).confused is None

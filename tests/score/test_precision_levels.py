@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -73,7 +75,9 @@ def test_many_matches_of_a_query_count_as_one() -> None:
     twenty = Matches(
         np.tile(best, 20), np.tile(right, 20), query, best, np.arange(100), np.arange(100)
     )
-    assert precision_levels(twenty)[-1] == once
+    assert dataclasses.astuple(precision_levels(twenty)[-1]) == pytest.approx(
+        dataclasses.astuple(once)
+    )
     halves = Matches(  # one of two is right
         np.repeat(best, 2), np.tile([True, False], 100), np.repeat(np.arange(100), 2),
         best, np.arange(100), np.arange(100),
@@ -103,6 +107,14 @@ def test_queries_of_one_class_count_for_fewer_than_they_are() -> None:
     whole = precision_levels(matches(best, right, np.arange(200) // 10))[-1]
     assert whole.lower == spread.lower
     assert whole.lower_of_others < spread.lower_of_others - 0.03
+
+
+def test_by_class_the_bound_for_other_classes_decides() -> None:
+    rng = np.random.default_rng(0)
+    found = matches(rng.random(400), rng.random(400) < 0.97, np.arange(400) // 40)
+    by_query, by_class = (precision_levels(found, by_class=by)[-1] for by in (False, True))
+    assert by_class.lower == by_class.lower_of_others == by_query.lower_of_others
+    assert by_class.lower < by_query.lower - 0.02
 
 
 def test_too_few_queries_or_too_many_wrong_ones_accept_nothing() -> None:

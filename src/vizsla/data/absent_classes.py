@@ -6,8 +6,9 @@ In each draw other classes are absent from the gallery. A draw depends only on t
 import numpy as np
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Draw, Target, class_codes, group_codes, in_domain
+from vizsla.data.splits import Draw, Target, class_codes, group_codes, held_out, in_domain
 from vizsla.errors import DataError
+from vizsla.options import TuneConfig
 
 FOLDS = 5  # of the images; those of one are the queries of a draw
 ROUNDS = 4  # divisions into folds, so that each image is a query in so many draws at most
@@ -21,6 +22,7 @@ def draws_with_absent_classes(
     *,
     query_domain: str | None = None,
     gallery_domain: str | None = None,
+    trained: np.ndarray | None = None,
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> list[Draw]:
@@ -28,21 +30,26 @@ def draws_with_absent_classes(
 
     The gallery has as many classes, as many images of each and as many in all as that of `target`,
     as far as this is known and there are enough; else half of the classes. Groups are never
-    divided. DataError for fewer than 4 classes, or if no draw has queries of both kinds.
+    divided. trained: (N,) bool, images of classes that the model was trained on: they are no
+    queries, and fill the gallery up, beside half of the other classes. DataError for fewer than 4
+    classes, or if no draw has queries of both kinds.
     """
     target = target or Target()
     labels = class_codes(images)
     C = int(labels.max(initial=-1)) + 1
-    if C < FEWEST_CLASSES:
+    trained = np.zeros(len(images), bool) if trained is None else trained
+    is_new = ~np.isin(np.arange(C), labels[trained])
+    if is_new.sum() < FEWEST_CLASSES:
         raise DataError(
-            f"{C} classes: to learn when nothing is there, some must be absent from the gallery: "
-            f"give labelled images of {FEWEST_CLASSES} classes or more"
+            f"{is_new.sum()} classes: to learn when nothing is there, some must be absent from the "
+            f"gallery: give labelled images of {FEWEST_CLASSES} classes or more"
         )
     present = C / 2
     if target.gallery and target.per_class:
         present = target.gallery / target.per_class
     P = int(np.clip(round(present), 2, int(MOST_PRESENT * C)))
-    can_query = in_domain(images, query_domain, "query")
+    P_new = P if is_new.all() else min(P, int(is_new.sum()) // 2)
+    can_query = in_domain(images, query_domain, "query") & ~trained
     can_answer = in_domain(images, gallery_domain, "gallery")
     groups = group_codes(images)
     found = []
@@ -50,7 +57,9 @@ def draws_with_absent_classes(
         rng = np.random.default_rng((seed, 71, r))
         fold = _folds(labels, groups, rng)
         for f in range(FOLDS):
-            is_present = np.isin(labels, rng.permutation(C)[:P])
+            order = rng.permutation(C)
+            new, known = order[is_new[order]], order[~is_new[order]]
+            is_present = np.isin(labels, [*new[:P_new], *known[: P - P_new]])
             pool = np.flatnonzero((fold != f) & is_present & can_answer)
             gallery = _limited(pool, labels, target, rng)
             queries = np.flatnonzero((fold == f) & can_query)
@@ -65,6 +74,27 @@ def draws_with_absent_classes(
             "no class has enough images for a query and a gallery: give more labelled images"
         )
     return found
+
+
+def held_out_and_trained(
+    images: ImageSet, config: TuneConfig, target: Target | None
+) -> tuple[ImageSet, np.ndarray]:
+    """The images that a training held out, with images of the classes that it was trained on, as
+    many of each as the test part has of a class; and which these are, (N,) bool.
+
+    There are none of these if all classes were trained on (validate on seen-classes).
+    """
+    parts = held_out(images, config, target)
+    labels = class_codes(images)
+    rng = np.random.default_rng((config.seed, 73))
+    others = rng.permutation(np.flatnonzero(~np.isin(labels, labels[parts.held_out])))
+    most = max(1, round((target and target.per_class) or len(images) / (labels.max() + 1)))
+    order = others[np.argsort(labels[others], kind="stable")]
+    of_class = np.unique(labels[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(of_class[1], of_class[2])
+    trained = order[place < most]
+    kept = np.sort(np.concatenate([parts.held_out, trained]))
+    return images.subset(kept), np.isin(kept, trained)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vizsla.data.absent_classes import draws_with_absent_classes
+import numpy as np
+
+from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target, held_out, training_part
+from vizsla.data.splits import Target, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.run.config import RunConfig
 from vizsla.score.calibration import SURE, Calibration
-from vizsla.score.calibration_draws import Rank, at_most, calibrate_on_draws
+from vizsla.score.calibration_draws import (
+    Rank,
+    at_most,
+    calibrate_on_draws,
+)
 from vizsla.workspace import is_run
 
 log = logging.getLogger("vizsla.run")
@@ -131,24 +137,26 @@ def learn_calibration(
     """
     images = training_part(data.training, config.data, "--accept")
     tuning = config.training
+    trained = None
     if tuned:
-        images = images.subset(held_out(images, tuning, target).held_out)
-        classes = len(set(images.labels or []))
+        images, trained = held_out_and_trained(images, tuning, target)
+        classes = len(np.unique(np.array(images.labels)[~trained]))
         if classes < FEW_CLASSES:
             log.warning(
-                "--accept is learned on only the %d classes that the training held out: of other "
-                "classes fewer matches than %g may be right", classes, sure,
+                "--accept is learned on only the %d classes that the training held out, so that "
+                "it accepts few matches: hold out more (--set share=0.4)", classes,
             )  # fmt: skip
     else:
         images = at_most(images, seed=config.seed)
     draws = draws_with_absent_classes(
-        images, target, seed=config.seed,
+        images, target, seed=config.seed, trained=trained,
         query_domain=tuning.query_domain, gallery_domain=tuning.gallery_domain,
     )  # fmt: skip
     vectors = [embed_images(images) for embed_images in embed]
     found, of_searches = (
         by and calibrate_on_draws(
-            vectors, images, draws, sure=sure, source=f"{config.data}/training", rank=by
+            vectors, images, draws, sure=sure, source=f"{config.data}/training", rank=by,
+            by_class=trained is not None and bool(trained.any()),
         )
         for by in (rank, search)
     )  # fmt: skip

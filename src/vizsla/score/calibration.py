@@ -5,6 +5,7 @@ that it is judged by.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ FORM = "calibration/2"
 DEPTH = 100  # ranks of each query that a cut-off is learned from
 SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
+MUCH, MANY_TIMES = 0.25, 10  # of the wrong first matches: two classes are named
 SURES = (0.5, 0.8, 0.9, 0.95, 0.99)  # rows of the table
 WORDS = (
     (0.95, "very likely the same"), (0.8, "likely the same"), (0.5, "perhaps the same"),
@@ -45,8 +47,10 @@ class Calibration(Shown):
     scores these are (`made_by`). learned_on: the validation part, in words. queries: how many
     different ones it has. absent: the share of them that had nothing in the gallery. auc: that a
     query with something in the gallery scores above another; None if all are of one kind. levels:
-    possible cut-offs. knots: (score, probability) pairs, both rising. of_searches: the same for
-    searches by cosine, which neither refine nor fuse, if the ranking does.
+    possible cut-offs. knots: (score, probability) pairs, both rising. by_class: whether the cut-off
+    is sure for other classes. confused: two classes, and their share of the wrong first matches
+    among the better half of the queries, if it is large. of_searches: the same for searches by
+    cosine, which neither refine nor fuse, if the ranking does.
     """
 
     sure: float
@@ -57,6 +61,8 @@ class Calibration(Shown):
     auc: float | None
     levels: tuple[Level, ...]
     knots: tuple[tuple[float, float], ...]
+    by_class: bool = False
+    confused: tuple[str, str, float] | None = None
     of_searches: "Calibration | None" = None
 
     def __post_init__(self) -> None:
@@ -131,6 +137,7 @@ class Calibration(Shown):
             f"{100 * self.absent:.0f} % of the queries had nothing in the gallery{known}",
             *self.table().lines(),
             self.verdict,
+            *self._about_confused,
         ]
 
     @property
@@ -142,10 +149,21 @@ class Calibration(Shown):
                 f"nothing is accepted: on these {self.queries} queries no score is {percent} sure"
             )
         others = 100 * level.lower_of_others
-        return (
-            f"accepted from a score of {level.score:.4f}: at least {percent} right for queries "
-            f"like these, at least {others:.0f} % for other classes"
-        )
+        start = f"accepted from a score of {level.score:.4f}: at least "
+        if self.by_class:
+            return f"{start}{percent} right, for other classes too"
+        return f"{start}{percent} right for queries like these, {others:.0f} % for other classes"
+
+    @property
+    def _about_confused(self) -> list[str]:
+        """A line about two classes that the model hardly tells apart, if there are such."""
+        if self.confused is None:
+            return []
+        one, other, share = self.confused
+        return [
+            f"{100 * share:.0f} % of the wrong first matches with high scores are between {one} "
+            f"and {other}: if these are one thing, give them one label, and more can be accepted"
+        ]
 
     def summary(self) -> Summary:
         """The precision that was wanted and the cut-off; the table."""
@@ -168,6 +186,7 @@ class Calibration(Shown):
             "queries": self.queries,
             "absent": self.absent,
             "auc": self.auc,
+            "confused": self.confused,
             "table": self.table().records(),
         }
 
@@ -191,6 +210,8 @@ class Calibration(Shown):
         fields = {f.name: content[f.name] for f in dataclasses.fields(Calibration)}
         fields["levels"] = tuple(Level(**level) for level in fields["levels"])
         fields["knots"] = tuple((score, value) for score, value in fields["knots"])
+        if fields["confused"] is not None:
+            fields["confused"] = tuple(fields["confused"])
         if fields["of_searches"] is not None:
             fields["of_searches"] = Calibration._from(fields["of_searches"])
         return Calibration(**fields)
@@ -202,10 +223,12 @@ def calibrate(
     sure: float = SURE,
     made_by: Mapping[str, Any],
     learned_on: str,
+    by_class: bool = False,
 ) -> Calibration:
     """Learned from the first ranks of queries, some of which have nothing in the gallery.
 
-    A query may be in several of the parts. DataError: rankings without scores, or without matches.
+    by_class: see `precision_levels`. A query may be in several of the parts. DataError: rankings
+    without scores, or without matches.
     """
     found = matches_of(judged)
     if len(found.best) == 0:
@@ -221,9 +244,29 @@ def calibrate(
         queries,
         float(absent.mean()),
         match_auc(found.best, ~absent),
-        tuple(precision_levels(found)),
+        tuple(precision_levels(found, by_class=by_class)),
         _knots(found.scores[shown], found.right[shown], queries),
+        by_class,
+        _most_confused(judged),
     )
+
+
+def _most_confused(judged: Sequence[Relevance]) -> tuple[str, str, float] | None:
+    """Two classes, and their share of the wrong first matches with scores above the median."""
+    first = [
+        (part.scores[i, 0], part.labels[i], part.first_labels[i], part.hits[i, 0])
+        for part in judged if part.scores is not None for i in np.flatnonzero(_answered(part))
+    ]  # fmt: skip
+    median = np.median([score for score, *_ in first])
+    pairs = Counter(
+        (min(label, other), max(label, other))
+        for score, label, other, is_right in first
+        if score >= median and not is_right and label and other
+    )
+    if not pairs:
+        return None
+    ((one, other), times), wrong = pairs.most_common(1)[0], sum(pairs.values())
+    return (one, other, times / wrong) if times >= max(MANY_TIMES, MUCH * wrong) else None
 
 
 def matches_of(judged: Sequence[Relevance]) -> Matches:

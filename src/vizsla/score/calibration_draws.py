@@ -32,12 +32,14 @@ def calibrate_on_draws(
     sure: float = SURE,
     source: str,
     rank: Rank | None = None,
+    by_class: bool = False,
 ) -> Calibration:
     """Learned on draws of queries and gallery among `images`.
 
     vectors: of one model or several; an image that one of them lacks is left out. source: the name
     of the images in `learned_on`. rank: ranks a gallery for queries, each with the vectors of all
-    models; by default by cosines of the only one. DataError: no image has vectors.
+    models; by default by cosines of the only one. by_class: see `precision_levels`. DataError: no
+    image has vectors.
     """
     row_of = [{name: i for i, name in enumerate(one.ids)} for one in vectors]
     judged, sizes, source_of_scores = [], [], None
@@ -67,6 +69,7 @@ def calibrate_on_draws(
         judged,
         sure=sure,
         made_by=source_of_scores,
+        by_class=by_class,
         learned_on=(
             f"{len(asked_names)} queries of {source}, in {len(judged)} draws, each with about "
             f"{size} gallery images of {classes} classes"

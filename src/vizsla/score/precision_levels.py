@@ -1,10 +1,12 @@
 """Scores of matches, right or wrong → from which score on enough of them are right, for sure.
 
-Each query counts once: of the matches that it accepts, the share that is right. The lower bound of
-the mean share is Clopper and Pearson's exact binomial one, which is safe for shares too. Cut-offs
-are tested from the strictest down, and the first that fails ends the test, so that many cut-offs
-cost no confidence (fixed-sequence testing). A second bound is for queries of other classes: those
-of one class are alike, and count for fewer than they are (Korn and Graubard 1998).
+Each query counts once: of the matches that it accepts, the share that is right. So queries with
+many right matches do not make up for others whose few are wrong; the precision of all matches
+together is usually higher. The lower bound of the mean share is Clopper and Pearson's exact
+binomial one, which is safe for shares too. Cut-offs are tested from the strictest down, and the
+first that fails ends the test, so that many cut-offs cost no confidence (fixed-sequence testing). A
+second bound is for queries of other classes: those of one class are alike, and count for fewer than
+they are (Korn and Graubard 1998).
 """
 
 from collections.abc import Sequence
@@ -57,8 +59,14 @@ class Level:
     lower_of_others: float
 
 
-def precision_levels(found: Matches, *, confidence: float = CONFIDENCE) -> list[Level]:
-    """A level for each quantile of the best scores, the strictest first; equal scores share one."""
+def precision_levels(
+    found: Matches, *, by_class: bool = False, confidence: float = CONFIDENCE
+) -> list[Level]:
+    """A level for each quantile of the best scores, the strictest first; equal scores share one.
+
+    by_class: the queries are of few classes, and others are to be decided, so that the first bound
+    is that for other classes.
+    """
     if len(found.best) == 0:
         return []
     shares = np.arange(LEVELS - 1, -1, -1) / LEVELS
@@ -81,7 +89,8 @@ def precision_levels(found: Matches, *, confidence: float = CONFIDENCE) -> list[
     as_if_alike = queries / (1 + np.maximum(alike - 1, 0) * ALIKE)
     of_others = np.minimum.reduce([n, as_if_alike, effective(found.classes)])
     lower, other = (_clopper_pearson(precision * m, m, error) for m in (n, of_others))
-    columns = (cuts, asked.mean(axis=0), queries, precision, lower, other)
+    first = other if by_class else lower
+    columns = (cuts, asked.mean(axis=0), queries, precision, first, other)
     rows = np.stack([np.asarray(column, float) for column in columns], axis=1).tolist()
     return [Level(s, a, int(q), p, low, of) for s, a, q, p, low, of in rows]
 
