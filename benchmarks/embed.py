@@ -3,6 +3,7 @@
     python benchmarks/embed.py --photos ../shared/data/clothing/test/gallery --models mobilenetv2
     python benchmarks/embed.py --photos PHOTOS --side 1200         # photos as a camera makes them
     python benchmarks/embed.py --photos PHOTOS --scores ../shared  # and what the speed costs
+    python benchmarks/embed.py --photos PHOTOS --runtimes torch openvino int8
     python benchmarks/embed.py --photos PHOTOS --memory 1000000    # memory, by generated ids
     python benchmarks/embed.py --photos PHOTOS --images 16384 --overhead  # as beside a fast GPU
 
@@ -100,7 +101,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
     started_in: dict[str, float] = {}
     networks: dict[str, Runtime] = {}
     for runtime in {compute.runtime: None, **dict.fromkeys(args.runtimes)}:
-        network = Runtime(embedder, dataclasses.replace(compute, runtime=runtime))
+        network = Runtime(embedder, computed_by(runtime, compute))
         started = time.monotonic()
         try:
             network.submit(network.blank_batch()).result()
@@ -134,7 +135,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
 
         mine = Embeddings.open(Path(scratch) / "e").vectors
     seconds = {key: statistics.median(values) for key, values in times.items()}
-    fastest = min(networks, key=seconds.__getitem__)
+    fastest = min(networks.keys() - {"int8"}, key=seconds.__getitem__)  # int8 only where asked for
     if compute.kind == "cuda":
         limit = min(1 / seconds["decoding"], 1 / seconds[fastest])
     else:
@@ -151,6 +152,13 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
         "lowest cosine to the plain loop": round(float((mine * reference).sum(axis=1).min()), 5),
         "compute": dataclasses.asdict(network.compute),
     }  # fmt: skip
+
+
+def computed_by(runtime: str, compute: Compute) -> Compute:
+    """The same by another runtime; by `int8`, as OpenVINO computes in int8."""
+    if runtime == "int8":
+        return dataclasses.replace(compute, runtime="openvino", precision="int8")
+    return dataclasses.replace(compute, runtime=runtime)
 
 
 def processor_seconds() -> float:
@@ -287,8 +295,8 @@ def scores(shared: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
         f"{precision}, {runtime}": resolve_compute(
             device=args.device, precision=precision, runtime=runtime
         )
-        for precision in ("fp32", "bf16") for runtime in ("torch", *args.runtimes)
-        if precision == "fp32" or runtime != "onnx"
+        for precision in ("fp32", "bf16") for runtime in dict.fromkeys(("torch", *args.runtimes))
+        if runtime != "int8" and (precision == "fp32" or runtime != "onnx")
     }  # fmt: skip
     known = open_data(shared / "data/clothing").gallery
     ways["auto"] = resolve_compute(
@@ -368,7 +376,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--runtime", default="auto", help="of ours")
-    parser.add_argument("--runtimes", nargs="*", default=["torch", "openvino"], help="to compare")
+    parser.add_argument("--runtimes", nargs="*", default=["torch", "openvino"],
+                        help="to compare; int8: OpenVINO in int8")  # fmt: skip
     parser.add_argument("--batch-size", default="auto")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--scores", type=Path, help="the folder with data/ and weights/")

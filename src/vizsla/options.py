@@ -25,7 +25,7 @@ DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
 POOLINGS = ("gap", "gem", "max", "cls", "native")
 WHITENINGS = ("none", "plain", "shrunk")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 OPTIMISED = {  # what validation compares: name → its values, 0…1
     "mean": "the mean of top-1 and AP",
     "points": "contest points over 1000",
@@ -243,7 +243,10 @@ class ComputeChoice(Options):
     """What vectors are computed with; each `auto` is resolved once and written down."""
 
     device: str = option("auto", "auto, cpu, cuda, mps.", "Speed", usual=True)
-    precision: str = option("auto", "{choices}.", "Speed", choices=PRECISIONS)
+    precision: str = option(
+        "auto", "{choices} (int8: efficientnet-lite0 on a CPU).", "Speed",
+        choices=PRECISIONS,
+    )  # fmt: skip
     runtime: str = option(
         "auto",
         "What computes the network: {choices} (compiled: by torch); auto: the fastest for so many "

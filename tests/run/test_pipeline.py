@@ -10,8 +10,9 @@ import pytest
 
 from vizsla.cli.main import main
 from vizsla.embed import runtime
-from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.embed.compute import has_exact_int8
+from vizsla.embed.embeddings import Embeddings, read_manifest
+from vizsla.errors import DataError, ModelError, UsageError, flags_named
 from vizsla.output.submission import read_submission
 from vizsla.run import config as run_config
 from vizsla.run import pipeline
@@ -84,6 +85,32 @@ def test_a_run_whose_runtime_is_gone_is_not_continued(
     monkeypatch.setattr(pipeline, "installed", lambda runtime: runtime == "torch")
     with pytest.raises(UsageError, match=r"openvino, which is not installed here: pip install"):
         run(config(data, **options))
+
+
+@pytest.mark.skipif(not has_exact_int8(), reason="needs a CPU with VNNI instructions")
+def test_a_run_in_int8_trains_its_head_in_another_precision(data: Path) -> None:
+    lite = {"model": "efficientnet-lite0", "weights": "pretrained", "image_size": None}
+    done = run(config(data, **lite, precision="int8", tuning={"finetune": "head"}, figures=0))
+    options = done.run.config["options"]
+    assert (options["precision"], options["runtime"]) == ("int8", "openvino")
+    assert options["tuning"]["precision"] in ("fp32", "bf16")
+    for role in ("query", "gallery"):
+        manifest = read_manifest(done.run.folder / "embeddings" / role)
+        assert manifest["compute"]["precision"] == "int8"
+        assert manifest["compute_id"] == done.run.config["compute_id"]
+
+
+@pytest.mark.skipif(not has_exact_int8(), reason="needs a CPU with VNNI instructions")
+@pytest.mark.parametrize(("options", "words"), [
+    ({}, "and not for tiny: choose"),
+    ({"tuning": {"finetune": "last"}}, "--finetune last changes the network's weights, .* head"),
+])  # fmt: skip
+def test_what_has_no_int8_is_refused_before_the_work(
+    data: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words), flags_named():
+        run(config(data, precision="int8", **options))
+    assert not (data.parent / "runs").exists()
 
 
 @pytest.mark.parametrize("pooling", ["gap", "gem"])

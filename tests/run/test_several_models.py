@@ -1,5 +1,6 @@
 """Several models in one run, and `fuse`."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from vizsla import storage
 from vizsla.cli.main import app
+from vizsla.embed.compute import has_exact_int8
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.run import several_models
@@ -178,6 +180,12 @@ def test_run_takes_several_models(tinted: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="3 --weights for 2 --model"):
         CliRunner().invoke(app, [*shared, *models, *["--weights", "random"] * 2],
                            catch_exceptions=False)  # fmt: skip
+    if has_exact_int8():  # refused before a run of the first one
+        known = {"model": "efficientnet-lite0", "weights": "pretrained", "image_size": None}
+        both = configs(tinted, tmp_path / "int8", precision="int8")
+        with pytest.raises(UsageError, match="and not for tiny: choose"):
+            run_models([dataclasses.replace(both[0], **known), both[1]], FusionConfig())
+        assert not (tmp_path / "int8").exists()
     with pytest.raises(UsageError, match="twice or more"):
         words = ["--model", "tiny", "--weights", "random", "--fusion", "rrf"]
         CliRunner().invoke(app, [*shared, *words], catch_exceptions=False)

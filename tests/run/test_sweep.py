@@ -79,6 +79,10 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
             combinations(config(tmp_path, tmp_path, **wrong))
     with pytest.raises(UsageError, match="finetune head"):
         sweep.sweep(config(tmp_path, tmp_path, trials=3))
+    in_int8 = config(tmp_path, tmp_path)
+    in_int8 = dataclasses.replace(in_int8, run=dataclasses.replace(in_int8.run, precision="int8"))
+    with pytest.raises(UsageError, match="computes by torch, which has no int8"):
+        sweep.sweep(in_int8)
 
 
 # ── a sweep ──────────────────────────────────────────────────────────────────────────────────────

@@ -25,11 +25,13 @@ from vizsla.embed.compute import (
     Compute,
     RuntimeFailed,
     Sample,
+    has_exact_int8,
     has_fast_bf16,
     processor,
 )
 from vizsla.embed.converted_runtimes import COMPUTES_IN, installed
 from vizsla.embed.precision_check import cosine_change
+from vizsla.embed.quantisation import why_not_int8
 from vizsla.embed.runtime import Runtime
 from vizsla.embed.torch_runtime import compiler_missing
 from vizsla.errors import StorageError, UsageError
@@ -72,7 +74,7 @@ def resolve_compute(
     changes the cosines of this model; without a sample and an earlier measurement, fp32 is chosen.
     written: the facts of an earlier run that is continued; its choices replace every `auto`.
     """
-    earlier = written or {}
+    earlier = dict(written or {})
     device = _resolve_device(device)
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"precision={precision!r}: choose auto, {', '.join(PRECISIONS)}")
@@ -89,16 +91,25 @@ def resolve_compute(
             f"the runtime {runtime} is not installed here: pip install "
             f"{' '.join(PACKAGES[runtime])}, or choose --runtime auto"
         )
+    if precision == "int8" and runtime == "auto":
+        runtime = "openvino"
     if runtime == "auto" and installed(earlier.get("runtime", "auto")):
         runtime = earlier.get("runtime", "auto")
+    wanted = earlier.get("precision") if precision == "auto" else precision
+    if wanted == "int8" and (why := _why_not_int8(embedder, device)):
+        if precision == "int8":
+            raise UsageError(why)
+        log.warning("these vectors are not computed in int8 as the others were: %s", why)
+        earlier.pop("precision")
     if precision == "auto":
         precision = earlier.get("precision") or (
             "fp32" if runtime == "onnx" else _precision(embedder, device, images, sample)
         )
     if precision not in COMPUTES_IN.get(runtime, PRECISIONS):
+        other = "openvino" if precision == "int8" else "torch"
         raise UsageError(
             f"the runtime {runtime} computes in {' or '.join(COMPUTES_IN[runtime])}, not in "
-            f"{precision}: choose --runtime torch, or another --precision"
+            f"{precision}: choose --runtime {other}, or another --precision"
         )
     if batch_size == "auto":
         batch_size = earlier.get("batch_size") or _batch_size(embedder, device, precision)
@@ -250,6 +261,21 @@ def _timed(embedder: Embedder, compute: Compute, batch: int, passes: int) -> lis
         used = time.process_time() - used if len(times) == 2 else used
     start, *later = np.diff(times)
     return [min(float(start), used), float(min(later)) / len(few)]  # others may use the cores
+
+
+def _why_not_int8(embedder: Embedder | None, device: str) -> str | None:
+    """Why nothing, or not this embedder, is computed in int8 here; None if it can be."""
+    if torch.device(device).type != "cpu":
+        return (
+            f"int8 is computed on a CPU, not on {device}: choose --device cpu, or --precision bf16"
+        )
+    if not installed("openvino"):
+        return f"int8 is computed by OpenVINO: pip install {' '.join(PACKAGES['openvino'])}"
+    if not has_exact_int8():
+        return (
+            "int8 needs a CPU with VNNI instructions, which this one lacks: choose --precision fp32"
+        )
+    return None if embedder is None else why_not_int8(embedder)
 
 
 def _batch_size(embedder: Embedder | None, device: str, precision: str) -> int:

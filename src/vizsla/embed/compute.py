@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ from vizsla.data.resize import REDUCED
 from vizsla.errors import ModelError
 
 Sample = Callable[[int], Path | bytes]  # the i-th image, as `read_image` takes it
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {  # in which torch computes; for int8, what OpenVINO's vectors are compared with
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.float32,
+}
 RUNTIMES = {"torch": None, "compiled": None, "openvino": "openvino", "onnx": "onnxruntime"}
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+INT8_RANGES = Path(__file__).with_name("int8_ranges.json")  # read by quantisation.py
 IMAGES_PER_CORE = 4  # at once: the activations of more do not fit its cache
 
 
@@ -69,6 +76,7 @@ class Compute:
             "precision": self.precision,
             "runtime": self.runtime,
             **({package: runtime_package(self.runtime).__version__} if package else {}),
+            **({"ranges": ranges_digest()} if self.precision == "int8" else {}),
             "batch_size": self.batch_size,
             "part": part,
             "threads": 1 if part else threads,
@@ -102,6 +110,12 @@ def runtime_package(runtime: str) -> Any:
         ) from error
 
 
+@cache
+def ranges_digest() -> str:
+    """16 hex digits that identify the file of ranges by which networks are computed in int8."""
+    return hashlib.sha256(INT8_RANGES.read_bytes()).hexdigest()[:16]
+
+
 def part_size(n: int, threads: int) -> int | None:
     """How many of n images each thread of a CPU takes through the network on its own.
 
@@ -123,6 +137,15 @@ def decoder_version() -> str:
     """Versions of Pillow and the JPEG library, and how JPEGs are reduced."""
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     return f"pillow {PIL.__version__}, jpeg {jpeg}, reduced {REDUCED} in place"
+
+
+def has_exact_int8() -> bool:
+    """Whether the CPU adds up products of 8-bit numbers in 32 bits (VNNI), not in 16, where sums
+    are cut off."""
+    with contextlib.suppress(OSError):  # Linux
+        if "avx_vnni" in Path("/proc/cpuinfo").read_text().split():
+            return True
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 
 
 def has_fast_bf16(device: str) -> bool:

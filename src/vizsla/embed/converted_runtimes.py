@@ -14,12 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from vizsla.embed.compute import PACKAGES, Compute, runtime_package
+from vizsla.embed.quantisation import quantise_known
 from vizsla.embed.torch_runtime import Vectors
 from vizsla.model.embedder import Embedder
 from vizsla.model.export import INPUT, ExportedNetwork, onnx_bytes
 
-COMPUTES_IN = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}  # for fp16 x86 has no instructions
-OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+COMPUTES_IN = {
+    "torch": ("fp32", "bf16", "fp16"),
+    "compiled": ("fp32", "bf16", "fp16"),
+    "openvino": ("fp32", "bf16", "int8"),  # for fp16 x86 has no instructions
+    "onnx": ("fp32",),
+}
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 class _PixelNetwork(nn.Module):
@@ -42,11 +48,9 @@ class _PixelNetwork(nn.Module):
 
 def openvino(embedder: Embedder, compute: Compute) -> Vectors:
     """The embedder in OpenVINO. ValueError if it would compute in another precision."""
-    ov = runtime_package("openvino")
-    network, example = _PixelNetwork(embedder).eval(), _example(embedder)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's and OpenVINO's, about tracing
-        model = ov.convert_model(network, example_input=example, input=[-1, *example.shape[1:]])
+    ov, model = runtime_package("openvino"), openvino_model(embedder)
+    if compute.precision == "int8":
+        quantise_known(model, embedder)
     core, threads = ov.Core(), torch.get_num_threads()
     precision = OPENVINO_PRECISIONS[compute.precision]
 
@@ -73,6 +77,16 @@ def openvino(embedder: Embedder, compute: Compute) -> Vectors:
         return torch.from_numpy(found[0].copy())
 
     return vectors
+
+
+def openvino_model(embedder: Embedder) -> Any:
+    """The network as an OpenVINO model, in fp32: pixels (B, H, W, 3) uint8 → unit vectors."""
+    network, example = _PixelNetwork(embedder).eval(), _example(embedder)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's and OpenVINO's, about tracing
+        return runtime_package("openvino").convert_model(
+            network, example_input=example, input=[-1, *example.shape[1:]]
+        )
 
 
 def onnx(embedder: Embedder, compute: Compute) -> Vectors:

@@ -207,11 +207,12 @@ class _Job:
         RuntimeFailed if an earlier run computed some.
         """
         if start:
+            in_int8 = self.runtime.compute.precision == "int8"
             self.inspection.cancel()
             raise RuntimeFailed(
                 f"{error}. In {self.out}, {start} images were embedded by "
                 f"{self.runtime.compute.runtime}: continue where it works, or begin anew with "
-                "--overwrite --runtime torch"
+                f"--overwrite {'--precision fp32' if in_int8 else '--runtime torch'}"
             ) from error
         again = f"; {writer.done} images are embedded again" if writer.done else ""
         storage.remove(self.out / "manifest.json", *self.out.glob("shard-*.parquet"))

@@ -26,7 +26,7 @@ START: dict[str, Callable[[Embedder, Compute], Vectors]] = {
     "openvino": openvino,
     "onnx": onnx,
 }
-MIN_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99}  # to torch in the same precision
+MIN_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "int8": 0.85}  # to torch's PRECISIONS
 
 
 @dataclass
@@ -73,9 +73,11 @@ class Runtime:
             return PendingVectors(on_cpu, copied)
 
     def use_torch(self, why: object) -> None:
-        """Computes with torch from now on, and logs why."""
-        log.warning("%s: continues with torch", why)
-        self.compute, self._vectors = replace(self.compute, runtime="torch"), None
+        """Computes with torch from now on, in fp32 instead of int8, and logs why."""
+        precision = "fp32" if self.compute.precision == "int8" else self.compute.precision
+        log.warning("%s: continues with torch in %s", why, precision)
+        self.compute = replace(self.compute, runtime="torch", precision=precision)
+        self._vectors = None
 
     def blank_batch(self) -> Tensor:
         """Pixels (B, H, W, 3) uint8 of black images."""

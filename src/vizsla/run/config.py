@@ -14,6 +14,7 @@ from vizsla.choose.refinement import saved_chain
 from vizsla.data.data_folders import DataFolders
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
+from vizsla.errors import UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.options import RunOptions, TuneConfig
 from vizsla.workspace import open_run
@@ -43,7 +44,7 @@ class RunConfig(RunOptions):
         shared = {
             "seed": self.seed,
             "device": self.device,
-            "precision": self.precision,
+            "precision": "auto" if self.precision == "int8" else self.precision,
             "workers": self.workers,
             "max_pixels": self.max_pixels,
             "real_weights": self.weights != "random",
@@ -117,7 +118,12 @@ def check_compute(config: RunConfig) -> None:
     """Before a model is loaded: whether the machine has the device, and training its settings."""
     resolve_compute(device=config.device, precision=config.precision)
     if config.tuning is not None:
-        _ = config.training  # UsageError for options that no training has
+        finetune = config.training.finetune  # UsageError for options that no training has
+        if config.precision == "int8" and finetune not in ("none", "head"):
+            raise UsageError(
+                f"--finetune {finetune} changes the network's weights, and int8 is offered for the "
+                "weights that come with it: choose --finetune head, or --precision auto"
+            )
 
 
 def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Compute:

@@ -14,7 +14,9 @@ from typing import Any
 
 from vizsla.choose.refinement import refine_record
 from vizsla.data.splits import training_part
+from vizsla.embed.auto_compute import resolve_compute
 from vizsla.errors import UsageError
+from vizsla.model.open_model import load_embedder
 from vizsla.options import FusionOptions
 from vizsla.run.accepting import check_accept
 from vizsla.run.config import RunConfig, absolute_accept, again, moved_to, repeated
@@ -49,6 +51,10 @@ def run_models(
     """Runs each configuration and fuses them; the joint run has its own folder and files."""
     if len(configs) < 2:
         raise UsageError("give --model twice or more to fuse models")
+    for config in configs:
+        if config.precision == "int8":  # refused before the first run, if for one of them
+            embedder = load_embedder(config, seed=config.seed)
+            resolve_compute(device=config.device, precision="int8", embedder=embedder)
     fusion.check(len(configs))
     check_accept(configs[0], folders_of(configs[0]))
     if needed_by := fusion.needs_training:

@@ -194,6 +194,8 @@ def _check(config: SweepConfig) -> None:
             f"{len(config.weights)} --weights for {len(config.models)} models: give one for all, "
             "or one for each"
         )
+    if config.run.precision == "int8":
+        raise UsageError("a sweep computes by torch, which has no int8: choose --precision auto")
     for pooling in config.poolings:
         if pooling is not None and pooling not in POOLINGS:
             raise UsageError(f"--pooling {pooling}: choose among {', '.join(POOLINGS)}")

@@ -21,7 +21,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from vizsla import SearchClient
 from vizsla.cli.main import main
+from vizsla.data.imageset import ImageSet
+from vizsla.embed.auto_compute import resolve_compute
+from vizsla.embed.compute import has_exact_int8
+from vizsla.embed.inference import embed
 from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model.embedder import Embedder
 from vizsla.options import GalleryOptions
 from vizsla.run.config import RunConfig
 from vizsla.search.index import build_index, open_index
@@ -206,6 +211,19 @@ def test_the_runtime_that_was_asked_for_embeds_the_queries(home: Path, runtime: 
         found = engine.answer(SearchRequest(query=(upload.name,), k=3)).results
         assert found[0].id == "g-red-1.png" and found[0].score == pytest.approx(1, abs=1e-3)
         assert engine.model.network.compute.runtime == runtime
+
+
+@pytest.mark.skipif(not has_exact_int8(), reason="needs a CPU with VNNI instructions")
+def test_queries_of_a_gallery_in_int8_are_embedded_in_int8(home: Path, tmp_path: Path) -> None:
+    images, embedder = home / "data/test/gallery", Embedder.build("efficientnet-lite0")
+    in_int8 = resolve_compute(device="cpu", precision="int8", embedder=embedder)
+    embed(ImageSet.from_folder(images), embedder, tmp_path / "gallery.emb", compute=in_int8)
+    source = GallerySource(tmp_path / "gallery.emb", GalleryOptions(images=str(images)))
+    with prepared(source) as (engine, _):
+        (upload,) = engine.upload([(images / "g-red-1.png").read_bytes()])
+        found = engine.answer(SearchRequest(query=(upload.name,), k=3)).results
+        assert found[0].id == "g-red-1.png" and found[0].score == pytest.approx(1, abs=1e-6)
+        assert engine.model.network.compute.precision == "int8"
 
 
 def test_labels_given_for_an_index_replace_its_own(home: Path, tmp_path: Path) -> None:
