@@ -1,5 +1,6 @@
 import csv
 import io
+from typing import Any
 
 import pytest
 
@@ -83,3 +84,16 @@ def test_no_column_is_cut_off_beside_one_that_stays_whole() -> None:
     lines = Table(columns, [row, [*row[:-1], "best"]], 3).lines(80, keep=columns, whole=("run",))
     assert lines[0].endswith("vs best") and row[0] in lines[1] and "level" in lines[1]
     assert max(map(len, lines)) <= 80
+
+
+def test_headings_of_numbers_fold_between_words() -> None:
+    columns = ["model", "AP(interpolated)", "mP@10", "seconds"]
+    rows: list[list[Any]] = [["efficientnet-lite0 with a head", 0.3, 0.5, 12.25],
+                             ["mobilenetv2, frozen", 0.25, 0.375, 8.5]]  # fmt: skip
+    lines = Table(columns, rows).lines(52)
+    assert [line.split() for line in lines[:2]] == [
+        ["AP"], ["model", "(interpolated)", "mP@10", "seconds"],
+    ]  # fmt: skip
+    assert lines[2].endswith("0.3000  0.5000    12.25") and max(map(len, lines)) <= 52
+    narrow = Table(columns, rows).lines(38)  # too narrow for whole words: the numbers stay whole
+    assert any(line.endswith("0.3000  0.5000  12.25") for line in narrow)

@@ -166,9 +166,12 @@ def _plain(value: Any) -> Any:
 
 def _texts(rows: Sequence[Row], name: str) -> dict[str, str | None]:
     """Id → the value of a column as people read it; numbers end at one place."""
-    from vizsla.data.tables import value_text
+    from vizsla.data.tables import number_format, value_text
 
-    found = {row["id"]: None if row[name] is None else value_text(row[name]) for row in rows}
+    decimal = number_format(row[name] for row in rows)
+    found = {
+        row["id"]: None if row[name] is None else value_text(row[name], decimal) for row in rows
+    }
     if not any(isinstance(row[name], str | bool) for row in rows):
         width = max((len(one) for one in found.values() if one), default=0)
         found = {id: one and one.rjust(width) for id, one in found.items()}

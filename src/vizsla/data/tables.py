@@ -6,7 +6,8 @@ Labels are always text: "007" stays "007". Knows names only: nothing here opens 
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +202,22 @@ def texts(table: pa.Table, name: str) -> list[Any]:
     return values
 
 
-def value_text(value: Any) -> str:
-    """A value of a column as people read it: no long fractions, true and false in small letters."""
+def value_text(value: Any, decimal: str = ".10g") -> str:
+    """A value of a column as people read it: no long fractions, true and false in small letters.
+
+    decimal: the format of decimal numbers, see `number_format`.
+    """
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return format(value, decimal) if isinstance(value, float) else str(value)
+
+
+def number_format(values: Iterable[Any]) -> str:
+    """How people read the decimal numbers among the values of a column: with two places if these
+    have two at most, as prices do, else with ten digits at most."""
+    texts = [f"{value:.10g}" for value in values if isinstance(value, float) and isfinite(value)]
+    places = [3 if "e" in text else len(text.partition(".")[2]) for text in texts]
+    return ".2f" if max(places, default=0) == 2 else ".10g"
 
 
 def take_rows(table: pa.Table, rows: Sequence[int | None]) -> pa.Table:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from vizsla import storage
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.tables import value_text
+from vizsla.data.tables import number_format, value_text
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.output import charts, embedding_map
@@ -78,8 +78,9 @@ class ReportData:
         found: dict[str, dict[str, dict[str, str]]] = {}
         for role, part in parts.items():
             table = part.attributes.select([n for n in wanted if n in part.attributes.column_names])
+            decimals = {key: number_format(table[key].to_pylist()) for key in table.column_names}
             found[role] = {
-                name: {key: value_text(v) for key, v in row.items() if v is not None}
+                name: {key: value_text(v, decimals[key]) for key, v in row.items() if v is not None}
                 for name, row in zip(part.ids, table.to_pylist() or [{}] * len(part), strict=True)
             }
         return found

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 WIDTH = 80  # of tables that are to fit any terminal
+GAP, FEWEST_LETTERS = 2, 8  # between columns; of a column of text
 
 
 @dataclass(frozen=True)
@@ -49,25 +51,27 @@ class Table:
         same, table = self.without_constant_columns(keep=keep)
         stated = ", ".join(f"{name} {text}" for name, text in same.items())
         above = textwrap.wrap(f"The same in every row: {stated}", width) if same else []
-        headers = [name.replace("_", " ") for name in table.columns]  # fold between words
+        # headings fold between words and before a bracket
+        headers = [re.sub(r"_|(?<=\w)(?=\()", " ", name) for name in table.columns]
         return [*above, *table._drawn(headers, width, whole=whole)]
 
     def _drawn(
         self, headers: Sequence[str], width: int | None = None, *, whole: Sequence[str] = ()
     ) -> list[str]:
         texts = self.texts()
-        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+        if width is not None:
+            headers = self._folded(headers, width, whole)
+        grid = Grid(box=None, pad_edge=False, padding=(0, GAP, 0, 0), collapse_padding=True)
         for i, name in enumerate(headers):
             number = self.is_number(i)
+            fixed = number or self.columns[i] in whole  # else Rich cuts the last column
             grid.add_column(
                 Text(name),
                 justify="right" if number else "left",
                 vertical="top",
                 overflow="fold",
-                no_wrap=self.columns[i] in whole,  # else Rich shortens them, and cuts the last one
-                min_width=max(len(row[i]) for row in texts)
-                if number or self.columns[i] in whole
-                else None,
+                no_wrap=fixed,
+                min_width=max(len(row[i]) for row in texts) if fixed else None,
             )
         for row in texts:
             grid.add_row(*map(Text, row))
@@ -78,6 +82,20 @@ class Table:
         )  # fmt: skip
         console.print(grid, soft_wrap=False)
         return [line.rstrip() for line in out.getvalue().splitlines()]
+
+    def _folded(self, headers: Sequence[str], width: int, whole: Sequence[str]) -> list[str]:
+        """The headings, those of numbers in lines: between words if all columns then fit."""
+        least = [max(cell_len(row[i]) for row in self.texts()) for i in range(len(headers))]
+        words = [max([n, *map(cell_len, h.split())]) for n, h in zip(least, headers, strict=True)]
+        number = [self.is_number(i) for i in range(len(headers))]
+        taken = GAP * (len(headers) - 1)
+        for i, name in enumerate(self.columns):
+            taken += words[i] if number[i] or name in whole else min(words[i], FEWEST_LETTERS)
+        widths = words if taken <= width else least
+        return [
+            "\n".join(textwrap.wrap(name, widths[i])) if number[i] else name
+            for i, name in enumerate(headers)
+        ]
 
     def text(
         self, width: int | None = None, *, keep: Sequence[str] = (), whole: Sequence[str] = ()

@@ -317,3 +317,11 @@ def test_searching_with_a_result_keeps_what_a_result_is() -> None:
     assert state.search_with("b.png") == "id=b.png&filter=price%3C9&group_by=product&diverse=0.5"
     assert "group_by" not in state.among("product", "P1")
     assert "where.product=P1" in state.among("product", "P1")
+
+
+def test_prices_on_results_have_two_places(open_search: Open) -> None:
+    cost = [i + (0.5 if i % 2 else 0.25) for i in range(24)]
+    served = open_search(columns={"cost": cost}, show=("cost",))
+    titles = [str(a.get("title")) for a in page_at(served, "/?k=24").all("p")]
+    shown = {title for title in titles if title.startswith("cost: ")}
+    assert shown == {f"cost: {value:.2f}" for value in cost}

@@ -17,7 +17,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from vizsla.data.tables import value_text
+from vizsla.data.tables import number_format, value_text
 from vizsla.errors import UsageError
 from vizsla.web.search.engine import Engine, Found, NotFound
 from vizsla.web.search.facets import MAX_SUGGESTED, UNKNOWN, Choice, Facet
@@ -182,6 +182,10 @@ class Pages:
             state=shown,
             address=None if state is None else shown.address(),
             found=found,
+            decimals={
+                column: number_format(one.attributes.get(column) for one in found)
+                for column in self.columns
+            },
             is_decided=any(one.accepted is not None for one in found),
             accepted=sum(bool(one.accepted) for one in found),
             sure=f"{100 * engine.calibration.sure:g}" if engine.calibration else "",
