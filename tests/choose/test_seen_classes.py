@@ -42,6 +42,19 @@ def test_the_share_of_seen_classes_is_found(
     assert found == seen_share(TRAINING, LABELS, test)
 
 
+def test_classes_that_were_not_compared_count_as_the_others() -> None:
+    """A sample has images of six of the twelve classes, and test images are of all."""
+    test = images_of(range(12), 10, 2)
+    found = seen_share(TRAINING[:120], LABELS[:120], test, classes_in_all=12)
+    assert found is not None and found.share == pytest.approx(1, abs=0.2)
+    single = [*LABELS[:120], *(f"single {i}" for i in range(6))]
+    rows = np.concatenate([TRAINING[:120], images_of(range(6, 12), 1, 3)])
+    again = seen_share(rows, single, test)
+    assert again is not None and again.share == pytest.approx(found.share, abs=0.1)
+    half = seen_share(TRAINING[:120], LABELS[:120], test)
+    assert half is not None and half.validate_on == "new-classes"
+
+
 def test_too_little_tells_nothing() -> None:
     test = images_of(range(12), 10, 2)
     assert seen_share(TRAINING, LABELS, test[:5]) is None

@@ -51,11 +51,17 @@ class SeenShare:
 
 
 def seen_share(
-    training: np.ndarray, labels: Sequence[str], test: np.ndarray, *, seed: int = 0
+    training: np.ndarray,
+    labels: Sequence[str],
+    test: np.ndarray,
+    *,
+    classes_in_all: int | None = None,
+    seed: int = 0,
 ) -> SeenShare | None:
     """The share of test images of training classes. None: too few images or classes to tell.
 
     training (N, D), test (M, D): unit vectors of one model, not trained on these images. labels: N.
+    classes_in_all: how many the training part has, if these images are only of some of them.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
 
@@ -65,6 +71,7 @@ def seen_share(
     kept = [rng.permutation(rows)[:PER_CLASS] for rows in classes if len(rows) > 1]
     if len(kept) < 3 or sum(map(len, kept)) < FEWEST or len(test) < FEWEST:
         return None
+    known_share = len(kept) / (classes_in_all or len(classes))  # single images cannot be compared
     known, known_codes = training[np.concatenate(kept)], codes[np.concatenate(kept)]
     asked = rng.permutation(len(known))[:IMAGES]
     test = test[rng.permutation(len(test))[:IMAGES]]
@@ -89,8 +96,8 @@ def seen_share(
     counts, seen_sums, new_sums = sums @ rng.multinomial(C, np.full(C, 1 / C), REPLICATES).T
     means = rng.choice(found, (REPLICATES, len(found))).mean(axis=1)
     drawn = _between(means, seen_sums / counts, new_sums / counts)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    share = _between(found.mean(), seen.mean(), new.mean())
+    low, high = np.percentile(drawn, [2.5, 97.5]) / known_share
+    share = _between(found.mean(), seen.mean(), new.mean()) / known_share
     return SeenShare(float(share), float(low), float(high))
 
 

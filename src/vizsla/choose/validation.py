@@ -15,7 +15,7 @@ import numpy as np
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import share_a_label
-from vizsla.data.splits import Draw, Target, held_out
+from vizsla.data.splits import Draw, Target, held_out, in_domain
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.options import OPTIMISED, TuneConfig
@@ -74,7 +74,13 @@ def mean_nearest_cosine(queries: np.ndarray, gallery: np.ndarray) -> float:
 
 
 def match_nearest_cosine(
-    draws: Sequence[Draw], vectors: np.ndarray, labels: np.ndarray, wanted: float, *, seed: int = 0
+    draws: Sequence[Draw],
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    wanted: float,
+    *,
+    can_answer: np.ndarray | None = None,
+    seed: int = 0,
 ) -> tuple[list[Draw], float]:
     """The draws with galleries changed so that the mean nearest cosine is about `wanted`.
 
@@ -82,8 +88,11 @@ def match_nearest_cosine(
     query has a near relative in the gallery, which images drawn one by one seldom have. So a share
     of the queries, the second value, gets its nearest image of the same class into the gallery.
     vectors (N, D), labels (N,): of all labelled images, to which the draws' positions refer.
+    can_answer: (N,) bool, which of them may be in a gallery; None: all.
     """
-    relatives = [_nearest_of_same_class(draw, vectors, labels) for draw in draws]
+    if can_answer is None:
+        can_answer = np.ones(len(labels), dtype=bool)
+    relatives = [_nearest_of_same_class(draw, vectors, labels, can_answer) for draw in draws]
     best, best_share, smallest = list(draws), 0.0, np.inf
     for share in RELATIVE_SHARES:
         changed = [
@@ -99,14 +108,17 @@ def match_nearest_cosine(
     return best, best_share
 
 
-def _nearest_of_same_class(draw: Draw, vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(Q,) positions of each query's nearest image of its class that is not a query; -1: none."""
+def _nearest_of_same_class(
+    draw: Draw, vectors: np.ndarray, labels: np.ndarray, can_answer: np.ndarray
+) -> np.ndarray:
+    """(Q,) positions of each query's nearest image of its class that may be in the gallery and is
+    not a query; -1: none."""
     nearest = np.full(len(draw.query), -1)
     is_query = np.zeros(len(labels), dtype=bool)
     is_query[draw.query] = True
     for label in np.unique(labels[draw.query]):
         rows = np.flatnonzero(labels[draw.query] == label)
-        others = np.flatnonzero((labels == label) & ~is_query)
+        others = np.flatnonzero((labels == label) & can_answer & ~is_query)
         if len(others):
             found, _ = exact.top_k(vectors[draw.query[rows]], vectors[others], 1)
             nearest[rows] = others[found[:, 0]]
@@ -182,7 +194,10 @@ def embedded_draws(
     if nearest_cosine is not None and draws:
         labels = np.array([str(label) for label in kept.labels or []])
         rows = vectors.vectors[[row_of[name] for name in kept.ids]]
-        draws, share = match_nearest_cosine(draws, rows, labels, nearest_cosine, seed=config.seed)
+        draws, share = match_nearest_cosine(
+            draws, rows, labels, nearest_cosine, seed=config.seed,
+            can_answer=in_domain(kept, config.gallery_domain, "gallery"),
+        )  # fmt: skip
     return EmbeddedDraws(kept, vectors, draws, share, target.queries if target else None)
 
 

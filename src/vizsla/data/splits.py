@@ -8,7 +8,7 @@ seed and the ids.
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from vizsla.options import TuneConfig
 log = logging.getLogger("vizsla.splits")
 
 KINDS = NEW, SEEN = ("new-classes", "seen-classes")
-AUTO = "auto"  # decided by the test images, see run/seen_or_new.py
+LIKE_QUERIES, LIKE_GALLERY = "like the queries", "like the gallery"  # domains by how images look
+AUTO = "auto"  # decided by the test images, see run/validate_on.py
 FEWEST_CLASSES = 4  # of which whole ones can be held out
 SHARE = 0.2  # of the images goes to validation, at most
 DRAWS = 3
@@ -120,6 +121,20 @@ class _Columns:
     groups: np.ndarray
     can_query: np.ndarray
     can_answer: np.ndarray
+
+
+def without_assigned_domains(images: ImageSet) -> ImageSet:
+    """The same, without domains that were assigned by how the images look."""
+    if not has_assigned_domains(images):
+        return images
+    return replace(images, attributes=images.attributes.drop_columns(["domain"]))
+
+
+def has_assigned_domains(images: ImageSet) -> bool:
+    """Whether their domains are LIKE_QUERIES and LIKE_GALLERY."""
+    if "domain" not in images.attributes.column_names:
+        return False
+    return not {LIKE_QUERIES, LIKE_GALLERY}.isdisjoint(images.attributes["domain"].to_pylist())
 
 
 def class_codes(images: ImageSet) -> np.ndarray:

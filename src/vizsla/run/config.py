@@ -21,6 +21,7 @@ from vizsla.workspace import open_run
 
 log = logging.getLogger("vizsla.run")
 
+DOMAINS = "domains.json"  # in the run's folder: which training image looks like what
 REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
 
 
@@ -30,13 +31,15 @@ class RunConfig(RunOptions):
 
     tuning: the options of TuneConfig that were given; None if the model runs frozen.
     validating: the same for choices on validation images without training.
-    model_id: what --again must find; None for any.
+    model_id: what --again must find; None for any. domains: the file of an earlier run that has
+    decided which training images look like the queries, and which like the gallery.
     """
 
     data: str
     tuning: dict[str, Any] | None = None
     validating: dict[str, Any] | None = None
     model_id: str | None = None
+    domains: str | None = None
 
     @functools.cached_property
     def training(self) -> TuneConfig:
@@ -76,6 +79,8 @@ def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     options["model_id"] = recorded["embedder"]["model_id"]
     if options.get("refine") == "auto":
         options["refine"] = saved_chain(Path(folder) / REFINEMENT) or "auto"
+    if (Path(folder) / DOMAINS).exists():
+        options["domains"] = str((Path(folder) / DOMAINS).absolute())
     config = RunConfig(**options)
     return config if data is None else moved_to(config, data)
 

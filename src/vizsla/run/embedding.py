@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import without_assigned_domains
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
@@ -68,6 +69,7 @@ class RunEmbedder:
             if self.progress:
                 self.progress(f"embedding {role}", done, total)
 
+        images = without_assigned_domains(images)  # which say nothing of the vectors
         out = self.folder / "embeddings" / role
         write_embeddings(
             images, self.runtime.embedder, out,

@@ -28,7 +28,7 @@ from vizsla.run.config import RunConfig
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.members import Member
-from vizsla.run.seen_or_new import by_vectors
+from vizsla.run.validate_on import by_vectors
 from vizsla.score.calibration import Calibration
 from vizsla.score.calibration_draws import Rank, by_cosine
 from vizsla.search.chain import QUERIES, Chain, parse_chain, rank_refined
@@ -292,7 +292,7 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Embedde
     test = [first.embeddings(role) for role in ("query", "gallery")]
     role = "validation-fusion"
     if not tuned:
-        config = by_vectors(
+        config, images = by_vectors(
             config, images, lambda part, role: first.embed(part, role, progress), role, test
         )
     return embedded_draws(

@@ -27,7 +27,7 @@ from vizsla.model.open_model import is_chosen, load_embedder, recorded_embedder
 from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
 from vizsla.progress import LOADING, Report, waiting
 from vizsla.run.accepting import Accept
-from vizsla.run.seen_or_new import validate_on_by_vectors
+from vizsla.run.validate_on import validate_on_by_vectors
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
 from vizsla.search.filters import Filter
@@ -326,7 +326,9 @@ def chain_of(
     training = Embeddings.open(learn_on)
     require_comparable(queries.model_id, training.model_id, queries.dim, training.dim)
     if validate_on in (None, AUTO):
-        validate_on = validate_on_by_vectors(training, [queries.vectors, gallery().vectors])
+        validate_on = validate_on_by_vectors(
+            training, [queries.vectors, gallery().only_whole().vectors]
+        )
     choice = choose_chain_on_embeddings(
         training, queries, gallery(), validate_on=validate_on,
         optimise=optimise, uses=uses,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vizsla import storage
 from vizsla.data.data_folders import DataFolders, has_layout, open_data
 from vizsla.data.image_sources import image_set, without_excluded
 from vizsla.data.imageset import ImageSet
@@ -77,6 +78,9 @@ def folders_of(config: RunConfig) -> DataFolders:
     """The data folder of a run, without the images that it excludes."""
     data = open_folders(config.data, exclude=config.exclude, follow_links=config.follow_links)
     training = data.training and data.training.with_split_labels(config.label_separator)
+    if config.domains and training:
+        domain_of = storage.read_sealed_json(config.domains)["domain_of"]
+        training = training.with_attribute("domain", [domain_of.get(name) for name in training.ids])
     return dataclasses.replace(data, training=training)
 
 

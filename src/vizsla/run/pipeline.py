@@ -41,7 +41,7 @@ from vizsla.run.inputs import (
     truth_in,
     whiten_embedder,
 )
-from vizsla.run.seen_or_new import VALIDATION, before_training, by_embeddings
+from vizsla.run.validate_on import VALIDATION, before_training, by_embeddings, keep_assigned_domains
 from vizsla.score.calibration_draws import by_cosine
 from vizsla.search import exact
 from vizsla.search.chain import check_uses, parse_chain, rank_refined
@@ -74,9 +74,10 @@ def run(
             embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
         _require_same_model(embedder, config)
         compute = compute_for(config, embedder, data)
-        config = before_training(
+        config, training = before_training(
             config, data.training, (data.query, data.gallery), embedder, compute, report
         )
+        data = dataclasses.replace(data, training=training)
         written = resolved(config, embedder, compute, data)
         interrupted = _interrupted(config, written, embedder.name)
         if interrupted is not None:  # the runtime is not chosen a second time
@@ -86,6 +87,7 @@ def run(
         this_run = interrupted or create_run(config.home)
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(written)
+            keep_assigned_domains(this_run, data.training)
             target = target_in(data, truth)
             embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
             embedder.save(this_run.folder / "embedder")
@@ -101,7 +103,10 @@ def run(
             choice = None
             if config.refine == "auto":
                 labelled = training_part(data.training, config.data)
-                config = by_embeddings(config, labelled, embed, [queries, gallery], this_run)
+                config, training = by_embeddings(
+                    config, labelled, embed, [queries, gallery], this_run
+                )
+                data = dataclasses.replace(data, training=training)
                 choice = _choose_chain(
                     data, target, queries, gallery, embed, config, tuned=tuned,
                     features_in=_features_in(this_run, config), progress=report,

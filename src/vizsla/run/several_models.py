@@ -33,7 +33,7 @@ from vizsla.run.fused_runs import (
 from vizsla.run.inputs import folders_of, truth_in
 from vizsla.run.members import Member
 from vizsla.run.pipeline import run
-from vizsla.run.seen_or_new import config_validating_on
+from vizsla.run.validate_on import validating_as
 from vizsla.search.chain import Chain
 from vizsla.search.fusion import joined
 from vizsla.workspace import Messages, Run, create_run, log_to, open_run
@@ -65,20 +65,13 @@ def run_models(
         changes["refine"] = "none"
     done: list[RunResult] = []
     for config in configs:
-        own = _validating_as(config, done[0]) if done else config
+        own = validating_as(config, done[0].run.folder) if done else config
         done.append(run(dataclasses.replace(own, **changes), progress))
-    configs = [_validating_as(configs[0], done[0]), *configs[1:]]
+    configs = [validating_as(configs[0], done[0].run.folder), *configs[1:]]
     with Messages() as messages:
         joint = _joint_run([Member.of(r.run.folder) for r in done], configs[0], fusion, messages,
                            started, progress)  # fmt: skip
     return dataclasses.replace(joint, members=done)
-
-
-def _validating_as(config: RunConfig, first: RunResult) -> RunConfig:
-    """The same, with an `auto` of validate_on as the first run has decided it."""
-    if config.training.validate_on != AUTO:
-        return config
-    return config_validating_on(config, again(first.run.folder).training.validate_on)
 
 
 def _joint_run(

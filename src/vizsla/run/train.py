@@ -25,7 +25,7 @@ from vizsla.progress import reporting
 from vizsla.run.config import RunConfig, check_compute
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import open_folders, training_images
-from vizsla.run.seen_or_new import before_training
+from vizsla.run.validate_on import before_training
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
 from vizsla.train.job import WITHOUT_EFFECT, training_compute
@@ -105,7 +105,9 @@ def train(
     images = training_part(images, config.data)
     with reporting(progress) as report:
         compute = training_compute(config.training)
-        config = before_training(config, images, _test_images(config), embedder, compute, report)
+        test = _test_images(config)
+        config, with_domains = before_training(config, images, test, embedder, compute, report)
+    images = training_part(with_domains, config.data)
     settings = _settings(images, embedder, target, config)
     found = None if overwrite or processes.rank > 0 else finished(out)
     differing = found.differing(settings) if found else []

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 from vizsla.choose.seen_classes import SeenShare
+from vizsla.data.data_folders import open_data
+from vizsla.data.demo import make_demo
 from vizsla.embed.embeddings import Embeddings
-from vizsla.run import seen_or_new
+from vizsla.run import validate_on
 from vizsla.run.config import RunConfig, again
 from vizsla.run.fused_runs import FusionConfig
+from vizsla.run.inputs import folders_of
 from vizsla.run.pipeline import run
 from vizsla.run.several_models import run_models
 from vizsla.run.train import train
@@ -32,12 +36,13 @@ def asked(monkeypatch: pytest.MonkeyPatch, low: float) -> list[tuple[int, list[s
     found: list[tuple[int, list[str], int]] = []
 
     def estimate(
-        training: np.ndarray, labels: list[str], test: np.ndarray, *, seed: int
+        training: np.ndarray, labels: list[str], test: np.ndarray, *, classes_in_all: int, seed: int
     ) -> SeenShare:
+        assert classes_in_all == 4
         found.append((len(training), sorted(set(labels)), len(test)))
         return SeenShare(1.0, low, 1.1)
 
-    monkeypatch.setattr(seen_or_new, "seen_share", estimate)
+    monkeypatch.setattr(validate_on, "seen_share", estimate)
     return found
 
 
@@ -52,7 +57,7 @@ ALL = (24, ["any", "blue", "green", "red & <b>"], 40)  # of the tinted images
 def test_a_choice_without_training_is_decided_by_the_vectors_that_it_needs(
     kind: str, asked: list[Any], tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seen_or_new, "embed", nothing_more)
+    monkeypatch.setattr(validate_on, "embed", nothing_more)
     done = run(config(tinted, tmp_path, refine="auto"))
     assert asked == [ALL]
     assert {p.name for p in (done.run.folder / "embeddings").iterdir()} == {
@@ -66,7 +71,7 @@ def test_a_choice_without_training_is_decided_by_the_vectors_that_it_needs(
 def test_nothing_is_asked_where_nothing_is_chosen(
     asked: list[Any], tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seen_or_new, "embed", nothing_more)
+    monkeypatch.setattr(validate_on, "embed", nothing_more)
     done = run(config(tinted, tmp_path, refine="aqe"))
     assert not asked
     assert {p.name for p in (done.run.folder / "embeddings").iterdir()} == {"query", "gallery"}
@@ -98,10 +103,74 @@ def test_a_folder_without_a_test_part_is_validated_on_new_classes(
 def test_fusion_weights_are_decided_by_the_first_models_vectors(
     kind: str, asked: list[Any], tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seen_or_new, "embed", nothing_more)
+    monkeypatch.setattr(validate_on, "embed", nothing_more)
     both = [config(tinted, tmp_path, seed=seed) for seed in (0, 1)]
     joint = run_models(both, FusionConfig(weights="auto"))
     assert asked == [ALL]
     assert f"validating on {kind}" in (joint.run.folder / "log.txt").read_text()
     chosen_on = json.loads(joint.result_path.read_text())["fusion"]["chosen_on"]
     assert chosen_on["draws"] >= 8
+
+
+# ── domains ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos as queries and drawings as gallery; no training image says which it is."""
+    folder = make_demo(tmp_path_factory.mktemp("drawn") / "data", classes=8)
+    rows = (folder / "labels.csv").read_text().splitlines()
+    kept = [row for row in rows if not row.startswith("training")]
+    (folder / "labels.csv").write_text("\n".join(kept))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, and the domains of the training images are known."""
+    return make_demo(tmp_path_factory.mktemp("named") / "data", classes=8)
+
+
+@pytest.mark.parametrize("options", [{"refine": "auto"}, {"tuning": HEAD}])
+def test_queries_and_gallery_of_validation_look_like_those_of_the_test_part(
+    options: dict[str, Any], named: Path, tmp_path: Path
+) -> None:
+    done = run(config(named, tmp_path, **options))
+    found = again(done.run.folder)
+    assert (found.training.query_domain, found.training.gallery_domain) == ("photo", "drawn")
+    assert found.domains is None
+    text = (done.run.folder / "log.txt").read_text()
+    assert "queries of the domain photo, a gallery of the domain drawn" in text
+
+
+@pytest.mark.parametrize("options", [{"refine": "auto"}, {"tuning": HEAD}])
+def test_images_without_a_domain_are_assigned_and_this_is_kept(
+    options: dict[str, Any], drawn: Path, named: Path, tmp_path: Path
+) -> None:
+    done = run(config(drawn, tmp_path, **options))
+    found = again(done.run.folder)
+    assert found.training.query_domain == "like the queries" and found.domains is not None
+    images, truth = folders_of(found).training, open_data(named).training
+    assert images is not None and truth is not None
+    like = {"photo": "like the queries", "drawn": "like the gallery"}
+    right = [
+        like[str(b)] == a
+        for a, b in zip(
+            images.attributes["domain"].to_pylist(),
+            truth.attributes["domain"].to_pylist(),
+            strict=True,
+        )
+    ]
+    assert np.mean(right) > 0.95
+    second = run(found)  # decides nothing, and keeps what it was given
+    assert second.ranking.to_lists() == done.ranking.to_lists()
+    assert folders_of(again(second.run.folder)).training.attributes.equals(images.attributes)  # type: ignore[union-attr]
+
+
+def test_a_training_part_of_one_kind_is_said(drawn: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(drawn, tmp_path / "data")
+    for path in data.glob("training/*/photo_*"):
+        path.unlink()
+    done = run(config(data, tmp_path, refine="auto"))
+    assert again(done.run.folder).training.query_domain is None
+    assert "the training images are not of both kinds" in (done.run.folder / "log.txt").read_text()

@@ -1,0 +1,153 @@
+"""Vectors of queries and gallery → whether they look different, and which training images look so.
+
+Photos and drawings of the same things differ in how they look, not in what they show. So each query
+is paired with a gallery image that shows about the same, and a classifier has to tell the two sides
+of pairs apart that it was not fitted to. Needs no labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vizsla.data.splits import LIKE_GALLERY, LIKE_QUERIES
+
+DIFFERENT = 0.9  # the AUC that the interval must exceed
+FEWEST = 20  # images on either side
+MOST = 400, 2_000  # queries, gallery images
+NEAREST = 0.5  # the share of pairs that is kept: these are surest to show the same
+FOLDS = 5
+REPLICATES = 300
+SURE = 0.75  # the share of a training domain's images that must look like one side
+BOTH = 0.1  # of the training images must look like either side, if they have no domains
+FEWEST_CLASSES = 4  # that have both kinds
+
+
+@dataclass(frozen=True, eq=False)
+class DomainGap:
+    """How well queries and gallery images are told apart by how they look.
+
+    auc: of a query and a gallery image, how often the query is taken for the query, .5 by chance.
+    low, high: its 95 % interval, by a bootstrap over pairs. hit, false_alarm: the shares of queries
+    and of gallery images taken for queries. direction (D,), offset: the classifier, fitted to all
+    pairs.
+    """
+
+    auc: float
+    low: float
+    high: float
+    hit: float
+    false_alarm: float
+    direction: np.ndarray
+    offset: float
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether queries and gallery surely look different."""
+        return self.low > DIFFERENT
+
+    def text(self) -> str:
+        """The finding in words."""
+        return (
+            f"queries and gallery look different (told apart with AUC {self.auc:.2f}, "
+            f"{self.low:.2f} to {self.high:.2f})"
+        )
+
+    def like_queries(self, vectors: np.ndarray) -> np.ndarray:
+        """(N,) bool: whether images look like the queries, rather than like the gallery."""
+        taken: np.ndarray = vectors @ self.direction + self.offset > 0
+        return taken
+
+
+def domain_gap(queries: np.ndarray, gallery: np.ndarray, *, seed: int = 0) -> DomainGap | None:
+    """How different queries and gallery look. None: too few to tell.
+
+    queries (Q, D), gallery (G, D): unit vectors of one model.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+    from sklearn.linear_model import LogisticRegression
+
+    if len(queries) < FEWEST or len(gallery) < FEWEST:
+        return None
+    rng = np.random.default_rng((seed, 74))
+    queries, gallery = (
+        side[np.sort(rng.permutation(len(side))[:most])]
+        for side, most in zip((queries, gallery), MOST, strict=True)
+    )
+    cosines = queries @ gallery.T
+    rows, columns = linear_sum_assignment(-cosines)
+    kept = np.argsort(-cosines[rows, columns])[: max(FEWEST, round(NEAREST * len(rows)))]
+    pairs = np.stack([queries[rows[kept]], gallery[columns[kept]]])  # (2, P, D)
+    P, D = pairs.shape[1:]
+    mean, scale = pairs.mean(axis=(0, 1)), pairs.std(axis=(0, 1)) + 1e-6
+    pairs = (pairs - mean) / (scale * D**0.5)
+    truth = np.repeat([1, 0], P)
+
+    def fitted(part: np.ndarray) -> LogisticRegression:
+        model = LogisticRegression(C=10.0, max_iter=500)
+        return model.fit(pairs[:, part].reshape(-1, D), truth.reshape(2, P)[:, part].ravel())
+
+    fold = rng.permutation(P) % FOLDS
+    scores = np.empty((2, P))
+    for f in range(FOLDS):
+        held = fold == f
+        model = fitted(~held)
+        scores[:, held] = model.decision_function(pairs[:, held].reshape(-1, D)).reshape(2, -1)
+    right = (scores[0][:, None] > scores[1]) + 0.5 * (scores[0][:, None] == scores[1])  # (P, P)
+    shares = rng.multinomial(P, np.full(P, 1 / P), REPLICATES) / P  # (R, P)
+    low, high = np.percentile(np.einsum("ri,ij,rj->r", shares, right, shares), [2.5, 97.5])
+    model = fitted(np.ones(P, bool))
+    direction = model.coef_[0] / (scale * D**0.5)
+    offset = float(model.intercept_[0] - mean @ direction)
+    hit, false_alarm = (scores > 0).mean(axis=1)
+    return DomainGap(
+        float(right.mean()), float(low), float(high), float(hit), float(false_alarm), direction,
+        offset,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DomainRoles:
+    """The training images' domains that validation takes its queries and its gallery from.
+
+    assigned: N domains, if the images had none of their own.
+    """
+
+    query: str
+    gallery: str
+    assigned: list[str] | None = None
+
+
+def domain_roles(
+    gap: DomainGap,
+    vectors: np.ndarray,
+    labels: Sequence[str | None],
+    domains: Sequence[str | None] | None,
+) -> DomainRoles | None:
+    """Which training images can be queries, and which gallery. None: they are not of both kinds.
+
+    vectors (N, D), N labels: of training images. domains: N of their own; None to assign them by
+    how they look.
+    """
+    taken = gap.like_queries(vectors)
+    names = np.array([str(label) for label in labels])
+    if domains is None:
+        share = (taken.mean() - gap.false_alarm) / max(gap.hit - gap.false_alarm, 1e-3)
+        if not BOTH < share < 1 - BOTH or not _in_enough_classes(names, taken, ~taken):
+            return None
+        assigned = [LIKE_QUERIES if one else LIKE_GALLERY for one in taken]
+        return DomainRoles(LIKE_QUERIES, LIKE_GALLERY, assigned)
+    own = np.array([domain or "" for domain in domains])
+    shares = {str(name): float(taken[own == name].mean()) for name in np.unique(own) if name}
+    query, gallery = (max(shares, key=lambda d: s * shares[d], default="") for s in (1, -1))
+    if shares.get(query, 0) < SURE or shares.get(gallery, 1) > 1 - SURE:
+        return None
+    if not _in_enough_classes(names, own == query, own == gallery):
+        return None
+    return DomainRoles(query, gallery)
+
+
+def _in_enough_classes(names: np.ndarray, *kinds: np.ndarray) -> bool:
+    """Whether enough classes have images of all kinds; names (N,), each of kinds (N,) bool."""
+    first, second = (set(names[kind].tolist()) for kind in kinds)
+    return len(first & second) >= FEWEST_CLASSES
