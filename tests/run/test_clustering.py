@@ -136,6 +136,7 @@ def test_the_gallery_of_a_run_is_clustered(tinted: Path, tmp_path: Path) -> None
     ("options", "error", "words"),
     [
         ({"html": "page.html"}, UsageError, "give their folder with images=FOLDER"),
+        ({"html": "page.html", "images": "gone", "out": "t.csv"}, UsageError, "gone is no folder"),
         ({"known": "other.csv"}, DataError, "label for none of the"),
         ({"method": "kmeans"}, UsageError, "choose one of graph, agglomerative, hdbscan"),
         ({"cut_off": -1}, UsageError, "choose 0 or more"),
@@ -149,3 +150,4 @@ def test_what_cannot_be_done_says_what_to_do(
     Path("other.csv").write_text("file,label\nelsewhere.png,x\n")
     with pytest.raises(error, match=words):
         vizsla.cluster(photos[0], **options)
+    assert not Path("t.csv").exists()  # what the page needs is asked for before the work

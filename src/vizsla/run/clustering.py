@@ -122,9 +122,7 @@ class Clusters(Shown):
         known where the images are."""
         from vizsla.output.cluster_page import clusters_page
 
-        if self.root is None:
-            raise UsageError("the page shows the images: give their folder with --images FOLDER")
-        return clusters_page(self.groups(), self.root, notes=self.lines())
+        return clusters_page(self.groups(), _require_images(self.root), notes=self.lines())
 
 
 def cluster_images(
@@ -149,6 +147,9 @@ def cluster_images(
     images = found.embeddings()
     if len(images) == 0:
         raise DataError(f"{source} holds no images")
+    root = root or found.source.root
+    if options.html:
+        _require_images(root)  # before the work
     labels = _labels_of(images.ids, options.known) if options.known else None
     known = None if labels is None else _numbers(labels)
     graph = None
@@ -169,8 +170,18 @@ def cluster_images(
     scores = cluster_scores(clusters, truth) if truth and any(truth) else None
     return Clusters(
         images.ids, clusters, _names(clusters, labels), options.method, cut_off, scores,
-        root or found.source.root, time.monotonic() - started,
+        root, time.monotonic() - started,
     )  # fmt: skip
+
+
+def _require_images(root: Path | None) -> Path:
+    """The folder of the images. UsageError: it is not known, or not there."""
+    if root is None or not root.is_dir():
+        where = "it is not known where they are" if root is None else f"{root} is no folder"
+        raise UsageError(
+            f"the page shows the images, and {where}: give their folder with --images FOLDER"
+        )
+    return root
 
 
 def _cut_off(
