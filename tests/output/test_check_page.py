@@ -134,6 +134,9 @@ def test_no_finding_is_counted_or_shown_twice_and_unknown_ones_not_at_all(
         "broken images": "1", "doubtful labels": "2",
     }  # fmt: skip
     assert "doubtful labels" not in heads(dataclasses.replace(report, suspects=None))
+    bare = [dataclasses.replace(facts, label=None, role="images") for facts in report.facts]
+    unlabelled = dataclasses.replace(report, facts=bare, suspects=None)
+    assert [*heads(unlabelled)] == ["pairs of copies", "broken images"]
     pictures = re.findall(r'<img src="([^"]+)"', page(report))
     assert (len(pictures), len({*pictures})) == (9, 8)  # tiny.png is small, and dark
 

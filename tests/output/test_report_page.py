@@ -127,7 +127,7 @@ def test_columns_and_items_of_a_table_are_in_the_report(tinted: Path, tmp_path: 
     whole = finished_run.report(folder, tmp_path / "r.html")
     usual, text = whole.read_text(), text_of(whole)
     assert 'title="group: Gröup 2"' in usual and 'title="price:' not in usual
-    assert "Scores by item" in text and "All gallery images with one group, are one." in text
+    assert "Scores by item" in text and "Gallery images with the same group are one result." in text
     shown = finished_run.report(folder, tmp_path / "r.html", show=["price"]).read_text()
     assert re.search(r'title="price: [\d.]+\.5"', shown) and 'title="group:' not in shown
     with pytest.raises(DataError, match="show colour: the images have the columns group, price"):

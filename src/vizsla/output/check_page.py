@@ -233,11 +233,14 @@ def _headline(report: CheckReport) -> list[tuple[str, str, str, bool]]:
     leaked = {p.a for p in leaks if report.facts[p.a].role == "training"}
     shared = {p.a for p in leaks if report.facts[p.a].role != "training"}
     others = {*report.copies} - {*leaks, *conflicts, *parts}
-    numbers = [
-        ("conflicts", len(conflicts), "pairs of copies with different labels"),
-        ("copies", len(others), "other pairs of copies"),
-        ("broken", len(report.broken), "broken images"),
-    ]
+    numbers = [("broken", len(report.broken), "broken images")]
+    if any(facts.label is not None for facts in report.facts):
+        numbers = [
+            ("conflicts", len(conflicts), "pairs of copies with different labels"),
+            ("copies", len(others), "other pairs of copies"), *numbers,
+        ]  # fmt: skip
+    else:
+        numbers = [("copies", len(others), "pairs of copies"), *numbers]
     if parts:
         numbers.append(("parts", len(parts), "pairs with a part in common"))
     if report.facts[0].role != WHOLE:

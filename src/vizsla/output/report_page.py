@@ -267,13 +267,14 @@ def _items(data: ReportData) -> dict[str, Any] | None:
     items = data.record.get("items")
     if data.item_scores is None or not items:
         return None
-    parts = {"query_group": "query pictures", "group_by": "gallery images"}
-    by = [f"{what} with one {items[key]}" for key, what in parts.items() if key in items]
-    how = f"All {', and all '.join(by)}, are one."
+    how = []
     if "query_group" in items:
         score = {"mean": "mean", "max": "highest"}[items["query_join"]]
-        how += f" An image's score is the {score} one for the pictures of an item."
-    return {**_scores(data.item_scores), "how": how}
+        how += [f"Query pictures with the same {items['query_group']} are one query: the score of "
+                f"an image is its {score} score over them."]  # fmt: skip
+    if "group_by" in items:
+        how += [f"Gallery images with the same {items['group_by']} are one result."]
+    return {**_scores(data.item_scores), "how": " ".join(how)}
 
 
 def _levels(data: ReportData) -> dict[str, Any] | None:
