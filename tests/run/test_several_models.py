@@ -183,7 +183,7 @@ def test_run_takes_several_models(tinted: Path, tmp_path: Path) -> None:
     if has_exact_int8():  # refused before a run of the first one
         known = {"model": "efficientnet-lite0", "weights": "pretrained", "image_size": None}
         both = configs(tinted, tmp_path / "int8", precision="int8")
-        with pytest.raises(UsageError, match="and not for tiny: choose"):
+        with pytest.raises(UsageError, match="and not for resnet18: choose"):
             run_models([dataclasses.replace(both[0], **known), both[1]], FusionConfig())
         assert not (tmp_path / "int8").exists()
     with pytest.raises(UsageError, match="twice or more"):
