@@ -18,7 +18,7 @@ from vizsla.data.preprocess import Preprocess
 from vizsla.errors import MissingExtraError, ModelError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.export import _steps, export
-from vizsla.model.projection import Projection
+from vizsla.model.projection import Projection, WithClasses
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -79,6 +79,26 @@ def test_a_tuned_embedder_goes_out_with_its_projection_and_a_description(tmp_pat
     assert about["model_id"] == embedder.model_id
     assert about["sha256"] == storage.sha256_of(tmp_path / "m.onnx")
     check_description(about, embedder)
+
+
+def test_class_probabilities_go_out_with_the_network(tmp_path: Path) -> None:
+    embedder = Embedder.build("tiny", weights="random", image_size=64)
+    torch.manual_seed(0)
+    base, classes = Projection(embedder.dim, 12), Projection(embedder.dim, 5)
+    for part in (base, classes):
+        nn.init.normal_(part.weight)
+    embedder.projection = WithClasses(base, classes, share=0.5)
+    embedder.eval().save(tmp_path / "tuned")
+    again = Embedder.load(tmp_path / "tuned")
+    assert again.model_id == embedder.model_id and again.dim == 17
+    words = ["export", str(tmp_path / "tuned"), "-o", str(tmp_path / "m.onnx")]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    images = pictures(embedder, 3)
+    with torch.inference_mode():
+        expected = embedder(images).numpy()
+        np.testing.assert_allclose(again(images).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(vectors(tmp_path / "m.onnx", images), expected, atol=1e-4)
 
 
 def check_description(about: dict[str, Any], embedder: Embedder) -> None:

@@ -1,5 +1,7 @@
 """Projections: the start is the frozen model; closed forms do what they say."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch import nn
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.projection import (
     Projection,
+    WithClasses,
     build_projection,
     centred,
+    class_logits,
     class_spread,
     composed,
     discriminant,
@@ -152,7 +156,8 @@ def test_a_head_stops_in_time_and_at_bad_numbers(caplog: pytest.LogCaptureFixtur
 
 def test_closed_forms_are_named() -> None:
     assert list(closed_forms(clusters(), LABELS)) == [
-        "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6", "discriminant 0.3"
+        "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6", "discriminant 0.3",
+        "discriminant 0.6 + classes 0.3", "discriminant 0.6 + classes 0.1",
     ]  # fmt: skip
     assert list(closed_forms(clusters(), LABELS, dim=3)) == ["pca"]
 
@@ -225,3 +230,47 @@ def test_a_whitening_after_a_head_is_saved_with_it() -> None:
     np.testing.assert_allclose(applied(both, vectors), expected, atol=1e-6)
     third = composed(both, whitening(applied(both, vectors), "plain", 2))
     assert [part["outputs"] for part in third.description["parts"]] == [8, 4, 2]
+
+
+# ── class probabilities ──────────────────────────────────────────────────────────────────────────
+
+
+def test_class_logits_are_those_of_linear_discriminant_analysis() -> None:
+    """Held against scikit-learn: the same covariance and centers give the same odds."""
+    from sklearn.covariance import EmpiricalCovariance
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    x = clusters()
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    expected = LinearDiscriminantAnalysis(
+        solver="lsqr", covariance_estimator=EmpiricalCovariance(), priors=np.full(6, 1 / 6)
+    ).fit(unit, LABELS)
+    found = class_logits(class_spread(x, LABELS), shrinkage=0.0, temperature=1.0)
+    logits = found(torch.from_numpy(x)).softmax(dim=1).detach().numpy()
+    assert np.allclose(logits, expected.predict_proba(unit), atol=1e-4)
+    calmer = class_logits(class_spread(x, LABELS), shrinkage=0.0, temperature=10.0)
+    assert calmer(torch.from_numpy(x)).softmax(1).max() < logits.max()
+
+
+def test_a_projection_with_classes_joins_two_cosines() -> None:
+    x = clusters()
+    heads = closed_forms(x, LABELS)
+    head = heads["discriminant 0.6 + classes 0.3"]
+    assert isinstance(head, WithClasses) and head.dim == 10 + 6
+    vectors = project(head, x)
+    assert vectors.shape == (120, 16)
+    probabilities = head.classes(torch.from_numpy(x)).softmax(dim=1)
+    joined = 0.5 * cosines(head.base(torch.from_numpy(x))) + 0.5 * cosines(probabilities)
+    assert torch.allclose(cosines(vectors), joined, atol=1e-5)
+    assert (probabilities.argmax(dim=1).numpy() == LABELS).mean() > 0.9
+
+    again = build_projection(json.loads(json.dumps(head.description)))
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(project(again, x), vectors)
+    with pytest.raises(ModelError, match="share of classes"):
+        WithClasses(head.base, head.classes, share=1.0)
+
+
+def test_more_classes_than_dimensions_are_not_joined() -> None:
+    x, labels = RNG.normal(size=(60, 10)).astype(np.float32), np.arange(60) % 15
+    assert not any("classes" in name for name in closed_forms(x, labels))

@@ -10,8 +10,9 @@ from torch import nn
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import Projection
+from vizsla.train import candidates
 from vizsla.train.candidates import (
-    ALPHAS,
+    PROJECTIONS,
     Costs,
     TunedCandidates,
     framings_of,
@@ -48,23 +49,28 @@ def embedder(value: float = 0.0, net: nn.Module | None = None) -> Embedder:
 
 
 class Validate:
-    """Best where the weight is 0.75; a whole image adds 0.1, a moved mean 0.2."""
+    """Best at one weight; a whole image adds 0.1, a moved mean 0.2."""
+
+    def __init__(self, best: float = 0.75) -> None:
+        self.best = best
 
     def __call__(self, model: Embedder) -> np.ndarray:
-        value = 1 - abs(model.backbone.network.only.bias[0].item() - 0.75)
-        value += 0.1 * (model.preprocess.resize is None) + 0.2 * bool(model.projection.bias.any())
+        value = 1 - abs(model.backbone.network.only.bias[0].item() - self.best)
+        moved = isinstance(model.projection, Projection) and bool(model.projection.bias.any())
+        value += 0.1 * (model.preprocess.resize is None) + 0.2 * moved
         return np.full(4, value)
 
 
-def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Selection, list[str]]:
-    selection, warned = Selection(embedder(), Validate()), []
+def entered(
+    budget: float | None = None, *, spent: float = 0.0, best: float = 0.75, refitted: int = 40
+) -> tuple[Selection, list[str]]:
+    selection, warned = Selection(embedder(), Validate(best)), []
     limit = Budget(budget, clock=lambda: 0.0)
     limit.count_earlier(spent)
     labels = np.arange(40) % 4
-    sizes: list[tuple[int, ...]] = []
 
     def pooled(model: Embedder, chosen: np.ndarray) -> np.ndarray:
-        sizes.append(model.preprocess.size)
+        assert len(chosen) == refitted
         rng = np.random.default_rng(0)
         return rng.normal(size=(len(chosen), 6)).astype(np.float32) + labels[chosen, None]
 
@@ -72,21 +78,38 @@ def entered(budget: float | None = None, *, spent: float = 0.0) -> tuple[Selecti
         selection, limit, Costs(10.0, 20.0, images=40), pooled=pooled, labels=labels, dim=None,
         seed=0, warn=warned.append,
     )  # fmt: skip
-    entries.enter(
-        embedder(), [("average of weights", embedder(1.0)), ("last weights", embedder(9))]
-    )
+    entries.enter(embedder(), "average of weights", embedder(1.0))
     return selection, warned
 
 
-def test_ends_interpolations_framings_and_projections_are_scored_in_this_order() -> None:
+def test_end_interpolations_framings_and_projections_are_scored_in_this_order() -> None:
     selection, warned = entered()
     names = [c.name for c in selection.candidates]
-    assert names[:3] == ["frozen", "average of weights", "last weights"]
-    assert names[3:6] == [f"{alpha:g} of the way" for alpha in ALPHAS]
-    assert names[6:8] == [f"0.75 of the way, whole image{at}" for at in ("", " at 256")]
-    assert any(name.startswith("0.75 of the way, whole image, whitened") for name in names)
+    assert names[:4] == ["frozen", "average of weights", "0.75 of the way", "0.5 of the way"]
+    assert names[4:6] == [f"0.75 of the way, whole image{at}" for at in ("", " at 256")]
+    refitted = [name for name in names[6:] if name.startswith("0.75 of the way, whole image, ")]
+    assert len(refitted) == len(names) - 6 == PROJECTIONS  # of the best one only
     assert selection.decided().name == "0.75 of the way, whole image, centred"
     assert not warned
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [(1.0, [0.75]), (0.75, [0.75, 0.5]), (0.6, [0.75, 0.5]), (0.25, [0.5, 0.25])],
+)
+def test_points_of_the_line_that_cannot_win_are_left_out(best: float, tried: list[float]) -> None:
+    names = [c.name for c in entered(best=best)[0].candidates]
+    assert [name for name in names if name.endswith("of the way")] == [
+        f"{alpha:g} of the way" for alpha in tried
+    ]
+
+
+def test_projections_are_fitted_to_as_many_images_as_there_is_time_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(candidates, "MIN_REFITTED", 10)
+    some, _ = entered(100.0, spent=80.5, refitted=33)  # (19.5 - 3) / 0.5
+    assert len(some.candidates) > 6
 
 
 def test_without_time_candidates_are_left_out_with_a_warning() -> None:
@@ -107,8 +130,10 @@ def test_the_start_is_not_changed() -> None:
 
 def test_the_cost_of_the_choice_counts_all_candidates() -> None:
     costs = Costs(2.0, 5.0, images=100)
-    assert costs.choice(2) > costs.choice(0) > 5 * 2.0 + 5.0
-    assert Costs(2.0, 50.0, images=20_000).refitting == pytest.approx(5.0)  # 2,000 of them
+    assert costs.choice(2) > costs.choice(0) > 3 * 2.0 + 5.0
+    larger = (8 / 7) ** 2
+    assert Costs(2.0, 50.0, images=20_000).refitting == pytest.approx(5.0 * larger)  # of 2,000
+    assert Costs(2.0, 50.0, images=20_000, budget=50.0).refitting == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(("net", "names"), [(Net(), 2), (OneSize(), 1)])

@@ -107,7 +107,7 @@ def test_run_finetune_fills_the_keys_of_the_contest(data: Path, tmp_path: Path) 
         assert (record["num_epochs"], record["loss_function"]) == (1, "CrossEntropyLoss")
     else:
         assert record["final_train_loss"] is record["loss_function"] is None
-    assert {row["name"] for row in training["candidates"]} >= {"frozen", "last weights"}
+    assert {row["name"] for row in training["candidates"]} >= {"frozen", "average of weights"}
     assert training["options"]["epochs"] == 1 and training["options"]["finetune"] == "last"
     saved = Embedder.load(result.run.folder / "embedder")
     assert saved.model_id == record["model_id"]

@@ -119,7 +119,7 @@ def test_an_interrupted_training_reads_the_same_part(images: ImageSet, tmp_path:
     assert manifest["done"] == len(first.images) + len(first.broken)
 
 
-def test_the_fastest_runtime_computes_the_vectors_unless_there_is_a_budget(
+def test_the_fastest_runtime_computes_the_vectors_unless_the_budget_is_short(
     images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def runtime(folder: str) -> str:
@@ -128,10 +128,12 @@ def test_the_fastest_runtime_computes_the_vectors_unless_there_is_a_budget(
     monkeypatch.setattr(auto_compute, "fastest_runtime", lambda *_: "openvino")
     fast = read(images, tmp_path / "fast", None)
     assert runtime("fast/features") == "openvino"
-    read(images, tmp_path / "with budget", 1000.0)
-    assert runtime("with budget/features") == "torch"
-    plain = read(images, tmp_path / "with budget", None)  # continues as it was begun
-    assert runtime("with budget/features") == "torch"
+    read(images, tmp_path / "minutes", 1000.0)
+    assert runtime("minutes/features") == "openvino"
+    read(images, tmp_path / "a minute", 60.0)
+    assert runtime("a minute/features") == "torch"
+    plain = read(images, tmp_path / "a minute", None)  # continues as it was begun
+    assert runtime("a minute/features") == "torch"
     np.testing.assert_allclose(fast.vectors, plain.vectors, atol=1e-5)
     before = CLOCK()
     again = read(images, tmp_path / "fast", 1000.0)

@@ -120,8 +120,8 @@ def test_it_learns_and_keeps_the_best(trained: TrainResult) -> None:
     assert trained.kept.value > frozen.value + 0.05
     assert trained.kept.value == max(c.value for c in trained.candidates if c.beats_frozen)
     entered = {c.name for c in trained.candidates}
-    assert {"frozen", "centred", "head", "head + 0.3 frozen", "last weights",
-            "average of weights", "0.5 of the way"} <= entered  # fmt: skip
+    assert {"frozen", "centred", "head", "head + 0.3 frozen", "average of weights",
+            "0.75 of the way"} <= entered  # fmt: skip
     assert not any("did not move" in sentence for sentence in trained.warnings)
 
 
@@ -171,7 +171,7 @@ def test_a_short_training_comes_first(images: ImageSet, tmp_path: Path) -> None:
     long = run(images, tmp_path / "long", epochs=3)
     values = {c.name: c.values for c in both.candidates}
     for prefix, alone in (("short: ", short), ("", long)):
-        for name in ("last weights", "average of weights"):
+        for name in ("average of weights", "0.75 of the way"):
             own = next(c.values for c in alone.candidates if c.name == name)
             assert np.array_equal(values[prefix + name], own), prefix + name
     kept_short = both.kept.name.startswith("short: ")
@@ -195,7 +195,7 @@ def test_a_budget_covers_a_short_training_that_pays(
     monkeypatch.setattr(candidates, "SAVING_SECONDS", 0.1)
     result = run(images, tmp_path, budget=5.0, short_epochs=0.5, clock=Ticking(0.01))
     names = [c.name for c in result.candidates]
-    assert "last weights" in names and ("short: last weights" in names) is pays
+    assert "average of weights" in names and ("short: average of weights" in names) is pays
     assert result.seconds < 5.0
 
 
@@ -218,7 +218,7 @@ def test_a_short_training_that_has_ended_stays_ended(images: ImageSet, tmp_path:
         log = (tmp_path / "short" / "log.jsonl").read_text()
         patched.setattr(backbone, "TRAINING_COSTS", 1e9)  # decided already
         result = once(0.005)
-    assert "short: last weights" in [c.name for c in result.candidates]
+    assert "short: average of weights" in [c.name for c in result.candidates]
     assert (tmp_path / "short" / "log.jsonl").read_text() == log
 
 
@@ -293,6 +293,15 @@ def test_a_budget_is_kept(images: ImageSet, tmp_path: Path) -> None:
     result = run(images, tmp_path, budget=12.0, clock=Ticking(0.02))
     assert result.steps > 10
     assert 0.5 * 12 < result.seconds < 12
+    assert sum(result.spent.values()) == pytest.approx(result.seconds, abs=0.1)
+    assert list(result.spent)[:2] == ["scoring the frozen model", "reading and embedding"]
+    lines = result.scores_text().splitlines()
+    rows = lines[next(i for i, line in enumerate(lines) if line.startswith("time")) + 1 :]
+    share = result.spent["steps of training"] / sum(result.spent.values())
+    assert any(r.startswith("steps of training") and r.endswith(f"{share:.0%}") for r in rows)
+    assert sum(float(r.split()[-1].rstrip("%")) for r in rows) == pytest.approx(100, abs=3)
+    record = result.record()["training"]["seconds_by_part"]
+    assert record["steps of training"] == round(result.spent["steps of training"], 1)
 
 
 def test_a_budget_too_short_for_the_backbone_says_so(images: ImageSet, tmp_path: Path) -> None:

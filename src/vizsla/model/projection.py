@@ -1,7 +1,7 @@
 """Projections: pooled vectors (B, C) → (B, D), which the embedder then normalises.
 
 A projection starts as the identity (or as the PCA if D differs), so training starts at the
-frozen model. Closed forms are here too: PCA, whitening and discriminants.
+frozen model. Closed forms are here too: PCA, whitening, discriminants and class probabilities.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vizsla.errors import DataError, ModelError, UsageError
 
-FORM, CHAINED = "linear", "chained"
+FORM, CHAINED, WITH_CLASSES = "linear", "chained", "with classes"
 WHITENINGS = ("none", "plain", "shrunk")
 
 
@@ -64,12 +64,51 @@ class Projection(nn.Module):
         return copy.to(self.weight.device)
 
 
-def project(projection: Projection, vectors: np.ndarray) -> torch.Tensor:
+def project(projection: nn.Module, vectors: np.ndarray) -> torch.Tensor:
     """(N, D) of length 1, on the CPU, whatever the device of the projection."""
     with torch.inference_mode():
-        pooled = torch.from_numpy(np.asarray(vectors, np.float32)).to(projection.weight.device)
+        device = next(projection.parameters()).device
+        pooled = torch.from_numpy(np.asarray(vectors, np.float32)).to(device)
         found = F.normalize(projection(pooled), dim=1)
     return found.cpu().clone()
+
+
+class WithClasses(nn.Module):
+    """A projection joined with the probabilities of the training classes.
+
+    classes: gives the logarithms of the probabilities, up to a constant. share: of the
+    probabilities in a joined vector's squared length, and so in a cosine. Vectors have D numbers
+    and one for each class.
+    """
+
+    def __init__(self, base: Projection, classes: Projection, *, share: float) -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise ModelError(f"share of classes {share}: choose one between 0 and 1")
+        self.base, self.classes, self.share = base, classes, float(share)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, D + classes)."""
+        projected = F.normalize(self.base(pooled), dim=1)  # (B, D)
+        probabilities = F.normalize(self.classes(pooled).softmax(dim=1), dim=1)
+        return torch.cat(
+            [projected * (1 - self.share) ** 0.5, probabilities * self.share**0.5], dim=1
+        )
+
+    @property
+    def dim(self) -> int:
+        """The length of its vectors."""
+        return self.base.dim + self.classes.dim
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """For the embedder's configuration; `build_projection` reads it."""
+        return {
+            "form": WITH_CLASSES,
+            "base": self.base.description,
+            "classes": self.classes.description,
+            "share": self.share,
+        }
 
 
 class Chained(nn.Module):
@@ -110,10 +149,20 @@ def build_projection(description: dict[str, Any] | None) -> nn.Module:
         return nn.Identity()
     if description.get("form") == CHAINED:
         return Chained(*(build_projection(part) for part in description["parts"]))
+    if description.get("form") == WITH_CLASSES:
+        return WithClasses(
+            _linear(description["base"]),
+            _linear(description["classes"]),
+            share=float(description["share"]),
+        )
+    return _linear(description)
+
+
+def _linear(description: dict[str, Any]) -> Projection:
     if description.get("form") != FORM:
         raise ModelError(
-            f"projection form {description.get('form')!r}: this version of vizsla reads {FORM} and "
-            f"{CHAINED}; use the version that saved it"
+            f"projection form {description.get('form')!r}: this version of vizsla reads {FORM}, "
+            f"{CHAINED} and {WITH_CLASSES}; use the version that saved it"
         )
     return Projection(
         int(description["inputs"]),
@@ -198,14 +247,21 @@ def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None)
 class ClassSpread:
     """The spread of unit vectors within classes (axes, variances) and between them.
 
-    mean: (C,). axes: (C, C) columns. variances: (C,). between: (classes, C), weighted class means
-    minus `mean`: betweenᵀ · between is the between-class covariance.
+    mean: (C,). axes: (C, C) columns. variances: (C,). centers: (classes, C), class means minus
+    `mean`. shares: (classes, 1), of the vectors.
     """
 
     mean: np.ndarray
     axes: np.ndarray
     variances: np.ndarray
-    between: np.ndarray
+    centers: np.ndarray
+    shares: np.ndarray
+
+    @property
+    def between(self) -> np.ndarray:
+        """(classes, C): betweenᵀ · between is the between-class covariance."""
+        weighted: np.ndarray = self.centers * self.shares**0.5
+        return weighted
 
     @property
     def level(self) -> float:
@@ -230,8 +286,9 @@ def class_spread(vectors: np.ndarray, labels: np.ndarray) -> ClassSpread:
     np.add.at(sums, codes, unit)
     within = unit - (sums / counts)[codes]
     variances, axes = np.linalg.eigh(within.T @ within / len(unit))
-    between = (sums / counts - mean) * (counts / len(unit)) ** 0.5
-    return ClassSpread(mean, axes, np.maximum(variances, 0), between)
+    return ClassSpread(
+        mean, axes, np.maximum(variances, 0), sums / counts - mean, counts / len(unit)
+    )
 
 
 def within_class_whitening(spread: ClassSpread, *, shrinkage: float = 0.9) -> Projection:
@@ -254,6 +311,22 @@ def discriminant(spread: ClassSpread, *, shrinkage: float = 0.6, rest: float = 0
     ratios = lengths**2 / spread.level
     gains = (1 - rest) * (ratios / (ratios + 1)) ** 0.5
     return _from_mean(rest * white + (axes.T * gains) @ axes @ white, spread.mean)
+
+
+def class_logits(spread: ClassSpread, *, shrinkage: float, temperature: float) -> Projection:
+    """C → classes: logarithms of the probabilities of classes, up to a constant, by linear
+    discriminant analysis with classes that are equally likely.
+
+    shrinkage: of the variance within classes. temperature: a divisor; above 1 it makes
+    probabilities less certain, as the many directions of a network's vectors need.
+    """
+    white = spread.whitening_matrix(shrinkage)
+    scale = 1 / (temperature * spread.level)
+    centers = spread.centers @ white  # (classes, C)
+    weight = scale * centers @ white
+    projection = Projection(weight.shape[1], weight.shape[0])
+    _set(projection, weight, -weight @ spread.mean - scale / 2 * (centers**2).sum(axis=1))
+    return projection
 
 
 def _from_mean(weight: np.ndarray, mean: np.ndarray) -> Projection:

@@ -25,9 +25,9 @@ from vizsla.train import checkpoint, train_warnings
 from vizsla.train.augment import augmenter
 from vizsla.train.batch_gradient import GradientMaker, fitting_micro_batch
 from vizsla.train.candidates import STEP, Costs, TunedCandidates, framings_of, takes_any_size
-from vizsla.train.frozen_vectors import TrainingSet
+from vizsla.train.frozen_vectors import READING_RUNTIME, TrainingSet
 from vizsla.train.heads import batch_order, initial_loss
-from vizsla.train.job import TrainingJob, to_device
+from vizsla.train.job import STEPS, TrainingJob, to_device
 from vizsla.train.loop import SHORT_FOLDER, UNLIMITED, Loop, LoopResult, TrainLog
 from vizsla.train.losses import TrainingLoss
 from vizsla.train.optimizer import (
@@ -41,11 +41,11 @@ from vizsla.train.selection import Selection
 from vizsla.workspace import SECONDS
 
 SHORT_SHARE = 0.5  # of the time, or of the epochs, that a short training may take
-TRAINING_COSTS = 2.0  # of an image, relative to reading and embedding it
+TRAINING_COSTS = 2.0  # of an image, relative to reading and embedding it by torch
+OTHER_RUNTIMES = 2.0  # times as much, relative to embedding it by another runtime
 SMALLER = 6 / 7  # of the side in training: a third more images in the same time
 MIN_SMALLER = 96  # pixels
 PLAN = "plan"  # the folder of what was decided with a budget
-LAST_WEIGHTS = "last weights"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def planned_variants(
     it, since it cannot measure again how long embedding took.
     """
     config, budget = job.config, job.budget
-    costs = Costs(validation_seconds, data.seconds, len(data.images))
+    costs = Costs(validation_seconds, data.seconds, len(data.images), config.budget)
     if config.budget is None:
         short = 0 < config.short_epochs <= SHORT_SHARE * config.epochs
     else:
@@ -87,6 +87,8 @@ def planned_variants(
             known = checkpoint.load_state(job.out / PLAN, identity=job.identity)
             if known is None:
                 needed = config.short_epochs * TRAINING_COSTS * data.seconds
+                if job.decisions.made.get(READING_RUNTIME) != "torch":
+                    needed *= OTHER_RUNTIMES
                 left = budget.left() - 2 * costs.choice(len(framings_of(embedder)))
                 pays = config.short_epochs > 0 and needed <= SHORT_SHARE * left
                 state = {
@@ -101,7 +103,7 @@ def planned_variants(
                 budget.count_earlier(state["spent"])
         short = job.processes.from_first(float(state["short"])) > 0
         embedding = job.processes.from_first(state["embedding"])
-        costs = Costs(validation_seconds, embedding, len(data.images))
+        costs = Costs(validation_seconds, embedding, len(data.images), config.budget)
     if config.finetune == "head":
         return [], costs
     return [SHORT, LONG] if short else [LONG], costs
@@ -136,12 +138,13 @@ def train_backbone(
     if job.is_first_process:
         log_file = TrainLog(folder, from_step=first_step, tensorboard=config.tensorboard)
     stage = variant.stage + (SECONDS if loop.by_clock else "")
-    result = loop.run(
-        data.cache.__getitem__,
-        augmenter(config.augment, start.preprocess.with_size(size)),
-        log_file,
-        lambda done, total: job.progress(stage, done, total),
-    )
+    with job.budget.timed(STEPS):
+        result = loop.run(
+            data.cache.__getitem__,
+            augmenter(config.augment, start.preprocess.with_size(size)),
+            log_file,
+            lambda done, total: job.progress(stage, done, total),
+        )
     job.decisions.decide(shares, lambda: loop.shares)
     if log_file:
         log_file.close()
@@ -201,15 +204,14 @@ def _enter_candidates(
     costs: Costs,
     job: TrainingJob,
 ) -> None:
-    """The last weights, their average, and what candidates.py makes of them."""
+    """The average of the last weights, or they themselves if there is none, and what candidates.py
+    makes of it. (Where both are scored, they differ by less than chance.)"""
     config = job.config
-    ends = [(LAST_WEIGHTS, tuned)]
-    if (averaged := loop.finite_average()) is not None:
-        ends.insert(0, ("average of weights", averaged))
-    for _, end in ends:
-        end.views = start.views
+    averaged = loop.finite_average()
+    name, end = ("last weights", tuned) if averaged is None else ("average of weights", averaged)
+    end.views = start.views
     if config.finetune == "lora":
-        ends = [(name, with_merged_adapters(end)) for name, end in ends]
+        end = with_merged_adapters(end)
     candidates = TunedCandidates(
         selection,
         job.budget,
@@ -225,9 +227,10 @@ def _enter_candidates(
         prefix=variant.prefix,
         progress=lambda done, total: job.progress(f"validating {variant.stage}", done, total),
     )
-    candidates.enter(start, ends)
+    with job.budget.timed("scoring candidates"):
+        candidates.enter(start, name, end)
     for candidate in selection.candidates:
-        if candidate.name == variant.prefix + LAST_WEIGHTS:
+        if candidate.name == variant.prefix + name:
             warnings = train_warnings.tuned_like_frozen(candidate.values, selection.frozen.values)
             job.warn(*(variant.prefix + sentence for sentence in warnings))
 

@@ -1,11 +1,12 @@
 """Tuned weights → candidates for the final choice, the most promising first, until time runs out.
 
-last weights and their average ─► the line to the start ─► whole images ─► projections fitted again
+tuned weights ─► the line to the start ─► whole images ─► projections fitted again
 """
 
 import copy
 import functools
 import logging
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,10 +23,13 @@ from vizsla.train.selection import Selection, interpolated
 
 log = logging.getLogger("vizsla.train")
 
-ALPHAS = (0.5, 0.75, 0.25)  # of the way from the start to the tuned weights, most promising first
-PROJECTIONS = 5  # closed forms that are usually fitted to a tuned backbone
+ALPHAS = (0.75, 0.5, 0.25)  # of the way from the start to the tuned weights
+BETWEEN = 2  # of these are tried at most
+PROJECTIONS = 7  # closed forms that are usually fitted to a tuned backbone
 REFITTED = 2000  # images whose vectors a tuned backbone's projections are fitted to
-SCORED = 2 + len(ALPHAS) + 2  # backbones of one training, usually: ends, between, framings
+MIN_REFITTED = 200
+REFITTING_SHARE = 0.08  # of a budget that embedding these images may take
+SCORED = 1 + BETWEEN + 2  # backbones of one training, usually: the end, between, framings
 SAVING_SECONDS = 3.0  # reserved in a budget for writing the embedder
 LARGER = 8 / 7  # of the side: to a convolution, objects then look as large as in training
 STEP = 32  # total stride of most convolutional networks, in pixels
@@ -35,22 +39,29 @@ STEP = 32  # total stride of most convolutional networks, in pixels
 class Costs:
     """Measured seconds for scoring one model and for embedding all training images.
 
-    images: the number of training images.
+    images: the number of training images. budget: seconds of the whole training, or None.
     """
 
     validation: float
     embedding: float
     images: int
+    budget: float | None = None
+
+    @property
+    def image(self) -> float:
+        """Seconds of embedding one image."""
+        return self.embedding / max(1, self.images)
 
     @property
     def refitting(self) -> float:
-        """Seconds of embedding the REFITTED images."""
-        return self.embedding * min(1.0, REFITTED / max(1, self.images))
+        """Seconds of embedding the images that projections are fitted to, on larger images."""
+        seconds = LARGER**2 * self.image * min(REFITTED, self.images)
+        return min(seconds, REFITTING_SHARE * (self.budget or math.inf))
 
     def choice(self, framings: int) -> float:
         """Seconds to reserve in a budget for all candidates of one training."""
-        validations = 2 + len(ALPHAS) + framings * LARGER**2
-        return validations * self.validation + LARGER**2 * self.refitting + SAVING_SECONDS
+        validations = 1 + BETWEEN + framings * LARGER**2
+        return validations * self.validation + self.refitting + SAVING_SECONDS
 
 
 class _Scored(NamedTuple):
@@ -89,25 +100,24 @@ class TunedCandidates:
         self.decisions = decisions or Decisions()
         self.done = self.total = 0
 
-    def enter(self, start: Embedder, ends: list[tuple[str, Embedder]]) -> None:
-        """start: before the training. ends: (name, what the training ended with), best first."""
-        self.total = len(ends) + len(ALPHAS) + len(framings_of(start)) + 2 * PROJECTIONS
+    def enter(self, start: Embedder, name: str, end: Embedder) -> None:
+        """start: before the training. name, end: what the training ended with."""
+        self.total = 1 + BETWEEN + len(framings_of(start)) + PROJECTIONS
 
-        scored: list[_Scored] = []
-        for name, end in ends:
-            if not scored or self._time_for(name):
-                scored.append(self._score(self.prefix + name, end))
-        best = max(scored, key=lambda c: c.value)
-
-        tuned = best.embedder.state_dict()
-        for alpha in ALPHAS:
+        best = self._score(self.prefix + name, end)
+        tuned = end.state_dict()
+        has_gained = best.value >= self.selection.frozen.value
+        for alpha in ALPHAS[:BETWEEN] if has_gained else ALPHAS[-BETWEEN:]:
             if not self._time_for(f"{alpha:g} of the way"):
                 self.warn("no time was left to try all interpolations: give a longer --budget")
                 break
             between = copy.deepcopy(start)
             between.load_state_dict(interpolated(start.state_dict(), tuned, alpha))
             candidate = self._score(f"{self.prefix}{alpha:g} of the way", between)
-            best = max(best, candidate, key=lambda c: c.value)
+            is_better = candidate.value > best.value
+            best = candidate if is_better else best
+            if has_gained and not is_better:  # nor will a point that is farther from the end be
+                break
 
         framed = [best]
         for name, preprocess in framings_of(best.embedder).items():
@@ -116,17 +126,20 @@ class TunedCandidates:
             framing = with_preprocess(best.embedder, preprocess)
             framed.append(self._score(f"{best.name}, {name}", framing))
 
-        pixels = self.selection.size[0] * self.selection.size[1]
-        for candidate in sorted(framed, key=lambda c: -c.value)[:2]:
-            height, width = candidate.embedder.preprocess.size
-            seconds = self.costs.refitting * height * width / pixels
-            if self._time_for(f"projections of {candidate.name}", seconds):
-                self._refit_projections(candidate)
+        self._refit_projections(max(framed, key=lambda c: c.value))
         self.progress(self.total, self.total)
 
     def _refit_projections(self, tuned: _Scored) -> None:
-        """The same backbone with projections fitted to its own vectors."""
-        chosen = np.random.default_rng((self.seed, 31)).permutation(len(self.labels))[:REFITTED]
+        """The same backbone with projections fitted to its own vectors, of as many images as there
+        is time for."""
+        height, width = tuned.embedder.preprocess.size
+        each = self.costs.image * height * width / (self.selection.size[0] * self.selection.size[1])
+        left = self.budget.left() - SAVING_SECONDS
+        most = int(min(REFITTED, len(self.labels), left / max(each, 1e-9)))
+        count = int(self.decisions.decide(f"{self.prefix}images for projections", lambda: most))
+        if count < min(MIN_REFITTED, len(self.labels)):
+            return
+        chosen = np.random.default_rng((self.seed, 31)).permutation(len(self.labels))[:count]
         chosen = np.sort(chosen)
         vectors = self.pooled(tuned.embedder, chosen)
         for name, projection in closed_forms(vectors, self.labels[chosen], self.dim).items():

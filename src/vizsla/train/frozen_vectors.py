@@ -22,13 +22,14 @@ from vizsla.embed.runtime import Runtime
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
 from vizsla.train import checkpoint
-from vizsla.train.job import Budget, TrainingJob
+from vizsla.train.job import MIN_BUDGET, Budget, TrainingJob
 
 log = logging.getLogger("vizsla.train")
 
 READING_SHARE = 0.25  # of a budget that reading may take
 TIMED_BATCHES = 2  # by which the speed is estimated, after one batch to warm up
 FEATURES, PART, DECISION = "features", "features-part", "reading"  # folders
+READING_RUNTIME = "reading runtime"  # the name of what the clock decided
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,17 +109,23 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
 
 
 def _compute(images: ImageSet, embedder: Embedder, job: TrainingJob) -> Compute:
-    """The job's, by the fastest runtime; as before if the vectors are partly or wholly written.
+    """The job's, by the fastest runtime; as before if the vectors are partly or wholly written, or
+    if a training is repeated.
 
-    With a budget by torch: the start of another runtime could take longer than the budget allows.
+    By torch with a budget below MIN_BUDGET: the start of another runtime could take much of it.
     """
-    written = written_compute(job.out / FEATURES)
-    return resolve_compute(
+    written = written_compute(job.out / FEATURES) or written_compute(job.out / PART)
+    if job.config.replay is not None:
+        written = {"runtime": job.config.replay.get(READING_RUNTIME, "torch")}
+    is_short = job.config.budget is not None and job.config.budget < MIN_BUDGET
+    compute = resolve_compute(
         device=job.compute.device, precision=job.compute.precision,
-        runtime="auto" if written or job.config.budget is None else "torch",
+        runtime="torch" if is_short and not written else "auto",
         batch_size=job.compute.batch_size, workers=job.compute.workers,
         embedder=embedder, images=len(images), written=written,
     )  # fmt: skip
+    job.decisions.decide(READING_RUNTIME, lambda: compute.runtime)
+    return compute
 
 
 def drawn_by_class(codes: np.ndarray, n: int, seed: int) -> np.ndarray:

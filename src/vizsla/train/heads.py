@@ -13,12 +13,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
+from torch import nn
 
 from vizsla.data.training_batches import BatchPlan
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import (
     Projection,
+    WithClasses,
+    build_projection,
     centred,
+    class_logits,
     class_spread,
     discriminant,
     identity_or_pca,
@@ -47,8 +51,11 @@ STARTS = (
 FROZEN_SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 SHRINKAGES = (0.9, 0.6)  # of whitening
 DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
+CLASSES = ((0.3, 5.0), (0.1, 10.0))  # shrinkage and temperature of class probabilities
+CLASS_SHARE = 0.5  # of them in a cosine, beside a discriminant
 BATCH = 256
 SECONDS = 8.0  # of training at most
+BUDGET_SHARE = 0.03  # of a budget, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +73,12 @@ class HeadResult:
 
 def closed_forms(
     vectors: np.ndarray, labels: np.ndarray, dim: int | None = None
-) -> dict[str, Projection]:
+) -> dict[str, nn.Module]:
     """Name → projection that needs no training. vectors: (N, C); labels: (N,) class numbers."""
     start = identity_or_pca(vectors, dim)
     if start.outputs != start.inputs:
         return {"pca": start}
-    found = {"centred": centred(start, vectors)}
+    found: dict[str, nn.Module] = {"centred": centred(start, vectors)}
     if len(vectors) > 2 * len(np.unique(labels)):
         spread = class_spread(vectors, labels)
         for shrinkage in SHRINKAGES:
@@ -80,6 +87,12 @@ def closed_forms(
         for shrinkage in DISCRIMINANT_SHRINKAGES:
             name = f"discriminant {shrinkage:g}"
             found[name] = discriminant(spread, shrinkage=shrinkage)
+        if len(spread.centers) <= vectors.shape[1]:  # vectors at most twice as long
+            base = discriminant(spread, shrinkage=DISCRIMINANT_SHRINKAGES[0])
+            for shrinkage, temperature in CLASSES:
+                logits = class_logits(spread, shrinkage=shrinkage, temperature=temperature)
+                name = f"discriminant {DISCRIMINANT_SHRINKAGES[0]:g} + classes {shrinkage:g}"
+                found[name] = WithClasses(base, logits, share=CLASS_SHARE)
     return found
 
 
@@ -173,7 +186,7 @@ def train_head(
 class Heads:
     """Projections by name; final_loss, shares: of the one that was trained, `head`."""
 
-    projections: dict[str, Projection]
+    projections: dict[str, nn.Module]
     final_loss: float
     shares: list[float]
 
@@ -198,7 +211,10 @@ def fit_heads(data: TrainingSet, job: TrainingJob) -> Heads:
             found = _fitted(data, job)
         if job.is_first_process:
             state = {
-                "heads": {name: dict(p.state_dict()) for name, p in found.projections.items()},
+                "heads": {
+                    name: [p.description, dict(p.state_dict())]
+                    for name, p in found.projections.items()
+                },
                 "final_loss": found.final_loss if math.isfinite(found.final_loss) else None,
                 "shares": found.shares,
             }
@@ -213,7 +229,8 @@ def _fitted(data: TrainingSet, job: TrainingJob) -> Heads:
     config = job.config
     with waiting(job.progress, "whitening"):
         projections = closed_forms(data.vectors, data.labels, config.dim)
-    start = projections.get("centred") or next(iter(projections.values()))
+    start = next(iter(projections.values()))  # centred, or the PCA
+    assert isinstance(start, Projection)
     loss = initial_loss(start, data, config, memory=0)
     trained = train_head(
         start,
@@ -223,7 +240,7 @@ def _fitted(data: TrainingSet, job: TrainingJob) -> Heads:
         learning_rate=config.head_learning_rate,
         steps=config.head_steps,
         # Without a budget no clock decides: the same command must end with the same weights.
-        seconds=min(SECONDS, 0.06 * config.budget) if config.budget else math.inf,
+        seconds=min(SECONDS, BUDGET_SHARE * config.budget) if config.budget else math.inf,
         clock=job.budget.clock,
         shares=job.decisions.shares(HEAD_SHARES),
         order=batch_order(config, loss),
@@ -241,9 +258,8 @@ def _load_heads(folder: Path, identity: str) -> Heads | None:
     if state is None:
         return None
     projections = {}
-    for name, weights in state["heads"].items():
-        outputs, inputs = weights["weight"].shape
-        projections[name] = Projection(inputs, outputs)
+    for name, (description, weights) in state["heads"].items():
+        projections[name] = build_projection(description)
         projections[name].load_state_dict(weights)
     loss = state["final_loss"]
     return Heads(projections, math.nan if loss is None else loss, state["shares"])
@@ -264,9 +280,10 @@ def enter_heads(
         value = selection.enter(name, candidate).value
         if name in STARTS:
             starts.append((value, candidate))
-        for share in FROZEN_SHARES if name == TRAINED else ():
-            joined = with_projection(embedder, projection.joined(share))
-            selection.enter(f"{name} + {share:g} frozen", joined)
+        if name == TRAINED and isinstance(projection, Projection):
+            for share in FROZEN_SHARES:
+                joined = with_projection(embedder, projection.joined(share))
+                selection.enter(f"{name} + {share:g} frozen", joined)
         job.progress("validating heads", i + 1, len(heads.projections))
     return max(starts, key=lambda pair: pair[0])[1]
 
@@ -298,7 +315,7 @@ def batch_order(config: TrainConfig, loss: TrainingLoss) -> str:
     return "classes" if loss.of_pairs else "plain"
 
 
-def with_projection(embedder: Embedder, projection: Projection) -> Embedder:
+def with_projection(embedder: Embedder, projection: nn.Module) -> Embedder:
     """The same network with another projection. It shares the network's weights."""
     other = copy.copy(embedder)
     other._modules = dict(embedder._modules)

@@ -1,12 +1,13 @@
 """What the steps of one training share: settings, device, folder, time, processes, warnings."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,16 @@ log = logging.getLogger("vizsla.train")
 WITHOUT_EFFECT = ("workers", "micro_batch", "tensorboard", "save_seconds")
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 CLOCK, FORM = "clock.json", "clock/1"
+MIN_BUDGET = 120.0  # seconds, of which the start of another runtime than torch is a small part
+STEPS = "steps of training"  # the part of the time that should be the largest
+EARLIER, OTHER = "before an interruption", "other"
 
 
 class Budget:
     """The seconds that a training may take, None for any number, and those it has spent.
 
-    clock: gives seconds from any origin. The time starts when the budget is made.
+    clock: gives seconds from any origin. The time starts when the budget is made. parts: the
+    seconds that `timed` has counted, by what they went into.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Budget:
         self.seconds, self.clock = seconds, clock
         self.started = clock()
         self.before = 0.0  # spent by the runs that were interrupted
+        self.parts: dict[str, float] = {}
 
     def spent(self) -> float:
         """Seconds, with those of interrupted runs."""
@@ -53,6 +59,21 @@ class Budget:
     def count_earlier(self, seconds: float) -> None:
         """Counts what interrupted runs had spent. Each figure includes the smaller ones."""
         self.before = max(self.before, seconds)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Counts the seconds of its block as spent on this part."""
+        started = self.clock()
+        try:
+            yield
+        finally:
+            self.parts[part] = self.parts.get(part, 0.0) + self.clock() - started
+
+    def spent_by_part(self) -> dict[str, float]:
+        """All seconds spent, by what they went into, in the order of the steps."""
+        found = {EARLIER: self.before, **self.parts}
+        found[OTHER] = self.spent() - sum(found.values())
+        return {part: seconds for part, seconds in found.items() if round(seconds, 2) > 0}
 
 
 class Decisions:

@@ -166,7 +166,7 @@ class TrainResult(Shown):
 
     embedder: the one that was kept. closed_forms: names of candidates that are the frozen network
     with a projection that no loss has trained. num_epochs: passes over the training images,
-    rounded. final_train_loss: None if nothing was trained.
+    rounded. final_train_loss: None if nothing was trained. spent: seconds by what they went into.
     """
 
     embedder: Embedder
@@ -184,6 +184,7 @@ class TrainResult(Shown):
     images_per_second: float
     broken: list[tuple[str, str]] = field(default_factory=list)
     closed_forms: frozenset[str] = frozenset()
+    spent: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> Candidate:
@@ -252,14 +253,26 @@ class TrainResult(Shown):
         return training_summary(self.record())
 
     def scores_text(self) -> str:
-        """The table of all candidates, the verdict, and steps, epochs, loss and seconds."""
+        """The table of all candidates, the verdict, steps, epochs and loss, and where the time
+        went."""
         loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
         backbone = "only heads were fitted"
         if self.steps:
             steps, epochs = _n(self.steps, "step"), _n(self.num_epochs, "epoch")
             backbone = f"backbone trained for {steps}, {epochs}"
         took = f"{backbone}{loss}, {self.seconds:.0f} s"
-        return "\n".join([table(self.candidates), "", self.verdict, took])
+        return "\n".join([table(self.candidates), "", self.verdict, took, *self._time_lines()])
+
+    def _time_lines(self) -> list[str]:
+        """Where the time went, as a table."""
+        total = sum(self.spent.values())
+        if total < 1:
+            return []
+        rows = [
+            [part, f"{seconds:.1f}", f"{seconds / total:.0%}"]
+            for part, seconds in self.spent.items()
+        ]
+        return ["", *Table(["time", "seconds", "share"], rows).lines(WIDTH)]
 
     def text(self) -> str:
         """The same, with the paths of embedder and log."""
@@ -280,6 +293,7 @@ class TrainResult(Shown):
                 "candidates": [c.row() for c in self.candidates],
                 "steps": self.steps,
                 "seconds": round(self.seconds, 1),
+                "seconds_by_part": {k: round(v, 1) for k, v in self.spent.items()},
                 "images_per_second": round(self.images_per_second, 1),
                 "precision": self.precision,
                 "warnings": self.warnings,

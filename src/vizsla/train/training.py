@@ -35,6 +35,7 @@ from vizsla.train.candidates import REFITTED, SCORED
 from vizsla.train.frozen_vectors import DECISION, embed_training_images
 from vizsla.train.heads import HEADS, Heads, enter_heads, fit_heads
 from vizsla.train.job import (
+    MIN_BUDGET,
     WITHOUT_EFFECT,
     Budget,
     Decisions,
@@ -51,7 +52,6 @@ from vizsla.train.selection import Selection, TrainResult, Validate, table
 log = logging.getLogger("vizsla.train")
 
 INFERENCE = "inference"  # the folder and the decision of which runtime embeds candidates
-MIN_BUDGET = 120.0  # seconds
 # They decide how a training is computed, and its random numbers, not which training it is.
 COMPUTE_OPTIONS = (*WITHOUT_EFFECT, "seed", "device", "precision", "checkpointing", "max_pixels",
                    "real_weights", "replay")  # fmt: skip
@@ -92,8 +92,9 @@ def fine_tune(
         len(parts.draws[0].query), len(parts.draws[0].gallery),
     )  # fmt: skip
     chosen, origin = images.subset(parts.training), embedder.origin
-    inference = candidates_compute(chosen, embedder, config, Path(out), len(parts.held_out),
-                                   processes or Processes())  # fmt: skip
+    with budget.timed("choosing a runtime"):
+        inference = candidates_compute(chosen, embedder, config, Path(out), len(parts.held_out),
+                                       processes or Processes())  # fmt: skip
     validation = Validation(
         images,
         parts,
@@ -188,9 +189,9 @@ def candidates_compute(
     with storage.locked(out, parts=(INFERENCE,)):
         chosen = checkpoint.load_state(out / INFERENCE, identity=identity)
         if chosen is None or not installed(chosen["runtime"]):
-            embedded = SCORED * held_out + 2 * min(REFITTED, len(images))
+            embedded = SCORED * held_out + min(REFITTED, len(images))
             runtime = fastest_runtime(
-                embedder.without_projection(), compute, embedded, starts=SCORED + 2
+                embedder.without_projection(), compute, embedded, starts=SCORED + 1
             )
             chosen = {"runtime": runtime}
             checkpoint.save_state(out / INFERENCE, chosen, identity=identity)
@@ -208,7 +209,8 @@ def _train(
     # 2. Score the frozen model: the first candidate.
     started = job.budget.spent()
     job.progress("validating the frozen model", 0, 1)
-    selection = Selection(copy.deepcopy(embedder), validate)
+    with job.budget.timed("scoring the frozen model"):
+        selection = Selection(copy.deepcopy(embedder), validate)
     job.progress("validating the frozen model", 1, 1)
     validation_seconds = job.budget.spent() - started
     frozen = selection.frozen
@@ -225,14 +227,16 @@ def _train(
     loops: dict[Variant, LoopResult] = {}
     if config.finetune != "none":
         # 3. Embed the training images once, by the frozen model.
-        data = embed_training_images(images, embedder, job)
+        with job.budget.timed("reading and embedding"):
+            data = embed_training_images(images, embedder, job)
         images, broken = data.images, data.broken
         variants, costs = planned_variants(embedder, data, validation_seconds, job)
         embedding_seconds = costs.embedding
 
         # 4. Fit heads to the vectors; each is a candidate.
-        heads = fit_heads(data, job)
-        start = enter_heads(heads, embedder, data, selection, job)
+        with job.budget.timed("heads"):
+            heads = fit_heads(data, job)
+            start = enter_heads(heads, embedder, data, selection, job)
 
         # 5. and 6. Train the backbone under the best head; the result is a candidate.
         for variant in variants:
@@ -243,7 +247,8 @@ def _train(
     assert kept.embedder is not None
     kept.embedder.requires_grad_(False).eval()
     if job.is_first_process:
-        kept.embedder.save(job.out / "embedder")
+        with job.budget.timed("saving"):
+            kept.embedder.save(job.out / "embedder")
         if config.budget is not None:
             job.decisions.save(job.out)
     job.warn(
@@ -294,6 +299,7 @@ def _result(
         images_per_second=loop.images_per_second if loop else 0.0,
         broken=broken,
         closed_forms=heads.closed_forms if heads else frozenset(),
+        spent=job.budget.spent_by_part(),
     )
 
 
