@@ -72,6 +72,7 @@ TRAINING = {
     **dict.fromkeys(["loss_function", "num_epochs", "final_train_loss"], "null"),
     "is_finetuned": "bool",
     "candidates": [CANDIDATE],
+    "time": [{"part": "str", "seconds": "float"}],
     "warnings": [],
     "options": {"finetune": "str", "loss": "str"},
 }
@@ -252,7 +253,7 @@ def test_demo_with_a_fitted_head(
     run(home, demo_folder, [*SMALL, *head], monkeypatch)
     training = {**TRAINING, "options": {**TRAINING["options"], "head_steps": "int"}}
     result = check_run(home, demo_folder, "efficientnet-lite0", {**ONE_MODEL, "training": training})
-    check_golden(result, 0.900, 0.950, 0.844, 922)
+    check_golden(result, 0.875, 0.908, 0.892, 891)
     assert result["is_finetuned"] is False  # a fitted projection is kept, the network is as it came
 
 

@@ -253,7 +253,7 @@ def test_ways_to_train(options: dict, images: ImageSet, tmp_path: Path) -> None:
     result = run(images, tmp_path, **{**options, "epochs": 1})
     assert result.steps == 6
     assert np.isfinite(result.final_train_loss)
-    assert result.embedder.dim in (8, 16, 32)
+    assert result.embedder.dim in (8, 16, 32, 16 + 8)  # alone, joined, with 8 classes
 
 
 def test_views_apply_to_candidates_and_not_to_training(images: ImageSet, tmp_path: Path) -> None:
@@ -294,14 +294,13 @@ def test_a_budget_is_kept(images: ImageSet, tmp_path: Path) -> None:
     assert result.steps > 10
     assert 0.5 * 12 < result.seconds < 12
     assert sum(result.spent.values()) == pytest.approx(result.seconds, abs=0.1)
-    assert list(result.spent)[:2] == ["scoring the frozen model", "reading and embedding"]
     lines = result.scores_text().splitlines()
     rows = lines[next(i for i, line in enumerate(lines) if line.startswith("time")) + 1 :]
     share = result.spent["steps of training"] / sum(result.spent.values())
     assert any(r.startswith("steps of training") and r.endswith(f"{share:.0%}") for r in rows)
     assert sum(float(r.split()[-1].rstrip("%")) for r in rows) == pytest.approx(100, abs=3)
-    record = result.record()["training"]["seconds_by_part"]
-    assert record["steps of training"] == round(result.spent["steps of training"], 1)
+    recorded = {row["part"]: row["seconds"] for row in result.record()["training"]["time"]}
+    assert recorded["steps of training"] == round(result.spent["steps of training"], 1)
 
 
 def test_a_budget_too_short_for_the_backbone_says_so(images: ImageSet, tmp_path: Path) -> None:

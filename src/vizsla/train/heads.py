@@ -52,7 +52,7 @@ FROZEN_SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
 SHRINKAGES = (0.9, 0.6)  # of whitening
 DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
 CLASSES = ((0.3, 5.0), (0.1, 10.0))  # shrinkage and temperature of class probabilities
-CLASS_SHARE = 0.5  # of them in a cosine, beside a discriminant
+CLASS_SHARE = 0.3  # of a cosine, beside a discriminant; top-1 is lower with 0.5, mAP higher
 BATCH = 256
 SECONDS = 8.0  # of training at most
 BUDGET_SHARE = 0.03  # of a budget, at most
@@ -91,8 +91,7 @@ def closed_forms(
             base = discriminant(spread, shrinkage=DISCRIMINANT_SHRINKAGES[0])
             for shrinkage, temperature in CLASSES:
                 logits = class_logits(spread, shrinkage=shrinkage, temperature=temperature)
-                name = f"discriminant {DISCRIMINANT_SHRINKAGES[0]:g} + classes {shrinkage:g}"
-                found[name] = WithClasses(base, logits, share=CLASS_SHARE)
+                found[f"classes {shrinkage:g}"] = WithClasses(base, logits, share=CLASS_SHARE)
     return found
 
 

@@ -73,7 +73,7 @@ class Budget:
         """All seconds spent, by what they went into, in the order of the steps."""
         found = {EARLIER: self.before, **self.parts}
         found[OTHER] = self.spent() - sum(found.values())
-        return {part: seconds for part, seconds in found.items() if round(seconds, 2) > 0}
+        return {part: seconds for part, seconds in found.items() if round(seconds, 1) > 0}
 
 
 class Decisions:

@@ -293,7 +293,10 @@ class TrainResult(Shown):
                 "candidates": [c.row() for c in self.candidates],
                 "steps": self.steps,
                 "seconds": round(self.seconds, 1),
-                "seconds_by_part": {k: round(v, 1) for k, v in self.spent.items()},
+                "time": [
+                    {"part": part, "seconds": round(seconds, 1)}
+                    for part, seconds in self.spent.items()
+                ],
                 "images_per_second": round(self.images_per_second, 1),
                 "precision": self.precision,
                 "warnings": self.warnings,
