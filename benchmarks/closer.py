@@ -256,7 +256,8 @@ def partial(shared: Path, cache: Path, n: int, seed: int = 5) -> None:
 
 CHAINS = ("none", "verify(n=10,weight=0.05)", "verify(n=50,weight=0.05)",
           "verify(n=50,weight=0.5)", "verify(n=10,weight=0.05,features=tokens)",
-          "verify(n=50,weight=0.05,features=tokens)")  # fmt: skip
+          "verify(n=50,weight=0.05,features=tokens)", "maxsim(n=10,weight=0.2)",
+          "maxsim(n=50,weight=0.2)", "maxsim(n=50,weight=0.5)")  # fmt: skip
 
 
 def sets(shared: Path, cache: Path, name: str) -> None:

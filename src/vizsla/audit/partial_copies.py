@@ -22,7 +22,7 @@ BITS = 64  # of a signature
 MAX_DISTANCE = 8  # bits by which the signatures of two votes may differ
 MANY = 1500  # descriptors of a word, beyond which it says nothing
 MIN_VOTES, MAX_CANDIDATES = 4, 12  # of a pair; pairs of an image that are compared
-PERHAPS, SURE = 0.02, 0.5  # probability by geometry: below the first a pair is given up
+PERHAPS = 0.02  # probability by geometry, below which a pair is given up
 FEATURES_AT_ONCE = 512  # images
 
 Features = Callable[[Sequence[int]], list[LocalFeatures]]
@@ -227,5 +227,5 @@ def _compared(a: int, b: int, of: dict[int, LocalFeatures], read: Read) -> Part 
         for i, image in zip((a, b), images, strict=True)
         if image
     )
-    share = share_of_same_pixels(found, grey_a, grey_b, sure=found.probability >= SURE)
+    share = share_of_same_pixels(found, grey_a, grey_b)
     return Part(a, b, share) if share else None

@@ -12,39 +12,45 @@ from vizsla.search.geometry import Geometry
 CELL = 16  # px of a cell in which the edges of both are compared
 AGREES, CLOSELY = 0.95, 0.98  # correlation of the edges in a cell of a copy; in most of its cells
 DIFFERS = 0.6  # correlation below which a cell shows something else
-MIN_CELLS = 15  # that must agree: photos on one rug or floor agree in a few
-MIN_SHARE, MOST_SHARE = (
-    0.2,
-    0.5,
-)  # of the cells that must agree: if the geometry is sure, and if not
-COVERED = 0.1  # share of cells that differ, from which a part must be covered, or none is a copy
-MIN_CLEAR = 0.8  # see `are_clear`
+COVERED = 0.1  # share of cells that differ, above which a part is covered, or none is a copy
 MAX_OFF = 0.5  # px: the median inlier of a copy is so near to where the geometry sends it
+# From here on: cells that must agree (photos on one rug agree in a few), their share, clearness.
+EXACT_CELLS, EXACT_SHARE, EXACT = 8, 0.3, 1.5  # of a copy beyond doubt
+MIN_CELLS, MIN_SHARE, UNSURE_SHARE = 15, 0.2, 0.5  # of another one
+SURE, VERY_SURE = 0.5, 0.99  # probability by geometry
+CLEAR, UNSURE_CLEAR = 0.7, 1.0  # of a copy that is covered: if geometry is very sure, and if not
 
 
-def share_of_same_pixels(found: Geometry, a: np.ndarray, b: np.ndarray, *, sure: bool) -> float:
+def share_of_same_pixels(found: Geometry, a: np.ndarray, b: np.ndarray) -> float:
     """The share of the cells between the inliers in which the edges agree; 0 if it is no copy.
 
-    a, b: (H, W) float32 grey images of the sizes that the geometry was found in. sure: whether the
-    geometry alone decides that both show one thing.
+    a, b: (H, W) float32 grey images of the sizes that the geometry was found in.
     """
     if _median_offset(found) > MAX_OFF:
         return 0.0
-    cells = correlations(found, a, b)
+    cells, p = correlations(found, a, b), found.probability
     agree = cells >= AGREES
-    if agree.sum() < MIN_CELLS or agree.mean() < (MIN_SHARE if sure else MOST_SHARE):
+    if not agree.any():
         return 0.0
-    if (cells < DIFFERS).mean() > COVERED and not are_clear(cells):
+    n, share, clear = int(agree.sum()), float(agree.mean()), clearness(cells)
+    if n >= EXACT_CELLS and share >= EXACT_SHARE and clear >= EXACT:
+        return share
+    if n < MIN_CELLS or share < (MIN_SHARE if p >= SURE else UNSURE_SHARE):
         return 0.0
-    return float(agree.mean())
+    is_covered = (cells < DIFFERS).mean() > COVERED
+    if is_covered and clear < (CLEAR if p >= VERY_SURE else UNSURE_CLEAR):
+        return 0.0
+    return share
 
 
-def are_clear(cells: np.ndarray) -> bool:
-    """Whether the correlations (n,) are those of a copy that is covered in part: of the cells that
-    do not differ most agree, and of these many do so closely. Those of two photos are spread."""
-    agree = cells >= AGREES
-    clear = agree.sum() / (cells >= DIFFERS).sum() + (cells >= CLOSELY).sum() / agree.sum()
-    return bool(clear >= MIN_CLEAR)
+def clearness(cells: np.ndarray) -> float:
+    """From 0 to 2, of correlations (n,): the share that agrees of those that do not differ, plus
+    the share that agrees closely of those that agree. In a copy, cells agree closely or, where it
+    is covered, differ; those of two photos are spread."""
+    agree = int((cells >= AGREES).sum())
+    if not agree:
+        return 0.0
+    return float(agree / (cells >= DIFFERS).sum() + (cells >= CLOSELY).sum() / agree)
 
 
 def _median_offset(found: Geometry) -> float:

@@ -221,3 +221,19 @@ def test_a_part_is_written_without_javascript(served: Any, visit: Any) -> None:
             page.get_by_role("button", name="Filter", exact=True).click()
         assert box_of(page) == [0.1, 0.1, 0.5, 0.5]
         assert page.locator(".thumb rect").count() == 1
+
+
+def test_matching_points_fit_a_phone(served: Any, visit: Any) -> None:
+    pytest.importorskip("cv2", reason="needs the extra local")
+    with visit(served.url + "/?id=green/green-1.png&k=12", viewport=PHONE) as page:
+        page.locator(".picture").nth(1).click()
+        view = page.get_by_role("dialog")
+        view.get_by_text("Matching points").click()
+        drawing = view.locator(".points img")
+        drawing.scroll_into_view_if_needed()
+        page.wait_for_function("() => document.querySelector('.points img').naturalWidth > 0")
+        natural, shown = drawing.evaluate("image => [image.naturalWidth, image.clientWidth]")
+        assert natural > shown > 250
+        assert view.evaluate("one => one.scrollWidth <= one.clientWidth")
+        large = view.get_by_title("Open it at full size").get_attribute("href")
+        assert large == drawing.get_attribute("src")

@@ -147,5 +147,21 @@ document.addEventListener("keydown", (event) => {
   event.stopPropagation(); // the arrows would move through the results
 }, true);
 
-document.addEventListener("htmx:afterSettle", showBox);
-showBox();
+// ── the size of the picture ──────────────────────────────────────────────────────────────────────
+
+/** As wide as its height allows: small pictures are shown larger. */
+function fitStage() {
+  const image = stage()?.querySelector("img");
+  if (image?.naturalHeight) stage().style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+}
+
+document.addEventListener("load", (event) => { // it does not bubble
+  if (event.target instanceof HTMLImageElement && event.target.closest("#stage")) fitStage();
+}, true);
+
+function arrivedStage() {
+  fitStage();
+  showBox();
+}
+document.addEventListener("htmx:afterSettle", arrivedStage);
+arrivedStage();
