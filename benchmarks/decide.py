@@ -35,9 +35,9 @@ from vizsla.model.projection import project, whitening
 from vizsla.options import ModelChoice, TuneConfig
 from vizsla.run.config import RunConfig
 from vizsla.run.train import train
-from vizsla.score.calibration import Calibration
+from vizsla.score.calibration import SHOWN_RANKS, Calibration
 from vizsla.score.calibration_draws import calibrate_on_draws
-from vizsla.score.decision_metrics import measure_decisions
+from vizsla.score.decision_metrics import calibration_error, measure_decisions
 from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.text_table import Table
@@ -172,6 +172,8 @@ def best_cutoff(rankings: list[Ranking], truths: list[Truth], sure: float) -> fl
 def measured(calibration: Calibration, tests: list[tuple[Ranking, Truth]]) -> dict[str, Any]:
     """Means over the draws, how often precision is below what was asked, and the worst."""
     rows, fixed = [], []
+    chances: list[np.ndarray] = []
+    hits: list[np.ndarray] = []
     for ranking, truth in tests:
         judged = relevance(calibration.decide(ranking), truth)
         values = {
@@ -182,13 +184,20 @@ def measured(calibration: Calibration, tests: list[tuple[Ranking, Truth]]) -> di
         known = judged.n_relevant > 0
         values["known_answered"] = float(judged.accepted.any(axis=1)[known].mean())
         rows.append(values)
+        assert judged.probability is not None
+        there = ~np.isnan(judged.probability[:, :SHOWN_RANKS])
+        chances.append(judged.probability[:, :SHOWN_RANKS][there])
+        hits.append(judged.hits[:, :SHOWN_RANKS][there])
         fixed.append(best_of_fixed_lists(judged))
     means = {key: _mean([row[key] for row in rows]) for key in rows[0]}
     precision, by_query = (
         np.array([row[key] for row in rows])
         for key in ("accepted_precision", "accepted_precision_by_query")
     )
+    p, right = np.concatenate(chances), np.concatenate(hits).astype(float)
+    error = calibration_error(p, right, np.zeros(len(p), np.int64))
     return {
+        "error_together": error(np.ones(1)),
         "cutoff": calibration.cutoff and calibration.cutoff.score,
         **means,
         "below": float((precision < calibration.sure).mean()),
@@ -218,7 +227,8 @@ def concatenated(training: Embeddings) -> Rank:
 
 
 def compared_fusions(bench: Bench) -> Table:
-    """Scores of two models alone and fused, and the calibration error of each."""
+    """Scores of two models alone and fused, with the whole gallery, and the calibration error of
+    each in draws where half of the classes are absent."""
     models = ["lite0", "mobilenetv2"]
     learned = [bench.calibration([model], cosine) for model in models]
     training = joined([bench.embedded(model, "training") for model in models])
@@ -232,11 +242,12 @@ def compared_fusions(bench: Bench) -> Table:
     rows = []
     for name, (used, rank) in ways.items():
         parts = ([bench.embedded(m, role) for m in used] for role in ("query", "gallery"))
-        ranking = bench.calibration(used, rank).decide(rank(*parts))
-        scores = evaluate(ranking, bench.truth, ks=[1, 10])
-        error = measure_decisions(relevance(ranking, bench.truth))["calibration_error"].mean
-        rows.append([name, scores.mean("top_k_accuracy@1"), scores.mean("map"), error])
-    return Table(["fusion", "top-1", "mAP", "calibration error"], rows, digits=4)
+        scores = evaluate(rank(*parts), bench.truth, ks=[1, 10])
+        decided = measured(bench.calibration(used, rank), bench.judged(used, rank, DRAWS))
+        errors = decided["calibration_error"], decided["error_together"]
+        rows.append([name, scores.mean("top_k_accuracy@1"), scores.mean("map"), *errors])
+    columns = ["fusion", "top-1", "mAP", "calibration error", "of all draws together"]
+    return Table(columns, rows, digits=4)
 
 
 ROWS: dict[str, tuple[list[str], Rank]] = {
