@@ -742,7 +742,8 @@ class SearchOptions(
     validate_on: str | None = same(TuneConfig, "validate_on", None, group="Ranking", shown="auto")
     optimise: str = same(
         TuneConfig, "optimise", group="Ranking",
-        help="What decides for --refine auto: mean (of top-1 and AP), points, top-1 or map.",
+        help="What decides for --refine auto and --query-join auto: mean (of top-1 and AP), "
+        "points, top-1 or map.",
     )  # fmt: skip
     device: str = same(ComputeChoice, "device", "cpu", usual=False)
 

@@ -109,3 +109,14 @@ def test_the_join_is_chosen_on_training_items(items_a_class: int) -> None:
         assert strays.join == "max" and strays.values["max"] > strays.values["mean"]
     with pytest.raises(DataError, match="several training images"):
         choose_query_join(training(1, 0, 1).subset(np.arange(0, 40, 4)), "item")
+
+
+def test_the_join_is_chosen_by_what_is_optimised() -> None:
+    found = {
+        optimise: choose_query_join(training(1.2, 0.3, 4), "item", optimise=optimise).values
+        for optimise in ("mean", "map", "top-1", "points")
+    }
+    for join in ("mean", "max"):
+        top1, ap = found["top-1"][join], found["map"][join]
+        assert found["mean"][join] == pytest.approx((top1 + ap) / 2) and top1 > ap
+        assert top1 < found["points"][join] < 1  # ranks up to 10 count

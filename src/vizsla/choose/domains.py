@@ -12,7 +12,7 @@ import numpy as np
 
 from vizsla.data.splits import LIKE_GALLERY, LIKE_QUERIES
 
-DIFFERENT = 0.9  # the AUC that the interval must exceed
+DIFFERENT = 0.75  # the AUC that the interval must exceed; that of random halves is below .64
 FEWEST = 20  # images on either side
 MOST = 400, 2_000  # queries, gallery images
 NEAREST = 0.5  # the share of pairs that is kept: these are surest to show the same

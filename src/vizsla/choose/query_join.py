@@ -21,12 +21,13 @@ from vizsla.search.items import JOINS, items_of, joined_rankings, joined_vectors
 log = logging.getLogger("vizsla.choose")
 
 DRAWS = 5
+KEYS = ("map", "top_k_accuracy@1", "contest_points")
 MOST = 2_000  # images of the training part: more would only take longer
 
 
 @dataclass(frozen=True)
 class JoinChoice:
-    """join: the one that was chosen. values: join → mean of AP and top-1. items: query items."""
+    """join: the one that was chosen. values: join → what was maximised. items: query items."""
 
     join: str
     values: dict[str, float]
@@ -38,10 +39,13 @@ class JoinChoice:
         return f"query pictures are joined by {self.join} (of {self.items} items: {values})"
 
 
-def choose_query_join(training: Embeddings, column: str, *, seed: int = 0) -> JoinChoice:
-    """The join with the higher mean of AP and top-1; the mean of vectors unless max is better.
+def choose_query_join(
+    training: Embeddings, column: str, *, optimise: str = "mean", seed: int = 0
+) -> JoinChoice:
+    """The join with the higher value; the mean of vectors unless max is better.
 
-    DataError: no labels, no such column, or no item with several pictures.
+    optimise: what is compared, see OPTIMISED. DataError: no labels, no such column, or no item with
+    several pictures.
     """
     rng = np.random.default_rng((seed, 71))
     if column not in training.attributes.column_names or training.labels is None:
@@ -59,7 +63,7 @@ def choose_query_join(training: Embeddings, column: str, *, seed: int = 0) -> Jo
     for _ in range(DRAWS):
         queries, gallery = _drawn(items, training.labels or [], rng)
         sides = training.subset(queries), training.subset(gallery)
-        for join, value in _values(*sides, values, column).items():
+        for join, value in _values(*sides, values, column, optimise).items():
             found[join].append(value)
         n_items += len({values.get(name) or name for name in sides[0].ids})
     means = {join: float(np.mean(each)) for join, each in found.items()}
@@ -83,9 +87,9 @@ def _drawn(
 
 
 def _values(
-    queries: Embeddings, gallery: Embeddings, values: dict[str, Any], column: str
+    queries: Embeddings, gallery: Embeddings, values: dict[str, Any], column: str, optimise: str
 ) -> dict[str, float]:
-    """Join → the mean of AP and top-1 over the items."""
+    """Join → the mean of what is optimised over the items, 0…1."""
     items = items_of(queries.ids, values, column)
     joint = joined_vectors(queries, items)
     rankings = {
@@ -96,5 +100,7 @@ def _values(
     found = {}
     for join, ranking in rankings.items():
         scores = evaluate(ranking, truth, ks=(1,))
-        found[join] = ((scores.mean("map") or 0.0) + (scores.mean("top_k_accuracy@1") or 0.0)) / 2
+        ap, top1, points = (scores.mean(key) or 0.0 for key in KEYS)
+        of = {"map": ap, "top-1": top1, "points": points / 1000}
+        found[join] = of.get(optimise, (ap + top1) / 2)
     return found

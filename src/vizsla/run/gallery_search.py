@@ -159,7 +159,9 @@ def _items(queries: Embeddings, options: SearchOptions) -> tuple[dict[str, list[
     if join == "auto":
         if options.learn_on is None:
             raise UsageError("--query-join auto chooses on labelled images: give --learn-on")
-        join = choose_query_join(Embeddings.open(options.learn_on), column).join
+        join = choose_query_join(
+            Embeddings.open(options.learn_on), column, optimise=options.optimise
+        ).join
     if column == "all" and column not in known:
         return {"all": list(range(len(queries)))}, join
     if column not in known:
