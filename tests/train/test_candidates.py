@@ -118,6 +118,12 @@ def test_without_time_candidates_are_left_out_with_a_warning() -> None:
     assert any("longer --budget" in sentence for sentence in warned)
 
 
+def test_projections_come_before_other_framings_where_there_is_no_time_for_both() -> None:
+    names = [c.name for c in entered(100.0, spent=70.0)[0].candidates]  # 20 s of 30 for projections
+    assert not any("whole image" in name for name in names)
+    assert names[4:] and all(name.startswith("0.75 of the way, ") for name in names[4:])
+
+
 def test_the_start_is_not_changed() -> None:
     origin = embedder()
     before = copy.deepcopy(origin.state_dict())

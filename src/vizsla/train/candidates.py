@@ -121,7 +121,8 @@ class TunedCandidates:
 
         framed = [best]
         for name, preprocess in framings_of(best.embedder).items():
-            if not self._time_for(name, LARGER**2 * self.costs.validation):
+            seconds = LARGER**2 * self.costs.validation + self.costs.refitting  # which adds more
+            if not self._time_for(name, seconds):
                 break
             framing = with_preprocess(best.embedder, preprocess)
             framed.append(self._score(f"{best.name}, {name}", framing))
