@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import vizsla
 from vizsla.cli.main import app
 from vizsla.embed.embeddings import Embeddings
+from vizsla.run.best import search as searching
 from vizsla.search.exact import rank
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,23 @@ def test_guide_python_works(
     exec(compile(code, "guide.md", "exec"), {})
     assert "mAP" in capsys.readouterr().out
     assert (demo_data / "submission.json").is_file()
+
+
+def test_best_finds_a_run_and_goes_on_from_python(
+    demo_data: Path,
+    short_heads: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(demo_data)
+    monkeypatch.setattr(searching, "LEAST_TUNING", 1e9)  # no training for minutes
+    page = (ROOT / "docs/best.md").read_text()
+    (words,) = commands(ROOT / "docs/best.md")
+    result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
+    assert result.exit_code == 0 and "again       vizsla run --again" in result.output
+    (code,) = blocks("python", page)
+    exec(compile(code, "best.md", "exec"), {})  # continues: nothing is left to try
+    assert "efficientnet-lite" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ _HOME = {
     "Truth": "score.truth",
     "UsageError": "errors",
     "VizslaError": "errors",
+    "best": "run.functions",
     "build_graph": "search.knn_graph",
     "build_index": "search.index",
     "check": "run.reports",
@@ -113,6 +114,7 @@ if TYPE_CHECKING:
     from vizsla.output.trec import read_qrels as read_qrels
     from vizsla.output.trec import write_qrels as write_qrels
     from vizsla.run.clustering import cluster as cluster
+    from vizsla.run.functions import best as best
     from vizsla.run.functions import embed as embed
     from vizsla.run.functions import run as run
     from vizsla.run.functions import search as search

@@ -718,6 +718,34 @@ class TuneConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BestOptions(ImageOptions, SeveralLabels, GradedTruth, MetricChoice):
+    """What `vizsla best` searches over, and for how long."""
+
+    model: tuple[str, ...] = same(
+        ModelChoice, "model", (), shown="all that can be had",
+        help="Only these: a backbone's name, a saved embedder or a run. Repeatable.",
+    )  # fmt: skip
+    weights: tuple[str, ...] = same(
+        ModelChoice, "weights", ("pretrained",),
+        help="pretrained or a file; one for all models, or one for each.",
+    )  # fmt: skip
+    budget: float = option(
+        600.0, "Time for everything, with its unit: 90s, 10m, 1.5h.", "Training",
+        parse=seconds, shown="10m", usual=True,
+    )  # fmt: skip
+    validate_on: str = same(TuneConfig, "validate_on", "auto")
+    split_by: str | None = same(TuneConfig, "split_by")
+    optimise: str = same(TuneConfig, "optimise")
+    refine_uses: str = same(RankingOptions, "refine_uses")
+    top_k: int = same(RunOptions, "top_k")
+    device: str = same(ComputeChoice, "device")
+    workers: int | None = same(ComputeChoice, "workers")
+    seed: int = same(RunOptions, "seed")
+    figures: int = same(RunOptions, "figures")
+    home: str = same(RunOptions, "home")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchOptions(
     ModelChoice, RankingOptions, GroupOptions, QueryItems, QueryPart, Accepting, OneSet, Conditions
 ):

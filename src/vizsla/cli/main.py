@@ -19,7 +19,8 @@ from vizsla.errors import UsageError, VizslaError
 from vizsla.storage import storage_error
 
 FILES = {
-    "run": ["run", "demo", "train", "sweep"], "data": ["data"], "check": ["check"],
+    "run": ["run", "demo", "train", "sweep"], "best": ["best"],
+    "data": ["data"], "check": ["check"],
     "embed": ["embed", "submission"],
     "find": ["find"], "index": ["index", "search"], "cluster": ["cluster"], "fuse": ["fuse"],
     "evaluate": ["evaluate"], "protocols": ["protocols"], "crop": ["crop"],
@@ -27,8 +28,8 @@ FILES = {
     "export": ["export"], "serve": ["serve"], "contest": ["submit", "judge"],
 }  # fmt: skip  # file → its commands, in the order of `vizsla --help`
 INTERRUPTED = (
-    "interrupted; nothing is half-written. Run again: `embed`, `train` and `run --finetune` "
-    "continue, `run` starts over (with --cache DIR nothing is embedded twice)"
+    "interrupted; nothing is half-written. Run again: `embed`, `train`, `best` and `run "
+    "--finetune` continue, `run` starts over (with --cache DIR nothing is embedded twice)"
 )
 
 

@@ -11,7 +11,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,33 @@ def require_weights(model: str | Path, weights: str | Path) -> None:
         location = _location(spec)
         if location.cached() is None:
             location.require_reachable()
+
+
+def obtainable(models: Iterable[str]) -> list[str]:
+    """Those whose pretrained weights are here, or can be downloaded.
+
+    An address that cannot be reached is the last that is asked.
+    """
+    found, online = [], True
+    for model in models:
+        spec = find_backbone(model)
+        try:
+            if spec.package:
+                _packaged_file(spec.name, spec.package)
+            else:
+                location = _location(spec)
+                if location.cached() is None:
+                    if not online:
+                        continue
+                    online = False
+                    with _quiet_hub_client():
+                        location.require_reachable()
+                    online = True
+        except Exception:  # the hub's client raises errors of four libraries
+            log.debug("%s is left out", model, exc_info=True)
+            continue
+        found.append(model)
+    return found
 
 
 @contextlib.contextmanager

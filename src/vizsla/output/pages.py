@@ -189,6 +189,16 @@ def comparison_page(
     return render_page("tables.html", title, sections, subtitle=runs, headline=headline)
 
 
+def steps_page(table: Table, notes: Sequence[str], best: str) -> str:
+    """The page of `best`: what was tried, in order, and what was kept. best: in words."""
+    first = [name for name in ("step", "what", "verdict") if name in table.columns]
+    section = _table_section("steps", "What was tried", table, first=first, keep=table.columns)
+    return render_page(
+        "tables.html", "The best ranking", [section, _remarks_section([], notes)],
+        subtitle=[best, f"{len(table.rows)} steps"], headline=[],
+    )  # fmt: skip
+
+
 def _best_scores(ranked: RunTable) -> list[tuple[str, str, str]]:
     """(title, value, whose) of the main scores of the best run."""
     best = ranked.rows[0]

@@ -131,8 +131,13 @@ def check_compute(config: RunConfig) -> None:
             )
 
 
-def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Compute:
-    """What the run computes with: every `auto` resolved by its network and its images."""
+def compute_for(
+    config: RunConfig, embedder: Embedder, data: DataFolders, images: int | None = None
+) -> Compute:
+    """What the run computes with: every `auto` resolved by its network and its images.
+
+    images: how many are embedded, if not only those of the test part.
+    """
     return resolve_compute(
         device=config.device,
         precision=config.precision,
@@ -140,7 +145,7 @@ def compute_for(config: RunConfig, embedder: Embedder, data: DataFolders) -> Com
         batch_size=config.batch_size,
         workers=config.workers,
         embedder=embedder,
-        images=len(data.query) + len(data.gallery),
+        images=images or len(data.query) + len(data.gallery),
         sample=lambda i: data.gallery.file(i % len(data.gallery)),
     )
 

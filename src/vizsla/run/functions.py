@@ -26,6 +26,7 @@ from vizsla.model.open_model import as_embedder
 from vizsla.option_fields import REQUIRED, Options, option, same
 from vizsla.options import (
     DEFAULT_BACKBONE,
+    BestOptions,
     ComputeChoice,
     ExifColumns,
     FusionOptions,
@@ -44,6 +45,9 @@ from vizsla.options import (
 from vizsla.progress import reporting
 from vizsla.run import pipeline
 from vizsla.run import train as training
+from vizsla.run.best.result import BestResult
+from vizsla.run.best.search import best as search_best
+from vizsla.run.best.search import best_config
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
 from vizsla.run.gallery_search import search_gallery
@@ -186,6 +190,30 @@ def _names_of(model: Any) -> list[str]:
     if len(names) > 1 and any(isinstance(one, Embedder) for one in several):
         raise UsageError("model: several are given by name or folder: save an Embedder first")
     return [str(name) for name in names]
+
+
+@dataclass(frozen=True)
+class BestArguments(BestOptions, Reporting):
+    """What `vizsla.best` takes."""
+
+    data: str | Path = option(
+        REQUIRED, "The folder with training/, test/query and test/gallery.", "Data"
+    )
+    _: KW_ONLY
+    budget: float | str = same(  # type: ignore[assignment]
+        BestOptions, "budget", help="Seconds for everything, or a time such as 10m."
+    )
+
+
+@with_keywords(BestArguments)
+def best(given: BestArguments, names: frozenset[str]) -> BestResult:
+    """Searches models, training, fusion and refinement for the best ranking in the time there is.
+
+    `result.run` is the best complete run, `result.scores` its scores where labels are known,
+    `result.steps` what was tried. The same call continues after an interruption, or with more time.
+    DataError without labelled training images: nothing could be chosen.
+    """
+    return search_best(best_config(given.data, given), given.progress)
 
 
 @dataclass(frozen=True)

@@ -68,23 +68,31 @@ def run_models(
         own = validating_as(config, done[0].run.folder) if done else config
         done.append(run(dataclasses.replace(own, **changes), progress))
     configs = [validating_as(configs[0], done[0].run.folder), *configs[1:]]
-    with Messages() as messages:
-        joint = _joint_run([Member.of(r.run.folder) for r in done], configs[0], fusion, messages,
-                           started, progress)  # fmt: skip
+    members = [Member.of(result.run.folder) for result in done]
+    joint = joint_run(members, configs[0], fusion, progress, started=started)
     return dataclasses.replace(joint, members=done)
 
 
-def _joint_run(
+def joint_run(
     members: Sequence[Member],
     config: RunConfig,
     fusion: FusionConfig,
-    messages: Messages,
-    started: float,
-    progress: Progress | None,
+    progress: Progress | None = None,
+    *,
+    started: float | None = None,
 ) -> RunResult:
+    """A run of its own whose ranking is fused from finished runs on the same images.
+
+    config: of the joint run: data, k, figures, … started: by time.monotonic(), if it includes
+    what came before.
+    """
+    started = time.monotonic() if started is None else started
     data = folders_of(config)
     this_run = create_run(config.home)
-    with log_to(this_run.folder / "log.txt", earlier=messages.records):
+    with (
+        Messages() as messages,
+        log_to(this_run.folder / "log.txt", earlier=messages.records),
+    ):
         this_run.write_config(_written(members, config, fusion))
         found = fuse_runs(members, fusion, progress)
         truth, calibration, ranking = truth_in(config, data), None, found.ranking

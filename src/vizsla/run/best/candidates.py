@@ -1,0 +1,259 @@
+"""What `best` compares: ways to rank the gallery, tried on the same held-out training images."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vizsla.choose.refinement import RefinementChoice, choose_chain
+from vizsla.choose.validation import (
+    EmbeddedDraws,
+    Trial,
+    Trials,
+    ValidationSet,
+    embedded_draws,
+    mean_nearest_cosine,
+    validation_set,
+)
+from vizsla.data.data_folders import DataFolders
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import Draw, target_of
+from vizsla.embed.compute import Compute
+from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.inference import embed
+from vizsla.embed.local_features import LOCAL
+from vizsla.embed.runtime import Runtime
+from vizsla.embed.shards import MANIFEST
+from vizsla.model.open_model import load_embedder
+from vizsla.options import TuneConfig
+from vizsla.progress import Report
+from vizsla.run.config import RunConfig, compute_for
+from vizsla.search.chain import Refiner, parse_chain
+from vizsla.search.fusion import joined
+from vizsla.search.verify import all_features, of_subsets
+
+log = logging.getLogger("vizsla.run")
+
+FEW_QUERIES = 60  # on which slow models are compared first
+OF_A_CLASS = 3  # gallery images of each query's class, there
+
+
+@dataclass(frozen=True)
+class Network:
+    """One embedder. model: a backbone's name, or a folder: of an embedder, or of the run that
+    tuned it. name: for people."""
+
+    model: str
+    weights: str = "pretrained"
+    image_size: int | None = None
+    views: str | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        if self.name:
+            return self.name
+        name = Path(self.model).name
+        size = f"{self.image_size}px" if self.image_size else ""
+        return " ".join(filter(None, [name, size, self.views]))
+
+    @property
+    def key(self) -> str:
+        """A short name for files."""
+        content = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def config(self, shared: RunConfig, **changes: Any) -> RunConfig:
+        """The run of this network alone, without sheets; without refinement unless given."""
+        own = {name: getattr(self, name) for name in ("model", "weights", "image_size", "views")}
+        return dataclasses.replace(shared, **{**own, "figures": 0, "refine": "none", **changes})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to rank: one network, or the joined vectors of several; then a chain."""
+
+    networks: tuple[Network, ...]
+    weights: tuple[float, ...] = (1.0,)
+    chain: str = "none"
+
+    def __str__(self) -> str:
+        names = " + ".join(map(str, self.networks))
+        return names if self.chain == "none" else f"{names}, {self.chain}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `of` reads it."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def of(content: dict[str, Any]) -> "Candidate":
+        """What `to_dict` wrote."""
+        networks = tuple(Network(**one) for one in content["networks"])
+        return Candidate(networks, tuple(content["weights"]), content["chain"])
+
+
+class HeldOut:
+    """The training images that are held out from every training, and candidates' values on them.
+
+    config: what a training holds out, so that these images are new to tuned networks too.
+    seconds_per_image: of each network that was embedded, by its key.
+    """
+
+    config: TuneConfig
+    drawn: EmbeddedDraws
+    on: ValidationSet
+    trials: Trials
+
+    def __init__(self, shared: RunConfig, data: DataFolders, folder: Path) -> None:
+        self.shared, self.data, self.folder = shared, data, folder
+        self.seconds_per_image: dict[str, float] = {}
+        self._runtimes: dict[str, Runtime] = {}
+        self._computes: dict[str, Compute] = {}
+
+    def draw(
+        self, config: TuneConfig, first: Network, test: Sequence[np.ndarray], report: Report
+    ) -> None:
+        """Draws queries and galleries like the test part, whose vectors by `first` are given."""
+        assert self.data.training is not None
+        self.config = config
+        self.drawn = embedded_draws(
+            self.data.training, config, target_of(self.data.query, self.data.gallery),
+            frozen=False,
+            embed=lambda images: self.embedded(first, images, "held-out", report),
+            nearest_cosine=mean_nearest_cosine(*test),
+        )  # fmt: skip
+        self.on = self.drawn.validation_set
+        self.trials = Trials(self.on, config.optimise)
+
+    # ── vectors ──────────────────────────────────────────────────────────────────────────────────
+
+    def compute(self, network: Network) -> Compute:
+        """What the network computes with: `auto` is resolved once, so that vectors are shared."""
+        if network.key not in self._computes:
+            self.runtime(network)
+        return self._computes[network.key]
+
+    def runtime(self, network: Network) -> Runtime:
+        """What embeds with this network; loaded once."""
+        if network.key not in self._runtimes:
+            config = network.config(self.shared)
+            embedder = load_embedder(config, seed=config.seed)
+            sets = filter(None, (self.data.query, self.data.gallery, self.data.training))
+            compute = compute_for(config, embedder, self.data, sum(map(len, sets)))
+            self._computes[network.key] = compute
+            self._runtimes[network.key] = Runtime(embedder, compute)
+        return self._runtimes[network.key]
+
+    def forget(self, network: Network) -> None:
+        """Frees the memory of a network that is not embedded with any longer."""
+        self._runtimes.pop(network.key, None)
+
+    def embedded(self, network: Network, images: ImageSet, role: str, report: Report) -> Embeddings:
+        """Vectors of training images, kept in the folder. role: a name for these images."""
+        out = self.folder / "vectors" / network.key / role
+        if (out / MANIFEST).exists():
+            return Embeddings.open(out, root=images.folder)
+        runtime = self.runtime(network)
+        if network.key not in self.seconds_per_image:
+            runtime.submit(runtime.blank_batch()).result()  # its start is not counted
+        started = time.monotonic()
+        vectors = embed(
+            images, runtime.embedder, out, runtime=runtime, cache=self.shared.cache,
+            max_pixels=self.shared.max_pixels,
+            progress=lambda done, total: report(f"embedding {network}", done, total),
+        )  # fmt: skip
+        taken = (time.monotonic() - started) / max(1, len(images))
+        self.seconds_per_image[network.key] = max(taken, self.seconds_per_image.get(network.key, 0))
+        return vectors
+
+    def vectors(self, candidate: Candidate, report: Report) -> Embeddings:
+        """(N, D) of the held-out images, by all of the candidate's networks."""
+        parts = [
+            self.embedded(network, self.drawn.images, "held-out", report)
+            for network in candidate.networks
+        ]
+        found = parts[0]
+        if len(parts) > 1:
+            found = dataclasses.replace(joined(parts, candidate.weights), root=parts[0].root)
+        missing = set(self.drawn.vectors.ids).symmetric_difference(found.ids)
+        return found if not missing else _rows_of(found, self.drawn.vectors.ids)
+
+    # ── values ───────────────────────────────────────────────────────────────────────────────────
+
+    def trial(self, candidate: Candidate, report: Report) -> Trial:
+        """The candidate's values on all draws."""
+        vectors = self.vectors(candidate, report)
+        local = self.folder / LOCAL
+        return _tried(self.trials, str(candidate), vectors, candidate.chain, local)
+
+    def first_impressions(self, networks: Sequence[Network], report: Report) -> dict[str, float]:
+        """key → value on few images, for networks that are too many or too slow for all."""
+        images = self.drawn.images
+        labels = np.array([str(label) for label in images.labels or []])
+        draw = _small_draw(self.drawn.draws[0], labels, self.config.seed)
+        used = np.unique(np.concatenate([draw.query, draw.gallery]))
+        few = images.subset(used)
+        found = {}
+        for network in networks:
+            vectors = self.embedded(network, few, "few", report)
+            trials = Trials(validation_set(images, vectors.ids, [draw]), self.config.optimise)
+            found[network.key] = _tried(trials, str(network), vectors, "none", None).value
+        return found
+
+    def chosen_chain(
+        self, candidate: Candidate, report: Report, *, draws: int | None, verify: bool
+    ) -> RefinementChoice:
+        """The chain that is best after the candidate's cosines. draws: how many are used. verify:
+        whether points are compared too, if OpenCV is installed."""
+        vectors, on = self.vectors(candidate, report), self.on
+        verify = verify and importlib.util.find_spec("cv2") is not None
+        if draws is not None:
+            on = dataclasses.replace(on, draws=on.draws[:draws], n_relevant=on.n_relevant[:draws])
+        return choose_chain(
+            vectors, on, optimise=self.config.optimise, uses=self.shared.refine_uses,
+            features=all_features(vectors, self.folder / LOCAL) if verify else None,
+            progress=lambda done, total: report("trying refinements", done, total),
+        )  # fmt: skip
+
+
+def _rows_of(vectors: Embeddings, ids: Sequence[str]) -> Embeddings:
+    """The vectors of these ids, in this order."""
+    row_of = {name: i for i, name in enumerate(vectors.ids)}
+    rows = [row_of[name] for name in ids if name in row_of]
+    return dataclasses.replace(
+        vectors, ids=[vectors.ids[i] for i in rows], vectors=vectors.vectors[rows],
+        attributes=vectors.attributes.take(rows),
+    )  # fmt: skip
+
+
+def _tried(trials: Trials, name: str, vectors: Embeddings, chain: str, local: Path | None) -> Trial:
+    parsed = parse_chain(chain)
+    features = all_features(vectors, local) if parsed.verify else None
+    rows = vectors.vectors
+    positions = [
+        Refiner(
+            rows[draw.query], rows[draw.gallery],
+            features=features and of_subsets(features, draw.query, draw.gallery),
+        ).top_k(parsed, len(draw.gallery))[0]
+        for draw in trials.on.draws
+    ]  # fmt: skip
+    return trials.add(name, positions, parsed.uses)
+
+
+def _small_draw(draw: Draw, labels: np.ndarray, seed: int) -> Draw:
+    """Some of the queries, some gallery images of their classes, and as many others."""
+    rng = np.random.default_rng((seed, 91))
+    query = np.sort(rng.permutation(draw.query)[:FEW_QUERIES])
+    gallery = rng.permutation(draw.gallery)
+    own: list[int] = []
+    for label in np.unique(labels[query]):
+        own += gallery[labels[gallery] == label][:OF_A_CLASS].tolist()
+    others = [i for i in gallery.tolist() if i not in own][:FEW_QUERIES]
+    return Draw(query, np.array(sorted([*own, *others])))

@@ -1,0 +1,161 @@
+"""What `best` has tried and how long it took, on disk after every step, and as a table."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.choose.validation import Trial
+from vizsla.progress import Report
+from vizsla.score.text_table import Table
+
+FORM, FILE = "best/1", "best.json"
+SAVE_SECONDS = 5.0  # between two notes of the time that was spent
+STOPS = 2  # of the whole command by one step, after which the step is skipped
+BETTER = "kept"
+
+
+class TimeIsUp(Exception):
+    """A step has taken until the time at which it had to end. Never leaves `best`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was tried. value, gain, error: of what is optimised, on validation; None where
+    it was not compared. gain: over the best before. verdict: why it is kept or not, in words."""
+
+    stage: str
+    name: str
+    top1: float | None = None
+    map: float | None = None
+    points: float | None = None
+    value: float | None = None
+    gain: float | None = None
+    error: float | None = None
+    seconds: float = 0.0
+    verdict: str = ""
+
+    def scored(self, trial: Trial, best: Trial | None) -> "Step":
+        """The same with the values of its trial, its gain over the best before."""
+        compared = dataclasses.replace(trial, baseline=best)
+        return dataclasses.replace(
+            self, top1=round(trial.top1, 4), map=round(trial.map, 4),
+            points=round(trial.points, 1), value=round(trial.value, 4),
+            gain=round(compared.gain, 4) if best else None,
+            error=round(compared.error, 4) if best else None,
+        )  # fmt: skip
+
+
+@dataclass
+class Journal:
+    """The steps so far, the seconds spent, and the best complete run.
+
+    known: what steps have found, by name, so that a continued search does not repeat them.
+    begun: how often a step was begun and has not ended. best: the candidate of the best run, and
+    that run's id.
+    """
+
+    path: Path
+    budget: float
+    spent_before: float = 0.0
+    steps: list[Step] = field(default_factory=list)
+    known: dict[str, Any] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.started = self.saved = self.clock()
+
+    @staticmethod
+    def open(folder: Path, budget: float) -> "Journal":
+        """The journal in this folder, continued; a new one if there is none."""
+        path = folder / FILE
+        if not path.exists():
+            return Journal(path, budget)
+        found = storage.read_sealed_json(path)
+        steps = [Step(**step) for step in found["steps"]]
+        return Journal(
+            path, budget, found["spent"], steps, found["known"], found["begun"], found["best"]
+        )
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────
+
+    def spent(self) -> float:
+        """Seconds, with those before an interruption."""
+        return self.spent_before + self.clock() - self.started
+
+    def left(self) -> float:
+        """Seconds of the budget; negative after its end."""
+        return self.budget - self.spent()
+
+    def guarded(self, report: Report | None, until: float) -> Report:
+        """Passes reports on; raises TimeIsUp at the first one after `until` seconds were spent."""
+
+        def guard(stage: str, done: int, total: int) -> None:
+            if self.clock() - self.saved > SAVE_SECONDS:
+                self.save()
+            if self.spent() > until:
+                raise TimeIsUp
+            if report:
+                report(stage, done, total)
+
+        return guard
+
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, name: str) -> bool:
+        """Notes that a step begins; False if it has stopped the whole command before."""
+        stopped = self.begun.get(name, 0)
+        if stopped >= STOPS:
+            return False
+        self.begun[name] = stopped + 1
+        self.save()
+        return True
+
+    def end(self, name: str, step: Step | None, found: Any = None) -> None:
+        """Notes what a step has found; None: a failure, which is not tried again."""
+        self.begun.pop(name, None)
+        self.known[name] = found
+        if step is not None:
+            self.steps.append(step)
+        self.save()
+
+    def save(self) -> None:
+        """Writes the file, whole or not at all."""
+        self.saved = self.clock()
+        content = {
+            "form": FORM, "budget": self.budget, "spent": round(self.spent(), 1),
+            "steps": [dataclasses.asdict(step) for step in self.steps], "known": self.known,
+            "begun": self.begun, "best": self.best,
+        }  # fmt: skip
+        storage.write_sealed_json(self.path, content)
+
+
+def steps_table(steps: list[Step]) -> Table:
+    """One row a step, in the order in which they were tried."""
+    columns = ["step", "what", "top-1", "mAP", "gain", "time", "verdict"]
+    rows = [
+        [step.stage, step.name, step.top1, step.map,
+         None if step.gain is None else f"{step.gain:+.3f} ± {step.error:.3f}",
+         f"{step.seconds:.0f} s" if step.value is not None else None, step.verdict]
+        for step in steps
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def most_gained(steps: list[Step], count: int = 3) -> list[Step]:
+    """The steps that were kept, those with the largest gains first."""
+    kept = [step for step in steps if step.verdict.startswith(BETTER) and step.gain]
+    return sorted(kept, key=lambda step: -(step.gain or 0))[:count]
+
+
+def folder_of(home: Path, content: Any, name: str) -> Path:
+    """The folder of a search: another one for other data or options."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return home / "best" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,140 @@
+"""What `best` gives: the best complete run, and the table of what was tried."""
+
+import dataclasses
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vizsla import storage
+from vizsla.notebook import Shown, Summary
+from vizsla.output import pages
+from vizsla.output.sheet_selection import draw_sample, with_unanswered
+from vizsla.run.best.candidates import Candidate
+from vizsla.run.best.journal import Journal, Step, most_gained, steps_table
+from vizsla.run.config import RunConfig
+from vizsla.run.inputs import folders_of, truth_in
+from vizsla.score.scores import Scores
+from vizsla.score.text_table import WIDTH
+from vizsla.search.ranking import Ranking
+from vizsla.workspace import Run
+
+PAGE = "best.html"
+
+
+@dataclass(frozen=True, repr=False)
+class BestResult(Shown):
+    """The best complete run, and what was tried. scores: None if no labels are known.
+
+    candidate: how it ranks. held_out: on what was chosen, in words. seconds: spent in all.
+    """
+
+    run: Run
+    candidate: Candidate
+    steps: list[Step]
+    held_out: str
+    budget: float
+    seconds: float
+    scores: Scores | None
+    figures: list[Path]
+    page: Path
+
+    @property
+    def again(self) -> str:
+        """The command that repeats the best run."""
+        return f"vizsla run --again {self.run.folder}"
+
+    def summary(self) -> Summary:
+        """What was best, and the table of the steps."""
+        table = steps_table(self.steps)
+        facts = [str(self.candidate), f"{self.seconds:.0f} of {self.budget:.0f} s",
+                 f"in {self.run.folder}"]  # fmt: skip
+        return Summary("Best", facts, table.columns, table.rows, notes=self.notes())
+
+    def notes(self) -> list[str]:
+        """What gave most, and what the budget was too short for."""
+        gained = [f"{step.name} {step.gain:+.3f}" for step in most_gained(self.steps)]
+        notes = [f"most gained by: {'; '.join(gained)}"] if gained else []
+        tried = {step.stage for step in self.steps if step.value is not None}
+        if not tried & {"head", "fine-tuned"}:
+            notes.append(
+                f"the budget of {self.budget:.0f} s was enough for frozen models only: more time "
+                "also tries heads and fine-tuning"
+            )
+        return notes
+
+    def text(self) -> str:
+        """All of it, for a terminal."""
+        table = steps_table(self.steps)
+        lines = [
+            *textwrap.wrap(f"tried on {self.held_out}:", WIDTH),
+            *table.lines(WIDTH, keep=table.columns, whole=table.columns[2:]),
+            *[line for note in self.notes() for line in textwrap.wrap(note, WIDTH)],
+            "",
+            f"best: {self.candidate}, after {self.seconds:.0f} of {self.budget:.0f} s",
+            self.scores.text() if self.scores else "No labels are known, so there are no scores.",
+            f"tried       {self.page}",
+        ]
+        record = self.run.result_file
+        if record is not None:
+            name = str(storage.read_json(record)["model_name"])
+            lines += [f"metrics     {record}", f"submission  {self.run.submission_path(name)}"]
+        if self.figures:
+            lines.append(f"figures     {self.figures[0].parent} ({len(self.figures)} queries)")
+        return "\n".join([*lines, f"run         {self.run.folder}", f"again       {self.again}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "run": str(self.run.folder),
+            "best": self.candidate.to_dict(),
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+            "most_gained": [step.name for step in most_gained(self.steps)],
+            "held_out": self.held_out,
+            "budget": self.budget,
+            "seconds": round(self.seconds, 1),
+            "scores": self.scores and self.scores.to_dict(),
+            "page": str(self.page),
+            "again": self.again,
+        }
+
+
+def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out: str) -> BestResult:
+    """The result of a search: draws the sheets of its best run and writes the page.
+
+    skipped: steps for which there was no time, …
+    """
+    assert journal.best is not None
+    best = Run(Path(config.home), journal.best["run"])
+    scores = best.folder / "scores.json"
+    found = BestResult(
+        best,
+        Candidate.of(journal.best["candidate"]),
+        [*journal.steps, *skipped],
+        held_out,
+        journal.budget,
+        journal.spent(),
+        Scores.load(scores) if scores.exists() else None,
+        _figures(config, best),
+        journal.path.parent / PAGE,
+    )
+    page = pages.steps_page(steps_table(found.steps), found.notes(), str(found.candidate))
+    storage.write_text(found.page, page)
+    return found
+
+
+def _figures(config: RunConfig, best: Run) -> list[Path]:
+    """The query sheets of a run, drawn unless they are there."""
+    if config.figures == 0 or best.result_file is None:
+        return []
+    name = str(storage.read_json(best.result_file)["model_name"])
+    folder = best.figures_folder(name)
+    if folder.is_dir():
+        return sorted(folder.glob("*.png"))
+    data, scores = folders_of(config), best.folder / "scores.json"
+    ranking = Ranking.load(best.folder / "ranking.parquet")
+    return draw_sample(
+        with_unanswered(ranking, data.query.ids), data, truth_in(config, data),
+        Scores.load(scores) if scores.exists() else None, folder,
+        k=config.top_k, figures=config.figures, seed=config.seed, max_pixels=config.max_pixels,
+    )  # fmt: skip

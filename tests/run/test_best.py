@@ -1,0 +1,311 @@
+"""`vizsla best`: a complete run at all times, whatever is tried, fails or is interrupted."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import vizsla
+from vizsla import storage
+from vizsla.choose.validation import Trial
+from vizsla.cli.main import app
+from vizsla.errors import DataError, UsageError
+from vizsla.model import hub
+from vizsla.model.embedder import Embedder
+from vizsla.run import functions
+from vizsla.run.best import journal as journals
+from vizsla.run.best import search as searching
+from vizsla.run.best.candidates import Candidate, HeldOut, Network
+from vizsla.run.best.journal import Journal, Step, TimeIsUp, most_gained, steps_table
+from vizsla.run.best.result import BestResult
+from vizsla.run.best.search import BestConfig, best
+from vizsla.run.config import RunConfig
+from vizsla.search.ranking import Ranking
+from vizsla.workspace import Run, open_run
+
+SEEN = {"validate_on": "seen-classes"}
+
+
+MODELS: dict[str, str] = {}  # name → the folder of a small network
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for seed, name in enumerate(("first", "second")):
+        folder = tmp_path_factory.mktemp("networks") / name
+        Embedder.build("tiny", weights="random", image_size=32, seed=seed).save(folder)
+        MODELS[name] = str(folder)
+
+
+def config(data: Path, home: Path, budget: float = 100.0, **options: Any) -> BestConfig:
+    run = RunConfig(
+        data=str(data), home=str(home), top_k=5, validating=SEEN, **{"figures": 0, **options}
+    )
+    return BestConfig(run, [*MODELS.values()], ("pretrained",), budget)
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch, short_heads: None) -> Iterator[None]:
+    """Time stands still, so that no test depends on the machine; nothing is fine-tuned."""
+    monkeypatch.setattr(searching, "LEAST_TUNING", 1000.0)
+    monkeypatch.setattr(Journal, "__post_init__", _stopped)
+    yield
+
+
+def _stopped(self: Journal) -> None:
+    self.clock = lambda: 0.0
+    self.started = self.saved = 0.0
+
+
+def files_of(run: Run) -> list[Path]:
+    record = storage.read_sealed_json(run.result_file)  # type: ignore[arg-type]
+    submission = run.submission_path(record["model_name"])
+    return [run.folder / "ranking.parquet", submission, run.result_file]  # type: ignore[list-item]
+
+
+def require_complete(run: Run, queries: int = 16) -> None:
+    ranking = Ranking.load(run.folder / "ranking.parquet")
+    assert len(ranking) == queries
+    assert json.loads(files_of(run)[1].read_text()) == ranking.to_lists(5)
+
+
+@pytest.fixture(scope="module")
+def done(tinted: Path, networks: None, tmp_path_factory: pytest.TempPathFactory) -> BestResult:
+    home = tmp_path_factory.mktemp("best")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "LEAST_TUNING", 1000.0)
+        patch.setattr(Journal, "__post_init__", _stopped)
+        return best(config(tinted, home, figures=2))
+
+
+def test_the_best_run_is_complete_and_was_chosen_step_by_step(done: BestResult) -> None:
+    require_complete(done.run)
+    stages = [step.stage for step in done.steps]
+    assert stages[:2] == ["frozen", "frozen"] and {"chain", "head"} <= {*stages}
+    assert done.steps[0].gain is None and done.steps[0].verdict == "kept"
+    kept = [step for step in done.steps if step.verdict == "kept"]
+    assert all(step.gain is None or step.gain > 0 for step in kept)
+    assert len(done.figures) == 2 and all(path.is_file() for path in done.figures)
+    assert done.scores is not None and done.scores.mean("map") is not None
+    text = done.text()
+    assert "tried on training images" in text and f"run         {done.run.folder}" in text
+    assert max(map(len, text.split("\nbest:")[0].splitlines())) <= 80
+    page = done.page.read_text()
+    assert "What was tried" in page and str(done.candidate).split(",")[0] in page
+    assert done.to_dict()["best"] == done.candidate.to_dict()
+
+
+def test_the_best_run_is_repeated_by_its_command(
+    done: BestResult, tinted: Path, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [*done.again.split()[1:], "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    again = Ranking.load(Path(json.loads(result.stdout)["run"]) / "ranking.parquet")
+    assert again.to_lists() == Ranking.load(done.run.folder / "ranking.parquet").to_lists()
+
+
+def test_the_same_call_continues_and_computes_nothing_again(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = best(config(tinted, tmp_path))
+    runs = sorted((tmp_path / "runs").iterdir())
+    monkeypatch.setattr(searching, "run", _never)
+    second = best(config(tinted, tmp_path))
+    assert sorted((tmp_path / "runs").iterdir()) == runs
+    assert second.run == first.run and second.candidate == first.candidate
+    assert [dataclasses.replace(s, seconds=0) for s in second.steps] == [
+        dataclasses.replace(s, seconds=0) for s in first.steps
+    ]
+
+
+def _never(*_: Any, **__: Any) -> None:
+    raise AssertionError("nothing is to be run")
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 6])
+def test_an_interruption_leaves_a_complete_run_and_the_search_continues(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, done: BestResult
+) -> None:
+    calls = 0
+    trial = HeldOut.trial
+
+    def interrupted(self: HeldOut, *args: Any) -> Trial:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise KeyboardInterrupt
+        return trial(self, *args)
+
+    monkeypatch.setattr(HeldOut, "trial", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        best(config(tinted, tmp_path))
+    (file,) = (tmp_path / "best").glob("*/best.json")
+    content = storage.read_sealed_json(file)
+    require_complete(open_run(tmp_path / "runs" / content["best"]["run"]))
+    after = best(config(tinted, tmp_path))
+    require_complete(after.run)
+    assert [s.name for s in after.steps if s.stage != "head"] == [
+        s.name for s in done.steps if s.stage != "head"
+    ]
+
+
+def test_a_candidate_that_fails_is_listed_and_the_others_go_on(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = HeldOut.embedded
+
+    def broken(self: HeldOut, network: Network, *args: Any) -> Any:
+        if network.model == MODELS["second"]:
+            raise RuntimeError("no memory\nfor this")
+        return embedded(self, network, *args)
+
+    monkeypatch.setattr(HeldOut, "embedded", broken)
+    found = best(config(tinted, tmp_path))
+    verdicts = {step.name: step.verdict for step in found.steps if step.stage == "frozen"}
+    assert verdicts == {"first": "kept", "second": "failed: no memory for this"}
+    require_complete(found.run)
+
+
+def test_what_stops_the_whole_command_twice_is_left_out(tmp_path: Path) -> None:
+    for _ in range(2):
+        journal = Journal.open(tmp_path, 10.0)
+        assert journal.begin("frozen: a")  # and the process is killed
+    assert not Journal.open(tmp_path, 10.0).begin("frozen: a")
+    assert Journal.open(tmp_path, 10.0).begin("frozen: b")
+
+
+def test_without_time_only_the_first_model_is_run(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "spent", lambda self: 50.0 * (self.best is not None))
+    found = best(config(tinted, tmp_path, budget=40.0))
+    require_complete(found.run)
+    assert found.candidate == Candidate((Network(MODELS["first"]),))
+    assert {s.verdict for s in found.steps[1:]} == {"no time"}
+    assert "enough for frozen models only" in "\n".join(found.notes())
+
+
+def test_a_step_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "best.json", 10.0)
+    now = 0.0
+    journal.clock = lambda: now
+    seen: list[tuple[str, int, int]] = []
+    report = journal.guarded(lambda *args: seen.append(args), until=5.0)
+    report("embedding", 1, 2)
+    now = 5.5
+    with pytest.raises(TimeIsUp):
+        report("embedding", 2, 2)
+    assert seen == [("embedding", 1, 2)]
+    assert storage.read_sealed_json(journal.path)["spent"] == 5.5  # noted before it ended
+
+
+def test_the_time_before_an_interruption_counts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "best.json", 10.0)
+    journal.clock = lambda: 7.0
+    journal.save()
+    assert Journal.open(tmp_path, 10.0).left() == pytest.approx(3.0)
+    assert Journal.open(tmp_path, 60.0).left() == pytest.approx(53.0)  # more time was given
+
+
+def test_the_steps_that_gained_most_come_first() -> None:
+    steps = [
+        Step("frozen", "a", value=0.5, verdict="kept"),
+        Step("frozen", "b", value=0.6, gain=0.1, error=0.01, verdict="kept"),
+        Step("chain", "c", value=0.9, gain=0.3, error=0.01, verdict="kept"),
+        Step("head", "d", value=0.95, gain=0.9, error=0.01),
+    ]
+    assert [step.name for step in most_gained(steps)] == ["c", "b"]
+    assert steps_table(steps).rows[2][4] == "+0.300 ± 0.010"
+
+
+def test_joined_vectors_have_the_weighted_cosines(done: BestResult, tinted: Path) -> None:
+    a, b = Network("tiny", "random"), Network("resnet18", "random")
+    assert str(Candidate((a, b), (0.5, 0.5), "none")) == "tiny + resnet18"
+    assert Candidate.of(json.loads(json.dumps(Candidate((a, b), (0.5, 0.5)).to_dict()))) == (
+        Candidate((a, b), (0.5, 0.5))
+    )
+
+
+def test_labels_of_the_test_part_change_nothing(tinted: Path, tmp_path: Path) -> None:
+    import shutil
+
+    blind = tmp_path / "data"
+    shutil.copytree(tinted, blind)
+    (blind / "labels.csv").unlink()
+    known = best(config(tinted, tmp_path / "a"))
+    unknown = best(config(blind, tmp_path / "b"))
+    assert unknown.scores is None and known.candidate.chain == unknown.candidate.chain
+    rankings = [
+        Ranking.load(found.run.folder / "ranking.parquet").to_lists() for found in (known, unknown)
+    ]
+    assert rankings[0] == rankings[1]
+    assert "No labels are known" in unknown.text()
+
+
+def test_what_is_wrong_is_said_before_the_work(tinted: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="3 weights for 2 model"):
+        best(dataclasses.replace(config(tinted, tmp_path), weights=("random",) * 3))
+    bare = tmp_path / "bare"
+    for role in ("query", "gallery"):
+        (bare / "test" / role).mkdir(parents=True)
+        for i in range(2):
+            name = next((tinted / "test" / role).glob(f"*-{i}.png"))
+            (bare / "test" / role / name.name).write_bytes(name.read_bytes())
+    with pytest.raises(DataError, match="training"):
+        best(config(bare, tmp_path))
+
+
+def test_models_that_cannot_be_had_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(self: Any) -> None:
+        asked.append(self)
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub.Repository, "cached", lambda self: None)
+    monkeypatch.setattr(hub.Repository, "require_reachable", unreachable)
+    assert hub.obtainable(["dinov2-s14", "efficientnet-lite0", "clip-vit-b16"]) == [
+        "efficientnet-lite0"
+    ]
+    assert len(asked) == 1  # an address that does not answer is not asked again
+
+
+def test_the_command_and_the_function_take_the_same_options(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[BestConfig] = []
+
+    def noted(config: BestConfig, progress: Any) -> BestResult:
+        given.append(config)
+        raise UsageError("noted")
+
+    monkeypatch.setattr(searching, "best", noted)
+    monkeypatch.setattr(functions, "search_best", noted)
+    CliRunner().invoke(app, ["best", str(tinted), "--budget", "2m", "--optimise", "points", "-q",
+                             "--model", "tiny", "--weights", "random", "-k", "3"])  # fmt: skip
+    with pytest.raises(UsageError, match="noted"):
+        vizsla.best(tinted, budget="2m", optimise="points", model="tiny", weights="random", top_k=3)
+    assert given[0] == given[1] and given[0].budget == 120.0
+    assert given[0].run.training.optimise == "points"
+    assert given[0].run.training.validate_on == "auto"
+    with pytest.raises(UsageError, match="budget"):
+        vizsla.best(tinted, budget="2")
+
+
+def test_a_small_sample_of_the_queries_keeps_images_of_their_classes() -> None:
+    from vizsla.data.splits import Draw
+    from vizsla.run.best import candidates
+
+    labels = np.repeat(np.array(list("abcdefgh")), 100)
+    rows = np.arange(800)
+    draw = Draw(rows[::2], rows[1::2])
+    small = candidates._small_draw(draw, labels, 0)
+    assert len(small.query) == candidates.FEW_QUERIES and set(small.query) <= set(draw.query)
+    assert set(small.gallery) <= set(draw.gallery)
+    assert {*labels[small.query]} <= {*labels[small.gallery]}
+    assert journals.STOPS == 2
