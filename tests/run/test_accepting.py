@@ -19,11 +19,12 @@ from vizsla.data.data_folders import open_data
 from vizsla.data.splits import Target
 from vizsla.errors import DataError, UsageError
 from vizsla.options import GalleryOptions
-from vizsla.run import accepting, pipeline, several_models
+from vizsla.run import accepting, fused_runs, pipeline, several_models
 from vizsla.run.accepting import CALIBRATION, Accept
 from vizsla.run.config import RunConfig, again
 from vizsla.run.finish import RunResult
 from vizsla.run.fused_runs import FusionConfig
+from vizsla.run.members import Member
 from vizsla.score.calibration import Calibration
 from vizsla.search import exact
 from vizsla.search.ranking import Ranking
@@ -92,6 +93,7 @@ def test_the_report_shows_decisions(accepted: RunResult, tmp_path: Path) -> None
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     text = page.read_text()
+    assert re.search(r"sure from a score of [\d.]+\d\. For the others", text)
     assert "queries have an accepted match" in text and "Are the probabilities true?" in text
     assert ' below">' in text and " accepted</p>" in text
 
@@ -175,6 +177,20 @@ def test_fuse_decides_by_what_it_learns_or_by_a_file(home: Path, tmp_path: Path)
         fuse("--accept", str(file), "--fusion", "minmax")
     with pytest.raises(UsageError, match="option of --accept"):
         fuse("--write-calibration", str(file))
+
+
+def test_whitening_that_was_fitted_to_the_images_it_learns_from_is_refused(home: Path) -> None:
+    with pytest.raises(UsageError, match=r"give (--)?whiten none"):
+        pipeline.run(config(home, whiten="shrunk"))
+    both = [config(home), config(home, seed=1)]
+    with pytest.raises(UsageError, match="fusion_whiten=none"):
+        several_models.run_models(both, FusionConfig("concat"))
+    joint = several_models.run_models(both, FusionConfig("concat", whiten="none"))
+    assert joint.calibration is not None
+    with pytest.raises(UsageError, match="fusion_whiten=none"):
+        fused_runs.joint_calibration(
+            [Member.of(one.run.folder) for one in joint.members], FusionConfig("concat"), 0.7
+        )
 
 
 def test_a_tuned_model_with_few_held_out_classes_is_warned_of(

@@ -93,6 +93,17 @@ def check_accept(config: RunConfig, data: DataFolders) -> None:
     """Before the work: UsageError or DataError if --accept cannot be read or has no images."""
     if config.accept is not None and Accept.parse(config.accept).file is None:
         training_part(data.training, config.data, "--accept")
+        require_no_whitening(config.whiten, "--whiten none")
+
+
+def require_no_whitening(whiten: str, without: str) -> None:
+    """UsageError if the training images were whitened by their own statistics: their scores would
+    not be those of new images. without: the option that leaves it out."""
+    if whiten != "none":
+        raise UsageError(
+            f"--accept learns from the training images, to which the whitening ({whiten}) is "
+            f"fitted, so that their scores are not those of new images: give {without}"
+        )
 
 
 def calibration_for(
@@ -136,6 +147,7 @@ def learn_calibration(
     so. DataError without training images.
     """
     images = training_part(data.training, config.data, "--accept")
+    require_no_whitening(config.whiten, "--whiten none")
     tuning = config.training
     trained = None
     if tuned:

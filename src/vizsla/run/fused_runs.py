@@ -23,7 +23,7 @@ from vizsla.data.splits import training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.projection import WHITENINGS, project, whitening
-from vizsla.run.accepting import calibration_for
+from vizsla.run.accepting import Accept, calibration_for, require_no_whitening
 from vizsla.run.config import RunConfig
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import folders_of, target_in, truth_in
@@ -220,6 +220,12 @@ def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | Non
     return rank
 
 
+def require_decidable(fusion: FusionConfig, accept: float | str | None) -> None:
+    """UsageError if --accept cannot be learned for this way to fuse."""
+    if accept is not None and fusion.method == CONCAT and Accept.parse(accept).file is None:
+        require_no_whitening(fusion.whiten, "--set fusion_whiten=none")
+
+
 def joint_calibration(
     members: Sequence[Member],
     fusion: FusionConfig,
@@ -228,6 +234,7 @@ def joint_calibration(
 ) -> Calibration:
     """By which the joint ranking of these runs (or that of one) is decided, learned on images that
     are new to all of them, or read from a file. fusion: with every `auto` as it was chosen."""
+    require_decidable(fusion, accept)
     tuned = [member for member in members if member.is_tuned]
     config = dataclasses.replace((tuned or members)[0].config, accept=accept)
     data = folders_of(config)

@@ -29,6 +29,7 @@ from vizsla.run.fused_runs import (
     FusionConfig,
     fuse_runs,
     joint_calibration,
+    require_decidable,
 )
 from vizsla.run.inputs import folders_of, truth_in
 from vizsla.run.members import Member
@@ -56,6 +57,7 @@ def run_models(
             embedder = load_embedder(config, seed=config.seed)
             resolve_compute(device=config.device, precision="int8", embedder=embedder)
     fusion.check(len(configs))
+    require_decidable(fusion, configs[0].accept)
     check_accept(configs[0], folders_of(configs[0]))
     if needed_by := fusion.needs_training:
         training_part(folders_of(configs[0]).training, configs[0].data, needed_by)
