@@ -90,7 +90,7 @@ def test_a_run_whose_runtime_is_gone_is_not_continued(
 @pytest.mark.skipif(not has_exact_int8(), reason="needs a CPU with VNNI instructions")
 def test_a_run_in_int8_trains_its_head_in_another_precision(data: Path) -> None:
     lite = {"model": "efficientnet-lite0", "weights": "pretrained", "image_size": None}
-    tuning = {"finetune": "head", "head_steps": 9, "draws": 1, "validate_on": "seen-classes"}
+    tuning = {"finetune": "head", "head_steps": 9, "draws": 1, "validate_on": "new-classes"}
     done = run(config(data, **lite, precision="int8", tuning=tuning, figures=0))
     options = done.run.config["options"]
     assert (options["precision"], options["runtime"]) == ("int8", "openvino")
