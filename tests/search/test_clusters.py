@@ -28,6 +28,16 @@ def test_things_that_are_apart_are_found(method: str) -> None:
     assert best > 0.95
 
 
+def test_clusters_of_many_hundred_images_are_joined_by_the_lowest_cut_offs() -> None:
+    rng = np.random.default_rng(3)
+    numbers = np.repeat(np.arange(2), 900)
+    vectors = rng.normal(size=(2, 48))[numbers] + 1.0 * rng.normal(size=(1800, 48))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    fitted = fit(vectors.astype(np.float32))
+    best = max(fitted.cut_offs, key=lambda cut: adjusted_rand_score(numbers, fitted.at(cut)))
+    assert adjusted_rand_score(numbers, fitted.at(best)) > 0.95 and best < 0.01
+
+
 def test_equal_images_are_one_cluster_however_many_there_are() -> None:
     vectors, _ = things(30)
     many = np.concatenate([vectors, np.repeat(vectors[:1], 150, axis=0)])

@@ -25,7 +25,8 @@ BACKGROUND_PAIRS = 20_000  # random pairs whose median cosine counts as 0
 PAIRS_AT_ONCE = 50_000
 MOST_AGGLOMERATIVE = 20_000  # images: more would need more than 3 GB
 CUT_OFFS = {
-    "graph": np.arange(1, 81) / 100,  # similarity: of `weights`
+    # similarity, of `weights`; the lowest ones join clusters of many times DEPTH images
+    "graph": np.concatenate([[0.001, 0.002, 0.003, 0.005], np.arange(1, 81) / 100]),
     "agglomerative": np.arange(10, 96) / 100,  # mean cosine
     "hdbscan": np.array([2.0, 3, 4, 5, 8, 12, 20, 30]),  # fewest images of a cluster
 }  # method → what calibration tries
