@@ -4,9 +4,11 @@
     python benchmarks/closer.py collages --shared ../shared     # crops in collages, gallery of 450
     python benchmarks/closer.py partial --shared ../shared      # 100 planted among 4,000 photos
     python benchmarks/closer.py sets --shared ../shared         # verify by class, and `auto`
+    python benchmarks/closer.py objects --shared ../shared      # small objects, by tiles
+    python benchmarks/closer.py many-tiles                      # 100,000 made images of 5 tiles
 
-Photos are those of the two shared sets. `fit` sees training images only; `collages` takes the test
-images of caltech101 (with --part training: others, to develop on).
+Photos are those of the two shared sets. `fit` sees training images only; `collages` and `objects`
+take the test images of caltech101 (with --part training: others, to develop on).
 """
 
 import argparse
@@ -14,10 +16,11 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from vizsla.audit.check import check, image_sets
@@ -27,18 +30,20 @@ from vizsla.data.data_folders import open_data
 from vizsla.data.images import read_image
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import target_of
+from vizsla.data.tiles import WHOLE, Box, Tiles
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed
 from vizsla.embed.local_features import Extractor, LocalFeatures, Sift
 from vizsla.embed.token_features import Tokens
 from vizsla.model.open_model import load_embedder
-from vizsla.options import ModelChoice, TuneConfig
+from vizsla.options import DEFAULT_BACKBONE, ModelChoice, TuneConfig
 from vizsla.score.evaluate import evaluate
 from vizsla.score.truth import truth_of_folders
-from vizsla.search import geometry
+from vizsla.search import exact, geometry
 from vizsla.search.chain import parse_chain, rank_refined
 from vizsla.search.geometry import geometry_of
+from vizsla.search.index import build_index
 from vizsla.search.verify import FEATURES, features_of_both
 
 CUT_OFF = 0.9  # of the probability: `fit` finds 1 wrong pair in 64,000 above it
@@ -301,9 +306,115 @@ def sets(shared: Path, cache: Path, name: str) -> None:
         print(name, chain, f"top-1 {top1:.4f} mAP {mean_ap:.4f} {seconds:.0f} s", flush=True)
 
 
+# ── tiles ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """An object pasted into a host, and where: x, y, width and height as fractions."""
+
+    picture: Image.Image
+    box: Box
+
+
+def pasted(photo: Image.Image, host: Image.Image, rng: np.random.Generator) -> Pasted:
+    """The whole photo at a ninth of the host's area, anywhere in it."""
+    scale = (host.width * host.height / 9 / (photo.width * photo.height)) ** 0.5
+    scale = min(scale, host.width / photo.width, host.height / photo.height)
+    small = photo.resize((max(1, int(photo.width * scale)), max(1, int(photo.height * scale))))
+    left = int(rng.integers(host.width - small.width + 1))
+    top = int(rng.integers(host.height - small.height + 1))
+    made = host.copy()
+    made.paste(small, (left, top))
+    box = (left / host.width, top / host.height, small.width / host.width,
+           small.height / host.height)  # fmt: skip
+    return Pasted(as_jpeg(made, 90), box)
+
+
+def covered(tile: Box, of: Box) -> float:
+    """The share of the area of one box that is inside a tile."""
+    sides = [
+        max(0.0, min(tile[i] + tile[i + 2], of[i] + of[i + 2]) - max(tile[i], of[i]))
+        for i in (0, 1)
+    ]
+    return sides[0] * sides[1] / (of[2] * of[3])
+
+
+def objects(shared: Path, part: str, tiles: Sequence[str], model: str, seed: int = 7) -> None:
+    """200 objects in hosts, among 200 other photos: top-1 by one vector and by tiles."""
+    rng = np.random.default_rng(seed)
+    files = photos(shared, "caltech101", part)
+    chosen = [read_image(files[i]) for i in rng.permutation(len(files))[:600]]
+    made = [pasted(chosen[i], chosen[200 + i], rng) for i in range(200)]
+    shown = [one.picture for one in made] + chosen[400:]
+
+    def embedded(pictures: Sequence[Image.Image], grid: str, **more: bool) -> Embeddings:
+        embedder = load_embedder(ModelChoice(model=model, tiles=grid))
+        images = ImageSet(Path(), [f"{i:03}.jpg" for i in range(len(pictures))])
+        with tempfile.TemporaryDirectory() as scratch:
+            return embed(images, embedder, scratch, picture=pictures.__getitem__, **more)
+
+    for grid in tiles:
+        started = time.process_time()
+        gallery = embedded(shown, grid)
+        seconds = time.process_time() - started
+        queries = embedded(chosen[:200], grid, only_whole=True)
+        ranking = exact.rank(queries, gallery, 1)
+        right = np.flatnonzero(ranking.positions[:, 0] == np.arange(200))
+        print(f"{grid}: top-1 {len(right)}/200; {seconds:.0f} s of processor time")
+        boxes = [ranking.box(int(i), 0) for i in right]
+        shares = np.array(
+            [covered(box, made[i].box) for i, box in zip(right, boxes, strict=True) if box]
+        )
+        if len(shares):
+            parts = np.mean([box != WHOLE for box in boxes])
+            print(
+                f"  the tile overlaps the object: {(shares > 0).mean():.0%}, covers half of it: "
+                f"{(shares >= 0.5).mean():.0%}; it is a part of the picture: {parts:.0%}"
+            )
+
+
+def many_tiles(cache: Path, kinds: Sequence[str], n: int = 100_000, seed: int = 0) -> None:
+    """Speed and memory of a search among n made images of 5 tiles, 512 dimensions."""
+    tiles = Tiles.parse("1+2x2")
+    assert tiles is not None
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((2000, 512), np.float32)
+    vectors = rng.standard_normal((n, len(tiles), 512), np.float32)
+    vectors *= 0.8
+    vectors += centres[rng.integers(2000, size=n)][:, None]
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    queries = vectors[rng.integers(n, size=64), 3] + 0.02 * rng.standard_normal((64, 512))
+    asked = Embeddings.from_arrays(queries, model_id="made")
+    gallery = Embeddings(
+        [f"{i:06}.jpg" for i in range(n)], vectors[:, 0], pa.table({}), "made", tiles=tiles,
+        tile_vectors=vectors,
+    )  # fmt: skip
+    print(f"{vectors.nbytes / 2**20:.0f} MiB of vectors")
+    for what, embeddings in (("whole pictures", gallery.only_whole()), ("tiles", gallery)):
+        for kind in kinds:
+            started = time.perf_counter()
+            folder = cache / f"many-{kind}-{what.split()[0]}"
+            index = build_index(embeddings, folder, kind=kind)
+            built = time.perf_counter() - started
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            index.search(asked.subset(np.arange(1)), 10)
+            times = []
+            for i in range(20):
+                started = time.perf_counter()
+                index.search(asked.subset(np.arange(i, i + 1)), 10)
+                times.append(time.perf_counter() - started)
+            print(f"{kind}, {what}: built in {built:.0f} s, {size / 2**20:.0f} MiB; one query "
+                  f"{np.median(times) * 1000:.1f} ms (median of 20)")  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("fit", "collages", "partial", "sets"))
+    parser.add_argument("what", choices=("fit", "collages", "partial", "sets", "objects",
+                                         "many-tiles"))  # fmt: skip
+    parser.add_argument("--tiles", nargs="+", default=["1", "1+2x2", "1+2x2+3x3"])
+    parser.add_argument("--model", default=DEFAULT_BACKBONE)
+    parser.add_argument("--kinds", nargs="+", default=["exact", "hnsw"])
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--part", choices=("training", "test"), default="test")
     parser.add_argument("--features", choices=FEATURES, default="sift")
@@ -317,11 +428,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fit(given.shared, given.features, **seed)
     elif given.what == "collages":
         collages(given.shared, given.part, **seed)
+    elif given.what == "objects":
+        objects(given.shared, given.part, given.tiles, given.model, **seed)
     else:
         with tempfile.TemporaryDirectory(prefix="closer-") as scratch:
             cache = given.cache or Path(scratch)
             if given.what == "sets":
                 sets(given.shared, cache, given.data)
+            elif given.what == "many-tiles":
+                many_tiles(cache, given.kinds, **seed)
             else:
                 partial(given.shared, cache, given.photos, **seed)
 

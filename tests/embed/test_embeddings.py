@@ -84,7 +84,7 @@ def test_resume_goes_on_behind_the_last_whole_shard(tmp_path: Path) -> None:
     third.add(["d", "e", "f"], unit(3), pa.table({}), [])
     third.finish()
     assert Embeddings.open(tmp_path / "e").ids == ["a", "b", "d", "e", "f"]
-    assert [len(vectors) for _, vectors, _ in parts_of(tmp_path / "e")[3]] == [2, 3]
+    assert [len(vectors) for _, vectors, _ in parts_of(tmp_path / "e").parts] == [2, 3]
     with pytest.raises(DataError, match="differ in model_id"):
         ShardWriter(tmp_path / "e", lambda: {**about, "model_id": "n"}, 5, total=6).resume()
 
