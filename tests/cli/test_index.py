@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vizsla.cli.main import app
@@ -313,3 +314,27 @@ def test_an_exclude_list_names_literally_first(
     vizsla("embed", "e", "--exclude", "out.txt", "-o", "e.emb", *TINY)
     assert Embeddings.open("e.emb").ids == ["a.png", "c.png"]
     assert "1 of 3 names are not images here and exclude nothing: nosuch.png" in caplog.text
+
+
+def test_the_part_of_an_image_that_was_found_is_printed(
+    paint: Callable[..., Path], tmp_path: Path
+) -> None:
+    paint("g/plain.png", (90, 90, 90))
+    Image.new("RGB", (96, 96), (90, 90, 90)).save(tmp_path / "g" / "corner.png")
+    with Image.open(tmp_path / "g" / "corner.png") as image:
+        image.paste((220, 20, 20), (32, 32, 96, 96))
+        image.save(tmp_path / "g" / "corner.png")
+    query = paint("q.png", (220, 20, 20))
+    vizsla("embed", tmp_path / "g", *TINY, "--tiles", "2x2", "-o", tmp_path / "e", "-q")
+    for gallery in ("e", "i"):
+        if gallery == "i":
+            vizsla("index", tmp_path / "e", "-o", tmp_path / "i", "-q")
+        found = run_json("search", tmp_path / gallery, query)["rankings"]
+        assert isinstance(found, dict)
+        ((best, *_),) = found.values()
+        box = [best[name] for name in "xywh"]
+        assert best["id"] == "corner.png" and box == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    shown = vizsla("search", tmp_path / "i", query, "-q")
+    assert "part x,y,w,h" in shown.stdout and "0.33,0.33,0.67,0.67" in shown.stdout
+    lines = vizsla("search", tmp_path / "i", query, "--csv", "-q").stdout.splitlines()
+    assert lines[0] == "query,rank,id,score,x,y,w,h" and lines[1].endswith("0.6666666666666666")

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from vizsla.data.tiles import Tiles
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.output import query_sheets
 from vizsla.output.query_sheets import RankingTruth, draw_ranking, sheet_names
@@ -15,6 +17,7 @@ from vizsla.output.sheet_drawing import (
     BLANK,
     LINE,
     PAPER,
+    PART,
     RIGHT,
     WRONG,
     Picture,
@@ -291,3 +294,18 @@ def test_real_photos_are_drawn(shared: Path, tmp_path: Path) -> None:
     )
     assert len(paths) == 20
     assert all(BLANK not in colours(path) for path in paths[:3])
+
+
+def test_the_part_that_was_found_is_framed(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    tiles = Tiles.parse("2x2")
+    found = replace(ranking(1, 2), tiles=tiles, best_tile=np.array([[4, 0]], np.int8))
+    (path,) = draw_ranking(found, *photos, tmp_path / "out", k=2)
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    frame = np.argwhere((abs(pixels - ImageColor.getrgb(PART)) < 3).all(axis=2))
+    (top, left), (bottom, right) = frame.min(axis=0), frame.max(axis=0)
+    beside = np.arange(pixels.shape[1]) > LEFT
+    image = np.argwhere((abs(pixels - (0, 90, 130)) < 3).all(axis=2) & beside)
+    low, far = image.max(axis=0)
+    wide, high = far - LEFT, low - image[:, 0].min()
+    assert right <= far and bottom <= low and right - left == pytest.approx(2 / 3 * wide, abs=8)
+    assert bottom - top == pytest.approx(2 / 3 * high, abs=8)

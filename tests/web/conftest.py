@@ -220,7 +220,10 @@ def embedded(
     table = table.append_column("price", price)
     for name, values in (columns or {}).items():
         table = table.append_column(name, pa.array(values))
-    return Embeddings(found.ids, found.vectors, table, found.model_id)
+    return Embeddings(
+        found.ids, found.vectors, table, found.model_id,
+        tiles=found.tiles, tile_vectors=found.tile_vectors,
+    )  # fmt: skip
 
 
 class Served:

@@ -1,0 +1,51 @@
+"""A gallery whose images have tiles, over the API and on the page."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.web.conftest import colours, png
+from vizsla.data.tiles import Tiles
+from vizsla.web.search.client import SearchClient
+
+RED = (200, 30, 40)
+
+
+@pytest.fixture
+def parts(open_search: Callable[..., Any], tmp_path: Path) -> Any:
+    """Grey images, one of them with a red corner at the lower right."""
+    for name, tint in (("a", (90, 90, 90)), ("b", (120, 120, 120))):
+        (tmp_path / "hosts" / name).mkdir(parents=True)
+        for i in range(2):
+            image = Image.new("RGB", (90, 90), tint)
+            if (name, i) == ("b", 1):
+                image.paste(RED, (30, 30, 90, 90))
+            image.save(tmp_path / "hosts" / name / f"{i}.png")
+    return open_search(colours().with_tiles("2x2"), folder=tmp_path / "hosts")
+
+
+def test_the_part_that_was_found_is_named(parts: Any) -> None:
+    answer = parts.post(image=png(RED)).json()["results"]
+    tiles = Tiles.parse("2x2")
+    assert tiles is not None
+    assert answer[0]["id"] == "b/1.png" and answer[0]["box"] == list(tiles.boxes[4])
+    with SearchClient(parts.url) as client:
+        found = client.search(png(RED), k=4)
+    assert found[0].box == list(tiles.boxes[4]) and len({hit.id for hit in found}) == 4
+
+
+def test_the_part_is_framed_on_the_page(parts: Any) -> None:
+    name = parts.post(image=png(RED)).json()["queries"][0]
+    page = httpx.get(f"{parts.url}/", params={"query": name}).text
+    x, y, w, h = parts.engine.gallery.index.view.snapshot.tiles.boxes[4]
+    assert page.count(f'x="{x}" y="{y}" width="{w}" height="{h}"') == 2
+    assert '<span class="fit">' in page
+
+
+def test_whole_images_have_no_part(served: Any) -> None:
+    answer = served.post(image=png(RED)).json()["results"]
+    assert all(one["box"] is None for one in answer)
