@@ -13,6 +13,7 @@ from vizsla.embed import runtime
 from vizsla.embed.compute import has_exact_int8
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.errors import DataError, ModelError, UsageError, flags_named
+from vizsla.model.embedder import Embedder
 from vizsla.output.submission import read_submission
 from vizsla.run import config as run_config
 from vizsla.run import pipeline
@@ -471,3 +472,17 @@ def test_items_without_their_columns_or_labels_are_an_error_before_the_work(data
     with pytest.raises(DataError, match="score items, and no labels are known"):
         run(config(data, group_by="product"))
     assert not (data.parent / "runs").exists()
+
+
+def test_a_run_with_tiles_finds_images_by_their_parts(data: Path) -> None:
+    result = run(config(data, tiles="1+2x2"))
+    embeddings = result.run.folder / "embeddings"
+    gallery, queries = (Embeddings.open(embeddings / role) for role in ("gallery", "query"))
+    assert gallery.tiles is not None and len(gallery.tiles) == 5 and queries.tiles is None
+    assert gallery.model_id == queries.model_id
+    ranking = Ranking.load(result.run.folder / "ranking.parquet")
+    assert ranking.best_tile is not None and len({*ranking.best_tile[:, :5].ravel().tolist()}) > 1
+    assert Embedder.load(result.run.folder / "embedder").tiles == gallery.tiles
+    for name, value in (("refine", "kreciprocal"), ("accept", "0.9")):
+        with pytest.raises(UsageError, match=f"{name}.* tiles 1.2x2"):
+            run(config(data, tiles="2x2", **{name: value}))

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import vizsla
+from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.score import whole_gallery
@@ -88,6 +91,21 @@ def test_junk_and_judgements_reach_the_ranks_behind_the_rankings_end() -> None:
     ]
     assert found[0].per_query("map") == found[1].per_query("map")
     assert found[0].mean("map") is not None
+
+
+def test_later_ranks_of_images_with_tiles_are_unknown() -> None:
+    query_set, gallery_set = own_pair(QUERY, GALLERY, QUERY_LABELS, GALLERY_LABELS)
+    tiles = Tiles.parse("2x1")
+    parts = np.stack([gallery_set.vectors, gallery_set.vectors[::-1], gallery_set.vectors], axis=1)
+    gallery_set = replace(gallery_set, tiles=tiles, tile_vectors=parts)
+    truth = Truth.from_grades({q: {"0": 1} for q in query_set.ids})
+    whole, cut = (
+        evaluate_ranked(
+            exact.rank(query_set, gallery_set, k), truth, query_set, gallery_set, ks=[1]
+        )
+        for k in (60, 5)
+    )
+    assert whole.mean("map") is not None and cut.mean("map") is None
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -73,6 +73,7 @@ def run(
         with waiting(report, LOADING):
             embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
         _require_same_model(embedder, config)
+        _require_whole_images(embedder, config)
         compute = compute_for(config, embedder, data)
         config, training = before_training(
             config, data.training, (data.query, data.gallery), embedder, compute, report
@@ -201,6 +202,16 @@ def _require_same_model(embedder: Embedder, config: RunConfig) -> None:
             f"{config.model} with weights {config.weights} is now another model "
             f"({embedder.model_id}) than in the run to repeat ({config.model_id}): restore the "
             "weights, or start a new run without --again"
+        )
+
+
+def _require_whole_images(embedder: Embedder, config: RunConfig) -> None:
+    """UsageError if tiles are to be embedded for what compares one vector of each image."""
+    asked = {"--refine": config.refine != "none", "--accept": config.accept is not None}
+    if embedder.tiles is not None and (names := [name for name in asked if asked[name]]):
+        raise UsageError(
+            f"{' and '.join(names)} with --tiles {embedder.tiles}: re-ranking and probabilities "
+            "are made for one vector of each image: leave --tiles out, or these"
         )
 
 

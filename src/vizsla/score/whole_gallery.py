@@ -176,14 +176,14 @@ def evaluate_ranked(
 ) -> Scores:
     """Scores over the whole gallery, however deep the ranking of these vectors is.
 
-    A ranking that was refined or fused no longer has the order of the vectors: its later ranks are
-    unknown. options: of `evaluate`.
+    A ranking that was refined, fused or made of tiles does not have the order of the vectors of
+    whole images: its later ranks are unknown. options: of `evaluate`.
     """
     if protocol is not None:
         protocol = parse_protocol(protocol)
         truth = protocol.judging(named_as(truth, ranking), ranking.queries)
     full_ranks = None
-    by_cosine = not {"refine", "fusion"} & ranking.origin.keys()
+    by_cosine = not {"refine", "fusion", "tiles"} & ranking.origin.keys()
     if by_cosine and ranking.depth < len(gallery) - (1 if truth.one_set else 0):
         relevant, ignored = relevant_and_ignored(truth, queries.ids, gallery.ids)
         full_ranks = relevant_ranks(
