@@ -1,0 +1,222 @@
+"""The best ranking so far: what `best` tries is compared with it, and it is made a complete run."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vizsla.choose.validation import Trial
+from vizsla.errors import VizslaError
+from vizsla.progress import Report
+from vizsla.run.best.candidates import Candidate, HeldOut, Network
+from vizsla.run.best.journal import BETTER, Journal, Step, TimeIsUp
+from vizsla.run.config import RunConfig
+from vizsla.run.fused_runs import CONCAT, FusionConfig
+from vizsla.run.inputs import folders_of
+from vizsla.run.members import Member
+from vizsla.run.pipeline import run
+from vizsla.run.several_models import joint_run
+from vizsla.workspace import Run, is_run
+
+log = logging.getLogger("vizsla.run")
+
+LOADING, FINISHING = 2.0, 5.0  # seconds, before they are measured: of a model, of a run's files
+OVERRUN = 1.04  # of the budget, for what cannot be stopped at once
+NO_TIME = "no time"
+FAILURES = (VizslaError, RuntimeError, OSError, ValueError, MemoryError)  # of one candidate
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A candidate and its values on validation."""
+
+    candidate: Candidate
+    trial: Trial
+
+
+class BestSoFar:
+    """The best candidate so far, and the run that it was made.
+
+    first: the values of the first model. plain: the best candidate without a chain. singles: the
+    networks that were tried alone, without a chain. skipped: steps for which there was no time, …
+    """
+
+    def __init__(
+        self, shared: RunConfig, folder: Path, journal: Journal, progress: Report | None
+    ) -> None:
+        self.shared, self.folder, self.journal, self.progress = shared, folder, journal, progress
+        self.held = HeldOut(shared, folders_of(shared), folder)
+        self.first: Trial | None = None
+        self.plain: Tried | None = None
+        self.best: Tried | None = None
+        self.singles: dict[Network, Trial] = {}
+        self.skipped: list[Step] = []
+        self.test_images = 0
+        self.finishing = FINISHING  # seconds that a complete run takes once its vectors are there
+
+    @property
+    def report(self) -> Report:
+        """Stops a step where no more is left than the best so far needs for a complete run."""
+        return self.journal.guarded(self.progress, self.journal.budget - self.reserve())
+
+    def reserve(self, candidate: Candidate | None = None) -> float:
+        """Seconds that it takes to make a complete run of a candidate; by default of the best."""
+        if candidate is None and self.best is None:
+            return 0.0
+        candidate = candidate or self.best.candidate  # type: ignore[union-attr]
+        new = [one for one in candidate.networks if not self._has_run(one)]
+        return self.finishing + sum(LOADING + self.seconds(one, self.test_images) for one in new)
+
+    def seconds(self, network: Network, images: int) -> float:
+        """Seconds that it takes to embed so many images, as far as is known."""
+        return 1.15 * self.held.seconds_per_image.get(network.key, 0.0) * images
+
+    def attempt(
+        self,
+        stage: str,
+        name: str,
+        what: Candidate | Callable[[], Candidate],
+        *,
+        needs: float = 0.0,
+    ) -> Candidate | None:
+        """Tries one thing, writes it down, and keeps it if it is better; None if it has failed.
+
+        needs: seconds, at least; with less left it is skipped.
+        """
+        key = f"{stage}: {name}"
+        if key in self.journal.known:
+            found = self.journal.known[key]
+            if found is None:
+                return None
+            candidate = Candidate.of(found["candidate"])
+            tried = Tried(candidate, self.held.trial(candidate, self.report))
+            return self._entered(tried, found["kept"])
+        known = what if isinstance(what, Candidate) else None
+        if self.journal.left() - self.reserve(known) < needs:
+            self.skipped.append(Step(stage, name, verdict=NO_TIME))
+            return None
+        if not self.journal.begin(key):
+            step = Step(stage, name, verdict="left out: it stopped the command twice")
+            self.journal.end(key, step)
+            return None
+        started = self.journal.spent()
+        try:
+            candidate = what if isinstance(what, Candidate) else what()
+            trial = self.held.trial(candidate, self.report)
+        except TimeIsUp:
+            self.journal.begun.pop(key, None)
+            self.skipped.append(Step(stage, name, verdict=NO_TIME))
+            return None
+        except FAILURES as error:
+            reason = " ".join(f"{error}".split()) or type(error).__name__
+            log.warning("%s %s failed: %s", stage, name, reason)
+            self.journal.end(key, Step(stage, name, verdict=f"failed: {reason}"[:120]))
+            return None
+        tried = Tried(candidate, trial)
+        kept = self._is_kept(tried)
+        shown = candidate.chain if stage == "chain" else str(candidate)
+        taken = round(self.journal.spent() - started, 1)
+        step = Step(stage, shown, seconds=taken, verdict=BETTER if kept else "")
+        step = step.scored(trial, self.plain.trial if self.plain else None)
+        self.journal.end(key, step, {"candidate": candidate.to_dict(), "kept": kept})
+        return self._entered(tried, kept)
+
+    def _is_kept(self, tried: Tried) -> bool:
+        """Whether it gains more than one standard error over the best of its kind, more likely wins
+        than loses contest points, and is below the first model neither in top-1 nor in mAP.
+
+        A chain was chosen by a stricter rule, against none; it has to gain over the best only if
+        that is of other networks.
+        """
+        trial, before = tried.trial, self.plain
+        if before is None or self.first is None or self.best is None:
+            return True
+        if trial.top1 < self.first.top1 or trial.map < self.first.map:
+            return False
+        if tried.candidate.chain == "none":
+            return _gains(trial, before.trial)
+        other = self.best.candidate.networks != before.candidate.networks
+        changed = tried.candidate != self.best.candidate
+        return changed and (not other or _gains(trial, self.best.trial))
+
+    def _entered(self, tried: Tried, kept: bool) -> Candidate:
+        candidate = tried.candidate
+        if len(candidate.networks) == 1 and candidate.chain == "none":
+            self.singles[candidate.networks[0]] = tried.trial
+        if kept and candidate.chain == "none":
+            self.plain = tried
+        if kept and (
+            self.best is None or candidate.chain != "none" or _gains(tried.trial, self.best.trial)
+        ):
+            self.best = tried
+        return candidate
+
+    def complete(self) -> None:
+        """Makes a complete run of the best so far, unless it is one."""
+        assert self.best is not None
+        candidate = self.best.candidate
+        if self.journal.best and Candidate.of(self.journal.best["candidate"]) == candidate:
+            return
+        started = self.journal.spent()
+        unknown = [one for one in candidate.networks if not self._has_run(one)]
+        report = self.journal.guarded(self.progress, OVERRUN * self.journal.budget)
+        try:
+            done = self._run_of_candidate(candidate, report)
+        except TimeIsUp:
+            self.skipped.append(Step("run", str(candidate), verdict=NO_TIME))
+            return
+        except FAILURES as error:
+            log.warning("no run of %s, so that an earlier one is the best: %s", candidate, error)
+            return
+        new = sum(LOADING + self.seconds(one, self.test_images) for one in unknown)
+        self.finishing = max(self.finishing, 1.2 * (self.journal.spent() - started) - new)
+        self._is_complete(candidate, done)
+
+    def _is_complete(self, candidate: Candidate, done: Run) -> None:
+        self.journal.best = {"candidate": candidate.to_dict(), "run": done.id}
+        self.journal.save()
+        held = ""
+        if self.best is not None:
+            trial = self.best.trial
+            held = f", validation top-1 {trial.top1:.3f}, mAP {trial.map:.3f}"
+        log.info("best so far: %s%s: runs/%s", candidate, held, done.id)
+
+    def _run_of_candidate(self, candidate: Candidate, report: Report) -> Run:
+        if len(candidate.networks) == 1:
+            (network,) = candidate.networks
+            if candidate.chain == "none":
+                return self.run_of(network, report)
+            return run(self.config_of(network, refine=candidate.chain), report).run
+        members = [Member.of(self.run_of(one, report).folder) for one in candidate.networks]
+        fusion = FusionConfig(CONCAT, list(candidate.weights), "none", candidate.chain)
+        shared = dataclasses.replace(self.shared, figures=0)
+        return joint_run(members, shared, fusion, report).run
+
+    def run_of(self, network: Network, report: Report) -> Run:
+        """The complete run of a network alone; a tuned one has it already."""
+        if found := self._has_run(network):
+            return found
+        done = run(self.config_of(network), report)
+        self.journal.known[f"run {network.key}"] = done.run.id
+        if self.journal.best is None:
+            self._is_complete(Candidate((network,)), done.run)
+        return done.run
+
+    def config_of(self, network: Network, **changes: Any) -> RunConfig:
+        """Of a run of the network, which computes as all others of it do."""
+        runtime = self.held.compute(network).runtime
+        return network.config(self.shared, runtime=runtime, **changes)
+
+    def _has_run(self, network: Network) -> Run | None:
+        if is_run(network.model):
+            return Run(Path(network.model).parent.parent, Path(network.model).name)
+        known = self.journal.known.get(f"run {network.key}")
+        found = Run(Path(self.shared.home), known) if known else None
+        return found if found and found.result_file else None
+
+
+def _gains(trial: Trial, before: Trial) -> bool:
+    """More than one standard error, and rather wins than loses contest points."""
+    return dataclasses.replace(trial, baseline=before, max_risk=0.5).is_safe
