@@ -20,6 +20,7 @@ from vizsla.run.demo import demo
 PICTURES = Path(__file__).parent / "pictures"
 CHROMIUM = "/usr/bin/chromium"
 COMMAND = "from vizsla.cli.main import main; main()"
+MARGIN = 16  # pixels below the last row of results
 SHEETS = 2  # queries on the first picture
 
 
@@ -65,10 +66,14 @@ def opened(browser: Browser, width: int, height: int) -> Page:
     return browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
 
 
-def screenshot(page: Page) -> Image.Image:
-    """The page once it is quiet."""
+def screenshot(page: Page, down_to: str | None = None) -> Image.Image:
+    """The page once it is quiet. down_to: the element that it ends below, instead of the window."""
     page.wait_for_load_state("networkidle")
-    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    shown = Image.open(io.BytesIO(page.screenshot(full_page=down_to is not None))).convert("RGB")
+    box = page.locator(down_to).first.bounding_box() if down_to else None
+    if box is None:
+        return shown
+    return shown.crop((0, 0, shown.width, round(box["y"] + box["height"]) + MARGIN))
 
 
 def search_page(browser: Browser, run: Path, query: Path) -> Image.Image:
@@ -86,7 +91,7 @@ def search_page(browser: Browser, run: Path, query: Path) -> Image.Image:
         page.goto(address[0])
         page.locator("input[type=file]").first.set_input_files(query)
         page.wait_for_timeout(5_000)
-        return screenshot(page)
+        return screenshot(page, down_to="li.tile")
     finally:
         server.terminate()
         server.wait(30)
