@@ -153,7 +153,7 @@ def _decided(
         roles = domain_roles(gap, known.vectors, known.labels or [], None)
     if roles is None:
         log.info(
-            "%s, but the training images are not of both kinds: validation cannot imitate it",
+            "%s, but too few training classes have images of both kinds to imitate it",
             gap.text(),
         )
         return config, training
