@@ -483,6 +483,6 @@ def test_a_run_with_tiles_finds_images_by_their_parts(data: Path) -> None:
     ranking = Ranking.load(result.run.folder / "ranking.parquet")
     assert ranking.best_tile is not None and len({*ranking.best_tile[:, :5].ravel().tolist()}) > 1
     assert Embedder.load(result.run.folder / "embedder").tiles == gallery.tiles
-    for name, value in (("refine", "kreciprocal"), ("accept", "0.9")):
+    for name, value in (("refine", "kreciprocal"), ("accept", 0.9)):
         with pytest.raises(UsageError, match=f"{name} with tiles=1.2x2"):
             run(config(data, tiles="2x2", **{name: value}))
