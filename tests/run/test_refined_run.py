@@ -63,6 +63,22 @@ def test_auto_chooses_without_the_truth_of_the_test_part(tinted: Path, tmp_path:
     assert other.refinement_choice.record() == choice.record()
 
 
+def test_a_run_says_what_refinement_gave(tinted: Path, tmp_path: Path) -> None:
+    plain = run(config(tinted, tmp_path))
+    assert plain.gain_lines() == [] and plain.scores is not None
+    options = {"refine": "auto", "validating": {"validate_on": "seen-classes"}}
+    done = run(config(tinted, tmp_path, **options))
+    lines = done.gain_lines()
+    choice, scores = done.refinement_choice, done.scores
+    assert choice is not None and scores is not None
+    none, kept = choice.trials[0], choice.chosen
+    assert f"validation: top-1 {none.top1:.4f} → {kept.top1:.4f}" in lines[0]
+    if done.chain.steps:
+        before, after = plain.scores.mean("map"), scores.mean("map")
+        assert f"the test part: top-1 {plain.scores.mean('top_k_accuracy@1'):.4f}" in lines[1]
+        assert f"mAP {before:.4f} → {after:.4f}" in lines[1]
+
+
 def test_again_keeps_to_what_was_chosen(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

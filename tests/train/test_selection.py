@@ -7,6 +7,7 @@ from torch import nn
 
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
+from vizsla.train import selection as selecting
 from vizsla.train.selection import Candidate, Selection, interpolated, paired_gain, table
 
 
@@ -57,6 +58,21 @@ def test_a_tie_keeps_the_frozen_model() -> None:
     selection = Selection(embedder(0.5), Validate())
     assert selection.enter("same", embedder(0.5)).gain == 0
     assert selection.decided().name == "frozen"
+
+
+def test_class_probabilities_must_not_cost_contest_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    validate = Validate()
+    selection = Selection(embedder(0.5), validate)
+    validate.means = {"points": 900.0}
+    selection.enter("discriminant", embedder(0.7))
+    monkeypatch.setattr(selecting, "WithClasses", type(None))  # as if all had them
+    validate.means = {"points": 890.0}
+    selection.enter("with classes, fewer points", embedder(0.9))
+    assert selection.best.name == "discriminant"
+    validate.means = {"points": 910.0}
+    selection.enter("with classes, more points", embedder(0.8))
+    assert selection.decided().name == "with classes, more points"
+    assert selection.decided().embedder is not None
 
 
 def test_a_candidate_is_kept_as_it_was_scored() -> None:

@@ -154,6 +154,8 @@ def _print_run(result: "RunResult") -> None:
         )
     else:
         typer.echo(result.scores.text())
+    for line in result.gain_lines():
+        typer.echo(line)
     if result.item_scores is not None:
         items = result.record["items"]
         what = [f"results by {items['group_by']}"] if "group_by" in items else []

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class RunResult(Shown):
     scores: None if no labels are known. record: the content of the result file.
     refinement_choice, fusion_choice: how chain and fusion weights were chosen, if `auto`.
     calibration: what decided which matches are accepted, if that was asked for.
+    before: the scores without what refined or fused: those of the cosines, or of the best model.
     tuned: the training, if it was part of the run. members: the runs that a joint run fused.
     item_scores: the scores of items, if they were asked for.
     """
@@ -70,12 +72,29 @@ class RunResult(Shown):
     fusion_choice: FusionChoice | None = None
     calibration: Calibration | None = None
     item_scores: Scores | None = None
+    before: Scores | None = None
 
     def summary(self) -> Summary:
         """Model, folder and scores; the table of the scores."""
         scores = self.scores.summary() if self.scores else Summary("")
         facts = [self.model_name, *scores.facts, f"{self.seconds:.0f} s", f"in {self.run.folder}"]
         return dataclasses.replace(scores, title="Run", facts=facts)
+
+    def gain_lines(self) -> list[str]:
+        """What refinement or fusion gave on validation, and on the test part where its truth is
+        known; fusion beside the best of its models."""
+        choice = self.refinement_choice or self.fusion_choice
+        what = "fusion" if self.members else "refinement"
+        lines = []
+        if choice is not None:
+            first, chosen = choice.report.baseline, choice.report.chosen
+            lines.append(_gain(what, "validation", (first.top1, first.map, first.points),
+                               (chosen.top1, chosen.map, chosen.points)))  # fmt: skip
+        known = [self.before, *(one.scores for one in self.members)]
+        before = max(filter(None, known), key=lambda one: one.mean("map") or 0, default=None)
+        if before is not None and self.scores is not None:
+            lines.append(_gain(what, "the test part", _main(before), _main(self.scores)))
+        return lines
 
     @property
     def warnings(self) -> list[str]:
@@ -102,6 +121,21 @@ class RunResult(Shown):
             **({"fusion": fusion} if fusion else {}),
             **({"members": [one.to_dict() for one in self.members]} if self.members else {}),
         }
+
+
+MAIN = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points"}
+
+
+def _main(scores: Scores) -> tuple[float, ...]:
+    return tuple(scores.mean(key) or 0.0 for key in MAIN.values())
+
+
+def _gain(what: str, where: str, before: Sequence[float], after: Sequence[float]) -> str:
+    shown = [
+        f"{name} {a:.{digits}f} → {b:.{digits}f}"
+        for name, digits, a, b in zip(MAIN, (4, 4, 1), before, after, strict=True)
+    ]
+    return f"{what} gave on {where}: {', '.join(shown)}"
 
 
 def finish_run(
@@ -133,6 +167,9 @@ def finish_run(
     scores = _score(ranking, truth, config, vectors if ranked_by_vectors else None)
     if scores is not None:
         scores.save(run.folder / "scores.json")
+    before = None
+    if scores is not None and ranked_by_vectors and model["refine"]["chain"] != "none":
+        before = _score(exact.rank(*vectors, same_set=data.one_set), truth, config, vectors)
     item_scores = _item_scores(ranking, truth, config)
     if item_scores is not None:
         item_scores.save(run.folder / ITEM_SCORES)
@@ -170,7 +207,7 @@ def finish_run(
     log.info("done in %.1f s", seconds)
     return RunResult(
         run, name, ranking, scores, run.result_path(name), submission, figures, seconds, record,
-        calibration=calibration, item_scores=item_scores,
+        calibration=calibration, item_scores=item_scores, before=before,
     )  # fmt: skip
 
 

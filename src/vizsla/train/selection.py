@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
+from vizsla.model.projection import WithClasses
 from vizsla.notebook import Shown, Summary
 from vizsla.score.text_table import WIDTH, Table
 
@@ -33,7 +34,7 @@ class Candidate:
     """One model and its score. values: (Q,).
 
     gain, error: over the frozen model, and its standard error. means: other figures of the
-    validation, by name. embedder: None if it is not among the best.
+    validation, by name. costs_points: see `Selection`. embedder: None if it is not among the best.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Candidate:
     error: float = 0.0
     means: dict[str, float] = field(default_factory=dict)
     kept: bool = False
+    costs_points: bool = False
     embedder: Embedder | None = field(default=None, repr=False)
 
     @property
@@ -69,11 +71,13 @@ class Candidate:
 class Selection:
     """Scores candidates one by one on the same queries, and keeps the best embedder so far.
 
-    The weights of the others are not kept in memory, except those of the frozen model.
+    The weights of the others are not kept in memory, except those of the frozen model. Candidates
+    with class probabilities that cost contest points are scored, but not kept.
     """
 
     def __init__(self, frozen: Embedder, validate: Validate) -> None:
         self.validate, self.size = validate, frozen.preprocess.size
+        self.optimise = getattr(validate, "optimise", "")
         self.candidates = [self._scored(FROZEN, frozen)]
         self.candidates[0].embedder = frozen
 
@@ -86,6 +90,7 @@ class Selection:
         """Scores a candidate. `embedder` is copied if it is the best so far."""
         candidate = self._scored(name, embedder)
         candidate.gain, candidate.error = paired_gain(candidate.values, self.frozen.values)
+        candidate.costs_points = self._costs_points(candidate, embedder)
         previous = self.best
         self.candidates.append(candidate)
         if self.best is candidate:
@@ -101,8 +106,15 @@ class Selection:
     @property
     def best(self) -> Candidate:
         """The highest value among those whose gain exceeds its standard error, else frozen."""
-        better = [c for c in self.candidates[1:] if c.beats_frozen]
+        better = [c for c in self.candidates[1:] if c.beats_frozen and not c.costs_points]
         return max(better, key=lambda c: c.value, default=self.frozen)
+
+    def _costs_points(self, candidate: Candidate, embedder: Embedder) -> bool:
+        """Whether class probabilities bring fewer contest points than the best so far has: they
+        order what follows the first hit, and may move the first hit itself."""
+        if not isinstance(embedder.projection, WithClasses) or self.optimise == "map":
+            return False
+        return candidate.means.get(POINTS, 0.0) < self.best.means.get(POINTS, 0.0)
 
     def decided(self) -> Candidate:
         """The best candidate, marked as kept."""
