@@ -65,7 +65,7 @@ def test_class_probabilities_must_not_cost_contest_points(monkeypatch: pytest.Mo
     selection = Selection(embedder(0.5), validate)
     validate.means = {"points": 900.0}
     selection.enter("discriminant", embedder(0.7))
-    monkeypatch.setattr(selecting, "WithClasses", type(None))  # as if all had them
+    monkeypatch.setattr(selecting, "WithClasses", object)  # as if all had them
     validate.means = {"points": 890.0}
     selection.enter("with classes, fewer points", embedder(0.9))
     assert selection.best.name == "discriminant"
