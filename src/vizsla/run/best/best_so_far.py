@@ -18,6 +18,7 @@ from vizsla.run.inputs import folders_of
 from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 from vizsla.run.several_models import joint_run
+from vizsla.search.chain import parse_chain
 from vizsla.workspace import Run, is_run
 
 log = logging.getLogger("vizsla.run")
@@ -116,7 +117,8 @@ class BestSoFar:
             return None
         tried = Tried(candidate, trial)
         kept = self._is_kept(tried)
-        shown = candidate.chain if stage == "chain" else str(candidate)
+        steps = " + ".join(step.name for step in parse_chain(candidate.chain).steps)
+        shown = steps or "none" if stage == "chain" else str(candidate)
         taken = round(self.journal.spent() - started, 1)
         step = Step(stage, shown, seconds=taken, verdict=BETTER if kept else "")
         step = step.scored(trial, self.plain.trial if self.plain else None)

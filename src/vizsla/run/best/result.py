@@ -71,7 +71,8 @@ class BestResult(Shown):
             *table.lines(WIDTH, keep=table.columns, whole=table.columns[2:]),
             *[line for note in self.notes() for line in textwrap.wrap(note, WIDTH)],
             "",
-            f"best: {self.candidate}, after {self.seconds:.0f} of {self.budget:.0f} s",
+            *textwrap.wrap(f"best: {self.candidate}", WIDTH),
+            f"after {self.seconds:.0f} of {self.budget:.0f} s",
             self.scores.text() if self.scores else "No labels are known, so there are no scores.",
             f"tried       {self.page}",
         ]
@@ -118,7 +119,15 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
         _figures(config, best),
         journal.path.parent / PAGE,
     )
-    page = pages.steps_page(steps_table(found.steps), found.notes(), str(found.candidate))
+    remarks = [
+        f"tried on {held_out}",
+        *found.notes(),
+        f"after {found.seconds:.0f} of {found.budget:.0f} s",
+        f"to repeat it: {found.again}",
+        f"all about it on one page: vizsla report {best.folder} -o report.html",
+    ]
+    name = str(found.candidate).replace(",", ", ").replace(",  ", ", ").replace(")+", ") + ")
+    page = pages.steps_page(steps_table(found.steps), remarks, name)
     storage.write_text(found.page, page)
     return found
 
