@@ -35,6 +35,16 @@ def test_new_classes_are_whole_and_disjoint() -> None:
         assert set(labels[draw.query]) <= set(labels[draw.gallery])
 
 
+@pytest.mark.parametrize("each", [4, 6, 7])
+def test_seen_classes_of_few_images_still_give_queries(each: int) -> None:
+    images = image_set(even(4, each))
+    found = split(images, "seen-classes", target=Target(queries=16, gallery=24))
+    labels = np.array(images.labels)
+    for draw in found.draws:
+        assert len(draw.query) and set(labels[draw.query]) <= set(labels[draw.gallery])
+    assert set(labels[found.training]) == set(labels)
+
+
 def test_seen_classes_hold_out_images_of_every_class() -> None:
     images = image_set(even(10, 50))
     target = Target(queries=40, gallery=40)

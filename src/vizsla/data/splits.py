@@ -25,6 +25,7 @@ LIKE_QUERIES, LIKE_GALLERY = "like the queries", "like the gallery"  # domains b
 AUTO = "auto"  # decided by the test images, see run/validate_on.py
 FEWEST_CLASSES = 4  # of which whole ones can be held out
 SHARE = 0.2  # of the images goes to validation, at most
+SHARE_OF_FEW = 0.4  # of seen classes with few images each
 DRAWS = 3
 QUERY_SHARE = 0.2  # of the held-out images are queries, if the test part is unknown
 
@@ -84,7 +85,8 @@ def split(
     split_by: str | None = None,
     seed: int = 0,
 ) -> Split:
-    """Holds out about `share` of the images (fewer if the test part is smaller).
+    """Holds out about `share` of the images (fewer if the test part is smaller; SHARE_OF_FEW where
+    that would be one image of each class).
 
     Images of one group are never both trained on and held out. split_by: time or place, which also
     make groups, see `exif_columns.grouped_by`. Every query has a relevant image in
@@ -110,6 +112,9 @@ def split(
         held_out = _hold_out_classes(columns, share, rng)
     else:
         held_out = _hold_out_images(columns, target, share, rng)
+        if np.bincount(columns.labels[held_out], minlength=1).max() < 2 and share < SHARE_OF_FEW:
+            rng = np.random.default_rng((seed, 11))  # few images of a class: two are needed
+            held_out = _hold_out_images(columns, target, SHARE_OF_FEW, rng)
     return _split_from(columns, held_out, target, draws, seed)
 
 

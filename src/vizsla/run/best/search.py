@@ -44,7 +44,6 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
     "efficientnet-lite0", "efficientnet-lite2", "efficientnet-lite1", "dinov2-s14", "dinov2-b14",
     "siglip2-b16", "clip-vit-b16", "convnext-tiny",
 )  # fmt: skip
-FEW_IMAGES, LARGE_SHARE = 200, 0.4  # for training; and the share that is then held out
 HALVING_SHARE = 0.1  # of the budget: if all models take more, the worse half is left out early
 SIZES = (1.3, 1.6)  # of the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that one frozen model may take
@@ -194,13 +193,12 @@ class _Search:
         self.so_far.first = self.so_far.singles[first]
 
     def _imitate_test_part(self, first: Network, done: Run, report: Report) -> None:
-        """What all validation is to be like: seen or new classes, domains, and how much of it."""
+        """What all validation is to be like: seen or new classes, and domains."""
         images = self.held.data.training
         assert images is not None
         known = self.journal.known.get("validating")
         if known is None:
-            share = {"share": LARGE_SHARE} if len(images) < FEW_IMAGES else {}
-            asked = {**(self.so_far.shared.validating or {}), **share}
+            asked = self.so_far.shared.validating or {}
             config = self.so_far.config_of(
                 first, tuning={**asked, "finetune": "head"}, validating=None
             )
