@@ -11,7 +11,7 @@ from vizsla.choose.cluster_cut_off import (
     learned_cut_off,
 )
 from vizsla.errors import DataError
-from vizsla.search.clusters import METHODS, fit
+from vizsla.search.clusters import METHODS, Fitted, fit
 from vizsla.search.merge_tree import UNKNOWN
 
 
@@ -43,6 +43,20 @@ def test_the_silhouette_finds_a_cut_off_without_labels(monkeypatch: pytest.Monke
     monkeypatch.setattr(cluster_cut_off, "SAMPLE", 400)  # six images and their neighbours
     of_few = cut_off_by_silhouette(vectors, fitted, seed=3)
     assert adjusted_rand_score(numbers, fitted.at(of_few.value)) > 0.8
+
+
+def test_a_few_clusters_of_nearly_all_images_are_not_chosen_without_labels() -> None:
+    rng = np.random.default_rng(0)
+    halves = np.repeat(np.eye(2), 40, axis=0)  # far apart, each of four kinds
+    kinds = np.repeat(0.05 * rng.normal(size=(8, 30)), 10, axis=0)
+    vectors = np.hstack([halves, kinds + 0.02 * rng.normal(size=(80, 30))])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def at(cut_off: float) -> np.ndarray:
+        return np.arange(80) // (40 if cut_off < 0.01 else 10)
+
+    fitted = Fitted(at, np.array([0.001, 0.005, 0.1, 0.2]))
+    assert cut_off_by_silhouette(vectors.astype(np.float32), fitted).value == 0.1
 
 
 def test_two_images_have_a_cut_off_too() -> None:

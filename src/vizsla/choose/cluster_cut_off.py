@@ -17,6 +17,7 @@ DRAWS = 3
 FEWEST_KNOWN = 20  # images; fewer say too little about the cut-off
 SAMPLE = 4_000  # images whose silhouettes are computed
 STEPS = 20  # cut-offs that are tried by silhouette
+LEAST_BLIND = 0.01  # of them
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ def cut_off_by_silhouette(vectors: np.ndarray, fitted: Fitted, *, seed: int = 0)
     """The one with the highest mean silhouette (Rousseeuw 1987) by cosine distance.
 
     Of more than SAMPLE images it is that of random ones among their neighbours. Where it is not
-    defined for any cut-off (all images in one cluster, or each alone) it is the middle one.
+    defined for any cut-off (all images in one cluster, or each alone) it is the middle one. Only
+    labels choose one below LEAST_BLIND: a few clusters of nearly all images look compact.
     """
     rows, judged = _sample(vectors, seed)
     distances = np.maximum(1 - vectors[rows] @ vectors[rows].T, 0)
     np.fill_diagonal(distances, 0)
-    candidates = fitted.cut_offs[:: max(1, len(fitted.cut_offs) // STEPS)]
+    candidates = fitted.cut_offs[fitted.cut_offs >= LEAST_BLIND]
+    candidates = candidates[:: max(1, len(candidates) // STEPS)]
     found = []
     for cut_off in candidates:
         clusters = np.unique(fitted.at(cut_off)[rows], return_inverse=True)[1]
