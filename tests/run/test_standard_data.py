@@ -513,7 +513,7 @@ def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.Monke
     for line in block.splitlines():
         if " train " not in line:  # of two images: nothing can be held out
             vizsla(*shlex.split(line)[1:])
-    with pytest.raises(DataError, match="2 classes"):  # it got as far as the split
+    with pytest.raises(DataError, match="to hold one out"):  # it got as far as the split
         CliRunner().invoke(
             app, ["train", "cub", "--finetune", "head", "-o", "tuned"], catch_exceptions=False
         )

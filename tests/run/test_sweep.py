@@ -97,11 +97,13 @@ def test_a_sweep_shares_resumes_and_continues(
     first = sweep.sweep(sweep_config)
     assert [bool(o.result) for o in first.outcomes] == [True] * 4 + [False] * 4
     assert len(first.failures) == 4 and "no-such-model" in str(first.failures[0].error)
-    # query and gallery once for both poolings; for each, held-out and training images once:
-    # "head" keeps nothing for certain, so its own vectors may come on top of that
-    frozen = [json.loads(o.result.read_text()) for o in first.outcomes[:4] if o.result]
-    own = sum(1 for record in frozen if record["is_finetuned"])
-    assert len(seen) == 2 + 2 * 2 + 2 * own
+    # query and gallery once for both poolings; for each, once a sample that tells whether the test
+    # classes are new, the held-out and the training images;
+    # where "head" keeps a projection, its own vectors come on top of that
+    records = [json.loads(o.result.read_text()) for o in first.outcomes[:4] if o.result]
+    kept = [record.get("training", {}).get("kept", "frozen") for record in records]
+    own = sum(1 for name in kept if name != "frozen")
+    assert len(seen) == 2 + 2 * 3 + 2 * own
     assert first.ranked is not None
     rows = first.ranked.rows
     assert sorted(row.setup.split(",")[0] for row in rows) == ["GAP", "GAP", "GeM", "GeM"]

@@ -147,7 +147,6 @@ def test_a_run_of_several_models_is_searched_by_its_fusion(
     tmp_path: Path,
     method: str,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from vizsla.run.fused_runs import FusionConfig
     from vizsla.run.several_models import run_models
@@ -169,9 +168,6 @@ def test_a_run_of_several_models_is_searched_by_its_fusion(
         assert "fused by ranks (rrf)" in caplog.text and orders != rows
     else:
         assert f"fused by {method} as the run was" in caplog.text and orders == rows
-    monkeypatch.setattr(GallerySource, "calibration", "of one model")
-    with pytest.raises(UsageError, match="fuses several"), prepared(GallerySource(done.run.folder)):
-        pass
 
 
 def test_an_index_is_served_by_the_model_and_with_the_images_that_it_remembers(home: Path) -> None:
