@@ -71,12 +71,25 @@ def test_a_run_says_what_refinement_gave(tinted: Path, tmp_path: Path) -> None:
     lines = done.gain_lines()
     choice, scores = done.refinement_choice, done.scores
     assert choice is not None and scores is not None
+    if not done.chain.steps:
+        assert lines == []
+        return
     none, kept = choice.trials[0], choice.chosen
     assert f"validation: top-1 {none.top1:.4f} → {kept.top1:.4f}" in lines[0]
-    if done.chain.steps:
-        before, after = plain.scores.mean("map"), scores.mean("map")
-        assert f"the test part: top-1 {plain.scores.mean('top_k_accuracy@1'):.4f}" in lines[1]
-        assert f"mAP {before:.4f} → {after:.4f}" in lines[1]
+    before, after = plain.scores.mean("map"), scores.mean("map")
+    assert f"the test part: top-1 {plain.scores.mean('top_k_accuracy@1'):.4f}" in lines[1]
+    assert f"mAP {before:.4f} → {after:.4f}" in lines[1]
+
+
+def test_a_given_chain_is_compared_with_none(tinted: Path, tmp_path: Path) -> None:
+    plain = run(config(tinted, tmp_path))
+    done = run(config(tinted, tmp_path, refine="dba(n=2)+kreciprocal(k1=5,k2=2)"))
+    (line,) = done.gain_lines()
+    assert plain.scores is not None and done.scores is not None
+    before, after = plain.scores.mean("map"), done.scores.mean("map")
+    assert (
+        "refinement gave on the test part: " in line and f"mAP {before:.4f} → {after:.4f}" in line
+    )
 
 
 def test_again_keeps_to_what_was_chosen(

@@ -28,10 +28,11 @@ def best(
     *,
     options: BestCommand,
 ) -> None:
-    """Search models, training, fusion and refinement for the best ranking in the time there is.
+    """Search models, training, fusion and refinement for the best ranking in a given time.
 
-    There is a complete run with a submission as soon as the first model is done, and from then on
-    the best so far. The same command continues after an interruption, or with more time.
+    As soon as the first model is done there is a complete run with a submission,
+    and from then on the best so far. The same command goes on after an
+    interruption, or with a larger --budget, which is the time of all tries.
     """
     require_all_weights(zip(options.model, itertools.cycle(options.weights), strict=False))
     from vizsla.run.best.search import best as search

@@ -86,7 +86,7 @@ class RunResult(Shown):
         choice = self.refinement_choice or self.fusion_choice
         what = "fusion" if self.members else "refinement"
         lines = []
-        if choice is not None:
+        if choice is not None and choice.report.chosen is not choice.report.baseline:
             first, chosen = choice.report.baseline, choice.report.chosen
             lines.append(_gain(what, "validation", (first.top1, first.map, first.points),
                                (chosen.top1, chosen.map, chosen.points)))  # fmt: skip

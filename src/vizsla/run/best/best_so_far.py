@@ -167,7 +167,8 @@ class BestSoFar:
         try:
             done = self._run_of_candidate(candidate, report)
         except TimeIsUp:
-            self.skipped.append(Step("run", str(candidate), verdict=NO_TIME))
+            step = Step("run", str(candidate), verdict="no time to make it a run")
+            self.skipped += [] if step in self.skipped else [step]
             return
         except FAILURES as error:
             log.warning("no run of %s, so that an earlier one is the best: %s", candidate, error)

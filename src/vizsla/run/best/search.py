@@ -156,10 +156,12 @@ class _Search:
         is_thorough = self.config.budget >= THOROUGH
         if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
             self._variants(frozen[0])
+        if self.config.budget < LONG:  # a head gains most in little time
+            next(filter(self._head, self._most_promising(len(frozen))), None)
         self._join()
         self._chain()
-        if is_thorough or self.journal.left() < 2 * LEAST_TUNING:
-            for network in self._most_promising(2 if is_thorough else 1):
+        if is_thorough:
+            for network in self._most_promising(2, heads=False):
                 self._head(network)
         self._fine_tune(2 if self.config.budget >= LONG else 1)
         if any(step.stage in ("head", "fine-tuned") for step in self.journal.steps):
@@ -341,14 +343,14 @@ class _Search:
                 self.choosing = max(self.choosing, self.journal.spent() - started)
         self.so_far.complete()
 
-    def _head(self, network: Network) -> None:
+    def _head(self, network: Network) -> bool:
+        """Whether a head was fitted to the network, for which there may be no time."""
         assert self.held.data.training is not None
-        needs = (
-            self.so_far.seconds(network, len(self.held.data.training) + self.so_far.test_images)
-            + LOADING
-        )
-        self._tune(network, "head", {"finetune": "head"}, needs=needs + self.so_far.finishing)
+        images = len(self.held.data.training) + self.so_far.test_images
+        needs = LOADING + self.so_far.seconds(network, images) + self.so_far.finishing
+        done = self._tune(network, "head", {"finetune": "head"}, needs=needs)
         self.so_far.complete()
+        return done
 
     def _fine_tune(self, count: int) -> None:
         """Fine-tunes the most promising networks with the time that is left."""
