@@ -297,7 +297,7 @@ def test_it_fits_and_hovering_shows_the_picture(browser: Any, page: Path, viewpo
         box = mark.bounding_box()
         tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         seen = tab.locator("#seen")
-        assert seen.is_visible()
+        seen.wait_for()  # until it is visible, on a busy machine too
         on = tab.locator(".pt.on")
         assert on.count() == 1
         i = int(on.get_attribute("data-i"))
