@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from vizsla.cli.main import app
 from vizsla.errors import DataError, UsageError
 from vizsla.model import hub
 from vizsla.model.embedder import Embedder
+from vizsla.options import TuneConfig
 from vizsla.run import functions
-from vizsla.run.best import journal as journals
 from vizsla.run.best import search as searching
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
 from vizsla.run.best.journal import Journal, Step, TimeIsUp, most_gained, steps_table
 from vizsla.run.best.result import BestResult
 from vizsla.run.best.search import BestConfig, best
 from vizsla.run.config import RunConfig
+from vizsla.run.inputs import folders_of
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, open_run
 
@@ -154,21 +156,45 @@ def test_an_interruption_leaves_a_complete_run_and_the_search_continues(
     ]
 
 
+@pytest.mark.parametrize("failure", [RuntimeError, KeyError, AttributeError])
 def test_a_candidate_that_fails_is_listed_and_the_others_go_on(
-    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ) -> None:
     embedded = HeldOut.embedded
 
     def broken(self: HeldOut, network: Network, *args: Any) -> Any:
         if network.model == MODELS["second"]:
-            raise RuntimeError("no memory\nfor this")
+            raise failure("no memory for this")
         return embedded(self, network, *args)
 
     monkeypatch.setattr(HeldOut, "embedded", broken)
     found = best(config(tinted, tmp_path))
     verdicts = {step.name: step.verdict for step in found.steps if step.stage == "frozen"}
-    assert verdicts == {"first": "kept", "second": "failed: no memory for this"}
+    assert verdicts == {
+        MODELS["first"]: "kept", MODELS["second"]: f"failed: {failure('no memory for this')}"
+    }  # fmt: skip
     require_complete(found.run)
+
+
+def test_models_whose_folders_have_one_name_are_all_tried(tinted: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / place / "embedder" for place in ("a", "b")]
+    for source, folder in zip(MODELS.values(), folders, strict=True):
+        shutil.copytree(source, folder)
+    both = dataclasses.replace(config(tinted, tmp_path / "home"), models=[*map(str, folders)])
+    found = best(both)
+    assert [s.name for s in found.steps if s.stage == "frozen"] == [*map(str, folders)]
+    assert found.steps[0].value != found.steps[1].value
+
+
+def test_a_best_run_that_was_removed_is_made_again(tinted: Path, tmp_path: Path) -> None:
+    first = best(config(tinted, tmp_path))
+    record = first.run.result_file
+    assert record is not None
+    record.unlink()
+    shutil.rmtree(first.run.folder)
+    second = best(config(tinted, tmp_path))
+    require_complete(second.run)
+    assert second.candidate.chain == first.candidate.chain
 
 
 def test_what_stops_the_whole_command_twice_is_left_out(tmp_path: Path) -> None:
@@ -223,17 +249,30 @@ def test_the_steps_that_gained_most_come_first() -> None:
     assert steps_table(steps).rows[2][4] == "+0.300 ± 0.010"
 
 
-def test_joined_vectors_have_the_weighted_cosines(done: BestResult, tinted: Path) -> None:
-    a, b = Network("tiny", "random"), Network("resnet18", "random")
-    assert str(Candidate((a, b), (0.5, 0.5), "none")) == "tiny + resnet18"
-    assert Candidate.of(json.loads(json.dumps(Candidate((a, b), (0.5, 0.5)).to_dict()))) == (
-        Candidate((a, b), (0.5, 0.5))
+def test_joined_vectors_have_the_weighted_cosines(tinted: Path, tmp_path: Path) -> None:
+    def report(stage: str, done: int, total: int) -> None:
+        pass
+
+    shared = config(tinted, tmp_path).run
+    held = HeldOut(shared, folders_of(shared), tmp_path)
+    a, b = (Network(folder) for folder in MODELS.values())
+    test = [held.embedded(a, held.data.query, "test", report).vectors] * 2
+    held.draw(TuneConfig.from_options(SEEN), a, test, report)
+    one, two, both = (
+        held.vectors(candidate, report).vectors
+        for candidate in (Candidate((a,)), Candidate((b,)), Candidate((a, b), (0.25, 0.75)))
     )
+    assert np.allclose(both @ both.T, 0.25 * one @ one.T + 0.75 * two @ two.T, atol=1e-6)
+
+
+def test_a_candidate_is_named_and_written_down_whole() -> None:
+    tuned = Network("runs/a", name="resnet18 last")
+    pair = Candidate((Network("tiny", "files/own.pth"), tuned), (0.4, 0.6), "aqe(n=3)")
+    assert str(pair) == "tiny (own) + resnet18 last, aqe(n=3)"
+    assert Candidate.of(json.loads(json.dumps(pair.to_dict()))) == pair
 
 
 def test_labels_of_the_test_part_change_nothing(tinted: Path, tmp_path: Path) -> None:
-    import shutil
-
     blind = tmp_path / "data"
     shutil.copytree(tinted, blind)
     (blind / "labels.csv").unlink()
@@ -308,4 +347,3 @@ def test_a_small_sample_of_the_queries_keeps_images_of_their_classes() -> None:
     assert len(small.query) == candidates.FEW_QUERIES and set(small.query) <= set(draw.query)
     assert set(small.gallery) <= set(draw.gallery)
     assert {*labels[small.query]} <= {*labels[small.gallery]}
-    assert journals.STOPS == 2

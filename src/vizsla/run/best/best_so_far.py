@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vizsla.choose.validation import Trial
-from vizsla.errors import VizslaError
 from vizsla.progress import Report
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
 from vizsla.run.best.journal import BETTER, Journal, Step, TimeIsUp
@@ -26,7 +25,6 @@ log = logging.getLogger("vizsla.run")
 LOADING, FINISHING = 2.0, 5.0  # seconds, before they are measured: of a model, of a run's files
 OVERRUN = 1.04  # of the budget, for what cannot be stopped at once
 NO_TIME = "no time"
-FAILURES = (VizslaError, RuntimeError, OSError, ValueError, MemoryError)  # of one candidate
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,7 @@ class Tried:
 
 
 class BestSoFar:
-    """The best candidate so far, and the run that it was made.
+    """The best candidate so far, and how it becomes a complete run.
 
     first: the values of the first model. plain: the best candidate without a chain. singles: the
     networks that were tried alone, without a chain. skipped: steps for which there was no time, …
@@ -47,7 +45,7 @@ class BestSoFar:
     def __init__(
         self, shared: RunConfig, folder: Path, journal: Journal, progress: Report | None
     ) -> None:
-        self.shared, self.folder, self.journal, self.progress = shared, folder, journal, progress
+        self.shared, self.journal, self.progress = shared, journal, progress
         self.held = HeldOut(shared, folders_of(shared), folder)
         self.first: Trial | None = None
         self.plain: Tried | None = None
@@ -64,9 +62,10 @@ class BestSoFar:
 
     def reserve(self, candidate: Candidate | None = None) -> float:
         """Seconds that it takes to make a complete run of a candidate; by default of the best."""
-        if candidate is None and self.best is None:
-            return 0.0
-        candidate = candidate or self.best.candidate  # type: ignore[union-attr]
+        if candidate is None:
+            if self.best is None:
+                return 0.0
+            candidate = self.best.candidate
         new = [one for one in candidate.networks if not self._has_run(one)]
         return self.finishing + sum(LOADING + self.seconds(one, self.test_images) for one in new)
 
@@ -110,7 +109,8 @@ class BestSoFar:
             self.journal.begun.pop(key, None)
             self.skipped.append(Step(stage, name, verdict=NO_TIME))
             return None
-        except FAILURES as error:
+        except Exception as error:  # the next candidate may work
+            log.debug("%s", key, exc_info=True)
             reason = " ".join(f"{error}".split()) or type(error).__name__
             log.warning("%s %s failed: %s", stage, name, reason)
             self.journal.end(key, Step(stage, name, verdict=f"failed: {reason}"[:120]))
@@ -170,7 +170,8 @@ class BestSoFar:
             step = Step("run", str(candidate), verdict="no time to make it a run")
             self.skipped += [] if step in self.skipped else [step]
             return
-        except FAILURES as error:
+        except Exception as error:  # the earlier run is still there
+            log.debug("%s", candidate, exc_info=True)
             log.warning("no run of %s, so that an earlier one is the best: %s", candidate, error)
             return
         new = sum(LOADING + self.seconds(one, self.test_images) for one in unknown)
@@ -199,13 +200,13 @@ class BestSoFar:
 
     def run_of(self, network: Network, report: Report) -> Run:
         """The complete run of a network alone; a tuned one has it already."""
-        if found := self._has_run(network):
-            return found
-        done = run(self.config_of(network), report)
-        self.journal.known[f"run {network.key}"] = done.run.id
+        found = self._has_run(network)
+        if found is None:
+            found = run(self.config_of(network), report).run
+            self.journal.known[f"run {network.key}"] = found.id
         if self.journal.best is None:
-            self._is_complete(Candidate((network,)), done.run)
-        return done.run
+            self._is_complete(Candidate((network,)), found)
+        return found
 
     def config_of(self, network: Network, **changes: Any) -> RunConfig:
         """Of a run of the network, which computes as all others of it do."""

@@ -49,7 +49,7 @@ OF_A_CLASS = 3  # gallery images of each query's class, there
 @dataclass(frozen=True)
 class Network:
     """One embedder. model: a backbone's name, or a folder: of an embedder, or of the run that
-    tuned it. name: for people."""
+    tuned it. name: of a tuned one, for people."""
 
     model: str
     weights: str = "pretrained"
@@ -60,9 +60,9 @@ class Network:
     def __str__(self) -> str:
         if self.name:
             return self.name
-        name = Path(self.model).name
+        weights = "" if self.weights == "pretrained" else f"({Path(self.weights).stem})"
         size = f"{self.image_size}px" if self.image_size else ""
-        return " ".join(filter(None, [name, size, self.views]))
+        return " ".join(filter(None, [self.model, weights, size, self.views]))
 
     @property
     def key(self) -> str:

@@ -27,7 +27,8 @@ class TimeIsUp(Exception):
 @dataclass(frozen=True)
 class Step:
     """One thing that was tried. value, gain, error: of what is optimised, on validation; None where
-    it was not compared. gain: over the best before. verdict: why it is kept or not, in words."""
+    it was not compared. gain: over the best before that has no chain. verdict: why it is kept or
+    not, in words."""
 
     stage: str
     name: str

@@ -7,6 +7,7 @@ down (best_journal.py); what is better is made a complete run at once, so that t
 """
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from vizsla.model.catalogue import find_backbone
 from vizsla.model.hub import obtainable
 from vizsla.options import BestOptions, RunOptions, TuneConfig
 from vizsla.progress import Report, reporting
-from vizsla.run.best.best_so_far import FAILURES, LOADING, NO_TIME, OVERRUN, BestSoFar
+from vizsla.run.best.best_so_far import LOADING, NO_TIME, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
 from vizsla.run.best.journal import (
     Journal,
@@ -54,6 +55,7 @@ CHAIN_DRAWS = 4  # with less time than LONG
 LONG = 480.0  # seconds: from here two networks are fine-tuned
 THOROUGH = 1200.0  # and from here image size, views, heads and `verify` are tried too
 LEAST_TUNING = 60.0  # seconds
+PLAN = "plan "  # and a network: in the journal, the seconds of its training
 PASSES, TRAINING_COST = 4, 2  # an image trained costs twice one embedded, with most blocks frozen
 
 
@@ -112,6 +114,8 @@ def best(config: BestConfig, progress: Report | bool | None = None) -> BestResul
     )  # fmt: skip
     with storage.locked(folder), reporting(progress) as report:
         journal = Journal.open(folder, config.budget)
+        if journal.best and Run(Path(config.run.home), journal.best["run"]).result_file is None:
+            journal.best = None  # its run was removed, and is made again
         if journal.best:
             log.info("continuing after %.0f s: the best so far is runs/%s",
                      journal.spent_before, journal.best["run"])  # fmt: skip
@@ -157,7 +161,9 @@ class _Search:
         if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
             self._variants(frozen[0])
         if self.config.budget < LONG:  # a head gains most in little time
-            next(filter(self._head, self._most_promising(len(frozen))), None)
+            for network in frozen:
+                if self._head(network):
+                    break
         self._join()
         self._chain()
         if is_thorough:
@@ -218,10 +224,8 @@ class _Search:
         self.so_far.shared = dataclasses.replace(
             self.so_far.shared, validating=known, domains=str(domains) if domains.exists() else None
         )
-        self.held.shared, self.held.data = (
-            self.so_far.shared,
-            folders_of(self.so_far.shared),
-        )
+        self.held.shared = self.so_far.shared
+        self.held.data = folders_of(self.held.shared)
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
@@ -247,7 +251,8 @@ class _Search:
                     values |= self.held.first_impressions([network], self.so_far.report)
                 except TimeIsUp:
                     break
-                except FAILURES as error:
+                except Exception as error:  # the next model may work
+                    log.debug("%s", network, exc_info=True)
                     log.warning("%s left out: %s", network, error)
                     values[network.key] = -1.0
                 self.journal.end(f"{name} {network}", None, True)
@@ -353,19 +358,21 @@ class _Search:
         return done
 
     def _fine_tune(self, count: int) -> None:
-        """Fine-tunes the most promising networks with the time that is left."""
+        """Fine-tunes the most promising networks with the time that is left, in `count` equal
+        parts; what is left after these, perhaps since more time was given, goes to further ones."""
         images = self.so_far.test_images + len(self.held.drawn.images)
-        for i in range(count):
+        for i in itertools.count():
             left = self.journal.left() - self.so_far.reserve() - 1.3 * self.choosing
-            seconds = left / (count - i)
+            seconds = left / max(1, count - i)
             network = self._to_tune(seconds, i)
             if network is None:
                 return
-            plan = f"plan {network}"
+            plan = f"{PLAN}{network}"
             if plan not in self.journal.known:
                 seconds -= LOADING + self.so_far.seconds(network, images) + self.so_far.finishing
                 if seconds < LEAST_TUNING:
-                    self.so_far.skipped.append(Step("fine-tuned", str(network), verdict=NO_TIME))
+                    skipped = Step("fine-tuned", str(network), verdict=NO_TIME)
+                    self.so_far.skipped += [skipped] if i < count else []
                     return
                 self.journal.known[plan] = round(seconds, 1)
             kind = "full" if self.held.compute(network).kind == "cuda" else "last"
@@ -376,7 +383,7 @@ class _Search:
     def _to_tune(self, seconds: float, i: int) -> Network | None:
         """The i-th network to fine-tune: of those that see all images PASSES times the best one, or
         the fastest if none does; None if there are no more."""
-        known = [key.removeprefix("plan ") for key in self.journal.known if key[:5] == "plan "]
+        known = [key[len(PLAN) :] for key in self.journal.known if key.startswith(PLAN)]
         others = self._most_promising(len(self.so_far.singles), heads=False)
         if i < len(known):  # an interrupted search continues
             return next((one for one in others if str(one) == known[i]), None)
