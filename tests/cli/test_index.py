@@ -1,6 +1,7 @@
 """index and search, as one types them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def test_build_add_remove_info(here: Path) -> None:
     about = run_json("index", "gallery.emb", "-o", "i", "--kind", "exact")
     assert (about["kind"], about["images"], about["dim"]) == ("exact", 200, 16)
     assert run_json("index", "add", "i", "new.emb")["images"] == 220
+    assert run_json("index", "add", "i", "new.emb", "--skip-known")["images"] == 220
     assert run_json("index", "remove", "i", "g000", "n001")["images"] == 218
     about = run_json("index", "remove", "i", "--filter", "label=hat", "--filter", "price<11")
     assert (about["removed_now"], about["images"]) == (5 + 6, 207)
@@ -173,6 +175,12 @@ def test_an_index_remembers_its_model(
     about = run_json("index", gallery, "-o", "g.index", *TINY)
     assert about["images"] == 24
     assert run_json("index", "add", "g.index", query)["images"] == 40
+    both = shutil.copytree(query, tmp_path / "both")  # the known ones, and one that is new
+    shutil.copy(next(Path(query).iterdir()), both / "new.png")
+    added = vizsla("index", "add", "g.index", str(both), "--skip-known", "--json")
+    assert json.loads(added.stdout)["images"] == 41
+    with pytest.raises(DataError, match="holds all 17 images"):
+        vizsla("index", "add", "g.index", str(both), "--skip-known")
     one = query / "q-blue-1.png"
     rankings = run_json("search", "g.index", one, "-k", "1")["rankings"]
     assert isinstance(rankings, dict) and rankings[str(one)][0]["id"] == one.name

@@ -305,6 +305,8 @@ def test_a_run_is_searched_with_its_decisions(accepted: RunResult, home: Path) -
     assert hits[0]["accepted"] and hits[0]["probability"] > hits[-1]["probability"]
     table = CliRunner().invoke(app, words).output
     assert "── accepted up to here ──" in table and f" %  {label}" in table
+    cutoff = Calibration.load(run / "calibration.json").cutoff
+    assert cutoff is not None and f"accepted from a score of {cutoff.score:.4f}" in table
     hits = vizsla.search(run, home / "data/test/query", accept=f"{run}@0.7", top_k=4)
     assert hits.accepted is not None and 0 < (hits.accepted > 0).mean() < 1
     strict = CliRunner().invoke(app, [*words[:-1], "0.9999"])

@@ -1,7 +1,9 @@
 """Commands for searching a gallery: index (build, add, remove, info), search."""
 
 import contextlib
+import logging
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from vizsla.cli.console import Commands, Group, print_json
 from vizsla.cli.refining import print_refined
 from vizsla.cli.results import (
     ResultPrinting,
+    how_accepted,
     json_rows,
     print_csv,
     print_results,
@@ -20,7 +23,7 @@ from vizsla.cli.results import (
     shown_columns,
 )
 from vizsla.cli.sources import require_all_weights
-from vizsla.errors import StorageError, UsageError
+from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.option_fields import REQUIRED, byte_count, option, same
 from vizsla.options import (
     DEFAULT_BACKBONE,
@@ -37,6 +40,8 @@ from vizsla.options import (
     VectorFiles,
 )
 from vizsla.progress import LOADING, ProgressShown, waiting
+
+log = logging.getLogger("vizsla")
 
 if TYPE_CHECKING:
     from vizsla.search.filters import Filter
@@ -170,9 +175,11 @@ def _embeddings_of(
     options: "BuildOptions | AddOptions",
     scratch: str,
     progress: ProgressShown,
+    known: Collection[str] = (),
 ) -> Path:
     """The folder of the gallery's embeddings: as given, or made in `scratch` of images, by the
-    model of the index that there is, unless another one was chosen."""
+    model of the index that there is, unless another one was chosen. known: ids of images that need
+    none. DataError: all are known."""
     from vizsla.data.image_sources import image_set
     from vizsla.embed.embeddings import is_embeddings
     from vizsla.model.open_model import is_chosen, load_embedder
@@ -188,6 +195,11 @@ def _embeddings_of(
         follow_links=options.follow_links, label_separator=options.label_separator,
         root=options.root,
     )  # fmt: skip
+    if known:
+        count, images = len(images), images.without(known)
+        if not len(images):
+            raise DataError(f"the index holds all {count} images of {gallery} already")
+        log.info("%d of %d images are in the index already", count - len(images), count)
     if found is None:
         require_all_weights([(options.model, options.weights)])
     with waiting(progress, LOADING):
@@ -211,9 +223,12 @@ class AddOptions(ModelChoice, FolderOptions, Printing):
     weights: str = same(ModelChoice, "weights", usual=False)
     pooling: str | None = same(ModelChoice, "pooling", usual=False)
     seed: int = same(RunOptions, "seed")
+    skip_known: bool = option(
+        False, "Leave out the images whose ids the index holds already.", "Data", usual=True
+    )
 
 
-@index.command(epilog="Example: vizsla index add gallery.index new-photos")
+@index.command(epilog="Example: vizsla index add gallery.index photos --skip-known")
 def add(
     where: Where,
     gallery: Annotated[
@@ -229,7 +244,10 @@ def add(
 
     with ProgressShown(options.quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         found = open_index(where, progress=partial(shown, "adding"))
-        new = Embeddings.open(_embeddings_of(gallery, found, options, scratch, shown))
+        known = set(found.ids) if options.skip_known else set()
+        new = Embeddings.open(_embeddings_of(gallery, found, options, scratch, shown, known))
+        if known:  # embeddings may hold them too
+            new = new.subset([i for i, name in enumerate(new.ids) if name not in known])
         found.add(new)
         if keeps_features(found):
             keep_features(found, new.ids, partial(shown, "finding points"), root=new.root)
@@ -387,6 +405,8 @@ def search(
         for i, (query, results) in enumerate(rows.items()):
             typer.echo("\n" * (i > 0) + query)
             print_results(results, columns)
+        if ranking.accepted is not None:
+            typer.echo(f"\n{how_accepted(ranking)}")
 
 
 def _print_written(ranking: "Ranking", out: Path, as_json: bool, **more: Any) -> None:

@@ -147,6 +147,18 @@ def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
     print_table(table.select([name for name in names if name not in left_out]), keep=names)
 
 
+def how_accepted(ranking: "Ranking") -> str:
+    """Why a match may be refused whose own estimate is higher than what was asked for."""
+    sure, score = (ranking.origin["accept"][name] for name in ("sure", "score"))
+    asked = f"{100 * sure:g} % of the accepted matches are right"
+    if score is None:
+        return f"nothing is accepted: from no score on is it sure that {asked}"
+    return (
+        f"accepted from a score of {score:.4f}, from which it is sure that {asked};\n"
+        "the percentages are estimates of single matches, without that margin"
+    )
+
+
 def _are_decided(results: list[list[Row]]) -> bool:
     """Whether each result is accepted or not."""
     return any("accepted" in images[0] for images in results)

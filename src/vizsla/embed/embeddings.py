@@ -77,7 +77,7 @@ class Embeddings(Shown):
 
     def subset(self, rows: Sequence[int] | np.ndarray) -> "Embeddings":
         """The embeddings of these rows, in this order."""
-        table = self.attributes
+        rows, table = np.asarray(rows, np.int64), self.attributes
         tile_vectors = None if self.tile_vectors is None else self.tile_vectors[rows]
         return dataclasses.replace(
             self,

@@ -182,8 +182,8 @@ class HeldOut:
         found = parts[0]
         if len(parts) > 1:
             found = dataclasses.replace(joined(parts, candidate.weights), root=parts[0].root)
-        missing = set(self.drawn.vectors.ids).symmetric_difference(found.ids)
-        return found if not missing else _rows_of(found, self.drawn.vectors.ids)
+        row_of = {name: i for i, name in enumerate(found.ids)}
+        return found.subset([row_of[name] for name in self.drawn.vectors.ids if name in row_of])
 
     # ── values ───────────────────────────────────────────────────────────────────────────────────
 
@@ -221,16 +221,6 @@ class HeldOut:
             features=all_features(vectors, self.folder / LOCAL) if verify else None,
             progress=lambda done, total: report("trying refinements", done, total),
         )  # fmt: skip
-
-
-def _rows_of(vectors: Embeddings, ids: Sequence[str]) -> Embeddings:
-    """The vectors of these ids, in this order."""
-    row_of = {name: i for i, name in enumerate(vectors.ids)}
-    rows = [row_of[name] for name in ids if name in row_of]
-    return dataclasses.replace(
-        vectors, ids=[vectors.ids[i] for i in rows], vectors=vectors.vectors[rows],
-        attributes=vectors.attributes.take(rows),
-    )  # fmt: skip
 
 
 def _tried(trials: Trials, name: str, vectors: Embeddings, chain: str, local: Path | None) -> Trial:
