@@ -115,6 +115,7 @@ def test_another_file_in_its_place_is_refused(
     content = download(BACKBONES["efficientnet-lite0"]).read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, package.module, raising=False)  # it would be found there
     with pytest.raises(ModelError, match=r"is damaged: .*pip install --force-reinstall .*lite0"):
         build_backbone("efficientnet-lite0")
 
