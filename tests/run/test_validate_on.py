@@ -167,6 +167,19 @@ def test_images_without_a_domain_are_assigned_and_this_is_kept(
     assert folders_of(again(second.run.folder)).training.attributes.equals(images.attributes)  # type: ignore[union-attr]
 
 
+def test_many_images_are_all_assigned_though_a_sample_decides(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate_on, "MOST_POOL", 60)
+    monkeypatch.setattr(validate_on, "TRAINING_IMAGES", 50)
+    done = run(config(drawn, tmp_path, refine="auto"))
+    found = again(done.run.folder)
+    assert found.training.query_domain == "like the queries"
+    images = folders_of(found).training
+    assert images is not None and len(images) > 60
+    assert None not in images.attributes["domain"].to_pylist()
+
+
 def test_a_training_part_of_one_kind_is_said(drawn: Path, tmp_path: Path) -> None:
     data = shutil.copytree(drawn, tmp_path / "data")
     for path in data.glob("training/*/photo_*"):

@@ -17,7 +17,7 @@ DRAWS = 3
 FEWEST_KNOWN = 20  # images; fewer say too little about the cut-off
 SAMPLE = 4_000  # images whose silhouettes are computed
 STEPS = 20  # cut-offs that are tried by silhouette
-LEAST_BLIND = 0.01  # of them
+LEAST_BLIND = 0.01  # the least similarity that is tried without labels
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,6 @@ def domain_roles(
     return DomainRoles(query, gallery)
 
 
-def _in_enough_classes(names: np.ndarray, *kinds: np.ndarray) -> bool:
-    """Whether enough classes have images of all kinds; names (N,), each of kinds (N,) bool."""
-    first, second = (set(names[kind].tolist()) for kind in kinds)
-    return len(first & second) >= FEWEST_CLASSES
+def _in_enough_classes(names: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether enough classes have images of both kinds; names (N,), one and other (N,) bool."""
+    return len(set(names[one].tolist()) & set(names[other].tolist())) >= FEWEST_CLASSES

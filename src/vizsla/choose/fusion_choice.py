@@ -34,11 +34,12 @@ MAX_RISK = 0.5  # equal weights are no safer than others, as long as a gain is l
 @dataclass(frozen=True)
 class FusionChoice:
     """weights: one for each model, adding up to 1. report: all trials, of the first method with
-    equal weights first."""
+    equal weights first. without: the trial of the best model alone, if they were tried."""
 
     method: str
     weights: list[float]
     report: TrialReport
+    without: Trial | None = None
 
     def lines(self) -> list[str]:
         """For a terminal and the log."""
@@ -99,7 +100,9 @@ def choose_fusion(
         if weights is None:
             _search(functools.partial(trial, method), len(models))
     best = trials.best()
-    choice = FusionChoice(*tried[best.name], trials.report(best.name))
+    alone = [trials.by_name[name] for name, (_, given) in tried.items() if max(given) == 1]
+    without = max(alone, key=lambda trial: trial.value, default=None)
+    choice = FusionChoice(*tried[best.name], trials.report(best.name), without)
     for line in choice.lines():
         log.debug("%s", line)
     return choice

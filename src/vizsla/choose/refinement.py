@@ -75,6 +75,11 @@ class RefinementChoice:
         return self.report.trials
 
     @property
+    def without(self) -> Trial:
+        """The trial without any refinement."""
+        return self.report.trials[0]
+
+    @property
     def chosen(self) -> Trial:
         """The trial of the chosen chain."""
         return self.report.chosen
@@ -139,7 +144,7 @@ def choose_chain_on_images(
 
 def tokens_are_bearable(vectors: Embeddings, validation: ValidationSet) -> bool:
     """Whether the tokens of all validation images may be computed to try steps that use them: the
-    model is recorded, and not too large for their number. Does not depend on the machine."""
+    model is recorded and can be loaded, and is not too large for their number."""
     try:
         embedder = recorded_embedder(vectors.source.model, vectors.model_id, "the vectors")
     except VizslaError:
@@ -346,11 +351,13 @@ class _Search:
                 seconds[what] = seconds.get(what, 0.0) + pairs.seconds
                 compared[what] = compared.get(what, 0) + pairs.compared
         costs = [
-            f"{what} takes about {1000 * COMPARED_N[-1] * seconds[what] / compared[what]:.0f} ms"
+            f"{what} {1000 * COMPARED_N[-1] * seconds[what] / compared[what]:.0f}"
             for what in seconds
             if compared[what]
         ]
-        return f"{', '.join(costs)} a query, features left out" if costs else ""
+        if not costs:
+            return ""
+        return f"milliseconds a query, once the features are there: {', '.join(costs)}"
 
 
 def neighbourhood_sizes(per_class: float) -> list[int]:

@@ -6,7 +6,6 @@ as many of a class, since the best size of a neighbourhood depends on both. Neve
 
 import dataclasses
 import functools
-import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ MOST_POOL = 20_000  # labelled images that are all embedded to find the queries'
 SHOWN = 12  # rows of the table on the terminal and in the log
 MAX_RISK = 0.1  # of losing what is optimised on the test part
 REPLICATES = 1_000
-ALONE = re.compile(r"\((0,)*1(,0)*\)$")  # weights of fusion that leave one model
 MOST_QUERIES, MOST_GALLERY = 1_000, 5_000  # of a draw: more would only take longer
 
 
@@ -449,12 +447,6 @@ class TrialReport:
     def chosen(self) -> Trial:
         """The trial that was kept."""
         return next(trial for trial in self.trials if trial.name == self.kept)
-
-    @property
-    def baseline(self) -> Trial:
-        """Without what is chosen: no refinement, or of fusion weights the best model alone."""
-        alone = [trial for trial in self.trials if ALONE.search(trial.name)]
-        return max(alone, key=lambda trial: trial.value, default=self.trials[0])
 
     def table(self, what: str, shown: int | None = None) -> Table:
         """By falling value; the baseline, the kept one and the best of each kind are always there.

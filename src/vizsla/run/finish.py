@@ -83,17 +83,20 @@ class RunResult(Shown):
     def gain_lines(self) -> list[str]:
         """What refinement or fusion gave on validation, and on the test part where its truth is
         known; fusion beside the best of its models."""
-        choice = self.refinement_choice or self.fusion_choice
-        what = "fusion" if self.members else "refinement"
         lines = []
-        if choice is not None and choice.report.chosen is not choice.report.baseline:
-            first, chosen = choice.report.baseline, choice.report.chosen
-            lines.append(_gain(what, "validation", (first.top1, first.map, first.points),
-                               (chosen.top1, chosen.map, chosen.points)))  # fmt: skip
+        choices = {"fusion": self.fusion_choice, "refinement": self.refinement_choice}
+        for what, choice in choices.items():
+            if choice is None or choice.without in (None, choice.report.chosen):
+                continue
+            both = [one for one in (choice.without, choice.report.chosen) if one is not None]
+            means = [(one.top1, one.map, one.points) for one in both]
+            lines.append(_gain(what, "validation", *means))
         known = [self.before, *(one.scores for one in self.members)]
-        before = max(filter(None, known), key=lambda one: one.mean("map") or 0, default=None)
-        if before is not None and self.scores is not None:
-            lines.append(_gain(what, "the test part", _main(before), _main(self.scores)))
+        best = max(filter(None, known), key=lambda one: one.mean("map") or 0, default=None)
+        if best is not None and self.scores is not None:
+            before, after = (list(map(one.mean, MAIN.values())) for one in (best, self.scores))
+            what = "fusion" if self.members else "refinement"
+            lines.append(_gain(what, "the test part", before, after))
         return lines
 
     @property
@@ -126,14 +129,14 @@ class RunResult(Shown):
 MAIN = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points"}
 
 
-def _main(scores: Scores) -> tuple[float, ...]:
-    return tuple(scores.mean(key) or 0.0 for key in MAIN.values())
+Means = Sequence[float | None]  # in the order of MAIN
 
 
-def _gain(what: str, where: str, before: Sequence[float], after: Sequence[float]) -> str:
+def _gain(what: str, where: str, before: Means, after: Means) -> str:
     shown = [
         f"{name} {a:.{digits}f} → {b:.{digits}f}"
         for name, digits, a, b in zip(MAIN, (4, 4, 1), before, after, strict=True)
+        if a is not None and b is not None
     ]
     return f"{what} gave on {where}: {', '.join(shown)}"
 
@@ -166,6 +169,8 @@ def finish_run(
         model = {**model, "accept": calibration.to_dict()}
     scores = _score(ranking, truth, config, vectors if ranked_by_vectors else None)
     if scores is not None:
+        for doubt in scores.doubts:
+            log.warning("%s", doubt)
         scores.save(run.folder / "scores.json")
     before = None
     if scores is not None and ranked_by_vectors and model["refine"]["chain"] != "none":
@@ -225,8 +230,6 @@ def _score(
         scores = evaluate(ranking, truth, **config.scoring)
     else:
         scores = evaluate_ranked(ranking, truth, *vectors, **config.scoring)
-    for doubt in scores.doubts:
-        log.warning("%s", doubt)
     return scores
 
 

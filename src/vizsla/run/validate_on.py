@@ -116,13 +116,13 @@ def by_vectors(
     """
     if config.training.validate_on != AUTO:
         return config, training
-    known = training
-    if len(training) > MOST_POOL:  # not all are embedded
-        rng = np.random.default_rng((config.seed, 72))
-        known = training.subset(_some_of_each_class(training.labels or [], rng))
-        role = f"{role}-sample"
-    vectors = embed_images(known, role)
-    return _decided(config, training, vectors, test, lambda: vectors)
+    if len(training) <= MOST_POOL:
+        vectors = embed_images(training, role)
+        return _decided(config, training, vectors, test, lambda: vectors)
+    rng = np.random.default_rng((config.seed, 72))
+    sample = training.subset(_some_of_each_class(training.labels or [], rng))
+    vectors = embed_images(sample, f"{role}-sample")
+    return _decided(config, training, vectors, test, lambda: embed_images(training, f"{role}-all"))
 
 
 def _decided(
@@ -146,7 +146,8 @@ def _decided(
         return config, training
     own = None
     if "domain" in known.attributes.column_names:
-        own = known.attributes["domain"].to_pylist()
+        named = known.attributes["domain"].to_pylist()
+        own = named if any(named) else None
     roles = domain_roles(gap, known.vectors, known.labels or [], own)
     if roles is not None and roles.assigned is not None:
         known = embed_all()
