@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,9 +180,17 @@ def test_fuse_decides_by_what_it_learns_or_by_a_file(home: Path, tmp_path: Path)
         fuse("--write-calibration", str(file))
 
 
-def test_whitening_that_was_fitted_to_the_images_it_learns_from_is_refused(home: Path) -> None:
+def test_whitening_that_was_fitted_to_the_images_it_learns_from_is_refused(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UsageError, match=r"give (--)?whiten none"):
         pipeline.run(config(home, whiten="shrunk"))
+    white = pipeline.run(config(home, whiten="shrunk", accept=None))
+    folders = [pipeline.run(config(home, accept=None)).run.folder, white.run.folder]
+    with pytest.raises(UsageError, match=r"give (--)?whiten none"):  # one is enough
+        fused_runs.joint_calibration([Member.of(f) for f in folders], FusionConfig(), 0.7)
+    tried = fused_runs.fuse_runs([Member.of(f) for f in folders], FusionConfig("auto"))
+    assert tried.fusion.method != "calibrated" and "does not try calibrated" in caplog.text
     both = [config(home), config(home, seed=1)]
     with pytest.raises(UsageError, match="fusion_whiten=none"):
         several_models.run_models(both, FusionConfig("concat"))
@@ -193,19 +202,30 @@ def test_whitening_that_was_fitted_to_the_images_it_learns_from_is_refused(home:
         )
 
 
+@pytest.mark.parametrize("kind", ["new-classes", "seen-classes"])
 def test_a_tuned_model_with_few_held_out_classes_is_warned_of(
+    kind: str,
     accepted: RunResult,
     home: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accepting, "calibrate_on_draws", lambda *_, **__: accepted.calibration)
+    by_class = []
+
+    def learned(*_: Any, **options: Any) -> Calibration | None:
+        by_class.append(options["by_class"])
+        return accepted.calibration
+
+    monkeypatch.setattr(accepting, "calibrate_on_draws", learned)
+    is_new = kind == "new-classes"  # else all classes were trained on
     for tuned in (False, True):
         accepting.learn_calibration(
-            config(home, tuning={"finetune": "head"}), open_data(home / "data"), Target(24, 18), [],
+            config(home, tuning={"finetune": "head", "validate_on": kind}),
+            open_data(home / "data"), Target(24, 18), [],
             tuned=tuned, sure=0.7, rank=exact.rank,
         )  # fmt: skip
-        assert bool(re.search(r"only the \d classes .* hold out more", caplog.text)) is tuned
+        warned = bool(re.search(r"only the \d classes .* hold out more", caplog.text))
+        assert warned is by_class[-1] is (tuned and is_new)
 
 
 def test_a_run_without_a_calibration_says_how_to_get_one(home: Path) -> None:

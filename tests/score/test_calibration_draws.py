@@ -95,7 +95,7 @@ def test_a_tuned_model_meets_as_many_classes_as_the_test_part_has() -> None:
     vectors = training(classes=40)
     images = ImageSet(Path("x"), vectors.ids, vectors.attributes)
     target = Target(50, 160, per_class=8)
-    kept, trained = held_out_and_trained(images, TuneConfig(), target)
+    kept, trained = held_out_and_trained(images, TuneConfig(validate_on="new-classes"), target)
     labels = np.array(kept.labels)
     new = set(labels[~trained])
     assert len(new) == 8 and len(set(labels[trained])) == 32 and not new & set(labels[trained])

@@ -74,6 +74,8 @@ def fuse(
     with ProgressShown(options.quiet) as progress:
         if by_number or config.needs_training:
             members = [Member.of(source) for source in sources]
+            own = [member.config for member in members]
+            fused_runs.require_decidable(config, options.accept, own)
             found = fused_runs.fuse_runs(members, config, progress)
             ranking = found.ranking if options.depth is None else found.ranking.head(options.depth)
             record = found.record()

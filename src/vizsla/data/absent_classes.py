@@ -6,7 +6,7 @@ In each draw other classes are absent from the gallery. A draw depends only on t
 import numpy as np
 
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Draw, Target, class_codes, group_codes, held_out, in_domain
+from vizsla.data.splits import NEW, Draw, Target, class_codes, group_codes, held_out, in_domain
 from vizsla.errors import DataError
 from vizsla.options import TuneConfig
 
@@ -87,7 +87,8 @@ def held_out_and_trained(
     parts = held_out(images, config, target)
     labels = class_codes(images)
     rng = np.random.default_rng((config.seed, 73))
-    others = rng.permutation(np.flatnonzero(~np.isin(labels, labels[parts.held_out])))
+    aside = ~np.isin(labels, labels[parts.held_out]) & (config.validate_on == NEW)
+    others = rng.permutation(np.flatnonzero(aside))
     most = max(1, round((target and target.per_class) or len(images) / (labels.max() + 1)))
     order = others[np.argsort(labels[others], kind="stable")]
     of_class = np.unique(labels[order], return_index=True, return_counts=True)

@@ -11,7 +11,7 @@ import numpy as np
 from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Target, training_part
+from vizsla.data.splits import NEW, Target, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.run.config import RunConfig
@@ -27,6 +27,9 @@ log = logging.getLogger("vizsla.run")
 
 FEW_CLASSES = 20  # fewer are too few to calibrate a tuned model on without a warning
 CALIBRATION = "calibration.json"  # in a run's folder
+WHITENED = (
+    "the whitening (%s) is fitted to the training images, whose scores are not those of new ones"
+)
 ROLE = "calibration"  # of the embeddings that it was learned from, in a run's folder
 
 
@@ -101,8 +104,7 @@ def require_no_whitening(whiten: str, without: str) -> None:
     not be those of new images. without: the option that leaves it out."""
     if whiten != "none":
         raise UsageError(
-            f"--accept learns from the training images, to which the whitening ({whiten}) is "
-            f"fitted, so that their scores are not those of new images: give {without}"
+            f"--accept cannot learn what scores mean, as {WHITENED % whiten}: give {without}"
         )
 
 
@@ -147,13 +149,15 @@ def learn_calibration(
     so. DataError without training images.
     """
     images = training_part(data.training, config.data, "--accept")
-    require_no_whitening(config.whiten, "--whiten none")
+    if config.whiten != "none":
+        raise DataError(f"what scores mean cannot be learned here: {WHITENED % config.whiten}")
     tuning = config.training
+    by_class = tuned and tuning.validate_on == NEW  # whole classes were held out
     trained = None
     if tuned:
         images, trained = held_out_and_trained(images, tuning, target)
         classes = len(np.unique(np.array(images.labels)[~trained]))
-        if classes < FEW_CLASSES:
+        if by_class and classes < FEW_CLASSES:
             log.warning(
                 "--accept is learned on only the %d classes that the training held out, so that "
                 "it accepts few matches: hold out more (--set share=0.4)", classes,
@@ -168,7 +172,7 @@ def learn_calibration(
     found, of_searches = (
         by and calibrate_on_draws(
             vectors, images, draws, sure=sure, source=f"{config.data}/training", rank=by,
-            by_class=trained is not None and bool(trained.any()),
+            by_class=by_class,
         )
         for by in (rank, search)
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,10 +220,16 @@ def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | Non
     return rank
 
 
-def require_decidable(fusion: FusionConfig, accept: float | str | None) -> None:
-    """UsageError if --accept cannot be learned for this way to fuse."""
-    if accept is not None and fusion.method == CONCAT and Accept.parse(accept).file is None:
+def require_decidable(
+    fusion: FusionConfig, accept: float | str | None, configs: Iterable[RunConfig]
+) -> None:
+    """UsageError if --accept cannot be learned for this way to fuse, or for one of the runs."""
+    if accept is None or Accept.parse(accept).file is not None:
+        return
+    if fusion.method == CONCAT:
         require_no_whitening(fusion.whiten, "--set fusion_whiten=none")
+    for config in configs:
+        require_no_whitening(config.whiten, "--whiten none")
 
 
 def joint_calibration(
@@ -234,7 +240,7 @@ def joint_calibration(
 ) -> Calibration:
     """By which the joint ranking of these runs (or that of one) is decided, learned on images that
     are new to all of them, or read from a file. fusion: with every `auto` as it was chosen."""
-    require_decidable(fusion, accept)
+    require_decidable(fusion, accept, [member.config for member in members])
     tuned = [member for member in members if member.is_tuned]
     config = dataclasses.replace((tuned or members)[0].config, accept=accept)
     data = folders_of(config)

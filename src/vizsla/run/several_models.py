@@ -57,7 +57,7 @@ def run_models(
             embedder = load_embedder(config, seed=config.seed)
             resolve_compute(device=config.device, precision="int8", embedder=embedder)
     fusion.check(len(configs))
-    require_decidable(fusion, configs[0].accept)
+    require_decidable(fusion, configs[0].accept, configs)
     check_accept(configs[0], folders_of(configs[0]))
     if needed_by := fusion.needs_training:
         training_part(folders_of(configs[0]).training, configs[0].data, needed_by)
@@ -89,29 +89,27 @@ def joint_run(
     what came before.
     """
     started = time.monotonic() if started is None else started
-    data = folders_of(config)
-    this_run = create_run(config.home)
-    with (
-        Messages() as messages,
-        log_to(this_run.folder / "log.txt", earlier=messages.records),
-    ):
-        this_run.write_config(_written(members, config, fusion))
-        found = fuse_runs(members, fusion, progress)
-        truth, calibration, ranking = truth_in(config, data), None, found.ranking
-        if config.accept is not None:
-            calibration = joint_calibration(members, found.fusion, config.accept, progress)
-            ranking = calibration.decide(ranking)
-        vectors = []
-        for role in ("query", "gallery"):
-            parts = joined([member.embeddings(role) for member in members], found.weights)
-            parts.save(this_run.folder / "embeddings" / role)
-            vectors.append(parts)
-        result = finish_run(
-            this_run, config, data, truth, ranking, (vectors[0], vectors[1]),
-            ranked_by_vectors=False,
-            model=_models_record(members, config, found),
-            messages=messages, started=started, calibration=calibration,
-        )  # fmt: skip
+    with Messages() as messages:
+        data = folders_of(config)
+        this_run = create_run(config.home)
+        with log_to(this_run.folder / "log.txt", earlier=messages.records):
+            this_run.write_config(_written(members, config, fusion))
+            found = fuse_runs(members, fusion, progress)
+            truth, calibration, ranking = truth_in(config, data), None, found.ranking
+            if config.accept is not None:
+                calibration = joint_calibration(members, found.fusion, config.accept, progress)
+                ranking = calibration.decide(ranking)
+            vectors = []
+            for role in ("query", "gallery"):
+                parts = joined([member.embeddings(role) for member in members], found.weights)
+                parts.save(this_run.folder / "embeddings" / role)
+                vectors.append(parts)
+            result = finish_run(
+                this_run, config, data, truth, ranking, (vectors[0], vectors[1]),
+                ranked_by_vectors=False,
+                model=_models_record(members, config, found),
+                messages=messages, started=started, calibration=calibration,
+            )  # fmt: skip
     return dataclasses.replace(
         result,
         chain=found.chain,

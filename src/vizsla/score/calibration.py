@@ -31,7 +31,7 @@ FORM = "calibration/2"
 DEPTH = 100  # ranks of each query that a cut-off is learned from
 SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
-MUCH, MANY_TIMES = 0.25, 10  # of the wrong first matches: two classes are named
+MUCH, MANY_QUERIES = 0.25, 5  # with a wrong first match between two classes: these are named
 SURES = (0.5, 0.8, 0.9, 0.95, 0.99)  # rows of the table
 WORDS = (
     (0.95, "very likely the same"), (0.8, "likely the same"), (0.5, "perhaps the same"),
@@ -49,8 +49,8 @@ class Calibration(Shown):
     query with something in the gallery scores above another; None if all are of one kind. levels:
     possible cut-offs. knots: (score, probability) pairs, both rising. by_class: whether the cut-off
     is sure for other classes. confused: two classes, and their share of the wrong first matches
-    among the better half of the queries, if it is large. of_searches: the same for searches by
-    cosine, which neither refine nor fuse, if the ranking does.
+    among the better half of the queries, if it is large. of_searches: the same for what `search`
+    and `serve` give, which is not refined, if that ranks otherwise.
     """
 
     sure: float
@@ -254,19 +254,23 @@ def calibrate(
 def _most_confused(judged: Sequence[Relevance]) -> tuple[str, str, float] | None:
     """Two classes, and their share of the wrong first matches with scores above the median."""
     first = [
-        (part.scores[i, 0], part.labels[i], part.first_labels[i], part.hits[i, 0])
-        for part in judged if part.scores is not None for i in np.flatnonzero(_answered(part))
+        (part.scores[i, 0], part.queries[i], part.labels[i], part.first_labels[i], part.hits[i, 0])
+        for part in judged if part.scores is not None
+        for i in np.flatnonzero(_answered(part) & ~part.nothing_relevant)
     ]  # fmt: skip
+    if not first:
+        return None
     median = np.median([score for score, *_ in first])
-    pairs = Counter(
-        (min(label, other), max(label, other))
-        for score, label, other, is_right in first
+    confused = {  # each query once, whatever the number of its draws
+        (query, min(label, other), max(label, other))
+        for score, query, label, other, is_right in first
         if score >= median and not is_right and label and other
-    )
+    }
+    pairs = Counter((one, other) for _, one, other in confused)
     if not pairs:
         return None
     ((one, other), times), wrong = pairs.most_common(1)[0], sum(pairs.values())
-    return (one, other, times / wrong) if times >= max(MANY_TIMES, MUCH * wrong) else None
+    return (one, other, times / wrong) if times >= max(MANY_QUERIES, MUCH * wrong) else None
 
 
 def matches_of(judged: Sequence[Relevance]) -> Matches:
@@ -339,7 +343,8 @@ def _in_words(source: Mapping[str, Any]) -> str:
         return f"{parts}, fused by {source['fusion']} with weights {weights}"
     model = source["model_id"] or "an unknown model"
     refine = source["refine"]
-    return f"model {model}" + ("" if refine == "none" else f" refined by {refine}")
+    searched = f", searched as {source['searched_as']}" if "searched_as" in source else ""
+    return f"model {model}" + ("" if refine == "none" else f" refined by {refine}") + searched
 
 
 def in_words(probability: float) -> str:
