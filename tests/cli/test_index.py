@@ -112,6 +112,12 @@ def test_search_shows_columns(here: Path) -> None:
     assert written[0] == "query,rank,id,score,price,label" and len(written) == 1 + 3 * 3
     assert written[1] == f"q000,1,{row['id']},{row['score']!r},{row['price']},{row['label']}"
     assert "rank  score   image  price  label" in vizsla(*words, *by_price, "-q").stdout
+    other = embeddings(40, 5, "x")  # columns that a box also has are the images' own
+    named = other.attributes.append_column("x", pa.array(range(40)))
+    Embeddings(other.ids, other.vectors, named, "m").save("named.emb")
+    by_x = ["search", "named.emb", "query.emb", "-k", "1", "--show", "x"]
+    assert "rank  score   image  x" in vizsla(*by_x, "-q").stdout
+    assert vizsla(*by_x, "--csv", "-q").stdout.splitlines()[0] == "query,rank,id,score,x"
     with pytest.raises(DataError, match="show colour: the images have the columns label, price"):
         vizsla(*words, "--show", "colour")
     with pytest.raises(UsageError, match="choose one"):

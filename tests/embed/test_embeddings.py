@@ -89,8 +89,12 @@ def test_resume_goes_on_behind_the_last_whole_shard(tmp_path: Path) -> None:
         ShardWriter(tmp_path / "e", lambda: {**about, "model_id": "n"}, 5, total=6).resume()
 
 
-def test_own_vectors_are_normalised_and_checked() -> None:
+def test_own_vectors_are_normalised_and_checked(tmp_path: Path) -> None:
     own = Embeddings.from_arrays([[3.0, 4.0], [0.0, 2.0]], labels=["a", "b"])
+    none = own.subset([])
+    assert (len(none), none.dim, none.labels) == (0, 2, [])
+    none.save(tmp_path / "none.emb")
+    assert len(Embeddings.open(tmp_path / "none.emb")) == 0
     np.testing.assert_allclose(own.vectors, [[0.6, 0.8], [0, 1]])
     assert own.ids == ["0", "1"] and own.labels == ["a", "b"]
     np.testing.assert_allclose(

@@ -104,7 +104,9 @@ def results(ranking: Ranking, i: int) -> Row:
     return list(zip(names, ranking.scores[i][there].tolist(), tiles, strict=True))
 
 
-@pytest.mark.parametrize("texts", [[], ["stars>=3"], ["stars=2", "product=P1|P2|P3|P30"]])
+@pytest.mark.parametrize(
+    "texts", [[], ["stars>=3"], ["stars=2", "product=P1|P2|P3|P30"], ["stars=9"]]
+)
 def test_images_are_found_by_their_best_tile(kind: str, index: Index, texts: list[str]) -> None:
     wanted = oracle(GALLERY, texts)
     for k in (1, 7, 60, G):

@@ -59,8 +59,8 @@ def result_rows(
     """Query → its results, best first, each as its images: id, score and these columns.
 
     A result is one image, or the best ones of a group. The first has the score of the result, its
-    own as `own`, with decisions `probability` and `accepted`, and with tiles x, y, w and h of the
-    best one, as fractions of the image.
+    own as `own`, with decisions `probability` and `accepted`, and with tiles `box`: x, y, w and h
+    of the best one, as fractions of the image.
     """
     assert ranking.scores is not None
     positions, scores = ranking.positions[..., None], ranking.scores[..., None]  # (Q, K, 1)
@@ -84,7 +84,7 @@ def result_rows(
                 images[0]["probability"] = float(ranking.probability[i, j])
                 images[0]["accepted"] = j < int(ranking.accepted[i])
             if (box := ranking.box(i, j)) is not None:
-                images[0] |= dict(zip(BOX, box, strict=True))
+                images[0]["box"] = box
             rows.append(images)
     return found
 
@@ -93,7 +93,9 @@ def json_rows(results: list[list[Row]], *, grouped: bool) -> list[Row]:
     """One object a result; of a group also `images`, all that were asked for."""
     rows = []
     for images in results:
-        row = {name: _plain(value) for name, value in images[0].items() if name != "own"}
+        own = {name: value for name, value in images[0].items() if name not in ("own", "box")}
+        row = {name: _plain(value) for name, value in own.items()}
+        row |= dict(zip(BOX, images[0].get("box", ()), strict=False))
         members = [{"id": one["id"], "score": one.get("own", one["score"])} for one in images]
         rows.append({**row, "images": members} if grouped else row)
     return rows
@@ -105,14 +107,21 @@ def print_csv(found: dict[str, list[list[Row]]], columns: Sequence[str]) -> None
 
     results = [images for rows in found.values() for images in rows]
     names = [*columns, *(["probability", "accepted"] if _are_decided(results) else [])]
-    names += BOX if _have_boxes(results) else ()
+    boxes = BOX if _have_boxes(results) else ()
     rows = [
-        [query, rank, row["id"], row["score"], *(_plain(row.get(name)) for name in names)]
+        [
+            query,
+            rank,
+            row["id"],
+            row["score"],
+            *(_plain(row.get(name)) for name in names),
+            *(row.get("box", [None] * 4) if boxes else ()),
+        ]
         for query, results in found.items()
         for rank, images in enumerate(results, 1)
         for row in images
     ]
-    typer.echo(to_csv(Table(["query", "rank", "id", "score", *names], rows)), nl=False)
+    typer.echo(to_csv(Table(["query", "rank", "id", "score", *names, *boxes], rows)), nl=False)
 
 
 def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
@@ -137,7 +146,7 @@ def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
             chance = f"{100 * row['probability']:>3.0f} %" if "probability" in row else ""
             first = "" if place else f"{rank:>{width}}"
             score = f"{row['score']:.4f}".rjust(wide)
-            part = ",".join(f"{row[name]:.2f}" for name in BOX) if "x" in row else ""
+            part = ",".join(f"{side:.2f}" for side in row.get("box", ()))
             shown = [texts[name][row["id"]] for name in columns]
             rows.append([first, score, chance, row["id"], part, *shown])
     names = ["rank", "score", "right", "image", PART, *columns]
@@ -166,7 +175,7 @@ def _are_decided(results: list[list[Row]]) -> bool:
 
 def _have_boxes(results: list[list[Row]]) -> bool:
     """Whether results name the part of the image that was found."""
-    return any("x" in images[0] for images in results)
+    return any("box" in images[0] for images in results)
 
 
 def _plain(value: Any) -> Any:

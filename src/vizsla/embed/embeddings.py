@@ -159,8 +159,7 @@ class Embeddings(Shown):
             **about_tiles(self.tiles),
         }
         writer = ShardWriter(Path(folder), lambda: about, self.dim, store=store, total=len(self))
-        vectors = self.all_vectors.reshape(len(self), -1)
-        writer.add(self.ids, vectors, self.attributes, self.broken)
+        writer.add(self.ids, self.all_vectors, self.attributes, self.broken)
         writer.finish()
         self.source.save(folder, self.model_id)
 

@@ -93,10 +93,11 @@ class View:
         if T == 1:
             rows, scores = self.nearest(queries, n, allowed)
             positions = self.snapshot.position_of[rows]
-        elif self.structure is None and tiles.DEEP * n >= available:
-            gallery = Rows(self.snapshot.vectors, self._rows(allowed))
+        elif n and self.structure is None and tiles.DEEP * n >= available:
+            of_tiles = self._rows(allowed)
+            gallery = Rows(self.snapshot.vectors, of_tiles)
             found, scores = exact.top_k_of_tiles(queries, gallery, T, n, device=self.device)
-            positions = self._positions_of_tiles(self._rows(allowed)[found])
+            positions = self._positions_of_tiles(of_tiles[found])
         else:
             positions, scores = tiles.best_tiles(
                 lambda chosen, m: self._nearest_tiles(queries[chosen], m, allowed),

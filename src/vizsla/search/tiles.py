@@ -21,6 +21,8 @@ def best_tiles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each query, by the positions and scores (Q, ≤k) of their best tiles;
     fewer only if there are fewer. available: how many tiles may be found."""
+    if k == 0:
+        return np.empty((n_queries, 0), np.int64), np.empty((n_queries, 0), np.float32)
     certain = (k - 1) * vectors_each + 1  # tiles that are of k images in any case
     found = nearest_groups(
         _Tiles(nearest, vectors_each), n_queries, k, available=available,

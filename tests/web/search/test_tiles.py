@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.web.conftest import colours, png
 from vizsla.data.tiles import Tiles
+from vizsla.errors import DataError
 from vizsla.web.search.client import SearchClient
 
 RED = (200, 30, 40)
@@ -44,6 +45,12 @@ def test_the_part_is_framed_on_the_page(parts: Any) -> None:
     x, y, w, h = parts.engine.gallery.index.view.snapshot.tiles.boxes[4]
     assert page.count(f'x="{x}" y="{y}" width="{w}" height="{h}"') == 2
     assert '<span class="fit">' in page
+
+
+def test_an_image_is_not_added_with_the_vector_of_its_whole_alone(parts: Any) -> None:
+    with pytest.raises(DataError, match=r"parts of its images.*vizsla index add"):
+        parts.engine.add(png(RED), name="c")
+    assert len(parts.engine.gallery.index) == 4
 
 
 def test_whole_images_have_no_part(served: Any) -> None:

@@ -442,7 +442,7 @@ class Engine:
         """Adds an image; its id, and the state of the index that has it.
 
         The file is written into the folder `added` inside the gallery's. DataError for attributes
-        that do not fit, ImageError if it is not an image.
+        that do not fit or a gallery of tiles, ImageError if it is not an image.
         """
         kind = media_type(data[:16])
         (upload,) = self.upload([data], large=False)
@@ -451,6 +451,11 @@ class Engine:
         name = f"{ADDED}/{safe_name(name) or upload.name[:16]}{EXTENSIONS[kind]}"
 
         def put(gallery: Gallery, index: FolderIndex) -> None:
+            if index.view.snapshot.tiles is not None:
+                raise DataError(
+                    "this gallery has vectors of parts of its images, which the server does not "
+                    "make: add images with `vizsla index add`"
+                )
             file = gallery.root / name
             if name in gallery.positions or file.exists():
                 raise DataError(f"the gallery already has an image {name!r}")
