@@ -108,7 +108,7 @@ def test_projections_are_fitted_to_as_many_images_as_there_is_time_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(candidates, "MIN_REFITTED", 10)
-    some, _ = entered(100.0, spent=80.5, refitted=33)  # (19.5 - 3) / 0.5
+    some, _ = entered(100.0, spent=80.5, refitted=26)  # 0.8 · (19.5 - 3) / 0.5
     assert len(some.candidates) > 6
 
 

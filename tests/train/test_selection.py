@@ -7,7 +7,7 @@ from torch import nn
 
 from vizsla.data.preprocess import Preprocess
 from vizsla.model.embedder import Embedder
-from vizsla.train import selection as selecting
+from vizsla.model.projection import Projection, WithClasses
 from vizsla.train.selection import Candidate, Selection, interpolated, paired_gain, table
 
 
@@ -27,7 +27,7 @@ class Validate:
     """Scores an embedder by its only weight; every query alike but for noise that is shared."""
 
     def __init__(self, noise: float = 0.0) -> None:
-        self.noise, self.calls = noise, 0
+        self.noise, self.calls, self.optimise = noise, 0, "mean"
         self.means = {"top1": 0.5}
 
     def __call__(self, model: Embedder) -> np.ndarray:
@@ -60,19 +60,30 @@ def test_a_tie_keeps_the_frozen_model() -> None:
     assert selection.decided().name == "frozen"
 
 
-def test_class_probabilities_must_not_cost_contest_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_classes(value: float) -> Embedder:
+    model = embedder(value)
+    model.projection = WithClasses(Projection(1, 1), Projection(1, 2), share=0.3)
+    return model
+
+
+@pytest.mark.parametrize("optimise", ["mean", "map"])
+def test_class_probabilities_must_not_cost_contest_points(optimise: str) -> None:
     validate = Validate()
+    validate.optimise = optimise
     selection = Selection(embedder(0.5), validate)
     validate.means = {"points": 900.0}
     selection.enter("discriminant", embedder(0.7))
-    monkeypatch.setattr(selecting, "WithClasses", object)  # as if all had them
     validate.means = {"points": 890.0}
-    selection.enter("with classes, fewer points", embedder(0.9))
+    fewer = selection.enter("with classes, fewer points", with_classes(0.9))
+    if optimise == "map":  # points were not asked for
+        assert selection.best is fewer
+        return
     assert selection.best.name == "discriminant"
     validate.means = {"points": 910.0}
-    selection.enter("with classes, more points", embedder(0.8))
-    assert selection.decided().name == "with classes, more points"
-    assert selection.decided().embedder is not None
+    more = selection.enter("with classes, more points", with_classes(0.8))
+    assert selection.decided() is more and more.embedder is not None
+    lines = {line.split("  ")[0].strip(): line for line in table(selection.candidates).splitlines()}
+    assert "fewer points" in lines["refused"] and "more points" in lines["kept"]
 
 
 def test_a_candidate_is_kept_as_it_was_scored() -> None:

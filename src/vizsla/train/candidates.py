@@ -30,6 +30,7 @@ REFITTED = 2000  # images whose vectors a tuned backbone's projections are fitte
 MIN_REFITTED = 200
 REFITTING_SHARE = 0.08  # of a budget that embedding these images may take
 SCORED = 1 + BETWEEN + 2  # backbones of one training, usually: the end, between, framings
+EMBEDDING_SHARE = 0.8  # of the time that is left, for the vectors that these are fitted to
 SAVING_SECONDS = 3.0  # reserved in a budget for writing the embedder
 LARGER = 8 / 7  # of the side: to a convolution, objects then look as large as in training
 STEP = 32  # total stride of most convolutional networks, in pixels
@@ -135,7 +136,7 @@ class TunedCandidates:
         is time for."""
         height, width = tuned.embedder.preprocess.size
         each = self.costs.image * height * width / (self.selection.size[0] * self.selection.size[1])
-        left = self.budget.left() - SAVING_SECONDS
+        left = EMBEDDING_SHARE * (self.budget.left() - SAVING_SECONDS)
         most = int(min(REFITTED, len(self.labels), left / max(each, 1e-9)))
         count = int(self.decisions.decide(f"{self.prefix}images for projections", lambda: most))
         if count < min(MIN_REFITTED, len(self.labels)):

@@ -148,7 +148,7 @@ def table(candidates: list[Candidate]) -> str:
     keys = list(candidates[0].means)
     head = ["", "candidate", "value", "gain", "± error", *keys]
     columns = [
-        ["kept" if c.kept else "" for c in candidates],
+        ["kept" if c.kept else "refused" if c.costs_points else "" for c in candidates],
         [c.name for c in candidates],
         [f"{c.value:.4f}" for c in candidates],
         [f"{c.gain:+.4f}" for c in candidates],
@@ -245,7 +245,8 @@ class TrainResult(Shown):
         """One sentence: which model is kept, and why."""
         frozen, kept = self.candidates[0], self.kept
         if not self.is_improved:
-            best = max(self.candidates[1:], key=lambda c: c.value, default=None)
+            others = [c for c in self.candidates[1:] if not c.costs_points]
+            best = max(others, key=lambda c: c.value, default=None)
             if best is None:
                 return "the frozen model is kept: nothing else was tried"
             return (

@@ -136,7 +136,8 @@ def train(
     """Trains on `images` and keeps the best candidate by `validate`, or the frozen model.
 
     validate: embedder → (Q,) values of the same queries each time, more is better. It may have
-    `means` (other figures of its last call, by name) and `chance` (a random ranking's value).
+    `means` (other figures of its last call, by name), `chance` (a random ranking's value) and
+    `optimise` (what the values are, see OPTIMISED).
     out: a folder for log, checkpoint and embedder; an interrupted training continues there.
     inference: how candidates are embedded, by default as it trains. DataError if the labels leave
     nothing to learn.
