@@ -832,6 +832,11 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
         "largest", "Which image of a group of copies should stay: {choices}.", "Data",
         choices=("largest", "sharpest", "earliest", "lossless"),
     )  # fmt: skip
+    group_by: str | None = option(
+        None, "The column that names the item of each image: copies between different items are "
+        "reported, and each item keeps one.", "Data",
+        shown="without labels, product, sku, item, … if there is one",
+    )  # fmt: skip
     out: Path | None = option(
         None, "Also write the findings there (JSON).", "Output", "-o", "--out", usual=True
     )

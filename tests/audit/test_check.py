@@ -188,7 +188,7 @@ def test_a_folder_of_classes_and_a_flat_one_are_checked_as_they_are(
         line.split() for line in done.stdout.splitlines()
     ]
     assert "no label       3" in done.stdout and "training" not in done.stdout
-    assert f"`vizsla embed {flat} --exclude {tmp_path / 'out.txt'}` leaves them out" in done.stdout
+    assert f"`vizsla embed {flat} --exclude {tmp_path / 'out.txt'}` leaves it out" in done.stdout
     images = image_set(flat, exclude=tmp_path / "out.txt")
     assert len(images) == 2 and "2.png" in images.ids
     (flat / "labels.csv").write_text("image,class\n1.png,a\n3.png,b\n")
@@ -321,6 +321,66 @@ def test_many_classes_are_shortened_on_the_terminal(data: Path) -> None:
     text = text.partition("\n\nGroups of copies")[0]
     assert len(text.splitlines()) < 30 and "more classes" in text and "class30" not in text
     assert len(copies.partition("\n\n")[0].splitlines()) == 22
+
+
+@pytest.fixture
+def catalogue(photo: Photo, tmp_path: Path) -> Path:
+    """Three photos of shoe 7, one of them twice, and one of them also as that of shoe 8."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        photo(50 + i).save(folder / f"seven-{i}.png")
+    for name in ("seven-3.png", "eight.png"):
+        shutil.copy(folder / "seven-0.png", folder / name)
+    table = [f"seven-{i}.png,7,9.90" for i in range(4)] + ["eight.png,8,9.90"]
+    (tmp_path / "products.csv").write_text("\n".join(["file,product,price", *table]))
+    return folder
+
+
+def test_copies_between_two_products_are_named_and_each_product_keeps_its_image(
+    catalogue: Path, tmp_path: Path
+) -> None:
+    excluded, html = tmp_path / "out.txt", tmp_path / "page.html"
+    table = ("--labels", tmp_path / "products.csv")
+    shown = vizsla(catalogue, *table, "--write-exclude", excluded, "--html", html, "-q").stdout
+    assert "! 2 pairs of copies between different products: 7 and 8" in shown
+    named = shown.partition("Copies between different products (2):")[2].splitlines()[1:4]
+    assert named[0].split() == ["product", "other", "product", "image", "copy", "how"]
+    assert {"7", "8", "eight.png"} <= {*named[1].split()}
+    assert read_names(excluded) == ["seven-3.png"]
+    assert "Copies between different products" in html.read_text()
+    printed = json.loads(vizsla(catalogue, *table, "--json", "-q").stdout)
+    assert printed["item_column"] == "product"
+    assert [one["items"] for one in printed["pairs"] if one["between_items"]] == [["8", "7"]] * 2
+    assert printed["groups"] == [{"keep": "seven-0.png", "images": ["seven-0.png", "seven-3.png"]}]
+
+
+def test_the_column_of_the_product_is_named_or_asked_for(
+    catalogue: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = tmp_path / "products.csv"
+    table.write_text(table.read_text().replace("product", "stock"))
+    assert "between" not in vizsla(catalogue, "--labels", table, "-q").stdout
+    assert "one of its columns (price, stock)" in caplog.text
+    named = vizsla(catalogue, "--labels", table, "--group-by", "stock", "-q").stdout
+    assert "2 pairs of copies between different stocks" in named
+    for words, expected in (
+        (("--labels", table, "--group-by", "sku"), "the images have the columns price, stock"),
+        (("--group-by", "sku"), "there is no table: give --labels FILE"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            vizsla(catalogue, *words)
+
+
+def test_products_are_told_apart_in_a_data_folder_too(data: Path, tmp_path: Path) -> None:
+    shutil.copy(data / "test/gallery/cat-1.png", data / "test/gallery/cat-9.png")
+    table = tmp_path / "products.csv"
+    table.write_text("file,product\ncat-1.png,A\ncat-9.png,B\n")
+    shown = vizsla(data, "--labels", table, "--group-by", "product", "-q").stdout
+    assert "1 pair of copies between different products: A and B" in shown
+    table.write_text("file,product\nnone.png,A\n")
+    with pytest.raises(DataError, match="names none of the images"):
+        vizsla(data, "--labels", table)
 
 
 def test_a_model_from_the_command_line(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Unlike all other stages, this one reads the labels of the test part: it trains and selects nothing.
 """
 
+import logging
 import time
 import unicodedata
 from collections import Counter
@@ -21,8 +22,9 @@ from vizsla.audit.findings import CheckReport
 from vizsla.data.data_folders import DataFolders, open_data
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
+from vizsla.data.listing import few
 from vizsla.data.table_folder import LABELS, is_table_folder
-from vizsla.data.tables import labels_for, read_labels
+from vizsla.data.tables import attributes_for, labelled_rows, read_labels
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.processes import available_cores
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
     from vizsla.embed.compute import Compute
     from vizsla.model.embedder import Embedder
 
+log = logging.getLogger("vizsla.check")
+
 Embed = Callable[[str, ImageSet], Embeddings]
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
 MOST_SUSPECTS = 100  # listed; after the first few dozen hardly any is a real mistake
+ITEM_COLUMNS = ("group", "product", "product_id", "sku", "item", "item_id", "article", "individual")
 
 
 def image_sets(
@@ -59,7 +64,8 @@ def image_sets(
 
 
 def labelled_sets(data: DataFolders, labels: str | Path | None = None) -> dict[str, ImageSet]:
-    """Role → images; query and gallery with the labels of `labels`, else of the folder's file.
+    """Role → images; query and gallery with the labels of `labels`, else of the folder's file, and
+    all with its other columns.
 
     Of one set that is both, only the gallery.
     """
@@ -71,17 +77,53 @@ def labelled_sets(data: DataFolders, labels: str | Path | None = None) -> dict[s
     if file is None:
         return sets
     table = read_labels(file)
-    if "label" not in table.column_names and labels is None:
-        return sets
-    for role in [role for role in TEST if role in sets]:
-        found = labels_for(sets[role].ids, table, role)
-        if labels is not None and not any(found):
+    labelled = "label" in table.column_names
+    for role, images in sets.items():
+        is_test = role in TEST
+        read = labelled_rows if is_test and labelled else attributes_for
+        rows = read(images.ids, table, role)
+        empty = all(rows[name].null_count == len(rows) for name in rows.column_names)
+        if is_test and labels is not None and labelled and not any(rows["label"].to_pylist()):
             raise DataError(
-                f"{labels} has a label for none of the {len(found)} {role} images: "
+                f"{labels} has a label for none of the {len(images)} {role} images: "
                 "give the labels file of this data folder"
             )
-        sets[role] = sets[role].with_labels(found)
+        if (is_test and labelled) or not empty:
+            sets[role] = images.with_columns(rows)
+    if labels is not None and not labelled and not any(
+        images.attributes.num_columns - (images.labels is not None) for images in sets.values()
+    ):  # fmt: skip
+        raise DataError(f"{labels} names none of the images in this folder")
     return sets
+
+
+def item_column_of(
+    sets: Mapping[str, ImageSet], group_by: str | None, labels: str | Path | None
+) -> str | None:
+    """The attribute that names the item of each image: `group_by`, else, of images without labels,
+    the first of ITEM_COLUMNS that there is. None, with a line that says so, if `labels` has none.
+
+    DataError: no images have the column `group_by`.
+    """
+    columns = {name for images in sets.values() for name in images.attributes.column_names}
+    if group_by is not None:
+        if group_by not in columns:
+            raise DataError(
+                f"--group-by {group_by}: the images have the columns {few(sorted(columns), 20)}"
+                if columns else f"--group-by {group_by}: there is no table: give --labels FILE"
+            )  # fmt: skip
+        return group_by
+    if "label" in columns:
+        return None
+    by_name = {name.lower(): name for name in sorted(columns)}
+    found = next((by_name[name] for name in ITEM_COLUMNS if name in by_name), None)
+    if found is None and labels is not None:
+        log.warning(
+            "%s has no column label, nor one of %s: copies of different products are not told "
+            "apart; if one of its columns (%s) names the product, give --group-by COLUMN",
+            labels, ", ".join(ITEM_COLUMNS), few(sorted(columns), 20),
+        )  # fmt: skip
+    return found
 
 
 def check(
@@ -90,6 +132,7 @@ def check(
     *,
     embed: Embed | None = None,
     keep: str = "largest",
+    item_column: str | None = None,
     features_in: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
@@ -100,13 +143,14 @@ def check(
     embed: (role, its readable images) → their embeddings, all by one model; adds pairs that only a
     model finds similar, and doubtful labels. features_in: a folder for local features; adds pairs
     of which one holds a part of the other. keep: which of a group of copies should stay, a key of
-    `copy_groups.KEEP`. workers: None uses all cores.
+    `copy_groups.KEEP`. item_column: the attribute that names the item of each image, see
+    `item_column_of`. workers: None uses all cores.
     """
     started = time.monotonic()
     workers = workers or min(16, available_cores())
     report = progress or (lambda stage, done, total: None)
     scan = scan_files(
-        sets, max_pixels=max_pixels, workers=workers,
+        sets, item_column=item_column, max_pixels=max_pixels, workers=workers,
         progress=lambda done, total: report("reading", done, total),
     )  # fmt: skip
     pairs = find_pairs(
@@ -143,8 +187,9 @@ def check(
         suspects = [replace(suspect, i=labelled[suspect.i]) for suspect in found[:MOST_SUSPECTS]]
     seconds = time.monotonic() - started
     return CheckReport(
-        Path(folder), scan.facts, pairs, _class_findings(sets), suspects, seconds, keep
-    )
+        Path(folder), scan.facts, pairs, _class_findings(sets), suspects, seconds, keep,
+        item_column,
+    )  # fmt: skip
 
 
 def embedding_in(

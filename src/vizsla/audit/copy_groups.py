@@ -38,14 +38,25 @@ class CopyGroup:
 def copy_groups(
     facts: Sequence[ImageFacts], pairs: Iterable[Pair], keep: str = "largest"
 ) -> list[CopyGroup]:
-    """The groups that the pairs of copies make, the largest first.
+    """The groups that the pairs of copies make, the largest first. Copies of different items are in
+    different groups: each item keeps an image.
 
     keep: which image is proposed, a key of KEEP; a test image, if there is one, comes before all
     others. Of equals the one that most others are not mirrored or turned against.
     """
     copies = [pair for pair in pairs if pair.how not in UNSURE]
     order = _order(facts, copies, keep)
-    return [CopyGroup(group, min(group, key=order)) for group in groups_of(len(facts), copies)]
+    groups = [part for group in groups_of(len(facts), copies) for part in _by_item(facts, group)]
+    groups.sort(key=lambda group: (-len(group), group))
+    return [CopyGroup(group, min(group, key=order)) for group in groups if len(group) > 1]
+
+
+def _by_item(facts: Sequence[ImageFacts], group: Sequence[int]) -> list[list[int]]:
+    """The images of a group, those of each item on their own."""
+    found: dict[str | None, list[int]] = {}
+    for i in group:
+        found.setdefault(facts[i].item, []).append(i)
+    return list(found.values())
 
 
 def _order(
@@ -134,7 +145,8 @@ def to_exclude(
     """Position → the reason to exclude it. Never a test image: the test part stays as it is.
 
     Broken images; copies of a test image, or what has a part in common with one; all copies with
-    contradicting labels; of every other group of copies all but the one to keep. Parts of other
+    contradicting labels; of every other group of copies of one item all but the one to keep. Parts
+    of other
     training images, and pairs that only a model finds similar, are left to people.
     """
     reasons = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
@@ -152,7 +164,10 @@ def to_exclude(
                 reasons.setdefault(i, f"{what} {facts[other].name} ({how})")
             elif how != "part" and is_conflict(facts[i].label, facts[other].label):
                 reasons.setdefault(i, f"a copy of {facts[other].name}, which has another label")
-    linked = [sorted((p.a, p.b), key=order) for p in pairs if p.how not in UNSURE]
+    linked = [
+        sorted((p.a, p.b), key=order) for p in pairs
+        if p.how not in UNSURE and facts[p.a].item == facts[p.b].item
+    ]  # fmt: skip
     for group in [*(g.images for g in copy_groups(facts, pairs, keep)), *linked]:
         kept, *others = sorted((i for i in group if i not in reasons), key=order) or [-1]
         for i in others:

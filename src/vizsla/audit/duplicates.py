@@ -177,6 +177,14 @@ def conflicts(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
     ]  # fmt: skip
 
 
+def between_items(facts: Sequence[ImageFacts], pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs of copies that belong to different items, such as two products."""
+    return [
+        pair for pair in pairs
+        if pair.how != "part" and is_conflict(facts[pair.a].item, facts[pair.b].item)
+    ]  # fmt: skip
+
+
 def is_conflict(a: str | None, b: str | None) -> bool:
-    """Whether both labels are known, and differ."""
+    """Whether both labels, or items, are known, and differ."""
     return a is not None and b is not None and a != b

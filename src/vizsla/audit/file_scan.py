@@ -19,6 +19,7 @@ from vizsla.audit.copy_detection import COLOURS, SIDE
 from vizsla.data.exif import Exif
 from vizsla.data.images import MAX_PIXELS, Header, read_header, read_image
 from vizsla.data.imageset import ImageSet
+from vizsla.data.tables import value_text
 from vizsla.errors import ImageError
 
 WHOLE = "images"  # the role of all images of a folder that is not in parts
@@ -67,6 +68,7 @@ class ImageFacts:
     """One file. broken: why it cannot be read; all later fields are then empty.
 
     file_hash, pixel_hash: SHA-256 of its bytes, and of its decoded pixels.
+    item: the product, individual, … that it shows, if a column names it.
     odd: keys of ODD. size: stored width and height, before any rotation. blur, brightness: see
     image_quality.py.
     """
@@ -84,6 +86,7 @@ class ImageFacts:
     blur: float = 0.0
     brightness: float = 1.0
     exif: Exif = field(default_factory=Exif)
+    item: str | None = None
 
     @property
     def name(self) -> str:
@@ -120,23 +123,28 @@ class Scan:
 def scan_files(
     sets: Mapping[str, ImageSet],
     *,
+    item_column: str | None = None,
     max_pixels: int = MAX_PIXELS,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
-    """The facts of every file of all sets (role → images), in this order."""
+    """The facts of every file of all sets (role → images), in this order.
+
+    item_column: the attribute that names the item each image shows.
+    """
     files = [
-        (role, name, images.path(i), label)
+        ImageFacts(role, name, images.path(i), label, item=item)
         for role, images in sets.items()
-        for i, (name, label) in enumerate(
-            zip(images.ids, images.labels or [None] * len(images), strict=True)
+        for i, (name, label, item) in enumerate(
+            zip(images.ids, images.labels or [None] * len(images), _items(images, item_column),
+                strict=True)
         )
-    ]
+    ]  # fmt: skip
     grey = np.zeros((len(files), SIDE, SIDE), np.uint8)
     colours = np.zeros((len(files), 2, COLOURS, COLOURS), np.int8)
 
     def one(i: int) -> ImageFacts:
-        facts = ImageFacts(*files[i])
+        facts = files[i]
         try:
             facts, grey[i], colours[i] = _scan_file(facts, max_pixels)
         except (ImageError, OSError) as error:
@@ -150,6 +158,14 @@ def scan_files(
             if progress and (len(facts) % 100 == 0 or len(facts) == len(files)):
                 progress(len(facts), len(files))
     return Scan(facts, grey, colours)
+
+
+def _items(images: ImageSet, column: str | None) -> list[str | None]:
+    """N values of an attribute as text; None where it is unknown."""
+    if column is None or column not in images.attributes.column_names:
+        return [None] * len(images)
+    values = images.attributes[column].to_pylist()
+    return [None if value is None else value_text(value) for value in values]
 
 
 def _scan_file(facts: ImageFacts, max_pixels: int) -> tuple[ImageFacts, np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vizsla.audit.copy_groups import CopyGroup, copy_groups, to_exclude
-from vizsla.audit.duplicates import PAIR_KINDS, Pair, conflicts, leaks
+from vizsla.audit.copy_groups import CopyGroup, copy_groups, groups_of, to_exclude
+from vizsla.audit.duplicates import PAIR_KINDS, UNSURE, Pair, between_items, conflicts, leaks
 from vizsla.audit.embedding_checks import Suspect
 from vizsla.audit.file_scan import ODD, QUALITY, REMARKS, WHOLE, ImageFacts
 from vizsla.data.listing import few
@@ -36,7 +36,8 @@ class CheckReport(Shown):
     """All findings. facts: one entry for each image. pairs: of positions in `facts`.
 
     suspects: the doubtful labels; None without a model. keep: which image of a group of copies
-    should stay, a key of `copy_groups.KEEP`.
+    should stay, a key of `copy_groups.KEEP`. item_column: the column that names the item of each
+    image, such as product.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class CheckReport(Shown):
     suspects: list[Suspect] | None
     seconds: float
     keep: str = "largest"
+    item_column: str | None = None
 
     def summary(self) -> Summary:
         """How many images, and how many findings of each kind."""
@@ -88,9 +90,24 @@ class CheckReport(Shown):
         """Copies with different labels."""
         return conflicts(self.facts, self.copies)
 
+    def between_items(self) -> list[Pair]:
+        """Copies that belong to different items, such as two products."""
+        return between_items(self.facts, self.copies)
+
+    @property
+    def items(self) -> str:
+        """What the items are called: `products`, of the column `product`."""
+        column = self.item_column or "item"
+        return f"{column}s" if column.isalpha() and column[-1] != "s" else f"values of {column}"
+
+    @functools.cached_property
+    def photos(self) -> list[list[int]]:
+        """Positions of images that show one photo, of whatever item; the largest groups first."""
+        return groups_of(len(self.facts), [p for p in self.copies if p.how not in UNSURE])
+
     @functools.cached_property
     def groups(self) -> list[CopyGroup]:
-        """The groups of copies, each with the image to keep; the largest groups first."""
+        """The groups of copies of one item, each with the image to keep; the largest first."""
         return copy_groups(self.facts, self.copies, self.keep)
 
     def excluded(self) -> dict[str, str]:
@@ -142,8 +159,10 @@ class CheckReport(Shown):
         return _alarms(self), _notes(self, excluded_in)
 
     def copy_table(self) -> Table:
-        """The pairs of copies: those in two parts first, then those with different labels."""
+        """The pairs of copies of one item: those in two parts first, then those with different
+        labels."""
         facts, conflicting = self.facts, set(self.conflicts())
+        elsewhere = set(self.between_items())
 
         def row(pair: Pair) -> list[Any]:
             a, b = facts[pair.a], facts[pair.b]
@@ -151,10 +170,19 @@ class CheckReport(Shown):
             labels = [f"labels {a.label} and {b.label}"] if pair in conflicting else []
             return [a.name, b.name, pair.how, "; ".join(parts + labels)]
 
-        rows = [row(pair) for pair in self.copies]
+        rows = [row(pair) for pair in self.copies if pair not in elsewhere]
         kinds = ("in two parts", "labels")
         rows.sort(key=lambda row: [not row[3].startswith(kind) for kind in kinds])
         return Table(["image", "copy", "how", "what is wrong"], rows)
+
+    def item_table(self) -> Table:
+        """The pairs of copies between different items."""
+        facts, column = self.facts, str(self.item_column)
+        rows = [
+            [facts[p.a].item, facts[p.b].item, facts[p.a].name, facts[p.b].name, p.how]
+            for p in self.between_items()
+        ]
+        return Table([column, f"other {column}", "image", "copy", "how"], rows)
 
     def group_table(self) -> Table:
         """The groups of copies and which image of each to keep, the largest first."""
@@ -173,6 +201,7 @@ class CheckReport(Shown):
         facts = self.facts
         found = {
             "Broken images": Table(["image", "reason"], [[f.name, f.broken] for f in self.broken]),
+            f"Copies between different {self.items}": self.item_table(),
             "Groups of copies": self.group_table(),
             "Copies": self.copy_table(),
             "Odd images": Table(["image", "what is odd"], [
@@ -230,6 +259,7 @@ class CheckReport(Shown):
             "class_findings": self.class_findings,
             "broken": [{"image": f.name, "reason": f.broken} for f in self.broken],
             "odd": {kind: [f.name for f in found] for kind, found in self.odd().items()},
+            "item_column": self.item_column,
             "pairs": [self._pair(pair) for pair in self.pairs],
             "groups": [
                 {"keep": kept.name if (kept := self.kept(group)) else None,
@@ -257,6 +287,7 @@ class CheckReport(Shown):
             "images": [a.name, b.name], "how": pair.how, "turn": pair.turn,
             "similarity": round(pair.similarity, 4), "labels": [a.label, b.label],
             "leak": a.role != b.role, "conflict": bool(conflicts(self.facts, [pair])),
+            "items": [a.item, b.item], "between_items": bool(between_items(self.facts, [pair])),
         }  # fmt: skip
 
 
@@ -299,6 +330,12 @@ def _alarms(report: CheckReport) -> list[str]:
         )
     if against := report.conflicts():
         lines.append(f"{_counted(len(against), 'pair')} of copies with different labels")
+    if across := report.between_items():
+        items = [sorted(str(facts[i].item) for i in (pair.a, pair.b)) for pair in across]
+        names = few([*dict.fromkeys(map(" and ".join, items))])
+        lines.append(
+            f"{_counted(len(across), 'pair')} of copies between different {report.items}: {names}"
+        )
     kinds = [kind for kind in report.odd() if kind not in REMARKS]
     lines += [_odd_line(report, kind) for kind in kinds]
     lines += [_class_line(kind, names) for kind, names in report.class_findings.items()]
@@ -340,7 +377,8 @@ def _notes(report: CheckReport, excluded_in: str | None) -> list[str]:
         do = f"embed {shlex.quote(str(report.folder))}" if whole else "run DATA"
         command = f"`vizsla {do} --exclude {file}`"
         listed = "" if excluded_in else "--write-exclude FILE lists them, "
-        lines.append(f"{what} should be left out: {listed}{command} leaves them out")
+        them = "it" if len(excluded) == 1 else "them"
+        lines.append(f"{what} should be left out: {listed}{command} leaves {them} out")
     return lines
 
 

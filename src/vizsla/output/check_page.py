@@ -44,6 +44,8 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
                 album.group_cards(groups["shared"]), "cards"),
         Section("conflicts", "Copies with different labels",
                 album.group_cards(groups["conflicts"]), "cards"),
+        Section("items", f"Copies between different {report.items}",
+                album.group_cards(groups["items"]), "cards"),
         Section("moments", "Shots of one moment in two parts", _moments(report, album), "cards"),
         Section("doubts", "Doubtful labels",
                 _doubts(report, groups["conflicts"], album)),
@@ -75,15 +77,18 @@ def page(report: CheckReport, *, max_pixels: int = MAX_PIXELS) -> str:
 def _groups_by_finding(report: CheckReport) -> dict[str, list[list[int]]]:
     """Finding → groups of copies; each group once, under its most serious finding."""
     conflicting = {i for pair in report.conflicts() for i in (pair.a, pair.b)}
+    between = {i for pair in report.between_items() for i in (pair.a, pair.b)}
     found: dict[str, list[list[int]]] = {
-        kind: [] for kind in ("leaks", "shared", "conflicts", "copies")
+        kind: [] for kind in ("leaks", "shared", "conflicts", "items", "copies")
     }
-    for group in (found.images for found in report.groups):
+    for group in report.photos:
         roles = {report.facts[i].role for i in group}
         if len(roles) > 1:
             kind = "leaks" if "training" in roles else "shared"
+        elif conflicting & set(group):
+            kind = "conflicts"
         else:
-            kind = "conflicts" if conflicting & set(group) else "copies"
+            kind = "items" if between & set(group) else "copies"
         found[kind].append(group)
     return found
 
@@ -98,6 +103,7 @@ class _Album:
         for pair in report.pairs:
             self.pairs_of.setdefault(pair.a, []).append(pair)
         self.conflicts = {(pair.a, pair.b) for pair in report.conflicts()}
+        self.item_column = report.item_column
         self.kept = {group.keep for group in report.groups if report.kept(group)}
         self.suspects = {suspect.i: suspect for suspect in report.suspects or []}
 
@@ -105,7 +111,8 @@ class _Album:
         facts = self.facts[i]
         return {
             "id": facts.name, "name": PurePosixPath(facts.id).name, "role": facts.role,
-            "label": facts.label, "size": facts.size, "form": facts.form,
+            "label": facts.label, "item": facts.item and f"{self.item_column} {facts.item}",
+            "size": facts.size, "form": facts.form,
             "picture": thumbnail(facts.path, max_pixels=self.max_pixels),
             "suspect": self.suspects.get(i), "kept": i in self.kept,
         }  # fmt: skip
@@ -232,7 +239,8 @@ def _headline(report: CheckReport) -> list[tuple[str, str, str, bool]]:
     leaks = [pair for pair in leaks if pair.how != "part"]
     leaked = {p.a for p in leaks if report.facts[p.a].role == "training"}
     shared = {p.a for p in leaks if report.facts[p.a].role != "training"}
-    others = {*report.copies} - {*leaks, *conflicts, *parts}
+    between = report.between_items()
+    others = {*report.copies} - {*leaks, *conflicts, *parts, *between}
     numbers = [("broken", len(report.broken), "broken images")]
     if any(facts.label is not None for facts in report.facts):
         numbers = [
@@ -241,6 +249,9 @@ def _headline(report: CheckReport) -> list[tuple[str, str, str, bool]]:
         ]  # fmt: skip
     else:
         numbers = [("copies", len(others), "pairs of copies"), *numbers]
+    if report.item_column is not None:
+        numbers = [("items", len({*between} - {*leaks, *conflicts}),
+                    f"pairs of copies between different {report.items}"), *numbers]  # fmt: skip
     if parts:
         numbers.append(("parts", len(parts), "pairs with a part in common"))
     if report.facts[0].role != WHOLE:
@@ -251,6 +262,11 @@ def _headline(report: CheckReport) -> list[tuple[str, str, str, bool]]:
     if report.suspects is not None:
         numbers.append(("doubts", len(report.suspects), "doubtful labels"))
     return [
-        (key, f"{number:,}", text, bool(number) and key in ("leaks", "conflicts", "broken"))
+        (
+            key,
+            f"{number:,}",
+            text,
+            bool(number) and key in ("leaks", "conflicts", "items", "broken"),
+        )
         for key, number, text in numbers
     ]

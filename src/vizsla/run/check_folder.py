@@ -18,6 +18,7 @@ def check_folder(
     """The findings in a data folder, one of classes, or one of images. options.model: also an
     Embedder."""
     sets = audit.image_sets(data, options.labels, follow_links=options.follow_links)
+    item_column = audit.item_column_of(sets, options.group_by, options.labels)
     if options.partial:
         opencv()  # before the work: an error if it is not installed
     with tempfile.TemporaryDirectory() as scratch:
@@ -25,7 +26,7 @@ def check_folder(
         embed = _embedding(options, sets, Path(scratch), progress) if options.model else None
         return audit.check(
             data, sets, embed=embed, features_in=features_in, keep=options.keep,
-            max_pixels=options.max_pixels,
+            item_column=item_column, max_pixels=options.max_pixels,
             workers=options.workers, progress=progress,
         )  # fmt: skip
 
