@@ -31,6 +31,10 @@ def with_keywords(
     given, becomes a function of its fields. UsageError names an argument that is wrong."""
     cls: Any = arguments
     options = options_of(cls)
+    other_names = {
+        flag[2:].replace("-", "_"): name for name, (about, _, _) in options.items()
+        for flag in about.flags if flag.startswith("--")
+    }  # fmt: skip
 
     def decorate(function: Callable[[A, frozenset[str]], R]) -> Callable[P, R]:
         returned = inspect.signature(function).return_annotation
@@ -41,15 +45,16 @@ def with_keywords(
 
         @functools.wraps(function)
         def called(*values: P.args, **named: P.kwargs) -> R:
+            by_name = {other_names.get(name, name): value for name, value in named.items()}
             try:
-                bound = signature.bind_partial(*values, **named)
+                bound = signature.bind_partial(*values, **by_name)
                 for name, value in bound.arguments.items():
                     about, kind, default = options[name]
                     if value is not default:
                         bound.arguments[name] = _checked(name, value, about, kind)
-                signature.bind(*values, **named)  # none is missing
+                signature.bind(*values, **by_name)  # none is missing
             except TypeError as error:
-                raise _misused(function.__name__, signature, named, error) from None
+                raise _misused(function.__name__, signature, by_name, error) from None
             return function(arguments(*bound.args, **bound.kwargs), frozenset(bound.arguments))
 
         called.__signature__ = signature  # type: ignore[attr-defined]

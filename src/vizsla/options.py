@@ -197,6 +197,17 @@ class ImageOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageTable(ImageOptions):
+    """The images of a folder, with the columns of a table."""
+
+    labels: str | None = same(
+        ImageOptions, "labels", flags=("--table", "--labels"), shown=None,
+        help="A table of the images (CSV, Parquet, …): all its columns stay with them, and `label` "
+        "is their class.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableImages(Options):
     """Where the images of a table are."""
 
@@ -503,9 +514,7 @@ class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice, Accepting):
         shown=f"the run's own; {DEFAULT_BACKBONE} for a folder",
     )  # fmt: skip
     labels: str | None = same(
-        ImageOptions, "labels",
-        help="Labels of the gallery: a CSV or Parquet table with the columns label and file.",
-        shown="the source's own",
+        ImageTable, "labels", shown="the source's own",
     )  # fmt: skip
     images: str | None = option(None, "The folder of the gallery's images.", "Data", usual=True)
     class_folders: bool = option(False, "Labels are the names of the folders.", "Data")
@@ -814,12 +823,13 @@ class ClusterOptions(Page):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
+class CheckOptions(ModelChoice, ImageTable, ComputeChoice, Page):
     """What is looked for, and written."""
 
     model: str | None = same(  # type: ignore[assignment]
         ModelChoice, "model", None, help="Also find doubtful labels, with this model.", shown=None
     )
+    labels: str | None = same(ImageTable, "labels", shown="labels.csv in DATA")
     partial: bool = option(
         False, "Also find crops, collages, screenshots and overlays of other images; needs OpenCV.",
         "Data", usual=True,
@@ -846,7 +856,7 @@ class CheckOptions(ModelChoice, ImageOptions, ComputeChoice, Page):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindOptions(ModelChoice, ImageOptions, ComputeChoice, QueryPart):
+class FindOptions(ModelChoice, ImageTable, ComputeChoice, QueryPart):
     """What `vizsla find` searches with."""
 
     box: str | None = same(QueryPart, "box", usual=True)

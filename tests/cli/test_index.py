@@ -289,7 +289,7 @@ def test_a_table_of_labels_gives_numbers_to_filter_by(
     assert about["images"] == 3 and about["attributes"] == ["product"]
     found = run_json("search", "p", "p.emb", "--group-by", "product")["rankings"]
     assert [row["product"] for row in found["0.png"]] == ["P1", "P2"]
-    some = ["embed", "images", "--labels", "products.csv", "-o", "s.emb", *TINY, "-q"]
+    some = ["embed", "images", "--table", "products.csv", "-o", "s.emb", *TINY, "-q"]
     assert vizsla(*some).exit_code == 0
     found = run_json("search", "s.emb", "p.emb", "--show", "product", "-k", "6")["rankings"]
     known = {row["id"]: row["product"] for row in found["0.png"]}

@@ -77,6 +77,18 @@ def test_columns_of_a_metadata_file_are_shown_as_they_are_now(photos: Path) -> N
     assert shown[1].split() == ["1", "1.0000", str(photo), "n/a"]
 
 
+def test_a_table_gives_columns_and_none_is_said_to_be_missing(photos: Path, tmp_path: Path) -> None:
+    photo, table = photos / "g-blue-1.png", tmp_path / "products.csv"
+    table.write_text("file,price\ng-blue-1.png,9.5\n")
+    for flag in ("--table", "--labels"):
+        shown = found(photo, photos, flag, table, "-k", "1", "--show", "price")
+        assert shown[0]["price"] == 9.5
+    with pytest.raises(DataError, match=r"--show price: no table says anything of these .*--table"):
+        found(photo, photos, "--show", "price")
+    with pytest.raises(DataError, match="--show cost: the images have the columns price"):
+        found(photo, photos, "--table", table, "--show", "cost")
+
+
 def test_a_broken_photo_is_left_out_and_not_read_again(
     photos: Path, embedded: list[list[str]]
 ) -> None:

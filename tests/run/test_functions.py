@@ -86,12 +86,14 @@ def test_it_takes_few_lines(
 def test_arguments_have_the_names_of_the_flags() -> None:
     def takes(function: Any, *classes: type) -> None:
         known = inspect.signature(function).parameters
-        flags = {
-            flag_of(name, about).removeprefix("--").replace("-", "_")
+        named = {*known, "json", "quiet", "verbose"}
+        missing = {
+            name
             for cls in classes
             for name, (about, _, _) in options_of(cls).items()
+            for flags in [about.flags or (flag_of(name, about),)]
+            if not named & {flag.lstrip("-").replace("-", "_") for flag in flags}
         }
-        missing = flags - set(known) - {"json", "quiet", "verbose"}
         assert missing == set(), function.__name__
 
     takes(vizsla.run, RunOptions, FusionOptions, TuneConfig, SeveralModels)
@@ -242,3 +244,11 @@ def test_embed_adds_columns_of_exif_on_request(tmp_path: Path) -> None:
     found = vizsla.embed(tmp_path / "photos", embedder, exif=True)
     assert found.attributes["camera"].to_pylist() == ["Canon R5", None]
     assert "camera" not in vizsla.embed("photos", embedder).attributes.column_names
+
+
+def test_an_option_with_two_flags_has_both_names() -> None:
+    model = vizsla.Embedder.build("tiny", weights="random", image_size=32)
+    for name in ("table", "labels"):
+        given: Any = {name: "data/labels.csv"}
+        found = vizsla.embed("data/test/gallery", model, role="gallery", **given)
+        assert found.labels is not None and "blue" in found.labels

@@ -111,5 +111,5 @@ def test_what_does_not_fit_the_gallery() -> None:
 
 def test_a_gallery_without_attributes_says_what_would_give_it_some() -> None:
     bare = pa.table({})
-    with pytest.raises(DataError, match=r"nor any other: .* embedded without labels .*--labels"):
+    with pytest.raises(DataError, match=r"nor any other: .* embedded without a table .*--table"):
         Filter.parse(["label=shoes"]).mask(["a.jpg"], bare)

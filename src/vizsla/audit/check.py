@@ -110,7 +110,7 @@ def item_column_of(
         if group_by not in columns:
             raise DataError(
                 f"--group-by {group_by}: the images have the columns {few(sorted(columns), 20)}"
-                if columns else f"--group-by {group_by}: there is no table: give --labels FILE"
+                if columns else f"--group-by {group_by}: there is no table: give --table FILE"
             )  # fmt: skip
         return group_by
     if "label" in columns:

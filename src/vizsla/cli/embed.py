@@ -21,7 +21,7 @@ from vizsla.options import (
     ComputeChoice,
     ExifColumns,
     GalleryOptions,
-    ImageOptions,
+    ImageTable,
     Messages,
     ModelChoice,
     Printing,
@@ -38,7 +38,7 @@ app = Commands()
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(
-    ModelChoice, WhiteningChoice, ImageOptions, TableImages, SeveralLabels, ExifColumns,
+    ModelChoice, WhiteningChoice, ImageTable, TableImages, SeveralLabels, ExifColumns,
     ComputeChoice,
     VectorFiles, Printing,
 ):  # fmt: skip

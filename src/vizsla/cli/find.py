@@ -25,7 +25,7 @@ from vizsla.progress import LOADING, ProgressShown
 
 app = Commands()
 
-UNUSED = ("labels", "labels_from", "exclude")
+UNUSED = ("labels_from", "exclude")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,9 @@ class FindCommand(FindOptions, ResultPrinting):
     )
 
 
-@app.command("find", epilog="Example: vizsla find photo.jpg photos/ --open")
+@app.command(
+    "find", epilog="Example: vizsla find photo.jpg photos/ --table products.csv --show price"
+)
 def find_images(
     query: Annotated[str, typer.Argument(help="A photo; or words, for a model that reads text.")],
     folder: Annotated[Path, typer.Argument(help="The folder of images to search in.")],

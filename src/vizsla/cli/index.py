@@ -30,7 +30,7 @@ from vizsla.options import (
     ComputeChoice,
     Conditions,
     GalleryOptions,
-    ImageOptions,
+    ImageTable,
     ModelChoice,
     Printing,
     RunOptions,
@@ -83,12 +83,11 @@ Where = Annotated[str, typer.Argument(metavar="INDEX", help="The index: a folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderOptions(ImageOptions, TableImages, SeveralLabels, ComputeChoice):
+class FolderOptions(ImageTable, TableImages, SeveralLabels, ComputeChoice):
     """How a folder of images is embedded, where one is given in place of embeddings."""
 
     class_folders: bool = same(GalleryOptions, "class_folders")
     device: str = same(ComputeChoice, "device", usual=False)
-    labels: str | None = same(ImageOptions, "labels", shown=None, usual=False)
 
 
 @dataclass(frozen=True, kw_only=True)

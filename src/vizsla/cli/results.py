@@ -45,8 +45,10 @@ def shown_columns(known: Sequence[str], show: Sequence[str], group_by: str | Non
     """
     if unknown := [name for name in show if name not in known]:
         raise DataError(
-            f"--show {unknown[0]}: the images have the columns {', '.join(known) or 'none'}"
-        )
+            f"--show {unknown[0]}: the images have the columns {', '.join(known)}"
+            if known else f"--show {unknown[0]}: no table says anything of these images: give "
+            "`find`, `index` or `embed` one with --table FILE (docs/tables.md)"
+        )  # fmt: skip
     names = show or [name for name in USUAL if name in known]
     return list(dict.fromkeys([*([group_by] if group_by else []), *names]))
 

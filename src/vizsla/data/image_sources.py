@@ -35,7 +35,8 @@ def image_set(
     """
     if sum(map(bool, (labels, labels_from, class_folders))) > 1:
         raise UsageError(
-            "--labels, --labels-from and --class-folders are mutually exclusive: give one"
+            "--table (or --labels), --labels-from and --class-folders are mutually exclusive: "
+            "give one"
         )
     if root is not None and not (Path(source).is_file() and not is_tars(str(source))):
         raise UsageError(f"--root is for a table of images, and {source} is none: leave it out")

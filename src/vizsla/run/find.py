@@ -60,12 +60,15 @@ def find(
 ) -> FoundImages:
     """The images of a folder that are nearest to a photo (a path or a PIL image) or to words.
 
+    options.labels: a table, whose columns the images that are found have.
     DataError: there is no such photo; the folder has no images; the model reads no text.
     """
     listed = ImageSet.from_folder(folder, follow_links=options.follow_links)
-    images = replace(listed, attributes=pa.table({}))  # they may change while the images do not
-    if len(images) == 0:
+    if len(listed) == 0:
         raise DataError(f"{folder} holds no images")
+    if options.labels:
+        listed = listed.with_labels_file(options.labels)
+    images = replace(listed, attributes=pa.table({}))  # they may change while the images do not
     words = is_text(query)
     with waiting(progress, LOADING):
         embedder = load_embedder(options, seed=options.seed)

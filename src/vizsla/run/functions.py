@@ -32,6 +32,7 @@ from vizsla.options import (
     FusionOptions,
     GalleryOptions,
     ImageOptions,
+    ImageTable,
     ModelChoice,
     Reporting,
     RunOptions,
@@ -60,7 +61,7 @@ MODEL = "A model's name (`vizsla models` lists them), a saved embedder, a run, o
 
 @dataclass(frozen=True)
 class EmbedArguments(
-    ImageOptions, TableImages, SeveralLabels, ExifColumns, ComputeChoice, VectorFiles, Reporting
+    ImageTable, TableImages, SeveralLabels, ExifColumns, ComputeChoice, VectorFiles, Reporting
 ):
     """What `vizsla.embed` takes."""
 

@@ -178,7 +178,7 @@ def no_attribute(column: str, known: Sequence[str]) -> DataError:
         )
     return DataError(
         f"the gallery has no attribute {column!r}, nor any other: its images were embedded without "
-        "labels (`vizsla embed --labels FILE` adds the columns of a table); filter by id only"
+        "a table (`vizsla index FOLDER --table FILE` keeps its columns); filter by id only"
     )
 
 

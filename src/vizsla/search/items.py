@@ -24,7 +24,7 @@ def items_of(
     if not any(values.get(name) is not None for name in names):
         raise DataError(
             f"--query-group {column}: no query has a value in this column: give it in a table of "
-            "the queries (metadata.csv in their folder, or embed them with --labels)"
+            "the queries (metadata.csv in their folder, or embed them with --table)"
         )
     items: dict[str, list[int]] = {}
     for i, name in enumerate(names):

@@ -437,7 +437,7 @@ def _labels_of_run(folder: Path, ids: list[str]) -> pa.Table:
 
 
 def _columns_of(source: GallerySource) -> Columns | None:
-    """A function that reads the columns of --labels, or the labels of --labels-from, for ids; None
+    """A function that reads the columns of --table, or the labels of --labels-from, for ids; None
     if neither is given."""
     path, pattern = source.options.labels, source.options.labels_from
     if path is not None:
