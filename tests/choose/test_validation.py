@@ -132,7 +132,10 @@ def trials_of(n: int, optimise: str = "mean") -> tuple[Trials, np.ndarray]:
     """
     labels = np.array(["a"] * (n + 1) + ["b"])
     part = Draw(np.arange(n), np.array([n, n + 1]))
-    found = Trials(ValidationSet(labels, [part], [np.ones(n, np.int64)]), optimise)
+    found = Trials(
+        ValidationSet([*map(str, range(len(labels)))], labels, [part], [np.ones(n, np.int64)]),
+        optimise,
+    )
     first = np.where(np.arange(n)[:, None] < n // 2, [[0, 1]], [[1, 0]])
     found.add("none", [first])
     return found, first
@@ -171,7 +174,7 @@ def test_what_is_optimised_decides() -> None:
     """One that ranks all second and third images better, and loses first ones."""
     labels = np.array(["a"] * 40 + ["b"])
     part = Draw(np.arange(37), np.array([37, 38, 39, 40]))
-    on = ValidationSet(labels, [part], [np.full(37, 3)])
+    on = ValidationSet([*map(str, range(len(labels)))], labels, [part], [np.full(37, 3)])
     before = np.tile([0, 3, 1, 2], (37, 1))
     other = np.tile([0, 1, 2, 3], (37, 1))
     other[:2] = [3, 0, 1, 2]
@@ -192,7 +195,11 @@ def test_what_is_optimised_decides() -> None:
 def test_means_are_by_query_and_the_error_by_pairs() -> None:
     labels = np.array(["a"] * 4 + ["b"] * 2)
     parts = [Draw(np.array([0, 1]), np.array([2, 4])), Draw(np.array([0]), np.array([3, 5]))]
-    trials = Trials(ValidationSet(labels, parts, [np.array([1, 1]), np.array([1])]))
+    trials = Trials(
+        ValidationSet(
+            [*map(str, range(len(labels)))], labels, parts, [np.array([1, 1]), np.array([1])]
+        )
+    )
     right, wrong = [0, 1], [1, 0]
     base = trials.add("none", [np.array([right, wrong]), np.array([wrong])])
     assert base.top1 == pytest.approx((0.5 + 0) / 2)  # query 0 has two draws

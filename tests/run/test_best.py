@@ -27,6 +27,7 @@ from vizsla.run.best.result import BestResult
 from vizsla.run.best.search import BestConfig, best
 from vizsla.run.config import RunConfig
 from vizsla.run.inputs import folders_of
+from vizsla.score.run_table import RunTable
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, open_run
 
@@ -100,6 +101,17 @@ def test_the_best_run_is_complete_and_was_chosen_step_by_step(done: BestResult) 
     page = done.page.read_text()
     assert "What was tried" in page and str(done.candidate).split(",")[0] in page
     assert done.to_dict()["best"] == done.candidate.to_dict()
+
+
+def test_compare_shows_what_validation_said_of_each_run(done: BestResult) -> None:
+    ranked = vizsla.compare([str(done.run.home / "results")])
+    assert isinstance(ranked, RunTable)
+    found = {row.run: row.validation for row in ranked.rows}
+    own = found[done.run.id]
+    assert own is not None and own.chosen == "best"
+    assert round(own.map, 4) in [step.map for step in done.steps if step.verdict == "kept"]
+    alone = [one for run, one in found.items() if run != done.run.id]  # without their chains
+    assert {one.id for one in alone if one} == {own.id}
 
 
 def test_the_best_run_is_repeated_by_its_command(

@@ -162,6 +162,7 @@ def test_run_train_search_report_and_compare_follow_each_other(here: Path) -> No
     again = vizsla.train("data", "tuned", finetune="head", epochs=1, **TINY)
     assert again.record() == tuned.record()  # it was finished: nothing is trained
     one = vizsla.run("data", model="tuned/embedder", top_k=3, figures=0)
+    assert (one.record["validation"] is not None) == tuned.is_improved  # what training measured
     two = vizsla.run("data", top_k=3, figures=0, **TINY)
     for noun in (one, one.ranking, one.scores, vizsla.open_data("data")):
         assert len(repr(noun).splitlines()) <= LINES
@@ -196,6 +197,9 @@ def test_several_models_and_options_of_training_are_given_as_flags_are(here: Pat
     )  # fmt: skip
     assert len(done.members) == 2
     tuned = vizsla.run("data", finetune="head", epochs=1, training_batch_size=8, figures=0, **TINY)
+    assert tuned.tuned is not None and tuned.record["validation"]["chosen"] == "training"
+    validated = tuned.tuned.kept.means["map"]
+    assert tuned.record["validation"]["map"] == pytest.approx(validated, abs=1e-6)
     recorded = open_run(tuned.run.folder).config["options"]
     assert recorded["tuning"]["batch_size"] == 8 and recorded["tuning"]["epochs"] == 1.0
 

@@ -53,7 +53,8 @@ def test_without_labels_no_order_is_claimed_and_the_judges_score_is_shown(tmp_pa
         (tmp_path / f"results/net_metrics_{run}.json").write_text(json.dumps(content))
     found = table()
     assert found.notes() == [
-        "no labels were known, so there are no scores; `vizsla submit` records a judge's"
+        "no labels of the test part were known, so it has no scores; `vizsla submit` records a "
+        "judge's"
     ]
     folder = tmp_path / "runs" / run
     folder.mkdir(parents=True)

@@ -18,6 +18,7 @@ from vizsla.choose.validation import (
 )
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import UsageError
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.chain import Chain, Refiner
 from vizsla.search.fusion import Probability, checked_weights, fused
 from vizsla.search.ranking import Ranking
@@ -40,6 +41,11 @@ class FusionChoice:
     weights: list[float]
     report: TrialReport
     without: Trial | None = None
+
+    @property
+    def validation(self) -> ValidationScores:
+        """The scores of the chosen weights."""
+        return self.report.validation("fusion")
 
     def lines(self) -> list[str]:
         """For a terminal and the log."""

@@ -25,6 +25,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import VizslaError
 from vizsla.model.open_model import recorded_embedder
 from vizsla.options import TuneConfig
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.chain import (
     KEEP,
     KEPT,
@@ -83,6 +84,11 @@ class RefinementChoice:
     def chosen(self) -> Trial:
         """The trial of the chosen chain."""
         return self.report.chosen
+
+    @property
+    def validation(self) -> ValidationScores:
+        """The scores of the chosen chain."""
+        return self.report.validation("refinement")
 
     def lines(self) -> list[str]:
         """For a terminal and the log."""

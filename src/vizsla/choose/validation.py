@@ -15,13 +15,14 @@ import numpy as np
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import share_a_label
-from vizsla.data.splits import Draw, Target, held_out, in_domain
+from vizsla.data.splits import Draw, Target, draws_record, held_out, in_domain
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.options import OPTIMISED, TuneConfig
 from vizsla.score.calibration_draws import share_like
 from vizsla.score.metrics import average_precision, contest_points
 from vizsla.score.text_table import WIDTH, Table
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.search import exact
 
 RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
@@ -212,11 +213,13 @@ def _moved(draw: Draw, ids: Sequence[str], place: dict[str, int]) -> Draw:
 
 @dataclass(frozen=True, eq=False)
 class ValidationSet:
-    """labels: (N,) of the embeddings. draws: of positions in them. n_relevant: (Q,) of each draw.
+    """ids: N, of the embeddings. labels: (N,). draws: of positions in them. n_relevant: (Q,) of
+    each draw.
 
     relative_share: see `EmbeddedDraws`. test_queries: how many the test part has, if known.
     """
 
+    ids: Sequence[str]
     labels: np.ndarray
     draws: list[Draw]
     n_relevant: list[np.ndarray]
@@ -231,9 +234,7 @@ class ValidationSet:
     def record(self) -> dict[str, Any]:
         """Its size, for the result file."""
         return {
-            "draws": len(self.draws),
-            "queries": int(np.mean([len(draw.query) for draw in self.draws])),
-            "gallery": int(np.mean([len(draw.gallery) for draw in self.draws])),
+            **draws_record(self.ids, self.draws),
             "per_class": round(self.per_class, 1),
             "relative_share": self.relative_share,
         }
@@ -284,7 +285,7 @@ def validation_set(
             "none of the images held out for validation has another one of its class in the "
             "gallery: give more labelled images"
         )
-    return ValidationSet(labels, kept, counts, relative_share, test_queries)
+    return ValidationSet(ids, labels, kept, counts, relative_share, test_queries)
 
 
 # ── what is tried ────────────────────────────────────────────────────────────────────────────────
@@ -325,6 +326,11 @@ class Trial:
     def points(self) -> float:
         """Contest points, 0…1000."""
         return 1000 * float(self.points_values.mean())
+
+    @property
+    def means(self) -> dict[str, float]:
+        """top1, map, points."""
+        return {"top1": self.top1, "map": self.map, "points": self.points}
 
     @property
     def values(self) -> np.ndarray:
@@ -447,6 +453,10 @@ class TrialReport:
     def chosen(self) -> Trial:
         """The trial that was kept."""
         return next(trial for trial in self.trials if trial.name == self.kept)
+
+    def validation(self, what: str) -> ValidationScores:
+        """The scores of what was kept. what: the chosen thing."""
+        return ValidationScores.on(self.sizes, self.chosen.means, what)
 
     def table(self, what: str, shown: int | None = None) -> Table:
         """By falling value; the baseline, the kept one and the best of each kind are always there.

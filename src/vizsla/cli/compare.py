@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, print_json, print_remarks, print_table
+from vizsla.cli.console import (
+    Commands,
+    print_json,
+    print_remarks,
+    print_table,
+    print_validation,
+)
 from vizsla.cli.evaluate import EvaluateOptions, scored
 from vizsla.cli.sources import TruthOptions
 from vizsla.errors import UsageError
@@ -115,7 +121,8 @@ def compare_runs(
         return
     if wide and ranked.metric != run_table.TIME:
         table = table.select([name for name in table.columns if name != "time"])
-    print_table(table, table.columns, whole=whole, piped=text_table.WIDTH if whole else None)
+    if options.group or not ranked.is_validated_only:
+        print_table(table, table.columns, whole=whole, piped=text_table.WIDTH if whole else None)
     notes = ranked.notes()
     if differences is not None:
         typer.echo()
@@ -123,6 +130,7 @@ def compare_runs(
         print_table((differences_table if in_full else short_table)(differences), KEPT)
         notes.append(correction_note(differences))
     print_remarks(alarms, [*notes, *filter(None, [untested]), *remarks])
+    print_validation(ranked)
 
 
 def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | None, list[Row]]":

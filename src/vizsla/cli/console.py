@@ -16,6 +16,7 @@ from vizsla.errors import flags_named
 from vizsla.options import Messages
 
 if TYPE_CHECKING:
+    from vizsla.score.run_table import RunTable
     from vizsla.score.text_table import Table
 
 
@@ -131,3 +132,12 @@ def print_remarks(alarms: list[str], notes: list[str]) -> None:
         typer.secho(f"! {line}", fg=typer.colors.RED)
     for line in notes:
         typer.echo(f"- {line}")
+
+
+def print_validation(ranked: "RunTable") -> None:
+    """Prints the scores of runs on held-out training images, below those of the test part."""
+    from vizsla.score.validation_scores import validation_lines
+
+    if lines := validation_lines(ranked.validated(), ranked.metric):
+        above = [] if ranked.is_validated_only else [""]
+        typer.echo("\n".join([*above, *lines]))

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vizsla.cli.console import Commands, print_json, print_remarks, print_table
+from vizsla.cli.console import (
+    Commands,
+    print_json,
+    print_remarks,
+    print_table,
+    print_validation,
+)
 from vizsla.cli.parameters import Given, Without, was_given
 from vizsla.cli.refining import print_refined
 from vizsla.cli.sources import require_all_weights
@@ -331,6 +337,9 @@ def _print_sweep(result: "SweepResult") -> None:
     alarms, notes = result.remarks()
     if result.ranked is not None:
         table = result.ranked.table()
-        print_table(table, table.columns, whole=WHOLE, piped=WIDTH)
+        if not result.ranked.is_validated_only:
+            print_table(table, table.columns, whole=WHOLE, piped=WIDTH)
         notes = [*result.ranked.notes(), *notes]
     print_remarks(alarms, notes)
+    if result.ranked is not None:
+        print_validation(result.ranked)

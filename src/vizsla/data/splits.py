@@ -5,10 +5,12 @@ Knows labels, groups and domains; opens images only for their EXIF. A split depe
 seed and the ids.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +54,24 @@ class Draw:
 
     query: np.ndarray
     gallery: np.ndarray
+
+
+def draws_record(ids: Sequence[str], draws: Sequence[Draw]) -> dict[str, Any]:
+    """The number of draws and their mean sizes, for result files. ids: of the images.
+
+    `id` is the same for the same draws of the same images, in whatever order.
+    """
+    digest = hashlib.sha256()
+    for draw in draws:
+        for side in (draw.query, draw.gallery):
+            names = "\0".join(sorted(ids[i] for i in side)) + "\n"
+            digest.update(names.encode("utf-8", "surrogateescape"))
+    return {
+        "draws": len(draws),
+        "queries": int(np.mean([len(draw.query) for draw in draws])),
+        "gallery": int(np.mean([len(draw.gallery) for draw in draws])),
+        "id": digest.hexdigest()[:16],
+    }
 
 
 @dataclass(frozen=True, eq=False)

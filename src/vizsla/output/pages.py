@@ -29,6 +29,7 @@ from vizsla.score.paired_tests import (
 )
 from vizsla.score.run_table import RunTable
 from vizsla.score.text_table import Table
+from vizsla.score.validation_scores import HEADING, validation_table
 
 THUMBNAIL = 150  # px, the longer side
 LONG_CELL = 20  # characters from which a cell with spaces may take several lines
@@ -169,6 +170,12 @@ def comparison_page(
             "runs", "Runs, the best first", table, first=first, keep=table.columns
         )
         sections, notes = [section], [*ranked.notes(), *notes]
+        if validated := ranked.validated():
+            table, how = validation_table(validated, ranked.metric)
+            sections += [
+                _table_section("validation", HEADING.strip(":"), table, keep=table.columns),
+                _remarks_section([], how, key="validated", title="How validated"),
+            ]
     if differences:
         pairs = differences_table(differences)
         interval = [name for name in pairs.columns if name.startswith(("low", "high"))]

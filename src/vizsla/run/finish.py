@@ -34,6 +34,7 @@ from vizsla.score.evaluate import evaluate
 from vizsla.score.result_file import item_record, result_record
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search import exact
 from vizsla.search.chain import Chain
@@ -214,6 +215,15 @@ def finish_run(
         run, name, ranking, scores, run.result_path(name), submission, figures, seconds, record,
         calibration=calibration, item_scores=item_scores, before=before,
     )  # fmt: skip
+
+
+def record_validation(run: Run, validation: ValidationScores) -> None:
+    """Writes into a finished run's result file what validation says of it, in place of what it
+    says there."""
+    path = run.result_file
+    if path is not None:
+        content = storage.read_json(path)
+        storage.write_sealed_json(path, {**content, "validation": validation.record()})
 
 
 def _score(

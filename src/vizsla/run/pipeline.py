@@ -131,6 +131,7 @@ def run(
                 ranking = calibration.decide(ranking)
             model = _model_record(embedder, tuned, config)
             model |= {"batch_size": compute.batch_size, "refine": refine_record(chain, choice)}
+            model["validation"] = _validation_record(embedder, tuned, choice)
             result = finish_run(
                 this_run, config, data, truth, ranking, (queries, gallery),
                 ranked_by_vectors=True, model=model, messages=messages, started=started,
@@ -139,6 +140,18 @@ def run(
             if tuned is not None:  # the run has a result, so it is never continued
                 drop_training_leftovers(this_run)
     return dataclasses.replace(result, chain=chain, refinement_choice=choice, tuned=tuned)
+
+
+def _validation_record(
+    embedder: Embedder, tuned: TrainResult | None, choice: RefinementChoice | None
+) -> dict[str, Any] | None:
+    """The scores on held-out images of what was chosen last; of a model that was tuned earlier
+    those of its training."""
+    if choice is not None:
+        return choice.validation.record()
+    if tuned is not None:
+        return tuned.validation.record() if tuned.validation else None
+    return (embedder.origin.training or {}).get("validation")
 
 
 def _features_in(this_run: Run, config: RunConfig) -> Path:

@@ -171,6 +171,7 @@ def _models_record(members: Sequence[Member], config: RunConfig, found: Fused) -
     poolings = list(dict.fromkeys(str(record["pooling_type"]) for record in records))
     tuned = {record["is_finetuned"] for record in records}
     sizes = list(dict.fromkeys(tuple(record["image_size"]) for record in records))
+    choice = found.refinement_choice or found.fusion_choice
     return {
         "model_name": _joint_name(members),
         "batch_size": config.batch_size,
@@ -180,6 +181,7 @@ def _models_record(members: Sequence[Member], config: RunConfig, found: Fused) -
         "image_size": [list(size) for size in sizes] if len(sizes) > 1 else list(sizes[0]),
         "refine": _refined(members, found),
         "fusion": found.record(),
+        "validation": choice and choice.validation.record(),
         "members": [
             {"run": member.run.id, "model_name": member.name, "weight": round(weight, 4),
              "chain": str(member.chain), "map": member.record.get("map"),

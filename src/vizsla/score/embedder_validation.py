@@ -5,13 +5,14 @@ several draws has the mean of its values.
 """
 
 import logging
+from typing import Any
 
 import numpy as np
 
 from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import are_sets, share_a_label
-from vizsla.data.splits import Split
+from vizsla.data.splits import Draw, Split, draws_record
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.validation_tensors import ValidationImages
@@ -80,6 +81,10 @@ class Validation:
             return (sums["map"] + sums["top1"]) / 2
         values = sums[self.optimise.replace("-", "")]
         return values / 1000 if self.optimise == "points" else values
+
+    def record(self) -> dict[str, Any]:
+        """The number of draws and their sizes."""
+        return draws_record(self.images.ids, [Draw(*draw) for draw in self.draws])
 
     @property
     def chance(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 from vizsla import storage
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.score.scores import Scores
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.workspace import canonical_name
 
 POOLING_TYPES = {"gem": "GeM", "gap": "GAP", "max": "Max", "cls": "CLS", "native": "internal"}
@@ -132,7 +133,7 @@ class Result:
 
     source: the file's name. values: the keys that this module knows, None if unknown. scores:
     every score in the file, those below its key `scores` included. more: its other keys that have
-    one value each. path: where it was read.
+    one value each. path: where it was read. validation: on held-out training images.
     """
 
     source: str
@@ -140,6 +141,7 @@ class Result:
     scores: dict[str, float]
     more: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    validation: ValidationScores | None = None
 
     @property
     def model(self) -> str:
@@ -201,7 +203,8 @@ def read_result(path: Path) -> Result:
     more = {k: v for k, v in more.items() if k not in SETTINGS or _setting(v)}
     more |= _training(content, values)
     more = {key: value for key, value in more.items() if key not in values}
-    return Result(path.name, values, scores, more, path)
+    validation = ValidationScores.of(content.get("validation"))
+    return Result(path.name, values, scores, more, path, validation)
 
 
 def _training(content: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,12 @@ from vizsla.score.paired_tests import (
 from vizsla.score.result_file import FROZEN, OPTION, Result, read_result
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
+from vizsla.score.validation_scores import (
+    ValidatedRun,
+    ValidationScores,
+    validation_lines,
+    validation_table,
+)
 from vizsla.workspace import Run
 
 # heading → the key in a result file
@@ -40,7 +46,8 @@ BEST, BELOW = "best", "below"
 class Row:
     """One run or ranking. means: score → its mean. scores: of every query, if they are at hand.
 
-    chosen: the metrics that were asked for by name, or that the protocol has.
+    chosen: the metrics that were asked for by name, or that the protocol has. validation: of the
+    run, on held-out training images.
     """
 
     run: str
@@ -52,6 +59,12 @@ class Row:
     top_k: int | None = None
     scores: Scores | None = None
     chosen: tuple[str, ...] = ()
+    validation: ValidationScores | None = None
+
+    @property
+    def model_and_setup(self) -> str | None:
+        """As one text with places to break it."""
+        return f"{self.model.replace('+', ' + ')} {self.setup}".strip() or None
 
     def value(self, key: str) -> float | None:
         """A mean, or the seconds of the run; None if it is not known."""
@@ -81,6 +94,10 @@ class RunTable(Shown):
 
     def summary(self) -> Summary:
         """How many runs, and the best."""
+        if self.is_validated_only:
+            table, notes = validation_table(self.validated(), self.metric)
+            facts = [counted(len(self.rows), "run"), f"best on validation {table.rows[0][0]}"]
+            return Summary("Comparison", facts, table.columns, table.rows, notes=notes)
         best = self.rows[0]
         value = best.value(self.metric)
         score = "" if value is None else f"{title_of(self.metric)} {written(self.metric, value, 3)}"
@@ -91,9 +108,11 @@ class RunTable(Shown):
 
     def text(self) -> str:
         """The table, a row for each run; of averages, if there are any; and that of pairs."""
-        parts = [self.averages or self.table()]
-        parts += [differences_table(self.pairs)] if self.pairs else []
-        return "\n\n".join(part.text() for part in parts)
+        shown = self.averages or (None if self.is_validated_only else self.table())
+        parts = [shown.text()] if shown else []
+        parts += [differences_table(self.pairs).text()] if self.pairs else []
+        parts += ["\n".join(validation_lines(self.validated(), self.metric))]
+        return "\n\n".join(filter(None, parts))
 
     def table(self, more: Sequence[str] = (), *, intervals: bool = False) -> Table:
         """The known columns of every row; `more` adds metrics by their keys.
@@ -123,19 +142,44 @@ class RunTable(Shown):
             data = short[row.data] if is_clear and row.data else row.data
             about = {"data": data, "k": row.top_k}
             means = [_with_interval(row, key) if intervals else row.value(key) for key in shown]
-            model = f"{row.model.replace('+', ' + ')} {row.setup}".strip() or None
             kept = [about[name] for name, differ in several.items() if differ]
-            rows.append([row.run, model, *kept, *means, short_time(row.seconds), verdict])
+            rows.append(
+                [row.run, row.model_and_setup, *kept, *means, short_time(row.seconds), verdict]
+            )
         known = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
         rows = [[row[i] for i in known] for row in rows]
         return Table([columns[i] for i in known], rows, digits=3)
 
+    def validated(self) -> list[ValidatedRun]:
+        """The runs with scores on held-out training images; with them, where no run has scores of
+        the test part, all others."""
+        if not any(row.validation for row in self.rows):
+            return []
+        return [
+            ValidatedRun(row.run, row.model_and_setup, short_time(row.seconds), row.validation)
+            for row in self.rows
+            if row.validation or not self.has_scores
+        ]
+
+    @property
+    def is_validated_only(self) -> bool:
+        """Whether the scores of validation are the only ones."""
+        return not self.has_scores and bool(self.validated())
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether some row has a score of the test part."""
+        return any(row.means for row in self.rows)
+
     def notes(self) -> list[str]:
         """How to read the table."""
-        if not self._knows(self.metric):
+        if not self.has_scores:
             return [
-                "no labels were known, so there are no scores; `vizsla submit` records a judge's"
+                "no labels of the test part were known, so it has no scores; `vizsla submit` "
+                "records a judge's"
             ]
+        if not self._knows(self.metric):
+            return []
         order = "shortest first" if self.metric == TIME else "best first"
         found = [f"{order} by {title_of(self.metric)}; --metric chooses another score"]
         if BELOW in self.verdicts or LEVEL in self.verdicts:
@@ -149,7 +193,8 @@ class RunTable(Shown):
         """One dict a row, for JSON, with every mean."""
         return [
             {"run": row.run, "model": row.model, "setup": row.setup, "data": row.data,
-             "top_k": row.top_k, "seconds": row.seconds, "scores": row.means, "vs_best": verdict}
+             "top_k": row.top_k, "seconds": row.seconds, "scores": row.means, "vs_best": verdict,
+             "validation": row.validation and row.validation.record()}
             for row, verdict in zip(self.rows, self.verdicts, strict=True)
         ]  # fmt: skip
 
@@ -215,7 +260,8 @@ def metric_key(rows: Sequence[Row], metric: str | None) -> str:
             return metric
         key = f"top_k_accuracy@{top[1]}" if top else HEADINGS.get(metric, metric)
         known = sorted({name for row in rows for name in row.means} | {TIME})
-        if not any(row.value(key) is not None for row in rows):
+        validated = {name for row in rows if row.validation for name in row.validation.means}
+        if key not in validated and not any(row.value(key) is not None for row in rows):
             raise UsageError(f"--metric {metric}: no result has it; choose {', '.join(known)}")
         return key
     [main, *others] = {row.chosen[:1] for row in rows}
@@ -241,6 +287,7 @@ def row_of_result(result: Result, *, with_queries: bool = True) -> Row:
         top_k=result.values["top_k"],
         scores=_scores_beside(result) if with_queries else None,
         chosen=tuple(str(result.more.get("shown_metrics", "")).split()),
+        validation=result.validation,
     )
 
 
@@ -259,12 +306,28 @@ def best_so_far(result_path: Path) -> str:
     best, title = ranked.rows[0], title_of(ranked.metric)
     value, here = best.value(ranked.metric), own.value(ranked.metric)
     if value is None:
-        return ""
+        return _best_on_validation(own, ranked)
     if best.run == own.run:
         return f"this run ({title} {written(ranked.metric, value)}), of {len(rows)} on this data"
     both = written(ranked.metric, value)
     both += "" if here is None else f", here {written(ranked.metric, here)}"
     return f"{best.run} ({title} {both}): {best.model} {best.setup}"
+
+
+def _best_on_validation(own: Row, ranked: RunTable) -> str:
+    """The best of the runs whose validation is on the same draws, as a sentence; "" without."""
+    same = [row for row in ranked.rows if row.validation and own.validation
+            and row.validation.id == own.validation.id]  # fmt: skip
+    best = max(same, key=lambda row: row.validation.map if row.validation else 0, default=None)
+    if best is None or best.validation is None or own.validation is None:
+        return ""
+    value = f"validation mAP {best.validation.map:.4f}"
+    if best.validation.map == own.validation.map:
+        return f"this run ({value}), of {len(same)} on the same held-out images"
+    return (
+        f"{best.run} ({value}, here {own.validation.map:.4f}): {best.model_and_setup}, on the same "
+        "held-out images"
+    )
 
 
 def row_of_scores(name: str, scores: Scores, result: Result | None = None) -> Row:

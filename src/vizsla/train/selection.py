@@ -21,6 +21,7 @@ from vizsla.model.model_card import Origin
 from vizsla.model.projection import WithClasses
 from vizsla.notebook import Shown, Summary
 from vizsla.score.text_table import WIDTH, Table
+from vizsla.score.validation_scores import ValidationScores
 
 log = logging.getLogger("vizsla.train")
 
@@ -179,6 +180,7 @@ class TrainResult(Shown):
     embedder: the one that was kept. closed_forms: names of candidates that are the frozen network
     with a projection that no loss has trained. num_epochs: passes over the training images,
     rounded. final_train_loss: None if nothing was trained. spent: seconds by what they went into.
+    validated_on: the sizes of the draws of held-out images, if the candidates were scored on such.
     """
 
     embedder: Embedder
@@ -197,6 +199,14 @@ class TrainResult(Shown):
     broken: list[tuple[str, str]] = field(default_factory=list)
     closed_forms: frozenset[str] = frozenset()
     spent: dict[str, float] = field(default_factory=dict)
+    validated_on: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def validation(self) -> ValidationScores | None:
+        """The scores of what was kept; None if candidates were not scored on draws of images."""
+        if not self.validated_on:
+            return None
+        return ValidationScores.on(self.validated_on, self.kept.means, "training")
 
     @property
     def kept(self) -> Candidate:
@@ -237,6 +247,7 @@ class TrainResult(Shown):
                 "num_classes": self.num_classes,
                 "images": images,
                 "options": options,
+                "validation": self.validation.record() if self.validation else None,
             },
         )
 

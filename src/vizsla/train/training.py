@@ -113,6 +113,7 @@ def fine_tune(
         processes=processes,
         progress=progress,
     )
+    result.validated_on = validation.record()
     result.embedder.origin = result.origin(
         origin, images=len(chosen), options=options_given(config)
     )

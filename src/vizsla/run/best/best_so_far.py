@@ -12,11 +12,13 @@ from vizsla.progress import Report
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
 from vizsla.run.best.journal import BETTER, Journal, Step, TimeIsUp
 from vizsla.run.config import RunConfig
+from vizsla.run.finish import record_validation
 from vizsla.run.fused_runs import CONCAT, FusionConfig
 from vizsla.run.inputs import folders_of
 from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 from vizsla.run.several_models import joint_run
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.chain import parse_chain
 from vizsla.workspace import Run, is_run
 
@@ -147,6 +149,7 @@ class BestSoFar:
         candidate = tried.candidate
         if len(candidate.networks) == 1 and candidate.chain == "none":
             self.singles[candidate.networks[0]] = tried.trial
+            self._record_validation(self._has_run(candidate.networks[0]), tried.trial)
         if kept and candidate.chain == "none":
             self.plain = tried
         if kept and (
@@ -176,7 +179,13 @@ class BestSoFar:
             return
         new = sum(LOADING + self.seconds(one, self.test_images) for one in unknown)
         self.finishing = max(self.finishing, 1.2 * (self.journal.spent() - started) - new)
+        self._record_validation(done, self.best.trial)
         self._is_complete(candidate, done)
+
+    def _record_validation(self, done: Run | None, trial: Trial) -> None:
+        """Writes the values of a trial into its run's result file, for `compare`."""
+        if done is not None:
+            record_validation(done, ValidationScores.on(self.held.on.record(), trial.means, "best"))
 
     def _is_complete(self, candidate: Candidate, done: Run) -> None:
         self.journal.best = {"candidate": candidate.to_dict(), "run": done.id}
