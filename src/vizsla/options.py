@@ -150,7 +150,7 @@ class ModelChoice(Options):
     tiles: str | None = option(
         None,
         "A vector of each part of a gallery image, such as '1+2x2+3x3' (grids, across x down); an "
-        "image is found by its best part.",
+        "image is found by its best part. auto: what labelled images prefer.",
         "Model",
         shown="the whole image, or the saved embedder's",
     )

@@ -483,8 +483,12 @@ class TrialReport:
         """The first rows of the table and how to read it, for a terminal."""
         table = self.table(what, SHOWN)
         table = table.select(["", "top-1", "points", "mAP", "gain", "risk", what])
-        rows = [[*row[:-1], row[-1].replace("+", " + ").replace(",", ", ")] for row in table.rows]
-        table = Table(table.columns, rows)  # with spaces, where long chains fold
+        names = (row[-1] for row in table.rows)
+        folding = [  # with spaces, where long chains fold
+            name.replace("+", " + ").replace(",", ", ") if "(" in name else name for name in names
+        ]
+        rows = [[*row[:-1], name] for row, name in zip(table.rows, folding, strict=True)]
+        table = Table(table.columns, rows)
         at_risk = {"map": "AP", "top-1": "top-1"}.get(self.chosen.optimise, "points")
         notes = (
             f"gain: of {OPTIMISED[self.chosen.optimise]}; risk: the probability that the test part "

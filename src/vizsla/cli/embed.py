@@ -1,6 +1,7 @@
 """Commands of one stage each: embed, submission."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -87,11 +88,12 @@ def embed(
     from vizsla import storage
     from vizsla.data.exif_columns import with_exif
     from vizsla.data.image_sources import image_set
-    from vizsla.embed.auto_compute import written_compute
+    from vizsla.embed.auto_compute import compute_of, written_compute
     from vizsla.embed.embeddings import Embeddings
     from vizsla.embed.inference import write_embeddings
     from vizsla.model.open_model import load_embedder
     from vizsla.run.inputs import whiten_embedder
+    from vizsla.run.tile_choice import embedder_with_chosen_tiles
 
     out = options.out
     storage.require_local(out)
@@ -105,7 +107,7 @@ def embed(
     )  # fmt: skip
     if options.exif:
         images_there = with_exif(images_there)
-    embedder = load_embedder(options, seed=options.seed)
+    embedder = load_embedder(options, seed=options.seed, tiles_later=True)
     if (options.whiten != "none" or options.dim is not None) != (options.whiten_on is not None):
         raise UsageError(
             "--whiten and --dim are learned on training images: give them together with "
@@ -113,6 +115,12 @@ def embed(
         )
     if options.whiten_on is not None:
         whiten_embedder(embedder, Embeddings.open(options.whiten_on), options.whiten, options.dim)
+    with ProgressShown(options.quiet) as progress:
+        embedder = embedder_with_chosen_tiles(
+            images_there, options, partial(compute_of, options, images=images_there),
+            embedder=embedder, seed=options.seed, max_pixels=options.max_pixels,
+            cache=options.cache, progress=progress,
+        )  # fmt: skip
     if options.save_embedder is not None:
         embedder.save(options.save_embedder)
     with (

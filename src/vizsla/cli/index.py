@@ -180,9 +180,11 @@ def _embeddings_of(
     model of the index that there is, unless another one was chosen. known: ids of images that need
     none. DataError: all are known."""
     from vizsla.data.image_sources import image_set
+    from vizsla.embed.auto_compute import compute_of
     from vizsla.embed.embeddings import is_embeddings
     from vizsla.model.open_model import is_chosen, load_embedder
     from vizsla.run.gallery_search import embedded_folder, embedder_of
+    from vizsla.run.tile_choice import embedder_with_chosen_tiles
 
     if is_embeddings(gallery):
         if is_chosen(options):
@@ -203,9 +205,15 @@ def _embeddings_of(
         require_all_weights([(options.model, options.weights)])
     with waiting(progress, LOADING):
         if found is None:
-            embedder = load_embedder(options, seed=options.seed)
+            embedder = load_embedder(options, seed=options.seed, tiles_later=True)
         else:
             embedder = embedder_of(found, options, options.seed)
+    if found is None:
+        embedder = embedder_with_chosen_tiles(
+            images, options, partial(compute_of, options, images=images), embedder=embedder,
+            seed=options.seed, max_pixels=options.max_pixels, cache=options.cache,
+            progress=progress,
+        )  # fmt: skip
     return embedded_folder(
         images, embedder, scratch, options, max_pixels=options.max_pixels, progress=progress
     )

@@ -6,17 +6,24 @@ from typing import Any
 
 from vizsla.argument_types import wrong_type
 from vizsla.data.resize import INTERPOLATIONS
+from vizsla.data.splits import AUTO
 from vizsla.errors import DataError, UsageError, VizslaError
 from vizsla.model.embedder import Embedder
 from vizsla.options import ModelChoice
 from vizsla.workspace import is_run
 
 
-def load_embedder(choice: ModelChoice, *, seed: int = 0) -> Embedder:
+def load_embedder(choice: ModelChoice, *, seed: int = 0, tiles_later: bool = False) -> Embedder:
     """From a backbone's name, a saved embedder's folder or a run's folder.
 
-    UsageError if an option would change what a saved embedder has fixed.
+    tiles_later: the caller decides on tiles, if the choice is `auto`. UsageError if an option would
+    change what a saved embedder has fixed, or if nobody decides on tiles.
     """
+    if choice.tiles == AUTO and not tiles_later:
+        raise UsageError(
+            "--tiles auto is decided when a gallery is embedded, by run, embed, index and find: "
+            "give grids here, such as 1+2x2"
+        )
     folder = Path(choice.model)
     if not folder.is_dir():
         embedder = Embedder.build(
@@ -43,7 +50,7 @@ def load_embedder(choice: ModelChoice, *, seed: int = 0) -> Embedder:
         embedder = embedder.with_interpolation(choice.interpolation)
     if choice.views is not None:
         embedder = embedder.with_views(choice.views)
-    return embedder if choice.tiles is None else embedder.with_tiles(choice.tiles)
+    return embedder if choice.tiles in (None, AUTO) else embedder.with_tiles(choice.tiles)
 
 
 def is_chosen(choice: ModelChoice) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import vizsla
 from vizsla.choose.refinement import saved_chain
+from vizsla.choose.tile_choice import saved_tiles
 from vizsla.data.data_folders import DataFolders
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.compute import Compute
@@ -23,6 +24,7 @@ log = logging.getLogger("vizsla.run")
 
 DOMAINS = "domains.json"  # in the run's folder: which training image looks like what
 REFINEMENT = "refinement.json"  # in the run's folder: what `auto` has chosen
+TILES = "tiles.json"  # the same of --tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ def again(folder: str | Path, *, data: str | Path | None = None) -> RunConfig:
     options["model_id"] = recorded["embedder"]["model_id"]
     if options.get("refine") == "auto":
         options["refine"] = saved_chain(Path(folder) / REFINEMENT) or "auto"
+    if options.get("tiles") == "auto":  # none, if there was nothing to choose on
+        options["tiles"] = saved_tiles(Path(folder) / TILES) or "none"
     if (Path(folder) / DOMAINS).exists():
         options["domains"] = str((Path(folder) / DOMAINS).absolute())
     config = RunConfig(**options)

@@ -17,7 +17,7 @@ from vizsla.run.config import RunConfig
 from vizsla.workspace import Run
 
 Progress = Callable[[str, int, int], None]  # (stage, images done, images in all)
-GALLERY = "gallery"
+TILED = ("gallery", "validation-tiles")  # roles whose images have vectors of their tiles
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RunEmbedder:
         return self.runtime.compute
 
     def __call__(self, images: ImageSet, role: str) -> Embeddings:
-        """Vectors of the images, kept in embeddings/<role>; of tiles only of the role `gallery`."""
+        """Vectors of the images, kept in embeddings/<role>; of their tiles in a role of TILED."""
 
         def report(done: int, total: int) -> None:
             if self.progress:
@@ -74,7 +74,7 @@ class RunEmbedder:
         write_embeddings(
             images, self.runtime.embedder, out,
             runtime=self.runtime, max_pixels=self.max_pixels, cache=self.cache, progress=report,
-            only_whole=role != GALLERY,
+            only_whole=role not in TILED,
         )  # fmt: skip
         return Embeddings.open(out, root=images.folder)
 

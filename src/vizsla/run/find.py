@@ -21,8 +21,10 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from vizsla import storage
+from vizsla.choose.tile_choice import NONE
 from vizsla.data.imageset import ImageSet
 from vizsla.data.query_box import QueryBox
+from vizsla.data.splits import AUTO
 from vizsla.embed.auto_compute import compute_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
@@ -32,6 +34,7 @@ from vizsla.model.open_model import load_embedder
 from vizsla.options import FindOptions, ModelChoice
 from vizsla.output.notebook_view import show
 from vizsla.progress import LOADING, Report, waiting
+from vizsla.run.tile_choice import embedder_with_chosen_tiles
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index
 from vizsla.search.queries import encoded, is_text
@@ -70,8 +73,9 @@ def find(
         listed = listed.with_labels_file(options.labels)
     images = replace(listed, attributes=pa.table({}))  # they may change while the images do not
     words = is_text(query)
+    place = _place(images, options)
     with waiting(progress, LOADING):
-        embedder = load_embedder(options, seed=options.seed)
+        embedder = load_embedder(options, seed=options.seed, tiles_later=True)
     if words and not embedder.reads_text:
         raise DataError(
             f"there is no file {query}, and {embedder.name} reads no text: give a photo, or a "
@@ -79,10 +83,32 @@ def find(
         )
     box = QueryBox.of(options.box)
     vector = encoded([query], embedder, box)  # an unreadable photo is an error before the work
-    place = _place(images, options)
     with storage.locked(place):
+        if options.tiles == AUTO:
+            embedder = _with_chosen_tiles(place, listed, embedder, options, progress)
+            vector = replace(vector, model_id=embedder.model_id)
         index = _renewed(place, images, embedder, options, progress)
     return FoundImages(index.search(vector, min(options.top_k, len(index))), listed)
+
+
+def _with_chosen_tiles(
+    place: Path,
+    images: ImageSet,
+    embedder: Embedder,
+    options: FindOptions,
+    progress: Report | None,
+) -> Embedder:
+    """The embedder with the tiles that were chosen when the folder was first searched, or that its
+    labels prefer now."""
+    with contextlib.suppress(StorageError, DataError):
+        if is_index(place / "index"):
+            return embedder.with_tiles(
+                str(FolderIndex.load(place / "index").view.snapshot.tiles or NONE)
+            )
+    return embedder_with_chosen_tiles(
+        images, options, partial(compute_of, options, images=images), embedder=embedder,
+        seed=options.seed, max_pixels=options.max_pixels, progress=progress,
+    )  # fmt: skip
 
 
 def _place(images: ImageSet, options: FindOptions) -> Path:

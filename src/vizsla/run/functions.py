@@ -8,6 +8,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vizsla.data.exif_columns import with_exif
 from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet
 from vizsla.data.query_box import GivenBox
+from vizsla.data.splits import AUTO
 from vizsla.embed import inference
 from vizsla.embed.auto_compute import compute_of
 from vizsla.embed.compute import Compute
@@ -53,6 +55,7 @@ from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
 from vizsla.run.gallery_search import search_gallery
 from vizsla.run.several_models import again_configs, new_configs, run_models
+from vizsla.run.tile_choice import embedder_with_chosen_tiles
 from vizsla.search.ranking import Ranking
 from vizsla.train.selection import TrainResult
 
@@ -101,7 +104,12 @@ def embed(given: EmbedArguments, names: frozenset[str]) -> Embeddings:
     if given.exif:
         images = with_exif(images)
     embedder = as_embedder(given.embedder, ModelChoice())
-    if given.tiles is not None:
+    if given.tiles == AUTO:
+        embedder = embedder_with_chosen_tiles(
+            images, ModelChoice(tiles=AUTO), partial(compute_of, given, images=images),
+            embedder=embedder, max_pixels=given.max_pixels, cache=given.cache,
+        )  # fmt: skip
+    elif given.tiles is not None:
         embedder = copy.copy(embedder).with_tiles(given.tiles)
     compute = given.compute or compute_of(given, embedder, images)
     with tempfile.TemporaryDirectory(prefix="vizsla-embed-") as scratch:

@@ -20,7 +20,7 @@ from vizsla.choose.refinement import (
 )
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.data_folders import DataFolders
-from vizsla.data.splits import Target, training_part
+from vizsla.data.splits import AUTO, Target, training_part
 from vizsla.embed.compute import PACKAGES, Compute
 from vizsla.embed.converted_runtimes import installed
 from vizsla.embed.embeddings import Embeddings, about_tiles
@@ -41,6 +41,7 @@ from vizsla.run.inputs import (
     truth_in,
     whiten_embedder,
 )
+from vizsla.run.tile_choice import chosen_in_run
 from vizsla.run.validate_on import VALIDATION, before_training, by_embeddings, keep_assigned_domains
 from vizsla.score.calibration_draws import by_cosine
 from vizsla.search import exact
@@ -71,7 +72,9 @@ def run(
         _check_options(config, data)
         check_items(config, truth)
         with waiting(report, LOADING):
-            embedder = copy.deepcopy(embedder) or load_embedder(config, seed=config.seed)
+            embedder = copy.deepcopy(embedder) or load_embedder(
+                config, seed=config.seed, tiles_later=True
+            )
         _require_same_model(embedder, config)
         _require_whole_images(embedder, config)
         compute = compute_for(config, embedder, data)
@@ -91,6 +94,9 @@ def run(
             keep_assigned_domains(this_run, data.training)
             target = target_in(data, truth)
             embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
+            embedder, tile_choice = chosen_in_run(
+                embedder, data, target, this_run, compute, config, report
+            )
             embedder.save(this_run.folder / "embedder")
             embed = RunEmbedder.of(embedder, this_run, compute, config, report)
             same_images = data.one_set and data.query.attributes.equals(data.gallery.attributes)
@@ -130,6 +136,8 @@ def run(
                 )  # fmt: skip
                 ranking = calibration.decide(ranking)
             model = _model_record(embedder, tuned, config)
+            if tile_choice is not None:
+                model["tiles_chosen_on"] = tile_choice.record()
             model |= {"batch_size": compute.batch_size, "refine": refine_record(chain, choice)}
             model["validation"] = _validation_record(embedder, tuned, choice)
             result = finish_run(
@@ -210,7 +218,8 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
 
 def _require_same_model(embedder: Embedder, config: RunConfig) -> None:
     """ModelError if a repeated run would use other weights than the run that it repeats."""
-    if config.model_id not in (None, embedder.model_id):
+    whole = copy.copy(embedder).with_tiles("none").model_id  # recorded before `auto` has chosen
+    if config.model_id not in (None, embedder.model_id, whole):
         raise ModelError(
             f"{config.model} with weights {config.weights} is now another model "
             f"({embedder.model_id}) than in the run to repeat ({config.model_id}): restore the "
@@ -221,9 +230,10 @@ def _require_same_model(embedder: Embedder, config: RunConfig) -> None:
 def _require_whole_images(embedder: Embedder, config: RunConfig) -> None:
     """UsageError if tiles are to be embedded for what compares one vector of each image."""
     asked = {"--refine": config.refine != "none", "--accept": config.accept is not None}
-    if embedder.tiles is not None and (names := [name for name in asked if asked[name]]):
+    tiles = AUTO if config.tiles == AUTO else embedder.tiles
+    if tiles is not None and (names := [name for name in asked if asked[name]]):
         raise UsageError(
-            f"{' and '.join(names)} with --tiles {embedder.tiles}: re-ranking and probabilities "
+            f"{' and '.join(names)} with --tiles {tiles}: re-ranking and probabilities "
             "are made for one vector of each image: leave --tiles out, or these"
         )
 

@@ -54,7 +54,7 @@ def run_models(
         raise UsageError("give --model twice or more to fuse models")
     for config in configs:
         if config.precision == "int8":  # refused before the first run, if for one of them
-            embedder = load_embedder(config, seed=config.seed)
+            embedder = load_embedder(config, seed=config.seed, tiles_later=True)
             resolve_compute(device=config.device, precision="int8", embedder=embedder)
     fusion.check(len(configs))
     require_decidable(fusion, configs[0].accept, configs)
