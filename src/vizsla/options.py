@@ -495,6 +495,10 @@ class QueryPart(Options):
         None, "Search with this part of the picture: left,top,width,height in pixels, or as "
         "fractions of its sides (0.1,0.1,0.5,0.5).", "Data", shown="the whole picture",
     )  # fmt: skip
+    query_tiles: str | None = option(
+        None, "Search with parts of the picture too, such as 1+2x2: the mean, over these, of their "
+        "best match in an image.", "Data", shown="the whole picture",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,9 @@ from vizsla.errors import UsageError
 
 Box = tuple[float, float, float, float]  # x, y, width and height as fractions of the image
 WHOLE: Box = (0, 0, 1, 1)
-OVERLAP = 0.5  # of a tile's side that it shares with the next one of its grid
+# Of a tile's side, shared with the next one of its grid: small objects in training pictures are
+# found by smaller tiles (docs/measured.md), and one on a border is seen by both.
+OVERLAP = 0.2
 MOST_ON_A_SIDE, MOST_TILES = 8, 64
 
 

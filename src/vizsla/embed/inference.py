@@ -21,6 +21,7 @@ from vizsla.data.fingerprint import FileInspection, inspect_files
 from vizsla.data.images import MAX_PIXELS, is_system_reason
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
+from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.embed.cache import VectorCache
 from vizsla.embed.compute import Compute, RuntimeFailed
@@ -75,6 +76,7 @@ def embed(
     picture: Callable[[int], Image.Image] | None = None,
     engine: Engine | None = None,
     only_whole: bool = False,
+    query_tiles: Tiles | None = None,
 ) -> Embeddings:
     """The embeddings of `images`, in memory, after they were written into the folder `out`.
 
@@ -89,7 +91,7 @@ def embed(
             images, embedder, out, compute=compute, runtime=runtime, store=store,
             shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
             progress=given or (bar and partial(bar, "embedding")), picture=picture, engine=engine,
-            only_whole=only_whole,
+            only_whole=only_whole, query_tiles=query_tiles,
         )  # fmt: skip
     return Embeddings.open(out, root=images.folder)
 
@@ -110,6 +112,7 @@ def write_embeddings(
     picture: Callable[[int], Image.Image] | None = None,
     engine: Engine | None = None,
     only_whole: bool = False,
+    query_tiles: Tiles | None = None,
 ) -> WrittenEmbeddings:
     """Writes the embeddings of `images` into the folder `out`, shard by shard.
 
@@ -121,6 +124,7 @@ def write_embeddings(
     cache is then used.
     engine: where shards are computed (default: here); what is written does not depend on it.
     only_whole: one vector of each image, also where the embedder makes tiles: as for queries.
+    query_tiles: in place of the embedder's; the model_id stays that of the gallery.
     """
     if len(images) == 0:
         raise DataError(f"{images.location} holds no images to embed")
@@ -132,7 +136,7 @@ def write_embeddings(
         )
         runtime = Runtime(embedder, compute)
     vectors = VectorCache(cache) if cache is not None and picture is None else None
-    tiles = None if only_whole else embedder.tiles
+    tiles = query_tiles or (None if only_whole else embedder.tiles)
     source, out = EmbeddingInput(images, max_pixels, picture, vectors, tiles), Path(out)
     with storage.locked(out):
         if overwrite:

@@ -25,6 +25,7 @@ from vizsla.choose.tile_choice import NONE
 from vizsla.data.imageset import ImageSet
 from vizsla.data.query_box import QueryBox
 from vizsla.data.splits import AUTO
+from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import compute_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
@@ -82,13 +83,17 @@ def find(
             "CLIP, SigLIP or PE model with --model"
         )
     box = QueryBox.of(options.box)
-    vector = encoded([query], embedder, box)  # an unreadable photo is an error before the work
+    tiles = Tiles.parse(options.query_tiles or "none")
+    vector = encoded(
+        [query], embedder, box, tiles
+    )  # an unreadable photo is an error before the work
     with storage.locked(place):
         if options.tiles == AUTO:
             embedder = _with_chosen_tiles(place, listed, embedder, options, progress)
             vector = replace(vector, model_id=embedder.model_id)
         index = _renewed(place, images, embedder, options, progress)
-    return FoundImages(index.search(vector, min(options.top_k, len(index))), listed)
+    k = min(options.top_k, len(index))
+    return FoundImages(index.search(vector, k, query_tiles=options.query_tiles), listed)
 
 
 def _with_chosen_tiles(

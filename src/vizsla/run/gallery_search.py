@@ -16,6 +16,7 @@ from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_em
 from vizsla.data.imageset import ImageSet
 from vizsla.data.query_box import QueryBox
 from vizsla.data.splits import AUTO
+from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import compute_of, resolve_compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed, write_embeddings
@@ -78,6 +79,8 @@ def search_gallery(
         raise UsageError(
             "--accept decides by a calibration of whole pictures: leave it out, or --box"
         )
+    if options.query_tiles is not None and (why := _needs_whole_pictures(options)):
+        raise UsageError(f"{why}: leave it out, or --query-tiles")
     by_one_score = options.group_score == "best" and options.query_group is None
     if options.accept is not None and not (by_one_score and options.diverse is None):
         raise UsageError(
@@ -100,7 +103,7 @@ def search_gallery(
         condition.masks(found.attributes)  # what is misspelt is an error before the work
     query_set = embedded_queries(
         queries, found, choice=options, seed=options.seed, device=device, progress=progress,
-        box=QueryBox.of(options.box),
+        box=QueryBox.of(options.box), tiles=Tiles.parse(options.query_tiles or "none"),
     )  # fmt: skip
     chain, choice = chain_of(
         options.refine, options.refine_uses, options.learn_on, options.validate_on,
@@ -130,7 +133,7 @@ def search_gallery(
         ranking = found.search(
             query_set, k, condition, group_by=options.group_by, per_group=options.per_group,
             group_score=options.group_score, diverse=options.diverse, same_set=same_set,
-            items=items,
+            items=items, query_tiles=options.query_tiles,
         )  # fmt: skip
     if calibration is not None:
         ranking = calibration.decide(ranking)
@@ -139,6 +142,17 @@ def search_gallery(
         what = "images" if options.group_by is None else "groups"
         log.info("%d results, not %d: no more %s meet the filter", fewest, k, what)
     return SearchResult(ranking, chain, choice, found.model_id, found)
+
+
+def _needs_whole_pictures(options: SearchOptions) -> str:
+    """What among the options is made for one vector of a query, in words; empty if nothing is."""
+    if options.refine != "none":
+        return "--refine re-ranks for one vector of a query"
+    if options.accept is not None:
+        return "--accept decides by a calibration of whole pictures"
+    if options.query_group is not None and options.query_join != "max":
+        return "--query-group joins the vectors of pictures, if not with --query-join max"
+    return ""
 
 
 def _gallery_of(ranking: Ranking, found: Index, where: str) -> Embeddings:
@@ -204,13 +218,14 @@ def embedded_queries(
     device: str,
     progress: Report | None,
     box: QueryBox | None = None,
+    tiles: Tiles | None = None,
 ) -> Embeddings:
     """Embeddings as they are; images, or this part of them, and texts by the model of the
-    gallery."""
+    gallery. tiles: of the images, or of these parts."""
     paths = _paths(queries)
     if paths is None:
         return QueryEncoder(found.source, found.model_id, "the gallery").embeddings(
-            queries, None, same_set=False, box=box,
+            queries, None, same_set=False, box=box, tiles=tiles,
             embedder=embedder_of(found, choice, seed) if is_chosen(choice) else None,
         )  # fmt: skip
     texts = [path for path in paths if not path.is_dir() and is_text(str(path))]
@@ -229,14 +244,16 @@ def embedded_queries(
             "embeddings, a folder of images, images, or words for a CLIP, SigLIP or PE model"
         )
     if texts:
-        return encoded([str(path) for path in paths], embedder.to(device))
+        return encoded([str(path) for path in paths], embedder.to(device), tiles=tiles)
     if folders:
         images = ImageSet.from_folder(paths[0])
     else:
         names = dict.fromkeys(path.as_posix() for path in paths)
         images = ImageSet(Path(), sorted(names, key=str.encode))
     if box is not None:
-        parts = encoded([images.path(i) for i in range(len(images))], embedder.to(device), box)
+        parts = encoded(
+            [images.path(i) for i in range(len(images))], embedder.to(device), box, tiles
+        )
         return dataclasses.replace(parts, ids=images.ids, root=images.root)
     with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
         compute = resolve_compute(
@@ -245,7 +262,7 @@ def embedded_queries(
         if compute.kind == "cpu":  # a lone query is not one of 32
             compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
         return embed(
-            images, embedder, folder, compute=compute, only_whole=True,
+            images, embedder, folder, compute=compute, only_whole=True, query_tiles=tiles,
             progress=progress and partial(progress, "embedding"),
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from vizsla import storage
 from vizsla.data.query_box import GivenBox, QueryBox
+from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings, about_tiles, parts_of, source_of
 from vizsla.embed.local_features import LOCAL
 from vizsla.embed.vector_source import VectorSource
@@ -42,6 +43,7 @@ from vizsla.search.index_structure import (
 )
 from vizsla.search.index_view import LazyStructure, View
 from vizsla.search.queries import QueryEncoder
+from vizsla.search.query_tiles import repeated, vectors_of_queries
 from vizsla.search.ranking import Ranking, self_positions, tile_of
 
 if TYPE_CHECKING:
@@ -211,6 +213,7 @@ class FolderIndex(Shown):
         items: Mapping[str, Sequence[int]] | None = None,
         embedder: "Embedder | None" = None,
         box: GivenBox = None,
+        query_tiles: str | None = None,
     ) -> Ranking:
         """See Index.search. group_by: also a Grouping of the G images."""
         form = ResultForm(group_by, per_group, group_score, diverse)
@@ -218,20 +221,25 @@ class FolderIndex(Shown):
         filter = Filter.of(filter)
         allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
         queries = self.encoder.embeddings(
-            queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box)
-        )
+            queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box),
+            tiles=Tiles.parse(query_tiles or "none"),
+        )  # fmt: skip
         k = min(SHOWN, len(snapshot) - same_set) if k is None else k
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         exact.check_k(k, len(snapshot) - same_set)
         self_at = self_positions(queries.ids, snapshot.ids) if same_set else None
         try:
-            found = view.search(queries.vectors, k, form, allowed, self_at, items)
+            vectors, each = vectors_of_queries(queries, query_tiles)
+            found = view.search(
+                vectors, k, form, allowed, repeated(self_at, each), items, query_vectors_each=each
+            )
         except StorageError:
             if not self.refresh():  # another process has replaced a file that was not read yet
                 raise
             return self.search(
                 queries, k, filter, group_by=group_by, per_group=per_group,
                 group_score=group_score, diverse=diverse, same_set=same_set, items=items,
+                query_tiles=query_tiles,
             )  # fmt: skip
         origin = {"model_id": self.model_id, "kind": self.kind, "depth": k, "same_set": same_set}
         origin |= about_tiles(snapshot.tiles)
@@ -239,6 +247,8 @@ class FolderIndex(Shown):
             origin["filter"] = str(filter)
         if items is not None:
             origin["query_join"] = "max"
+        if each > 1:
+            origin["query_tiles"] = str(queries.tiles)
         T = snapshot.vectors_each
         return Ranking(
             queries.ids if items is None else list(items), snapshot.ids,

@@ -79,6 +79,7 @@ class Index(Protocol):
         items: Mapping[str, Sequence[int]] | None = None,
         embedder: "Embedder | None" = None,
         box: GivenBox = None,
+        query_tiles: str | None = None,
     ) -> Ranking:
         """The k nearest images of each query, best first; fewer only if a filter leaves fewer.
 
@@ -88,6 +89,8 @@ class Index(Protocol):
         embedder: the gallery's model, needed for images and texts if the index does not record it.
         box: left, top, width and height of the part of each query image that counts, in pixels or
         as fractions of its sides.
+        query_tiles: grids such as 1+2x2; the score of an image is the mean, over these tiles of a
+        query, of their highest cosine with a tile of the image. Embeddings must have these tiles.
         same_set: the queries are images of the gallery, so each one's own id is left out.
         group_by: a column; the k nearest groups of images with one value, each by its best image.
         per_group: also the ranking's `members`, so many images of each. group_score: best-two

@@ -16,6 +16,7 @@ from vizsla.search.groups import Found, Grouping, ResultForm
 from vizsla.search.index_files import Snapshot
 from vizsla.search.index_structure import read_structure
 from vizsla.search.items import source_of_items
+from vizsla.search.query_tiles import by_query_tiles
 from vizsla.search.ranking import without_self
 from vizsla.search.results import found_results
 
@@ -145,17 +146,21 @@ class View:
         allowed: np.ndarray | None,
         self_at: np.ndarray | None,
         items: Mapping[str, Sequence[int]] | None = None,
+        query_vectors_each: int = 1,
     ) -> Found:
         """The k best results of each query, or of each item; see Index.search. The other arguments
-        as `ranked` has them."""
+        as `ranked` has them. query_vectors_each: S of a query's tiles; queries are (Q·S, D)."""
         by = form.group_by
         grouping = self.grouping(by) if isinstance(by, str) else by
         images = ImagesOfView(self, queries, allowed, self_at, grouping)
         source = source_of_items(
-            images, items, same_set=self_at is not None, vectors_each=self.snapshot.vectors_each
+            by_query_tiles(images, query_vectors_each, self.snapshot.vectors_each),
+            items,
+            same_set=self_at is not None,
+            vectors_each=self.snapshot.vectors_each,
         )
         return found_results(
-            source, len(queries if items is None else items), k, form,
+            source, len(queries) // query_vectors_each if items is None else len(items), k, form,
             available=len(self.snapshot) if allowed is None else int(allowed.sum()),
             first=None if grouping is None else grouping.first,
         )  # fmt: skip
@@ -226,11 +231,15 @@ class ImagesOfView:
             positions = positions[self.allowed[positions]]
         if self.self_at is not None:
             positions = positions[positions != self.self_at[query]]
+        return self.scored(query, positions)
+
+    def scored(self, query: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ScoredImages."""
         T = self._vectors_each
-        places = self.view.snapshot.vector_rows_of(positions)  # as if none were removed
+        places = self.view.snapshot.vector_rows_of(images)  # as if none were removed
         scores = exact.rescored(self.queries[query : query + 1], self._gallery, places[None])[0]
         best = scores.reshape(-1, T).argmax(axis=1)
-        return positions * T + best, scores.reshape(-1, T).max(axis=1)
+        return images * T + best, scores.reshape(-1, T).max(axis=1)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """See ImageSource."""

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from vizsla.data.query_box import GivenBox, QueryBox
+from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import (
     Embeddings,
     Part,
@@ -37,6 +38,7 @@ from vizsla.search.index_files import check_new, require_same_tiles
 from vizsla.search.items import source_of_items
 from vizsla.search.milvus_search import MilvusImages, decoded
 from vizsla.search.queries import QueryEncoder
+from vizsla.search.query_tiles import by_query_tiles, vectors_of_queries
 from vizsla.search.ranking import Ranking, tile_of
 from vizsla.search.results import found_results
 
@@ -229,13 +231,15 @@ class MilvusIndex:
         items: Mapping[str, Sequence[int]] | None = None,
         embedder: "Embedder | None" = None,
         box: GivenBox = None,
+        query_tiles: str | None = None,
     ) -> Ranking:
         """See Index.search. The Ranking's gallery is the images that were found."""
         form = ResultForm(group_by, per_group, group_score, diverse)
         filter = Filter.of(filter)
         queries = self.encoder.embeddings(
-            queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box)
-        )
+            queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box),
+            tiles=Tiles.parse(query_tiles or "none"),
+        )  # fmt: skip
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         if group_by is not None and group_by not in self._about["types"]:
             raise no_attribute(group_by, list(self._about["types"]))
@@ -245,12 +249,15 @@ class MilvusIndex:
         where = "" if filter is None else self._expression(filter)
         allowed = size if filter is None else self._count(where)
         T = self._vectors_each
+        vectors, each = vectors_of_queries(queries, query_tiles)
         images = MilvusImages(
-            self._scan, self._candidates, queries.vectors, where=where, allowed=T * allowed,
-            filtered=filter is not None, own=queries.ids if same_set else None, column=group_by,
+            self._scan, self._candidates, vectors, where=where, allowed=T * allowed,
+            filtered=filter is not None,
+            own=np.repeat(queries.ids, each).tolist() if same_set else None, column=group_by,
             vectors_each=T,
         )  # fmt: skip
-        source = source_of_items(images, items, same_set=same_set, vectors_each=T)
+        by_tiles = by_query_tiles(images, each, T)
+        source = source_of_items(by_tiles, items, same_set=same_set, vectors_each=T)
         n_queries = len(queries if items is None else items)
         found = found_results(source, n_queries, k, form, available=allowed)
         ids, rows = images.entities.images(T)
@@ -260,6 +267,8 @@ class MilvusIndex:
             origin["filter"] = str(filter)
         if items is not None:
             origin["query_join"] = "max"
+        if each > 1:
+            origin["query_tiles"] = str(queries.tiles)
         members = None if found.members is None else _places(found.members // T, rows)
         return Ranking(
             queries.ids if items is None else list(items), ids,

@@ -20,6 +20,7 @@ Scan = Callable[[str, list[str]], Iterable[Entity]]  # expression, fields → al
 Candidates = Callable[[np.ndarray, int, str, list[str]], list[list[Entity]]]  # of each query
 
 TOP_K = 16_384  # the most results that Milvus gives
+ROWS_AT_ONCE = 1_000  # that are fetched by number
 SCANNED = 10_000  # rows; a filter that allows no more has all of them compared
 
 
@@ -137,12 +138,25 @@ class MilvusImages:
         rows = [row for code in groups for row in self._rows[code]]
         if self.own is not None:
             rows = [row for row in rows if self.entities.ids[row] != self.own[query]]
-        vectors = self.vectors(np.array(rows, np.int64))
+        return self._best_tiles(query, np.array(rows, np.int64))
+
+    def scored(self, query: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ScoredImages."""
+        rows = (images[:, None] * self.vectors_each + np.arange(self.vectors_each)).ravel()
+        new = [row for row in rows.tolist() if row not in self.entities.ids]
+        for start in range(0, len(new), ROWS_AT_ONCE):
+            found = Entities(1, self.queries.shape[1])
+            part = new[start : start + ROWS_AT_ONCE]
+            found.add([0], [list(self.scan(f"row in {part}", self.fields))])
+            self.entities.learn(found)
+        return self._best_tiles(query, rows)
+
+    def _best_tiles(self, query: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the best tile of each image, and their scores. rows: of all their tiles."""
         scores = exact.rescored(
-            self.queries[query : query + 1], vectors, np.arange(len(rows))[None]
+            self.queries[query : query + 1], self.vectors(rows), np.arange(len(rows))[None]
         )[0].reshape(-1, self.vectors_each)
-        best = np.array(rows, np.int64).reshape(scores.shape)[:, 0] + scores.argmax(axis=1)
-        return best, scores.max(axis=1)
+        return rows.reshape(scores.shape)[:, 0] + scores.argmax(axis=1), scores.max(axis=1)
 
     def _fetch(self, codes: list[int]) -> None:
         """All entities of these groups that the filter allows."""

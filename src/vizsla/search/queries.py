@@ -13,6 +13,7 @@ from PIL import Image
 from vizsla.data.decoded import upright
 from vizsla.data.query_box import QueryBox
 from vizsla.data.regions import BOX_COLUMNS
+from vizsla.data.tiles import WHOLE, Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError, UsageError
@@ -51,10 +52,11 @@ class QueryEncoder:
         same_set: bool,
         embedder: Any = None,
         box: QueryBox | None = None,
+        tiles: Tiles | None = None,
     ) -> Embeddings:
         """(Q, D). embedder: used in place of the recorded one; it must be the same model.
 
-        box: the part of each image that counts."""
+        box: the part of each image that counts. tiles: of which images get a vector each."""
         items = None if isinstance(queries, Embeddings) else _items(queries)
         if box is not None and items is None:
             raise UsageError(f"box {box} is a part of an image, but the queries are vectors")
@@ -65,22 +67,40 @@ class QueryEncoder:
             return exact.as_embeddings(rows, model_id or self.model_id, same_set=same_set)
         if embedder is not None:
             exact.require_comparable(embedder.model_id, self.model_id, embedder.dim, embedder.dim)
-        return encoded(items, embedder or self.embedder, box)
+        return encoded(items, embedder or self.embedder, box, tiles)
 
 
-def encoded(items: Sequence[Any], embedder: "Embedder", box: QueryBox | None = None) -> Embeddings:
+def encoded(
+    items: Sequence[Any],
+    embedder: "Embedder",
+    box: QueryBox | None = None,
+    tiles: Tiles | None = None,
+) -> Embeddings:
     """The vectors of images and texts. Their ids: paths and texts as written, else positions.
 
-    box: the part of each image that counts; the columns BOX_COLUMNS have it in pixels.
+    box: the part of each image that counts; the columns BOX_COLUMNS have it in pixels. tiles: of
+    which images, or their parts, get a vector each; UsageError for texts.
     """
     texts = [i for i, item in enumerate(items) if is_text(item)]
     images = [i for i in range(len(items)) if i not in {*texts}]
     if box is not None and texts:
         raise UsageError(f"box {box} is a part of an image, but {items[texts[0]]!r} is a text")
+    if tiles is not None and texts:
+        raise UsageError(
+            f"query_tiles {tiles} are parts of an image, but {items[texts[0]]!r} is a text"
+        )
+    if tiles is not None:
+        found, attributes = _of_tiles(items, embedder, box, tiles)
+        root, ids = _named(items)
+        return Embeddings(
+            ids, found[:, 0], attributes, embedder.model_id, root=root, tiles=tiles,
+            tile_vectors=found,
+        )  # fmt: skip
     vectors = np.empty((len(items), embedder.dim), np.float32)
     attributes = pa.table({})
     if box is not None:
-        vectors, attributes = _of_parts(items, embedder, box)
+        parts, attributes = _of_tiles(items, embedder, box, None)
+        vectors = parts[:, 0]
     elif images:
         vectors[images] = np.asarray(embedder.encode([items[i] for i in images]))
     if texts:
@@ -89,17 +109,22 @@ def encoded(items: Sequence[Any], embedder: "Embedder", box: QueryBox | None = N
     return Embeddings(ids, vectors, attributes, embedder.model_id, root=root)
 
 
-def _of_parts(
-    images: Sequence[Any], embedder: "Embedder", box: QueryBox
+def _of_tiles(
+    images: Sequence[Any], embedder: "Embedder", box: QueryBox | None, tiles: Tiles | None
 ) -> tuple[np.ndarray, pa.Table]:
-    """(Q, D) of this part of each image, and where it is in pixels."""
+    """(Q, S, D) of the tiles of each image, or of this part of it, and where the part is in pixels.
+
+    Without tiles S is 1."""
     rows, places = [], []
     for i, image in enumerate(images):
         whole = upright(image, i)
-        places.append(box.pixels(whole.size))
-        rows.append(np.asarray(embedder.encode(whole.crop(places[-1]))))
-    columns = zip(BOX_COLUMNS, np.array(places, np.float64).T, strict=True)
-    return np.concatenate(rows), pa.table(dict(columns))
+        if box is not None:
+            places.append(box.pixels(whole.size))
+            whole = whole.crop(places[-1])
+        cut = [QueryBox(*part).cut(whole) for part in (tiles.boxes if tiles else (WHOLE,))]
+        rows.append(np.asarray(embedder.encode(cut)))
+    columns = zip(BOX_COLUMNS, np.array(places, np.float64).T, strict=True) if box else ()
+    return np.stack(rows), pa.table(dict(columns))
 
 
 def _named(items: Sequence[Any]) -> tuple[Path | None, list[str]]:

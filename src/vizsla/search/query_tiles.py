@@ -1,0 +1,128 @@
+"""Several vectors of a query: the mean, over them, of their highest cosine with a tile of an image.
+
+That is late interaction (MaxSim; Khattab and Zaharia, 2020) of few vectors. The mean orders images
+as the sum does, and stays a cosine, whatever the number of vectors. An image that no tile of the
+query has found among its nearest has at most the mean of the last scores of their lists. So each
+tile searches for more images until the k-th result surely is above that (Fagin's threshold
+algorithm): exact wherever the search of each tile is.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vizsla.data.tiles import Tiles
+from vizsla.embed.embeddings import Embeddings
+from vizsla.errors import DataError
+from vizsla.search.groups import MORE, ImageSource
+
+STEP = 2.0**-40  # scores are rounded to multiples of it, whose sums are exact in any order
+
+
+class ScoredImages(ImageSource, Protocol):
+    """A source that can also compare a query with given images."""
+
+    def scored(self, query: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (n,) of the best tiles of these images for one query, and their scores."""
+
+
+def mean_over_tiles(scores: np.ndarray) -> np.ndarray:
+    """(…,) float64: the mean of scores (S, …) of the S tiles of a query, in any order the same."""
+    mean: np.ndarray = np.rint(scores / STEP).sum(axis=0) / len(scores) * STEP
+    return mean
+
+
+@dataclass(frozen=True, eq=False)
+class ImagesByQueryTiles:
+    """Searches for images by all tiles of a query; see groups.ImageSource.
+
+    source: its queries are the tiles, the S of one query together. query_vectors_each: S.
+    vectors_each: T, where a position p is that of a tile of image p // T. The tile that stands for
+    an image is the one with the highest cosine with any tile of the query.
+    """
+
+    source: ScoredImages
+    query_vectors_each: int
+    vectors_each: int = 1
+
+    def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """See ImageSource."""
+        found = np.full((len(queries), n), -1, np.int64)
+        scores = np.full((len(queries), n), np.nan)
+        left, depth = np.arange(len(queries)), n
+        while len(left) and n:
+            lists, values = self.source.nearest(self._tiles(queries[left]).ravel(), depth)
+            S, sure = self.query_vectors_each, np.zeros(len(left), bool)
+            for i, row in enumerate(left):
+                part = slice(i * S, (i + 1) * S)
+                images = np.unique(lists[part][lists[part] >= 0] // self.vectors_each)
+                best, means = self._joined(*self._scored(int(queries[row]), images))
+                order = np.lexsort((best, -means))[:n]
+                found[row, : len(order)], scores[row, : len(order)] = best[order], means[order]
+                all_found = lists.shape[1] < depth or (lists[part] < 0).any()
+                bound = -np.inf if all_found else mean_over_tiles(values[part, -1:])[0]
+                sure[i] = all_found or means[order[-1]] > bound
+            left, depth = left[~sure], depth * MORE
+        width = int((found >= 0).sum(axis=1).max(initial=0))
+        return found[:, :width], scores[:, :width]
+
+    def codes(self, positions: np.ndarray) -> np.ndarray:
+        """See ImageSource."""
+        return self.source.codes(positions)
+
+    def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ImageSource."""
+        found = [self.source.images(tile, codes) for tile in self._tiles(np.array([query]))[0]]
+        return self._joined(*map(np.stack, zip(*found, strict=True)))
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """See ImageSource."""
+        return self.source.vectors(positions)
+
+    def _tiles(self, queries: np.ndarray) -> np.ndarray:
+        """(q, S) the places of these queries' tiles among the queries of the source."""
+        S = self.query_vectors_each
+        return queries[:, None] * S + np.arange(S)
+
+    def _scored(self, query: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(S, n) of each tile of the query and these images."""
+        found = [
+            self.source.scored(int(tile), images) for tile in self._tiles(np.array([query]))[0]
+        ]
+        positions, scores = map(np.stack, zip(*found, strict=True))
+        return positions, scores
+
+    @staticmethod
+    def _joined(positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The best tile (n,) of each image and its mean score, from those (S, n) of all tiles."""
+        best = scores.argmax(axis=0)[None]
+        return np.take_along_axis(positions, best, 0)[0], mean_over_tiles(scores)
+
+
+def by_query_tiles(source: ScoredImages, query_vectors_each: int, vectors_each: int) -> ImageSource:
+    """The source itself if a query has one vector."""
+    if query_vectors_each == 1:
+        return source
+    return ImagesByQueryTiles(source, query_vectors_each, vectors_each)
+
+
+def vectors_of_queries(queries: Embeddings, grids: str | None) -> tuple[np.ndarray, int]:
+    """(Q·S, D) the vectors of these tiles of each query, and S; of whole pictures without grids.
+
+    DataError: the queries have vectors of other tiles.
+    """
+    tiles = Tiles.parse(grids or "none")
+    if tiles is None:
+        return queries.vectors, 1
+    if queries.tiles != tiles:
+        raise DataError(
+            f"query_tiles {tiles}: the queries have vectors of "
+            f"{queries.tiles or 'whole pictures'}: embed them with these tiles, or give pictures"
+        )
+    return queries.all_vectors, len(tiles)
+
+
+def repeated(values: np.ndarray | None, times: int) -> np.ndarray | None:
+    """What belongs to queries (Q,), for all their tiles (Q·S,); None stays None."""
+    return None if values is None else np.repeat(values, times)
