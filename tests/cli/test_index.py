@@ -112,6 +112,11 @@ def test_search_shows_columns(here: Path) -> None:
     assert written[0] == "query,rank,id,score,price,label" and len(written) == 1 + 3 * 3
     assert written[1] == f"q000,1,{row['id']},{row['score']!r},{row['price']},{row['label']}"
     assert "rank  score   image  price  label" in vizsla(*words, *by_price, "-q").stdout
+    every: Any = run_json(*words)["rankings"]  # JSON has all columns
+    assert [{**one, "id": 0} for one in every["q000"]] == [{**r, "id": 0} for r in rankings["q000"]]
+    assert "rank  score   image  label  price" in vizsla(*words, "--show", "all", "-q").stdout
+    pairs: Any = run_json(*words, "--group-by", "label", "--per-group", "2")["rankings"]
+    assert {one["label"] for one in pairs["q000"][0]["images"]} == {pairs["q000"][0]["label"]}
     other = embeddings(40, 5, "x")  # columns that a box also has are the images' own
     named = other.attributes.append_column("x", pa.array(range(40)))
     Embeddings(other.ids, other.vectors, named, "m").save("named.emb")
@@ -136,7 +141,7 @@ def test_search_by_group(here: Path, refine: list[str]) -> None:
         }
         assert [row["label"] for row in rows] == sorted(best, key=lambda k: -best[k][0]["score"])
         for row in rows:
-            expected = [{"id": r["id"], "score": r["score"]} for r in best[row["label"]]]
+            expected = best[row["label"]]
             assert row["images"] == expected and row["id"] == expected[0]["id"]
     lines = vizsla(*words, *grouped, "-q").stdout.splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith("rank")]

@@ -1,6 +1,7 @@
 """The commands as functions of Python: their arguments, what they return, and in how few lines."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def snippets() -> dict[str, str]:
         ("Vectors of your own", 2),
         ("Search one image in an index", 2),
         ("Among images with a label", 1),
+        ("With the columns of its table", 2),
     ],
 )
 def test_it_takes_few_lines(
@@ -66,7 +68,7 @@ def test_it_takes_few_lines(
         "queries": rng.normal(size=(4, 8)), "gallery": rng.normal(size=(9, 8)),
         "query_labels": list("abab"), "gallery_labels": list("abcabcabc"),
     }  # fmt: skip
-    if heading == "Among images with a label":
+    if heading in ("Among images with a label", "With the columns of its table"):
         exec(known["Search one image in an index"], space)
         capsys.readouterr()
     code = [line for line in known[heading].splitlines() if line and line != "import vizsla"]
@@ -81,6 +83,9 @@ def test_it_takes_few_lines(
         assert "g-" in printed
     if heading == "Among images with a label":
         assert printed.count("g-green") == printed.count(".png") > 0
+    if heading == "With the columns of its table":
+        found = [line.split() for line in printed.splitlines()]
+        assert len(found) == 5 and all(label in name for name, _, label in found)
 
 
 def test_arguments_have_the_names_of_the_flags() -> None:
@@ -248,6 +253,33 @@ def test_embed_adds_columns_of_exif_on_request(tmp_path: Path) -> None:
     found = vizsla.embed(tmp_path / "photos", embedder, exif=True)
     assert found.attributes["camera"].to_pylist() == ["Canon R5", None]
     assert "camera" not in vizsla.embed("photos", embedder).attributes.column_names
+
+
+def test_results_have_columns() -> None:
+    table = vizsla.open_data("data").gallery.with_labels_file("data/labels.csv", "gallery")
+    model = vizsla.Embedder.build("tiny", weights="random", image_size=32)
+    images = vizsla.embed(table, model)
+    prices = list(range(len(table)))
+    columns = images.attributes.append_column("price", [prices])
+    images = replace(images, attributes=columns.append_column("score", [prices]))
+    index = vizsla.build_index(images, "all.index")
+    query = "data/test/query/q-blue-1.png"
+    ranking = index.search(query, 3)
+    (found,) = ranking
+    assert found == ranking.results(0) and [one["id"] for one in found] == ranking.row(0)
+    first = found[0]
+    assert first["label"] == "blue" and first["price"] == index.ids.index(first["id"])
+    assert first["score"] == ranking.scores[0, 0]  # type: ignore[index]
+    frame = ranking.to_pandas()
+    assert list(frame.columns)[:4] == ["query", "rank", "gallery", "score"]
+    assert frame["price"].tolist() == [one["price"] for one in found]
+    index.remove([first["id"]])  # the ranking is of the state that was searched
+    assert ranking.results(0) == found
+    shown = vizsla.search(images, query, show="price", top_k=1, model=model).results(0)
+    assert shown[0].keys() == {"id", "score", "price"}
+    with pytest.raises(DataError, match="no attribute 'cost': it has label, price"):
+        vizsla.search(images, query, show="cost", model=model)
+    assert index.search(query, 2, group_by="label").results(0)[0]["label"] == "blue"
 
 
 def test_an_option_with_two_flags_has_both_names() -> None:

@@ -57,7 +57,7 @@ def find_images(
 
         found = find(query, folder, options, progress)
     known = found.attributes_of([]).column_names
-    columns = shown_columns(known, options.show, None)
+    columns = shown_columns(known, options.show, None, every=options.as_json)
     (results,) = result_rows(found.ranking, found.attributes_of, columns).values()
     for images in results:
         images[0]["id"] = str(folder / images[0]["id"])

@@ -400,7 +400,7 @@ def search(
         _print_written(ranking, out, options.as_json, refine=record)
         return
     known = found.attributes_of([]).column_names
-    columns = shown_columns(known, options.show, options.group_by)
+    columns = shown_columns(known, options.show, options.group_by, every=options.as_json)
     rows = result_rows(ranking, found.attributes_of, columns)
     if options.as_json:
         grouped = options.group_by is not None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vizsla.search.ranking import Ranking
 
 USUAL = ("label", "group")  # columns that are shown if there are such
+EVERY = "all"  # as a column: every one that there is
+OWN = ("id", "path", "score", "own", "box", "probability", "accepted", "images")  # of a result
 BOX = ("x", "y", "w", "h")  # the part of an image that was found
 PART = "part x,y,w,h"
 Row = dict[str, Any]
@@ -28,8 +30,9 @@ class ResultPrinting(ShownColumns, Printing):
     """How the results of a search are printed."""
 
     show: tuple[str, ...] = same(
-        ShownColumns, "show", help="A column to print of each image, such as price. Repeatable."
-    )
+        ShownColumns, "show", shown="label and group; with --json all",
+        help="A column to print of each image, such as price; all: every column. Repeatable.",
+    )  # fmt: skip
     as_csv: bool = option(False, "Print the results as CSV.", "Output", "--csv")
 
     def __post_init__(self) -> None:
@@ -38,11 +41,15 @@ class ResultPrinting(ShownColumns, Printing):
             raise UsageError("--csv and --json: choose one of them")
 
 
-def shown_columns(known: Sequence[str], show: Sequence[str], group_by: str | None) -> list[str]:
+def shown_columns(
+    known: Sequence[str], show: Sequence[str], group_by: str | None, *, every: bool = False
+) -> list[str]:
     """The columns to print: those of --show or the usual ones, after the one that groups.
 
-    DataError: there is no such column.
+    every: without --show all of them. DataError: there is no such column.
     """
+    if (every and not show) or (EVERY in show and EVERY not in known):
+        show = [*(name for name in show if name != EVERY), *(n for n in known if n not in OWN)]
     if unknown := [name for name in show if name not in known]:
         raise DataError(
             f"--show {unknown[0]}: the images have the columns {', '.join(known)}"
@@ -92,13 +99,17 @@ def result_rows(
 
 
 def json_rows(results: list[list[Row]], *, grouped: bool) -> list[Row]:
-    """One object a result; of a group also `images`, all that were asked for."""
+    """One object a result, with its columns; of a group also `images`, all that were asked for."""
     rows = []
     for images in results:
         own = {name: value for name, value in images[0].items() if name not in ("own", "box")}
         row = {name: _plain(value) for name, value in own.items()}
         row |= dict(zip(BOX, images[0].get("box", ()), strict=False))
-        members = [{"id": one["id"], "score": one.get("own", one["score"])} for one in images]
+        members = [
+            {"id": one["id"], "score": one.get("own", one["score"]),
+             **{name: _plain(one[name]) for name in one if name not in OWN}}
+            for one in images
+        ]  # fmt: skip
         rows.append({**row, "images": members} if grouped else row)
     return rows
 
@@ -184,6 +195,8 @@ def _plain(value: Any) -> Any:
     """As JSON and CSV have it: days and times as text; a number that is not finite is unknown."""
     if isinstance(value, float):
         return value if isfinite(value) else None
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
     return value if value is None or isinstance(value, str | int) else str(value)
 
 

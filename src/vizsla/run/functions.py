@@ -40,6 +40,7 @@ from vizsla.options import (
     RunOptions,
     SearchOptions,
     SeveralLabels,
+    ShownColumns,
     TableImages,
     TrainConfig,
     TuneConfig,
@@ -56,6 +57,7 @@ from vizsla.run.finish import RunResult
 from vizsla.run.gallery_search import search_gallery
 from vizsla.run.several_models import again_configs, new_configs, run_models
 from vizsla.run.tile_choice import embedder_with_chosen_tiles
+from vizsla.search.filters import no_attribute
 from vizsla.search.ranking import Ranking
 from vizsla.train.selection import TrainResult
 
@@ -279,6 +281,10 @@ class SearchArguments(SearchOptions, Reporting):
     )  # fmt: skip
     _: KW_ONLY
     box: GivenBox = same(SearchOptions, "box")  # type: ignore[assignment]
+    show: tuple[str, ...] = same(
+        ShownColumns, "show", shown="all",
+        help="A column of each result in `results` and `to_pandas`, such as price; or several.",
+    )  # fmt: skip
     model: str | Path | Embedder = option(  # type: ignore[assignment]
         DEFAULT_BACKBONE, f"{MODEL}, if the gallery does not record its own", "Model"
     )
@@ -288,7 +294,17 @@ class SearchArguments(SearchOptions, Reporting):
 def search(given: SearchArguments, names: frozenset[str]) -> Ranking:
     """The gallery ranked for each query, by cosine or refined.
 
-    DataError: the queries are of another model or dimension than the gallery.
+    `ranking.row(0)` has the ids for the first query, `ranking.results(0)` also scores and columns.
+    DataError: the queries are of another model or dimension than the gallery; no such column.
     """
     with reporting(given.progress) as report:
-        return search_gallery(given.gallery, given.queries, given, report).ranking
+        done = search_gallery(given.gallery, given.queries, given, report)
+    if not given.show:
+        return done.ranking
+    known = done.gallery.attributes_of([]).column_names
+    if unknown := [name for name in given.show if name not in known]:
+        raise no_attribute(unknown[0], known)
+    return dataclasses.replace(
+        done.ranking,
+        attributes_of=lambda ids: done.gallery.attributes_of(ids).select(list(given.show)),
+    )

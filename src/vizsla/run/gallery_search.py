@@ -137,6 +137,7 @@ def search_gallery(
         )  # fmt: skip
     if calibration is not None:
         ranking = calibration.decide(ranking)
+    ranking = dataclasses.replace(ranking, attributes_of=found.attributes_of)
     fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))
     if condition is not None and fewest < k:
         what = "images" if options.group_by is None else "groups"

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,10 +142,7 @@ class FolderIndex(Shown):
 
     def attributes_of(self, ids: Sequence[str]) -> pa.Table:
         """See Index.attributes_of."""
-        snapshot = self.view.snapshot
-        require_ids(ids, snapshot.row_of)
-        rows = pa.array([snapshot.row_of[name] for name in ids], pa.int64())
-        return snapshot.row_attributes.take(rows)
+        return attributes_in(self.view.snapshot, ids)
 
     @property
     def labels(self) -> list[str | None] | None:
@@ -257,6 +255,7 @@ class FolderIndex(Shown):
             members=None if found.members is None else found.members // T,
             member_scores=found.member_scores, tiles=snapshot.tiles,
             best_tile=None if T == 1 else tile_of(found.positions, T),
+            attributes_of=partial(attributes_in, snapshot),
         )  # fmt: skip
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
@@ -411,6 +410,13 @@ def build_in(
 def check_present(ids: Sequence[str], known: Container[str]) -> None:
     """DataError unless the index holds all of these ids, which are to be removed."""
     require_ids(ids, known, ": nothing was removed")
+
+
+def attributes_in(snapshot: Snapshot, ids: Sequence[str]) -> pa.Table:
+    """The attributes of images of one state of an index. DataError: an id is missing."""
+    require_ids(ids, snapshot.row_of)
+    rows = pa.array([snapshot.row_of[name] for name in ids], pa.int64())
+    return snapshot.row_attributes.take(rows)
 
 
 def require_ids(ids: Sequence[str], known: Container[str], effect: str = "") -> None:

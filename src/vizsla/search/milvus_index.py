@@ -276,6 +276,7 @@ class MilvusIndex:
             {**origin, **form.record()}, query_root=queries.root,
             members=members, member_scores=found.member_scores, tiles=self.tiles,
             best_tile=None if T == 1 else tile_of(found.positions, T),
+            attributes_of=self.attributes_of,
         )  # fmt: skip
 
     def _candidates(

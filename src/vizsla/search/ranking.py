@@ -1,7 +1,7 @@
 """Ranking: for every query the gallery ids by falling score. Knows no labels and no vectors."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Ranking(Shown):
     images.
     tiles, best_tile: of images with several vectors, their boxes, and (Q, K) int8 the one that
     scored highest; -1 after a row's end.
+    attributes_of: the columns of gallery ids, a row each, if a search knows them; it is not saved.
     """
 
     queries: list[str]
@@ -51,6 +52,7 @@ class Ranking(Shown):
     member_scores: np.ndarray | None = None
     tiles: Tiles | None = None
     best_tile: np.ndarray | None = None
+    attributes_of: Callable[[Sequence[str]], pa.Table] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.queries)) != len(self.queries):
@@ -107,7 +109,8 @@ class Ranking(Shown):
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row for each result: query, rank (from 1), gallery, score; where it
-        was decided what is accepted, also probability and accepted."""
+        was decided what is accepted, also probability and accepted; and the columns of the image
+        that are known."""
         at, column = np.nonzero(self.positions >= 0)
         gallery = np.array(self.gallery, dtype=object)[self.positions[at, column]]
         scores = np.full(len(at), np.nan) if self.scores is None else self.scores[at, column]
@@ -116,7 +119,9 @@ class Ranking(Shown):
         if self.accepted is not None and self.probability is not None:
             columns["probability"] = self.probability[at, column]
             columns["accepted"] = self.is_accepted[at, column]
-        return data_frame(columns)
+        known = self._attributes(gallery.tolist())
+        more = [name for name in known.column_names if name not in columns]
+        return data_frame({**columns, **{name: known[name].to_pylist() for name in more}})
 
     @property
     def depth(self) -> int:
@@ -140,6 +145,31 @@ class Ranking(Shown):
     def row(self, i: int) -> list[str]:
         """The gallery ids of query i, best first."""
         return [self.gallery[p] for p in self.positions[i] if p >= 0]
+
+    def results(self, i: int) -> list[dict[str, Any]]:
+        """The results of query i, best first: id and score (None if unknown) of each, where it was
+        decided what is accepted probability and accepted, and the columns that are known of it."""
+        ids = self.row(i)
+        found = [
+            {"id": name, "score": None if self.scores is None else float(self.scores[i, j])}
+            for j, name in enumerate(ids)
+        ]  # type: list[dict[str, Any]]
+        if self.accepted is not None and self.probability is not None:
+            for j, result in enumerate(found):
+                result["probability"] = float(self.probability[i, j])
+                result["accepted"] = j < int(self.accepted[i])
+        columns = self._attributes(ids)
+        for result, attributes in zip(found, columns.to_pylist(), strict=columns.num_columns > 0):
+            result |= {name: attributes[name] for name in attributes if name not in result}
+        return found
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """The `results` of each query."""
+        return (self.results(i) for i in range(len(self)))
+
+    def _attributes(self, ids: Sequence[str]) -> pa.Table:
+        """The columns that are known of gallery images."""
+        return pa.table({}) if self.attributes_of is None else self.attributes_of(ids)
 
     def box(self, i: int, j: int) -> Box | None:
         """The part of result j of query i that scored highest: x, y, width and height as fractions
