@@ -101,6 +101,32 @@ def test_a_broken_photo_is_left_out_and_not_read_again(
     assert embedded[1:] == [["worse.png"]]
 
 
+def test_broken_images_are_named_where_no_list_is_kept(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, index = photos / "g-blue-1.png", tmp_path / "g.index"
+    new, queries = tmp_path / "new", tmp_path / "queries"
+    for folder in (photos, new, queries):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(one, folder / f"{folder.name}.png")
+        for i in range(5):
+            (folder / f"bad{i}.png").write_bytes(b"no image")
+    for words in (
+        ["find", one, photos, *TINY],
+        ["index", photos, "-o", index, *TINY],
+        ["index", "add", index, new, *TINY],
+        ["search", index, queries, *TINY],
+    ):
+        caplog.clear()
+        CliRunner().invoke(app, [*map(str, words), "-q"], catch_exceptions=False)
+        (line,) = [text for text in caplog.messages if "broken and left out" in text]
+        assert "5 of" in line and all(f"bad{i}.png" in line for i in range(5))
+        assert "listed in" not in line
+    CliRunner().invoke(app, ["embed", str(photos), "-o", str(tmp_path / "g.emb"), *TINY, "-q"])
+    named = Path(caplog.messages[-1].partition("all are listed in ")[2])
+    assert "bad4.png" in named.read_text()
+
+
 def test_a_damaged_cache_is_made_again(
     photos: Path, tmp_path: Path, embedded: list[list[str]]
 ) -> None:

@@ -210,7 +210,7 @@ def embedding_in(
 
         return inference.embed(
             images, embedder, folder / role, compute=compute, max_pixels=max_pixels,
-            progress=report, only_whole=True,
+            progress=report, only_whole=True, kept=False,
         )  # fmt: skip
 
     return embed

@@ -46,6 +46,7 @@ log = logging.getLogger("vizsla.embed")
 
 Progress = Callable[[int, int], None]  # (images done, images in total)
 SHARD_IMAGES = 1024  # by default; an interruption loses at most one shard
+MOST_NAMED = 50  # broken images in a message that names no list of them
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def embed(
     engine: Engine | None = None,
     only_whole: bool = False,
     query_tiles: Tiles | None = None,
+    kept: bool = True,
 ) -> Embeddings:
     """The embeddings of `images`, in memory, after they were written into the folder `out`.
 
@@ -91,7 +93,7 @@ def embed(
             images, embedder, out, compute=compute, runtime=runtime, store=store,
             shard_images=shard_images, max_pixels=max_pixels, overwrite=overwrite, cache=cache,
             progress=given or (bar and partial(bar, "embedding")), picture=picture, engine=engine,
-            only_whole=only_whole, query_tiles=query_tiles,
+            only_whole=only_whole, query_tiles=query_tiles, kept=kept,
         )  # fmt: skip
     return Embeddings.open(out, root=images.folder)
 
@@ -113,6 +115,7 @@ def write_embeddings(
     engine: Engine | None = None,
     only_whole: bool = False,
     query_tiles: Tiles | None = None,
+    kept: bool = True,
 ) -> WrittenEmbeddings:
     """Writes the embeddings of `images` into the folder `out`, shard by shard.
 
@@ -125,6 +128,7 @@ def write_embeddings(
     engine: where shards are computed (default: here); what is written does not depend on it.
     only_whole: one vector of each image, also where the embedder makes tiles: as for queries.
     query_tiles: in place of the embedder's; the model_id stays that of the gallery.
+    kept: False if the folder is deleted afterwards: then no message names it.
     """
     if len(images) == 0:
         raise DataError(f"{images.location} holds no images to embed")
@@ -150,7 +154,7 @@ def write_embeddings(
     broken = [(name, why) for shard in writer.shards for name, why in shard["broken"]]
     count = writer.done - len(broken)
     if broken:
-        _report_broken(broken, images, out, all_broken=count == 0)
+        _report_broken(broken, images, out if kept else None, all_broken=count == 0)
     return WrittenEmbeddings(out, count, broken, embedder.dim, model_id, runtime.compute)
 
 
@@ -333,9 +337,9 @@ def _require_still_readable(
 
 
 def _report_broken(
-    broken: list[tuple[str, str]], images: ImageSet, out: Path, *, all_broken: bool
+    broken: list[tuple[str, str]], images: ImageSet, out: Path | None, *, all_broken: bool
 ) -> None:
-    """Logs the broken images; DataError if all are."""
+    """Logs the broken images, and where all are listed, else their names; DataError if all are."""
     first = "; ".join(f"{few([name])}: {reason}" for name, reason in broken[:3])
     if all_broken and len(images) == 1:
         raise DataError(f"{images.ids[0]} cannot be used: {broken[0][1]}")
@@ -346,7 +350,10 @@ def _report_broken(
     for name, reason in broken:
         log.debug("broken: %s: %s", name, reason)
     more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
+    where = "" if out is None else f"; all are listed in {out / 'manifest.json'}"
+    if out is None and more:
+        more = f"; and {few([name for name, _ in broken[3:]], MOST_NAMED)}"
     log.warning(
-        "broken and left out: %d of %d images in %s (%s%s); all are listed in %s",
-        len(broken), len(images), images.location, first, more, out / "manifest.json",
+        "broken and left out: %d of %d images in %s (%s%s)%s",
+        len(broken), len(images), images.location, first, more, where,
     )  # fmt: skip

@@ -184,7 +184,7 @@ def _embedded(
         try:
             return embed(
                 images, embedder, scratch, compute=compute, max_pixels=options.max_pixels,
-                progress=progress and partial(progress, "embedding"),
+                progress=progress and partial(progress, "embedding"), kept=False,
             )  # fmt: skip
         except DataError as error:
             if not may_fail:

@@ -119,6 +119,7 @@ def embed(given: EmbedArguments, names: frozenset[str]) -> Embeddings:
             images, embedder, given.out or scratch, compute=compute, store=given.store,
             shard_images=given.shard_images, max_pixels=given.max_pixels,
             overwrite=given.overwrite, cache=given.cache, progress=given.progress,
+            kept=given.out is not None,
         )  # fmt: skip
 
 

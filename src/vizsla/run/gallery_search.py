@@ -263,7 +263,7 @@ def embedded_queries(
         if compute.kind == "cpu":  # a lone query is not one of 32
             compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
         return embed(
-            images, embedder, folder, compute=compute, only_whole=True, query_tiles=tiles,
+            images, embedder, folder, compute=compute, only_whole=True, query_tiles=tiles, kept=False,
             progress=progress and partial(progress, "embedding"),
         )  # fmt: skip
 
@@ -293,7 +293,7 @@ def embedded_folder(
     resolved = compute_of(compute, embedder, images)
     write_embeddings(
         images, embedder, scratch, compute=resolved, max_pixels=max_pixels, cache=compute.cache,
-        progress=progress and partial(progress, "embedding"),
+        progress=progress and partial(progress, "embedding"), kept=False,
     )  # fmt: skip
     return Path(scratch)
 

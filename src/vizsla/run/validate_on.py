@@ -63,7 +63,7 @@ def before_training(
         def embedded(images: ImageSet, role: str) -> Embeddings:
             return embed(
                 images, embedder, Path(scratch) / role, compute=compute, cache=config.cache,
-                max_pixels=config.max_pixels, progress=report, only_whole=True,
+                max_pixels=config.max_pixels, progress=report, only_whole=True, kept=False,
             )  # fmt: skip
 
         rng = np.random.default_rng((config.seed, 72))
