@@ -1,4 +1,5 @@
 import datetime
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,6 +108,40 @@ def test_what_does_not_fit_the_gallery() -> None:
         Filter.parse("day<May").mask(IDS[:1], pa.table({"day": [datetime.date(2026, 1, 2)]}))
     with pytest.raises(UsageError, match="is not an operator"):
         Condition("price", "~", (1,))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("price=<3", "price<=3"), ("price=> 3", "price>=3"), ("price==3", "price=3"),
+     ("price<>3", "price!=3")],
+)  # fmt: skip
+def test_a_misspelt_operator_is_named(text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"is not a condition: write {meant} (")):
+        Filter.parse(text)
+    assert Filter.parse('label="<3"').conditions[0].values == ("<3",)
+
+
+def test_a_value_that_no_image_has_is_named_with_the_nearest_ones(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kinds = ["cameras", "Canon lenses", "shoes", "bags", None, "bags"]
+    table = pa.table(
+        {"kind": kinds, "price": [9.5, 20, 3, 4, None, 7], "new": pa.nulls(6, pa.string())}
+    )
+    ids = [str(i) for i in range(6)]
+    for text, said in (
+        ("kind=canon", "no image has kind=canon; nearest values: Canon lenses, cameras, bags"),
+        ("kind=shoe|camera", "nearest values: shoes, cameras"),
+        ("price<3", "no image has price<3; its values are from 3 to 20"),
+        ("price=5", "no image has price=5; its values are from 3 to 20"),
+        ("new=1", "no image has new=1: that is unknown of all"),
+    ):
+        caplog.clear()
+        assert not Filter.parse(text).mask(ids, table).any()
+        assert len(caplog.messages) == 1 and said in caplog.text
+    caplog.clear()
+    assert not Filter.parse(["kind=bags", "price>9"]).mask(ids, table).any()
+    assert Filter.parse("kind=bags").mask(ids, table).any() and not caplog.text
 
 
 def test_a_gallery_without_attributes_says_what_would_give_it_some() -> None:

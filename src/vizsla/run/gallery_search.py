@@ -263,8 +263,8 @@ def embedded_queries(
         if compute.kind == "cpu":  # a lone query is not one of 32
             compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
         return embed(
-            images, embedder, folder, compute=compute, only_whole=True, query_tiles=tiles, kept=False,
-            progress=progress and partial(progress, "embedding"),
+            images, embedder, folder, compute=compute, only_whole=True, query_tiles=tiles,
+            progress=progress and partial(progress, "embedding"), kept=False,
         )  # fmt: skip
 
 

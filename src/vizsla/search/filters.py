@@ -22,6 +22,7 @@ from vizsla.data.listing import few
 from vizsla.data.names import match_names, nfc
 from vizsla.data.tables import read_names
 from vizsla.errors import DataError, UsageError
+from vizsla.search.filter_hints import unmet_hint
 
 log = logging.getLogger("vizsla.search")
 
@@ -30,6 +31,7 @@ Value = str | float | bool | None
 _FORM = re.compile(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 _PART = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^|]*?)\s*(?:\||$)')
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_MISSPELT = {"=<": "<=", "=>": ">=", "==": "=", "<>": "!="}  # → as it is written here
 _COMPARE = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 
 
@@ -51,6 +53,11 @@ class Condition:
 
     def __str__(self) -> str:
         return self.column + self.operator + "|".join(map(_written, self.values))
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts that it asks for."""
+        return [v for v in self.values if isinstance(v, str) and self.operator == "="]
 
     def mask(self, column: pa.ChunkedArray) -> np.ndarray:
         """(N,) bool: the rows that meet it. DataError: a value is not of the column's type."""
@@ -151,7 +158,18 @@ class Filter:
                     len(unknown), len(self.ids), few(unknown),
                 )  # fmt: skip
             allowed &= np.fromiter((name in named for name in ids), bool, len(ids))
+        if not allowed.any():
+            for hint in self.unmet(attributes):
+                log.warning("%s", hint)
         return allowed
+
+    def unmet(self, attributes: pa.Table) -> list[str]:
+        """A sentence for each condition that no image meets, with the nearest values."""
+        return [
+            unmet_hint(str(condition), condition.texts, attributes[condition.column])
+            for condition, met in zip(self.conditions, self.masks(attributes), strict=True)
+            if len(met) and not met.any()
+        ]
 
     def named(self, known: Collection[str]) -> tuple[frozenset[str], list[str]]:
         """Those of the gallery's ids that `ids` means, and which of `ids` mean none."""
@@ -186,7 +204,14 @@ def _split(text: str) -> tuple[str, str, str]:
     found = _FORM.fullmatch(text)
     if not found or not found[1].strip():
         raise UsageError(f"{text!r} is not a condition: write label=shoe, price<10 or id=a.jpg")
-    return found[1].strip(), found[2], found[3].strip()
+    column, operator, value = found[1].strip(), found[2], found[3].strip()
+    if operator + value[:1] in _MISSPELT:
+        meant = _MISSPELT[operator + value[:1]]
+        raise UsageError(
+            f"{text!r} is not a condition: write {column}{meant}{value[1:].strip()} (a value that "
+            f"begins with {value[0]} stands in double quotes)"
+        )
+    return column, operator, value
 
 
 def _values(text: str) -> list[Value]:

@@ -84,7 +84,11 @@ def test_filters_hold(served: Any) -> None:
     unknown = served.search(json={"id": "red/red-0.png", "filter": "price=null"})
     assert len(unknown) == 5
     assert served.search(json={"id": "red/red-0.png", "filter": 'label="a & <b>"', "k": 2})
-    assert served.search(json={"id": "red/red-0.png", "filter": "label=nothing"}) == []
+    nothing = served.post(json={"id": "red/red-0.png", "filter": "label=blew"}).json()
+    assert nothing["results"] == []
+    assert nothing["hints"][0].startswith("no image has label=blew; nearest values: blue, ")
+    page = served.get("/", params={"id": "red/red-0.png", "filter": "label=blew"}).text
+    assert "No image has label=blew; nearest values: blue, " in page
 
 
 def test_a_part_of_an_image_is_searched_with(served: Any) -> None:

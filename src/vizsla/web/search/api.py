@@ -164,6 +164,7 @@ def search_answer(answer: Answer) -> SearchAnswer:
         gallery=len(gallery),
         index=gallery.version,
         model_id=gallery.index.model_id,
+        hints=list(answer.hints),
     )
 
 

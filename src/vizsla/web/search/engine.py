@@ -96,11 +96,13 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The results of a search. uploads: the names of the images that were sent along."""
+    """The results of a search. uploads: the names of the images that were sent along. hints: why
+    there are none, if the filter is the reason."""
 
     results: list[Found]
     uploads: list[str]
     gallery: Gallery
+    hints: Sequence[str] = ()
 
 
 def decided(results: Sequence[Found], calibration: Calibration) -> list[Found]:
@@ -202,7 +204,8 @@ class Engine:
         one_image = search.is_one_image(len(uploads)) and search.is_by_score
         if self.calibration is not None and one_image:
             results = decided(results, self.calibration)
-        return Answer(results, [upload.name for upload in uploads], gallery)
+        hints = () if results or condition is None else condition.unmet(gallery.attributes)
+        return Answer(results, [upload.name for upload in uploads], gallery, hints)
 
     def upload(self, files: Sequence[bytes], *, large: bool = True) -> list[Upload]:
         """Decodes, embeds and keeps images, each once; ImageError if it is not an image.

@@ -364,6 +364,10 @@ class SearchAnswer(BaseModel):
     gallery: int = Field(description="How many images the gallery holds.")
     index: str = Field(description="The state of the index that answered.")
     model_id: str
+    hints: list[str] = Field(
+        default=[], description="If nothing was found: conditions that no image meets, and the "
+        "nearest values.",
+    )  # fmt: skip
 
 
 class Embedded(BaseModel):

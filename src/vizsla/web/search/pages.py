@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from fastapi import FastAPI
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from vizsla.data.tables import number_format, value_text
 from vizsla.errors import UsageError
 from vizsla.web.search.engine import Engine, Found, NotFound
-from vizsla.web.search.facets import MAX_SUGGESTED, UNKNOWN, Choice, Facet
+from vizsla.web.search.facets import MAX_SUGGESTED, UNKNOWN, Choice, Facet, parse_filter
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.page_state import FROM, MAX_SEED, TO, WHERE, State
 from vizsla.web.search.service import Service, refusal
@@ -200,6 +201,7 @@ class Pages:
             visible_facets=VISIBLE_FACETS + len(self.columns),
             faults=faults or {},
             similar=[] if found or faults or message else _similar_values(shown, gallery.facets),
+            hints=[] if found or faults or message else _hints(shown, gallery.attributes),
             other_marks=marks,
             reads_text=engine.model.reads_text,
             model=engine.model.name,
@@ -339,6 +341,12 @@ def _similar_values(state: State, facets: Sequence[Facet]) -> list[tuple[str, st
             similar = facet.suggestions(value, MAX_SIMILAR_VALUES)
             found += [(one.text, state.choosing(field, one.value)) for one in similar]
     return found
+
+
+def _hints(state: State, attributes: pa.Table) -> list[str]:
+    """A sentence for each condition that no image meets."""
+    condition = parse_filter(state.filtered_search.filter, attributes)
+    return [] if condition is None else condition.unmet(attributes)
 
 
 def file_name(name: str) -> str:
