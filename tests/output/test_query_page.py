@@ -1,6 +1,8 @@
 """The page of all queries of one or two runs: right, wrong and changed, sorted and filtered."""
 
+import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ from typer.testing import CliRunner
 
 from vizsla.cli.main import app
 from vizsla.errors import UsageError
+from vizsla.run import finished_run
 from vizsla.run.config import RunConfig
 from vizsla.run.finished_run import queries_page
 from vizsla.run.pipeline import run
 from vizsla.score.scores import Scores
+from vizsla.search.ranking import Ranking
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +125,43 @@ def test_rows_are_filtered_and_sorted(two_runs: list[Path], tmp_path: Path, brow
     label = page.locator(".query:visible .side li", has_text="green").first.locator(".name-of")
     assert label.evaluate("one => one.scrollWidth <= one.clientWidth")  # in full
     page.close()
+
+
+def test_without_labels_the_page_shows_what_differs(tinted: Path, tmp_path: Path) -> None:
+    blind = tmp_path / "blind"
+    shutil.copytree(tinted, blind)
+    (blind / "labels.csv").rename(tmp_path / "truth.csv")
+    folders = [
+        run(
+            RunConfig(data=str(blind), model="tiny", weights="random", image_size=64, seed=seed,
+                      top_k=5, figures=0, home=str(tmp_path))
+        ).run.folder
+        for seed in (0, 5)
+    ]  # fmt: skip
+    page = tmp_path / "q.html"
+    words = ["compare", *map(str, folders), "--queries", str(page)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    html = page.read_text()
+    assert set(kinds(html).values()) == {"other", "same"} and len(kinds(html)) == 16
+    assert "in both" in html and 'class="right"' not in html and "<b>✗" not in html
+    firsts_of = [Ranking.load(folder / "ranking.parquet").to_lists(1) for folder in folders]
+    for name, kind in kinds(html).items():
+        assert (kind == "same") == (firsts_of[0][name] == firsts_of[1][name])
+    assert set(kinds(queries_page(folders[:1], page).read_text()).values()) == {"alone"}
+    labels = ["--labels", str(tmp_path / "truth.csv")]
+    done = CliRunner().invoke(app, [*words, *labels], catch_exceptions=False)
+    assert done.exit_code == 0 and {"right", "wrong"} & set(kinds(page.read_text()).values())
+
+
+def test_the_command_says_what_marks_right_and_wrong(
+    two_runs: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    logging.getLogger("vizsla").propagate = True  # which the command line turns off
+    words = ["compare", str(two_runs[0]), "--queries", str(tmp_path / "q.html")]
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "--labels" not in caplog.text
+    monkeypatch.setattr(finished_run, "truth_of_run", lambda folder: None)
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "add --labels FILE" in caplog.text

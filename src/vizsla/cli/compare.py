@@ -113,9 +113,7 @@ def compare_runs(
         if path:
             storage.write_text(path, text)
     if options.queries:
-        from vizsla.run.finished_run import queries_page  # imports torch
-
-        queries_page(sources, options.queries)
+        _write_queries_page(sources, options)
     if options.as_json:
         print_json(content)
         return
@@ -131,6 +129,23 @@ def compare_runs(
         notes.append(correction_note(differences))
     print_remarks(alarms, [*notes, *filter(None, [untested]), *remarks])
     print_validation(ranked)
+
+
+def _write_queries_page(sources: list[Path], options: CompareOptions) -> None:
+    """The page of all queries; one line says so where it cannot mark what is right."""
+    from vizsla.cli.sources import read_ranking, read_truth
+    from vizsla.run.finished_run import queries_page, truth_of_run
+
+    assert options.queries is not None
+    truth = read_truth(read_ranking(sources[0]), options) if options.is_given else None
+    queries_page(sources, options.queries, truth=truth)
+    if truth is None and not all(map(truth_of_run, sources)):
+        log.warning(
+            "%s marks no image as right or wrong, since no labels of the test part are known: to "
+            "mark them, add --labels FILE, a table with the columns role (query or gallery), file "
+            "and label",
+            options.queries,
+        )  # fmt: skip
 
 
 def _rows(sources: list[Path], options: CompareOptions) -> "tuple[Comparison | None, list[Row]]":

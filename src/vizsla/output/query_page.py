@@ -21,6 +21,8 @@ from vizsla.score.scores import Scores
 SHOWN = 5  # results of a query
 SIDE = 96  # px of a picture
 PICTURES = 5000  # in a page; of more the rest are named only
+# kinds of queries, in the order that needs no script; the last three without a truth
+ORDER = ("worse", "better", "wrong", "right", "none", "other", "same", "alone")
 
 
 class Pictures:
@@ -43,23 +45,26 @@ class Pictures:
 
 
 def queries_page(runs: Sequence[ReportData]) -> str:
-    """The page of one or two runs as text. DataError if their truth is not known, or differs."""
-    scores = [_scores_of(run) for run in runs]
-    if len(runs) == 2:
+    """The page of one or two runs as text. DataError if their truth differs.
+
+    If the truth of one is not known, queries are sorted by whether their first images are the same.
+    """
+    scores = [run.scores for run in runs if run.scores is not None and run.truth is not None]
+    is_judged = len(scores) == len(runs)
+    if is_judged and len(runs) == 2:
         check_same_truth(runs[0].run.id, scores[0], runs[1].run.id, scores[1])
     pictures = Pictures(runs[0].max_pixels)
-    rows = _rows(runs, scores, pictures)
+    rows = _rows(runs, scores, pictures) if is_judged else _unjudged_rows(runs, pictures)
     kinds = [row["kind"] for row in rows]
     names = [_name(run) for run in runs]
     marked = [f"{mark}: {name}" for mark, name in zip("AB", names, strict=False)]
-    counts = {"right": kinds.count("right"), "wrong": kinds.count("wrong"),
-              "better": kinds.count("better"), "worse": kinds.count("worse"),
-              "none": kinds.count("none")}  # fmt: skip
+    counts = {kind: kinds.count(kind) for kind in ORDER}
     content = {
         "rows": rows,
         "names": names,
         "counts": {**counts, "all": len(rows), "changed": counts["better"] + counts["worse"]},
-        "measure": _measure(scores[0])[1],
+        "measure": _measure(scores[0])[1] if is_judged else "",
+        "judged": is_judged,
         "classes": sorted({row["label"] for row in rows if row["label"]}),
         "pictures": [(i, one.source) for i, one in enumerate(pictures.found) if one.source],
         "many": len(pictures.found) >= PICTURES,
@@ -71,12 +76,6 @@ def queries_page(runs: Sequence[ReportData]) -> str:
         subtitle=[f"{len(rows)} queries", *marked],
         script="queries.js",
     )
-
-
-def _scores_of(run: ReportData) -> Scores:
-    if run.scores is None:
-        raise DataError(f"{run.run.folder} has no scores: right and wrong are not known")
-    return run.scores
 
 
 def _name(run: ReportData) -> str:
@@ -125,8 +124,40 @@ def _rows(
                 for n, run in enumerate(runs)
             ],
         })  # fmt: skip
-    order = {"worse": 0, "better": 1, "wrong": 2, "right": 3, "none": 4}
-    return sorted(rows, key=lambda row: (order[row["kind"]], row["values"][0] or 0.0))
+    return sorted(rows, key=lambda row: (ORDER.index(row["kind"]), row["values"][0] or 0.0))
+
+
+def _unjudged_rows(runs: Sequence[ReportData], pictures: Pictures) -> list[dict[str, Any]]:
+    """A row for each query, those with another first image in the second run first; then by how
+    many of the first SHOWN images are in both. DataError if the runs have no query in common."""
+    places = [{name: i for i, name in enumerate(run.ranking.queries)} for run in runs]
+    queries = [name for name in runs[0].ranking.queries if all(name in place for place in places)]
+    if not queries:
+        raise DataError(f"{runs[0].run.folder} and {runs[1].run.folder} have no query in common")
+    rows = []
+    for query in queries:
+        found = [
+            run.ranking.row(place[query])[:SHOWN] for run, place in zip(runs, places, strict=True)
+        ]
+        shared = len(set(found[0]).intersection(found[-1]))
+        same = found[0][:1] == found[-1][:1]
+        rows.append({
+            "query": query,
+            "label": None,
+            "picture": pictures.number(runs[0].data.query.root / query),
+            "kind": "alone" if len(runs) == 1 else "same" if same else "other",
+            "values": [float(shared)] * len(runs),
+            "change": 0.0,
+            "sides": [
+                {
+                    "tiles": _tiles(run, [[""] * SHOWN] * len(place), place[query], pictures),
+                    "first": f"{shared} of {len(row)} in both" if len(runs) == 2 else "",
+                    "value": "",
+                }
+                for run, place, row in zip(runs, places, found, strict=True)
+            ],
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: (ORDER.index(row["kind"]), row["values"][0]))
 
 
 def _kind(right: Sequence[bool]) -> str:

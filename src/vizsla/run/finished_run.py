@@ -88,16 +88,27 @@ def report(
 
 
 def queries_page(
-    folders: Sequence[str | Path], out: str | Path, *, data: str | Path | None = None
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    truth: Truth | None = None,
 ) -> Path:
-    """One self-contained page of all queries of one or two runs. data: where the images are now."""
+    """One self-contained page of all queries of one or two runs. data: where the images are now.
+
+    truth: in place of those that the runs were scored by. Without any, the page says which queries
+    have another first image, and nothing of right and wrong.
+    """
     if len(folders) not in (1, 2):
         raise UsageError(f"{len(folders)} runs: a page of all queries shows one or two")
     found = []
     for folder in folders:
         images = data_of_run(folder, data)
         config = _where_images_are(again(folder), data)
-        found.append(report_page.read_run(open_run(folder), images, truth_in(config, images)))
+        known = truth or truth_in(config, images)
+        one = report_page.read_run(open_run(folder), images, known)
+        scores = one.scores if truth is None else rescore(folder, truth)[2]
+        found.append(dataclasses.replace(one, scores=scores))
     storage.write_text(out, query_page.queries_page(found))
     return Path(out)
 
