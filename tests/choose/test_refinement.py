@@ -63,7 +63,10 @@ def test_what_helps_is_chosen_and_reported(
     assert kept.value == max(t.value for t in choice.trials if t.is_safe)
     assert kept.map > base.map + 0.03 and kept.gain > kept.error and kept.risk <= 0.1
     text = "\n".join(choice.lines())
-    assert "kept: " + str(choice.chain) in text and "uses" in text
+    assert "kept: " + str(choice.chain).replace(",", ", ") in " ".join(text.split())
+    assert len(text.splitlines()) <= 30 < len(choice.all_lines()) and "uses" in text
+    assert f"{len(choice.trials)} were tried (-v lists them)" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
     rows = choice.record()["candidates"]
     assert {"refinement", "top1", "points", "map", "gain", "gain_error", "risk", "uses"} <= set(
         rows[0]
@@ -103,6 +106,11 @@ def test_where_nothing_helps_none_stays(images: ImageSet, validation: Validation
     rows = np.eye(16)[[int(name[:2]) for name in images.ids]]
     choice = choose_chain(Embeddings.from_arrays(rows, images.ids, images.labels), validation)
     assert str(choice.chain) == "none"
+    text = " ".join(choice.lines())
+    tried = len(choice.trials) - 1
+    assert text.startswith(f"no refinement is kept of {tried} tried on training images, in ")
+    assert "gained +0.0000 ± 0.0000 of the mean of top-1 and AP, which may be chance" in text
+    assert len(choice.lines()) <= 5 and "kept: none" not in text
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_every_part_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "text"), [("discriminant", "frozen, with a fitted projection"), ("frozen", "frozen")]
+    ("kept", "text"), [("discriminant", "frozen, with a projection"), ("frozen", "frozen")]
 )
 def test_the_subtitle_names_what_was_fitted(kept: str, text: str) -> None:
     data: Any = SimpleNamespace(

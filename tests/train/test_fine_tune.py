@@ -27,6 +27,7 @@ from vizsla.run import pipeline
 from vizsla.run import train as run_train
 from vizsla.run.config import RunConfig, again
 from vizsla.run.train import train
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.train import training
 from vizsla.train.batch_gradient import Processes
 from vizsla.train.selection import Candidate, Selection, TrainResult
@@ -133,10 +134,14 @@ def test_the_summary_of_a_run_says_which_model_it_used(
     result = next((tmp_path / "results").iterdir())
     record = json.loads(result.read_text())
     training = record["training"]
-    fitted = "as it came" if training["kept"] == "frozen" else "with a fitted projection"
-    word = "fine-tuned" if record["is_finetuned"] else f"frozen, {fitted}"
-    assert f"the model is {word}, chosen on a held-out part" in output
-    assert training["verdict"] in output and (finetune == "head" or word.startswith("frozen"))
+    fitted = "" if training["kept"] == "frozen" else ", followed by a projection"
+    assert f"the network is as it came{fitted}; what validation kept:" in output
+    words = " ".join(output.split())
+    assert training["verdict"] in words and (finetune == "head" or not fitted)
+    validated = ValidationScores.of(record["validation"])
+    assert validated is not None and (size := validated.size).startswith("3 draws of ")
+    assert f"candidates, by {size} held out of the training images, value: the mean of" in words
+    assert ("head: a projection trained with the loss" in words) == (finetune == "head")
 
 
 @pytest.mark.parametrize(

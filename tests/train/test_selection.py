@@ -114,7 +114,7 @@ def test_the_table_lists_all_candidates() -> None:
     selection.enter("tuned", embedder(0.75))
     selection.decided()
     lines = table(selection.candidates).splitlines()
-    assert "top1" in lines[0]
+    assert "top-1" in lines[0]
     assert lines[1].startswith("      frozen")
     assert "+0.2500" in lines[2]
     assert lines[2].startswith("kept  tuned ")

@@ -142,8 +142,8 @@ def test_a_fitted_projection_does_not_count_as_a_training(trained: TrainResult) 
     record = kept.record()
     assert (record["is_finetuned"], record["num_epochs"]) == (False, 0)
     assert record["loss_function"] is record["final_train_loss"] is None
-    assert "frozen network with a fitted projection" in kept.verdict
-    assert "fitted projection" not in trained.verdict
+    assert "a projection after the unchanged network" in kept.verdict
+    assert "unchanged network" not in trained.verdict
 
 
 def test_it_leaves_log_and_embedder(trained: TrainResult) -> None:

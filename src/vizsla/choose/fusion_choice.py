@@ -48,9 +48,15 @@ class FusionChoice:
         return self.report.validation("fusion")
 
     def lines(self) -> list[str]:
-        """For a terminal and the log."""
-        kept = ", ".join(f"{w:.3g}" for w in self.weights)
-        return [*self.report.lines("fusion"), f"kept: {self.method}, weights {kept}"]
+        """For a terminal."""
+        return [*self.report.short_lines("fusion"), self._kept()]
+
+    def all_lines(self) -> list[str]:
+        """For the log, with more candidates."""
+        return [*self.report.lines("fusion"), self._kept()]
+
+    def _kept(self) -> str:
+        return f"kept: {self.method}, weights {', '.join(f'{w:.3g}' for w in self.weights)}"
 
     def record(self) -> dict[str, Any]:
         """For the result file."""
@@ -109,7 +115,7 @@ def choose_fusion(
     alone = [trials.by_name[name] for name, (_, given) in tried.items() if max(given) == 1]
     without = max(alone, key=lambda trial: trial.value, default=None)
     choice = FusionChoice(*tried[best.name], trials.report(best.name), without)
-    for line in choice.lines():
+    for line in choice.all_lines():
         log.debug("%s", line)
     return choice
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import VizslaError
 from vizsla.model.open_model import recorded_embedder
 from vizsla.options import TuneConfig
+from vizsla.score.text_table import WIDTH
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.chain import (
     KEEP,
@@ -91,12 +93,19 @@ class RefinementChoice:
         return self.report.validation("refinement")
 
     def lines(self) -> list[str]:
-        """For a terminal and the log."""
-        return [
-            *self.report.lines("refinement"),
-            *([self.cost] if self.cost else []),
-            f"kept: {self.chain} (uses {USES[self.chain.uses]})",
-        ]
+        """For a terminal."""
+        lines = self.report.short_lines("refinement") + textwrap.wrap(self.cost, WIDTH)
+        return [*lines, *self._kept()] if self.chain.steps else lines
+
+    def all_lines(self) -> list[str]:
+        """For the log, with more candidates."""
+        lines = self.report.lines("refinement") + textwrap.wrap(self.cost, WIDTH)
+        return [*lines, *self._kept()]
+
+    def _kept(self) -> list[str]:
+        return textwrap.wrap(
+            f"kept: {str(self.chain).replace(',', ', ')} (uses {USES[self.chain.uses]})", WIDTH
+        )
 
     def record(self) -> dict[str, Any]:
         """For the result file: what it was chosen on, and each candidate's gain."""
@@ -218,7 +227,7 @@ def choose_chain(
     choice = RefinementChoice(
         search.chains[best.name], search.trials.report(best.name), search.cost_of_comparing()
     )
-    for line in choice.lines():
+    for line in choice.all_lines():
         log.debug("%s", line)
     return choice
 

@@ -30,7 +30,8 @@ LARGE_DRAWS = 5  # of a test part of more than SMALL images
 DRAWS, MOST_DRAWS = 8, 24  # of a smaller one: the fewer its queries, the more draws
 SMALL = 1_000
 MOST_POOL = 20_000  # labelled images that are all embedded to find the queries' relatives
-SHOWN = 12  # rows of the table on the terminal and in the log
+SHOWN = 12  # rows of the table in the log
+FEW = 3  # of the best, on the terminal
 MAX_RISK = 0.1  # of losing what is optimised on the test part
 REPLICATES = 1_000
 MOST_QUERIES, MOST_GALLERY = 1_000, 5_000  # of a draw: more would only take longer
@@ -480,30 +481,69 @@ class TrialReport:
         return Table(columns, rows)
 
     def lines(self, what: str) -> list[str]:
-        """The first rows of the table and how to read it, for a terminal."""
-        table = self.table(what, SHOWN)
-        table = table.select(["", "top-1", "points", "mAP", "gain", "risk", what])
-        names = (row[-1] for row in table.rows)
-        folding = [  # with spaces, where long chains fold
-            name.replace("+", " + ").replace(",", ", ") if "(" in name else name for name in names
-        ]
-        rows = [[*row[:-1], name] for row, name in zip(table.rows, folding, strict=True)]
-        table = Table(table.columns, rows)
-        at_risk = {"map": "AP", "top-1": "top-1"}.get(self.chosen.optimise, "points")
-        notes = (
-            f"gain: of {OPTIMISED[self.chosen.optimise]}; risk: the probability that the test part "
-            f"loses {at_risk}"
-        )
-        if any(row[0] == "rejected" for row in rows):
-            notes += (
-                "; rejected: gains no more than one standard error, or has a risk above "
-                f"{self.chosen.max_risk:g}"
-            )
+        """The first rows of the table and how to read it, for the log."""
         return [
             *textwrap.wrap(f"{what} chosen on {self.tried_on}:", WIDTH),
-            *table.lines(WIDTH, keep=table.columns, whole=("",)),
-            *textwrap.wrap(notes, WIDTH),
+            *self._rows(what, self.table(what, SHOWN)),
+            *textwrap.wrap(self._how_to_read(), WIDTH),
         ]
+
+    def short_lines(self, what: str) -> list[str]:
+        """For a terminal: what was kept beside the first trial and the best others; one sentence
+        if that first trial was kept."""
+        count, on = len(self.trials), self.tried_on.partition(". ")[0]
+        best = sorted(self.trials, key=lambda trial: -trial.value)
+        others = [trial for trial in best if trial is not self.trials[0]]
+        if self.chosen is self.trials[0]:
+            why = self._refusal(others[0]) if others else "nothing else was tried"
+            text = f"no {what} is kept of {count - 1} tried on {on}: {why}"
+            return textwrap.wrap(f"{text} (-v lists them)", WIDTH)
+        names = [t.name for t in best if t in (self.chosen, self.trials[0], *others[:FEW])]
+        table = self.table(what)
+        at = table.columns.index(what)
+        rows = sorted((row for row in table.rows if row[at] in names),
+                      key=lambda row: names.index(row[at]))  # fmt: skip
+        return [
+            *textwrap.wrap(f"{what} chosen on {on}:", WIDTH),
+            *self._rows(what, Table(table.columns, rows)),
+            *textwrap.wrap(f"{self._how_to_read()}; {count} were tried (-v lists them)", WIDTH),
+        ]
+
+    def _rows(self, what: str, table: Table) -> list[str]:
+        """The columns that fit, names with spaces where long chains fold."""
+        table = table.select(["", "top-1", "points", "mAP", "gain", "risk", what])
+        rows = [[*row[:-1], _spaced(row[-1])] for row in table.rows]
+        return Table(table.columns, rows).lines(WIDTH, keep=table.columns, whole=("",))
+
+    @property
+    def _at_risk(self) -> str:
+        return {"map": "AP", "top-1": "top-1"}.get(self.chosen.optimise, "points")
+
+    def _how_to_read(self) -> str:
+        notes = (
+            f"gain: of {OPTIMISED[self.chosen.optimise]}; risk: the probability that the test part "
+            f"loses {self._at_risk}"
+        )
+        if all(trial.is_safe for trial in self.trials):
+            return notes
+        limit = f"{self.chosen.max_risk:g}"
+        return (
+            f"{notes}; rejected: gains no more than one standard error, or has a risk above {limit}"
+        )
+
+    def _refusal(self, trial: Trial) -> str:
+        """Why the best of the others was not kept."""
+        name = _spaced(trial.name)
+        gain = (
+            f"the best, {name}, gained {trial.gain:+.4f} ± {trial.error:.4f} of "
+            f"{OPTIMISED[trial.optimise]}"
+        )
+        if trial.gain <= trial.error:
+            return f"{gain}, which may be chance"
+        return (
+            f"{gain}, but the test part would lose {self._at_risk} with a probability of "
+            f"{trial.risk:.2f} (at most {trial.max_risk:g})"
+        )
 
     def record(self, what: str) -> dict[str, Any]:
         """For the result file: on what it was chosen, and each candidate's gain."""
@@ -513,3 +553,8 @@ class TrialReport:
             for row in self.table(what).records()
         ]
         return {**self.sizes, "candidates": rows}
+
+
+def _spaced(name: str) -> str:
+    """A chain's name with spaces, where long ones fold; other names as they are."""
+    return name.replace("+", " + ").replace(",", ", ") if "(" in name else name

@@ -146,9 +146,9 @@ def _print_run(result: "RunResult") -> None:
     )
     if result.tuned is not None:
         tuned = result.tuned
-        kept = "frozen, with a fitted projection" if tuned.is_improved else "frozen, as it came"
-        kept = "fine-tuned" if tuned.is_finetuned else kept
-        typer.echo(f"the model is {kept}, chosen on a held-out part of training/:")
+        kept = "as it came, followed by a projection" if tuned.is_improved else "as it came"
+        kept = "trained" if tuned.has_other_network else kept
+        typer.echo(f"the network is {kept}; what validation kept:")
         typer.echo(result.tuned.scores_text() + "\n")
     print_refined(result.chain, result.refinement_choice)
     if result.fusion_choice is not None:

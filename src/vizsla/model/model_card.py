@@ -66,7 +66,7 @@ class Origin:
             parts += [str(self.training["loss_function"])]
             parts += [f"{epochs} epochs"] if epochs else []
         else:
-            parts.append("a fitted projection on the frozen network")
+            parts.append("a projection fitted to the vectors of the unchanged network")
         return ", ".join([*parts, f"{self.training['images']} images"])
 
 

@@ -212,7 +212,7 @@ def _subtitle(data: ReportData) -> list[str]:
     protocol = data.config["options"].get("protocol")
     tuned = data.record.get("is_finetuned")
     fitted = (data.record.get("training") or {}).get("kept", "frozen") != "frozen"
-    frozen = "frozen, with a fitted projection" if fitted else "frozen"
+    frozen = "frozen, with a projection" if fitted else "frozen"
     parts = [
         f"{len(data.ranking)} queries",
         f"{len(data.gallery)} gallery images",

@@ -36,13 +36,13 @@ from vizsla.train.frozen_vectors import TrainingSet
 from vizsla.train.job import TrainingJob
 from vizsla.train.losses import TrainingLoss, build_loss
 from vizsla.train.optimizer import rate_at, set_rates
-from vizsla.train.selection import Selection
+from vizsla.train.selection import HEAD, Selection
 
 log = logging.getLogger("vizsla.train")
 
 HEAD_SHARES = "head steps"  # the name of what the clock decided
 HEADS = "heads"  # the folder that an interrupted training continues from
-TRAINED = "head"  # the name of the trained head; all others are closed forms
+TRAINED = HEAD  # the name of the trained head; all others are closed forms
 STARTS = (
     "pca",
     "centred",

@@ -7,6 +7,8 @@ and one value a query, nothing of metrics.
 import copy
 import dataclasses
 import logging
+import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +22,14 @@ from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
 from vizsla.model.projection import WithClasses
 from vizsla.notebook import Shown, Summary
+from vizsla.options import OPTIMISED
 from vizsla.score.text_table import WIDTH, Table
 from vizsla.score.validation_scores import ValidationScores
 
 log = logging.getLogger("vizsla.train")
 
 FROZEN, POINTS = "frozen", "points"
+HEAD = "head"  # begins the names of trained projections of the unchanged network
 Validate = Callable[[Embedder], np.ndarray]
 State = Mapping[str, Tensor]
 
@@ -147,7 +151,8 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
 def table(candidates: list[Candidate]) -> str:
     """All scores as text, 80 columns wide."""
     keys = list(candidates[0].means)
-    head = ["", "candidate", "value", "gain", "± error", *keys]
+    titles = {"map": "mAP", "top1": "top-1"}
+    head = ["", "candidate", "value", "gain", "± error", *(titles.get(key, key) for key in keys)]
     columns = [
         ["kept" if c.kept else "refused" if c.costs_points else "" for c in candidates],
         [c.name for c in candidates],
@@ -170,6 +175,30 @@ def table(candidates: list[Candidate]) -> str:
     )
 
 
+def legend(candidates: list[Candidate]) -> list[str]:
+    """What the names of these candidates mean, as lines; [] for the frozen model alone."""
+    words = [
+        (re.compile(r"\bcentred\b"), "centred: the mean of the vectors is subtracted"),
+        (
+            re.compile(r"\bwhitened [\d.]"),
+            "whitened: directions that vary within classes count less",
+        ),
+        (
+            re.compile(r"\bdiscriminant [\d.]"),
+            "discriminant: those that separate classes count more",
+        ),
+        (re.compile(r"\bclasses [\d.]"), "classes: discriminant, joined with class probabilities"),
+        (re.compile(r"\bpca\b"), "pca: fewer dimensions"),
+        (re.compile(r"\bhead\b"), "head: a projection trained with the loss"),
+        (re.compile(r"\bhead \+ [\d.]+ frozen"), "+ 0.6 frozen: joined with the frozen vector"),
+    ]
+    names = [c.name for c in candidates]
+    found = [text for pattern, text in words if any(map(pattern.search, names))]
+    if any(re.search(r"(whitened|discriminant|classes) [\d.]", name) for name in names):
+        found.append("their number: how strongly it is smoothed, 0 to 1")
+    return textwrap.wrap("; ".join(found), WIDTH)
+
+
 # ── the result of a training ─────────────────────────────────────────────────────────────────────
 
 
@@ -181,6 +210,7 @@ class TrainResult(Shown):
     with a projection that no loss has trained. num_epochs: passes over the training images,
     rounded. final_train_loss: None if nothing was trained. spent: seconds by what they went into.
     validated_on: the sizes of the draws of held-out images, if the candidates were scored on such.
+    optimise: what their values are, see OPTIMISED.
     """
 
     embedder: Embedder
@@ -200,6 +230,7 @@ class TrainResult(Shown):
     closed_forms: frozenset[str] = frozenset()
     spent: dict[str, float] = field(default_factory=dict)
     validated_on: dict[str, Any] = field(default_factory=dict)
+    optimise: str = ""
 
     @property
     def validation(self) -> ValidationScores | None:
@@ -222,6 +253,11 @@ class TrainResult(Shown):
     def is_finetuned(self) -> bool:
         """Whether what was kept was trained with a loss."""
         return self.is_improved and self.kept.name not in self.closed_forms
+
+    @property
+    def has_other_network(self) -> bool:
+        """Whether the weights of the network itself are other ones, not only a projection."""
+        return self.is_finetuned and not self.kept.name.startswith(HEAD)
 
     def origin(self, before: Origin, *, images: int, options: dict[str, Any]) -> Origin:
         """The origin of the kept embedder. before: of the embedder that was trained."""
@@ -270,22 +306,32 @@ class TrainResult(Shown):
         )
         if self.is_finetuned:
             return f"{kept.name} is kept: {gain}"
-        return f"{kept.name} is kept, the frozen network with a fitted projection: {gain}"
+        return f"{kept.name} is kept, a projection after the unchanged network: {gain}"
 
     def summary(self) -> Summary:
         """The verdict, and a table of the candidates."""
         return training_summary(self.record())
 
     def scores_text(self) -> str:
-        """The table of all candidates, the verdict, steps, epochs and loss, and where the time
-        went."""
+        """On what the candidates were scored, their table and its legend, the verdict, steps,
+        epochs and loss, and where the time went."""
         loss = "" if self.final_train_loss is None else f", loss {self.final_train_loss:.4f}"
         backbone = "only heads were fitted"
         if self.steps:
             steps, epochs = _n(self.steps, "step"), _n(self.num_epochs, "epoch")
             backbone = f"backbone trained for {steps}, {epochs}"
         took = f"{backbone}{loss}, {self.seconds:.0f} s"
-        return "\n".join([table(self.candidates), "", self.verdict, took, *self._time_lines()])
+        read = [*self._validated_lines(), table(self.candidates), *legend(self.candidates)]
+        verdict = textwrap.wrap(self.verdict, WIDTH)
+        return "\n".join([*read, "", *verdict, took, *self._time_lines()])
+
+    def _validated_lines(self) -> list[str]:
+        """What `value` is a mean of, and on how many queries."""
+        if self.validation is None:
+            return []
+        value = f", value: {OPTIMISED[self.optimise]}" if self.optimise in OPTIMISED else ""
+        text = f"candidates, by {self.validation.size} held out of the training images{value}:"
+        return textwrap.wrap(text, WIDTH)
 
     def _time_lines(self) -> list[str]:
         """Where the time went, as a table."""

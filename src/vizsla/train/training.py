@@ -302,6 +302,7 @@ def _result(
         broken=broken,
         closed_forms=heads.closed_forms if heads else frozenset(),
         spent=job.budget.spent_by_part(),
+        optimise=selection.optimise,
     )
 
 
