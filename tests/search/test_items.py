@@ -1,15 +1,20 @@
 """Several query pictures of one item, joined by vector or by score."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from vizsla.choose.query_join import choose_query_join
+from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.run.functions import search
 from vizsla.search import exact
+from vizsla.search.groups import ResultForm
 from vizsla.search.items import joined_rankings, joined_vectors
+from vizsla.search.results import regrouped
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -69,6 +74,27 @@ def test_search_by_items_with_groups_and_filters(refine: str) -> None:
         }
     every = search(GALLERY, QUERIES, query_group="all", top_k=3)
     assert every.queries == ["all"]
+
+
+def test_joined_and_regrouped_rankings_keep_nothing_of_the_earlier_results() -> None:
+    plain = exact.rank(QUERIES, GALLERY, 300)
+    shape = plain.positions.shape
+    ranking = replace(
+        plain, accepted=np.ones(6, int), probability=np.ones(shape), tiles=Tiles.parse("1+2x2"),
+        best_tile=np.zeros(shape, np.int8), members=plain.positions[..., None],
+        member_scores=plain.scores[..., None],  # type: ignore[index]
+    )  # fmt: skip
+    joined = joined_rankings(ranking, ITEMS, "max")
+    grouped = regrouped(ranking, GALLERY, 5, ResultForm("product", 2))
+    for found in (joined, grouped):
+        assert found.accepted is found.probability is found.tiles is found.best_tile is None
+        assert found.head(3).depth == 3
+    assert joined.members is None and grouped.members.shape == (6, 5, 2)  # type: ignore[union-attr]
+    cut = ranking.only_accepted()
+    assert cut.members.shape == (6, 1, 1) and (cut.members >= 0).all()  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"members has shape \(6, 300, 1\), expected \(\*\(6, 2\)"):
+        replace(ranking, positions=plain.positions[:, :2], scores=None, probability=None,
+                best_tile=None)  # fmt: skip
 
 
 def test_what_does_not_fit_is_said() -> None:

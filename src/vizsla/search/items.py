@@ -64,11 +64,7 @@ def joined_rankings(ranking: Ranking, items: Mapping[str, Sequence[int]], join: 
         raise DataError("--query-group joins the scores of pictures, and this ranking has none")
     lists = list(items.values())
     positions, scores = _joined(ranking.positions, ranking.scores, lists, join)
-    origin = {**ranking.origin, "query_join": join}
-    return replace(
-        ranking, queries=list(items), positions=positions, scores=scores, origin=origin,
-        tiles=None, best_tile=None,
-    )  # fmt: skip
+    return ranking.with_results(positions, scores, queries=list(items), origin={"query_join": join})
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,6 +77,12 @@ class Ranking(Shown):
             raise DataError(
                 f"best_tile has shape {self.best_tile.shape}, positions {self.positions.shape}"
             )
+        for name in ("members", "member_scores"):
+            values = getattr(self, name)
+            if values is not None and values.shape[:2] != self.positions.shape:
+                raise DataError(
+                    f"{name} has shape {values.shape}, expected (*{self.positions.shape}, N)"
+                )
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -191,6 +197,25 @@ class Ranking(Shown):
             best_tile=None if self.best_tile is None else self.best_tile[:, :k],
         )
 
+    def with_results(
+        self,
+        positions: np.ndarray,
+        scores: np.ndarray | None,
+        *,
+        queries: Sequence[str] | None = None,
+        members: np.ndarray | None = None,
+        member_scores: np.ndarray | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> "Ranking":
+        """Other results of the same gallery, for these queries or the same; what was known of the
+        earlier ones (decisions, groups, tiles) is dropped. origin: is added."""
+        return replace(
+            self, queries=self.queries if queries is None else list(queries), positions=positions,
+            scores=scores, members=members, member_scores=member_scores, accepted=None,
+            probability=None, tiles=None, best_tile=None,
+            origin={**self.origin, **(origin or {})},
+        )  # fmt: skip
+
     def only_accepted(self) -> "Ranking":
         """The same ranking without the images that are not accepted; rows may become empty."""
         kept = self.is_accepted
@@ -202,6 +227,12 @@ class Ranking(Shown):
                 None if self.probability is None else np.where(kept, self.probability, np.nan)
             ),
             best_tile=None if self.best_tile is None else np.where(kept, self.best_tile, -1),
+            members=None if self.members is None else np.where(kept[..., None], self.members, -1),
+            member_scores=(
+                None
+                if self.member_scores is None
+                else np.where(kept[..., None], self.member_scores, np.nan)
+            ),
         ).head(int(kept.sum(axis=1).max(initial=0)))
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Nearest images → what a search gives: images or groups of them, alike or different."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -123,8 +123,7 @@ def regrouped(ranking: Ranking, gallery: Embeddings, k: int, form: ResultForm) -
         available=ranking.depth,
         first=None if by is None else by.first,
     )
-    return replace(
-        ranking, positions=found.positions, scores=found.scores, members=found.members,
-        member_scores=found.member_scores,
-        origin={**ranking.origin, "depth": k, **form.record()},
+    return ranking.with_results(
+        found.positions, found.scores, members=found.members, member_scores=found.member_scores,
+        origin={"depth": k, **form.record()},
     )  # fmt: skip
