@@ -17,6 +17,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.search.index import open_index
 from vizsla.search.index_files import rewrite
+from vizsla.web.search import engine as searching
 from vizsla.web.search.gallery import Gallery
 
 Open = Callable[..., Any]
@@ -107,6 +108,25 @@ def test_a_part_of_an_image_is_searched_with(served: Any) -> None:
         found = served.search(json={"query": kept, "k": 3, "box": box})
         assert found[0] == "blue/blue-3.png"
     assert served.search(json={"query": kept, "k": 3}) != found
+
+
+def test_a_part_of_a_kept_upload_is_cut_out_of_its_file(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(3).integers(0, 255, (600, 1600, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    box = {"k": 24, "box": "1500,500,40,40"}
+    wanted = served.post(image=file.getvalue(), data=box).json()["results"]
+    (kept,) = served.post(image=file.getvalue()).json()["queries"]
+    found = served.post(json={"query": kept, **box}).json()["results"]
+    assert [(one["id"], one["score"]) for one in found] == [
+        (one["id"], one["score"]) for one in wanted
+    ]
+    monkeypatch.setattr(searching, "MAX_FILE_BYTES", 100)
+    other = file.getvalue() + b" "  # too large to be kept: the part is that of its JPEG
+    (kept,) = served.post(image=other).json()["queries"]
+    assert served.post(json={"query": kept, **box}).json()["results"] != wanted
 
 
 def test_a_part_of_a_gallery_image_is_cut_out_of_its_file(served: Any) -> None:

@@ -47,6 +47,7 @@ from vizsla.web.search.similarity_maps import SIDE as POINTS_SIDE
 from vizsla.web.search.similarity_maps import Job, MapQueue, Maps, draw_maps
 from vizsla.web.search.thumbnails import (
     EXTENSIONS,
+    MAX_FILE_BYTES,
     UPLOAD_SIDE,
     Thumbnails,
     Upload,
@@ -219,23 +220,33 @@ class Engine:
             name for name, one in kept.items() if one is None or (large and not one.is_large)
         ]
         decoding = self._start_decoding([known[name] for name in missing], large)
-        new = self._embedded_uploads(missing, [future.result() for future in decoding], large)
+        new = self._embedded_uploads(
+            missing, [future.result() for future in decoding], large,
+            files=[known[name] for name in missing],
+        )  # fmt: skip
         kept |= {upload.name: upload for upload in new}
         return [found for name in known if (found := kept[name]) is not None]
 
     def _embedded_uploads(
-        self, names: Sequence[str], decoded: Sequence[Decoded], large: bool = True
+        self,
+        names: Sequence[str],
+        decoded: Sequence[Decoded],
+        large: bool = True,
+        *,
+        files: Sequence[bytes | None] = (None,),
     ) -> list[Upload]:
-        """Decoded images with their vectors, which are kept from now on."""
+        """Decoded images with their vectors, which are kept from now on, and files of a usual size
+        as well."""
         vectors: Sequence[Ready] = self.model.images(
             [one.pixels for one in decoded if one.pixels is not None]
         )
         found = []
-        for name, one, vector in zip(names, decoded, vectors, strict=True):
+        for name, one, vector, file in zip(names, decoded, vectors, files, strict=True):
             assert one.pixels is not None and one.jpeg is not None
             upload = Upload(
-                name, one.size, with_direction(vector.result()), one.pixels, one.jpeg, large
-            )
+                name, one.size, with_direction(vector.result()), one.pixels, one.jpeg, large,
+                file if file and len(file) <= MAX_FILE_BYTES else None,
+            )  # fmt: skip
             self.uploads.add(upload)
             found.append(upload)
         return found
@@ -346,7 +357,8 @@ class Engine:
             source, whole = files[0], upload_name(files[0])
         elif search.query:
             upload = self.kept_upload(search.query[0])
-            source, whole, box = upload.jpeg, upload.name, box.in_fractions_of(upload.size)
+            source, whole = upload.file or upload.jpeg, upload.name
+            box = box.in_fractions_of(upload.size)
         else:
             source = self.picture(search.id[0])
             whole = Thumbnails.tag(source)

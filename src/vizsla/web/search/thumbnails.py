@@ -20,6 +20,7 @@ SIDES = {"small": 384, "large": 1280}  # px of the longer side
 UPLOAD_SIDE = 1024  # px of the longer side of an upload's JPEG, at most
 MAX_NAME_CHARACTERS = 100
 MAX_UPLOADS, MAX_UPLOAD_BYTES = 2000, 2**28
+MAX_FILE_BYTES = 2**22  # of an upload's file that is kept
 MAX_THUMBNAIL_BYTES = 2**30  # on disk; the oldest are deleted
 PRUNE_EVERY = 2000  # thumbnails written
 
@@ -29,7 +30,10 @@ PRUNE_EVERY = 2000  # thumbnails written
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """An image that was searched with. name: the first 32 hex digits of its file's SHA-256."""
+    """An image that was searched with. name: the first 32 hex digits of its file's SHA-256.
+
+    file: as it was sent, up to MAX_FILE_BYTES: parts of the image are cut out of it.
+    """
 
     name: str
     size: tuple[int, int]
@@ -37,11 +41,13 @@ class Upload:
     pixels: np.ndarray  # (H, W, 3) uint8, as the model takes it
     jpeg: bytes
     is_large: bool = True  # the JPEG has UPLOAD_SIDE px, if the image has
+    file: bytes | None = None
 
     @property
     def n_bytes(self) -> int:
         """Memory that it takes."""
-        return self.vector.nbytes + self.pixels.nbytes + len(self.jpeg) + 500
+        files = len(self.jpeg) + len(self.file or b"")
+        return self.vector.nbytes + self.pixels.nbytes + files + 500
 
 
 def upload_name(data: bytes) -> str:
