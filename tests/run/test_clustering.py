@@ -47,6 +47,31 @@ def table(path: Path) -> dict[str, dict[str, str]]:
         return {row["image"]: row for row in csv.DictReader(file)}
 
 
+def test_finer_and_coarser_cut_offs_are_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    kinds, items = np.repeat(np.arange(6), 40), np.repeat(np.arange(60), 4)
+    vectors = 3 * rng.normal(size=(6, 32))[kinds] + rng.normal(size=(60, 32))[items]
+    vectors += 0.3 * rng.normal(size=vectors.shape)
+    Embeddings.from_arrays(vectors.astype(np.float32), [f"{i}.jpg" for i in range(240)]).save(
+        tmp_path / "shop.emb"
+    )
+    shop = tmp_path / "shop.emb"
+    about = json.loads(cluster(shop, "--json", "-q").stdout)
+    coarser = about["other_cut_offs"][-1]
+    assert coarser["clusters"] < about["clusters"] / 1.2
+    wide = ("--cut-off", coarser["cut_off"])
+    shown = cluster(shop, *wide, "-q").stdout.splitlines()
+    assert f"in {coarser['clusters']} clusters" in shown[0]
+    finer = [line for line in shown if line.startswith("finer: --cut-off ")]
+    assert finer and all(len(line) <= 80 for line in shown)
+    value = finer[0].split()[2]
+    again = json.loads(cluster(shop, "--cut-off", value, "--json", "-q").stdout)
+    assert again["clusters"] > 1.2 * coarser["clusters"]
+    assert f"makes {again['clusters']} clusters, {again['of_one_image']} of one image" in finer[0]
+    alone = Embeddings.from_arrays(vectors[:1].astype(np.float32), ["a.jpg"])
+    assert vizsla.cluster(alone).other_cut_offs == []
+
+
 def test_the_command_writes_a_table_a_page_and_a_summary(
     photos: tuple[Embeddings, Path], tmp_path: Path
 ) -> None:

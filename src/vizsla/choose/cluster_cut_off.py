@@ -29,6 +29,38 @@ class CutOff:
     ari: float | None = None
 
 
+@dataclass(frozen=True)
+class OtherCutOff:
+    """How many clusters a cut-off makes, and how many of them are of one image."""
+
+    value: float
+    clusters: int
+    of_one_image: int
+
+
+def other_cut_offs(fitted: Fitted, n_clusters: int) -> list[OtherCutOff]:
+    """Up to three that make clearly more or fewer than `n_clusters` clusters, the finest first.
+
+    With S images in a cluster on average, those that come nearest to S^(1/3), S^(2/3) and 3 S.
+    """
+    found: dict[int, OtherCutOff] = {}
+    for value in fitted.cut_offs.tolist():
+        sizes = np.bincount(fitted.at(value))
+        found[len(sizes)] = OtherCutOff(value, len(sizes), int((sizes == 1).sum()))
+    n = len(fitted.at(float(fitted.cut_offs[0])))
+    size = n / n_clusters
+    finer = [k for k in found if k > 1.2 * n_clusters]
+    coarser = [k for k in found if 1 < k < n_clusters / 1.2]
+    chosen = {
+        min(among, key=lambda k: abs(np.log(n / k / wanted)))
+        for wanted, among in (
+            (size ** (1 / 3), finer), (size ** (2 / 3), finer), (3 * size, coarser),
+        )
+        if among
+    }  # fmt: skip
+    return [found[k] for k in sorted(chosen, reverse=True)]
+
+
 def cut_off_by_silhouette(vectors: np.ndarray, fitted: Fitted, *, seed: int = 0) -> CutOff:
     """The one with the highest mean silhouette (Rousseeuw 1987) by cosine distance.
 

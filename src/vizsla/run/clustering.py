@@ -4,7 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import numpy as np
 from vizsla import storage
 from vizsla.choose.cluster_cut_off import (
     CutOff,
+    OtherCutOff,
     cut_off_by_silhouette,
     cut_off_of_known,
     learned_cut_off,
+    other_cut_offs,
 )
 from vizsla.data.data_folders import open_data
 from vizsla.data.tables import labels_for, read_labels
@@ -46,7 +48,7 @@ class Clusters(Shown):
     the C clusters, that of the known images in it; None without any.
 
     scores: against the labels of the images, without those that were given as known; None where
-    there are none. root: of the images.
+    there are none. root: of the images. other_cut_offs: that make finer and coarser clusters.
     """
 
     ids: list[str]
@@ -57,6 +59,7 @@ class Clusters(Shown):
     scores: ClusterScores | None
     root: Path | None
     seconds: float
+    other_cut_offs: list[OtherCutOff] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +93,12 @@ class Clusters(Shown):
         ]
         named = sum(label is not None for label in self.labels)
         found += [f"{counted(named, 'cluster')} with a known label"] * (named > 0)
-        return found + ([self.scores.text()] if self.scores else [])
+        found += [self.scores.text()] if self.scores else []
+        return found + [
+            f"{'finer' if one.clusters > len(sizes) else 'coarser'}: --cut-off {one.value:g} makes "
+            f"{counted(one.clusters, 'cluster')}, {one.of_one_image:,} of one image"
+            for one in self.other_cut_offs
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, for JSON."""
@@ -104,6 +112,10 @@ class Clusters(Shown):
             "cut_off": self.cut_off.value,
             "cut_off_from": self.cut_off.origin,
             "ari_where_chosen": self.cut_off.ari,
+            "other_cut_offs": [
+                {"cut_off": one.value, "clusters": one.clusters, "of_one_image": one.of_one_image}
+                for one in self.other_cut_offs
+            ],
             "scores": self.scores and self.scores.to_dict(),
             "seconds": round(self.seconds, 1),
         }
@@ -171,6 +183,7 @@ def cluster_images(
     return Clusters(
         images.ids, clusters, _names(clusters, labels), options.method, cut_off, scores,
         root, time.monotonic() - started,
+        [] if options.method == "hdbscan" else other_cut_offs(fitted, int(clusters.max()) + 1),
     )  # fmt: skip
 
 
