@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vizsla import option_fields, options
@@ -75,11 +76,13 @@ def test_choices_are_those_that_the_library_knows() -> None:
     from vizsla.score import evaluate as scoring
     from vizsla.search import ann, chain, fusion
     from vizsla.train import augment, losses
+    from vizsla.train.heads import closed_forms
 
+    heads = closed_forms(np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) // 4)
     known: dict[tuple[type, str], Iterable[str]] = {
         (options.ModelChoice, "pooling"): pooling.POOLINGS,
         (options.WhiteningChoice, "whiten"): projection.WHITENINGS,
-        (options.FusionOptions, "fusion_whiten"): projection.WHITENINGS,
+        (options.FusionOptions, "fusion_whiten"): [*projection.WHITENINGS, *heads],
         (options.FusionOptions, "fusion"): [*fusion.METHODS, "concat", "auto"],
         (options.RankingOptions, "refine_uses"): chain.USES,
         (options.ComputeChoice, "precision"): ["auto", *compute.PRECISIONS],

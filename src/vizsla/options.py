@@ -25,6 +25,10 @@ DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
 POOLINGS = ("gap", "gem", "max", "cls", "native")
 WHITENINGS = ("none", "plain", "shrunk")
+FUSION_WHITENINGS = (  # the others use the training images' classes
+    *WHITENINGS, "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6", "discriminant 0.3",
+    "classes 0.3", "classes 0.1",
+)  # fmt: skip
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 OPTIMISED = {  # what validation compares: name → its values, 0…1
     "mean": "the mean of top-1 and AP",
@@ -332,9 +336,10 @@ class FusionOptions(Options):
     )
     fusion_whiten: str = option(
         "shrunk",
-        "Whitening before concat: {choices}; fitted on training images.",
+        "Projection of concatenated vectors: {choices}; fitted to training images, from `whitened` "
+        "on by their classes.",
         "Ranking",
-        choices=WHITENINGS,
+        choices=FUSION_WHITENINGS,
         rare=True,
     )
 

@@ -18,6 +18,7 @@ from vizsla.errors import DataError, StorageError
 
 SECONDS = " (seconds)"  # at the end of a stage's name whose progress counts them
 SUBMITTED = "submissions.jsonl"  # in a run's folder: what a contest's server answered
+PROJECTION = "projection.safetensors"  # in a run's folder, of several models' joined vectors
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
 

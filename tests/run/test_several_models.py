@@ -12,19 +12,29 @@ from typer.testing import CliRunner
 
 from vizsla import storage
 from vizsla.cli.main import app
+from vizsla.data.data_folders import open_data
 from vizsla.embed.compute import has_exact_int8
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model.projection import load_projection, project
 from vizsla.run import several_models
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
 from vizsla.run.functions import search
-from vizsla.run.fused_runs import FusionConfig, fuse_runs, members_of, ranker
+from vizsla.run.fused_runs import (
+    FusionConfig,
+    fitted_projection,
+    fuse_runs,
+    members_of,
+    ranker,
+)
 from vizsla.run.members import Member
 from vizsla.run.several_models import run_models
 from vizsla.search import exact
-from vizsla.search.fusion import fused
+from vizsla.search.fusion import fused, joined
 from vizsla.search.ranking import Ranking
+from vizsla.train.heads import closed_forms
+from vizsla.workspace import PROJECTION
 
 SEEN = {"validate_on": "seen-classes"}
 
@@ -126,6 +136,43 @@ def test_concat_whitens_and_refines_the_joint_vectors(joint: RunResult) -> None:
         white.refinement_choice is not None and white.ranking.to_lists() != plain.ranking.to_lists()
     )
     assert white.record()["whiten"] == "shrunk"
+
+
+def test_a_head_of_the_joint_vectors_is_fitted_to_the_classes(
+    joint: RunResult, tinted: Path, tmp_path: Path
+) -> None:
+    members = [Member.of(one.run.folder) for one in joint.members]
+    fusion = FusionConfig("concat", [3, 1], whiten="classes 0.1")
+    found = fuse_runs(members, fusion)
+    images = open_data(tinted).training
+    assert images is not None
+    training = joined([m.embed(images, "training", None) for m in members], [3, 1])
+    classes = np.unique(training.labels, return_inverse=True)[1]
+    head = closed_forms(training.vectors, classes)["classes 0.1"]
+    queries, gallery = (
+        project(head, joined([m.embeddings(role) for m in members], [3, 1]).vectors)
+        for role in ("query", "gallery")
+    )
+    order = np.argsort(-(queries @ gallery.T).numpy(), axis=1, kind="stable")
+    assert (found.ranking.positions == order).mean() > 0.98  # but for ties in the last bits
+    plain = fuse_runs(members, FusionConfig("concat", [3, 1], whiten="none")).ranking
+    assert found.ranking.to_lists() != plain.to_lists()
+    config = dataclasses.replace(members[0].config, home=str(tmp_path))
+    run = several_models.joint_run(members, config, fusion).run
+    kept = load_projection(run.folder / PROJECTION)
+    assert Embeddings.open(run.folder / "embeddings" / "query").model_id.endswith("/classes 0.1")
+    np.testing.assert_array_equal(
+        project(kept, training.vectors).numpy(), project(head, training.vectors).numpy()
+    )
+    (run.folder / PROJECTION).write_bytes(b"no projection")
+    with pytest.raises(ModelError, match=r"projection.safetensors is no saved projection"):
+        load_projection(run.folder / PROJECTION)
+
+
+def test_too_few_images_for_a_head_are_said() -> None:
+    few = Embeddings.from_arrays(np.eye(4), labels=["a", "b", "c", "d"])
+    with pytest.raises(DataError, match="4 training images of 4 classes are too few"):
+        fitted_projection(few, "whitened 0.6")
 
 
 def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ A projection starts as the identity (or as the PCA if D differs), so training st
 frozen model. Closed forms are here too: PCA, whitening, discriminants and class probabilities.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vizsla import storage
 from vizsla.errors import DataError, ModelError, UsageError
 
 FORM, CHAINED, WITH_CLASSES = "linear", "chained", "with classes"
 WHITENINGS = ("none", "plain", "shrunk")
+AnyProjection = nn.Module  # any class of this file
 
 
 class Projection(nn.Module):
@@ -171,6 +175,31 @@ def _linear(description: dict[str, Any]) -> Projection:
     )
 
 
+def save_projection(projection: nn.Module, path: Path) -> None:
+    """Writes weights and form to one file; `load_projection` reads it."""
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous() for name, tensor in projection.state_dict().items()}
+    with storage.writing(path) as temporary:
+        save_file(state, temporary, metadata={"projection": json.dumps(projection.description)})
+
+
+def load_projection(path: Path) -> nn.Module:
+    """What `save_projection` wrote. StorageError, ModelError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            projection = build_projection(json.loads(file.metadata()["projection"]))
+            names = file.keys()  # of tensors; it is no dict
+            projection.load_state_dict({name: file.get_tensor(name) for name in names})
+    except OSError as error:
+        raise storage.storage_error("read", path, error) from error
+    except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path} is no saved projection, or is damaged: repeat the run") from error
+    return projection.eval()
+
+
 def identity_or_pca(vectors: np.ndarray, dim: int | None = None) -> Projection:
     """The start of a head on vectors (N, C): the identity for D = C, else their PCA."""
     inputs = vectors.shape[1]
@@ -245,15 +274,14 @@ def whitening(vectors: np.ndarray, kind: str = "shrunk", dim: int | None = None)
 
 @dataclass(frozen=True, eq=False)
 class ClassSpread:
-    """The spread of unit vectors within classes (axes, variances) and between them.
+    """The spread of unit vectors within classes and between them.
 
-    mean: (C,). axes: (C, C) columns. variances: (C,). centers: (classes, C), class means minus
-    `mean`. shares: (classes, 1), of the vectors.
+    mean: (C,). within: (C, C), the covariance within classes. centers: (classes, C), class means
+    minus `mean`. shares: (classes, 1), of the vectors.
     """
 
     mean: np.ndarray
-    axes: np.ndarray
-    variances: np.ndarray
+    within: np.ndarray
     centers: np.ndarray
     shares: np.ndarray
 
@@ -266,13 +294,17 @@ class ClassSpread:
     @property
     def level(self) -> float:
         """The mean variance within classes."""
-        return max(float(self.variances.mean()), 1e-12)
+        return max(float(np.diagonal(self.within).mean()), 1e-12)
 
     def whitening_matrix(self, shrinkage: float) -> np.ndarray:
-        """(C, C), symmetric: makes the within-class variance the same in all directions, and keeps
-        its mean."""
-        shrunk = (1 - shrinkage) * self.variances + shrinkage * self.level
-        matrix: np.ndarray = (self.axes * (self.level / shrunk) ** 0.5) @ self.axes.T
+        """(C, C): makes the within-class variance the same in all directions, and keeps its mean.
+
+        It is triangular, which takes a tenth of the time of a symmetric one; their vectors have the
+        same cosines.
+        """
+        shrunk = (1 - shrinkage) * self.within
+        shrunk[np.diag_indices_from(shrunk)] += max(shrinkage, 1e-9) * self.level
+        matrix: np.ndarray = self.level**0.5 * np.linalg.inv(np.linalg.cholesky(shrunk))
         return matrix
 
 
@@ -285,9 +317,8 @@ def class_spread(vectors: np.ndarray, labels: np.ndarray) -> ClassSpread:
     sums = np.zeros((len(counts), unit.shape[1]))
     np.add.at(sums, codes, unit)
     within = unit - (sums / counts)[codes]
-    variances, axes = np.linalg.eigh(within.T @ within / len(unit))
     return ClassSpread(
-        mean, axes, np.maximum(variances, 0), sums / counts - mean, counts / len(unit)
+        mean, within.T @ within / len(unit), sums / counts - mean, counts / len(unit)
     )
 
 
@@ -310,7 +341,7 @@ def discriminant(spread: ClassSpread, *, shrinkage: float = 0.6, rest: float = 0
     _, lengths, axes = np.linalg.svd(spread.between @ white.T, full_matrices=False)  # (., C) rows
     ratios = lengths**2 / spread.level
     gains = (1 - rest) * (ratios / (ratios + 1)) ** 0.5
-    return _from_mean(rest * white + (axes.T * gains) @ axes @ white, spread.mean)
+    return _from_mean(rest * white + (axes.T * gains) @ (axes @ white), spread.mean)
 
 
 def class_logits(spread: ClassSpread, *, shrinkage: float, temperature: float) -> Projection:
@@ -322,7 +353,7 @@ def class_logits(spread: ClassSpread, *, shrinkage: float, temperature: float) -
     """
     white = spread.whitening_matrix(shrinkage)
     scale = 1 / (temperature * spread.level)
-    centers = spread.centers @ white  # (classes, C)
+    centers = spread.centers @ white.T  # (classes, C)
     weight = scale * centers @ white
     projection = Projection(weight.shape[1], weight.shape[0])
     _set(projection, weight, -weight @ spread.mean - scale / 2 * (centers**2).sum(axis=1))

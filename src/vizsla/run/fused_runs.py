@@ -22,7 +22,8 @@ from vizsla.choose.validation import (
 from vizsla.data.splits import training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.model.projection import WHITENINGS, project, whitening
+from vizsla.model.projection import WHITENINGS, AnyProjection, project, whitening
+from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.accepting import Accept, calibration_for, require_no_whitening
 from vizsla.run.config import RunConfig
 from vizsla.run.embedding import Progress
@@ -42,6 +43,7 @@ from vizsla.search.fusion import (
     searched_as_fused,
 )
 from vizsla.search.ranking import Ranking
+from vizsla.train.heads import closed_form_makers
 from vizsla.workspace import Run, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -54,7 +56,8 @@ class FusionConfig:
     """method: of search/fusion.py, concat, or auto, which tries all but concat. weights: auto, one
     for each model, or equal ones.
 
-    For concat only: whiten, and the chain that refines the concatenated vectors.
+    For concat only: whiten, of FUSION_WHITENINGS, and the chain that refines the concatenated
+    vectors.
     """
 
     method: str = "zscore"
@@ -68,9 +71,9 @@ class FusionConfig:
         known = (*METHODS, CONCAT, AUTO)
         if self.method not in known:
             raise UsageError(f"--fusion {self.method}: choose one of {', '.join(known)}")
-        if self.whiten not in WHITENINGS:
+        if self.whiten not in FUSION_WHITENINGS:
             raise UsageError(
-                f"--fusion-whiten {self.whiten}: choose one of {', '.join(WHITENINGS)}"
+                f"--fusion-whiten {self.whiten}: choose one of {', '.join(FUSION_WHITENINGS)}"
             )
         if self.weights == AUTO and self.method == CONCAT:
             raise UsageError(
@@ -94,12 +97,14 @@ class Fused:
     """A joint ranking, and how it was made: fusion has every `auto` as it was chosen.
 
     fusion_choice, refinement_choice: how method and weights, or the chain of concat, were chosen.
+    projection: of the concatenated vectors, if there is one.
     """
 
     ranking: Ranking
     fusion: FusionConfig
     fusion_choice: FusionChoice | None = None
     refinement_choice: RefinementChoice | None = None
+    projection: AnyProjection | None = None
 
     @property
     def weights(self) -> list[float]:
@@ -135,7 +140,7 @@ def fuse_runs(
     if AUTO in (fusion.method, fusion.weights):
         choice = _chosen_fusion(members, fusion, progress)
         fusion = dataclasses.replace(fusion, method=choice.method, weights=choice.weights)
-    weights = _given(fusion, len(members))
+    weights = weights_of(fusion, len(members))
     ranking = fused(
         [member.ranking() for member in members], method=fusion.method, weights=weights,
         probabilities=_probabilities(members, fusion.method, progress),
@@ -178,13 +183,14 @@ def ranker(
     the run of one model."""
     if len(members) == 1:
         return members[0].rank
-    weights = _given(fusion, len(members))
+    weights = weights_of(fusion, len(members))
     probabilities = _probabilities(members, fusion.method, progress)
-    learned_on = None
+    projection = None
     if fusion.method == CONCAT and fusion.whiten != "none":
         data = folders_of(members[0].config)
         images = training_part(data.training, members[0].config.data, "--fusion concat")
         learned_on = joined([m.embed(images, "training", progress) for m in members], weights)
+        projection = fitted_projection(learned_on, fusion.whiten)
 
     def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
         if fusion.method != CONCAT:
@@ -194,8 +200,8 @@ def ranker(
             ]
             return fused(parts, method=fusion.method, weights=weights, probabilities=probabilities)
         both = [joined(queries, weights), joined(gallery, weights)]
-        if learned_on is not None:
-            both = _whitened(both, learned_on.vectors, fusion.whiten)
+        if projection is not None:
+            both = [projected(part, projection, fusion.whiten) for part in both]
         return rank_refined(both[0], both[1], parse_chain(fusion.refine, uses=fusion.refine_uses))
 
     return rank
@@ -206,7 +212,7 @@ def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | Non
     None if the run itself ranks so."""
     if len(members) == 1:
         return by_cosine if members[0].chain.steps else None
-    weights = _given(fusion, len(members))
+    weights = weights_of(fusion, len(members))
 
     def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
         asked, searched = joined(queries, weights), joined(gallery, weights)
@@ -252,7 +258,8 @@ def joint_calibration(
     )  # fmt: skip
 
 
-def _given(fusion: FusionConfig, models: int) -> list[float]:
+def weights_of(fusion: FusionConfig, models: int) -> list[float]:
+    """One for each model, which add up to 1; equal ones if none are given."""
     assert not isinstance(fusion.weights, str)
     return checked_weights(fusion.weights, models)
 
@@ -283,7 +290,7 @@ def _chosen_fusion(
             log.warning("--fusion auto does not try %s: %s", method, error)
     return choose_fusion(
         [drawn.vectors, *others], [member.chain for member in members], drawn, methods=methods,
-        weights=None if fusion.weights == AUTO else _given(fusion, len(members)),
+        weights=None if fusion.weights == AUTO else weights_of(fusion, len(members)),
         optimise=members[0].config.training.optimise,
     )  # fmt: skip
 
@@ -331,20 +338,22 @@ def _concatenated(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None
 ) -> Fused:
     """The models' vectors concatenated, whitened by those of the training images, then refined."""
-    weights = _given(fusion, len(members))
+    weights = weights_of(fusion, len(members))
     config = members[0].config
     queries, gallery = (
         joined([member.embeddings(role) for member in members], weights)
         for role in ("query", "gallery")
     )
-    choice = None
+    choice = projection = None
     if fusion.whiten != "none" or fusion.refine == AUTO:
         needed_by = "--refine auto" if fusion.whiten == "none" else "--fusion concat"
         images = training_part(folders_of(config).training, config.data, needed_by)
         training = joined([m.embed(images, "training", progress) for m in members], weights)
         if fusion.whiten != "none":
-            parts = (queries, gallery, training)
-            queries, gallery, training = _whitened(parts, training.vectors, fusion.whiten)
+            projection = fitted_projection(training, fusion.whiten)
+            queries, gallery, training = (
+                projected(part, projection, fusion.whiten) for part in (queries, gallery, training)
+            )
         if fusion.refine == AUTO:
             drawn = _validation(members, progress)
             validation = validation_set(
@@ -360,16 +369,28 @@ def _concatenated(
     ranking = rank_refined(queries, gallery, chain, same_set=one_set)
     ranking.origin["fusion"] = {"method": CONCAT, "weights": weights, "whiten": fusion.whiten}
     settled = dataclasses.replace(fusion, weights=weights, refine=str(chain))
-    return Fused(ranking, settled, None, choice)
+    return Fused(ranking, settled, None, choice, projection)
 
 
-def _whitened(parts: Sequence[Embeddings], learned_on: np.ndarray, kind: str) -> list[Embeddings]:
-    projection = whitening(learned_on, kind)
-    return [
-        dataclasses.replace(
-            part,
-            vectors=project(projection, part.vectors).numpy(),
-            model_id=f"{part.model_id}/{kind}",
+def fitted_projection(training: Embeddings, kind: str) -> AnyProjection:
+    """The projection of FUSION_WHITENINGS, fitted to labelled vectors. DataError if they are too
+    few."""
+    if kind in WHITENINGS:
+        return whitening(training.vectors, kind)
+    classes = np.unique([str(label) for label in training.labels or []], return_inverse=True)[1]
+    makers = closed_form_makers(training.vectors, classes)
+    if kind not in makers:
+        raise DataError(
+            f"--fusion-whiten {kind}: {len(training)} training images of "
+            f"{len(np.unique(classes))} classes are too few, choose shrunk or none"
         )
-        for part in parts
-    ]
+    return makers[kind]()
+
+
+def projected(part: Embeddings, projection: AnyProjection, kind: str) -> Embeddings:
+    """The same images with projected vectors. kind: of FUSION_WHITENINGS."""
+    return dataclasses.replace(
+        part,
+        vectors=project(projection, part.vectors).numpy(),
+        model_id=f"{part.model_id}/{kind}",
+    )

@@ -17,6 +17,7 @@ from vizsla.data.splits import training_part
 from vizsla.embed.auto_compute import resolve_compute
 from vizsla.errors import UsageError
 from vizsla.model.open_model import load_embedder
+from vizsla.model.projection import save_projection
 from vizsla.options import FusionOptions
 from vizsla.run.accepting import check_accept
 from vizsla.run.config import RunConfig, absolute_accept, again, moved_to, repeated
@@ -29,6 +30,7 @@ from vizsla.run.fused_runs import (
     FusionConfig,
     fuse_runs,
     joint_calibration,
+    projected,
     require_decidable,
 )
 from vizsla.run.inputs import folders_of, truth_in
@@ -37,7 +39,7 @@ from vizsla.run.pipeline import run
 from vizsla.run.validate_on import validating_as
 from vizsla.search.chain import Chain
 from vizsla.search.fusion import joined
-from vizsla.workspace import Messages, Run, create_run, log_to, open_run
+from vizsla.workspace import PROJECTION, Messages, Run, create_run, log_to, open_run
 
 log = logging.getLogger("vizsla.run")
 
@@ -99,9 +101,13 @@ def joint_run(
             if config.accept is not None:
                 calibration = joint_calibration(members, found.fusion, config.accept, progress)
                 ranking = calibration.decide(ranking)
+            if found.projection is not None:
+                save_projection(found.projection, this_run.folder / PROJECTION)
             vectors = []
             for role in ("query", "gallery"):
                 parts = joined([member.embeddings(role) for member in members], found.weights)
+                if found.projection is not None:
+                    parts = projected(parts, found.projection, found.fusion.whiten)
                 parts.save(this_run.folder / "embeddings" / role)
                 vectors.append(parts)
             result = finish_run(

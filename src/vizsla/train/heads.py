@@ -18,6 +18,7 @@ from torch import nn
 from vizsla.data.training_batches import BatchPlan
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import (
+    ClassSpread,
     Projection,
     WithClasses,
     build_projection,
@@ -75,24 +76,39 @@ def closed_forms(
     vectors: np.ndarray, labels: np.ndarray, dim: int | None = None
 ) -> dict[str, nn.Module]:
     """Name → projection that needs no training. vectors: (N, C); labels: (N,) class numbers."""
-    start = identity_or_pca(vectors, dim)
-    if start.outputs != start.inputs:
-        return {"pca": start}
-    found: dict[str, nn.Module] = {"centred": centred(start, vectors)}
-    if len(vectors) > 2 * len(np.unique(labels)):
-        spread = class_spread(vectors, labels)
-        for shrinkage in SHRINKAGES:
-            name = f"whitened {shrinkage:g}"
-            found[name] = within_class_whitening(spread, shrinkage=shrinkage)
-        for shrinkage in DISCRIMINANT_SHRINKAGES:
-            name = f"discriminant {shrinkage:g}"
-            found[name] = discriminant(spread, shrinkage=shrinkage)
-        if len(spread.centers) <= vectors.shape[1]:  # vectors at most twice as long
-            base = discriminant(spread, shrinkage=DISCRIMINANT_SHRINKAGES[0])
-            for shrinkage, temperature in CLASSES:
-                logits = class_logits(spread, shrinkage=shrinkage, temperature=temperature)
-                found[f"classes {shrinkage:g}"] = WithClasses(base, logits, share=CLASS_SHARE)
+    if dim is not None and dim != vectors.shape[1]:
+        return {"pca": identity_or_pca(vectors, dim)}
+    return {name: make() for name, make in closed_form_makers(vectors, labels).items()}
+
+
+def closed_form_makers(
+    vectors: np.ndarray, labels: np.ndarray
+) -> dict[str, Callable[[], nn.Module]]:
+    """Name → what makes the projection of (N, C) vectors to as many numbers or more.
+
+    Where there are few vectors, or more classes than numbers, some are left out.
+    """
+    start = identity_or_pca(vectors)
+    found: dict[str, Callable[[], nn.Module]] = {"centred": lambda: centred(start, vectors)}
+    if len(vectors) <= 2 * len(np.unique(labels)):
+        return found
+    spread = class_spread(vectors, labels)
+    for shrinkage in SHRINKAGES:
+        found[f"whitened {shrinkage:g}"] = partial(
+            within_class_whitening, spread, shrinkage=shrinkage
+        )
+    for shrinkage in DISCRIMINANT_SHRINKAGES:
+        found[f"discriminant {shrinkage:g}"] = partial(discriminant, spread, shrinkage=shrinkage)
+    if len(spread.centers) <= vectors.shape[1]:  # vectors at most twice as long
+        for shrinkage, temperature in CLASSES:
+            found[f"classes {shrinkage:g}"] = partial(_with_classes, spread, shrinkage, temperature)
     return found
+
+
+def _with_classes(spread: ClassSpread, shrinkage: float, temperature: float) -> WithClasses:
+    base = discriminant(spread, shrinkage=DISCRIMINANT_SHRINKAGES[0])
+    logits = class_logits(spread, shrinkage=shrinkage, temperature=temperature)
+    return WithClasses(base, logits, share=CLASS_SHARE)
 
 
 def class_means(

@@ -25,6 +25,7 @@ from vizsla.workspace import Run, is_run
 log = logging.getLogger("vizsla.run")
 
 LOADING, FINISHING = 2.0, 5.0  # seconds, before they are measured: of a model, of a run's files
+FITTING = 1.5  # times as long as heads took, for the head of a complete run
 OVERRUN = 1.04  # of the budget, for what cannot be stopped at once
 NO_TIME = "no time"
 
@@ -69,7 +70,9 @@ class BestSoFar:
                 return 0.0
             candidate = self.best.candidate
         new = [one for one in candidate.networks if not self._has_run(one)]
-        return self.finishing + sum(LOADING + self.seconds(one, self.test_images) for one in new)
+        fitting = 0.0 if candidate.head == "none" else FITTING * self.held.fitting
+        embedding = sum(LOADING + self.seconds(one, self.test_images) for one in new)
+        return self.finishing + fitting + embedding
 
     def seconds(self, network: Network, images: int) -> float:
         """Seconds that it takes to embed so many images, as far as is known."""
@@ -203,7 +206,7 @@ class BestSoFar:
                 return self.run_of(network, report)
             return run(self.config_of(network, refine=candidate.chain), report).run
         members = [Member.of(self.run_of(one, report).folder) for one in candidate.networks]
-        fusion = FusionConfig(CONCAT, list(candidate.weights), "none", candidate.chain)
+        fusion = FusionConfig(CONCAT, list(candidate.weights), candidate.head, candidate.chain)
         shared = dataclasses.replace(self.shared, figures=0)
         return joint_run(members, shared, fusion, report).run
 

@@ -25,7 +25,7 @@ from vizsla.choose.validation import (
 )
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Draw, target_of
+from vizsla.data.splits import Draw, held_out, target_of
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
@@ -33,12 +33,15 @@ from vizsla.embed.local_features import LOCAL
 from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import MANIFEST
 from vizsla.model.open_model import load_embedder
+from vizsla.model.projection import AnyProjection
 from vizsla.options import TuneConfig
 from vizsla.progress import Report
 from vizsla.run.config import RunConfig, compute_for
+from vizsla.run.fused_runs import projected
 from vizsla.search.chain import Refiner, parse_chain
 from vizsla.search.fusion import joined
 from vizsla.search.verify import all_features, of_subsets
+from vizsla.train.heads import closed_form_makers
 
 log = logging.getLogger("vizsla.run")
 
@@ -78,15 +81,19 @@ class Network:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to rank: one network, or the joined vectors of several; then a chain."""
+    """A way to rank: one network, or the joined vectors of several; then a chain.
+
+    head: of `heads.closed_forms`, a projection of joined vectors.
+    """
 
     networks: tuple[Network, ...]
     weights: tuple[float, ...] = (1.0,)
     chain: str = "none"
+    head: str = "none"
 
     def __str__(self) -> str:
         names = " + ".join(map(str, self.networks))
-        return names if self.chain == "none" else f"{names}, {self.chain}"
+        return ", ".join([names, *(part for part in (self.head, self.chain) if part != "none")])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `of` reads it."""
@@ -96,17 +103,19 @@ class Candidate:
     def of(content: dict[str, Any]) -> "Candidate":
         """What `to_dict` wrote."""
         networks = tuple(Network(**one) for one in content["networks"])
-        return Candidate(networks, tuple(content["weights"]), content["chain"])
+        return Candidate(networks, tuple(content["weights"]), content["chain"], content["head"])
 
 
 class HeldOut:
     """The training images that are held out from every training, and candidates' values on them.
 
     config: what a training holds out, so that these images are new to tuned networks too.
-    seconds_per_image: of each network that was embedded, by its key.
+    others: the training images that are not held out. seconds_per_image: of each network that was
+    embedded, by its key. fitting: seconds that the heads of joined vectors took.
     """
 
     config: TuneConfig
+    others: ImageSet
     drawn: EmbeddedDraws
     on: ValidationSet
     trials: Trials
@@ -114,6 +123,8 @@ class HeldOut:
     def __init__(self, shared: RunConfig, data: DataFolders, folder: Path) -> None:
         self.shared, self.data, self.folder = shared, data, folder
         self.seconds_per_image: dict[str, float] = {}
+        self.fitting = 0.0
+        self._heads: dict[Candidate, AnyProjection] = {}
         self._runtimes: dict[str, Runtime] = {}
         self._computes: dict[str, Compute] = {}
 
@@ -121,10 +132,12 @@ class HeldOut:
         self, config: TuneConfig, first: Network, test: Sequence[np.ndarray], report: Report
     ) -> None:
         """Draws queries and galleries like the test part, whose vectors by `first` are given."""
-        assert self.data.training is not None
+        images, target = self.data.training, target_of(self.data.query, self.data.gallery)
+        assert images is not None
         self.config = config
+        self.others = images.subset(held_out(images, config, target).training)
         self.drawn = embedded_draws(
-            self.data.training, config, target_of(self.data.query, self.data.gallery),
+            images, config, target,
             frozen=False,
             embed=lambda images: self.embedded(first, images, "held-out", report),
             nearest_cosine=mean_nearest_cosine(*test),
@@ -155,10 +168,17 @@ class HeldOut:
         """Frees the memory of a network that is not embedded with any longer."""
         self._runtimes.pop(network.key, None)
 
+    def is_embedded(self, network: Network, role: str) -> bool:
+        """Whether `embedded` only has to read."""
+        return (self._vectors_folder(network, role) / MANIFEST).exists()
+
+    def _vectors_folder(self, network: Network, role: str) -> Path:
+        return self.folder / "vectors" / network.key / role
+
     def embedded(self, network: Network, images: ImageSet, role: str, report: Report) -> Embeddings:
         """Vectors of training images, kept in the folder. role: a name for these images."""
-        out = self.folder / "vectors" / network.key / role
-        if (out / MANIFEST).exists():
+        out = self._vectors_folder(network, role)
+        if self.is_embedded(network, role):
             return Embeddings.open(out, root=images.folder)
         runtime = self.runtime(network)
         if network.key not in self.seconds_per_image:
@@ -175,15 +195,40 @@ class HeldOut:
 
     def vectors(self, candidate: Candidate, report: Report) -> Embeddings:
         """(N, D) of the held-out images, by all of the candidate's networks."""
-        parts = [
-            self.embedded(network, self.drawn.images, "held-out", report)
-            for network in candidate.networks
-        ]
-        found = parts[0]
-        if len(parts) > 1:
-            found = dataclasses.replace(joined(parts, candidate.weights), root=parts[0].root)
+        found = self._joined(candidate, self.drawn.images, "held-out", report)
+        if candidate.head != "none":
+            head = dataclasses.replace(candidate, chain="none")
+            if head not in self._heads:
+                self.fit_heads(candidate, report, only=candidate.head)
+            found = projected(found, self._heads[head], candidate.head)
         row_of = {name: i for i, name in enumerate(found.ids)}
         return found.subset([row_of[name] for name in self.drawn.vectors.ids if name in row_of])
+
+    def _joined(
+        self, candidate: Candidate, images: ImageSet, role: str, report: Report
+    ) -> Embeddings:
+        parts = [self.embedded(one, images, role, report) for one in candidate.networks]
+        if len(parts) == 1:
+            return parts[0]
+        return dataclasses.replace(joined(parts, candidate.weights), root=parts[0].root)
+
+    def fit_heads(
+        self, candidate: Candidate, report: Report, *, only: str | None = None
+    ) -> list[Candidate]:
+        """The candidate with each projection of its joined vectors, fitted to the training images
+        that are not held out. only: the name of one."""
+        vectors = self._joined(candidate, self.others, "others", report)
+        started = time.monotonic()
+        labels = [str(label) for label in vectors.labels or []]
+        makers = closed_form_makers(vectors.vectors, np.unique(labels, return_inverse=True)[1])
+        found = []
+        for i, (name, make) in enumerate(makers.items()):
+            report("fitting heads", i, len(makers))
+            if only in (None, name):
+                found.append(dataclasses.replace(candidate, head=name, chain="none"))
+                self._heads[found[-1]] = make()
+        self.fitting = max(self.fitting, time.monotonic() - started)
+        return found
 
     # ── values ───────────────────────────────────────────────────────────────────────────────────
 

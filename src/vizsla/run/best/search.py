@@ -17,7 +17,7 @@ from typing import Any
 
 from vizsla import storage
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.splits import NEW, training_part
+from vizsla.data.splits import NEW, SHARE, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.catalogue import find_backbone
@@ -51,6 +51,7 @@ FROZEN_SHARE = 0.15  # of the budget that one frozen model may take
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of one more network, beside the others'
 JOINED, MOST_JOINABLE = 3, 5  # networks; and of how many they are chosen
 DRAWS = 8
+MOST_HELD_OUT = 0.5  # of the training images, if whole classes are held out
 CHAIN_DRAWS = 4  # with less time than LONG
 LONG = 480.0  # seconds: from here two networks are fine-tuned
 THOROUGH = 1200.0  # and from here image size, views, heads and `verify` are tried too
@@ -218,6 +219,10 @@ class _Search:
             keep_assigned_domains(done, images)
             found = {name: getattr(config.training, name) for name in DECIDED}
             known = {**asked, **{k: value for k, value in found.items() if value is not None}}
+            assert images is not None
+            if known["validate_on"] == NEW:  # as many classes as the test part has, if there are
+                test = sum(map(len, filter(None, (data.query, data.gallery))))
+                known["share"] = min(MOST_HELD_OUT, max(SHARE, test / len(images)))
             self.journal.known["validating"] = known
         self.validating = known
         domains = done.folder / DOMAINS
@@ -348,6 +353,25 @@ class _Search:
                 self.choosing = max(self.choosing, self.journal.spent() - started)
         self.so_far.complete()
 
+    def _joint_head(self) -> None:
+        """A projection of the joined vectors of the most promising networks, or of the best one if
+        there is not the time for more."""
+        promising = self._most_promising(JOINED)
+        for count in range(len(promising), 1, -1):
+            networks = tuple(promising[:count])
+            joined = Candidate(networks, (1 / count,) * count)
+            new = [n for n in networks if not self.held.is_embedded(n, "others")]
+            needs = sum(self.so_far.seconds(n, len(self.held.others)) for n in new)
+
+            def best_head(joined: Candidate = joined) -> Candidate:
+                heads = self.held.fit_heads(joined, self.so_far.report)
+                return max(heads, key=lambda one: self.held.trial(one, self.so_far.report).value)
+
+            if self.so_far.attempt("head", f"head after {joined}", best_head, needs=needs):
+                self.so_far.complete()
+                return
+        next(filter(self._head, promising), None)
+
     def _head(self, network: Network) -> bool:
         """Whether a head was fitted to the network, for which there may be no time."""
         assert self.held.data.training is not None
@@ -415,16 +439,18 @@ class _Search:
         )
 
     def _most_promising(self, count: int, *, heads: bool = True) -> list[Network]:
-        """The best networks alone; without heads: those that a training can start from."""
-        best: dict[str, tuple[float, Network]] = {}
+        """The best networks alone, each as it is best: larger, mirrored or neither. Without heads:
+        those that a training can start from."""
+        best: dict[tuple[str, str], tuple[float, Network]] = {}
         for network, trial in self.so_far.singles.items():
             source = network
             if not heads and network.name:
                 source = next(n for n in self.so_far.singles if network.name.startswith(f"{n} "))
             if not heads and (network.image_size or network.views):
                 continue
-            value = max(trial.value, best.get(source.key, (0.0, source))[0])
-            best[source.key] = (value, source)
+            key = source.model, source.weights
+            if key not in best or trial.value > best[key][0]:
+                best[key] = trial.value, source
         return [n for _, n in sorted(best.values(), key=lambda pair: -pair[0])][:count]
 
 

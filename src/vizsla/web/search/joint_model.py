@@ -11,6 +11,7 @@ import numpy as np
 
 from vizsla.data.resize import Framings
 from vizsla.model.explain import Explanation
+from vizsla.model.projection import AnyProjection, project
 from vizsla.search.fusion import searched_as_fused
 from vizsla.web.search.batching_model import Model
 
@@ -18,28 +19,44 @@ from vizsla.web.search.batching_model import Model
 class JointVector:
     """A vector that is ready when all parts of it are."""
 
-    def __init__(self, parts: Sequence["Future[np.ndarray]"], weights: Sequence[float]) -> None:
-        self.parts, self.weights = parts, weights
+    def __init__(
+        self,
+        parts: Sequence["Future[np.ndarray]"],
+        weights: Sequence[float],
+        projection: AnyProjection | None,
+    ) -> None:
+        self.parts, self.weights, self.projection = parts, weights, projection
 
     def result(self) -> np.ndarray:
-        """(ΣD,) float32 of length 1."""
+        """(D,) float32 of length 1."""
         pairs = zip(self.parts, self.weights, strict=True)
-        return np.concatenate([part.result() * np.float32(weight**0.5) for part, weight in pairs])
+        found = np.concatenate([part.result() * np.float32(weight**0.5) for part, weight in pairs])
+        if self.projection is None:
+            return found
+        return np.asarray(project(self.projection, found[None]).numpy()[0])
 
 
 class JointModel:
     """What a server needs of a model, of several ones. model_id: of the vectors in a row.
 
     method: of `search.fusion.fused`; one that is not in SPREADS orders by the mean of the cosines.
+    projection: of the vectors in a row, if the run has one.
     """
 
     def __init__(
-        self, models: Sequence[Model], weights: Sequence[float], model_id: str, method: str = ""
+        self,
+        models: Sequence[Model],
+        weights: Sequence[float],
+        model_id: str,
+        method: str = "",
+        projection: AnyProjection | None = None,
     ) -> None:
         self.models, self.weights, self.model_id = models, weights, model_id
-        self.method = method
+        self.method, self.projection = method, projection
         self.framing = Framings(tuple(model.framing for model in models))
-        self.dim = sum(model.dim for model in models)
+        self.dim = (
+            sum(model.dim for model in models) if projection is None else int(projection.dim)  # type: ignore[arg-type]
+        )
         self.name = " + ".join(model.name for model in models)
         self.reads_text = all(model.reads_text for model in models)
         self.background_thread = Model.background_thread
@@ -50,12 +67,18 @@ class JointModel:
         by_model = [
             model.images([parts[i] for parts in split]) for i, model in enumerate(self.models)
         ]
-        return [JointVector(parts, self.weights) for parts in zip(*by_model, strict=True)]
+        return [
+            JointVector(parts, self.weights, self.projection)
+            for parts in zip(*by_model, strict=True)
+        ]
 
     def texts(self, words: Sequence[str]) -> list[JointVector]:
         """A vector for each text."""
         by_model = [model.texts(words) for model in self.models]
-        return [JointVector(parts, self.weights) for parts in zip(*by_model, strict=True)]
+        return [
+            JointVector(parts, self.weights, self.projection)
+            for parts in zip(*by_model, strict=True)
+        ]
 
     def searched(self, vector: np.ndarray, sample: np.ndarray) -> np.ndarray:
         """(D,) float32 of length 1, which orders a gallery as the method does. sample: (S, D) of

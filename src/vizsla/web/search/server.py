@@ -40,7 +40,7 @@ from vizsla.score.calibration import Calibration
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.index_files import is_index, read_manifest
 from vizsla.web.search.facets import Columns, with_columns
-from vizsla.workspace import is_run, open_run
+from vizsla.workspace import PROJECTION, is_run, open_run
 
 if TYPE_CHECKING:
     from vizsla.web.search.decoder import Decoder
@@ -297,12 +297,16 @@ def _joint(
     on_batch: Callable[[int], None],
 ) -> "tuple[JointModel, Embeddings, Path]":
     """The models of a joint run as one, the gallery's vectors with labels, and its folder."""
+    from vizsla.model.projection import load_projection
     from vizsla.search.fusion import SPREADS
     from vizsla.web.search.batching_model import Model
     from vizsla.web.search.joint_model import JointModel
 
     embeddings, root, _ = _stored(source, "run")
-    weights = [float(part.rpartition("*")[2]) for part in embeddings.model_id.split("+")]
+    weights = fused_runs.weights_of(fusion, len(members))
+    projection = None
+    if fusion.method == fused_runs.CONCAT and fusion.whiten != "none":
+        projection = load_projection(source.path / PROJECTION)
     models: list[Model] = []
     for member in members:
         embedder = load_embedder(replace(source.options, model=str(member.run.folder)))
@@ -312,17 +316,17 @@ def _joint(
     names = ", ".join(f"{m.name} {w:.3g}" for m, w in zip(models, weights, strict=True))
     if fusion.method in SPREADS:
         log.info("searched by several models, fused by %s as the run was: %s", fusion.method, names)
-    elif fusion.method == fused_runs.CONCAT and fusion.whiten == "none":
+    elif fusion.method == fused_runs.CONCAT:
         log.info("searched by the concatenated vectors of several models: %s", names)
     else:
         log.warning(
-            "the run was fused by %s, and searches go by the weighted mean of the models' cosines: "
-            "their order may differ from the run's: %s",
-            "whitened vectors" if fusion.method == fused_runs.CONCAT else "ranks (rrf)", names,
+            "the run was fused by ranks (rrf), and searches go by the weighted mean of the models' "
+            "cosines: their order may differ from the run's: %s", names,
         )  # fmt: skip
     if any(member.chain.steps for member in members) or fusion.refine != "none":
         log.warning("the run's ranking is also refined, which searches are not")
-    return JointModel(models, weights, embeddings.model_id, fusion.method), embeddings, root
+    model_id = embeddings.model_id
+    return JointModel(models, weights, model_id, fusion.method, projection), embeddings, root
 
 
 def decoders(max_pixels: int) -> "tuple[Decoder, Decoder]":
