@@ -483,6 +483,21 @@ def test_a_run_with_tiles_finds_images_by_their_parts(data: Path) -> None:
     ranking = Ranking.load(result.run.folder / "ranking.parquet")
     assert ranking.best_tile is not None and len({*ranking.best_tile[:, :5].ravel().tolist()}) > 1
     assert Embedder.load(result.run.folder / "embedder").tiles == gallery.tiles
-    for name, value in (("refine", "kreciprocal"), ("accept", 0.9)):
-        with pytest.raises(UsageError, match=f"{name} with tiles=1.2x2"):
-            run(config(data, tiles="2x2", **{name: value}))
+    with pytest.raises(UsageError, match="with tiles: kreciprocal compares gallery images"):
+        run(config(data, tiles="2x2", refine="aqe+kreciprocal"))
+
+
+def test_a_run_with_tiles_is_refined_and_decided(data: Path) -> None:
+    tiled = {"tiles": "1+2x2", "figures": 0}
+    done = run(config(data, refine="aqe(n=1)+keep(n=1)", accept=0.5, **tiled))
+    ranking = Ranking.load(done.run.folder / "ranking.parquet")
+    assert ranking.best_tile is not None and ranking.accepted is not None
+    plain = run(config(data, **tiled))
+    rows = [(ranking.row(i), plain.ranking.row(i)) for i in range(len(ranking))]
+    assert all(ours[0] == before[0] for ours, before in rows)
+    assert any(ours != before for ours, before in rows)
+    assert Embeddings.open(done.run.folder / "embeddings/calibration").tiles is not None
+    chosen = run(config(data, refine="auto", **tiled))
+    assert chosen.refinement_choice is not None
+    tried = {trial.name.split("(")[0] for trial in chosen.refinement_choice.trials}
+    assert "aqe" in tried and not tried & {"dba", "kreciprocal", "diffusion"}

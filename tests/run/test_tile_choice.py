@@ -121,6 +121,5 @@ def test_embed_index_and_find_choose_on_their_own_labels(
 def test_where_nothing_is_embedded_auto_is_refused(data: Path) -> None:
     with pytest.raises(UsageError, match="tiles auto is decided when a gallery is embedded"):
         load_embedder(ModelChoice(model="tiny", weights="random", tiles="auto"))
-    for name, value in (("refine", "kreciprocal"), ("accept", 0.9)):
-        with pytest.raises(UsageError, match=f"{name} with tiles=auto"):
-            run(config(data, **{name: value}))
+    with pytest.raises(UsageError, match="with tiles: diffusion compares gallery images"):
+        run(config(data, refine="diffusion"))

@@ -1,5 +1,6 @@
 """Images of several vectors: found by the best one, beside an oracle, for every kind of index."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
-from vizsla.search import exact
+from vizsla.options import SearchOptions
+from vizsla.run.gallery_search import search_gallery
+from vizsla.search import exact, milvus_search
 from vizsla.search.ann import KINDS
 from vizsla.search.chain import parse_chain, rank_refined
 from vizsla.search.filters import Filter
@@ -234,9 +238,73 @@ def test_rank_and_its_file_name_the_winning_tile(tmp_path: Path) -> None:
     assert all(name not in some.row(i) for i, name in enumerate(GALLERY.ids[:9]))
 
 
-def test_what_compares_one_vector_refuses_tiles() -> None:
-    with pytest.raises(UsageError, match=r"one vector of each image.*1\+2x2"):
-        rank_refined(QUERIES, GALLERY, parse_chain("kreciprocal"))
+def test_query_expansion_adds_the_best_tiles_and_keep_keeps_the_first() -> None:
+    assert GALLERY.tile_vectors is not None
+    plain, rows = oracle(GALLERY, []), []
+    for i, query in enumerate(QUERIES.vectors):
+        best = [GALLERY.tile_vectors[GALLERY.ids.index(name), t] for name, _, t in plain[i][:3]]
+        rows.append(unit(query.astype(np.float64) + np.sum(best, axis=0, dtype=np.float64)))
+    expanded = dataclasses.replace(QUERIES, vectors=np.stack(rows))
+    wanted = oracle(GALLERY, [], expanded)
+    found = rank_refined(QUERIES, GALLERY, parse_chain("aqe(n=3)"))
+    kept = rank_refined(QUERIES, GALLERY, parse_chain("aqe(n=3)+keep(n=5)"))
+    for i in range(Q):
+        tile_of = {name: tile for name, _, tile in plain[i]}
+        assert [name for name, *_ in results(found, i)] == [name for name, *_ in wanted[i]]
+        assert {name: tile for name, _, tile in results(found, i)} == tile_of
+        assert found.scores is not None
+        np.testing.assert_allclose(found.scores[i], [row[1] for row in wanted[i]], atol=1e-7)
+        first = {name for name, *_ in results(kept, i)[:5]}
+        assert first == {name for name, *_ in plain[i][:5]}
+    own = GALLERY.subset(np.arange(6))
+    alone = rank_refined(own, GALLERY, parse_chain("aqe(n=2)"), 9, same_set=True)
+    assert all(own.ids[i] not in alone.row(i) and len(alone.row(i)) == 9 for i in range(6))
+
+
+def test_refined_results_are_grouped_with_their_tiles(tmp_path: Path) -> None:
+    GALLERY.save(tmp_path / "g.emb")
+    plain = rank_refined(QUERIES, GALLERY, parse_chain("aqe(n=3)"))
+    ranking = search_gallery(
+        tmp_path / "g.emb", QUERIES,
+        SearchOptions(refine="aqe(n=3)", group_by="product", top_k=7, filter=("stars>=2",)),
+    ).ranking  # fmt: skip
+    assert ranking.depth == 7
+    for i in range(Q):
+        products = [GALLERY.attributes["product"][GALLERY.ids.index(n)] for n in ranking.row(i)]
+        known = [p.as_py() for p in products if p.as_py() is not None]
+        assert len(known) == len(set(known))
+        tile_of = {name: tile for name, _, tile in results(plain, i)}
+        assert all(tile == tile_of[name] for name, _, tile in results(ranking, i))
+
+
+def test_deep_rankings_use_vectors_that_are_on_the_device_already() -> None:
+    resident = torch.from_numpy(GALLERY.all_vectors.copy())
+    rows = exact.Rows(np.zeros_like(GALLERY.all_vectors), resident=resident)
+    found = exact.top_k_of_tiles(QUERIES.vectors, rows, T, G)
+    wanted = exact.top_k_of_tiles(QUERIES.vectors, GALLERY.all_vectors, T, G)
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_milvus_gives_fewer_groups_than_asked_for_when_it_gives_no_more_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("milvus_lite", reason="no Milvus Lite: pip install 'vizsla[milvus]'")
+    monkeypatch.setattr(milvus_search, "TOP_K", 60)
+    index = built(GALLERY, "milvus-lite", tmp_path)
+    ranking = index.search(QUERIES, 70, group_by="product")
+    assert 0 < ranking.lengths.min() <= ranking.lengths.max() < 70
+    assert "Milvus gives at most 60 vectors: there are fewer results" in caplog.text
+    for i in range(Q):
+        assert len(set(ranking.row(i))) == ranking.lengths[i]
+
+
+@pytest.mark.parametrize("step", ["dba", "kreciprocal", "diffusion"])
+def test_what_compares_one_vector_refuses_tiles(step: str) -> None:
+    with pytest.raises(UsageError, match=f"{step} compares gallery images with each other"):
+        rank_refined(QUERIES, GALLERY, parse_chain(step))
+
+
+def test_tiles_that_are_not_there_are_refused() -> None:
     with pytest.raises(DataError, match="not those of their first tiles"):
         Embeddings(
             GALLERY.ids, GALLERY.vectors[::-1], pa.table({}), "m",

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vizsla.data.regions import BOX_COLUMNS
+from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.local_features import LocalFeatures, LocalSource, Sift, features_of
 from vizsla.errors import DataError, ImageError, UsageError
@@ -160,6 +162,17 @@ def test_verify_brings_the_right_image_to_the_top(embedded: tuple[Embeddings, Em
     again = rank_refined(*embedded, parse_chain("verify(n=8)"))
     np.testing.assert_array_equal(found.positions, again.positions)
     np.testing.assert_array_equal(found.scores, again.scores)
+
+
+def test_verify_re_ranks_what_tiles_have_found(embedded: tuple[Embeddings, Embeddings]) -> None:
+    queries, gallery = embedded
+    tiles = Tiles.parse("2x1")
+    vectors = np.repeat(gallery.vectors[:, None], 3, axis=1)
+    tiled = replace(gallery, vectors=vectors[:, 0], tiles=tiles, tile_vectors=vectors)
+    wanted = rank_refined(queries, gallery, parse_chain("verify(n=5)"))
+    found = rank_refined(queries, tiled, parse_chain("verify(n=5)"))
+    np.testing.assert_array_equal(found.positions, wanted.positions)
+    assert found.best_tile is not None and (found.best_tile == 0).all()
 
 
 def test_only_the_first_n_are_looked_at(embedded: tuple[Embeddings, Embeddings]) -> None:

@@ -214,9 +214,12 @@ def choose_chain(
     """
     check_uses(uses)
     trials = Trials(validation, optimise)
-    search = _Search(vectors.vectors, trials, LEVELS.index(uses), features, tokens, progress)
+    search = _Search(vectors, trials, LEVELS.index(uses), features, tokens, progress)
     search.best_of([Chain()])
-    if uses != LEVELS[0]:
+    if uses != LEVELS[0] and vectors.tiles is not None:
+        search.best_expansion("aqe")  # what else uses the gallery is not defined for tiles
+        search.try_keeping(search.best_chain())
+    elif uses != LEVELS[0]:
         search.try_combinations(search.best_single_steps())
         search.vary_last_step(search.best_chain())
         search.try_keeping(search.best_chain())
@@ -240,7 +243,7 @@ class _Search:
 
     def __init__(
         self,
-        vectors: np.ndarray,
+        vectors: Embeddings,
         trials: Trials,
         level: int,
         features: AllFeatures | None = None,
@@ -250,9 +253,11 @@ class _Search:
         self.trials, self.level, self.progress = trials, level, progress
         self.kept = 1 if trials.optimise == "top-1" else KEPT[-1]
         self.draws, per_class = trials.on.draws, trials.on.per_class
+        T = len(vectors.tiles) if vectors.tiles else 1
+        tiles = vectors.all_vectors.reshape(len(vectors), T, -1)
         self.refiners = [
-            Refiner(vectors[d.query], vectors[d.gallery],
-                    features=features and of_subsets(features, d.query, d.gallery))
+            Refiner(vectors.vectors[d.query], tiles[d.gallery].reshape(-1, vectors.dim),
+                    vectors_each=T, features=features and of_subsets(features, d.query, d.gallery))
             for d in self.draws
         ]  # fmt: skip
         self.comparisons = 0 if features is None else 3 if tokens else 1
@@ -299,9 +304,7 @@ class _Search:
         """Each step's name → its best setting on its own."""
         best = {}
         for name in ("dba", "aqe"):
-            best[name] = self._best_step(
-                Step.of(name, n=n, alpha=a) for n in self.expansion_sizes for a in (0.0, 3.0, 8.0)
-            )
+            best[name] = self.best_expansion(name)
         best["diffusion"] = self._best_step(
             Step.of("diffusion", k=k, alpha=a, weight=w)
             for k in self.ks[:2]
@@ -321,6 +324,12 @@ class _Search:
             for w in (first["weight"], *WEIGHTS)
         )
         return best
+
+    def best_expansion(self, name: str) -> Step:
+        """The best setting of `dba` or `aqe` on its own."""
+        return self._best_step(
+            Step.of(name, n=n, alpha=a) for n in self.expansion_sizes for a in (0.0, 3.0, 8.0)
+        )
 
     def _best_step(self, steps: Iterable[Step]) -> Step:
         return self.best_of([Chain((step,)) for step in steps]).steps[0]

@@ -17,7 +17,8 @@ from vizsla.run.config import RunConfig
 from vizsla.workspace import Run
 
 Progress = Callable[[str, int, int], None]  # (stage, images done, images in all)
-TILED = ("gallery", "validation-tiles")  # roles whose images have vectors of their tiles
+# roles whose images have vectors of their tiles, where a gallery has them
+TILED = ("gallery", "validation", "calibration", "validation-tiles")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,13 @@ from vizsla.run.tile_choice import chosen_in_run
 from vizsla.run.validate_on import VALIDATION, before_training, by_embeddings, keep_assigned_domains
 from vizsla.score.calibration_draws import by_cosine
 from vizsla.search import exact
-from vizsla.search.chain import check_uses, parse_chain, rank_refined
+from vizsla.search.chain import (
+    Chain,
+    check_uses,
+    parse_chain,
+    rank_refined,
+    require_defined_for_tiles,
+)
 from vizsla.search.knn_graph import GraphFolder
 from vizsla.search.verify import features_of_both
 from vizsla.train.selection import TrainResult
@@ -76,7 +82,7 @@ def run(
                 config, seed=config.seed, tiles_later=True
             )
         _require_same_model(embedder, config)
-        _require_whole_images(embedder, config)
+        _require_defined_for_tiles(embedder, config)
         compute = compute_for(config, embedder, data)
         config, training = before_training(
             config, data.training, (data.query, data.gallery), embedder, compute, report
@@ -227,14 +233,11 @@ def _require_same_model(embedder: Embedder, config: RunConfig) -> None:
         )
 
 
-def _require_whole_images(embedder: Embedder, config: RunConfig) -> None:
-    """UsageError if tiles are to be embedded for what compares one vector of each image."""
-    asked = {"--refine": config.refine != "none", "--accept": config.accept is not None}
-    tiles = AUTO if config.tiles == AUTO else embedder.tiles
-    if tiles is not None and (names := [name for name in asked if asked[name]]):
-        raise UsageError(
-            f"{' and '.join(names)} with --tiles {tiles}: re-ranking and probabilities "
-            "are made for one vector of each image: leave --tiles out, or these"
+def _require_defined_for_tiles(embedder: Embedder, config: RunConfig) -> None:
+    """UsageError if tiles may be embedded for a re-ranking that is not defined for them."""
+    if embedder.tiles is not None or config.tiles == AUTO:
+        require_defined_for_tiles(
+            Chain() if config.refine == "auto" else parse_chain(config.refine)
         )
 
 

@@ -3,6 +3,7 @@
 The images must be new to the model: else its scores would look better than they are.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -143,7 +144,9 @@ def _part(
     place = {name: i for i, name in enumerate(images.ids)}
     kept = images.subset([place[name] for name in names])
     rows = [row_of[name] for name in kept.ids]
-    return Embeddings(kept.ids, vectors.vectors[rows], kept.attributes, vectors.model_id)
+    return dataclasses.replace(
+        vectors.subset(rows), ids=kept.ids, attributes=kept.attributes, root=None
+    )
 
 
 def by_cosine(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.embeddings import Embeddings, about_tiles
 from vizsla.errors import DataError, UsageError
 from vizsla.search import exact, refine
 from vizsla.search.geometry import MODELS
@@ -48,6 +48,7 @@ STEPS: dict[str, dict[str, Value]] = {
 CHOICES = {"features": FEATURES, "model": tuple(MODELS)}  # of the options that are words
 EXPAND, MAXSIM, VERIFY, KEEP = ("dba", "aqe"), "maxsim", "verify", "keep"
 AFTER = (MAXSIM, VERIFY, KEEP)  # may follow the step that ranks, each once
+OF_TILES = ("aqe", *AFTER)  # need only scores of queries with gallery images
 KEEP_DEPTH = 1_000  # how deep the steps before it rank
 KEPT = (1, 5, 10)  # contest points ask whether any of so many first images is right
 _STEP = re.compile(r"\s*([a-zA-Z]+)\s*(?:\(([^()]*)\))?\s*")
@@ -250,11 +251,9 @@ def rank_refined(
     if not chain.steps:
         return exact.rank(queries, gallery, k, same_set=same_set, device=device)
     exact.require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
-    if gallery.tiles is not None:
-        raise UsageError(
-            f"--refine {chain} compares one vector of each image, and the gallery has those of "
-            f"its tiles {gallery.tiles}: leave --refine out, or embed it without --tiles"
-        )
+    T = len(gallery.tiles) if gallery.tiles else 1
+    if T > 1:
+        require_defined_for_tiles(chain)
     G = len(gallery)
     available = G - same_set
     k = min(exact.default_depth(G), available) if k is None else k
@@ -268,7 +267,8 @@ def rank_refined(
         )
     refiner = Refiner(
         queries.vectors,
-        gallery.vectors,
+        gallery.all_vectors,
+        vectors_each=T,
         self_at=self_at,
         device=device,
         graphs=graphs,
@@ -280,19 +280,32 @@ def rank_refined(
         positions, scores = without_self(positions, scores, self_at, k)
     origin = {
         "model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set,
-        "refine": chain.record(),
+        "refine": chain.record(), **about_tiles(gallery.tiles),
     }  # fmt: skip
     return Ranking(
         queries.ids, gallery.ids, positions, scores, G, origin,
-        query_root=queries.root, gallery_root=gallery.root,
+        query_root=queries.root, gallery_root=gallery.root, tiles=gallery.tiles,
+        best_tile=None if T == 1 else refiner.best_tiles(positions),
     )  # fmt: skip
+
+
+def require_defined_for_tiles(chain: Chain) -> None:
+    """UsageError if a step compares images of the gallery with each other: it is defined for one
+    vector of each image."""
+    if refused := [step.name for step in chain.steps if step.name not in OF_TILES]:
+        raise UsageError(
+            f"--refine {chain} with --tiles: {refused[0]} compares gallery images with each other, "
+            "which is defined for one vector of each image. With tiles choose "
+            f"{', '.join(OF_TILES)}; or leave --tiles out"
+        )
 
 
 class Refiner:
     """Ranks the same queries (Q, D) and gallery (G, D) by one chain after another.
 
     What chains have in common (neighbour graphs, augmented galleries) is computed once.
-    self_at: (Q,) each query's gallery position, where both are one set. features: for `verify`.
+    vectors_each: T, where the gallery is (G·T, D) of the tiles of an image. self_at: (Q,) each
+    query's gallery position, where both are one set. features: for `verify`.
     """
 
     def __init__(
@@ -300,12 +313,14 @@ class Refiner:
         queries: np.ndarray,
         gallery: np.ndarray,
         *,
+        vectors_each: int = 1,
         self_at: np.ndarray | None = None,
         device: str = "cpu",
         graphs: Keeper | None = None,
         features: BothFeatures | None = None,
         progress: Progress | None = None,
     ) -> None:
+        self.vectors_each, self.size = vectors_each, len(gallery) // vectors_each
         self.self_at, self.device, self.graphs, self.progress = self_at, device, graphs, progress
         self.features = features
         self.pairs: dict[tuple[str, ...], Pairs] = {}  # of a step's name, features and model
@@ -319,14 +334,13 @@ class Refiner:
         """Positions (Q, k) and scores (Q, k) by the chain, best first."""
         last = chain.steps[-1] if chain.steps else None
         if last is not None and last.name == KEEP:
-            depth = min(max(k, KEEP_DEPTH), len(self.vectors(())[1]))  # the same order at any k
+            depth = min(max(k, KEEP_DEPTH), self.size)  # the same order at any k
             found = self.top_k(Chain(chain.steps[:-1]), depth)
             first = self._plain(last["n"])
             positions, scores = refine.with_first_kept(*found, first, _levels(last["n"]))
             return positions[:, :k], scores[:, :k]
         if last is None or last.name in EXPAND:
-            queries, gallery = self.vectors(chain.steps)
-            return exact.top_k(queries, gallery, k, device=self.device)
+            return self._by_cosine(chain.steps, k)
         before = chain.steps[:-1]
         if last.name in (MAXSIM, VERIFY):
             return self._reranked(Chain(before), last, k)
@@ -343,15 +357,31 @@ class Refiner:
             **options, self_at=self.self_at, depth=k, device=self.device,
         )  # fmt: skip
 
+    def _by_cosine(self, steps: tuple[Step, ...], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (Q, k) and scores of the nearest images after these steps, by the best tile."""
+        queries, gallery = self.vectors(steps)
+        T = self.vectors_each
+        positions, scores = exact.top_k_of_tiles(queries, gallery, T, k, device=self.device)
+        return positions // T, scores
+
+    def best_tiles(self, positions: np.ndarray) -> np.ndarray:
+        """(Q, K) int8 the tile of each of these images (Q, K) that is most like the query."""
+        queries, gallery = self.vectors(())
+        T = self.vectors_each
+        every, _ = exact.top_k_of_tiles(queries, gallery, T, self.size, device=self.device)
+        tiles = np.empty(every.shape, np.int8)
+        np.put_along_axis(tiles, every // T, (every % T).astype(np.int8), axis=1)
+        found = np.take_along_axis(tiles, np.maximum(positions, 0), axis=1)
+        return np.where(positions >= 0, found, -1).astype(np.int8)
+
     def _plain(self, n: int) -> np.ndarray:
         """(Q, n) positions by cosine alone; the query's own image is not among them."""
-        queries, gallery = self.vectors(())
         own = self.self_at is not None
-        found = exact.top_k(queries, gallery, min(n + own, len(gallery)), device=self.device)
+        found = self._by_cosine((), min(n + own, self.size))
         return without_self(*found, self.self_at, n)[0] if self.self_at is not None else found[0]
 
     def _reranked(self, before: Chain, step: Step, k: int) -> tuple[np.ndarray, np.ndarray]:
-        n = min(step["n"] + (self.self_at is not None), len(self.vectors(())[1]))
+        n = min(step["n"] + (self.self_at is not None), self.size)
         kind = "tokens" if step.name == MAXSIM else step["features"]
         key = (step.name, kind, "" if step.name == MAXSIM else step["model"])
         if key not in self.pairs:
@@ -384,11 +414,12 @@ class Refiner:
             before, step = steps[:-1], steps[-1]
             queries, gallery = self.vectors(before)
             options: dict[str, Any] = dict(step.options)
-            options["n"] = min(options["n"], len(gallery) - 1)  # a tiny gallery has fewer
+            options["n"] = min(options["n"], self.size - 1)  # a tiny gallery has fewer
             if step.name == "aqe":
                 queries = refine.expanded_queries(
-                    queries, gallery, self_at=self.self_at, device=self.device, **options
-                )
+                    queries, gallery, self_at=self.self_at, device=self.device,
+                    vectors_each=self.vectors_each, **options,
+                )  # fmt: skip
             else:
                 graph = self.graph(before, options["n"])
                 gallery = refine.augmented_gallery(gallery, graph, **options)

@@ -112,12 +112,9 @@ def rank(
     k = min(default_depth(len(gallery)), available) if k is None else k
     check_k(k, available)
     T = len(gallery.tiles) if gallery.tiles else 1
-    if T == 1:
-        positions, scores = top_k(queries.vectors, gallery.vectors, k + same_set, device=device)
-    else:
-        positions, scores = top_k_of_tiles(
-            queries.vectors, gallery.all_vectors, T, k + same_set, device=device
-        )
+    positions, scores = top_k_of_tiles(
+        queries.vectors, gallery.all_vectors, T, k + same_set, device=device
+    )
     if same_set:
         own = self_positions(queries.ids, gallery.ids)
         positions, scores = without_self(positions, scores, own, k, vectors_each=T)
@@ -208,23 +205,15 @@ def top_k_of_tiles(
     """The k images of each query with the best tiles, and the scores of these (Q, k) float64.
 
     gallery: (G·T, D), the T vectors of an image together. Positions (Q, k) int64 are those of the
-    best tiles in it: of equal ones the first. Every score is computed, for deep rankings.
+    best tiles in it: of equal ones the first. Every score is computed, for deep rankings; with one
+    vector of each image as `top_k` does it.
     """
-    T = vectors_each
+    if vectors_each == 1:
+        return top_k(queries, gallery, k, device=device)
     positions, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
-    rows = T * max(1, rows_per_chunk(gallery.shape[1]) // T)
     for part in slices(len(queries), rows_per_chunk(len(gallery))):
-        grid = on_grid(queries[part], device)
-        best = [
-            exact_scores(grid, on_grid(gallery[p], device)).view(len(grid), -1, T).max(dim=2)
-            for p in slices(len(gallery), rows)
-        ]
-        values = torch.cat([found.values for found in best], dim=1)  # (q, G)
-        tile = torch.cat([found.indices for found in best], dim=1)
-        values, order = torch.sort(values, dim=1, descending=True, stable=True)
-        order = order[:, :k]
-        positions[part] = (order * T + tile.gather(1, order)).cpu().numpy()
-        scores[part] = values[:, :k].cpu().numpy()
+        found = _by_all(queries[part], gallery, k, device, vectors_each)
+        positions[part], scores[part] = found
     return positions, scores
 
 
@@ -258,16 +247,30 @@ def on_grid(vectors: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
 
 
 def _by_all(
-    queries: np.ndarray, gallery: Gallery, k: int, device: str
+    queries: np.ndarray, gallery: Gallery, k: int, device: str, vectors_each: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every score, exactly, then a stable sort: for deep rankings."""
-    grid = on_grid(queries, device)
-    parts = slices(len(gallery), rows_per_chunk(gallery.shape[1]))
-    scores = torch.cat(
-        [exact_scores(grid, on_grid(gallery[p], device)) for p in parts], dim=1
-    )  # (q, G)
+    """Every score, exactly, then a stable sort: for deep rankings. Of T vectors of an image the
+    best one counts, whose position is given."""
+    T, grid = vectors_each, on_grid(queries, device)
+    rows = T * max(1, rows_per_chunk(gallery.shape[1]) // T)
+    best = [
+        exact_scores(grid, _exact_block(gallery, part, device)).view(len(grid), -1, T).max(dim=2)
+        for part in slices(len(gallery), rows)
+    ]
+    scores = torch.cat([found.values for found in best], dim=1)  # (q, G)
+    tile = torch.cat([found.indices for found in best], dim=1)
     values, order = torch.sort(scores, dim=1, descending=True, stable=True)
-    return order[:, :k].cpu().numpy(), values[:, :k].cpu().numpy()
+    order = order[:, :k]
+    return (order * T + tile.gather(1, order)).cpu().numpy(), values[:, :k].cpu().numpy()
+
+
+def _exact_block(gallery: Gallery, part: slice, device: str) -> Tensor:
+    """These rows for `exact_scores`: of the vectors on a GPU, if they are there in full."""
+    if isinstance(gallery, Rows) and gallery.resident is not None:
+        found = gallery.resident_block(part)
+        if found.dtype == torch.float32:
+            return on_grid(found, device)
+    return on_grid(gallery[part], device)
 
 
 def _by_candidates(

@@ -170,6 +170,7 @@ def nearest_groups(
             # a group of which no image was found scores no more than the last image that was
             done &= (few_scores[:, k - 1] if few.shape[1] >= k else -np.inf) > values[:, -1]
         done |= n >= available
+        done |= (found >= 0).sum(axis=1) < n  # the source gives no more
         width = min(k, few.shape[1])
         positions[left[done], :width] = few[done, :width]
         scores[left[done], :width] = few_scores[done, :width]

@@ -96,7 +96,7 @@ class View:
             positions = self.snapshot.position_of[rows]
         elif n and self.structure is None and tiles.DEEP * n >= available:
             of_tiles = self._rows(allowed)
-            gallery = Rows(self.snapshot.vectors, of_tiles)
+            gallery = Rows(self.snapshot.vectors, of_tiles, self._resident)
             found, scores = exact.top_k_of_tiles(queries, gallery, T, n, device=self.device)
             positions = self._positions_of_tiles(of_tiles[found])
         else:

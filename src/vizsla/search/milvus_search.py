@@ -4,16 +4,18 @@ Knows no client: it is given two functions that fetch entities of the collection
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from vizsla.errors import DataError
 from vizsla.search import ann, exact
 from vizsla.search.ranking import self_positions, without_self
 from vizsla.search.tiles import best_tiles
+
+log = logging.getLogger("vizsla.search")
 
 Entity = dict[str, Any]
 Scan = Callable[[str, list[str]], Iterable[Entity]]  # expression, fields → all that meet it
@@ -102,7 +104,8 @@ class MilvusImages:
         short = np.flatnonzero([len(found.of[i]) < k for i in range(len(queries))])
         if len(short):
             if k > TOP_K:
-                raise DataError(f"k={k}: Milvus gives at most {TOP_K}")
+                log.warning("Milvus gives at most %d vectors: there are fewer results", TOP_K)
+                return found
             found.add(short, [self._scanned] * len(short))
         return found
 

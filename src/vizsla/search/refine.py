@@ -33,16 +33,21 @@ def expanded_queries(
     alpha: float = 0.0,
     self_at: np.ndarray | None = None,
     device: str = "cpu",
+    vectors_each: int = 1,
 ) -> np.ndarray:
     """(Q, D) unit rows: each query plus its n nearest gallery vectors, weighted by score^alpha.
 
     alpha 0 is average query expansion (Chum et al., 2007), above it αQE (Radenović et al., 2018).
-    self_at: each query's own gallery position (-1: none), which is not a neighbour.
+    self_at: each query's own gallery position (-1: none), which is not a neighbour. vectors_each:
+    T vectors of an image; of each of the n nearest images the best one is added.
     """
-    exact.check_k(n, len(gallery) - (self_at is not None))
-    positions, scores = exact.top_k(queries, gallery, n + (self_at is not None), device=device)
+    T = vectors_each
+    exact.check_k(n, len(gallery) // T - (self_at is not None))
+    positions, scores = exact.top_k_of_tiles(
+        queries, gallery, T, n + (self_at is not None), device=device
+    )
     if self_at is not None:
-        positions, scores = without_self(positions, scores, self_at, n)
+        positions, scores = without_self(positions, scores, self_at, n, vectors_each=T)
     return _weighted_sum(queries, gallery, positions, scores, alpha)
 
 

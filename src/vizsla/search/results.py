@@ -1,7 +1,7 @@
 """Nearest images → what a search gives: images or groups of them, alike or different."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -123,7 +123,15 @@ def regrouped(ranking: Ranking, gallery: Embeddings, k: int, form: ResultForm) -
         available=ranking.depth,
         first=None if by is None else by.first,
     )
-    return ranking.with_results(
+    others = ranking.with_results(
         found.positions, found.scores, members=found.members, member_scores=found.member_scores,
         origin={"depth": k, **form.record()},
     )  # fmt: skip
+    if ranking.best_tile is None:
+        return others
+    tiles = np.full((len(ranking), len(ranking.gallery)), -1, np.int8)
+    rows, columns = np.nonzero(ranking.positions >= 0)
+    tiles[rows, ranking.positions[rows, columns]] = ranking.best_tile[rows, columns]
+    best_tile = np.take_along_axis(tiles, np.maximum(found.positions, 0), axis=1)
+    best_tile = np.where(found.positions >= 0, best_tile, -1)
+    return replace(others, tiles=ranking.tiles, best_tile=best_tile)
