@@ -231,6 +231,8 @@ def test_shots_of_one_moment_in_two_parts_are_reported(data: Path, photo: Photo)
         in (report.remarks()[0])
     )
     assert "Shots of one moment in two parts (1)" in report.text()
+    (row,) = [line for line in report.text().splitlines() if line.startswith("training/cat/a.jpg")]
+    assert row.split() == ["training/cat/a.jpg", "query/b.jpg", "4", "s"]
 
 
 def test_nothing_to_fix_is_said_only_where_no_label_is_in_doubt(data: Path) -> None:

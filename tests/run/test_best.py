@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import vizsla
 from vizsla import storage
 from vizsla.choose.validation import Trial
 from vizsla.cli.main import app
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import UsageError
 from vizsla.model import hub
 from vizsla.model.embedder import Embedder
 from vizsla.options import TuneConfig
@@ -225,7 +226,11 @@ def test_without_time_only_the_first_model_is_run(
     require_complete(found.run)
     assert found.candidate == Candidate((Network(MODELS["first"]),))
     assert {s.verdict for s in found.steps[1:]} == {"no time"}
-    assert "enough for frozen models only" in "\n".join(found.notes())
+    notes = "\n".join(found.notes())
+    assert "enough for frozen models only: " in notes
+    (needed,) = [s.needs for s in found.steps if s.stage == "fine-tuned"]
+    assert needed is not None and needed > 1000  # LEAST_TUNING
+    assert f"a budget of {math.ceil(1.1 * needed / 60)}m would also try a fine-tuning" in notes
 
 
 def test_a_step_ends_when_its_time_is_over(tmp_path: Path) -> None:
@@ -307,8 +312,16 @@ def test_what_is_wrong_is_said_before_the_work(tinted: Path, tmp_path: Path) -> 
         for i in range(2):
             name = next((tinted / "test" / role).glob(f"*-{i}.png"))
             (bare / "test" / role / name.name).write_bytes(name.read_bytes())
-    with pytest.raises(DataError, match="training"):
-        best(config(bare, tmp_path))
+    two = config(bare, tmp_path)
+    two = dataclasses.replace(two, run=dataclasses.replace(two.run, top_k=2))
+    found = best(two)  # nothing to choose on, so the first model it is
+    assert found.run.result_file is not None
+    assert len(Ranking.load(found.run.folder / "ranking.parquet")) == 2
+    assert found.candidate == Candidate((Network(MODELS["first"]),)) and not found.steps
+    text = " ".join(found.text().split())
+    assert text.startswith("nothing could be chosen, so this is the first model as it came: ")
+    assert "has no training folder: put labelled images into" in text
+    assert best(two).run == found.run
 
 
 def test_models_that_cannot_be_had_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,8 +217,8 @@ class CheckReport(Shown):
                 [f.name, f.brightness]
                 for f in sorted(self.odd().get("dark", []), key=lambda f: f.brightness)
             ]),
-            "Shots of one moment in two parts": Table(["image", "other image", "seconds apart"], [
-                [facts[a].name, facts[b].name, seconds] for a, b, seconds in self.moments()
+            "Shots of one moment in two parts": Table(["image", "other image", "time apart"], [
+                [facts[a].name, facts[b].name, f"{seconds:g} s"] for a, b, seconds in self.moments()
             ]),
             "Doubtful labels": self.suspect_table(),
             "Almost equal vectors": Table(["image", "other image", "cosine"], [

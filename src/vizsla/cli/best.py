@@ -28,8 +28,9 @@ def best(
     *,
     options: BestCommand,
 ) -> None:
-    """Search models, training, fusion and refinement for the best ranking in a given time.
+    """Get the best ranking that a given time allows: models, training, fusion, re-ranking.
 
+    Everything is tried on held-out images of training/, and kept where it is better.
     As soon as the first model is done there is a complete run with a submission,
     and from then on the best so far. The same command goes on after an
     interruption, or with a larger --budget, which is the time of all tries.

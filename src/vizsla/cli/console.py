@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from vizsla.cli.parameters import with_options
 from vizsla.errors import flags_named
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class _FlagsNamed:
-    """Errors of commands name flags, and in their help flags have no type: Typer writes <bool>
-    after one, as if it took a value."""
+    """Errors of commands name flags. In their help arguments are named like DATA, and flags have no
+    type: Typer writes <bool> after one, as if it took a value."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Runs the command."""
@@ -32,6 +32,8 @@ class _FlagsNamed:
     def get_params(self, context: Any) -> Any:
         parameters = super().get_params(context)  # type: ignore[misc]
         for parameter in parameters:
+            if isinstance(parameter, TyperArgument) and parameter.metavar is None:
+                parameter.metavar = str(parameter.name).upper()  # Typer writes {name} or [name]
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
                 if parameter.default is None:  # Typer would import pydantic to find it is no bool

@@ -1,5 +1,6 @@
 """Commands that do the whole job: run, demo, train, sweep."""
 
+import importlib.util
 import itertools
 import shlex
 from dataclasses import asdict, dataclass
@@ -44,6 +45,7 @@ NOT_SWEPT = (  # by `sweep`, or by options of its own
     "model", "weights", "pooling", "interpolation", "views", "tiles", "whiten", "dim", "runtime",
     "refine", "refine_uses", "figures",
 )  # fmt: skip
+LARGER = "efficientnet-lite2"  # than the default network; its weights come as a package too
 FUSION = ("fusion", "fusion_weights", "fusion_whiten")
 
 app = Commands()
@@ -114,11 +116,21 @@ def _better_runs(config: "RunConfig", *, labelled: bool) -> str:
     """What usually ranks better than a run of the default model; empty for other models."""
     if (config.model, config.weights) != (DEFAULT_BACKBONE, "pretrained"):
         return ""
-    head = "\nNext, --finetune head learns from training/, in minutes."
-    return (head if labelled and config.tuning is None else "") + (
-        f"\n{DEFAULT_BACKBONE} comes with vizsla. Where the model hub can be reached, "
-        "--model dinov2-s14 (a download of 88 MB) usually ranks better."
-    )
+    from vizsla.model.catalogue import find_backbone
+
+    package = find_backbone(LARGER).package
+    is_here = package is not None and importlib.util.find_spec(package.module) is not None
+    get = "" if is_here else " (pip install 'vizsla[lite]')"
+    lines = ["--finetune head: learns from training/, in minutes"]
+    lines = lines if labelled and config.tuning is None else []
+    lines += [
+        f"--model {LARGER}: a larger network, without a hub{get}",
+        "--model dinov2-s14 (a download of 88 MB from the model hub): usually better still",
+    ]
+    if labelled:
+        best = f"vizsla best {shlex.quote(config.data)} --budget 10m"
+        lines.append(f"{best}: tries all of these, and re-ranking")
+    return "\n".join(["", "Next, for a better ranking:", *(f"  {line}" for line in lines)])
 
 
 def _refuse_others(context: typer.Context, *allowed: str) -> None:

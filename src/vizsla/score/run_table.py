@@ -319,7 +319,7 @@ def _best_on_validation(own: Row, ranked: RunTable) -> str:
     same = [row for row in ranked.rows if row.validation and own.validation
             and row.validation.id == own.validation.id]  # fmt: skip
     best = max(same, key=lambda row: row.validation.map if row.validation else 0, default=None)
-    if best is None or best.validation is None or own.validation is None:
+    if len(same) < 2 or best is None or best.validation is None or own.validation is None:
         return ""
     value = f"validation mAP {best.validation.map:.4f}"
     if best.validation.map == own.validation.map:

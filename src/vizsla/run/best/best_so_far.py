@@ -100,7 +100,8 @@ class BestSoFar:
             return self._entered(tried, found["kept"])
         known = what if isinstance(what, Candidate) else None
         if self.journal.left() - self.reserve(known) < needs:
-            self.skipped.append(Step(stage, name, verdict=NO_TIME))
+            budget = self.journal.spent() + self.reserve(known) + needs
+            self.skipped.append(Step(stage, name, verdict=NO_TIME, needs=round(budget, 1)))
             return None
         if not self.journal.begin(key):
             step = Step(stage, name, verdict="left out: it stopped the command twice")

@@ -35,7 +35,7 @@ from vizsla.embed.shards import MANIFEST
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import AnyProjection
 from vizsla.options import TuneConfig
-from vizsla.progress import Report
+from vizsla.progress import Report, waiting
 from vizsla.run.config import RunConfig, compute_for
 from vizsla.run.fused_runs import projected
 from vizsla.search.chain import Refiner, parse_chain
@@ -94,6 +94,13 @@ class Candidate:
     def __str__(self) -> str:
         names = " + ".join(map(str, self.networks))
         return ", ".join([names, *(part for part in (self.head, self.chain) if part != "none")])
+
+    @property
+    def readable(self) -> str:
+        """The same with spaces, where a long chain folds."""
+        names = " + ".join(map(str, self.networks))
+        chain = self.chain.replace("+", " + ").replace(",", ", ")
+        return names if self.chain == "none" else f"{names}, re-ranked by {chain}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `of` reads it."""
@@ -180,9 +187,10 @@ class HeldOut:
         out = self._vectors_folder(network, role)
         if self.is_embedded(network, role):
             return Embeddings.open(out, root=images.folder)
-        runtime = self.runtime(network)
-        if network.key not in self.seconds_per_image:
-            runtime.submit(runtime.blank_batch()).result()  # its start is not counted
+        with waiting(report, f"loading {network}"):
+            runtime = self.runtime(network)
+            if network.key not in self.seconds_per_image:
+                runtime.submit(runtime.blank_batch()).result()  # its start is not counted
         started = time.monotonic()
         vectors = embed(
             images, runtime.embedder, out, runtime=runtime, cache=self.shared.cache,

@@ -28,7 +28,7 @@ class TimeIsUp(Exception):
 class Step:
     """One thing that was tried. value, gain, error: of what is optimised, on validation; None where
     it was not compared. gain: over the best before that has no chain. verdict: why it is kept or
-    not, in words."""
+    not, in words. needs: seconds of a whole budget from which a step without time is tried."""
 
     stage: str
     name: str
@@ -40,6 +40,7 @@ class Step:
     error: float | None = None
     seconds: float = 0.0
     verdict: str = ""
+    needs: float | None = None
 
     def scored(self, trial: Trial, best: Trial | None) -> "Step":
         """The same with the values of its trial, its gain over the best before."""

@@ -1,6 +1,7 @@
 """What `best` gives: the best complete run, and the table of what was tried."""
 
 import dataclasses
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run
 
 PAGE = "best.html"
+TRAININGS = {"head": "a head", "fine-tuned": "a fine-tuning"}
+MARGIN = 1.1  # on the time that a step needs: what comes before it takes longer at times
+NOTHING = "nothing could be chosen, so this is the first model as it came:"
+OTHER_DRAWS = "a single run draws its own, so its validation differs a little"
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +52,7 @@ class BestResult(Shown):
     def summary(self) -> Summary:
         """What was best, and the table of the steps."""
         table = steps_table(self.steps)
-        facts = [str(self.candidate), f"{self.seconds:.0f} of {self.budget:.0f} s",
+        facts = [self.candidate.readable, f"{self.seconds:.0f} of {self.budget:.0f} s",
                  f"in {self.run.folder}"]  # fmt: skip
         return Summary("Best", facts, table.columns, table.rows, notes=self.notes())
 
@@ -56,22 +61,37 @@ class BestResult(Shown):
         gained = [f"{step.name} {step.gain:+.3f}" for step in most_gained(self.steps)]
         notes = [f"most gained by: {'; '.join(gained)}"] if gained else []
         tried = {step.stage for step in self.steps if step.value is not None}
-        if not tried & {"head", "fine-tuned"}:
+        if tried and not tried & {"head", "fine-tuned"}:
+            longer = [text for stage in TRAININGS if (text := self._longer(stage))]
+            more = ", ".join(longer) or "more time also tries heads and fine-tuning"
             notes.append(
-                f"the budget of {self.budget:.0f} s was enough for frozen models only: more time "
-                "also tries heads and fine-tuning"
+                f"the budget of {self.budget:.0f} s was enough for frozen models only: {more}"
             )
+        elif "head" in tried and "fine-tuned" not in tried and (more := self._longer("fine-tuned")):
+            notes.append(more)
         return notes
+
+    def _longer(self, stage: str) -> str:
+        """From which budget on such a step would be tried on this data, as far as it was measured;
+        "" if that is not known."""
+        needs = min((s.needs for s in self.steps if s.stage == stage and s.needs), default=None)
+        if needs is None:
+            return ""
+        return f"a budget of {math.ceil(MARGIN * needs / 60)}m would also try {TRAININGS[stage]}"
 
     def text(self) -> str:
         """All of it, for a terminal."""
         table = steps_table(self.steps)
-        lines = [
-            *textwrap.wrap(f"tried on {self.held_out}:", WIDTH),
-            *table.lines(WIDTH, keep=table.columns, whole=table.columns[2:]),
-            *[line for note in self.notes() for line in textwrap.wrap(note, WIDTH)],
+        lines = wrapped(f"{NOTHING} {self.held_out}")
+        if self.steps:
+            lines = [
+                *wrapped(f"tried on {self.held_out} ({OTHER_DRAWS}):"),
+                *table.lines(WIDTH, keep=table.columns, whole=table.columns[2:]),
+                *[line for note in self.notes() for line in wrapped(note)],
+            ]
+        lines += [
             "",
-            *textwrap.wrap(f"best: {self.candidate}", WIDTH),
+            *wrapped(f"best: {self.candidate.readable}"),
             f"after {self.seconds:.0f} of {self.budget:.0f} s",
             self.scores.text() if self.scores else "No labels are known, so there are no scores.",
             f"tried       {self.page}",
@@ -120,16 +140,20 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
         journal.path.parent / PAGE,
     )
     remarks = [
-        f"tried on {held_out}",
+        f"{'tried on' if found.steps else NOTHING} {held_out}",
         *found.notes(),
         f"after {found.seconds:.0f} of {found.budget:.0f} s",
         f"to repeat it: {found.again}",
         f"all about it on one page: vizsla report {best.folder} -o report.html",
     ]
-    name = str(found.candidate).replace(",", ", ").replace(",  ", ", ").replace(")+", ") + ")
-    page = pages.steps_page(steps_table(found.steps), remarks, name)
+    page = pages.steps_page(steps_table(found.steps), remarks, found.candidate.readable)
     storage.write_text(found.page, page)
     return found
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines for a terminal; names are not cut at their hyphens."""
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def _figures(config: RunConfig, best: Run) -> list[Path]:

@@ -95,8 +95,8 @@ def best_config(data: str | Path, options: BestOptions) -> BestConfig:
 def best(config: BestConfig, progress: Report | bool | None = None) -> BestResult:
     """Searches until the budget is spent or nothing is left to try; the same call continues.
 
-    DataError without labelled training images. Whatever stops it, `<home>/best/…/best.json` names
-    the best complete run so far.
+    Without labelled training images nothing can be chosen: a run of the first model. Whatever
+    stops it, `<home>/best/…/best.json` names the best complete run so far.
     """
     if len(config.weights) not in (1, max(1, len(config.models))):
         raise UsageError(
@@ -104,11 +104,11 @@ def best(config: BestConfig, progress: Report | bool | None = None) -> BestResul
             "or one for each"
         )
     data = folders_of(config.run)
-    images = training_part(data.training, config.run.data, "best")
+    images = data.training
     options = dataclasses.asdict(config.run)
     for name in ("home", "workers", "figures", "cache"):
         options.pop(name)
-    sets = [fingerprint(part) for part in (data.query, data.gallery, images)]
+    sets = [fingerprint(part) for part in (data.query, data.gallery, images) if part is not None]
     folder = folder_of(
         Path(config.run.home), [options, config.models, config.weights, sets],
         Path(config.run.data).resolve().name,
@@ -154,7 +154,7 @@ class _Search:
         except DataError as error:
             if self.journal.best is None:
                 raise
-            self.held_out = f"nothing, so that the first model is kept: {error}"
+            self.held_out = str(error)
             return
         self.held_out = self.held.on.description()
         frozen = self._frozen(networks)
@@ -194,6 +194,7 @@ class _Search:
             Embeddings.open(done.folder / "embeddings" / role).vectors
             for role in ("query", "gallery")
         ]
+        training_part(self.held.data.training, self.config.run.data, "choosing")
         self._imitate_test_part(first, done, report)
         self.so_far.test_images = sum(map(len, vectors))
         splitting = TuneConfig.from_options({**self.validating, "draws": DRAWS})
@@ -395,7 +396,10 @@ class _Search:
             if plan not in self.journal.known:
                 seconds -= LOADING + self.so_far.seconds(network, images) + self.so_far.finishing
                 if seconds < LEAST_TUNING:
-                    skipped = Step("fine-tuned", str(network), verdict=NO_TIME)
+                    budget = self.config.budget + max(1, count - i) * (LEAST_TUNING - seconds)
+                    skipped = Step(
+                        "fine-tuned", str(network), verdict=NO_TIME, needs=round(budget, 1)
+                    )
                     self.so_far.skipped += [skipped] if i < count else []
                     return
                 self.journal.known[plan] = round(seconds, 1)
