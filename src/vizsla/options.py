@@ -512,8 +512,9 @@ class GalleryOptions(ModelChoice, ImageOptions, ComputeChoice, Accepting):
 
     accept: float | str | None = same(
         Accepting, "accept",
-        help="Grey out results that are not right with this probability, such as 0.95, by the "
-        "calibration of the run that is served; or by a FILE, or FILE@0.9.",
+        help="Grey out results that are not right with this probability, such as 0.8, by the "
+        "calibration of the run that is served, or learned from items with several pictures; or by "
+        "a FILE, or FILE@0.9.",
         shown="no decisions", usual=False,
     )  # fmt: skip
 
@@ -771,8 +772,9 @@ class SearchOptions(
 
     accept: float | str | None = same(
         Accepting, "accept",
-        help="Accept only matches that are right with this probability, such as 0.95, by the "
-        "calibration of the run that is searched; or by a FILE, or FILE@0.9.",
+        help="Accept only matches that are right with this probability, such as 0.8, by the "
+        "calibration of the run that is searched, or learned from items with several pictures; or "
+        "by a FILE, or FILE@0.9.",
     )  # fmt: skip
 
     top_k: int | None = same(

@@ -333,5 +333,5 @@ def test_a_run_is_searched_with_its_decisions(accepted: RunResult, home: Path) -
     assert strict.output.count("── none of these is accepted ──") == 2
     with pytest.raises(DataError, match="refined by aqe"):
         vizsla.search(run, known, accept=0.7, refine="aqe", top_k=4)
-    with pytest.raises(UsageError, match="needs a calibration for this gallery"):
+    with pytest.raises(UsageError, match="learns from images that show one item"):
         vizsla.search(run / "embeddings/gallery", known, accept=0.7)

@@ -24,7 +24,13 @@ from vizsla.data.images import MAX_PIXELS
 from vizsla.data.imageset import ImageSet
 from vizsla.data.listing import few
 from vizsla.data.table_folder import LABELS, is_table_folder
-from vizsla.data.tables import attributes_for, labelled_rows, read_labels
+from vizsla.data.tables import (
+    ITEM_COLUMNS,
+    attributes_for,
+    item_column_in,
+    labelled_rows,
+    read_labels,
+)
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.processes import available_cores
@@ -38,7 +44,6 @@ log = logging.getLogger("vizsla.check")
 Embed = Callable[[str, ImageSet], Embeddings]
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
 MOST_SUSPECTS = 100  # listed; after the first few dozen hardly any is a real mistake
-ITEM_COLUMNS = ("group", "product", "product_id", "sku", "item", "item_id", "article", "individual")
 
 
 def image_sets(
@@ -115,8 +120,7 @@ def item_column_of(
         return group_by
     if "label" in columns:
         return None
-    by_name = {name.lower(): name for name in sorted(columns)}
-    found = next((by_name[name] for name in ITEM_COLUMNS if name in by_name), None)
+    found = item_column_in(columns)
     if found is None and labels is not None:
         log.warning(
             "%s has no column label, nor one of %s: copies of different products are not told "

@@ -30,6 +30,7 @@ from vizsla.errors import DataError, UsageError
 log = logging.getLogger("vizsla.tables")
 
 ROLES = ("query", "gallery", "training")
+ITEM_COLUMNS = ("group", "product", "product_id", "sku", "item", "item_id", "article", "individual")
 
 
 def read_table(path: str | Path) -> pa.Table:
@@ -191,6 +192,12 @@ def _unquoted(line: str) -> str:
         return str(json.loads(line)) if line.startswith('"') else line
     except ValueError:
         return line
+
+
+def item_column_in(columns: Iterable[str]) -> str | None:
+    """The first of ITEM_COLUMNS that there is, in upper or lower case; None if there is none."""
+    by_name = {name.lower(): name for name in sorted(columns)}
+    return next((by_name[name] for name in ITEM_COLUMNS if name in by_name), None)
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,7 @@ from vizsla.model.hub import require_weights
 from vizsla.model.open_model import is_chosen, load_embedder, recorded_embedder
 from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
 from vizsla.progress import LOADING, Report, waiting
+from vizsla.run.accept_items import calibration_of_items, learns_from_items
 from vizsla.run.accepting import Accept
 from vizsla.run.validate_on import validate_on_by_vectors
 from vizsla.search.chain import Chain, parse_chain, rank_refined
@@ -87,8 +88,9 @@ def search_gallery(
             "--accept decides by the score of one image with one query: leave out --diverse, "
             "--group-score and --query-group"
         )
-    if options.accept is not None:
-        calibration = Accept.parse(options.accept).load(gallery)
+    accept = None if options.accept is None else Accept.parse(options.accept)
+    if accept is not None and not learns_from_items(accept, gallery):
+        calibration, accept = accept.load(gallery), None
     if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
         if members := open_run(gallery).config.get("members"):
             raise UsageError(
@@ -101,6 +103,11 @@ def search_gallery(
     found, where = open_gallery(gallery, device), str(gallery)
     if condition is not None and isinstance(found, FolderIndex):
         condition.masks(found.attributes)  # what is misspelt is an error before the work
+    if accept is not None:
+        calibration = calibration_of_items(
+            vectors_of(found, where, "--accept"), accept, column=options.group_by, source=where,
+            seed=options.seed,
+        )  # fmt: skip
     query_set = embedded_queries(
         queries, found, choice=options, seed=options.seed, device=device, progress=progress,
         box=QueryBox.of(options.box), tiles=Tiles.parse(options.query_tiles or "none"),
@@ -357,11 +364,11 @@ def chain_of(
     return choice.chain, choice
 
 
-def vectors_of(found: Index, where: str) -> Embeddings:
+def vectors_of(found: Index, where: str, flag: str = "--refine") -> Embeddings:
     """The gallery's vectors; UsageError if they are on a server."""
     if not isinstance(found, FolderIndex):
         raise UsageError(
-            f"--refine needs the gallery's vectors here, and those of {where} are on a server: "
+            f"{flag} needs the gallery's vectors here, and those of {where} are on a server: "
             "leave it out"
         )
     return found.embeddings()

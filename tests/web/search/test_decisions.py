@@ -1,6 +1,7 @@
 """`serve --accept`: what is accepted, in answers of the API and on the page."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 
 from tests.web.conftest import png
 from vizsla import SearchClient
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.options import GalleryOptions
 from vizsla.score.calibration import Calibration
 from vizsla.score.precision_levels import Level
+from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.server import GallerySource, prepare
 from vizsla.web.search.service import ServerState
 
@@ -97,3 +99,21 @@ def test_scores_of_another_model_are_refused_at_the_start(pictures: Path, tmp_pa
     options = GalleryOptions(model="tiny", weights="random", accept=str(file), device="cpu")
     with pytest.raises(DataError, match="is for scores of model other"):
         prepare(GallerySource(pictures, options), ServerState())
+
+
+def test_they_are_learned_from_items_of_the_gallery(pictures: Path, tmp_path: Path) -> None:
+    names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
+    rows = [f"{name},S{i // 4}" for i, name in enumerate(names)]
+    (tmp_path / "skus.csv").write_text("\n".join(["file,sku", *rows]))
+    options = GalleryOptions(
+        model="tiny", weights="random", accept=0.5, device="cpu", labels=str(tmp_path / "skus.csv")
+    )
+    engine = prepare(GallerySource(pictures, options), ServerState())
+    try:
+        assert engine.calibration is not None and "column sku" in engine.calibration.learned_on
+        (first,) = engine.answer(SearchRequest(id=(names[0],), k=1)).results
+        assert first.accepted is not None and first.probability is not None
+    finally:
+        engine.close()
+    with pytest.raises(UsageError, match="and needs a column that says which do"):
+        prepare(GallerySource(pictures, replace(options, labels=None)), ServerState())

@@ -34,6 +34,7 @@ from vizsla.errors import DataError, ModelError, UsageError, VizslaError
 from vizsla.model.open_model import load_embedder, recorded_embedder
 from vizsla.options import DEFAULT_BACKBONE, GalleryOptions
 from vizsla.run import config, finished_run, fused_runs
+from vizsla.run.accept_items import calibration_of_items, learns_from_items
 from vizsla.run.accepting import Accept
 from vizsla.run.members import Member
 from vizsla.score.calibration import Calibration
@@ -96,9 +97,17 @@ class GallerySource:
 
     @property
     def calibration(self) -> Calibration | None:
-        """What decides which results are accepted, if anything does."""
-        accept = self.options.accept
-        return None if accept is None else Accept.parse(accept).load(self.path)
+        """What decides which results are accepted; None if nothing does, or if it is to be learned
+        from the gallery."""
+        accept = self.accept
+        if accept is None or learns_from_items(accept, self.path):
+            return None
+        return accept.load(self.path)
+
+    @property
+    def accept(self) -> Accept | None:
+        """What --accept says."""
+        return None if self.options.accept is None else Accept.parse(self.options.accept)
 
     def check(self) -> None:
         """UsageError or DataError for what is wrong before anything is loaded."""
@@ -243,6 +252,12 @@ def prepare(
             progress("embedding", done, total)
 
     calibration = source.calibration
+    learns = source.accept is not None and calibration is None
+
+    def learned(vectors: Embeddings) -> Calibration:
+        assert source.accept is not None
+        return calibration_of_items(vectors, source.accept, source=str(source.path))
+
     index, temporary, columns = None, None, None
     served: Model | JointModel
     root: Path | None
@@ -258,11 +273,20 @@ def prepare(
         _require_same_model(index.model_id, embedder.model_id, source)
         columns = _columns_of(source)  # in place of the index's own, each time that it is opened
         compute = _compute(source, embedder, index.ids, root)
+        if learns:
+            embeddings = index.embeddings()
+            if columns is not None:
+                added = columns(embeddings.ids)
+                attributes = with_columns(embeddings.attributes, added)
+                embeddings = replace(embeddings, attributes=attributes)
+            calibration = learned(embeddings)
     else:
         if not members:
             embeddings, root, compute = _embeddings(source, kind, embedder, report)
             _require_same_model(embeddings.model_id, embedder.model_id, source)
         calibration = _for_searches(calibration, embeddings.model_id, fusion)
+        if learns:
+            calibration = learned(embeddings)
         state.stage = "indexing"
         temporary = tempfile.TemporaryDirectory(prefix="vizsla-served-")
         index = FolderIndex.build(embeddings, temporary.name)
