@@ -4,15 +4,16 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vizsla.workspace import SECONDS
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+T = TypeVar("T")
 Report = Callable[[str, int, int], None]  # (stage, done, total)
 LOADING = "loading"  # libraries, a model or a gallery
 
@@ -140,6 +141,14 @@ def waiting(progress: Report | None, stage: str) -> Iterator[None]:
     yield
     if progress:
         progress(stage, 1, 1)
+
+
+def counted(items: Sequence[T], stage: str, progress: Report | None) -> Iterator[T]:
+    """The items; reports of each one when it is done with."""
+    for i, item in enumerate(items):
+        yield item
+        if progress:
+            progress(stage, i + 1, len(items))
 
 
 def in_notebook() -> bool:

@@ -168,8 +168,17 @@ def test_the_matrix_counts_every_query_once(page: Path) -> None:
 def test_without_labels_it_is_still_a_report(tinted: Path, tmp_path: Path) -> None:
     shutil.copytree(tinted, tmp_path / "data")
     (tmp_path / "data/labels.csv").unlink()
-    page = finished_run.report(small_run(tmp_path / "data", tmp_path), tmp_path / "r.html")
+    reports: list[tuple[str, int, int]] = []
+    page = finished_run.report(
+        small_run(tmp_path / "data", tmp_path), tmp_path / "r.html",
+        progress=lambda *report: reports.append(report),
+    )  # fmt: skip
     whole = page.read_text()
+    assert {report for report in reports if report[1] == report[2]} == {  # every stage ended
+        ("reading the run", 1, 1), ("drawing queries", 8, 8),
+        ("laying out the map of 40 images", 1, 1), ("drawing the images of the map", 40, 40),
+    }  # fmt: skip
+    assert ("drawing the images of the map", 7, 40) in reports
     assert "No labels are known" in whole and '<section id="map"' in whole
     assert '<section id="scores"' not in whole and whole.count('<article class="sheet">') == 8
 

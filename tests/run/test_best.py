@@ -222,8 +222,11 @@ def test_without_time_only_the_first_model_is_run(
     tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Journal, "spent", lambda self: 50.0 * (self.best is not None))
-    found = best(config(tinted, tmp_path, budget=40.0))
+    stages: list[str] = []
+    found = best(config(tinted, tmp_path, budget=40.0), lambda stage, *_: stages.append(stage))
     require_complete(found.run)
+    (name,) = {stage for stage in stages if stage.startswith("loading ")}
+    assert stages.index(name) < stages.index(name.replace("loading", "embedding"))
     assert found.candidate == Candidate((Network(MODELS["first"]),))
     assert {s.verdict for s in found.steps[1:]} == {"no time"}
     notes = "\n".join(found.notes())

@@ -102,6 +102,10 @@ def test_setups_are_said_in_a_few_words(tmp_path: Path) -> None:
     row = row_of_result(result)
     assert row.setup == "head, plain whitening, views flip, aqe+kreciprocal"
     assert row.scores is None
+    content |= {"training": {"kept": "head", "options": {"finetune": "head", "loss": "arcface"}}}
+    (tmp_path / "net_metrics_1.json").write_text(json.dumps(content))
+    other = row_of_result(read_results([tmp_path]).results[0])  # a loss that is not the usual one
+    assert other.setup.startswith("head, arcface, plain")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from vizsla.cli.sources import TruthOptions
 from vizsla.errors import UsageError
 from vizsla.option_fields import option, same
 from vizsla.options import MetricChoice, Page, Printing
+from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.score.compare import Comparison
@@ -138,7 +139,8 @@ def _write_queries_page(sources: list[Path], options: CompareOptions) -> None:
 
     assert options.queries is not None
     truth = read_truth(read_ranking(sources[0]), options) if options.is_given else None
-    queries_page(sources, options.queries, truth=truth)
+    with ProgressShown(options.quiet) as progress:
+        queries_page(sources, options.queries, truth=truth, progress=progress)
     if truth is None and not all(map(truth_of_run, sources)):
         log.warning(
             "%s marks no image as right or wrong, since no labels of the test part are known: to "

@@ -180,7 +180,7 @@ class _Job:
     def run(self) -> ShardWriter:
         writer = self._writer()
         start = writer.resume()
-        if start:
+        if 0 < start < writer.total:
             log.info("%s: continues after image %d of %d", self.out, start, writer.total)
         try:
             if self.source.tiles is not None:

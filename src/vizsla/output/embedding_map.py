@@ -16,6 +16,7 @@ from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import ImageError, UsageError
 from vizsla.output.pages import data_uri
+from vizsla.progress import Report, counted, waiting
 
 MOST_POINTS = 2000  # queries and gallery images together; of more, a random choice
 TILE, TILE_COLUMNS = 72, 25  # px of a small image; images in a row
@@ -101,6 +102,7 @@ def map_of(
     projection: str = "tsne",
     *,
     max_pixels: int = MAX_PIXELS,
+    progress: Report | None = None,
 ) -> dict[str, Any]:
     """What report.html needs to draw the map. queries, gallery: (embeddings, root, labels)."""
     parts = (("query", *queries), ("gallery", *gallery))
@@ -111,7 +113,8 @@ def map_of(
     chosen = choose(*all_points)
     vectors = [part[1].vectors[rows] for part, rows in zip(parts, chosen, strict=True)]
     points = [p[i] for p, rows in zip(all_points, chosen, strict=True) for i in rows]
-    places = in_the_plane(np.concatenate(vectors), projection)  # (N, 2)
+    with waiting(progress, f"laying out the map of {len(points)} images"):
+        places = in_the_plane(np.concatenate(vectors), projection)  # (N, 2)
     classes = sorted({point.label for point in points if point.label is not None})
     number = {label: i for i, label in enumerate(classes)}
     marks = [
@@ -132,7 +135,7 @@ def map_of(
         "total": sum(map(len, all_points)),
         "classes": classes,
         "names": {kind: _names(points, places, classes, size) for kind, size in NAME_SIZES.items()},
-        "tiles": draw_tiles(points, max_pixels=max_pixels),
+        "tiles": draw_tiles(points, max_pixels=max_pixels, progress=progress),
         "tile": TILE,
         "tile_columns": TILE_COLUMNS,
         "width": WIDTH,
@@ -145,11 +148,13 @@ def map_of(
     }
 
 
-def draw_tiles(points: Sequence[Point], *, max_pixels: int = MAX_PIXELS) -> str:
+def draw_tiles(
+    points: Sequence[Point], *, max_pixels: int = MAX_PIXELS, progress: Report | None = None
+) -> str:
     """All thumbnails as one WebP in a data URI; one that cannot be read stays grey."""
     rows = -(-len(points) // TILE_COLUMNS)
     sheet = Image.new("RGB", (TILE * TILE_COLUMNS, TILE * rows), "#8a8a8a")
-    for i, point in enumerate(points):
+    for i, point in enumerate(counted(points, "drawing the images of the map", progress)):
         try:
             picture = read_image(point.file, max_pixels=max_pixels, at_least=TILE)
         except ImageError:

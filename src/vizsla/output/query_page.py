@@ -12,12 +12,14 @@ import numpy as np
 from vizsla.errors import DataError
 from vizsla.output.pages import Section, Thumbnail, render_page, thumbnail
 from vizsla.output.report_page import KINDS, ReportData
+from vizsla.progress import Report, counted
 from vizsla.score.paired_tests import check_same_truth
 from vizsla.score.relevance import verdicts
 from vizsla.score.result_file import read_result
 from vizsla.score.run_table import row_of_result
 from vizsla.score.scores import Scores
 
+DRAWING = "drawing queries"  # the stage of the work
 SHOWN = 5  # results of a query
 SIDE = 96  # px of a picture
 PICTURES = 5000  # in a page; of more the rest are named only
@@ -44,7 +46,7 @@ class Pictures:
         return None if self.found[at].problem else at
 
 
-def queries_page(runs: Sequence[ReportData]) -> str:
+def queries_page(runs: Sequence[ReportData], *, progress: Report | None = None) -> str:
     """The page of one or two runs as text. DataError if their truth differs.
 
     If the truth of one is not known, queries are sorted by whether their first images are the same.
@@ -54,7 +56,11 @@ def queries_page(runs: Sequence[ReportData]) -> str:
     if is_judged and len(runs) == 2:
         check_same_truth(runs[0].run.id, scores[0], runs[1].run.id, scores[1])
     pictures = Pictures(runs[0].max_pixels)
-    rows = _rows(runs, scores, pictures) if is_judged else _unjudged_rows(runs, pictures)
+    rows = (
+        _rows(runs, scores, pictures, progress)
+        if is_judged
+        else _unjudged_rows(runs, pictures, progress)
+    )
     kinds = [row["kind"] for row in rows]
     names = [_name(run) for run in runs]
     marked = [f"{mark}: {name}" for mark, name in zip("AB", names, strict=False)]
@@ -93,7 +99,10 @@ def _measure(scores: Scores) -> tuple[str, str]:
 
 
 def _rows(
-    runs: Sequence[ReportData], scores: Sequence[Scores], pictures: Pictures
+    runs: Sequence[ReportData],
+    scores: Sequence[Scores],
+    pictures: Pictures,
+    progress: Report | None,
 ) -> list[dict[str, Any]]:
     """A row for each query, in the order that needs no script: changed, wrong, right, and those
     with nothing relevant in the gallery."""
@@ -104,7 +113,7 @@ def _rows(
     lists = [{name: i for i, name in enumerate(run.ranking.queries)} for run in runs]
     kinds = [_kinds_of_images(run) for run in runs]
     rows = []
-    for query in scores[0].queries:
+    for query in counted(scores[0].queries, DRAWING, progress):
         at = [place[query] for place in places]
         right = [bool(one.first_ranks[i] == 1) for one, i in zip(scores, at, strict=True)]
         found = [value[i] for value, i in zip(values, at, strict=True)]
@@ -127,7 +136,9 @@ def _rows(
     return sorted(rows, key=lambda row: (ORDER.index(row["kind"]), row["values"][0] or 0.0))
 
 
-def _unjudged_rows(runs: Sequence[ReportData], pictures: Pictures) -> list[dict[str, Any]]:
+def _unjudged_rows(
+    runs: Sequence[ReportData], pictures: Pictures, progress: Report | None
+) -> list[dict[str, Any]]:
     """A row for each query, those with another first image in the second run first; then by how
     many of the first SHOWN images are in both. DataError if the runs have no query in common."""
     places = [{name: i for i, name in enumerate(run.ranking.queries)} for run in runs]
@@ -135,7 +146,7 @@ def _unjudged_rows(runs: Sequence[ReportData], pictures: Pictures) -> list[dict[
     if not queries:
         raise DataError(f"{runs[0].run.folder} and {runs[1].run.folder} have no query in common")
     rows = []
-    for query in queries:
+    for query in counted(queries, DRAWING, progress):
         found = [
             run.ranking.row(place[query])[:SHOWN] for run, place in zip(runs, places, strict=True)
         ]

@@ -23,6 +23,7 @@ from vizsla.errors import DataError
 from vizsla.output import charts, embedding_map
 from vizsla.output.evaluation_report import curves_by_cutoff
 from vizsla.output.pages import Section, render_page, thumbnail
+from vizsla.progress import Report, counted
 from vizsla.score import metrics
 from vizsla.score.by_item import ITEM_SCORES
 from vizsla.score.decision_metrics import reliability
@@ -37,6 +38,7 @@ from vizsla.workspace import Run, ranking_in
 MATRIX_CLASSES = 50  # a larger confusion matrix cannot be read
 SHOWN_CLASSES = 60  # of more classes the worst and the best are shown
 WORST, BEST = 8, 4  # queries on sheets
+DRAWING = "drawing queries"  # the stage of the work
 USUAL_COLUMNS = ("group",)  # below the pictures beside the label, if there are such
 KINDS = {RIGHT: "right", WRONG: "wrong", JUNK: "junk"}  # of images on sheets
 
@@ -147,7 +149,7 @@ def _log_lines(path: Path) -> list[dict[str, Any]]:
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def report(data: ReportData, *, projection: str = "tsne") -> str:
+def report(data: ReportData, *, projection: str = "tsne", progress: Report | None = None) -> str:
     """The whole page as text. projection: "tsne" or "pca", for the map."""
     scores = data.scores
     broken = [
@@ -156,6 +158,7 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
         for name, reason in images.broken
     ]
     labelled = scores is not None and any(scores.columns["label"])
+    sheets = _sheets(data, progress)
     sections = [
         Section("warnings", "Warnings", data.record.get("warnings")),
         Section("scores", "Scores", _scores(scores) if scores is not None else None),
@@ -166,12 +169,11 @@ def report(data: ReportData, *, projection: str = "tsne") -> str:
         Section("curves", "Curves", _curves(data)),
         Section("classes", "Classes", _classes(scores) if labelled and scores else None),
         Section("confusion", "Confusion", _confusion(scores) if labelled and scores else None),
-        Section("sheets", "Queries" if scores is None else "Worst and best queries",
-                _sheets(data)),
+        Section("sheets", "Queries" if scores is None else "Worst and best queries", sheets),
         Section("map", "Map of the embeddings", embedding_map.map_of(
             (data.queries, data.data.query.root, data.truth.query if data.truth else {}),
             (data.gallery, data.data.gallery.root, data.truth.gallery if data.truth else {}),
-            projection, max_pixels=data.max_pixels)),
+            projection, max_pixels=data.max_pixels, progress=progress)),
         Section("broken", "Broken images", broken),
         Section("configuration", "Configuration", _configuration(data)),
     ]  # fmt: skip
@@ -420,11 +422,11 @@ def score_name(record: dict[str, Any]) -> str:
 # ── sheets ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _sheets(data: ReportData) -> list[dict[str, Any]]:
+def _sheets(data: ReportData, progress: Report | None) -> list[dict[str, Any]]:
     """Groups of sheets: the worst and the best queries; the first few if there are no scores."""
     scores = data.scores
     if scores is None:
-        rows = range(min(WORST, len(data.ranking)))
+        rows = counted(range(min(WORST, len(data.ranking))), DRAWING, progress)
         return [{"title": "", "sheets": [_sheet(data, row, "") for row in rows]}]
     row_of = {name: i for i, name in enumerate(data.ranking.queries)}
     values = scores.per_query(scores.headline)
@@ -439,13 +441,12 @@ def _sheets(data: ReportData) -> list[dict[str, Any]]:
     title = "AP" if whole else scores.metrics[scores.headline].title
     suffix = " (whole ranking)" if whole else ""
     digits = 3 if scores.metrics[scores.headline].highest == 1 else 1
-    groups = [
-        {"title": name,
-         "sheets": [
-             _sheet(data, row, f"{title} {value:.{digits}f}{suffix}") for value, _, row, _ in part
-         ]}
-        for name, part in (("Worst", worst), ("Best", best))
-    ]  # fmt: skip
+    drawn = [
+        _sheet(data, row, f"{title} {value:.{digits}f}{suffix}")
+        for value, _, row, _ in counted([*worst, *best], DRAWING, progress)
+    ]
+    groups = [{"title": "Worst", "sheets": drawn[: len(worst)]},
+              {"title": "Best", "sheets": drawn[len(worst) :]}]  # fmt: skip
     return [group for group in groups if group["sheets"]]
 
 

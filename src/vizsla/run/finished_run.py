@@ -80,9 +80,10 @@ def report(
     """
     config = _where_images_are(again(folder), data)
     folders = folders_of(config)
-    found = report_page.read_run(open_run(folder), folders, truth_in(config, folders), show=show)
-    with waiting(progress, f"drawing {len(found.queries) + len(found.gallery)} images"):
-        page = report_page.report(found, projection=projection)
+    with waiting(progress, "reading the run"):
+        truth = truth_in(config, folders)
+        found = report_page.read_run(open_run(folder), folders, truth, show=show)
+    page = report_page.report(found, projection=projection, progress=progress)
     storage.write_text(out, page)
     return Path(out)
 
@@ -93,6 +94,7 @@ def queries_page(
     *,
     data: str | Path | None = None,
     truth: Truth | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """One self-contained page of all queries of one or two runs. data: where the images are now.
 
@@ -109,7 +111,7 @@ def queries_page(
         one = report_page.read_run(open_run(folder), images, known)
         scores = one.scores if truth is None else rescore(folder, truth)[2]
         found.append(dataclasses.replace(one, scores=scores))
-    storage.write_text(out, query_page.queries_page(found))
+    storage.write_text(out, query_page.queries_page(found, progress=progress))
     return Path(out)
 
 

@@ -4,6 +4,7 @@ What was tuned and refined is said in a few words. Pairs of systems are for pair
 """
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.notebook import Shown, Summary, counted
+from vizsla.options import TrainConfig
 from vizsla.score.paired_tests import (
     LEVEL,
     NO_DIFFERENCE,
@@ -37,6 +39,7 @@ HEADINGS = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points
             "top-k": "top_k_accuracy", "P@k": "precision_at_k", "judge": "judge_score"}  # fmt: skip
 MAIN = ("top-1", "mAP", "points")
 TIME = "runtime_seconds"
+LOSS = next(f.default for f in dataclasses.fields(TrainConfig) if f.name == "loss")
 FEW = 4  # metrics, beside which there is room for times and whole run ids
 WHOLE = ("run",)  # columns that a narrow terminal does not fold
 BEST, BELOW = "best", "below"
@@ -379,6 +382,7 @@ def _setup(result: Result) -> str:
     parts += ["random weights"] if more.get("weights") == "random" else []
     if tuned or kept not in (None, FROZEN):
         parts.append(f"{finetune or 'tuned'}")
+        parts += [str(loss)] if (loss := more.get(f"{OPTION}loss")) not in (None, LOSS) else []
     elif finetune:
         parts.append("frozen (kept)")
     epochs = result.values["num_epochs"]
