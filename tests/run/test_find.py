@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from vizsla.cli import find as command
 from vizsla.cli.main import app
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import DataError, VizslaError
 from vizsla.run import find as finding
 
@@ -125,6 +126,32 @@ def test_broken_images_are_named_where_no_list_is_kept(
     CliRunner().invoke(app, ["embed", str(photos), "-o", str(tmp_path / "g.emb"), *TINY, "-q"])
     named = Path(caplog.messages[-1].partition("all are listed in ")[2])
     assert "bad4.png" in named.read_text()
+
+
+def test_find_and_index_share_their_vectors(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    real = Runtime.submit
+
+    def counting(runtime: Runtime, *rest: Any) -> Any:
+        batches.append(len(rest))
+        return real(runtime, *rest)
+
+    monkeypatch.setattr(Runtime, "submit", counting)
+    photo, index = photos / "g-blue-1.png", tmp_path / "g.index"
+    by_find = ["find", photo, photos, *TINY, "-q"]
+    by_index = ["index", photos, "-o", index, *TINY, "-q"]
+    for first, second in ((by_find, by_index), (by_index, by_find)):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        for words, embeds in ((first, True), (second, False)):
+            batches.clear()
+            result = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+            assert result.exit_code == 0 and bool(batches) == embeds, words[0]
+    other = ["index", photos, "-o", index, *TINY[:-1], "48", "-q"]  # another preprocessing
+    batches.clear()
+    CliRunner().invoke(app, [*map(str, other)], catch_exceptions=False)
+    assert batches
 
 
 def test_a_damaged_cache_is_made_again(

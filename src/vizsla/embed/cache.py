@@ -30,6 +30,7 @@ LOCK_TIMEOUT = 60.0  # seconds that another process may write
 MARK_TIMEOUT = 1.0  # seconds to note when vectors were last used, which is optional
 MAX_FETCHED_BYTES = 256 * 2**20
 KEYS_PER_QUERY = 500
+MOST_SHARED = 20_000  # images of a folder whose vectors all commands share, without --cache
 # A damaged file may raise any of these:
 _ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError, MemoryError)
 # Error codes of the file's environment, not of its content:
@@ -50,6 +51,14 @@ SCHEMA = """
 def space_key(model_id: str, compute_id: str, max_pixels: int) -> str:
     """The part of a vector's key that does not depend on the image."""
     return f"{model_id} {compute_id} {max_pixels}"
+
+
+def shared_cache(given: str | Path | None, n_images: int) -> Path | None:
+    """The folder of the vectors that `find`, `index` and `serve` share: as given, else in the
+    user's cache; None for more than MOST_SHARED images, which would push all others out."""
+    if given is not None:
+        return Path(given)
+    return storage.cache_folder() / "vectors" if n_images <= MOST_SHARED else None
 
 
 def content_hash(file: Path | bytes) -> bytes | None:

@@ -27,6 +27,7 @@ from vizsla.data.query_box import QueryBox
 from vizsla.data.splits import AUTO
 from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import compute_of
+from vizsla.embed.cache import shared_cache
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError, StorageError
@@ -185,6 +186,7 @@ def _embedded(
             return embed(
                 images, embedder, scratch, compute=compute, max_pixels=options.max_pixels,
                 progress=progress and partial(progress, "embedding"), kept=False,
+                cache=shared_cache(options.cache, len(images)),
             )  # fmt: skip
         except DataError as error:
             if not may_fail:

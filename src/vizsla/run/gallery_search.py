@@ -18,6 +18,7 @@ from vizsla.data.query_box import QueryBox
 from vizsla.data.splits import AUTO
 from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import compute_of, resolve_compute
+from vizsla.embed.cache import shared_cache
 from vizsla.embed.embeddings import Embeddings, is_embeddings
 from vizsla.embed.inference import embed, write_embeddings
 from vizsla.embed.local_features import opencv
@@ -299,8 +300,9 @@ def embedded_folder(
     """The embeddings of images, in the folder `scratch`."""
     resolved = compute_of(compute, embedder, images)
     write_embeddings(
-        images, embedder, scratch, compute=resolved, max_pixels=max_pixels, cache=compute.cache,
-        progress=progress and partial(progress, "embedding"), kept=False,
+        images, embedder, scratch, compute=resolved, max_pixels=max_pixels, kept=False,
+        cache=shared_cache(compute.cache, len(images)),
+        progress=progress and partial(progress, "embedding"),
     )  # fmt: skip
     return Path(scratch)
 

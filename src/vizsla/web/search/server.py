@@ -26,6 +26,7 @@ from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet
 from vizsla.data.tables import attributes_for, labels_from_pattern, read_labels
 from vizsla.embed.auto_compute import resolve_compute, written_compute
+from vizsla.embed.cache import shared_cache
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings, is_embeddings, source_of
 from vizsla.embed.inference import embed
@@ -451,7 +452,10 @@ def _embedded(
             if other.name != key:
                 shutil.rmtree(other, ignore_errors=True)
     report(0, len(images))
-    return embed(images, embedder, folder / key, compute=compute, progress=report)
+    return embed(
+        images, embedder, folder / key, compute=compute, progress=report,
+        cache=shared_cache(None, len(images)),
+    )  # fmt: skip
 
 
 def _labels_of_run(folder: Path, ids: list[str]) -> pa.Table:
