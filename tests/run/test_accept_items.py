@@ -1,6 +1,7 @@
 """--accept for a gallery with several pictures of an item, and nothing else to learn from."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,18 @@ def test_it_is_learned_by_the_command_from_an_index(catalogue: Embeddings, tmp_p
     assert "accepted up to here" in shown and shown.index(" S1") < shown.index("accepted up to")
     by_other = CliRunner().invoke(app, [*words, "--accept", "0.8", "--group-by", "price"])
     assert by_other.exit_code == 0 and "none of these is accepted" in by_other.stdout
+
+
+def test_copies_between_items_are_named_where_they_leave_nothing_to_accept(
+    catalogue: Embeddings, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = catalogue.vectors.copy()
+    vectors[-8:] = vectors[:8]  # those of eight other items
+    copied = Embeddings(catalogue.ids, vectors, catalogue.attributes, "m")
+    assert calibration_of_items(copied, Accept.parse(0.9)).cutoff is None
+    (line,) = caplog.messages
+    assert re.search(r"similar images of two items are 000\d.jpg and 04\d\d.jpg \(1.00\)", line)
+    assert "--group-by sku" in line
 
 
 def test_what_it_cannot_learn_from_is_said(catalogue: Embeddings) -> None:

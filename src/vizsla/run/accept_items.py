@@ -20,6 +20,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.run.accepting import Accept
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.calibration_draws import at_most, calibrate_on_draws
+from vizsla.search import exact
 from vizsla.search.filters import no_attribute
 from vizsla.workspace import is_run
 
@@ -80,8 +81,33 @@ def calibration_of_items(
         [gallery], images, draws, sure=accept.sure or SURE,
         source=f"{source}, by the column {column}",
     )  # fmt: skip
-    log.log(logging.INFO if found.cutoff else logging.WARNING, "by %s: %s", column, found.verdict)
+    if found.cutoff is None:
+        near = most_similar_items(gallery, images)
+        log.warning(
+            "by %s: %s; the most similar images of two items are %s: if they show one, give both "
+            "one %s or remove a copy (`vizsla check FOLDER --table FILE --group-by %s`)",
+            column, found.verdict, ", ".join(near), column, column,
+        )  # fmt: skip
+    else:
+        log.info("by %s: %s", column, found.verdict)
     return found
+
+
+def most_similar_items(gallery: Embeddings, images: ImageSet, n: int = 3) -> list[str]:
+    """The n pairs of images of two items with the highest cosine, as text."""
+    row_of = {name: i for i, name in enumerate(gallery.ids)}
+    vectors = gallery.vectors[[row_of[name] for name in images.ids]]
+    items = np.array(images.labels)
+    found, scores = exact.top_k(vectors, vectors, min(20, len(vectors)))
+    a, column = np.nonzero(items[found] != items[:, None])
+    b = found[a, column]
+    pairs = {
+        (-float(scores[i, k]), min(i, j), max(i, j))
+        for i, j, k in zip(a.tolist(), b.tolist(), column.tolist(), strict=True)
+    }
+    return [
+        f"{images.ids[i]} and {images.ids[j]} ({-score:.2f})" for score, i, j in sorted(pairs)[:n]
+    ]
 
 
 def _column_of(gallery: Embeddings, accept: Accept) -> str:
