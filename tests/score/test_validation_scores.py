@@ -40,6 +40,9 @@ def test_runs_without_labels_are_ordered_by_their_validation() -> None:
     ]
     by_top1 = run_table(found.rows, "top-1").text().splitlines()
     assert [line.split()[0] for line in by_top1[2:4]] == ["r1", "r2"]
+    page = comparison_page(found)
+    assert "the best is" not in page and "Runs, the best first" not in page
+    assert page.index("r2") < page.index("r1") and HEADING.strip(":") in page
     assert repr(found).startswith("Comparison: 3 runs, best on validation r2")
     assert [one["validation"] and one["validation"]["map"] for one in found.records()] == [
         0.5, 0.7, None,

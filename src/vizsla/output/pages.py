@@ -162,16 +162,10 @@ def comparison_page(
     """
     sections, (alarms, notes) = [], remarks
     if ranked is not None:
-        table = ranked.table(more)
-        about = ("run", "model", "data", "k", "time", "vs best")
-        scores = [name for name in table.columns if name not in about]
-        first = ["model", *scores, "vs best"]
-        section = _table_section(
-            "runs", "Runs, the best first", table, first=first, keep=table.columns
-        )
-        sections, notes = [section], [*ranked.notes(), *notes]
-        if validated := ranked.validated():
-            table, how = validation_table(validated, ranked.metric)
+        notes = [*ranked.notes(), *notes]
+        sections = [] if ranked.is_validated_only else [_runs_section(ranked, more)]
+        if runs := ranked.validated():
+            table, how = validation_table(runs, ranked.metric)
             sections += [
                 _table_section("validation", HEADING.strip(":"), table, keep=table.columns),
                 _remarks_section([], how, key="validated", title="How validated"),
@@ -191,9 +185,19 @@ def comparison_page(
         sections.append(
             _table_section("settings", "All settings", settings, first=first, keep=["source"])
         )
-    runs = [f"{len(ranked.rows)} runs", f"the best is {ranked.rows[0].run}"] if ranked else []
-    headline = _best_scores(ranked) if ranked else []
-    return render_page("tables.html", title, sections, subtitle=runs, headline=headline)
+    subtitle = [f"{len(ranked.rows)} runs"] if ranked else []
+    subtitle += [f"the best is {ranked.rows[0].run}"] if ranked and ranked.has_scores else []
+    headline = _best_scores(ranked) if ranked and ranked.has_scores else []
+    return render_page("tables.html", title, sections, subtitle=subtitle, headline=headline)
+
+
+def _runs_section(ranked: RunTable, more: Sequence[str]) -> Section:
+    table = ranked.table(more)
+    about = ("run", "model", "data", "k", "time", "vs best")
+    scores = [name for name in table.columns if name not in about]
+    title = "Runs, the best first" if ranked.has_scores else "Runs"
+    first = ["model", *scores, "vs best"]
+    return _table_section("runs", title, table, first=first, keep=table.columns)
 
 
 def steps_page(table: Table, notes: Sequence[str], best: str) -> str:
