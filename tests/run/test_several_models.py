@@ -66,6 +66,7 @@ def test_each_model_runs_and_they_are_fused(joint: RunResult, tinted: Path) -> N
     assert [one["run"] for one in record["members"]] == [m.run.id for m in joint.members]
     assert sum(weights) == pytest.approx(1) and record["fusion"]["chosen_on"]["draws"] == 8
     assert record["refine"]["uses"] == "gallery" and "aqe" in record["refine"]["chain"]
+    assert (record["validation"]["chosen"], record["validation"]["draws"]) == ("fusion", 8)
     assert record["map"] == pytest.approx(joint.scores.mean("map"), abs=1e-4)  # type: ignore[union-attr]
     assert len(joint.figure_paths) == 2 and not joint.members[0].figure_paths
     assert {"top_k_accuracy", "pooling_type", "loss_function", "data_id"} <= record.keys()

@@ -46,7 +46,7 @@ from vizsla.search.verify import AllFeatures, all_features, of_subsets
 FORM = "refinement/1"
 log = logging.getLogger("vizsla.choose")
 
-Progress = Callable[[int, int], None]  # (chains tried, expected number)
+Progress = Callable[[int, int], None]  # (draws ranked by all chains so far, expected number)
 STAGE = "trying refinements"
 COMPARED_N = (10, 50)  # of the steps that compare parts of images: candidates that are tried
 COMPARED_WEIGHTS = (0.05, 0.2, 0.5)
@@ -270,13 +270,12 @@ class _Search:
         allowed = [c for c in chains if LEVELS.index(c.uses) <= self.level]
         for chain in allowed:
             if str(chain) not in self.trials.by_name:
-                found = [
-                    refiner.top_k(chain, len(draw.gallery))[0]
-                    for refiner, draw in zip(self.refiners, self.draws, strict=True)
-                ]
+                found = []
+                for refiner, draw in zip(self.refiners, self.draws, strict=True):
+                    found.append(refiner.top_k(chain, len(draw.gallery))[0])
+                    self.report(len(found))
                 self.trials.add(str(chain), found, chain.uses, cannot_lose=chain.keeps(self.kept))
                 self.chains[str(chain)] = chain
-                self.report()
         trials = [(self.trials.by_name[str(chain)], chain) for chain in allowed]
         return max(trials, key=lambda pair: pair[0].value)[1]
 
@@ -289,8 +288,9 @@ class _Search:
         if chain.steps:
             self.best_of([Chain((*chain.steps, Step.of(KEEP, n=n))) for n in KEPT])
 
-    def report(self, *, ended: bool = False) -> None:
-        """Reports progress; the total is an estimate, as later chains depend on earlier ones."""
+    def report(self, ranked: int = 0, *, ended: bool = False) -> None:
+        """Reports progress in draws that were ranked, `ranked` of them by the present chain; the
+        total is an estimate, as later chains depend on earlier ones."""
         if not self.progress:
             return
         expected = 1 + self.comparisons * len(COMPARED_N) * len(COMPARED_WEIGHTS)
@@ -298,7 +298,9 @@ class _Search:
             weights = len(WEIGHTS) * (1 + (self.level == LEVELS.index(QUERIES)))
             sizes, ks = len(self.expansion_sizes), len(self.ks)
             expected += 6 * sizes + 4 * min(ks, 2) + 4 * ks + weights + 9 + 10 + len(KEPT)
-        self.progress(expected if ended else min(len(self.chains), expected - 1), expected)
+        total = expected * len(self.draws)
+        done = len(self.chains) * len(self.draws) + ranked
+        self.progress(total if ended else min(done, total - 1), total)
 
     def best_single_steps(self) -> dict[str, Step]:
         """Each step's name → its best setting on its own."""
