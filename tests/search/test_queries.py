@@ -1,6 +1,8 @@
 """Queries as one writes them: paths, images, texts, vectors; filters as text."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 import vizsla
+from vizsla.embed.runtime import Runtime
 from vizsla.errors import DataError, UsageError
 
 
@@ -149,3 +152,29 @@ def test_a_part_of_each_image_of_a_folder_is_searched_with(index: Path, tinted: 
     plain = vizsla.search(index, folder, top_k=2)
     assert whole.queries == plain.queries and whole.row(3) == plain.row(3)
     assert whole.query_root == plain.query_root
+    assert whole.scores == pytest.approx(plain.scores, abs=1e-6)
+
+
+def test_parts_of_a_folder_are_embedded_in_batches_and_keep_their_columns(
+    index: Path, tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tinted / "test/query", tmp_path / "queries")
+    names = sorted(path.name for path in folder.iterdir())
+    rows = [f"{name},thing {i // 8}" for i, name in enumerate(names)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,item", *rows]))
+    batches: list[int] = []
+    real = Runtime.submit
+
+    def counting(runtime: Runtime, pixels: Any) -> Any:
+        batches.append(len(pixels))
+        return real(runtime, pixels)
+
+    monkeypatch.setattr(Runtime, "submit", counting)
+    found = vizsla.search(index, folder, box="0,0,0.5,1", top_k=3, query_group="item")
+    assert found.queries == ["thing 0", "thing 1"] and batches == [16]
+    single = vizsla.search(index, folder / names[0], box="0,0,0.5,1", top_k=3)
+    assert single.row(0) == vizsla.search(index, folder, box="0,0,0.5,1", top_k=3).row(0)
+    (folder / "broken.png").write_bytes(b"no image")
+    assert len(vizsla.search(index, folder, box="0,0,0.5,1")) == 16
+    with pytest.raises(DataError, match=r"q-.*png: box 0,0,999,9 reaches beyond the picture"):
+        vizsla.search(index, folder, box="0,0,999,9")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import compute_of, resolve_compute
 from vizsla.embed.cache import shared_cache
 from vizsla.embed.embeddings import Embeddings, is_embeddings
-from vizsla.embed.inference import embed, write_embeddings
+from vizsla.embed.inference import write_embeddings
 from vizsla.embed.local_features import opencv
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
@@ -30,6 +29,7 @@ from vizsla.options import ComputeChoice, ModelChoice, SearchOptions
 from vizsla.progress import LOADING, Report, waiting
 from vizsla.run.accept_items import calibration_of_items, learns_from_items
 from vizsla.run.accepting import Accept
+from vizsla.run.query_images import embedded_images
 from vizsla.run.validate_on import validate_on_by_vectors
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
@@ -259,21 +259,7 @@ def embedded_queries(
     else:
         names = dict.fromkeys(path.as_posix() for path in paths)
         images = ImageSet(Path(), sorted(names, key=str.encode))
-    if box is not None:
-        parts = encoded(
-            [images.path(i) for i in range(len(images))], embedder.to(device), box, tiles
-        )
-        return dataclasses.replace(parts, ids=images.ids, root=images.root)
-    with tempfile.TemporaryDirectory(prefix="vizsla-queries-") as folder:
-        compute = resolve_compute(
-            device=device, embedder=embedder, images=len(images), sample=images.file
-        )
-        if compute.kind == "cpu":  # a lone query is not one of 32
-            compute = dataclasses.replace(compute, batch_size=min(len(images), compute.batch_size))
-        return embed(
-            images, embedder, folder, compute=compute, only_whole=True, query_tiles=tiles,
-            progress=progress and partial(progress, "embedding"), kept=False,
-        )  # fmt: skip
+    return embedded_images(images, embedder, device=device, progress=progress, box=box, tiles=tiles)
 
 
 def _paths(queries: Any) -> list[Path] | None:
