@@ -11,6 +11,7 @@ from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.errors import DataError, UsageError
 from vizsla.run.run_folders import run_folders
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.workspace import Run
 
 SCORES = {"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.6}
@@ -80,3 +81,29 @@ def test_the_command_asks_before_it_removes(home: Path) -> None:
     shutil.rmtree(home / "runs/20260131-235959-000b")
     removed = json.loads(CliRunner().invoke(app, [*words, "-y", "--json"]).stdout)["removed"]
     assert [name[-1] for name in removed] == ["a"] and left(home) == "def"
+
+
+def test_without_labels_the_best_on_validation_and_runs_without_any_score_are_kept(
+    tmp_path: Path,
+) -> None:
+    sizes = {"draws": 3, "queries": 5, "gallery": 9}
+    found = {"a": (0.5, "x"), "b": (0.9, "x"), "c": (0.2, "y"), "d": None, "e": (0.7, "x")}
+    for i, (name, values) in enumerate(found.items()):
+        run = Run(tmp_path, f"2026013{i}-235959-000{name}")
+        run.folder.mkdir(parents=True)
+        run.write_config({"options": {"model": "net"}})
+        validation = None
+        if values is not None:
+            means = {"top1": 0.5, "map": values[0], "points": 500.0}
+            on = {**sizes, "id": values[1]}
+            validation = ValidationScores.on(on, means, "training").record()
+        record = {"model_name": "net", "run_id": run.id, "map": None, "data_id": "1",
+                  "validation": validation}  # fmt: skip
+        storage.write_sealed_json(run.result_path("net"), record)
+    folders = run_folders(tmp_path)
+    assert {folder.run.id[-1] for folder in folders.superfluous("best")} == {"a", "e"}
+    assert {folder.run.id[-1] for folder in folders.superfluous("2")} == {"a"}
+    listed = CliRunner().invoke(app, ["runs", "--home", str(tmp_path)]).stdout
+    assert listed.startswith("Validation, on held-out training images")
+    assert listed.index("000b") < listed.index("000e") < listed.index("000a")
+    assert "0.900" in listed

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import shlex
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -173,7 +174,7 @@ def _print_run(result: "RunResult") -> None:
     else:
         typer.echo(result.scores.text())
     for line in result.gain_lines():
-        typer.echo(line)
+        typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
     if result.item_scores is not None:
         items = result.record["items"]
         what = [f"results by {items['group_by']}"] if "group_by" in items else []

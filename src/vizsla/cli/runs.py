@@ -43,12 +43,15 @@ def runs(context: typer.Context, *, options: RunsOptions) -> None:
     from vizsla.run.run_folders import format_size, run_folders
     from vizsla.score.run_table import WHOLE
     from vizsla.score.text_table import WIDTH
+    from vizsla.score.validation_scores import HEADING
 
     found = run_folders(options.home, options.metric)
     if options.as_json:
         print_json(found.table().records())
         return
     table = found.table()
+    if found.ranked is not None and found.ranked.is_validated_only:
+        typer.echo(HEADING)
     print_table(table, table.columns, whole=WHOLE, piped=WIDTH)
     typer.echo(f"{len(found.folders)} runs, {format_size(found.size)}")
 

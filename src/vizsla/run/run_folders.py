@@ -13,6 +13,7 @@ from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.score.result_file import read_result
 from vizsla.score.run_table import Row, RunTable, row_of_result, run_table
 from vizsla.score.text_table import Table
+from vizsla.score.validation_scores import validation_table
 from vizsla.workspace import RUN_ID, Run, is_run, open_run
 
 log = logging.getLogger("vizsla.run")
@@ -48,7 +49,11 @@ class RunFolders:
     def table(self) -> Table:
         """One row a run: size, model and scores."""
         sizes = {folder.run.id: f"{format_size(folder.size):>6}" for folder in self.folders}
-        ranked = self.ranked.table() if self.ranked else Table(["run", "model"], [])
+        ranked = Table(["run", "model"], [])
+        if self.ranked is not None:
+            ranked = self.ranked.table()
+            if self.ranked.is_validated_only:
+                ranked, _ = validation_table(self.ranked.validated(), self.ranked.metric)
         without = [name for name in ranked.columns if name != "vs best"]
         ranked = ranked.select(without)
         rows = [[row[0], sizes[row[0]], *row[1:]] for row in ranked.rows]
@@ -63,18 +68,25 @@ class RunFolders:
     def superfluous(self, keep: str) -> list[RunFolder]:
         """The runs that are not kept. keep: "best", or how many of the best of each data set.
 
-        The runs that a kept one needs are kept, and so are those without a result: one may be
-        running.
+        Runs without scores of the test part are compared by those of validation, where they were
+        validated on the same images. The runs that a kept one needs are kept, and so are those
+        without a result, of which one may be running, and those without any scores.
         """
         if keep != BEST and (not keep.isdigit() or int(keep) < 1):
             raise UsageError(f"--keep {keep}: write best, or a number such as 3")
         most = 1 if keep == BEST else int(keep)
         kept: set[str] = set()
-        counts: dict[str | None, int] = {}
-        for row in self.ranked.rows if self.ranked else []:
-            counts[row.data] = counts.get(row.data, 0) + 1
-            if counts[row.data] <= most:
+        groups: dict[tuple[str | None, str], list[tuple[float, str]]] = {}
+        for place, row in enumerate(self.ranked.rows if self.ranked else []):
+            if self.ranked is not None and row.value(self.ranked.metric) is not None:
+                groups.setdefault((row.data, ""), []).append((place, row.run))
+            elif row.validation is not None:
+                of_set = groups.setdefault((row.data, row.validation.id), [])
+                of_set.append((-row.validation.map, row.run))
+            else:
                 kept.add(row.run)
+        for members in groups.values():
+            kept |= {run for _, run in sorted(members)[:most]}
         by_id = {folder.run.id: folder for folder in self.folders}
         waiting = list(kept)
         while waiting:
