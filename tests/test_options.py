@@ -82,7 +82,7 @@ def test_choices_are_those_that_the_library_knows() -> None:
     known: dict[tuple[type, str], Iterable[str]] = {
         (options.ModelChoice, "pooling"): pooling.POOLINGS,
         (options.WhiteningChoice, "whiten"): projection.WHITENINGS,
-        (options.FusionOptions, "fusion_whiten"): [*projection.WHITENINGS, *heads],
+        (options.FusionOptions, "fusion_whiten"): ["auto", *projection.WHITENINGS, *heads],
         (options.FusionOptions, "fusion"): [*fusion.METHODS, "concat", "auto"],
         (options.RankingOptions, "refine_uses"): chain.USES,
         (options.ComputeChoice, "precision"): ["auto", *compute.PRECISIONS],

@@ -25,9 +25,9 @@ DEFAULT_BACKBONE = "efficientnet-lite0"  # its weights come with the package
 FINETUNES = ("none", "head", "last", "full", "lora")
 POOLINGS = ("gap", "gem", "max", "cls", "native")
 WHITENINGS = ("none", "plain", "shrunk")
-FUSION_WHITENINGS = (  # the others use the training images' classes
-    *WHITENINGS, "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6", "discriminant 0.3",
-    "classes 0.3", "classes 0.1",
+FUSION_WHITENINGS = (  # the last ones use the training images' classes
+    "auto", *WHITENINGS, "centred", "whitened 0.9", "whitened 0.6", "discriminant 0.6",
+    "discriminant 0.3", "classes 0.3", "classes 0.1",
 )  # fmt: skip
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 OPTIMISED = {  # what validation compares: name → its values, 0…1
@@ -335,9 +335,9 @@ class FusionOptions(Options):
         parse=fusion_weights,
     )
     fusion_whiten: str = option(
-        "shrunk",
+        "auto",
         "Projection of concatenated vectors: {choices}; fitted to training images, from `whitened` "
-        "on by their classes.",
+        "on by their classes. auto: what validation prefers.",
         "Ranking",
         choices=FUSION_WHITENINGS,
         rare=True,

@@ -17,7 +17,7 @@ from vizsla.embed.compute import has_exact_int8
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, ModelError, UsageError
 from vizsla.model.projection import load_projection, project
-from vizsla.run import several_models
+from vizsla.run import fused_runs, several_models
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import RunResult
 from vizsla.run.functions import search
@@ -168,6 +168,52 @@ def test_a_head_of_the_joint_vectors_is_fitted_to_the_classes(
     (run.folder / PROJECTION).write_bytes(b"no projection")
     with pytest.raises(ModelError, match=r"projection.safetensors is no saved projection"):
         load_projection(run.folder / PROJECTION)
+
+
+def test_validation_chooses_the_projection_of_joint_vectors(
+    joint: RunResult, tmp_path: Path
+) -> None:
+    members = [Member.of(one.run.folder) for one in joint.members]
+    config = dataclasses.replace(members[0].config, home=str(tmp_path))
+    done = several_models.joint_run(members, config, FusionConfig("concat"))
+    choice = done.fusion_choice
+    assert choice is not None and choice.without is choice.report.trials[0]
+    names = {trial.name for trial in choice.report.trials}
+    assert {"concat(none)", "concat(shrunk)", "concat(whitened 0.6)"} <= names
+    best = max((t for t in choice.report.trials if t.is_safe), key=lambda trial: trial.value)
+    assert best.name == f"concat({choice.whiten})"
+    assert done.record["fusion"]["whiten"] == choice.whiten
+    assert f"projection {choice.whiten}" in choice.lines()[-1]
+    _, fusion = members_of(done.run.folder)
+    parts = [[m.embeddings(role) for m in members] for role in ("query", "gallery")]
+    assert ranker(members, fusion)(*parts).to_lists() == done.ranking.to_lists()
+
+
+def test_a_projection_is_chosen_on_images_that_it_was_not_fitted_to(
+    joint: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [Member.of(one.run.folder) for one in joint.members]
+    fitted_to: list[set[str]] = []
+    make = fused_runs.projection_makers
+
+    def noted(training: Embeddings) -> Any:
+        fitted_to.append(set(training.ids))
+        return make(training)
+
+    monkeypatch.setattr(fused_runs, "projection_makers", noted)
+    held: list[set[str]] = []
+    choose = fused_runs.choose_projection
+
+    def chosen(vectors: Embeddings, on: Any, *args: Any, **options: Any) -> Any:
+        used = {vectors.ids[i] for draw in on.draws for i in (*draw.query, *draw.gallery)}
+        held.append(used)
+        return choose(vectors, on, *args, **options)
+
+    monkeypatch.setattr(fused_runs, "choose_projection", chosen)
+    found = fuse_runs(members, FusionConfig("concat", refine="auto"))
+    assert held[0] and fitted_to[0] and not held[0] & fitted_to[0]
+    assert found.refinement_choice is not None
+    assert found.refinement_choice.report.tried_on == found.fusion_choice.report.tried_on  # type: ignore[union-attr]
 
 
 def test_too_few_images_for_a_head_are_said() -> None:

@@ -35,12 +35,14 @@ MAX_RISK = 0.5  # equal weights are no safer than others, as long as a gain is l
 @dataclass(frozen=True)
 class FusionChoice:
     """weights: one for each model, adding up to 1. report: all trials, of the first method with
-    equal weights first. without: the trial of the best model alone, if they were tried."""
+    equal weights first. without: the trial of the best model alone, if they were tried. whiten: the
+    projection of concatenated vectors, if that was chosen."""
 
     method: str
     weights: list[float]
     report: TrialReport
     without: Trial | None = None
+    whiten: str | None = None
 
     @property
     def validation(self) -> ValidationScores:
@@ -56,7 +58,9 @@ class FusionChoice:
         return [*self.report.lines("fusion"), self._kept()]
 
     def _kept(self) -> str:
-        return f"kept: {self.method}, weights {', '.join(f'{w:.3g}' for w in self.weights)}"
+        weights = ", ".join(f"{w:.3g}" for w in self.weights)
+        projection = f", projection {self.whiten}" if self.whiten else ""
+        return f"kept: {self.method}{projection}, weights {weights}"
 
     def record(self) -> dict[str, Any]:
         """For the result file."""

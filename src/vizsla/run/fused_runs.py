@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.choose.fusion_choice import FusionChoice, choose_fusion
+from vizsla.choose.projection_choice import choose_projection, share_held_out
 from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain
 from vizsla.choose.validation import (
     EmbeddedDraws,
@@ -19,7 +20,8 @@ from vizsla.choose.validation import (
     mean_nearest_cosine,
     validation_set,
 )
-from vizsla.data.splits import training_part
+from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import NEW, held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.projection import WHITENINGS, AnyProjection, project, whitening
@@ -56,13 +58,13 @@ class FusionConfig:
     """method: of search/fusion.py, concat, or auto, which tries all but concat. weights: auto, one
     for each model, or equal ones.
 
-    For concat only: whiten, of FUSION_WHITENINGS, and the chain that refines the concatenated
-    vectors.
+    For concat only: whiten, of FUSION_WHITENINGS (auto: what validation prefers), and the chain
+    that refines the concatenated vectors.
     """
 
     method: str = "zscore"
     weights: str | list[float] | None = None
-    whiten: str = "shrunk"
+    whiten: str = AUTO
     refine: str = "none"
     refine_uses: str = QUERIES
 
@@ -171,6 +173,8 @@ def members_of(folder: str | Path) -> tuple[list[Member], FusionConfig]:
         if AUTO in (fusion.method, fusion.weights):
             chosen = {key: record["fusion"][key] for key in ("method", "weights")}
             fusion = dataclasses.replace(fusion, **chosen)
+        if fusion.method == CONCAT:
+            fusion = dataclasses.replace(fusion, whiten=record["fusion"]["whiten"])
         if fusion.refine == AUTO:
             fusion = dataclasses.replace(fusion, refine=record["refine"]["chain"])
     return found, fusion
@@ -278,7 +282,7 @@ def _chosen_fusion(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None
 ) -> FusionChoice:
     """The best method and weights, as far as they are `auto`."""
-    drawn = _validation(members, progress)
+    _, drawn = _validation(members, progress)
     others = [m.embed(drawn.images, "validation-fusion", progress) for m in members[1:]]
     methods: dict[str, list[Probability] | None] = {}
     for method in METHODS if fusion.method == AUTO else [fusion.method]:
@@ -295,8 +299,14 @@ def _chosen_fusion(
     )  # fmt: skip
 
 
-def _validation(members: Sequence[Member], progress: Progress | None) -> EmbeddedDraws:
-    """Labelled images that no member was trained on, with the first one's vectors."""
+def _validation(
+    members: Sequence[Member], progress: Progress | None, *, fits: bool = False
+) -> tuple[ImageSet, EmbeddedDraws]:
+    """Labelled images that no member was trained on, with the first one's vectors.
+
+    The other value: training images that something may be fitted to. fits: whether something is;
+    then these are others.
+    """
     tuned = [member for member in members if member.is_tuned]
     first = members[0]
     config = (tuned or [first])[0].config
@@ -310,16 +320,21 @@ def _validation(members: Sequence[Member], progress: Progress | None) -> Embedde
     needed_by = "--fusion auto and --fusion-weights auto"
     images = training_part(data.training, config.data, needed_by)
     test = [first.embeddings(role) for role in ("query", "gallery")]
-    role = "validation-fusion"
+    role = "validation-projection" if fits else "validation-fusion"
     if not tuned:
         config, images = by_vectors(
             config, images, lambda part, role: first.embed(part, role, progress), role, test
         )
-    return embedded_draws(
+    target, options, others = target_in(data, truth_in(config, data)), config.training, images
+    if fits:
+        if not tuned and options.validate_on == NEW:
+            options = dataclasses.replace(options, share=share_held_out(images, target))
+        others = images.subset(held_out(images, options, target).training)
+    return others, embedded_draws(
         images,
-        config.training,
-        target_in(data, truth_in(config, data)),
-        frozen=not tuned,
+        options,
+        target,
+        frozen=not (tuned or fits),
         embed=lambda images: first.embed(images, role, progress),
         nearest_cosine=mean_nearest_cosine(test[0].vectors, test[1].vectors),
     )
@@ -344,32 +359,71 @@ def _concatenated(
         joined([member.embeddings(role) for member in members], weights)
         for role in ("query", "gallery")
     )
-    choice = projection = None
+    choice = fusion_choice = projection = None
     if fusion.whiten != "none" or fusion.refine == AUTO:
         needed_by = "--refine auto" if fusion.whiten == "none" else "--fusion concat"
         images = training_part(folders_of(config).training, config.data, needed_by)
         training = joined([m.embed(images, "training", progress) for m in members], weights)
+        if AUTO in (fusion.whiten, fusion.refine):
+            fusion, fusion_choice, choice = _chosen_for_concat(members, fusion, training, progress)
         if fusion.whiten != "none":
             projection = fitted_projection(training, fusion.whiten)
-            queries, gallery, training = (
-                projected(part, projection, fusion.whiten) for part in (queries, gallery, training)
-            )
-        if fusion.refine == AUTO:
-            drawn = _validation(members, progress)
-            validation = validation_set(
-                drawn.images, training.ids, drawn.draws,
-                relative_share=drawn.relative_share, test_queries=drawn.test_queries,
-            )  # fmt: skip
-            choice = choose_chain(
-                training, validation, optimise=config.training.optimise, uses=fusion.refine_uses,
-                progress=progress and (lambda done, total: progress(STAGE, done, total)),
-            )  # fmt: skip
-    chain = choice.chain if choice else parse_chain(fusion.refine)
+            queries = projected(queries, projection, fusion.whiten)
+            gallery = projected(gallery, projection, fusion.whiten)
+    chain = parse_chain(fusion.refine)
     one_set = folders_of(config).one_set
     ranking = rank_refined(queries, gallery, chain, same_set=one_set)
     ranking.origin["fusion"] = {"method": CONCAT, "weights": weights, "whiten": fusion.whiten}
     settled = dataclasses.replace(fusion, weights=weights, refine=str(chain))
-    return Fused(ranking, settled, None, choice, projection)
+    return Fused(ranking, settled, fusion_choice, choice, projection)
+
+
+def _chosen_for_concat(
+    members: Sequence[Member],
+    fusion: FusionConfig,
+    training: Embeddings,
+    progress: Progress | None,
+) -> tuple[FusionConfig, FusionChoice | None, RefinementChoice | None]:
+    """The fusion with its projection and chain as far as they are `auto`, and their choices.
+
+    training: the joined vectors of all training images. Both are chosen on images that the
+    projection is not fitted to, if it uses their labels.
+    """
+    optimise, fits = members[0].config.training.optimise, fusion.whiten not in WHITENINGS
+    images, drawn = _validation(members, progress, fits=fits)
+    on = validation_set(
+        drawn.images, training.ids, drawn.draws,
+        relative_share=drawn.relative_share, test_queries=drawn.test_queries,
+    )  # fmt: skip
+    row_of = {name: i for i, name in enumerate(training.ids)}
+    learned_on = training.subset([row_of[name] for name in images.ids if name in row_of])
+    fusion_choice = refinement_choice = None
+    if fusion.whiten == AUTO:
+        fusion_choice = choose_projection(
+            training, on, projection_makers(learned_on), optimise=optimise,
+            weights=weights_of(fusion, len(members)),
+        )  # fmt: skip
+        fusion = dataclasses.replace(fusion, whiten=str(fusion_choice.whiten))
+    if fusion.refine == AUTO:
+        if fusion.whiten != "none":
+            projection = fitted_projection(learned_on, fusion.whiten)
+            training = projected(training, projection, fusion.whiten)
+        refinement_choice = choose_chain(
+            training, on, optimise=optimise, uses=fusion.refine_uses,
+            progress=progress and (lambda done, total: progress(STAGE, done, total)),
+        )  # fmt: skip
+        fusion = dataclasses.replace(fusion, refine=str(refinement_choice.chain))
+    return fusion, fusion_choice, refinement_choice
+
+
+def projection_makers(training: Embeddings) -> dict[str, Callable[[], AnyProjection]]:
+    """Name, of FUSION_WHITENINGS → what fits this projection to labelled vectors; without those
+    that they are too few for."""
+    classes = np.unique([str(label) for label in training.labels or []], return_inverse=True)[1]
+    found: dict[str, Callable[[], AnyProjection]] = {
+        "shrunk": lambda: whitening(training.vectors, "shrunk")
+    }
+    return {**found, **closed_form_makers(training.vectors, classes)}
 
 
 def fitted_projection(training: Embeddings, kind: str) -> AnyProjection:
@@ -377,12 +431,11 @@ def fitted_projection(training: Embeddings, kind: str) -> AnyProjection:
     few."""
     if kind in WHITENINGS:
         return whitening(training.vectors, kind)
-    classes = np.unique([str(label) for label in training.labels or []], return_inverse=True)[1]
-    makers = closed_form_makers(training.vectors, classes)
+    makers = projection_makers(training)
     if kind not in makers:
         raise DataError(
             f"--fusion-whiten {kind}: {len(training)} training images of "
-            f"{len(np.unique(classes))} classes are too few, choose shrunk or none"
+            f"{len(set(training.labels or []))} classes are too few, choose shrunk or none"
         )
     return makers[kind]()
 

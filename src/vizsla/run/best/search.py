@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vizsla import storage
+from vizsla.choose.projection_choice import share_held_out
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.splits import NEW, SHARE, training_part
+from vizsla.data.splits import NEW, target_of, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.catalogue import find_backbone
@@ -51,7 +52,6 @@ FROZEN_SHARE = 0.15  # of the budget that one frozen model may take
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of one more network, beside the others'
 JOINED, MOST_JOINABLE = 3, 5  # networks; and of how many they are chosen
 DRAWS = 8
-MOST_HELD_OUT = 0.5  # of the training images, if whole classes are held out
 CHAIN_DRAWS = 4  # with less time than LONG
 LONG = 480.0  # seconds: from here two networks are fine-tuned
 THOROUGH = 1200.0  # and from here image size, views, heads and `verify` are tried too
@@ -159,20 +159,15 @@ class _Search:
         self.held_out = self.held.on.description()
         frozen = self._frozen(networks)
         is_thorough = self.config.budget >= THOROUGH
+        self._join()
+        self._joint_head()
+        self._chain()
         if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
             self._variants(frozen[0])
-        if self.config.budget < LONG:  # a head gains most in little time
-            for network in frozen:
-                if self._head(network):
-                    break
-        self._join()
-        self._chain()
-        if is_thorough:
-            for network in self._most_promising(2, heads=False):
-                self._head(network)
         self._fine_tune(2 if self.config.budget >= LONG else 1)
-        if any(step.stage in ("head", "fine-tuned") for step in self.journal.steps):
+        if {"image size", "views", "fine-tuned"} & {step.stage for step in self.journal.steps}:
             self._join()
+            self._joint_head()
             self._chain()
 
     # ── the first run ────────────────────────────────────────────────────────────────────────────
@@ -221,9 +216,8 @@ class _Search:
             found = {name: getattr(config.training, name) for name in DECIDED}
             known = {**asked, **{k: value for k, value in found.items() if value is not None}}
             assert images is not None
-            if known["validate_on"] == NEW:  # as many classes as the test part has, if there are
-                test = sum(map(len, filter(None, (data.query, data.gallery))))
-                known["share"] = min(MOST_HELD_OUT, max(SHARE, test / len(images)))
+            if known["validate_on"] == NEW:
+                known["share"] = share_held_out(images, target_of(data.query, data.gallery))
             self.journal.known["validating"] = known
         self.validating = known
         domains = done.folder / DOMAINS
@@ -274,7 +268,7 @@ class _Search:
         for network in ordered[len(kept) :]:
             value = values.get(network.key)
             self.so_far.skipped.append(
-                Step("frozen", str(network), value=value, verdict="worse on few images")
+                Step("frozen", str(network), value=value, verdict="early out")
             )
             self.held.forget(network)
         return kept
