@@ -8,10 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from vizsla.cli.main import app
+from vizsla.data.data_folders import open_data
 from vizsla.embed.auto_compute import CPU_BATCH
 from vizsla.embed.embeddings import Embeddings, read_manifest
 from vizsla.embed.runtime import Runtime
 from vizsla.run.config import RunConfig, again
+from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 
 
@@ -47,6 +49,21 @@ def test_a_second_run_with_a_cache_embeds_nothing(
     assert json.loads(first.result_path.read_text())["batch_size"] == CPU_BATCH
     third = run(again(first.run.folder))
     assert batches and third.run.config["compute_id"] == first.run.config["compute_id"]
+
+
+def test_members_of_a_joint_run_share_the_cache(
+    tinted: Path, tmp_path: Path, batches: list[int]
+) -> None:
+    cache, images = str(tmp_path / "cache"), open_data(tinted).training
+    assert images is not None
+    for expected in (True, False):
+        done = run(RunConfig(
+            data=str(tinted), model="tiny", weights="random", image_size=32, device="cpu",
+            figures=0, top_k=5, home=str(tmp_path), cache=cache,
+        ))  # fmt: skip
+        del batches[:]
+        Member.of(done.run.folder, cache=cache).embed(images, "training", None)
+        assert bool(batches) is expected
 
 
 def test_embed_never_holds_all_vectors(

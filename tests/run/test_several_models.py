@@ -170,12 +170,9 @@ def test_a_head_of_the_joint_vectors_is_fitted_to_the_classes(
         load_projection(run.folder / PROJECTION)
 
 
-def test_validation_chooses_the_projection_of_joint_vectors(
-    joint: RunResult, tmp_path: Path
-) -> None:
+def test_validation_chooses_the_projection_of_joint_vectors(joint: RunResult) -> None:
     members = [Member.of(one.run.folder) for one in joint.members]
-    config = dataclasses.replace(members[0].config, home=str(tmp_path))
-    done = several_models.joint_run(members, config, FusionConfig("concat"))
+    done = several_models.joint_run(members, members[0].config, FusionConfig("concat"))
     choice = done.fusion_choice
     assert choice is not None and choice.without is choice.report.trials[0]
     names = {trial.name for trial in choice.report.trials}

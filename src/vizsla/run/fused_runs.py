@@ -320,12 +320,20 @@ def _validation(
     needed_by = "--fusion auto and --fusion-weights auto"
     images = training_part(data.training, config.data, needed_by)
     test = [first.embeddings(role) for role in ("query", "gallery")]
-    role = "validation-projection" if fits else "validation-fusion"
+    role = "validation-fusion"
     if not tuned:
         config, images = by_vectors(
             config, images, lambda part, role: first.embed(part, role, progress), role, test
         )
     target, options, others = target_in(data, truth_in(config, data)), config.training, images
+
+    def embedded(part: ImageSet) -> Embeddings:
+        if not fits:
+            return first.embed(part, role, progress)
+        known = first.embed(images, "training", progress)  # is there already
+        row_of = {name: i for i, name in enumerate(known.ids)}
+        return known.subset([row_of[name] for name in part.ids if name in row_of])
+
     if fits:
         if not tuned and options.validate_on == NEW:
             options = dataclasses.replace(options, share=share_held_out(images, target))
@@ -335,7 +343,7 @@ def _validation(
         options,
         target,
         frozen=not (tuned or fits),
-        embed=lambda images: first.embed(images, role, progress),
+        embed=embedded,
         nearest_cosine=mean_nearest_cosine(test[0].vectors, test[1].vectors),
     )
 

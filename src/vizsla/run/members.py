@@ -1,5 +1,6 @@
 """A finished run → what is needed to join it with others: its model, ranking and calibration."""
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Sequence
@@ -24,19 +25,20 @@ from vizsla.workspace import Run, open_run, result_file_of
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A finished run, to be fused."""
+    """A finished run, to be fused. cache: a folder of vectors that runs share, or None."""
 
     run: Run
     config: RunConfig
     record: dict[str, Any]
+    cache: str | None = None
 
     @staticmethod
-    def of(folder: str | Path) -> "Member":
+    def of(folder: str | Path, *, cache: str | None = None) -> "Member":
         """The run in this folder. DataError where it fuses several models or was interrupted."""
         opened = open_run(folder)
         if "members" in opened.config:
             raise DataError(f"{folder} is itself made of several models: name their own runs")
-        return Member(opened, again(folder), storage.read_json(result_file_of(folder)))
+        return Member(opened, again(folder), storage.read_json(result_file_of(folder)), cache)
 
     @property
     def name(self) -> str:
@@ -82,7 +84,8 @@ class Member:
 
     def embed(self, images: ImageSet, role: str, progress: Progress | None) -> Embeddings:
         """Vectors of more images by this run's model, kept in its folder."""
-        return RunEmbedder.of_finished(self.run, self.config, progress)(images, role)
+        config = dataclasses.replace(self.config, cache=self.cache)
+        return RunEmbedder.of_finished(self.run, config, progress)(images, role)
 
     def calibration_vectors(self, images: ImageSet, progress: Progress | None) -> Embeddings:
         """Vectors to learn a calibration from, kept in its folder until other images are used."""

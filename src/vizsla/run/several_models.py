@@ -72,7 +72,7 @@ def run_models(
         own = validating_as(config, done[0].run.folder) if done else config
         done.append(run(dataclasses.replace(own, **changes), progress))
     configs = [validating_as(configs[0], done[0].run.folder), *configs[1:]]
-    members = [Member.of(result.run.folder) for result in done]
+    members = [Member.of(result.run.folder, cache=configs[0].cache) for result in done]
     joint = joint_run(members, configs[0], fusion, progress, started=started)
     return dataclasses.replace(joint, members=done)
 

@@ -206,7 +206,10 @@ class BestSoFar:
             if candidate.chain == "none":
                 return self.run_of(network, report)
             return run(self.config_of(network, refine=candidate.chain), report).run
-        members = [Member.of(self.run_of(one, report).folder) for one in candidate.networks]
+        members = [
+            Member.of(self.run_of(one, report).folder, cache=self.shared.cache)
+            for one in candidate.networks
+        ]
         fusion = FusionConfig(CONCAT, list(candidate.weights), candidate.head, candidate.chain)
         shared = dataclasses.replace(self.shared, figures=0)
         return joint_run(members, shared, fusion, report).run

@@ -53,8 +53,8 @@ WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of one more network, beside the others'
 JOINED, MOST_JOINABLE = 3, 5  # networks; and of how many they are chosen
 DRAWS = 8
 CHAIN_DRAWS = 4  # with less time than LONG
-LONG = 480.0  # seconds: from here two networks are fine-tuned
-THOROUGH = 1200.0  # and from here image size, views, heads and `verify` are tried too
+LONG = 480.0  # seconds: with more left, a chain is chosen on all draws
+THOROUGH = 1200.0  # from here two networks are fine-tuned, and image size, views and `verify` tried
 LEAST_TUNING = 60.0  # seconds
 PLAN = "plan "  # and a network: in the journal, the seconds of its training
 PASSES, TRAINING_COST = 4, 2  # an image trained costs twice one embedded, with most blocks frozen
@@ -164,7 +164,7 @@ class _Search:
         self._chain()
         if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
             self._variants(frozen[0])
-        self._fine_tune(2 if self.config.budget >= LONG else 1)
+        self._fine_tune(2 if is_thorough else 1)
         if {"image size", "views", "fine-tuned"} & {step.stage for step in self.journal.steps}:
             self._join()
             self._joint_head()
