@@ -117,8 +117,8 @@ def embed(
         whiten_embedder(embedder, Embeddings.open(options.whiten_on), options.whiten, options.dim)
     with ProgressShown(options.quiet) as progress:
         embedder = embedder_with_chosen_tiles(
-            images_there, options, partial(compute_of, options, images=images_there),
-            embedder=embedder, seed=options.seed, max_pixels=options.max_pixels,
+            embedder, images_there, options, partial(compute_of, options, images=images_there),
+            seed=options.seed, max_pixels=options.max_pixels,
             cache=options.cache, progress=progress,
         )  # fmt: skip
     if options.save_embedder is not None:

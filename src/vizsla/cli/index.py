@@ -210,7 +210,7 @@ def _embeddings_of(
             embedder = embedder_of(found, options, options.seed)
     if found is None:
         embedder = embedder_with_chosen_tiles(
-            images, options, partial(compute_of, options, images=images), embedder=embedder,
+            embedder, images, options, partial(compute_of, options, images=images),
             seed=options.seed, max_pixels=options.max_pixels, cache=options.cache,
             progress=progress,
         )  # fmt: skip

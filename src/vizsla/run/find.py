@@ -112,7 +112,7 @@ def _with_chosen_tiles(
                 str(FolderIndex.load(place / "index").view.snapshot.tiles or NONE)
             )
     return embedder_with_chosen_tiles(
-        images, options, partial(compute_of, options, images=images), embedder=embedder,
+        embedder, images, options, partial(compute_of, options, images=images),
         seed=options.seed, max_pixels=options.max_pixels, progress=progress,
     )  # fmt: skip
 

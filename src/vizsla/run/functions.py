@@ -108,8 +108,8 @@ def embed(given: EmbedArguments, names: frozenset[str]) -> Embeddings:
     embedder = as_embedder(given.embedder, ModelChoice())
     if given.tiles == AUTO:
         embedder = embedder_with_chosen_tiles(
-            images, ModelChoice(tiles=AUTO), partial(compute_of, given, images=images),
-            embedder=embedder, max_pixels=given.max_pixels, cache=given.cache,
+            embedder, images, ModelChoice(tiles=AUTO), partial(compute_of, given, images=images),
+            max_pixels=given.max_pixels, cache=given.cache,
         )  # fmt: skip
     elif given.tiles is not None:
         embedder = copy.copy(embedder).with_tiles(given.tiles)

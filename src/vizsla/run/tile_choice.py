@@ -25,7 +25,6 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.inference import embed
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
-from vizsla.model.open_model import load_embedder
 from vizsla.options import ModelChoice, TuneConfig
 from vizsla.progress import Report
 from vizsla.run.config import TILES, RunConfig
@@ -37,21 +36,18 @@ log = logging.getLogger("vizsla.run")
 
 
 def embedder_with_chosen_tiles(
+    embedder: Embedder,
     images: ImageSet,
     choice: ModelChoice,
     compute_for: Callable[[Embedder], Compute],
     *,
     seed: int = 0,
-    embedder: Embedder | None = None,
     max_pixels: int,
     cache: str | Path | None = None,
     progress: Report | None = None,
 ) -> Embedder:
-    """The embedder of a command, with the tiles that its labelled images prefer if it says `auto`.
-
-    embedder: what the other options say, if it is there already.
-    """
-    embedder = embedder or load_embedder(choice, seed=seed, tiles_later=True)
+    """The embedder of a command, with the tiles that its labelled images prefer if the choice says
+    `auto`; else as it is."""
     if choice.tiles != AUTO:
         return embedder
     embedder = copy.copy(embedder).with_tiles(NONE)

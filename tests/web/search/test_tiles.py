@@ -56,3 +56,25 @@ def test_an_image_is_not_added_with_the_vector_of_its_whole_alone(parts: Any) ->
 def test_whole_images_have_no_part(served: Any) -> None:
     answer = served.post(image=png(RED)).json()["results"]
     assert all(one["box"] is None for one in answer)
+
+
+@pytest.mark.parametrize("viewport", [(1280, 900), (390, 844)])
+def test_the_part_is_framed_in_the_large_view(
+    parts: Any, visit: Callable[..., Any], viewport: tuple[int, int]
+) -> None:
+    name = parts.post(image=png(RED)).json()["queries"][0]
+    x, y, w, h = parts.engine.gallery.index.view.snapshot.tiles.boxes[4]
+    size = dict(zip(("width", "height"), viewport, strict=True))
+    with visit(f"{parts.url}/?query={name}", viewport=size) as page:
+        page.locator(".tile a.picture").first.click()
+        frame = page.locator("#view .found .light")
+        frame.wait_for()
+        picture, found = page.locator("#view [data-framed]").bounding_box(), frame.bounding_box()
+        side = min(picture["width"], picture["height"])
+        left = picture["x"] + (picture["width"] - side) / 2  # as it is fitted into its place
+        top = picture["y"] + (picture["height"] - side) / 2
+        wanted = {"x": left + x * side, "y": top + y * side, "width": w * side, "height": h * side}
+        assert found == {key: pytest.approx(value, abs=3) for key, value in wanted.items()}
+        page.goto(f"{parts.url}/view?query={name}&result=b/1.png")
+        assert page.locator(".found").count() == 0
+    assert httpx.get(f"{parts.url}/view?result=b/1.png&found=a,b").status_code == 422

@@ -18,6 +18,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from vizsla.data.query_box import QueryBox
 from vizsla.data.tables import number_format, value_text
 from vizsla.errors import UsageError
 from vizsla.web.search.engine import Engine, Found, NotFound
@@ -145,7 +146,11 @@ class Pages:
             state = State.parse(address_fields(request), max_k=self.service.limits.k)
             engine.picture(result)
             part = await self.service.searches.run(lambda: engine.query_part(state.search))
-            found = Found(result, float("nan"), **engine.gallery.described(result))
+            tile = QueryBox.of(request.query_params.get("found"))
+            found = Found(
+                result, float("nan"), **engine.gallery.described(result),
+                box=tile.numbers if tile and tile.in_fractions else None,
+            )  # fmt: skip
         except Exception as error:
             return self._refused(error, state)
         return self._rendered("view.html", state=state, found=found, part=part)

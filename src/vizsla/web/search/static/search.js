@@ -328,6 +328,20 @@ document.addEventListener("htmx:afterSwap", (event) => {
   }
 });
 
+/** The frame lies on the picture as it is fitted into its place, which takes its size. */
+function frame(picture) {
+  const svg = one(".found", picture.parentElement);
+  if (!svg || !picture.naturalWidth) return;
+  svg.setAttribute("viewBox", `0 0 ${picture.naturalWidth} ${picture.naturalHeight}`);
+  svg.classList.remove("unsized");
+  one("g", svg).setAttribute("transform", `scale(${picture.naturalWidth} ${picture.naturalHeight})`);
+}
+
+document.addEventListener("load", (event) => { // it does not bubble
+  if (event.target.matches?.("[data-framed]")) frame(event.target);
+}, true);
+for (const picture of document.querySelectorAll("[data-framed]")) frame(picture);
+
 document.addEventListener("close", (event) => { // it does not bubble
   if (event.target === view()) tileOf(opened)?.querySelector("[data-open]").focus();
 }, true);
