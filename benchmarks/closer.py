@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from vizsla.audit.check import check, image_sets
 from vizsla.choose.refinement import choose_chain_on_images
@@ -123,6 +123,7 @@ def overlay(photo: Image.Image, host: Image.Image, rng: np.random.Generator) -> 
     return made
 
 
+MIRRORED = "mirrored"  # any of KINDS, mirrored
 Make = Callable[[Image.Image, Image.Image, np.random.Generator], Image.Image]
 KINDS: dict[str, Make] = {
     "crop": strong_crop, "collage": collage, "screenshot": screenshot, "overlay": overlay,
@@ -219,7 +220,8 @@ def collages(shared: Path, part: str, seed: int = 3) -> None:
 
 
 def partial(shared: Path, cache: Path, n: int, seed: int = 5) -> None:
-    """100 planted among n photos of both sets: how many pairs are found, and which others."""
+    """100 planted among n photos of both sets: how many pairs are found, and which others; and of
+    20 more that are mirrored."""
     rng = np.random.default_rng(seed)
     files = [file for name in ("caltech101", "clothing") for part in ("training", "test")
              for file in photos(shared, name, part)]  # fmt: skip
@@ -231,10 +233,12 @@ def partial(shared: Path, cache: Path, n: int, seed: int = 5) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(files[chosen[i]].resolve())
-    for q in range(100):
+    for q in range(120):
         photo, host = read_image(files[chosen[q]]), read_image(files[chosen[-1 - q]])
         kind = list(KINDS)[q % len(KINDS)]
         made = KINDS[kind](photo, host, rng)
+        if q >= 100:
+            made, kind = ImageOps.mirror(made), MIRRORED
         target = folder / f"planted-{q:03}-{kind}.jpg"
         made.save(target, quality=int(rng.integers(55, 90)))
         truth[target.name] = f"{q:05}{files[chosen[q]].suffix}"
@@ -245,8 +249,9 @@ def partial(shared: Path, cache: Path, n: int, seed: int = 5) -> None:
     found = [(report.facts[p.a].name, report.facts[p.b].name, p) for p in report.copies]
     planted = {(b, a) for a, b in truth.items()}
     names = {(a, b) for a, b, _ in found}
-    print(f"{len(planted & names)} of 100 found")
-    for kind in KINDS:
+    mirrored = {pair for pair in planted if MIRRORED in pair[1]}
+    print(f"{len((planted - mirrored) & names)} of 100 found")
+    for kind in (*KINDS, MIRRORED):
         wanted = {pair for pair in planted if kind in pair[1]}
         print(f"  {kind} {len(wanted & names)} of {len(wanted)}")
     others = [(a, b, p) for a, b, p in found if (a, b) not in planted]

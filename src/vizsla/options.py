@@ -842,8 +842,8 @@ class CheckOptions(ModelChoice, ImageTable, ComputeChoice, Page):
     )
     labels: str | None = same(ImageTable, "labels", shown="labels.csv in DATA")
     partial: bool = option(
-        False, "Also find crops, collages, screenshots and overlays of other images; needs OpenCV.",
-        "Data", usual=True,
+        False, "Also find crops, collages, screenshots and overlays of other images, also "
+        "mirrored; needs OpenCV.", "Data", usual=True,
     )  # fmt: skip
     cache: str | None = same(
         ComputeChoice, "cache", help="A folder that keeps vectors, and points for --partial."

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from typer.testing import CliRunner
 
 from vizsla.audit.check import check, image_sets
@@ -15,6 +15,7 @@ from vizsla.audit.partial_copies import Vocabulary, candidates, partial_copies
 from vizsla.cli.main import app
 from vizsla.embed import local_features
 from vizsla.embed.local_features import LocalSource, Sift
+from vizsla.search.geometry import mutual_matches
 
 pytest.importorskip("cv2", reason="needs the extra local")
 Scene = Callable[..., Image.Image]
@@ -63,6 +64,29 @@ def test_a_part_is_found_and_nothing_else(
     images[7] = make(images[3], scene(99))
     assert found_in(images) == [(3, 7)]
     assert found_in(images) == [(3, 7)]  # the same on every run
+
+
+@pytest.mark.parametrize("make", [*MAKE, lambda photo, host: photo], ids=[*map(str, range(5))])
+def test_a_mirrored_part_is_found(
+    make: Callable[[Image.Image, Image.Image], Image.Image], scene: Scene
+) -> None:
+    images = [scene(i) for i in range(12)]
+    images[7] = ImageOps.mirror(make(images[3], scene(99)))
+    source = LocalSource(images.__getitem__, Sift())
+    [part] = partial_copies(12, source.of, images.__getitem__)
+    assert (part.a, part.b, part.mirrored) == (3, 7, True)
+
+
+def test_mirrored_features_are_those_of_the_mirrored_image(scene: Scene) -> None:
+    ours = Sift()(scene(1))
+    theirs = Sift()(ImageOps.mirror(scene(1)))
+    at_a, at_b = mutual_matches(ours.mirrored(), theirs)
+    assert len(at_a) > 0.8 * len(ours) > 3 * len(mutual_matches(ours, theirs)[0])
+    offsets = ours.mirrored().points[at_a] - theirs.points[at_b]
+    assert np.abs(np.median(offsets, axis=0)).max() < 0.1
+    again = ours.mirrored().mirrored()
+    np.testing.assert_array_equal(again.descriptors, ours.descriptors)
+    np.testing.assert_allclose(again.points, ours.points, atol=1e-4)
 
 
 def test_known_pairs_are_left_out(scene: Scene) -> None:

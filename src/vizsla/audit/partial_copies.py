@@ -8,6 +8,7 @@ count if the pixels agree where the geometry lays one image over the other.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -33,12 +34,14 @@ Read = Callable[[int], Image.Image | None]
 class Part:
     """Positions a < b of two images with a part in common.
 
-    similarity: the share of it, between the matching points, in which the edges agree.
+    similarity: the share of it, between the matching points, in which the edges agree. mirrored:
+    one shows it mirrored.
     """
 
     a: int
     b: int
     similarity: float
+    mirrored: bool = False
 
 
 def partial_copies(
@@ -50,30 +53,33 @@ def partial_copies(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Part]:
-    """All pairs of n images that have a part in common, in order.
+    """All pairs of n images that have a part in common, those with a mirrored part last.
 
     read: the i-th image, None if it cannot be read. known: pairs (a, b), a < b, to leave out.
     progress: (images and pairs done, about how many in all). Time grows with the number of images
     times that of the images in which a word occurs, memory (about 30 KB an image) with the number.
     """
     report = progress or (lambda done, total: None)
-    words, signatures, images = _described(n, features, lambda done: report(done, 2 * n))
-    a, b = candidates(words, signatures, images, n)
-    new = np.array([pair not in known for pair in zip(a.tolist(), b.tolist(), strict=True)], bool)
-    a, b = a[new], b[new]
+    described, mirrored = _described(n, features, lambda done: report(done, 3 * n))
     found: list[Part] = []
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="compare") as pool:
-        for part in _blocks(a, b):
-            used = np.unique([a[part], b[part]])
-            of = dict(zip(used.tolist(), features(used.tolist()), strict=True))
-
-            def one(pair: tuple[int, int], of: dict[int, LocalFeatures] = of) -> Part | None:
-                return _compared(*pair, of, read)
-
-            pairs = zip(a[part].tolist(), b[part].tolist(), strict=True)
-            found += [match for match in pool.map(one, pairs) if match]
-            report(n + n * part.stop // len(a), 2 * n)
-    report(2 * n, 2 * n)
+        for is_mirrored in (False, True):
+            a, b = (
+                _mirrored_candidates(described, mirrored, n) if is_mirrored
+                else candidates(*described, n)
+            )  # fmt: skip
+            known |= {(part.a, part.b) for part in found}
+            pairs = zip(a.tolist(), b.tolist(), strict=True)
+            new = np.array([pair not in known for pair in pairs], bool)
+            a, b = a[new], b[new]
+            for part in _blocks(a, b):
+                used = np.unique([a[part], b[part]])
+                of = dict(zip(used.tolist(), features(used.tolist()), strict=True))
+                compared = partial(_compared, of=of, read=read, mirrored=is_mirrored)
+                matches = pool.map(compared, a[part].tolist(), b[part].tolist())
+                found += [match for match in matches if match]
+                report((1 + is_mirrored) * n + n * part.stop // len(a), 3 * n)
+    report(3 * n, 3 * n)
     return found
 
 
@@ -86,27 +92,47 @@ def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[slice]:
 # ── words and signatures ─────────────────────────────────────────────────────────────────────────
 
 
+Described = tuple[np.ndarray, np.ndarray, np.ndarray]  # word, signature (uint64) and image of each
+
+
 def _described(
     n: int, features: Features, report: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of all descriptors of all images: word, signature (uint64), and position of the image."""
+) -> tuple[Described, Described]:
+    """All descriptors of all images, and of the same images mirrored."""
     sample = np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(int))
     rows = [f.descriptors for f in features(sample.tolist()) if len(f)]
     if not rows:
         none = np.zeros(0, np.int64)
-        return none, none.astype(np.uint64), none
+        nothing = none, none.astype(np.uint64), none
+        return nothing, nothing
     vocabulary = Vocabulary.learned(np.concatenate(rows))
-    words, signatures, images = [], [], []
+    both: tuple[list[Described], list[Described]] = ([], [])
     for start in range(0, n, FEATURES_AT_ONCE):
         block = range(start, min(start + FEATURES_AT_ONCE, n))
         for i, found in zip(block, features(block), strict=True):
-            if len(found):
-                word, signature = vocabulary(found.descriptors)
-                words.append(word)
-                signatures.append(signature)
-                images.append(np.full(len(word), i, np.int32))
+            for side, of in zip(both, (found, found.mirrored()), strict=True) if len(found) else ():
+                side.append((*vocabulary(of.descriptors), np.full(len(of), i, np.int32)))
         report(block.stop)
-    return np.concatenate(words), np.concatenate(signatures), np.concatenate(images)
+    described, mirrored = (
+        (np.concatenate(word), np.concatenate(signature), np.concatenate(image))
+        for word, signature, image in (zip(*side, strict=True) for side in both)
+    )
+    return described, mirrored
+
+
+def _mirrored_candidates(
+    described: Described, mirrored: Described, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions a < b of pairs that are candidates if one of them is mirrored, sorted."""
+    words, signatures, images = (
+        np.concatenate(sides) for sides in zip(described, mirrored, strict=True)
+    )
+    images[len(described[0]) :] += n
+    a, b = candidates(words, signatures, images, 2 * n)
+    mixed = (a < n) & (b >= n) & (b - n != a)
+    pairs = np.sort(np.stack([a[mixed], b[mixed] - n], axis=1), axis=1)
+    found = np.unique(pairs, axis=0)
+    return found[:, 0], found[:, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,8 +241,10 @@ def _bit_count(values: np.ndarray) -> np.ndarray:
 # ── the decision ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _compared(a: int, b: int, of: dict[int, LocalFeatures], read: Read) -> Part | None:
-    found = geometry_of(of[a], of[b])
+def _compared(
+    a: int, b: int, *, of: dict[int, LocalFeatures], read: Read, mirrored: bool
+) -> Part | None:
+    found = geometry_of(of[a], of[b].mirrored() if mirrored else of[b])
     if found.probability < PERHAPS:
         return None
     images = read(a), read(b)
@@ -227,5 +255,5 @@ def _compared(a: int, b: int, of: dict[int, LocalFeatures], read: Read) -> Part 
         for i, image in zip((a, b), images, strict=True)
         if image
     )
-    share = share_of_same_pixels(found, grey_a, grey_b)
-    return Part(a, b, share) if share else None
+    share = share_of_same_pixels(found, grey_a, grey_b[:, ::-1].copy() if mirrored else grey_b)
+    return Part(a, b, share, mirrored) if share else None

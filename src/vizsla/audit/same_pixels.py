@@ -15,8 +15,12 @@ DIFFERS = 0.6  # correlation below which a cell shows something else
 COVERED = 0.1  # share of cells that differ, above which a part is covered, or none is a copy
 MAX_OFF = 0.5  # px: the median inlier of a copy is so near to where the geometry sends it
 # From here on: cells that must agree (photos on one rug agree in a few), their share, clearness.
-EXACT_CELLS, EXACT_SHARE, EXACT = 8, 0.3, 1.5  # of a copy beyond doubt
+EXACT_CELLS, EXACT_SHARE, EXACT = 6, 0.3, 1.5  # of a copy beyond doubt
 MIN_CELLS, MIN_SHARE, UNSURE_SHARE = 15, 0.2, 0.5  # of another one
+# Of many points in the very place that the geometry gives them:
+PLACED, PLACED_POINTS, PLACED_CELLS = 0.2, 18, 8  # px at most in the median, points, cells
+# Of many points in images that nowhere differ between them:
+SAME, SAME_POINTS, SAME_CELLS, SAME_SHARE = 0.02, 30, 10, 0.15  # share that differs, at most
 SURE, VERY_SURE = 0.5, 0.99  # probability by geometry
 CLEAR, UNSURE_CLEAR = 0.7, 1.0  # of a copy that is covered: if geometry is very sure, and if not
 
@@ -26,7 +30,8 @@ def share_of_same_pixels(found: Geometry, a: np.ndarray, b: np.ndarray) -> float
 
     a, b: (H, W) float32 grey images of the sizes that the geometry was found in.
     """
-    if _median_offset(found) > MAX_OFF:
+    offset, points = _median_offset(found), len(found.a)
+    if offset > MAX_OFF:
         return 0.0
     cells, p = correlations(found, a, b), found.probability
     agree = cells >= AGREES
@@ -35,10 +40,15 @@ def share_of_same_pixels(found: Geometry, a: np.ndarray, b: np.ndarray) -> float
     n, share, clear = int(agree.sum()), float(agree.mean()), clearness(cells)
     if n >= EXACT_CELLS and share >= EXACT_SHARE and clear >= EXACT:
         return share
+    if offset <= PLACED and points >= PLACED_POINTS and n >= PLACED_CELLS and share >= MIN_SHARE:
+        return share
+    differs = float((cells < DIFFERS).mean())
+    is_same = p >= VERY_SURE and points >= SAME_POINTS and differs <= SAME
+    if is_same and n >= SAME_CELLS and share >= SAME_SHARE:
+        return share
     if n < MIN_CELLS or share < (MIN_SHARE if p >= SURE else UNSURE_SHARE):
         return 0.0
-    is_covered = (cells < DIFFERS).mean() > COVERED
-    if is_covered and clear < (CLEAR if p >= VERY_SURE else UNSURE_CLEAR):
+    if differs > COVERED and clear < (CLEAR if p >= VERY_SURE else UNSURE_CLEAR):
         return 0.0
     return share
 

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ LOCAL = "local"  # the folder beside vectors in which the features of their imag
 POINTS = 400  # of an image, the strongest ones
 SIDE = 480  # px: larger images are made smaller, so that their longer side has so many
 CONTRAST = 0.02  # half of Lowe's: images of few points keep their faint ones
+BEYOND = 0.25  # px: it doubles the image first, whose pixels then lie between those of the image
 SCALE = 512  # a stored descriptor is a byte, SCALE times its value
 IN_MEMORY = 1024  # images whose features are kept there, about 54 KB each
 REACH = 0.012  # of the longer side: how far from its place an inlier may be
@@ -60,6 +61,18 @@ class LocalFeatures:
         """(n, D) float32 descriptors of length 1."""
         rows = self.descriptors.astype(np.float32)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+    def mirrored(self) -> "LocalFeatures":
+        """Those of SIFT of the image mirrored left to right.
+
+        In the frame of a point the rows of its 4 x 4 cells are then in the other order, and
+        directions turn the other way. OpenCV gives places that are BEYOND too far to the right.
+        """
+        cells = self.descriptors.reshape(-1, 4, 4, 8)[:, ::-1, :, -np.arange(8) % 8]
+        points = self.points.copy()
+        points[:, 0] = self.size[0] - 1 + 2 * BEYOND - points[:, 0]
+        rows = np.ascontiguousarray(cells).reshape(self.descriptors.shape)
+        return replace(self, points=points, descriptors=rows)
 
     def to_bytes(self) -> bytes:
         """For the cache; `from_bytes` reads it."""
