@@ -60,6 +60,12 @@ ONE_MODEL = {
     "whiten": "str",
     "dim": "int",
     "refine": {"chain": "str", "uses": "str", "uses_in_words": "str", "chosen_on": "null"},
+    "validation": "null",
+}
+VALIDATION = {
+    **dict.fromkeys(["top1", "map", "points"], "float"),
+    **dict.fromkeys(["draws", "queries", "gallery"], "int"),
+    **dict.fromkeys(["id", "chosen"], "str"),
 }
 CANDIDATE = {
     **dict.fromkeys(["value", "gain", "standard_error", "map", "top1", "points"], "float"),
@@ -86,6 +92,7 @@ TRIAL = {
 CHOSEN_ON = {
     **dict.fromkeys(["draws", "queries", "gallery"], "int"),
     **dict.fromkeys(["per_class", "relative_share"], "float"),
+    "id": "str",
     "candidates": [TRIAL],
 }
 MEMBER = {
@@ -99,6 +106,7 @@ JOINT = {
     "refine": {"chain": "str", "uses": "str", "uses_in_words": "str", "chosen_on": "null"},
     "fusion": {"method": "str", "weights": ["float"], "whiten": "null", "chosen_on": "null"},
     "members": [MEMBER],
+    "validation": "null",
 }
 FROM_FILE = {**ONE_MODEL, "weights_file": "str"}
 TRAINED = {
@@ -253,7 +261,8 @@ def test_demo_with_a_fitted_head(
     head = ["--finetune", "head", "--set", "head_steps=20", *SEEN, *NO_SHEETS]
     run(home, demo_folder, [*SMALL, *head], monkeypatch)
     training = {**TRAINING, "options": {**TRAINING["options"], "head_steps": "int"}}
-    result = check_run(home, demo_folder, "efficientnet-lite0", {**ONE_MODEL, "training": training})
+    expected = {**ONE_MODEL, "training": training, "validation": VALIDATION}
+    result = check_run(home, demo_folder, "efficientnet-lite0", expected)
     check_golden(result, 0.875, 0.908, 0.892, 891)
     assert result["is_finetuned"] is False  # a fitted projection is kept, the network is as it came
 
@@ -311,7 +320,7 @@ def test_clothing_with_a_trained_head(
     model = ["--model", "mobilenetv2", "--weights", str(shared / "weights" / MOBILENET)]
     tuned = ["--image-size", "128", "--finetune", "head", *SEEN]
     run(home, clothing, [*model, *tuned], monkeypatch)
-    trained = {**TRAINED, "training": {**TRAINING, **TRAINED}}
+    trained = {**TRAINED, "training": {**TRAINING, **TRAINED}, "validation": VALIDATION}
     result = check_run(home, clothing, "mobilenetv2", {**FROM_FILE, **trained})
     check_golden(result, 0.762, 0.892, 0.596, 818)
     assert result["is_finetuned"] is True
@@ -327,7 +336,8 @@ def test_clothing_with_two_models(
     other = ["--model", "tiny", "--weights", "random"]
     words = [*model, *other, "--image-size", "128", "--refine", "auto", *SEEN]
     run(home, clothing, words, monkeypatch)
-    chosen = {"refine": {**ONE_MODEL["refine"], "chosen_on": CHOSEN_ON}}
+    refine = {**ONE_MODEL["refine"], "chosen_on": CHOSEN_ON}
+    chosen = {"refine": refine, "validation": VALIDATION}
     first = check_run(home, clothing, "mobilenetv2", {**FROM_FILE, **chosen})
     check_golden(first, 0.746, 0.849, 0.559, 795)
     second = check_run(home, clothing, "tiny", {**ONE_MODEL, **chosen})

@@ -314,7 +314,8 @@ def _model_record(
         "whiten": config.whiten,
         "dim": embedder.dim,
     }
-    earlier = embedder.origin.training or {}  # recorded in the embedder's folder
+    earlier = dict(embedder.origin.training or {})  # recorded in the embedder's folder
+    earlier.pop("validation", None)  # a key of its own in the result file
     if tuned is None:
         training = earlier
     elif tuned.is_improved:

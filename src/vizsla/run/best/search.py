@@ -24,7 +24,7 @@ from vizsla.errors import DataError, UsageError
 from vizsla.model.catalogue import find_backbone
 from vizsla.model.hub import obtainable
 from vizsla.options import BestOptions, RunOptions, TuneConfig
-from vizsla.progress import Report, reporting
+from vizsla.progress import Report, reporting, waiting
 from vizsla.run.best.best_so_far import LOADING, NO_TIME, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
 from vizsla.run.best.journal import (
@@ -207,7 +207,8 @@ class _Search:
             config = self.so_far.config_of(
                 first, tuning={**asked, "finetune": "head"}, validating=None
             )
-            network, data = self.held.runtime(first), self.held.data
+            with waiting(report, f"loading {first}"):
+                network, data = self.held.runtime(first), self.held.data
             config, images = before_training(
                 config, images, (data.query, data.gallery), network.embedder, network.compute,
                 report,
