@@ -100,6 +100,8 @@ def test_joined_and_regrouped_rankings_keep_nothing_of_the_earlier_results() -> 
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(DataError, match="have the columns item"):
         search(GALLERY, QUERIES, query_group="place")
+    with pytest.raises(DataError, match="no table says anything of the queries"):
+        search(GALLERY, QUERIES.vectors, query_group="place")
     with pytest.raises(UsageError, match="find each other"):
         search(GALLERY, GALLERY, query_group="product", same_set=True)
     with pytest.raises(UsageError, match=r"give --learn-on|give learn_on"):

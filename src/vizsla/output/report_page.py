@@ -73,8 +73,9 @@ class ReportData:
         known = {name for part in parts.values() for name in part.attributes.column_names}
         if unknown := [name for name in self.show if name not in {*known, "label"}]:
             raise DataError(
-                f"--show {unknown[0]}: the images have the columns "
-                f"{', '.join(sorted(known)) or 'none'}"
+                f"--show {unknown[0]}: the images have the columns {', '.join(sorted(known))}"
+                if known
+                else f"--show {unknown[0]}: no table says anything of the images"
             )
         wanted = [name for name in self.show or USUAL_COLUMNS if name in known and name != "label"]
         found: dict[str, dict[str, dict[str, str]]] = {}

@@ -189,8 +189,13 @@ def _items(queries: Embeddings, options: SearchOptions) -> tuple[dict[str, list[
         return {"all": list(range(len(queries)))}, join
     if column not in known:
         raise DataError(
-            f"--query-group {column}: the queries have the columns {', '.join(known) or 'none'}; "
-            "`all` takes all of them as pictures of one item"
+            (
+                f"--query-group {column}: the queries have the columns {', '.join(known)}; "
+                if known
+                else f"--query-group {column}: no table says anything of the queries (put a "
+                "metadata.csv in their folder); "
+            )
+            + "`all` takes all of them as pictures of one item"
         )
     values = dict(zip(queries.ids, queries.attributes[column].to_pylist(), strict=True))
     return items_of(queries.ids, values, column), join

@@ -286,6 +286,11 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
         ({"path": "photos", "images": "photos"}, UsageError, "images belongs to"),
         ({"path": RUN, "images": "nowhere"}, DataError, "is not a folder"),
         ({"path": RUN, "show": ("size",)}, DataError, "show size: the gallery has the columns"),
+        (
+            {"path": "photos", "model": "tiny", "weights": "random", "show": ("size",)},
+            DataError,
+            "show size: no table says anything of these images",
+        ),
         ({"path": "runs", "model": "tiny", "weights": "random"}, DataError, "holds no images"),
         (
             {"path": "gallery.index", "model": "tiny", "weights": "random", "images": "photos"},

@@ -309,7 +309,10 @@ def prepare(
     if unknown := [name for name in source.options.show if name not in known]:
         engine.close()
         raise DataError(
-            f"--show {unknown[0]}: the gallery has the columns {', '.join(known) or 'none'}"
+            f"--show {unknown[0]}: the gallery has the columns {', '.join(known)}"
+            if known
+            else f"--show {unknown[0]}: no table says anything of these images: give one with "
+            "--table FILE"
         )
     engine.warm_up()
     return engine
