@@ -130,8 +130,11 @@ def test_a_value_that_no_image_has_is_named_with_the_nearest_ones(
     )
     ids = [str(i) for i in range(6)]
     for text, said in (
-        ("kind=canon", "no image has kind=canon; nearest values: Canon lenses, cameras, bags"),
-        ("kind=shoe|camera", "nearest values: shoes, cameras"),
+        (
+            "kind=canon",
+            "no image has kind=canon; nearest values: Canon lenses, cameras, bags, shoes",
+        ),
+        ("kind=shoe|camera", "nearest values: shoes, "),
         ("price<3", "no image has price<3; its values are from 3 to 20"),
         ("price=5", "no image has price=5; its values are from 3 to 20"),
         ("new=1", "no image has new=1: that is unknown of all"),
@@ -139,6 +142,9 @@ def test_a_value_that_no_image_has_is_named_with_the_nearest_ones(
         caplog.clear()
         assert not Filter.parse(text).mask(ids, table).any()
         assert len(caplog.messages) == 1 and said in caplog.text
+    many = pa.table({"sku": [f"S{i:02}" for i in range(30)]})
+    Filter.parse("sku=s7|S199").mask([str(i) for i in range(30)], many)
+    assert caplog.messages[-1] == "no image has sku=s7|S199; nearest values: S27, S19"
     caplog.clear()
     assert not Filter.parse(["kind=bags", "price>9"]).mask(ids, table).any()
     assert Filter.parse("kind=bags").mask(ids, table).any() and not caplog.text

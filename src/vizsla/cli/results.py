@@ -30,7 +30,7 @@ class ResultPrinting(ShownColumns, Printing):
     """How the results of a search are printed."""
 
     show: tuple[str, ...] = same(
-        ShownColumns, "show", shown="label and group; with --json all",
+        ShownColumns, "show", shown="label and group, else product, sku, …; with --json all",
         help="A column to print of each image, such as price; all: every column. Repeatable.",
     )  # fmt: skip
     as_csv: bool = option(False, "Print the results as CSV.", "Output", "--csv")
@@ -48,6 +48,8 @@ def shown_columns(
 
     every: without --show all of them. DataError: there is no such column.
     """
+    from vizsla.data.tables import item_column_in
+
     if (every and not show) or (EVERY in show and EVERY not in known):
         show = [*(name for name in show if name != EVERY), *(n for n in known if n not in OWN)]
     if unknown := [name for name in show if name not in known]:
@@ -57,6 +59,8 @@ def shown_columns(
             "`find`, `index` or `embed` one with --table FILE (docs/tables.md)"
         )  # fmt: skip
     names = show or [name for name in USUAL if name in known]
+    if not names and (item := item_column_in(known)):
+        names = [item]
     return list(dict.fromkeys([*([group_by] if group_by else []), *names]))
 
 

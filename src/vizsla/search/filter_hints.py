@@ -11,6 +11,7 @@ from vizsla.data.tables import value_text
 
 MOST_COMPARED = 1_000  # different values: the most frequent ones
 NEAREST = 3
+FEW_VALUES = 10  # of which all are named, the nearest first
 
 
 def unmet_hint(condition: str, wanted: Sequence[str], column: pa.ChunkedArray) -> str:
@@ -37,16 +38,16 @@ def unmet_hint(condition: str, wanted: Sequence[str], column: pa.ChunkedArray) -
         return said
     counts = sorted(pc.value_counts(known).to_pylist(), key=lambda pair: -pair["counts"])
     values = [pair["values"] for pair in counts[:MOST_COMPARED]]
-    each = max(1, NEAREST // len(wanted))
-    near = [one for value in wanted for one in nearest_values(value, values)[:each]]
-    return f"{said}; nearest values: {few([*dict.fromkeys(near)], 2 * NEAREST)}"
+    each = len(values) if len(values) <= FEW_VALUES else max(1, NEAREST // len(wanted))
+    near = [one for value in wanted for one in nearest_values(value, values, each)]
+    return f"{said}; nearest values: {few([*dict.fromkeys(near)], FEW_VALUES)}"
 
 
-def nearest_values(wanted: str, values: Sequence[str]) -> list[str]:
-    """Up to NEAREST of the values: those that contain the text first, whatever the case, then those
+def nearest_values(wanted: str, values: Sequence[str], n: int) -> list[str]:
+    """Up to n of the values: those that contain the text first, whatever the case, then those
     that share most letters with it."""
     folded = wanted.strip().casefold()
     holds = [value for value in values if folded and folded in value.casefold()]
     others = {value.casefold(): value for value in values if value not in holds}
-    found = difflib.get_close_matches(folded, others, NEAREST, 0.0)
-    return [*holds, *(others[name] for name in found)][:NEAREST]
+    found = difflib.get_close_matches(folded, others, n, 0.0)
+    return [*holds, *(others[name] for name in found)][:n]
