@@ -176,7 +176,7 @@ def test_validation_chooses_the_projection_of_joint_vectors(joint: RunResult) ->
     choice = done.fusion_choice
     assert choice is not None and choice.without is choice.report.trials[0]
     names = {trial.name for trial in choice.report.trials}
-    assert {"concat(none)", "concat(shrunk)", "concat(whitened 0.6)"} <= names
+    assert {"concat(none)", "concat(centred)", "concat(whitened 0.6)"} <= names
     best = max((t for t in choice.report.trials if t.is_safe), key=lambda trial: trial.value)
     assert best.name == f"concat({choice.whiten})"
     assert done.record["fusion"]["whiten"] == choice.whiten

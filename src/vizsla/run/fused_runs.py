@@ -425,13 +425,12 @@ def _chosen_for_concat(
 
 
 def projection_makers(training: Embeddings) -> dict[str, Callable[[], AnyProjection]]:
-    """Name, of FUSION_WHITENINGS → what fits this projection to labelled vectors; without those
-    that they are too few for."""
-    classes = np.unique([str(label) for label in training.labels or []], return_inverse=True)[1]
-    found: dict[str, Callable[[], AnyProjection]] = {
-        "shrunk": lambda: whitening(training.vectors, "shrunk")
-    }
-    return {**found, **closed_form_makers(training.vectors, classes)}
+    """Name, of FUSION_WHITENINGS → what fits this head to labelled vectors; without those that they
+    are too few for."""
+    labels = training.labels or []
+    rows = [i for i, label in enumerate(labels) if label is not None]
+    classes = np.unique([str(labels[i]) for i in rows], return_inverse=True)[1]
+    return closed_form_makers(training.vectors[rows], classes)
 
 
 def fitted_projection(training: Embeddings, kind: str) -> AnyProjection:

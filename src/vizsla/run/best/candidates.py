@@ -37,11 +37,10 @@ from vizsla.model.projection import AnyProjection
 from vizsla.options import TuneConfig
 from vizsla.progress import Report, waiting
 from vizsla.run.config import RunConfig, compute_for
-from vizsla.run.fused_runs import projected
+from vizsla.run.fused_runs import projected, projection_makers
 from vizsla.search.chain import Refiner, parse_chain
 from vizsla.search.fusion import joined
 from vizsla.search.verify import all_features, of_subsets
-from vizsla.train.heads import closed_form_makers
 
 log = logging.getLogger("vizsla.run")
 
@@ -110,7 +109,9 @@ class Candidate:
     def of(content: dict[str, Any]) -> "Candidate":
         """What `to_dict` wrote."""
         networks = tuple(Network(**one) for one in content["networks"])
-        return Candidate(networks, tuple(content["weights"]), content["chain"], content["head"])
+        return Candidate(
+            networks, tuple(content["weights"]), content["chain"], content.get("head", "none")
+        )
 
 
 class HeldOut:
@@ -227,8 +228,7 @@ class HeldOut:
         that are not held out. only: the name of one."""
         vectors = self._joined(candidate, self.others, "others", report)
         started = time.monotonic()
-        labels = [str(label) for label in vectors.labels or []]
-        makers = closed_form_makers(vectors.vectors, np.unique(labels, return_inverse=True)[1])
+        makers = projection_makers(vectors)
         found = []
         for i, (name, make) in enumerate(makers.items()):
             report("fitting heads", i, len(makers))

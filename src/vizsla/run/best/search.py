@@ -279,7 +279,7 @@ class _Search:
         images = self.so_far.test_images + len(self.held.drawn.images)
         if self.so_far.seconds(network, images) < FROZEN_SHARE * self.config.budget:
             return True
-        self.so_far.skipped.append(Step("frozen", str(network), verdict="too slow for the budget"))
+        self.so_far.skipped.append(Step("frozen", str(network), verdict="too slow"))
         return False
 
     def _variants(self, network: Network) -> None:

@@ -334,6 +334,11 @@ def _joint(
     weights = fused_runs.weights_of(fusion, len(members))
     projection = None
     if fusion.method == fused_runs.CONCAT and fusion.whiten != "none":
+        if not (source.path / PROJECTION).exists():
+            raise DataError(
+                f"{source.path} does not hold the projection of its vectors, as runs of an earlier "
+                f"version: repeat it with `vizsla run --again {source.path}`"
+            )
         projection = load_projection(source.path / PROJECTION)
     models: list[Model] = []
     for member in members:
