@@ -109,8 +109,10 @@ def queries_page(
         config = _where_images_are(again(folder), data)
         known = truth or truth_in(config, images)
         one = report_page.read_run(open_run(folder), images, known)
-        scores = one.scores if truth is None else rescore(folder, truth)[2]
-        found.append(dataclasses.replace(one, scores=scores))
+        if truth is not None:
+            parts = (one.ranking, truth, one.queries, one.gallery)
+            one = dataclasses.replace(one, scores=evaluate_ranked(*parts, **config.scoring))
+        found.append(one)
     storage.write_text(out, query_page.queries_page(found, progress=progress))
     return Path(out)
 

@@ -54,6 +54,7 @@ class RunFolders:
             ranked = self.ranked.table()
             if self.ranked.is_validated_only:
                 ranked, _ = validation_table(self.ranked.validated(), self.ranked.metric)
+                ranked = ranked.select([name for name in ranked.columns if name != "time"])
         without = [name for name in ranked.columns if name != "vs best"]
         ranked = ranked.select(without)
         rows = [[row[0], sizes[row[0]], *row[1:]] for row in ranked.rows]

@@ -18,7 +18,7 @@ from typing import Any
 from vizsla import storage
 from vizsla.choose.projection_choice import share_held_out
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.splits import NEW, target_of, training_part
+from vizsla.data.splits import NEW, target_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.catalogue import find_backbone
@@ -189,7 +189,11 @@ class _Search:
             Embeddings.open(done.folder / "embeddings" / role).vectors
             for role in ("query", "gallery")
         ]
-        training_part(self.held.data.training, self.config.run.data, "choosing")
+        if not self.held.data.training:
+            raise DataError(
+                f"models, training and re-ranking are chosen on labelled images, and there are "
+                f"none in {self.config.run.data}/training/<class>/"
+            )
         self._imitate_test_part(first, done, report)
         self.so_far.test_images = sum(map(len, vectors))
         splitting = TuneConfig.from_options({**self.validating, "draws": DRAWS})
