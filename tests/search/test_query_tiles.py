@@ -170,7 +170,7 @@ def test_queries_of_other_tiles_are_refused() -> None:
     index = in_memory(made(30, "1+2x2", 0, "g"))
     with pytest.raises(DataError, match=r"query_tiles 1.2x2: the queries have vectors of 1.2x1"):
         index.search(QUERIES, 3, query_tiles="2x2")
-    with pytest.raises(UsageError, match="is not a grid"):
+    with pytest.raises(UsageError, match="query_tiles='2y2': '2y2' is not a grid"):
         index.search(QUERIES, 3, query_tiles="2y2")
 
 

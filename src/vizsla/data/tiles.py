@@ -21,28 +21,33 @@ class Tiles:
     grids: tuple[tuple[int, int], ...]
 
     @staticmethod
-    def parse(text: str) -> "Tiles | None":
+    def parse(text: str, flag: str = "--tiles") -> "Tiles | None":
         """From grids joined by +, such as `1+2x2` or `2x2`: the whole image is always the first
-        tile. None for `none` and `1`. UsageError: not understood, or too many."""
+        tile. None for `none` and `1`. UsageError, which names the flag: not understood, or too
+        many."""
         grids = [(1, 1)]
         for word in [] if text.strip() == "none" else text.replace(" ", "").split("+"):
             found = re.fullmatch(r"(\d{1,2})[xX](\d{1,2})|1", word)
             if not found:
                 raise UsageError(
-                    f"--tiles {text!r}: {word!r} is not a grid; write 1 for the whole image and "
+                    f"{flag} {text!r}: {word!r} is not a grid; write 1 for the whole image and "
                     "2x2 for two tiles across and two down, joined by +: 1+2x2+3x3"
                 )
             across, down = (int(found[1]), int(found[2])) if found[1] else (1, 1)
             if not (1 <= across <= MOST_ON_A_SIDE and 1 <= down <= MOST_ON_A_SIDE):
-                raise UsageError(f"--tiles {text!r}: choose from 1 to {MOST_ON_A_SIDE} on a side")
+                raise UsageError(f"{flag} {text!r}: choose from 1 to {MOST_ON_A_SIDE} on a side")
             grids.append((across, down))
         tiles = Tiles(tuple(dict.fromkeys(grids)))
         if len(tiles) > MOST_TILES:
             raise UsageError(
-                f"--tiles {text!r} makes {len(tiles)} tiles of each image: choose up to "
-                f"{MOST_TILES}"
+                f"{flag} {text!r} makes {len(tiles)} tiles of each image: choose up to {MOST_TILES}"
             )
         return tiles if len(tiles) > 1 else None
+
+    @staticmethod
+    def of_query(grids: str | None) -> "Tiles | None":
+        """What --query-tiles says; None without."""
+        return Tiles.parse(grids or "none", "--query-tiles")
 
     def __str__(self) -> str:
         return "+".join("1" if grid == (1, 1) else f"{grid[0]}x{grid[1]}" for grid in self.grids)

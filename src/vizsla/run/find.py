@@ -84,7 +84,7 @@ def find(
             "CLIP, SigLIP or PE model with --model"
         )
     box = QueryBox.of(options.box)
-    tiles = Tiles.parse(options.query_tiles or "none")
+    tiles = Tiles.of_query(options.query_tiles)
     vector = encoded(
         [query], embedder, box, tiles
     )  # an unreadable photo is an error before the work

@@ -111,7 +111,7 @@ def search_gallery(
         )  # fmt: skip
     query_set = embedded_queries(
         queries, found, choice=options, seed=options.seed, device=device, progress=progress,
-        box=QueryBox.of(options.box), tiles=Tiles.parse(options.query_tiles or "none"),
+        box=QueryBox.of(options.box), tiles=Tiles.of_query(options.query_tiles),
     )  # fmt: skip
     chain, choice = chain_of(
         options.refine, options.refine_uses, options.learn_on, options.validate_on,

@@ -220,7 +220,7 @@ class FolderIndex(Shown):
         allowed = None if filter is None else filter.mask(snapshot.ids, snapshot.attributes)
         queries = self.encoder.embeddings(
             queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box),
-            tiles=Tiles.parse(query_tiles or "none"),
+            tiles=Tiles.of_query(query_tiles),
         )  # fmt: skip
         k = min(SHOWN, len(snapshot) - same_set) if k is None else k
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)

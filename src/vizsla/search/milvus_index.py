@@ -238,7 +238,7 @@ class MilvusIndex:
         filter = Filter.of(filter)
         queries = self.encoder.embeddings(
             queries, model_id, same_set=same_set, embedder=embedder, box=QueryBox.of(box),
-            tiles=Tiles.parse(query_tiles or "none"),
+            tiles=Tiles.of_query(query_tiles),
         )  # fmt: skip
         exact.require_comparable(queries.model_id, self.model_id, queries.dim, self.dim)
         if group_by is not None and group_by not in self._about["types"]:

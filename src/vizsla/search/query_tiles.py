@@ -112,7 +112,7 @@ def vectors_of_queries(queries: Embeddings, grids: str | None) -> tuple[np.ndarr
 
     DataError: the queries have vectors of other tiles.
     """
-    tiles = Tiles.parse(grids or "none")
+    tiles = Tiles.of_query(grids)
     if tiles is None:
         return queries.vectors, 1
     if queries.tiles != tiles:
