@@ -102,6 +102,19 @@ def test_search_prints_or_writes(here: Path) -> None:
     assert isinstance(own, dict) and all(row[0]["id"] != query for query, row in own.items())
 
 
+def test_columns_that_added_images_lack_are_named(here: Path) -> None:
+    vizsla("index", "gallery.emb", "-o", "i", "-q")
+    bare = embeddings(3, 7, "b")
+    Embeddings(bare.ids, bare.vectors, pa.table({"price": [1, 2, 3]}), "m").save("bare.emb")
+    assert (
+        "the new images have no label: --table FILE"
+        in vizsla("index", "add", "i", "bare.emb").stderr
+    )
+    assert "the new images" not in vizsla("index", "add", "i", "new.emb").stderr
+    with pytest.raises(DataError, match=r"already: .* or leave it out .*--skip-known"):
+        vizsla("index", "add", "i", "new.emb")
+
+
 def test_search_shows_columns(here: Path) -> None:
     words = ["search", "gallery.emb", "query.emb", "-k", "3"]
     by_price = ["--show", "price", "--show", "label"]

@@ -255,9 +255,14 @@ def add(
         new = Embeddings.open(_embeddings_of(gallery, found, options, scratch, shown, known))
         if known:  # embeddings may hold them too
             new = new.subset([i for i, name in enumerate(new.ids) if name not in known])
+        columns = found.attributes_of([]).column_names
         found.add(new)
         if keeps_features(found):
             keep_features(found, new.ids, partial(shown, "finding points"), root=new.root)
+    missing = [name for name in columns if name not in new.attributes.column_names]
+    if missing and len(new) and not options.quiet:
+        text = f"the new images have no {', '.join(missing)}: --table FILE would have given them"
+        typer.echo(text, err=True)
     _print_index(found.about(), where, options.as_json)
 
 

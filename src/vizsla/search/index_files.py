@@ -440,7 +440,8 @@ def check_new(ids: Sequence[str], vectors: np.ndarray, present: Any) -> None:
     for name in ids:
         if name in present or name in seen:
             raise DataError(
-                f"the index holds {name!r} already: an id stands for one image; remove it first"
+                f"the index holds {name!r} already: an id stands for one image; remove it first, "
+                "or leave it out (`vizsla index add --skip-known`)"
             )
         seen.add(name)
     for start in range(0, len(vectors), COPY_ROWS):
