@@ -152,8 +152,8 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
 
 
 def wrapped(text: str) -> list[str]:
-    """Lines for a terminal; names are not cut at their hyphens."""
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+    """Lines for a terminal; names and paths are not cut."""
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
 def _figures(config: RunConfig, best: Run) -> list[Path]:
