@@ -141,7 +141,7 @@ def test_intervals_by_class_are_wider_than_by_query(folder: Path) -> None:
 def test_decisions_say_where_they_were_learned(folder: Path) -> None:
     words = "ranking.parquet --labels labels.csv --calibrate --target-precision 0.3"
     text = evaluate(words)
-    assert "must be a validation part" in text and "accepted from a score of 0." in text
+    assert "must be a validation part" in text and "accepted from an estimate of 0." in text
     assert "precision of accepted" not in text  # on these very queries it would look too good
     content = as_json(f"{words} --training training.emb --write-calibration c.json")
     learned = content["calibration"]
@@ -162,7 +162,7 @@ def test_files_that_were_asked_for_are_there(folder: Path) -> None:
     content = json.loads(Path("all.json").read_text())
     mean = sum(float(row["map"]) for row in rows) / len(rows)
     assert mean == pytest.approx(content["metrics"]["map"]["mean"])
-    assert content["calibration"]["cutoff"]["score"] > 0
+    assert content["calibration"]["cutoff"]["estimate"] > 0
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_what_is_accepted_is_right_as_often_as_asked_for(
     assert np.mean(shares) >= 0.8 and len(answered) >= ITEMS / 4
     known = (ranking.accepted[:ITEMS] > 0).mean()
     assert known > 2 * (ranking.accepted[ITEMS:] > 0).mean()
-    assert any("by sku: accepted from a score of" in text for text in caplog.messages)
+    assert any("by sku: accepted from an estimate of" in text for text in caplog.messages)
 
 
 def test_it_is_learned_by_the_command_from_an_index(catalogue: Embeddings, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_a_run_decides_what_is_there(accepted: RunResult) -> None:
     assert np.array_equal(stored.probability, ranking.probability, equal_nan=True)
     record = json.loads(accepted.result_path.read_text())
     assert record["accept"]["sure"] == 0.7 and "accepted_precision" in record["scores"]
-    assert accepted.to_dict()["accept"]["cutoff"]["score"] == ranking.origin["accept"]["score"]
+    assert (
+        accepted.to_dict()["accept"]["cutoff"]["estimate"] == ranking.origin["accept"]["estimate"]
+    )
     lists = json.loads(accepted.submission_path.read_text())
     assert {len(row) for row in lists.values()} == {10}  # a contest wants k of each
 
@@ -94,7 +96,7 @@ def test_the_report_shows_decisions(accepted: RunResult, tmp_path: Path) -> None
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     text = page.read_text()
-    assert re.search(r"sure from a score of [\d.]+\d\. For the others", text)
+    assert re.search(r"sure from an estimate of [\d.]+\d\. For the others", text)
     assert "queries have an accepted match" in text and "Are the probabilities true?" in text
     assert ' below">' in text and " accepted</p>" in text
 
@@ -141,7 +143,8 @@ def test_searches_of_a_refined_or_joint_run_are_decided_by_their_own_scores(home
     plain = own.for_scores_of({"model_id": refined.record["model_id"]})
     assert plain.made_by["refine"] == "none" != own.made_by["refine"]
     assert found.accepted is not None and plain.with_sure(0.6).cutoff is not None
-    assert found.origin["accept"] == {"sure": 0.6, "score": plain.with_sure(0.6).cutoff.score}
+    cutoff = plain.with_sure(0.6).to_dict()["cutoff"]
+    assert found.origin["accept"] == {"sure": 0.6, "estimate": cutoff["estimate"]}
     folder, accept = joint.run.folder, str(joint.run.folder) + "@0.6"
     with closing(
         prepare(GallerySource(folder, GalleryOptions(accept=accept)), ServerState())
@@ -325,8 +328,8 @@ def test_a_run_is_searched_with_its_decisions(accepted: RunResult, home: Path) -
     assert hits[0]["accepted"] and hits[0]["probability"] > hits[-1]["probability"]
     table = CliRunner().invoke(app, words).output
     assert "── accepted up to here ──" in table and f" %  {label}" in table
-    cutoff = Calibration.load(run / "calibration.json").cutoff
-    assert cutoff is not None and f"accepted from a score of {cutoff.score:.4f}" in table
+    cutoff = Calibration.load(run / "calibration.json").to_dict()["cutoff"]
+    assert f"accepted from an estimate of {cutoff['estimate']:.4f}" in table
     hits = vizsla.search(run, home / "data/test/query", accept=f"{run}@0.7", top_k=4)
     assert hits.accepted is not None and 0 < (hits.accepted > 0).mean() < 1
     strict = CliRunner().invoke(app, [*words[:-1], "0.9999"])

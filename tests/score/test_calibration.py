@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.score.calibration import Calibration, calibrate, in_words, made_by
+from vizsla.score.calibration import Calibration, _knots, calibrate, in_words, made_by
+from vizsla.score.match_model import MatchModel
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
@@ -36,7 +37,7 @@ def learned(n: int = 2000, sure: float = 0.9) -> Calibration:
 
 def test_what_is_accepted_elsewhere_is_right_as_often_as_was_asked() -> None:
     found = learned()
-    assert found.cutoff is not None and 0.45 < found.cutoff.score < 0.6
+    assert found.cutoff is not None
     assert found.queries == 2000 and found.auc is not None and found.auc > 0.7
     assert 0.15 < found.absent < 0.35  # whose class the gallery lacks
     ranking, truth = ranked(5000, right_above=0.6, seed=1)
@@ -45,7 +46,9 @@ def test_what_is_accepted_elsewhere_is_right_as_often_as_was_asked() -> None:
     taken = relevance(decided, truth)
     assert taken.accepted is not None
     assert 0.9 <= taken.hits[taken.accepted].mean() < 0.97
-    assert decided.origin["accept"] == {"sure": 0.9, "score": found.cutoff.score}
+    assert decided.scores is not None and 0.45 < decided.scores[decided.accepted > 0].min() < 0.6
+    estimate = 1 / (1 + np.exp(-found.cutoff.score))
+    assert decided.origin["accept"] == {"sure": 0.9, "estimate": pytest.approx(estimate)}
     assert "at least 90 % right for queries like these" in found.lines()[-1]
 
 
@@ -63,15 +66,15 @@ def test_another_precision_is_asked_of_the_same_calibration() -> None:
 def test_probabilities_rise_with_the_score_and_never_split_a_tie() -> None:
     found = learned()
     grid = np.linspace(-1, 2, 500)
-    chance = found.probability(grid)
+    chance = found.probability(grid[:, None])[:, 0]
     assert (np.diff(chance) >= 0).all() and 0 < chance[0] < chance[-1] < 1
-    assert found.probability(np.array([0.8]))[0] > 0.97
-    assert 0.4 < found.probability(np.array([0.3]))[0] < 0.6
-    assert np.isnan(found.probability(np.array([np.nan, 0.5]))).tolist() == [True, False]
+    assert found.probability(np.array([[0.8]]))[0, 0] > 0.97
+    assert 0.4 < found.probability(np.array([[0.3]]))[0, 0] < 0.6
+    assert np.isnan(found.probability(np.array([[0.5, np.nan]]))).tolist() == [[False, True]]
     tied = calibrate([judged(500, right_above=0.6)], made_by=MADE_BY, learned_on="").probability(
-        np.array([0.7, 0.7])
+        np.array([[0.7, 0.7]])
     )
-    assert tied[0] == tied[1]
+    assert tied[0, 0] == tied[0, 1]
 
 
 def test_isotonic_probabilities_equal_those_of_scikit_learn() -> None:
@@ -80,12 +83,20 @@ def test_isotonic_probabilities_equal_those_of_scikit_learn() -> None:
     part = judged(400, right_above=0.6)
     assert part.scores is not None
     scores, right = part.scores[:, 0].round(2), part.hits[:, 0]
-    part = dataclasses.replace(part, scores=scores[:, None])
-    found = calibrate([part], made_by=MADE_BY, learned_on="")
     bounds = {"y_min": 1 / 402, "y_max": 401 / 402}
     same = IsotonicRegression(out_of_bounds="clip", **bounds).fit(scores, right)
     grid = np.linspace(0, 1, 301)
-    assert found.probability(grid) == pytest.approx(same.predict(grid), abs=1e-9)
+    as_they_are = MatchModel((1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+    found = dataclasses.replace(learned(), model=as_they_are, knots=_knots(scores, right, 400))
+    assert found.probability(grid[:, None])[:, 0] == pytest.approx(same.predict(grid), abs=1e-9)
+
+
+def test_a_ranking_too_short_to_decide_is_refused() -> None:
+    found = dataclasses.replace(learned(), model=MatchModel((1.0,) * 6, depth=3))
+    with pytest.raises(DataError, match=r"holds 1 images .* needs the scores of the first 3"):
+        found.decide(ranked(5, right_above=0)[0])
+    of_two = dataclasses.replace(ranked(2, right_above=0)[0], gallery_size=1)  # it has no more
+    assert found.decide(of_two).accepted is not None
 
 
 def test_a_saved_one_is_the_same(tmp_path: Path) -> None:

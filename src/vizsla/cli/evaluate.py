@@ -175,7 +175,7 @@ def evaluate(
     if options.bars:
         evaluation_report.draw_bars(options.bars, scores)
     if options.histogram and judged is not None:
-        evaluation_report.draw_histogram(options.histogram, judged, calibration)
+        evaluation_report.draw_histogram(options.histogram, judged)
     if options.write_run:
         trec.write_run(ranking, truth, options.write_run)
     if options.write_qrels:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,7 +77,7 @@ def fuse(
             own = [member.config for member in members]
             fused_runs.require_decidable(config, options.accept, own)
             found = fused_runs.fuse_runs(members, config, progress)
-            ranking = found.ranking if options.depth is None else found.ranking.head(options.depth)
+            ranking = found.ranking
             record = found.record()
             for choice in (found.fusion_choice, found.refinement_choice):
                 lines += [*choice.lines(), ""] if choice else []
@@ -85,7 +85,7 @@ def fuse(
             assert not isinstance(config.weights, str)
             ranking = fused(
                 [read_ranking(source) for source in sources],
-                method=options.fusion, weights=config.weights, depth=options.depth,
+                method=options.fusion, weights=config.weights,
             )  # fmt: skip
             record = {key: ranking.origin["fusion"][key] for key in ("method", "weights")}
         calibration = None
@@ -96,14 +96,16 @@ def fuse(
             )
         elif options.accept is not None:
             calibration = Accept.parse(options.accept).load()
-    about = {"ranking": str(options.out), "queries": len(ranking), "depth": ranking.depth}
+    about: dict[str, Any] = {}
     if calibration is not None:
         ranking = calibration.decide(ranking)
         lines += [*calibration.lines(), ""]
         about["accept"] = calibration.to_dict()
         if options.write_calibration:
             calibration.save(options.write_calibration)
+    ranking = ranking if options.depth is None else ranking.head(options.depth)
     ranking.save(options.out)
+    about |= {"ranking": str(options.out), "queries": len(ranking), "depth": ranking.depth}
     if options.as_json:
         print_json({**about, "fusion": record})
         return

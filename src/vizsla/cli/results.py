@@ -175,12 +175,12 @@ def print_results(results: list[list[Row]], columns: Sequence[str]) -> None:
 
 def how_accepted(ranking: "Ranking") -> str:
     """Why a match may be refused whose own estimate is higher than what was asked for."""
-    sure, score = (ranking.origin["accept"][name] for name in ("sure", "score"))
+    sure, estimate = (ranking.origin["accept"][name] for name in ("sure", "estimate"))
     asked = f"{100 * sure:g} % of the accepted matches are right"
-    if score is None:
-        return f"nothing is accepted: from no score on is it sure that {asked}"
+    if estimate is None:
+        return f"nothing is accepted: from no estimate on is it sure that {asked}"
     return (
-        f"accepted from a score of {score:.4f}, from which it is sure that {asked};\n"
+        f"accepted from an estimate of {estimate:.4f}, from which it is sure that {asked};\n"
         "the percentages are estimates of single matches, without that margin"
     )
 

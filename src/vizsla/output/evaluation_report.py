@@ -123,15 +123,10 @@ def draw_bars(path: str | Path, scores: Scores) -> None:
     charts.class_bars(path, list(parts), values, counts, name=name)
 
 
-def draw_histogram(
-    path: str | Path, judged: Relevance, calibration: Calibration | None = None
-) -> None:
-    """Writes a PNG of the scores of right and wrong first matches, and the calibrated cut-off."""
+def draw_histogram(path: str | Path, judged: Relevance) -> None:
+    """Writes a PNG of the scores of right and wrong first matches."""
     scores, matches = match_pairs(judged)
-    cutoff = calibration.cutoff if calibration else None
-    charts.score_histogram(
-        path, scores[matches], scores[~matches], cut_off=cutoff.score if cutoff else None
-    )
+    charts.score_histogram(path, scores[matches], scores[~matches])
 
 
 def _shortened(table: Table, rows: int) -> str:

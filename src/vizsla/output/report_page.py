@@ -352,7 +352,7 @@ def _decisions(data: ReportData) -> dict[str, Any] | None:
         "answered": int((accepted > 0).sum()),
         "queries": len(accepted),
         "sure": f"{100 * accept['sure']:g} %",
-        "score": None if cut is None else f"{cut['score']:.4f}",
+        "estimate": None if cut is None else f"{cut['estimate']:.4f}",
         "learned_on": accept["learned_on"],
         "table": table,
         "charts": charts_drawn,

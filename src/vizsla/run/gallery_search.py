@@ -31,6 +31,8 @@ from vizsla.run.accept_items import calibration_of_items, learns_from_items
 from vizsla.run.accepting import Accept
 from vizsla.run.query_images import embedded_images
 from vizsla.run.validate_on import validate_on_by_vectors
+from vizsla.score.calibration import Calibration
+from vizsla.score.match_model import LISTED
 from vizsla.search.chain import Chain, parse_chain, rank_refined
 from vizsla.search.exact import default_depth, require_comparable
 from vizsla.search.filters import Filter
@@ -38,7 +40,7 @@ from vizsla.search.folder_index import SHOWN, FolderIndex
 from vizsla.search.groups import ResultForm
 from vizsla.search.index import Index, in_memory, open_index
 from vizsla.search.index_files import is_index
-from vizsla.search.items import items_of, joined_rankings, joined_vectors
+from vizsla.search.items import items_of, joined_rankings, joined_vectors, mean_lengths
 from vizsla.search.knn_graph import GraphFolder, Keeper
 from vizsla.search.milvus_index import is_milvus
 from vizsla.search.queries import QueryEncoder, encoded, is_text
@@ -77,19 +79,12 @@ def search_gallery(
     condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
     calibration = None
-    if options.box is not None and options.accept is not None:
-        raise UsageError(
-            "--accept decides by a calibration of whole pictures: leave it out, or --box"
-        )
     if options.query_tiles is not None and (why := _needs_whole_pictures(options)):
         raise UsageError(f"{why}: leave it out, or --query-tiles")
-    by_one_score = options.group_score == "best" and options.query_group is None
-    if options.accept is not None and not (by_one_score and options.diverse is None):
-        raise UsageError(
-            "--accept decides by the score of one image with one query: leave out --diverse, "
-            "--group-score and --query-group"
-        )
-    accept = None if options.accept is None else Accept.parse(options.accept)
+    accept = None
+    if options.accept is not None:
+        _require_decidable(options)
+        accept = Accept.parse(options.accept)
     if accept is not None and not learns_from_items(accept, gallery):
         calibration, accept = accept.load(gallery), None
     if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
@@ -125,26 +120,33 @@ def search_gallery(
     k = max(k, 1)
     form = ResultForm(options.group_by, options.per_group, options.group_score, options.diverse)
     items, join = _items(query_set, options)
+    lengths = None
     if items is not None and join == "mean" and not chain.steps:
+        lengths = mean_lengths(query_set, items)
         query_set, items = joined_vectors(query_set, items), None
-    if chain.steps:
-        whole = len(found) - same_set  # lists are joined, and grouped, as deep as they are
+    whole = len(found) - same_set
+
+    def ranked(k: int, form: ResultForm) -> Ranking:
+        if not chain.steps:
+            return found.search(
+                query_set, k, condition, group_by=options.group_by if form.group_by else None,
+                per_group=form.per_group, group_score=form.group_score, diverse=form.diverse,
+                same_set=same_set, items=items, query_tiles=options.query_tiles,
+            )  # fmt: skip
         ranking = search_refined(
             found, where, query_set, chain, k if items is None else whole, condition,
             form=form if items is None else ResultForm(), same_set=same_set,
             device=device, progress=progress and partial(progress, "graph"),
         )  # fmt: skip
-        if items is not None:
-            ranking = joined_rankings(ranking, items, join)
-            ranking = regrouped(ranking, _gallery_of(ranking, found, where), k, form)
+        if items is None:
+            return ranking
+        ranking = joined_rankings(ranking, items, join)  # as deep as they are
+        return regrouped(ranking, _gallery_of(ranking, found, where), k, form)
+
+    if calibration is None:
+        ranking = ranked(k, form)
     else:
-        ranking = found.search(
-            query_set, k, condition, group_by=options.group_by, per_group=options.per_group,
-            group_score=options.group_score, diverse=options.diverse, same_set=same_set,
-            items=items, query_tiles=options.query_tiles,
-        )  # fmt: skip
-    if calibration is not None:
-        ranking = calibration.decide(ranking)
+        ranking = _decided(ranked, k, form, calibration, lengths, whole=whole)
     ranking = dataclasses.replace(ranking, attributes_of=found.attributes_of)
     fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))
     if condition is not None and fewest < k:
@@ -162,6 +164,43 @@ def _needs_whole_pictures(options: SearchOptions) -> str:
     if options.query_group is not None and options.query_join != "max":
         return "--query-group joins the vectors of pictures, if not with --query-join max"
     return ""
+
+
+def _require_decidable(options: SearchOptions) -> None:
+    """UsageError if a calibration says nothing of such results."""
+    if options.box is not None:
+        raise UsageError(
+            "--accept decides by a calibration of whole pictures: leave it out, or --box"
+        )
+    if options.group_score != "best" or options.diverse is not None:
+        raise UsageError(
+            "--accept decides by the score of one image: leave out --diverse and --group-score"
+        )
+    if options.query_group is not None and options.query_join != "mean":
+        raise UsageError(
+            "--accept decides several pictures as one query by the mean of their scores, not by "
+            f"--query-join {options.query_join}: give --query-join mean"
+        )
+
+
+def _decided(
+    ranked: Callable[[int, ResultForm], Ranking],
+    k: int,
+    form: ResultForm,
+    calibration: Calibration,
+    lengths: np.ndarray | None,
+    *,
+    whole: int,
+) -> Ranking:
+    """The first k results of each query, decided by the scores of its first images. ranked: by a
+    number and a form. lengths: see `mean_lengths`. whole: how many images there are."""
+    deep = max(k, min(LISTED, whole))
+    images = ranked(deep, ResultForm())
+    ranking = images if form.group_by is None else ranked(k, form)
+    scores, listed = ranking.scores, images.scores
+    if lengths is not None and scores is not None and listed is not None:
+        scores, listed = scores * lengths[:, None], listed * lengths[:, None]
+    return calibration.decide(ranking, scores=scores, listed=listed).head(k)
 
 
 def _gallery_of(ranking: Ranking, found: Index, where: str) -> Embeddings:

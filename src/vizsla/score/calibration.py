@@ -16,6 +16,7 @@ import numpy as np
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
+from vizsla.score.match_model import LISTED, MatchModel, estimated
 from vizsla.score.metrics import match_auc
 from vizsla.score.precision_levels import (
     Level,
@@ -27,8 +28,7 @@ from vizsla.score.relevance import Relevance
 from vizsla.score.text_table import Table
 from vizsla.search.ranking import Ranking
 
-FORM = "calibration/2"
-DEPTH = 100  # ranks of each query that a cut-off is learned from
+FORM = "calibration/3"
 SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
 MUCH, MANY_QUERIES = 0.25, 5  # with a wrong first match between two classes: these are named
@@ -46,8 +46,9 @@ class Calibration(Shown):
     sure: the precision wanted of accepted matches. made_by: the model, refinement and fusion whose
     scores these are (`made_by`). learned_on: the validation part, in words. queries: how many
     different ones it has. absent: the share of them that had nothing in the gallery. auc: that a
-    query with something in the gallery scores above another; None if all are of one kind. levels:
-    possible cut-offs. knots: (score, probability) pairs, both rising. by_class: whether the cut-off
+    query with something in the gallery has a better match than another; None if all are of one
+    kind. model: cut-offs are on the log-odds that it estimates from scores. levels: possible
+    cut-offs. knots: (log-odds, probability) pairs, both rising. by_class: whether the cut-off
     is sure for other classes. confused: two classes, and their share of the wrong first matches
     among the better half of the queries, if it is large. of_searches: the same for what `search`
     and `serve` give, which is not refined, if that ranks otherwise.
@@ -59,6 +60,7 @@ class Calibration(Shown):
     queries: int
     absent: float
     auc: float | None
+    model: MatchModel
     levels: tuple[Level, ...]
     knots: tuple[tuple[float, float], ...]
     by_class: bool = False
@@ -77,31 +79,57 @@ class Calibration(Shown):
 
     @property
     def cutoff(self) -> Level | None:
-        """From which score on matches are accepted; None if the queries are too few or the scores
-        too poor to be sure: then nothing is."""
+        """From which log-odds on matches are accepted; None if the queries are too few or the
+        scores too poor to be sure: then nothing is."""
         return sure_level(self.levels, self.sure)
 
     def probability(self, scores: np.ndarray) -> np.ndarray:
-        """That a match with this score is right; of the same shape, nan for nan. Never falls."""
-        known, values = np.array(self.knots).T
-        return np.interp(scores, known, values)
+        """That matches are right, (Q, K), nan for nan. scores: (Q, K), best first."""
+        return self.decided(scores)[0]
 
-    def decide(self, ranking: Ranking) -> Ranking:
+    def decided(
+        self, scores: np.ndarray, listed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The probability that matches are right, (Q, K), nan for nan, and whether they are
+        accepted. scores, listed: see `MatchModel.log_odds`."""
+        log_odds = self.model.log_odds(scores, listed)
+        known, values = np.array(self.knots).T
+        level = self.cutoff
+        return np.interp(log_odds, known, values), log_odds >= (
+            np.inf if level is None else level.score
+        )
+
+    def decide(
+        self,
+        ranking: Ranking,
+        *,
+        scores: np.ndarray | None = None,
+        listed: np.ndarray | None = None,
+    ) -> Ranking:
         """The same ranking with probabilities, and with how many first ranks are accepted.
 
-        DataError: its scores are of another model, refinement or fusion, or it has none.
+        scores: (Q, K) to decide by, in place of the ranking's. listed: (Q, M) those of the first
+        images of each query, if `scores` are not (but of groups). DataError: they are of another
+        model, refinement or fusion, there are none, or the ranking is shorter than those that were
+        learned from.
         """
-        if ranking.scores is None:
+        scores = ranking.scores if scores is None else scores
+        if scores is None:
             raise DataError("the ranking holds no scores: a cut-off on scores needs them")
         own = self.for_scores_of(ranking.origin)
+        needed = min(own.model.depth, ranking.gallery_size or own.model.depth)
+        if listed is None and len(ranking) and ranking.depth < needed:
+            raise DataError(
+                f"the ranking holds {ranking.depth} images for a query, but the calibration needs "
+                f"the scores of the first {needed}: search deeper, or give --accept to the search"
+            )
+        probability, accepted = own.decided(scores, listed)
         level = own.cutoff
-        score = np.inf if level is None else level.score
-        accepted = (ranking.scores >= score).sum(axis=1)
-        about = {"sure": self.sure, "score": None if level is None else level.score}
+        about = {"sure": self.sure, "estimate": None if level is None else _estimate(level.score)}
         return dataclasses.replace(
             ranking,
-            accepted=accepted,
-            probability=own.probability(ranking.scores),
+            accepted=accepted.sum(axis=1),
+            probability=probability,
             origin={**ranking.origin, "accept": about},
         )
 
@@ -125,7 +153,9 @@ class Calibration(Shown):
         rows = []
         for sure in sorted({*SURES, self.sure}):
             level = sure_level(self.levels, sure)
-            values = (level.score, level.share, level.precision) if level else (None, None, None)
+            values: tuple[float | None, ...] = (None, None, None)
+            if level is not None:
+                values = (_estimate(level.score), level.share, level.precision)
             rows.append([f"{100 * sure:g} %", *values])
         return Table(["sure", "cut-off", "answered", "precision"], rows)
 
@@ -146,10 +176,10 @@ class Calibration(Shown):
         level, percent = self.cutoff, f"{100 * self.sure:g} %"
         if level is None:
             return (
-                f"nothing is accepted: on these {self.queries} queries no score is {percent} sure"
+                f"nothing is accepted: on these {self.queries} queries no match is {percent} sure"
             )
         others = 100 * level.lower_of_others
-        start = f"accepted from a score of {level.score:.4f}: at least "
+        start = f"accepted from an estimate of {_estimate(level.score):.4f}: at least "
         if self.by_class:
             return f"{start}{percent} right, for other classes too"
         return f"{start}{percent} right for queries like these, {others:.0f} % for other classes"
@@ -177,10 +207,10 @@ class Calibration(Shown):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what it was learned on, the cut-off and the table."""
+        """For JSON: what it was learned on, the cut-off and the table, on estimates."""
         return {
             "sure": self.sure,
-            "cutoff": self.cutoff and asdict(self.cutoff),
+            "cutoff": self.cutoff and _cutoff_record(self.cutoff),
             "made_by": self.made_by,
             "learned_on": self.learned_on,
             "queries": self.queries,
@@ -208,6 +238,7 @@ class Calibration(Shown):
     @staticmethod
     def _from(content: Mapping[str, Any]) -> "Calibration":
         fields = {f.name: content[f.name] for f in dataclasses.fields(Calibration)}
+        fields["model"] = MatchModel(tuple(fields["model"]["weights"]), fields["model"]["depth"])
         fields["levels"] = tuple(Level(**level) for level in fields["levels"])
         fields["knots"] = tuple((score, value) for score, value in fields["knots"])
         if fields["confused"] is not None:
@@ -230,9 +261,16 @@ def calibrate(
     by_class: see `precision_levels`. A query may be in several of the parts. DataError: rankings
     without scores, or without matches.
     """
-    found = matches_of(judged)
-    if len(found.best) == 0:
+    if any(part.scores is None for part in judged):
+        raise DataError("the ranking holds no scores: a cut-off on scores needs them")
+    if not any(_answered(part).any() for part in judged):
         raise DataError("no query has a match with a score, so nothing can be learned")
+    model, log_odds = estimated(judged)
+    judged = [
+        dataclasses.replace(part, scores=scores)
+        for part, scores in zip(judged, log_odds, strict=True)
+    ]
+    found = matches_of(judged)
     absent = np.concatenate([part.nothing_relevant[_answered(part)] for part in judged])
     queries = len(np.unique(found.queries))
     ranks = np.arange(len(found.asks)) - np.searchsorted(found.asks, found.asks)
@@ -244,6 +282,7 @@ def calibrate(
         queries,
         float(absent.mean()),
         match_auc(found.best, ~absent),
+        model,
         tuple(precision_levels(found, by_class=by_class)),
         _knots(found.scores[shown], found.right[shown], queries),
         by_class,
@@ -274,19 +313,18 @@ def _most_confused(judged: Sequence[Relevance]) -> tuple[str, str, float] | None
 
 
 def matches_of(judged: Sequence[Relevance]) -> Matches:
-    """The first DEPTH ranks of all queries. DataError: a ranking has no scores."""
+    """The first LISTED ranks of all queries, which have scores."""
     name_of: dict[str, int] = {}
     class_of: dict[str, int] = {}
     parts: list[tuple[np.ndarray, ...]] = []
     asks = 0
     for part in judged:
-        if part.scores is None:
-            raise DataError("the ranking holds no scores: a cut-off on scores needs them")
+        assert part.scores is not None
         answered = np.flatnonzero(_answered(part))
         queries = [name_of.setdefault(part.queries[i], len(name_of)) for i in answered]
         labels = [part.labels[i] or part.queries[i] for i in answered]
         classes = [class_of.setdefault(label, len(class_of)) for label in labels]
-        scores, hits = part.scores[answered, :DEPTH], part.hits[answered, :DEPTH]
+        scores, hits = part.scores[answered, :LISTED], part.hits[answered, :LISTED]
         ask, column = np.nonzero(np.arange(scores.shape[1])[None] < part.lengths[answered, None])
         parts.append((
             scores[ask, column], hits[ask, column], ask + asks,
@@ -345,6 +383,16 @@ def _in_words(source: Mapping[str, Any]) -> str:
     refine = source["refine"]
     searched = f", searched as {source['searched_as']}" if "searched_as" in source else ""
     return f"model {model}" + ("" if refine == "none" else f" refined by {refine}") + searched
+
+
+def _cutoff_record(level: Level) -> dict[str, Any]:
+    values = asdict(level)
+    return {"estimate": _estimate(values.pop("score")), **values}
+
+
+def _estimate(log_odds: float) -> float:
+    """The probability of these log-odds."""
+    return float(1 / (1 + np.exp(-log_odds)))
 
 
 def in_words(probability: float) -> str:

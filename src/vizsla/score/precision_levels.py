@@ -18,7 +18,7 @@ from vizsla.errors import DataError
 
 CONFIDENCE = 0.95  # that the precision is reached
 LEVELS = 100  # cut-offs, each reached by 1 % more of the queries
-FIRST_TESTED = (0.1, 0.3, 0.5)  # shares of the queries that reach a cut-off where a test begins
+FIRST_TESTED = (0.1, 0.3)  # shares of the queries that reach a cut-off where a test begins
 ALIKE = 0.2  # correlation of queries of one class that is taken for granted
 
 

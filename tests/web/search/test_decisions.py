@@ -1,10 +1,12 @@
 """`serve --accept`: what is accepted, in answers of the API and on the page."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.web.conftest import png
@@ -12,6 +14,7 @@ from vizsla import SearchClient
 from vizsla.errors import DataError, UsageError
 from vizsla.options import GalleryOptions
 from vizsla.score.calibration import Calibration
+from vizsla.score.match_model import MatchModel
 from vizsla.score.precision_levels import Level
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.server import GallerySource, prepare
@@ -25,13 +28,20 @@ def calibration(cut: float, model_id: str = "m") -> Calibration:
     level = Level(cut, 0.5, 1000, 1.0, 0.99, 0.97)
     return Calibration(
         0.95, {"model_id": model_id, "refine": "none"}, "some images", 2000, 0.5, None,
-        (level,), ((-1.0, 0.01), (cut - 0.001, 0.6), (cut, 0.97), (1.0, 0.99)),
+        MatchModel((1.0, 0.0, 0.0, 0.0, 0.0, 0.0)), (level,),
+        ((-1.0, 0.01), (cut - 0.001, 0.6), (cut, 0.97), (1.0, 0.99)),
     )  # fmt: skip
 
 
 def scores_of(served: Any, image: bytes) -> list[float]:
     with SearchClient(served.url) as client:
         return [hit.score for hit in client.search(image, k=24)]
+
+
+def named_scores(served: Any, image: bytes) -> tuple[list[str], list[float]]:
+    with SearchClient(served.url) as client:
+        hits = client.search(image, k=24)
+    return [hit.id for hit in hits], [hit.score for hit in hits]
 
 
 @pytest.fixture
@@ -50,16 +60,41 @@ def test_hits_have_a_probability_and_a_decision(deciding: Any) -> None:
     assert chances == sorted(chances, reverse=True) and chances[3] >= 0.97 > 0.6 >= chances[4]
 
 
-def test_only_searches_by_one_image_are_decided(deciding: Any) -> None:
+def test_only_searches_by_whole_images_are_decided(deciding: Any) -> None:
     with SearchClient(deciding.url) as client:
         assert client.search(id="red/red-0.png", k=1)[0].accepted is True
         for more in (
-            {"id": ["red/red-0.png", "red/red-1.png"]},
+            {"id": ["red/red-0.png", "red/red-1.png"], "query_join": "max"},
             {"id": "red/red-0.png", "not_id": "blue/blue-0.png"},
             {"id": "red/red-0.png", "right": "red/red-1.png"},
         ):
             hit = client.search(k=1, **more)[0]
             assert hit.accepted is None and hit.probability is None
+
+
+def test_several_images_are_decided_by_the_mean_of_their_scores(deciding: Any) -> None:
+    images = [png(RED), png((190, 60, 30))]
+    each = [dict(zip(*named_scores(deciding, image), strict=True)) for image in images]
+    with SearchClient(deciding.url) as client:
+        hits = client.search(images, k=24)
+    means = [np.mean([scores[hit.id] for scores in each]) for hit in hits]
+    cut = deciding.engine.calibration.cutoff.score
+    assert [hit.accepted for hit in hits] == [mean >= cut for mean in means]
+    assert len({hit.accepted for hit in hits}) == 2
+    assert any(hit.score >= cut > mean for hit, mean in zip(hits, means, strict=True))
+
+
+def test_groups_are_decided_by_the_scores_of_images(deciding: Any) -> None:
+    """What a list tells is told by its images, whatever form its results have."""
+    found = deciding.engine.calibration
+    of_list = MatchModel((0.0, 0.0, 1.0, 0.0, 0.0, 0.0))  # the mean of the ten nearest
+    deciding.engine.calibration = dataclasses.replace(found, model=of_list)
+    with SearchClient(deciding.url) as client:
+        plain, short, grouped = (
+            client.search(png(RED), **options)
+            for options in ({"k": 24}, {"k": 2}, {"k": 2, "group_by": "label"})
+        )
+    assert plain[0].probability == short[0].probability == grouped[0].probability
 
 
 def test_without_a_calibration_nothing_is_decided(served: Any) -> None:

@@ -33,6 +33,7 @@ from vizsla.errors import (
 )
 from vizsla.output.matched_points import labelled_pair
 from vizsla.score.calibration import Calibration, in_words
+from vizsla.score.match_model import LISTED
 from vizsla.search.folder_index import FolderIndex
 from vizsla.search.groups import ResultForm
 from vizsla.web.search.batching_model import Batcher, Model, Ready, TextCache
@@ -106,18 +107,31 @@ class Answer:
     hints: Sequence[str] = ()
 
 
-def decided(results: Sequence[Found], calibration: Calibration) -> list[Found]:
-    """The same with probabilities, and with what is accepted."""
-    level = calibration.cutoff
-    chances = calibration.probability(np.array([found.score for found in results]))
+def decided(
+    results: Sequence[Found],
+    calibration: Calibration,
+    listed: Sequence[float],
+    length: float = 1.0,
+) -> list[Found]:
+    """The same with probabilities, and with what is accepted.
+
+    listed: the scores of the first images of the search. length: of the mean of the vectors of the
+    images searched with, so that scores times this are means of their scores.
+    """
+    scores = np.array([[found.score for found in results]]) * length
+    chances, accepted = calibration.decided(scores, np.array([listed]) * length)
     return [
-        replace(
-            found,
-            probability=float(chance),
-            accepted=level is not None and found.score >= level.score,
-        )
-        for found, chance in zip(results, chances, strict=True)
+        replace(found, probability=float(chance), accepted=bool(yes))
+        for found, chance, yes in zip(results, chances[0], accepted[0], strict=True)
     ]
+
+
+def _vectors_of(names: Sequence[str], gallery: Gallery) -> list[np.ndarray]:
+    """(D,) each; NotFound if the gallery lacks one of them."""
+    unknown = [name for name in names if name not in gallery.positions]
+    if unknown:
+        raise NotFound(f"the gallery has no image {unknown[0][:200]!r}")
+    return [gallery.vector(name) for name in names]
 
 
 class Engine:
@@ -194,17 +208,25 @@ class Engine:
         )  # fmt: skip
         uploads = self.upload(files, large=False)
         part = self.query_part(search, files)
-        vectors = self._vectors(search, uploads, part, gallery)
-        wanted = Search(gallery, vectors, search.k, condition, form)
-        hits = self._searches.submit(wanted).result()
+        images = self._images(search, uploads, part, gallery)
+        vectors = self._vectors(search, images, gallery)
+        calibration = self.calibration if search.is_decidable and images else None
+        grouped = form.group_by is not None
+        k = search.k if grouped or calibration is None else max(search.k, LISTED)
+        searched = self._searches.submit(Search(gallery, vectors, k, condition, form))
+        listed = searched
+        if calibration is not None and grouped:
+            listed = self._searches.submit(Search(gallery, vectors, LISTED, condition))
+        hits = searched.result()[: search.k]
         results = [
             Found(hit.id, hit.score, **gallery.described(hit.id), of_group=hit.of_group,
                   size=hit.size, box=hit.box)
             for hit in hits
         ]  # fmt: skip
-        one_image = search.is_one_image(len(uploads)) and search.is_by_score
-        if self.calibration is not None and one_image:
-            results = decided(results, self.calibration)
+        if calibration is not None:
+            length = float(np.linalg.norm(np.mean(images, axis=0, dtype=np.float64)))
+            scores = [hit.score for hit in listed.result()]
+            results = decided(results, calibration, scores, length)
         hints = () if results or condition is None else condition.unmet(gallery.attributes)
         return Answer(results, [upload.name for upload in uploads], gallery, hints)
 
@@ -299,36 +321,35 @@ class Engine:
         nan = float("nan")
         return [Found(name, nan, **gallery.described(name)) for name in drawn]
 
-    def _vectors(
+    def _images(
         self,
         search: SearchRequest,
         uploads: Sequence[Upload],
         part: Upload | None,
         gallery: Gallery,
-    ) -> np.ndarray:
-        """(n, D): one to search for, or with `query_join=max` one of each image."""
-
-        def of_ids(names: Sequence[str]) -> list[np.ndarray]:
-            unknown = [name for name in names if name not in gallery.positions]
-            if unknown:
-                raise NotFound(f"the gallery has no image {unknown[0][:200]!r}")
-            return [gallery.vector(name) for name in names]
-
-        def of_uploads(names: Sequence[str]) -> list[np.ndarray]:
-            return [self.kept_upload(name).vector for name in names]
-
-        like = [*(u.vector for u in uploads), *of_uploads(search.query), *of_ids(search.id)]
+    ) -> list[np.ndarray]:
+        """(D,) each: of the images that results should be like."""
         if part is not None:
-            like = [part.vector]
+            return [part.vector]
+        kept = [self.kept_upload(name).vector for name in search.query]
+        return [*(u.vector for u in uploads), *kept, *_vectors_of(search.id, gallery)]
+
+    def _vectors(
+        self, search: SearchRequest, images: list[np.ndarray], gallery: Gallery
+    ) -> np.ndarray:
+        """(n, D): one to search for, or with `query_join=max` one of each of the images."""
         examples = Examples(
-            images=like,
-            not_images=[*of_uploads(search.not_query), *of_ids(search.not_id)],
+            images=images,
+            not_images=[
+                *(self.kept_upload(name).vector for name in search.not_query),
+                *_vectors_of(search.not_id, gallery),
+            ],
             texts=self.text_vectors([search.text] if search.text else []),
             not_texts=self.text_vectors([search.not_text] if search.not_text else []),
-            right=of_ids(search.right),
-            wrong=of_ids(search.wrong),
+            right=_vectors_of(search.right, gallery),
+            wrong=_vectors_of(search.wrong, gallery),
         )
-        if search.is_empty and not uploads:
+        if search.is_empty and not images:
             raise UsageError("nothing to search with: send an image, an id of the gallery, or text")
         each = [examples]
         if search.query_join == "max" and len(examples.images) > 1:

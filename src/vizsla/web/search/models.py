@@ -219,14 +219,12 @@ class SearchRequest(BaseModel):
         return not (self.has_images or self.text or self.not_text or self.right or self.wrong)
 
     @property
-    def is_by_score(self) -> bool:
-        """Whether results are ordered by the score of one image each."""
-        return self.group_score == "best" and self.diverse == 1
-
-    def is_one_image(self, uploads: int) -> bool:
-        """Whether it is searched by one whole image alone; uploads: how many are sent along."""
+    def is_decidable(self) -> bool:
+        """Whether it is searched by whole images alone, several by their mean, and each result has
+        the score of one image."""
         others = self.not_id or self.not_query or self.right or self.wrong or self.box
-        return self.examples(uploads) == 1 and not (others or self.text or self.not_text)
+        by_images = not (others or self.text or self.not_text) and self.query_join == "mean"
+        return by_images and self.group_score == "best" and self.diverse == 1
 
     def examples(self, uploads: int = 0) -> int:
         """How many images results should be like; uploads: how many are sent along."""
@@ -316,7 +314,7 @@ class Result(BaseModel):
     attributes: dict[str, Value]
     probability: float | None = Field(
         None, description="That it shows the same; null without --accept, or if not searched by "
-        "one image alone.",
+        "images alone.",
     )  # fmt: skip
     accepted: bool | None = Field(None, description="Whether the probability is high enough.")
     box: tuple[float, float, float, float] | None = Field(
