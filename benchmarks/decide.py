@@ -158,9 +158,9 @@ def best_of_fixed_lists(judged: Relevance) -> float:
 def best_fixed_list_as_sure(tests: Sequence[Relevance], sure: float) -> float:
     """The mean F1 of the best k among those whose precision is `sure` in 19 of 20 draws; 0 if none
     is."""
-    found = []
+    found, longest = [], min(judged.hits.shape[1] for judged in tests)
     for judged in tests:
-        right = judged.hits[:, :LISTS].sum(axis=0).cumsum()
+        right = judged.hits[:, : min(LISTS, longest)].sum(axis=0).cumsum()
         k = np.arange(1, len(right) + 1) * len(judged)
         found.append((right / k, 2 * right / (k + judged.n_relevant.sum())))
     precision, f1 = np.array(found).transpose(1, 0, 2)
