@@ -46,6 +46,11 @@ def with_keywords(
         @functools.wraps(function)
         def called(*values: P.args, **named: P.kwargs) -> R:
             by_name = {other_names.get(name, name): value for name, value in named.items()}
+            if len(by_name) < len(named):
+                twice = [name for name in named if other_names.get(name, name) != name]
+                raise UsageError(
+                    f"{', '.join(twice)}: another name of {other_names[twice[0]]}, give one of them"
+                )
             try:
                 bound = signature.bind_partial(*values, **by_name)
                 for name, value in bound.arguments.items():

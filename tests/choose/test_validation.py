@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from vizsla.choose import validation
 from vizsla.choose.validation import (
     EmbeddedDraws,
     Trials,
@@ -17,7 +18,7 @@ from vizsla.choose.validation import (
     validation_set,
 )
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import Draw, Target
+from vizsla.data.splits import Draw, Target, held_out
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.options import TuneConfig
@@ -53,6 +54,22 @@ def test_a_tuned_model_is_tried_on_what_it_has_not_seen(labelled: Labelled) -> N
         return len(np.unique(np.concatenate([np.append(d.query, d.gallery) for d in draws])))
 
     assert used(tuned) <= 0.4 * len(images) < used(frozen)
+
+
+def test_a_large_test_part_draws_only_images_that_training_holds_out(
+    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "MOST_QUERIES", 20)
+    monkeypatch.setattr(validation, "MOST_GALLERY", 30)
+    images, target = labelled(60, 6), Target(120, 60)
+    config = TuneConfig(validate_on="seen-classes")
+    trained_on = set(held_out(images, config, target).training.tolist())
+    draws = validation_draws(images, config, target, frozen=False)
+    labels = np.array(images.labels)
+    for draw in draws:
+        assert 0 < len(draw.query) <= 20 and len(draw.gallery) <= 30
+        assert not trained_on & {*draw.query.tolist(), *draw.gallery.tolist()}
+        assert set(labels[draw.query]) <= set(labels[draw.gallery])
 
 
 def test_validation_is_like_the_test_part(labelled: Labelled) -> None:

@@ -235,7 +235,18 @@ def test_without_time_only_the_first_model_is_run(
     assert "enough for frozen models only: " in notes
     (needed,) = [s.needs for s in found.steps if s.stage == "fine-tuned"]
     assert needed is not None and needed > 1000  # LEAST_TUNING
-    assert f"a budget of {math.ceil(1.1 * needed / 60)}m would also try a fine-tuning" in notes
+    minutes = math.ceil(1.1 * needed / 60)
+    assert f"with --budget {minutes}m also a fine-tuning would be tried" in notes
+
+
+def test_the_same_command_ends_well_when_its_time_is_used_up(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = best(config(tinted, tmp_path))
+    assert "head" in {step.stage for step in first.steps}
+    monkeypatch.setattr(Journal, "spent", lambda self: 99.0)
+    again = best(config(tinted, tmp_path))
+    assert (again.run, again.candidate) == (first.run, first.candidate)
 
 
 def test_a_step_ends_when_its_time_is_over(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from vizsla.run.fused_runs import (
     fitted_projection,
     fuse_runs,
     members_of,
+    projection_makers,
     ranker,
 )
 from vizsla.run.members import Member
@@ -213,10 +214,27 @@ def test_a_projection_is_chosen_on_images_that_it_was_not_fitted_to(
     assert found.refinement_choice.report.tried_on == found.fusion_choice.report.tried_on  # type: ignore[union-attr]
 
 
-def test_too_few_images_for_a_head_are_said() -> None:
+def test_a_head_that_was_chosen_is_fitted_to_whatever_images_there_are() -> None:
     few = Embeddings.from_arrays(np.eye(4), labels=["a", "b", "c", "d"])
-    with pytest.raises(DataError, match="4 training images of 4 classes are too few"):
-        fitted_projection(few, "whitened 0.6")
+    assert [*projection_makers(few)] == ["centred"]  # nothing else is offered
+    for kind in ("whitened 0.6", "classes 0.1"):
+        vectors = project(fitted_projection(few, kind), few.vectors).numpy()
+        assert np.isfinite(vectors).all()
+    with pytest.raises(DataError, match="no training image has a label"):
+        fitted_projection(Embeddings.from_arrays(np.eye(4)), "centred")
+
+
+def test_where_no_projection_can_be_chosen_there_is_none(
+    joint: RunResult, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise DataError("too few classes")
+
+    monkeypatch.setattr(fused_runs, "held_out", refused)
+    members = [Member.of(one.run.folder) for one in joint.members]
+    found = fuse_runs(members, FusionConfig("concat"))
+    assert found.fusion.whiten == "none" and found.projection is None
+    assert "no projection of the joint vectors can be chosen: too few classes" in caplog.text
 
 
 def test_fuse_writes_a_ranking(joint: RunResult, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_value_that_no_image_has_is_named_with_the_nearest_ones(
         ("kind=shoe|camera", "nearest values: shoes, "),
         ("price<3", "no image has price<3; its values are from 3 to 20"),
         ("price=5", "no image has price=5; its values are from 3 to 20"),
-        ("new=1", "no image has new=1: that is unknown of all"),
+        ("new=1", "no image has new=1: none has a value there"),
     ):
         caplog.clear()
         assert not Filter.parse(text).mask(ids, table).any()

@@ -134,8 +134,8 @@ def test_the_summary_of_a_run_says_which_model_it_used(
     result = next((tmp_path / "results").iterdir())
     record = json.loads(result.read_text())
     training = record["training"]
-    fitted = "" if training["kept"] == "frozen" else ", followed by a projection"
-    assert f"the network is as it came{fitted}; what validation kept:" in output
+    fitted = "" if training["kept"] == "frozen" else ", with a projection"
+    assert f"the network is unchanged{fitted}; candidates on validation:" in output
     words = " ".join(output.split())
     assert training["verdict"] in words and (finetune == "head" or not fitted)
     validated = ValidationScores.of(record["validation"])

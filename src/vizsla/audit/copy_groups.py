@@ -146,8 +146,7 @@ def to_exclude(
 
     Broken images; copies of a test image, or what has a part in common with one; all copies with
     contradicting labels; of every other group of copies of one item all but the one to keep. Parts
-    of other
-    training images, and pairs that only a model finds similar, are left to people.
+    of other training images, and pairs that only a model finds similar, are left to people.
     """
     reasons = {i: f"broken: {f.broken}" for i, f in enumerate(facts) if f.broken}
     pairs = sorted((pair for pair in pairs if pair.how != "model"), key=by_certainty)

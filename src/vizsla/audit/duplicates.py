@@ -143,8 +143,11 @@ def find_parts(
         len(kept), lambda positions: features.of([kept[i] for i in positions]), read,
         known=known, workers=workers, progress=progress,
     )  # fmt: skip
-    return sorted((Pair(kept[p.a], kept[p.b], "part", p.similarity) for p in found),
-                  key=by_certainty)  # fmt: skip
+    pairs = [
+        Pair(kept[p.a], kept[p.b], "part", p.similarity, "mirrored" if p.mirrored else "as it is")
+        for p in found
+    ]
+    return sorted(pairs, key=by_certainty)
 
 
 def file_features(

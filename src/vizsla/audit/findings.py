@@ -98,7 +98,9 @@ class CheckReport(Shown):
     def items(self) -> str:
         """What the items are called: `products`, of the column `product`."""
         column = self.item_column or "item"
-        return f"{column}s" if column.isalpha() and column[-1] != "s" else f"values of {column}"
+        return (
+            f"{column}s" if column.isalpha() and column[-1] not in "sy" else f"values of {column}"
+        )
 
     @functools.cached_property
     def photos(self) -> list[list[int]]:

@@ -15,7 +15,14 @@ import numpy as np
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.label_sets import share_a_label
-from vizsla.data.splits import Draw, Target, draws_record, held_out, in_domain
+from vizsla.data.splits import (
+    Draw,
+    Target,
+    class_codes,
+    draws_record,
+    held_out,
+    in_domain,
+)
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.options import OPTIMISED, TuneConfig
@@ -46,14 +53,16 @@ def validation_draws(
     target: the test part, as far as it is known. DataError if there are too few images.
     """
     target = target or Target()
+    if not frozen:  # those that a training holds out, whatever the limits
+        config = dataclasses.replace(config, draws=max(config.draws, DRAWS))
+        labels = class_codes(images)
+        draws = held_out(images, config, target).draws
+        return [_within_limits(d, labels, (config.seed, 53, i)) for i, d in enumerate(draws)]
     target = dataclasses.replace(
         target,
         queries=target.queries and min(target.queries, MOST_QUERIES),
         gallery=target.gallery and min(target.gallery, MOST_GALLERY),
     )
-    if not frozen:
-        config = dataclasses.replace(config, draws=max(config.draws, DRAWS))
-        return held_out(images, config, target).draws
     if config.validate_on == "seen-classes":
         target = dataclasses.replace(target, per_class=None)  # as many of a class as there are
     config = dataclasses.replace(config, share=share_like(images, target), draws=1)
@@ -65,6 +74,18 @@ def validation_draws(
     ):  # other classes, or other images, each time
         draws += held_out(images, dataclasses.replace(config, seed=config.seed + i), target).draws
     return draws
+
+
+def _within_limits(draw: Draw, labels: np.ndarray, seed: tuple[int, ...]) -> Draw:
+    """A part of a large draw, whose queries still have images of their class in the gallery."""
+    rng = np.random.default_rng(seed)
+    gallery, query = draw.gallery, draw.query
+    if len(gallery) > MOST_GALLERY:
+        gallery = np.sort(rng.permutation(gallery)[:MOST_GALLERY])
+        query = query[np.isin(labels[query], labels[gallery])]
+    if len(query) > MOST_QUERIES:
+        query = np.sort(rng.permutation(query)[:MOST_QUERIES])
+    return Draw(query, gallery)
 
 
 # ── as near to the gallery as the test queries ───────────────────────────────────────────────────
@@ -496,7 +517,11 @@ class TrialReport:
         others = [trial for trial in best if trial is not self.trials[0]]
         if self.chosen is self.trials[0]:
             why = self._refusal(others[0]) if others else "nothing else was tried"
-            text = f"no {what} is kept of {count - 1} tried on {on}: {why}"
+            name = _spaced(self.chosen.name)
+            first = f"{name} is kept, {count - 1} others were"
+            if name == "none":
+                first = f"no {what} is kept of {count - 1}"
+            text = f"{first} tried on {on}: {why}"
             return textwrap.wrap(f"{text} (-v lists them)", WIDTH)
         names = [t.name for t in best if t in (self.chosen, self.trials[0], *others[:FEW])]
         table = self.table(what)
@@ -538,6 +563,8 @@ class TrialReport:
             f"the best, {name}, gained {trial.gain:+.4f} ± {trial.error:.4f} of "
             f"{OPTIMISED[trial.optimise]}"
         )
+        if trial.gain <= 0:
+            return f"the best other one, {name}, gained nothing"
         if trial.gain <= trial.error:
             return f"{gain}, which may be chance"
         return (

@@ -58,6 +58,10 @@ def shown_columns(
             if known else f"--show {unknown[0]}: no table says anything of these images: give "
             "`find`, `index` or `embed` one with --table FILE (docs/tables.md)"
         )  # fmt: skip
+    if taken := [name for name in [*show, group_by] if name in OWN and name is not None]:
+        raise DataError(
+            f"the column {taken[0]} has the name of a field of the results: rename it in the table"
+        )
     names = show or [name for name in USUAL if name in known]
     if not names and (item := item_column_in(known)):
         names = [item]

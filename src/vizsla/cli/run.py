@@ -159,9 +159,9 @@ def _print_run(result: "RunResult") -> None:
     )
     if result.tuned is not None:
         tuned = result.tuned
-        kept = "as it came, followed by a projection" if tuned.is_improved else "as it came"
+        kept = "unchanged, with a projection" if tuned.is_improved else "unchanged"
         kept = "trained" if tuned.has_other_network else kept
-        typer.echo(f"the network is {kept}; what validation kept:")
+        typer.echo(f"the network is {kept}; candidates on validation:")
         typer.echo(result.tuned.scores_text() + "\n")
     print_refined(result.chain, result.refinement_choice)
     if result.fusion_choice is not None:

@@ -59,7 +59,7 @@ class Draw:
 def draws_record(ids: Sequence[str], draws: Sequence[Draw]) -> dict[str, Any]:
     """The number of draws and their mean sizes, for result files. ids: of the images.
 
-    `id` is the same for the same draws of the same images, in whatever order.
+    `id` is the same for the same draws of the same images, in whatever order those of each are.
     """
     digest = hashlib.sha256()
     for draw in draws:

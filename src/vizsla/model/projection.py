@@ -20,6 +20,7 @@ from vizsla.errors import DataError, ModelError, UsageError
 FORM, CHAINED, WITH_CLASSES = "linear", "chained", "with classes"
 WHITENINGS = ("none", "plain", "shrunk")
 AnyProjection = nn.Module  # any class of this file
+ROWS = 8_192  # that are projected at a time
 
 
 class Projection(nn.Module):
@@ -72,9 +73,9 @@ def project(projection: nn.Module, vectors: np.ndarray) -> torch.Tensor:
     """(N, D) of length 1, on the CPU, whatever the device of the projection."""
     with torch.inference_mode():
         device = next(projection.parameters()).device
-        pooled = torch.from_numpy(np.asarray(vectors, np.float32)).to(device)
-        found = F.normalize(projection(pooled), dim=1)
-    return found.cpu().clone()
+        parts = torch.from_numpy(np.asarray(vectors, np.float32)).split(ROWS)
+        found = [F.normalize(projection(part.to(device)), dim=1).cpu() for part in parts]
+    return torch.cat(found).clone()
 
 
 class WithClasses(nn.Module):

@@ -49,7 +49,10 @@ def calibration_of_items(
     DataError: too few items have two pictures.
     """
     if gallery.tiles is not None:
-        raise UsageError("--accept learns from whole pictures, and this gallery has tiles")
+        raise UsageError(
+            "--accept learns from whole pictures, and this gallery has vectors of tiles: index it "
+            "without --tiles, or leave out --accept"
+        )
     column = column or _column_of(gallery, accept)
     if column not in gallery.attributes.column_names:
         raise no_attribute(column, gallery.attributes.column_names)
@@ -82,12 +85,13 @@ def calibration_of_items(
         source=f"{source}, by the column {column}",
     )  # fmt: skip
     if found.cutoff is None:
-        near = most_similar_items(gallery, images)
-        log.warning(
-            "by %s: %s; the most similar images of two items are %s: if they show one, give both "
-            "one %s or remove a copy (`vizsla check FOLDER --table FILE --group-by %s`)",
-            column, found.verdict, ", ".join(near), column, column,
-        )  # fmt: skip
+        near = ", ".join(most_similar_items(gallery, images))
+        advice = near and (
+            f"; the most similar images of different items are {near}: if two of them show one "
+            f"item, give both the same {column}, or remove the copy (`vizsla check FOLDER --table "
+            f"FILE --group-by {column}`)"
+        )
+        log.warning("by %s: %s%s", column, found.verdict, advice)
     else:
         log.info("by %s: %s", column, found.verdict)
     return found
@@ -119,7 +123,7 @@ def _column_of(gallery: Embeddings, accept: Accept) -> str:
         raise UsageError(
             f"--accept {accept.sure:g} learns from images that show one item, and needs a column "
             f"that says which do: label, or one of {', '.join(ITEM_COLUMNS)}; the gallery {known}. "
-            "Name it by --group-by COLUMN, index with --table FILE, or give a calibration "
-            f"(--accept runs/ID@{accept.sure:g})"
+            "Name it by --group-by COLUMN (in `search`), index with --table FILE, or give a "
+            f"calibration (--accept runs/ID@{accept.sure:g})"
         )
     return column

@@ -28,7 +28,7 @@ log = logging.getLogger("vizsla.run")
 FEW_CLASSES = 20  # fewer are too few to calibrate a tuned model on without a warning
 CALIBRATION = "calibration.json"  # in a run's folder
 WHITENED = (
-    "the whitening (%s) is fitted to the training images, whose scores are not those of new ones"
+    "the projection (%s) is fitted to the training images, whose scores are not those of new ones"
 )
 ROLE = "calibration"  # of the embeddings that it was learned from, in a run's folder
 

@@ -120,7 +120,8 @@ def _with_chosen_tiles(
 def _place(images: ImageSet, options: FindOptions) -> Path:
     """The folder of the cache for these images and this model."""
     choice = {f.name: getattr(options, f.name) for f in fields(ModelChoice)}
-    known = json.dumps([os.path.realpath(images.root), choice, options.seed])
+    table = options.labels if options.tiles == AUTO else None  # whose labels choose the tiles
+    known = json.dumps([os.path.realpath(images.root), choice, options.seed, table])
     cache = Path(options.cache) if options.cache else storage.cache_folder()
     return cache / "found" / hashlib.sha256(known.encode()).hexdigest()[:16]
 

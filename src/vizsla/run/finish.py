@@ -82,10 +82,15 @@ class RunResult(Shown):
         return dataclasses.replace(scores, title="Run", facts=facts)
 
     def gain_lines(self) -> list[str]:
-        """What refinement or fusion gave on validation, and on the test part where its truth is
-        known; fusion beside the best of its models."""
+        """What refinement, fusion (beside the best of its models) or its projection (beside none)
+        gave on validation, and on the test part where its truth is known."""
         lines = []
-        choices = {"fusion": self.fusion_choice, "refinement": self.refinement_choice}
+        fusion = self.fusion_choice
+        projects = fusion is not None and fusion.whiten is not None
+        choices = {
+            "projection" if projects else "fusion": fusion,
+            "refinement": self.refinement_choice,
+        }
         for what, choice in choices.items():
             if choice is None or choice.without in (None, choice.report.chosen):
                 continue

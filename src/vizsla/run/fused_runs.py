@@ -75,7 +75,7 @@ class FusionConfig:
             raise UsageError(f"--fusion {self.method}: choose one of {', '.join(known)}")
         if self.whiten not in FUSION_WHITENINGS:
             raise UsageError(
-                f"--fusion-whiten {self.whiten}: choose one of {', '.join(FUSION_WHITENINGS)}"
+                f"fusion_whiten={self.whiten}: choose one of {', '.join(FUSION_WHITENINGS)}"
             )
         if self.weights == AUTO and self.method == CONCAT:
             raise UsageError(
@@ -302,11 +302,8 @@ def _chosen_fusion(
 def _validation(
     members: Sequence[Member], progress: Progress | None, *, fits: bool = False
 ) -> tuple[ImageSet, EmbeddedDraws]:
-    """Labelled images that no member was trained on, with the first one's vectors.
-
-    The other value: training images that something may be fitted to. fits: whether something is;
-    then these are others.
-    """
+    """Training images to fit something to, and labelled images that no member was trained on, with
+    the first one's vectors. fits: whether something is fitted; then these are different images."""
     tuned = [member for member in members if member.is_tuned]
     first = members[0]
     config = (tuned or [first])[0].config
@@ -360,7 +357,7 @@ def _splitting(config: RunConfig) -> tuple[Any, ...]:
 def _concatenated(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None
 ) -> Fused:
-    """The models' vectors concatenated, whitened by those of the training images, then refined."""
+    """The models' vectors concatenated, projected and refined as `fusion` says."""
     weights = weights_of(fusion, len(members))
     config = members[0].config
     queries, gallery = (
@@ -373,7 +370,15 @@ def _concatenated(
         images = training_part(folders_of(config).training, config.data, needed_by)
         training = joined([m.embed(images, "training", progress) for m in members], weights)
         if AUTO in (fusion.whiten, fusion.refine):
-            fusion, fusion_choice, choice = _chosen_for_concat(members, fusion, training, progress)
+            try:
+                fusion, fusion_choice, choice = _chosen_for_concat(
+                    members, fusion, training, progress
+                )
+            except DataError as error:
+                if fusion.refine == AUTO:
+                    raise
+                log.warning("no projection of the joint vectors can be chosen: %s", error)
+                fusion = dataclasses.replace(fusion, whiten="none")
         if fusion.whiten != "none":
             projection = fitted_projection(training, fusion.whiten)
             queries = projected(queries, projection, fusion.whiten)
@@ -395,7 +400,7 @@ def _chosen_for_concat(
     """The fusion with its projection and chain as far as they are `auto`, and their choices.
 
     training: the joined vectors of all training images. Both are chosen on images that the
-    projection is not fitted to, if it uses their labels.
+    projection is not fitted to, unless it is plain or shrunk.
     """
     optimise, fits = members[0].config.training.optimise, fusion.whiten not in WHITENINGS
     images, drawn = _validation(members, progress, fits=fits)
@@ -424,27 +429,25 @@ def _chosen_for_concat(
     return fusion, fusion_choice, refinement_choice
 
 
-def projection_makers(training: Embeddings) -> dict[str, Callable[[], AnyProjection]]:
-    """Name, of FUSION_WHITENINGS → what fits this head to labelled vectors; without those that they
-    are too few for."""
+def projection_makers(
+    training: Embeddings, *, every: bool = False
+) -> dict[str, Callable[[], AnyProjection]]:
+    """Name, of FUSION_WHITENINGS → what fits this head to labelled vectors; unless `every` without
+    those that they are too few for."""
     labels = training.labels or []
     rows = [i for i, label in enumerate(labels) if label is not None]
     classes = np.unique([str(labels[i]) for i in rows], return_inverse=True)[1]
-    return closed_form_makers(training.vectors[rows], classes)
+    if not rows:
+        raise DataError("no training image has a label, so that no head can be learned")
+    return closed_form_makers(training.vectors[rows], classes, every=every)
 
 
 def fitted_projection(training: Embeddings, kind: str) -> AnyProjection:
-    """The projection of FUSION_WHITENINGS, fitted to labelled vectors. DataError if they are too
-    few."""
+    """The projection of FUSION_WHITENINGS, fitted to labelled vectors. DataError: it needs labels,
+    and there are none."""
     if kind in WHITENINGS:
         return whitening(training.vectors, kind)
-    makers = projection_makers(training)
-    if kind not in makers:
-        raise DataError(
-            f"--fusion-whiten {kind}: {len(training)} training images of "
-            f"{len(set(training.labels or []))} classes are too few, choose shrunk or none"
-        )
-    return makers[kind]()
+    return projection_makers(training, every=True)[kind]()
 
 
 def projected(part: Embeddings, projection: AnyProjection, kind: str) -> Embeddings:

@@ -60,6 +60,7 @@ def embedder_with_chosen_tiles(
             return embed(
                 some, embedded, scratch, compute=compute_for(embedded), cache=cache,
                 max_pixels=max_pixels, progress=progress and partial(progress, "trying tiles"),
+                kept=False,
             )  # fmt: skip
 
         config = TuneConfig(validate_on=safer_kind(images.labels or []), seed=seed)

@@ -26,7 +26,7 @@ def unmet_hint(condition: str, wanted: Sequence[str], column: pa.ChunkedArray) -
         known = known.cast(known.type.value_type)
     said = f"no image has {few([condition])}"
     if len(known) == 0:
-        return f"{said}: that is unknown of all"
+        return f"{said}: none has a value there"
     if pa.types.is_floating(known.type):
         known = known.filter(pc.is_finite(known))
     if not (pa.types.is_string(known.type) or pa.types.is_large_string(known.type)):

@@ -1,6 +1,7 @@
 """Vectors of the frozen backbone → heads: projections in closed form, and a trained one."""
 
 import copy
+import functools
 import logging
 import math
 import time
@@ -82,15 +83,15 @@ def closed_forms(
 
 
 def closed_form_makers(
-    vectors: np.ndarray, labels: np.ndarray
+    vectors: np.ndarray, labels: np.ndarray, *, every: bool = False
 ) -> dict[str, Callable[[], nn.Module]]:
     """Name → what makes the projection of (N, C) vectors to as many numbers or more.
 
-    Where there are few vectors, or more classes than numbers, some are left out.
+    Where there are few vectors, or more classes than numbers, some are left out unless `every`.
     """
     start = identity_or_pca(vectors)
     found: dict[str, Callable[[], nn.Module]] = {"centred": lambda: centred(start, vectors)}
-    if len(vectors) <= 2 * len(np.unique(labels)):
+    if not every and len(vectors) <= 2 * len(np.unique(labels)):
         return found
     spread = class_spread(vectors, labels)
     for shrinkage in SHRINKAGES:
@@ -99,14 +100,20 @@ def closed_form_makers(
         )
     for shrinkage in DISCRIMINANT_SHRINKAGES:
         found[f"discriminant {shrinkage:g}"] = partial(discriminant, spread, shrinkage=shrinkage)
-    if len(spread.centers) <= vectors.shape[1]:  # vectors at most twice as long
+    if every or len(spread.centers) <= vectors.shape[1]:  # vectors at most twice as long
+        base = functools.cache(partial(discriminant, spread, shrinkage=DISCRIMINANT_SHRINKAGES[0]))
+        found[f"discriminant {DISCRIMINANT_SHRINKAGES[0]:g}"] = base
         for shrinkage, temperature in CLASSES:
-            found[f"classes {shrinkage:g}"] = partial(_with_classes, spread, shrinkage, temperature)
+            found[f"classes {shrinkage:g}"] = partial(
+                _with_classes, base, spread, shrinkage, temperature
+            )
     return found
 
 
-def _with_classes(spread: ClassSpread, shrinkage: float, temperature: float) -> WithClasses:
-    base = discriminant(spread, shrinkage=DISCRIMINANT_SHRINKAGES[0])
+def _with_classes(
+    make_base: Callable[[], Projection], spread: ClassSpread, shrinkage: float, temperature: float
+) -> WithClasses:
+    base = make_base()
     logits = class_logits(spread, shrinkage=shrinkage, temperature=temperature)
     return WithClasses(base, logits, share=CLASS_SHARE)
 

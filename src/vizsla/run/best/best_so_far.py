@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class BestSoFar:
         self.best: Tried | None = None
         self.singles: dict[Network, Trial] = {}
         self.skipped: list[Step] = []
+        self._entered_before: set[str] = set()  # keys of the journal
         self.test_images = 0
         self.finishing = FINISHING  # seconds that a complete run takes once its vectors are there
 
@@ -70,9 +72,12 @@ class BestSoFar:
                 return 0.0
             candidate = self.best.candidate
         new = [one for one in candidate.networks if not self._has_run(one)]
-        fitting = 0.0 if candidate.head == "none" else FITTING * self.held.fitting
-        embedding = sum(LOADING + self.seconds(one, self.test_images) for one in new)
-        return self.finishing + fitting + embedding
+        seconds = sum(LOADING + self.seconds(one, self.test_images) for one in new)
+        if candidate.head != "none":
+            rest = self.held.not_embedded
+            seconds += sum(LOADING + self.seconds(one, rest) for one in candidate.networks)
+            seconds += FITTING * self.held.fitting
+        return self.finishing + seconds
 
     def seconds(self, network: Network, images: int) -> float:
         """Seconds that it takes to embed so many images, as far as is known."""
@@ -96,8 +101,11 @@ class BestSoFar:
             if found is None:
                 return None
             candidate = Candidate.of(found["candidate"])
-            tried = Tried(candidate, self.held.trial(candidate, self.report))
-            return self._entered(tried, found["kept"])
+            if key not in self._entered_before:
+                self._entered_before.add(key)
+                report = self.journal.guarded(self.progress, math.inf)  # it was in time
+                self._entered(Tried(candidate, self.held.trial(candidate, report)), found["kept"])
+            return candidate
         known = what if isinstance(what, Candidate) else None
         if self.journal.left() - self.reserve(known) < needs:
             budget = self.journal.spent() + self.reserve(known) + needs
@@ -129,6 +137,7 @@ class BestSoFar:
         step = Step(stage, shown, seconds=taken, verdict=BETTER if kept else "")
         step = step.scored(trial, self.plain.trial if self.plain else None)
         self.journal.end(key, step, {"candidate": candidate.to_dict(), "kept": kept})
+        self._entered_before.add(key)
         return self._entered(tried, kept)
 
     def _is_kept(self, tried: Tried) -> bool:
@@ -145,7 +154,7 @@ class BestSoFar:
             return False
         if tried.candidate.chain == "none":
             return _gains(trial, before.trial)
-        other = self.best.candidate.networks != before.candidate.networks
+        other = dataclasses.replace(self.best.candidate, chain="none") != before.candidate
         changed = tried.candidate != self.best.candidate
         return changed and (not other or _gains(trial, self.best.trial))
 
@@ -166,8 +175,11 @@ class BestSoFar:
         """Makes a complete run of the best so far, unless it is one."""
         assert self.best is not None
         candidate = self.best.candidate
-        if self.journal.best and Candidate.of(self.journal.best["candidate"]) == candidate:
-            return
+        if self.journal.best:
+            known = Candidate.of(self.journal.best["candidate"])
+            report = self.journal.guarded(self.progress, math.inf)
+            if known == candidate or self.held.trial(known, report).value > self.best.trial.value:
+                return  # a search that continues may first come to something worse
         started = self.journal.spent()
         unknown = [one for one in candidate.networks if not self._has_run(one)]
         report = self.journal.guarded(self.progress, OVERRUN * self.journal.budget)

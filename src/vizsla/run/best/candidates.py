@@ -32,6 +32,7 @@ from vizsla.embed.inference import embed
 from vizsla.embed.local_features import LOCAL
 from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import MANIFEST
+from vizsla.errors import DataError
 from vizsla.model.open_model import load_embedder
 from vizsla.model.projection import AnyProjection
 from vizsla.options import TuneConfig
@@ -96,10 +97,14 @@ class Candidate:
 
     @property
     def readable(self) -> str:
-        """The same with spaces, where a long chain folds."""
-        names = " + ".join(map(str, self.networks))
-        chain = self.chain.replace("+", " + ").replace(",", ", ")
-        return names if self.chain == "none" else f"{names}, re-ranked by {chain}"
+        """In words, with spaces where a long chain folds."""
+        parts = [" + ".join(map(str, self.networks))]
+        if self.head != "none":
+            parts.append(f"projected by {self.head}")
+        if self.chain != "none":
+            chain = self.chain.replace("+", " + ").replace(",", ", ")
+            parts.append(f"re-ranked by {chain}")
+        return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `of` reads it."""
@@ -211,7 +216,11 @@ class HeldOut:
                 self.fit_heads(candidate, report, only=candidate.head)
             found = projected(found, self._heads[head], candidate.head)
         row_of = {name: i for i, name in enumerate(found.ids)}
-        return found.subset([row_of[name] for name in self.drawn.vectors.ids if name in row_of])
+        if broken := [name for name in self.drawn.vectors.ids if name not in row_of]:
+            raise DataError(
+                f"{candidate} cannot read {broken[0]}, and other models could: remove it"
+            )
+        return found.subset([row_of[name] for name in self.drawn.vectors.ids])
 
     def _joined(
         self, candidate: Candidate, images: ImageSet, role: str, report: Report
@@ -220,6 +229,16 @@ class HeldOut:
         if len(parts) == 1:
             return parts[0]
         return dataclasses.replace(joined(parts, candidate.weights), root=parts[0].root)
+
+    @property
+    def not_embedded(self) -> int:
+        """How many training images no step embeds, but a complete run with a head does."""
+        assert self.data.training is not None
+        return len(self.data.training) - len(self.others) - len(self.drawn.images)
+
+    def forget_heads(self, kept: Candidate) -> None:
+        """Frees the memory of all other heads."""
+        self._heads = {one: head for one, head in self._heads.items() if one == kept}
 
     def fit_heads(
         self, candidate: Candidate, report: Report, *, only: str | None = None

@@ -28,7 +28,7 @@ class TimeIsUp(Exception):
 class Step:
     """One thing that was tried. value, gain, error: of what is optimised, on validation; None where
     it was not compared. gain: over the best before that has no chain. verdict: why it is kept or
-    not, in words. needs: seconds of a whole budget from which a step without time is tried."""
+    not, in words. needs: the budget in seconds from which a step without time would be tried."""
 
     stage: str
     name: str

@@ -24,7 +24,7 @@ PAGE = "best.html"
 TRAININGS = {"head": "a head", "fine-tuned": "a fine-tuning"}
 MARGIN = 1.1  # on the time that a step needs: what comes before it takes longer at times
 NOTHING = "nothing could be chosen, so this is the first model as it came:"
-OTHER_DRAWS = "a single run draws its own, so its validation differs a little"
+OTHER_DRAWS = "a single run draws its own queries, so its values differ a little"
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +77,8 @@ class BestResult(Shown):
         needs = min((s.needs for s in self.steps if s.stage == stage and s.needs), default=None)
         if needs is None:
             return ""
-        return f"a budget of {math.ceil(MARGIN * needs / 60)}m would also try {TRAININGS[stage]}"
+        budget = math.ceil(MARGIN * needs / 60)
+        return f"with --budget {budget}m also {TRAININGS[stage]} would be tried"
 
     def text(self) -> str:
         """All of it, for a terminal."""

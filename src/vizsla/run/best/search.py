@@ -2,8 +2,8 @@
 
     frozen models ─► image size, views ─► joined ─► chain ─► heads ─► fine-tuning ─► joined ─► chain
 
-From cheap to dear. Each step is tried on held-out training images (best_candidates.py) and written
-down (best_journal.py); what is better is made a complete run at once, so that there always is one.
+From cheap to dear. Each step is tried on held-out training images (candidates.py) and written
+down (journal.py); what is better is made a complete run at once, so that there always is one.
 """
 
 import dataclasses
@@ -273,7 +273,7 @@ class _Search:
         for network in ordered[len(kept) :]:
             value = values.get(network.key)
             self.so_far.skipped.append(
-                Step("frozen", str(network), value=value, verdict="early out")
+                Step("frozen", str(network), value=value, verdict="worse early")
             )
             self.held.forget(network)
         return kept
@@ -365,8 +365,12 @@ class _Search:
 
             def best_head(joined: Candidate = joined) -> Candidate:
                 heads = self.held.fit_heads(joined, self.so_far.report)
-                return max(heads, key=lambda one: self.held.trial(one, self.so_far.report).value)
+                best = max(heads, key=lambda one: self.held.trial(one, self.so_far.report).value)
+                self.held.forget_heads(best)
+                return best
 
+            with_head = dataclasses.replace(joined, head="?")
+            needs += max(0.0, self.so_far.reserve(with_head) - self.so_far.reserve())
             if self.so_far.attempt("head", f"head after {joined}", best_head, needs=needs):
                 self.so_far.complete()
                 return

@@ -255,7 +255,7 @@ class Engine:
         decoded: Sequence[Decoded],
         large: bool = True,
         *,
-        files: Sequence[bytes | None] = (None,),
+        files: Sequence[bytes | None] | None = None,
     ) -> list[Upload]:
         """Decoded images with their vectors, which are kept from now on, and files of a usual size
         as well."""
@@ -263,7 +263,9 @@ class Engine:
             [one.pixels for one in decoded if one.pixels is not None]
         )
         found = []
-        for name, one, vector, file in zip(names, decoded, vectors, files, strict=True):
+        for name, one, vector, file in zip(
+            names, decoded, vectors, files or [None] * len(names), strict=True
+        ):
             assert one.pixels is not None and one.jpeg is not None
             upload = Upload(
                 name, one.size, with_direction(vector.result()), one.pixels, one.jpeg, large,

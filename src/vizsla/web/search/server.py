@@ -334,11 +334,6 @@ def _joint(
     weights = fused_runs.weights_of(fusion, len(members))
     projection = None
     if fusion.method == fused_runs.CONCAT and fusion.whiten != "none":
-        if not (source.path / PROJECTION).exists():
-            raise DataError(
-                f"{source.path} does not hold the projection of its vectors, as runs of an earlier "
-                f"version: repeat it with `vizsla run --again {source.path}`"
-            )
         projection = load_projection(source.path / PROJECTION)
     models: list[Model] = []
     for member in members:
@@ -353,8 +348,8 @@ def _joint(
         log.info("searched by the concatenated vectors of several models: %s", names)
     else:
         log.warning(
-            "the run was fused by ranks (rrf), and searches go by the weighted mean of the models' "
-            "cosines: their order may differ from the run's: %s", names,
+            "the run was fused by %s, and searches go by the weighted mean of the models' cosines: "
+            "their order may differ from the run's: %s", fusion.method, names,
         )  # fmt: skip
     if any(member.chain.steps for member in members) or fusion.refine != "none":
         log.warning("the run's ranking is also refined, which searches are not")
