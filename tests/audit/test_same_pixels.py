@@ -61,8 +61,8 @@ def test_an_unsure_geometry_needs_more_cells(grey: np.ndarray) -> None:
     strength = np.kron(np.linspace(2, 9, 225).reshape(15, 15), np.ones((16, 16)))
     noise = np.random.default_rng(5).normal(0, 1, grey.shape) * strength
     other = (covered(grey, 0.5) + noise).astype(np.float32)
-    assert 0.2 <= share_of_same_pixels(geometry(p=0.995), grey, other) < 0.5
-    assert share_of_same_pixels(geometry(p=0.4), grey, other) == 0
+    assert 0.2 <= share_of_same_pixels(geometry(0.25, p=0.995), grey, other) < 0.5
+    assert share_of_same_pixels(geometry(0.25, p=0.4), grey, other) == 0
 
 
 def test_a_few_cells_that_agree_closely_are_enough(grey: np.ndarray) -> None:

@@ -365,8 +365,8 @@ def test_the_part_of_an_image_that_was_found_is_printed(
         assert isinstance(found, dict)
         ((best, *_),) = found.values()
         box = [best[name] for name in "xywh"]
-        assert best["id"] == "corner.png" and box == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+        assert best["id"] == "corner.png" and box == pytest.approx([4 / 9, 4 / 9, 5 / 9, 5 / 9])
     shown = vizsla("search", tmp_path / "i", query, "-q")
-    assert "part x,y,w,h" in shown.stdout and "0.33,0.33,0.67,0.67" in shown.stdout
+    assert "part x,y,w,h" in shown.stdout and "0.44,0.44,0.56,0.56" in shown.stdout
     lines = vizsla("search", tmp_path / "i", query, "--csv", "-q").stdout.splitlines()
     assert lines[0] == "query,rank,id,score,x,y,w,h" and lines[1].endswith("0.6666666666666666")

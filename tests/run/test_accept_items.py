@@ -77,7 +77,9 @@ def test_copies_between_items_are_named_where_they_leave_nothing_to_accept(
     copied = Embeddings(catalogue.ids, vectors, catalogue.attributes, "m")
     assert calibration_of_items(copied, Accept.parse(0.9)).cutoff is None
     (line,) = caplog.messages
-    assert re.search(r"similar images of two items are 000\d.jpg and 04\d\d.jpg \(1.00\)", line)
+    assert re.search(
+        r"similar images of different items are 000\d.jpg and 04\d\d.jpg \(1.00\)", line
+    )
     assert "--group-by sku" in line
 
 
