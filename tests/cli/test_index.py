@@ -369,4 +369,4 @@ def test_the_part_of_an_image_that_was_found_is_printed(
     shown = vizsla("search", tmp_path / "i", query, "-q")
     assert "part x,y,w,h" in shown.stdout and "0.44,0.44,0.56,0.56" in shown.stdout
     lines = vizsla("search", tmp_path / "i", query, "--csv", "-q").stdout.splitlines()
-    assert lines[0] == "query,rank,id,score,x,y,w,h" and lines[1].endswith("0.6666666666666666")
+    assert lines[0] == "query,rank,id,score,x,y,w,h" and lines[1].endswith("0.5555555555555556")

@@ -87,8 +87,10 @@ def test_joined_and_regrouped_rankings_keep_nothing_of_the_earlier_results() -> 
     joined = joined_rankings(ranking, ITEMS, "max")
     grouped = regrouped(ranking, GALLERY, 5, ResultForm("product", 2))
     for found in (joined, grouped):
-        assert found.accepted is found.probability is found.tiles is found.best_tile is None
+        assert found.accepted is found.probability is None
         assert found.head(3).depth == 3
+    assert joined.tiles is joined.best_tile is None  # of which picture?
+    assert grouped.tiles == ranking.tiles and (grouped.best_tile == 0).all()  # type: ignore[union-attr]
     assert joined.members is None and grouped.members.shape == (6, 5, 2)  # type: ignore[union-attr]
     cut = ranking.only_accepted()
     assert cut.members.shape == (6, 1, 1) and (cut.members >= 0).all()  # type: ignore[union-attr]
