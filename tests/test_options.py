@@ -72,11 +72,11 @@ def test_choices_are_those_that_the_library_knows() -> None:
     from vizsla.data import splits, training_batches
     from vizsla.embed import compute, shards
     from vizsla.model import pooling, projection
+    from vizsla.model.closed_forms import closed_forms
     from vizsla.output import embedding_map, submission_formats
     from vizsla.score import evaluate as scoring
     from vizsla.search import ann, chain, fusion
     from vizsla.train import augment, losses
-    from vizsla.train.heads import closed_forms
 
     heads = closed_forms(np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) // 4)
     known: dict[tuple[type, str], Iterable[str]] = {

@@ -9,7 +9,7 @@ from vizsla.choose.validation import validation_set
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import Draw, Target
 from vizsla.embed.embeddings import Embeddings
-from vizsla.train.heads import closed_form_makers
+from vizsla.model.closed_forms import closed_form_makers
 
 CLASSES, EACH, DIM = 12, 24, 16
 LABELS = np.repeat(np.arange(CLASSES), EACH)

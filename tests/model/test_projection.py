@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model.closed_forms import closed_forms
 from vizsla.model.projection import (
     Projection,
     WithClasses,
@@ -24,7 +25,7 @@ from vizsla.model.projection import (
     whitening,
     within_class_whitening,
 )
-from vizsla.train.heads import class_means, closed_forms, train_head
+from vizsla.train.heads import class_means, train_head
 from vizsla.train.losses import build_loss
 
 RNG = np.random.default_rng(0)

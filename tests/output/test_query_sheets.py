@@ -307,5 +307,5 @@ def test_the_part_that_was_found_is_framed(photos: tuple[Path, Path], tmp_path: 
     image = np.argwhere((abs(pixels - (0, 90, 130)) < 3).all(axis=2) & beside)
     low, far = image.max(axis=0)
     wide, high = far - LEFT, low - image[:, 0].min()
-    assert right <= far and bottom <= low and right - left == pytest.approx(2 / 3 * wide, abs=8)
-    assert bottom - top == pytest.approx(2 / 3 * high, abs=8)
+    assert right <= far and bottom <= low and right - left == pytest.approx(5 / 9 * wide, abs=8)
+    assert bottom - top == pytest.approx(5 / 9 * high, abs=8)

@@ -16,6 +16,7 @@ from vizsla.data.data_folders import open_data
 from vizsla.embed.compute import has_exact_int8
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, ModelError, UsageError
+from vizsla.model.closed_forms import closed_forms
 from vizsla.model.projection import load_projection, project
 from vizsla.run import fused_runs, several_models
 from vizsla.run.config import RunConfig
@@ -34,7 +35,6 @@ from vizsla.run.several_models import run_models
 from vizsla.search import exact
 from vizsla.search.fusion import fused, joined
 from vizsla.search.ranking import Ranking
-from vizsla.train.heads import closed_forms
 from vizsla.workspace import PROJECTION
 
 SEEN = {"validate_on": "seen-classes"}

@@ -24,6 +24,7 @@ from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import NEW, held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
+from vizsla.model.closed_forms import closed_form_makers
 from vizsla.model.projection import WHITENINGS, AnyProjection, project, whitening
 from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.accepting import Accept, calibration_for, require_no_whitening
@@ -45,7 +46,6 @@ from vizsla.search.fusion import (
     searched_as_fused,
 )
 from vizsla.search.ranking import Ranking
-from vizsla.train.heads import closed_form_makers
 from vizsla.workspace import Run, open_run
 
 log = logging.getLogger("vizsla.run")

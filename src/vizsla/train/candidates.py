@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from vizsla.data.preprocess import Preprocess
+from vizsla.model.closed_forms import closed_forms
 from vizsla.model.embedder import Embedder
-from vizsla.train.heads import closed_forms, with_projection
+from vizsla.train.heads import with_projection
 from vizsla.train.job import Budget, Decisions
 from vizsla.train.selection import Selection, interpolated
 

@@ -1,7 +1,6 @@
 """Vectors of the frozen backbone → heads: projections in closed form, and a trained one."""
 
 import copy
-import functools
 import logging
 import math
 import time
@@ -17,19 +16,13 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from vizsla.data.training_batches import BatchPlan
+from vizsla.model.closed_forms import closed_forms
 from vizsla.model.embedder import Embedder
 from vizsla.model.projection import (
-    ClassSpread,
     Projection,
-    WithClasses,
     build_projection,
-    centred,
-    class_logits,
-    class_spread,
-    discriminant,
     identity_or_pca,
     project,
-    within_class_whitening,
 )
 from vizsla.options import TrainConfig
 from vizsla.progress import waiting
@@ -51,10 +44,6 @@ STARTS = (
     TRAINED,
 )  # without whitening, which gains less before training than after it
 FROZEN_SHARES = (0.3, 0.6)  # of the frozen vector in a joined one
-SHRINKAGES = (0.9, 0.6)  # of whitening
-DISCRIMINANT_SHRINKAGES = (0.6, 0.3)
-CLASSES = ((0.3, 5.0), (0.1, 10.0))  # shrinkage and temperature of class probabilities
-CLASS_SHARE = 0.3  # of a cosine, beside a discriminant; top-1 is lower with 0.5, mAP higher
 BATCH = 256
 SECONDS = 8.0  # of training at most
 BUDGET_SHARE = 0.03  # of a budget, at most
@@ -71,51 +60,6 @@ class HeadResult:
     final_loss: float
     steps: int
     shares: list[float]
-
-
-def closed_forms(
-    vectors: np.ndarray, labels: np.ndarray, dim: int | None = None
-) -> dict[str, nn.Module]:
-    """Name → projection that needs no training. vectors: (N, C); labels: (N,) class numbers."""
-    if dim is not None and dim != vectors.shape[1]:
-        return {"pca": identity_or_pca(vectors, dim)}
-    return {name: make() for name, make in closed_form_makers(vectors, labels).items()}
-
-
-def closed_form_makers(
-    vectors: np.ndarray, labels: np.ndarray, *, every: bool = False
-) -> dict[str, Callable[[], nn.Module]]:
-    """Name → what makes the projection of (N, C) vectors to as many numbers or more.
-
-    Where there are few vectors, or more classes than numbers, some are left out unless `every`.
-    """
-    start = identity_or_pca(vectors)
-    found: dict[str, Callable[[], nn.Module]] = {"centred": lambda: centred(start, vectors)}
-    if not every and len(vectors) <= 2 * len(np.unique(labels)):
-        return found
-    spread = class_spread(vectors, labels)
-    for shrinkage in SHRINKAGES:
-        found[f"whitened {shrinkage:g}"] = partial(
-            within_class_whitening, spread, shrinkage=shrinkage
-        )
-    for shrinkage in DISCRIMINANT_SHRINKAGES:
-        found[f"discriminant {shrinkage:g}"] = partial(discriminant, spread, shrinkage=shrinkage)
-    if every or len(spread.centers) <= vectors.shape[1]:  # vectors at most twice as long
-        base = functools.cache(partial(discriminant, spread, shrinkage=DISCRIMINANT_SHRINKAGES[0]))
-        found[f"discriminant {DISCRIMINANT_SHRINKAGES[0]:g}"] = base
-        for shrinkage, temperature in CLASSES:
-            found[f"classes {shrinkage:g}"] = partial(
-                _with_classes, base, spread, shrinkage, temperature
-            )
-    return found
-
-
-def _with_classes(
-    make_base: Callable[[], Projection], spread: ClassSpread, shrinkage: float, temperature: float
-) -> WithClasses:
-    base = make_base()
-    logits = class_logits(spread, shrinkage=shrinkage, temperature=temperature)
-    return WithClasses(base, logits, share=CLASS_SHARE)
 
 
 def class_means(

@@ -170,7 +170,7 @@ def test_a_run_of_several_models_is_searched_by_its_fusion(
             orders.append([one.id for one in engine.answer(search).results])
         rows = [done.ranking.row(i) for i in range(len(done.ranking))]
     if method == "rrf":
-        assert "fused by ranks (rrf)" in caplog.text and orders != rows
+        assert "the run was fused by rrf, and searches" in caplog.text and orders != rows
     else:
         assert ("concatenated" if method == "concat" else f"fused by {method} as") in caplog.text
         assert orders == rows

@@ -83,7 +83,7 @@ class Network:
 class Candidate:
     """A way to rank: one network, or the joined vectors of several; then a chain.
 
-    head: of `heads.closed_forms`, a projection of joined vectors.
+    head: of `closed_forms`, a projection of joined vectors.
     """
 
     networks: tuple[Network, ...]
