@@ -1,6 +1,8 @@
 """`best`: the best ranking that data, machine and time allow; see docs/best.md.
 
-    frozen models ─► image size, views ─► joined ─► chain ─► heads ─► fine-tuning ─► joined ─► chain
+    frozen models ─► joined ─► head ─► chain ─► image size, views ─► fine-tuning ─┐
+                       ▲                                                          │
+                       └──────────────── once more, with all of these ◄───────────┘
 
 From cheap to dear. Each step is tried on held-out training images (candidates.py) and written
 down (journal.py); what is better is made a complete run at once, so that there always is one.
@@ -25,7 +27,7 @@ from vizsla.model.catalogue import find_backbone
 from vizsla.model.hub import obtainable
 from vizsla.options import BestOptions, RunOptions, TuneConfig
 from vizsla.progress import Report, reporting, waiting
-from vizsla.run.best.best_so_far import LOADING, NO_TIME, OVERRUN, BestSoFar
+from vizsla.run.best.best_so_far import FITTING, LOADING, NO_TIME, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
 from vizsla.run.best.journal import (
     Journal,
@@ -398,6 +400,9 @@ class _Search:
             plan = f"{PLAN}{network}"
             if plan not in self.journal.known:
                 seconds -= LOADING + self.so_far.seconds(network, images) + self.so_far.finishing
+                if i == 0:  # then the tuned network is joined with the others, and has a head
+                    seconds -= self.so_far.seconds(network, len(self.held.others))
+                    seconds -= 2 * FITTING * self.held.fitting
                 if seconds < LEAST_TUNING:
                     budget = self.config.budget + max(1, count - i) * (LEAST_TUNING - seconds)
                     skipped = Step(
