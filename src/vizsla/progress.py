@@ -143,8 +143,8 @@ def waiting(progress: Report | None, stage: str) -> Iterator[None]:
         progress(stage, 1, 1)
 
 
-def counted(items: Sequence[T], stage: str, progress: Report | None) -> Iterator[T]:
-    """The items; reports of each one when it is done with."""
+def reported(items: Sequence[T], stage: str, progress: Report | None) -> Iterator[T]:
+    """The items, one by one; reports each when it is done."""
     for i, item in enumerate(items):
         yield item
         if progress:

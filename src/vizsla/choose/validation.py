@@ -208,15 +208,15 @@ def embedded_draws(
     if nearest_cosine is not None and frozen and len(images) <= MOST_POOL:
         used = np.arange(len(images))
     vectors = embed(images.subset(used))
-    row_of = {name: i for i, name in enumerate(vectors.ids)}
-    kept = images.subset([i for i in used if images.ids[i] in row_of])
+    known = set(vectors.ids)
+    kept = images.subset([i for i in used if images.ids[i] in known])
     place = {name: i for i, name in enumerate(kept.ids)}
     draws = [_moved(draw, images.ids, place) for draw in draws]
     draws = [draw for draw in draws if len(draw.query) and len(draw.gallery)]
     share = None
     if nearest_cosine is not None and draws:
         labels = np.array([str(label) for label in kept.labels or []])
-        rows = vectors.vectors[[row_of[name] for name in kept.ids]]
+        rows = vectors.of_images(kept.ids).vectors
         draws, share = match_nearest_cosine(
             draws, rows, labels, nearest_cosine, seed=config.seed,
             can_answer=in_domain(kept, config.gallery_domain, "gallery"),

@@ -48,16 +48,11 @@ def shown_columns(
 
     every: without --show all of them. DataError: there is no such column.
     """
-    from vizsla.data.tables import item_column_in
+    from vizsla.data.tables import item_column_in, require_columns
 
     if (every and not show) or (EVERY in show and EVERY not in known):
         show = [*(name for name in show if name != EVERY), *(n for n in known if n not in OWN)]
-    if unknown := [name for name in show if name not in known]:
-        raise DataError(
-            f"--show {unknown[0]}: the images have the columns {', '.join(known)}"
-            if known else f"--show {unknown[0]}: no table says anything of these images: give "
-            "`find`, `index` or `embed` one with --table FILE (docs/tables.md)"
-        )  # fmt: skip
+    require_columns(show, known)
     if taken := [name for name in [*show, group_by] if name in OWN and name is not None]:
         raise DataError(
             f"the column {taken[0]} has the name of a field of the results: rename it in the table"

@@ -200,6 +200,18 @@ def item_column_in(columns: Iterable[str]) -> str | None:
     return next((by_name[name] for name in ITEM_COLUMNS if name in by_name), None)
 
 
+def require_columns(show: Iterable[str], known: Sequence[str]) -> None:
+    """DataError: a column to show that no image has. known: those that there are."""
+    unknown = next((name for name in show if name not in known), None)
+    if unknown is not None and known:
+        raise DataError(f"--show {unknown}: the images have the columns {', '.join(known)}")
+    if unknown is not None:
+        raise DataError(
+            f"--show {unknown}: no table says anything of these images: give `find`, `index`, "
+            "`embed` or `serve` one with --table FILE (docs/tables.md)"
+        )
+
+
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -87,6 +87,11 @@ class Embeddings(Shown):
             tile_vectors=tile_vectors,
         )
 
+    def of_images(self, ids: Sequence[str]) -> "Embeddings":
+        """The embeddings of those of these images that it has, in this order."""
+        row_of = {name: i for i, name in enumerate(self.ids)}
+        return self.subset([row_of[name] for name in ids if name in row_of])
+
     def only_whole(self) -> "Embeddings":
         """The same images without the vectors of their tiles."""
         return dataclasses.replace(self, tiles=None, tile_vectors=None)

@@ -16,7 +16,7 @@ from vizsla.data.images import MAX_PIXELS, read_image
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import ImageError, UsageError
 from vizsla.output.pages import data_uri
-from vizsla.progress import Report, counted, waiting
+from vizsla.progress import Report, reported, waiting
 
 MOST_POINTS = 2000  # queries and gallery images together; of more, a random choice
 TILE, TILE_COLUMNS = 72, 25  # px of a small image; images in a row
@@ -154,7 +154,7 @@ def draw_tiles(
     """All thumbnails as one WebP in a data URI; one that cannot be read stays grey."""
     rows = -(-len(points) // TILE_COLUMNS)
     sheet = Image.new("RGB", (TILE * TILE_COLUMNS, TILE * rows), "#8a8a8a")
-    for i, point in enumerate(counted(points, "drawing the images of the map", progress)):
+    for i, point in enumerate(reported(points, "drawing the images of the map", progress)):
         try:
             picture = read_image(point.file, max_pixels=max_pixels, at_least=TILE)
         except ImageError:

@@ -12,7 +12,7 @@ import numpy as np
 from vizsla.errors import DataError
 from vizsla.output.pages import Section, Thumbnail, render_page, thumbnail
 from vizsla.output.report_page import KINDS, ReportData
-from vizsla.progress import Report, counted
+from vizsla.progress import Report, reported
 from vizsla.score.paired_tests import check_same_truth
 from vizsla.score.relevance import verdicts
 from vizsla.score.result_file import read_result
@@ -113,7 +113,7 @@ def _rows(
     lists = [{name: i for i, name in enumerate(run.ranking.queries)} for run in runs]
     kinds = [_kinds_of_images(run) for run in runs]
     rows = []
-    for query in counted(scores[0].queries, DRAWING, progress):
+    for query in reported(scores[0].queries, DRAWING, progress):
         at = [place[query] for place in places]
         right = [bool(one.first_ranks[i] == 1) for one, i in zip(scores, at, strict=True)]
         found = [value[i] for value, i in zip(values, at, strict=True)]
@@ -146,7 +146,7 @@ def _unjudged_rows(
     if not queries:
         raise DataError(f"{runs[0].run.folder} and {runs[1].run.folder} have no query in common")
     rows = []
-    for query in counted(queries, DRAWING, progress):
+    for query in reported(queries, DRAWING, progress):
         found = [
             run.ranking.row(place[query])[:SHOWN] for run, place in zip(runs, places, strict=True)
         ]

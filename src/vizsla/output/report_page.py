@@ -17,13 +17,12 @@ from markupsafe import Markup
 from vizsla import storage
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.images import MAX_PIXELS
-from vizsla.data.tables import number_format, value_text
+from vizsla.data.tables import number_format, require_columns, value_text
 from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError
 from vizsla.output import charts, embedding_map
 from vizsla.output.evaluation_report import curves_by_cutoff
 from vizsla.output.pages import Section, render_page, thumbnail
-from vizsla.progress import Report, counted
+from vizsla.progress import Report, reported
 from vizsla.score import metrics
 from vizsla.score.by_item import ITEM_SCORES
 from vizsla.score.decision_metrics import reliability
@@ -71,12 +70,7 @@ class ReportData:
         """role → id → column → value, of the columns to show. DataError: no image has such one."""
         parts = {"query": self.queries, "gallery": self.gallery}
         known = {name for part in parts.values() for name in part.attributes.column_names}
-        if unknown := [name for name in self.show if name not in {*known, "label"}]:
-            raise DataError(
-                f"--show {unknown[0]}: the images have the columns {', '.join(sorted(known))}"
-                if known
-                else f"--show {unknown[0]}: no table says anything of the images"
-            )
+        require_columns((name for name in self.show if name != "label"), sorted(known))
         wanted = [name for name in self.show or USUAL_COLUMNS if name in known and name != "label"]
         found: dict[str, dict[str, dict[str, str]]] = {}
         for role, part in parts.items():
@@ -427,7 +421,7 @@ def _sheets(data: ReportData, progress: Report | None) -> list[dict[str, Any]]:
     """Groups of sheets: the worst and the best queries; the first few if there are no scores."""
     scores = data.scores
     if scores is None:
-        rows = counted(range(min(WORST, len(data.ranking))), DRAWING, progress)
+        rows = reported(range(min(WORST, len(data.ranking))), DRAWING, progress)
         return [{"title": "", "sheets": [_sheet(data, row, "") for row in rows]}]
     row_of = {name: i for i, name in enumerate(data.ranking.queries)}
     values = scores.per_query(scores.headline)
@@ -444,7 +438,7 @@ def _sheets(data: ReportData, progress: Report | None) -> list[dict[str, Any]]:
     digits = 3 if scores.metrics[scores.headline].highest == 1 else 1
     drawn = [
         _sheet(data, row, f"{title} {value:.{digits}f}{suffix}")
-        for value, _, row, _ in counted([*worst, *best], DRAWING, progress)
+        for value, _, row, _ in reported([*worst, *best], DRAWING, progress)
     ]
     groups = [{"title": "Worst", "sheets": drawn[: len(worst)]},
               {"title": "Best", "sheets": drawn[len(worst) :]}]  # fmt: skip

@@ -99,8 +99,7 @@ def calibration_of_items(
 
 def most_similar_items(gallery: Embeddings, images: ImageSet, n: int = 3) -> list[str]:
     """The n pairs of images of two items with the highest cosine, as text."""
-    row_of = {name: i for i, name in enumerate(gallery.ids)}
-    vectors = gallery.vectors[[row_of[name] for name in images.ids]]
+    vectors = gallery.of_images(images.ids).vectors
     items = np.array(images.labels)
     found, scores = exact.top_k(vectors, vectors, min(20, len(vectors)))
     a, column = np.nonzero(items[found] != items[:, None])

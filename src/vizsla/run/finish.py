@@ -34,7 +34,7 @@ from vizsla.score.evaluate import evaluate
 from vizsla.score.result_file import item_record, result_record
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
-from vizsla.score.validation_scores import ValidationScores
+from vizsla.score.validation_scores import KEYS, ValidationScores
 from vizsla.score.whole_gallery import evaluate_ranked
 from vizsla.search import exact
 from vizsla.search.chain import Chain
@@ -100,7 +100,7 @@ class RunResult(Shown):
         known = [self.before, *(one.scores for one in self.members)]
         best = max(filter(None, known), key=lambda one: one.mean("map") or 0, default=None)
         if best is not None and self.scores is not None:
-            before, after = (list(map(one.mean, MAIN.values())) for one in (best, self.scores))
+            before, after = (list(map(one.mean, KEYS.values())) for one in (best, self.scores))
             what = "fusion" if self.members else "refinement"
             lines.append(_gain(what, "the test part", before, after))
         return lines
@@ -132,16 +132,13 @@ class RunResult(Shown):
         }
 
 
-MAIN = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points"}
-
-
-Means = Sequence[float | None]  # in the order of MAIN
+Means = Sequence[float | None]  # in the order of KEYS
 
 
 def _gain(what: str, where: str, before: Means, after: Means) -> str:
     shown = [
         f"{name} {a:.{digits}f} → {b:.{digits}f}"
-        for name, digits, a, b in zip(MAIN, (4, 4, 1), before, after, strict=True)
+        for name, digits, a, b in zip(KEYS, (4, 4, 1), before, after, strict=True)
         if a is not None and b is not None
     ]
     return f"{what} gave on {where}: {', '.join(shown)}"

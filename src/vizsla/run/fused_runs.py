@@ -328,8 +328,7 @@ def _validation(
         if not fits:
             return first.embed(part, role, progress)
         known = first.embed(images, "training", progress)  # is there already
-        row_of = {name: i for i, name in enumerate(known.ids)}
-        return known.subset([row_of[name] for name in part.ids if name in row_of])
+        return known.of_images(part.ids)
 
     if fits:
         if not tuned and options.validate_on == NEW:
@@ -408,8 +407,7 @@ def _chosen_for_concat(
         drawn.images, training.ids, drawn.draws,
         relative_share=drawn.relative_share, test_queries=drawn.test_queries,
     )  # fmt: skip
-    row_of = {name: i for i, name in enumerate(training.ids)}
-    learned_on = training.subset([row_of[name] for name in images.ids if name in row_of])
+    learned_on = training.of_images(images.ids)
     fusion_choice = refinement_choice = None
     if fusion.whiten == AUTO:
         fusion_choice = choose_projection(

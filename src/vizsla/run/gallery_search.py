@@ -205,9 +205,7 @@ def _decided(
 
 def _gallery_of(ranking: Ranking, found: Index, where: str) -> Embeddings:
     """The vectors of a ranking's gallery, in its order: a filter may have left some out."""
-    every = vectors_of(found, where)
-    row_of = {name: i for i, name in enumerate(every.ids)}
-    return every.subset([row_of[name] for name in ranking.gallery])
+    return vectors_of(found, where).of_images(ranking.gallery)
 
 
 def _items(queries: Embeddings, options: SearchOptions) -> tuple[dict[str, list[int]] | None, str]:

@@ -285,7 +285,7 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
         ({"path": "bare.index", "model": "tiny"}, UsageError, "give images"),
         ({"path": "photos", "images": "photos"}, UsageError, "images belongs to"),
         ({"path": RUN, "images": "nowhere"}, DataError, "is not a folder"),
-        ({"path": RUN, "show": ("size",)}, DataError, "show size: the gallery has the columns"),
+        ({"path": RUN, "show": ("size",)}, DataError, "show size: the images have the columns"),
         (
             {"path": "photos", "model": "tiny", "weights": "random", "show": ("size",)},
             DataError,

@@ -215,12 +215,11 @@ class HeldOut:
             if head not in self._heads:
                 self.fit_heads(candidate, report, only=candidate.head)
             found = projected(found, self._heads[head], candidate.head)
-        row_of = {name: i for i, name in enumerate(found.ids)}
-        if broken := [name for name in self.drawn.vectors.ids if name not in row_of]:
-            raise DataError(
-                f"{candidate} cannot read {broken[0]}, and other models could: remove it"
-            )
-        return found.subset([row_of[name] for name in self.drawn.vectors.ids])
+        found = found.of_images(self.drawn.vectors.ids)
+        if len(found) < len(self.drawn.vectors):
+            broken = min({*self.drawn.vectors.ids} - {*found.ids})
+            raise DataError(f"{candidate} cannot read {broken}, and other models could: remove it")
+        return found
 
     def _joined(
         self, candidate: Candidate, images: ImageSet, role: str, report: Report

@@ -24,7 +24,12 @@ from vizsla.data.data_folders import open_data
 from vizsla.data.fingerprint import fingerprint
 from vizsla.data.image_sources import image_set
 from vizsla.data.imageset import ImageSet
-from vizsla.data.tables import attributes_for, labels_from_pattern, read_labels
+from vizsla.data.tables import (
+    attributes_for,
+    labels_from_pattern,
+    read_labels,
+    require_columns,
+)
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.cache import shared_cache
 from vizsla.embed.compute import Compute
@@ -306,14 +311,11 @@ def prepare(
         calibration=calibration,
     )
     known = engine.gallery.attributes.column_names
-    if unknown := [name for name in source.options.show if name not in known]:
+    try:
+        require_columns(source.options.show, known)
+    except DataError:
         engine.close()
-        raise DataError(
-            f"--show {unknown[0]}: the gallery has the columns {', '.join(known)}"
-            if known
-            else f"--show {unknown[0]}: no table says anything of these images: give one with "
-            "--table FILE"
-        )
+        raise
     engine.warm_up()
     return engine
 
