@@ -1,6 +1,7 @@
 """`vizsla show` and the sheets of `vizsla run`: which queries, whose images, whose sheets."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def test_broken_queries_do_not_crowd_out_all_others(tinted: Path, tmp_path: Path
     assert len(drawn) == 5 and blank[0]
     drawn = run(tmp_path / "data", tmp_path, figures=-1).figure_paths
     assert sum(blank_share(path) > 0.1 for path in drawn) == 10 and len(drawn) == 16
+
+
+def test_of_many_queries_the_first_are_drawn(
+    done: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = done.run.folder
+    with caplog.at_level(logging.INFO, logger="vizsla.figures"):
+        assert len(draw_figures(folder, tmp_path, 3)) == 3
+        assert "the first 3 of 16 queries are drawn; --figures -1 draws all" in caplog.messages
+        caplog.clear()
+        assert len(draw_figures(folder, tmp_path, 16)) == len(draw_figures(folder, tmp_path, -1))
+        show(folder, "--worst", 5, "--figures", 3, "-o", tmp_path)
+        assert len(sheets(tmp_path)) == 5 and not caplog.messages
+
+
+def draw_figures(folder: Path, out: Path, figures: int) -> set[str]:
+    assert show(folder, "--figures", figures, "-o", out).exit_code == 0
+    return sheets(out)
 
 
 def test_only_the_sheets_of_this_call_stay(done: RunResult, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,20 @@ def test_the_joint_run_can_be_shown_evaluated_and_reported(joint: RunResult, tin
     page = (Path(folder) / "report.html").read_text()
     weight = joint.record["members"][0]["weight"]
     assert "Their rankings are joined by zscore" in page and f"{weight:.3f}" in page
+
+
+def test_why_of_a_joint_run_is_of_its_heaviest_model(
+    joint: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["show", str(joint.run.folder), "--random", "1", "-k", "1", "--why"]
+    with caplog.at_level(logging.INFO, logger="vizsla"):
+        done = CliRunner().invoke(app, [*words, "-o", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0 and len(list(tmp_path.glob("*.png"))) == 1
+    weights = joint.record["fusion"]["weights"]
+    first, second = sorted(joint.members, key=lambda one: -weights[joint.members.index(one)])
+    (said,) = [one for one in caplog.messages if "heat map" in one]
+    assert f"joins 2 models, and a heat map is of one: these are of {first.model_name}" in said
+    assert f"--model {second.run.folder}: of {second.model_name}" in said
 
 
 @pytest.mark.parametrize("method", ["zscore", "concat"])

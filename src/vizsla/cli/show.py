@@ -140,6 +140,10 @@ class ShowOptions(Printing):
         False, "Only queries with nothing right in their top k.", "Output", usual=True
     )
     random: int | None = option(None, "N random queries.", "Output", minimum=1, usual=True)
+    figures: int = same(
+        RunOptions, "figures", usual=True,
+        help="Sheets at most, where neither --worst nor --random says how many; -1: all.",
+    )  # fmt: skip
     why: bool = option(
         False,
         "What made query and result similar: heat maps; after verify the matching points.",
@@ -168,7 +172,7 @@ def show(
     *,
     options: ShowOptions,
 ) -> None:
-    """Draw a PNG for each query: the query on the left, its top k on the right."""
+    """Draw PNGs of queries: the query on the left, its top k on the right."""
     figures = options.home / "visualizations"
     if options.augmentations:
         if options.data is None:
@@ -201,7 +205,7 @@ def show(
         paths = sheet_selection.show(
             ranking, folders, truth, options.out or figures / file_safe(source.stem),
             k=top_k_of(source, options.top_k), worst=options.worst, only_wrong=options.only_wrong,
-            random=options.random, seed=options.seed, why=embedder,
+            random=options.random, figures=options.figures, seed=options.seed, why=embedder,
             points=(verified["model"] if verified else "similarity") if points else None,
             broken=finished_run.broken_queries(source) if is_run(source) else (),
             progress=lambda done, total: progress("drawing", done, total),
@@ -214,12 +218,21 @@ def show(
 
 
 def _embedder_of(source: Path, model: str | None) -> "Embedder":
-    """The embedder that made a ranking: the run's, or the named one."""
+    """The embedder that made a ranking: the run's, or the named one. Of a joint run's models that
+    with the largest weight, which a line says."""
     from vizsla.embed.auto_compute import resolve_compute
     from vizsla.model.open_model import load_embedder
+    from vizsla.run.fused_runs import heaviest_first
     from vizsla.workspace import is_run
 
     if model is None and not is_run(source):
         raise UsageError(f"--why needs the model of {source}: give a run, or --model")
+    if model is None and (joined := heaviest_first(source)):
+        model = str(joined[0].run.folder)
+        others = "; ".join(f"--model {one.run.folder}: of {one.name}" for one in joined[1:])
+        log.info(
+            "%s joins %d models, and a heat map is of one: these are of %s, whose cosines differ "
+            "from the joint scores (%s)", source, len(joined), joined[0].name, others,
+        )  # fmt: skip
     embedder = load_embedder(ModelChoice(model=model or str(source)))
     return embedder.to(resolve_compute().device)

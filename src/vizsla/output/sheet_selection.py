@@ -1,6 +1,7 @@
 """Ranking + truth → which queries get a sheet, and the sheets."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
+log = logging.getLogger("vizsla.figures")
+
 
 def show(
     ranking: Ranking,
@@ -32,6 +35,7 @@ def show(
     worst: int | None = None,
     only_wrong: bool = False,
     random: int | None = None,
+    figures: int = -1,
     seed: int = 0,
     why: Embedder | None = None,
     points: str | None = None,
@@ -40,6 +44,7 @@ def show(
 ) -> list[Path]:
     """Draws a sheet for each selected query (see `pick_queries`); the paths of the PNGs.
 
+    figures: at most so many, the first ones, where neither worst nor random says how many; -1: all.
     why: the embedder that made the ranking, to draw what made query and result similar. points:
     instead the points that match, by SIFT, with this model of the geometry.
     broken: queries that could not be read: a sheet says so. Earlier sheets in `out` are replaced.
@@ -50,6 +55,9 @@ def show(
     rows = pick_queries(
         len(ranking), known, k=k, only_wrong=only_wrong, worst=worst, random=random, seed=seed
     )
+    if worst is None and random is None and 0 <= figures < len(rows):
+        log.info("the first %d of %d queries are drawn; --figures -1 draws all", figures, len(rows))
+        rows = rows[:figures]
     folders = data.query.root, data.gallery.root, out
     if points is not None:
         paths = draw_matches(

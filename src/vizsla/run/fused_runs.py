@@ -180,6 +180,13 @@ def members_of(folder: str | Path) -> tuple[list[Member], FusionConfig]:
     return found, fusion
 
 
+def heaviest_first(folder: str | Path) -> list[Member]:
+    """The runs that a joint run fused, by falling weight; none for a run of one model."""
+    members, fusion = members_of(folder)
+    weights = dict(zip(members, weights_of(fusion, len(members)), strict=True)) if members else {}
+    return sorted(members, key=lambda member: -weights[member])
+
+
 def ranker(
     members: Sequence[Member], fusion: FusionConfig, progress: Progress | None = None
 ) -> Rank:
