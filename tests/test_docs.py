@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,22 @@ def test_guide_python_works(
     exec(compile(code, "guide.md", "exec"), {})
     assert "mAP" in capsys.readouterr().out
     assert (demo_data / "submission.json").is_file()
+
+
+def test_the_first_python_of_the_reference_needs_no_labels(
+    demo_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(demo_data / "data/test", tmp_path / "data/test")
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python", (ROOT / "docs/api.md").read_text())[0]
+    known: dict[str, Any] = {}
+    exec(compile(code, "api.md", "exec"), known)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no labels are known, so there are no scores" in shown
+    assert known["result"].scores is None and known["result"].validation is None
 
 
 def test_best_finds_a_run_and_goes_on_from_python(

@@ -111,7 +111,7 @@ def test_compare_shows_what_validation_said_of_each_run(tinted: Path, tmp_path: 
     assert isinstance(ranked, RunTable)
     found = {row.run: row.validation for row in ranked.rows}
     own = found[done.run.id]
-    assert own is not None and own.chosen == "best"
+    assert own is not None and own.chosen == "best" and own == done.validation
     assert round(own.map, 4) in [step.map for step in done.steps if step.verdict == "kept"]
     alone = [one for run, one in found.items() if run != done.run.id]  # without their chains
     assert alone and {one.id for one in alone if one} == {own.id}

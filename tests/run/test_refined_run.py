@@ -64,6 +64,7 @@ def test_auto_chooses_without_the_truth_of_the_test_part(tinted: Path, tmp_path:
     assert other.refinement_choice is not None and other.scores is None
     assert other.refinement_choice.record() == choice.record()
     validation = json.loads(other.result_path.read_text())["validation"]
+    assert other.validation is not None and other.validation.record() == validation
     assert validation["map"] == pytest.approx(choice.chosen.map, abs=1e-6)
     assert (validation["draws"], validation["chosen"]) == (
         record["chosen_on"]["draws"],

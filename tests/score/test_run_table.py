@@ -43,6 +43,11 @@ def test_the_best_is_named_with_what_is_known_of_it() -> None:
     assert repr(run_table(rows({"map": 0.5}))).endswith("-0a1b (net, mAP 0.500)")
 
 
+def found_note(ranked: RunTable) -> str:
+    (_, note) = ranked.notes()
+    return note
+
+
 def test_without_labels_no_order_is_claimed_and_the_judges_score_is_shown(tmp_path: Path) -> None:
     def table() -> RunTable:
         return run_table([row_of_result(r) for r in read_results([tmp_path / "results"]).results])
@@ -56,6 +61,9 @@ def test_without_labels_no_order_is_claimed_and_the_judges_score_is_shown(tmp_pa
         "no labels of the test part were known, so it has no scores; `vizsla submit` records a "
         "judge's"
     ]
+    for path in (tmp_path / "results").iterdir():
+        path.write_text(json.dumps({**json.loads(path.read_text()), "num_classes": 3}))
+    assert "`vizsla best DATA`" in found_note(table())
     folder = tmp_path / "runs" / run
     folder.mkdir(parents=True)
     for accuracy in (0.25, 0.75):

@@ -149,9 +149,12 @@ def _refuse_others(context: typer.Context, *allowed: str) -> None:
         )
 
 
-def _print_run(result: "RunResult") -> None:
+def _print_run(result: "RunResult", *, joins: bool = False) -> None:
+    """joins: whether it is one of the models of a joint run, of which the end is printed."""
+    from vizsla.score.validation_scores import HOW
+
     for one in result.members:
-        _print_run(one)
+        _print_run(one, joins=True)
         typer.echo("")
     typer.echo(
         f"{result.model_name}: {len(result.ranking)} queries, "
@@ -167,10 +170,12 @@ def _print_run(result: "RunResult") -> None:
     if result.fusion_choice is not None:
         typer.echo("\n".join([*result.fusion_choice.lines(), ""]))
     if result.scores is None:
-        typer.echo(
-            "No labels are known, so there are no scores (give --labels or --labels-from).\n"
-            f"In a contest: vizsla submit {result.run.folder} --group NAME --url URL"
-        )
+        typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
+        if result.validation is None and result.record["num_classes"] and not joins:
+            how = HOW.format(data=shlex.quote(str(result.run.config["options"]["data"])))
+            typer.echo(f"Scores on held-out images of training/: {how}")
+        if not joins:
+            typer.echo(f"In a contest: vizsla submit {result.run.folder} --group NAME --url URL")
     else:
         typer.echo(result.scores.text())
     for line in result.gain_lines():

@@ -49,7 +49,8 @@ log = logging.getLogger("vizsla.run")
 class RunResult(Shown):
     """What a run left behind.
 
-    scores: None if no labels are known. record: the content of the result file.
+    scores: None if no labels are known; `validation` may be known all the same. record: the content
+    of the result file.
     refinement_choice, fusion_choice: how chain and fusion weights were chosen, if `auto`.
     calibration: what decided which matches are accepted, if that was asked for.
     before: the scores without what refined or fused: those of the cosines, or of the best model.
@@ -76,21 +77,16 @@ class RunResult(Shown):
     before: Scores | None = None
 
     def summary(self) -> Summary:
-        """Model, folder and scores; the table of the scores."""
-        scores = self.scores.summary() if self.scores else Summary("")
+        """Model, folder and scores, without labels those of validation; the table of the scores."""
+        scores = self.scores.summary() if self.scores else Summary("", unscored(self.validation))
         facts = [self.model_name, *scores.facts, f"{self.seconds:.0f} s", f"in {self.run.folder}"]
         return dataclasses.replace(scores, title="Run", facts=facts)
 
     def gain_lines(self) -> list[str]:
-        """What refinement, fusion (beside the best of its models) or its projection (beside none)
-        gave on validation, and on the test part where its truth is known."""
+        """What refinement, or fusion beside the best of its models, gave on validation, and on the
+        test part where its truth is known."""
         lines = []
-        fusion = self.fusion_choice
-        projects = fusion is not None and fusion.whiten is not None
-        choices = {
-            "projection" if projects else "fusion": fusion,
-            "refinement": self.refinement_choice,
-        }
+        choices = {"fusion": self.fusion_choice, "refinement": self.refinement_choice}
         for what, choice in choices.items():
             if choice is None or choice.without in (None, choice.report.chosen):
                 continue
@@ -104,6 +100,12 @@ class RunResult(Shown):
             what = "fusion" if self.members else "refinement"
             lines.append(_gain(what, "the test part", before, after))
         return lines
+
+    @property
+    def validation(self) -> ValidationScores | None:
+        """top1, map and points on held-out training images, which need no labels of the test part;
+        None unless something was chosen there: by `finetune`, `refine="auto"`, … or `best`."""
+        return ValidationScores.of(self.record.get("validation"))
 
     @property
     def warnings(self) -> list[str]:
@@ -130,6 +132,12 @@ class RunResult(Shown):
             **({"fusion": fusion} if fusion else {}),
             **({"members": [one.to_dict() for one in self.members]} if self.members else {}),
         }
+
+
+def unscored(validation: ValidationScores | None) -> list[str]:
+    """The facts about a run without labels of its test part."""
+    known = validation.facts if validation else []
+    return ["no labels are known, so there are no scores", *known]
 
 
 Means = Sequence[float | None]  # in the order of KEYS

@@ -27,6 +27,7 @@ from vizsla.score.result_file import FROZEN, OPTION, Result, read_result
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
 from vizsla.score.validation_scores import (
+    HOW,
     ValidatedRun,
     ValidationScores,
     validation_lines,
@@ -50,7 +51,7 @@ class Row:
     """One run or ranking. means: score → its mean. scores: of every query, if they are at hand.
 
     chosen: the metrics that were asked for by name, or that the protocol has. validation: of the
-    run, on held-out training images.
+    run, on held-out training images. can_validate: whether there were labelled ones.
     """
 
     run: str
@@ -63,6 +64,7 @@ class Row:
     scores: Scores | None = None
     chosen: tuple[str, ...] = ()
     validation: ValidationScores | None = None
+    can_validate: bool = False
 
     @property
     def model_and_setup(self) -> str | None:
@@ -177,10 +179,12 @@ class RunTable(Shown):
     def notes(self) -> list[str]:
         """How to read the table."""
         if not self.has_scores:
-            return [
-                "no labels of the test part were known, so it has no scores; `vizsla submit` "
-                "records a judge's"
-            ]
+            found = ["no labels of the test part were known, so it has no scores; `vizsla submit` "
+                     "records a judge's"]  # fmt: skip
+            if not self.validated() and all(row.can_validate for row in self.rows):
+                how = HOW.format(data="DATA")
+                found.append(f"for scores on held-out images of training/: {how}")
+            return found
         if not self._knows(self.metric):
             return []
         order = "shortest first" if self.metric == TIME else "best first"
@@ -291,6 +295,7 @@ def row_of_result(result: Result, *, with_queries: bool = True) -> Row:
         scores=_scores_beside(result) if with_queries else None,
         chosen=tuple(str(result.more.get("shown_metrics", "")).split()),
         validation=result.validation,
+        can_validate=bool(result.values["num_classes"]),
     )
 
 

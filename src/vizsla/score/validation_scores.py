@@ -14,6 +14,7 @@ from vizsla.score.text_table import WIDTH, Table
 
 # heading → the key that a score has in result files
 KEYS = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points"}
+HOW = "--refine auto, --finetune head or `vizsla best {data}`"  # to have such scores
 HEADING = "Validation, on held-out training images (not the test part):"
 
 
@@ -59,6 +60,11 @@ class ValidationScores:
     def means(self) -> dict[str, float]:
         """The scores by their keys in result files."""
         return dict(zip(KEYS.values(), (self.top1, self.map, self.points), strict=True))
+
+    @property
+    def facts(self) -> list[str]:
+        """Top-1 and mAP, as short phrases."""
+        return [f"validation top-1 {self.top1:.4f}", f"validation mAP {self.map:.4f}"]
 
     @property
     def size(self) -> str:

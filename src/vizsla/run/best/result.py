@@ -14,9 +14,11 @@ from vizsla.output.sheet_selection import draw_sample, with_unanswered
 from vizsla.run.best.candidates import Candidate
 from vizsla.run.best.journal import Journal, Step, most_gained, steps_table
 from vizsla.run.config import RunConfig
+from vizsla.run.finish import unscored
 from vizsla.run.inputs import folders_of, truth_in
 from vizsla.score.scores import Scores
 from vizsla.score.text_table import WIDTH
+from vizsla.score.validation_scores import ValidationScores
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run
 
@@ -45,6 +47,12 @@ class BestResult(Shown):
     page: Path
 
     @property
+    def validation(self) -> ValidationScores | None:
+        """top1, map and points of the best run on what was chosen; None if nothing was."""
+        path = self.run.result_file
+        return ValidationScores.of(storage.read_json(path).get("validation")) if path else None
+
+    @property
     def again(self) -> str:
         """The command that repeats the best run."""
         return f"vizsla run --again {self.run.folder}"
@@ -52,7 +60,8 @@ class BestResult(Shown):
     def summary(self) -> Summary:
         """What was best, and the table of the steps."""
         table = steps_table(self.steps)
-        facts = [self.candidate.readable, f"{self.seconds:.0f} of {self.budget:.0f} s",
+        scores = self.scores.summary().facts if self.scores else unscored(self.validation)
+        facts = [self.candidate.readable, *scores, f"{self.seconds:.0f} of {self.budget:.0f} s",
                  f"in {self.run.folder}"]  # fmt: skip
         return Summary("Best", facts, table.columns, table.rows, notes=self.notes())
 
