@@ -29,15 +29,21 @@ def noisy(seed: int) -> Embeddings:
 def chosen(held: Embeddings, learned_on: Embeddings) -> tuple[str | None, dict[str, float]]:
     images = ImageSet(Path("x"), held.ids, held.attributes)
     query = np.arange(len(held)) % 6 == 0
+    half = held.vectors.shape[1] // 2
+    alone = {"a": held.vectors[:, :half], "b": held.vectors[:, half:]}
     draws = [Draw(np.flatnonzero(query), np.flatnonzero(~query))]
     classes = np.unique(learned_on.labels, return_inverse=True)[1]
     choice = choose_projection(
         held, validation_set(images, held.ids, draws),
-        closed_form_makers(learned_on.vectors, classes), weights=[0.5, 0.5],
+        closed_form_makers(learned_on.vectors, classes), weights=[0.5, 0.5], alone=alone,
     )  # fmt: skip
     assert choice.method == "concat" and choice.weights == [0.5, 0.5]
-    assert choice.without is not None and choice.without.name == "concat(none)"
-    return choice.whiten, {trial.name: trial.value for trial in choice.report.trials}
+    values = {trial.name: trial.value for trial in choice.report.trials}
+    assert choice.without is not None
+    assert choice.without.name == max(("a alone", "b alone"), key=lambda name: values[name])
+    text = "\n".join(choice.lines())
+    assert "a alone" in text and "b alone" in text
+    return choice.whiten, values
 
 
 def test_a_head_is_kept_where_it_gains_and_refused_where_it_harms() -> None:
@@ -49,6 +55,20 @@ def test_a_head_is_kept_where_it_gains_and_refused_where_it_harms() -> None:
     clear = Embeddings.from_arrays(np.eye(CLASSES)[LABELS], noisy(1).ids, noisy(1).labels)
     wrong = Embeddings.from_arrays(shuffled.vectors[:, :CLASSES], shuffled.ids, labels)
     assert chosen(clear, wrong)[0] == "none"
+
+
+def test_a_model_alone_is_shown_and_never_kept() -> None:
+    """Not even the one that is better than all joined vectors."""
+    clear, noise = np.eye(CLASSES)[LABELS], np.random.default_rng(4).normal(size=(len(LABELS), 99))
+    ids, labels = noisy(1).ids, noisy(1).labels
+    held = Embeddings.from_arrays(np.concatenate([clear, noise], axis=1), ids, labels)
+    images, query = ImageSet(Path("x"), held.ids, held.attributes), np.arange(len(held)) % 6 == 0
+    on = validation_set(images, ids, [Draw(np.flatnonzero(query), np.flatnonzero(~query))])
+    alone = {"clear": held.vectors[:, :CLASSES], "noise": held.vectors[:, CLASSES:]}
+    choice = choose_projection(held, on, {}, weights=[0.5, 0.5], alone=alone)
+    assert choice.whiten == "none" and choice.without is not None
+    assert choice.without.name == "clear alone" and choice.without.value == 1
+    assert choice.report.chosen.value < 1 and "rejected" not in "\n".join(choice.lines())
 
 
 def test_as_many_classes_are_held_out_as_the_test_part_has() -> None:

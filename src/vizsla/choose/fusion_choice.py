@@ -35,8 +35,8 @@ MAX_RISK = 0.5  # equal weights are no safer than others, as long as a gain is l
 @dataclass(frozen=True)
 class FusionChoice:
     """weights: one for each model, adding up to 1. report: all trials, of the first method with
-    equal weights first. without: what the choice is compared with: the best model alone, or vectors
-    without a projection. whiten: the projection of concatenated vectors, if that was chosen."""
+    equal weights first. without: what the choice is compared with: the best model alone. whiten:
+    the projection of concatenated vectors, if that was chosen."""
 
     method: str
     weights: list[float]

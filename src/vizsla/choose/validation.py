@@ -268,7 +268,7 @@ class ValidationSet:
             f"training images, in {size['draws']} draws of about {size['queries']} queries and "
             f"{size['gallery']} gallery images, {size['per_class']:g} of a query's class"
         )
-        if self.relative_share is None:
+        if not self.relative_share:
             return text
         return (
             f"{text}. For {100 * self.relative_share:.0f} % of the queries the gallery holds the "
@@ -320,7 +320,8 @@ class Trial:
     top1_values, points_values, ap_values: (Q,), all 0…1 (contest points over 1000). optimise: what
     decides, see OPTIMISED. baseline: the trial that it is compared with, None for that one itself.
     test_queries: how many queries the test part has. cannot_lose: points and top-1 stay as they
-    are, whatever the queries. max_risk: with which it is still safe.
+    are, whatever the queries. max_risk: with which it is still safe. is_reference: it is shown, and
+    cannot be kept.
     """
 
     name: str
@@ -333,6 +334,7 @@ class Trial:
     uses: str = ""
     cannot_lose: bool = False
     max_risk: float = MAX_RISK
+    is_reference: bool = False
 
     @property
     def top1(self) -> float:
@@ -424,13 +426,14 @@ class Trials:
         uses: str = "",
         *,
         cannot_lose: bool = False,
+        is_reference: bool = False,
     ) -> Trial:
         """positions: for each draw (Q, G), its gallery best first, as positions in that gallery."""
         baseline = next(iter(self.by_name.values()), None)
         top1, points, ap = self._by_query(positions)
         self.by_name[name] = Trial(
             name, top1, points, ap, self.optimise, baseline, self.on.test_queries, uses,
-            cannot_lose, self.max_risk,
+            cannot_lose, self.max_risk, is_reference,
         )  # fmt: skip
         return self.by_name[name]
 
@@ -451,7 +454,7 @@ class Trials:
     def best(self) -> Trial:
         """The highest value among those that are safe; the baseline always is."""
         by_value = sorted(self.by_name.values(), key=lambda trial: -trial.value)
-        return next(trial for trial in by_value if trial.is_safe)
+        return next(trial for trial in by_value if trial.is_safe and not trial.is_reference)
 
     def report(self, kept: str) -> "TrialReport":
         """All trials, and the one that was kept."""
@@ -476,6 +479,11 @@ class TrialReport:
         """The trial that was kept."""
         return next(trial for trial in self.trials if trial.name == self.kept)
 
+    @property
+    def references(self) -> list[Trial]:
+        """The trials that could not be kept, such as a model alone beside joined ones."""
+        return [trial for trial in self.trials if trial.is_reference]
+
     def validation(self, what: str) -> ValidationScores:
         """The scores of what was kept. what: the chosen thing."""
         return ValidationScores.on(self.sizes, self.chosen.means, what)
@@ -489,10 +497,12 @@ class TrialReport:
         best = ordered if shown is None else ordered[:shown]
         best_of_kind = {t.name.split("(")[0]: t for t in reversed(ordered) if "+" not in t.name}
         wanted = {t.name for t in [*best, *best_of_kind.values(), self.trials[0], self.chosen]}
+        wanted |= {trial.name for trial in self.references}
         columns = ["", what, "top-1", "points", "mAP", "gain", "± error", "risk", "uses"]
         rows: list[list[Any]] = [
             [
-                "kept" if t is self.chosen else "" if t.is_safe else "rejected",
+                "kept" if t is self.chosen else
+                "" if t.is_safe or t.is_reference else "rejected",
                 t.name, round(t.top1, 4), round(t.points, 1), round(t.map, 4), round(t.gain, 4),
                 round(t.error, 4), round(t.risk, 3), t.uses,
             ]
@@ -510,11 +520,11 @@ class TrialReport:
         ]
 
     def short_lines(self, what: str) -> list[str]:
-        """For a terminal: what was kept beside the first trial and the best others; one sentence
-        if that first trial was kept."""
-        count, on = len(self.trials), self.tried_on.partition(". ")[0]
+        """For a terminal: what was kept beside the first trial and the best others; if that first
+        trial was kept one sentence, and the table only of what it is joined from."""
+        count, on = len(self.trials) - len(self.references), self.tried_on.partition(". ")[0]
         best = sorted(self.trials, key=lambda trial: -trial.value)
-        others = [trial for trial in best if trial is not self.trials[0]]
+        others = [one for one in best if one is not self.trials[0] and not one.is_reference]
         if self.chosen is self.trials[0]:
             why = self._refusal(others[0]) if others else "nothing else was tried"
             name = _spaced(self.chosen.name)
@@ -522,17 +532,25 @@ class TrialReport:
             if name == "none":
                 first = f"no {what} is kept of {count - 1}"
             text = f"{first} tried on {on}: {why}"
-            return textwrap.wrap(f"{text} (-v lists them)", WIDTH)
-        names = [t.name for t in best if t in (self.chosen, self.trials[0], *others[:FEW])]
-        table = self.table(what)
+            lines = textwrap.wrap(f"{text} (-v lists them)", WIDTH)
+            if not self.references:
+                return lines
+            table = self._of(what, [t for t in best if t in (self.chosen, *self.references)])
+            return [*lines, *self._rows(what, table)]
+        shown = (self.chosen, self.trials[0], *self.references, *others[:FEW])
+        return [
+            *textwrap.wrap(f"{what} chosen on {on}:", WIDTH),
+            *self._rows(what, self._of(what, [trial for trial in best if trial in shown])),
+            *textwrap.wrap(f"{self._how_to_read()}; {count} were tried (-v lists them)", WIDTH),
+        ]
+
+    def _of(self, what: str, trials: Sequence[Trial]) -> Table:
+        """The rows of these trials, in this order."""
+        table, names = self.table(what), [trial.name for trial in trials]
         at = table.columns.index(what)
         rows = sorted((row for row in table.rows if row[at] in names),
                       key=lambda row: names.index(row[at]))  # fmt: skip
-        return [
-            *textwrap.wrap(f"{what} chosen on {on}:", WIDTH),
-            *self._rows(what, Table(table.columns, rows)),
-            *textwrap.wrap(f"{self._how_to_read()}; {count} were tried (-v lists them)", WIDTH),
-        ]
+        return Table(table.columns, rows)
 
     def _rows(self, what: str, table: Table) -> list[str]:
         """The columns that fit, names with spaces where long chains fold."""
@@ -549,9 +567,11 @@ class TrialReport:
             f"gain: of {OPTIMISED[self.chosen.optimise]}; risk: the probability that the test part "
             f"loses {self._at_risk}"
         )
-        if all(trial.is_safe for trial in self.trials):
+        if all(trial.is_safe or trial.is_reference for trial in self.trials):
             return notes
         limit = f"{self.chosen.max_risk:g}"
+        if self.chosen.max_risk > MAX_RISK:
+            limit += f", as neither of two is the safe one (re-ranking: {MAX_RISK:g})"
         return (
             f"{notes}; rejected: gains no more than one standard error, or has a risk above {limit}"
         )

@@ -419,7 +419,7 @@ def _chosen_for_concat(
     if fusion.whiten == AUTO:
         fusion_choice = choose_projection(
             training, on, projection_makers(learned_on), optimise=optimise,
-            weights=weights_of(fusion, len(members)),
+            weights=weights_of(fusion, len(members)), alone=_alone(members, training),
         )  # fmt: skip
         fusion = dataclasses.replace(fusion, whiten=str(fusion_choice.whiten))
     if fusion.refine == AUTO:
@@ -432,6 +432,17 @@ def _chosen_for_concat(
         )  # fmt: skip
         fusion = dataclasses.replace(fusion, refine=str(refinement_choice.chain))
     return fusion, fusion_choice, refinement_choice
+
+
+def _alone(members: Sequence[Member], together: Embeddings) -> dict[str, np.ndarray]:
+    """Each model's own part of joined vectors, by its name (and place, of two with one name)."""
+    names = [member.name for member in members]
+    ends = np.cumsum([member.embeddings("query").dim for member in members])[:-1]
+    parts = np.split(together.vectors, ends, axis=1)
+    return {
+        name if names.count(name) == 1 else f"{name} ({i})": part
+        for i, (name, part) in enumerate(zip(names, parts, strict=True), 1)
+    }
 
 
 def projection_makers(
