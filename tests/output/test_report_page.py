@@ -22,6 +22,7 @@ from vizsla.output.report_page import score_name
 from vizsla.run import finished_run
 from vizsla.run.config import RunConfig
 from vizsla.run.pipeline import run
+from vizsla.score.validation_scores import ValidationScores
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -180,7 +181,38 @@ def test_without_labels_it_is_still_a_report(tinted: Path, tmp_path: Path) -> No
     }  # fmt: skip
     assert ("drawing the images of the map", 7, 40) in reports
     assert "No labels are known" in whole and '<section id="map"' in whole
+    assert "Validation:" not in whole
     assert '<section id="scores"' not in whole and whole.count('<article class="sheet">') == 8
+
+
+def test_what_validation_said_stands_at_the_top(tinted: Path, tmp_path: Path) -> None:
+    shutil.copytree(tinted, tmp_path / "data")
+    (tmp_path / "data/labels.csv").unlink()
+    run = small_run(tmp_path / "data", tmp_path)
+    (result,) = tmp_path.glob("results/*.json")
+    sizes = {"draws": 3, "queries": 20, "gallery": 65, "id": "x"}
+    found = ValidationScores.on(sizes, {"top1": 0.8125, "map": 0.7, "points": 901.5}, "best")
+    storage.write_sealed_json(result, {**storage.read_json(result), "validation": found.record()})
+    whole = finished_run.report(run, tmp_path / "r.html", projection="pca").read_text()
+    text = " ".join(re.sub("<[^>]+>", " ", whole).split())
+    assert "top-1 0.812 validation mAP 0.700 validation points 901.5 validation" in text
+    assert "3 draws of 20 queries and 65 gallery images, on which the best was chosen" in text
+
+
+@pytest.mark.parametrize(
+    ("fusion", "text"),
+    [
+        ({"method": "zscore", "chosen_on": {"draws": 8}},
+         "Their rankings are joined by zscore. Weights were chosen on held-out training images."),
+        ({"method": "zscore", "chosen_on": None}, "Their rankings are joined by zscore."),
+        ({"method": "concat", "whiten": "whitened 0.6", "chosen_on": {"draws": 8}},
+         "Their vectors are joined and projected by whitened 0.6, chosen on held-out training "
+         "images."),
+        ({"method": "concat", "whiten": "none", "chosen_on": None}, "Their vectors are joined."),
+    ],
+)  # fmt: skip
+def test_how_models_are_joined_is_said_truly(fusion: dict[str, Any], text: str) -> None:
+    assert report_page._how_joined(fusion) == text
 
 
 def test_pictures_that_have_moved_are_asked_for(tinted: Path, tmp_path: Path) -> None:

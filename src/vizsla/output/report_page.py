@@ -31,6 +31,7 @@ from vizsla.score.figures import Figure
 from vizsla.score.relevance import JUNK, RIGHT, WRONG, Relevance, match_pairs, relevance, verdicts
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
+from vizsla.score.validation_scores import KEYS, ValidationScores
 from vizsla.search.ranking import Ranking
 from vizsla.workspace import Run, ranking_in
 
@@ -179,6 +180,7 @@ def report(data: ReportData, *, projection: str = "tsne", progress: Report | Non
         subtitle=_subtitle(data),
         script="report.js",
         headline=None if scores is None else _headline(scores),
+        validation=_validation(data.record),
     )
 
 
@@ -194,12 +196,33 @@ def _models(record: dict[str, Any]) -> dict[str, Any] | None:
          one["chain"], one["run"]]
         for one in members
     ]  # fmt: skip
-    chosen = " Weights were chosen on validation images." if fusion.get("chosen_on") else ""
     return {
         "columns": ["model", "weight", f"top-{k} accuracy", "mAP", "refinement", "run"],
         "rows": rows,
-        "how": f"Their rankings are joined by {fusion.get('method')}.{chosen}",
+        "how": _how_joined(fusion),
     }
+
+
+def _how_joined(fusion: dict[str, Any]) -> str:
+    """How the models of a joint run were joined, and what of it was chosen."""
+    method, head, is_chosen = fusion.get("method"), fusion.get("whiten"), fusion.get("chosen_on")
+    on = ", chosen on held-out training images"
+    if method != "concat":
+        chosen = " Weights were chosen on held-out training images." if is_chosen else ""
+        return f"Their rankings are joined by {method}.{chosen}"
+    if head in (None, "none"):
+        return f"Their vectors are joined{' without a projection' + on if is_chosen else ''}."
+    return f"Their vectors are joined and projected by {head}{on if is_chosen else ''}."
+
+
+def _validation(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The scores on held-out training images, and how many; None without such."""
+    found = ValidationScores.of(record.get("validation"))
+    if found is None:
+        return None
+    means = (f"{found.top1:.3f}", f"{found.map:.3f}", f"{found.points:.1f}")
+    heads = list(zip(KEYS, means, strict=True))
+    return {"heads": heads, "size": found.size, "chosen": found.chosen}
 
 
 def _subtitle(data: ReportData) -> list[str]:
