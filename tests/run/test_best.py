@@ -23,7 +23,16 @@ from vizsla.options import TuneConfig
 from vizsla.run import functions
 from vizsla.run.best import search as searching
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
-from vizsla.run.best.journal import Journal, Step, TimeIsUp, most_gained, steps_table
+from vizsla.run.best.journal import (
+    NO_TIME,
+    Journal,
+    Step,
+    TimeIsUp,
+    in_words,
+    most_gained,
+    steps_table,
+    without_time,
+)
 from vizsla.run.best.result import BestResult
 from vizsla.run.best.search import BestConfig, best
 from vizsla.run.config import RunConfig
@@ -92,6 +101,7 @@ def test_the_best_run_is_complete_and_was_chosen_step_by_step(done: BestResult) 
     stages = [step.stage for step in done.steps]
     assert stages[:2] == ["frozen", "frozen"] and {"chain", "head"} <= {*stages}
     assert done.steps[0].gain is None and done.steps[0].verdict == "kept"
+    assert all(step.verdict for step in done.steps)  # why it is kept or not
     kept = [step for step in done.steps if step.verdict == "kept"]
     assert all(step.gain is None or step.gain > 0 for step in kept)
     assert len(done.figures) == 2 and all(path.is_file() for path in done.figures)
@@ -133,6 +143,8 @@ def test_the_same_call_continues_and_computes_nothing_again(
     runs = sorted((tmp_path / "runs").iterdir())
     monkeypatch.setattr(searching, "run", _never)
     second = best(config(tinted, tmp_path))
+    assert second.is_unchanged and not first.is_unchanged
+    assert "nothing new was tried" in second.text() and "nothing new" not in first.text()
     assert sorted((tmp_path / "runs").iterdir()) == runs
     assert second.run == first.run and second.candidate == first.candidate
     assert [dataclasses.replace(s, seconds=0, needs=None) for s in second.steps] == [
@@ -280,6 +292,11 @@ def test_the_steps_that_gained_most_come_first() -> None:
     ]
     assert [step.name for step in most_gained(steps)] == ["c", "b"]
     assert steps_table(steps).rows[2][4] == "+0.300 ± 0.010"
+    assert [in_words(step) for step in most_gained(steps)] == ["re-ranking by c", "the model b"]
+    late = [Step("frozen", "e", verdict=NO_TIME), Step("chain", "chain after e", verdict=NO_TIME)]
+    assert steps_table([*steps, *late]).rows == steps_table(steps).rows
+    assert without_time([*steps, *late]) == "no time for: frozen e; chain after e"
+    assert without_time(steps) == ""
 
 
 def test_joined_vectors_have_the_weighted_cosines(tinted: Path, tmp_path: Path) -> None:

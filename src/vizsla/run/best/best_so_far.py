@@ -11,7 +11,7 @@ from typing import Any
 from vizsla.choose.validation import Trial
 from vizsla.progress import Report
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
-from vizsla.run.best.journal import BETTER, Journal, Step, TimeIsUp
+from vizsla.run.best.journal import BETTER, NO_TIME, Journal, Step, TimeIsUp
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import record_validation
 from vizsla.run.fused_runs import CONCAT, FusionConfig
@@ -28,7 +28,6 @@ log = logging.getLogger("vizsla.run")
 LOADING, FINISHING = 2.0, 5.0  # seconds, before they are measured: of a model, of a run's files
 FITTING = 1.5  # times as long as heads took, for the head of a complete run
 OVERRUN = 1.04  # of the budget, for what cannot be stopped at once
-NO_TIME = "no time"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +114,8 @@ class BestSoFar:
             step = Step(stage, name, verdict="left out: it stopped the command twice")
             self.journal.end(key, step)
             return None
-        started = self.journal.spent()
+        # the first step includes the first complete run
+        started = self.journal.spent() if self.first else 0.0
         try:
             candidate = what if isinstance(what, Candidate) else what()
             trial = self.held.trial(candidate, self.report)
@@ -134,7 +134,8 @@ class BestSoFar:
         steps = " + ".join(step.name for step in parse_chain(candidate.chain).steps)
         shown = steps or "none" if stage == "chain" else str(candidate)
         taken = round(self.journal.spent() - started, 1)
-        step = Step(stage, shown, seconds=taken, verdict=BETTER if kept else "")
+        verdict = BETTER if kept else self._why_not(tried)
+        step = Step(stage, shown, seconds=taken, verdict=verdict)
         step = step.scored(trial, self.plain.trial if self.plain else None)
         self.journal.end(key, step, {"candidate": candidate.to_dict(), "kept": kept})
         self._entered_before.add(key)
@@ -157,6 +158,19 @@ class BestSoFar:
         other = dataclasses.replace(self.best.candidate, chain="none") != before.candidate
         changed = tried.candidate != self.best.candidate
         return changed and (not other or _gains(trial, self.best.trial))
+
+    def _why_not(self, tried: Tried) -> str:
+        """In a few words, why it is not kept."""
+        assert self.plain is not None and self.best is not None
+        before = self.best if tried.candidate.chain != "none" else self.plain
+        trial = dataclasses.replace(tried.trial, baseline=before.trial, max_risk=0.5)
+        if tried.candidate in (self.plain.candidate, self.best.candidate):  # no chain is safe
+            return "nothing gains"
+        if trial.gain <= 0:
+            return "worse"
+        if trial.gain <= trial.error:
+            return "within error"
+        return "may cost points" if trial.risk > trial.max_risk else "below the first"
 
     def _entered(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate

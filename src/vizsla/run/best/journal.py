@@ -17,7 +17,15 @@ from vizsla.score.text_table import Table
 FORM, FILE = "best/1", "best.json"
 SAVE_SECONDS = 5.0  # between two notes of the time that was spent
 STOPS = 2  # of the whole command by one step, after which the step is skipped
-BETTER = "kept"
+BETTER, NO_TIME = "kept", "no time"
+IN_WORDS = {
+    "frozen": "the model", "joined": "joining", "head": "a head for", "chain": "re-ranking by",
+    "image size": "larger images of", "views": "mirrored images of", "fine-tuned": "fine-tuning",
+}  # fmt: skip
+GAIN = (
+    "gain: of what is optimised (the mean of top-1 and mAP, or what --optimise says) over the best "
+    "before it without re-ranking, ± its standard error; within error: no more than that"
+)
 
 
 class TimeIsUp(Exception):
@@ -70,6 +78,7 @@ class Journal:
     begun: dict[str, int] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     clock: Callable[[], float] = time.monotonic
+    steps_before: int | None = None  # of an earlier call, which this one continues
 
     def __post_init__(self) -> None:
         self.started = self.saved = self.clock()
@@ -83,8 +92,14 @@ class Journal:
         found = storage.read_sealed_json(path)
         steps = [Step(**step) for step in found["steps"]]
         return Journal(
-            path, budget, found["spent"], steps, found["known"], found["begun"], found["best"]
-        )
+            path, budget, found["spent"], steps, found["known"], found["begun"], found["best"],
+            steps_before=len(steps),
+        )  # fmt: skip
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether this call continued an earlier one and found nothing left to try."""
+        return self.steps_before == len(self.steps)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -140,15 +155,31 @@ class Journal:
 
 
 def steps_table(steps: list[Step]) -> Table:
-    """One row a step, in the order in which they were tried."""
+    """One row a step, in the order in which they were tried; without those that had no time."""
     columns = ["step", "what", "top-1", "mAP", "gain", "time", "verdict"]
     rows = [
         [step.stage, step.name, step.top1, step.map,
          None if step.gain is None else f"{step.gain:+.3f} ± {step.error:.3f}",
          f"{step.seconds:.0f} s" if step.value is not None else None, step.verdict]
         for step in steps
+        if step.verdict != NO_TIME
     ]  # fmt: skip
     return Table(columns, rows)
+
+
+def without_time(steps: list[Step]) -> str:
+    """The steps for which there was no time, as a sentence; "" if there was for all."""
+    named = [
+        step.name if step.stage in step.name else f"{step.stage} {step.name}"
+        for step in steps
+        if step.verdict == NO_TIME
+    ]
+    return f"no time for: {'; '.join(named)}" if named else ""
+
+
+def in_words(step: Step) -> str:
+    """What was done in a step: re-ranking by diffusion."""
+    return f"{IN_WORDS.get(step.stage, step.stage)} {step.name}"
 
 
 def most_gained(steps: list[Step], count: int = 3) -> list[Step]:

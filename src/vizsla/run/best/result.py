@@ -12,7 +12,15 @@ from vizsla.notebook import Shown, Summary
 from vizsla.output import pages
 from vizsla.output.sheet_selection import draw_sample, with_unanswered
 from vizsla.run.best.candidates import Candidate
-from vizsla.run.best.journal import Journal, Step, most_gained, steps_table
+from vizsla.run.best.journal import (
+    GAIN,
+    Journal,
+    Step,
+    in_words,
+    most_gained,
+    steps_table,
+    without_time,
+)
 from vizsla.run.config import RunConfig
 from vizsla.run.finish import unscored
 from vizsla.run.inputs import folders_of, truth_in
@@ -26,6 +34,7 @@ PAGE = "best.html"
 TRAININGS = {"head": "a head", "fine-tuned": "a fine-tuning"}
 MARGIN = 1.1  # on the time that a step needs: what comes before it takes longer at times
 NOTHING = "nothing could be chosen, so this is the first model as it came:"
+UNCHANGED = "; nothing new was tried, since the earlier call left nothing to try in this budget"
 OTHER_DRAWS = "a single run draws its own queries, so its values differ a little"
 
 
@@ -33,6 +42,7 @@ OTHER_DRAWS = "a single run draws its own queries, so its values differ a little
 class BestResult(Shown):
     """The best complete run, and what was tried. scores: None if no labels are known.
 
+    is_unchanged: whether an earlier call of the same command left nothing to try.
     candidate: how it ranks. held_out: on what was chosen, in words. seconds: spent in all.
     """
 
@@ -45,6 +55,7 @@ class BestResult(Shown):
     scores: Scores | None
     figures: list[Path]
     page: Path
+    is_unchanged: bool = False
 
     @property
     def validation(self) -> ValidationScores | None:
@@ -67,8 +78,10 @@ class BestResult(Shown):
 
     def notes(self) -> list[str]:
         """What gave most, and what the budget was too short for."""
-        gained = [f"{step.name} {step.gain:+.3f}" for step in most_gained(self.steps)]
-        notes = [f"most gained by: {'; '.join(gained)}"] if gained else []
+        gained = [f"{in_words(step)} {step.gain:+.3f}" for step in most_gained(self.steps)]
+        notes = [GAIN] if any(step.gain is not None for step in self.steps) else []
+        notes += [f"most gained by: {'; '.join(gained)}"] if gained else []
+        notes += [text] if (text := without_time(self.steps)) else []
         tried = {step.stage for step in self.steps if step.value is not None}
         if tried and not tried & {"head", "fine-tuned"}:
             longer = [text for stage in TRAININGS if (text := self._longer(stage))]
@@ -102,8 +115,8 @@ class BestResult(Shown):
         lines += [
             "",
             *wrapped(f"best: {self.candidate.readable}"),
-            f"after {self.seconds:.0f} of {self.budget:.0f} s",
-            self.scores.text() if self.scores else "No labels are known, so there are no scores.",
+            *wrapped(self._time),
+            self.scores.text() if self.scores else "\n".join(wrapped(self._unscored)),
             f"tried       {self.page}",
         ]
         record = self.run.result_file
@@ -113,6 +126,17 @@ class BestResult(Shown):
         if self.figures:
             lines.append(f"figures     {self.figures[0].parent} ({len(self.figures)} queries)")
         return "\n".join([*lines, f"run         {self.run.folder}", f"again       {self.again}"])
+
+    @property
+    def _unscored(self) -> str:
+        text = "No labels of the test part are known, so it has no scores"
+        known = self.validation
+        return f"{text}; {', '.join(known.facts)}" if known else f"{text}."
+
+    @property
+    def _time(self) -> str:
+        text = f"after {self.seconds:.0f} of {self.budget:.0f} s"
+        return text + UNCHANGED * self.is_unchanged
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -148,6 +172,7 @@ def finished(config: RunConfig, journal: Journal, skipped: list[Step], held_out:
         Scores.load(scores) if scores.exists() else None,
         _figures(config, best),
         journal.path.parent / PAGE,
+        journal.is_unchanged,
     )
     remarks = [
         f"{'tried on' if found.steps else NOTHING} {held_out}",
