@@ -47,6 +47,7 @@ def test_metrics_by_name_order_the_table(folder: Path, capsys: pytest.CaptureFix
     assert "top-30" in (text := capsys.readouterr().out) and "mAP" not in text
     run(*words, "--protocol", "inshop", "--intervals", "--markdown", "table.md")
     assert re.search(r"\| one \|.* 0\.\d{3} \[0\.\d{3}, \d\.\d{3}\]", Path("table.md").read_text())
+    assert capsys.readouterr().out.splitlines()[-1] == "written     table.md"
 
 
 def test_published_values_are_compared_with_ours(

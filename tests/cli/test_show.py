@@ -89,6 +89,7 @@ def test_of_many_queries_the_first_are_drawn(
     done: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = done.run.folder
+    logging.getLogger("vizsla").propagate = True  # which the command line turns off
     with caplog.at_level(logging.INFO, logger="vizsla.figures"):
         assert len(draw_figures(folder, tmp_path, 3)) == 3
         assert "the first 3 of 16 queries are drawn; --figures -1 draws all" in caplog.messages

@@ -94,6 +94,7 @@ def test_why_of_a_joint_run_is_of_its_heaviest_model(
     joint: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["show", str(joint.run.folder), "--random", "1", "-k", "1", "--why"]
+    logging.getLogger("vizsla").propagate = True  # which the command line turns off
     with caplog.at_level(logging.INFO, logger="vizsla"):
         done = CliRunner().invoke(app, [*words, "-o", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0 and len(list(tmp_path.glob("*.png"))) == 1

@@ -110,6 +110,13 @@ def test_setups_are_said_in_a_few_words(tmp_path: Path) -> None:
     row = row_of_result(result)
     assert row.setup == "head, plain whitening, views flip, aqe+kreciprocal"
     assert row.scores is None
+    joint = {
+        **content,
+        "fusion": {"method": "concat", "whiten": "whitened 0.6", "weights": [0.5, 0.5]},
+    }
+    (tmp_path / "net_metrics_1.json").write_text(json.dumps(joint))
+    setup = row_of_result(read_results([tmp_path]).results[0]).setup
+    assert "concat whitened 0.6, weights 0.5, 0.5" in setup
     content |= {"training": {"kept": "head", "options": {"finetune": "head", "loss": "arcface"}}}
     (tmp_path / "net_metrics_1.json").write_text(json.dumps(content))
     other = row_of_result(read_results([tmp_path]).results[0])  # a loss that is not the usual one

@@ -82,8 +82,14 @@ def test_class_probabilities_must_not_cost_contest_points(optimise: str) -> None
     validate.means = {"points": 910.0}
     more = selection.enter("with classes, more points", with_classes(0.8))
     assert selection.decided() is more and more.embedder is not None
+    unsure = Candidate("unsure", np.zeros(2), gain=0.1, error=0.2)
+    assert unsure.verdict == "within error"
+    unsure.gain = -0.1
+    assert unsure.verdict == "worse"
+    unsure.gain = 0.3
+    assert unsure.verdict == ""
     lines = {line.split("  ")[0].strip(): line for line in table(selection.candidates).splitlines()}
-    assert "fewer points" in lines["refused"] and "more points" in lines["kept"]
+    assert "fewer points" in lines["costs points"] and "more points" in lines["kept"]
 
 
 def test_a_candidate_is_kept_as_it_was_scored() -> None:

@@ -70,3 +70,9 @@ def test_tuned_exactly_as_frozen(change: float) -> None:
 
 def test_two_perfect_models_give_no_warning() -> None:
     assert train_warnings.tuned_like_frozen(np.ones(5), np.ones(5)) == []
+
+
+def test_few_held_out_queries_name_what_helps() -> None:
+    (said,) = train_warnings.few_queries(49)
+    assert "only 49 held-out queries" in said and "--set share=" in said
+    assert train_warnings.few_queries(50) == []

@@ -115,6 +115,7 @@ def compare_runs(
             storage.write_text(path, text)
     if options.queries:
         _write_queries_page(sources, options)
+    pages_and_tables = (options.csv, options.markdown, options.html, options.queries)
     if options.as_json:
         print_json(content)
         return
@@ -130,6 +131,8 @@ def compare_runs(
         notes.append(correction_note(differences))
     print_remarks(alarms, [*notes, *filter(None, [untested]), *remarks])
     print_validation(ranked)
+    for path in filter(None, pages_and_tables):
+        typer.echo(f"written     {path}")
 
 
 def _write_queries_page(sources: list[Path], options: CompareOptions) -> None:

@@ -159,6 +159,7 @@ def _print_run(result: "RunResult", *, joins: bool = False) -> None:
     typer.echo(
         f"{result.model_name}: {len(result.ranking)} queries, "
         f"{result.ranking.gallery_size} gallery images, {result.seconds:.1f} s"
+        + (" with the training" if result.tuned else "")
     )
     if result.tuned is not None:
         tuned = result.tuned

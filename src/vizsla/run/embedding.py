@@ -66,14 +66,16 @@ class RunEmbedder:
     def __call__(self, images: ImageSet, role: str) -> Embeddings:
         """Vectors of the images, kept in embeddings/<role>; of their tiles in a role of TILED."""
 
+        embedder = self.runtime.embedder
+
         def report(done: int, total: int) -> None:
             if self.progress:
-                self.progress(f"embedding {role}", done, total)
+                self.progress(f"embedding {role} by {embedder.name}", done, total)
 
         images = without_assigned_domains(images)  # which say nothing of the vectors
         out = self.folder / "embeddings" / role
         write_embeddings(
-            images, self.runtime.embedder, out,
+            images, embedder, out,
             runtime=self.runtime, max_pixels=self.max_pixels, cache=self.cache, progress=report,
             only_whole=role not in TILED,
         )  # fmt: skip

@@ -263,9 +263,10 @@ def _setting(value: Any) -> str | None:
 def _fusion(value: dict[str, Any]) -> str | None:
     """How several models were fused, and with which weights."""
     method, weights = value.get("method"), value.get("weights")
-    parts = [_text(method), _text(value.get("whiten"))]
-    parts += [", ".join(map(str, weights))] if isinstance(weights, list) else []
-    return " ".join(part for part in parts if part) or None
+    text = " ".join(part for part in (_text(method), _text(value.get("whiten"))) if part)
+    if isinstance(weights, list):
+        text = ", ".join(filter(None, [text, f"weights {', '.join(f'{w:.3g}' for w in weights)}"]))
+    return text or None
 
 
 def _text(value: Any) -> str | None:

@@ -61,6 +61,17 @@ class Candidate:
         """Whether the gain exceeds its standard error."""
         return self.gain > self.error
 
+    @property
+    def verdict(self) -> str:
+        """In a word or two: kept, or why it cannot be; empty for one that others surpass."""
+        if self.kept:
+            return "kept"
+        if self.costs_points:
+            return "costs points"
+        if self.name == FROZEN or self.beats_frozen:
+            return ""
+        return "within error" if self.gain > 0 else "worse"
+
     def row(self) -> dict[str, Any]:
         """For the result file."""
         return {
@@ -154,7 +165,7 @@ def table(candidates: list[Candidate]) -> str:
     titles = {"map": "mAP", "top1": "top-1"}
     head = ["", "candidate", "value", "gain", "± error", *(titles.get(key, key) for key in keys)]
     columns = [
-        ["kept" if c.kept else "refused" if c.costs_points else "" for c in candidates],
+        [c.verdict for c in candidates],
         [c.name for c in candidates],
         [f"{c.value:.4f}" for c in candidates],
         [f"{c.gain:+.4f}" for c in candidates],
@@ -320,7 +331,7 @@ class TrainResult(Shown):
         if self.steps:
             steps, epochs = _n(self.steps, "step"), _n(self.num_epochs, "epoch")
             backbone = f"backbone trained for {steps}, {epochs}"
-        took = f"{backbone}{loss}, {self.seconds:.0f} s"
+        took = f"{backbone}{loss}; the training took {self.seconds:.0f} s"
         read = [*self._validated_lines(), table(self.candidates), *legend(self.candidates)]
         verdict = textwrap.wrap(self.verdict, WIDTH)
         return "\n".join([*read, "", *verdict, took, *self._time_lines()])

@@ -18,7 +18,7 @@ def few_queries(queries: int) -> list[str]:
         return []
     return [
         f"the choice rests on only {queries} held-out queries: more training images, or a larger "
-        "share of them, would make it more reliable"
+        "share of them (--set share=0.4), would make it more reliable"
     ]
 
 
