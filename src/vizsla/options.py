@@ -301,6 +301,16 @@ class RankingOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryTiles(Options):
+    """Of which parts of a query picture there is a vector."""
+
+    query_tiles: str | None = option(
+        None, "Search with parts of the picture too, such as 1+2x2: the mean, over these, of their "
+        "best match in an image.", "Data", shown="the whole picture",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Accepting(Options):
     """Which matches are accepted; the others, or all of a query, are `none of these`."""
 
@@ -407,6 +417,7 @@ class RunOptions(
     MetricChoice,
     ComputeChoice,
     RankingOptions,
+    QueryTiles,
     Accepting,
     ItemScores,
 ):
@@ -493,16 +504,12 @@ def _require_query_group(column: str | None, join: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryPart(Options):
+class QueryPart(QueryTiles):
     """Which part of a query picture is searched with."""
 
     box: str | None = option(
         None, "Search with this part of the picture: left,top,width,height in pixels, or as "
         "fractions of its sides (0.1,0.1,0.5,0.5).", "Data", shown="the whole picture",
-    )  # fmt: skip
-    query_tiles: str | None = option(
-        None, "Search with parts of the picture too, such as 1+2x2: the mean, over these, of their "
-        "best match in an image.", "Data", shown="the whole picture",
     )  # fmt: skip
 
 

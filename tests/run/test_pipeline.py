@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vizsla.cli.main import main
@@ -18,11 +19,14 @@ from vizsla.output.submission import read_submission
 from vizsla.run import config as run_config
 from vizsla.run import pipeline
 from vizsla.run.config import RunConfig
+from vizsla.run.fused_runs import FusionConfig
 from vizsla.run.pipeline import run
+from vizsla.run.several_models import run_models
 from vizsla.score.by_item import by_item
 from vizsla.score.evaluate import evaluate
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
+from vizsla.search.index import in_memory
 from vizsla.search.ranking import Ranking
 from vizsla.train.job import Decisions
 from vizsla.workspace import Run
@@ -485,6 +489,22 @@ def test_a_run_with_tiles_finds_images_by_their_parts(data: Path) -> None:
     assert Embedder.load(result.run.folder / "embedder").tiles == gallery.tiles
     with pytest.raises(UsageError, match="with tiles: kreciprocal compares gallery images"):
         run(config(data, tiles="2x2", refine="aqe+kreciprocal"))
+
+
+def test_a_run_searches_with_tiles_of_its_queries(data: Path) -> None:
+    result = run(config(data, tiles="1+2x2", query_tiles="1+2x1"))
+    folder = result.run.folder / "embeddings"
+    queries, gallery = (Embeddings.open(folder / role) for role in ("query", "gallery"))
+    assert queries.tiles is not None and len(queries.tiles) == 3
+    assert result.record["query_tiles"] == "1+2x1"
+    expected = in_memory(gallery).search(queries, len(gallery), query_tiles="1+2x1")
+    assert result.ranking.positions.tolist() == expected.positions.tolist()
+    assert np.array_equal(result.ranking.scores, expected.scores)
+    assert result.scores is not None and result.scores.mean("map") is not None
+    with pytest.raises(UsageError, match="refine re-ranks for one vector of a query: leave it"):
+        run(config(data, query_tiles="2x2", refine="aqe"))
+    with pytest.raises(UsageError, match="query_tiles is for one model"):
+        run_models([config(data, query_tiles="2x2")] * 2, FusionConfig())
 
 
 def test_a_run_with_tiles_is_refined_and_decided(data: Path) -> None:

@@ -19,11 +19,12 @@ from vizsla.data.tiles import Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder, Preprocess
+from vizsla.search import exact
 from vizsla.search.ann import KINDS
 from vizsla.search.filters import Filter
 from vizsla.search.index import Index, build_index, in_memory, open_index
 from vizsla.search.queries import encoded
-from vizsla.search.query_tiles import mean_over_tiles
+from vizsla.search.query_tiles import mean_over_tiles, rank
 from vizsla.search.ranking import Ranking
 
 G, Q, D = 420, 3, 16
@@ -157,6 +158,22 @@ def test_an_images_own_is_left_out(kind: str, index: Index, gallery: Embeddings)
     for i in range(5):
         others = [row for row in results(every, i) if row[0] != alone.ids[i]]
         assert len(others) == 4 and results(ranking, i) == others
+
+
+@pytest.mark.parametrize("chunk", [2**26, 8 * 60])
+def test_a_run_ranks_by_all_scores(
+    gallery: Embeddings, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "CHUNK_BYTES", chunk)
+    ranking = rank(QUERIES, gallery, same_set=False, device="cpu")
+    for i in range(Q):
+        assert results(ranking, i) == oracle(gallery, i, [])
+    if gallery.tiles is None:
+        return
+    alone = rank(gallery, gallery, same_set=True, device="cpu")
+    first = in_memory(gallery).search(gallery, 7, same_set=True, query_tiles=str(gallery.tiles))
+    for i in (0, 11, 12):
+        assert results(alone, i)[:7] == results(first, i)
 
 
 def test_the_mean_does_not_depend_on_the_order() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vizsla.data.imageset import ImageSet
 from vizsla.data.splits import without_assigned_domains
+from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import resolve_compute, written_compute
 from vizsla.embed.compute import Compute
 from vizsla.embed.embeddings import Embeddings
@@ -25,7 +26,7 @@ TILED = ("gallery", "validation", "calibration", "validation-tiles")
 class RunEmbedder:
     """Embeds images into a run's folder; what is there already is not embedded again.
 
-    cache: a folder of vectors that runs share, or None.
+    cache: a folder of vectors that runs share, or None. query_tiles: of the query images.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class RunEmbedder:
     max_pixels: int
     cache: str | None
     progress: Progress | None = None
+    query_tiles: Tiles | None = None
 
     @staticmethod
     def of(
@@ -44,7 +46,10 @@ class RunEmbedder:
     ) -> "RunEmbedder":
         """For a run that is under way."""
         runtime = Runtime(embedder, compute)
-        return RunEmbedder(run.folder, runtime, config.max_pixels, config.cache, progress)
+        return RunEmbedder(
+            run.folder, runtime, config.max_pixels, config.cache, progress,
+            Tiles.of_query(config.query_tiles),
+        )  # fmt: skip
 
     @staticmethod
     def of_finished(run: Run, config: RunConfig, progress: Progress | None) -> "RunEmbedder":
@@ -78,6 +83,7 @@ class RunEmbedder:
             images, embedder, out,
             runtime=self.runtime, max_pixels=self.max_pixels, cache=self.cache, progress=report,
             only_whole=role not in TILED,
+            query_tiles=self.query_tiles if role == "query" else None,
         )  # fmt: skip
         return Embeddings.open(out, root=images.folder)
 

@@ -44,6 +44,7 @@ from vizsla.search.items import items_of, joined_rankings, joined_vectors, mean_
 from vizsla.search.knn_graph import GraphFolder, Keeper
 from vizsla.search.milvus_index import is_milvus
 from vizsla.search.queries import QueryEncoder, encoded, is_text
+from vizsla.search.query_tiles import require_plain_search
 from vizsla.search.ranking import Ranking
 from vizsla.search.results import regrouped
 from vizsla.search.verify import features_of_both, folder_of
@@ -79,8 +80,13 @@ def search_gallery(
     condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
     calibration = None
-    if options.query_tiles is not None and (why := _needs_whole_pictures(options)):
-        raise UsageError(f"{why}: leave it out, or --query-tiles")
+    if options.query_tiles is not None:
+        require_plain_search(options.refine, options.accept)
+        if options.query_group is not None and options.query_join != "max":
+            raise UsageError(
+                "--query-group joins the vectors of pictures, if not with --query-join max: leave "
+                "it out, or --query-tiles"
+            )
     accept = None
     if options.accept is not None:
         _require_decidable(options)
@@ -153,17 +159,6 @@ def search_gallery(
         what = "images" if options.group_by is None else "groups"
         log.info("%d results, not %d: no more %s meet the filter", fewest, k, what)
     return SearchResult(ranking, chain, choice, found.model_id, found)
-
-
-def _needs_whole_pictures(options: SearchOptions) -> str:
-    """What among the options is made for one vector of a query, in words; empty if nothing is."""
-    if options.refine != "none":
-        return "--refine re-ranks for one vector of a query"
-    if options.accept is not None:
-        return "--accept decides by a calibration of whole pictures"
-    if options.query_group is not None and options.query_join != "max":
-        return "--query-group joins the vectors of pictures, if not with --query-join max"
-    return ""
 
 
 def _require_decidable(options: SearchOptions) -> None:

@@ -21,6 +21,7 @@ from vizsla.choose.refinement import (
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.splits import AUTO, Target, training_part
+from vizsla.data.tiles import Tiles
 from vizsla.embed.compute import PACKAGES, Compute
 from vizsla.embed.converted_runtimes import installed
 from vizsla.embed.embeddings import Embeddings, about_tiles
@@ -44,7 +45,7 @@ from vizsla.run.inputs import (
 from vizsla.run.tile_choice import chosen_in_run
 from vizsla.run.validate_on import VALIDATION, before_training, by_embeddings, keep_assigned_domains
 from vizsla.score.calibration_draws import by_cosine
-from vizsla.search import exact
+from vizsla.search import exact, query_tiles
 from vizsla.search.chain import (
     Chain,
     check_uses,
@@ -106,7 +107,7 @@ def run(
             embedder.save(this_run.folder / "embedder")
             embed = RunEmbedder.of(embedder, this_run, compute, config, report)
             same_images = data.one_set and data.query.attributes.equals(data.gallery.attributes)
-            if same_images and embedder.tiles is None:
+            if same_images and embedder.tiles is None and embed.query_tiles is None:
                 queries = embed(data.query, "query")
                 gallery = embed.copied(data.gallery, "gallery", of="query")
             else:
@@ -126,12 +127,15 @@ def run(
                 )  # fmt: skip
                 choice.save(this_run.folder / REFINEMENT)
             chain = choice.chain if choice else parse_chain(config.refine)
-            ranking = rank_refined(
-                queries, gallery, chain, graphs=GraphFolder(this_run.folder / "graphs"),
-                device="cpu" if compute.device.startswith("mps") else compute.device,  # no float64
-                same_set=data.one_set,
-                features=features_of_both(queries, gallery, _features_in(this_run, config)),
-            )  # fmt: skip
+            device = "cpu" if compute.device.startswith("mps") else compute.device  # no float64
+            if embed.query_tiles is not None:
+                ranking = query_tiles.rank(queries, gallery, same_set=data.one_set, device=device)
+            else:
+                ranking = rank_refined(
+                    queries, gallery, chain, graphs=GraphFolder(this_run.folder / "graphs"),
+                    device=device, same_set=data.one_set,
+                    features=features_of_both(queries, gallery, _features_in(this_run, config)),
+                )  # fmt: skip
             calibration = None
             if config.accept is not None:
                 calibration = calibration_for(
@@ -144,11 +148,14 @@ def run(
             model = _model_record(embedder, tuned, config)
             if tile_choice is not None:
                 model["tiles_chosen_on"] = tile_choice.record()
+            if embed.query_tiles is not None:
+                model["query_tiles"] = str(embed.query_tiles)
             model |= {"batch_size": compute.batch_size, "refine": refine_record(chain, choice)}
             model["validation"] = _validation_record(embedder, tuned, choice)
             result = finish_run(
                 this_run, config, data, truth, ranking, (queries, gallery),
-                ranked_by_vectors=True, model=model, messages=messages, started=started,
+                ranked_by_vectors=embed.query_tiles is None, model=model, messages=messages,
+                started=started,
                 calibration=calibration,
             )  # fmt: skip
             if tuned is not None:  # the run has a result, so it is never continued
@@ -215,6 +222,9 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
     if config.whiten != "none" or config.dim is not None:
         training_part(data.training, config.data, "--whiten and --dim")
     check_accept(config, data)
+    if config.query_tiles is not None:
+        query_tiles.require_plain_search(config.refine, config.accept)
+        Tiles.of_query(config.query_tiles)
     if config.refine != "auto":
         parse_chain(config.refine, uses=config.refine_uses)
     else:

@@ -58,6 +58,10 @@ def run_models(
         if config.precision == "int8":  # refused before the first run, if for one of them
             embedder = load_embedder(config, seed=config.seed, tiles_later=True)
             resolve_compute(device=config.device, precision="int8", embedder=embedder)
+        if config.query_tiles is not None:
+            raise UsageError(
+                "--query-tiles is for one model: the vectors of several are those of whole queries"
+            )
     fusion.check(len(configs))
     require_decidable(fusion, configs[0].accept, configs)
     check_accept(configs[0], folders_of(configs[0]))

@@ -13,9 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from vizsla.data.tiles import Tiles
-from vizsla.embed.embeddings import Embeddings
-from vizsla.errors import DataError
+from vizsla.embed.embeddings import Embeddings, about_tiles
+from vizsla.errors import DataError, UsageError
+from vizsla.search import exact
 from vizsla.search.groups import MORE, ImageSource
+from vizsla.search.ranking import Ranking, self_positions, tile_of, without_self
 
 STEP = 2.0**-40  # scores are rounded to multiples of it, whose sums are exact in any order
 
@@ -126,3 +128,59 @@ def vectors_of_queries(queries: Embeddings, grids: str | None) -> tuple[np.ndarr
 def repeated(values: np.ndarray | None, times: int) -> np.ndarray | None:
     """What belongs to queries (Q,), for all their tiles (Q·S,); None stays None."""
     return None if values is None else np.repeat(values, times)
+
+
+def rank(queries: Embeddings, gallery: Embeddings, *, same_set: bool, device: str) -> Ranking:
+    """The gallery ranked for queries with several vectors, by all scores: see `exact.rank`."""
+    exact.require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
+    assert queries.tiles is not None
+    G, S, T = len(gallery), len(queries.tiles), len(gallery.tiles) if gallery.tiles else 1
+    k = min(exact.default_depth(G), G - same_set)
+    positions, scores = (np.empty((len(queries), k + same_set), kind) for kind in (np.int64, float))
+    rows = queries.all_vectors.reshape(len(queries), S, -1)
+    for part in exact.slices(len(queries), max(1, exact.rows_per_chunk(G * T) // S)):
+        positions[part], scores[part] = _best(rows[part], gallery.all_vectors, T, k + same_set,
+                                              device)  # fmt: skip
+    if same_set:
+        own = self_positions(queries.ids, gallery.ids)
+        positions, scores = without_self(positions, scores, own, k, vectors_each=T)
+    origin = {"model_id": gallery.model_id, "kind": "exact", "depth": k, "same_set": same_set,
+              "query_tiles": str(queries.tiles)}  # fmt: skip
+    return Ranking(
+        queries.ids, gallery.ids, positions // T, scores, G,
+        {**origin, **about_tiles(gallery.tiles)},
+        query_root=queries.root, gallery_root=gallery.root, tiles=gallery.tiles,
+        best_tile=None if T == 1 else tile_of(positions, T),
+    )  # fmt: skip
+
+
+def _best(
+    queries: np.ndarray, gallery: np.ndarray, T: int, k: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the best tiles of the k best images, and the images' scores, both (q, k).
+
+    queries: (q, S, D). gallery: (G·T, D), the T vectors of an image together."""
+    q, S, D = queries.shape
+    grid = exact.on_grid(queries.reshape(q * S, D), device)
+    means, tiles = [], []
+    for part in exact.slices(len(gallery), T * max(1, exact.rows_per_chunk(D) // T)):
+        cosines = exact.exact_scores(grid, exact.on_grid(gallery[part], device))
+        of_tile = cosines.view(q, S, -1, T).max(dim=3)  # (q, S, images)
+        nearest = of_tile.values.max(dim=1).indices[:, None]
+        tiles.append(of_tile.indices.gather(1, nearest)[:, 0].cpu().numpy())
+        means.append(mean_over_tiles(of_tile.values.transpose(0, 1).cpu().numpy()))
+    mean, tile = np.concatenate(means, axis=1), np.concatenate(tiles, axis=1)  # (q, G)
+    order = np.argsort(-mean, axis=1, kind="stable")[:, :k]
+    best = order * T + np.take_along_axis(tile, order, 1)
+    return best, np.take_along_axis(mean, order, 1)
+
+
+def require_plain_search(refine: str, accept: object) -> None:
+    """UsageError if what a search by tiles of the query is combined with needs one vector of it."""
+    why = ""
+    if refine != "none":
+        why = "--refine re-ranks for one vector of a query"
+    elif accept is not None:
+        why = "--accept decides by a calibration of whole pictures"
+    if why:
+        raise UsageError(f"{why}: leave it out, or --query-tiles")

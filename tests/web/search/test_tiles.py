@@ -1,5 +1,6 @@
 """A gallery whose images have tiles, over the API and on the page."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,56 @@ def test_an_image_is_not_added_with_the_vector_of_its_whole_alone(parts: Any) ->
 def test_whole_images_have_no_part(served: Any) -> None:
     answer = served.post(image=png(RED)).json()["results"]
     assert all(one["box"] is None for one in answer)
+
+
+def test_an_image_is_searched_with_by_its_parts(parts: Any) -> None:
+    halves = Image.new("RGB", (90, 90), RED)
+    halves.paste((120, 120, 120), (0, 0, 90, 45))
+    file = io.BytesIO()
+    halves.save(file, "PNG")
+    index = parts.engine.gallery.index
+    wanted = index.search(
+        Image.open(file), 4, query_tiles="1x2", embedder=colours().with_tiles("2x2")
+    )
+    sent = parts.post(image=file.getvalue(), data={"k": 4, "query_tiles": "1x2"}).json()
+    found = [(one["id"], one["score"]) for one in sent["results"]]
+    assert [name for name, _ in found] == wanted.row(0)
+    assert [score for _, score in found] == pytest.approx(wanted.scores[0].tolist(), abs=1e-5)
+    assert [one["score"] for one in parts.post(image=file.getvalue()).json()["results"]] != [
+        score for _, score in found
+    ]
+    (kept,) = sent["queries"]
+    for more in ({}, {"box": "0,0.5,1,0.5"}, {"group_by": "label"}):
+        body = {"query": kept, "k": 4, "query_tiles": "1x2", **more}
+        assert parts.post(json=body).json()["results"][0]["id"] == "b/1.png"
+    page = httpx.get(f"{parts.url}/", params={"query": kept, "query_tiles": "1x2"}).text
+    assert "<option selected>1+1x2</option>" in page and f"{found[0][1]:.3f}" in page
+    mixed = httpx.get(f"{parts.url}/?query={kept}&id=a/0.png&query_tiles=1x2").text
+    assert "query_tiles" not in mixed and "No results" not in mixed
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"id": "a/0.png", "query_tiles": "2y2"}, "'2y2' is not a grid"),
+        ({"id": "a/0.png", "query_tiles": "4x5"}, "are 21 parts: choose up to 16"),
+        ({"id": ["a/0.png", "a/1.png"], "query_tiles": "2x2"}, "are parts of one image"),
+        ({"id": "a/0.png", "not_id": "a/1.png", "query_tiles": "2x2"}, "are parts of one image"),
+        ({"id": "a/0.png", "right": "a/1.png", "query_tiles": "2x2"}, "are parts of one image"),
+    ],
+)
+def test_parts_that_cannot_be_searched_with_are_refused(
+    parts: Any, body: dict[str, Any], message: str
+) -> None:
+    answer = parts.post(json=body)
+    assert answer.status_code == 422 and message in answer.json()["error"]
+
+
+def test_parts_are_chosen_on_the_page(parts: Any, visit: Callable[..., Any]) -> None:
+    with visit(f"{parts.url}/?id=b/1.png") as page:
+        page.locator("#query-tiles").select_option("1+2x2")
+        page.wait_for_url("**query_tiles=1%2B2x2**")
+        assert page.locator(".tile").first.get_attribute("data-id") == "b/1.png"
 
 
 @pytest.mark.parametrize("viewport", [(1280, 900), (390, 844)])

@@ -102,7 +102,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         service.count(request)
         engine = service.engine
         form = SearchForm.parse(await read_fields(request), max_k=service.limits.k)
-        service.count(request, items=len(form.image) - 1)
+        service.count(request, items=max(form.vectors_each, len(form.image)) - 1)
         return await service.searches.run(
             lambda: as_response(search_answer(engine.answer(form, form.image)))
         )

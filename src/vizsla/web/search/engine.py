@@ -20,7 +20,8 @@ import numpy as np
 
 from vizsla import storage
 from vizsla.data.images import read_image
-from vizsla.data.tiles import Box
+from vizsla.data.query_box import QueryBox
+from vizsla.data.tiles import Box, Tiles
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.local_features import Sift, opencv
 from vizsla.errors import (
@@ -209,11 +210,15 @@ class Engine:
         uploads = self.upload(files, large=False)
         part = self.query_part(search, files)
         images = self._images(search, uploads, part, gallery)
-        vectors = self._vectors(search, images, gallery)
+        tiles = Tiles.of_query(search.query_tiles)
+        if tiles is None:
+            vectors = self._vectors(search, images, gallery)
+        else:
+            vectors = self._tile_vectors(search, tiles, files)
         calibration = self.calibration if search.is_decidable and images else None
         grouped = form.group_by is not None
         k = search.k if grouped or calibration is None else max(search.k, LISTED)
-        searched = self._searches.submit(Search(gallery, vectors, k, condition, form))
+        searched = self._searches.submit(Search(gallery, vectors, k, condition, form, tiles))
         listed = searched
         if calibration is not None and grouped:
             listed = self._searches.submit(Search(gallery, vectors, LISTED, condition))
@@ -375,16 +380,9 @@ class Engine:
                 f"box {box} is a part of one image to search with, but there are "
                 f"{search.examples(len(files))}: send one image, or leave box out"
             )
-        source: bytes | Path
-        if files:
-            source, whole = files[0], upload_name(files[0])
-        elif search.query:
-            upload = self.kept_upload(search.query[0])
-            source, whole = upload.file or upload.jpeg, upload.name
-            box = box.in_fractions_of(upload.size)
-        else:
-            source = self.picture(search.id[0])
-            whole = Thumbnails.tag(source)
+        source, whole, size = self._only_image(search, files)
+        if size is not None:
+            box = box.in_fractions_of(size)
         name = upload_name(f"{whole} {len(files)} {box}".encode())
         kept = self.uploads.get(name)
         if kept is not None:
@@ -394,6 +392,44 @@ class Engine:
             source, framing=self.model.framing, jpeg_side=UPLOAD_SIDE, part=box
         )
         return self._embedded_uploads([name], [decoding.result()])[0]
+
+    def _only_image(
+        self, search: SearchRequest, files: Sequence[bytes]
+    ) -> tuple[bytes | Path, str, tuple[int, int] | None]:
+        """The one image searched with, a name that changes with it, and the size of an upload, of
+        which a smaller copy may be all that is kept."""
+        if files:
+            return files[0], upload_name(files[0]), None
+        if search.query:
+            upload = self.kept_upload(search.query[0])
+            return upload.file or upload.jpeg, upload.name, upload.size
+        path = self.picture(search.id[0])
+        return path, Thumbnails.tag(path), None
+
+    def _tile_vectors(
+        self, search: SearchRequest, tiles: Tiles, files: Sequence[bytes]
+    ) -> np.ndarray:
+        """(S, D) of the tiles of the one image searched with, or of its part. UsageError: there is
+        more to search with, or the gallery is that of several models."""
+        if not search.is_one_image(len(files)):
+            raise UsageError(
+                f"query_tiles {tiles} are parts of one image to search with, without words, marks "
+                "or others: send one image, or leave query_tiles out"
+            )
+        if isinstance(self.model, JointModel):
+            raise UsageError(
+                "query_tiles is for a gallery of one model, and several have made this one: leave "
+                "it out"
+            )
+        whole = self.query_part(search, files)
+        source = whole.jpeg if whole is not None else self._only_image(search, files)[0]
+        decoder = self.decoder if isinstance(source, bytes) else self.gallery_decoder
+        decoding = [
+            decoder.decode(source, framing=self.model.framing, part=QueryBox(*box))
+            for box in tiles.boxes
+        ]
+        pixels = [found.pixels for one in decoding if (found := one.result()).pixels is not None]
+        return np.stack([with_direction(one.result()) for one in self.model.images(pixels)])
 
     def kept_upload(self, name: str) -> Upload:
         """The upload of this name; NotFound if it is no longer kept."""

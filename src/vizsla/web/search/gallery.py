@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from cachetools import LRUCache
 
-from vizsla.data.tiles import Box
+from vizsla.data.tiles import Box, Tiles
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import StorageError
 from vizsla.search import index_files
 from vizsla.search.filters import Filter, no_attribute
@@ -185,10 +186,11 @@ class Gallery:
         condition: Filter | None,
         form: ResultForm = IMAGES,
         items: Mapping[str, Sequence[int]] | None = None,
+        tiles: Tiles | None = None,
     ) -> list[list[Hit]]:
         """For each of (Q, D) unit vectors, or each item, up to k results, best first.
 
-        items: see Index.search.
+        items: see Index.search. tiles: the vectors are those of the tiles of one query.
         """
         k = min(k, len(self.index))
         if k == 0:
@@ -196,10 +198,16 @@ class Gallery:
         filter = None
         if condition is not None:
             filter = EvaluatedFilter(condition.conditions, condition.ids, self.mask(condition))
+        queries: np.ndarray | Embeddings = vectors
+        if tiles is not None:
+            queries = Embeddings(
+                ["query"], vectors[:1], pa.table({}), self.index.model_id, tiles=tiles,
+                tile_vectors=vectors[None],
+            )  # fmt: skip
         ranking = self.index.search(
-            vectors, k, filter, group_by=form.group_by, per_group=form.per_group,
+            queries, k, filter, group_by=form.group_by, per_group=form.per_group,
             group_score=form.group_score, diverse=form.diverse, model_id=self.index.model_id,
-            items=items,
+            items=items, query_tiles=str(tiles) if tiles else None,
         )  # fmt: skip
         if ranking.gallery is not self.ids:  # the index has moved on to another state
             raise StorageError(REPLACED)
@@ -268,7 +276,8 @@ def version_of(folder: Path) -> str:
 class Search:
     """A search that is computed together with others.
 
-    vectors: (n, D); of several, a result's score is its highest for any of them.
+    vectors: (n, D); of several, a result's score is its highest for any of them. tiles: of the one
+    query whose parts these are; a result's score is then the mean of their highest.
     """
 
     gallery: Gallery
@@ -276,6 +285,7 @@ class Search:
     k: int
     condition: Filter | None
     form: ResultForm = IMAGES
+    tiles: Tiles | None = None
 
 
 def search_all(searches: list[Search]) -> list[list[Hit]]:
@@ -284,10 +294,15 @@ def search_all(searches: list[Search]) -> list[list[Hit]]:
     Which results differ depends on their number, so that is shared too.
     """
     groups: dict[tuple[int, Filter | None, ResultForm, int | None], list[int]] = {}
+    found: list[list[Hit]] = [[] for _ in searches]
     for i, one in enumerate(searches):
+        if one.tiles is not None:
+            [found[i]] = one.gallery.search(
+                one.vectors, one.k, one.condition, one.form, tiles=one.tiles
+            )
+            continue
         k = None if one.form.diverse is None else one.k
         groups.setdefault((id(one.gallery), one.condition, one.form, k), []).append(i)
-    found: list[list[Hit]] = [[] for _ in searches]
     for places in groups.values():
         first = searches[places[0]]
         k = max(searches[i].k for i in places)

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from vizsla.data.query_box import QueryBox
+from vizsla.data.tiles import Tiles
 from vizsla.errors import UsageError
 from vizsla.web.shell.requests import validated
 
@@ -76,6 +77,17 @@ def _box(text: str) -> str:
     return "" if found is None else str(found)
 
 
+def _grids(text: str) -> str:
+    """In one form only. ValueError: no grids of tiles, or too many for one search."""
+    try:
+        found = Tiles.of_query(text.strip() or None)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    if found is not None and len(found) > MAX_IMAGES:
+        raise ValueError(f"{found} are {len(found)} parts: choose up to {MAX_IMAGES}")
+    return "" if found is None else str(found)
+
+
 def _only_file(value: Any) -> Any:
     if not isinstance(value, list):
         return value
@@ -124,6 +136,9 @@ Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT), BeforeValidator(_last_valu
 Box = Annotated[
     str, Field(max_length=MAX_CHARACTERS), BeforeValidator(_four_numbers), AfterValidator(_box)
 ]
+Grids = Annotated[
+    str, Field(max_length=MAX_CHARACTERS), BeforeValidator(_last_value), AfterValidator(_grids)
+]
 SingleText = Annotated[str, BeforeValidator(_last_value)]
 Image = Annotated[bytes, Strict()]
 
@@ -153,6 +168,11 @@ class SearchRequest(BaseModel):
         default="",
         description="The part of the one image searched with that counts: left,top,width,height "
         "in pixels, or as fractions of its sides.",
+    )
+    query_tiles: Grids = Field(
+        default="",
+        description="Search with parts of the one image too, such as 1+2x2: the mean, over these, "
+        "of their best match in an image.",
     )
     right: Marks = Field(default=(), description="Ids of results that were right.")
     wrong: Marks = Field(default=(), description="Ids of results that were wrong.")
@@ -222,9 +242,29 @@ class SearchRequest(BaseModel):
     def is_decidable(self) -> bool:
         """Whether it is searched by whole images alone, several by their mean, and each result has
         the score of one image."""
-        others = self.not_id or self.not_query or self.right or self.wrong or self.box
-        by_images = not (others or self.text or self.not_text) and self.query_join == "mean"
-        return by_images and self.group_score == "best" and self.diverse == 1
+        by_images = not self._has_more_than_images and self.query_join == "mean"
+        return (
+            by_images
+            and not (self.box or self.query_tiles)
+            and self.group_score == "best"
+            and self.diverse == 1
+        )
+
+    @property
+    def _has_more_than_images(self) -> bool:
+        """Whether there are words, marks, or images that results should not be like."""
+        others = self.not_id or self.not_query or self.right or self.wrong
+        return bool(others or self.text or self.not_text)
+
+    @property
+    def vectors_each(self) -> int:
+        """Of how many parts of the image searched with vectors are computed for this search."""
+        tiles = Tiles.of_query(self.query_tiles)
+        return 1 if tiles is None else len(tiles)
+
+    def is_one_image(self, uploads: int = 0) -> bool:
+        """Whether it is searched by one image and nothing else. uploads: those sent along."""
+        return self.examples(uploads) == 1 and not self._has_more_than_images
 
     def examples(self, uploads: int = 0) -> int:
         """How many images results should be like; uploads: how many are sent along."""

@@ -59,7 +59,7 @@ class State:
             for name, values in fields.items()
             if name in SearchRequest.model_fields
         }
-        search = SearchRequest.parse(known, max_k=max_k)
+        search = _with_tiles_of_one(SearchRequest.parse(known, max_k=max_k))
         return State(search, tuple(choices.items()), int(seed) if seed else None)
 
     # ── conditions ───────────────────────────────────────────────────────────────────────────────
@@ -120,7 +120,7 @@ class State:
         """The search with some fields changed; a box belongs to the images that it was drawn on."""
         search = self.search.with_changes(**changes)
         same = (search.id, search.query) == (self.search.id, self.search.query)
-        return search if same else search.with_changes(box="")
+        return _with_tiles_of_one(search if same else search.with_changes(box=""))
 
     def others(self) -> str:
         """The address of other random images."""
@@ -144,7 +144,7 @@ class State:
         before = self.search
         search = SearchRequest(
             id=(name,),
-            **{name: getattr(before, name) for name in ("filter", "k", *FORM)},
+            **{name: getattr(before, name) for name in ("filter", "k", "query_tiles", *FORM)},
             right=before.right,
             wrong=_without(before.wrong, [name]),
         )
@@ -178,6 +178,12 @@ class State:
             field: tuple(dict.fromkeys([*getattr(self.search, field), *names])),
             opposite: _without(getattr(self.search, opposite), names),
         }
+
+
+def _with_tiles_of_one(search: SearchRequest) -> SearchRequest:
+    """The search without `query_tiles`, if it is not by one image alone: the page then has no such
+    choice."""
+    return search if search.is_one_image() else search.with_changes(query_tiles="")
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from vizsla.data.tables import number_format, value_text
 from vizsla.errors import UsageError
 from vizsla.web.search.engine import Engine, Found, NotFound
 from vizsla.web.search.facets import MAX_SUGGESTED, UNKNOWN, Choice, Facet, parse_filter
+from vizsla.web.search.joint_model import JointModel
 from vizsla.web.search.models import SearchRequest
 from vizsla.web.search.page_state import FROM, MAX_SEED, TO, WHERE, State
 from vizsla.web.search.service import Service, refusal
@@ -80,7 +81,7 @@ class Pages:
         try:
             gallery, fields = engine.gallery, address_fields(request)
             state = State.parse(fields, max_k=self.service.limits.k).fitted(gallery.facets)
-            self.service.count(request)
+            self.service.count(request, items=state.search.vectors_each)
             if any(not value.strip() for values in fields.values() for value in values):
                 return RedirectResponse(f"./?{state.address()}".removesuffix("?"), 303)
             if state.search.is_empty and state.seed is None:
@@ -209,6 +210,7 @@ class Pages:
             hints=[] if found or faults or message else _hints(shown, gallery.attributes),
             other_marks=marks,
             reads_text=engine.model.reads_text,
+            can_tile=not isinstance(engine.model, JointModel),
             model=engine.model.name,
             gallery=len(gallery),
             columns=[facet.column for facet in gallery.facets],
