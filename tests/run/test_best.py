@@ -333,7 +333,7 @@ def test_labels_of_the_test_part_change_nothing(tinted: Path, tmp_path: Path) ->
         Ranking.load(found.run.folder / "ranking.parquet").to_lists() for found in (known, unknown)
     ]
     assert rankings[0] == rankings[1]
-    assert "No labels are known" in unknown.text()
+    assert "No labels of the test part are known" in unknown.text()
 
 
 def test_what_is_wrong_is_said_before_the_work(tinted: Path, tmp_path: Path) -> None:

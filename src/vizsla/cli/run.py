@@ -170,14 +170,13 @@ def _print_run(result: "RunResult", *, joins: bool = False) -> None:
     print_refined(result.chain, result.refinement_choice)
     if result.fusion_choice is not None:
         typer.echo("\n".join([*result.fusion_choice.lines(), ""]))
-    if result.scores is None:
+    if result.scores is None and not joins:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
-        if result.validation is None and result.record["num_classes"] and not joins:
+        if result.validation is None and result.record["num_classes"]:
             how = HOW.format(data=shlex.quote(str(result.run.config["options"]["data"])))
             typer.echo(f"Scores on held-out images of training/: {how}")
-        if not joins:
-            typer.echo(f"In a contest: vizsla submit {result.run.folder} --group NAME --url URL")
-    else:
+        typer.echo(f"In a contest: vizsla submit {result.run.folder} --group NAME --url URL")
+    elif result.scores is not None:
         typer.echo(result.scores.text())
     for line in result.gain_lines():
         typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))

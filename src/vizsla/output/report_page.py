@@ -196,9 +196,11 @@ def _models(record: dict[str, Any]) -> dict[str, Any] | None:
          one["chain"], one["run"]]
         for one in members
     ]  # fmt: skip
+    columns = ["model", "weight", f"top-{k} accuracy", "mAP", "refinement", "run"]
+    known = [i for i in range(len(columns)) if any(row[i] != "–" for row in rows)]
     return {
-        "columns": ["model", "weight", f"top-{k} accuracy", "mAP", "refinement", "run"],
-        "rows": rows,
+        "columns": [columns[i] for i in known],
+        "rows": [[row[i] for i in known] for row in rows],
         "how": _how_joined(fusion),
     }
 
@@ -222,7 +224,8 @@ def _validation(record: dict[str, Any]) -> dict[str, Any] | None:
         return None
     means = (f"{found.top1:.3f}", f"{found.map:.3f}", f"{found.points:.1f}")
     heads = list(zip(KEYS, means, strict=True))
-    return {"heads": heads, "size": found.size, "chosen": found.chosen}
+    chosen = {"training": "the candidate of the training"}.get(found.chosen, f"the {found.chosen}")
+    return {"heads": heads, "size": found.size, "chosen": chosen}
 
 
 def _subtitle(data: ReportData) -> list[str]:

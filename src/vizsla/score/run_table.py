@@ -28,6 +28,7 @@ from vizsla.score.scores import Scores
 from vizsla.score.text_table import Table
 from vizsla.score.validation_scores import (
     HOW,
+    KEYS,
     ValidatedRun,
     ValidationScores,
     validation_lines,
@@ -36,9 +37,9 @@ from vizsla.score.validation_scores import (
 from vizsla.workspace import Run
 
 # heading → the key in a result file
-HEADINGS = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points",
-            "top-k": "top_k_accuracy", "P@k": "precision_at_k", "judge": "judge_score"}  # fmt: skip
-MAIN = ("top-1", "mAP", "points")
+HEADINGS = {
+    **KEYS, "top-k": "top_k_accuracy", "P@k": "precision_at_k", "judge": "judge_score"
+}  # fmt: skip
 TIME = "runtime_seconds"
 LOSS = next(f.default for f in dataclasses.fields(TrainConfig) if f.name == "loss")
 FEW = 4  # metrics, beside which there is room for times and whole run ids
@@ -124,7 +125,7 @@ class RunTable(Shown):
 
         intervals: means are texts such as `0.412 [0.350, 0.470]`.
         """
-        main = [title for title in MAIN if self._knows(HEADINGS[title])]
+        main = [title for title in KEYS if self._knows(HEADINGS[title])]
         usual = [HEADINGS[t] for t in (main if len(main) > 1 else [*main, "top-k", "P@k"])]
         [chosen, *others] = {row.chosen for row in self.rows}
         if any({*row.chosen} & {self.metric, *more} for row in self.rows):

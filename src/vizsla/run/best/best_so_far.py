@@ -170,7 +170,7 @@ class BestSoFar:
             return "worse"
         if trial.gain <= trial.error:
             return "within error"
-        return "may cost points" if trial.risk > trial.max_risk else "below the first"
+        return "risks points" if trial.risk > trial.max_risk else "below the first"
 
     def _entered(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate
