@@ -24,8 +24,10 @@ from vizsla.progress import ProgressShown
 
 if TYPE_CHECKING:
     from vizsla.score.compare import Comparison
-    from vizsla.score.run_table import Row
+    from vizsla.score.paired_tests import Differences
+    from vizsla.score.run_table import Row, RunTable
     from vizsla.score.scores import Scores
+    from vizsla.score.text_table import Table
 
 log = logging.getLogger("vizsla")
 
@@ -74,14 +76,40 @@ def compare_runs(
     options: CompareOptions,
 ) -> None:
     """Compare runs in one table, the best first, with warnings of implausible results."""
-    from vizsla import storage
-    from vizsla.output import pages
-    from vizsla.score import compare, run_table, text_table
-    from vizsla.score.paired_tests import KEPT, correction_note, differences_table, short_table
     from vizsla.workspace import is_run
 
     if options.queries and not all(map(is_run, sources)):
         raise UsageError("--queries shows images, which only runs know: give one or two runs/ID")
+    found = _compared(sources, options)
+    _write_files(found, options)
+    if options.queries:
+        _write_queries_page(sources, options)
+    if options.as_json:
+        print_json(_content(found, options))
+        return
+    _print(found, options)
+    for path in filter(None, (options.csv, options.markdown, options.html, options.queries)):
+        typer.echo(f"written     {path}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """What is printed and written. table: of runs, or of averages. more: the metrics by name.
+    differences: of pairs, if they were asked for; untested: what was not tested, in words."""
+
+    ranked: "RunTable"
+    results: "Comparison | None"
+    more: list[str]
+    table: "Table"
+    differences: "Differences | None"
+    untested: str
+    alarms: list[str]
+    remarks: list[str]
+
+
+def _compared(sources: list[Path], options: CompareOptions) -> _Compared:
+    from vizsla.score import run_table
+
     results, rows = _rows(sources, options)
     names = options.metric or _known_of_protocol(rows, options)
     ranked = run_table.run_table(rows, names[0] if names else None)
@@ -91,48 +119,66 @@ def compare_runs(
         differences, untested = run_table.pair_differences(
             ranked, more, cluster=options.cluster, only_testable=not options.metric
         )
-    content: dict[str, Any] = {"best_first": ranked.records()}
     table = ranked.table(more, intervals=options.intervals)
-    wide = options.intervals or len(more) > run_table.FEW
-    whole = () if wide else tuple(run_table.WHOLE)
+    if results is not None and options.group:
+        table = results.grouped(options.group.split(","), sort=ranked.metric)
     alarms, remarks = results.remarks() if results else ([], [])
-    if results is not None:
-        by = options.group.split(",") if options.group else compare.GROUPS
-        content |= results.to_dict(by, sort=ranked.metric)
-        if options.group:
-            table, whole = results.grouped(by, sort=ranked.metric), ()
-    if differences is not None:
-        content["pairs"] = differences_table(differences).records()
-    page = pages.comparison_page(
-        ranked, results, (alarms, remarks), more=more, differences=differences or ()
-    )
-    for path, text in (
-        (options.csv, text_table.to_csv(table)),
-        (options.markdown, text_table.to_markdown(table)),
-        (options.html, page),
-    ):
-        if path:
-            storage.write_text(path, text)
-    if options.queries:
-        _write_queries_page(sources, options)
-    pages_and_tables = (options.csv, options.markdown, options.html, options.queries)
-    if options.as_json:
-        print_json(content)
-        return
-    if wide and ranked.metric != run_table.TIME:
+    return _Compared(ranked, results, more, table, differences, untested, alarms, remarks)
+
+
+def _content(found: _Compared, options: CompareOptions) -> dict[str, Any]:
+    """For --json."""
+    from vizsla.score.compare import GROUPS
+    from vizsla.score.paired_tests import differences_table
+
+    content: dict[str, Any] = {"best_first": found.ranked.records()}
+    if found.results is not None:
+        by = options.group.split(",") if options.group else GROUPS
+        content |= found.results.to_dict(by, sort=found.ranked.metric)
+    if found.differences is not None:
+        content["pairs"] = differences_table(found.differences).records()
+    return content
+
+
+def _write_files(found: _Compared, options: CompareOptions) -> None:
+    """The table as CSV, Markdown and a page, as far as they were asked for."""
+    from vizsla import storage
+    from vizsla.output import pages
+    from vizsla.score import text_table
+
+    if options.csv:
+        storage.write_text(options.csv, text_table.to_csv(found.table))
+    if options.markdown:
+        storage.write_text(options.markdown, text_table.to_markdown(found.table))
+    if options.html:
+        page = pages.comparison_page(
+            found.ranked, found.results, (found.alarms, found.remarks), more=found.more,
+            differences=found.differences or (),
+        )  # fmt: skip
+        storage.write_text(options.html, page)
+
+
+def _print(found: _Compared, options: CompareOptions) -> None:
+    """The tables and how to read them."""
+    from vizsla.score.paired_tests import KEPT, correction_note, differences_table, short_table
+    from vizsla.score.run_table import FEW, TIME, WHOLE
+    from vizsla.score.text_table import WIDTH
+
+    table, ranked = found.table, found.ranked
+    wide = options.intervals or len(found.more) > FEW
+    whole = () if wide or options.group else WHOLE
+    if wide and ranked.metric != TIME:
         table = table.select([name for name in table.columns if name != "time"])
     if options.group or not ranked.is_validated_only:
-        print_table(table, table.columns, whole=whole, piped=text_table.WIDTH if whole else None)
+        print_table(table, table.columns, whole=whole, piped=WIDTH if whole else None)
     notes = ranked.notes()
-    if differences is not None:
+    if found.differences is not None:
         typer.echo()
-        in_full = not sys.stdout.isatty()
-        print_table((differences_table if in_full else short_table)(differences), KEPT)
-        notes.append(correction_note(differences))
-    print_remarks(alarms, [*notes, *filter(None, [untested]), *remarks])
+        shown = short_table if sys.stdout.isatty() else differences_table
+        print_table(shown(found.differences), KEPT)
+        notes.append(correction_note(found.differences))
+    print_remarks(found.alarms, [*notes, *filter(None, [found.untested]), *found.remarks])
     print_validation(ranked)
-    for path in filter(None, pages_and_tables):
-        typer.echo(f"written     {path}")
 
 
 def _write_queries_page(sources: list[Path], options: CompareOptions) -> None:
