@@ -766,6 +766,7 @@ class BestOptions(ImageOptions, SeveralLabels, GradedTruth, MetricChoice):
     top_k: int = same(RunOptions, "top_k")
     device: str = same(ComputeChoice, "device")
     workers: int | None = same(ComputeChoice, "workers")
+    cache: str | None = same(ComputeChoice, "cache", shown="a folder of its own")
     seed: int = same(RunOptions, "seed")
     figures: int = same(RunOptions, "figures")
     home: str = same(RunOptions, "home")

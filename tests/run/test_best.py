@@ -384,10 +384,15 @@ def test_the_command_and_the_function_take_the_same_options(
     monkeypatch.setattr(searching, "best", noted)
     monkeypatch.setattr(functions, "search_best", noted)
     CliRunner().invoke(app, ["best", str(tinted), "--budget", "2m", "--optimise", "points", "-q",
-                             "--model", "tiny", "--weights", "random", "-k", "3"])  # fmt: skip
+                             "--model", "tiny", "--weights", "random", "-k", "3",
+                             "--cache", "v"])  # fmt: skip
     with pytest.raises(UsageError, match="noted"):
-        vizsla.best(tinted, budget="2m", optimise="points", model="tiny", weights="random", top_k=3)
+        vizsla.best(
+            tinted, budget="2m", optimise="points", model="tiny", weights="random", top_k=3,
+            cache="v",
+        )  # fmt: skip
     assert given[0] == given[1] and given[0].budget == 120.0
+    assert given[0].run.cache == "v"
     assert given[0].run.training.optimise == "points"
     assert given[0].run.training.validate_on == "auto"
     with pytest.raises(UsageError, match="budget"):

@@ -100,7 +100,7 @@ def test_why_of_a_joint_run_is_of_its_heaviest_model(
     assert done.exit_code == 0 and len(list(tmp_path.glob("*.png"))) == 1
     weights = joint.record["fusion"]["weights"]
     first, second = sorted(joint.members, key=lambda one: -weights[joint.members.index(one)])
-    (said,) = [one for one in caplog.messages if "heat map" in one]
+    said = next(one for one in caplog.messages if "heat map" in one)
     assert f"joins 2 models, and a heat map is of one: these are of {first.model_name}" in said
     assert f"--model {second.run.folder}: of {second.model_name}" in said
 

@@ -173,8 +173,7 @@ def _print_run(result: "RunResult", *, joins: bool = False) -> None:
     if result.scores is None and not joins:
         typer.echo("No labels are known, so there are no scores (give --labels or --labels-from).")
         if result.validation is None and result.record["num_classes"]:
-            how = HOW.format(data=shlex.quote(str(result.run.config["options"]["data"])))
-            typer.echo(f"Scores on held-out images of training/: {how}")
+            typer.echo(f"Scores on held-out images of training/: {HOW}")
         typer.echo(f"In a contest: vizsla submit {result.run.folder} --group NAME --url URL")
     elif result.scores is not None:
         typer.echo(result.scores.text())

@@ -183,8 +183,7 @@ class RunTable(Shown):
             found = ["no labels of the test part were known, so it has no scores; `vizsla submit` "
                      "records a judge's"]  # fmt: skip
             if not self.validated() and all(row.can_validate for row in self.rows):
-                how = HOW.format(data="DATA")
-                found.append(f"for scores on held-out images of training/: {how}")
+                found.append(f"for scores on held-out images of training/: {HOW}")
             return found
         if not self._knows(self.metric):
             return []

@@ -14,7 +14,7 @@ from vizsla.score.text_table import WIDTH, Table
 
 # heading → the key that a score has in result files
 KEYS = {"top-1": "top_k_accuracy@1", "mAP": "map", "points": "contest_points"}
-HOW = "--refine auto, --finetune head or `vizsla best {data}`"  # to have such scores
+HOW = "--refine auto, --finetune head or `vizsla best DATA`"  # to have such scores
 HEADING = "Validation, on held-out training images (not the test part):"
 
 

@@ -27,9 +27,10 @@ from vizsla.model.catalogue import find_backbone
 from vizsla.model.hub import obtainable
 from vizsla.options import BestOptions, RunOptions, TuneConfig
 from vizsla.progress import Report, reporting, waiting
-from vizsla.run.best.best_so_far import FITTING, LOADING, NO_TIME, OVERRUN, BestSoFar
+from vizsla.run.best.best_so_far import FITTING, LOADING, OVERRUN, BestSoFar
 from vizsla.run.best.candidates import Candidate, Network
 from vizsla.run.best.journal import (
+    NO_TIME,
     Journal,
     Step,
     TimeIsUp,
