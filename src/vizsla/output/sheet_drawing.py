@@ -66,7 +66,7 @@ def draw_sheet(
     """
     absent = bool(results) and accepted == 0
     nearest, results = results[:1], [] if absent else results
-    columns = _columns(len(results))
+    columns = _columns(len(results)) + absent  # the title and what stands there need two
     box = min(QUERY_BOX, (GRID_WIDTH - GAP * (columns - 1)) // columns)
     small = 14 if box > 180 else 13 if box > 140 else 11
     labelled = any(picture.label for picture in results)
