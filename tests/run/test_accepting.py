@@ -48,7 +48,7 @@ def paint(path: Path, label: int, rng: np.random.Generator) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     rng = np.random.default_rng(0)
-    rows = ["role,file,label"]
+    rows = ["role,file,label,thing"]
     for label in range(CLASSES):
         for i in range(8):
             paint(home / f"data/training/t{label}/{i}.png", label, rng)
@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for role, n in (("query", 2), ("gallery", 3 * (label >= ABSENT))):
             for i in range(n):
                 paint(home / f"data/test/{role}/{label}_{i}.png", label, rng)
-                rows.append(f"{role},{label}_{i}.png,{label}")
+                rows.append(f"{role},{label}_{i}.png,{label},the {label}")
     (home / "data/labels.csv").write_text("\n".join(rows) + "\n")
     return home
 
@@ -88,6 +88,16 @@ def test_a_run_decides_what_is_there(accepted: RunResult) -> None:
     )
     lists = json.loads(accepted.submission_path.read_text())
     assert {len(row) for row in lists.values()} == {10}  # a contest wants k of each
+
+
+def test_items_are_decided_by_the_mean_of_their_pictures(home: Path) -> None:
+    done = pipeline.run(config(home, query_group="thing", group_by="thing"))
+    items = done.item_scores
+    assert items is not None and len(items) == 12 and done.scores is not None
+    answered, absent = items.mean("accepted_recall"), items.mean("unknown_answered")
+    assert answered is not None and absent is not None and answered > 0.5 > absent
+    with pytest.raises(UsageError, match="by the mean of their scores: leave out"):
+        pipeline.run(config(home, query_group="thing", query_join="max"))
 
 
 def test_the_report_shows_decisions(accepted: RunResult, tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ class Accept:
 
 def check_accept(config: RunConfig, data: DataFolders) -> None:
     """Before the work: UsageError or DataError if --accept cannot be read or has no images."""
+    if config.accept is not None and config.items.get("query_join", "mean") != "mean":
+        raise UsageError(
+            "--accept decides several pictures as one query by the mean of their scores: leave out "
+            "--query-join max, or --accept"
+        )
     if config.accept is not None and Accept.parse(config.accept).file is None:
         training_part(data.training, config.data, "--accept")
         require_no_whitening(config.whiten, "--whiten none")

@@ -186,7 +186,7 @@ def finish_run(
     before = None
     if scores is not None and ranked_by_vectors and model["refine"]["chain"] != "none":
         before = _score(exact.rank(*vectors, same_set=data.one_set), truth, config, vectors)
-    item_scores = _item_scores(ranking, truth, config)
+    item_scores = _item_scores(ranking, truth, config, calibration)
     if item_scores is not None:
         item_scores.save(run.folder / ITEM_SCORES)
         model = {**model, "items": {**config.items, **item_record(item_scores)}}
@@ -253,12 +253,14 @@ def _score(
     return scores
 
 
-def _item_scores(ranking: Ranking, truth: Truth | None, config: RunConfig) -> Scores | None:
+def _item_scores(
+    ranking: Ranking, truth: Truth | None, config: RunConfig, calibration: Calibration | None
+) -> Scores | None:
     """The scores of items; None if they were not asked for, or without a truth."""
     if truth is None or not config.items:
         return None
     scoring = {key: value for key, value in config.scoring.items() if key != "protocol"}
-    return evaluate(*by_item(ranking, truth, **config.items), **scoring)
+    return evaluate(*by_item(ranking, truth, **config.items, calibration=calibration), **scoring)
 
 
 def submission_lists(

@@ -12,6 +12,7 @@ import numpy as np
 
 from vizsla.data.label_sets import join_labels, labels_in
 from vizsla.errors import DataError
+from vizsla.score.calibration import Calibration
 from vizsla.score.relevance import ignored_names, relevant_and_ignored
 from vizsla.score.truth import Truth, knows_gallery
 from vizsla.search.groups import first_of_groups
@@ -28,12 +29,20 @@ def by_item(
     group_by: str | None = None,
     query_group: str | None = None,
     query_join: str = "mean",
+    calibration: Calibration | None = None,
 ) -> tuple[Ranking, Truth]:
-    """Items in place of queries, of gallery images, or of both: see the two functions below."""
+    """Items in place of queries, of gallery images, or of both: see the two functions below.
+
+    calibration: decides what is accepted of items: a query by the mean of its pictures' scores, a
+    group of gallery images by the score of its first.
+    """
     if query_group is not None:
         ranking, truth = by_query_group(ranking, truth, query_group, query_join)
+    listed = ranking.scores
     if group_by is not None:
         ranking, truth = by_group(ranking, truth, group_by)
+    if calibration is not None:
+        ranking = calibration.decide(ranking, listed=listed)
     return ranking, truth
 
 
