@@ -6,9 +6,10 @@
 
 Calibrations are learned on the training part alone, before the test part is ranked, which decides
 nothing. Embeddings and the tuned embedder are made in the cache, or found there. Precision is that
-of all accepted matches, and that of queries, each counted once, as --accept bounds it. --without
+of all accepted matches, which --accept bounds, and that of queries, each counted once. --without
 leaves a class out of what is learned from: `Faces_easy` of caltech101 are the heads of `Faces`.
---fusion compares the ways to fuse two models, with the whole gallery of a data set.
+--fusion compares the ways to fuse two models, with the whole gallery of a data set; `by chance` is
+the calibration error of a draw that probabilities would have if they were true.
 
 Columns: `best fixed k` is the F1 of lists of one length, the best in hindsight, and `as sure` of
 those whose precision is SURE in 19 of 20 draws; `best cut-off` that of the best cut-off in
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from vizsla import storage
 from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
@@ -190,7 +192,7 @@ def measured(calibration: Calibration, tests: list[tuple[Ranking, Truth]]) -> di
     """Means over the draws, how often precision is below what was asked, and the worst."""
     rows, fixed = [], []
     by_estimate: list[Relevance] = []
-    chances: list[np.ndarray] = []
+    chances: list[np.ndarray] = []  # (Q, SHOWN_RANKS) each
     hits: list[np.ndarray] = []
     for ranking, truth in tests:
         judged = relevance(calibration.decide(ranking), truth)
@@ -205,19 +207,18 @@ def measured(calibration: Calibration, tests: list[tuple[Ranking, Truth]]) -> di
         values["known_answered"] = float(judged.accepted.any(axis=1)[known].mean())
         rows.append(values)
         assert judged.probability is not None
-        there = ~np.isnan(judged.probability[:, :SHOWN_RANKS])
-        chances.append(judged.probability[:, :SHOWN_RANKS][there])
-        hits.append(judged.hits[:, :SHOWN_RANKS][there])
+        chances.append(judged.probability[:, :SHOWN_RANKS])
+        hits.append(judged.hits[:, :SHOWN_RANKS].astype(float))
         fixed.append(best_of_fixed_lists(judged))
     means = {key: _mean([row[key] for row in rows]) for key in rows[0]}
     precision, by_query = (
         np.array([row[key] for row in rows])
         for key in ("accepted_precision", "accepted_precision_by_query")
     )
-    p, right = np.concatenate(chances), np.concatenate(hits).astype(float)
-    error = calibration_error(p, right, np.zeros(len(p), np.int64))
+    every = np.concatenate(chances), np.concatenate(hits)
     return {
-        "error_together": error(np.ones(1)),
+        "error_together": error_of(*every),
+        "error_of_perfect": error_of_a_perfect_forecaster(*every, len(chances[0])),
         "cutoff": calibration.cutoff and calibration.cutoff.score,
         **means,
         "below": float((precision < calibration.sure).mean()),
@@ -228,6 +229,28 @@ def measured(calibration: Calibration, tests: list[tuple[Ranking, Truth]]) -> di
         "best_score_f1": best_cutoff([relevance(r, t) for r, t in tests], calibration.sure),
         "best_f1": best_cutoff(by_estimate, calibration.sure),
     }
+
+
+def error_of(probability: np.ndarray, right: np.ndarray) -> float:
+    """The calibration error of these ranks, (Q, K) each, nan where there is none."""
+    there = ~np.isnan(probability)
+    queries = np.zeros(int(there.sum()), np.int64)
+    return float(calibration_error(probability[there], right[there], queries)(np.ones(1)))
+
+
+def error_of_a_perfect_forecaster(
+    probability: np.ndarray, right: np.ndarray, queries: int, *, times: int = 200
+) -> float:
+    """The mean calibration error of so many queries, drawn from all of them, by probabilities that
+    are true over all (their isotonic regression): what chance alone makes of a draw."""
+    there = ~np.isnan(probability)
+    _, at, weights = np.unique(probability[there], return_inverse=True, return_counts=True)
+    shares = np.bincount(at, right[there]) / weights
+    true = np.full(probability.shape, np.nan)
+    true[there] = isotonic_regression(shares, weights=weights).x[at]
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(true), size=(times, queries))
+    return float(np.mean([error_of(true[some], right[some]) for some in rows]))
 
 
 def _mean(values: list[float]) -> float | None:
@@ -266,9 +289,11 @@ def compared_fusions(bench: Bench) -> Table:
         parts = ([bench.embedded(m, role) for m in used] for role in ("query", "gallery"))
         scores = evaluate(rank(*parts), bench.truth, ks=[1, 10])
         decided = measured(bench.calibration(used, rank), bench.judged(used, rank, DRAWS))
-        errors = decided["calibration_error"], decided["error_together"]
+        errors = [
+            decided[key] for key in ("calibration_error", "error_of_perfect", "error_together")
+        ]
         rows.append([name, scores.mean("top_k_accuracy@1"), scores.mean("map"), *errors])
-    columns = ["fusion", "top-1", "mAP", "calibration error", "of all draws together"]
+    columns = ["fusion", "top-1", "mAP", "calibration error", "by chance", "all draws together"]
     return Table(columns, rows, digits=4)
 
 

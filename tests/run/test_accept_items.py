@@ -1,5 +1,6 @@
 """--accept for a gallery with several pictures of an item, and nothing else to learn from."""
 
+import dataclasses
 import logging
 import re
 from pathlib import Path
@@ -103,3 +104,24 @@ def test_what_it_cannot_learn_from_is_said(catalogue: Embeddings) -> None:
         with_columns(sku=[None if i % 4 == 3 else f"S{i // 4}" for i in range(n)]), accept
     )
     assert half.queries <= 3 * n / 4 + 1
+
+
+def test_a_class_has_its_own_cutoff_where_the_gallery_names_it(
+    catalogue: Embeddings, tmp_path: Path
+) -> None:
+    kind = ["odd" if i % 2 else "plain" for i in range(len(catalogue.ids))]
+    gallery = dataclasses.replace(
+        catalogue, attributes=catalogue.attributes.append_column("kind", pa.array(kind))
+    )
+    learned = calibration_of_items(catalogue, Accept.parse(0.8))
+    assert learned.class_column == "sku" and learned.cutoff is not None
+    never = tuple(dataclasses.replace(level, precision=0.1, lower=0.0) for level in learned.levels)
+    odd = dataclasses.replace(learned, of_classes=(("odd", never),), class_column="kind")
+    plain = vizsla.search(gallery, catalogue, top_k=10)
+    kinds = np.array([plain.results(i)[0]["kind"] for i in range(len(plain))])
+    for name, calibration in (("none", learned), ("odd", odd)):
+        calibration.save(tmp_path / name)
+        decided = vizsla.search(gallery, catalogue, top_k=10, accept=str(tmp_path / name))
+        assert decided.accepted is not None
+        assert (decided.accepted[kinds == "plain"] > 0).any()
+        assert (decided.accepted[kinds == "odd"] > 0).any() == (name == "none")

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vizsla import storage
 from vizsla.errors import DataError, StorageError, UsageError
-from vizsla.score.calibration import Calibration, _knots, calibrate, in_words, made_by
+from vizsla.score.calibration import FORM, Calibration, _knots, calibrate, in_words, made_by
 from vizsla.score.match_model import MatchModel
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.truth import Truth
@@ -49,7 +50,7 @@ def test_what_is_accepted_elsewhere_is_right_as_often_as_was_asked() -> None:
     assert decided.scores is not None and 0.45 < decided.scores[decided.accepted > 0].min() < 0.6
     estimate = 1 / (1 + np.exp(-found.cutoff.score))
     assert decided.origin["accept"] == {"sure": 0.9, "estimate": pytest.approx(estimate)}
-    assert "at least 90 % right for queries like these" in found.lines()[-1]
+    assert "at least 90 % right for queries like these" in found.verdict
 
 
 def test_another_precision_is_asked_of_the_same_calibration() -> None:
@@ -103,6 +104,10 @@ def test_a_saved_one_is_the_same(tmp_path: Path) -> None:
     found = learned()
     found.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json") == found
+    content = {**dataclasses.asdict(found), "form": FORM, "levels": [{"score": 1.0}]}
+    storage.write_sealed_json(tmp_path / "other.json", content)
+    with pytest.raises(DataError, match=r"this version reads .* learn it again"):
+        Calibration.load(tmp_path / "other.json")
     text = (tmp_path / "c.json").read_text()
     (tmp_path / "c.json").write_text(text.replace('"sure": 0.9', '"sure": 0.8'))
     with pytest.raises(StorageError):
@@ -144,6 +149,63 @@ def test_rankings_without_scores_cannot_be_learned_from() -> None:
     plain = relevance(Ranking.from_lists({"q": ["g"]}), Truth({"q": "a"}, {"g": "a"}))
     with pytest.raises(DataError, match="holds no scores"):
         calibrate([plain], made_by=MADE_BY, learned_on="")
+
+
+def test_nothing_is_accepted_after_a_match_without_a_score() -> None:
+    found = learned()
+    scores = np.array([[0.99, np.nan, 0.98], [np.nan, 0.99, 0.98], [0.99, 0.98, 0.97]])
+    chances, accepted = found.decided(scores)
+    assert np.array_equal(np.isnan(chances), np.isnan(scores))
+    assert accepted.sum(axis=1).tolist() == [1, 0, 3]
+
+
+def of_two_classes(n: int = 4000, seed: int = 0) -> tuple[Ranking, Truth, list[str | None]]:
+    """n queries with one image each, of the class `clear` or `alike`, whose matches are less often
+    right for the same score."""
+    rng = np.random.default_rng(seed)
+    scores, alike = rng.random(n), np.arange(n) % 4 == 0
+    right = rng.random(n) < np.where(
+        alike, np.clip(2.5 * scores - 1.2, 0, 0.98), np.minimum(1.5 * scores, 0.99)
+    )
+    lists = {f"q{i}": [f"g{i}"] for i in range(n)}
+    ranking = Ranking.from_lists(lists, {f"q{i}": [float(s)] for i, s in enumerate(scores)})
+    gallery: dict[str, str | None] = {f"g{i}": f"{i}" if r else "?" for i, r in enumerate(right)}
+    ranking = dataclasses.replace(ranking, origin={"model_id": "m"}, gallery_size=n)
+    truth = Truth({f"q{i}": f"{i}" for i in range(n)}, gallery)
+    return ranking, truth, ["alike" if one else "clear" for one in alike]
+
+
+def test_a_class_whose_matches_are_less_often_right_has_a_higher_cutoff(tmp_path: Path) -> None:
+    ranking, truth, first = of_two_classes()
+    part = dataclasses.replace(relevance(ranking, truth), first_labels=first)
+    found = calibrate([part], sure=0.8, made_by=MADE_BY, learned_on="some")
+    assert found.cutoff is not None and list(found.class_cutoffs()) == ["alike"]
+    assert found.class_cutoffs()["alike"] > found.cutoff.score
+    assert any("where the first image is of alike (0." in line for line in found.lines())
+    found.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == found
+
+    ranking, truth, first = of_two_classes(seed=1)
+    is_alike = np.array(first) == "alike"
+    precision = []
+    for known in (None, first):
+        judged = relevance(found.decide(ranking, first_labels=known), truth)
+        assert judged.accepted is not None
+        taken = judged.accepted[:, 0] & is_alike
+        precision.append(judged.hits[taken, 0].mean())
+        others = judged.accepted[:, 0] & ~is_alike
+        assert judged.hits[others, 0].mean() > 0.8
+    assert precision[0] < 0.75 and precision[1] >= 0.8
+    wrong = [dataclasses.replace(one, precision=0.3, lower=0.1) for one in found.of_classes[0][1]]
+    none = dataclasses.replace(found, of_classes=(("alike", tuple(wrong)),))
+    assert np.isinf(none.class_cutoffs()["alike"])  # none of its cut-offs is sure
+
+
+def test_few_queries_of_a_class_give_it_no_cutoff() -> None:
+    ranking, truth, first = of_two_classes(100)  # 25 are of alike
+    part = dataclasses.replace(relevance(ranking, truth), first_labels=first)
+    found = calibrate([part], sure=0.5, made_by=MADE_BY, learned_on="some")
+    assert [name for name, _ in found.of_classes] == ["clear"]
 
 
 def test_probabilities_in_words() -> None:

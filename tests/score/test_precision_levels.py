@@ -49,10 +49,8 @@ def test_precision_falls_below_what_was_asked_in_few_of_many_draws(
         level = sure_level(precision_levels(drawn(rng, n, ranks=ranks, classes=classes)), sure)
         if level is not None:
             taken = scores >= level.score
-            answered = taken.any(axis=1)
-            share = (by_query & taken).sum(axis=1)[answered] / taken.sum(axis=1)[answered]
-            below += share.mean() < (sure if classes is None else level.lower_of_others)
-            shares.append(answered.mean())
+            below += by_query[taken].mean() < (sure if classes is None else level.lower_of_others)
+            shares.append(taken.any(axis=1).mean())
     assert below <= binom.ppf(0.99, draws, 0.05)  # 5 %, as far as 100 draws can tell
     assert len(shares) > 0.8 * draws and np.mean(shares) > 0.3
 
@@ -83,6 +81,19 @@ def test_many_matches_of_a_query_count_as_one() -> None:
         best, np.arange(100), np.arange(100),
     )  # fmt: skip
     assert precision_levels(halves)[-1].precision == 0.5
+
+
+def test_matches_are_counted_together_and_without_a_wrong_one_as_alike() -> None:
+    number = np.array([9] * 10 + [1] * 90)  # of matches of each query
+    query = np.repeat(np.arange(100), number)
+    best, right = np.ones(100), np.ones(len(query), bool)
+    found = Matches(best[query], right, query, best, np.arange(100), np.arange(100))
+    (level,) = precision_levels(found)
+    assert level.precision == 1
+    alike = 180**2 / (10 * 81 + 90)  # so many queries of one match
+    assert 0.025 ** (1 / alike) == pytest.approx(level.lower)
+    wrong = dataclasses.replace(found, right=query >= 10)
+    assert precision_levels(wrong)[0].precision == 0.5
 
 
 def test_a_query_asked_again_is_no_second_query() -> None:

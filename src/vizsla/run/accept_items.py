@@ -4,6 +4,7 @@ Some pictures are queries, others the gallery, and whole items are absent: as in
 part (data/absent_classes.py).
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def calibration_of_items(
         [gallery], images, draws, sure=accept.sure or SURE,
         source=f"{source}, by the column {column}",
     )  # fmt: skip
+    found = dataclasses.replace(found, class_column=column)
     if found.cutoff is None:
         near = ", ".join(most_similar_items(gallery, images))
         advice = near and (

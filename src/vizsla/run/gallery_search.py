@@ -152,7 +152,7 @@ def search_gallery(
     if calibration is None:
         ranking = ranked(k, form)
     else:
-        ranking = _decided(ranked, k, form, calibration, lengths, whole=whole)
+        ranking = _decided(ranked, k, form, calibration, lengths, found, whole=whole)
     ranking = dataclasses.replace(ranking, attributes_of=found.attributes_of)
     fewest = int((ranking.positions >= 0).sum(axis=1).min(initial=k))
     if condition is not None and fewest < k:
@@ -184,18 +184,40 @@ def _decided(
     form: ResultForm,
     calibration: Calibration,
     lengths: np.ndarray | None,
+    found: Index,
     *,
     whole: int,
 ) -> Ranking:
     """The first k results of each query, decided by the scores of its first images. ranked: by a
-    number and a form. lengths: see `mean_lengths`. whole: how many images there are."""
+    number and a form. lengths: see `mean_lengths`. found: the gallery, whose labels say which
+    cut-off counts. whole: how many images there are."""
     deep = max(k, min(LISTED, whole))
     images = ranked(deep, ResultForm())
     ranking = images if form.group_by is None else ranked(k, form)
     scores, listed = ranking.scores, images.scores
     if lengths is not None and scores is not None and listed is not None:
         scores, listed = scores * lengths[:, None], listed * lengths[:, None]
-    return calibration.decide(ranking, scores=scores, listed=listed).head(k)
+    return calibration.decide(
+        ranking,
+        scores=scores,
+        listed=listed,
+        first_labels=_first_labels(images, calibration, found),
+    ).head(k)
+
+
+def _first_labels(images: Ranking, calibration: Calibration, found: Index) -> list[object] | None:
+    """The class of each query's first image; None if no class has a cut-off of its own, or none
+    is known."""
+    at = np.flatnonzero(images.lengths > 0)
+    if not calibration.of_classes or not len(at):
+        return None
+    known = found.attributes_of([images.gallery[p] for p in images.positions[at, 0]])
+    if calibration.class_column not in known.column_names:
+        return None
+    labels: list[object] = [None] * len(images)
+    for i, label in zip(at, known[calibration.class_column].to_pylist(), strict=True):
+        labels[i] = label
+    return labels
 
 
 def _gallery_of(ranking: Ranking, found: Index, where: str) -> Embeddings:

@@ -5,7 +5,6 @@ that it is judged by.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,22 +15,24 @@ import numpy as np
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted
-from vizsla.score.match_model import LISTED, MatchModel, estimated
-from vizsla.score.metrics import match_auc
-from vizsla.score.precision_levels import (
-    Level,
-    Matches,
-    precision_levels,
-    sure_level,
+from vizsla.score.judged_matches import (
+    ClassLevels,
+    answered,
+    levels_of_classes,
+    matches_of,
+    most_confused,
 )
+from vizsla.score.match_model import MatchModel, estimated
+from vizsla.score.metrics import match_auc
+from vizsla.score.precision_levels import Level, precision_levels, sure_level
 from vizsla.score.relevance import Relevance
 from vizsla.score.text_table import Table
 from vizsla.search.ranking import Ranking
 
-FORM = "calibration/3"
+FORM = "calibration/4"
 SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
-MUCH, MANY_QUERIES = 0.25, 5  # with a wrong first match between two classes: these are named
+SHOWN_CLASSES = 5
 SURES = (0.5, 0.8, 0.9, 0.95, 0.99)  # rows of the table
 WORDS = (
     (0.95, "very likely the same"), (0.8, "likely the same"), (0.5, "perhaps the same"),
@@ -51,7 +52,8 @@ class Calibration(Shown):
     cut-offs. knots: (log-odds, probability) pairs, both rising. by_class: whether the cut-off
     is sure for other classes. confused: two classes, and their share of the wrong first matches
     among the better half of the queries, if it is large. of_searches: the same for what `search`
-    and `serve` give, which is not refined, if that ranks otherwise.
+    and `serve` give, which is not refined, if that ranks otherwise. of_classes: possible cut-offs
+    where the first image is of a class. class_column: of the gallery, that names it.
     """
 
     sure: float
@@ -66,6 +68,8 @@ class Calibration(Shown):
     by_class: bool = False
     confused: tuple[str, str, float] | None = None
     of_searches: "Calibration | None" = None
+    of_classes: ClassLevels = ()
+    class_column: str = "label"
 
     def __post_init__(self) -> None:
         if not 0 < self.sure < 1:
@@ -83,21 +87,43 @@ class Calibration(Shown):
         scores too poor to be sure: then nothing is."""
         return sure_level(self.levels, self.sure)
 
+    def class_cutoffs(self) -> dict[str, float]:
+        """From which log-odds on matches are accepted where the first image is of a class whose
+        matches are for sure less often right than `sure` at the common cut-off; inf where none are
+        sure enough."""
+        common = self.cutoff
+        if common is None:
+            return {}
+        found = {}
+        for name, levels in self.of_classes:
+            above = [level for level in levels if level.score >= common.score]
+            if above and above[-1].upper < self.sure:
+                own = sure_level(levels, self.sure)
+                found[name] = np.inf if own is None else max(own.score, common.score)
+        return found
+
     def probability(self, scores: np.ndarray) -> np.ndarray:
         """That matches are right, (Q, K), nan for nan. scores: (Q, K), best first."""
         return self.decided(scores)[0]
 
     def decided(
-        self, scores: np.ndarray, listed: np.ndarray | None = None
+        self,
+        scores: np.ndarray,
+        listed: np.ndarray | None = None,
+        first_labels: Sequence[object] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The probability that matches are right, (Q, K), nan for nan, and whether they are
-        accepted. scores, listed: see `MatchModel.log_odds`."""
+        accepted. scores, listed: see `MatchModel.log_odds`. first_labels: the class of each query's
+        first image, by which classes have cut-offs of their own."""
         log_odds = self.model.log_odds(scores, listed)
         known, values = np.array(self.knots).T
         level = self.cutoff
-        return np.interp(log_odds, known, values), log_odds >= (
-            np.inf if level is None else level.score
-        )
+        cutoffs = np.full((len(scores), 1), np.inf if level is None else level.score)
+        if first_labels is not None and (of_classes := self.class_cutoffs()):
+            for i, label in enumerate(first_labels):
+                cutoffs[i] = of_classes.get(str(label), cutoffs[i, 0])
+        accepted = np.logical_and.accumulate(log_odds >= cutoffs, axis=1)  # none after a nan
+        return np.interp(log_odds, known, values), accepted
 
     def decide(
         self,
@@ -105,11 +131,13 @@ class Calibration(Shown):
         *,
         scores: np.ndarray | None = None,
         listed: np.ndarray | None = None,
+        first_labels: Sequence[object] | None = None,
     ) -> Ranking:
         """The same ranking with probabilities, and with how many first ranks are accepted.
 
         scores: (Q, K) to decide by, in place of the ranking's. listed: (Q, M) those of the first
-        images of each query, if `scores` are not (but of groups). DataError: they are of another
+        images of each query, if `scores` are not (but of groups). first_labels: see `decided`.
+        DataError: they are of another
         model, refinement or fusion, there are none, or the ranking is shorter than those that were
         learned from.
         """
@@ -123,7 +151,7 @@ class Calibration(Shown):
                 f"the ranking holds {ranking.depth} images for a query, but the calibration needs "
                 f"the scores of the first {needed}: search deeper, or give --accept to the search"
             )
-        probability, accepted = own.decided(scores, listed)
+        probability, accepted = own.decided(scores, listed, first_labels)
         level = own.cutoff
         about = {"sure": self.sure, "estimate": None if level is None else _estimate(level.score)}
         return dataclasses.replace(
@@ -167,6 +195,7 @@ class Calibration(Shown):
             f"{100 * self.absent:.0f} % of the queries had nothing in the gallery{known}",
             *self.table().lines(),
             self.verdict,
+            *self._about_classes,
             *self._about_confused,
         ]
 
@@ -183,6 +212,22 @@ class Calibration(Shown):
         if self.by_class:
             return f"{start}{percent} right, for other classes too"
         return f"{start}{percent} right for queries like these, {others:.0f} % for other classes"
+
+    @property
+    def _about_classes(self) -> list[str]:
+        """A line about the classes with cut-offs of their own, if there are such."""
+        found = self.class_cutoffs()
+        if not found:
+            return []
+        shown = [
+            f"{name} ({'none' if np.isinf(at) else f'{_estimate(at):.4f}'})"
+            for name, at in sorted(found.items(), key=lambda one: -one[1])[:SHOWN_CLASSES]
+        ]
+        more = f" and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+        return [
+            f"searches accept fewer where the first image is of {', '.join(shown)}{more}: less is "
+            "right there"
+        ]
 
     @property
     def _about_confused(self) -> list[str]:
@@ -217,6 +262,10 @@ class Calibration(Shown):
             "absent": self.absent,
             "auc": self.auc,
             "confused": self.confused,
+            "class_cutoffs": {
+                name: None if np.isinf(at) else _estimate(at)
+                for name, at in self.class_cutoffs().items()
+            },
             "table": self.table().records(),
         }
 
@@ -233,7 +282,12 @@ class Calibration(Shown):
                 f"{path} is no calibration that this version reads: it says "
                 f"form={content.get('form')!r}, expected {FORM!r}: learn it again"
             )
-        return Calibration._from(content)
+        try:
+            return Calibration._from(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path} is no calibration that this version reads ({error}): learn it again"
+            ) from error
 
     @staticmethod
     def _from(content: Mapping[str, Any]) -> "Calibration":
@@ -241,6 +295,10 @@ class Calibration(Shown):
         fields["model"] = MatchModel(tuple(fields["model"]["weights"]), fields["model"]["depth"])
         fields["levels"] = tuple(Level(**level) for level in fields["levels"])
         fields["knots"] = tuple((score, value) for score, value in fields["knots"])
+        fields["of_classes"] = tuple(
+            (name, tuple(Level(**level) for level in levels))
+            for name, levels in fields["of_classes"]
+        )
         if fields["confused"] is not None:
             fields["confused"] = tuple(fields["confused"])
         if fields["of_searches"] is not None:
@@ -263,7 +321,7 @@ def calibrate(
     """
     if any(part.scores is None for part in judged):
         raise DataError("the ranking holds no scores: a cut-off on scores needs them")
-    if not any(_answered(part).any() for part in judged):
+    if not any(answered(part).any() for part in judged):
         raise DataError("no query has a match with a score, so nothing can be learned")
     model, log_odds = estimated(judged)
     judged = [
@@ -271,7 +329,7 @@ def calibrate(
         for part, scores in zip(judged, log_odds, strict=True)
     ]
     found = matches_of(judged)
-    absent = np.concatenate([part.nothing_relevant[_answered(part)] for part in judged])
+    absent = np.concatenate([part.nothing_relevant[answered(part)] for part in judged])
     queries = len(np.unique(found.queries))
     ranks = np.arange(len(found.asks)) - np.searchsorted(found.asks, found.asks)
     shown = ranks < SHOWN_RANKS
@@ -286,57 +344,9 @@ def calibrate(
         tuple(precision_levels(found, by_class=by_class)),
         _knots(found.scores[shown], found.right[shown], queries),
         by_class,
-        _most_confused(judged),
+        most_confused(judged),
+        of_classes=() if by_class else levels_of_classes(judged),
     )
-
-
-def _most_confused(judged: Sequence[Relevance]) -> tuple[str, str, float] | None:
-    """Two classes, and their share of the wrong first matches with scores above the median."""
-    first = [
-        (part.scores[i, 0], part.queries[i], part.labels[i], part.first_labels[i], part.hits[i, 0])
-        for part in judged if part.scores is not None
-        for i in np.flatnonzero(_answered(part) & ~part.nothing_relevant)
-    ]  # fmt: skip
-    if not first:
-        return None
-    median = np.median([score for score, *_ in first])
-    confused = {  # each query once, whatever the number of its draws
-        (query, min(label, other), max(label, other))
-        for score, query, label, other, is_right in first
-        if score >= median and not is_right and label and other
-    }
-    pairs = Counter((one, other) for _, one, other in confused)
-    if not pairs:
-        return None
-    ((one, other), times), wrong = pairs.most_common(1)[0], sum(pairs.values())
-    return (one, other, times / wrong) if times >= max(MANY_QUERIES, MUCH * wrong) else None
-
-
-def matches_of(judged: Sequence[Relevance]) -> Matches:
-    """The first LISTED ranks of all queries, which have scores."""
-    name_of: dict[str, int] = {}
-    class_of: dict[str, int] = {}
-    parts: list[tuple[np.ndarray, ...]] = []
-    asks = 0
-    for part in judged:
-        assert part.scores is not None
-        answered = np.flatnonzero(_answered(part))
-        queries = [name_of.setdefault(part.queries[i], len(name_of)) for i in answered]
-        labels = [part.labels[i] or part.queries[i] for i in answered]
-        classes = [class_of.setdefault(label, len(class_of)) for label in labels]
-        scores, hits = part.scores[answered, :LISTED], part.hits[answered, :LISTED]
-        ask, column = np.nonzero(np.arange(scores.shape[1])[None] < part.lengths[answered, None])
-        parts.append((
-            scores[ask, column], hits[ask, column], ask + asks,
-            scores[:, 0], np.array(queries, np.int64), np.array(classes, np.int64),
-        ))  # fmt: skip
-        asks += len(answered)
-    return Matches(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _answered(part: Relevance) -> np.ndarray:
-    """(Q,) bool: the queries that have a first image."""
-    return part.lengths > 0
 
 
 def _knots(scores: np.ndarray, right: np.ndarray, queries: int) -> tuple[tuple[float, float], ...]:

@@ -1,12 +1,11 @@
 """Scores of matches, right or wrong → from which score on enough of them are right, for sure.
 
-Each query counts once: of the matches that it accepts, the share that is right. So queries with
-many right matches do not make up for others whose few are wrong; the precision of all matches
-together is usually higher. The lower bound of the mean share is Clopper and Pearson's exact
-binomial one, which is safe for shares too. Cut-offs are tested from the strictest down, and the
-first that fails ends the test, so that many cut-offs cost no confidence (fixed-sequence testing). A
-second bound is for queries of other classes: those of one class are alike, and count for fewer than
-they are (Korn and Graubard 1998).
+The precision is that of all accepted matches together. Matches of one query are alike, so queries
+are what is counted: the lower bound is Clopper and Pearson's exact binomial one for as many
+independent matches as vary as much as these queries do, and no more than there are queries (Korn
+and Graubard 1998). Cut-offs are tested from the strictest down, and the first that fails ends the
+test, so that many cut-offs cost no confidence (fixed-sequence testing). A second bound is for
+queries of other classes: those of one class are alike too, and count for fewer than they are.
 """
 
 from collections.abc import Sequence
@@ -47,8 +46,8 @@ class Level:
     """What happens when all matches that score `score` or more are accepted.
 
     share: of the asks, how many accept something. queries: how many different ones. precision: the
-    mean share of their accepted matches that is right. lower: what it is at least for such queries,
-    with the confidence of one test. lower_of_others: the same for queries of other classes.
+    share of the accepted matches that is right. lower: what it is at least for such queries, with
+    the confidence of one test. lower_of_others: the same for queries of other classes.
     """
 
     score: float
@@ -58,9 +57,18 @@ class Level:
     lower: float
     lower_of_others: float
 
+    @property
+    def upper(self) -> float:
+        """What the precision is at most, as far above it as `lower` is below."""
+        return 2 * self.precision - self.lower
+
 
 def precision_levels(
-    found: Matches, *, by_class: bool = False, confidence: float = CONFIDENCE
+    found: Matches,
+    *,
+    by_class: bool = False,
+    levels: int = LEVELS,
+    confidence: float = CONFIDENCE,
 ) -> list[Level]:
     """A level for each quantile of the best scores, the strictest first; equal scores share one.
 
@@ -69,19 +77,21 @@ def precision_levels(
     """
     if len(found.best) == 0:
         return []
-    shares = np.arange(LEVELS - 1, -1, -1) / LEVELS
+    shares = np.arange(levels - 1, -1, -1) / levels
     cuts = np.unique(np.quantile(found.best, shares, method="inverted_cdf"))[::-1]
-    right = _right_shares(found, cuts)  # (asks, levels), nan where nothing is accepted
-    asked = ~np.isnan(right)
-    precision = np.nanmean(right, axis=0)
+    accepted, right = _accepted_and_right(found, cuts)  # (asks, levels)
+    asked, total = accepted > 0, accepted.sum(axis=0)
+    precision = right.sum(axis=0) / total
     queries = (_sums(asked, found.queries) > 0).sum(axis=0)
     error = (1 - confidence) / len(FIRST_TESTED)
-    gap = np.where(asked, right - precision, 0)
+    gap = right - precision * accepted
 
     def effective(units: np.ndarray) -> np.ndarray:
         number = (_sums(asked, units) > 0).sum(axis=0)
-        spread = (_sums(gap, units) ** 2).sum(axis=0) / asked.sum(axis=0) ** 2
-        return np.minimum(queries, _effective(precision, spread, number, queries, error))
+        spread = (_sums(gap, units) ** 2).sum(axis=0) / total**2
+        kish = total**2 / (_sums(accepted, units) ** 2).sum(axis=0)  # (1965), if all are right
+        independent = _effective(precision, spread, number, queries, error)
+        return np.minimum(queries, np.where(spread > 0, independent, kish))
 
     n = effective(found.queries)
     of_class = _sums(asked, found.classes)
@@ -112,8 +122,8 @@ def sure_level(
     return levels[best] if best >= 0 else None
 
 
-def _right_shares(found: Matches, cuts: np.ndarray) -> np.ndarray:
-    """(A, levels): of the matches that each ask accepts at each level, the share that is right."""
+def _accepted_and_right(found: Matches, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A, levels) each: how many matches each ask accepts at each level, and how many are right."""
     at = np.searchsorted(-cuts, -found.scores)  # the strictest level that a match reaches
     kept = at < len(cuts)
     cell = found.asks[kept] * len(cuts) + at[kept]
@@ -122,7 +132,7 @@ def _right_shares(found: Matches, cuts: np.ndarray) -> np.ndarray:
         np.bincount(cell, weights, minlength=size).reshape(-1, len(cuts)).cumsum(axis=1)
         for weights in (None, found.right[kept].astype(float))
     )
-    return np.where(accepted > 0, right / np.maximum(accepted, 1), np.nan)
+    return accepted, right
 
 
 def _sums(values: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -135,7 +145,7 @@ def _sums(values: np.ndarray, units: np.ndarray) -> np.ndarray:
 def _effective(
     precision: np.ndarray, spread: np.ndarray, units: np.ndarray, queries: np.ndarray, error: float
 ) -> np.ndarray:
-    """(levels,) how many independent queries vary as much as these units; inf without a spread.
+    """(levels,) how many independent matches vary as much as these units.
 
     Few units say little of their own spread, so the number is reduced by quantiles of Student's t.
     """
@@ -144,8 +154,7 @@ def _effective(
     spread = spread * units / np.maximum(units - 1, 1)
     few = student.ppf(1 - error, np.maximum(queries - 1, 1))
     few = few / student.ppf(1 - error, np.maximum(units - 1, 1))
-    found = precision * (1 - precision) / np.where(spread > 0, spread, 1) * few**2
-    return np.where(spread > 0, found, np.inf)
+    return np.asarray(precision * (1 - precision) / np.where(spread > 0, spread, 1) * few**2)
 
 
 def _clopper_pearson(right: np.ndarray, n: np.ndarray, error: float) -> np.ndarray:

@@ -113,14 +113,16 @@ def decided(
     calibration: Calibration,
     listed: Sequence[float],
     length: float = 1.0,
+    first_label: object = None,
 ) -> list[Found]:
     """The same with probabilities, and with what is accepted.
 
     listed: the scores of the first images of the search. length: of the mean of the vectors of the
-    images searched with, so that scores times this are means of their scores.
+    images searched with, so that scores times this are means of their scores. first_label: the
+    class of the first image.
     """
     scores = np.array([[found.score for found in results]]) * length
-    chances, accepted = calibration.decided(scores, np.array([listed]) * length)
+    chances, accepted = calibration.decided(scores, np.array([listed]) * length, [first_label])
     return [
         replace(found, probability=float(chance), accepted=bool(yes))
         for found, chance, yes in zip(results, chances[0], accepted[0], strict=True)
@@ -230,8 +232,13 @@ class Engine:
         ]  # fmt: skip
         if calibration is not None:
             length = float(np.linalg.norm(np.mean(images, axis=0, dtype=np.float64)))
-            scores = [hit.score for hit in listed.result()]
-            results = decided(results, calibration, scores, length)
+            first = listed.result()
+            described = gallery.described(first[0].id) if first else {"attributes": {}}
+            columns = {**described["attributes"], "label": described.get("label")}
+            results = decided(
+                results, calibration, [hit.score for hit in first], length,
+                first_label=columns.get(calibration.class_column),
+            )  # fmt: skip
         hints = () if results or condition is None else condition.unmet(gallery.attributes)
         return Answer(results, [upload.name for upload in uploads], gallery, hints)
 
