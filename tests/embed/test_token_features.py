@@ -1,16 +1,22 @@
 """Tokens of a network as local features."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from timm.models import load_checkpoint
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from vizsla.embed.embeddings import Embeddings
 from vizsla.embed.local_features import LocalFeatures
-from vizsla.embed.token_features import Tokens
+from vizsla.embed.token_features import Tokens, tokens_of
 from vizsla.embed.vector_source import VectorSource
 from vizsla.errors import DataError
 from vizsla.model.embedder import Embedder
@@ -53,6 +59,34 @@ def test_each_token_is_a_point_of_what_the_network_sees(
     again = LocalFeatures.from_bytes(found.to_bytes())
     np.testing.assert_array_equal(again.descriptors, found.descriptors)
     assert again.kind == "tokens" and again.reach == found.reach
+
+
+def test_tokens_of_a_vit_are_those_of_its_patches(scene: Scene, tmp_path: Path) -> None:
+    """DINOv2 with registers, from a checkpoint of random weights: no class token, no register."""
+    torch.manual_seed(0)
+    network = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=518)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    vit = Embedder.build("dinov2-s14-reg", weights=str(tmp_path / "vit.safetensors"), image_size=70)
+    names = [f"{i}.png" for i in range(4)]
+    for i, name in enumerate(names):
+        scene(i, (160, 160)).save(tmp_path / name)
+    same = np.tile(np.eye(4)[:1], (4, 1))  # vectors that say nothing
+    made = Embeddings.from_arrays(same, names, model_id=vit.model_id)
+    gallery = dataclasses.replace(
+        made, root=tmp_path, source=VectorSource(vit.source, str(tmp_path))
+    )
+    rows, grid, size = tokens_of(vit, scene(1, (160, 160)))
+    assert grid == (5, 5) and size == (70, 70)
+    own = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=70).eval()
+    load_checkpoint(own, str(tmp_path / "vit.safetensors"), filter_fn=checkpoint_filter_fn)
+    with torch.inference_mode():
+        tokens = own.forward_features(vit.preprocess(scene(1, (160, 160)))[None])[0, 1 + 4 :]
+    np.testing.assert_allclose(
+        rows, torch.nn.functional.normalize(tokens, dim=1).numpy(), atol=1e-4
+    )
+    for chain in ("maxsim(n=4)", "verify(n=4,features=tokens)"):
+        ranking = rank_refined(gallery.subset([2]), gallery, parse_chain(chain))
+        assert ranking.row(0)[0] == "2.png"
 
 
 def test_the_axes_are_learned_once(
