@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vizsla.audit import same_pixels
 from vizsla.audit.same_pixels import clearness, correlations, share_of_same_pixels
 from vizsla.search.geometry import Geometry
 
@@ -52,7 +53,7 @@ def test_cells_of_two_photos_agree_more_or_less(grey: np.ndarray) -> None:
     strength = np.kron(np.linspace(3, 24, 225).reshape(15, 15), np.ones((16, 16)))
     noise = np.random.default_rng(4).normal(0, 1, grey.shape) * strength
     other = (covered(grey) + noise).astype(np.float32)
-    cells = correlations(geometry(), grey, other)
+    cells, _ = correlations(geometry(), grey, other)
     assert (cells >= 0.95).sum() >= 15 and clearness(cells) < 1
     assert share_of_same_pixels(geometry(), grey, other) == 0
 
@@ -68,8 +69,27 @@ def test_an_unsure_geometry_needs_more_cells(grey: np.ndarray) -> None:
 def test_a_few_cells_that_agree_closely_are_enough(grey: np.ndarray) -> None:
     small = np.array([point for point in geometry().a if point[0] > 180 and point[1] < 130])
     part = Geometry(small, small, np.eye(3), 20, 0.9)
-    cells = correlations(part, grey, grey)
+    cells, _ = correlations(part, grey, grey)
     assert 8 <= len(cells) < 15 and share_of_same_pixels(part, grey, grey) == 1
+
+
+def test_strong_edges_of_a_copy_agree_though_compression_changes_the_weak_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(6)
+    contrast = np.kron(rng.permutation(np.repeat([6.0, 40.0], [185, 40])), np.ones(256))
+    contrast = contrast.reshape(15, 15, 16, 16).swapaxes(1, 2).reshape(240, 240)
+    texture = np.kron(rng.standard_normal((60, 60)), np.ones((4, 4)))
+    image = (128 + contrast * texture).astype(np.float32)
+    noise = rng.normal(0, 5, image.shape).astype(np.float32)
+    cells, edges = correlations(geometry(), image, covered(image) + noise)
+    assert (cells >= 0.95).mean() < 0.2 and (cells[edges > 56] >= 0.95).sum() >= 10
+    assert share_of_same_pixels(geometry(0.25, p=0.995), image, covered(image) + noise) > 0
+    strong = np.where(contrast > 20, rng.normal(0, 18, image.shape), noise).astype(np.float32)
+    assert share_of_same_pixels(geometry(0.25, p=0.995), image, covered(image) + strong) == 0
+    for name in ("STRONG", "CLEAN"):  # by all cells it would be none
+        monkeypatch.setattr(same_pixels, name, 1e9)
+    assert share_of_same_pixels(geometry(0.25, p=0.995), image, covered(image) + noise) == 0
 
 
 def test_clearness_is_that_of_the_formula() -> None:

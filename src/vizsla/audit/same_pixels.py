@@ -21,6 +21,9 @@ MIN_CELLS, MIN_SHARE, UNSURE_SHARE = 15, 0.2, 0.5  # of another one
 PLACED, PLACED_POINTS, PLACED_CELLS = 0.2, 18, 8  # px at most in the median, points, cells
 # Of many points in images that nowhere differ between them:
 SAME, SAME_POINTS, SAME_CELLS, SAME_SHARE = 0.02, 30, 10, 0.15  # share that differs, at most
+# Where edges are strong JPEG changes little, so there nearly all uncovered cells of a copy agree:
+STRONG, STRONG_CELLS, STRONG_SHARE, STRONG_OFF = 56.0, 10, 0.8, 0.4
+CLEAN, CLEAN_CELLS, CLEAN_SHARE, CLEAN_OFF = 32.0, 5, 0.95, 0.45  # or fewer, but all of them
 SURE, VERY_SURE = 0.5, 0.99  # probability by geometry
 CLEAR, UNSURE_CLEAR = 0.7, 1.0  # of a copy that is covered: if geometry is very sure, and if not
 
@@ -33,12 +36,17 @@ def share_of_same_pixels(found: Geometry, a: np.ndarray, b: np.ndarray) -> float
     offset, points = _median_offset(found), len(found.a)
     if offset > MAX_OFF:
         return 0.0
-    cells, p = correlations(found, a, b), found.probability
+    (cells, edges), p = correlations(found, a, b), found.probability
     agree = cells >= AGREES
     if not agree.any():
         return 0.0
     n, share, clear = int(agree.sum()), float(agree.mean()), clearness(cells)
     if n >= EXACT_CELLS and share >= EXACT_SHARE and clear >= EXACT:
+        return share
+    if p >= SURE and (
+        (offset <= STRONG_OFF and _agree_where(cells, edges >= STRONG, STRONG_CELLS, STRONG_SHARE))
+        or (offset <= CLEAN_OFF and _agree_where(cells, edges >= CLEAN, CLEAN_CELLS, CLEAN_SHARE))
+    ):
         return share
     if offset <= PLACED and points >= PLACED_POINTS and n >= PLACED_CELLS and share >= MIN_SHARE:
         return share
@@ -51,6 +59,12 @@ def share_of_same_pixels(found: Geometry, a: np.ndarray, b: np.ndarray) -> float
     if differs > COVERED and clear < (CLEAR if p >= VERY_SURE else UNSURE_CLEAR):
         return 0.0
     return share
+
+
+def _agree_where(cells: np.ndarray, chosen: np.ndarray, n: int, share: float) -> bool:
+    """Whether n of these cells agree, and this share of those that do not differ."""
+    agree = int((cells[chosen] >= AGREES).sum())
+    return agree >= n and agree >= share * int((cells[chosen] >= DIFFERS).sum())
 
 
 def clearness(cells: np.ndarray) -> float:
@@ -76,8 +90,9 @@ def _scale(matrix: np.ndarray) -> float:
     return float(abs(np.linalg.det(matrix[:2, :2])) ** 0.5)
 
 
-def correlations(found: Geometry, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n,) of the edges of both images, in each cell between the inliers that has edges.
+def correlations(found: Geometry, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) of the edges of both images, in each cell between the inliers that has edges, and (n,)
+    how strong they are in the image where they are stronger.
 
     The larger view of the two is brought to the smaller one.
     """
@@ -103,6 +118,7 @@ def correlations(found: Geometry, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     half = CELL // 2
     cells = np.zeros(b.shape, bool)
     cells[half::CELL, half::CELL] = True
-    cells &= (inside > 0) & (np.maximum(of_a, of_b) > 8.0**2)  # there are edges in one of them
-    found_in: np.ndarray = both[cells] / np.sqrt(of_a[cells] * of_b[cells] + 1e-3)
-    return found_in
+    stronger = np.maximum(of_a, of_b)
+    cells &= (inside > 0) & (stronger > 8.0**2)  # there are edges in one of them
+    found_in: np.ndarray = both[cells] / np.sqrt(of_a[cells].clip(0) * of_b[cells].clip(0) + 1e-3)
+    return found_in, np.sqrt(stronger[cells])
