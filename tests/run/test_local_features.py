@@ -71,6 +71,8 @@ def test_an_index_with_local_needs_no_images(
     shutil.rmtree(tmp_path / "gallery")
     shutil.rmtree(tmp_path / "new")
     assert best(where, queries) == "3.png" and best(copy, queries) == "3.png"
+    added = embedded(tmp_path / "more", {"q.png": scene(77).crop((40, 20, 220, 160))})
+    assert best(where, added) == "new.png"  # of which the points were found in its own folder
     found = FolderIndex.load(where)
     found.remove(["3.png"])
     found.verify()
@@ -90,6 +92,17 @@ def test_without_local_points_are_found_once(
     assert best(where, queries) == "3.png"
     with pytest.raises(DataError, match="the folder of the images is not known"):
         best(kept, queries)
+
+
+def test_points_of_an_image_that_cannot_be_read_now_are_found_later(
+    gallery: Embeddings, queries: Embeddings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, kept = tmp_path / "gallery" / "3.png", tmp_path / "3.png"
+    file.rename(kept)
+    assert best(tmp_path / "gallery.emb", queries) != "3.png"
+    assert "points cannot be found, so nothing matches" in caplog.text and "3.png" in caplog.text
+    kept.rename(file)
+    assert best(tmp_path / "gallery.emb", queries) == "3.png"
 
 
 def test_embeddings_keep_points_too(

@@ -258,7 +258,8 @@ def add(
         columns = found.attributes_of([]).column_names
         found.add(new)
         if keeps_features(found):
-            keep_features(found, new.ids, partial(shown, "finding points"), root=new.root)
+            root = new.root or new.source.root
+            keep_features(found, new.ids, partial(shown, "finding points"), root=root)
     missing = [name for name in columns if name not in new.attributes.column_names]
     if missing and len(new) and not options.quiet:
         text = f"the new images have no {', '.join(missing)}: --table FILE would have given them"

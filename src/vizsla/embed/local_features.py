@@ -6,6 +6,7 @@ They are extracted when they are first asked for, and kept by content in the cac
 import functools
 import hashlib
 import importlib
+import logging
 import struct
 import threading
 from collections import OrderedDict
@@ -23,6 +24,8 @@ from vizsla.data.regions import regions_in
 from vizsla.embed.cache import VectorCache
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, ImageError, MissingExtraError
+
+log = logging.getLogger("vizsla.embed")
 
 LOCAL = "local"  # the folder beside vectors in which the features of their images are kept
 POINTS = 400  # of an image, the strongest ones
@@ -169,6 +172,7 @@ class LocalSource:
         self._workers = workers
         self._latest: OrderedDict[int, LocalFeatures] = OrderedDict()
         self._lock = threading.Lock()
+        self._warned = False  # that an image cannot be read; of many, the first is named
 
     def of(self, positions: Sequence[int] | np.ndarray) -> list[LocalFeatures]:
         """One for each position: from memory, from the cache, else of the image itself."""
@@ -179,7 +183,7 @@ class LocalSource:
         new = [i for i in dict.fromkeys(wanted) if i not in found]
         with ThreadPoolExecutor(self._workers, thread_name_prefix="local") as pool:
             found |= zip(new, pool.map(self._new, new), strict=True)
-        self._keep({i: found[i] for i in new})
+        self._keep({i: found[i] for i in new if found[i] is not NO_FEATURES})
         with self._lock:
             for i in wanted:
                 self._latest[i] = found[i]
@@ -205,7 +209,10 @@ class LocalSource:
     def _new(self, i: int) -> LocalFeatures:
         try:
             return self._extract(self._read(i))
-        except ImageError:
+        except ImageError as error:
+            if not self._warned:
+                log.warning("points cannot be found, so nothing matches: %s", error)
+            self._warned = True
             return NO_FEATURES
 
 
@@ -237,10 +244,13 @@ def features_of(
                 f"the image {vectors.ids[i]} is needed, but the folder of the images is not known: "
                 "embed a folder of images, or leave verify out"
             )
-        if regions is not None and vectors.ids[i] in regions.boxes:
-            return read_image(regions.read(vectors.ids[i]), max_pixels=max_pixels)
-        path = root / vectors.ids[i]
-        return read_image(path, max_pixels=max_pixels, at_least=extract.side)
+        try:
+            if regions is not None and vectors.ids[i] in regions.boxes:
+                return read_image(regions.read(vectors.ids[i]), max_pixels=max_pixels)
+            path = root / vectors.ids[i]
+            return read_image(path, max_pixels=max_pixels, at_least=extract.side)
+        except ImageError as error:
+            raise ImageError(f"{vectors.ids[i]}: {error}") from error
 
     def key(i: int) -> bytes:
         row = np.ascontiguousarray(vectors.vectors[i], np.float32)
