@@ -22,7 +22,7 @@ SAMPLE = 400  # images whose descriptors the words are learned from
 BITS = 64  # of a signature
 MAX_DISTANCE = 8  # bits by which the signatures of two votes may differ
 MANY = 1500  # descriptors of a word, beyond which it says nothing
-MIN_VOTES, MAX_CANDIDATES = 4, 12  # of a pair; pairs of an image that are compared
+MIN_VOTES, MAX_CANDIDATES = 4, 20  # of a pair; pairs of an image that are compared
 PERHAPS = 0.02  # probability by geometry, below which a pair is given up
 FEATURES_AT_ONCE = 512  # images
 
