@@ -24,6 +24,8 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageOps
 
 from vizsla.audit.check import check, image_sets
+from vizsla.audit.duplicates import file_features, find_pairs, find_parts
+from vizsla.audit.file_scan import scan_files
 from vizsla.choose.refinement import choose_chain_on_images
 from vizsla.choose.validation import mean_nearest_cosine
 from vizsla.data.data_folders import open_data
@@ -54,6 +56,18 @@ def photos(shared: Path, name: str, part: str) -> list[Path]:
     """The files of one part of a shared set: training or test, in order."""
     images = ImageSet.from_folder(shared / "data" / name / part)
     return [images.path(i) for i in range(len(images))]
+
+
+def one_of_each(shared: Path, name: str, part: str) -> list[Path]:
+    """As `photos`, but of copies of one photo (by `vizsla check`, in whole or in parts) only the
+    first: where the set holds a picture twice, no result would be the only right one."""
+    images = ImageSet.from_folder(shared / "data" / name / part)
+    scan = scan_files({part: images}, workers=2)
+    pairs = find_pairs(scan, workers=2)
+    with tempfile.TemporaryDirectory(prefix="closer-") as scratch:
+        pairs += find_parts(scan, pairs, file_features(scan, scratch, workers=2), workers=2)
+    copies = {pair.b for pair in pairs}
+    return [images.path(i) for i in range(len(images)) if i not in copies]
 
 
 # ── making copies in pieces ──────────────────────────────────────────────────────────────────────
@@ -196,7 +210,7 @@ def _values(a: LocalFeatures, b: LocalFeatures) -> list[float] | None:
 def collages(shared: Path, part: str, seed: int = 3) -> None:
     """50 collages, a gallery of 450: the first one right, and accepted wrongly, by SIFT alone."""
     rng = np.random.default_rng(seed)
-    files = photos(shared, "caltech101", part)
+    files = one_of_each(shared, "caltech101", part)
     chosen = rng.permutation(len(files))
     sift = Sift()
     gallery = [sift(read_image(files[i])) for i in chosen[:450]]
