@@ -118,10 +118,18 @@ def test_without_time_candidates_are_left_out_with_a_warning() -> None:
     assert any("longer --budget" in sentence for sentence in warned)
 
 
-def test_projections_come_before_other_framings_where_there_is_no_time_for_both() -> None:
-    names = [c.name for c in entered(100.0, spent=70.0)[0].candidates]  # 20 s of 30 for projections
+@pytest.mark.parametrize(
+    ("left", "between"),
+    [(41.0, True), (30.0, False)],  # 26 s for projections, 10 for a point of the line, 3 to save
+)
+def test_projections_come_before_framings_and_interpolations_where_there_is_no_time_for_all(
+    left: float, between: bool
+) -> None:
+    names = [c.name for c in entered(100.0, spent=100.0 - left)[0].candidates]
     assert not any("whole image" in name for name in names)
-    assert names[4:] and all(name.startswith("0.75 of the way, ") for name in names[4:])
+    assert any(name.endswith("of the way") for name in names) == between
+    tuned = "0.75 of the way" if between else "average of weights"
+    assert sum(name.startswith(f"{tuned}, ") for name in names) == PROJECTIONS
 
 
 def test_the_start_is_not_changed() -> None:
@@ -140,6 +148,9 @@ def test_the_cost_of_the_choice_counts_all_candidates() -> None:
     larger = (8 / 7) ** 2
     assert Costs(2.0, 50.0, images=20_000).refitting == pytest.approx(5.0 * larger)  # of 2,000
     assert Costs(2.0, 50.0, images=20_000, budget=50.0).refitting == pytest.approx(4.0)
+    short = Costs(10.0, 5.0, images=100, budget=200.0)  # all would take 10 · 5.6 + 6.5 + 3 s
+    assert short.choice(2) == pytest.approx(0.18 * 200)
+    assert Costs(30.0, 5.0, images=100, budget=200.0).choice(2) > 30.0 + 3.0  # the end, at least
 
 
 @pytest.mark.parametrize(("net", "names"), [(Net(), 2), (OneSize(), 1)])

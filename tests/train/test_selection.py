@@ -83,7 +83,7 @@ def test_class_probabilities_must_not_cost_contest_points(optimise: str) -> None
     more = selection.enter("with classes, more points", with_classes(0.8))
     assert selection.decided() is more and more.embedder is not None
     unsure = Candidate("unsure", np.zeros(2), gain=0.1, error=0.2)
-    assert unsure.verdict == "within error"
+    assert unsure.verdict == "unsure"
     unsure.gain = -0.1
     assert unsure.verdict == "worse"
     unsure.gain = 0.3

@@ -32,6 +32,7 @@ MIN_REFITTED = 200
 REFITTING_SHARE = 0.08  # of a budget that embedding these images may take
 SCORED = 1 + BETWEEN + 2  # backbones of one training, usually: the end, between, framings
 EMBEDDING_SHARE = 0.8  # of the time that is left, for the vectors that these are fitted to
+CHOICE_SHARE = 0.18  # of a budget that scoring the candidates of one training may take
 SAVING_SECONDS = 3.0  # reserved in a budget for writing the embedder
 LARGER = 8 / 7  # of the side: to a convolution, objects then look as large as in training
 STEP = 32  # total stride of most convolutional networks, in pixels
@@ -61,9 +62,12 @@ class Costs:
         return min(seconds, REFITTING_SHARE * (self.budget or math.inf))
 
     def choice(self, framings: int) -> float:
-        """Seconds to reserve in a budget for all candidates of one training."""
+        """Seconds to reserve in a budget for the candidates of one training: for all of them, or
+        for those that can be scored in CHOICE_SHARE."""
         validations = 1 + BETWEEN + framings * LARGER**2
-        return validations * self.validation + self.refitting + SAVING_SECONDS
+        seconds = validations * self.validation + self.refitting + SAVING_SECONDS
+        least = self.validation + self.refitting + SAVING_SECONDS
+        return min(seconds, max(least, CHOICE_SHARE * (self.budget or math.inf)))
 
 
 class _Scored(NamedTuple):
@@ -110,7 +114,7 @@ class TunedCandidates:
         tuned = end.state_dict()
         has_gained = best.value >= self.selection.frozen.value
         for alpha in ALPHAS[:BETWEEN] if has_gained else ALPHAS[-BETWEEN:]:
-            if not self._time_for(f"{alpha:g} of the way"):
+            if not self._time_for(f"{alpha:g} of the way", self.costs.validation):
                 self.warn("no time was left to try all interpolations: give a longer --budget")
                 break
             between = copy.deepcopy(start)
@@ -123,8 +127,7 @@ class TunedCandidates:
 
         framed = [best]
         for name, preprocess in framings_of(best.embedder).items():
-            seconds = LARGER**2 * self.costs.validation + self.costs.refitting  # which adds more
-            if not self._time_for(name, seconds):
+            if not self._time_for(name, LARGER**2 * self.costs.validation):
                 break
             framing = with_preprocess(best.embedder, preprocess)
             framed.append(self._score(f"{best.name}, {name}", framing))
@@ -154,9 +157,9 @@ class TunedCandidates:
         self.progress(min(self.done, self.total - 1), self.total)  # the total is an estimate
         return _Scored(value, name, embedder)
 
-    def _time_for(self, name: str, seconds: float | None = None) -> bool:
-        """Whether there is time for a candidate. seconds: by default those of the frozen model."""
-        needed = (self.costs.validation if seconds is None else seconds) + SAVING_SECONDS
+    def _time_for(self, name: str, seconds: float) -> bool:
+        """Whether there is time for a candidate, and then for projections, which add more."""
+        needed = seconds + self.costs.refitting + SAVING_SECONDS
         decide = functools.partial(operator.gt, self.budget.left(), needed)
         return bool(self.decisions.decide(f"{self.prefix}time for {name}", decide))
 

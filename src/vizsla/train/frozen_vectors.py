@@ -26,7 +26,7 @@ from vizsla.train.job import MIN_BUDGET, Budget, TrainingJob
 
 log = logging.getLogger("vizsla.train")
 
-READING_SHARE = 0.25  # of a budget that reading may take
+READING_SHARE = 0.15  # of a budget that reading may take
 TIMED_BATCHES = 2  # by which the speed is estimated, after one batch to warm up
 FEATURES, PART, DECISION = "features", "features-part", "reading"  # folders
 READING_RUNTIME = "reading runtime"  # the name of what the clock decided
@@ -97,8 +97,8 @@ def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob
         job.warn(f"{len(found.broken)} broken training images are left out")
     if count < len(images):
         job.warn(
-            f"reading may take a quarter of the budget, enough for {len(readable):,} of the "
-            f"{len(images):,} training images: training uses these, drawn by class. A longer "
+            f"reading may take {READING_SHARE:.0%} of the budget, enough for {len(readable):,} of "
+            f"the {len(images):,} training images: training uses these, drawn by class. A longer "
             "--budget reads more"
         )
     seconds = job.budget.spent() - started

@@ -70,7 +70,7 @@ class Candidate:
             return "costs points"
         if self.name == FROZEN or self.beats_frozen:
             return ""
-        return "within error" if self.gain > 0 else "worse"
+        return "unsure" if self.gain > 0 else "worse"
 
     def row(self) -> dict[str, Any]:
         """For the result file."""
@@ -207,6 +207,8 @@ def legend(candidates: list[Candidate]) -> list[str]:
     found = [text for pattern, text in words if any(map(pattern.search, names))]
     if any(re.search(r"(whitened|discriminant|classes) [\d.]", name) for name in names):
         found.append("their number: how strongly it is smoothed, 0 to 1")
+    if any(c.verdict == "unsure" for c in candidates):
+        found.append("unsure: the gain is no more than its standard error")
     return textwrap.wrap("; ".join(found), WIDTH)
 
 
