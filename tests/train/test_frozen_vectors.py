@@ -18,7 +18,12 @@ from vizsla.embed.embeddings import read_manifest
 from vizsla.model.embedder import Embedder
 from vizsla.options import TrainConfig
 from vizsla.score.embedder_validation import Validation
-from vizsla.train.frozen_vectors import TrainingSet, drawn_by_class, embed_training_images
+from vizsla.train.frozen_vectors import (
+    READING_SHARE,
+    TrainingSet,
+    drawn_by_class,
+    embed_training_images,
+)
 from vizsla.train.job import Budget, TrainingJob, training_compute
 from vizsla.train.training import train
 
@@ -98,12 +103,12 @@ def test_as_many_images_are_read_as_there_is_time_for(images: ImageSet, tmp_path
     whole = read(images, tmp_path / "whole", None)
     assert len(whole.images) == len(whole.vectors) == len(images) - 1
     assert [name for name, _ in whole.broken] == ["c0/000.png"]
-    budget = 5.6
+    budget = 1.4 / READING_SHARE
     started = CLOCK.now
     part = read(images, tmp_path / "part", budget)
     took = CLOCK.now - started
     assert 96 <= len(part.images) < 400
-    assert 0.9 * budget / 4 < took < 1.1 * budget / 4
+    assert 0.9 * 1.4 < took < 1.1 * 1.4
     assert part.seconds == pytest.approx(took, abs=3 * EACH)  # the rest: building the embedder
     assert part.vectors.shape == (len(part.images), 8)
     place = {name: i for i, name in enumerate(whole.images.ids)}

@@ -98,7 +98,7 @@ def test_a_part_is_drawn_with_the_mouse_searched_with_and_cleared(
         assert first_result(page) == "red/red-2.png"
         page.go_back()
         page.wait_for_function("() => location.search.includes('box=0.5')")
-        assert first_result(page) == "blue/blue-3.png"
+        page.locator(".tile").first.and_(page.locator("[data-id='blue/blue-3.png']")).wait_for()
         page.locator(".whole-link").click()
         wait_for_box(page, there=False)
         assert page.locator(".thumb rect").count() == 0
