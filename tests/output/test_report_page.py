@@ -205,6 +205,8 @@ def test_what_validation_said_stands_at_the_top(tinted: Path, tmp_path: Path) ->
         ({"method": "zscore", "chosen_on": {"draws": 8}},
          "Their rankings are joined by zscore. Weights were chosen on held-out training images."),
         ({"method": "zscore", "chosen_on": None}, "Their rankings are joined by zscore."),
+        ({"method": "concat", "whiten": "whitened 0.6", "chosen_on": None, "not_projected": 1},
+         "Their vectors are joined and projected by whitened 0.6, except those of the last one."),
         ({"method": "concat", "whiten": "whitened 0.6", "chosen_on": {"draws": 8}},
          "Their vectors are joined and projected by whitened 0.6, chosen on held-out training "
          "images."),

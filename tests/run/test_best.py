@@ -313,6 +313,12 @@ def test_joined_vectors_have_the_weighted_cosines(tinted: Path, tmp_path: Path) 
         for candidate in (Candidate((a,)), Candidate((b,)), Candidate((a, b), (0.25, 0.75)))
     )
     assert np.allclose(both @ both.T, 0.25 * one @ one.T + 0.75 * two @ two.T, atol=1e-6)
+    of_two = held.vectors(Candidate((a, b), (0.5, 0.5), head="centred"), report).vectors
+    beside = Candidate((a, b, a), (0.3, 0.3, 0.4), head="centred", beside=1)
+    found = held.vectors(beside, report).vectors
+    assert np.allclose(found @ found.T, 0.6 * of_two @ of_two.T + 0.4 * one @ one.T, atol=1e-5)
+    held.forget_heads(beside)
+    assert list(held._heads) == [beside.of_head]  # that of the two
 
 
 def test_a_candidate_is_named_and_written_down_whole() -> None:
@@ -320,6 +326,17 @@ def test_a_candidate_is_named_and_written_down_whole() -> None:
     pair = Candidate((Network("tiny", "files/own.pth"), tuned), (0.4, 0.6), "aqe(n=3)")
     assert str(pair) == "tiny (own) + resnet18 last, aqe(n=3)"
     assert Candidate.of(json.loads(json.dumps(pair.to_dict()))) == pair
+    third = dataclasses.replace(
+        pair,
+        networks=(*pair.networks, tuned),
+        weights=(0.2, 0.3, 0.5),
+        head="classes 0.3",
+        beside=1,
+    )
+    assert str(third) == "tiny (own) + resnet18 last, classes 0.3, beside resnet18 last, aqe(n=3)"
+    assert "projected by classes 0.3, joined with resnet18 last, re-ranked" in third.readable
+    assert third.of_head.weights == (0.4, 0.6) and third.of_head.networks == pair.networks
+    assert Candidate.of(json.loads(json.dumps(third.to_dict()))) == third
 
 
 def test_labels_of_the_test_part_change_nothing(tinted: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from vizsla import storage
@@ -185,6 +187,38 @@ def test_a_head_of_the_joint_vectors_is_fitted_to_the_classes(
     (run.folder / PROJECTION).write_bytes(b"no projection")
     with pytest.raises(ModelError, match=r"projection.safetensors is no saved projection"):
         load_projection(run.folder / PROJECTION)
+
+
+def test_a_model_beside_the_head_of_the_others_keeps_its_own_cosines(
+    joint: RunResult, tinted: Path, tmp_path: Path
+) -> None:
+    members = [Member.of(one.run.folder) for one in joint.members]
+    fusion = FusionConfig("concat", [3, 1], whiten="whitened 0.9", beside=1)
+    config = dataclasses.replace(members[0].config, home=str(tmp_path))
+    run = several_models.joint_run(members, config, fusion).run
+    images = open_data(tinted).training
+    assert images is not None
+    training = members[0].embed(images, "training", None)  # the head learns from the first alone
+    classes = np.unique(training.labels, return_inverse=True)[1]
+    head = closed_forms(training.vectors, classes)["whitened 0.9"]
+    cosines = []
+    for member, by in zip(members, (head, torch.nn.Identity()), strict=True):
+        queries, gallery = (
+            F.normalize(by(torch.from_numpy(member.embeddings(role).vectors)), dim=1).detach()
+            for role in ("query", "gallery")
+        )
+        cosines.append(queries @ gallery.T)
+    queries, gallery = (
+        Embeddings.open(run.folder / "embeddings" / role).vectors for role in ("query", "gallery")
+    )
+    expected = 0.75 * cosines[0] + 0.25 * cosines[1]
+    np.testing.assert_allclose(queries @ gallery.T, expected.numpy(), atol=1e-5)
+    both = joined([member.embeddings("query") for member in members], [3, 1]).vectors
+    kept = load_projection(run.folder / PROJECTION)
+    np.testing.assert_allclose(project(kept, both).numpy(), queries, atol=1e-6)
+    assert run.config["fusion"]["beside"] == 1  # it is repeated so
+    with pytest.raises(UsageError, match="give fewer than there are models"):
+        fuse_runs(members, dataclasses.replace(fusion, beside=2))
 
 
 def test_validation_chooses_the_projection_of_joint_vectors(joint: RunResult) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vizsla import storage
 from vizsla.errors import DataError, ModelError, UsageError
 
-FORM, CHAINED, WITH_CLASSES = "linear", "chained", "with classes"
+FORM, CHAINED, WITH_CLASSES, BESIDE = "linear", "chained", "with classes", "beside"
 WHITENINGS = ("none", "plain", "shrunk")
 AnyProjection = nn.Module  # any class of this file
 ROWS = 8_192  # that are projected at a time
@@ -116,6 +116,33 @@ class WithClasses(nn.Module):
         }
 
 
+class Beside(nn.Module):
+    """A projection of the first numbers of joined vectors, and the `others` as they are.
+
+    The first part keeps its length, so that a cosine stays the weighted mean of those of the parts.
+    """
+
+    def __init__(self, base: nn.Module, others: int) -> None:
+        super().__init__()
+        self.base, self.others = base, others
+
+    def forward(self, joined: Tensor) -> Tensor:
+        """(B, D + others)."""
+        first, others = joined[:, : -self.others], joined[:, -self.others :]
+        length = first.norm(dim=1, keepdim=True)
+        return torch.cat([F.normalize(self.base(first), dim=1) * length, others], dim=1)
+
+    @property
+    def dim(self) -> int:
+        """The length of its vectors."""
+        return int(self.base.dim) + self.others  # type: ignore[arg-type]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """For the embedder's configuration; `build_projection` reads it."""
+        return {"form": BESIDE, "base": self.base.description, "others": self.others}
+
+
 class Chained(nn.Module):
     """Several projections in a row, such as a trained head and a whitening."""
 
@@ -154,6 +181,8 @@ def build_projection(description: dict[str, Any] | None) -> nn.Module:
         return nn.Identity()
     if description.get("form") == CHAINED:
         return Chained(*(build_projection(part) for part in description["parts"]))
+    if description.get("form") == BESIDE:
+        return Beside(build_projection(description["base"]), int(description["others"]))
     if description.get("form") == WITH_CLASSES:
         return WithClasses(
             _linear(description["base"]),
@@ -167,7 +196,7 @@ def _linear(description: dict[str, Any]) -> Projection:
     if description.get("form") != FORM:
         raise ModelError(
             f"projection form {description.get('form')!r}: this version of vizsla reads {FORM}, "
-            f"{CHAINED} and {WITH_CLASSES}; use the version that saved it"
+            f"{CHAINED}, {WITH_CLASSES} and {BESIDE}; use the version that saved it"
         )
     return Projection(
         int(description["inputs"]),

@@ -214,7 +214,8 @@ def _how_joined(fusion: dict[str, Any]) -> str:
         return f"Their rankings are joined by {method}.{chosen}"
     if head in (None, "none"):
         return f"Their vectors are joined{' without a projection' + on if is_chosen else ''}."
-    return f"Their vectors are joined and projected by {head}{on if is_chosen else ''}."
+    beside = ", except those of the last one" if fusion.get("not_projected") else ""
+    return f"Their vectors are joined and projected by {head}{beside}{on if is_chosen else ''}."
 
 
 def _validation(record: dict[str, Any]) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from vizsla.data.splits import NEW, held_out, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.closed_forms import closed_form_makers
-from vizsla.model.projection import WHITENINGS, AnyProjection, project, whitening
+from vizsla.model.projection import WHITENINGS, AnyProjection, Beside, project, whitening
 from vizsla.options import FUSION_WHITENINGS
 from vizsla.run.accepting import Accept, calibration_for, require_no_whitening
 from vizsla.run.config import RunConfig
@@ -59,7 +59,8 @@ class FusionConfig:
     for each model, or equal ones.
 
     For concat only: whiten, of FUSION_WHITENINGS (auto: what validation prefers), and the chain
-    that refines the concatenated vectors.
+    that refines the concatenated vectors. beside: how many of the last models are joined with the
+    projected vectors of the others, and not projected themselves.
     """
 
     method: str = "zscore"
@@ -67,6 +68,7 @@ class FusionConfig:
     whiten: str = AUTO
     refine: str = "none"
     refine_uses: str = QUERIES
+    beside: int = 0
 
     def check(self, models: int) -> None:
         """UsageError before the work."""
@@ -85,6 +87,11 @@ class FusionConfig:
             checked_weights(self.weights, models)
         if self.refine != AUTO:
             parse_chain(self.refine, uses=self.refine_uses)
+        if not 0 <= self.beside < models or (self.beside and AUTO in (self.whiten, self.refine)):
+            raise UsageError(
+                f"beside={self.beside} with {models} models, whiten {self.whiten} and refine "
+                f"{self.refine}: give fewer than there are models, and neither as auto"
+            )
 
     @property
     def needs_training(self) -> str | None:
@@ -126,6 +133,7 @@ class Fused:
             "method": method,
             "weights": [round(w, 6) for w in self.weights],
             "whiten": self.fusion.whiten if method == CONCAT else None,
+            "not_projected": self.fusion.beside,
             "chosen_on": self.fusion_choice and self.fusion_choice.record(),
         }
 
@@ -200,8 +208,8 @@ def ranker(
     if fusion.method == CONCAT and fusion.whiten != "none":
         data = folders_of(members[0].config)
         images = training_part(data.training, members[0].config.data, "--fusion concat")
-        learned_on = joined([m.embed(images, "training", progress) for m in members], weights)
-        projection = fitted_projection(learned_on, fusion.whiten)
+        dims = [member.embeddings("query").dim for member in members]
+        projection = _fitted(members, fusion, images, progress, sum(dims))
 
     def rank(queries: Sequence[Embeddings], gallery: Sequence[Embeddings]) -> Ranking:
         if fusion.method != CONCAT:
@@ -374,8 +382,8 @@ def _concatenated(
     if fusion.whiten != "none" or fusion.refine == AUTO:
         needed_by = "--refine auto" if fusion.whiten == "none" else "--fusion concat"
         images = training_part(folders_of(config).training, config.data, needed_by)
-        training = joined([m.embed(images, "training", progress) for m in members], weights)
         if AUTO in (fusion.whiten, fusion.refine):
+            training = joined([m.embed(images, "training", progress) for m in members], weights)
             try:
                 fusion, fusion_choice, choice = _chosen_for_concat(
                     members, fusion, training, progress
@@ -386,7 +394,7 @@ def _concatenated(
                 log.warning("no projection of the joint vectors can be chosen: %s", error)
                 fusion = dataclasses.replace(fusion, whiten="none")
         if fusion.whiten != "none":
-            projection = fitted_projection(training, fusion.whiten)
+            projection = _fitted(members, fusion, images, progress, queries.dim)
             queries = projected(queries, projection, fusion.whiten)
             gallery = projected(gallery, projection, fusion.whiten)
     chain = parse_chain(fusion.refine)
@@ -432,6 +440,22 @@ def _chosen_for_concat(
         )  # fmt: skip
         fusion = dataclasses.replace(fusion, refine=str(refinement_choice.chain))
     return fusion, fusion_choice, refinement_choice
+
+
+def _fitted(
+    members: Sequence[Member],
+    fusion: FusionConfig,
+    images: ImageSet,
+    progress: Progress | None,
+    dim: int,
+) -> AnyProjection:
+    """The projection of joined vectors, fitted to training images. dim: of all models together."""
+    count = len(members) - fusion.beside
+    weights = weights_of(fusion, len(members))[:count]
+    parts = [member.embed(images, "training", progress) for member in members[:count]]
+    training = joined(parts, weights)
+    found = fitted_projection(training, fusion.whiten)
+    return Beside(found, dim - training.dim) if fusion.beside else found
 
 
 def _alone(members: Sequence[Member], together: Embeddings) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ class BestSoFar:
         seconds = sum(LOADING + self.seconds(one, self.test_images) for one in new)
         if candidate.head != "none":
             rest = self.held.not_embedded
-            seconds += sum(LOADING + self.seconds(one, rest) for one in candidate.networks)
+            seconds += sum(LOADING + self.seconds(one, rest) for one in candidate.projected)
             seconds += FITTING * self.held.fitting
         return self.finishing + seconds
 
@@ -169,8 +169,8 @@ class BestSoFar:
         if trial.gain <= 0:
             return "worse"
         if trial.gain <= trial.error:
-            return "within error"
-        return "risks points" if trial.risk > trial.max_risk else "below the first"
+            return "unsure"
+        return "risky" if trial.risk > trial.max_risk else "below first"
 
     def _entered(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate
@@ -236,7 +236,10 @@ class BestSoFar:
             Member.of(self.run_of(one, report).folder, cache=self.shared.cache)
             for one in candidate.networks
         ]
-        fusion = FusionConfig(CONCAT, list(candidate.weights), candidate.head, candidate.chain)
+        fusion = FusionConfig(
+            CONCAT, list(candidate.weights), candidate.head, candidate.chain,
+            beside=candidate.beside,
+        )  # fmt: skip
         shared = dataclasses.replace(self.shared, figures=0)
         return joint_run(members, shared, fusion, report).run
 

@@ -34,7 +34,7 @@ from vizsla.embed.runtime import Runtime
 from vizsla.embed.shards import MANIFEST
 from vizsla.errors import DataError
 from vizsla.model.open_model import load_embedder
-from vizsla.model.projection import AnyProjection
+from vizsla.model.projection import AnyProjection, Beside
 from vizsla.options import TuneConfig
 from vizsla.progress import Report, waiting
 from vizsla.run.config import RunConfig, compute_for
@@ -83,24 +83,46 @@ class Network:
 class Candidate:
     """A way to rank: one network, or the joined vectors of several; then a chain.
 
-    head: of `closed_forms`, a projection of joined vectors.
+    head: of `closed_forms`, a projection of joined vectors. beside: how many of the last networks
+    are joined with the projected vectors of the others, and not projected.
     """
 
     networks: tuple[Network, ...]
     weights: tuple[float, ...] = (1.0,)
     chain: str = "none"
     head: str = "none"
+    beside: int = 0
+
+    @property
+    def projected(self) -> tuple[Network, ...]:
+        """The networks whose vectors the head takes."""
+        return self.networks[: len(self.networks) - self.beside]
+
+    @property
+    def beside_head(self) -> tuple[Network, ...]:
+        """The networks that are joined with the projected vectors."""
+        return self.networks[len(self.projected) :]
+
+    @property
+    def of_head(self) -> "Candidate":
+        """What the head is fitted to, always written in the same way."""
+        weights = self.weights[: len(self.projected)]
+        shares = tuple(round(weight / sum(weights), 6) for weight in weights)
+        return Candidate(self.projected, shares, head=self.head)
 
     def __str__(self) -> str:
-        names = " + ".join(map(str, self.networks))
-        return ", ".join([names, *(part for part in (self.head, self.chain) if part != "none")])
+        names = " + ".join(map(str, self.projected))
+        others = [f"beside {network}" for network in self.beside_head]
+        chosen = [part for part in (self.head, *others, self.chain) if part != "none"]
+        return ", ".join([names, *chosen])
 
     @property
     def readable(self) -> str:
         """In words, with spaces where a long chain folds."""
-        parts = [" + ".join(map(str, self.networks))]
+        parts = [" + ".join(map(str, self.projected))]
         if self.head != "none":
             parts.append(f"projected by {self.head}")
+        parts += [f"joined with {network}" for network in self.beside_head]
         if self.chain != "none":
             chain = self.chain.replace("+", " + ").replace(",", ", ")
             parts.append(f"re-ranked by {chain}")
@@ -115,8 +137,9 @@ class Candidate:
         """What `to_dict` wrote."""
         networks = tuple(Network(**one) for one in content["networks"])
         return Candidate(
-            networks, tuple(content["weights"]), content["chain"], content.get("head", "none")
-        )
+            networks, tuple(content["weights"]), content["chain"], content.get("head", "none"),
+            content.get("beside", 0),
+        )  # fmt: skip
 
 
 class HeldOut:
@@ -211,10 +234,16 @@ class HeldOut:
         """(N, D) of the held-out images, by all of the candidate's networks."""
         found = self._joined(candidate, self.drawn.images, "held-out", report)
         if candidate.head != "none":
-            head = dataclasses.replace(candidate, chain="none")
-            if head not in self._heads:
-                self.fit_heads(candidate, report, only=candidate.head)
-            found = projected(found, self._heads[head], candidate.head)
+            if candidate.of_head not in self._heads:
+                self.fit_heads(candidate.of_head, report, only=candidate.head)
+            head = self._heads[candidate.of_head]
+            if candidate.beside:
+                others = [
+                    self.embedded(one, self.drawn.images, "held-out", report).dim
+                    for one in candidate.beside_head
+                ]
+                head = Beside(head, sum(others))
+            found = projected(found, head, candidate.head)
         found = found.of_images(self.drawn.vectors.ids)
         if len(found) < len(self.drawn.vectors):
             broken = min({*self.drawn.vectors.ids} - {*found.ids})
@@ -235,9 +264,10 @@ class HeldOut:
         assert self.data.training is not None
         return len(self.data.training) - len(self.others) - len(self.drawn.images)
 
-    def forget_heads(self, kept: Candidate) -> None:
+    def forget_heads(self, *kept: Candidate | None) -> None:
         """Frees the memory of all other heads."""
-        self._heads = {one: head for one, head in self._heads.items() if one == kept}
+        of_heads = [one.of_head for one in kept if one is not None]
+        self._heads = {one: head for one, head in self._heads.items() if one in of_heads}
 
     def fit_heads(
         self, candidate: Candidate, report: Report, *, only: str | None = None
@@ -252,7 +282,7 @@ class HeldOut:
             report("fitting heads", i, len(makers))
             if only in (None, name):
                 found.append(dataclasses.replace(candidate, head=name, chain="none"))
-                self._heads[found[-1]] = make()
+                self._heads[found[-1].of_head] = make()
         self.fitting = max(self.fitting, time.monotonic() - started)
         return found
 

@@ -24,8 +24,8 @@ IN_WORDS = {
 }  # fmt: skip
 GAIN = (
     "gain: of what is optimised (the mean of top-1 and mAP, or what --optimise says) over the best "
-    "before it without re-ranking, ± its standard error; within error: no more than that; risks "
-    "points: the test part would rather lose contest points than gain some"
+    "before it without re-ranking, ± its standard error; unsure: no more than that; risky: "
+    "the test part would rather lose contest points than gain some"
 )
 
 

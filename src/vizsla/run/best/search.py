@@ -54,6 +54,8 @@ SIZES = (1.3, 1.6)  # of the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that one frozen model may take
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of one more network, beside the others'
 JOINED, MOST_JOINABLE = 3, 5  # networks; and of how many they are chosen
+TUNED = ("last", "full")  # blocks; on a CPU, and on a GPU
+SHARES = (0.3, 0.5, 0.7)  # of a tuned network, beside a head of others
 DRAWS = 8
 CHAIN_DRAWS = 4  # with less time than LONG
 LONG = 480.0  # seconds: with more left, a chain is chosen on all draws
@@ -168,7 +170,10 @@ class _Search:
         if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
             self._variants(frozen[0])
         self._fine_tune(2 if is_thorough else 1)
-        if {"image size", "views", "fine-tuned"} & {step.stage for step in self.journal.steps}:
+        stages = {step.stage for step in self.journal.steps}
+        if "fine-tuned" in stages:
+            self._beside()
+        if {"image size", "views", "fine-tuned"} & stages:
             self._join()
             self._joint_head()
             self._chain()
@@ -369,7 +374,8 @@ class _Search:
             def best_head(joined: Candidate = joined) -> Candidate:
                 heads = self.held.fit_heads(joined, self.so_far.report)
                 best = max(heads, key=lambda one: self.held.trial(one, self.so_far.report).value)
-                self.held.forget_heads(best)
+                plain = self.so_far.plain
+                self.held.forget_heads(best, plain.candidate if plain else None)
                 return best
 
             with_head = dataclasses.replace(joined, head="?")
@@ -378,6 +384,31 @@ class _Search:
                 self.so_far.complete()
                 return
         next(filter(self._head, promising), None)
+
+    def _beside(self) -> None:
+        """The best head of joined vectors beside a tuned network, whose vectors of the images that
+        it was trained on are too good for a head to learn from."""
+        assert self.so_far.plain is not None
+        plain = self.so_far.plain.candidate
+        tuned = [
+            network for network in self._most_promising(len(self.so_far.singles))
+            if network.name.endswith(TUNED) and network not in plain.networks
+        ]  # fmt: skip
+        if plain.head == "none" or plain.beside or not tuned:
+            return
+        networks = (*plain.networks, tuned[0])
+        found = [
+            dataclasses.replace(
+                plain, networks=networks, beside=1,
+                weights=(*((1 - share) * weight for weight in plain.weights), share),
+            )
+            for share in SHARES
+        ]  # fmt: skip
+
+        def best_share() -> Candidate:
+            return max(found, key=lambda one: self.held.trial(one, self.so_far.report).value)
+
+        self.so_far.attempt("joined", f"{plain} beside {tuned[0]}", best_share)
 
     def _head(self, network: Network) -> bool:
         """Whether a head was fitted to the network, for which there may be no time."""
@@ -412,7 +443,8 @@ class _Search:
                     self.so_far.skipped += [skipped] if i < count else []
                     return
                 self.journal.known[plan] = round(seconds, 1)
-            kind = "full" if self.held.compute(network).kind == "cuda" else "last"
+            last, full = TUNED
+            kind = full if self.held.compute(network).kind == "cuda" else last
             options = {"finetune": kind, "budget": self.journal.known[plan]}
             self._tune(network, "fine-tuned", options)
             self.so_far.complete()
