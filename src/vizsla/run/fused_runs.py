@@ -133,7 +133,7 @@ class Fused:
             "method": method,
             "weights": [round(w, 6) for w in self.weights],
             "whiten": self.fusion.whiten if method == CONCAT else None,
-            "not_projected": self.fusion.beside,
+            **({"not_projected": self.fusion.beside} if self.fusion.beside else {}),
             "chosen_on": self.fusion_choice and self.fusion_choice.record(),
         }
 
