@@ -2,7 +2,7 @@
 
     frozen models ─► joined ─► head ─► chain ─► image size, views ─► fine-tuning ─┐
                        ▲                                                          │
-                       └──────────────── once more, with all of these ◄───────────┘
+                       └─ once more, with all of these ◄─ tuned beside the head ◄─┘
 
 From cheap to dear. Each step is tried on held-out training images (candidates.py) and written
 down (journal.py); what is better is made a complete run at once, so that there always is one.
