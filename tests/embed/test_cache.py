@@ -161,8 +161,9 @@ import sys
 import numpy as np
 from vizsla.embed.cache import VectorCache
 cache, start = VectorCache(sys.argv[1]), int(sys.argv[2])
-for i in range(start, start + 200):
-    cache.put("s", {b"%032d" % i: np.full(8, i, np.float32)})
+for first in range(start, start + 200, 10):  # a writer that waits 60 s for the others gives up
+    some = range(first, first + 10)
+    cache.put("s", {b"%032d" % i: np.full(8, i, np.float32) for i in some})
 """
 
 
