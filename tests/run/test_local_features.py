@@ -46,9 +46,10 @@ def gallery(scene: Scene, tmp_path: Path) -> Embeddings:
     return made
 
 
-def index(*words: Any) -> None:
+def index(*words: Any) -> str:
     done = CliRunner().invoke(app, ["index", *map(str, words)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    return done.stderr
 
 
 def best(where: Path, queries: Embeddings) -> str:
@@ -97,12 +98,27 @@ def test_without_local_points_are_found_once(
 def test_points_of_an_image_that_cannot_be_read_now_are_found_later(
     gallery: Embeddings, queries: Embeddings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file, kept = tmp_path / "gallery" / "3.png", tmp_path / "3.png"
-    file.rename(kept)
+    file = tmp_path / "gallery" / "3.png"
+    content = file.read_bytes()
+    file.write_bytes(content[:100])
     assert best(tmp_path / "gallery.emb", queries) != "3.png"
     assert "points cannot be found, so nothing matches" in caplog.text and "3.png" in caplog.text
-    kept.rename(file)
+    file.write_bytes(content)
     assert best(tmp_path / "gallery.emb", queries) == "3.png"
+
+
+def test_images_added_from_another_folder_are_asked_for(
+    gallery: Embeddings, queries: Embeddings, scene: Scene, tmp_path: Path
+) -> None:
+    where, new = tmp_path / "g.index", tmp_path / "new"
+    index(tmp_path / "gallery.emb", "-o", where)
+    embedded(new, {"new.png": scene(77)}).save(tmp_path / "new.emb")
+    said = index("add", where, tmp_path / "new.emb")
+    assert f"in {tmp_path / 'gallery'}, and the new ones are in {new}: copy them there" in said
+    with pytest.raises(DataError, match=r"new\.png is needed, and it is not in .*built with local"):
+        best(where, queries)
+    shutil.copy(new / "new.png", tmp_path / "gallery")
+    assert best(where, queries) == "3.png"
 
 
 def test_embeddings_keep_points_too(

@@ -257,13 +257,22 @@ def add(
             new = new.subset([i for i, name in enumerate(new.ids) if name not in known])
         columns = found.attributes_of([]).column_names
         found.add(new)
+        root = new.root or new.source.root
         if keeps_features(found):
-            root = new.root or new.source.root
             keep_features(found, new.ids, partial(shown, "finding points"), root=root)
     missing = [name for name in columns if name not in new.attributes.column_names]
     if missing and len(new) and not options.quiet:
         text = f"the new images have no {', '.join(missing)}: --table FILE would have given them"
         typer.echo(text, err=True)
+    there = found.source.root
+    if len(new) and root and there and not root.samefile(there) and not options.quiet:
+        typer.echo(
+            f"pages, sheets and --refine verify look for the images of this index in {there}, and "
+            f"the new ones are in {root}: copy them there"
+            + (" (their points are kept, so verify does not need them)" if keeps_features(found)
+               else ""),
+            err=True,
+        )  # fmt: skip
     _print_index(found.about(), where, options.as_json)
 
 

@@ -248,6 +248,12 @@ def features_of(
             if regions is not None and vectors.ids[i] in regions.boxes:
                 return read_image(regions.read(vectors.ids[i]), max_pixels=max_pixels)
             path = root / vectors.ids[i]
+            if not path.exists():
+                raise DataError(
+                    f"the image {vectors.ids[i]} is needed, and it is not in {root}, the folder of "
+                    "the images: put it there, or leave verify out (an index built with --local "
+                    "keeps the points of images from any folder, and needs them no longer)"
+                )
             return read_image(path, max_pixels=max_pixels, at_least=extract.side)
         except ImageError as error:
             raise ImageError(f"{vectors.ids[i]}: {error}") from error
