@@ -175,7 +175,8 @@ class _Search:
             self._beside()
         if {"image size", "views", "fine-tuned"} & stages:
             self._join()
-            self._joint_head()
+            if is_thorough:  # a head that learns from tuned vectors too rarely gains
+                self._joint_head()
             self._chain()
 
     # ── the first run ────────────────────────────────────────────────────────────────────────────
@@ -432,7 +433,7 @@ class _Search:
             plan = f"{PLAN}{network}"
             if plan not in self.journal.known:
                 seconds -= LOADING + self.so_far.seconds(network, images) + self.so_far.finishing
-                if i == 0:  # then the tuned network is joined with the others, and has a head
+                if i == 0 and count > 1:  # then a head is fitted to this and the other networks
                     seconds -= self.so_far.seconds(network, len(self.held.others))
                     seconds -= 2 * FITTING * self.held.fitting
                 if seconds < LEAST_TUNING:
