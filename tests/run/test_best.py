@@ -5,7 +5,9 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from vizsla.model.embedder import Embedder
 from vizsla.options import TuneConfig
 from vizsla.run import functions
 from vizsla.run.best import search as searching
+from vizsla.run.best.best_so_far import BestSoFar
 from vizsla.run.best.candidates import Candidate, HeldOut, Network
 from vizsla.run.best.journal import (
     NO_TIME,
@@ -39,6 +42,9 @@ from vizsla.run.config import RunConfig
 from vizsla.run.inputs import folders_of
 from vizsla.score.run_table import RunTable
 from vizsla.search.ranking import Ranking
+from vizsla.web.search.models import SearchRequest
+from vizsla.web.search.server import GallerySource, prepare
+from vizsla.web.search.service import ServerState
 from vizsla.workspace import Run, open_run
 
 SEEN = {"validate_on": "seen-classes"}
@@ -114,9 +120,11 @@ def test_the_best_run_is_complete_and_was_chosen_step_by_step(done: BestResult) 
     assert done.to_dict()["best"] == done.candidate.to_dict()
 
 
-def test_compare_shows_what_validation_said_of_each_run(tinted: Path, tmp_path: Path) -> None:
-    one = dataclasses.replace(config(tinted, tmp_path), models=[MODELS["first"]])
-    done = best(one)  # of one model a head is fitted by a training, which is a run
+def test_compare_shows_what_validation_said_of_each_run(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BestSoFar, "_is_kept", lambda self, tried: True)
+    done = best(config(tinted, tmp_path))
     ranked = vizsla.compare([str(tmp_path / "results")])
     assert isinstance(ranked, RunTable)
     found = {row.run: row.validation for row in ranked.rows}
@@ -134,6 +142,46 @@ def test_the_best_run_is_repeated_by_its_command(
     assert result.exit_code == 0, result.output
     again = Ranking.load(Path(json.loads(result.stdout)["run"]) / "ranking.parquet")
     assert again.to_lists() == Ranking.load(done.run.folder / "ranking.parquet").to_lists()
+
+
+def test_a_head_of_one_model_is_a_complete_run(tinted: Path, tmp_path: Path) -> None:
+    shared = config(tinted, tmp_path).run
+    so_far = BestSoFar(shared, tmp_path / "best", Journal(tmp_path / "best.json", 100.0), None)
+    candidate = Candidate((Network(MODELS["first"]),), head="centred")
+    done = so_far._run_of_candidate(candidate, lambda stage, done, total: None)
+    require_complete(done)
+    folder, of_one = done.folder, Ranking.load(done.folder / "ranking.parquet")
+    (first,) = (run for run in (tmp_path / "runs").iterdir() if run != folder)
+    assert Ranking.load(first / "ranking.parquet").to_lists() != of_one.to_lists()
+    again = vizsla.run(again=folder, progress=False).run.folder
+    assert Ranking.load(again / "ranking.parquet").to_lists() == of_one.to_lists()
+    with closing(prepare(GallerySource(folder), ServerState())) as engine:
+        for query in list(of_one.to_lists())[:4]:
+            image = (tinted / "test" / "query" / query).read_bytes()
+            search = SearchRequest(query=(engine.upload([image])[0].name,), k=5)
+            found = [hit.id for hit in engine.answer(search).results]
+            assert found == of_one.to_lists()[query][:5]
+
+
+def test_the_earlier_chain_is_tried_where_there_is_no_time_to_choose_one(
+    tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: list[Candidate] = []
+
+    def chosen_once(self: HeldOut, candidate: Candidate, *args: Any, **kwargs: Any) -> Any:
+        plain.append(candidate)
+        if len(plain) > 1:
+            raise TimeIsUp
+        return SimpleNamespace(chain="aqe(n=2,alpha=1)")
+
+    monkeypatch.setattr(HeldOut, "chosen_chain", chosen_once)
+    monkeypatch.setattr(BestSoFar, "_is_kept", lambda self, tried: True)
+    done = best(config(tinted, tmp_path))
+    assert len(plain) == 2 and plain[1].head != "none"
+    chains = {step.name: step.verdict for step in done.steps if step.stage == "chain"}
+    assert chains == {"aqe": "kept", f"chain after {plain[1]}": NO_TIME}
+    tried = [step for step in done.steps if step.stage == "chain" and step.value is not None]
+    assert len(tried) == 2
 
 
 def test_the_same_call_continues_and_computes_nothing_again(

@@ -82,7 +82,7 @@ def run(
     """Do the whole job: embed, rank, score, write the submission, draw the results."""
     if several.again is None and data is not None:
         require_all_weights(zip(several.model, itertools.cycle(several.weights), strict=False))
-    from vizsla.run import pipeline, several_models
+    from vizsla.run import several_models
     from vizsla.score.run_table import best_so_far
 
     if several.again is not None:
@@ -98,10 +98,7 @@ def run(
             fusing if fused else None,
         )  # fmt: skip
     with ProgressShown(several.quiet) as progress:
-        if len(configs) == 1:
-            result = pipeline.run(configs[0], progress)
-        else:
-            result = several_models.run_models(configs, fusion, progress)
+        result = several_models.run_models(configs, fusion, progress)
     if several.as_json:
         print_json(result.to_dict())
     else:

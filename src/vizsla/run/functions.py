@@ -187,7 +187,7 @@ def run(given: RunArguments, names: frozenset[str]) -> RunResult:
                 fusion_whiten=given.fusion_whiten,
             ) if names & {"fusion", "fusion_weights", "fusion_whiten"} else None,
         )  # fmt: skip
-    if len(configs) == 1:
+    if own is not None:
         return pipeline.run(configs[0], given.progress, embedder=own)
     with reporting(given.progress) as report:
         return run_models(configs, fusion, report)

@@ -200,7 +200,7 @@ def ranker(
 ) -> Rank:
     """What ranks the vectors of all models, of some queries and a gallery, as the joint run did, or
     the run of one model."""
-    if len(members) == 1:
+    if len(members) == 1 and fusion.method != CONCAT:
         return members[0].rank
     weights = weights_of(fusion, len(members))
     probabilities = _probabilities(members, fusion.method, progress)
@@ -229,7 +229,7 @@ def ranker(
 def search_ranker(members: Sequence[Member], fusion: FusionConfig) -> Rank | None:
     """What ranks as searches of the run do, which refine nothing and join the models' vectors;
     None if the run itself ranks so."""
-    if len(members) == 1:
+    if len(members) == 1 and fusion.method != CONCAT:
         return by_cosine if members[0].chain.steps else None
     weights = weights_of(fusion, len(members))
 

@@ -51,9 +51,10 @@ VALIDATING = (  # these also work without training
 def run_models(
     configs: Sequence[RunConfig], fusion: FusionConfig, progress: Progress | None = None
 ) -> RunResult:
-    """Runs each configuration and fuses them; the joint run has its own folder and files."""
-    if len(configs) < 2:
-        raise UsageError("give --model twice or more to fuse models")
+    """Runs each configuration and fuses them; the joint run has its own folder and files. One
+    configuration is just run, unless its vectors are projected as those of several are."""
+    if len(configs) == 1 and fusion.method != CONCAT:
+        return run(configs[0], progress)
     for config in configs:
         if config.precision == "int8":  # refused before the first run, if for one of them
             embedder = load_embedder(config, seed=config.seed, tiles_later=True)

@@ -174,7 +174,7 @@ class BestSoFar:
 
     def _entered(self, tried: Tried, kept: bool) -> Candidate:
         candidate = tried.candidate
-        if len(candidate.networks) == 1 and candidate.chain == "none":
+        if candidate == Candidate(candidate.networks[:1]):
             self.singles[candidate.networks[0]] = tried.trial
             self._record_validation(self._has_run(candidate.networks[0]), tried.trial)
         if kept and candidate.chain == "none":
@@ -227,7 +227,7 @@ class BestSoFar:
         log.info("best so far: %s%s: runs/%s", candidate, held, done.id)
 
     def _run_of_candidate(self, candidate: Candidate, report: Report) -> Run:
-        if len(candidate.networks) == 1:
+        if len(candidate.networks) == 1 and candidate.head == "none":
             (network,) = candidate.networks
             if candidate.chain == "none":
                 return self.run_of(network, report)

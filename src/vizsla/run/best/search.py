@@ -1,8 +1,8 @@
 """`best`: the best ranking that data, machine and time allow; see docs/best.md.
 
-    frozen models ─► joined ─► head ─► chain ─► image size, views ─► fine-tuning ─┐
-                       ▲                                                          │
-                       └─ once more, with all of these ◄─ tuned beside the head ◄─┘
+    frozen models ─► joined ─► chain ─► head ─► chain ─► image size, views ─► fine-tuning ─┐
+                       ▲                                                                   │
+                       └───── once more, with all of these ◄─── tuned beside the head ◄────┘
 
 From cheap to dear. Each step is tried on held-out training images (candidates.py) and written
 down (journal.py); what is better is made a complete run at once, so that there always is one.
@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vizsla import storage
 from vizsla.choose.projection_choice import share_held_out
@@ -165,7 +164,8 @@ class _Search:
         frozen = self._frozen(networks)
         is_thorough = self.config.budget >= THOROUGH
         self._join()
-        self._joint_head()
+        self._chain()  # is cheap, so that a short budget has one
+        self._head()
         self._chain()
         if is_thorough or self.validating["validate_on"] == NEW:  # there training gains least
             self._variants(frozen[0])
@@ -176,7 +176,7 @@ class _Search:
         if {"image size", "views", "fine-tuned"} & stages:
             self._join()
             if is_thorough:  # a head that learns from tuned vectors too rarely gains
-                self._joint_head()
+                self._head()
             self._chain()
 
     # ── the first run ────────────────────────────────────────────────────────────────────────────
@@ -343,9 +343,10 @@ class _Search:
         return found
 
     def _chain(self) -> None:
-        """The chain of refinements after the best without one; the best is made a complete run."""
-        assert self.so_far.plain is not None
-        plain = self.so_far.plain.candidate
+        """A chain of refinements after the best without one: a chosen one, or the earlier one if
+        there is no time to choose. The best is made a complete run."""
+        assert self.so_far.plain is not None and self.so_far.best is not None
+        plain, earlier = self.so_far.plain.candidate, self.so_far.best.candidate.chain
         started = self.journal.spent()
 
         def choose() -> Candidate:
@@ -360,13 +361,16 @@ class _Search:
             )
             if found is not None:
                 self.choosing = max(self.choosing, self.journal.spent() - started)
+            elif earlier != "none":  # to try one takes a small part of the time of choosing
+                once = dataclasses.replace(plain, chain=earlier)
+                self.so_far.attempt("chain", str(once), once, needs=self.choosing / 4)
         self.so_far.complete()
 
-    def _joint_head(self) -> None:
-        """A projection of the joined vectors of the most promising networks, or of the best one if
-        there is not the time for more."""
+    def _head(self) -> None:
+        """A projection of the joined vectors of the most promising networks: of as many as there
+        is time for."""
         promising = self._most_promising(JOINED)
-        for count in range(len(promising), 1, -1):
+        for count in range(len(promising), 0, -1):
             networks = tuple(promising[:count])
             joined = Candidate(networks, (1 / count,) * count)
             new = [n for n in networks if not self.held.is_embedded(n, "others")]
@@ -384,7 +388,6 @@ class _Search:
             if self.so_far.attempt("head", f"head after {joined}", best_head, needs=needs):
                 self.so_far.complete()
                 return
-        next(filter(self._head, promising), None)
 
     def _beside(self) -> None:
         """The best head of joined vectors beside a tuned network, whose vectors of the images that
@@ -411,15 +414,6 @@ class _Search:
 
         self.so_far.attempt("joined", f"{plain} beside {tuned[0]}", best_share)
 
-    def _head(self, network: Network) -> bool:
-        """Whether a head was fitted to the network, for which there may be no time."""
-        assert self.held.data.training is not None
-        images = len(self.held.data.training) + self.so_far.test_images
-        needs = LOADING + self.so_far.seconds(network, images) + self.so_far.finishing
-        done = self._tune(network, "head", {"finetune": "head"}, needs=needs)
-        self.so_far.complete()
-        return done
-
     def _fine_tune(self, count: int) -> None:
         """Fine-tunes the most promising networks with the time that is left, in `count` equal
         parts; what is left after these, perhaps since more time was given, goes to further ones."""
@@ -444,17 +438,14 @@ class _Search:
                     self.so_far.skipped += [skipped] if i < count else []
                     return
                 self.journal.known[plan] = round(seconds, 1)
-            last, full = TUNED
-            kind = full if self.held.compute(network).kind == "cuda" else last
-            options = {"finetune": kind, "budget": self.journal.known[plan]}
-            self._tune(network, "fine-tuned", options)
+            self._tune(network, self.journal.known[plan])
             self.so_far.complete()
 
     def _to_tune(self, seconds: float, i: int) -> Network | None:
         """The i-th network to fine-tune: of those that see all images PASSES times the best one, or
         the fastest if none does; None if there are no more."""
         known = [key[len(PLAN) :] for key in self.journal.known if key.startswith(PLAN)]
-        others = self._most_promising(len(self.so_far.singles), heads=False)
+        others = self._most_promising(len(self.so_far.singles), tuned=False)
         if i < len(known):  # an interrupted search continues
             return next((one for one in others if str(one) == known[i]), None)
         others = [network for network in others if str(network) not in known]
@@ -465,34 +456,31 @@ class _Search:
             iter(enough), min(others, key=lambda one: self.so_far.seconds(one, 1), default=None)
         )
 
-    def _tune(
-        self, network: Network, stage: str, options: dict[str, Any], *, needs: float = 0.0
-    ) -> bool:
+    def _tune(self, network: Network, seconds: float) -> None:
         """A run of the network tuned, which is then a network of its own."""
+        last, full = TUNED
+        kind = full if self.held.compute(network).kind == "cuda" else last
 
         def tune() -> Candidate:
             until = OVERRUN * self.config.budget
-            tuning = {**self.validating, **options}
+            tuning = {**self.validating, "finetune": kind, "budget": seconds}
             config = self.so_far.config_of(network, tuning=tuning, validating=None)
             self.held.forget(network)
             done = run(config, self.journal.guarded(self.so_far.progress, until))
-            name = f"{network} {options['finetune']}"
+            name = f"{network} {kind}"
             return Candidate((Network(str(done.run.folder.absolute()), name=name),))
 
-        return (
-            self.so_far.attempt(stage, f"{network} {options['finetune']}", tune, needs=needs)
-            is not None
-        )
+        self.so_far.attempt("fine-tuned", f"{network} {kind}", tune)
 
-    def _most_promising(self, count: int, *, heads: bool = True) -> list[Network]:
-        """The best networks alone, each as it is best: larger, mirrored or neither. Without heads:
-        those that a training can start from."""
+    def _most_promising(self, count: int, *, tuned: bool = True) -> list[Network]:
+        """The best networks alone, each as it is best: larger, mirrored or tuned. Without tuned
+        ones: those that a training can start from."""
         best: dict[tuple[str, str], tuple[float, Network]] = {}
         for network, trial in self.so_far.singles.items():
             source = network
-            if not heads and network.name:
+            if not tuned and network.name:
                 source = next(n for n in self.so_far.singles if network.name.startswith(f"{n} "))
-            if not heads and (network.image_size or network.views):
+            if not tuned and (network.image_size or network.views):
                 continue
             key = source.model, source.weights
             if key not in best or trial.value > best[key][0]:
