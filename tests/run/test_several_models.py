@@ -246,9 +246,9 @@ def test_a_projection_is_chosen_on_images_that_it_was_not_fitted_to(
     fitted_to: list[set[str]] = []
     make = fused_runs.projection_makers
 
-    def noted(training: Embeddings) -> Any:
+    def noted(training: Embeddings, **options: Any) -> Any:
         fitted_to.append(set(training.ids))
-        return make(training)
+        return make(training, **options)
 
     monkeypatch.setattr(fused_runs, "projection_makers", noted)
     held: list[set[str]] = []
