@@ -172,7 +172,7 @@ def test_tokens_are_tried_where_the_model_is_known_and_small_enough(
     choice, names = tried()
     assert {"maxsim", "verify", "sift", "tokens"} <= names
     assert "maxsim(n=50) " in choice.cost
-    monkeypatch.setattr(refinement, "TOKEN_WORK", 1e5)
+    monkeypatch.setattr(refinement, "MOST_TOKEN_WORK", 1e5)
     names = tried()[1]
     assert "sift" in names and not {"maxsim", "tokens"} & names
 

@@ -1,5 +1,5 @@
-"""A clustering → its cut-off: the one that agrees best with known labels, or without any the one
-by which the clusters are the most compact beside their neighbours."""
+"""A clustering → its cut-off: the one that agrees best with known labels or, without labels, the
+one with the highest silhouette."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ DRAWS = 3
 FEWEST_KNOWN = 20  # images; fewer say too little about the cut-off
 SAMPLE = 4_000  # images whose silhouettes are computed
 STEPS = 20  # cut-offs that are tried by silhouette
-LEAST_BLIND = 0.01  # the least similarity that is tried without labels
+LEAST_WITHOUT_LABELS = 0.01  # the least similarity that is tried without labels
 
 
 @dataclass(frozen=True)
 class CutOff:
-    """The value, where it is from, and the ARI that it had there, if it was chosen on labels."""
+    """A cut-off. origin: how it was chosen, in words. ari: reached there, if chosen on labels."""
 
     value: float
     origin: str
@@ -64,14 +64,14 @@ def other_cut_offs(fitted: Fitted, n_clusters: int) -> list[OtherCutOff]:
 def cut_off_by_silhouette(vectors: np.ndarray, fitted: Fitted, *, seed: int = 0) -> CutOff:
     """The one with the highest mean silhouette (Rousseeuw 1987) by cosine distance.
 
-    Of more than SAMPLE images it is that of random ones among their neighbours. Where it is not
-    defined for any cut-off (all images in one cluster, or each alone) it is the middle one. Only
-    labels choose one below LEAST_BLIND: a few clusters of nearly all images look compact.
+    Of more than SAMPLE images it is that of random ones among their neighbours. If it is not
+    defined for any cut-off (all images in one cluster, or each alone) it is the middle one. None
+    below LEAST_WITHOUT_LABELS is tried: a few clusters of nearly all images look compact.
     """
     rows, judged = _sample(vectors, seed)
     distances = np.maximum(1 - vectors[rows] @ vectors[rows].T, 0)
     np.fill_diagonal(distances, 0)
-    candidates = fitted.cut_offs[fitted.cut_offs >= LEAST_BLIND]
+    candidates = fitted.cut_offs[fitted.cut_offs >= LEAST_WITHOUT_LABELS]
     candidates = candidates[:: max(1, len(candidates) // STEPS)]
     found = []
     for cut_off in candidates:

@@ -1,8 +1,8 @@
 """Vectors of queries and gallery → whether they look different, and which training images look so.
 
 Photos and drawings of the same things differ in how they look, not in what they show. So each query
-is paired with a gallery image that shows about the same, and a classifier has to tell the two sides
-of pairs apart that it was not fitted to. Needs no labels.
+is paired with a gallery image that shows about the same, and a classifier has to tell queries from
+gallery images in pairs that it was not fitted to. Needs no labels.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vizsla.data.splits import LIKE_GALLERY, LIKE_QUERIES
 DIFFERENT = 0.75  # the AUC that the interval must exceed; that of random halves is below .64
 FEWEST = 20  # images on either side
 MOST = 400, 2_000  # queries, gallery images
-NEAREST = 0.5  # the share of pairs that is kept: these are surest to show the same
+NEAREST = 0.5  # the share of pairs that is kept: the most similar ones show the same most surely
 FOLDS = 5
 REPLICATES = 300
 SURE = 0.75  # the share of a training domain's images that must look like one side

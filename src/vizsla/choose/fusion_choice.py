@@ -29,14 +29,17 @@ STEPS = 10  # of the weight between two models
 FACTORS = (0.0, 0.5, 2.0)  # of one weight among several
 ROUNDS = 3
 ZSCORE: Mapping[str, None] = {"zscore": None}
-MAX_RISK = 0.5  # equal weights are no safer than others, as long as a gain is likelier than a loss
+MAX_RISK = 0.5  # a gain must be likelier than a loss: equal weights are no safer than others
 
 
 @dataclass(frozen=True)
 class FusionChoice:
-    """weights: one for each model, adding up to 1. report: all trials, of the first method with
-    equal weights first. without: what the choice is compared with: the best model alone. whiten:
-    the projection of concatenated vectors, if that was chosen."""
+    """The chosen way to fuse.
+
+    weights: one for each model, adding up to 1. report: all trials; the first has the first method
+    and equal weights. without: the best model alone, for comparison. whiten: the projection of
+    concatenated vectors, if one was chosen.
+    """
 
     method: str
     weights: list[float]
@@ -125,7 +128,7 @@ def choose_fusion(
 
 
 def _search(trial: Callable[[Sequence[float]], Trial], n_models: int) -> None:
-    """A grid of weights for two models; for more, one weight at a time is changed."""
+    """Tries a grid of weights for two models; for more, changes one weight at a time."""
     for single in np.eye(n_models):
         trial(single.tolist())
     if n_models == 2:

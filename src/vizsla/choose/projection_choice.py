@@ -20,8 +20,8 @@ MOST_HELD_OUT = 0.5  # of the images; something is fitted to the others
 
 
 def share_held_out(images: ImageSet, target: Target | None) -> float:
-    """The share of the classes to hold out where the test classes are new and something is fitted
-    to the others: as many as the test part has, since among few everything looks good."""
+    """The share of the classes to hold out if the test classes are new and something is fitted to
+    the others: as many as the test part has, since among few classes everything looks good."""
     return min(MOST_HELD_OUT, share_like(images, target))
 
 

@@ -1,4 +1,4 @@
-"""How the pictures of an item are joined: the mean of vectors, or the highest score? By validation.
+"""Labelled embeddings → whether an item's pictures are joined by mean vector or by highest score.
 
 Labelled training images are split by items: those of one half are queries, the others the gallery.
 If each item is a class of its own, half of the pictures of each item are its query. The test part

@@ -48,11 +48,11 @@ log = logging.getLogger("vizsla.choose")
 
 Progress = Callable[[int, int], None]  # (draws ranked by all chains so far, expected number)
 STAGE = "trying refinements"
-COMPARED_N = (10, 50)  # of the steps that compare parts of images: candidates that are tried
+COMPARED_N = (10, 50)  # values of n that are tried in steps that compare parts of images
 COMPARED_WEIGHTS = (0.05, 0.2, 0.5)
-TOKEN_WORK = 2e10  # parameters of a network times images, up to which tokens are tried
+MOST_TOKEN_WORK = 2e10  # parameters of a network times images, up to which tokens are tried
 WEIGHTS = (0.1, 0.2, 0.5, 0.7, 0.85)  # of the cosine in re-ranking, besides the default
-# options of the last step that are varied at the end; (): the neighbourhood sizes
+# options of the last step that are varied at the end, and their values; (): neighbourhood sizes
 VARIED: dict[str, dict[str, tuple[int | float | bool, ...]]] = {
     "kreciprocal": {
         "weight": (0.3, *WEIGHTS),
@@ -138,7 +138,7 @@ def choose_chain_on_images(
 
     uses: the most that the chain may use of the other test images. features_in: where local
     features are kept for later calls; `verify` is tried where the images are files and OpenCV is
-    installed, with tokens and `maxsim` only where that is bearable (`TOKEN_WORK`).
+    installed; with tokens, and `maxsim`, only if `tokens_are_affordable`.
     """
     drawn = embedded_draws(
         images, config, target, frozen=frozen, embed=embed, nearest_cosine=nearest_cosine
@@ -150,22 +150,22 @@ def choose_chain_on_images(
         return choose_chain(
             drawn.vectors, drawn.validation_set,
             optimise=config.optimise, uses=uses, features=features,
-            tokens=features is not None and tokens_are_bearable(
+            tokens=features is not None and tokens_are_affordable(
                 drawn.vectors, drawn.validation_set
             ),
             progress=progress,
         )  # fmt: skip
 
 
-def tokens_are_bearable(vectors: Embeddings, validation: ValidationSet) -> bool:
-    """Whether the tokens of all validation images may be computed to try steps that use them: the
-    model is recorded and can be loaded, and is not too large for their number."""
+def tokens_are_affordable(vectors: Embeddings, validation: ValidationSet) -> bool:
+    """Whether steps that use tokens are tried: the model is recorded, can be loaded, and is not too
+    large for the number of validation images."""
     try:
         embedder = recorded_embedder(vectors.source.model, vectors.model_id, "the vectors")
     except VizslaError:
         return False
     used = np.unique(np.concatenate([np.r_[d.query, d.gallery] for d in validation.draws]))
-    return sum(p.numel() for p in embedder.parameters()) * len(used) <= TOKEN_WORK
+    return sum(p.numel() for p in embedder.parameters()) * len(used) <= MOST_TOKEN_WORK
 
 
 def choose_chain_on_embeddings(
@@ -207,17 +207,17 @@ def choose_chain(
 ) -> RefinementChoice:
     """The chain that is best by `optimise` among those that are safe (`Trial.is_safe`).
 
-    Tries single steps, then the best of each combined, then variations of the last step, and
-    `verify` and `maxsim` after the best of them. uses: the most that the chain may use of the other
-    test images. features: the local features of the images of `vectors`; without them neither is
-    tried, and what compares tokens only with `tokens`.
+    Tries single steps, combinations of the best of each, variations of the last step, and then
+    `verify` and `maxsim` after the best of all. uses: the most that the chain may use of the other
+    test images. features: the local features of the images of `vectors`; None: no such step.
+    tokens: whether steps that compare tokens are tried.
     """
     check_uses(uses)
     trials = Trials(validation, optimise)
     search = _Search(vectors, trials, LEVELS.index(uses), features, tokens, progress)
     search.best_of([Chain()])
     if uses != LEVELS[0] and vectors.tiles is not None:
-        search.best_expansion("aqe")  # what else uses the gallery is not defined for tiles
+        search.best_expansion("aqe")  # the other steps are not defined for tiles
         search.try_keeping(search.best_chain())
     elif uses != LEVELS[0]:
         search.try_combinations(search.best_single_steps())
@@ -284,7 +284,7 @@ class _Search:
         return self.chains[max(self.trials.by_name.values(), key=lambda trial: trial.value).name]
 
     def try_keeping(self, chain: Chain) -> None:
-        """The same chain, after which the first ranks cannot lose."""
+        """Tries the chain with `keep` after it, so that the first ranks cannot get worse."""
         if chain.steps:
             self.best_of([Chain((*chain.steps, Step.of(KEEP, n=n))) for n in KEPT])
 
@@ -337,14 +337,14 @@ class _Search:
         return self.best_of([Chain((step,)) for step in steps]).steps[0]
 
     def try_combinations(self, best: dict[str, Step]) -> None:
-        """Expansions, each on its own and followed by each re-ranking."""
+        """Tries expansions, each on its own and followed by each re-ranking."""
         dba, aqe = best["dba"], best["aqe"]
         expansions: list[tuple[Step, ...]] = [(dba,), (aqe,), (dba, aqe)]
         last: list[tuple[Step, ...]] = [(), (best["kreciprocal"],), (best["diffusion"],)]
         self.best_of([Chain((*steps, *end)) for steps in expansions for end in last])
 
     def vary_last_step(self, chain: Chain) -> None:
-        """Other values for the last step's options, one option at a time."""
+        """Tries other values for the last step's options, one option at a time."""
         if not chain.steps or chain.steps[-1].name not in VARIED:
             return
         *first, last = chain.steps
@@ -354,8 +354,8 @@ class _Search:
             last = self.best_of([Chain((*first, step)) for step in steps]).steps[-1]
 
     def try_comparing(self, chain: Chain, *, tokens: bool) -> None:
-        """The chain with a step after it that compares parts of images; with more candidates only
-        if a few of them help."""
+        """Tries the chain with a step after it that compares parts of images; with many candidates
+        only if it gains with few."""
         steps = [Step.of(VERIFY)]
         if tokens:
             steps += [Step.of(MAXSIM), Step.of(VERIFY, features="tokens")]
@@ -368,7 +368,7 @@ class _Search:
                 self.best_of(many)
 
     def cost_of_comparing(self) -> str:
-        """What comparing parts of images has taken, in words; empty if nothing was compared."""
+        """The time that comparing parts takes, in words; empty if nothing was compared."""
         seconds: dict[str, float] = {}
         compared: dict[str, int] = {}
         for refiner in self.refiners:
@@ -387,7 +387,7 @@ class _Search:
 
 
 def neighbourhood_sizes(per_class: float) -> list[int]:
-    """k1 to be tried: about half a class, a whole one, one and a half; and the paper's 20."""
+    """k1 to try: about 0.5, 1 and 1.5 times the size of a class, and the paper's 20."""
     wanted = [20, *(int(np.clip(round(per_class * f), 3, 60)) for f in (0.5, 1.0, 1.5))]
     sizes: list[int] = []
     for k in wanted:

@@ -1,9 +1,8 @@
 """Training and test images → whether the test classes are those of training. Needs no test labels.
 
 An image of a class that was seen lies near that class, and far from the next one; an image of a
-new class lies between several. How near, is learned from the training images: each is compared
-with the others of all classes (as if its class were seen), and with those of other classes alone
-(as if it were new).
+new class lies between several. How near is learned from the training images: each is compared with
+all others (as if its class were seen), and with those of other classes only (as if it were new).
 """
 
 import logging

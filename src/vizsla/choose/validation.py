@@ -1,7 +1,7 @@
 """Labelled images → validation draws like the test part, and the scores of candidates on them.
 
-Several draws of queries and gallery from training images: as many of them as in the test part, and
-as many of a class, since the best size of a neighbourhood depends on both. Never the test part.
+Each draw takes queries and a gallery from training images: as many as the test part has, and as
+many of a class, since the best size of a neighbourhood depends on both. No test image is used.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ from vizsla.score.text_table import WIDTH, Table
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.search import exact
 
-RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the queries; tried
+RELATIVE_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of queries, to try
 LARGE_DRAWS = 5  # of a test part of more than SMALL images
 DRAWS, MOST_DRAWS = 8, 24  # of a smaller one: the fewer its queries, the more draws
 SMALL = 1_000
 MOST_POOL = 20_000  # labelled images that are all embedded to find the queries' relatives
 SHOWN = 12  # rows of the table in the log
-FEW = 3  # of the best, on the terminal
-MAX_RISK = 0.1  # of losing what is optimised on the test part
+FEW = 3  # rows on the terminal, of the best trials that were not kept
+MAX_RISK = 0.1  # of losing on the test part, see `Trial.risk`
 REPLICATES = 1_000
 MOST_QUERIES, MOST_GALLERY = 1_000, 5_000  # of a draw: more would only take longer
 
@@ -168,7 +168,9 @@ def _with_relatives(
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedDraws:
-    """draws: of positions in `images`, the labelled images that have a vector.
+    """Validation draws with the vectors of their images.
+
+    images: labelled images that have a vector. draws: positions in `images`.
 
     relative_share: of the queries whose nearest relative was put into the gallery; None if the
     nearest cosine was not matched. test_queries: how many the test part has, if known.
@@ -235,8 +237,9 @@ def _moved(draw: Draw, ids: Sequence[str], place: dict[str, int]) -> Draw:
 
 @dataclass(frozen=True, eq=False)
 class ValidationSet:
-    """ids: N, of the embeddings. labels: (N,). draws: of positions in them. n_relevant: (Q,) of
-    each draw.
+    """Draws as positions in embeddings.
+
+    ids: N, of the embeddings. labels: (N,). n_relevant: for each draw (Q,).
 
     relative_share: see `EmbeddedDraws`. test_queries: how many the test part has, if known.
     """
@@ -319,9 +322,9 @@ class Trial:
 
     top1_values, points_values, ap_values: (Q,), all 0…1 (contest points over 1000). optimise: what
     decides, see OPTIMISED. baseline: the trial that it is compared with, None for that one itself.
-    test_queries: how many queries the test part has. cannot_lose: points and top-1 stay as they
-    are, whatever the queries. max_risk: with which it is still safe. is_reference: it is shown, and
-    cannot be kept.
+    test_queries: how many queries the test part has. cannot_lose: it leaves points and top-1 as
+    they are for all queries. max_risk: the highest risk that is safe. is_reference: it is shown for
+    comparison only.
     """
 
     name: str
@@ -382,8 +385,8 @@ class Trial:
 
     @functools.cached_property
     def risk(self) -> float:
-        """The probability that a test part of so many queries loses points against the baseline;
-        if top-1 or AP is optimised, that it loses in that."""
+        """The probability that the test part has fewer points than with the baseline; if top-1 or
+        AP is optimised, that it has less of that."""
         if self.baseline is None or (self.cannot_lose and self.optimise != "map"):
             return 0.0
         values = {"map": (self.ap_values, self.baseline.ap_values),
@@ -393,7 +396,7 @@ class Trial:
 
     @property
     def is_safe(self) -> bool:
-        """Whether it gains more than one standard error, and is not likely to lose."""
+        """Whether it gains more than one standard error, with a risk of at most max_risk."""
         return self.baseline is None or (self.gain > self.error and self.risk <= self.max_risk)
 
 
@@ -428,7 +431,7 @@ class Trials:
         cannot_lose: bool = False,
         is_reference: bool = False,
     ) -> Trial:
-        """positions: for each draw (Q, G), its gallery best first, as positions in that gallery."""
+        """Scores a candidate. positions: for each draw (Q, G), its gallery, best first."""
         baseline = next(iter(self.by_name.values()), None)
         top1, points, ap = self._by_query(positions)
         self.by_name[name] = Trial(
@@ -489,7 +492,7 @@ class TrialReport:
         return ValidationScores.on(self.sizes, self.chosen.means, what)
 
     def table(self, what: str, shown: int | None = None) -> Table:
-        """By falling value; the baseline, the kept one and the best of each kind are always there.
+        """By falling value, always with the baseline, the kept one and the best of each kind.
 
         what: the name of the candidates' column. shown: how many rows at least; None: all.
         """
@@ -520,8 +523,8 @@ class TrialReport:
         ]
 
     def short_lines(self, what: str) -> list[str]:
-        """For a terminal: what was kept beside the first trial and the best others; if that first
-        trial was kept one sentence, and the table only of what it is joined from."""
+        """For a terminal: a table of the kept trial, the baseline, the references and the best
+        others. If the baseline was kept: a sentence, and a table only if there are references."""
         count, on = len(self.trials) - len(self.references), self.tried_on.partition(". ")[0]
         best = sorted(self.trials, key=lambda trial: -trial.value)
         others = [one for one in best if one is not self.trials[0] and not one.is_reference]
@@ -553,7 +556,7 @@ class TrialReport:
         return Table(table.columns, rows)
 
     def _rows(self, what: str, table: Table) -> list[str]:
-        """The columns that fit, names with spaces where long chains fold."""
+        """The columns that fit a terminal; long chains have spaces where they may be wrapped."""
         table = table.select(["", "top-1", "points", "mAP", "gain", "risk", what])
         rows = [[*row[:-1], _spaced(row[-1])] for row in table.rows]
         return Table(table.columns, rows).lines(WIDTH, keep=table.columns, whole=("",))
@@ -571,7 +574,7 @@ class TrialReport:
             return notes
         limit = f"{self.chosen.max_risk:g}"
         if self.chosen.max_risk > MAX_RISK:
-            limit += f", as neither of two is the safe one (re-ranking: {MAX_RISK:g})"
+            limit += f" ({MAX_RISK:g} for re-ranking, where leaving it out is safe)"
         return (
             f"{notes}; rejected: gains no more than one standard error, or has a risk above {limit}"
         )
@@ -603,5 +606,5 @@ class TrialReport:
 
 
 def _spaced(name: str) -> str:
-    """A chain's name with spaces, where long ones fold; other names as they are."""
+    """A chain's name with spaces, where a long one may be wrapped; other names as they are."""
     return name.replace("+", " + ").replace(",", ", ") if "(" in name else name
