@@ -43,7 +43,7 @@ EXACT_BELOW = 0.05  # share of the rows that a filter allows
 class Structure:
     """A FAISS index over rows. Threads may search it while another one adds: they wait for it.
 
-    covers: how many rows it was offered, those held out among them.
+    covers: how many rows of the gallery it has taken or skipped, since they are held out.
     """
 
     def __init__(self, kind: str, index: Any, covers: int = 0) -> None:
@@ -130,7 +130,7 @@ class Structure:
 
     @staticmethod
     def load(path: Path, kind: str, covers: int) -> "Structure":
-        """From the file that `save` wrote, over the first `covers` rows. Check its hash before."""
+        """Reads what `save` wrote, over the first `covers` rows. Check the file's hash before."""
         import faiss
 
         return Structure(kind, faiss.read_index(str(path)), covers)
@@ -210,7 +210,7 @@ def nearest(
 def _enough(
     structure: Structure, queries: np.ndarray, k: int, n: int, effort: int, allowed: Allowed | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates; without a filter from more cells if those searched hold fewer than k."""
+    """Candidates. Without a filter, more cells are searched while fewer than k are found."""
     found, scores = structure.candidates(queries, n, effort, allowed)
     short = np.flatnonzero(found[:, k - 1] < 0)
     while len(short) and allowed is None and effort < (structure.cells or 0):

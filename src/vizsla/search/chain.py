@@ -34,8 +34,8 @@ USES = {
 LEVELS = list(USES)
 
 Value = int | float | bool | str
-# name → its options with their defaults. `dba` and `aqe` change vectors, the next ones rank;
-# those of AFTER re-rank the first of what the steps before them give.
+# name → its options with their defaults. `dba` and `aqe` change vectors, the next two rank;
+# those of AFTER re-rank the first results of the steps before them.
 STEPS: dict[str, dict[str, Value]] = {
     "dba": {"n": 3, "alpha": 0.0},
     "aqe": {"n": 3, "alpha": 0.0},
@@ -48,7 +48,7 @@ STEPS: dict[str, dict[str, Value]] = {
 CHOICES = {"features": FEATURES, "model": tuple(MODELS)}  # of the options that are words
 EXPAND, MAXSIM, VERIFY, KEEP = ("dba", "aqe"), "maxsim", "verify", "keep"
 AFTER = (MAXSIM, VERIFY, KEEP)  # may follow the step that ranks, each once
-OF_TILES = ("aqe", *AFTER)  # need only scores of queries with gallery images
+OF_TILES = ("aqe", *AFTER)  # defined for tiles: they compare queries with gallery images only
 KEEP_DEPTH = 1_000  # how deep the steps before it rank
 KEPT = (1, 5, 10)  # contest points ask whether any of so many first images is right
 _STEP = re.compile(r"\s*([a-zA-Z]+)\s*(?:\(([^()]*)\))?\s*")
@@ -80,9 +80,8 @@ class Step:
     def uses(self) -> str:
         """Which other test images it uses, one of LEVELS."""
         if self.name == KEEP or (self.name == VERIFY and self["features"] == "sift"):
-            return (
-                NOTHING  # each pair is compared alone; tokens are reduced by a PCA of the gallery
-            )
+            return NOTHING
+        # the PCA of tokens is learned on the gallery
         return QUERIES if self.name == "kreciprocal" and self["together"] else GALLERY
 
 
@@ -121,7 +120,7 @@ class Chain:
 
 
 def parse_chain(text: str, *, uses: str = QUERIES) -> Chain:
-    """From `none`, or steps joined by +, with options in brackets. UsageError: not understood.
+    """Reads `none`, or steps joined by +, with options in brackets. UsageError: not understood.
 
     uses: which other test images it may use at most, one of LEVELS.
     """

@@ -22,9 +22,9 @@ from vizsla.embed.embeddings import Embeddings, about_tiles
 from vizsla.errors import DataError, UsageError
 from vizsla.search.ranking import Ranking, self_positions, tile_of, without_self
 
-GRID = 2.0**26
-FULL_DEPTH = 20_000  # up to this gallery size a ranking reaches over all of it
-LIMITED_DEPTH = 1_000
+GRID = 2.0**26  # steps in a unit
+FULL_DEPTH = 20_000  # up to this gallery size a ranking holds all images
+LIMITED_DEPTH = 1_000  # images of a ranking of a larger gallery
 SPARE = {"fp32": 32, "bf16": 128}  # candidates beyond k that the first pass keeps
 MANY_QUERIES, LARGE_GALLERY = 64, 20_000  # from both on, bf16 is faster than fp32 on a CPU
 FIRST_CHUNK = 1024  # rows; all their scores are sorted
@@ -87,7 +87,7 @@ Gallery = np.ndarray | Rows
 
 
 def default_depth(gallery_size: int) -> int:
-    """How far a ranking reaches by default: over the whole gallery, if it is not too large."""
+    """How many images a ranking holds by default: the whole gallery, if it is not too large."""
     return gallery_size if gallery_size <= FULL_DEPTH else LIMITED_DEPTH
 
 
@@ -104,7 +104,7 @@ def rank(
     queries, gallery: Embeddings or their folders, or vectors of your own (N, D): see
     `evaluate_embeddings`.
     same_set: queries and gallery are one set, so each query's own id is left out.
-    DataError: models differ, k does not fit.
+    DataError: the models differ, or k exceeds the gallery.
     """
     queries, gallery = own_embeddings(queries), own_embeddings(gallery, role="gallery")
     require_comparable(queries.model_id, gallery.model_id, queries.dim, gallery.dim)
@@ -130,7 +130,7 @@ def rank(
 def require_comparable(
     query_model: str, gallery_model: str, query_dim: int, gallery_dim: int, *, what: str = "queries"
 ) -> None:
-    """DataError unless vectors of the two may be compared. what: those of the first model."""
+    """DataError unless vectors of both models may be compared. what: the first ones, in words."""
     if query_model != gallery_model:
         raise DataError(
             f"the {what} were embedded by model {query_model}, the gallery by {gallery_model}: "
@@ -150,7 +150,9 @@ def as_embeddings(
     if isinstance(queries, Embeddings):
         return queries
     if model_id is None:
-        raise UsageError("which model made these vectors? Give their model_id, or Embeddings")
+        raise UsageError(
+            "it is not known which model made these vectors: give model_id or Embeddings"
+        )
     if same_set:
         raise UsageError("same_set needs the queries' ids: give Embeddings")
     return Embeddings.from_arrays(queries, model_id=model_id)
@@ -202,11 +204,10 @@ def top_k(
 def top_k_of_tiles(
     queries: np.ndarray, gallery: Gallery, vectors_each: int, k: int, *, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k images of each query with the best tiles, and the scores of these (Q, k) float64.
+    """Positions and scores (Q, k) of the best tiles of each query's k best images.
 
-    gallery: (G·T, D), the T vectors of an image together. Positions (Q, k) int64 are those of the
-    best tiles in it: of equal ones the first. Every score is computed, for deep rankings; with one
-    vector of each image as `top_k` does it.
+    gallery: (G·T, D), the T vectors of an image together. Of equal tiles the first counts. All
+    scores are computed, as for deep rankings; with one vector of each image it is `top_k`.
     """
     if vectors_each == 1:
         return top_k(queries, gallery, k, device=device)
@@ -224,7 +225,7 @@ def check_precision(precision: str) -> None:
 
 
 def _faster(queries: int, gallery: int, device: str) -> str:
-    """The faster precision; for few queries reading the gallery takes the time, not the product."""
+    """The faster precision: fp32 for few queries, which wait for the gallery to be read."""
     on_cpu = torch.device(device).type == "cpu"
     many = queries >= MANY_QUERIES and gallery >= LARGE_GALLERY
     return "bf16" if on_cpu and many and has_fast_bf16(device) else "fp32"

@@ -16,10 +16,9 @@ FEW_VALUES = 10  # of which all are named, the nearest first
 
 def unmet_hint(condition: str, wanted: Sequence[str], column: pa.ChunkedArray) -> str:
     """Such as `no image has category=canon; nearest values: cameras, cases, coats`. For numbers,
-    days and times: from which to which they are.
+    days and times it names the lowest and the highest value.
 
-    condition: as it is written. wanted: the texts that it equals one of. column: the values of all
-    images.
+    condition: as it is written. wanted: the texts that it allows. column: the values of all images.
     """
     known = column.drop_null()
     if pa.types.is_dictionary(known.type):

@@ -172,7 +172,7 @@ class Filter:
         ]
 
     def named(self, known: Collection[str]) -> tuple[frozenset[str], list[str]]:
-        """Those of the gallery's ids that `ids` means, and which of `ids` mean none."""
+        """The gallery's ids that `ids` names, and those of `ids` that name none."""
         names = sorted(self.ids or ())
         found = match_names(names, known, roles=["gallery"] * len(names), origin="the filter on id")
         unknown = [name for name, there in zip(names, found, strict=True) if there is None]

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # images of a query, if k is not given
 COMPACT_AT = 0.2  # share of removed rows at which the folder is rewritten without them
-Changed = tuple[Snapshot, Structure | None]  # None: no new structure in memory
+Changed = tuple[Snapshot, Structure | None]  # None: the structure has not changed
 
 
 class FolderIndex(Shown):
@@ -95,7 +95,7 @@ class FolderIndex(Shown):
         return Summary(f"Index in {self.folder}", facts)
 
     def at_this_moment(self) -> "FolderIndex":
-        """The same index, which later changes of this one do not reach."""
+        """A copy that later changes of this index do not affect."""
         return copy.copy(self)
 
     # ── what it holds ────────────────────────────────────────────────────────────────────────────
@@ -299,13 +299,13 @@ class FolderIndex(Shown):
         self._change(lambda snapshot: rebuild(snapshot, self.progress))
 
     def measure(self, recall: float | None = None) -> None:
-        """Finds the search effort again, for this recall or the target that it was built for."""
+        """Chooses the search effort again, for this recall or the one that it was built for."""
         self._change(
             lambda snapshot: measure_effort(snapshot, self.view.structure, recall, self.progress)
         )
 
     def refresh(self) -> bool:
-        """Takes over what another process has changed; whether there was something."""
+        """Reads what another process has changed; returns whether there was a change."""
         with self._changing:
             if disk.read_manifest(self.folder) == self.view.snapshot.manifest:
                 return False
@@ -420,7 +420,7 @@ def attributes_in(snapshot: Snapshot, ids: Sequence[str]) -> pa.Table:
 
 
 def require_ids(ids: Sequence[str], known: Container[str], effect: str = "") -> None:
-    """DataError unless the index holds all of these ids. effect: what is said then."""
+    """DataError unless the index holds all of these ids. effect: ends the message."""
     missing = [name for name in ids if name not in known]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -1,8 +1,8 @@
 """Several rankings → one Ranking; several embeddings of the same images → one.
 
-Rankings may come from different models, have different depths and lack queries or images. Scores of
-different models have different scales: they are normalised query by query before they are added. An
-image that a ranking lacks comes after its last one, and gets the normalised score of that one.
+Rankings may come from different models, differ in depth, and lack queries or images. Scores of
+different models have different scales, so they are normalised for each query before they are added.
+An image that a ranking lacks gets the normalised score of the last image in that ranking.
 """
 
 import logging
@@ -33,14 +33,13 @@ def fused(
     rrf_k: int = RRF_K,
     probabilities: Sequence[Probability] | None = None,
 ) -> Ranking:
-    """One ranking by the weighted sum of normalised scores (zscore, minmax), of 1 / (k + rank),
-    reciprocal rank fusion, or of the log-odds that a match is right (calibrated). Ties go to the
-    image whose id comes first.
-
-    probabilities: for calibrated, what turns the scores of each ranking into probabilities.
+    """One ranking by a weighted sum: of normalised scores (zscore, minmax), of 1 / (rrf_k + rank)
+    (rrf, reciprocal rank fusion), or of the log-odds that a match is right (calibrated). Ties go to
+    the image whose id comes first.
 
     weights: one for each ranking, 0 or more; equal by default. depth: how far it reaches (default:
-    as the longest). DataError: a ranking without scores, if the method needs them.
+    as far as the longest). probabilities: for calibrated, what turns the scores of each ranking
+    into probabilities. DataError: a ranking without scores, if the method needs them.
     """
     weights = checked_weights(weights, len(rankings))
     if method not in METHODS:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from vizsla.errors import UsageError
 
 GROUP_SCORES = ("best", "best-two")
-FIRST = 54  # images at first: an approximate index takes as many candidates for these as for ten
+FIRST = 54  # images of the first search: for an approximate index these cost no more than ten
 MORE = 4  # times as many images are searched for while there are too few groups
 
 
@@ -112,7 +112,7 @@ class ResultForm:
 
 
 class Nearest(Protocol):
-    """Searches for images on behalf of Q queries. Positions are whole numbers that mean images."""
+    """Searches for images for Q queries. Positions are whole numbers that stand for images."""
 
     def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions (q, ≤n), -1 after the last, and scores of the nearest images, best first."""
@@ -122,7 +122,7 @@ class Nearest(Protocol):
 
 
 class ImageSource(Nearest, Protocol):
-    """One that also knows all images of a group."""
+    """A `Nearest` that also knows all images of a group."""
 
     def images(self, query: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (W,) and scores for one query of all images of these groups."""
@@ -183,7 +183,7 @@ def with_members(source: ImageSource, found: Found, n: int, *, again: bool) -> F
     """The groups with the n best images of each.
 
     All images of the groups are compared: an approximate index may have missed the best one. again:
-    the groups are ordered anew by it.
+    whether the groups are then ordered anew by their best images.
     """
     members, values = _best_images(source, np.arange(len(found.positions)), found.positions, n)
     if not again or not found.positions.size:

@@ -320,10 +320,8 @@ def append(snapshot: Snapshot, added: Embeddings) -> Snapshot:
         attributes.drop_columns(["id"]), snapshot.removed,
     )  # fmt: skip
     new_rows = zip(added.ids, range(rows_before, _rows(manifest)), strict=True)
-    grown.__dict__["row_of"] = {
-        **snapshot.row_of,
-        **dict(new_rows),
-    }  # computing it again takes longer
+    row_of = {**snapshot.row_of, **dict(new_rows)}
+    grown.__dict__["row_of"] = row_of  # fills the cached property: computing it takes longer
     return grown
 
 
@@ -337,7 +335,8 @@ def _with_shard(
 
 
 def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Merges the last shard into the one before where it is half as large: so there are log N."""
+    """Merges the last shard into the one before while it has at least half its size, so that there
+    are about log N shards."""
     path, width = folder / manifest["vectors"], _row_bytes(manifest)
     while len(manifest["shards"]) > 1:
         *first, last_but_one, last = manifest["shards"]
@@ -401,7 +400,7 @@ def keep(
 
 
 def note(snapshot: Snapshot, manifest: dict[str, Any]) -> Snapshot:
-    """The same rows with another manifest."""
+    """The same rows with another manifest, which is written."""
     commit(snapshot.folder, manifest)
     return replace(snapshot, manifest=manifest)
 

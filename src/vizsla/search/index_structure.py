@@ -1,9 +1,9 @@
 """The structure of an approximate index: built, extended, stored, and how much effort it needs.
 
-Recall is measured against exact search on a sample: rows of the gallery that are held out of the
-structure, each one left out of its own answer, or queries that the user gives. The exact answers
-are stored with the index and extended when images are added, so that measuring recall again costs
-what the new rows cost. Recall is that of the ten nearest.
+Recall is that of the ten nearest, measured against exact search on a sample: queries that the user
+gives, or rows of the gallery that are held out of the structure, each one left out of its own
+answer. The exact answers are stored with the index and extended when images are added, so measuring
+recall again only searches the new rows.
 """
 
 import logging

@@ -1,5 +1,4 @@
-"""Several query pictures of one item → one query: its vectors, its searches or its rankings,
-joined."""
+"""Several query pictures of one item → one query, by joined vectors, searches or rankings."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -128,7 +127,8 @@ def source_of_items(
     same_set: bool,
     vectors_each: int = 1,
 ) -> ImageSource:
-    """The source itself if each picture is a query. UsageError: one set."""
+    """A source whose queries are items; the source itself if each picture is a query. UsageError if
+    queries and gallery are one set."""
     if items is None:
         return source
     if same_set:

@@ -106,7 +106,7 @@ class Keeper(Protocol):
     """Where graphs are kept: an index in a folder (folder_index.py), or GraphFolder."""
 
     def keep(self, name: str, suffix: str, write: Callable[[Path], None], **about: Any) -> None:
-        """Keeps the file that `write` makes."""
+        """Keeps the file that `write` writes."""
 
     def kept(self, name: str) -> tuple[Path, dict[str, Any]] | None:
         """The file of that name and its `about`; None if there is none."""
@@ -136,7 +136,7 @@ def kept_graph(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> NeighbourGraph:
-    """The graph that is kept for these vectors, else a new one, which is then kept.
+    """The graph that is kept for these vectors, or a new one, which is then kept.
 
     keeper: None keeps nothing. A graph that is damaged or has too few neighbours is built again.
     """

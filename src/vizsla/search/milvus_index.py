@@ -118,7 +118,7 @@ class MilvusIndex:
         return MilvusIndex(where, client, collection, about)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self.client.close()
 
     # ── what it holds ────────────────────────────────────────────────────────────────────────────
@@ -504,7 +504,7 @@ def _type_of(kind: pa.DataType) -> str:
 
 
 def _plain(values: Any, kind: pa.DataType) -> Any:
-    """A column or a scalar of this kind as JSON has it: days and times are microseconds."""
+    """A column or a scalar of this kind as JSON stores it: days and times are microseconds."""
     values = values.cast(kind)
     return (
         values.cast(pa.timestamp("us")).cast(pa.int64()) if pa.types.is_temporal(kind) else values

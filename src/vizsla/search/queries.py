@@ -1,4 +1,4 @@
-"""What one searches for, as one writes it → Embeddings: images and texts by the gallery's model."""
+"""Queries as a user gives them (images, texts, vectors) → Embeddings, by the gallery's model."""
 
 import os
 import re
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXPECTED = (
     "an image (a path or a PIL image), a text, a list of these, Embeddings, or vectors (Q, D)"
 )
-PATH = re.compile(r"[/\\]|\.[a-zA-Z]\w{1,7}$")  # in a str that no words contain
+PATH = re.compile(r"[/\\]|\.[a-zA-Z]\w{1,7}$")  # what makes a str look like a path, not like words
 
 
 class QueryEncoder:

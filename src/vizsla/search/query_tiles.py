@@ -126,7 +126,7 @@ def vectors_of_queries(queries: Embeddings, grids: str | None) -> tuple[np.ndarr
 
 
 def repeated(values: np.ndarray | None, times: int) -> np.ndarray | None:
-    """What belongs to queries (Q,), for all their tiles (Q·S,); None stays None."""
+    """Values of queries (Q,), repeated for each of their tiles (Q·S,); None stays None."""
     return None if values is None else np.repeat(values, times)
 
 
@@ -176,7 +176,7 @@ def _best(
 
 
 def require_plain_search(refine: str, accept: object) -> None:
-    """UsageError if what a search by tiles of the query is combined with needs one vector of it."""
+    """UsageError if a search by tiles of the query is combined with what needs one vector of it."""
     why = ""
     if refine != "none":
         why = "--refine re-ranks for one vector of a query"

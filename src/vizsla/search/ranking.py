@@ -29,8 +29,8 @@ class Ranking(Shown):
     gallery_size: G if the whole gallery is known, else None (as from a submission file).
     origin: what made it (model_id, k, …), for the record.
     query_root, gallery_root: the folders of the images, if they are known; they are not saved.
-    accepted: (Q,) int64, so many first images of each row are accepted, 0 for none of these; None
-    if nothing was decided. probability: (Q, K) float64, that each image is right, with `accepted`.
+    accepted: (Q,) int64, how many first images of each row are accepted, 0 for none of these; None
+    if nothing was decided. probability: (Q, K) float64, that each image is right; with `accepted`.
     members, member_scores: (Q, K, N) as positions and scores, if each result is a group: its best
     images.
     tiles, best_tile: of images with several vectors, their boxes, and (Q, K) int8 the one that
@@ -114,9 +114,8 @@ class Ranking(Shown):
         )
 
     def to_pandas(self) -> Any:
-        """A DataFrame with a row for each result: query, rank (from 1), gallery, score; where it
-        was decided what is accepted, also probability and accepted; and the columns of the image
-        that are known."""
+        """A DataFrame with a row for each result: query, rank (from 1), gallery, score, probability
+        and accepted (if it was decided what is accepted), and the known columns of the image."""
         at, column = np.nonzero(self.positions >= 0)
         gallery = np.array(self.gallery, dtype=object)[self.positions[at, column]]
         scores = np.full(len(at), np.nan) if self.scores is None else self.scores[at, column]
@@ -153,8 +152,8 @@ class Ranking(Shown):
         return [self.gallery[p] for p in self.positions[i] if p >= 0]
 
     def results(self, i: int) -> list[dict[str, Any]]:
-        """The results of query i, best first: id and score (None if unknown) of each, where it was
-        decided what is accepted probability and accepted, and the columns that are known of it."""
+        """The results of query i, best first: id, score (None if unknown), probability and accepted
+        (if it was decided what is accepted), and the known columns of the image."""
         ids = self.row(i)
         found = [
             {"id": name, "score": None if self.scores is None else float(self.scores[i, j])}
@@ -257,10 +256,9 @@ class Ranking(Shown):
         return {query: cut.row(i) for i, query in enumerate(cut.queries)}
 
     def save(self, path: str | Path) -> None:
-        """One Parquet file: query, rank (from 1), gallery, score; where it was decided what is
-        accepted, also probability and accepted; where several images of a group are a result, also
-        images and image_scores, lists of them; of images with
-        tiles, also tile.
+        """Writes one Parquet file: query, rank (from 1), gallery, score. Also probability and
+        accepted if it was decided what is accepted; the lists images and image_scores if results
+        are groups; tile if images have tiles.
 
         A query without results is one row of rank 0 with a null gallery.
         """

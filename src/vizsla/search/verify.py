@@ -1,4 +1,4 @@
-"""The best of a ranking → the same images, those first whose parts are like the query's.
+"""The first images of a ranking → re-ranked by how alike their parts and the query's are.
 
 A pair's score becomes (1 - weight) · score + weight · likeness: the probability of `geometry`, or
 the similarity of `late_interaction`. Below the first n nothing is compared, and it counts as 0.
@@ -19,16 +19,14 @@ FEATURES = ("sift", "tokens")
 Features = Callable[[Sequence[int] | np.ndarray], list[LocalFeatures]]  # of these positions
 AllFeatures = Callable[[str], Features]  # a name of FEATURES → those of all images
 BothFeatures = Callable[[str], tuple[Features, Features]]  # the same, of queries and of gallery
-
-
-# of a query and n images: (n,) from 0 to 1
+# a query and n images → (n,) how alike their parts are, from 0 to 1
 Compare = Callable[[LocalFeatures, Sequence[LocalFeatures]], np.ndarray]
 
 
 class Pairs:
-    """How much alike the parts of a query and of a gallery image are; each pair once.
+    """How alike the parts of a query and of a gallery image are; each pair is compared once.
 
-    seconds, compared: what it has cost so far, and for how many pairs, extraction left out.
+    compared: how many pairs so far. seconds: the time for these, without extracting features.
     """
 
     def __init__(self, queries: Features, gallery: Features, compare: Compare) -> None:
