@@ -45,7 +45,7 @@ GPU_BATCHES = (16, 512)  # from the smallest to the largest
 MAX_COSINE_CHANGE = 0.001  # on average, by half precision
 SHARE_OF_GPU = 0.4  # of its free memory may be used by a batch
 MIN_IMAGES = 128  # with fewer no other runtime than torch is considered
-SHARE_OF_TIMING = 0.125  # of the images: as many, and no more, may be timed with torch
+SHARE_OF_TIMING = 0.125  # of the images: at most so many are timed with torch
 MIN_PASSES, MAX_PASSES = 2, 3  # of a batch: the first one also starts the runtime
 # Before it is measured: seconds to start a runtime, and the share of torch's time that it saves.
 EXPECTED = {
@@ -189,8 +189,9 @@ def fastest_runtime(embedder: Embedder, compute: Compute, images: int, *, starts
         if runtime in times:
             start, image = times[runtime]
             return by_torch - images * image - starts * start
-        start, share = EXPECTED[compute.kind][runtime]  # once more, to be timed
-        return by_torch * share - (starts + 1) * start - passes * batch * times["torch"][1]
+        start, share = EXPECTED[compute.kind][runtime]
+        timing = start + passes * batch * times["torch"][1]  # it starts once more, to be timed
+        return by_torch * share - starts * start - timing
 
     if "torch" not in times:
         measure("torch")

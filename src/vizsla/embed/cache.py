@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 FILE = "vectors.sqlite"
 MAX_BYTES = 10 * 2**30
 LOCK_TIMEOUT = 60.0  # seconds that another process may write
-MARK_TIMEOUT = 1.0  # seconds to note when vectors were last used, which is optional
+MARK_TIMEOUT = 1.0  # seconds to record when vectors were last used, which is optional
 MAX_FETCHED_BYTES = 256 * 2**20
 KEYS_PER_QUERY = 500
 MOST_SHARED = 20_000  # images of a folder whose vectors all commands share, without --cache
@@ -129,8 +129,8 @@ class FetchedImages:
 class VectorCache:
     """Vectors by space and content, in a folder that several processes may use at once.
 
-    Problems only cost time, and are logged once: a damaged or foreign file is renamed and replaced
-    by a new one; a file that stays locked or cannot be opened is not used any more; a file that
+    Problems only cost time, and are logged once. A damaged or foreign file is renamed and replaced
+    by a new one, a file that stays locked or cannot be opened is no longer used, and a file that
     cannot be written is only read.
     """
 

@@ -28,8 +28,8 @@ from vizsla.errors import DataError
 class EmbeddingInput:
     """Where images come from: the files, or `picture` in place of them.
 
-    cache: vectors of files that were embedded before. tiles: of which each image gets a vector, T
-    in all; None: one vector of the whole image.
+    cache: vectors of files that were embedded before. tiles: the T parts of each image that get a
+    vector; None: one vector of the whole image.
     """
 
     images: ImageSet
@@ -44,7 +44,7 @@ class EmbeddingInput:
         return len(self.tiles) if self.tiles else 1
 
     def images_per_batch(self, batch_size: int) -> int:
-        """How many images' tiles are at most so many pictures; at least one."""
+        """How many images fit into a batch with all their tiles; at least one."""
         return max(1, batch_size // self.vectors_each)
 
     def framing(self, framing: Framing) -> Framing | TiledFraming:

@@ -33,7 +33,7 @@ class Embeddings(Shown):
     broken: (id, reason) of the images that could not be embedded and are not among the ids.
     root: the folder that the ids are below, if it is known. source: what builds the model again.
     tiles, tile_vectors: of images with several vectors, their boxes and (N, T, D); the first tile
-    is the whole image, and its vectors are `vectors`. What knows nothing of tiles compares those.
+    is the whole image, and its vectors are `vectors`. Code that ignores tiles compares those.
     """
 
     ids: list[str]
@@ -68,8 +68,8 @@ class Embeddings(Shown):
         same = np.shares_memory(first[:1], self.vectors[:1]) or np.array_equal(first, self.vectors)
         if not same:
             raise DataError(
-                "the vectors of whole images are not those of their first tiles: vectors with "
-                "tiles cannot be changed by what knows nothing of tiles"
+                "the vectors of whole images are not those of their first tiles: change `vectors` "
+                "and `tile_vectors` together, or drop the tiles with `only_whole`"
             )
 
     def __len__(self) -> int:
@@ -293,13 +293,11 @@ class ShardWriter:
         self.folder, self.dim, self.store, self.total = folder, dim, store, total
         self.about = cache(about)
         self.shards: list[dict[str, Any]] = []
-        self.early: dict[
-            int, dict[str, Any]
-        ] = {}  # by number: written before one with a lower number
+        self.early: dict[int, dict[str, Any]] = {}  # number → shard, while earlier ones are missing
         self.done = 0  # images read, broken ones included
 
     def resume(self) -> int:
-        """Takes over what an interrupted run has written; returns how many images are done.
+        """Continues what an interrupted run has written; returns how many images are done.
 
         A damaged shard is made again, and so are all after it. DataError: the folder holds other
         embeddings.
@@ -336,11 +334,10 @@ class ShardWriter:
         *,
         number: int | None = None,
     ) -> None:
-        """Writes a shard. vectors: (n, D), or (n, T·D) of tiles.
+        """Writes a shard. The manifest names it once all shards before it are on disk.
 
-        number: its position, if shards come out of order; None: the next one.
-
-        The manifest names a shard once all before it are on disk.
+        vectors: (n, D), or (n, T·D) of tiles. number: its position, if shards come out of order;
+        None: the next one.
         """
         number = len(self.shards) if number is None else number
         width = len(tiles_in(self.about()) or [0]) * self.dim

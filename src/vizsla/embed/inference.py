@@ -210,16 +210,16 @@ class _Job:
         )
 
     def _with_torch(self, writer: ShardWriter, start: int, error: RuntimeFailed) -> ShardWriter:
-        """Begins anew with torch: vectors of two runtimes are not mixed.
+        """Starts over with torch: vectors of two runtimes are not mixed.
 
-        RuntimeFailed if an earlier run computed some.
+        RuntimeFailed if an earlier run computed some vectors.
         """
         if start:
             in_int8 = self.runtime.compute.precision == "int8"
             self.inspection.cancel()
             raise RuntimeFailed(
                 f"{error}. In {self.out}, {start} images were embedded by "
-                f"{self.runtime.compute.runtime}: continue where it works, or begin anew with "
+                f"{self.runtime.compute.runtime}: continue where it works, or start over with "
                 f"--overwrite {'--precision fp32' if in_int8 else '--runtime torch'}"
             ) from error
         again = f"; {writer.done} images are embedded again" if writer.done else ""

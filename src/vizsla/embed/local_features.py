@@ -31,7 +31,7 @@ LOCAL = "local"  # the folder beside vectors in which the features of their imag
 POINTS = 400  # of an image, the strongest ones
 SIDE = 480  # px: larger images are made smaller, so that their longer side has so many
 CONTRAST = 0.02  # half of Lowe's: images of few points keep their faint ones
-BEYOND = 0.25  # px: it doubles the image first, whose pixels then lie between those of the image
+BEYOND = 0.25  # px that OpenCV's points lie too far to the right: it doubles the image first
 SCALE = 512  # a stored descriptor is a byte, SCALE times its value
 IN_MEMORY = 1024  # images whose features are kept there, about 54 KB each
 REACH = 0.012  # of the longer side: how far from its place an inlier may be
@@ -69,7 +69,7 @@ class LocalFeatures:
         """Those of SIFT of the image mirrored left to right.
 
         In the frame of a point the rows of its 4 x 4 cells are then in the other order, and
-        directions turn the other way. OpenCV gives places that are BEYOND too far to the right.
+        directions turn the other way.
         """
         cells = self.descriptors.reshape(-1, 4, 4, 8)[:, ::-1, :, -np.arange(8) % 8]
         points = self.points.copy()
@@ -155,7 +155,7 @@ class Sift:
 class LocalSource:
     """The local features of N images: `source.of(positions)`; empty ones of unreadable images.
 
-    read: the i-th image. key: what its features are kept under in `cache`; None: not there. Many
+    read: the i-th image. key: the key of its features in `cache`; None: not kept there. Many
     threads may ask at once; the latest IN_MEMORY images stay in memory.
     """
 
@@ -172,7 +172,7 @@ class LocalSource:
         self._workers = workers
         self._latest: OrderedDict[int, LocalFeatures] = OrderedDict()
         self._lock = threading.Lock()
-        self._warned = False  # that an image cannot be read; of many, the first is named
+        self._warned = False  # whether an unreadable image was reported: only the first one is
 
     def of(self, positions: Sequence[int] | np.ndarray) -> list[LocalFeatures]:
         """One for each position: from memory, from the cache, else of the image itself."""
@@ -233,9 +233,7 @@ def features_of(
     they are valid as long as the vector is. DataError, when features are asked for that are not
     kept, unless the folder of the images is known.
     """
-
     root = vectors.root or vectors.source.root
-
     regions = regions_in(root or Path(), vectors.ids, vectors.attributes)
 
     def read(i: int) -> Image.Image:

@@ -55,9 +55,7 @@ def connected(address: str | None = None) -> Iterator[Any]:
     a new one on this machine that listens on loopback. Usage statistics are off."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # otherwise Ray sends them
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # silences its messages on standard error
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # no messages on standard error
     try:
         loopback = address is None or _is_on_loopback(address)
     except OSError as error:

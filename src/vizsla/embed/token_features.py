@@ -49,7 +49,7 @@ class Tokens:
 
     @staticmethod
     def of(embedder: Embedder, vectors: Embeddings, folder: str | Path | None) -> "Tokens":
-        """With a PCA of some images of these vectors: kept in `folder`, or found there."""
+        """The tokens with a PCA of some images of these vectors, which is kept in `folder`."""
         chosen = np.unique(np.linspace(0, len(vectors) - 1, LEARNED_ON).astype(int))
         dim = embedder.backbone.feature_dim
         space = f"token-axes/1 {embedder.model_id} {DIMS}"
