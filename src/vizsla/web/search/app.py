@@ -62,7 +62,7 @@ def create_app(
 
 
 class Guard:
-    """ASGI middleware: refuses who may not ask, and counts and times every answer."""
+    """ASGI middleware: refuses requests that are not allowed, and counts and times every answer."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service

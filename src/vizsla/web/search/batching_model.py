@@ -82,15 +82,15 @@ class Batcher(Generic[Item, Result]):
         self._thread.join(30)
 
     def _run(self) -> None:
-        goes_on = True
-        while goes_on:
+        is_open = True
+        while is_open:
             first = self._waiting.get()
             self._is_working = True
-            goes_on = first is not None and self._batch_from(first)
+            is_open = first is not None and self._batch_from(first)
             self._is_working, self._ended = False, time.monotonic()
 
     def _batch_from(self, first: "tuple[Item, Future[Result]]") -> bool:
-        """Answers it, together with what arrives while it waits; False after the last item."""
+        """Answers `first` and what arrives while it waits; False after the last item."""
         if self.is_closed:
             fail(first[1], Closed())
             return True
@@ -205,9 +205,9 @@ class Model:
         )[0]
 
     def _wait_until_idle(self) -> None:
-        """Before each pass: a search at the same time would take longer. Not forever, though.
+        """Waits for a pause in the searches, which a pass would slow down; not forever.
 
-        Raises Closed after `close`, as there is nobody to draw for.
+        Raises Closed after `close`: then nobody waits for the drawing.
         """
         until = time.monotonic() + MAX_IDLE_WAIT
         while not self._batcher.is_idle(IDLE_SECONDS) and time.monotonic() < until:
@@ -239,14 +239,14 @@ class Model:
 
 
 class Ready(Protocol):
-    """A vector that is ready at some time."""
+    """A vector that may still be being computed."""
 
     def result(self) -> np.ndarray:
         """(D,) float32 of length 1."""
 
 
 class ReadsTexts(Protocol):
-    """A model, as TextCache needs it."""
+    """What TextCache needs of a model."""
 
     def texts(self, words: Sequence[str]) -> Sequence[Ready]:
         """A vector for each text."""

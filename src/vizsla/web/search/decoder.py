@@ -109,9 +109,9 @@ class Decoder:
     ) -> "Future[Decoded]":
         """framing: asks for `pixels`; jpeg_side: for a JPEG whose sides are at most that.
 
-        large: the JPEG is as large as that wherever the image is; else it may be smaller, where
-        the model needs less: that takes half the time. part: of the image, in place of the whole.
-        Raises Busy at once if too many wait, Closed after `close`.
+        large: False allows a smaller JPEG where the model needs fewer pixels, in half the time.
+        part: of the image, in place of the whole. Raises Busy at once if too many wait, Closed
+        after `close`.
         """
         request: dict[str, Any] = {"jpeg_side": jpeg_side, "large": large}
         if part is not None:

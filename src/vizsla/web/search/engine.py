@@ -63,7 +63,7 @@ log = logging.getLogger("vizsla.serve")
 
 MAX_SEARCH_BATCH = 32  # searches in one matrix product
 WATCH_SECONDS = 1.0  # between two looks at the folder of the index
-RELEASES = 3  # looks after a change at which freed memory is given back to the system
+RELEASES = 3  # looks after a change, at each of which freed memory goes back to the system
 REFUSED_SECONDS = 30.0  # after which a state that was refused is tried again
 CHANGE_SECONDS, CHANGE_RETRY_SECONDS = 5.0, 0.1  # that a change waits for another process
 ADDED = "added"  # the folder, inside the gallery's, of images that came over the API
@@ -99,8 +99,8 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The results of a search. uploads: the names of the images that were sent along. hints: why
-    there are none, if the filter is the reason."""
+    """The results of a search. uploads: names of the images sent along. hints: if the filter is the
+    reason that there are no results, its conditions that no image meets."""
 
     results: list[Found]
     uploads: list[str]
@@ -115,7 +115,7 @@ def decided(
     length: float = 1.0,
     first_label: object = None,
 ) -> list[Found]:
-    """The same with probabilities, and with what is accepted.
+    """The results with their probabilities, and whether each is accepted.
 
     listed: the scores of the first images of the search. length: of the mean of the vectors of the
     images searched with, so that scores times this are means of their scores. first_label: the
@@ -172,7 +172,7 @@ class Engine:
         threading.Thread(target=self._watch, args=(watch,), name="serve-watch", daemon=True).start()
 
     def warm_up(self) -> None:
-        """Does once what the first requests would wait for."""
+        """Does in advance what the first requests would wait for."""
         self.model.warm_up()
         self.gallery.warm_up()
 
@@ -620,9 +620,9 @@ class Engine:
         self.gallery = gallery
 
     def _watch(self, follow: bool) -> None:
-        """Takes over what others do to the index, and gives back the memory of earlier states.
+        """Follows changes by other processes, and gives back the memory of earlier states.
 
-        Searches under way still hold these for a while.
+        Searches under way still hold these states for a while.
         """
         refused, until, version, releases = "", 0.0, self.gallery.version, 0
         while not self._closed.wait(WATCH_SECONDS):

@@ -70,7 +70,7 @@ def _quoted(text: str) -> str:
 
 
 def as_choice(value: str) -> str:
-    """A value as the address of a page has it: in quotes if it would mean something else."""
+    """A value as it stands in a page's address: in quotes if it would mean something else."""
     plain = value not in ("", UNKNOWN) and value == value.strip() and not set(value) & set("\r\n")
     return value if plain else _quoted(value)
 
@@ -180,7 +180,7 @@ def _choices(counts: Sequence[tuple[Any, int]]) -> list[Choice]:
 
 
 def _natural(value: Any) -> str:
-    """What to sort by so that "class 2" comes before "class 10"."""
+    """A sort key by which "class 2" comes before "class 10"."""
     return re.sub("[0-9]+", lambda digits: digits[0].zfill(20), str(value).casefold())
 
 

@@ -13,14 +13,14 @@ ARENAS = 2
 
 
 def limit_arenas() -> None:
-    """For all threads together, from now on; those that exist keep theirs."""
+    """Limits the arenas that all threads share from now on; existing ones stay."""
     library = _glibc()
     if library is not None:
         library.mallopt(ARENA_MAX, ARENAS)
 
 
 def release_freed_memory() -> None:
-    """Takes some milliseconds, in which no thread gets memory."""
+    """Gives freed memory back. It takes some milliseconds, in which no thread gets memory."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)

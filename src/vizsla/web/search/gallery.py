@@ -103,8 +103,7 @@ class Gallery:
 
         StorageError if the files of this state have been replaced.
         """
-        assert len(self.positions) == len(self.sample[:0]) + len(self)
-        self.facets  # noqa: B018
+        _ = self.positions, self.sample, self.facets  # computed when first used
         if len(self):
             self.search(self.sample[:1], 1, None)
 
@@ -239,7 +238,7 @@ def _hits(
 
 
 def _repeats(column: pa.ChunkedArray) -> bool:
-    """Whether some images have one value, which is no fraction."""
+    """Whether several images have the same value; never for a column of fractions."""
     if pa.types.is_floating(column.type):
         return False
     known = column.drop_null()
@@ -291,7 +290,7 @@ class Search:
 def search_all(searches: list[Search]) -> list[list[Hit]]:
     """The results of each search; those of one gallery, filter and form share one matrix product.
 
-    Which results differ depends on their number, so that is shared too.
+    With `diverse` the results depend on k, so then only searches with the same k share it.
     """
     groups: dict[tuple[int, Filter | None, ResultForm, int | None], list[int]] = {}
     found: list[list[Hit]] = [[] for _ in searches]

@@ -1,7 +1,7 @@
 """Several models that serve as one: a run that fuses them is searched by all of them.
 
-Their vectors stand in a row, as `search.fusion.joined` makes them of a gallery, so that a cosine is
-the weighted mean of the models' own.
+Their vectors are concatenated, as `search.fusion.joined` makes them of a gallery, so that a cosine
+is the weighted mean of the models' own.
 """
 
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ class JointVector:
 
 
 class JointModel:
-    """What a server needs of a model, of several ones. model_id: of the vectors in a row.
+    """Several models with the interface of `Model`. model_id: of the concatenated vectors.
 
     method: of `search.fusion.fused`; one that is not in SPREADS orders by the mean of the cosines.
-    projection: of the vectors in a row, if the run has one.
+    projection: of the concatenated vectors, if the run has one.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _last_value(value: Any) -> Any:
-    """Of a field that a form or an address repeats."""
+    """The last value of a field that a form or an address repeats."""
     values = value if isinstance(value, list) else [value]
     if isinstance(values[-1], bool):
         raise ValueError("expected a number or a text, got true or false")
@@ -69,7 +69,7 @@ def _four_numbers(value: Any) -> Any:
 
 
 def _box(text: str) -> str:
-    """In one form only. ValueError: it is no box."""
+    """A box in its usual form. ValueError: it is no box."""
     try:
         found = QueryBox.of(text.strip() or None)
     except UsageError as error:
@@ -78,7 +78,7 @@ def _box(text: str) -> str:
 
 
 def _grids(text: str) -> str:
-    """In one form only. ValueError: no grids of tiles, or too many for one search."""
+    """Grids of tiles in their usual form. ValueError: they are none, or too many for one search."""
     try:
         found = Tiles.of_query(text.strip() or None)
     except UsageError as error:
@@ -240,8 +240,8 @@ class SearchRequest(BaseModel):
 
     @property
     def is_decidable(self) -> bool:
-        """Whether it is searched by whole images alone, several by their mean, and each result has
-        the score of one image."""
+        """Whether a calibration applies: it is searched by whole images alone, several by their
+        mean, and each result has the score of one image."""
         by_images = not self._has_more_than_images and self.query_join == "mean"
         return (
             by_images
@@ -258,7 +258,7 @@ class SearchRequest(BaseModel):
 
     @property
     def vectors_each(self) -> int:
-        """Of how many parts of the image searched with vectors are computed for this search."""
+        """How many vectors the image searched with gets: one for each of its tiles."""
         tiles = Tiles.of_query(self.query_tiles)
         return 1 if tiles is None else len(tiles)
 

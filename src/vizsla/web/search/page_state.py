@@ -65,7 +65,7 @@ class State:
     # ── conditions ───────────────────────────────────────────────────────────────────────────────
 
     def fitted(self, facets: Sequence[Facet]) -> "State":
-        """A choice for which the page has no control becomes a written condition."""
+        """The state in which choices without a control on the page are written conditions."""
         known = {facet.column: facet for facet in facets}
         others = [_condition(*pair) for pair in self.choices if not _has_control(*pair, known)]
         if not others:

@@ -1,7 +1,7 @@
 """Vectors of examples → one unit vector to search for. Knows no gallery and no HTTP.
 
-All that can be searched for is linear in the vectors of the gallery, so each search is one search
-for one vector, whatever it was mixed from:
+All scores are linear in the vectors of the gallery, so a search by any mix of examples is a search
+for one vector:
 
 - Examples of one kind (images, or words) are averaged; what results should *not* be like is
   subtracted with half the weight.
@@ -71,14 +71,14 @@ def query_vector(
 
 
 def _mean(vectors: Sequence[np.ndarray]) -> Any:
-    """0.0 if there are none."""
+    """The mean (D,); 0.0 without vectors."""
     return np.mean(np.stack(vectors).astype(np.float64), axis=0) if vectors else 0.0
 
 
 def _strength(
     positive: Sequence[Any], negative: Sequence[Any], negative_weight: float, otherwise: float
 ) -> float:
-    """1, but less for negative examples only: standardising would inflate their weight."""
+    """1 with positive examples, else less: standardising would inflate negative ones."""
     return 1.0 if positive else negative_weight if negative else otherwise
 
 

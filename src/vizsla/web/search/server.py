@@ -1,7 +1,7 @@
 """A run, an index or a folder of images → a search page and an API. `vizsla serve` calls this.
 
-The server answers at once, with a page of progress, while a thread loads, embeds and indexes what
-has to be. Searches are answered when all of it is warm.
+The server answers at once with a page of progress, while a thread loads, embeds and indexes the
+gallery. Searches are answered once this is done and warmed up.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ class GallerySource:
             return "run"
         if is_index(self.path):
             return "index"
-        return "embeddings" if is_embeddings(self.path) else "pictures"
+        return "embeddings" if is_embeddings(self.path) else "images"
 
     @property
     def calibration(self) -> Calibration | None:
@@ -133,7 +133,7 @@ class GallerySource:
                     f"{' and '.join(missing)}, the model that made its vectors and the folder of "
                     "its images"
                 )
-        if kind == "pictures" and self.images is not None:
+        if kind == "images" and self.images is not None:
             raise UsageError("--images belongs to a run or an index: a folder has its images")
         if self.images is not None and not self.images.is_dir():
             raise DataError(f"{self.images} is not a folder: give the one with the images")
@@ -164,7 +164,7 @@ def serve(
 ) -> None:
     """Runs the server until SIGINT or SIGTERM; SIGHUP reloads the index.
 
-    token: every request then needs it. allow_changes: without a token, one is made that only
+    token: every request then needs it. allow_changes: without `token`, a token is made that only
     changes need. started: called with the address once the server listens.
     """
     import faiss  # noqa: F401  (the limit on threads applies to libraries that are loaded)
@@ -220,7 +220,7 @@ def _prepare_in_thread(
     failed: list[Exception],
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    """An error stops the server, and `serve` raises it."""
+    """Runs `prepare`. An error stops the server, and `serve` raises it."""
     try:
         state.engine = prepare(source, state, progress)
         log.info("ready: %d images", len(state.engine.gallery))
@@ -240,7 +240,7 @@ def prepare(
     state: "ServerState",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> "Engine":
-    """Loads, embeds and indexes what has to be, and warms it up; `state` follows the progress."""
+    """Loads, embeds and indexes the gallery and warms everything up; `state` has the progress."""
     from vizsla.web.search.batching_model import Model
     from vizsla.web.search.engine import Engine
     from vizsla.web.search.gallery import Gallery
@@ -388,7 +388,7 @@ def _for_searches(
     model_id: str,
     fusion: fused_runs.FusionConfig | None = None,
 ) -> Calibration | None:
-    """That of the cosines by which results go; DataError if it is for other scores."""
+    """The calibration of the cosines that order results; DataError if it is for other scores."""
     if calibration is None:
         return None
     searched_as = {} if fusion is None else {"searched_as": fusion.method}
@@ -415,7 +415,7 @@ def _embeddings(
     source: GallerySource, kind: str, embedder: Any, report: Callable[[int, int], None]
 ) -> tuple[Embeddings, Path, Compute]:
     """The gallery's vectors with labels, the folder of its images, and how to embed queries."""
-    if kind == "pictures":
+    if kind == "images":
         images = image_set(
             source.path, labels=source.options.labels, labels_from=source.options.labels_from,
             class_folders=source.options.class_folders, follow_links=source.options.follow_links,
@@ -427,7 +427,7 @@ def _embeddings(
 
 
 def _stored(source: GallerySource, kind: str) -> tuple[Embeddings, Path, Path]:
-    """Vectors that are there, with labels; the folder of their images, and their own."""
+    """Stored vectors with labels; the folder of their images, and their own."""
     if kind == "run":
         folder = source.path / "embeddings" / "gallery"
         root = source.images or open_data(config.again(source.path).data).gallery.root
@@ -448,7 +448,8 @@ def _stored(source: GallerySource, kind: str) -> tuple[Embeddings, Path, Path]:
 def _embedded(
     images: ImageSet, embedder: Any, compute: Any, report: Callable[[int, int], None]
 ) -> Embeddings:
-    """Kept in the user's cache, so that the next start is quick and an interrupted one resumes."""
+    """The images' vectors, kept in the user's cache: the next start is quick, and an interrupted
+    one resumes."""
     place = f"{os.path.realpath(images.root)}|{embedder.model_id}"
     folder = storage.cache_folder() / "served" / hashlib.sha256(place.encode()).hexdigest()[:16]
     key = hashlib.sha256(f"{fingerprint(images)}|{compute.id}".encode()).hexdigest()[:16]

@@ -120,7 +120,7 @@ class Thumbnails:
         return decoded.jpeg
 
     def _store(self, file: Path, data: bytes) -> None:
-        """Without fsync: an incomplete thumbnail is made again."""
+        """Writes a thumbnail without fsync: an incomplete one is made again."""
         temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
