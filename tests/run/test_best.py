@@ -105,7 +105,7 @@ def done(tinted: Path, networks: None, tmp_path_factory: pytest.TempPathFactory)
 def test_the_best_run_is_complete_and_was_chosen_step_by_step(done: BestResult) -> None:
     require_complete(done.run)
     stages = [step.stage for step in done.steps]
-    assert stages[:2] == ["frozen", "frozen"] and {"chain", "head"} <= {*stages}
+    assert stages[:3] == ["frozen", "head", "frozen"] and "chain" in stages  # of seen classes
     assert done.steps[0].gain is None and done.steps[0].verdict == "kept"
     assert all(step.verdict for step in done.steps)  # why it is kept or not
     kept = [step for step in done.steps if step.verdict == "kept"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from vizsla import storage
 from vizsla.choose.projection_choice import share_held_out
 from vizsla.data.fingerprint import fingerprint
-from vizsla.data.splits import NEW, target_of
+from vizsla.data.splits import NEW, SEEN, target_of
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
 from vizsla.model.catalogue import find_backbone
@@ -51,6 +51,7 @@ MODELS = (  # tried where their weights are here, or can be downloaded; the firs
 HALVING_SHARE = 0.1  # of the budget: if all models take more, the worse half is left out early
 SIZES = (1.3, 1.6)  # of the image size that a network was trained with
 FROZEN_SHARE = 0.15  # of the budget that one frozen model may take
+EARLY_HEAD_SHARE = 0.3  # that a head of the first model may take before others are tried
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of one more network, beside the others'
 JOINED, MOST_JOINABLE = 3, 5  # networks; and of how many they are chosen
 TUNED = ("last", "full")  # blocks; on a CPU, and on a GPU
@@ -161,6 +162,8 @@ class _Search:
             self.held_out = str(error)
             return
         self.held_out = self.held.on.description()
+        if self._head_gains_early(networks[0]):
+            self._head()
         frozen = self._frozen(networks)
         is_thorough = self.config.budget >= THOROUGH
         self._join()
@@ -370,9 +373,9 @@ class _Search:
         """A projection of the joined vectors of the most promising networks: of as many as there
         is time for."""
         promising = self._most_promising(JOINED)
-        for count in range(len(promising), 0, -1):
-            networks = tuple(promising[:count])
-            joined = Candidate(networks, (1 / count,) * count)
+        several = [promising[:count] for count in range(len(promising), 1, -1)]
+        for networks in [*several, *([network] for network in promising)]:
+            joined = Candidate(tuple(networks), (1 / len(networks),) * len(networks))
             new = [n for n in networks if not self.held.is_embedded(n, "others")]
             needs = sum(self.so_far.seconds(n, len(self.held.others)) for n in new)
 
@@ -388,6 +391,13 @@ class _Search:
             if self.so_far.attempt("head", f"head after {joined}", best_head, needs=needs):
                 self.so_far.complete()
                 return
+
+    def _head_gains_early(self, first: Network) -> bool:
+        """Whether a head of the first network comes before other networks: of seen classes it
+        usually gains more than they do."""
+        seconds = self.so_far.seconds(first, len(self.held.others))
+        is_seen = self.validating["validate_on"] == SEEN
+        return is_seen and seconds < EARLY_HEAD_SHARE * self.config.budget
 
     def _beside(self) -> None:
         """The best head of joined vectors beside a tuned network, whose vectors of the images that
