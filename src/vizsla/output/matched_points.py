@@ -134,15 +134,17 @@ def drawn_pair(
 
 
 def labelled_pair(
-    query: Image.Image, result: Image.Image, extract: Extractor, *, box: int = BOX
-) -> Image.Image:
+    query: Image.Image, result: Image.Image, extract: Extractor, *, box: int = BOX,
+    text_size: int = 15,
+) -> Image.Image:  # fmt: skip
     """`drawn_pair` of two images, with a line below it that says what is seen."""
     a, b = extract(query), extract(result)
     found = geometry_of(a, b)
     pair = drawn_pair(query, result, a.size, b.size, found, box=box)
-    sheet = Image.new("RGB", (pair.width, pair.height + 36), PAPER)
+    sheet = Image.new("RGB", (pair.width, pair.height + 2 * text_size + 6), PAPER)
     sheet.paste(pair, (0, 0))
-    ImageDraw.Draw(sheet).text((8, pair.height + 9), in_words(found), INK, font_of(15))
+    below = 8, pair.height + text_size // 2 + 2
+    ImageDraw.Draw(sheet).text(below, in_words(found), INK, font_of(text_size))
     return sheet
 
 

@@ -235,5 +235,6 @@ def test_matching_points_fit_a_phone(served: Any, visit: Any) -> None:
         natural, shown = drawing.evaluate("image => [image.naturalWidth, image.clientWidth]")
         assert natural > shown > 250
         assert view.evaluate("one => one.scrollWidth <= one.clientWidth")
+        assert drawing.evaluate("image => image.currentSrc").endswith("&narrow=1")
         large = view.get_by_title("Open it at full size").get_attribute("href")
         assert large == drawing.get_attribute("src")

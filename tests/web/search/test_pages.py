@@ -171,6 +171,8 @@ def test_matching_points_are_drawn_where_opencv_is(served: Any) -> None:
     drawn = served.get("/" + shown)
     assert drawn.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(drawn.content)).size == (2 * 448 + 12, 448 + 36)
+    for_phones = Image.open(io.BytesIO(served.get(f"/{shown}&narrow=1").content))
+    assert for_phones.size == (2 * 448 + 12, 448 + 70)  # with larger words
     assert served.get("/points.png?text=a&result=red/red-1.png").status_code == 404
     (upload,) = served.post(image="red/red-0.png").json()["queries"]
     assert served.get(f"/points.png?query={upload}&result=red/red-1.png").status_code == 200

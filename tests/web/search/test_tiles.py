@@ -80,6 +80,9 @@ def test_an_image_is_searched_with_by_its_parts(parts: Any) -> None:
         body = {"query": kept, "k": 4, "query_tiles": "1x2", **more}
         assert parts.post(json=body).json()["results"][0]["id"] == "b/1.png"
     page = httpx.get(f"{parts.url}/", params={"query": kept, "query_tiles": "1x2"}).text
+    assert ">the whole picture</option>" in page
+    of_part = httpx.get(f"{parts.url}/", params={"query": kept, "box": "0,0,0.5,0.5"}).text
+    assert ">the whole part</option>" in of_part and ">the whole picture<" not in of_part
     assert "<option selected>1+1x2</option>" in page and f"{found[0][1]:.3f}" in page
     mixed = httpx.get(f"{parts.url}/?query={kept}&id=a/0.png&query_tiles=1x2").text
     assert "query_tiles" not in mixed and "No results" not in mixed

@@ -485,9 +485,10 @@ class Engine:
             return self.picture(search.id[0], gallery), found
         raise NotFound("a comparison with a result needs a search with an image")
 
-    def matching_points(self, search: SearchRequest, result: str) -> bytes:
+    def matching_points(self, search: SearchRequest, result: str, *, narrow: bool) -> bytes:
         """A PNG of the first image searched with and of a result, with lines between the points
-        that match. NotFound if the search has no image, or without OpenCV."""
+        that match. narrow: for a phone, which shows it at less than half its size. NotFound if the
+        search has no image, or without OpenCV."""
         try:
             opencv()
         except MissingExtraError as error:
@@ -498,7 +499,9 @@ class Engine:
             self.thumbnails.get(found, "large"),
         ]
         images = [read_image(jpeg) for jpeg in jpegs]  # our own JPEGs, of at most 1280 px
-        drawn = labelled_pair(images[0], images[1], Sift(), box=POINTS_SIDE)
+        drawn = labelled_pair(
+            images[0], images[1], Sift(), box=POINTS_SIDE, text_size=32 if narrow else 15
+        )
         file = io.BytesIO()
         drawn.save(file, "PNG")
         return file.getvalue()

@@ -277,7 +277,9 @@ class Pages:
         engine, result = self.service.engine, request.query_params.get("result", "")
         state = State.parse(address_fields(request), max_k=self.service.limits.k)
         drawn = await self.service.searches.run(
-            lambda: engine.matching_points(state.search, result)
+            lambda: engine.matching_points(
+                state.search, result, narrow="narrow" in request.query_params
+            )
         )
         return Response(drawn, media_type="image/png")
 
