@@ -30,6 +30,7 @@ FUSION_WHITENINGS = (  # the last ones use the training images' classes
     "discriminant 0.3", "classes 0.3", "classes 0.1",
 )  # fmt: skip
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+TEACHER = "teacher"  # the term of --loss that takes a teacher's vectors
 OPTIMISED = {  # what validation compares: name → its values, 0…1
     "mean": "the mean of top-1 and AP",
     "points": "contest points over 1000",
@@ -564,6 +565,11 @@ class TrainConfig(Options):
         "A loss or a weighted sum of losses, such as arcface.",
         "Training",
     )
+    teacher: str | None = option(
+        None, "Also learn which images a better model finds alike: a model's name, a saved "
+        "embedder, a run, or embeddings of the training images. Its weight is that of the term "
+        "teacher in --loss, 1 if it is not there.", "Training",
+    )  # fmt: skip
     miner: str | None = option(
         None, "Miner of pairs or triplets: {choices}.", "Training", rare=True,
         choices=("all", "semihard", "hard", "batch-hard", "easy-positive", "multi-similarity"),
@@ -672,6 +678,10 @@ class TrainConfig(Options):
                 f"{self.short_epochs}, budget {self.budget}: choose a batch of 2 images or more, "
                 "epochs and budget above 0, short_epochs of 0 or more"
             )
+        if self.teacher is not None and self.finetune == "none":
+            raise UsageError(
+                f"--teacher {self.teacher} trains a student: add --finetune head, last or full"
+            )
         if self.memory and self.memory < self.batch_size:
             raise UsageError(
                 f"--memory {self.memory} is less than a batch of {self.batch_size}: choose more"
@@ -740,6 +750,9 @@ class TuneConfig(TrainConfig):
                 "ends after so many epochs or after so much time, so give one of them"
             )
         validate_on = str(options.get("validate_on", "auto"))
+        loss = str(options.get("loss", TuneConfig.loss))
+        if options.get("teacher") is not None and TEACHER not in loss:
+            options = {**options, "loss": f"{loss}+{TEACHER}"}
         return TuneConfig(**{**BY_VALIDATION.get(validate_on, {}), **options})
 
 

@@ -18,14 +18,18 @@ from vizsla.data.splits import target_of, training_part
 from vizsla.embed import runtime
 from vizsla.embed.compute import Compute
 from vizsla.embed.converted_runtimes import openvino
+from vizsla.embed.embeddings import Embeddings
+from vizsla.embed.inference import embed
 from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
 from vizsla.model.model_card import Origin
 from vizsla.option_fields import seconds
 from vizsla.options import TuneConfig
-from vizsla.run import pipeline
+from vizsla.run import pipeline, several_models
 from vizsla.run import train as run_train
 from vizsla.run.config import RunConfig, again
+from vizsla.run.fused_runs import FusionConfig
+from vizsla.run.teaching import teacher_of
 from vizsla.run.train import train
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.train import training
@@ -458,3 +462,52 @@ def test_trainings_that_hold_out_the_same_images_share_the_frozen_vectors(
         train(config, tmp_path / name)
         expected = 1 if name != "seed" else 2
         assert len(list(cache.glob("*/manifest.json"))) == expected, name
+
+
+def test_a_model_and_its_vectors_teach_alike(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Embedder.build("tiny", weights="random", image_size=48, seed=5).save(tmp_path / "better")
+    Embedder.build("tiny", weights="random", image_size=32).save(tmp_path / "student")
+    embed(
+        ImageSet.from_class_folders(data / "training"),
+        Embedder.load(tmp_path / "better"),
+        tmp_path / "vectors",
+    )
+    student = str(tmp_path / "student")
+    options = [f"--set={name}={value}" for name, value in FAST.items() if name != "loss"]
+    values = []
+    for teacher in ("better", "vectors", "student"):
+        name, out = str(tmp_path / teacher), tmp_path / f"by {teacher}"
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(data), "--model", student, "--teacher", name, *options,
+                  "-o", str(out), "--json"])  # fmt: skip
+        printed = capsys.readouterr()
+        if teacher == "student":
+            assert ended.value.code == 2
+            assert f"--teacher {name} is the model that is trained" in printed.err
+            break
+        assert ended.value.code == 0
+        training = json.loads(printed.out)["training"]
+        assert training["teacher"]["name"] == name
+        values.append([candidate["value"] for candidate in training["candidates"]])
+        assert not (out / "teacher").exists()  # only needed to continue
+    assert values[0] == values[1]
+
+
+def test_the_models_of_a_joint_run_teach_together(data: Path, tmp_path: Path) -> None:
+    configs = [
+        RunConfig(data=str(data), model="tiny", weights="random", image_size=size, figures=0,
+                  top_k=3, home=str(tmp_path)) for size in (32, 48)
+    ]  # fmt: skip
+    joint = several_models.run_models(configs, FusionConfig("concat", whiten="shrunk"))
+    config = RunConfig(
+        data=str(data), home=str(tmp_path),
+        tuning={"teacher": str(joint.run.folder), "finetune": "head"},
+    )  # fmt: skip
+    teacher = teacher_of(config, tmp_path / "training")
+    assert teacher is not None
+    gallery = ImageSet.from_folder(data / "test" / "gallery")
+    found = teacher.embed(gallery, lambda done, total: None)
+    known = Embeddings.open(joint.run.folder / "embeddings" / "gallery")
+    assert np.allclose(found.of_images(known.ids).vectors, known.vectors, atol=1e-5)

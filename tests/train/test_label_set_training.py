@@ -20,7 +20,7 @@ from vizsla.data.training_batches import BatchPlan
 from vizsla.errors import UsageError
 from vizsla.train.losses import LOSSES, build_loss
 
-TAKING = [name for name, spec in LOSSES.items() if spec.takes_sets]
+TAKING = [name for name, spec in LOSSES.items() if spec.takes_sets and not spec.of_teacher]
 SETS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=bool)  # a, b, a¦b, c
 pytestmark = pytest.mark.usefixtures("short_heads")
 

@@ -25,10 +25,11 @@ def test_every_loss_falls_along_its_gradient(name: str) -> None:
     loss = build_loss(name, C, D)
     free, labels = vectors()
     free = free.detach().clone().requires_grad_()
+    teacher = F.one_hot(labels).float()  # (B, C)
     optimiser = torch.optim.Adam([free, *loss.parameters()], 0.05)
     first = None
     for _ in range(60):
-        value = loss(F.normalize(free, dim=1), labels)
+        value = loss(F.normalize(free, dim=1), labels, teacher)
         first = value.item() if first is None else first
         optimiser.zero_grad()
         value.backward()

@@ -17,13 +17,15 @@ from vizsla import storage
 from vizsla.data.imageset import ImageSet
 from vizsla.data.preprocess import Preprocess
 from vizsla.data.splits import split
+from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, MissingExtraError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.options import TrainConfig
+from vizsla.options import TrainConfig, TuneConfig
 from vizsla.score.embedder_validation import Validation
 from vizsla.train import backbone, candidates
 from vizsla.train.job import Budget, Decisions, training_compute
 from vizsla.train.selection import TrainResult
+from vizsla.train.teacher import Teacher
 from vizsla.train.training import train
 
 pytestmark = pytest.mark.usefixtures("short_heads")
@@ -373,7 +375,12 @@ def killer(step: int, at: str = "training") -> Callable[[str, int, int], None]:
 
 @pytest.mark.parametrize(
     ("loss", "stage"),
-    [("cross-entropy", "training"), ("contrastive", "training"), ("supcon", "short training")],
+    [
+        ("cross-entropy", "training"),
+        ("contrastive", "training"),
+        ("supcon", "short training"),
+        ("cross-entropy+teacher", "training"),
+    ],
 )
 def test_a_killed_training_ends_as_an_uninterrupted_one(
     loss: str, stage: str, images: ImageSet, tmp_path: Path
@@ -383,11 +390,15 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
     options |= {"memory": 64} if loss == "contrastive" else {}
     parts = split(images, "seen-classes", share=0.25)
     part = images.subset(parts.training)
+    teacher = teacher_of(images) if "teacher" in loss else None
 
     def once(out: Path, progress: Callable[[str, int, int], None] | None = None) -> TrainResult:
         config = TrainConfig(**options, save_seconds=0.0)
         validation = Validation(images, parts, training_compute(config))
-        return train(part, embedder(), config, validation, out, progress=progress)
+        return train(
+            part, embedder(), config, validation, out, progress=progress,
+            teacher=teacher,
+        )  # fmt: skip
 
     whole = once(tmp_path / "whole")
     with pytest.raises(Killed):
@@ -620,3 +631,47 @@ def test_a_missing_extra_names_itself(
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"vizsla\[lora\]"):
         train(images, embedder(), TrainConfig(**FAST, finetune="lora"), flat, tmp_path)
+
+
+# ── a teacher ────────────────────────────────────────────────────────────────────────────────────
+
+
+def teacher_of(images: ImageSet, model_id: str = "good") -> Teacher:
+    """Vectors that tell the classes, with some noise."""
+    codes = np.unique(images.labels or [], return_inverse=True)[1]
+    noise = np.random.default_rng(0).normal(0, 0.1, (len(images), 8))
+    vectors = (np.eye(8)[codes] + noise).astype(np.float32)
+    found = Embeddings(images.ids, vectors, images.attributes, model_id)
+    return Teacher("vectors", model_id, lambda images, report: found)
+
+
+def test_a_student_learns_from_a_teacher_alone(images: ImageSet, tmp_path: Path) -> None:
+    """No label enters the loss; validation still needs them."""
+    config = TrainConfig(**{**FAST, "epochs": 12, "loss": "teacher", "head_steps": 1})
+    parts = split(images, "seen-classes", share=0.25)
+    validation = Validation(images, parts, training_compute(config))
+    result = train(images.subset(parts.training), embedder(), config, validation, tmp_path,
+                   teacher=teacher_of(images))  # fmt: skip
+    tuned = next(c for c in result.candidates if c.name == "average of weights")
+    assert tuned.gain > max(0.05, 2 * tuned.error)
+    assert result.record()["training"]["teacher"] == {"name": "vectors", "model_id": "good"}
+
+
+def test_teacher_and_term_go_together(images: ImageSet, tmp_path: Path) -> None:
+    model = embedder()
+    for loss, teacher, words in (
+        ("teacher", None, "needs a teacher"),
+        ("supcon", teacher_of(images), "does not use a teacher"),
+        ("supcon+teacher", teacher_of(images, model.model_id), "a better one"),
+    ):
+        config = TrainConfig(**{**FAST, "loss": loss})
+        with pytest.raises(UsageError, match=words):
+            train(images, model, config, lambda e: np.zeros(9), tmp_path, teacher=teacher)
+    losses = [
+        TuneConfig.from_options({"teacher": "t", **more}).loss
+        for more in ({}, {"loss": "supcon"}, {"loss": "supcon+0.3*teacher"})
+    ]
+    assert losses[0] == f"{TuneConfig.loss}+teacher"
+    assert losses[1:] == ["supcon+teacher", "supcon+0.3*teacher"]
+    with pytest.raises(UsageError, match="trains a student"):
+        TuneConfig.from_options({"teacher": "t", "finetune": "none"})

@@ -168,6 +168,8 @@ def resolved(
 
         compute_of_training = training_compute(config.training)
         tuning = {**tuning, "precision": compute_of_training.precision}
+        if tuning.get("teacher"):
+            tuning["teacher"] = absolute(tuning["teacher"])
     options = dataclasses.replace(
         config,
         tuning=tuning,

@@ -25,6 +25,7 @@ from vizsla.progress import reporting
 from vizsla.run.config import RunConfig, check_compute
 from vizsla.run.embedding import Progress
 from vizsla.run.inputs import open_folders, training_images
+from vizsla.run.teaching import VECTORS, teacher_of
 from vizsla.run.validate_on import before_training
 from vizsla.train.batch_gradient import Processes, open_processes
 from vizsla.train.frozen_vectors import FEATURES, PART
@@ -171,8 +172,9 @@ def tune_images(
     )
     with cached_embeddings(out / "features", config.cache, key):
         result = fine_tune(
-            images, embedder, chosen, out, target=target, processes=processes, progress=progress
-        )
+            images, embedder, chosen, out, target=target, teacher=teacher_of(config, out),
+            processes=processes, progress=progress,
+        )  # fmt: skip
     if processes is None or processes.rank == 0:
         charts.training_curve(
             out / "curve.png", read_log(out), chosen.loss, short=read_log(out / SHORT_FOLDER)
@@ -203,7 +205,7 @@ def drop_resumption(out: Path) -> None:
 
     The embedder, the log, the curve and what the clock decided stay.
     """
-    for part in (*(part for part in PARTS if part not in KEPT_PARTS), FEATURES, PART):
+    for part in (*(part for part in PARTS if part not in KEPT_PARTS), FEATURES, PART, VECTORS):
         shutil.rmtree(out / part, ignore_errors=True)
 
 
@@ -227,7 +229,7 @@ def _clear(out: Path, processes: Processes) -> None:
     if processes.rank == 0:
         with storage.locked(out):
             storage.remove(out / FINISHED)
-            for part in (*PARTS, FEATURES, PART):
+            for part in (*PARTS, FEATURES, PART, VECTORS):
                 if part != "embedder":
                     shutil.rmtree(out / part, ignore_errors=True)
     processes.wait()

@@ -303,7 +303,9 @@ def build_loop(
     steps = UNLIMITED if epochs is None else max(1, math.ceil(epochs * plan.steps_per_epoch))
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     folder = variant.folder(job.out) / "checkpoint"
-    return Loop(tuned, loss, optimiser, maker, plan, job, steps=steps, folder=folder)
+    return Loop(
+        tuned, loss, optimiser, maker, plan, job, steps=steps, folder=folder, teacher=data.teacher
+    )
 
 
 def size_in_training(embedder: Embedder, train_size: int | None) -> int:

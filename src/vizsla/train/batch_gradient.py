@@ -116,16 +116,19 @@ class GradientMaker:
         self.processes = processes or Processes()
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
 
-    def gradients(self, images: Tensor, labels: Tensor) -> float:
+    def gradients(self, images: Tensor, labels: Tensor, teacher: Tensor | None = None) -> float:
         """The loss of the batch of all processes; `.grad` gets its gradient (times the scale).
 
-        images: (b, 3, H, W) of this process; labels: (B,) of the batch of all processes.
+        images: (b, 3, H, W) of this process; labels: (B,) of the batch of all processes; teacher:
+        (B, D'), if the loss takes a teacher's vectors.
         """
         while True:
             for p in [*self.model.parameters(), *self.loss.parameters()]:
                 p.grad = None
-            attempt = self._of_pairs if self.loss.of_pairs else self._of_single_images
-            found = attempt(images, labels)
+            if self.loss.of_pairs:
+                found = self._of_pairs(images, labels, teacher)
+            else:
+                found = self._of_single_images(images, labels)
             if found is not None:
                 return float(found)
             self._halve()
@@ -150,7 +153,7 @@ class GradientMaker:
         self.processes.add_up_gradients(_trainable(self.model) + _trainable(self.loss))
         return self.processes.summed(total)
 
-    def _of_pairs(self, images: Tensor, labels: Tensor) -> Tensor | None:
+    def _of_pairs(self, images: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor | None:
         """By cached gradients. None when memory ran out."""
         pieces = list(self._pieces(len(images)))
         states: list[Any] = []  # of the generators before each piece, so that dropout repeats
@@ -170,7 +173,7 @@ class GradientMaker:
         if not self.processes.all_true(vectors is not None, images.device) or vectors is None:
             return None
         joint = self.processes.gathered(vectors.detach()).requires_grad_()  # (B, D)
-        loss = self.loss(joint, labels)
+        loss = self.loss(joint, labels, teacher)
         self.scaler.scale(
             loss
         ).backward()  # the same in all processes, as is the gradient of the loss

@@ -38,7 +38,7 @@ class TrainingSet:
 
     labels: (N,) class numbers. label_sets: (U, C) bool, which labels each class stands for; None
     if each image has one. vectors: (N, C). broken: (id, reason) of images that cannot be
-    read. seconds: that reading and embedding took.
+    read. seconds: that reading and embedding took. teacher: (N, D'), a teacher's vectors.
     """
 
     images: ImageSet
@@ -48,6 +48,7 @@ class TrainingSet:
     broken: list[tuple[str, str]]
     seconds: float
     label_sets: np.ndarray | None = None
+    teacher: np.ndarray | None = None
 
 
 def embed_training_images(images: ImageSet, embedder: Embedder, job: TrainingJob) -> TrainingSet:

@@ -92,12 +92,14 @@ def train_head(
     per_class: int = 4,
     seed: int = 0,
     label_sets: np.ndarray | None = None,
+    teacher: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> HeadResult:
     """A copy of `start`, trained on vectors (N, C) together with `loss`. Runs on the CPU.
 
     It ends after `steps` or `seconds`, whichever comes first. shares: of the time that had passed
-    before each step of a training to repeat, in place of the clock.
+    before each step of a training to repeat, in place of the clock. teacher: (N, D'), if the loss
+    takes a teacher's vectors.
     """
     head = start.joined(0.0)
     data = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
@@ -125,7 +127,10 @@ def train_head(
         passed.append(spent)
         set_rates(optimiser, rate_at(max(step / steps, spent), 0.05))
         chosen = plan.batch(step)
-        value = loss(F.normalize(head(data[chosen]), dim=1), torch.as_tensor(labels[chosen]))
+        wanted = None if teacher is None else torch.from_numpy(teacher[chosen])
+        value = loss(
+            F.normalize(head(data[chosen]), dim=1), torch.as_tensor(labels[chosen]), wanted
+        )
         if not torch.isfinite(value):
             log.warning(
                 "the head's loss became %s at step %d: its training ends there", value.item(), step
@@ -213,6 +218,7 @@ def _fitted(data: TrainingSet, job: TrainingJob) -> Heads:
         per_class=config.per_class,
         seed=config.seed,
         label_sets=data.label_sets,
+        teacher=data.teacher,
         progress=partial(job.progress, "fitting heads"),
     )
     return Heads({**projections, TRAINED: trained.projection}, trained.final_loss, trained.shares)
@@ -278,7 +284,7 @@ def batch_order(config: TrainConfig, loss: TrainingLoss) -> str:
     """How batches are drawn: as configured, or as the loss needs them."""
     if config.batches != "auto":
         return config.batches
-    return "classes" if loss.of_pairs else "plain"
+    return "classes" if loss.of_classes else "plain"
 
 
 def with_projection(embedder: Embedder, projection: nn.Module) -> Embedder:

@@ -139,11 +139,17 @@ class TrainingJob:
             self.warnings.append(sentence)
 
 
-def identity_of(images: ImageSet, embedder: Embedder, config: TrainConfig) -> str:
-    """A hash of images, model and settings: a checkpoint belongs to one training only."""
+def identity_of(
+    images: ImageSet, embedder: Embedder, config: TrainConfig, teacher: str = ""
+) -> str:
+    """A hash of images, model and settings: a checkpoint belongs to one training only.
+
+    teacher: the model_id of the teacher, if there is one.
+    """
     options = dataclasses.asdict(config)
     settings = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT}
-    content = [images.ids, images.labels, embedder.model_id, settings, torch.__version__]
+    models = [embedder.model_id, teacher]
+    content = [images.ids, images.labels, models, settings, torch.__version__]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -127,11 +127,13 @@ class Loop:
         *,
         steps: int,
         folder: Path,
+        teacher: np.ndarray | None = None,
     ) -> None:
-        """folder: of the checkpoint."""
+        """folder: of the checkpoint. teacher: (N, D'), a teacher's vectors of all images."""
         self.embedder, self.loss, self.optimiser, self.maker = embedder, loss, optimiser, maker
         self.plan, self.config, self.job, self.folder = plan, job.config, job, folder
         self.steps = steps
+        self.teacher = None if teacher is None else torch.from_numpy(teacher)
         self.seconds: float | None = None
         self.step, self.spent = 0, 0.0
         self.losses: list[float] = []
@@ -188,7 +190,8 @@ class Loop:
             _check_pixels(images)
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
             labels = torch.as_tensor(self.plan.labels[positions], device=device)
-            value = self.maker.gradients(images, labels)
+            teacher = None if self.teacher is None else self.teacher[positions].to(device)
+            value = self.maker.gradients(images, labels, teacher)
             if not math.isfinite(value):
                 self._stop(value, safe_weights)
                 break

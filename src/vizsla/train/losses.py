@@ -1,7 +1,7 @@
 """LOSSES: name → how the loss is built; weighted sums of them, and MINERS for their pairs.
 
-Built from pytorch-metric-learning. A loss sees unit vectors (B, D) and class numbers (B,), nothing
-of images or networks.
+Built from pytorch-metric-learning. A loss sees unit vectors (B, D) and class numbers (B,), or a
+teacher's vectors (B, D'), nothing of images or networks.
 """
 
 import math
@@ -17,6 +17,7 @@ from pytorch_metric_learning import distances, losses, miners
 from torch import Tensor, nn
 
 from vizsla.errors import UsageError
+from vizsla.options import TEACHER
 
 Options = dict[str, float]
 MINERS: dict[str, Callable[[], nn.Module]] = {
@@ -39,6 +40,7 @@ class LossSpec:
     a batch, and a batch in one piece. chance: (C, B, options) → the value without any learning,
     None if it is not known. minable: takes a miner. remembers: works with a memory.
     takes_sets: images may have several labels; a pair is then positive if it shares one.
+    of_teacher: takes a teacher's vectors in place of labels.
     """
 
     title: str
@@ -49,6 +51,7 @@ class LossSpec:
     minable: bool = False
     remembers: bool = False
     takes_sets: bool = False
+    of_teacher: bool = False
 
 
 # ── losses that the library does not have in this form ───────────────────────────────────────────
@@ -90,6 +93,29 @@ class ArcFace(losses.SubCenterArcFaceLoss):
         angles = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))  # at ±1 the slope is infinite
         beyond = cosines - margin * torch.sin(margin)  # keeps the loss falling beyond π - margin
         return torch.where(angles <= math.pi - margin, torch.cos(angles + margin), beyond)
+
+
+class Distillation(nn.Module):
+    """How differently student and teacher order the batch by similarity to each of its images.
+
+    For each image, the similarities of all others become probabilities at `temperature`; the loss
+    is the teacher's divergence from the student's (Fang et al., 2021, SEED, within a batch).
+    """
+
+    def __init__(self, *, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, vectors: Tensor, teacher: Tensor) -> Tensor:
+        """The mean over the batch. vectors: (B, D), teacher: (B, D'), unit rows of its images."""
+        student, wanted = (self._log_shares(part) for part in (vectors, teacher))
+        return F.kl_div(student, wanted, log_target=True, reduction="batchmean")
+
+    def _log_shares(self, vectors: Tensor) -> Tensor:
+        B = len(vectors)
+        others = ~torch.eye(B, dtype=torch.bool, device=vectors.device)
+        scores = (vectors @ vectors.T)[others].view(B, B - 1) / self.temperature
+        return F.log_softmax(scores, dim=1)
 
 
 def margins_by_size(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -201,6 +227,14 @@ LOSSES: dict[str, LossSpec] = {
         {"margin": 0.1, "alpha": 32.0},
         of_pairs=True,
     ),
+    TEACHER: LossSpec(
+        "Distillation",
+        lambda C, D, sizes, o: Distillation(temperature=o["temperature"]),
+        {"temperature": 0.1},
+        of_pairs=True,
+        takes_sets=True,
+        of_teacher=True,
+    ),
 }
 
 
@@ -274,7 +308,8 @@ def _number(value: str, text: str) -> float:
 
 
 class TrainingLoss(nn.Module):
-    """The sum of all terms. of_pairs: whether any term needs the batch in one piece."""
+    """The sum of all terms. of_pairs: whether any term needs the batch in one piece; of_classes:
+    whether any needs several images of a class in it."""
 
     label_sets: Tensor | None
 
@@ -294,17 +329,19 @@ class TrainingLoss(nn.Module):
         sets = None if label_sets is None else torch.as_tensor(label_sets, dtype=torch.float32)
         self.register_buffer("label_sets", sets, persistent=False)  # (U, C)
         self.of_pairs = any(term.spec.of_pairs for term in terms)
+        self.of_classes = any(term.spec.of_pairs and not term.spec.of_teacher for term in terms)
         self.parts = nn.ModuleList(
             [_part(term, classes, dim, sizes, miner, memory, sets is not None) for term in terms]
         )
 
-    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """vectors: (B, D) unit rows; labels: (B,) int64 → one number."""
+    def forward(self, vectors: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
+        """vectors: (B, D) unit rows; labels: (B,) int64; teacher: (B, D'), if a term takes it →
+        one number."""
         if self.label_sets is not None:
             labels = self.label_sets[labels]  # (B, C)
         with torch.autocast(vectors.device.type, enabled=False):
             found = [
-                term.weight * part(vectors.float(), labels)
+                term.weight * part(vectors.float(), teacher if term.spec.of_teacher else labels)
                 for term, part in zip(self.terms, self.parts, strict=True)
             ]
             return torch.stack(found).sum()
@@ -380,6 +417,8 @@ def _part(
     has_sets: bool,
 ) -> nn.Module:
     loss = term.spec.build(classes, dim, sizes, term.options)
+    if term.spec.of_teacher:
+        return loss
     if has_sets:
         return _SharedLabel(loss) if term.spec.of_pairs else loss
     chosen = MINERS[miner]() if miner and term.spec.minable else None

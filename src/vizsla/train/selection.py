@@ -223,7 +223,7 @@ class TrainResult(Shown):
     with a projection that no loss has trained. num_epochs: passes over the training images,
     rounded. final_train_loss: None if nothing was trained. spent: seconds by what they went into.
     validated_on: the sizes of the draws of held-out images, if the candidates were scored on such.
-    optimise: what their values are, see OPTIMISED.
+    optimise: what their values are, see OPTIMISED. teacher: its name and model_id.
     """
 
     embedder: Embedder
@@ -244,6 +244,7 @@ class TrainResult(Shown):
     spent: dict[str, float] = field(default_factory=dict)
     validated_on: dict[str, Any] = field(default_factory=dict)
     optimise: str = ""
+    teacher: dict[str, str] | None = None
 
     @property
     def validation(self) -> ValidationScores | None:
@@ -383,6 +384,7 @@ class TrainResult(Shown):
                 "images_per_second": round(self.images_per_second, 1),
                 "precision": self.precision,
                 "warnings": self.warnings,
+                **({"teacher": self.teacher} if self.teacher else {}),
             },
         }
 

@@ -10,6 +10,7 @@ The steps are those of docs/training.md. `fine_tune` holds out a part for valida
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -24,9 +25,9 @@ from vizsla.data.splits import Target, class_codes, held_out, label_warnings
 from vizsla.embed.auto_compute import fastest_runtime
 from vizsla.embed.compute import Compute
 from vizsla.embed.converted_runtimes import installed
-from vizsla.errors import DataError
+from vizsla.errors import DataError, UsageError
 from vizsla.model.embedder import Embedder
-from vizsla.options import TrainConfig, TuneConfig
+from vizsla.options import TEACHER, TrainConfig, TuneConfig
 from vizsla.score.embedder_validation import Validation
 from vizsla.train import checkpoint, train_warnings
 from vizsla.train.backbone import LONG, PLAN, SHORT, Variant, planned_variants, train_backbone
@@ -46,8 +47,9 @@ from vizsla.train.job import (
     training_compute,
 )
 from vizsla.train.loop import LOG, SHORT_FOLDER, LoopResult
-from vizsla.train.losses import loss_title
+from vizsla.train.losses import loss_title, parse_loss
 from vizsla.train.selection import Selection, TrainResult, Validate, table
+from vizsla.train.teacher import Teacher
 
 log = logging.getLogger("vizsla.train")
 
@@ -74,6 +76,7 @@ def fine_tune(
     out: str | Path,
     *,
     target: Target | None = None,
+    teacher: Teacher | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -81,7 +84,8 @@ def fine_tune(
     """Trains on a part of the labelled `images` and keeps what scores best on the rest.
 
     All steps of docs/training.md. target: the test part, as far as it is known, for validation to
-    imitate. clock: for the budget. The embedder is saved in `out`/embedder with its origin.
+    imitate. teacher: whose vectors the term `teacher` of the loss takes. clock: for the budget.
+    The embedder is saved in `out`/embedder with its origin.
     """
     budget = Budget(None if config.replay else config.budget, clock=clock)
     # 1. Hold out a part of the images.
@@ -110,6 +114,7 @@ def fine_tune(
         out,
         inference=inference,
         budget=budget,
+        teacher=teacher,
         processes=processes,
         progress=progress,
     )
@@ -131,6 +136,7 @@ def train(
     *,
     inference: Compute | None = None,
     budget: Budget | None = None,
+    teacher: Teacher | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -141,16 +147,17 @@ def train(
     `optimise` (what the values are, see OPTIMISED).
     out: a folder for log, checkpoint and embedder; an interrupted training continues there.
     inference: how candidates are embedded, by default as it trains. DataError if the labels leave
-    nothing to learn.
+    nothing to learn, UsageError if only one of a teacher and the loss's term for it is given.
     """
     require_classes(images)
+    _require_teacher(teacher, config, embedder)
     compute = training_compute(config)
     job = TrainingJob(
         config,
         compute,
         inference or compute,
         Path(out),
-        identity_of(images, embedder, config),
+        identity_of(images, embedder, config, teacher.model_id if teacher else ""),
         budget or Budget(None if config.replay else config.budget),
         processes or Processes(),
         progress or (lambda stage, done, total: None),
@@ -159,7 +166,19 @@ def train(
     job.decisions.decide(INFERENCE, lambda: job.inference.runtime)
     locked = storage.locked(job.out, parts=PARTS) if job.is_first_process else None
     with locked or contextlib.nullcontext():
-        return _train(images, embedder, validate, job)
+        return _train(images, embedder, validate, teacher, job)
+
+
+def _require_teacher(teacher: Teacher | None, config: TrainConfig, embedder: Embedder) -> None:
+    """UsageError unless the loss takes a teacher and there is one, another model, or neither."""
+    takes = any(term.spec.of_teacher for term in parse_loss(config.loss))
+    if takes != (teacher is not None):
+        raise UsageError(
+            f"--loss {config.loss!r} {'needs' if takes else 'does not use'} a teacher: the term "
+            f"{TEACHER} and --teacher go together"
+        )
+    if teacher is not None:
+        teacher.require_other(embedder.model_id)
 
 
 def candidates_compute(
@@ -201,7 +220,11 @@ def candidates_compute(
 
 
 def _train(
-    images: ImageSet, embedder: Embedder, validate: Validate, job: TrainingJob
+    images: ImageSet,
+    embedder: Embedder,
+    validate: Validate,
+    teacher: Teacher | None,
+    job: TrainingJob,
 ) -> TrainResult:
     """Steps 2 to 7 of docs/training.md."""
     config = job.config
@@ -231,6 +254,11 @@ def _train(
         # 3. Embed the training images once, by the frozen model.
         with job.budget.timed("reading and embedding"):
             data = embed_training_images(images, embedder, job)
+        if teacher is not None:
+            with job.budget.timed("the teacher's vectors"):
+                report = functools.partial(job.progress, "embedding by the teacher")
+                vectors = teacher.vectors(data.images, job.processes, report)
+                data = dataclasses.replace(data, teacher=vectors)
         images, broken = data.images, data.broken
         variants, costs = planned_variants(embedder, data, validation_seconds, job)
         embedding_seconds = costs.embedding
@@ -264,6 +292,8 @@ def _train(
     )
     log.debug("candidates on validation:\n%s", table(selection.candidates))
     result = _result(selection, images, broken, heads, loops, job)
+    if teacher is not None:
+        result.teacher = {"name": teacher.name, "model_id": teacher.model_id}
     log.debug("%s", result.verdict)
     _log_text_score(result, embedder)
     return result
