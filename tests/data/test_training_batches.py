@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from vizsla.data.imageset import ImageSet
+from vizsla.data.splits import domain_codes
 from vizsla.data.training_batches import BatchPlan, ImageCache, available_memory, training_batches
 from vizsla.errors import ImageError, UsageError
 
@@ -55,6 +57,17 @@ def test_domains_are_mixed_within_a_class() -> None:
         for c in range(4):
             share = domains[batch[labels[batch] == c]].sum()
             assert share == (1 if c == 0 else 2)
+
+
+def test_images_without_a_domain_are_of_one_together() -> None:
+    names = [None, "photo", None, "drawing", "photo", None]
+    images = ImageSet(Path("x"), [f"{i}.png" for i in range(6)], pa.table({"domain": names}))
+    codes = domain_codes(images)
+    assert codes is not None
+    assert [codes.tolist().index(code) for code in codes] == [0, 1, 0, 3, 1, 0]
+    plan = BatchPlan(np.array([0] * 3 + [1] * 3), 4, order="classes", per_class=2, domains=codes)
+    first = [i for i in plan.batch(0) if i < 3]
+    assert len(first) == 2 and 1 in first  # the photo, though two images have no domain
 
 
 def test_a_set_smaller_than_a_batch_comes_round() -> None:

@@ -191,22 +191,19 @@ def label_sets(images: ImageSet) -> np.ndarray | None:
 
 
 def domain_codes(images: ImageSet) -> np.ndarray | None:
-    """(N,) int64: the number of each image's domain; None if no domains are known."""
+    """(N,) int64: the number of each image's domain, of all without one together; None if no
+    domains are known."""
     if "domain" not in images.attributes.column_names:
         return None
-    return _codes(images, "domain", default=np.arange(len(images)))
+    values = [value or "" for value in images.attributes["domain"].to_pylist()]
+    return np.unique(np.array(values), return_inverse=True)[1]
 
 
 def group_codes(images: ImageSet) -> np.ndarray:
     """(N,) int64: the number of each image's group; an image without one is a group of its own."""
-    return _codes(images, "group", default=np.arange(len(images)))
-
-
-def _codes(images: ImageSet, column: str, default: np.ndarray) -> np.ndarray:
-    """(N,) int64: numbers of the values; an image without a value gets its own."""
-    if column not in images.attributes.column_names:
-        return default
-    values = images.attributes[column].to_pylist()
+    if "group" not in images.attributes.column_names:
+        return np.arange(len(images))
+    values = images.attributes["group"].to_pylist()
     keys = [f"\0{i}" if value is None else f"={value}" for i, value in enumerate(values)]
     return np.unique(np.array(keys), return_inverse=True)[1]
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from vizsla.data.splits import domain_codes
 from vizsla.data.training_batches import BatchPlan
 from vizsla.model.closed_forms import closed_forms
 from vizsla.model.embedder import Embedder
@@ -92,6 +93,7 @@ def train_head(
     per_class: int = 4,
     seed: int = 0,
     label_sets: np.ndarray | None = None,
+    domains: np.ndarray | None = None,
     teacher: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> HeadResult:
@@ -105,8 +107,9 @@ def train_head(
     data = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
     batch = min(BATCH, max(2 * per_class, len(labels)))
     plan = BatchPlan(
-        labels, batch, order=order, per_class=per_class, seed=seed, label_sets=label_sets
-    )
+        labels, batch, order=order, per_class=per_class, domains=domains, seed=seed,
+        label_sets=label_sets,
+    )  # fmt: skip
     groups = [
         {"params": list(head.parameters()), "lr": learning_rate * 0.1},
         {"params": list(loss.parameters()), "lr": learning_rate},
@@ -218,6 +221,7 @@ def _fitted(data: TrainingSet, job: TrainingJob) -> Heads:
         per_class=config.per_class,
         seed=config.seed,
         label_sets=data.label_sets,
+        domains=domain_codes(data.images),
         teacher=data.teacher,
         progress=partial(job.progress, "fitting heads"),
     )
