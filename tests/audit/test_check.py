@@ -368,7 +368,7 @@ def test_the_column_of_the_product_is_named_or_asked_for(
     assert "2 pairs of copies between different stocks" in named
     for words, expected in (
         (("--labels", table, "--group-by", "sku"), "the images have the columns price, stock"),
-        (("--group-by", "sku"), "there is no table: give --table FILE"),
+        (("--group-by", "sku"), "no table says anything of the images: give --table"),
     ):
         with pytest.raises(DataError, match=expected):
             vizsla(catalogue, *words)

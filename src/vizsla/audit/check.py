@@ -29,6 +29,7 @@ from vizsla.data.tables import (
     attributes_for,
     item_column_in,
     labelled_rows,
+    no_column,
     read_labels,
 )
 from vizsla.embed.embeddings import Embeddings
@@ -113,10 +114,7 @@ def item_column_of(
     columns = {name for images in sets.values() for name in images.attributes.column_names}
     if group_by is not None:
         if group_by not in columns:
-            raise DataError(
-                f"--group-by {group_by}: the images have the columns {few(sorted(columns), 20)}"
-                if columns else f"--group-by {group_by}: there is no table: give --table FILE"
-            )  # fmt: skip
+            raise no_column(f"--group-by {group_by}", sorted(columns), give="give --table FILE")
         return group_by
     if "label" in columns:
         return None

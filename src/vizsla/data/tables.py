@@ -203,13 +203,21 @@ def item_column_in(columns: Iterable[str]) -> str | None:
 def require_columns(show: Iterable[str], known: Sequence[str]) -> None:
     """DataError: a column to show that no image has. known: those that there are."""
     unknown = next((name for name in show if name not in known), None)
-    if unknown is not None and known:
-        raise DataError(f"--show {unknown}: the images have the columns {', '.join(known)}")
     if unknown is not None:
-        raise DataError(
-            f"--show {unknown}: no table says anything of these images: give `find`, `index`, "
-            "`embed` or `serve` one with --table FILE (docs/tables.md)"
-        )
+        raise no_column(f"--show {unknown}", known)
+
+
+def no_column(
+    option: str,
+    known: Sequence[str],
+    of: str = "the images",
+    give: str = "give `find`, `index`, `embed` or `serve` one with --table FILE (docs/tables.md)",
+) -> DataError:
+    """The error for an option with a column that is not `known`. give: what helps if there is no
+    table at all."""
+    if known:
+        return DataError(f"{option}: {of} have the columns {few(known, 20)}")
+    return DataError(f"{option}: no table says anything of {of}: {give}")
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from vizsla.choose.refinement import STAGE, RefinementChoice, choose_chain_on_em
 from vizsla.data.imageset import ImageSet
 from vizsla.data.query_box import QueryBox
 from vizsla.data.splits import AUTO
+from vizsla.data.tables import no_column
 from vizsla.data.tiles import Tiles
 from vizsla.embed.auto_compute import compute_of, resolve_compute
 from vizsla.embed.cache import shared_cache
@@ -242,15 +243,9 @@ def _items(queries: Embeddings, options: SearchOptions) -> tuple[dict[str, list[
     if column == "all" and column not in known:
         return {"all": list(range(len(queries)))}, join
     if column not in known:
-        raise DataError(
-            (
-                f"--query-group {column}: the queries have the columns {', '.join(known)}; "
-                if known
-                else f"--query-group {column}: no table says anything of the queries (put a "
-                "metadata.csv in their folder); "
-            )
-            + "`all` takes all of them as pictures of one item"
-        )
+        about = "the queries", "put a metadata.csv in their folder"
+        error = no_column(f"--query-group {column}", known, *about)
+        raise DataError(f"{error}; `all` takes all of them as pictures of one item")
     values = dict(zip(queries.ids, queries.attributes[column].to_pylist(), strict=True))
     return items_of(queries.ids, values, column), join
 

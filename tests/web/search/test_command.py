@@ -289,7 +289,7 @@ def test_a_folder_is_embedded_once(home: Path) -> None:
         (
             {"path": "photos", "model": "tiny", "weights": "random", "show": ("size",)},
             DataError,
-            "show size: no table says anything of these images",
+            "show size: no table says anything of the images",
         ),
         ({"path": "runs", "model": "tiny", "weights": "random"}, DataError, "holds no images"),
         (
