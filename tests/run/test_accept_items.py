@@ -115,7 +115,7 @@ def test_a_class_has_its_own_cutoff_where_the_gallery_names_it(
     )
     learned = calibration_of_items(catalogue, Accept.parse(0.8))
     assert learned.class_column == "sku" and learned.cutoff is not None
-    never = tuple(dataclasses.replace(level, precision=0.1, lower=0.0) for level in learned.levels)
+    never = tuple(dataclasses.replace(level, lower=0.0, upper=0.2) for level in learned.levels)
     odd = dataclasses.replace(learned, of_classes=(("odd", never),), class_column="kind")
     plain = vizsla.search(gallery, catalogue, top_k=10)
     kinds = np.array([plain.results(i)[0]["kind"] for i in range(len(plain))])

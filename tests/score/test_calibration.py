@@ -196,7 +196,7 @@ def test_a_class_whose_matches_are_less_often_right_has_a_higher_cutoff(tmp_path
         others = judged.accepted[:, 0] & ~is_alike
         assert judged.hits[others, 0].mean() > 0.8
     assert precision[0] < 0.75 and precision[1] >= 0.8
-    wrong = [dataclasses.replace(one, precision=0.3, lower=0.1) for one in found.of_classes[0][1]]
+    wrong = [dataclasses.replace(one, lower=0.1, upper=0.5) for one in found.of_classes[0][1]]
     none = dataclasses.replace(found, of_classes=(("alike", tuple(wrong)),))
     assert np.isinf(none.class_cutoffs()["alike"])  # none of its cut-offs is sure
 

@@ -61,8 +61,9 @@ def test_the_bound_of_single_independent_matches_is_the_exact_binomial_one() -> 
     last = precision_levels(matches(np.arange(200, 0, -1.0), right))[-1]
     assert (last.queries, last.share, last.precision) == (200, 1.0, 0.99)
     assert last.lower_of_others <= last.lower
-    # the probability of 198 or more right ones is .05/3 where that is the true precision
+    # the probability of 198 or more right ones, or of 198 or fewer, if that is the true precision
     assert binom.sf(197, 200, last.lower) == pytest.approx(0.05 / 2, rel=0.02)
+    assert binom.cdf(198, 200, last.upper) == pytest.approx(0.05 / 2, rel=0.02)
 
 
 def test_many_matches_of_a_query_count_as_one() -> None:

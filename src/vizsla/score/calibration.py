@@ -29,7 +29,7 @@ from vizsla.score.relevance import Relevance
 from vizsla.score.text_table import Table
 from vizsla.search.ranking import Ranking
 
-FORM = "calibration/4"
+FORM = "calibration/5"
 SHOWN_RANKS = 10  # whose probabilities are learned: of one score, later ranks are more often wrong
 SURE = 0.95  # the default precision
 SHOWN_CLASSES = 5

@@ -46,8 +46,9 @@ class Level:
     """What happens when all matches that score `score` or more are accepted.
 
     share: of the asks, how many accept something. queries: how many different ones. precision: the
-    share of the accepted matches that is right. lower: what it is at least for such queries, with
-    the confidence of one test. lower_of_others: the same for queries of other classes.
+    share of the accepted matches that is right. lower, upper: what it is at least, and at most, for
+    such queries, each with the confidence of one test. lower_of_others: what it is at least for
+    queries of other classes.
     """
 
     score: float
@@ -55,12 +56,8 @@ class Level:
     queries: int
     precision: float
     lower: float
+    upper: float
     lower_of_others: float
-
-    @property
-    def upper(self) -> float:
-        """What the precision is at most, as far above it as `lower` is below."""
-        return 2 * self.precision - self.lower
 
 
 def precision_levels(
@@ -99,10 +96,11 @@ def precision_levels(
     as_if_alike = queries / (1 + np.maximum(alike - 1, 0) * ALIKE)
     of_others = np.minimum.reduce([n, as_if_alike, effective(found.classes)])
     lower, other = (_clopper_pearson(precision * m, m, error) for m in (n, of_others))
+    upper = 1 - _clopper_pearson((1 - precision) * n, n, error)
     first = other if by_class else lower
-    columns = (cuts, asked.mean(axis=0), queries, precision, first, other)
+    columns = (cuts, asked.mean(axis=0), queries, precision, first, upper, other)
     rows = np.stack([np.asarray(column, float) for column in columns], axis=1).tolist()
-    return [Level(s, a, int(q), p, low, of) for s, a, q, p, low, of in rows]
+    return [Level(s, a, int(q), *bounds) for s, a, q, *bounds in rows]
 
 
 def sure_level(

@@ -25,7 +25,7 @@ RED = (200, 30, 40)
 
 def calibration(cut: float, model_id: str = "m") -> Calibration:
     """Accepts scores from `cut` on."""
-    level = Level(cut, 0.5, 1000, 1.0, 0.99, 0.97)
+    level = Level(cut, 0.5, 1000, 1.0, 0.99, 1.0, 0.97)
     return Calibration(
         0.95, {"model_id": model_id, "refine": "none"}, "some images", 2000, 0.5, None,
         MatchModel((1.0, 0.0, 0.0, 0.0, 0.0, 0.0)), (level,),
@@ -116,7 +116,11 @@ def test_the_page_says_that_it_is_not_in_the_gallery(deciding: Any) -> None:
     deciding.engine.calibration = calibration(1.5)
     text = deciding.get("/?id=red/red-0.png&k=12", headers={"Accept": "text/html"}).text
     assert ">Not in the gallery</h1>" in text and '<li class="tile" ' not in text
-    assert "None of them is the same with a probability of 95 %" in text
+    assert "none is sure enough, since 95 % of what is accepted must be right" in text
+    deciding.engine.calibration = deciding.engine.calibration.with_sure(0.999)  # nothing ever is
+    text = deciding.get("/?id=red/red-0.png&k=12", headers={"Accept": "text/html"}).text
+    assert ">Not sure</h1>" in text and "with a lower --accept" in text
+    assert "Not in the gallery" not in text
 
 
 def test_on_a_screen_they_are_grey(deciding: Any, visit: Callable[..., Any]) -> None:
