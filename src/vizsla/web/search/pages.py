@@ -177,7 +177,7 @@ class Pages:
         **response: Any,
     ) -> Response:
         """state: None if the address could not be read. faults: as `State.faults` has them."""
-        gallery = engine.gallery
+        gallery, calibration = engine.gallery, engine.calibration
         shown = (state or State()).fitted(gallery.facets)
         names = {one.id for one in found}
         marks = {
@@ -195,7 +195,7 @@ class Pages:
             },
             is_decided=any(one.accepted is not None for one in found),
             accepted=sum(bool(one.accepted) for one in found),
-            sure=f"{100 * engine.calibration.sure:g}" if engine.calibration else "",
+            sure=f"{100 * calibration.sure:g}" if calibration and calibration.cutoff else "",
             announcement="" if message or faults else _announcement(shown, found),
             facets=[
                 _with_choice(facet, shown)
@@ -327,7 +327,7 @@ def _announcement(state: State, found: Sequence[Found]) -> str:
         return f"{many(len(found), 'random image')}"
     best = found[0]
     if best.accepted is False:
-        return f"Not in the gallery: {many(len(found), 'image')}, none of them surely the same"
+        return f"{many(len(found), 'image')}, none of them surely the same"
     label = "" if best.label is None else f"{best.label}, "
     return f"{many(len(found), 'result')}, best: {label}{file_name(best.id)}, {best.score:.3f}"
 
