@@ -199,20 +199,24 @@ def read_json(path: str | Path) -> Any:
             raise StorageError(
                 f"{error}. If it was changed on purpose, remove the line {SEAL_KEY!r} from it"
             ) from error
-    try:
-        content = json.loads(data)
-    except ValueError as error:  # also invalid UTF-8
-        raise StorageError(f"{path} is not JSON ({error})") from error
+    content = _parsed(data, path)
     if sealed:
         del content[SEAL_KEY]
     return content
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:
-    """The content of a sealed JSON file; StorageError if it is damaged or has no seal."""
-    content: dict[str, Any] = json.loads(check_seal(read_bytes(path), path))
+    """The content of a sealed JSON file; StorageError: damaged, without a seal, or no JSON."""
+    content: dict[str, Any] = _parsed(check_seal(read_bytes(path), path), path)
     del content[SEAL_KEY]
     return content
+
+
+def _parsed(data: bytes, path: str | Path) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:  # also invalid UTF-8
+        raise StorageError(f"{path} is not JSON ({error})") from error
 
 
 def read_sealed_table(path: str | Path) -> "pa.Table":

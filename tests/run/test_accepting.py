@@ -18,7 +18,7 @@ from vizsla import storage
 from vizsla.cli.main import app
 from vizsla.data.data_folders import open_data
 from vizsla.data.splits import Target
-from vizsla.errors import DataError, UsageError
+from vizsla.errors import DataError, StorageError, UsageError
 from vizsla.options import GalleryOptions
 from vizsla.run import accepting, fused_runs, pipeline, several_models
 from vizsla.run.accepting import CALIBRATION, Accept
@@ -255,18 +255,42 @@ def test_a_run_without_a_calibration_says_how_to_get_one(home: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [(95, "between 0 and 1"), ("none.json", "there is no file none.json"),
-     ("none.json@0.9", "there is no file none.json")],
+     ("none.json@0.9", "there is no file none.json"), ("none.json@90%", "there is no file none.js"),
+     (".@150%", "between 0 and 1"), ("@0.9", "there is no file @0.9")],
 )  # fmt: skip
 def test_what_is_no_probability_and_no_file_is_refused(text: float | str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Accept.parse(text)
 
 
-def test_decisions_need_training_images(home: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_calibration_is_refused(accepted: RunResult) -> None:
+    folder = accepted.run.folder
+    assert Accept.parse(f"{folder}@60%") == Accept.parse(f"{folder / CALIBRATION}@0.6")
+    with pytest.raises(StorageError, match=r"ranking\.parquet is not JSON"):
+        Accept.parse(str(folder / "ranking.parquet")).load()
+    with pytest.raises(DataError, match="is no calibration that this version reads"):
+        Accept.parse(str(folder / "scores.json")).load()
+
+
+def test_decisions_need_enough_training_images_before_the_work(home: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/test").symlink_to(home / "data/test")
     with pytest.raises(DataError, match="or run without accept"):
         pipeline.run(config(tmp_path))
+    training = tmp_path / "data/training"
+    for label in range(8):
+        paint(training / f"t{label}/0.png", label, np.random.default_rng(label))
+    with pytest.raises(DataError, match="no class has enough images for a query and a gallery"):
+        pipeline.run(config(tmp_path))
+    two = [config(tmp_path, seed=seed) for seed in (0, 1)]
+    with pytest.raises(DataError, match="no class has enough images for a query and a gallery"):
+        several_models.run_models(two, FusionConfig())
+    for label in range(8):
+        paint(training / f"t{label}/1.png", label, np.random.default_rng(9))
+    tuning = {"finetune": "head", "validate_on": "new-classes"}  # which holds out two of eight
+    with pytest.raises(DataError, match="2 classes: to learn when nothing is there"):
+        pipeline.run(config(tmp_path, tuning=tuning))
+    assert not (tmp_path / "runs").exists()
 
 
 def submission(*words: str) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
 from vizsla.data.data_folders import DataFolders
 from vizsla.data.imageset import ImageSet
-from vizsla.data.splits import NEW, Target, training_part
+from vizsla.data.splits import AUTO, NEW, Draw, Target, training_part
 from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError, UsageError
+from vizsla.option_fields import acceptance
 from vizsla.run.config import RunConfig
 from vizsla.score.calibration import SURE, Calibration
 from vizsla.score.calibration_draws import (
@@ -48,12 +47,10 @@ class Accept:
         """
         name, number = (str(text), None) if isinstance(text, str) else ("", text)
         if isinstance(text, str) and not Path(text).exists():
-            name, at, after = text.rpartition("@")
-            try:
-                number = float(after) if at else None
-            except ValueError:
-                number = None
-            name = name if number is not None else text
+            name, _, after = text.rpartition("@")
+            number = acceptance(after)
+            if not name or isinstance(number, str):
+                name, number = text, None
         if number is not None and not 0 < number < 1:
             raise UsageError(
                 f"--accept {text}: choose a probability between 0 and 1, such as 0.95, or the file "
@@ -92,16 +89,20 @@ class Accept:
         return found if self.sure is None else found.with_sure(self.sure)
 
 
-def check_accept(config: RunConfig, data: DataFolders) -> None:
-    """Before the work: UsageError or DataError if --accept cannot be read or has no images."""
-    if config.accept is not None and config.items.get("query_join", "mean") != "mean":
+def check_accept(config: RunConfig, data: DataFolders, target: Target) -> None:
+    """Before the work: UsageError or DataError if --accept cannot be read, or if there are too few
+    images to learn from."""
+    if config.accept is None:
+        return
+    if config.items.get("query_join", "mean") != "mean":
         raise UsageError(
             "--accept decides several pictures as one query by the mean of their scores: leave out "
             "--query-join max, or --accept"
         )
-    if config.accept is not None and Accept.parse(config.accept).file is None:
-        training_part(data.training, config.data, "--accept")
+    if Accept.parse(config.accept).file is None:
         require_no_whitening(config.whiten, "--whiten none")
+        is_known = config.training.validate_on != AUTO  # what a training holds out
+        images_and_draws(config, data, target, tuned=config.tuning is not None and is_known)
 
 
 def require_no_whitening(whiten: str, without: str) -> None:
@@ -153,26 +154,18 @@ def learn_calibration(
     out. rank: as the test part is ranked. search: as `search` and `serve` rank, if they do not rank
     so. DataError without training images.
     """
-    images = training_part(data.training, config.data, "--accept")
     if config.whiten != "none":
         raise DataError(f"what scores mean cannot be learned here: {WHITENED % config.whiten}")
-    tuning = config.training
-    by_class = tuned and tuning.validate_on == NEW  # whole classes were held out
-    trained = None
-    if tuned:
-        images, trained = held_out_and_trained(images, tuning, target)
-        classes = len(np.unique(np.array(images.labels)[~trained]))
-        if by_class and classes < FEW_CLASSES:
+    images, draws = images_and_draws(config, data, target, tuned=tuned)
+    by_class = tuned and config.training.validate_on == NEW  # whole classes were held out
+    if by_class:
+        labels = images.labels or []
+        classes = len({labels[i] for draw in draws for i in draw.query})
+        if classes < FEW_CLASSES:
             log.warning(
                 "--accept is learned on only the %d classes that the training held out, so that "
                 "it accepts few matches: hold out more (--set share=0.4)", classes,
             )  # fmt: skip
-    else:
-        images = at_most(images, seed=config.seed)
-    draws = draws_with_absent_classes(
-        images, target, seed=config.seed, trained=trained,
-        query_domain=tuning.query_domain, gallery_domain=tuning.gallery_domain,
-    )  # fmt: skip
     vectors = [embed_images(images) for embed_images in embed]
     found, of_searches = (
         by and calibrate_on_draws(
@@ -186,3 +179,20 @@ def learn_calibration(
     for line in found.lines():
         log.debug("%s", line)
     return found
+
+
+def images_and_draws(
+    config: RunConfig, data: DataFolders, target: Target, *, tuned: bool
+) -> tuple[ImageSet, list[Draw]]:
+    """The training images to learn from, and draws of them like the test part, in which classes are
+    absent; see `learn_calibration`. DataError: there are none, or too few."""
+    images = training_part(data.training, config.data, "--accept")
+    tuning, trained = config.training, None
+    if tuned:
+        images, trained = held_out_and_trained(images, tuning, target)
+    else:
+        images = at_most(images, seed=config.seed)
+    return images, draws_with_absent_classes(
+        images, target, seed=config.seed, trained=trained,
+        query_domain=tuning.query_domain, gallery_domain=tuning.gallery_domain,
+    )  # fmt: skip

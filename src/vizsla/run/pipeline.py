@@ -89,6 +89,8 @@ def run(
             config, data.training, (data.query, data.gallery), embedder, compute, report
         )
         data = dataclasses.replace(data, training=training)
+        target = target_in(data, truth)
+        check_accept(config, data, target)
         written = resolved(config, embedder, compute, data)
         interrupted = _interrupted(config, written, embedder.name)
         if interrupted is not None:  # the runtime is not chosen a second time
@@ -99,7 +101,6 @@ def run(
         with log_to(this_run.folder / "log.txt", earlier=messages.records):
             this_run.write_config(written)
             keep_assigned_domains(this_run, data.training)
-            target = target_in(data, truth)
             embedder, tuned = _improved(embedder, data, target, this_run, compute, config, report)
             embedder, tile_choice = chosen_in_run(
                 embedder, data, target, this_run, compute, config, report
@@ -221,7 +222,6 @@ def _check_options(config: RunConfig, data: DataFolders) -> None:
         raise UsageError(f"--whiten {config.whiten}: choose one of {', '.join(WHITENINGS)}")
     if config.whiten != "none" or config.dim is not None:
         training_part(data.training, config.data, "--whiten and --dim")
-    check_accept(config, data)
     if config.query_tiles is not None:
         query_tiles.require_plain_search(config.refine, config.accept)
         Tiles.of_query(config.query_tiles)

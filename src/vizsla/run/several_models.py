@@ -33,7 +33,7 @@ from vizsla.run.fused_runs import (
     projected,
     require_decidable,
 )
-from vizsla.run.inputs import folders_of, truth_in
+from vizsla.run.inputs import folders_of, target_in, truth_in
 from vizsla.run.members import Member
 from vizsla.run.pipeline import run
 from vizsla.run.validate_on import validating_as
@@ -65,9 +65,10 @@ def run_models(
             )
     fusion.check(len(configs))
     require_decidable(fusion, configs[0].accept, configs)
-    check_accept(configs[0], folders_of(configs[0]))
+    data = folders_of(configs[0])
+    check_accept(configs[0], data, target_in(data, truth_in(configs[0], data)))
     if needed_by := fusion.needs_training:
-        training_part(folders_of(configs[0]).training, configs[0].data, needed_by)
+        training_part(data.training, configs[0].data, needed_by)
     started = time.monotonic()
     changes: dict[str, Any] = {"figures": 0, "accept": None}  # their joint ranking is decided
     if fusion.method == CONCAT:  # what is refined is their joint ranking
