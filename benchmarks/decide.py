@@ -3,6 +3,7 @@
     python benchmarks/decide.py --shared ../shared --cache /tmp/decide -o decide.json
     python benchmarks/decide.py --shared ../shared --cache /tmp/decide --data clothing
     python benchmarks/decide.py --shared ../shared --cache /tmp/decide --fusion clothing
+    python benchmarks/decide.py --speed
 
 Calibrations are learned on the training part alone, before the test part is ranked, which decides
 nothing. Embeddings and the tuned embedder are made in the cache, or found there. Precision is that
@@ -18,6 +19,8 @@ hindsight of such a precision, on the estimates, and `on scores` on the scores a
 
 import argparse
 import contextlib
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy.optimize import isotonic_regression
 
+import vizsla
 from vizsla import storage
 from vizsla.data.absent_classes import draws_with_absent_classes, held_out_and_trained
 from vizsla.data.data_folders import DataFolders, open_data
@@ -43,7 +48,7 @@ from vizsla.options import ModelChoice, TuneConfig
 from vizsla.run.config import RunConfig
 from vizsla.run.train import train
 from vizsla.score.calibration import SHOWN_RANKS, Calibration
-from vizsla.score.calibration_draws import calibrate_on_draws
+from vizsla.score.calibration_draws import calibrate_on_draws, calibrate_on_training
 from vizsla.score.decision_metrics import calibration_error, measure_decisions
 from vizsla.score.evaluate import evaluate
 from vizsla.score.relevance import Relevance, relevance
@@ -51,6 +56,7 @@ from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth, truth_of_folders
 from vizsla.search import exact
 from vizsla.search.fusion import fused, joined
+from vizsla.search.index import in_memory
 from vizsla.search.ranking import Ranking
 
 NAME, DRAWS = "caltech101", 20
@@ -297,6 +303,45 @@ def compared_fusions(bench: Bench) -> Table:
     return Table(columns, rows, digits=4)
 
 
+def compared_speed(images: int = 100_000, dim: int = 256, searches: int = 110) -> Table:
+    """The CPU time of a search without and with a cut-off, in turn: medians, and their ratio."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(images // 50, dim))
+
+    def embeddings(n: int) -> Embeddings:
+        """n images, 50 or fewer of each class."""
+        classes = np.sort(rng.integers(max(20, n // 50), size=n))
+        vectors = centres[classes] + rng.normal(size=(n, dim))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        labels = pa.table({"label": classes.astype(str)})
+        return Embeddings([f"{i}.jpg" for i in range(n)], vectors.astype(np.float32), labels, "m")
+
+    index, queries = in_memory(embeddings(images)), embeddings(searches)
+    calibration = calibrate_on_training(embeddings(2_000), sure=0.9)
+    assert calibration.cutoff is not None
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "calibration.json")
+        calibration.save(file)
+        for i in range(searches):
+            query = queries.subset([i])
+            times = [time.process_time()]
+            plain = vizsla.search(index, query, top_k=10)
+            times.append(time.process_time())
+            deep = vizsla.search(index, query, top_k=LISTS)
+            times.append(time.process_time())
+            calibration.decide(deep).head(10)
+            times.append(time.process_time())
+            decided = vizsla.search(index, query, top_k=10, accept=file)
+            times.append(time.process_time())
+            assert decided.row(0) == plain.row(0)
+            seconds.append(np.diff(times))
+    plain_ms, _, decide_ms, both_ms = 1000 * np.median(seconds[10:], axis=0)
+    cells = [plain_ms, both_ms, both_ms / plain_ms, decide_ms, decide_ms / plain_ms]
+    columns = ["search, ms", "with --accept FILE, ms", "ratio", "the cut-off alone, ms", "share"]
+    return Table(columns, [cells], digits=4)
+
+
 ROWS: dict[str, tuple[list[str], Rank]] = {
     "lite0": (["lite0"], cosine),
     "mobilenetv2": (["mobilenetv2"], cosine),
@@ -322,15 +367,21 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--shared", type=Path)
+    parser.add_argument("--cache", type=Path)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--data", default=NAME)
     parser.add_argument("--without")
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--fusion", metavar="DATA")
+    parser.add_argument("--speed", action="store_true", help="of a search in 100,000 vectors")
     options = parser.parse_args()
+    if options.speed:
+        print(compared_speed().text())
+        return
+    if options.shared is None or options.cache is None:
+        parser.error("give --shared and --cache")
     if options.fusion:
         print(compared_fusions(Bench(options.shared, options.cache, options.fusion)).text())
         return
