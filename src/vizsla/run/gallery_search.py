@@ -80,37 +80,14 @@ def search_gallery(
     """
     condition = Filter.of(options.filter)
     device = resolve_compute(device=options.device).device
-    calibration = None
-    if options.query_tiles is not None:
-        require_plain_search(options.refine, options.accept)
-        if options.query_group is not None and options.query_join != "max":
-            raise UsageError(
-                "--query-group joins the vectors of pictures, if not with --query-join max: leave "
-                "it out, or --query-tiles"
-            )
-    accept = None
-    if options.accept is not None:
-        _require_decidable(options)
-        accept = Accept.parse(options.accept)
-    if accept is not None and not learns_from_items(accept, gallery):
-        calibration, accept = accept.load(gallery), None
-    if isinstance(gallery, str | Path) and is_run(gallery):  # its gallery, and its model for images
-        if members := open_run(gallery).config.get("members"):
-            raise UsageError(
-                f"{gallery} is a run of {len(members)} models: `vizsla serve` searches it by all; "
-                f"here give the run of one, {', '.join(str(one['run']) for one in members)}"
-            )
-        model = options.model if is_chosen(options) else str(gallery)
-        options = dataclasses.replace(options, model=model)
-        gallery = Path(gallery) / "embeddings" / "gallery"
+    _check_options(options)
+    named = gallery
+    if isinstance(gallery, str | Path) and is_run(gallery):
+        gallery, options = _gallery_and_model_of_run(gallery, options)
     found, where = open_gallery(gallery, device), str(gallery)
     if condition is not None and isinstance(found, FolderIndex):
         condition.masks(found.attributes)  # what is misspelt is an error before the work
-    if accept is not None:
-        calibration = calibration_of_items(
-            vectors_of(found, where, "--accept"), accept, column=options.group_by, source=where,
-            seed=options.seed,
-        )  # fmt: skip
+    calibration = _calibration(named, options, found, where)
     query_set = embedded_queries(
         queries, found, choice=options, seed=options.seed, device=device, progress=progress,
         box=QueryBox.of(options.box), tiles=Tiles.of_query(options.query_tiles),
@@ -160,6 +137,49 @@ def search_gallery(
         what = "images" if options.group_by is None else "groups"
         log.info("%d results, not %d: no more %s meet the filter", fewest, k, what)
     return SearchResult(ranking, chain, choice, found.model_id, found)
+
+
+def _check_options(options: SearchOptions) -> None:
+    """UsageError for options that do not go together."""
+    if options.query_tiles is not None:
+        require_plain_search(options.refine, options.accept)
+        if options.query_group is not None and options.query_join != "max":
+            raise UsageError(
+                "--query-group joins the vectors of pictures, if not with --query-join max: leave "
+                "it out, or --query-tiles"
+            )
+    if options.accept is not None:
+        _require_decidable(options)
+        Accept.parse(options.accept)
+
+
+def _gallery_and_model_of_run(
+    run: str | Path, options: SearchOptions
+) -> tuple[Path, SearchOptions]:
+    """The gallery of a run, and the options with its model, which embeds queries, unless another
+    one was chosen."""
+    if members := open_run(run).config.get("members"):
+        raise UsageError(
+            f"{run} is a run of {len(members)} models: `vizsla serve` searches it by all; "
+            f"here give the run of one, {', '.join(str(one['run']) for one in members)}"
+        )
+    model = options.model if is_chosen(options) else str(run)
+    return Path(run) / "embeddings" / "gallery", dataclasses.replace(options, model=model)
+
+
+def _calibration(
+    named: Any, options: SearchOptions, found: Index, where: str
+) -> Calibration | None:
+    """What --accept says: of a file, of the run that was named, or learned from the gallery."""
+    if options.accept is None:
+        return None
+    accept = Accept.parse(options.accept)
+    if not learns_from_items(accept, named):
+        return accept.load(named)
+    return calibration_of_items(
+        vectors_of(found, where, "--accept"), accept, column=options.group_by, source=where,
+        seed=options.seed,
+    )  # fmt: skip
 
 
 def _require_decidable(options: SearchOptions) -> None:
