@@ -19,7 +19,7 @@ import numpy as np
 
 from vizsla.choose.cluster_cut_off import cut_off_by_silhouette, learned_cut_off
 from vizsla.embed.embeddings import Embeddings
-from vizsla.score.cluster_scores import cluster_scores
+from vizsla.score.metrics.cluster_scores import cluster_scores
 from vizsla.search.clusters import METHODS, fit
 
 

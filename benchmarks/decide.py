@@ -48,8 +48,8 @@ from vizsla.run.config import RunConfig
 from vizsla.run.train import train
 from vizsla.score.calibration import SHOWN_RANKS, Calibration
 from vizsla.score.calibration_draws import calibrate_on_draws, calibrate_on_training
-from vizsla.score.decision_metrics import calibration_error, measure_decisions
 from vizsla.score.evaluate import evaluate
+from vizsla.score.metrics.decision_metrics import calibration_error, measure_decisions
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.text_table import Table
 from vizsla.score.truth import Truth, truth_of_folders

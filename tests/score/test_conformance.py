@@ -17,7 +17,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from vizsla.score.evaluate import evaluate
-from vizsla.score.metrics import match_auc
+from vizsla.score.metrics.formulas import match_auc
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking

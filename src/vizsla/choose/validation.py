@@ -27,7 +27,7 @@ from vizsla.embed.embeddings import Embeddings
 from vizsla.errors import DataError
 from vizsla.options import OPTIMISED, TuneConfig
 from vizsla.score.calibration_draws import share_like
-from vizsla.score.metrics import average_precision, contest_points
+from vizsla.score.metrics.formulas import average_precision, contest_points
 from vizsla.score.text_table import WIDTH, Table
 from vizsla.score.validation_scores import ValidationScores
 from vizsla.search import exact

@@ -138,7 +138,7 @@ def judge(context: typer.Context, *, options: JudgeOptions) -> None:
     """Accept submissions at /retrieval/ and show the leaderboard, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
-    from vizsla.score.metric_names import split_names
+    from vizsla.score.metrics.metric_names import split_names
     from vizsla.web.contest import server as judging
     from vizsla.web.contest.rules import Rules, parse_time
 
@@ -185,7 +185,7 @@ class RescoreOptions(Contest, Printing):
 @judge_commands.command(epilog="Example: vizsla judge rescore --labels corrected.csv")
 def rescore(*, options: RescoreOptions) -> None:
     """Score every stored submission again, after correcting a label. Stop the server first."""
-    from vizsla.score.metric_names import split_names
+    from vizsla.score.metrics.metric_names import split_names
     from vizsla.web.contest import server as judging
 
     done = judging.rescore(

@@ -191,7 +191,7 @@ def _evaluate_vectors(options: EvaluateOptions) -> "tuple[Ranking, Truth, Scores
     from vizsla.output.trec import read_qrels
     from vizsla.score.evaluate import CUTOFFS
     from vizsla.score.grade_table import GradeTable, read_grade_table
-    from vizsla.score.metric_names import parse_metrics
+    from vizsla.score.metrics.metric_names import parse_metrics
     from vizsla.score.protocols import parse_protocol
     from vizsla.score.truth import named_as
     from vizsla.score.whole_gallery import (

@@ -9,8 +9,8 @@ import numpy as np
 
 from vizsla.errors import DataError
 from vizsla.output import charts
-from vizsla.score import metrics
 from vizsla.score.calibration import Calibration
+from vizsla.score.metrics import formulas
 from vizsla.score.relevance import Relevance, match_pairs
 from vizsla.score.score_tables import confusion_table, slice_table
 from vizsla.score.scores import Scores
@@ -88,16 +88,16 @@ def curves_by_cutoff(judged: Relevance) -> tuple[list[int], dict[str, list[float
         return [], {}
     usual = [k for k in (1, 5, 10) if k <= deepest]
     ks = np.unique([*np.geomspace(1, deepest, POINTS).round().astype(int), *usual]).tolist()
-    ranks, n_relevant = metrics.hit_ranks(judged.hits), judged.n_relevant
+    ranks, n_relevant = formulas.hit_ranks(judged.hits), judged.n_relevant
     answerable = ~judged.nothing_relevant
-    curves = {"top-k accuracy": [float(metrics.hit_rate_at_k(ranks, k).mean()) for k in ks]}
+    curves = {"top-k accuracy": [float(formulas.hit_rate_at_k(ranks, k).mean()) for k in ks]}
     if answerable.any():
         curves["precision@k"] = [
-            float(metrics.precision_at_k(ranks, k)[answerable].mean()) for k in ks
+            float(formulas.precision_at_k(ranks, k)[answerable].mean()) for k in ks
         ]
         if (n_relevant >= 0).all():
             curves["recall@k"] = [
-                float(metrics.recall_at_k(ranks, n_relevant, k)[answerable].mean()) for k in ks
+                float(formulas.recall_at_k(ranks, n_relevant, k)[answerable].mean()) for k in ks
             ]
     return ks, curves
 

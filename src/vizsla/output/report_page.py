@@ -23,11 +23,11 @@ from vizsla.output import charts, embedding_map
 from vizsla.output.evaluation_report import curves_by_cutoff
 from vizsla.output.pages import Section, render_page, thumbnail
 from vizsla.progress import Report, reported
-from vizsla.score import metrics
 from vizsla.score.by_item import ITEM_SCORES
-from vizsla.score.decision_metrics import reliability
 from vizsla.score.evaluate import evaluate
 from vizsla.score.figures import Figure
+from vizsla.score.metrics import formulas
+from vizsla.score.metrics.decision_metrics import reliability
 from vizsla.score.relevance import JUNK, RIGHT, WRONG, Relevance, match_pairs, relevance, verdicts
 from vizsla.score.scores import Scores
 from vizsla.score.truth import Truth
@@ -429,7 +429,7 @@ def _score_histogram(data: ReportData) -> list[Markup]:
     known = {name: values for name, values in parts.items() if len(values)}
     if not known:
         return []
-    auc = metrics.match_auc(scores, matches)
+    auc = formulas.match_auc(scores, matches)
     title = f"Scores of right and wrong images in the first {data.top_k}"
     title += "" if auc is None else f" (AUC {auc:.3f})"
     return [charts.histogram(title, known, x_name=score_name(data.record))]

@@ -32,7 +32,7 @@ from vizsla.options import ClusterOptions, Reporting
 from vizsla.progress import Report, reporting
 from vizsla.run import config
 from vizsla.run.gallery_search import open_gallery
-from vizsla.score.cluster_scores import ClusterScores, cluster_scores
+from vizsla.score.metrics.cluster_scores import ClusterScores, cluster_scores
 from vizsla.search.clusters import DEPTH, fit
 from vizsla.search.exact import require_comparable
 from vizsla.search.folder_index import FolderIndex

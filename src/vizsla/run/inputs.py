@@ -21,7 +21,7 @@ from vizsla.model.projection import composed, whitening
 from vizsla.run.config import RunConfig
 from vizsla.score.by_item import require_columns
 from vizsla.score.grade_table import read_grade_table
-from vizsla.score.metric_names import parse_metrics
+from vizsla.score.metrics.metric_names import parse_metrics
 from vizsla.score.protocols import parse_protocol
 from vizsla.score.truth import Truth, named_as, truth_of_folders
 from vizsla.search.exact import require_comparable

@@ -23,7 +23,7 @@ from vizsla.score.judged_matches import (
     most_confused,
 )
 from vizsla.score.match_model import MatchModel, estimated
-from vizsla.score.metrics import match_auc
+from vizsla.score.metrics.formulas import match_auc
 from vizsla.score.precision_levels import Level, precision_levels, sure_level
 from vizsla.score.relevance import Relevance
 from vizsla.score.text_table import Table

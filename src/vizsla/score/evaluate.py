@@ -1,7 +1,7 @@
 """Ranking + Truth → Scores: every metric of every query, and which of them can be known.
 
 A list that ends at rank 9 says nothing of rank 10, and one from a submission nothing of the images
-that it left out: such values are nan, with the reason. The formulas are in metrics.py.
+that it left out: such values are nan, with the reason. The formulas are in formulas.py.
 """
 
 import dataclasses
@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from vizsla.errors import DataError, UsageError
-from vizsla.score import metrics
-from vizsla.score.decision_metrics import measure_decisions
 from vizsla.score.figures import IntervalSettings, Metric
-from vizsla.score.hit_ranks import HitRanks, known_metric, metric_of_n_relevant
 from vizsla.score.intervals import RESAMPLES
-from vizsla.score.metric_names import MetricName, parse_metrics
-from vizsla.score.named_metrics import measure_named, measure_pooled
+from vizsla.score.metrics import formulas
+from vizsla.score.metrics.decision_metrics import measure_decisions
+from vizsla.score.metrics.hit_ranks import HitRanks, known_metric, metric_of_n_relevant
+from vizsla.score.metrics.metric_names import MetricName, parse_metrics
+from vizsla.score.metrics.named_metrics import measure_named, measure_pooled
 from vizsla.score.protocols import Protocol, parse_protocol
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.scores import Scores
@@ -50,8 +50,8 @@ def evaluate(
     """Scores of a ranking at the cut-offs `ks` and `top_k`.
 
     truth: a Truth, or a labels file.
-    metrics_named: names of further metrics, such as "AP@100,mINP" (metric_names.py), which are
-      then shown in place of the usual ones.
+    metrics_named: names of further metrics, such as "AP@100,mINP" (metrics/metric_names.py), which
+      are then shown in place of the usual ones.
     protocol: its name, such as "oxford-medium" (protocols.py); it decides what is relevant and
       junk, the metrics and what their means divide by.
     top_k: the contest's k; later ranks get no contest points. Default: the length of the lists for
@@ -93,7 +93,7 @@ def evaluate(
         top_k=top_k,
         answerable=~judged.nothing_relevant,
         n_relevant=judged.n_relevant,
-        first_ranks=metrics.first_hit_rank(hit_ranks.ranks),
+        first_ranks=formulas.first_hit_rank(hit_ranks.ranks),
         first_labels=judged.first_labels,
         columns={"label": judged.labels, **columns},
         gallery_size=judged.gallery_size,
@@ -135,13 +135,13 @@ def measure(
 
     handed_in: how many ranks a contest takes; later ones get no points. None: all.
     """
-    levels = metrics.CONTEST_POINTS if points is None else dict(points)
+    levels = formulas.CONTEST_POINTS if points is None else dict(points)
     ranks = (
         hit_ranks.ranks
         if handed_in is None
         else np.where(hit_ranks.ranks > handed_in, 0, hit_ranks.ranks)
     )
-    worth = metrics.contest_points(ranks, levels)
+    worth = formulas.contest_points(ranks, levels)
     table = {"contest_points": Metric("contest points", worth, True, sum(levels.values()))}
     for k in ks:
         table |= _metrics_at_cutoff(hit_ranks, k)
@@ -154,11 +154,11 @@ def measure(
 def _metrics_at_cutoff(hit_ranks: HitRanks, k: int) -> dict[str, Metric]:
     ranks, n_relevant = hit_ranks.ranks, hit_ranks.n_relevant
     reaches, short = hit_ranks.reaching(k)
-    hit, precision = metrics.hit_rate_at_k(ranks, k), metrics.precision_at_k(ranks, k)
-    reciprocal = metrics.reciprocal_rank_at_k(ranks, k)
-    recall = metrics.recall_at_k(ranks, n_relevant, k)
-    ap = metrics.average_precision_at_k(ranks, n_relevant, k)
-    ndcg = metrics.ndcg_at_k(ranks, n_relevant, k)
+    hit, precision = formulas.hit_rate_at_k(ranks, k), formulas.precision_at_k(ranks, k)
+    reciprocal = formulas.reciprocal_rank_at_k(ranks, k)
+    recall = formulas.recall_at_k(ranks, n_relevant, k)
+    ap = formulas.average_precision_at_k(ranks, n_relevant, k)
+    ndcg = formulas.ndcg_at_k(ranks, n_relevant, k)
     return {
         f"top_k_accuracy@{k}": known_metric(
             f"top-{k} accuracy", hit, reaches, short, over_all=True
@@ -176,15 +176,15 @@ def _metrics_without_cutoff(hit_ranks: HitRanks) -> dict[str, Metric]:
     ranks, n_relevant = hit_ranks.ranks, hit_ranks.n_relevant
     to_end, shallow = hit_ranks.to_end, hit_ranks.shallow
     to_r = to_end | (hit_ranks.lengths >= n_relevant)
-    to_first = hit_ranks.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
-    ap = metrics.average_precision(ranks, n_relevant)
-    map_at_r = metrics.map_at_r(ranks, n_relevant)
-    r_precision = metrics.r_precision(ranks, n_relevant)
+    to_first = hit_ranks.whole | np.isfinite(formulas.first_hit_rank(ranks)) | (n_relevant == 0)
+    ap = formulas.average_precision(ranks, n_relevant)
+    map_at_r = formulas.map_at_r(ranks, n_relevant)
+    r_precision = formulas.r_precision(ranks, n_relevant)
     return {
         "map": metric_of_n_relevant("mAP", ap, hit_ranks, to_end, shallow),
         "map_at_r": metric_of_n_relevant("MAP@R", map_at_r, hit_ranks, to_r, shallow),
         "r_precision": metric_of_n_relevant("R-precision", r_precision, hit_ranks, to_r, shallow),
-        "mrr": known_metric("MRR", metrics.reciprocal_rank(ranks), to_first, shallow),
+        "mrr": known_metric("MRR", formulas.reciprocal_rank(ranks), to_first, shallow),
     }
 
 
@@ -193,7 +193,7 @@ def _ap_at_depth(hit_ranks: HitRanks) -> dict[str, Metric]:
     deepest = int(hit_ranks.lengths[~hit_ranks.whole].min(initial=hit_ranks.depth))
     if deepest == 0:
         return {}
-    ap = metrics.average_precision_at_k(hit_ranks.ranks, hit_ranks.n_relevant, deepest)
+    ap = formulas.average_precision_at_k(hit_ranks.ranks, hit_ranks.n_relevant, deepest)
     everywhere = np.ones(len(ap), dtype=bool)
     return {f"ap@{deepest}": metric_of_n_relevant(f"AP@{deepest}", ap, hit_ranks, everywhere, "")}
 

@@ -9,8 +9,8 @@ from vizsla.data.table_files import TABLES, read_rows
 from vizsla.errors import DataError, UsageError
 from vizsla.score.figures import Metric
 from vizsla.score.grade_table import GradeTable
-from vizsla.score.metric_names import MetricName
-from vizsla.score.named_metrics import OVER_ALL
+from vizsla.score.metrics.metric_names import MetricName
+from vizsla.score.metrics.named_metrics import OVER_ALL
 from vizsla.score.scores import Scores
 
 _OTHERS = ("rank", "gallery", "image")  # columns of rankings and judgements

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vizsla.errors import DataError, UsageError
-from vizsla.score.metric_names import MetricName, parse_metrics
+from vizsla.score.metrics.metric_names import MetricName, parse_metrics
 from vizsla.score.truth import Truth
 
 Options = Mapping[str, str | None]

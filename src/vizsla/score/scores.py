@@ -1,6 +1,6 @@
 """Scores: means with intervals, per-query values, which queries were left out and why; as text.
 
-The formulas are in metrics.py, the means and intervals in figures.py.
+The formulas are in formulas.py, the means and intervals in figures.py.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ import numpy as np
 from vizsla import storage
 from vizsla.errors import DataError, UsageError
 from vizsla.notebook import Shown, Summary, counted, data_frame
-from vizsla.score import metrics
 from vizsla.score.figures import Figure, IntervalSettings, Metric, figures_of, mean_of
-from vizsla.score.pooled_metrics import PooledMetric
+from vizsla.score.metrics import formulas
+from vizsla.score.metrics.pooled_metrics import PooledMetric
 from vizsla.score.text_table import Table
 
 FORM = "scores/2"
@@ -249,7 +249,7 @@ class Scores(Shown):
             "depth": self.depth,
             "intervals": dataclasses.asdict(self.settings),
             "metrics": {key: self.figures[key].to_dict() for key in wanted},
-            "first_rank": metrics.first_rank_statistics(self.first_ranks[self.answerable]),
+            "first_rank": formulas.first_rank_statistics(self.first_ranks[self.answerable]),
             "zero_classes": self.zero_classes(),
             "worst_classes": [list(entry) for entry in self.worst()],
             "confused": [list(entry) for entry in self.confused()],

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vizsla.errors import UsageError
-from vizsla.score.metric_names import MetricName
-from vizsla.score.named_metrics import values_of_lists
+from vizsla.score.metrics.metric_names import MetricName
+from vizsla.score.metrics.named_metrics import values_of_lists
 
 Phase = Literal["before", "open", "closed"]
 METRICS = {  # what a contest may show beside metrics by name, and the largest value of each

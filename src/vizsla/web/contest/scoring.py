@@ -16,9 +16,10 @@ import numpy as np
 from vizsla.data.label_sets import are_sets
 from vizsla.errors import DataError, UsageError
 from vizsla.output.submission import check_submission, with_names_of
-from vizsla.score import intervals, metrics
-from vizsla.score.metric_names import MetricName
-from vizsla.score.named_metrics import values_of_lists
+from vizsla.score import intervals
+from vizsla.score.metrics import formulas
+from vizsla.score.metrics.metric_names import MetricName
+from vizsla.score.metrics.named_metrics import values_of_lists
 from vizsla.web.contest.rules import Rules
 
 Lists = dict[str, list[str]]  # {query: [gallery id, …]}
@@ -99,7 +100,7 @@ class Scorer:
         if positions is None:
             positions = self._positions_of_any(lists)
         hits = self._codes[positions] == self._wanted[:, None]  # (Q, K)
-        ranks = metrics.hit_ranks(hits)
+        ranks = formulas.hit_ranks(hits)
         return {part: self._part_score(ranks, rows) for part, rows in self._rows.items()}
 
     def largest_body(self) -> int:
@@ -195,14 +196,14 @@ def _values(ranks: np.ndarray, n_relevant: np.ndarray, rules: Rules) -> dict[str
     """Each metric's value for each query, (Q,); 0 where nothing is relevant."""
     k = rules.top_k
     values = {
-        "top_k_accuracy": metrics.hit_rate_at_k(ranks, k),
-        "top_1_accuracy": metrics.hit_rate_at_k(ranks, 1),
-        "contest_points": metrics.contest_points(ranks),
-        "precision_at_k": metrics.precision_at_k(ranks, k),
-        "recall_at_k": metrics.recall_at_k(ranks, n_relevant, k),
-        "map_at_k": metrics.average_precision_at_k(ranks, n_relevant, k),
-        "mrr_at_k": metrics.reciprocal_rank_at_k(ranks, k),
-        "ndcg_at_k": metrics.ndcg_at_k(ranks, n_relevant, k),
+        "top_k_accuracy": formulas.hit_rate_at_k(ranks, k),
+        "top_1_accuracy": formulas.hit_rate_at_k(ranks, 1),
+        "contest_points": formulas.contest_points(ranks),
+        "precision_at_k": formulas.precision_at_k(ranks, k),
+        "recall_at_k": formulas.recall_at_k(ranks, n_relevant, k),
+        "map_at_k": formulas.average_precision_at_k(ranks, n_relevant, k),
+        "mrr_at_k": formulas.reciprocal_rank_at_k(ranks, k),
+        "ndcg_at_k": formulas.ndcg_at_k(ranks, n_relevant, k),
     }
     for name in rules.metrics:
         if name not in values:

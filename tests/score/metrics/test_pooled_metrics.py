@@ -9,8 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from vizsla.errors import DataError
 from vizsla.score.evaluate import evaluate
+from vizsla.score.metrics.pooled_metrics import adjusted_rand_index
 from vizsla.score.paired_tests import NO_DIFFERENCE, compare_systems
-from vizsla.score.pooled_metrics import adjusted_rand_index
 from vizsla.score.run_table import row_of_scores, run_table
 from vizsla.score.score_tables import slice_table
 from vizsla.score.scores import Scores
@@ -132,7 +132,7 @@ def test_rows_are_compared_with_the_best_by_a_pooled_metric() -> None:
 
 
 def test_too_many_pairs_have_no_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vizsla.score.pooled_metrics._DRAWN_PAIRS", 50 * Q * G)
+    monkeypatch.setattr("vizsla.score.metrics.pooled_metrics._DRAWN_PAIRS", 50 * Q * G)
     a, b = system(1.0, 1), system(1.0, 2)
     assert a["µAP"].mean is not None and a["µAP"].low is None
     with pytest.raises(DataError, match=r"µAP of a, b is one value .* has no resamples"):

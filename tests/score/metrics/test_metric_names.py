@@ -7,7 +7,7 @@ from ir_measures import AP, RR, P, R, Rprec, Success, nDCG
 
 from vizsla.errors import UsageError
 from vizsla.score.evaluate import evaluate
-from vizsla.score.metric_names import KINDS, MetricName, parse_metrics
+from vizsla.score.metrics.metric_names import KINDS, MetricName, parse_metrics
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vizsla.score.calibration import SHOWN_RANKS
-from vizsla.score.pooled_metrics import PooledMetric, Weighted, at_places
+from vizsla.score.metrics.pooled_metrics import PooledMetric, Weighted, at_places
 from vizsla.score.relevance import Relevance
 
 FPR = 0.05  # of the unknown queries, at which the true positive rate is given

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from vizsla.errors import UsageError
-from vizsla.score import metrics, paper_metrics
 from vizsla.score.figures import Metric
-from vizsla.score.hit_ranks import HitRanks, known_metric, metric_of_n_relevant
-from vizsla.score.metric_names import MetricName
-from vizsla.score.pooled_metrics import (
+from vizsla.score.metrics import formulas, paper_metrics
+from vizsla.score.metrics.hit_ranks import HitRanks, known_metric, metric_of_n_relevant
+from vizsla.score.metrics.metric_names import MetricName
+from vizsla.score.metrics.pooled_metrics import (
     Pairs,
     PooledMetric,
     Weighted,
@@ -22,8 +22,8 @@ from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking
 
 OVER_ALL = ("top", "contest_points")  # kinds whose means divide by all queries
-_OF_K = {"top": metrics.hit_rate_at_k, "P": metrics.precision_at_k,
-         "RR": metrics.reciprocal_rank_at_k}  # fmt: skip
+_OF_K = {"top": formulas.hit_rate_at_k, "P": formulas.precision_at_k,
+         "RR": formulas.reciprocal_rank_at_k}  # fmt: skip
 _NO_SCORES = "the ranking holds no scores"
 _NO_TRUTH = "the truth of the whole gallery is not known"
 
@@ -66,8 +66,8 @@ def values_of_lists(name: MetricName, ranks: np.ndarray, n_relevant: np.ndarray)
         if name.kind in ("top", "P", "RR"):
             return _OF_K[name.kind](ranks, k)
         if name.kind in ("AP", "R", "nDCG"):
-            of_r = {"AP": metrics.average_precision_at_k, "R": metrics.recall_at_k,
-                    "nDCG": metrics.ndcg_at_k}[name.kind]  # fmt: skip
+            of_r = {"AP": formulas.average_precision_at_k, "R": formulas.recall_at_k,
+                    "nDCG": formulas.ndcg_at_k}[name.kind]  # fmt: skip
             return of_r(ranks, n_relevant, k)
     raise UsageError(
         f"{name} is not known from lists with labels: choose of top-K, P@K, R@K, AP@K, RR@K and "
@@ -90,14 +90,14 @@ def _measured(name: MetricName, judged: Relevance, hit_ranks: HitRanks) -> Metri
     ranks, n_relevant, title, k = hit_ranks.ranks, hit_ranks.n_relevant, str(name), name.cutoff
     known, reason = hit_ranks.reaching(k) if k else (hit_ranks.to_end, hit_ranks.shallow)
     if name.kind == "contest_points":
-        return Metric("contest points", metrics.contest_points(ranks), True, 1000.0)
+        return Metric("contest points", formulas.contest_points(ranks), True, 1000.0)
     if name.kind == "RR" and not k:
-        known = hit_ranks.whole | np.isfinite(metrics.first_hit_rank(ranks)) | (n_relevant == 0)
-        return known_metric(title, metrics.reciprocal_rank(ranks), known, reason)
+        known = hit_ranks.whole | np.isfinite(formulas.first_hit_rank(ranks)) | (n_relevant == 0)
+        return known_metric(title, formulas.reciprocal_rank(ranks), known, reason)
     if name.kind in ("top", "P", "RR"):
         return known_metric(title, _OF_K[name.kind](ranks, k or 0), known, reason)
     if name.kind in ("Rprec", "MAP@R"):
-        of_r = metrics.r_precision if name.kind == "Rprec" else metrics.map_at_r
+        of_r = formulas.r_precision if name.kind == "Rprec" else formulas.map_at_r
         known = hit_ranks.to_end | (hit_ranks.lengths >= n_relevant)
         return metric_of_n_relevant(title, of_r(ranks, n_relevant), hit_ranks, known, reason)
     return metric_of_n_relevant(
@@ -110,7 +110,7 @@ def _values_of_n_relevant(name: MetricName, judged: Relevance, hit_ranks: HitRan
     if name.kind == "mINP":
         return paper_metrics.inverse_negative_penalty(ranks, n_relevant)
     if name.kind == "R":
-        return metrics.recall_at_k(ranks, n_relevant, k or 0)
+        return formulas.recall_at_k(ranks, n_relevant, k or 0)
     if name.kind == "mP":  # with images left to find, the last one is beyond the list
         last = np.where(hit_ranks.to_end, paper_metrics.last_hit_rank(ranks), np.inf)
         return paper_metrics.clipped_precision_at_k(ranks, last, k or 0)
@@ -124,10 +124,10 @@ def _values_of_n_relevant(name: MetricName, judged: Relevance, hit_ranks: HitRan
     if name.option("interpolated"):
         return paper_metrics.interpolated_average_precision(ranks, n_relevant, k)
     if name.option("over") and k:
-        return metrics.average_precision(np.where(ranks <= k, ranks, 0), n_relevant)
+        return formulas.average_precision(np.where(ranks <= k, ranks, 0), n_relevant)
     if k:
-        return metrics.average_precision_at_k(ranks, n_relevant, k)
-    return metrics.average_precision(ranks, n_relevant)
+        return formulas.average_precision_at_k(ranks, n_relevant, k)
+    return formulas.average_precision(ranks, n_relevant)
 
 
 def _ones(counts: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vizsla.errors import DataError
-from vizsla.score import metrics
 from vizsla.score.figures import Metric
+from vizsla.score.metrics import formulas
 from vizsla.score.relevance import Relevance
 
 
@@ -30,7 +30,7 @@ class HitRanks:
     @staticmethod
     def of(judged: Relevance, full_ranks: Sequence[np.ndarray] | None = None) -> "HitRanks":
         """full_ranks: for each query of the ranking the ranks of its relevant images, rising."""
-        ranks, depth = metrics.hit_ranks(judged.hits), judged.hits.shape[1]
+        ranks, depth = formulas.hit_ranks(judged.hits), judged.hits.shape[1]
         if full_ranks is None:
             return HitRanks(ranks, judged.lengths, judged.whole, judged.n_relevant, depth)
         full = _padded([full_ranks[row] if row >= 0 else np.array([], int) for row in judged.rows])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from vizsla.score import decision_metrics
 from vizsla.score.calibration import SHOWN_RANKS
-from vizsla.score.decision_metrics import measure_decisions, reliability
 from vizsla.score.evaluate import evaluate
+from vizsla.score.metrics import decision_metrics
+from vizsla.score.metrics.decision_metrics import measure_decisions, reliability
 from vizsla.score.relevance import Relevance, relevance
 from vizsla.score.truth import Truth
 from vizsla.search.ranking import Ranking

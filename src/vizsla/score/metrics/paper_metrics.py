@@ -1,11 +1,11 @@
-"""Hits → the variants of metrics that papers use, one value a query; see metrics.py for the forms.
+"""Hits → the variants of metrics that papers use, one value a query; see formulas.py for the forms.
 
 They have names of their own (metric_names.py): the plain metrics divide and count in another way.
 """
 
 import numpy as np
 
-from vizsla.score.metrics import hit_ranks
+from vizsla.score.metrics.formulas import hit_ranks
 
 
 def interpolated_average_precision(

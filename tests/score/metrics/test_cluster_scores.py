@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from vizsla.errors import DataError
-from vizsla.score.cluster_scores import cluster_scores
+from vizsla.score.metrics.cluster_scores import cluster_scores
 
 IMAGES = st.lists(st.tuples(st.integers(0, 6), st.sampled_from("abcd")), min_size=1, max_size=40)
 
